@@ -1,0 +1,30 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""OmniSat for TorchGeo: one model for whatever sensors see the ground."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import collate
+    from .modality import Modality
+    from .models import OmniSat
+
+__version__ = '0.1.0.dev0'
+__all__ = ['Modality', 'OmniSat', '__version__', 'collate']
+
+#: Where each public name lives. Importing the package imports none of them (PEP 562).
+_HOMES = {'Modality': '.modality', 'OmniSat': '.models', 'collate': '.batch'}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    """Names for completion, those not imported yet among them."""
+    return sorted(__all__)

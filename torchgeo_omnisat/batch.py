@@ -1,0 +1,160 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Batch: samples with unequal dates and missing modalities, side by side.
+
+A sample and a batch are TorchGeo's flat dictionary of tensors:
+
+======================  =============================================================
+``image_<name>``        ``(B, T, C, H, W)`` if temporal, else ``(B, C, H, W)``
+``dates_<name>``        ``(B, T)`` int64, days since 1970-01-01; T = 1 for an image
+``valid_<name>``        ``(B, T)`` bool, an image was acquired and is usable
+``mask``, ``label``     what there is to learn, and any other tensor of equal shape
+======================  =============================================================
+
+A sample has the same keys without B. ``valid`` alone says padding, an unusable date, a
+modality dropped on purpose, and one that was never there. NaN inside a valid image
+means *not measured here*.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from .modality import Modality
+
+
+def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sample:
+    """Join samples into a batch; shorter series are padded, missing modalities filled in.
+
+    Args:
+        samples: Samples of one dataset, or of several that share *modalities*.
+        modalities: The modalities that may occur, by name.
+
+    Returns:
+        The batch. A modality that no sample has is absent from it.
+
+    Raises:
+        ValueError: If a sample breaks the contract: a modality that is not among
+            *modalities*, a wrong number of bands, dates that do not match the images,
+            tiles of different size, or another key that only some samples have.
+    """
+    if not samples:
+        raise ValueError('expected at least one sample to collate, got none')
+    for index, sample in enumerate(samples):
+        check(sample, modalities, where=f'sample {index}', batched=False)
+    batch: Sample = {}
+    for modality in modalities.values():
+        if any(modality.image_key in sample for sample in samples):
+            batch |= _collate_modality(samples, modality)
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        if key not in batch:
+            batch[key] = _stack(samples, key)
+    return batch
+
+
+def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Tensor:
+    """Which modalities each sample has.
+
+    Args:
+        batch: A batch.
+        modalities: M modalities.
+
+    Returns:
+        Flags of shape ``(B, M)``, in the order of *modalities*.
+    """
+    some = next(batch[m.valid_key] for m in modalities.values() if m.valid_key in batch)
+    absent = torch.zeros(len(some), dtype=torch.bool, device=some.device)
+    columns = [batch[m.valid_key].any(-1) if m.valid_key in batch else absent for m in modalities.values()]
+    return torch.stack(columns, dim=-1)
+
+
+def drop(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> Sample:
+    """The batch without some modalities, their content gone with them.
+
+    Args:
+        batch: A batch or a sample; it is not changed.
+        modalities: What to leave out.
+
+    Returns:
+        A new dictionary that shares the remaining tensors.
+    """
+    gone = {key for modality in modalities for key in modality.keys}
+    return {key: value for key, value in batch.items() if key not in gone}
+
+
+def check(
+    batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], where: str = 'batch', batched: bool = True
+) -> None:
+    """Refuse a batch or a sample that breaks the contract.
+
+    Args:
+        batch: What to look at. Only shapes and types are read, no pixel.
+        modalities: The modalities that may occur.
+        where: What to call it in an error.
+        batched: Whether there is a leading batch dimension.
+
+    Raises:
+        ValueError: With the key, what it holds and what was expected.
+    """
+    known = {m.image_key for m in modalities.values()}
+    unknown = [key for key in batch if key.startswith('image') and key not in known]
+    if unknown:
+        raise ValueError(f'{where} holds {unknown}, expected no images but {sorted(known)}')
+    for modality in modalities.values():
+        present = [key for key in modality.keys if key in batch]
+        if not present:
+            continue
+        if len(present) < 3:
+            raise ValueError(f'{where} has {present} alone, expected {list(modality.keys)}')
+        image, dates, valid = (batch[key] for key in modality.keys)
+        ndim = 3 + modality.temporal + batched
+        if image.ndim != ndim or image.shape[-3] != len(modality.bands):
+            expected = (
+                ('B, ' if batched else '') + ('T, ' if modality.temporal else '') + f'{len(modality.bands)}, H, W'
+            )
+            raise ValueError(f'{modality.image_key} of {where} has shape {tuple(image.shape)}, expected ({expected})')
+        lead = tuple(image.shape[:batched]) + (image.shape[batched] if modality.temporal else 1,)
+        for key, value, dtype in ((modality.dates_key, dates, torch.int64), (modality.valid_key, valid, torch.bool)):
+            if tuple(value.shape) != lead or value.dtype != dtype:
+                raise ValueError(
+                    f'{key} of {where} is {tuple(value.shape)} {value.dtype}, '
+                    f'expected {lead} {dtype} as {modality.image_key} has {tuple(image.shape)}'
+                )
+
+
+def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
+    """The three tensors of one modality; zeros and ``valid`` False where nothing is."""
+    image_key, dates_key, valid_key = modality.keys
+    present = [sample for sample in samples if image_key in sample]
+    shapes = {tuple(sample[image_key].shape[-2:]) for sample in present}
+    if len(shapes) > 1:
+        raise ValueError(f'{image_key} comes in sizes {sorted(shapes)}, expected tiles of one size in a batch')
+    height, width = shapes.pop()
+    length = max(len(sample[valid_key]) for sample in present)
+    size = (len(samples), length, len(modality.bands), height, width)
+    image = torch.zeros(size if modality.temporal else size[:1] + size[2:])
+    dates = torch.zeros(size[:2], dtype=torch.int64)
+    valid = torch.zeros(size[:2], dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        if image_key in sample:
+            count = len(sample[valid_key])
+            target = image[row, :count] if modality.temporal else image[row]
+            target.copy_(sample[image_key])
+            dates[row, :count] = sample[dates_key]
+            valid[row, :count] = sample[valid_key]
+    return {image_key: image, dates_key: dates, valid_key: valid}
+
+
+def _stack(samples: Sequence[Sample], key: str) -> Tensor:
+    """One of the other keys, which every sample must have in the same shape."""
+    missing = [index for index, sample in enumerate(samples) if key not in sample]
+    if missing:
+        raise ValueError(f'{key!r} is missing in samples {missing}, expected it in all {len(samples)} or in none')
+    values = [torch.as_tensor(sample[key]) for sample in samples]
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(f'{key!r} comes in shapes {sorted(shapes)}, expected one shape in a batch')
+    return torch.stack(values)
