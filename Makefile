@@ -1,0 +1,67 @@
+# Every target sets up what it needs: git, make and some Python 3 are enough to begin with.
+# `make help` lists the targets.
+
+.DELETE_ON_ERROR:
+.PHONY: help env demo test lint bench clean
+
+PYTHON = .venv/bin/python
+# A version manager's shim named uv may exist and not work, so ask it for its version.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+LOCAL_UV := $(filter .uv/bin/uv,$(UV))
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+env: .venv/.tests .venv/.style  ## create .venv with all that developing takes
+
+demo: .venv/.package  ## made-up landscapes to a trained model and its scores, in demo/
+	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo
+
+test: .venv/.tests  ## run the tests
+	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(ARGS)
+
+lint: .venv/.tests .venv/.style  ## style, types and import layers
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: .venv/.package  ## memory and speed on full-size tiles
+	@$(PYTHON) benchmarks/speed.py
+
+clean:  ## remove what other targets made, the environment too
+	rm -rf .venv .uv demo dist build .*_cache .coverage htmlcov
+
+# Stamps: a set-up step runs again only when pyproject.toml has changed.
+.venv/.package: pyproject.toml .venv/pyvenv.cfg
+	@echo 'Installing torchgeo_omnisat into .venv (PyTorch is large, the first time takes minutes)'
+	@$(UV) pip install --quiet --python .venv --editable .
+	@touch $@
+
+.venv/.tests: .venv/.package
+	@$(UV) pip install --quiet --python .venv --editable '.[tests]'
+	@touch $@
+
+.venv/.style: .venv/.package
+	@$(UV) pip install --quiet --python .venv --editable '.[style]'
+	@touch $@
+
+# The version of .python-version, which uv and version managers know; else any that will do.
+.venv/pyvenv.cfg: | $(LOCAL_UV)
+	@rm -rf .venv
+	@$(UV) venv --quiet --python "$$(cat .python-version)" .venv 2>/dev/null || \
+	$(UV) venv --quiet --python '>=3.12' .venv || \
+	{ echo 'make: no Python 3.12 or newer: install one, or name the one you have: make UV_PYTHON=/path/to/python' >&2; exit 1; }
+
+# uv in the checkout alone, by whichever Python 3 works: with venv, else (Debian's bare python3) with pip.
+.uv/bin/uv:
+	@echo 'Installing uv into .uv'
+	@for python in python3 python3.12 python3.13 python3.14 /usr/bin/python3 python; do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue; \
+	    rm -rf .uv; \
+	    $$python -m venv .uv >/dev/null 2>&1 && .uv/bin/python -m pip install --quiet uv && exit 0; \
+	    rm -rf .uv; \
+	    $$python -m pip install --quiet --target .uv uv 2>/dev/null && test -x .uv/bin/uv && exit 0; \
+	done; \
+	rm -rf .uv; \
+	echo 'make: could not install uv with any Python 3: install uv yourself, or the packages python3-venv and python3-pip' >&2; exit 1
