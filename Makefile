@@ -8,6 +8,9 @@ PYTHON = .venv/bin/python
 # A version manager's shim named uv may exist and not work, so ask it for its version.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 LOCAL_UV := $(filter .uv/bin/uv,$(UV))
+# Trust the certificates that the machine trusts (pip and git do), where it has some.
+export UV_NATIVE_TLS ?= $(if $(wildcard /etc/ssl/certs/* /etc/pki/*),1,0)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -49,9 +52,9 @@ clean:  ## remove what other targets made, the environment too
 # The version of .python-version, which uv and version managers know; else any that will do.
 .venv/pyvenv.cfg: | $(LOCAL_UV)
 	@rm -rf .venv
-	@$(UV) venv --quiet --python "$$(cat .python-version)" .venv 2>/dev/null || \
-	$(UV) venv --quiet --python '>=3.12' .venv || \
-	{ echo 'make: no Python 3.12 or newer: install one, or name the one you have: make UV_PYTHON=/path/to/python' >&2; exit 1; }
+	@$(UV) venv --quiet --python "$${UV_PYTHON:-$$(cat .python-version)}" .venv 2>/dev/null || \
+	$(UV) venv --quiet --python "$${UV_PYTHON:->=3.12}" .venv || \
+	{ echo 'make: no Python 3.12 or newer: install one, or name the one to use: make UV_PYTHON=/path/to/python TARGET' >&2; exit 1; }
 
 # uv in the checkout alone, by whichever Python 3 works: with venv, else (Debian's bare python3) with pip.
 .uv/bin/uv:
