@@ -1,0 +1,97 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Fusion: every ground patch asks the modalities that saw it, then its neighbours."""
+
+from collections.abc import Iterable
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from timm.layers import Mlp, RotaryEmbeddingCat
+from timm.models.eva import EvaBlock
+from torch import Tensor, nn
+
+
+class ModalityAttention(nn.Module):
+    """A learned query attends across the modalities that saw a ground patch.
+
+    The cost grows linearly with the number of modalities. A modality that did not see the
+    patch has a weight of exactly zero; where none did, the output is the query alone.
+
+    Args:
+        names: Names of the modalities; each has a learned embedding that tells it apart.
+        dim: Width of the tokens.
+        num_heads: Number of heads.
+    """
+
+    def __init__(self, names: Iterable[str], dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(dim))
+        self.embeddings = nn.ParameterDict({name: nn.Parameter(torch.empty(dim)) for name in names})
+        self.norm = nn.LayerNorm(dim)
+        self.scores = nn.Linear(dim, num_heads)
+        self.values = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+        for parameter in (self.query, *self.embeddings.values()):
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: Float[Tensor, 'b n m d'], seen: Bool[Tensor, 'b n m']) -> Float[Tensor, 'b n d']:
+        """Fuse the tokens of each patch.
+
+        Args:
+            tokens: Tokens of M modalities, in the order of *names*.
+            seen: Which modality saw which patch.
+        """
+        hidden = ~seen.unsqueeze(-1)
+        tokens = tokens.masked_fill(hidden, 0) + torch.stack(list(self.embeddings.values()))
+        tokens = self.norm(tokens)
+        scores = self.scores(tokens).masked_fill(hidden, torch.finfo(tokens.dtype).min)
+        weights = scores.softmax(dim=2).masked_fill(hidden, 0)
+        values = rearrange(self.values(tokens), 'b n m (g c) -> b n m g c', g=self.num_heads)
+        fused = (values * weights.unsqueeze(-1)).sum(2)
+        return self.query + self.proj(rearrange(fused, 'b n g c -> b n (g c)'))
+
+
+class Fusion(nn.Module):
+    """Cross-attention over modalities, then self-attention over the ground.
+
+    Positions are rotary (Su et al., arXiv 2104.09864), on both axes: what two patches say
+    to each other depends on where they lie relative to each other, so a grid of any size
+    and shape will do, and no table of biases has to be gathered.
+
+    Args:
+        names: Names of the modalities.
+        dim: Width of the tokens.
+        depth: Number of spatial blocks.
+        num_heads: Number of heads; ``dim / num_heads`` is a multiple of four.
+    """
+
+    def __init__(self, names: Iterable[str], dim: int, depth: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % (4 * num_heads):
+            raise ValueError(f'embed_dim {dim} must be a multiple of four times num_heads ({num_heads})')
+        self.modalities = ModalityAttention(names, dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.rope = RotaryEmbeddingCat(dim // num_heads, temperature=100, in_pixels=False)
+        self.blocks = nn.ModuleList(EvaBlock(dim, num_heads, num_prefix_tokens=0) for _ in range(depth))
+        self.out_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens: Float[Tensor, 'b n m d'], seen: Bool[Tensor, 'b n m'], grid: tuple[int, int]
+    ) -> Float[Tensor, 'b n d']:
+        """Fuse the tokens of a tile.
+
+        Args:
+            tokens: Tokens of M modalities on one ground grid.
+            seen: Which modality saw which patch.
+            grid: Rows and columns of the grid, N in all.
+        """
+        x = self.modalities(tokens, seen)
+        x = x + self.mlp(self.norm(x))
+        rope = self.rope.get_embed(list(grid))
+        for block in self.blocks:
+            x = block(x, rope=rope)
+        return self.out_norm(x)

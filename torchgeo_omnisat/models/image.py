@@ -1,0 +1,82 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Single images: any timm backbone as a feature pyramid."""
+
+import math
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import BatchNormAct2d
+from timm.models import is_model_in_modules
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module):
+    """A timm backbone whose output for an image does not depend on its batch.
+
+    Images that are not valid are not computed. BatchNorm is frozen where its statistics
+    come with pre-trained weights, and replaced by GroupNorm where they do not.
+
+    Args:
+        in_channels: Number of bands.
+        backbone: Name of a timm model that supports ``features_only``.
+        pretrained: Whether timm loads its weights (a download); the first convolution is
+            adapted to *in_channels*.
+        **kwargs: Passed to the timm model, for example ``channels`` of a ResNet.
+
+    Raises:
+        ValueError: If timm does not know *backbone*.
+    """
+
+    def __init__(self, in_channels: int, backbone: str = 'resnet18', pretrained: bool = False, **kwargs: Any) -> None:
+        super().__init__()
+        if not timm.is_model(backbone):
+            near = timm.list_models(f'*{backbone[:6]}*')[:5]
+            raise ValueError(
+                f'timm has no backbone {backbone!r}, expected a name from timm.list_models() such as {near}'
+            )
+        if is_model_in_modules(backbone, ['vision_transformer', 'vision_transformer_hybrid']):
+            kwargs = {'dynamic_img_size': True, 'dynamic_img_pad': True} | kwargs
+        self.backbone = timm.create_model(
+            backbone, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
+        )
+        self.backbone = freeze_batch_norm_2d(self.backbone) if pretrained else with_group_norm(self.backbone)
+        self.channels = tuple(self.backbone.feature_info.channels())
+        self.strides = tuple(self.backbone.feature_info.reduction())
+
+    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            image: The bands; NaN where a pixel was not measured.
+            valid: Which images count; the maps of the others are zero.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
+        """
+        everything = torch.compiler.is_compiling() or bool(valid.all())
+        packed = image if everything else image[valid]
+        packed = torch.where(packed.isfinite(), packed, 0).contiguous(memory_format=torch.channels_last)
+        maps = self.backbone(packed)
+        if everything:
+            return list(maps)
+        return [x.new_zeros(len(valid), *x.shape[1:]).masked_scatter(valid.view(-1, 1, 1, 1), x) for x in maps]
+
+
+def with_group_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm below *module* by a GroupNorm of at most eight groups."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            norm: nn.Module = nn.GroupNorm(math.gcd(8, child.num_features), child.num_features)
+            if child.weight is not None:
+                nn.init.constant_(norm.weight, float(child.weight.detach()[0]))
+            if isinstance(child, BatchNormAct2d):
+                norm = nn.Sequential(norm, child.drop, child.act)
+            setattr(module, name, norm)
+        else:
+            with_group_norm(child)
+    return module

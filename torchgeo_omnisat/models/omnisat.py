@@ -1,0 +1,321 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""OmniSat: one encoder a modality, one ground grid, one fusion of whatever is there.
+
+After Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observation"
+(arXiv 2404.08351); encoders, fusion and the treatment of what is missing are our own.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from ..modality import Modality, as_modalities
+from .fusion import Fusion
+from .image import ImageEncoder
+from .ltae import LTAEEncoder
+from .utae import UTAEEncoder
+
+#: An encoder by name, as a module, or as what builds one from the number of bands.
+Encoder = str | nn.Module | Callable[[int], nn.Module]
+
+
+class FeatureMaps(NamedTuple):
+    """What one modality's encoder saw.
+
+    Attributes:
+        maps: Features ``(B, C_l, H_l, W_l)``, fine to coarse.
+        gsds: Metres a pixel of each map.
+        seen: Which pixels were measured at least once, ``(B, 1, H, W)`` bool.
+    """
+
+    maps: tuple[Tensor, ...]
+    gsds: tuple[float, ...]
+    seen: Tensor
+
+
+class OmniSatOutput(NamedTuple):
+    """What :class:`OmniSat` makes of a batch.
+
+    Attributes:
+        tokens: One token a modality and ground patch, ``{name: (B, N, D)}``; zero where
+            the modality did not see the patch.
+        fused: One token a ground patch, ``(B, N, D)``.
+        available: Which modalities each sample has, ``(B, M)`` bool.
+        maps: The feature maps of each modality.
+        grid: Rows and columns of the ground grid, N in all.
+        extent: Height and width of the tile, in metres.
+    """
+
+    tokens: dict[str, Tensor]
+    fused: Tensor
+    available: Tensor
+    maps: dict[str, FeatureMaps]
+    grid: tuple[int, int]
+    extent: tuple[float, float]
+
+
+class TokenHead(nn.Module):
+    """Projects the feature maps of one modality to one token a ground patch.
+
+    Args:
+        channels: Channels of each map.
+        dim: Width of a token.
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        total = sum(channels)
+        self.proj = nn.Sequential(
+            nn.LayerNorm(total), nn.Linear(total, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
+        )
+
+    def forward(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, 'b n d']:
+        """Average every map over each patch, and project."""
+        pooled = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in maps], dim=1)
+        return self.proj(rearrange(pooled, 'b c h w -> b (h w) c'))
+
+
+class OmniSat(nn.Module):
+    """Fuses any number of modalities, any of which may be missing in any sample.
+
+    Padding, the content of an absent modality, the order of the dates and the batch that a
+    sample sits in change nothing in its output.
+
+    Args:
+        modalities: The modalities, by name or as a list, also as plain dictionaries.
+        embed_dim: Width D of the tokens.
+        patch_size: Side of a ground patch, in metres.
+        encoders: Encoders by modality name, where the default is not wanted: ``'utae'`` or
+            ``'ltae'`` for a series, a timm backbone for an image, a module, or a class that
+            takes the number of bands. It has ``channels`` and ``strides`` (of its maps, fine
+            to coarse) and maps ``(image, dates, valid)``, or ``(image, valid)`` for a single
+            image, to a list of maps; NaN are pixels that were not measured.
+        depth: Number of blocks of spatial attention.
+        num_heads: Number of heads of the fusion.
+        widths: Channels of the default series encoder's levels.
+        image_widths: Channels of the stages of the default image encoder, a ResNet-18.
+
+    Raises:
+        ValueError: If an encoder is named for a modality that is not there, or is unknown.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality | Mapping[str, Any]],
+        embed_dim: int = 256,
+        patch_size: float = 40.0,
+        encoders: Mapping[str, Encoder] | None = None,
+        depth: int = 4,
+        num_heads: int = 8,
+        widths: Sequence[int] = (32, 64, 64, 128),
+        image_widths: Sequence[int] = (64, 128, 256, 512),
+    ) -> None:
+        super().__init__()
+        self.modalities = as_modalities(modalities)
+        self.embed_dim, self.patch_size = embed_dim, float(patch_size)
+        chosen = dict(encoders or {})
+        if unknown := sorted(set(chosen) - set(self.modalities)):
+            raise ValueError(f'encoders names {unknown}, expected some of {list(self.modalities)}')
+        self.encoders = nn.ModuleDict(
+            {
+                name: _build_encoder(m, chosen.get(name), tuple(widths), tuple(image_widths))
+                for name, m in self.modalities.items()
+            }
+        )
+        self.heads = nn.ModuleDict({name: TokenHead(e.channels, embed_dim) for name, e in self.encoders.items()})
+        self.fusion = Fusion(self.modalities, embed_dim, depth, num_heads)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
+        """Encode and fuse a batch.
+
+        Args:
+            batch: See :mod:`torchgeo_omnisat.batch`.
+
+        Returns:
+            Tokens, fused tokens, availability and feature maps.
+
+        Raises:
+            ValueError: If the batch holds a modality that the model does not know, none that
+                it knows, other bands than expected, or tiles that differ on the ground.
+        """
+        maps = self.encode(batch)
+        grid, extent = self.ground(maps)
+        tokens = self.tokens(maps)
+        seen = self.seen(maps, grid)
+        return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), maps, grid, extent)
+
+    def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
+        """Feature maps of every modality in the batch; see :meth:`forward`."""
+        self._refuse(batch)
+        found = {}
+        for name, modality in self.modalities.items():
+            if modality.image_key not in batch:
+                continue
+            image, dates, valid = (batch[key] for key in modality.keys)
+            finite = image.isfinite().any(-3, keepdim=True)
+            if modality.temporal:
+                maps = self.encoders[name](image, dates, valid)
+                seen = (finite & valid[..., None, None, None]).any(1)
+            else:
+                maps = self.encoders[name](image, valid[:, 0])
+                seen = finite & valid[..., None, None]
+            gsds = tuple(modality.gsd * stride for stride in self.encoders[name].strides)
+            found[name] = FeatureMaps(tuple(maps), gsds, seen)
+        return found
+
+    def tokens(self, maps: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
+        """One token ``(B, N, D)`` a modality and ground patch, zero where nothing was seen."""
+        grid, _ = self.ground(maps)
+        return {
+            name: self.heads[name](found.maps, grid) * _patches_seen(found.seen, grid).unsqueeze(-1)
+            for name, found in maps.items()
+        }
+
+    def fuse(
+        self,
+        tokens: Mapping[str, Float[Tensor, 'b n d']],
+        available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, 'b n d']:
+        """One token a ground patch, from whatever is there.
+
+        Args:
+            tokens: Tokens by modality; a modality may be left out.
+            available: Which modalities count, in the order of :attr:`modalities`, for each
+                sample or for each patch.
+            grid: Rows and columns of the ground grid; square unless told otherwise.
+        """
+        some = next(iter(tokens.values()))
+        side = round(some.shape[1] ** 0.5)
+        stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in self.modalities], dim=2)
+        held = torch.tensor([name in tokens for name in self.modalities], device=some.device)
+        seen = available if available.ndim == 3 else available.unsqueeze(1).expand(-1, some.shape[1], -1)
+        return self.fusion(stacked, seen & held, grid or (side, side))
+
+    def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
+        """What the model would have made of some of the modalities; nothing is encoded again.
+
+        Args:
+            out: The output for all of them.
+            names: The modalities to keep.
+        """
+        kept = set(names)
+        if not kept & set(out.maps):
+            raise ValueError(f'expected some of the modalities {sorted(out.maps)} of this batch, got {sorted(kept)}')
+        maps = {name: found for name, found in out.maps.items() if name in kept}
+        tokens = {name: token for name, token in out.tokens.items() if name in kept}
+        seen = self.seen(maps, out.grid)
+        return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
+
+    def ground(self, maps: Mapping[str, FeatureMaps]) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Grid (rows, columns) and extent (height, width in metres) that the modalities share."""
+        extents = {n: tuple(s * self.modalities[n].gsd for s in f.seen.shape[-2:]) for n, f in maps.items()}
+        name, extent = min(extents.items(), key=lambda item: self.modalities[item[0]].gsd)
+        tolerance = max(self.modalities[n].gsd for n in maps)
+        if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):
+            raise ValueError(f'modalities must cover the same ground, got (height, width) in metres {extents}')
+        rows, columns = (max(1, round(side / self.patch_size)) for side in extent)
+        return (rows, columns), (extent[0], extent[1])
+
+    def seen(self, maps: Mapping[str, FeatureMaps], grid: tuple[int, int]) -> Bool[Tensor, 'b n m']:
+        """Which modality saw at least one pixel of which patch, in the order of :attr:`modalities`."""
+        found = {name: _patches_seen(f.seen, grid) for name, f in maps.items()}
+        nothing = torch.zeros_like(next(iter(found.values())))
+        return torch.stack([found.get(name, nothing) for name in self.modalities], dim=-1)
+
+    def _refuse(self, batch: Mapping[str, Tensor]) -> None:
+        """Raise a ValueError for a batch that this model was not built for."""
+        known = {m.image_key: m for m in self.modalities.values()}
+        images = [key for key in batch if key.startswith('image')]
+        if unknown := [key for key in images if key not in known]:
+            raise ValueError(f'batch holds {unknown}, but the model was built for {sorted(known)} alone')
+        if not images:
+            raise ValueError(f'batch has no image among {sorted(batch)}, expected at least one of {sorted(known)}')
+        for key in images:
+            modality = known[key]
+            missing = [k for k in modality.keys if k not in batch]
+            bands, ndim = len(modality.bands), 4 + modality.temporal
+            if missing or batch[key].ndim != ndim or batch[key].shape[-3] != bands:
+                expected = f'({"B, T" if modality.temporal else "B"}, {bands}, H, W) with its dates and valid'
+                raise ValueError(f'{key} has shape {tuple(batch[key].shape)} and lacks {missing}, expected {expected}')
+
+
+def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[Tensor, 'b n']:
+    """Which patches of the ground grid hold a pixel that was measured."""
+    return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
+
+
+def _build_encoder(
+    modality: Modality, encoder: Encoder | None, widths: tuple[int, ...], image_widths: tuple[int, ...]
+) -> nn.Module:
+    """The encoder of one modality, from what a user chose or the default for its kind."""
+    bands = len(modality.bands)
+    if isinstance(encoder, nn.Module):
+        return encoder
+    if encoder is not None and not isinstance(encoder, str):
+        return encoder(bands)
+    if not modality.temporal:
+        return ImageEncoder(bands, encoder) if encoder else ImageEncoder(bands, 'resnet18', channels=image_widths)
+    if encoder in (None, 'utae'):
+        return UTAEEncoder(bands, widths, dim=2 * widths[-1])
+    if encoder == 'ltae':
+        return LTAEEncoder(bands, widths)
+    raise ValueError(f"encoder {encoder!r} of the series {modality.name!r} is unknown, expected 'utae' or 'ltae'")
+
+
+def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
+    """The smallest OmniSat, for tests, demonstrations and first looks at data.
+
+    Args:
+        modalities: See :class:`OmniSat`.
+        weights: Pre-trained weights.
+        **kwargs: Any other argument of :class:`OmniSat`.
+    """
+    sizes = {'embed_dim': 64, 'depth': 1, 'num_heads': 4, 'widths': (16, 32, 64), 'image_widths': (16, 32, 64, 128)}
+    return _build(modalities, weights, sizes | kwargs)
+
+
+def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
+    """An OmniSat for laptops: a lean full-resolution stem keeps the detail at 10 m.
+
+    Args:
+        modalities: See :class:`OmniSat`.
+        weights: Pre-trained weights.
+        **kwargs: Any other argument of :class:`OmniSat`.
+    """
+    sizes = {
+        'embed_dim': 128,
+        'depth': 2,
+        'num_heads': 8,
+        'widths': (16, 32, 64, 128),
+        'image_widths': (32, 64, 128, 256),
+    }
+    return _build(modalities, weights, sizes | kwargs)
+
+
+def omnisat_base(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
+    """The full-size OmniSat.
+
+    Args:
+        modalities: See :class:`OmniSat`.
+        weights: Pre-trained weights.
+        **kwargs: Any other argument of :class:`OmniSat`.
+    """
+    return _build(modalities, weights, kwargs)
+
+
+def _build(modalities: Any, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> OmniSat:
+    """Build a model and load its weights, if any."""
+    model = OmniSat(modalities, **kwargs)
+    if weights is not None:
+        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    return model

@@ -1,0 +1,132 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Decoder: fused tokens go up to the label's pixels, with finer maps as skips."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
+from torch import Tensor, nn
+
+from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
+
+
+class MeanSkip(nn.Module):
+    """The skip connection of one level: the mean over the modalities that saw a pixel.
+
+    Args:
+        levels: For each modality, the index of its map that is used and its channels.
+        width: Channels of the skip.
+    """
+
+    def __init__(self, levels: Mapping[str, tuple[int, int]], width: int) -> None:
+        super().__init__()
+        self.levels = {name: index for name, (index, _) in levels.items()}
+        self.proj = nn.ModuleDict({name: nn.Conv2d(channels, width, 1) for name, (_, channels) in levels.items()})
+        self.width = width
+
+    def forward(self, maps: Mapping[str, FeatureMaps], like: Tensor, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
+        """Project, bring to *size*, and average; zero where no modality saw anything."""
+        total = like.new_zeros(len(like), self.width, *size)
+        count = like.new_zeros(len(like), 1, *size)
+        for name, index in self.levels.items():
+            if name in maps:
+                seen = F.adaptive_max_pool2d(maps[name].seen.to(like.dtype), size)
+                total = total + seen * resize(self.proj[name](maps[name].maps[index]), size)
+                count = count + seen
+        return total / count.clamp(min=1)
+
+
+class OmniSatSegmenter(nn.Module):
+    """An OmniSat with a U-Net decoder: logits for every pixel of the label.
+
+    Args:
+        backbone: The model that encodes and fuses.
+        num_classes: Number of classes K.
+        label_gsd: Metres a pixel of the label.
+        width: Channels at the label's resolution; they double with every level, up to the
+            width of the tokens.
+    """
+
+    def __init__(self, backbone: OmniSat, num_classes: int, label_gsd: float = 10.0, width: int = 32) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.label_gsd = float(label_gsd)
+        self.decoder = Decoder(backbone, num_classes, self.label_gsd, width)
+        self.decoder.to(memory_format=torch.channels_last)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b k h w']:
+        """Logits of a batch; see :meth:`OmniSat.forward`."""
+        return self.decode(self.backbone(batch))
+
+    def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k h w']:
+        """Logits from what the backbone made of a batch."""
+        rows, columns = (max(1, round(side / self.label_gsd)) for side in out.extent)
+        return self.decoder(out, (rows, columns))
+
+
+class Decoder(nn.Module):
+    """U-Net blocks of segmentation-models-pytorch, from the ground grid to the label's.
+
+    Args:
+        backbone: The model whose tokens and maps come in.
+        num_classes: Number of classes K.
+        label_gsd: Metres a pixel of the label.
+        width: Channels of the last block.
+    """
+
+    def __init__(self, backbone: OmniSat, num_classes: int, label_gsd: float, width: int) -> None:
+        super().__init__()
+        depth = max(0, round(math.log2(backbone.patch_size / label_gsd)))
+        widths = [backbone.embed_dim] + [min(backbone.embed_dim, width * 2**level) for level in reversed(range(depth))]
+        self.skips, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for level, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+            skip = MeanSkip(_maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
+            self.skips.append(skip)
+            self.blocks.append(_block(i, o if skip.levels else 0, o))
+        self.head = nn.Conv2d(widths[-1], num_classes, 1)
+
+    def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
+        """Logits of the given size."""
+        rows, columns = out.grid
+        x = rearrange(out.fused, 'b (h w) d -> b d h w', h=rows, w=columns)
+        for level, (skip, block) in enumerate(zip(self.skips, self.blocks, strict=True)):
+            scale = 2 ** (len(self.blocks) - 1 - level)
+            height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
+            x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
+        return resize(self.head(x), size)
+
+
+def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:
+    """Average where the map is finer than *size*, interpolate where it is coarser."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
+        return F.adaptive_avg_pool2d(x, size)
+    return F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
+    """The map of each modality whose pixels are nearest to *gsd*, if none is much coarser."""
+    found = {}
+    for name, encoder in backbone.encoders.items():
+        ratios = [backbone.modalities[name].gsd * stride / gsd for stride in encoder.strides]
+        index = min(range(len(ratios)), key=lambda i: abs(math.log2(ratios[i])))
+        if ratios[index] <= 1.5:
+            found[name] = (index, encoder.channels[index])
+    return found
+
+
+def _block(in_channels: int, skip_channels: int, out_channels: int) -> UnetDecoderBlock:
+    """The U-Net block of smp with GroupNorm, which its own options do not offer."""
+    block = UnetDecoderBlock(
+        in_channels, skip_channels, out_channels, use_norm='identity', interpolation_mode='bilinear'
+    )
+    for conv in (block.conv1, block.conv2):
+        conv[1] = nn.GroupNorm(math.gcd(8, out_channels), out_channels)
+    return block

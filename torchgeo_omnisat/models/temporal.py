@@ -1,0 +1,197 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Attention over the dates of a series: one learned query a head (L-TAE)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+#: Mean length of the Gregorian year, in days.
+YEAR = 365.2425
+
+#: 2018-09-01 in days since 1970-01-01, from which the published models count.
+PUBLISHED_REFERENCE = 17775
+
+
+class AnnualDates(nn.Module):
+    """Dates as a place on the annual circle and an offset inside the series.
+
+    The circle tells the season of any year; the offset, counted from the first valid
+    date, tells one autumn of a series from the next.
+
+    Args:
+        dim: Width of the encoding.
+        harmonics: Waves that fit into a year; four resolve about a month.
+    """
+
+    def __init__(self, dim: int, harmonics: int = 4) -> None:
+        super().__init__()
+        cycles = [float(k) for k in range(1, harmonics + 1)]
+        self.register_buffer('cycles', 2 * math.pi * torch.tensor(cycles), persistent=False)
+        self.register_buffer('spans', 2 * math.pi / torch.tensor([2.0, 8.0]), persistent=False)
+        self.proj = nn.Linear(2 * harmonics + 4, dim)
+
+    def forward(self, dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
+        """Encode dates.
+
+        Args:
+            dates: Days since 1970-01-01.
+            valid: Which of them count; the others get a meaningless encoding.
+        """
+        first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
+        season = dates.float().remainder(YEAR).unsqueeze(-1) / YEAR * self.cycles
+        offset = torch.where(valid, dates - first, 0).float().unsqueeze(-1) / YEAR * self.spans
+        angles = torch.cat([season, offset], dim=-1)
+        return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class SinusoidDates(nn.Module):
+    """The published encoding: a sinusoid of the days since a reference date.
+
+    Garnot and Landrieu (arXiv 2007.00586), eq. 2, repeated for every head.
+
+    Args:
+        dim: Width of the encoding.
+        num_heads: Heads that share it; each gets the same ``dim / num_heads`` values.
+        period: The base of the wave lengths, T in the paper.
+        reference_date: Day zero, in days since 1970-01-01.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, period: float = 1000, reference_date: int = PUBLISHED_REFERENCE
+    ) -> None:
+        super().__init__()
+        channel = torch.arange(dim // num_heads)
+        divisor = period ** (2 * (channel // 2) / len(channel))
+        self.num_heads, self.reference_date = num_heads, reference_date
+        self.register_buffer('frequency', 1 / divisor, persistent=False)
+        self.register_buffer('phase', (channel % 2) * math.pi / 2, persistent=False)
+
+    def forward(self, dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
+        """Encode dates, given in days since 1970-01-01; *valid* changes nothing."""
+        days = (dates - self.reference_date).float().unsqueeze(-1)
+        return (days * self.frequency + self.phase).sin().repeat(1, 1, self.num_heads)
+
+
+class SeriesGroupNorm(nn.GroupNorm):
+    """GroupNorm whose statistics run over the dates of a pixel that were seen.
+
+    A padded date would shift them; here it takes no part (in the published code it does).
+    """
+
+    def forward(self, x: Float[Tensor, 'b t p c'], seen: Bool[Tensor, 'b t p']) -> Float[Tensor, 'b t p c']:  # type: ignore[override]
+        """Normalise over the channels of a group and the dates that were seen."""
+        grouped = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_groups)
+        weight = rearrange(seen, 'b t p -> b t p 1 1').to(x.dtype)
+        count = (weight.sum(1, keepdim=True) * grouped.shape[-1]).clamp(min=1)
+        mean = reduce(grouped * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
+        var = reduce((grouped - mean).square() * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
+        normed = (grouped - mean) * (var + self.eps).rsqrt()
+        return rearrange(normed, 'b t p g c -> b t p (g c)') * self.weight + self.bias
+
+
+class MasterQuery(nn.Module):
+    """One learned query a head, compared with keys that are a linear map of the input.
+
+    Args:
+        dim: Width of the input.
+        num_heads: Number of heads.
+        key_dim: Width of a query and a key.
+    """
+
+    def __init__(self, dim: int, num_heads: int, key_dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(num_heads, key_dim))
+        self.key = nn.Linear(dim, num_heads * key_dim)
+        nn.init.normal_(self.query, std=math.sqrt(2 / key_dim))
+        nn.init.normal_(self.key.weight, std=math.sqrt(2 / key_dim))
+
+    def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... g']:
+        """Scores of every head.
+
+        The query does not depend on the input, so query and key map are folded into one
+        linear map with one output a head: ``key_dim`` times fewer products.
+        """
+        heads, width = self.query.shape
+        weight = torch.einsum('gk,gkd->gd', self.query, self.key.weight.view(heads, width, -1))
+        bias = (self.query * self.key.bias.view(heads, width)).sum(-1)
+        return F.linear(x, weight, bias) / math.sqrt(width)
+
+
+class TemporalAttention(nn.Module):
+    """L-TAE: the dates of each pixel are weighed by learned queries and added up.
+
+    Garnot and Landrieu, "Lightweight Temporal Self-Attention" (arXiv 2007.00586).
+    Values are the input's own channels, one slice a head; they are not projected.
+
+    Args:
+        in_channels: Channels that come in.
+        mlp: Widths of the layers after the heads; the last one goes out.
+        dim: Width of keys and values; ``None`` keeps *in_channels*.
+        num_heads: Number of heads; *dim* is a multiple of it.
+        key_dim: Width of a query.
+        dates: Module that encodes ``(dates, valid)``; ``None`` for :class:`AnnualDates`.
+        in_norm: Whether the input is normalised over its dates.
+        batch_norm: BatchNorm in the MLP, as published, instead of LayerNorm.
+        dropout: Dropout after the MLP.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        mlp: Sequence[int],
+        dim: int | None = None,
+        num_heads: int = 16,
+        key_dim: int = 4,
+        dates: nn.Module | None = None,
+        in_norm: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [dim or in_channels, *mlp]
+        self.num_heads = num_heads
+        self.in_norm = SeriesGroupNorm(num_heads, in_channels) if in_norm else None
+        self.in_proj = nn.Linear(in_channels, dim) if dim else nn.Identity()
+        self.dates = dates or AnnualDates(widths[0])
+        self.heads = MasterQuery(widths[0], num_heads, key_dim)
+        self.mlp = nn.ModuleList(
+            nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o) if batch_norm else nn.LayerNorm(o), nn.ReLU())
+            for i, o in zip(widths, widths[1:], strict=False)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.out_norm = nn.GroupNorm(num_heads, widths[-1])
+
+    def forward(
+        self, x: Float[Tensor, 'b t p c'], dates: Int[Tensor, 'b t'], seen: Bool[Tensor, 'b t p']
+    ) -> tuple[Float[Tensor, 'b p d'], Float[Tensor, 'b t p g']]:
+        """Collapse the dates of every pixel.
+
+        Args:
+            x: Features of P pixels at T dates.
+            dates: Days since 1970-01-01.
+            seen: Which pixels were measured at which date. The others change nothing.
+
+        Returns:
+            One vector a pixel, and the weights of the dates, which add up to one for each
+            pixel and head (to zero for a pixel that was never seen).
+        """
+        if self.in_norm is not None:
+            x = self.in_norm(x, seen)
+        x = self.in_proj(x) + self.dates(dates, seen.any(-1)).unsqueeze(2)
+        hidden = ~seen.unsqueeze(-1)
+        scores = self.heads(x).masked_fill(hidden, torch.finfo(x.dtype).min)
+        weights = scores.softmax(dim=1).masked_fill(hidden, 0)
+        values = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_heads)
+        out = (values * weights.unsqueeze(-1)).sum(1)
+        out = rearrange(out, 'b p g c -> (b p) (g c)')
+        for layer in self.mlp:
+            out = layer(out)
+        out = self.out_norm(self.dropout(out))
+        return rearrange(out, '(b p) d -> b p d', b=len(x)), weights

@@ -1,0 +1,196 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""U-TAE: convolutions on every date, attention over the dates at the coarsest level.
+
+Garnot and Landrieu, "Panoptic Segmentation of Satellite Image Time Series with
+Convolutional Temporal Attention Networks" (arXiv 2107.07933). Written from the paper;
+the published code is MIT-licensed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .temporal import TemporalAttention
+
+
+def conv_block(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding_mode: str = 'zeros'
+) -> nn.Sequential:
+    """Convolution, GroupNorm of four groups, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode),
+        nn.GroupNorm(4, out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class DownBlock(nn.Module):
+    """Half the resolution: a strided convolution, then a plain and a residual one."""
+
+    def __init__(self, in_channels: int, out_channels: int, padding_mode: str) -> None:
+        super().__init__()
+        self.down = conv_block(in_channels, in_channels, 4, 2, padding_mode)
+        self.conv1 = conv_block(in_channels, out_channels, padding_mode=padding_mode)
+        self.conv2 = conv_block(out_channels, out_channels, padding_mode=padding_mode)
+
+    def forward(self, x: Float[Tensor, 's c h w']) -> Float[Tensor, 's d i j']:
+        """Apply to S images; one that is a pixel wide is widened to what the kernel needs."""
+        height, width = x.shape[-2:]
+        if min(height, width) < 2:
+            x = F.pad(x, (0, max(2 - width, 0), 0, max(2 - height, 0)))
+        x = self.conv1(self.down(x))
+        return x + self.conv2(x)
+
+
+class UTAEEncoder(nn.Module):
+    """A feature pyramid of a series, with no time axis left.
+
+    The convolutions are shared over the dates and computed for valid dates alone, packed
+    over the batch. The temporal attention of the coarsest level is enlarged and reused to
+    weigh the dates of every finer one.
+
+    Args:
+        in_channels: Number of bands.
+        widths: Channels of each level; every level halves the resolution of the one before.
+        num_heads: Heads of the temporal attention; every width is a multiple of it.
+        key_dim: Width of a query.
+        dim: Width of the temporal attention.
+        dates: Module that encodes dates; ``None`` for the annual circle.
+        padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map.
+        batch_norm: BatchNorm after the temporal attention, as published.
+        dropout: Dropout after the temporal attention.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int] = (64, 64, 64, 128),
+        num_heads: int = 16,
+        key_dim: int = 4,
+        dim: int | None = 256,
+        dates: nn.Module | None = None,
+        padding_mode: str = 'zeros',
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(widths)
+        self.strides = tuple(2**level for level in range(len(widths)))
+        self.in_conv = nn.Sequential(
+            conv_block(in_channels, widths[0], padding_mode=padding_mode),
+            conv_block(widths[0], widths[0], padding_mode=padding_mode),
+        )
+        self.down_blocks = nn.ModuleList(
+            DownBlock(i, o, padding_mode) for i, o in zip(widths, widths[1:], strict=False)
+        )
+        self.temporal = TemporalAttention(
+            widths[-1], (widths[-1],), dim, num_heads, key_dim, dates, batch_norm=batch_norm, dropout=dropout
+        )
+
+    def forward(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> list[Tensor]:
+        """Encode series.
+
+        Args:
+            image: The bands; NaN where a pixel was not measured.
+            dates: Days since 1970-01-01.
+            valid: Which dates count. The others are not even computed.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
+        """
+        return self.attend(image, dates, valid)[0]
+
+    def attend(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> tuple[list[Tensor], Float[Tensor, 'b t g i j']]:
+        """The maps of :meth:`forward`, and the weights of the dates at the coarsest level."""
+        index = rows(valid)
+        packed = take(image.flatten(0, 1), index)
+        seen = packed.isfinite().any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
+        packed = torch.where(packed.isfinite(), packed, 0).contiguous(memory_format=torch.channels_last)
+        pyramid = [self.in_conv(packed)]
+        for block in self.down_blocks:
+            pyramid.append(block(pyramid[-1]))
+        coarse, weights = self._collapse_coarsest(pyramid[-1], seen, dates, index)
+        packed_weights = take(weights.flatten(0, 1), index)
+        maps = [collapse(level, packed_weights, seen, index, valid) for level in pyramid[:-1]]
+        return [*maps, coarse], weights
+
+    def _collapse_coarsest(
+        self,
+        x: Float[Tensor, 's c i j'],
+        seen: Bool[Tensor, 's 1 h w'],
+        dates: Int[Tensor, 'b t'],
+        index: Tensor | None,
+    ) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
+        """Temporal attention at the coarsest level."""
+        height, width = x.shape[-2:]
+        measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
+        series = put(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
+        series = series.unflatten(0, dates.shape)
+        measured = put(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
+        out, weights = self.temporal(series, dates, measured)
+        return (
+            rearrange(out, 'b (h w) c -> b c h w', h=height),
+            rearrange(weights, 'b t (h w) g -> b t g h w', h=height),
+        )
+
+
+def rows(valid: Bool[Tensor, 'b t']) -> Int[Tensor, ' s'] | None:
+    """Which of the B T images to compute; ``None`` for all of them, without a copy.
+
+    A compiled graph has fixed shapes: it computes all, and masks what is not valid.
+    """
+    if torch.compiler.is_compiling() or bool(valid.all()):
+        return None
+    return valid.flatten().nonzero().squeeze(1)
+
+
+def take(x: Tensor, index: Tensor | None) -> Tensor:
+    """The rows of *x* that *index* names."""
+    return x if index is None else x[index]
+
+
+def put(x: Tensor, index: Tensor | None, length: int) -> Tensor:
+    """The inverse of :func:`take`: rows back in their places, zeros elsewhere."""
+    return x if index is None else x.new_zeros(length, *x.shape[1:]).index_copy(0, index, x)
+
+
+def collapse(
+    level: Float[Tensor, 's c h w'],
+    weights: Float[Tensor, 's g i j'],
+    seen: Bool[Tensor, 's 1 k l'],
+    index: Tensor | None,
+    valid: Bool[Tensor, 'b t'],
+) -> Float[Tensor, 'b c h w']:
+    """Add up the dates of a finer level with the weights of the coarsest one.
+
+    Head g weighs the g-th group of channels. Where a pixel was not measured at a date that
+    its coarse neighbourhood was, the weight goes to the pixel's other dates.
+    """
+    size = level.shape[-2:]
+    weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
+    if torch.compiler.is_compiling() or not bool(seen.all()):
+        weights = weights * F.adaptive_max_pool2d(seen.to(weights.dtype), size)
+        total = add_dates(weights, index, valid)
+        total = total if index is None else total[index // valid.shape[1]]
+        total = total.repeat_interleave(valid.shape[1], 0) if index is None else total
+        weights = weights / total.clamp(min=1e-3)
+    grouped = level.unflatten(1, (weights.shape[1], -1)) * weights.unsqueeze(2)
+    return add_dates(grouped, index, valid).flatten(1, 2)
+
+
+def add_dates(x: Tensor, index: Tensor | None, valid: Bool[Tensor, 'b t']) -> Tensor:
+    """Sum the packed images of each sample: ``(S, ...)`` to ``(B, ...)``."""
+    if index is None:
+        return x.unflatten(0, valid.shape).sum(1)
+    sample = index // valid.shape[1]
+    return x.new_zeros(len(valid), *x.shape[1:]).index_add(0, sample, x)
