@@ -1,0 +1,56 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""``python -m torchgeo_omnisat``: TorchGeo's command line without any hook, and our own commands."""
+
+import sys
+from importlib import import_module
+
+#: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
+COMMANDS = {
+    'demo': 'made-up landscapes to a trained model, its scores and pictures',
+    'baseline': 'score a classifier of single pixels, to compare a model with',
+}
+TORCHGEO = {
+    'fit': 'train a model',
+    'validate': 'score it on the validation data',
+    'test': 'score it on the test data, for every subset of the modalities',
+    'predict': 'apply it',
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: What to run, the words of the command line by default.
+
+    Returns:
+        The exit status, 0 for success.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ('-h', '--help'):
+        print(_help())
+        return 0
+    if words[0] in COMMANDS:
+        return int(import_module(f'torchgeo_omnisat.commands.{words[0]}').main(words[1:]))
+    torchgeo = import_module('torchgeo.main')
+    import_module('torchgeo_omnisat.plugin').load()
+    torchgeo.main(argv)
+    return 0
+
+
+def _help() -> str:
+    """What there is to run, a line each."""
+    lines = ['usage: python -m torchgeo_omnisat COMMAND ...', '']
+    lines += ['The command line of TorchGeo, which knows our models and data:']
+    lines += [f'  {name:<10}{text}' for name, text in TORCHGEO.items()]
+    lines += ['', 'Our own:']
+    lines += [f'  {name:<10}{text}' for name, text in COMMANDS.items()]
+    lines += ['', 'python -m torchgeo_omnisat fit --model omnisat trains on synthetic landscapes,']
+    lines += ['python -m torchgeo_omnisat COMMAND --help says more.']
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,107 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Plugin: TorchGeo's command line knows our tasks and datamodules by their short names.
+
+A short name is found among the classes that are imported, so importing this module is
+what makes ``--model omnisat`` and ``--data PASTISMultimodalDataModule`` work.
+"""
+
+import sys
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from torchgeo.tasks import BaseTask
+
+from . import datamodules, tasks
+from .registry import register_models
+
+#: What one of our models learns from when the command line names no data.
+DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
+
+
+class OmniSatCLI(LightningCLI):
+    """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Give ``data`` a default for our models; for all others it stays required."""
+        if _is_ours(_requested_model(sys.argv[1:] if args is None else args)):
+            for subparser in self._subcommand_parsers.values():
+                subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
+        super().parse_arguments(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        """Say that the data are made up, before anything is read or trained."""
+        data = self.config[self.subcommand].get('data')
+        if data and data['class_path'].rpartition('.')[-1] == DEFAULT_DATA.rpartition('.')[-1]:
+            _announce(
+                f'Data: synthetic landscapes ({data["class_path"].rpartition(".")[-1]}, '
+                f'root={data["init_args"].get("root")}). They are made up; --data names other data.'
+            )
+
+
+def load() -> None:
+    """Add what this package has to TorchGeo; more than once does no harm."""
+    import torchgeo.main  # not above: it may be this module's importer, half-way through its own import
+
+    register_models()
+    if torchgeo.main.LightningCLI is LightningCLI:
+        torchgeo.main.LightningCLI = OmniSatCLI  # type: ignore[misc]
+
+
+@rank_zero_only
+def _announce(message: str) -> None:
+    """Print a line at once, in the first process alone."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _is_ours(model: str | None) -> bool:
+    """Whether that is the name or the path of a task of this package."""
+    package = tasks.__name__.partition('.')[0] + '.'
+    names = {task.__name__ for task in _descendants(BaseTask) if task.__module__.startswith(package)}
+    return model is not None and (model in names or model.startswith(package))
+
+
+def _descendants(parent: type) -> Iterator[type]:
+    """All subclasses, and theirs."""
+    for child in parent.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def _requested_model(args: Any) -> str | None:
+    """The model that a command line asks for, None if that cannot be told.
+
+    Args:
+        args: A list of words, or the nested dictionary that Lightning accepts too.
+    """
+    if isinstance(args, Mapping):
+        return _configured_model(args)
+    peek = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument('--model', '--model.class_path', dest='model')
+    peek.add_argument('-c', '--config', action='append', default=[])
+    try:
+        known, _ = peek.parse_known_args(args)
+        if known.model:
+            return str(known.model)
+        configs = [yaml.safe_load(Path(path).read_text()) for path in known.config]
+    except (ArgumentError, OSError, ValueError, yaml.YAMLError):
+        return None  # the real parser explains it better
+    return next(filter(None, map(_configured_model, reversed(configs))), None)
+
+
+def _configured_model(config: Any) -> str | None:
+    """The class of the model in a configuration, or in the section of a subcommand."""
+    if not isinstance(config, Mapping):
+        return None
+    model = config.get('model')
+    if isinstance(model, Mapping):
+        model = model.get('class_path')
+    if isinstance(model, str):
+        return model
+    return next(filter(None, (_configured_model(config.get(name)) for name in LightningCLI.subcommands())), None)
