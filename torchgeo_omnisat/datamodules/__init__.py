@@ -1,4 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""torchgeo_omnisat datamodules."""
+"""Datamodules: datasets to normalised batches, in official splits."""
+
+from .base import MultimodalDataModule
+from .pastis import PASTISMultimodalDataModule
+
+__all__ = ['MultimodalDataModule', 'PASTISMultimodalDataModule']

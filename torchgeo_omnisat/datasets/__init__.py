@@ -1,4 +1,8 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""torchgeo_omnisat datasets."""
+"""Datasets: files to samples."""
+
+from .pastis import PASTISMultimodal
+
+__all__ = ['PASTISMultimodal']

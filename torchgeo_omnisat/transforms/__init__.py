@@ -1,4 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""torchgeo_omnisat transforms."""
+"""Transforms: batch to batch, every modality alike."""
+
+from .modality import ModalityDropout
+from .normalize import Denormalize, Normalize
+
+__all__ = ['Denormalize', 'ModalityDropout', 'Normalize']

@@ -1,0 +1,140 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""PASTIS in its official folds."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from tqdm import tqdm
+
+from ..datasets import PASTISMultimodal
+from ..datasets.pastis_layout import CLASSES, FOLDS
+from ..modality import Modality
+from .base import MultimodalDataModule
+from .statistics import Bands, Moments, as_bands, keep_statistics, read_statistics
+
+
+class PASTISMultimodalDataModule(MultimodalDataModule):
+    """PASTIS-R or PASTIS-HD, trained on three folds, validated on one, tested on one.
+
+    Images are normalised by the mean of the training folds' entries in
+    ``NORM_<MODALITY>_patch.json``. Where that file is not there (SPOT has none), each
+    fold is measured once over all dates and kept as ``STATISTICS_<MODALITY>_patch.json``
+    in the same form.
+    """
+
+    num_classes = len(CLASSES)
+    labels = list(CLASSES)
+    ignore_index = PASTISMultimodal.ignore_index
+    patch_size = 40.0
+    label_gsd = PASTISMultimodal.label_gsd
+    dataset_class: type[PASTISMultimodal]
+
+    def __init__(
+        self,
+        root: str = 'data',
+        fold: int = 1,
+        modalities: tuple[str, ...] | None = None,
+        bands: dict[str, tuple[str, ...]] | None = None,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        max_dates: int | None = None,
+        date_range: tuple[str, str] | None = None,
+        missing: Literal['error', 'allow'] = 'error',
+        download: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        """Keep the arguments; nothing is read yet.
+
+        Args:
+            root: Directory of the dataset (see
+                :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).
+            fold: Which official split, 1 to 5: training, validation and test on the folds
+                123/4/5, 234/5/1, 345/1/2, 451/2/3 or 512/3/4.
+            modalities: Names of the modalities; None for all that the root holds.
+            bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            batch_size: Samples in a batch.
+            num_workers: Processes that read.
+            max_dates: How many days of a series to read, spread evenly; None for all.
+            date_range: First and last day to read.
+            missing: ``'allow'`` takes a missing file for a modality that was not acquired.
+            download: Whether to download PASTIS-R if nothing is there.
+            checksum: Whether to check the archive's MD5.
+
+        Raises:
+            ValueError: If there is no such fold.
+        """
+        if fold not in FOLDS:
+            raise ValueError(f'fold is {fold!r}, expected one of {list(FOLDS)}')
+        super().__init__(
+            PASTISMultimodal,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            root=root,
+            modalities=modalities,
+            bands=bands,
+            max_dates=max_dates,
+            date_range=date_range,
+            missing=missing,
+            download=download,
+            checksum=checksum,
+        )
+        self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
+
+    def make_dataset(self, split: str) -> PASTISMultimodal:
+        """The dataset of ``'train'``, ``'val'`` or ``'test'``."""
+        return self.dataset_class(folds=self.folds[split], **self.kwargs)
+
+    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean and deviation of every band, the mean of the training folds' own.
+
+        Args:
+            dataset: Any split, which says where the files are and what bands are in use.
+
+        Returns:
+            Mean and standard deviation, float64, by modality.
+
+        Raises:
+            ValueError: If a file is not as described, or there is nothing to measure.
+        """
+        assert isinstance(dataset, PASTISMultimodal)
+        every = {source.modality.name: source.modality for source in dataset.sources}
+        mean, std = {}, {}
+        for name, modality in dataset.modalities.items():
+            bands = every[name].bands
+            official = dataset.path / f'NORM_{name.upper()}_patch.json'
+            if official.exists():
+                folds = [read_statistics(official, f'Fold_{fold}', len(bands)) for fold in self.folds['train']]
+            else:
+                folds = self._measure(every[name], dataset.path)
+            channels = [bands.index(band) for band in modality.bands]
+            mean[name], std[name] = (torch.stack(values).mean(0)[channels] for values in zip(*folds, strict=True))
+        return mean, std
+
+    def _measure(self, modality: Modality, root: Path) -> list[Bands]:
+        """Statistics of each training fold over all dates, from the file where they are kept."""
+        every: dict[str, Any] = {'modalities': (modality.name,), 'bands': None, 'max_dates': None, 'date_range': None}
+        train = self.dataset_class(**{**self.kwargs, **every, 'folds': self.folds['train']})
+        members = {f'Fold_{fold}': [i for i, p in enumerate(train.patches) if p.fold == fold] for fold in train.folds}
+
+        def measure(key: str) -> Moments:
+            moments = Moments(len(modality.bands))
+            for index in tqdm(members[key], desc=f'Statistics of {modality.name}, {key}', disable=None, leave=False):
+                sample = train[index]
+                if modality.image_key in sample:
+                    moments.add(sample[modality.image_key])
+            return moments
+
+        filename = f'STATISTICS_{modality.name.upper()}_patch.json'
+        kept = keep_statistics(root, filename, {key: len(indices) for key, indices in members.items()}, measure)
+        folds = [as_bands(kept[key]) for key in members if kept[key]['mean']]
+        if not folds:
+            raise ValueError(
+                f'{modality.name!r} has not one finite pixel in the training folds {train.folds} of {root}, '
+                'expected some to measure its mean and deviation; leave it out of modalities'
+            )
+        return folds

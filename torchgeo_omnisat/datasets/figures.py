@@ -1,0 +1,168 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Figures: every modality of a sample, its dates, its labels and a prediction."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from torchgeo.datasets import RGBBandsMissingError
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+
+#: Colour of what was not measured.
+MISSING = (0.86, 0.86, 0.88)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Bands shown as red, green and blue, or one as grey.
+
+    Args:
+        title: What to call it.
+        bands: Three names or one.
+    """
+
+    title: str
+    bands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Names and colours of the classes.
+
+    Args:
+        labels: K names.
+        colors: K colours, as matplotlib takes them.
+    """
+
+    labels: Sequence[str]
+    colors: Sequence[str]
+
+
+def draw(
+    sample: Sample,
+    modalities: Mapping[str, Modality],
+    composites: Mapping[str, Sequence[Composite]],
+    palette: Palette,
+    show_titles: bool = True,
+    suptitle: str | None = None,
+    max_dates: int = 5,
+) -> Figure:
+    """A row of dates for each series; single images, labels and legend in the last one.
+
+    Args:
+        sample: A sample in raw units, with ``mask`` and ``prediction`` if they are known.
+        modalities: The modalities that it may have.
+        composites: Ways to show a modality; the first whose bands it has is taken.
+        palette: The classes.
+        show_titles: Whether to write dates and names beside the images.
+        suptitle: A title for the whole figure.
+        max_dates: How many dates of a series to show.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RGBBandsMissingError: If the bands of no modality can be shown.
+    """
+    rows, last = [], []
+    for modality in modalities.values():
+        options = [c for c in composites.get(modality.name, ()) if set(c.bands) <= set(modality.bands)]
+        if options:
+            panels = _pictures(sample, modality, options[0], max_dates)
+            if modality.temporal:
+                rows.append((f'{modality.name}\n{options[0].title}', panels))
+            else:
+                last += panels
+    if not rows and not last:
+        raise RGBBandsMissingError
+    classes = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
+    rows.append(('', last + [_Panel(key, value) for key, value in classes.items()]))
+    columns = max(len(panels) + (not name) for name, panels in rows)
+    size = (2.2 * columns + 0.5, 2.45 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout='constrained')
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for line, (name, panels) in zip(axes, rows, strict=True):
+        for ax, panel in zip(line, panels, strict=False):
+            _show(ax, panel, palette, show_titles)
+        if show_titles:
+            line[0].set_ylabel(name, fontsize=9)
+    _legend(axes[-1, len(rows[-1][1])], classes.values(), palette)
+    if suptitle is not None:
+        figure.suptitle(suptitle)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One picture: an image ``(H, W, 3)``, classes ``(H, W)``, or nothing at all."""
+
+    title: str
+    image: NDArray[np.float32] | NDArray[np.int64] | None
+
+
+def _pictures(sample: Sample, modality: Modality, composite: Composite, max_dates: int) -> list[_Panel]:
+    """The images of a modality in colours; of a series, valid dates that spread over it."""
+    if modality.image_key not in sample or not sample[modality.valid_key].any():
+        return [_Panel(f'{modality.name}: absent', None)]
+    channels = [modality.bands.index(band) for band in composite.bands]
+    image = sample[modality.image_key].detach().cpu().float()[..., channels, :, :].numpy()
+    if not modality.temporal:
+        return [_Panel(f'{modality.name}: {composite.title}', _colours(image[None])[0])]
+    valid = np.flatnonzero(sample[modality.valid_key].cpu().numpy())
+    if len(valid) > max_dates:
+        valid = valid[np.linspace(0, len(valid) - 1, max_dates).round().astype(int)]
+    dates = sample[modality.dates_key].cpu().numpy()[valid].astype('datetime64[D]')
+    return [_Panel(str(date), frame) for date, frame in zip(dates, _colours(image[valid]), strict=True)]
+
+
+def _colours(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``(T, C, H, W)`` in any unit to ``(T, H, W, 3)`` in 0 to 1, one stretch for all dates.
+
+    The limits of a band are medians of the dates' quantiles: a few cloudy dates do not
+    darken the others.
+    """
+    missing = ~np.isfinite(frames).all(1)
+    low, high = (
+        np.nanmedian(np.nanquantile(frames, q, axis=(2, 3), keepdims=True), axis=0, keepdims=True) for q in (0.02, 0.98)
+    )
+    scaled = ((frames - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
+    picture = np.moveaxis(np.broadcast_to(scaled, (len(frames), 3, *frames.shape[2:])), 1, -1).copy()
+    picture[missing] = MISSING
+    return picture
+
+
+def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
+    """Draw one panel; grey where there is nothing."""
+    ax.set_axis_on()
+    ax.set(xticks=[], yticks=[])
+    if panel.image is None:
+        ax.set(facecolor=MISSING, aspect='equal', box_aspect=1)
+    elif panel.image.ndim == 2:
+        cmap = ListedColormap(palette.colors)
+        ax.imshow(panel.image, cmap=cmap, vmin=-0.5, vmax=len(palette.colors) - 0.5, interpolation='none')
+    else:
+        ax.imshow(panel.image, interpolation='none')
+    if show_title:
+        ax.set_title(panel.title, fontsize=9)
+
+
+def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette) -> None:
+    """Names of the classes that occur."""
+    present = sorted({int(value) for values in classes for value in np.unique(values)})
+    handles = [
+        Patch(facecolor=palette.colors[k], edgecolor='0.4', linewidth=0.5, label=f'{k}  {palette.labels[k]}')
+        for k in present
+    ]
+    if handles:
+        ax.legend(handles=handles, loc='center left', frameon=False, fontsize=7.5, ncols=1 + (len(handles) > 10))

@@ -1,0 +1,335 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""PASTIS: a year of crops seen by Sentinel-2, Sentinel-1 and, once, SPOT."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import Sample, check_integrity, download_url
+
+from ..modality import Modality
+from .figures import Palette, draw
+from .files import extract_directory, open_array, read_raster
+from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, measured, read_index
+from .series import choose_dates, merge_days, parse_dates, parse_day
+
+#: Seconds in a day.
+DAY = 86400
+
+
+class PASTISMultimodal(NonGeoDataset):
+    """PASTIS-R and PASTIS-HD: series of Sentinel-2 and Sentinel-1, SPOT, and crops.
+
+    ======  ==============================================  =======  ====================
+    name    bands                                           gsd      stored as
+    ======  ==============================================  =======  ====================
+    s2      B02 B03 B04 B05 B06 B07 B08 B8A B11 B12         10 m     reflectance x 10000
+    s1a     VV, VH, VV-VH, ascending orbit                  10 m     dB
+    s1d     VV, VH, VV-VH, descending orbit                 10 m     dB
+    spot    R G B, PASTIS-HD alone                          1 m      0 to 255, no date
+    ======  ==============================================  =======  ====================
+
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
+    that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN where
+    nothing was measured; ``mask`` (H, W) of classes 0 to 19, of which 19 is void and to
+    be ignored; ``label`` (18,), which crops occur; and ``bounds`` (9,) in TorchGeo's
+    order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in metres of
+    :attr:`crs` and seconds since 1970-01-01 (NaN if nothing has a date). Dates are in
+    the order of time, and frames of one day are merged.
+
+    If you use this dataset in your research, please cite:
+
+    * PASTIS: https://doi.org/10.1109/ICCV48922.2021.00483
+    * PASTIS-R: https://doi.org/10.1016/j.isprsjprs.2022.03.012
+    * PASTIS-HD: https://doi.org/10.1007/978-3-031-73390-1_24
+    """
+
+    url = 'https://zenodo.org/records/5735646/files/PASTIS-R.zip?download=1'
+    md5 = '4887513d6c2d2b07fa935d325bd53e09'
+    filename = 'PASTIS-R.zip'
+    directory = 'PASTIS-R'
+    index = 'metadata.geojson'
+    label_gsd = 10.0
+    ignore_index = 19
+    sources: ClassVar[tuple[Source, ...]] = SOURCES
+    target = 'ANNOTATIONS/TARGET_{}.npy'
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+
+    def __init__(
+        self,
+        root: PathLike = 'data',
+        folds: Sequence[int] = (1, 2, 3, 4, 5),
+        modalities: Sequence[str] | None = None,
+        bands: Mapping[str, Sequence[str]] | None = None,
+        max_dates: int | None = None,
+        date_range: tuple[str, str] | None = None,
+        missing: Literal['error', 'allow'] = 'error',
+        transforms: Callable[[Sample], Sample] | None = None,
+        download: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        """Read the index and see that the files are there; no image is opened.
+
+        Args:
+            root: Directory that holds ``metadata.geojson``, or that holds a directory
+                ``PASTIS-HD`` or ``PASTIS-R`` with it, or the archive ``PASTIS-R.zip``.
+            folds: Which of the folds 1 to 5 to take.
+            modalities: Names of the modalities to read; None for all that the root holds.
+            bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            max_dates: How many days of a series to read, spread evenly; None for all.
+            date_range: First and last day to read, such as ``('2018-10-01',
+                '2019-03-31')``. A series without a date in it is absent from the sample.
+            missing: What a file is that the index names and the disk lacks: an
+                ``'error'``, or, if ``'allow'``, a modality absent from that sample.
+            transforms: What to do with a sample.
+            download: Whether to download PASTIS-R (54 GB) if nothing is there.
+            checksum: Whether to check the archive's MD5.
+
+        Raises:
+            DatasetNotFoundError: If nothing is there and *download* is False.
+            FileNotFoundError: If a file is missing.
+            ValueError: If an argument or the index is not as described.
+        """
+        self.root = root
+        self.download = download
+        self.checksum = checksum
+        self.transforms = transforms
+        if missing not in ('error', 'allow'):
+            raise ValueError(f"missing is {missing!r}, expected 'error' or 'allow'")
+        if max_dates is not None and max_dates < 1:
+            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        self.missing = missing
+        self.max_dates = max_dates
+        self.folds = _folds(folds)
+        self.span = None if date_range is None else _span(date_range)
+        self.path = self._verify()
+        patches, self.crs = read_index(self.path / self.index)
+        self.patches = [patch for patch in patches if patch.fold in self.folds]
+        if not self.patches:
+            held = sorted({patch.fold for patch in patches})
+            raise ValueError(f'folds {self.folds} have no patch in {self.path / self.index}, which has folds {held}')
+        self._sources = self._choose(patches, modalities)
+        self.modalities = _select(self._sources, bands)
+        if missing == 'error':
+            self._require_files()
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One patch.
+
+        Args:
+            index: Its place among the patches of the chosen folds.
+
+        Returns:
+            The sample.
+
+        Raises:
+            FileNotFoundError: If one of its files is missing.
+            ValueError: If one of its files is not as described.
+        """
+        patch = self.patches[index]
+        mask = self._read_mask(patch)
+        sample: Sample = {}
+        for name, source in self._sources.items():
+            if self.missing == 'error' or self._file(source.path, patch).exists():
+                read = self._read_image if source.dates is None else self._read_series
+                sample |= read(patch, source, self.modalities[name], tuple(mask.shape))
+        crops = torch.arange(1, self.ignore_index)
+        sample['label'] = torch.isin(crops, mask).float()
+        sample['bounds'] = self._bounds(patch, sample)
+        sample['mask'] = mask
+        if self.transforms is not None:
+            sample = self.transforms(sample)
+        return sample
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality, some of its dates, the mask and, if there, the prediction.
+
+        Args:
+            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
+            show_titles: Whether to write what is what.
+            suptitle: A title for the whole figure.
+
+        Returns:
+            The figure.
+
+        Raises:
+            RGBBandsMissingError: If no modality has bands that make a picture.
+        """
+        composites = {name: source.composites for name, source in self._sources.items()}
+        palette = Palette(self.classes, COLORS)
+        return draw(sample, self.modalities, composites, palette, show_titles, suptitle)
+
+    def _file(self, path: str, patch: Patch) -> Path:
+        """A file of a patch."""
+        return self.path / path.format(patch.id)
+
+    def _read_mask(self, patch: Patch) -> Tensor:
+        """Classes (H, W), the first channel of the annotation."""
+        path = self._file(self.target, patch)
+        expected = 'integers (3, H, W), the first channel of classes 0 to 19'
+        array = open_array(path, expected)
+        if array.ndim != 3 or len(array) != 3 or array.dtype.kind == 'f':
+            unknown = f' with {np.isnan(array).sum()} NaN' if array.dtype.kind == 'f' else ''
+            raise ValueError(f'{path} holds {array.dtype} {array.shape}{unknown}, expected {expected}')
+        mask = np.array(array[0], dtype=np.int64)
+        if mask.min() < 0 or mask.max() >= len(self.classes):
+            raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, expected {expected}')
+        return torch.from_numpy(mask)
+
+    def _read_series(self, patch: Patch, source: Source, modality: Modality, size: tuple[int, ...]) -> Sample:
+        """The chosen dates of a series; no other bytes of the file are read."""
+        path = self._file(source.path, patch)
+        days = self._days(patch, source)
+        bands = source.modality.bands
+        expected = f'{source.dtype} ({len(days)} dates, {len(bands)} bands, {size[0]}, {size[1]})'
+        array = open_array(path, expected)
+        if array.shape != (len(days), len(bands), *size):
+            raise ValueError(f'{path} has shape {array.shape}, expected {expected}, as its dates and labels have')
+        frames = choose_dates(days, self.span, self.max_dates)
+        if len(frames) == 0:
+            return {}
+        image = measured(array[frames], source, path)
+        image, days = merge_days(image, days[frames], source.merge)
+        image = image[:, [bands.index(band) for band in modality.bands]]
+        return {
+            modality.image_key: torch.from_numpy(np.ascontiguousarray(image)),
+            modality.dates_key: torch.from_numpy(days),
+            modality.valid_key: torch.from_numpy(np.isfinite(image).any((1, 2, 3))),
+        }
+
+    def _read_image(self, patch: Patch, source: Source, modality: Modality, size: tuple[int, ...]) -> Sample:
+        """A single image; it has no date."""
+        path = self._file(source.path, patch)
+        bands = source.modality.bands
+        height, width = (round(side * self.label_gsd / modality.gsd) for side in size)
+        expected = (
+            f'{source.dtype} ({len(bands)} bands, {height}, {width}), the ground of its labels at {modality.gsd} m'
+        )
+        array = read_raster(path, expected)
+        if array.shape != (len(bands), height, width):
+            raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
+        image = measured(array, source, path)[[bands.index(band) for band in modality.bands]]
+        return {
+            modality.image_key: torch.from_numpy(image),
+            modality.dates_key: torch.zeros(1, dtype=torch.int64),
+            modality.valid_key: torch.tensor([bool(np.isfinite(image).any())]),
+        }
+
+    def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
+        """Days of a series in the order of its frames."""
+        where = f'{source.dates!r} of patch {patch.id} in {self.path / self.index}'
+        value = patch.properties.get(source.dates)
+        if value is None:
+            raise ValueError(f'{where} is missing, expected the dates of {self._file(source.path, patch)}')
+        return parse_dates(value, where)
+
+    def _bounds(self, patch: Patch, sample: Sample) -> Tensor:
+        """Where and when, in TorchGeo's order."""
+        xmin, ymin, xmax, ymax = patch.bounds
+        tmin = tmax = float('nan')
+        dates = [sample[m.dates_key] for m in self.modalities.values() if m.temporal and m.dates_key in sample]
+        if dates:
+            tmin, tmax = (torch.cat(dates).min().item() * DAY, (torch.cat(dates).max().item() + 1) * DAY)
+        space = (xmin, xmax, self.label_gsd, ymin, ymax, self.label_gsd)
+        return torch.tensor((*space, tmin, tmax, 1), dtype=torch.float64)
+
+    def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, Source]:
+        """Sources of the modalities that are asked for; one without a file is not held."""
+        known = [source.modality.name for source in self.sources]
+        held = {}
+        for source in self.sources:
+            files = self._listing(source)
+            if any(Path(source.path.format(patch.id)).name in files for patch in patches):
+                held[source.modality.name] = source
+        if not held:
+            first = [self._file(source.path, patches[0]) for source in self.sources]
+            raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first[0]}')
+        if names is None:
+            return held
+        if isinstance(names, str) or not names:
+            raise ValueError(f'modalities is {names!r}, expected names among {known}, such as {tuple(held)}')
+        for name in names:
+            if name not in known:
+                raise ValueError(f'modalities names {name!r}, expected some of {known}')
+            if name not in held:
+                raise ValueError(f'modalities names {name!r}, of which {self.path} has no file; it has {list(held)}')
+        return {name: held[name] for name in names}
+
+    def _listing(self, source: Source) -> frozenset[str]:
+        """Names of the files in the directory of a source."""
+        directory = (self.path / source.path).parent
+        return frozenset(p.name for p in directory.iterdir()) if directory.is_dir() else frozenset()
+
+    def _require_files(self) -> None:
+        """Every file that the index names is there."""
+        for name, source in self._sources.items():
+            files = self._listing(source)
+            lost = [p for p in self.patches if Path(source.path.format(p.id)).name not in files]
+            if lost:
+                raise FileNotFoundError(
+                    f'{self._file(source.path, lost[0])} is missing, and {len(lost) - 1} more of {name!r}; expected one '
+                    f"for each patch of {self.path / self.index} (missing='allow' reads the others)"
+                )
+
+    def _verify(self) -> Path:
+        """The directory with the index, unpacked or downloaded first if need be."""
+        root = Path(self.root).expanduser()
+        found = self._find(root)
+        if found is None:
+            archive = root / self.filename
+            if archive.exists():
+                if self.checksum and not check_integrity(archive, self.md5):
+                    raise RuntimeError(f'Dataset found, but corrupted. {archive} has not the MD5 {self.md5}')
+            elif self.download:
+                download_url(self.url, root, self.filename, self.md5 if self.checksum else None)
+            else:
+                raise DatasetNotFoundError(self)
+            extract_directory(archive, self.directory)
+            found = self._find(root)
+        if found is None:
+            raise RuntimeError(f'Dataset found, but corrupted. {root / self.directory} holds no {self.index}')
+        return found
+
+    def _find(self, root: Path) -> Path | None:
+        """The root or the directory in it that holds the index."""
+        return next((p for p in (root, root / 'PASTIS-HD', root / self.directory) if (p / self.index).is_file()), None)
+
+
+def _folds(folds: Sequence[int]) -> tuple[int, ...]:
+    """The folds, each once."""
+    if isinstance(folds, int) or not folds or any(fold not in (1, 2, 3, 4, 5) for fold in folds):
+        raise ValueError(f'folds is {folds!r}, expected some of 1, 2, 3, 4, 5 in a tuple')
+    return tuple(dict.fromkeys(folds))
+
+
+def _span(date_range: tuple[str, str]) -> tuple[int, int]:
+    """First and last day as days since 1970-01-01."""
+    if isinstance(date_range, str) or len(date_range) != 2:
+        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2018-10-01', '2019-03-31')")
+    first, last = (parse_day(day, 'date_range') for day in date_range)
+    if first > last:
+        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
+    return first, last
+
+
+def _select(sources: Mapping[str, Source], bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
+    """The modalities with the bands that are asked for."""
+    bands = {} if bands is None else bands
+    unknown = [name for name in bands if name not in sources]
+    if unknown:
+        raise ValueError(f'bands names the modalities {unknown}, expected some of {list(sources)}')
+    modalities = {name: source.modality for name, source in sources.items()}
+    return modalities | {name: modalities[name].select(chosen) for name, chosen in bands.items()}

@@ -1,0 +1,185 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The layout of PASTIS: its files, bands, classes, folds and index."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fiona
+import numpy as np
+from fiona.errors import FionaError
+from numpy.typing import NDArray
+from pyproj import CRS
+from shapely.geometry import shape
+
+from ..modality import Modality
+from .figures import Composite
+from .series import Merge, backscatter_mean, finite_mean
+
+#: Folds of training, validation and test, by the number of the official split.
+FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    1: ((1, 2, 3), (4,), (5,)),
+    2: ((2, 3, 4), (5,), (1,)),
+    3: ((3, 4, 5), (1,), (2,)),
+    4: ((4, 5, 1), (2,), (3,)),
+    5: ((5, 1, 2), (3,), (4,)),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images of a modality lie below the root, and what their numbers mean.
+
+    Args:
+        modality: The modality with all its bands.
+        path: The file of a patch, with ``{}`` for its id.
+        dtype: How the numbers are stored; what is stored as integers has no NaN.
+        dates: Property of the index that holds the dates; None where there are none.
+        nodata: The number that says *not measured*.
+        merge: What makes several frames of one day one.
+        composites: How to show it, the best way first.
+    """
+
+    modality: Modality
+    path: str
+    dtype: str
+    dates: str | None = None
+    nodata: float | None = None
+    merge: Merge = finite_mean
+    composites: tuple[Composite, ...] = ()
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One entry of the index, a square of 1280 m.
+
+    Args:
+        id: Its number, which is part of every file name.
+        fold: 1 to 5.
+        bounds: xmin, ymin, xmax, ymax of its bounding box.
+        properties: All that the index says of it.
+    """
+
+    id: int
+    fold: int
+    bounds: tuple[float, float, float, float]
+    properties: Mapping[str, Any]
+
+
+_S1_BANDS = ('VV', 'VH', 'VV-VH')
+_S1_COMPOSITES = (Composite('VV, VH, VV-VH', _S1_BANDS), Composite('VV', ('VV',)), Composite('VH', ('VH',)))
+
+#: Every source, in the order of the modalities.
+SOURCES: tuple[Source, ...] = (
+    Source(
+        Modality('s2', ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'), 10.0, True),
+        'DATA_S2/S2_{}.npy',
+        'int16',
+        'dates-S2',
+        nodata=-10000,
+        composites=(
+            Composite('true colour', ('B04', 'B03', 'B02')),
+            Composite('colour infrared', ('B08', 'B04', 'B03')),
+        ),
+    ),
+    *(
+        Source(
+            Modality(name, _S1_BANDS, 10.0, True),
+            f'DATA_{name.upper()}/{name.upper()}_{{}}.npy',
+            'float16',
+            f'dates-{name.upper()}',
+            merge=backscatter_mean,
+            composites=_S1_COMPOSITES,
+        )
+        for name in ('s1a', 's1d')
+    ),
+    Source(
+        Modality('spot', ('R', 'G', 'B'), 1.0, False),
+        'DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{}.tif',
+        'uint8',
+        composites=(Composite('true colour', ('R', 'G', 'B')),),
+    ),
+)
+
+#: Names of the classes; the last is void, parcels that mostly lie outside, and is ignored.
+CLASSES: tuple[str, ...] = (
+    'background',
+    'meadow',
+    'soft winter wheat',
+    'corn',
+    'winter barley',
+    'winter rapeseed',
+    'spring barley',
+    'sunflower',
+    'grapevine',
+    'beet',
+    'winter triticale',
+    'winter durum wheat',
+    'fruits, vegetables, flowers',
+    'potatoes',
+    'leguminous fodder',
+    'soybeans',
+    'orchard',
+    'mixed cereal',
+    'sorghum',
+    'void',
+)
+#: Colours of the classes.
+COLORS: tuple[str, ...] = (
+    '#000000', '#aec7e8', '#ff7f0e', '#ffbb78', '#2ca02c', '#98df8a', '#d62728', '#ff9896', '#9467bd', '#c5b0d5',
+    '#8c564b', '#c49c94', '#e377c2', '#f7b6d2', '#7f7f7f', '#c7c7c7', '#bcbd22', '#dbdb8d', '#17becf', '#ffffff',
+)  # fmt: skip
+
+
+def read_index(path: Path) -> tuple[list[Patch], CRS]:
+    """Every patch of an index, ``metadata.geojson``, and the system of its coordinates.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The patches in the order of the file.
+
+    Raises:
+        ValueError: If it is no such index.
+    """
+    expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
+    try:
+        with fiona.open(path) as features:
+            crs = CRS.from_user_input(features.crs_wkt)
+            found = [(feature.geometry, dict(feature.properties)) for feature in features]
+    except (FionaError, OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
+    patches = []
+    for number, (geometry, properties) in enumerate(found):
+        try:
+            patch = Patch(int(properties['ID_PATCH']), int(properties['Fold']), shape(geometry).bounds, properties)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f'feature {number} of {path} has {sorted(properties)}, {expected}') from error
+        patches.append(patch)
+    return patches, crs
+
+
+def measured(array: NDArray[np.generic], source: Source, path: Path) -> NDArray[np.float32]:
+    """Numbers as float32 with NaN where nothing was measured.
+
+    Args:
+        array: What is in the file.
+        source: What its numbers mean.
+        path: The file, for an error.
+
+    Returns:
+        A new array.
+
+    Raises:
+        ValueError: If NaN or infinity is among what is to be stored as integers.
+    """
+    image = np.array(array, dtype=np.float32)
+    finite = np.isfinite(image)
+    if array.dtype.kind == 'f' and np.issubdtype(source.dtype, np.integer) and not finite.all():
+        raise ValueError(f'{path} holds {(~finite).sum()} numbers that are not finite, expected {source.dtype}')
+    image[~finite if source.nodata is None else ~finite | (image == source.nodata)] = np.nan
+    return image

@@ -1,0 +1,131 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Series: dates as days, the choice among them, and frames of one day made one."""
+
+import ast
+import json
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Makes the frames of one day, ``(F, C, H, W)``, one image, ``(C, H, W)``.
+Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
+    """Days since 1970-01-01, one a frame, from dates written as ``20180924``.
+
+    Args:
+        value: The dates as a list, as a mapping from the number of the frame (``{'0':
+            20180924}``), or as either of these in a string, with JSON's quotes or Python's.
+        where: What to call them in an error.
+
+    Returns:
+        The days in the order of the frames, which need not be that of time.
+
+    Raises:
+        ValueError: If that is not what *value* is, or a date is not in the calendar.
+    """
+    expected = f"expected dates such as {{'0': 20180924, '1': 20180929}} in {where}"
+    try:
+        if isinstance(value, str):
+            value = _literal(value)
+        if isinstance(value, Mapping):
+            value = [value[frame] for frame in sorted(value, key=int)]
+        stamps = np.array([int(stamp) for stamp in value], dtype=np.int64)
+    except (TypeError, ValueError, SyntaxError, OverflowError):
+        raise ValueError(f'{expected}, got {_short(value)}') from None
+    year, month, day = stamps // 10000, stamps // 100 % 100, stamps % 100
+    months = ((year - 1970) * 12 + month - 1).astype('datetime64[M]')
+    days = months.astype('datetime64[D]') + (day - 1)
+    wrong = (year < 1970) | (year > 2262) | (month < 1) | (month > 12) | (days.astype('datetime64[M]') != months)
+    if wrong.any():
+        raise ValueError(f'{expected}, got {stamps[wrong].tolist()}')
+    return days.astype(np.int64)
+
+
+def parse_day(value: str, where: str) -> int:
+    """Days since 1970-01-01 of one date in ISO form, such as ``'2019-07-01'``."""
+    try:
+        return int(np.datetime64(value, 'D').astype(np.int64))
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} holds {value!r}, expected a date such as '2019-07-01'") from None
+
+
+def choose_dates(
+    days: NDArray[np.int64], span: tuple[int, int] | None = None, max_dates: int | None = None
+) -> NDArray[np.int64]:
+    """Frames to be read, in the order of time.
+
+    Args:
+        days: The day of each frame.
+        span: First and last day to keep; both belong to it.
+        max_dates: How many days to keep, spread evenly over those that remain. All
+            frames of a chosen day are read.
+
+    Returns:
+        Indices into *days*, possibly none.
+    """
+    kept = np.unique(days)
+    if span is not None:
+        kept = kept[(kept >= span[0]) & (kept <= span[1])]
+    if max_dates is not None and len(kept) > max_dates:
+        kept = kept[((np.arange(max_dates) + 0.5) * len(kept) / max_dates).astype(np.int64)]
+    frames = np.flatnonzero(np.isin(days, kept))
+    return frames[np.argsort(days[frames], kind='stable')]
+
+
+def merge_days(
+    image: NDArray[np.float32], days: NDArray[np.int64], merge: Merge
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """One frame a day.
+
+    Args:
+        image: Frames of shape ``(T, C, H, W)``; NaN where nothing was measured.
+        days: The day of each frame, in the order of time.
+        merge: What makes the frames of one day one image.
+
+    Returns:
+        The image and the days, both as they were if no day repeats itself.
+    """
+    unique, first = np.unique(days, return_index=True)
+    if len(unique) == len(days):
+        return image, days
+    edges = [*first.tolist(), len(days)]
+    merged = [merge(image[a:b]) if b - a > 1 else image[a] for a, b in pairwise(edges)]
+    return np.stack(merged), unique
+
+
+def finite_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the frames ``(F, C, H, W)`` of what is finite; NaN where nothing is."""
+    finite = np.isfinite(frames)
+    with np.errstate(invalid='ignore'):
+        return (np.where(finite, frames, 0).sum(0, dtype=np.float64) / finite.sum(0)).astype(np.float32)
+
+
+def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean in linear power of frames ``(F, 3, H, W)`` whose bands are VV, VH and VV-VH in dB.
+
+    A mean of dB would be one of logarithms, which speckle pulls down. The third band is
+    a ratio of powers: it follows from the other two and is taken from their means.
+    """
+    polarisations = 10 * np.log10(finite_mean(10 ** (frames[:, :2] / 10)))
+    return np.concatenate([polarisations, polarisations[:1] - polarisations[1:]])
+
+
+def _literal(text: str) -> Any:
+    """What a string says in JSON, else in Python."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return ast.literal_eval(text)
+
+
+def _short(value: Any) -> str:
+    """A value's beginning, for an error."""
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'

@@ -1,0 +1,136 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Normalize: raw units to zero mean and unit deviation, and back."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality, as_modalities
+
+#: Numbers by the name of the modality, one a band.
+Statistics = Mapping[str, Tensor | Sequence[float]]
+
+
+class Normalize(nn.Module):
+    """Every band less its mean, divided by its standard deviation; NaN stays NaN.
+
+    A band without deviation (0) is divided by 1, so that a constant becomes 0.
+
+    Args:
+        modalities: The modalities whose images are to be changed.
+        mean: Mean of every band by modality. Without it each image is measured by
+            itself: a band over all finite pixels of the valid dates of one sample.
+        std: Standard deviation, likewise.
+
+    Raises:
+        ValueError: If only one of *mean* and *std* is given, a modality is missing in
+            them, the bands are not as many, or a number is not finite or negative.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        mean: Statistics | None = None,
+        std: Statistics | None = None,
+    ) -> None:
+        """Keep the statistics as buffers."""
+        super().__init__()
+        self.modalities = as_modalities(modalities)
+        if (mean is None) != (std is None):
+            raise ValueError(f"expected both of 'mean' and 'std' or neither, got mean={mean}, std={std}")
+        self.measured = mean is None
+        if mean is not None and std is not None:
+            for modality in self.modalities.values():
+                for kind, statistics in (('mean', mean), ('std', std)):
+                    self.register_buffer(f'{kind}_{modality.name}', _per_band(statistics, kind, modality))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Sample:
+        """Change the units of every image.
+
+        Args:
+            batch: A batch or a sample; it is not changed.
+
+        Returns:
+            A new dictionary that shares whatever is not an image of *modalities*.
+
+        Raises:
+            TypeError: If *batch* is a bare tensor.
+        """
+        if isinstance(batch, Tensor):
+            raise TypeError(
+                f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
+                'of tensors; MultimodalAugmentation hands one over, containers of Kornia do not'
+            )
+        changed = {}
+        for modality in self.modalities.values():
+            if modality.image_key in batch:
+                mean, std = self.statistics(modality, batch)
+                changed[modality.image_key] = self.convert(batch[modality.image_key], mean, std)
+        return {**batch, **changed}
+
+    def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Raw units to normalised ones, of tensors that broadcast."""
+        return (image - mean) / std
+
+    def statistics(self, modality: Modality, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of a modality, in shapes that broadcast with its image."""
+        image = batch[modality.image_key]
+        if self.measured:
+            mean, std = _measure(image, batch[modality.valid_key], modality.temporal)
+        else:
+            mean, std = (
+                self.get_buffer(f'{kind}_{modality.name}').to(image)[:, None, None] for kind in ('mean', 'std')
+            )
+        return mean, torch.where(std > 0, std, 1)
+
+
+class Denormalize(Normalize):
+    """What :class:`Normalize` did with the same statistics, undone.
+
+    Args:
+        modalities: The modalities whose images are to be changed.
+        mean: Mean of every band by modality.
+        std: Standard deviation, likewise.
+
+    Raises:
+        ValueError: As :class:`Normalize`.
+    """
+
+    def __init__(
+        self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: Statistics, std: Statistics
+    ) -> None:
+        """Keep the statistics as buffers."""
+        super().__init__(modalities, mean, std)
+
+    def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Normalised units to raw ones, of tensors that broadcast."""
+        return image * std + mean
+
+
+def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
+    """The numbers of one modality, or the one error that says what is wrong with them."""
+    if modality.name not in statistics:
+        raise ValueError(f'{kind} has no entry {modality.name!r}, expected one, got {sorted(statistics)}')
+    values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
+    expected = f'expected {len(modality.bands)} finite numbers{", none negative" if kind == "std" else ""}'
+    if (
+        tuple(values.shape) != (len(modality.bands),)
+        or not values.isfinite().all()
+        or (kind == 'std' and values.lt(0).any())
+    ):
+        raise ValueError(f'{kind} of {modality.name!r} is {values.tolist()}, {expected}')
+    return values
+
+
+def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each sample's bands over its finite pixels of valid dates."""
+    dims = (-4, -2, -1) if temporal else (-2, -1)
+    known = image.isfinite() & (valid[..., None, None, None] if temporal else valid[..., None, None])
+    count = known.sum(dims, keepdim=True).clamp(min=1)
+    mean = torch.where(known, image, 0).sum(dims, keepdim=True) / count
+    variance = torch.where(known, image - mean, 0).square().sum(dims, keepdim=True) / count
+    return mean, variance.sqrt()
