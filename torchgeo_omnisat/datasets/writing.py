@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
+from rasterio.transform import Affine
+from tqdm import tqdm
 
 from .landscape import GSD, VOID, Indices, draw_landscape
 from .render import render_s1, render_s2, render_spot
@@ -98,7 +99,7 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
     lacks_spot, lacks_s1d = rng.random(2) < (0.15 if index >= 5 else 0)
     days = {name: _draw_days(rng, recipe.dates, repeat) for name, repeat in zip(_SERIES, (5, 6, 6), strict=True)}
     images = {
-        'S2': np.rint(render_s2(rng, land, days['S2'])).clip(-10000, 22000).astype(np.int16),
+        'S2': np.rint(render_s2(rng, land, days['S2'])).clip(-9999, 22000).astype(np.int16),
         'S1A': render_s1(rng, land, days['S1A'], look=0.22).astype(np.float16),
         'S1D': render_s1(rng, land, days['S1D'], look=-0.22).astype(np.float16),
         'SPOT': np.rint(render_spot(rng, land)).astype(np.uint8),
@@ -169,7 +170,7 @@ def _write(root: Path, recipe: Recipe) -> None:
     for folder in ('DATA_S2', 'DATA_S1A', 'DATA_S1D', 'ANNOTATIONS', f'DATA_SPOT/PASTIS_{SPOT}'):
         (root / folder).mkdir(parents=True)
     features, moments = [], {name: np.zeros((5, 3, 10 if name == 'S2' else 3)) for name in _SERIES}
-    for index in range(recipe.num_tiles):
+    for index in tqdm(range(recipe.num_tiles), desc='Synthetic landscapes', disable=None, leave=False):
         tile = draw_tile(recipe, index)
         transform = _place(index, recipe.size)
         for name, array in tile.arrays.items():
@@ -200,7 +201,9 @@ def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, 
         for name in _SERIES
     }
     extent = size * GSD
-    ring = [transform @ corner for corner in ((0, 0), (extent, 0), (extent, extent), (0, extent), (0, 0))]
+    corners = ((0, 0), (extent, 0), (extent, extent), (0, extent), (0, 0))
+    a, b, x, c, d, y = transform[:6]
+    ring = [(a * column + b * row + x, c * column + d * row + y) for column, row in corners]
     properties = {
         'ID_PATCH': tile.number,
         'Fold': index % 5 + 1,
