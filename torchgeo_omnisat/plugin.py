@@ -28,6 +28,13 @@ DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
 class OmniSatCLI(LightningCLI):
     """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Call the program what the user typed, ``python -m torchgeo_omnisat`` rather than ``__main__.py``."""
+        program = Path(sys.argv[0])
+        if program.name == '__main__.py':
+            kwargs.setdefault('prog', f'python -m {program.parent.name}')
+        return super().init_parser(**kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Give ``data`` a default for our models; for all others it stays required."""
         if _is_ours(_requested_model(sys.argv[1:] if args is None else args)):
@@ -47,11 +54,11 @@ class OmniSatCLI(LightningCLI):
 
 def load() -> None:
     """Add what this package has to TorchGeo; more than once does no harm."""
-    import torchgeo.main  # not above: it may be this module's importer, half-way through its own import
+    from torchgeo import main  # not above: it may be what imports this module, and only half there yet
 
     register_models()
-    if torchgeo.main.LightningCLI is LightningCLI:
-        torchgeo.main.LightningCLI = OmniSatCLI  # type: ignore[misc]
+    if main.LightningCLI is LightningCLI:
+        main.LightningCLI = OmniSatCLI  # type: ignore[misc]
 
 
 @rank_zero_only
