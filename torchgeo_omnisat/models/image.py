@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module):
         """
         everything = torch.compiler.is_compiling() or bool(valid.all())
         packed = image if everything else image[valid]
-        packed = torch.where(packed.isfinite(), packed, 0).contiguous(memory_format=torch.channels_last)
+        packed = packed.masked_fill(packed.isnan(), 0).contiguous(memory_format=torch.channels_last)
         maps = self.backbone(packed)
         if everything:
             return list(maps)

@@ -4,8 +4,8 @@
 """Series without convolutions over single dates: pixels and dates first, ground after."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -36,9 +36,9 @@ class LTAEEncoder(nn.Module):
         self.channels = tuple(widths)
         self.strides = tuple(2**level for level in range(len(widths)))
         width = widths[0]
-        self.pixel = nn.Sequential(nn.Linear(in_channels, width), nn.ReLU(), nn.Linear(width, width))
+        self.pixel = nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width))
         self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim)
-        self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in zip(widths, widths[1:], strict=False))
+        self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
@@ -55,10 +55,10 @@ class LTAEEncoder(nn.Module):
         """
         index = rows(valid)
         packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
-        finite = packed.isfinite()
-        pixels = self.pixel(torch.where(finite, packed, 0))
+        missing = packed.isnan()
+        pixels = self.pixel(packed.masked_fill(missing, 0))
         series = put(pixels, index, valid.numel()).unflatten(0, valid.shape)
-        seen = put(finite.any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        seen = put(~missing.all(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
         collapsed, _ = self.temporal(series, dates, seen)
         maps = [rearrange(collapsed, 'b (h w) c -> b c h w', h=image.shape[-2])]
         for block in self.down_blocks:

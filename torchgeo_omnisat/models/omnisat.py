@@ -161,13 +161,13 @@ class OmniSat(nn.Module):
             if modality.image_key not in batch:
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
-            finite = image.isfinite().any(-3, keepdim=True)
+            measured = ~image.isnan().all(-3, keepdim=True)
             if modality.temporal:
                 maps = self.encoders[name](image, dates, valid)
-                seen = (finite & valid[..., None, None, None]).any(1)
+                seen = (measured & valid[..., None, None, None]).any(1)
             else:
                 maps = self.encoders[name](image, valid[:, 0])
-                seen = finite & valid[..., None, None]
+                seen = measured & valid[..., None, None]
             gsds = tuple(modality.gsd * stride for stride in self.encoders[name].strides)
             found[name] = FeatureMaps(tuple(maps), gsds, seen)
         return found
@@ -219,7 +219,7 @@ class OmniSat(nn.Module):
     def ground(self, maps: Mapping[str, FeatureMaps]) -> tuple[tuple[int, int], tuple[float, float]]:
         """Grid (rows, columns) and extent (height, width in metres) that the modalities share."""
         extents = {n: tuple(s * self.modalities[n].gsd for s in f.seen.shape[-2:]) for n, f in maps.items()}
-        name, extent = min(extents.items(), key=lambda item: self.modalities[item[0]].gsd)
+        extent = extents[min(extents, key=lambda name: self.modalities[name].gsd)]
         tolerance = max(self.modalities[n].gsd for n in maps)
         if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):
             raise ValueError(f'modalities must cover the same ground, got (height, width) in metres {extents}')

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         depth = max(0, round(math.log2(backbone.patch_size / label_gsd)))
         widths = [backbone.embed_dim] + [min(backbone.embed_dim, width * 2**level) for level in reversed(range(depth))]
         self.skips, self.blocks = nn.ModuleList(), nn.ModuleList()
-        for level, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+        for level, (i, o) in enumerate(pairwise(widths)):
             skip = MeanSkip(_maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))

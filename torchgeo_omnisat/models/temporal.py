@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -157,16 +158,16 @@ class TemporalAttention(nn.Module):
         super().__init__()
         widths = [dim or in_channels, *mlp]
         self.num_heads = num_heads
-        self.in_norm = SeriesGroupNorm(num_heads, in_channels) if in_norm else None
+        self.in_norm = SeriesGroupNorm(_groups(num_heads, in_channels), in_channels) if in_norm else None
         self.in_proj = nn.Linear(in_channels, dim) if dim else nn.Identity()
         self.dates = dates or AnnualDates(widths[0])
         self.heads = MasterQuery(widths[0], num_heads, key_dim)
         self.mlp = nn.ModuleList(
             nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o) if batch_norm else nn.LayerNorm(o), nn.ReLU())
-            for i, o in zip(widths, widths[1:], strict=False)
+            for i, o in pairwise(widths)
         )
         self.dropout = nn.Dropout(dropout)
-        self.out_norm = nn.GroupNorm(num_heads, widths[-1])
+        self.out_norm = nn.GroupNorm(_groups(num_heads, widths[-1]), widths[-1])
 
     def forward(
         self, x: Float[Tensor, 'b t p c'], dates: Int[Tensor, 'b t'], seen: Bool[Tensor, 'b t p']
@@ -195,3 +196,8 @@ class TemporalAttention(nn.Module):
             out = layer(out)
         out = self.out_norm(self.dropout(out))
         return rearrange(out, '(b p) d -> b p d', b=len(x)), weights
+
+
+def _groups(num_heads: int, channels: int) -> int:
+    """As many groups as heads, but of four channels at least: one would leave nothing."""
+    return math.gcd(num_heads, channels // 4)

@@ -9,6 +9,7 @@ the published code is MIT-licensed.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +87,7 @@ class UTAEEncoder(nn.Module):
             conv_block(in_channels, widths[0], padding_mode=padding_mode),
             conv_block(widths[0], widths[0], padding_mode=padding_mode),
         )
-        self.down_blocks = nn.ModuleList(
-            DownBlock(i, o, padding_mode) for i, o in zip(widths, widths[1:], strict=False)
-        )
+        self.down_blocks = nn.ModuleList(DownBlock(i, o, padding_mode) for i, o in pairwise(widths))
         self.temporal = TemporalAttention(
             widths[-1], (widths[-1],), dim, num_heads, key_dim, dates, batch_norm=batch_norm, dropout=dropout
         )
@@ -114,8 +113,9 @@ class UTAEEncoder(nn.Module):
         """The maps of :meth:`forward`, and the weights of the dates at the coarsest level."""
         index = rows(valid)
         packed = take(image.flatten(0, 1), index)
-        seen = packed.isfinite().any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
-        packed = torch.where(packed.isfinite(), packed, 0).contiguous(memory_format=torch.channels_last)
+        missing = packed.isnan()
+        seen = ~missing.all(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
+        packed = packed.masked_fill(missing, 0).contiguous(memory_format=torch.channels_last)
         pyramid = [self.in_conv(packed)]
         for block in self.down_blocks:
             pyramid.append(block(pyramid[-1]))

@@ -1,0 +1,189 @@
+"""Shapes, encoders, builders and refusals."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from torchgeo_omnisat import Modality, OmniSat
+from torchgeo_omnisat.models import (
+    ImageEncoder,
+    LTAEEncoder,
+    OmniSatSegmenter,
+    UTAEEncoder,
+    omnisat_base,
+    omnisat_small,
+    omnisat_tiny,
+)
+
+from .conftest import MODALITIES, S2, SPOT, random_batch
+
+
+@pytest.mark.parametrize('builder', [omnisat_tiny, omnisat_small, omnisat_base])
+def test_builders(builder, batch):
+    model = builder(MODALITIES, patch_size=40.0)
+    out = model(batch)
+    assert isinstance(model, OmniSat)
+    assert out.fused.shape == (3, 16, model.embed_dim)
+    assert {name: token.shape for name, token in out.tokens.items()} == dict.fromkeys(
+        MODALITIES, (3, 16, model.embed_dim)
+    )
+    assert out.available.shape == (3, 3)
+    assert out.grid == (4, 4)
+    assert set(out.maps) == set(MODALITIES)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def test_modalities_as_plain_dictionaries(batch):
+    torch.manual_seed(0)
+    from_dicts = omnisat_tiny([m.as_dict() for m in MODALITIES.values()])
+    torch.manual_seed(0)
+    assert torch.equal(from_dicts(batch).fused, omnisat_tiny(MODALITIES)(batch).fused)
+
+
+def test_fuse_takes_availability_of_samples(batch):
+    model = omnisat_tiny(MODALITIES)
+    out = model(batch)
+    torch.testing.assert_close(model.fuse(out.tokens, out.available), out.fused)
+
+
+@pytest.mark.parametrize('backbone', ['resnet10t', 'convnext_atto', 'test_vit', 'test_efficientnet'])
+def test_timm_backbones(backbone):
+    image = torch.randn(2, 3, 52, 40)
+    encoder = ImageEncoder(3, backbone).train()
+    maps = encoder(image, torch.tensor([True, True]))
+    assert [x.shape[1] for x in maps] == list(encoder.channels)
+    torch.testing.assert_close(encoder(image[1:], torch.tensor([True]))[-1], maps[-1][1:], rtol=1e-4, atol=1e-4)
+
+
+def test_pretrained_batch_norm_is_frozen(monkeypatch):
+    """With pre-trained weights the statistics stay, and training does not move them."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: create(*args, **kwargs | {'pretrained': False}))
+    encoder = ImageEncoder(3, 'resnet10t', pretrained=True).train()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    encoder(torch.randn(2, 3, 32, 32), torch.tensor([True, True]))[-1].sum().backward()
+    assert any('running_mean' in key for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+class Pooled(nn.Module):
+    """A user's own encoder for images: the mean colour of four by four pixels."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.channels, self.strides = (in_channels,), (4,)
+
+    def forward(self, image, valid):
+        return [nn.functional.avg_pool2d(image.nan_to_num(), 4)]
+
+
+@pytest.mark.parametrize('own', [Pooled, Pooled(3)])
+def test_own_encoder(own, batch):
+    model = omnisat_tiny(MODALITIES, encoders={'spot': own, 's2': 'ltae', 's1a': UTAEEncoder(2, (16, 32))})
+    assert isinstance(model.encoders['s2'], LTAEEncoder)
+    assert OmniSatSegmenter(model, 5)(batch).shape == (3, 5, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ('encoders', 'message'),
+    [
+        ({'aerial': 'resnet18'}, r"\['aerial'\].*expected some of \['s2', 's1a', 'spot'\]"),
+        ({'s2': 'resnet18'}, "'resnet18' of the series 's2' is unknown, expected 'utae' or 'ltae'"),
+        ({'spot': 'resnet1888'}, "no backbone 'resnet1888', expected a name from timm"),
+    ],
+)
+def test_unknown_encoder(encoders, message):
+    with pytest.raises(ValueError, match=message):
+        omnisat_tiny(MODALITIES, encoders=encoders)
+
+
+def test_heads_must_fit():
+    with pytest.raises(ValueError, match=r'embed_dim 100 must be a multiple of four times num_heads \(8\)'):
+        OmniSat(MODALITIES, embed_dim=100)
+
+
+@pytest.mark.parametrize('pixels', [12, 16, 22])
+def test_label_has_its_own_pixels(pixels):
+    """Logits come at the label's gsd, whatever the pixels of the modalities."""
+    backbone = omnisat_tiny(MODALITIES)
+    batch = random_batch(size=1, pixels=pixels)
+    for gsd in (2.5, 10.0, 20.0, 80.0):
+        side = round(pixels * 10 / gsd)
+        assert OmniSatSegmenter(backbone, 3, label_gsd=gsd)(batch).shape == (1, 3, side, side)
+
+
+def test_oblong_tile(batch):
+    batch = {key: value[..., :8, :] if key == 'image_s2' else value for key, value in random_batch(1).items()}
+    batch |= {'image_s1a': batch['image_s1a'][..., :8, :], 'image_spot': batch['image_spot'][..., :32, :]}
+    out = (model := OmniSatSegmenter(omnisat_tiny(MODALITIES), 4)).backbone(batch)
+    assert out.grid == (2, 4)
+    assert model.decode(out).shape == (1, 4, 8, 16)
+
+
+def test_patches_that_are_not_whole_pixels():
+    """FLAIR: a patch of 10.24 m is 51.2 aerial pixels; the tile is ten patches all the same."""
+    flair = {
+        'aerial': Modality('aerial', ('R', 'G', 'B'), 0.2, False),
+        's2': Modality('s2', ('B02', 'B03'), 10.24, True),
+    }
+    batch = {
+        'image_aerial': torch.randn(1, 3, 512, 512),
+        'dates_aerial': torch.zeros(1, 1, dtype=torch.int64),
+        'valid_aerial': torch.ones(1, 1, dtype=torch.bool),
+        'image_s2': torch.randn(1, 3, 2, 10, 10),
+        'dates_s2': torch.tensor([[17_800, 17_900, 18_000]]),
+        'valid_s2': torch.ones(1, 3, dtype=torch.bool),
+    }
+    model = OmniSatSegmenter(omnisat_tiny(flair, patch_size=10.24), 13, label_gsd=0.2)
+    out = model.backbone(batch)
+    assert out.grid == (10, 10)
+    assert model.decode(out).shape == (1, 13, 512, 512)
+
+
+def test_tiny_series_survive_every_level():
+    """TreeSatAI's Sentinel tiles are six pixels wide."""
+    assert [
+        x.shape[-1]
+        for x in UTAEEncoder(2, (16, 16, 16, 16))(
+            torch.randn(1, 2, 2, 6, 6), torch.tensor([[17_800, 17_900]]), torch.ones(1, 2, dtype=torch.bool)
+        )
+    ] == [6, 3, 1, 1]
+
+
+def spoil(batch, **changes):
+    return {key: value for key, value in (batch | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'image_aerial': torch.zeros(3, 3, 8, 8)}, r"\['image_aerial'\], but the model was built for"),
+        (
+            {'image_s2': torch.zeros(3, 5, 10, 16, 16)},
+            r'image_s2 has shape \(3, 5, 10, 16, 16\).*expected \(B, T, 4, H, W\)',
+        ),
+        ({'image_s2': torch.zeros(3, 4, 16, 16)}, r'expected \(B, T, 4, H, W\)'),
+        ({'dates_s2': None}, r"lacks \['dates_s2'\]"),
+        ({'image_spot': torch.zeros(3, 3, 32, 32)}, 'must cover the same ground'),
+        ({'image_s2': None, 'image_s1a': None, 'image_spot': None}, r'has no image among.*expected at least one'),
+    ],
+)
+def test_refuses_what_it_was_not_built_for(batch, changes, message):
+    with pytest.raises(ValueError, match=message):
+        omnisat_tiny(MODALITIES)(spoil(batch, **changes))
+
+
+def test_restricting_to_nothing_is_refused(batch):
+    model = omnisat_tiny(MODALITIES)
+    out = model(batch)
+    with pytest.raises(ValueError, match=r"expected some of the modalities \['s1a', 's2', 'spot'\].*got \['aerial'\]"):
+        model.restrict(out, ['aerial'])
+
+
+def test_subset_of_modalities():
+    model = OmniSatSegmenter(omnisat_tiny({'spot': SPOT}), 3)
+    batch = random_batch(2, modalities={'spot': SPOT} | {}, lengths=(1,))
+    assert model(batch).shape == (2, 3, 16, 16)
+    model = OmniSatSegmenter(omnisat_tiny({'s2': S2}), 3)
+    assert model(random_batch(2, modalities={'s2': S2})).shape == (2, 3, 16, 16)
