@@ -111,7 +111,9 @@ class Modality:
         return {'name': self.name, 'bands': list(self.bands), 'gsd': self.gsd, 'temporal': self.temporal}
 
 
-def as_modalities(modalities: Iterable[Modality | Mapping[str, Any]]) -> dict[str, Modality]:
+def as_modalities(
+    modalities: Iterable[Modality | Mapping[str, Any]] | Mapping[str, Modality | Mapping[str, Any]],
+) -> dict[str, Modality]:
     """Modalities by name, from objects or from their plain dictionaries.
 
     Args:

@@ -1,4 +1,8 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""torchgeo_omnisat losses."""
+"""Losses."""
+
+from .segmentation import CrossEntropyDice
+
+__all__ = ['CrossEntropyDice']

@@ -1,0 +1,290 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""OmniSatTask: what every task asks its datamodule, and how it trains and reports."""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchgeo.datasets import RGBBandsMissingError
+from torchgeo.tasks import BaseTask
+
+from .. import models
+from ..batch import available
+from ..modality import Modality, as_modalities
+from .outputs import replacing
+from .weights import load_backbone
+
+
+class OmniSatTask(BaseTask):
+    """A task that learns what it is not told from its datamodule.
+
+    When the trainer builds the model, hyper-parameters that are ``None`` take the value
+    of the datamodule's attribute of the same name, and are saved. A checkpoint therefore
+    rebuilds its model alone. The model always sees images normalised by the *mean* and
+    *std* among its hyper-parameters: a datamodule that measured others is told to use them
+    (:meth:`.MultimodalDataModule.normalize_by`).
+
+    Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
+    ``patch_size``, ``mean``, ``std``, ``freeze_backbone``, ``lr``, ``weight_decay``,
+    ``scheduler``, ``warmup``, ``patience``, and the argument ``weights``.
+    """
+
+    #: Hyper-parameters without which no model can be built.
+    required: ClassVar[tuple[str, ...]] = ('modalities', 'patch_size')
+    #: Hyper-parameters that are taken from the datamodule too, if it has them.
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    weights: str | None
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model, from hyper-parameters that are all known; :meth:`build_backbone` helps."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the hyper-parameters suffice to build the model."""
+        return all(self.hparams[name] is not None for name in self.required)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities of the model, by name."""
+        return as_modalities(self.hparams['modalities'])
+
+    @property
+    def datamodule(self) -> Any:
+        """The trainer's datamodule; None without a trainer or if it has none."""
+        return getattr(self._trainer, 'datamodule', None)
+
+    def configure_models(self) -> None:
+        """Build the model if enough is known, otherwise leave that to the trainer."""
+        given = {name: self.hparams[name] for name in (*self.required, *self.optional, 'mean', 'std')}
+        self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
+        self._said_blind = False
+        self._check_statistics()
+        self.model = self.build() if self.told else None
+
+    def configure_model(self) -> None:
+        """Ask the datamodule and build, unless that is done; Lightning calls this before every run.
+
+        Raises:
+            ValueError: If something is neither told nor known to the datamodule, or the
+                datamodule does not fit the model.
+        """
+        datamodule = self.datamodule
+        if self.model is None:
+            self.save_hyperparameters(self._ask(datamodule))
+            self.configure_models()
+            self.configure_losses()
+            self.configure_metrics()
+        self._meet(datamodule)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, and either a linear warm-up with a cosine by step, or TorchGeo's plateau.
+
+        Returns:
+            Optimizer and scheduler. Biases and norms do not decay.
+
+        Raises:
+            ValueError: If a cosine is wanted but training has no end.
+        """
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {'params': [p for p in trained if p.ndim > 1], 'weight_decay': self.hparams['weight_decay']},
+            {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': 0.0},
+        ]
+        optimizer = AdamW(groups, lr=self.hparams['lr'])
+        if self.hparams['scheduler'] == 'plateau':
+            plateau = ReduceLROnPlateau(
+                optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
+            )
+            return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': plateau, 'monitor': self.monitor}}
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < math.inf:
+            raise ValueError(
+                "scheduler='cosine' needs to know when training ends, "
+                "expected max_epochs or max_steps of the trainer, or scheduler='plateau'"
+            )
+        rate = warmup_cosine(int(total), self.hparams['warmup'])
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'}}
+
+    def build_backbone(self) -> models.OmniSat:
+        """The backbone, with the weights of a checkpoint if there are any, frozen if it is to be.
+
+        Returns:
+            What the builder named *backbone* makes of the modalities.
+
+        Raises:
+            ValueError: If there is no such builder, or the checkpoint fits nothing.
+        """
+        name = self.hparams['backbone']
+        builders = [known for known in models.__all__ if known.startswith('omnisat_')]
+        if name not in builders:
+            raise ValueError(f'backbone is {name!r}, expected one of {builders}')
+        arguments = {'patch_size': self.hparams['patch_size'], **(self.hparams['backbone_args'] or {})}
+        backbone: models.OmniSat = getattr(models, name)(self.modalities, **arguments)
+        if self.weights is not None:
+            load_backbone(backbone, self.weights, self.modalities)
+        if self.hparams['freeze_backbone']:
+            backbone.requires_grad_(False)
+        return backbone
+
+    def train(self, mode: bool = True) -> 'OmniSatTask':
+        """As any module's, but a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.model is not None and self.hparams['freeze_backbone']:
+            self.model.backbone.eval()
+        return self
+
+    def idle(self) -> Tensor | float:
+        """Zero, as a sum over every trained parameter if there are several processes.
+
+        A modality may be absent from the batch of one process and present in another's.
+        Added to the loss, this lets every parameter take part everywhere, as
+        DistributedDataParallel expects, with a gradient of zero where there is none.
+        """
+        if self.trainer.world_size == 1:
+            return 0.0
+        return 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+
+    def say_blind(self, batch: Mapping[str, Tensor]) -> None:
+        """Warn, once a process, of samples without any modality: what they get is a guess."""
+        if self._said_blind:
+            return
+        blind = ~available(batch, self.modalities).any(-1)
+        if blind.any():
+            self._said_blind = True
+            warnings.warn(
+                f'{int(blind.sum())} of {len(blind)} samples of a batch have none of the modalities '
+                f'{list(self.modalities)}: their output depends on nothing that was seen (said once)',
+                stacklevel=2,
+            )
+
+    def show(self, tag: str, draw: Callable[[], Figure]) -> None:
+        """Hand a figure to the loggers that take figures, else write it as PNG. Call this on every process.
+
+        Args:
+            tag: Name of the figure, such as ``'val/0'``. A file is called
+                ``figures/<tag>/<step>.png`` below :attr:`folder`.
+            draw: What draws it, called on the first process alone.
+        """
+        folder = self.folder
+        if not self.trainer.is_global_zero:
+            return
+        try:
+            figure = draw()
+        except RGBBandsMissingError:
+            return
+        experiments = [getattr(logger, 'experiment', None) for logger in self.loggers]
+        takers: list[Any] = [experiment for experiment in experiments if hasattr(experiment, 'add_figure')]
+        for taker in takers:
+            taker.add_figure(tag, figure, global_step=self.global_step)
+        if not takers:
+            with replacing(folder / 'figures' / tag / f'{self.global_step:06d}.png') as path:
+                figure.savefig(path, format='png')
+        plt.close(figure)
+
+    @property
+    def folder(self) -> Path:
+        """Where results go: the first logger's folder or the trainer's. Read this on every process."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def _check_statistics(self) -> None:
+        """Refuse statistics that were told for other modalities or bands."""
+        for kind in ('mean', 'std'):
+            numbers = self.hparams[kind]
+            if self.hparams['modalities'] is None or numbers is None:
+                continue
+            given = {name: len(numbers.get(name, ())) for name in self.modalities}
+            expected = {name: len(modality.bands) for name, modality in self.modalities.items()}
+            if given != expected:
+                raise ValueError(f'{kind} has {given} numbers by modality, expected one a band: {expected}')
+
+    @property
+    def _wanted(self) -> list[str]:
+        """What is still to be asked."""
+        return [name for name in (*self.required, *self.optional) if self.hparams[name] is None]
+
+    def _ask(self, datamodule: Any) -> dict[str, Any]:
+        """What the datamodule says about the hyper-parameters that were not told."""
+        found = {name: getattr(datamodule, name, None) for name in self._wanted}
+        missing = [name for name in self.required if name in found and found[name] is None]
+        if missing:
+            who = 'there is no datamodule' if datamodule is None else f'{type(datamodule).__name__} does not say'
+            raise ValueError(
+                f'{type(self).__name__} was not told {missing} and {who}: expected these arguments, or a datamodule '
+                f'with the attributes {[*self.required, *self.optional, "mean", "std"]}, '
+                'such as those of torchgeo_omnisat.datamodules'
+            )
+        return {name: _plain(name, value) for name, value in found.items()}
+
+    def _meet(self, datamodule: Any) -> None:
+        """Refuse a datamodule that does not fit the model, and settle by what it normalises."""
+        declared = getattr(datamodule, 'modalities', None)
+        if declared is None:
+            return
+        who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.modalities
+        for name, modality in theirs.items():
+            if modality != ours.get(name):
+                known = ours.get(name, f'{list(ours)} alone')
+                raise ValueError(f'{who} has {modality}, but the model was built for {known}')
+        for name in set(self.required) - {'modalities', 'patch_size'}:
+            value = getattr(datamodule, name, None)
+            if value not in (None, self.hparams[name]) and not self.trainer.predicting:
+                raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
+        measured = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in ('mean', 'std')}
+        if self.hparams['mean'] is None or self.hparams['std'] is None:
+            self.save_hyperparameters(measured)
+        own = {
+            kind: self.hparams[kind] and {name: self.hparams[kind].get(name) for name in theirs} for kind in measured
+        }
+        if own != measured:
+            if not hasattr(datamodule, 'normalize_by'):
+                raise ValueError(f'{who} normalises by {measured}, expected {own} or a method normalize_by(mean, std)')
+            datamodule.normalize_by(own['mean'], own['std'])
+
+
+def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
+    """A factor of the learning rate by step: a line up to 1, then half a cosine down to 0.
+
+    Args:
+        total: Number of optimiser steps.
+        warmup: Fraction of them that the line takes.
+
+    Returns:
+        A function of the step, which begins at 0.
+    """
+    rise = max(1, round(total * warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+    return factor
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A hyper-parameter in plain types, so that a checkpoint loads safely."""
+    if value is None:
+        return None
+    if name == 'modalities':
+        return [modality.as_dict() for modality in as_modalities(value).values()]
+    if name in ('mean', 'std'):
+        if not isinstance(value, Mapping):
+            raise ValueError(f'{name} is {value!r}, expected numbers by modality, one a band')
+        return {key: torch.as_tensor(numbers, dtype=torch.float64).tolist() for key, numbers in value.items()}
+    if name == 'labels':
+        return [str(label) for label in value]
+    return {'num_classes': int, 'ignore_index': int, 'patch_size': float, 'label_gsd': float}[name](value)

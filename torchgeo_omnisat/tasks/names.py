@@ -1,0 +1,14 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Names: what the command line calls our tasks, ``torchgeo fit --model omnisat``.
+
+Lightning's command line finds a class by its exact name, in a module whose name does not
+begin with an underscore; an alias does not count.
+"""
+
+from .segmentation import OmniSatSegmentation
+
+
+class omnisat(OmniSatSegmentation):
+    """:class:`.OmniSatSegmentation` under its short name."""
