@@ -4,11 +4,9 @@
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,6 +17,9 @@ from torchgeo.datasets.utils import Sample
 from ..batch import collate
 from ..modality import Modality
 from ..transforms import Denormalize, Normalize
+
+#: What a stage reads.
+_SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
 
 
 class MultimodalDataModule(NonGeoDataModule, ABC):
@@ -57,8 +58,9 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
         """Mean and deviation of the training split, for every band of *dataset*, by modality."""
 
     def prepare_data(self) -> None:
-        """Download and measure, in one process alone."""
-        self.statistics(self.make_dataset('train'))
+        """Download and measure what a stage needs, in one process alone."""
+        stage = self.trainer.state.fn if self.trainer else 'fit'
+        self.statistics(self.make_dataset(_SPLITS[stage or 'fit'][0]))
 
     def setup(self, stage: str) -> None:
         """Make the datasets of a stage and learn the statistics.
@@ -67,29 +69,18 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
             stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``, which predicts
                 the test split.
         """
-        if stage == 'fit':
-            self.train_dataset = self.make_dataset('train')
-        if stage in ('fit', 'validate'):
-            self.val_dataset = self.make_dataset('val')
-        if stage == 'test':
-            self.test_dataset = self.make_dataset('test')
+        made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
+        self.train_dataset = made.get('train', self.train_dataset)
+        self.val_dataset = made.get('val', self.val_dataset)
         if stage == 'predict':
-            self.predict_dataset = self.make_dataset('test')
-        dataset = self._any_dataset()
-        self.modalities = dataset.modalities
-        self.collate_fn = partial(collate, modalities=self.modalities)
-        self.normalize_by(*self.statistics(dataset))
-
-    def normalize_by(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor]) -> None:
-        """Normalise by other statistics than those of the data, such as a checkpoint's.
-
-        Args:
-            mean: Mean of every band by modality.
-            std: Standard deviation, likewise.
-        """
-        self.mean = {name: torch.as_tensor(mean[name], dtype=torch.float32) for name in self.modalities}
-        self.std = {name: torch.as_tensor(std[name], dtype=torch.float32) for name in self.modalities}
+            self.predict_dataset = made['test']
+        else:
+            self.test_dataset = made.get('test', self.test_dataset)
+        dataset: Any = next(iter(made.values()))
+        self.modalities = dict(dataset.modalities)
+        self.mean, self.std = self.statistics(dataset)
         self.aug = Normalize(self.modalities, self.mean, self.std)
+        self.collate_fn = partial(collate, modalities=self.modalities)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show a sample as the task has it, normalised and on any device.
@@ -104,11 +95,8 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
         """
         sample = {key: value.detach().cpu() for key, value in sample.items()}
         raw = Denormalize(self.modalities, self.mean, self.std)(sample)
-        return self._any_dataset().plot(raw, show_titles=show_titles, suptitle=suptitle)
-
-    def _any_dataset(self) -> Any:
-        """A dataset that :meth:`setup` has made."""
-        return self._valid_attribute('val_dataset', 'test_dataset', 'predict_dataset', 'train_dataset')
+        dataset = self._valid_attribute('val_dataset', 'test_dataset', 'predict_dataset', 'train_dataset')
+        return dataset.plot(raw, show_titles=show_titles, suptitle=suptitle)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """TorchGeo's loader, except that a split smaller than a batch still gives one."""

@@ -96,7 +96,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             dataset: Any split, which says where the files are and what bands are in use.
 
         Returns:
-            Mean and standard deviation, float64, by modality.
+            Mean and standard deviation by modality.
 
         Raises:
             ValueError: If a file is not as described, or there is nothing to measure.
@@ -112,7 +112,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             else:
                 folds = self._measure(every[name], dataset.path)
             channels = [bands.index(band) for band in modality.bands]
-            mean[name], std[name] = (torch.stack(values).mean(0)[channels] for values in zip(*folds, strict=True))
+            mean[name], std[name] = torch.stack([torch.stack(fold) for fold in folds]).mean(0)[:, channels].float()
         return mean, std
 
     def _measure(self, modality: Modality, root: Path) -> list[Bands]:

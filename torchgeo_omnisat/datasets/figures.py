@@ -28,11 +28,14 @@ class Composite:
 
     Args:
         title: What to call it.
-        bands: Three names or one.
+        bands: Three names, which may repeat themselves, or one.
+        alike: Whether the bands are of one kind and share one stretch, as those of true
+            colour do; else each has its own.
     """
 
     title: str
     bands: tuple[str, ...]
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def draw(
     classes = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
     rows.append(('', last + [_Panel(key, value) for key, value in classes.items()]))
     columns = max(len(panels) + (not name) for name, panels in rows)
-    size = (2.2 * columns + 0.5, 2.45 * len(rows))
+    size = (2.2 * columns + 0.4, 2.4 * len(rows))
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout='constrained')
     for ax in axes.flat:
         ax.set_axis_off()
@@ -97,7 +100,8 @@ def draw(
             _show(ax, panel, palette, show_titles)
         if show_titles:
             line[0].set_ylabel(name, fontsize=9)
-    _legend(axes[-1, len(rows[-1][1])], classes.values(), palette)
+    used = len(rows[-1][1])
+    _legend(axes[-1, used], classes.values(), palette, crowded=columns - used < 2)
     if suptitle is not None:
         figure.suptitle(suptitle)
     return figure
@@ -114,55 +118,55 @@ class _Panel:
 def _pictures(sample: Sample, modality: Modality, composite: Composite, max_dates: int) -> list[_Panel]:
     """The images of a modality in colours; of a series, valid dates that spread over it."""
     if modality.image_key not in sample or not sample[modality.valid_key].any():
-        return [_Panel(f'{modality.name}: absent', None)]
+        return [_Panel('' if modality.temporal else modality.name, None)]
     channels = [modality.bands.index(band) for band in composite.bands]
     image = sample[modality.image_key].detach().cpu().float()[..., channels, :, :].numpy()
     if not modality.temporal:
-        return [_Panel(f'{modality.name}: {composite.title}', _colours(image[None])[0])]
+        return [_Panel(f'{modality.name}: {composite.title}', _stretch(image[None], composite.alike)[0])]
     valid = np.flatnonzero(sample[modality.valid_key].cpu().numpy())
     if len(valid) > max_dates:
         valid = valid[np.linspace(0, len(valid) - 1, max_dates).round().astype(int)]
-    dates = sample[modality.dates_key].cpu().numpy()[valid].astype('datetime64[D]')
-    return [_Panel(str(date), frame) for date, frame in zip(dates, _colours(image[valid]), strict=True)]
+    days = sample[modality.dates_key].cpu().numpy()[valid].astype('datetime64[D]')
+    frames = _stretch(image[valid], composite.alike)
+    return [_Panel(str(day), frame) for day, frame in zip(days, frames, strict=True)]
 
 
-def _colours(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``(T, C, H, W)`` in any unit to ``(T, H, W, 3)`` in 0 to 1, one stretch for all dates.
+def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
+    """``(T, C, H, W)`` in any unit to colours ``(T, H, W, 3)`` from 0 to 1, alike on all dates.
 
-    The limits of a band are medians of the dates' quantiles: a few cloudy dates do not
-    darken the others.
+    The darkest and brightest 2 % of each date are measured. The lower quartile of these
+    over the dates is the stretch: clouds come out white and leave the other dates bright.
     """
-    missing = ~np.isfinite(frames).all(1)
-    low, high = (
-        np.nanmedian(np.nanquantile(frames, q, axis=(2, 3), keepdims=True), axis=0, keepdims=True) for q in (0.02, 0.98)
-    )
-    scaled = ((frames - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
-    picture = np.moveaxis(np.broadcast_to(scaled, (len(frames), 3, *frames.shape[2:])), 1, -1).copy()
-    picture[missing] = MISSING
-    return picture
+    axes = (1, 2, 3) if alike else (2, 3)
+    ends = np.nanquantile(frames, (0.02, 0.98), axis=axes, keepdims=True)
+    low, high = np.nanquantile(ends, 0.25, axis=1, keepdims=True)
+    scaled = ((frames - low) / np.maximum(high - low, 1e-6)).clip(0, 1) ** (0.75 if alike else 1)
+    colours = np.moveaxis(np.broadcast_to(scaled, (len(frames), 3, *frames.shape[2:])), 1, -1).copy()
+    colours[~np.isfinite(frames).all(1)] = MISSING
+    return colours
 
 
 def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
     """Draw one panel; grey where there is nothing."""
     ax.set_axis_on()
-    ax.set(xticks=[], yticks=[])
+    ax.set(xticks=[], yticks=[], facecolor=MISSING, box_aspect=1)
+    ax.spines[:].set(color='0.7', linewidth=0.5)
     if panel.image is None:
-        ax.set(facecolor=MISSING, aspect='equal', box_aspect=1)
+        ax.text(0.5, 0.5, 'absent', ha='center', va='center', color='0.4')
     elif panel.image.ndim == 2:
         cmap = ListedColormap(palette.colors)
         ax.imshow(panel.image, cmap=cmap, vmin=-0.5, vmax=len(palette.colors) - 0.5, interpolation='none')
     else:
-        ax.imshow(panel.image, interpolation='none')
+        ax.imshow(panel.image)
     if show_title:
-        ax.set_title(panel.title, fontsize=9)
+        ax.set_title(panel.title, fontsize=9, pad=3)
 
 
-def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette) -> None:
-    """Names of the classes that occur."""
+def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, crowded: bool) -> None:
+    """Names of the classes that occur, in an empty place and to its right."""
     present = sorted({int(value) for values in classes for value in np.unique(values)})
-    handles = [
-        Patch(facecolor=palette.colors[k], edgecolor='0.4', linewidth=0.5, label=f'{k}  {palette.labels[k]}')
-        for k in present
-    ]
+    handles = [Patch(fc=palette.colors[k], ec='0.5', lw=0.5, label=f'{k}  {palette.labels[k]}') for k in present]
     if handles:
-        ax.legend(handles=handles, loc='center left', frameon=False, fontsize=7.5, ncols=1 + (len(handles) > 10))
+        style = {'fontsize': 6.5, 'labelspacing': 0.2} if crowded else {'fontsize': 8, 'ncols': 1 + (len(handles) > 10)}
+        legend = ax.legend(handles=handles, loc='center left', bbox_to_anchor=(0, 0.5), frameon=False, **style)
+        legend.set_in_layout(False)

@@ -6,6 +6,7 @@
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,12 @@ def extract_directory(archive: Path, directory: str) -> None:
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f'.{directory}-') as temporary:
         try:
             extract_archive(archive, temporary)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error
         if not (Path(temporary) / directory).is_dir():
             raise RuntimeError(f'Dataset found, but corrupted. {archive} holds no directory {directory!r}')
-        os.replace(Path(temporary) / directory, archive.parent / directory)
+        try:
+            os.replace(Path(temporary) / directory, archive.parent / directory)
+        except OSError as error:
+            place = archive.parent / directory
+            raise RuntimeError(f'{place} is in the way of {archive}, expected to unpack it there: {error}') from error

@@ -99,28 +99,29 @@ class PASTISMultimodal(NonGeoDataset):
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or the index is not as described.
         """
-        self.root = root
-        self.download = download
-        self.checksum = checksum
-        self.transforms = transforms
         if missing not in ('error', 'allow'):
             raise ValueError(f"missing is {missing!r}, expected 'error' or 'allow'")
         if max_dates is not None and max_dates < 1:
             raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
-        self.missing = missing
-        self.max_dates = max_dates
+        self.root = root
         self.folds = _folds(folds)
-        self.span = None if date_range is None else _span(date_range)
+        self.max_dates = max_dates
+        self.date_range = date_range
+        self.missing = missing
+        self.transforms = transforms
+        self.download = download
+        self.checksum = checksum
+        self._span = None if date_range is None else _span(date_range)
         self.path = self._verify()
         patches, self.crs = read_index(self.path / self.index)
         self.patches = [patch for patch in patches if patch.fold in self.folds]
         if not self.patches:
             held = sorted({patch.fold for patch in patches})
-            raise ValueError(f'folds {self.folds} have no patch in {self.path / self.index}, which has folds {held}')
+            raise ValueError(f'folds is {self.folds}, of which {self.path / self.index} has no patch; it has {held}')
         self._sources = self._choose(patches, modalities)
         self.modalities = _select(self._sources, bands)
-        if missing == 'error':
-            self._require_files()
+        self._check_files()
+        self._check_dates()
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -142,17 +143,12 @@ class PASTISMultimodal(NonGeoDataset):
         patch = self.patches[index]
         mask = self._read_mask(patch)
         sample: Sample = {}
-        for name, source in self._sources.items():
-            if self.missing == 'error' or self._file(source.path, patch).exists():
-                read = self._read_image if source.dates is None else self._read_series
-                sample |= read(patch, source, self.modalities[name], tuple(mask.shape))
-        crops = torch.arange(1, self.ignore_index)
-        sample['label'] = torch.isin(crops, mask).float()
-        sample['bounds'] = self._bounds(patch, sample)
+        for name in self.modalities:
+            sample |= self._read(patch, name, tuple(mask.shape))
         sample['mask'] = mask
-        if self.transforms is not None:
-            sample = self.transforms(sample)
-        return sample
+        sample['label'] = torch.isin(torch.arange(1, self.ignore_index), mask).float()
+        sample['bounds'] = self._bounds(patch, sample)
+        return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality, some of its dates, the mask and, if there, the prediction.
@@ -179,57 +175,47 @@ class PASTISMultimodal(NonGeoDataset):
     def _read_mask(self, patch: Patch) -> Tensor:
         """Classes (H, W), the first channel of the annotation."""
         path = self._file(self.target, patch)
-        expected = 'integers (3, H, W), the first channel of classes 0 to 19'
+        expected = f'integers (3, H, W), of which the first channel is classes 0 to {len(self.classes) - 1}'
         array = open_array(path, expected)
-        if array.ndim != 3 or len(array) != 3 or array.dtype.kind == 'f':
-            unknown = f' with {np.isnan(array).sum()} NaN' if array.dtype.kind == 'f' else ''
-            raise ValueError(f'{path} holds {array.dtype} {array.shape}{unknown}, expected {expected}')
+        if array.ndim != 3 or len(array) != 3 or array.size == 0 or array.dtype.kind == 'f':
+            count = int(np.isnan(array).sum())
+            raise ValueError(f'{path} holds {array.dtype} {array.shape} with {count} NaN, expected {expected}')
         mask = np.array(array[0], dtype=np.int64)
         if mask.min() < 0 or mask.max() >= len(self.classes):
             raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, expected {expected}')
         return torch.from_numpy(mask)
 
-    def _read_series(self, patch: Patch, source: Source, modality: Modality, size: tuple[int, ...]) -> Sample:
-        """The chosen dates of a series; no other bytes of the file are read."""
-        path = self._file(source.path, patch)
-        days = self._days(patch, source)
-        bands = source.modality.bands
-        expected = f'{source.dtype} ({len(days)} dates, {len(bands)} bands, {size[0]}, {size[1]})'
-        array = open_array(path, expected)
-        if array.shape != (len(days), len(bands), *size):
-            raise ValueError(f'{path} has shape {array.shape}, expected {expected}, as its dates and labels have')
-        frames = choose_dates(days, self.span, self.max_dates)
-        if len(frames) == 0:
+    def _read(self, patch: Patch, name: str, size: tuple[int, ...]) -> Sample:
+        """The three tensors of a modality; of a series, nothing but the chosen dates is read."""
+        source, modality = self._sources[name], self.modalities[name]
+        path, bands = self._file(source.path, patch), source.modality.bands
+        if self.missing == 'allow' and not path.exists():
             return {}
-        image = measured(array[frames], source, path)
-        image, days = merge_days(image, days[frames], source.merge)
-        image = image[:, [bands.index(band) for band in modality.bands]]
-        return {
-            modality.image_key: torch.from_numpy(np.ascontiguousarray(image)),
-            modality.dates_key: torch.from_numpy(days),
-            modality.valid_key: torch.from_numpy(np.isfinite(image).any((1, 2, 3))),
-        }
-
-    def _read_image(self, patch: Patch, source: Source, modality: Modality, size: tuple[int, ...]) -> Sample:
-        """A single image; it has no date."""
-        path = self._file(source.path, patch)
-        bands = source.modality.bands
-        height, width = (round(side * self.label_gsd / modality.gsd) for side in size)
-        expected = (
-            f'{source.dtype} ({len(bands)} bands, {height}, {width}), the ground of its labels at {modality.gsd} m'
-        )
-        array = read_raster(path, expected)
-        if array.shape != (len(bands), height, width):
+        days = self._days(patch, source)
+        ground = tuple(round(side * self.label_gsd / modality.gsd) for side in size)
+        shape = (len(days), len(bands), *ground) if modality.temporal else (len(bands), *ground)
+        expected = f'{source.dtype} {shape}: ' + (f'{len(days)} dates in {self.index}, ' if modality.temporal else '')
+        expected += f'{len(bands)} bands, and {modality.gsd} m pixels on the ground of its labels'
+        array = open_array(path, expected) if modality.temporal else read_raster(path, expected)
+        if array.shape != shape:
             raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
-        image = measured(array, source, path)[[bands.index(band) for band in modality.bands]]
-        return {
-            modality.image_key: torch.from_numpy(image),
-            modality.dates_key: torch.zeros(1, dtype=torch.int64),
-            modality.valid_key: torch.tensor([bool(np.isfinite(image).any())]),
-        }
+        if modality.temporal:
+            frames = choose_dates(days, self._span, self.max_dates)
+            if len(frames) == 0:
+                return {}
+            image, days = merge_days(measured(array[frames], source, path), days[frames], source.merge)
+        else:
+            image = measured(array, source, path)
+        if modality.bands != bands:
+            channels = [bands.index(band) for band in modality.bands]
+            image = np.ascontiguousarray(image[..., channels, :, :])
+        valid = np.isfinite(image).reshape(len(days), -1).any(1)
+        return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
 
     def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
-        """Days of a series in the order of its frames."""
+        """The day of each frame; 0 for a single image, which has no date."""
+        if source.dates is None:
+            return np.zeros(1, dtype=np.int64)
         where = f'{source.dates!r} of patch {patch.id} in {self.path / self.index}'
         value = patch.properties.get(source.dates)
         if value is None:
@@ -247,42 +233,45 @@ class PASTISMultimodal(NonGeoDataset):
         return torch.tensor((*space, tmin, tmax, 1), dtype=torch.float64)
 
     def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, Source]:
-        """Sources of the modalities that are asked for; one without a file is not held."""
-        known = [source.modality.name for source in self.sources]
-        held = {}
-        for source in self.sources:
-            files = self._listing(source)
-            if any(Path(source.path.format(patch.id)).name in files for patch in patches):
-                held[source.modality.name] = source
+        """Sources of the modalities that are asked for; one without a single file is not held."""
+        sources = {source.modality.name: source for source in self.sources}
+        held = [name for name, source in sources.items() if len(self._lost(source, patches)) < len(patches)]
         if not held:
-            first = [self._file(source.path, patches[0]) for source in self.sources]
-            raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first[0]}')
-        if names is None:
-            return held
-        if isinstance(names, str) or not names:
-            raise ValueError(f'modalities is {names!r}, expected names among {known}, such as {tuple(held)}')
+            first = self._file(self.sources[0].path, patches[0])
+            raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first}')
+        if names is not None and (isinstance(names, str) or not names):
+            raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
+        names = held if names is None else names
         for name in names:
-            if name not in known:
-                raise ValueError(f'modalities names {name!r}, expected some of {known}')
             if name not in held:
-                raise ValueError(f'modalities names {name!r}, of which {self.path} has no file; it has {list(held)}')
-        return {name: held[name] for name in names}
+                why = f'of which {self.path} has no file' if name in sources else f'which is none of {list(sources)}'
+                raise ValueError(f'modalities names {name!r}, {why}; expected some of {held}')
+        return {name: sources[name] for name in names}
 
-    def _listing(self, source: Source) -> frozenset[str]:
-        """Names of the files in the directory of a source."""
+    def _lost(self, source: Source, patches: Sequence[Patch]) -> list[Patch]:
+        """Patches of which a source has no file."""
         directory = (self.path / source.path).parent
-        return frozenset(p.name for p in directory.iterdir()) if directory.is_dir() else frozenset()
+        files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+        return [patch for patch in patches if self._file(source.path, patch).name not in files]
 
-    def _require_files(self) -> None:
-        """Every file that the index names is there."""
-        for name, source in self._sources.items():
-            files = self._listing(source)
-            lost = [p for p in self.patches if Path(source.path.format(p.id)).name not in files]
-            if lost:
+    def _check_files(self) -> None:
+        """Refuse a root that lacks files, unless that is allowed."""
+        for source in self._sources.values() if self.missing == 'error' else ():
+            if lost := self._lost(source, self.patches):
                 raise FileNotFoundError(
-                    f'{self._file(source.path, lost[0])} is missing, and {len(lost) - 1} more of {name!r}; expected one '
-                    f"for each patch of {self.path / self.index} (missing='allow' reads the others)"
+                    f'{self._file(source.path, lost[0])} does not exist, expected a file for each of the '
+                    f'{len(self.patches)} patches, of which {len(lost)} have none '
+                    "(missing='allow' takes them for never acquired)"
                 )
+
+    def _check_dates(self) -> None:
+        """Refuse a range of dates in which nothing was acquired."""
+        series = [source for source in self._sources.values() if source.dates is not None]
+        if self._span is None or not series:
+            return
+        known = [(p, s) for p in self.patches for s in series if p.properties.get(s.dates or '') is not None]
+        if not any(len(choose_dates(self._days(patch, source), self._span)) for patch, source in known):
+            raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')
 
     def _verify(self) -> Path:
         """The directory with the index, unpacked or downloaded first if need be."""
@@ -296,7 +285,9 @@ class PASTISMultimodal(NonGeoDataset):
             elif self.download:
                 download_url(self.url, root, self.filename, self.md5 if self.checksum else None)
             else:
-                raise DatasetNotFoundError(self)
+                error = DatasetNotFoundError(self)
+                error.args = (f'{error} Expected {self.index} there or in a directory PASTIS-HD or PASTIS-R of it.',)
+                raise error
             extract_directory(archive, self.directory)
             found = self._find(root)
         if found is None:

@@ -12,8 +12,7 @@ import fiona
 import numpy as np
 from fiona.errors import FionaError
 from numpy.typing import NDArray
-from pyproj import CRS
-from shapely.geometry import shape
+from rasterio.crs import CRS
 
 from ..modality import Modality
 from .figures import Composite
@@ -70,7 +69,7 @@ class Patch:
 
 
 _S1_BANDS = ('VV', 'VH', 'VV-VH')
-_S1_COMPOSITES = (Composite('VV, VH, VV-VH', _S1_BANDS), Composite('VV', ('VV',)), Composite('VH', ('VH',)))
+_S1_COMPOSITES = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *(Composite(band, (band,)) for band in _S1_BANDS))
 
 #: Every source, in the order of the modalities.
 SOURCES: tuple[Source, ...] = (
@@ -81,7 +80,7 @@ SOURCES: tuple[Source, ...] = (
         'dates-S2',
         nodata=-10000,
         composites=(
-            Composite('true colour', ('B04', 'B03', 'B02')),
+            Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
             Composite('colour infrared', ('B08', 'B04', 'B03')),
         ),
     ),
@@ -100,7 +99,7 @@ SOURCES: tuple[Source, ...] = (
         Modality('spot', ('R', 'G', 'B'), 1.0, False),
         'DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{}.tif',
         'uint8',
-        composites=(Composite('true colour', ('R', 'G', 'B')),),
+        composites=(Composite('true colour', ('R', 'G', 'B'), alike=True),),
     ),
 )
 
@@ -149,14 +148,14 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
     expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
     try:
         with fiona.open(path) as features:
-            crs = CRS.from_user_input(features.crs_wkt)
+            crs = CRS.from_wkt(features.crs_wkt)
             found = [(feature.geometry, dict(feature.properties)) for feature in features]
     except (FionaError, OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
     patches = []
     for number, (geometry, properties) in enumerate(found):
         try:
-            patch = Patch(int(properties['ID_PATCH']), int(properties['Fold']), shape(geometry).bounds, properties)
+            patch = Patch(int(properties['ID_PATCH']), int(properties['Fold']), fiona.bounds(geometry), properties)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f'feature {number} of {path} has {sorted(properties)}, {expected}') from error
         patches.append(patch)

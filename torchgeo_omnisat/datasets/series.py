@@ -113,7 +113,7 @@ def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     A mean of dB would be one of logarithms, which speckle pulls down. The third band is
     a ratio of powers: it follows from the other two and is taken from their means.
     """
-    polarisations = 10 * np.log10(finite_mean(10 ** (frames[:, :2] / 10)))
+    polarisations = 10 * np.log10(finite_mean(np.power(10, frames[:, :2] / 10, dtype=np.float32)))
     return np.concatenate([polarisations, polarisations[:1] - polarisations[1:]])
 
 
