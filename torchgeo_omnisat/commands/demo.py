@@ -1,0 +1,145 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Demo: made-up landscapes to a trained model, its scores and pictures, through TorchGeo's command line."""
+
+import argparse
+import csv
+import logging
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torchgeo.main
+
+from .. import plugin
+from ..datamodules import SyntheticLandscapesDataModule
+from ..modality import subset_name
+from ..tasks import OmniSatSegmentation
+from .baseline import score_pixels
+
+#: The model and how long it trains: together minutes on two cores.
+BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 30
+#: Held-out tiles of which a picture is drawn.
+PICTURES = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, test, compare, draw, and say where everything is.
+
+    Args:
+        argv: The words of the command line.
+
+    Returns:
+        The exit status, 0 for success.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat demo',
+        description='Train on synthetic landscapes and score every subset of the sensors on held-out ones.',
+    )
+    parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for all results (default: demo)')
+    parser.add_argument('--backbone', default=BACKBONE, help=f'builder of the model (default: {BACKBONE})')
+    parser.add_argument('--tiles', type=int, default=TILES, help=f'landscapes to make up (default: {TILES})')
+    parser.add_argument('--epochs', type=int, default=EPOCHS, help=f'passes over them (default: {EPOCHS})')
+    args = parser.parse_args(argv)
+    data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
+    checkpoint, table = args.output / 'omnisat.ckpt', args.output / 'subsets.csv'
+
+    fit_and_test(args.output, data, checkpoint, args.backbone, args.epochs)
+    datamodule = SyntheticLandscapesDataModule(**data)
+    datamodule.setup('test')
+    pictures = draw_pictures(datamodule, checkpoint, args.output / 'pictures')
+    print('A random forest that sees one pixel at a time, on the same landscapes ...', flush=True)
+    forest = {subset_name(names): score_forest(data, names) for names in (datamodule.modalities, ('s2',))}
+    print(report(table, forest))
+    print('\n'.join(map(str, ['Left behind:', checkpoint, table, table.with_suffix('.png'), *pictures])))
+    return 0
+
+
+def fit_and_test(output: Path, data: Mapping[str, object], checkpoint: Path, backbone: str, epochs: int) -> None:
+    """Run ``torchgeo fit`` and ``torchgeo test``, and show the commands.
+
+    Args:
+        output: Folder for the results.
+        data: Arguments of the datamodule.
+        checkpoint: File for the trained model.
+        backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
+        epochs: Passes over the training data.
+    """
+    shared = {'model': 'omnisat', 'data': 'SyntheticLandscapesDataModule'}
+    shared |= {f'data.{name}': value for name, value in data.items()}
+    shared |= {'trainer.default_root_dir': output, 'trainer.logger': 'false', 'trainer.devices': 1}
+    fit = {
+        'model.backbone': backbone,
+        'trainer.max_epochs': epochs,
+        'trainer.check_val_every_n_epoch': max(1, epochs // 2),
+        'trainer.enable_model_summary': 'false',
+        'trainer.callbacks': 'ModelCheckpoint',
+        'trainer.callbacks.dirpath': checkpoint.parent,
+        'trainer.callbacks.filename': checkpoint.stem,
+        'trainer.callbacks.enable_version_counter': 'false',
+    }
+    plugin.load()
+    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
+    warnings.filterwarnings('ignore', module='lightning')
+    test = {'ckpt_path': checkpoint, 'verbose': 'false'}
+    for command, options in {'fit': shared | fit, 'test': shared | test}.items():
+        words = [command, *(word for name, value in options.items() for word in (f'--{name}', str(value)))]
+        print('$ torchgeo', shlex.join(words), flush=True)
+        torchgeo.main.main(words)
+
+
+def score_forest(data: Mapping[str, object], names: Sequence[str]) -> float:
+    """Mean IoU of the per-pixel baseline on the test tiles.
+
+    Args:
+        data: Arguments of the datamodule.
+        names: The modalities that it sees.
+    """
+    datamodule = SyntheticLandscapesDataModule(**data, modalities=tuple(names))
+    return score_pixels(datamodule.make_dataset('train'), datamodule.make_dataset('test'))
+
+
+@torch.inference_mode()
+def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, folder: Path) -> list[Path]:
+    """Draw inputs, mask and prediction of some test tiles.
+
+    Args:
+        datamodule: The data, set up for testing.
+        checkpoint: The trained model.
+        folder: Where the pictures go.
+
+    Returns:
+        The pictures, PNG.
+    """
+    task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu', weights_only=True).eval()
+    tiles = [datamodule.test_dataset[index] for index in range(min(PICTURES, len(datamodule.test_dataset)))]
+    batch = datamodule.aug(datamodule.collate_fn(tiles))
+    batch['prediction'] = task.classes(task(batch))
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [folder / f'held_out_{index}.png' for index in range(len(tiles))]
+    for index, path in enumerate(pictures):
+        sample = {key: value[index] for key, value in batch.items()}
+        figure = datamodule.plot(sample, suptitle='A synthetic landscape that was held out from training')
+        figure.savefig(path)
+        plt.close(figure)
+    return pictures
+
+
+def report(table: Path, forest: Mapping[str, float]) -> str:
+    """The scores of every subset, with those of the baseline beside them.
+
+    Args:
+        table: What ``torchgeo test`` wrote.
+        forest: Mean IoU of the baseline for some of the subsets.
+    """
+    with table.open(newline='') as file:
+        scores = {row['subset']: float(row['mean_iou']) for row in csv.DictReader(file)}
+    lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"one pixel at a time":>22}']
+    for subset, score in scores.items():
+        pixel = f'{forest[subset]:>22.3f}' if subset in forest else ''
+        lines.append(f'{subset:<22}{score:>8.3f}{pixel}')
+    return '\n'.join([*lines, ''])
