@@ -23,7 +23,7 @@ from typing import Any
 def install() -> None:
     """Watch TorchGeo's modules from now on. Never raises, as ``import torch`` would fail with it."""
     if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Watcher())
 
 
 class _Watcher:
@@ -43,14 +43,15 @@ class _Watcher:
 
     def _watch(self, loader: Any) -> None:
         """Call :meth:`_executed` after the loader has executed a module."""
-        execute = getattr(loader, 'exec_module', None)
+        if not hasattr(loader, 'exec_module') or not hasattr(loader, '__dict__'):
+            return
+        execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
             self._executed(module.__name__)
 
-        if execute is not None and hasattr(loader, '__dict__'):
-            loader.exec_module = exec_module
+        loader.exec_module = exec_module
 
     def _executed(self, name: str) -> None:
         """Fill the registry as soon as it exists, and the command line while it is being imported."""
@@ -65,10 +66,10 @@ class _Watcher:
                 from .plugin import load
 
                 load()
-                sys.meta_path.remove(self)  # type: ignore[arg-type]
+                sys.meta_path.remove(self)
         except Exception as error:
             if self in sys.meta_path:
-                sys.meta_path.remove(self)  # type: ignore[arg-type]
+                sys.meta_path.remove(self)
             warnings.warn(
                 'torchgeo_omnisat could not be loaded, so TorchGeo works but does not know its names: '
                 f'{type(error).__name__}: {error}',

@@ -57,7 +57,7 @@ def load() -> None:
     from torchgeo import main  # not above: it may be what imports this module, and only half there yet
 
     register_models()
-    if main.LightningCLI is LightningCLI:
+    if getattr(main, 'LightningCLI', None) is LightningCLI:
         main.LightningCLI = OmniSatCLI  # type: ignore[misc]
 
 
@@ -74,7 +74,7 @@ def _is_ours(model: str | None) -> bool:
     return model is not None and (model in names or model.startswith(package))
 
 
-def _descendants(parent: type) -> Iterator[type]:
+def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
     """All subclasses, and theirs."""
     for child in parent.__subclasses__():
         yield child

@@ -10,6 +10,7 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -53,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     datamodule.setup('test')
     pictures = draw_pictures(datamodule, checkpoint, args.output / 'pictures')
     print('A random forest that sees one pixel at a time, on the same landscapes ...', flush=True)
-    forest = {subset_name(names): score_forest(data, names) for names in (datamodule.modalities, ('s2',))}
+    forest = {subset_name(names): score_forest(data, names) for names in (list(datamodule.modalities), ['s2'])}
     print(report(table, forest))
     print('\n'.join(map(str, ['Left behind:', checkpoint, table, table.with_suffix('.png'), *pictures])))
     return 0
 
 
-def fit_and_test(output: Path, data: Mapping[str, object], checkpoint: Path, backbone: str, epochs: int) -> None:
+def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbone: str, epochs: int) -> None:
     """Run ``torchgeo fit`` and ``torchgeo test``, and show the commands.
 
     Args:
@@ -69,7 +70,7 @@ def fit_and_test(output: Path, data: Mapping[str, object], checkpoint: Path, bac
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
         epochs: Passes over the training data.
     """
-    shared = {'model': 'omnisat', 'data': 'SyntheticLandscapesDataModule'}
+    shared: dict[str, Any] = {'model': 'omnisat', 'data': 'SyntheticLandscapesDataModule'}
     shared |= {f'data.{name}': value for name, value in data.items()}
     shared |= {'trainer.default_root_dir': output, 'trainer.logger': 'false', 'trainer.devices': 1}
     fit = {
@@ -92,7 +93,7 @@ def fit_and_test(output: Path, data: Mapping[str, object], checkpoint: Path, bac
         torchgeo.main.main(words)
 
 
-def score_forest(data: Mapping[str, object], names: Sequence[str]) -> float:
+def score_forest(data: Mapping[str, Any], names: Sequence[str]) -> float:
     """Mean IoU of the per-pixel baseline on the test tiles.
 
     Args:
@@ -116,7 +117,8 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
         The pictures, PNG.
     """
     task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu', weights_only=True).eval()
-    tiles = [datamodule.test_dataset[index] for index in range(min(PICTURES, len(datamodule.test_dataset)))]
+    dataset = datamodule.make_dataset('test')
+    tiles = [dataset[index] for index in range(min(PICTURES, len(dataset)))]
     batch = datamodule.aug(datamodule.collate_fn(tiles))
     batch['prediction'] = task.classes(task(batch))
     folder.mkdir(parents=True, exist_ok=True)
