@@ -14,6 +14,8 @@ from timm.models import is_model_in_modules
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from .packing import put, rows, take
+
 
 class ImageEncoder(nn.Module):
     """A timm backbone whose output for an image does not depend on its batch.
@@ -58,13 +60,10 @@ class ImageEncoder(nn.Module):
         Returns:
             Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
         """
-        everything = torch.compiler.is_compiling() or bool(valid.all())
-        packed = image if everything else image[valid]
+        index = rows(valid)
+        packed = take(image, index)
         packed = packed.masked_fill(packed.isnan(), 0).contiguous(memory_format=torch.channels_last)
-        maps = self.backbone(packed)
-        if everything:
-            return list(maps)
-        return [x.new_zeros(len(valid), *x.shape[1:]).masked_scatter(valid.view(-1, 1, 1, 1), x) for x in maps]
+        return [put(x, index, len(valid)) for x in self.backbone(packed)]
 
 
 def with_group_norm(module: nn.Module) -> nn.Module:

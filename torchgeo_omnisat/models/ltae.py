@@ -10,8 +10,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .packing import put, rows, take
 from .temporal import TemporalAttention
-from .utae import DownBlock, put, rows, take
+from .utae import DownBlock
 
 
 class LTAEEncoder(nn.Module):

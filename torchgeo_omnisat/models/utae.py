@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .packing import add_up, put, rows, take
 from .temporal import TemporalAttention
 
 
@@ -121,7 +122,7 @@ class UTAEEncoder(nn.Module):
             pyramid.append(block(pyramid[-1]))
         coarse, weights = self._collapse_coarsest(pyramid[-1], seen, dates, index)
         packed_weights = take(weights.flatten(0, 1), index)
-        maps = [collapse(level, packed_weights, seen, index, valid) for level in pyramid[:-1]]
+        maps = [collapse(level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
         return [*maps, coarse], weights
 
     def _collapse_coarsest(
@@ -144,53 +145,31 @@ class UTAEEncoder(nn.Module):
         )
 
 
-def rows(valid: Bool[Tensor, 'b t']) -> Int[Tensor, ' s'] | None:
-    """Which of the B T images to compute; ``None`` for all of them, without a copy.
-
-    A compiled graph has fixed shapes: it computes all, and masks what is not valid.
-    """
-    if torch.compiler.is_compiling() or bool(valid.all()):
-        return None
-    return valid.flatten().nonzero().squeeze(1)
-
-
-def take(x: Tensor, index: Tensor | None) -> Tensor:
-    """The rows of *x* that *index* names."""
-    return x if index is None else x[index]
-
-
-def put(x: Tensor, index: Tensor | None, length: int) -> Tensor:
-    """The inverse of :func:`take`: rows back in their places, zeros elsewhere."""
-    return x if index is None else x.new_zeros(length, *x.shape[1:]).index_copy(0, index, x)
-
-
 def collapse(
     level: Float[Tensor, 's c h w'],
     weights: Float[Tensor, 's g i j'],
     seen: Bool[Tensor, 's 1 k l'],
-    index: Tensor | None,
-    valid: Bool[Tensor, 'b t'],
+    index: Int[Tensor, ' s'] | None,
+    shape: torch.Size,
 ) -> Float[Tensor, 'b c h w']:
     """Add up the dates of a finer level with the weights of the coarsest one.
 
     Head g weighs the g-th group of channels. Where a pixel was not measured at a date that
     its coarse neighbourhood was, the weight goes to the pixel's other dates.
+
+    Args:
+        level: Features of S images.
+        weights: Weights of the G heads at the coarsest level.
+        seen: Which pixels of the images were measured.
+        index: Places of the S images among B times T.
+        shape: B and T.
     """
     size = level.shape[-2:]
     weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
+    weights = rearrange(weights, 's g h w -> s h w g 1')
     if torch.compiler.is_compiling() or not bool(seen.all()):
-        weights = weights * F.adaptive_max_pool2d(seen.to(weights.dtype), size)
-        total = add_dates(weights, index, valid)
-        total = total if index is None else total[index // valid.shape[1]]
-        total = total.repeat_interleave(valid.shape[1], 0) if index is None else total
-        weights = weights / total.clamp(min=1e-3)
-    grouped = level.unflatten(1, (weights.shape[1], -1)) * weights.unsqueeze(2)
-    return add_dates(grouped, index, valid).flatten(1, 2)
-
-
-def add_dates(x: Tensor, index: Tensor | None, valid: Bool[Tensor, 'b t']) -> Tensor:
-    """Sum the packed images of each sample: ``(S, ...)`` to ``(B, ...)``."""
-    if index is None:
-        return x.unflatten(0, valid.shape).sum(1)
-    sample = index // valid.shape[1]
-    return x.new_zeros(len(valid), *x.shape[1:]).index_add(0, sample, x)
+        weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(level.dtype), size), 's 1 h w -> s h w 1 1')
+        total = add_up(weights, index, shape).clamp(min=1e-3)
+        weights = weights / take(total.repeat_interleave(shape[1], 0), index)
+    grouped = rearrange(level, 's (g c) h w -> s h w g c', g=weights.shape[3])
+    return rearrange(add_up(grouped * weights, index, shape), 'b h w g c -> b (g c) h w')
