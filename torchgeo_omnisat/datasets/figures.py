@@ -3,6 +3,7 @@
 
 """Figures: every modality of a sample, its dates, its labels and a prediction."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,8 +90,9 @@ def draw(
     if not rows and not last:
         raise RGBBandsMissingError
     classes = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
-    rows.append(('', last + [_Panel(key, value) for key, value in classes.items()]))
-    columns = max(len(panels) + (not name) for name, panels in rows)
+    last += [_Panel(key, value) for key, value in classes.items()]
+    rows += [('', last)] if last else []
+    columns = max([len(panels) for _, panels in rows] + [len(last) + bool(classes)])
     size = (2.2 * columns + 0.4, 2.4 * len(rows))
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout='constrained')
     for ax in axes.flat:
@@ -100,8 +102,8 @@ def draw(
             _show(ax, panel, palette, show_titles)
         if show_titles:
             line[0].set_ylabel(name, fontsize=9)
-    used = len(rows[-1][1])
-    _legend(axes[-1, used], classes.values(), palette, crowded=columns - used < 2)
+    if classes:
+        _legend(axes[-1, len(last)], classes.values(), palette, crowded=columns - len(last) < 2)
     if suptitle is not None:
         figure.suptitle(suptitle)
     return figure
@@ -137,9 +139,10 @@ def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
     The darkest and brightest 2 % of each date are measured. The lower quartile of these
     over the dates is the stretch: clouds come out white and leave the other dates bright.
     """
-    axes = (1, 2, 3) if alike else (2, 3)
-    ends = np.nanquantile(frames, (0.02, 0.98), axis=axes, keepdims=True)
-    low, high = np.nanquantile(ends, 0.25, axis=1, keepdims=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'All-NaN', RuntimeWarning)
+        ends = np.nanquantile(frames, (0.02, 0.98), axis=(1, 2, 3) if alike else (2, 3), keepdims=True)
+        low, high = np.nanquantile(ends, 0.25, axis=1, keepdims=True)
     scaled = ((frames - low) / np.maximum(high - low, 1e-6)).clip(0, 1) ** (0.75 if alike else 1)
     colours = np.moveaxis(np.broadcast_to(scaled, (len(frames), 3, *frames.shape[2:])), 1, -1).copy()
     colours[~np.isfinite(frames).all(1)] = MISSING
@@ -166,7 +169,6 @@ def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, cr
     """Names of the classes that occur, in an empty place and to its right."""
     present = sorted({int(value) for values in classes for value in np.unique(values)})
     handles = [Patch(fc=palette.colors[k], ec='0.5', lw=0.5, label=f'{k}  {palette.labels[k]}') for k in present]
-    if handles:
-        style = {'fontsize': 6.5, 'labelspacing': 0.2} if crowded else {'fontsize': 8, 'ncols': 1 + (len(handles) > 10)}
-        legend = ax.legend(handles=handles, loc='center left', bbox_to_anchor=(0, 0.5), frameon=False, **style)
-        legend.set_in_layout(False)
+    style = {'fontsize': 6.5, 'labelspacing': 0.2} if crowded else {'fontsize': 8, 'ncols': 1 + (len(handles) > 10)}
+    legend = ax.legend(handles=handles, loc='center left', bbox_to_anchor=(0, 0.5), frameon=False, **style)
+    legend.set_in_layout(False)

@@ -16,19 +16,20 @@ from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
 
 
-def open_array(path: Path, expected: str) -> NDArray[np.generic]:
+def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
     """A ``.npy`` file mapped into memory: bytes are read when they are indexed.
 
     Args:
         path: The file.
         expected: What it should hold, for an error.
+        shape: The shape that it should have, if that is known.
 
     Returns:
         The array, read-only.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, is no such file, or holds something else than numbers.
+        ValueError: If it is truncated, is no such file, or holds something else.
     """
     try:
         array = np.load(path, mmap_mode='r')
@@ -38,34 +39,59 @@ def open_array(path: Path, expected: str) -> NDArray[np.generic]:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in 'iuf':
         raise ValueError(f'{path} holds {getattr(array, "dtype", type(array).__name__)}, expected {expected}')
+    if shape is not None and array.shape != shape:
+        raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
     return array
 
 
-def read_raster(path: Path, expected: str) -> NDArray[np.generic]:
-    """All bands of a raster, ``(C, H, W)``; floating point with NaN if it declares nodata.
+def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> tuple[NDArray[np.generic], float | None]:
+    """All bands of a raster, ``(C, H, W)``, and the number by which it says *not measured*.
 
     Args:
         path: The file.
         expected: What it should hold, for an error.
+        shape: The shape that it should have.
 
     Returns:
-        The array.
+        The array, and the number or None.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated or no raster.
+        ValueError: If it is truncated, no raster, or of another shape.
     """
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, expected {expected}')
     try:
         with rasterio.open(path) as source:
-            array = source.read()
-            nodata = source.nodata
+            found = (source.count, source.height, source.width)
+            if found == shape:
+                return source.read(), source.nodata
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
-    if nodata is None:
-        return array
-    return np.where(array == nodata, np.float32(np.nan), array.astype(np.float32))
+    raise ValueError(f'{path} has shape {found}, expected {expected}')
+
+
+def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path: Path) -> NDArray[np.float32]:
+    """Numbers as float32 with NaN where nothing was measured.
+
+    Args:
+        array: What is in the file.
+        dtype: What it should be stored as; integers leave no room for NaN.
+        nodata: The number that says *not measured*.
+        path: The file, for an error.
+
+    Returns:
+        A new array, finite but for NaN.
+
+    Raises:
+        ValueError: If NaN or infinity is among what should be integers.
+    """
+    image = np.array(array, dtype=np.float32)
+    known = np.isfinite(image)
+    if np.issubdtype(dtype, np.integer) and not known.all():
+        raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
+    image[~known if nodata is None else ~known | (image == nodata)] = np.nan
+    return image
 
 
 def extract_directory(archive: Path, directory: str) -> None:

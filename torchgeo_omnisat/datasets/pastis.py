@@ -18,8 +18,8 @@ from torchgeo.datasets.utils import Sample, check_integrity, download_url
 
 from ..modality import Modality
 from .figures import Palette, draw
-from .files import extract_directory, open_array, read_raster
-from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, measured, read_index
+from .files import extract_directory, measured, open_array, read_raster
+from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, read_index
 from .series import choose_dates, merge_days, parse_dates, parse_day
 
 #: Seconds in a day.
@@ -196,16 +196,16 @@ class PASTISMultimodal(NonGeoDataset):
         shape = (len(days), len(bands), *ground) if modality.temporal else (len(bands), *ground)
         expected = f'{source.dtype} {shape}: ' + (f'{len(days)} dates in {self.index}, ' if modality.temporal else '')
         expected += f'{len(bands)} bands, and {modality.gsd} m pixels on the ground of its labels'
-        array = open_array(path, expected) if modality.temporal else read_raster(path, expected)
-        if array.shape != shape:
-            raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
         if modality.temporal:
+            array = open_array(path, expected, shape)
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
                 return {}
-            image, days = merge_days(measured(array[frames], source, path), days[frames], source.merge)
+            image = measured(array[frames], source.dtype, source.nodata, path)
+            image, days = merge_days(image, days[frames], source.merge)
         else:
-            image = measured(array, source, path)
+            array, nodata = read_raster(path, expected, shape)
+            image = measured(array, source.dtype, nodata, path)
         if modality.bands != bands:
             channels = [bands.index(band) for band in modality.bands]
             image = np.ascontiguousarray(image[..., channels, :, :])

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fiona
-import numpy as np
 from fiona.errors import FionaError
-from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from ..modality import Modality
@@ -160,25 +158,3 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
             raise ValueError(f'feature {number} of {path} has {sorted(properties)}, {expected}') from error
         patches.append(patch)
     return patches, crs
-
-
-def measured(array: NDArray[np.generic], source: Source, path: Path) -> NDArray[np.float32]:
-    """Numbers as float32 with NaN where nothing was measured.
-
-    Args:
-        array: What is in the file.
-        source: What its numbers mean.
-        path: The file, for an error.
-
-    Returns:
-        A new array.
-
-    Raises:
-        ValueError: If NaN or infinity is among what is to be stored as integers.
-    """
-    image = np.array(array, dtype=np.float32)
-    finite = np.isfinite(image)
-    if array.dtype.kind == 'f' and np.issubdtype(source.dtype, np.integer) and not finite.all():
-        raise ValueError(f'{path} holds {(~finite).sum()} numbers that are not finite, expected {source.dtype}')
-    image[~finite if source.nodata is None else ~finite | (image == source.nodata)] = np.nan
-    return image
