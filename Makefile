@@ -9,7 +9,7 @@ PYTHON = .venv/bin/python
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 LOCAL_UV := $(filter .uv/bin/uv,$(UV))
 # Trust the certificates that the machine trusts (pip and git do), where it has some.
-export UV_NATIVE_TLS ?= $(if $(wildcard /etc/ssl/certs/* /etc/pki/*),1,0)
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/pki/*),1,0)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:  ## list the targets
