@@ -180,7 +180,7 @@ def _sow(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Co
     rounds = [rng.permutation(list(CROPS)) for _ in range(len(block) // len(CROPS) + 1)]
     label = np.concatenate(rounds)[: len(block)]
     kind = rng.random(blocks)[block] < 0.5
-    label[wild > 0.87] = BACKGROUND
+    label[wild > 0.92] = BACKGROUND
     covers = [
         CROPS[crop] if crop else (WOODS if is_woods else BUILT) for crop, is_woods in zip(label, kind, strict=True)
     ]

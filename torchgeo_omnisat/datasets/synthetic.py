@@ -70,7 +70,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         Raises:
             ValueError: If *root* holds anything else, or an argument is not as described.
         """
-        write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, tuple(dates)))
+        write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates))
         super().__init__(
             root=root,
             folds=folds,

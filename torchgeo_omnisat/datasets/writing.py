@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,20 +49,19 @@ class Recipe:
     num_tiles: int
     seed: int
     size: int
-    dates: tuple[int, int]
+    dates: Sequence[int]
     version: int = VERSION
 
     def __post_init__(self) -> None:
         """Refuse what makes no landscape."""
-        low, high = self.dates
         if self.num_tiles < 1:
             raise ValueError(f'num_tiles must be at least 1, got {self.num_tiles}')
         if self.seed < 0:
             raise ValueError(f'seed must be 0 or more, got {self.seed}')
         if self.size < 8 or self.size % 4:
             raise ValueError(f'size must be a multiple of 4 pixels of {GSD} m and at least 8, got {self.size}')
-        if not 1 <= low <= high <= 60:
-            raise ValueError(f'dates must be two numbers from 1 to 60, the least first, got {tuple(self.dates)}')
+        if len(self.dates) != 2 or not 1 <= self.dates[0] <= self.dates[1] <= 60:
+            raise ValueError(f'dates must be two numbers from 1 to 60, the least first, got {self.dates!r}')
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
     land = draw_landscape(rng, recipe.size)
     lacks_spot, lacks_s1d = rng.random(2) < (0.15 if index >= 5 else 0)
     days = {name: _draw_days(rng, recipe.dates, repeat) for name, repeat in zip(_SERIES, (5, 6, 6), strict=True)}
-    images = {
+    images: dict[str, NDArray[Any]] = {
         'S2': np.rint(render_s2(rng, land, days['S2'])).clip(-9999, 22000).astype(np.int16),
         'S1A': render_s1(rng, land, days['S1A'], look=0.22).astype(np.float16),
         'S1D': render_s1(rng, land, days['S1D'], look=-0.22).astype(np.float16),
@@ -144,6 +144,11 @@ def write_landscapes(root: Path, recipe: Recipe) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_synthetic(root: Path) -> bool:
+    """Whether the dataset in that directory is made up, so that results from it are called so."""
+    return (root / MANIFEST).exists()
 
 
 def _holds(root: Path, recipe: Recipe) -> bool:
@@ -244,7 +249,7 @@ def _norm(moments: NDArray[np.float64]) -> dict[str, Any]:
     return norm
 
 
-def _draw_days(rng: np.random.Generator, dates: tuple[int, int], repeat: int) -> Indices:
+def _draw_days(rng: np.random.Generator, dates: Sequence[int], repeat: int) -> Indices:
     """Days of one satellite from September 2018 to October 2019, *repeat* days apart at least."""
     count = int(rng.integers(dates[0], dates[1] + 1))
     cycle = np.arange(rng.integers(repeat), 410, repeat)
