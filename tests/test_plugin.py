@@ -1,0 +1,209 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""TorchGeo knows our names wherever it is started, and keeps working without us."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torchgeo.main
+from lightning.pytorch.cli import LightningCLI
+from torchgeo.models import api, list_models
+
+from torchgeo_omnisat import __main__, _autoload, plugin, registry
+
+#: Ten small landscapes; Lightning runs one batch of each kind and writes nothing.
+TINY = ['--model.backbone', 'omnisat_tiny', '--data.num_tiles', '10', '--data.dates', '[3,4]', '--data.batch_size', '2']
+ONCE = ['--trainer.fast_dev_run', 'true', '--trainer.accelerator', 'cpu']
+
+
+def run(folder: Path, *words: str, code: str = '', **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python words``, or the code, in another process and folder."""
+    command = [sys.executable, *(('-c', code) if code else words)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """TorchGeo's command line, called from Python in an empty folder."""
+    monkeypatch.setattr(sys, 'argv', ['torchgeo'])
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: torchgeo.main.main(list(words))
+
+
+def test_without_data_it_trains_on_synthetic_landscapes_and_says_so(
+    command_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landscapes, said = Path('data/synthetic/metadata.geojson'), []
+    monkeypatch.setattr(plugin, '_announce', lambda message: said.append((message, landscapes.exists())))
+    command_line('fit', '--model', 'omnisat', *TINY, *ONCE)
+    ((message, begun),) = said
+    assert 'synthetic' in message
+    assert '--data' in message
+    assert not begun
+    assert landscapes.exists()
+
+
+@pytest.mark.parametrize('command', ['fit', 'test'])
+@pytest.mark.parametrize('model', ['SemanticSegmentation', 'torchgeo.tasks.SemanticSegmentation'])
+def test_other_models_still_need_data(command_line: Any, capfd: Any, command: str, model: str) -> None:
+    with pytest.raises(SystemExit):
+        command_line(command, '--model', model)
+    captured = capfd.readouterr()
+    assert f'the following arguments are required: {command}.data' in captured.err
+    assert 'ynthetic' not in captured.err + captured.out
+
+
+def test_data_that_is_named_is_used(command_line: Any, capfd: Any) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command_line('fit', '--model', 'omnisat', '--data', 'EuroSATDataModule', '--print_config')
+    assert exit_.value.code == 0
+    captured = capfd.readouterr()
+    assert 'EuroSATDataModule' in captured.out
+    assert 'ynthetic' not in captured.err + captured.out
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        (['fit', '--model', 'omnisat'], 'omnisat'),
+        (['fit', '--trainer.max_epochs', '3', '--model=omnisat', '--data.root', 'x'], 'omnisat'),
+        (['test', '--model.class_path', 'a.b.C', '--model.lr', '1'], 'a.b.C'),
+        (['fit', '-c', 'flat.yaml'], 'omnisat'),
+        (['--config', 'nested.yaml', 'fit'], 'other'),
+        (['fit', '-c', 'nested.yaml', '--config=flat.yaml'], 'omnisat'),
+        (['fit', '-c', 'flat.yaml', '--model', 'another'], 'another'),
+        ({'subcommand': 'fit', 'fit': {'model': {'class_path': 'omnisat'}}}, 'omnisat'),
+        (['fit', '--model.lr', '1'], None),
+        (['fit', '--model'], None),
+        (['fit', '-c', 'absent.yaml'], None),
+        (['fit', '-c', 'broken.yaml'], None),
+        ([], None),
+    ],
+)
+def test_requested_model(args: Any, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('flat.yaml').write_text('model: {class_path: omnisat, init_args: {lr: 1}}')
+    Path('nested.yaml').write_text('fit: {model: other}')
+    Path('broken.yaml').write_text('model: [')
+    assert plugin._requested_model(args) == expected
+
+
+@pytest.mark.parametrize(
+    ('model', 'ours'),
+    [
+        ('omnisat', True),
+        ('OmniSatSegmentation', True),
+        ('torchgeo_omnisat.tasks.OmniSatSegmentation', True),
+        ('SemanticSegmentation', False),
+        ('torchgeo_omnisat_of_others.Task', False),
+        (None, False),
+    ],
+)
+def test_only_our_tasks_are_ours(model: str | None, ours: bool) -> None:
+    assert plugin._is_ours(model) == ours
+
+
+def test_registry_is_private_and_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(registry.BUILDERS) <= set(list_models())
+    taken = object()
+    monkeypatch.setattr(api, '_model', {registry.BUILDERS[0]: taken})
+    registry.register_models()
+    assert api._model[registry.BUILDERS[0]] is taken  # type: ignore[comparison-overlap]
+    monkeypatch.delattr(api, '_model')
+    with pytest.warns(UserWarning, match='get_model'):
+        registry.register_models()
+
+
+def test_load_leaves_a_command_line_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type('Other', (LightningCLI,), {})
+    monkeypatch.setattr(torchgeo.main, 'LightningCLI', other)
+    plugin.load()
+    assert torchgeo.main.LightningCLI is other
+
+
+def test_hook_is_installed_once_and_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = entry_points(group='torch.backends', name='torchgeo_omnisat')
+    assert entry.load() is _autoload.install
+    monkeypatch.setattr(sys, 'meta_path', list(sys.meta_path))
+    start = time.perf_counter()
+    for _ in range(3):
+        _autoload.install()
+    assert time.perf_counter() - start < 0.01
+    assert sum(type(finder).__name__ == '_Watcher' for finder in sys.meta_path) == 1
+
+
+def test_plain_session(tmp_path: Path) -> None:
+    """Models are known without an import of ours; nothing of ours is imported until then."""
+    code = """
+import sys, torch
+assert 'torchgeo' not in sys.modules
+from torchgeo.models import get_model, list_models
+assert 'omnisat_tiny' in list_models()
+assert not [name for name in sys.modules if name.startswith('torchgeo_omnisat.models')]
+modalities = [{'name': 's2', 'bands': ['B02', 'B03'], 'gsd': 10.0, 'temporal': True}]
+print(type(get_model('omnisat_tiny', modalities, patch_size=40.0)).__name__)
+import torchgeo.models.api
+print(torchgeo.models.api.__spec__.loader.get_source('torchgeo.models.api')[:1])
+"""
+    result = run(tmp_path, code=code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[0] == 'OmniSat'
+    assert 'torchgeo_omnisat' not in result.stderr
+
+
+def test_torchgeo_works_if_the_plugin_does_not(tmp_path: Path) -> None:
+    """The warning says why, once; the command line is TorchGeo's own."""
+    code = """
+import sys
+sys.modules['torchgeo_omnisat.tasks'] = None  # its import fails from now on
+from torchgeo.main import LightningCLI, main
+print(LightningCLI.__module__)
+main(['fit', '--model', 'SemanticSegmentation', '--data', 'EuroSATDataModule', '--print_config'])
+"""
+    result = run(tmp_path, code=code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('lightning.pytorch.cli')
+    assert 'torchgeo.tasks.SemanticSegmentation' in result.stdout
+    assert result.stderr.count('torchgeo_omnisat could not be loaded') == 1
+    assert 'torchgeo_omnisat.tasks' in result.stderr
+
+
+def test_two_processes_from_the_console_script(tmp_path: Path) -> None:
+    """Both are told the model by its short name; one says what the data are."""
+    program = str(Path(sys.executable).with_name('torchgeo'))
+    several = ['--trainer.devices', '2', '--trainer.strategy', 'ddp']
+    result = run(tmp_path, program, 'fit', '--model', 'omnisat', *TINY, *ONCE, *several)
+    assert result.returncode == 0, result.stderr
+    assert 'Starting with 2 processes' in result.stderr
+    assert result.stderr.count('synthetic landscapes') == 1
+
+
+@pytest.mark.parametrize(
+    ('module', 'environment'),
+    [('torchgeo', {}), ('torchgeo_omnisat', {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})],
+)
+def test_as_a_module(tmp_path: Path, module: str, environment: dict[str, str]) -> None:
+    result = run(tmp_path, '-m', module, 'fit', '--model', 'omnisat', '--print_config', **environment)
+    assert result.returncode == 0, result.stderr
+    assert 'class_path: torchgeo_omnisat.tasks.' in result.stdout
+    assert 'class_path: torchgeo_omnisat.datamodules.' in result.stdout
+
+
+@pytest.mark.parametrize('words', [[], ['--help']])
+def test_help(words: list[str], capsys: Any) -> None:
+    with warnings.catch_warnings(action='error'):
+        assert __main__.main(words) == 0
+    out = capsys.readouterr().out
+    for name in ('fit', 'test', *__main__.COMMANDS):
+        assert f'  {name} ' in out
