@@ -85,7 +85,7 @@ class Modality:
             ValueError: If that is not a whole number of pixels.
         """
         count = metres / self.gsd
-        if count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
+        if not math.isfinite(count) or count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
             raise ValueError(f'{metres} m is not a whole number of {self.gsd} m pixels of {self.name!r}')
         return round(count)
 

@@ -179,7 +179,7 @@ class TestDates:
         assert len(sample['dates_s2']) == 1
         assert 'image_s1a' not in sample
         assert 'image_spot' in sample
-        with pytest.raises(ValueError, match='date_range is .*2016'):
+        with pytest.raises(ValueError, match=r'date_range is .*2016.* expected one with a date of'):
             PASTISMultimodal(one, date_range=('2016-01-01', '2016-12-31'))
 
 

@@ -119,7 +119,9 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         """Statistics of each training fold over all dates, from the file where they are kept."""
         every: dict[str, Any] = {'modalities': (modality.name,), 'bands': None, 'max_dates': None, 'date_range': None}
         train = self.dataset_class(**{**self.kwargs, **every, 'folds': self.folds['train']})
-        members = {f'Fold_{fold}': [i for i, p in enumerate(train.patches) if p.fold == fold] for fold in train.folds}
+        members: dict[str, list[int]] = {}
+        for index, patch in enumerate(train.patches):
+            members.setdefault(f'Fold_{patch.fold}', []).append(index)
 
         def measure(key: str) -> Moments:
             moments = Moments(len(modality.bands))

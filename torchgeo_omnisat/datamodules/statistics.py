@@ -3,6 +3,7 @@
 
 """Statistics: mean and deviation of every band, measured once and kept."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -144,7 +145,8 @@ def _save(places: list[Path], entries: Mapping[str, Mapping[str, Any]]) -> None:
             temporary.write_text(json.dumps(entries, indent=1))
             os.replace(temporary, place)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         else:
             return
     warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places]}', stacklevel=2)

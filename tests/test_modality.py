@@ -1,0 +1,92 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import json
+import pickle
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from torchgeo_omnisat.modality import Modality, as_modalities, subset_name, subsets
+
+S2 = Modality('s2', ('B02', 'B03', 'B04'), 10.0, True)
+SPOT = Modality(name='spot', bands=('R', 'G', 'B'), gsd=1, temporal=False)
+
+
+class TestModality:
+    def test_keys(self) -> None:
+        assert S2.keys == (S2.image_key, S2.dates_key, S2.valid_key) == ('image_s2', 'dates_s2', 'valid_s2')
+
+    def test_is_a_frozen_value(self) -> None:
+        assert Modality('s2', ['B02', 'B03', 'B04'], 10, True) == S2  # type: ignore[arg-type]
+        assert len({S2, Modality('s2', ('B02', 'B03', 'B04'), 10.0, True), SPOT}) == 2
+        assert pickle.loads(pickle.dumps(S2)) == S2
+        with pytest.raises(FrozenInstanceError):
+            S2.gsd = 20.0  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        ('gsd', 'metres', 'pixels'), [(10, 40, 4), (1, 40, 40), (0.2, 102.4, 512), (10.24, 102.4, 10), (0.2, 60, 300)]
+    )
+    def test_pixels(self, gsd: float, metres: float, pixels: int) -> None:
+        assert Modality('a', ('x',), gsd, False).pixels(metres) == pixels
+
+    @pytest.mark.parametrize('metres', [15.0, 4.0, 0.0, -40.0, 40.01, float('nan'), float('inf')])
+    def test_pixels_are_whole(self, metres: float) -> None:
+        with pytest.raises(ValueError, match=rf"{metres} m is not a whole number of 10\.0 m pixels of 's2'"):
+            S2.pixels(metres)
+
+    def test_select(self) -> None:
+        assert S2.select(('B04', 'B02')) == Modality('s2', ('B04', 'B02'), 10.0, True)
+        with pytest.raises(
+            ValueError, match=r"unknown bands \['B99'\] of 's2', expected some of \['B02', 'B03', 'B04'\]"
+        ):
+            S2.select(('B02', 'B99'))
+        with pytest.raises(ValueError, match='distinct and at least one'):
+            S2.select(())
+
+    @pytest.mark.parametrize(
+        ('changed', 'match'),
+        [
+            ({'name': 'S2'}, "modality name 'S2' must be a lower-case letter followed by"),
+            ({'name': '2s'}, "modality name '2s' must be"),
+            ({'name': 's.2'}, r"modality name 's\.2' must be"),
+            ({'name': ''}, "modality name '' must be"),
+            ({'bands': ()}, r'bands .* must be distinct and at least one, got \(\)'),
+            ({'bands': ('B02', 'B02')}, 'must be distinct'),
+            ({'bands': 'B02'}, "bands of 's2' must be a sequence of names, got 'B02'"),
+            ({'gsd': 0}, "gsd of 's2' must be a positive number of metres, got 0"),
+            ({'gsd': -10.0}, 'got -10'),
+            ({'gsd': float('nan')}, 'got nan'),
+            ({'gsd': float('inf')}, 'got inf'),
+        ],
+    )
+    def test_refuses(self, changed: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            Modality(**({'name': 's2', 'bands': ('B02',), 'gsd': 10.0, 'temporal': True} | changed))
+
+
+class TestAsModalities:
+    def test_survives_json(self) -> None:
+        stored = json.loads(json.dumps([m.as_dict() for m in (SPOT, S2)]))
+        again = as_modalities(stored)
+        assert again == {'spot': SPOT, 's2': S2}
+        assert list(again) == ['spot', 's2']
+        assert as_modalities(again) == as_modalities([SPOT, S2.as_dict()]) == again
+
+    def test_refuses_none_and_twins(self) -> None:
+        with pytest.raises(ValueError, match=r"distinct names, got \['s2', 's2'\]"):
+            as_modalities([S2, S2.select(('B02',))])
+        with pytest.raises(ValueError, match=r'expected one or more modalities .* got \[\]'):
+            as_modalities([])
+
+
+class TestSubsets:
+    def test_are_all_that_are_not_empty(self) -> None:
+        found = subsets(['s2', 's1a', 'spot'])
+        assert len(found) == len(set(found)) == 7
+        assert found[0] == ('s2', 's1a', 'spot')
+        assert [len(subset) for subset in found] == [3, 2, 2, 2, 1, 1, 1]
+
+    def test_name_is_sorted(self) -> None:
+        assert subset_name(('spot', 's2', 's1a')) == 's1a+s2+spot'
