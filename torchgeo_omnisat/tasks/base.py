@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchgeo.datasets import RGBBandsMissingError
+from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
 from .. import models
 from ..batch import available
 from ..modality import Modality, as_modalities
+from ..transforms import Denormalize, Normalize
 from .outputs import replacing
 from .weights import load_backbone
 
@@ -33,8 +35,8 @@ class OmniSatTask(BaseTask):
     When the trainer builds the model, hyper-parameters that are ``None`` take the value
     of the datamodule's attribute of the same name, and are saved. A checkpoint therefore
     rebuilds its model alone. The model always sees images normalised by the *mean* and
-    *std* among its hyper-parameters: a datamodule that measured others is told to use them
-    (:meth:`.MultimodalDataModule.normalize_by`).
+    *std* among its hyper-parameters: where a datamodule normalised by others, the task
+    undoes that first.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``freeze_backbone``, ``lr``, ``weight_decay``,
@@ -47,6 +49,8 @@ class OmniSatTask(BaseTask):
     optional: ClassVar[tuple[str, ...]] = ()
 
     weights: str | None
+    _said_blind: bool
+    _units: tuple[nn.Module, ...]
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -71,7 +75,7 @@ class OmniSatTask(BaseTask):
         """Build the model if enough is known, otherwise leave that to the trainer."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, 'mean', 'std')}
         self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
-        self._said_blind = False
+        self._said_blind, self._units = False, ()
         self._check_statistics()
         self.model = self.build() if self.told else None
 
@@ -137,7 +141,7 @@ class OmniSatTask(BaseTask):
         if self.weights is not None:
             load_backbone(backbone, self.weights, self.modalities)
         if self.hparams['freeze_backbone']:
-            backbone.requires_grad_(False)
+            backbone.requires_grad_(False).eval()
         return backbone
 
     def train(self, mode: bool = True) -> 'OmniSatTask':
@@ -146,6 +150,12 @@ class OmniSatTask(BaseTask):
         if self.model is not None and self.hparams['freeze_backbone']:
             self.model.backbone.eval()
         return self
+
+    def renormalise(self, batch: Sample) -> Sample:
+        """The batch as the model knows it; the same object where the datamodule has the same statistics."""
+        for transform in self._units:
+            batch = transform(batch)
+        return batch
 
     def idle(self) -> Tensor | float:
         """Zero, as a sum over every trained parameter if there are several processes.
@@ -230,7 +240,8 @@ class OmniSatTask(BaseTask):
         return {name: _plain(name, value) for name, value in found.items()}
 
     def _meet(self, datamodule: Any) -> None:
-        """Refuse a datamodule that does not fit the model, and settle by what it normalises."""
+        """Refuse a datamodule that does not fit the model, and settle in which units its images come."""
+        self._units = ()
         declared = getattr(datamodule, 'modalities', None)
         if declared is None:
             return
@@ -239,20 +250,18 @@ class OmniSatTask(BaseTask):
             if modality != ours.get(name):
                 known = ours.get(name, f'{list(ours)} alone')
                 raise ValueError(f'{who} has {modality}, but the model was built for {known}')
-        for name in set(self.required) - {'modalities', 'patch_size'}:
+        for name in self.required:
             value = getattr(datamodule, name, None)
-            if value not in (None, self.hparams[name]) and not self.trainer.predicting:
+            fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
+            if fixed and value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
         measured = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in ('mean', 'std')}
         if self.hparams['mean'] is None or self.hparams['std'] is None:
             self.save_hyperparameters(measured)
-        own = {
-            kind: self.hparams[kind] and {name: self.hparams[kind].get(name) for name in theirs} for kind in measured
-        }
-        if own != measured:
-            if not hasattr(datamodule, 'normalize_by'):
-                raise ValueError(f'{who} normalises by {measured}, expected {own} or a method normalize_by(mean, std)')
-            datamodule.normalize_by(own['mean'], own['std'])
+        own = {kind: self.hparams[kind] for kind in measured}
+        if None not in (*measured.values(), *own.values()):
+            other = [m for name, m in theirs.items() if any(measured[k].get(name) != own[k].get(name) for k in own)]
+            self._units = (Denormalize(other, **measured), Normalize(other, **own)) if other else ()
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:

@@ -96,33 +96,35 @@ class SubsetScores(Metric):
         return rows
 
 
-def write_table(rows: Sequence[SubsetRow], path: Path) -> None:
+def write_table(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     """Write the rows as CSV, a column for each attribute; what could not be scored is ``nan``.
 
     Args:
         rows: The rows.
         path: The file; it is there whole or not at all.
+        data: What was scored, the last column.
     """
     with replacing(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.writer(file)
-        writer.writerow(SubsetRow._fields)
-        writer.writerows([f'{v:.6f}' if isinstance(v, float) else v for v in row] for row in rows)
+        writer.writerow([*SubsetRow._fields, 'data'])
+        writer.writerows([*(f'{v:.6f}' if isinstance(v, float) else v for v in row), data] for row in rows)
 
 
-def write_figure(rows: Sequence[SubsetRow], path: Path) -> None:
+def write_figure(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     """Write :func:`draw_subsets` as PNG.
 
     Args:
         rows: The rows.
         path: The file; it is there whole or not at all.
+        data: What was scored.
     """
-    figure = draw_subsets(rows)
+    figure = draw_subsets(rows, data)
     with replacing(path) as temporary:
         figure.savefig(temporary, format='png', dpi=150)
     plt.close(figure)
 
 
-def draw_subsets(rows: Sequence[SubsetRow]) -> Figure:
+def draw_subsets(rows: Sequence[SubsetRow], data: str) -> Figure:
     """The mean IoU of every subset as bars, above dots that say which modalities it has.
 
     Subsets stand in order of their size, then of their score. The subset of all
@@ -130,6 +132,7 @@ def draw_subsets(rows: Sequence[SubsetRow]) -> Figure:
 
     Args:
         rows: The rows; those without a score are left out.
+        data: What was scored, for the label of the axis.
 
     Returns:
         The figure.
@@ -143,13 +146,14 @@ def draw_subsets(rows: Sequence[SubsetRow]) -> Figure:
     dark, blue, grey = '#08306b', '#4292c6', '#d9d9d9'
     most = max((row.modalities for row in rows), default=0)
     for x, row in enumerate(rows):
-        bars.bar(x, 100 * row.mean_iou, width=0.7, color=dark if row.modalities == most else blue)
-        bars.text(x, 100 * row.mean_iou + 1, f'{100 * row.mean_iou:.1f}', ha='center', va='bottom', fontsize=8)
+        bar = bars.bar(x, 100 * row.mean_iou, width=0.7, color=dark if row.modalities == most else blue)
+        bars.bar_label(bar, fmt='%.1f', padding=2, fontsize=8)
         held = [names.index(name) for name in row.subset.split('+')]
         dots.plot([x, x], [min(held), max(held)], color=dark, linewidth=2, zorder=1)
         dots.scatter([x] * len(names), range(len(names)), s=70, color=grey, zorder=0)
         dots.scatter([x] * len(held), held, s=70, color=dark, zorder=2)
-    bars.set(ylabel='mean IoU (%)', ylim=(0, 1.12 * max([100 * row.mean_iou for row in rows] + [1.0])))
+    bars.set_ylabel(f'mean IoU (%)\n{data}')
+    bars.set_ylim(0, max([112 * row.mean_iou for row in rows] + [1.0]))
     bars.spines[['top', 'right']].set_visible(False)
     bars.tick_params(axis='x', bottom=False)
     dots.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xticks=[])

@@ -3,7 +3,9 @@
 
 """OmniSatSegmentation: a class for every pixel, from whatever modalities are there."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -133,6 +135,7 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
         Returns:
             The loss.
         """
+        batch = self.renormalise(batch)
         logits = self(self.dropout(batch))
         self.train_metrics.update(self.classes(logits), batch['mask'])
         loss: Tensor = self.criterion(logits, batch['mask'])
@@ -148,7 +151,7 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
             batch_idx: Index of the batch.
             dataloader_idx: Index of the dataloader.
         """
-        logits = self(batch)
+        logits = self(self.renormalise(batch))
         self._score(logits, batch, 'val')
         if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
             sample = {key: value[0].detach().cpu() for key, value in batch.items()}
@@ -170,7 +173,7 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
             batch_idx: Index of the batch.
             dataloader_idx: Index of the dataloader.
         """
-        out = self.model.backbone(batch)
+        out = self.model.backbone(self.renormalise(batch))
         logits = self.model.decode(out)
         self._score(logits, batch, 'test')
         order = list(self.modalities)
@@ -183,18 +186,31 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
                 prediction = self.classes(self.model.decode(self.model.backbone.restrict(out, subset)))
             self.subset_scores.update(subset, prediction, batch['mask'], held)
 
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of an epoch of training."""
+        with _no_false_alarm():
+            super().on_train_epoch_end()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of a validation."""
+        with _no_false_alarm():
+            super().on_validation_epoch_end()
+
     def on_test_epoch_end(self) -> None:
         """Log everything; write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
 
         In a ``fast_dev_run`` no file is written.
         """
-        super().on_test_epoch_end()
+        with _no_false_alarm():
+            super().on_test_epoch_end()
         rows = self.subset_scores.compute()
         self.log_dict({f'test_AverageJaccardIndex/{row.subset}': row.mean_iou for row in rows if row.samples})
         folder = self.folder
         if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
-            write_table(rows, folder / 'subsets.csv')
-            write_figure(rows, folder / 'subsets.png')
+            data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
+            data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
+            write_table(rows, folder / 'subsets.csv', data)
+            write_figure(rows, folder / 'subsets.png', data)
             rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
@@ -209,7 +225,7 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
             or None, and ``window`` if the batch has one.
         """
-        logits = self(batch)
+        logits = self(self.renormalise(batch))
         self.say_blind(batch)
         where = {'window': batch['window']} if 'window' in batch else {}
         return {
@@ -235,3 +251,11 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
         self.log(f'{stage}_loss', loss, batch_size=len(logits), sync_dist=True)
         getattr(self, f'{stage}_metrics').update(self.classes(logits), batch['mask'])
         self.say_blind(batch)
+
+
+@contextmanager
+def _no_false_alarm() -> Iterator[None]:
+    """Without torchmetrics' warning about metrics that share their state with another one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The ``compute`` method of metric Multiclass')
+        yield

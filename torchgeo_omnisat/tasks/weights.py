@@ -88,7 +88,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's share of a state dict: without the prefix under which most names are known."""
-    prefixes = ('model.backbone.', 'backbone.', 'model.', '')
+    prefixes = sorted({key.removesuffix(name) for key in state for name in own if key.endswith(name)}) or ['']
     shares = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
     return max(shares, key=lambda share: len(share.keys() & own.keys()))
 

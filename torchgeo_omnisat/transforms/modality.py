@@ -62,7 +62,7 @@ class ModalityDropout(nn.Module):
         Raises:
             TypeError: If *batch* is a bare tensor.
         """
-        if isinstance(batch, Tensor):  # type: ignore[unreachable]
+        if isinstance(batch, Tensor):
             raise TypeError(
                 f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
                 'of tensors; MultimodalAugmentation hands one over, containers of Kornia do not'

@@ -1,0 +1,160 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchgeo.datamodules import NonGeoDataModule
+from torchgeo.datasets import NonGeoDataset
+
+from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks.base import warmup_cosine
+
+from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer
+
+
+class TestStatistics:
+    def test_checkpoint_keeps_its_own(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        task = OmniSatSegmentation.load_from_checkpoint(fitted, weights_only=True)
+        told = {kind: dict(task.hparams[kind]) for kind in ('mean', 'std')}
+
+        class Elsewhere(SyntheticLandscapesDataModule):
+            def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+                mean, std = super().statistics(dataset)
+                return {k: v - 1 for k, v in mean.items()}, {k: 3 * v for k, v in std.items()}
+
+        arguments = {'num_tiles': 10, 'dates': (2, 3), 'batch_size': 2, 'modalities': ('s2', 's1a')}
+        results = []
+        for kind in (SyntheticLandscapesDataModule, Elsewhere):
+            datamodule = kind(root=str(root), **arguments)  # type: ignore[arg-type]
+            predictions: Any = make_trainer(tmp_path).predict(task, datamodule=datamodule)
+            results.append(torch.cat([p['probabilities'] for p in predictions]))
+        torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+        assert {kind: dict(task.hparams[kind]) for kind in ('mean', 'std')} == told
+        fresh = OmniSatSegmentation('omnisat_tiny')
+        make_trainer(tmp_path, max_steps=1).fit(fresh, datamodule=Elsewhere(root=str(root), **arguments))  # type: ignore[arg-type]
+        assert fresh.hparams['mean']['s2'] != told['mean']['s2']
+
+
+class TestFigures:
+    def test_one_png_a_validation_where_the_logger_takes_no_figures(self, root: Path, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, limit_train_batches=1)
+        trainer.fit(OmniSatSegmentation('omnisat_tiny'), datamodule=make_datamodule(root))
+        paths = sorted(tmp_path.rglob('figures/val/0/*'))
+        assert [path.name for path in paths] == ['000001.png', '000002.png']
+        assert all(path.read_bytes().startswith(b'\x89PNG') for path in paths)
+        assert paths[0].is_relative_to(tmp_path / 'lightning_logs')
+
+    def test_logger_that_takes_figures(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        logger, tags = TensorBoardLogger(tmp_path), []
+        monkeypatch.setattr(logger.experiment, 'add_figure', lambda tag, *args, **kwargs: tags.append(tag))
+        trainer = make_trainer(tmp_path, max_steps=1, limit_train_batches=1, logger=logger)
+        trainer.fit(OmniSatSegmentation('omnisat_tiny'), datamodule=make_datamodule(root))
+        assert tags == ['val/0']
+        assert not list(tmp_path.rglob('*.png'))
+
+
+class TestErrors:
+    def test_no_datamodule(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"not told \['modalities', .*\] and there is no datamodule"):
+            make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), make_loader([make_sample(0)]))
+
+    def test_datamodule_that_is_not_ours(self, tmp_path: Path) -> None:
+        class Other(NonGeoDataModule):
+            def setup(self, stage: str) -> None:
+                self.mean = torch.tensor(0)
+
+        with pytest.raises(ValueError, match='and Other does not say: expected these arguments, or a datamodule with'):
+            make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=Other(NonGeoDataset))  # type: ignore[type-abstract]
+
+    @pytest.mark.parametrize(
+        ('kwargs', 'message'),
+        [
+            ({'modalities': ('s2', 'spot')}, r"has Modality\(name='spot'.*built for \['s2', 's1a'\] alone"),
+            ({'bands': {'s1a': ('VV', 'VH')}}, r"'VV', 'VH'\), gsd=.*but the model was built for Modality\(name='s1a'"),
+        ],
+    )
+    def test_data_that_the_model_does_not_know(
+        self, fitted: Path, root: Path, tmp_path: Path, kwargs: dict[str, Any], message: str
+    ) -> None:
+        task = OmniSatSegmentation.load_from_checkpoint(fitted, weights_only=True)
+        for run in ('predict', 'test'):
+            with pytest.raises(ValueError, match=message):
+                getattr(make_trainer(tmp_path), run)(task, datamodule=make_datamodule(root, **kwargs))
+
+    def test_other_classes(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        task = OmniSatSegmentation.load_from_checkpoint(fitted, weights_only=True)
+        datamodule = make_datamodule(root)
+        datamodule.num_classes = 7
+        with pytest.raises(ValueError, match=r'num_classes of .* is 7, but the model was built for 20'):
+            make_trainer(tmp_path).test(task, datamodule=datamodule)
+        make_trainer(tmp_path).predict(task, datamodule=datamodule)
+
+    def test_endless_training_needs_a_plateau(self, tmp_path: Path) -> None:
+        loader = make_loader([make_sample(0)])
+        with pytest.raises(ValueError, match='needs to know when training ends'):
+            make_trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(OmniSatSegmentation(**TOLD), loader)
+
+    @pytest.mark.parametrize(
+        ('told', 'message'),
+        [
+            ({'backbone': 'resnet50'}, r"backbone is 'resnet50', expected one of \['omnisat_base', "),
+            ({'labels': ['a']}, 'there are 1 labels, expected one for each of 5 classes'),
+            ({'loss': 'focal'}, r"loss is 'focal', expected one of \['ce\+dice', 'ce'\]"),
+            ({'modality_dropout': {'aerial': 0.1}}, r"p names \['aerial'\]"),
+            ({'class_weights': [1.0, -1.0]}, 'class_weights are'),
+            ({'mean': {'s2': [1.0]}}, r"mean has \{'s2': 1, 's1a': 0, 'spot': 0\} numbers .* \{'s2': 3,"),
+            ({'mean': 3.0}, 'mean is 3.0, expected numbers by modality'),
+        ],
+    )
+    def test_bad_arguments(self, told: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OmniSatSegmentation(**TOLD | told)
+
+
+class TestBlind:
+    def test_output_is_finite_and_the_task_says_so_once(self, tmp_path: Path) -> None:
+        blind = make_sample(0)
+        for modality in MODALITIES.values():
+            blind[modality.valid_key][:] = False
+        task = OmniSatSegmentation(**TOLD)
+        loader = make_loader([blind, make_sample(1)] * 2)
+        with pytest.warns(UserWarning, match=r"1 of 2 samples of a batch have none of the modalities \['s2',") as said:
+            predictions: Any = make_trainer(tmp_path).predict(task, loader)
+        assert all(p['probabilities'].isfinite().all() for p in predictions)
+        assert len([w for w in said if 'none of the modalities' in str(w.message)]) == 1
+
+    def test_nothing_is_said_otherwise(self, tmp_path: Path) -> None:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            make_trainer(tmp_path).predict(OmniSatSegmentation(**TOLD), make_loader([make_sample(0, ('spot',))]))
+        assert not [w for w in said if 'none of the modalities' in str(w.message)]
+
+
+class TestOptimizer:
+    def test_schedule(self) -> None:
+        factor = warmup_cosine(100, 0.1)
+        assert [round(factor(step), 6) for step in (0, 4, 9, 10, 55, 100, 101)] == [0.1, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+        assert warmup_cosine(1, 0.05)(0) == 1
+
+    def test_learning_rate_ends_at_zero(self, tmp_path: Path) -> None:
+        task = OmniSatSegmentation(**TOLD, warmup=0.5)
+        rates = []
+        task.on_train_batch_end = lambda *_: rates.append(task.optimizers().param_groups[0]['lr'])  # type: ignore
+        make_trainer(tmp_path, max_steps=4).fit(task, make_loader([make_sample(0)]))
+        assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0], abs=1e-9)
+
+    def test_norms_do_not_decay(self, tmp_path: Path) -> None:
+        task = OmniSatSegmentation(**TOLD, weight_decay=0.1)
+        trainer = make_trainer(tmp_path)
+        trainer.fit(task, make_loader([make_sample(0)]))
+        decayed, spared = trainer.optimizers[0].param_groups
+        assert (decayed['weight_decay'], spared['weight_decay']) == (0.1, 0)
+        assert len(decayed['params']) + len(spared['params']) == len(list(task.parameters()))
+        assert all(p.ndim > 1 for p in decayed['params'])

@@ -1,0 +1,95 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torchgeo_omnisat.tasks import OmniSatSegmentation
+
+from .helpers import MODALITIES, TOLD
+
+
+class TestWeights:
+    def save(self, path: Path, **changes: Any) -> tuple[Path, OmniSatSegmentation]:
+        torch.manual_seed(7)
+        task = OmniSatSegmentation(**TOLD | changes)
+        torch.save({'state_dict': task.state_dict(), 'hyper_parameters': dict(task.hparams)}, path)
+        return path, task
+
+    def test_backbone_is_taken_and_the_decoder_is_not(self, tmp_path: Path) -> None:
+        path, old = self.save(tmp_path / 'a.ckpt')
+        new = OmniSatSegmentation(**TOLD | {'num_classes': 3, 'labels': None}, weights=str(path))
+        for key, value in new.model.backbone.state_dict().items():
+            assert torch.equal(value, old.model.backbone.state_dict()[key]), key
+        assert 'weights' not in new.hparams
+
+    @pytest.mark.parametrize('prefix', ['', 'model.', 'backbone.', 'module.model.backbone.'])
+    def test_prefixes(self, tmp_path: Path, prefix: str) -> None:
+        _, old = self.save(tmp_path / 'a.ckpt')
+        path = tmp_path / 'b.pt'
+        torch.save({prefix + key: value for key, value in old.model.backbone.state_dict().items()}, path)
+        new = OmniSatSegmentation(**TOLD, weights=str(path))
+        assert torch.equal(new.model.backbone.fusion.modalities.query, old.model.backbone.fusion.modalities.query)
+
+    def test_new_and_missing_modalities(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path, old = self.save(tmp_path / 'a.ckpt', modalities=[MODALITIES['s2'].as_dict(), MODALITIES['s1a'].as_dict()])
+        told = TOLD | {'modalities': [MODALITIES['s2'], MODALITIES['spot']]}
+        with caplog.at_level('INFO'):
+            new = OmniSatSegmentation(**told, weights=str(path))
+        (said,) = [record.message for record in caplog.records if str(path) in record.message]
+        assert said.endswith('loaded: s2, fusion; new: spot; ignored: s1a')
+        for part in ('encoders.s2', 'heads.s2', 'fusion.modalities.query'):
+            keys = [key for key in old.model.backbone.state_dict() if key.startswith(part)]
+            assert keys
+            assert all(
+                torch.equal(new.model.backbone.state_dict()[k], old.model.backbone.state_dict()[k]) for k in keys
+            )
+
+    def test_other_bands_are_not_mixed_up(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path, _ = self.save(tmp_path / 'a.ckpt')
+        swapped = [m.select(m.bands[::-1]) if m.name == 's1a' else m for m in MODALITIES.values()]
+        with caplog.at_level('INFO'):
+            OmniSatSegmentation(**TOLD | {'modalities': swapped}, weights=str(path))
+        assert "ignored: s1a (bands ['VV', 'VH'] instead of ['VH', 'VV'])" in caplog.text
+
+    def test_checkpoint_that_fits_nothing(self, tmp_path: Path) -> None:
+        path, _ = self.save(tmp_path / 'a.ckpt')
+        with pytest.raises(ValueError, match=r'no part of .*a\.ckpt fits the backbone, expected some of'):
+            OmniSatSegmentation(**TOLD | {'backbone': 'omnisat_small'}, weights=str(path))
+
+    @pytest.mark.parametrize('content', [{}, {'state_dict': {'conv.weight': torch.zeros(3)}}, {'state_dict': [1, 2]}])
+    def test_checkpoint_of_something_else(self, tmp_path: Path, content: dict[str, Any]) -> None:
+        torch.save(content, tmp_path / 'a.ckpt')
+        with pytest.raises(ValueError, match='fits the backbone'):
+            OmniSatSegmentation(**TOLD, weights=str(tmp_path / 'a.ckpt'))
+
+    def test_hostile_checkpoint_runs_nothing(self, tmp_path: Path) -> None:
+        class Hostile:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (tmp_path / 'owned',)
+
+        path = tmp_path / 'a.ckpt'
+        torch.save({'state_dict': Hostile()}, path)
+        (tmp_path / 'b.ckpt').write_bytes(pickle.dumps(Hostile()))
+        for path in (tmp_path / 'a.ckpt', tmp_path / 'b.ckpt'):
+            with pytest.raises(ValueError, match='cannot be read as a checkpoint of tensors and plain types alone'):
+                OmniSatSegmentation(**TOLD, weights=str(path))
+        assert not (tmp_path / 'owned').exists()
+
+    def test_damaged_checkpoint(self, tmp_path: Path) -> None:
+        path, _ = self.save(tmp_path / 'a.ckpt')
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(ValueError, match=r'a\.ckpt cannot be read'):
+            OmniSatSegmentation(**TOLD, weights=str(path))
+        torch.save(torch.zeros(2), path)
+        with pytest.raises(ValueError, match=r'a\.ckpt holds a Tensor'):
+            OmniSatSegmentation(**TOLD, weights=str(path))
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        for path in (tmp_path, tmp_path / 'none.ckpt'):
+            with pytest.raises(FileNotFoundError, match='is no file, expected a checkpoint'):
+                OmniSatSegmentation(**TOLD, weights=str(path))
