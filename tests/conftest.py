@@ -13,9 +13,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import rasterio
+import torch
+from jaxtyping import install_import_hook
 from rasterio.transform import from_origin
 
 matplotlib.use('Agg')
+# Check the shapes that models and losses state; an int will do for a float.
+install_import_hook(
+    ['torchgeo_omnisat.models', 'torchgeo_omnisat.losses'],
+    'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
+)
+# As many threads as cores helps models, but not tiny ones: waiting for each other takes longer.
+torch.set_num_threads(1)
 
 #: Real data that a checkout may have beside it.
 SHARED = Path(__file__).parents[1].parent / 'shared' / 'data'

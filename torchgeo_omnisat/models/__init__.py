@@ -6,16 +6,20 @@
 from .image import ImageEncoder
 from .ltae import LTAEEncoder
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny
+from .patches import ImagePatchEncoder, SeriesPatchEncoder
 from .segmentation import OmniSatSegmenter
-from .utae import UTAEEncoder
+from .utae import UTAE, UTAEEncoder
 
 __all__ = [
+    'UTAE',
     'FeatureMaps',
     'ImageEncoder',
+    'ImagePatchEncoder',
     'LTAEEncoder',
     'OmniSat',
     'OmniSatOutput',
     'OmniSatSegmenter',
+    'SeriesPatchEncoder',
     'UTAEEncoder',
     'omnisat_base',
     'omnisat_small',

@@ -8,8 +8,9 @@ Convolutional Temporal Attention Networks" (arXiv 2107.07933). Written from the 
 the published code is MIT-licensed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .packing import add_up, put, rows, take
-from .temporal import TemporalAttention
+from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
+from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of four groups."""
+    return nn.GroupNorm(4, channels)
 
 
 def conv_block(
-    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding_mode: str = 'zeros'
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding_mode: str = 'zeros',
+    norm: Callable[[int], nn.Module] = group_norm,
 ) -> nn.Sequential:
-    """Convolution, GroupNorm of four groups, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode),
-        nn.GroupNorm(4, out_channels),
-        nn.ReLU(inplace=True),
-    )
+    """Convolution, normalisation, ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode)
+    return nn.Sequential(conv, norm(out_channels), nn.ReLU(inplace=True))
 
 
 class DownBlock(nn.Module):
@@ -173,3 +182,122 @@ def collapse(
         weights = weights / take(total.repeat_interleave(shape[1], 0), index)
     grouped = rearrange(level, 's (g c) h w -> s h w g c', g=weights.shape[3])
     return rearrange(add_up(grouped * weights, index, shape), 'b h w g c -> b (g c) h w')
+
+
+class UpBlock(nn.Module):
+    """Twice the resolution: a transposed convolution, the skip, a plain and a residual one."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        padding_mode: str,
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        up = nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1)
+        self.up = nn.Sequential(up, norm(out_channels), nn.ReLU(inplace=True))
+        skip = nn.Conv2d(skip_channels, skip_channels, 1)
+        self.skip = nn.Sequential(skip, norm(skip_channels), nn.ReLU(inplace=True))
+        self.conv1 = conv_block(out_channels + skip_channels, out_channels, padding_mode=padding_mode, norm=norm)
+        self.conv2 = conv_block(out_channels, out_channels, padding_mode=padding_mode, norm=norm)
+
+    def forward(self, x: Float[Tensor, 'b c i j'], skip: Float[Tensor, 'b e h w']) -> Float[Tensor, 'b d h w']:
+        """Apply to the maps of B samples; an odd size is reached by interpolation."""
+        up = self.up(x)
+        if up.shape[-2:] != skip.shape[-2:]:
+            up = F.interpolate(up, skip.shape[-2:], mode='bilinear', align_corners=False)
+        x = self.conv1(torch.cat([up, self.skip(skip)], dim=1))
+        return x + self.conv2(x)
+
+
+class UTAE(nn.Module):
+    """U-TAE for semantic segmentation: one sensor, one class a pixel.
+
+    Two things differ from the published code even with its weights: the extra pass that
+    only learns a shape is left out, and padded dates take no part in the normalisation.
+
+    Args:
+        in_channels: Number of bands.
+        num_classes: Number of classes K.
+        widths: Channels of the encoder's levels, fine to coarse.
+        decoder_widths: Channels of the decoder's levels, fine to coarse; the last equals the
+            last of *widths*.
+        hidden: Channels before the classes.
+        num_heads: Heads of the temporal attention.
+        key_dim: Width of a query.
+        dim: Width of the temporal attention.
+        published: As published: BatchNorm in the decoder, reflected borders, a sinusoid of
+            the days since 2018-09-01, and a rectified last layer, so that no logit is
+            negative. Otherwise the batch that a sample sits in does not matter.
+        reference_date: Day zero of the published sinusoid, in days since 1970-01-01.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 10,
+        num_classes: int = 20,
+        widths: Sequence[int] = (64, 64, 64, 128),
+        decoder_widths: Sequence[int] = (32, 32, 64, 128),
+        hidden: int = 32,
+        num_heads: int = 16,
+        key_dim: int = 4,
+        dim: int = 256,
+        published: bool = False,
+        reference_date: int = PUBLISHED_REFERENCE,
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(decoder_widths) or widths[-1] != decoder_widths[-1]:
+            raise ValueError(
+                f'decoder_widths {tuple(decoder_widths)} must be as many as widths {tuple(widths)} and end alike'
+            )
+        mode, norm = ('reflect', nn.BatchNorm2d) if published else ('zeros', group_norm)
+        dates = SinusoidDates(dim, num_heads, 1000, reference_date) if published else None
+        self.encoder = UTAEEncoder(in_channels, widths, num_heads, key_dim, dim, dates, mode, batch_norm=published)
+        levels = list(zip(reversed(widths[:-1]), pairwise(reversed(decoder_widths)), strict=True))
+        self.up_blocks = nn.ModuleList(UpBlock(i, skip, o, mode, norm) for skip, (i, o) in levels)
+        last = conv_block(hidden, num_classes, padding_mode=mode, norm=norm)
+        self.head = nn.Sequential(
+            conv_block(decoder_widths[0], hidden, padding_mode=mode, norm=norm), last if published else last[:1]
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> Float[Tensor, 'b k h w']:
+        """Logits of series; see :meth:`UTAEEncoder.forward`."""
+        return self.head(self.features(image, dates, valid)[-1])
+
+    def features(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> list[Tensor]:
+        """The maps of the decoder, coarse to fine; the first is what the dates became."""
+        *skips, coarse = self.encoder(image, dates, valid)
+        maps = [coarse]
+        for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
+            maps.append(block(maps[-1], skip))
+        return maps
+
+    @classmethod
+    def from_published(
+        cls, state_dict: Mapping[str, Tensor], reference_date: int = PUBLISHED_REFERENCE, **ctor: Any
+    ) -> 'UTAE':
+        """The published model with its weights.
+
+        Args:
+            state_dict: Parameters under the published names.
+            reference_date: The day from which its dates were counted, in days since 1970-01-01.
+            **ctor: Arguments of the published constructor; those without effect are accepted.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If an argument has a value that is not supported, or is unknown.
+        """
+        chosen = published_arguments('U-TAE', ctor, UTAE_ARGUMENTS, UTAE_FIXED)
+        hidden, classes = chosen.pop('out_conv', (32, 20))
+        model = cls(num_classes=classes, hidden=hidden, published=True, reference_date=reference_date, **chosen)
+        model.load_state_dict(renamed(state_dict, UTAE_NAMES))
+        return model.eval()
