@@ -92,14 +92,16 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
         chosen = rng.permutation(np.flatnonzero(mask != train.ignore_index))[:share]
         features.append(_all_features(sample, train.modalities, calendar)[chosen])
         target.append(mask[chosen])
+    known, wanted = np.concatenate(features), np.concatenate(target)
+    size, batch = (128,), min(256, len(wanted))
     perceptron = MLPClassifier(
-        (128,), alpha=0.01, batch_size=256, learning_rate_init=2e-3, max_iter=15, random_state=seed
+        size, alpha=0.01, batch_size=batch, learning_rate_init=2e-3, max_iter=15, random_state=seed
     )
     impute = SimpleImputer(add_indicator=True, keep_empty_features=True)
     model = make_pipeline(StandardScaler(), impute, perceptron)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # it stops after 15 epochs, as it is to
-        model.fit(np.concatenate(features), np.concatenate(target))
+        model.fit(known, wanted)
     metric = MulticlassJaccardIndex(len(train.classes), ignore_index=train.ignore_index)
     for sample in tqdm(_samples(test), total=len(test), desc='Score', disable=None, leave=False):
         answer = model.predict(_all_features(sample, train.modalities, calendar))

@@ -124,7 +124,7 @@ TEXTURES = {
     'drilled': Texture((92, 104, 74), 'blobs', (2, 2), 7),
     'ridges': Texture((92, 104, 74), 'rows', (3.5, 5.5), 9),
     'mottled': Texture((96, 110, 76), 'blobs', (2, 2), 7),
-    'trees': Texture((96, 110, 76), 'grid', (5.5, 8.5), 10),
+    'trees': Texture((96, 110, 76), 'grid', (5.5, 8.5), 13),
     'canopy': Texture((58, 74, 58), 'blobs', (2, 2), 15),
     'roofs': Texture((128, 118, 110), 'blocks', (14, 22), 30),
     'asphalt': Texture((132, 130, 126), 'blobs', (2, 2), 4),

@@ -225,9 +225,9 @@ def _place(index: int, size: int) -> Affine:
     """Where a tile lies in EPSG:2154: rotated as PASTIS's are, apart from its neighbours, 1 m a pixel."""
     row, column = divmod(index, 40)
     step = 2 * size * GSD
-    return (
-        Affine.translation(700000 + column * step, 6600000 - row * step) * Affine.rotation(-4.4) * Affine.scale(1, -1)
-    )
+    turn = np.deg2rad(4.4)
+    sine, cosine = float(np.sin(turn)), float(np.cos(turn))
+    return Affine(cosine, -sine, 700000 + column * step, -sine, -cosine, 6600000 - row * step)
 
 
 def _write_image(path: Path, image: NDArray[np.uint8], transform: Affine) -> None:

@@ -1,0 +1,105 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchgeo.datasets.utils import Sample
+
+from torchgeo_omnisat.commands import baseline
+from torchgeo_omnisat.commands.baseline import main, pixel_features, score_pixels
+from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
+from torchgeo_omnisat.modality import Modality
+
+S2 = Modality('s2', ('B04', 'B08'), 10.0, True)
+SPOT = Modality('spot', ('R',), 1.0, False)
+CALENDAR = np.arange(0, 41, 10)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp('baseline') / 'root'
+    SyntheticLandscapes(root, num_tiles=20, size=16)
+    return root
+
+
+def series() -> dict[str, torch.Tensor]:
+    """Bands that grow by 1 and 2 a day, and a date without an image."""
+    dates = torch.tensor([0, 7, 20, 40])
+    image = (dates[:, None] * torch.tensor([1.0, 2.0]))[..., None, None] + torch.arange(6.0).reshape(2, 3)
+    image[1] = 999
+    return {'image_s2': image, 'dates_s2': dates, 'valid_s2': torch.tensor([True, False, True, True])}
+
+
+def test_series_are_interpolated_between_valid_dates() -> None:
+    features = pixel_features(series(), S2, CALENDAR, (2, 3))
+    assert features.shape == (6, 2 * (5 + 3))
+    expected = (CALENDAR[:, None] * np.array([1, 2]))[None] + np.arange(6.0)[:, None, None]
+    assert np.allclose(features[:, :10].reshape(6, 5, 2), expected)
+
+
+def test_neighbours_are_not_seen() -> None:
+    sample = series()
+    before = pixel_features(sample, S2, CALENDAR, (2, 3))
+    sample['image_s2'][..., 0, 1:] = 5000
+    sample['image_s2'][..., 1, :] = torch.nan
+    after = pixel_features(sample, S2, CALENDAR, (2, 3))
+    assert np.array_equal(before[0], after[0])
+    assert not np.array_equal(before[1], after[1])
+
+
+def test_image_is_averaged_over_the_pixel() -> None:
+    image = torch.arange(16.0).reshape(1, 4, 4)
+    sample = {'image_spot': image, 'dates_spot': torch.zeros(1, dtype=torch.int64), 'valid_spot': torch.tensor([True])}
+    assert pixel_features(sample, SPOT, CALENDAR, (2, 2)).ravel().tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+@pytest.mark.parametrize(('modality', 'width'), [(S2, 16), (SPOT, 1)])
+def test_absent_modality_is_nan(modality: Modality, width: int) -> None:
+    features = pixel_features({}, modality, CALENDAR, (2, 3))
+    assert features.shape == (6, width)
+    assert np.isnan(features).all()
+
+
+def test_score_is_between_chance_and_perfect(root: Path) -> None:
+    splits = [PASTISMultimodal(root, folds, ('s2',), missing='allow') for folds in ((1, 2, 3), (5,))]
+    score = score_pixels(*splits, max_pixels=2000)
+    assert 0.15 < score < 0.9
+    assert score == score_pixels(*splits, max_pixels=2000)
+
+
+class WithoutVoid(PASTISMultimodal):
+    """Nothing to be seen where the label is void."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        sample['image_s2'][..., sample['mask'] == 19] = -1.0
+        return sample
+
+
+def test_void_is_neither_learnt_nor_scored(root: Path) -> None:
+    scores = []
+    for kind in (PASTISMultimodal, WithoutVoid):
+        splits = [kind(root, folds, ('s2',), missing='allow') for folds in ((1, 2, 3), (5,))]
+        scores.append(score_pixels(*splits, max_pixels=2000))
+    assert scores[0] == scores[1]
+
+
+def test_command_prints_two_scores_and_that_they_are_synthetic(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['--root', str(root), '--max-pixels', '500']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 'synthetic landscapes' in lines[0]
+    assert [line.split()[:3] for line in lines[1:]] == [['s2', 'mean', 'IoU'], ['s1a+s1d+s2+spot', 'mean', 'IoU']]
+
+
+def test_command_writes_landscapes_only_where_it_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exception, match='Dataset not found'):
+        main(['--root', str(tmp_path / 'mistyped')])
+    monkeypatch.setattr(baseline, 'SYNTHETIC_ROOT', str(tmp_path / 'own'))
+    monkeypatch.setattr(baseline, 'SyntheticLandscapes', lambda root: SyntheticLandscapes(root, num_tiles=10, size=8))
+    assert main(['--max-pixels', '200']) == 0
+    assert (tmp_path / 'own' / 'metadata.geojson').exists()

@@ -1,0 +1,74 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from inspect import Parameter, signature
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.datasets import SyntheticLandscapes
+
+
+@pytest.fixture(scope='module')
+def datamodule(tmp_path_factory: pytest.TempPathFactory) -> SyntheticLandscapesDataModule:
+    root = tmp_path_factory.mktemp('synthetic') / 'root'
+    datamodule = SyntheticLandscapesDataModule(str(root), fold=2, num_tiles=10, size=8, dates=(2, 4), batch_size=3)
+    assert not root.exists()
+    datamodule.prepare_data()
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    return datamodule
+
+
+def test_says_that_it_is_synthetic(datamodule: SyntheticLandscapesDataModule) -> None:
+    assert datamodule.synthetic
+    assert 'synthetic' in type(datamodule).__doc__.lower()
+
+
+def test_folds_are_the_official_split(datamodule: SyntheticLandscapesDataModule) -> None:
+    splits = (datamodule.train_dataset, datamodule.val_dataset, datamodule.test_dataset)
+    assert [sorted({patch.fold for patch in split.patches}) for split in splits] == [[2, 3, 4], [5], [1]]
+    assert all(isinstance(split, SyntheticLandscapes) for split in splits)
+
+
+def test_batches_are_normalised(datamodule: SyntheticLandscapesDataModule) -> None:
+    batch = next(iter(datamodule.train_dataloader()))
+    batch = datamodule.aug(batch)
+    assert batch['image_s2'].shape[0] == batch['mask'].shape[0] == 3
+    for name, modality in datamodule.modalities.items():
+        assert datamodule.mean[name].shape == (len(modality.bands),)
+        image = batch[modality.image_key][
+            batch[modality.valid_key] if modality.temporal else batch[modality.valid_key][:, 0]
+        ]
+        assert image.mean().abs() < 1
+        assert 0.3 < image.std() < 3
+    assert set(torch.unique(batch['mask']).tolist()) <= set(range(20))
+
+
+def test_a_sensor_can_be_left_out(datamodule: SyntheticLandscapesDataModule) -> None:
+    root = str(datamodule.test_dataset.root)
+    other = SyntheticLandscapesDataModule(
+        root, num_tiles=10, size=8, dates=(2, 4), modalities=('spot',), bands={'spot': ('G',)}, max_dates=1
+    )
+    other.prepare_data()
+    other.setup('test')
+    batch = next(iter(other.test_dataloader()))
+    assert batch['image_spot'].shape[1:] == (1, 80, 80)
+    assert 'image_s2' not in batch
+
+
+def test_command_line_can_set_every_argument() -> None:
+    ours = signature(SyntheticLandscapesDataModule).parameters
+    assert {'root', 'fold', 'num_tiles', 'seed', 'size', 'dates', 'batch_size', 'num_workers'} <= ours.keys()
+    assert all(p.kind is Parameter.POSITIONAL_OR_KEYWORD for p in ours.values())
+    reads = signature(SyntheticLandscapes).parameters
+    both = ours.keys() & reads.keys()
+    assert {name: ours[name].default for name in both} == {name: reads[name].default for name in both}
+    assert both >= {'root', 'num_tiles', 'seed', 'size', 'dates'}
+
+
+def test_unknown_fold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='fold is 6'):
+        SyntheticLandscapesDataModule(str(tmp_path), fold=6)
