@@ -140,3 +140,15 @@ def test_restricting_equals_encoding_less(model, batch):
     for names in (('s2',), ('s1a', 'spot'), ('spot',), ('s2', 's1a', 'spot')):
         alone = {k: v for k, v in batch.items() if any(k in MODALITIES[n].keys for n in names)}
         assert_same(model.decode(model.backbone.restrict(out, names)), model(alone))
+
+
+@pytest.mark.parametrize('modality', [S2, S1A, SPOT])
+def test_what_an_absent_modality_learnt_is_invisible(model, batch, modality):
+    """Not even a constant remains of it: its parameters can be anything."""
+    batch = without(batch, modality, [0, 1, 2])
+    before = model(batch)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if modality.name in name.split('.'):
+                parameter.normal_()
+    assert_same(model(batch), before, 0)
