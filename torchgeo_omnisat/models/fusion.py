@@ -27,9 +27,9 @@ class ModalityAttention(nn.Module):
 
     def __init__(self, names: Iterable[str], dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.names, self.num_heads = tuple(names), num_heads
         self.query = nn.Parameter(torch.empty(dim))
-        self.embeddings = nn.ParameterDict({name: nn.Parameter(torch.empty(dim)) for name in names})
+        self.embeddings = nn.ParameterDict({name: nn.Parameter(torch.empty(dim)) for name in self.names})
         self.norm = nn.LayerNorm(dim)
         self.scores = nn.Linear(dim, num_heads)
         self.values = nn.Linear(dim, dim)
@@ -45,7 +45,7 @@ class ModalityAttention(nn.Module):
             seen: Which modality saw which patch.
         """
         hidden = ~seen.unsqueeze(-1)
-        tokens = tokens.masked_fill(hidden, 0) + torch.stack(list(self.embeddings.values()))
+        tokens = tokens.masked_fill(hidden, 0) + torch.stack([self.embeddings[name] for name in self.names])
         tokens = self.norm(tokens)
         scores = self.scores(tokens).masked_fill(hidden, torch.finfo(tokens.dtype).min)
         weights = scores.softmax(dim=2).masked_fill(hidden, 0)

@@ -257,9 +257,10 @@ class UTAE(nn.Module):
         self.encoder = UTAEEncoder(in_channels, widths, num_heads, key_dim, dim, dates, mode, batch_norm=published)
         levels = list(zip(reversed(widths[:-1]), pairwise(reversed(decoder_widths)), strict=True))
         self.up_blocks = nn.ModuleList(UpBlock(i, skip, o, mode, norm) for skip, (i, o) in levels)
-        last = conv_block(hidden, num_classes, padding_mode=mode, norm=norm)
+        last = nn.Conv2d(hidden, num_classes, 3, padding=1, padding_mode=mode)
         self.head = nn.Sequential(
-            conv_block(decoder_widths[0], hidden, padding_mode=mode, norm=norm), last if published else last[:1]
+            conv_block(decoder_widths[0], hidden, padding_mode=mode, norm=norm),
+            nn.Sequential(last, nn.BatchNorm2d(num_classes), nn.ReLU()) if published else last,
         )
         self.to(memory_format=torch.channels_last)
 
