@@ -6,13 +6,14 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality, as_modalities
+from ..modality import Modality
+from .base import Params, Transform, keep_some
 
 
-class ModalityDropout(nn.Module):
+class ModalityDropout(Transform):
     """Each sample loses some of its modalities, never its last one; only ``valid`` changes.
 
     Every modality that a sample has is dropped with its own probability, independently.
@@ -25,6 +26,8 @@ class ModalityDropout(nn.Module):
         modalities: The modalities of the batch.
         p: Probability of dropping each, or by name; those not named are never dropped.
         keep: Names of modalities that are never dropped, whatever *p* says.
+        same_on_batch: Whether all samples share one draw. Two samples that have different
+            modalities may still lose different ones.
 
     Raises:
         ValueError: If a probability is not between 0 and 1, or a name is unknown.
@@ -35,10 +38,10 @@ class ModalityDropout(nn.Module):
         modalities: Mapping[str, Modality] | Iterable[Modality],
         p: float | Mapping[str, float] = 0.2,
         keep: Iterable[str] = (),
+        same_on_batch: bool = False,
     ) -> None:
         """Work out one probability a modality."""
-        super().__init__()
-        self.modalities = as_modalities(modalities)
+        super().__init__(modalities, same_on_batch)
         chances = dict(p) if isinstance(p, Mapping) else dict.fromkeys(self.modalities, p)
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         for argument, names in (('p', chances), ('keep', keep)):
@@ -50,34 +53,17 @@ class ModalityDropout(nn.Module):
             raise ValueError(f'p is {wrong}, expected probabilities between 0 and 1')
         self.p = {name: 0.0 if name in keep else float(chances.get(name, 0.0)) for name in self.modalities}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Sample:
-        """Drop modalities of each sample.
-
-        Args:
-            batch: A batch or a sample; it is not changed.
-
-        Returns:
-            A new dictionary that shares everything but ``valid_*``.
-
-        Raises:
-            TypeError: If *batch* is a bare tensor.
-        """
-        if isinstance(batch, Tensor):
-            raise TypeError(
-                f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
-                'of tensors; MultimodalAugmentation hands one over, containers of Kornia do not'
-            )
-        present = [m for m in self.modalities.values() if m.valid_key in batch]
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """Flags ``kept`` (B, M) of what stays of the modalities that the batch has the keys of."""
+        present = list(self.present(batch))
         if not present:
-            return dict(batch)
-        available = torch.stack([batch[m.valid_key].any(-1) for m in present], dim=-1)
-        kept = self.draw(available, [self.p[m.name] for m in present])
-        return {**batch, **{m.valid_key: batch[m.valid_key] & kept[..., i, None] for i, m in enumerate(present)}}
+            return {}
+        there = torch.stack([batch[m.valid_key].any(-1) for m in present], dim=-1)
+        chance = torch.tensor([self.p[m.name] for m in present], device=there.device)
+        random, tickets = self.random(batch, 2, len(present)).unbind(1)
+        return {'kept': keep_some(there, chance, random, tickets)}
 
-    def draw(self, available: Tensor, p: list[float]) -> Tensor:
-        """Flags ``(..., M)`` of what stays, where *available* has flags of what is there."""
-        chance = torch.tensor(p, device=available.device)
-        kept = available & (torch.rand(available.shape, device=available.device) >= chance)
-        tickets = torch.rand(available.shape, device=available.device).masked_fill(~available, -1.0)
-        winner = torch.zeros_like(available).scatter(-1, tickets.argmax(-1, keepdim=True), True)
-        return torch.where(kept.any(-1, keepdim=True), kept, available & winner)
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Drop modalities; everything but ``valid_*`` is shared with *batch*."""
+        present = enumerate(self.present(batch))
+        return {**batch, **{m.valid_key: batch[m.valid_key] & params['kept'][:, i, None] for i, m in present}}

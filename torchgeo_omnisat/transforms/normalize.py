@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from .base import refuse_tensor
 
 #: Numbers by the name of the modality, one a band.
 Statistics = Mapping[str, Tensor | Sequence[float]]
@@ -60,11 +61,7 @@ class Normalize(nn.Module):
         Raises:
             TypeError: If *batch* is a bare tensor.
         """
-        if isinstance(batch, Tensor):
-            raise TypeError(
-                f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
-                'of tensors; MultimodalAugmentation hands one over, containers of Kornia do not'
-            )
+        refuse_tensor(self, batch)
         changed = {}
         for modality in self.modalities.values():
             if modality.image_key in batch:
