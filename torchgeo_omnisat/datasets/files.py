@@ -95,27 +95,28 @@ def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path:
 
 
 def extract_directory(archive: Path, directory: str) -> None:
-    """Unpack one directory of an archive beside it, whole or not at all.
+    """Unpack one directory, or one file, of an archive beside it, whole or not at all.
 
     The archive is unpacked into a temporary directory, from which nothing but
     *directory* is kept, so what an archive puts elsewhere never gets anywhere.
 
     Args:
         archive: The archive.
-        directory: Name of the directory in it.
+        directory: Name of the directory or file in it, or a pattern of it.
 
     Raises:
         RuntimeError: If the archive is damaged or holds no such directory.
     """
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f'.{directory}-') as temporary:
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f'.{archive.stem}-') as temporary:
         try:
             extract_archive(archive, temporary)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error
-        if not (Path(temporary) / directory).is_dir():
+        found = next(Path(temporary).glob(directory), None)
+        if found is None:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} holds no directory {directory!r}')
+        place = archive.parent / found.name
         try:
-            os.replace(Path(temporary) / directory, archive.parent / directory)
+            os.replace(found, place)
         except OSError as error:
-            place = archive.parent / directory
             raise RuntimeError(f'{place} is in the way of {archive}, expected to unpack it there: {error}') from error

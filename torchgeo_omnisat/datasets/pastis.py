@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample, check_integrity, download_url
+from torchgeo.datasets.utils import Sample, check_integrity
 
 from ..modality import Modality
+from .download import fetch
 from .figures import Palette, draw
 from .files import extract_directory, measured, open_array, read_raster
 from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, read_index
@@ -283,7 +284,7 @@ class PASTISMultimodal(NonGeoDataset):
                 if self.checksum and not check_integrity(archive, self.md5):
                     raise RuntimeError(f'Dataset found, but corrupted. {archive} has not the MD5 {self.md5}')
             elif self.download:
-                download_url(self.url, root, self.filename, self.md5 if self.checksum else None)
+                fetch(self.url, archive, self.md5 if self.checksum else None)
             else:
                 error = DatasetNotFoundError(self)
                 error.args = (f'{error} Expected {self.index} there or in a directory PASTIS-HD or PASTIS-R of it.',)

@@ -1,0 +1,237 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Download: large files over lines that break, resumed, checked, and named when they are whole."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, IncompleteRead
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from .files import extract_directory
+
+#: Seconds without a byte after which a line is taken for broken.
+TIMEOUT = 60.0
+#: Seconds to wait after the first failure; doubled after each further one.
+BACKOFF = 1.0
+
+_CHUNK = 2**16
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive and what is known of it.
+
+    Args:
+        url: Where it is.
+        filename: What it is called on disk.
+        holds: The directory or file that it unpacks to; a pattern such as ``*.json`` where
+            only that is known.
+        md5: Its checksum, if that is published.
+    """
+
+    url: str
+    filename: str
+    holds: str
+    md5: str | None = None
+
+
+def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool = False) -> bool:
+    """See that what an archive holds lies below *root*; unpack or download it if need be.
+
+    Args:
+        archive: The archive.
+        root: Where it, and what it holds, belong.
+        download: Whether to download it if it is not there.
+        checksum: Whether to compare its MD5 before it is unpacked.
+
+    Returns:
+        Whether it is there now; False if nothing is and *download* is False.
+
+    Raises:
+        RuntimeError: If the archive is damaged.
+        ConnectionError: If it cannot be downloaded.
+    """
+    if any(root.glob(archive.holds)):
+        return True
+    path, md5 = root / archive.filename, archive.md5 if checksum else None
+    if not path.exists() and not download:
+        return False
+    fetch(archive.url, path, md5)
+    extract_directory(path, archive.holds)
+    return True
+
+
+def fetch(url: str, path: Path, md5: str | None = None, attempts: int = 6) -> Path:
+    """Download a file; what came before the line broke is kept and continued from.
+
+    Bytes are collected in ``.<name>.part`` beside *path*, which takes its name once it is
+    complete and checked. A later call, even of another process, continues there by an HTTP
+    range, provided that the server still has the same file (size, and ETag or date); else
+    it starts over. Of several processes one downloads, the others wait.
+
+    Args:
+        url: Where it is.
+        path: What to call it. If it is there, nothing is downloaded.
+        md5: The checksum that it should have; None does not check.
+        attempts: How often in a row to fail without a byte before giving up.
+
+    Returns:
+        *path*.
+
+    Raises:
+        ConnectionError: If the server refuses or cannot be reached. What came is kept.
+        RuntimeError: If the file has not the checksum. What came is deleted; a file that was
+            there before is not.
+        OSError: If the disk has no room for it.
+    """
+    part, lock = (path.with_name(f'.{path.name}.{end}') for end in ('part', 'lock'))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not path.exists():
+                _complete(url, part, attempts)
+                if md5 is not None and (found := _md5(part)) != md5:
+                    size = part.stat().st_size
+                    _forget(part)
+                    raise RuntimeError(f'Download corrupted: {url} gave {size} bytes of MD5 {found}, expected {md5}')
+                os.replace(part, path)
+                _forget(part)
+        lock.unlink(missing_ok=True)
+    elif md5 is not None and (found := _md5(path)) != md5:
+        raise RuntimeError(f'Dataset found, but corrupted. {path} has not the MD5 {md5} but {found}')
+    return path
+
+
+def _complete(url: str, part: Path, attempts: int) -> None:
+    """Ask for what is missing until nothing is."""
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            if _continue(url, part):
+                return
+            reason = 'the connection was closed early'
+        except HTTPError as error:
+            if error.code == 416 and before:  # longer than what the server has
+                _forget(part)
+            elif error.code < 500 and error.code not in (408, 429):
+                raise ConnectionError(f'{url} gave {error.code} {error.reason}, expected a file') from None
+            reason = f'{error.code} {error.reason}'
+        except (URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            reason = str(getattr(error, 'reason', None) or error or type(error).__name__)
+        failures = 0 if _size(part) > before else failures + 1
+        if failures >= attempts:
+            raise ConnectionError(
+                f'{url} cannot be downloaded ({reason}) after {failures} attempts without a byte, expected a file; '
+                f'{_size(part)} bytes are kept in {part}, from where the next download continues'
+            )
+        time.sleep(BACKOFF * 2**failures if failures else 0)
+
+
+def _continue(url: str, part: Path) -> bool:
+    """One request for what is missing; whether nothing is missing after it."""
+    have, known = _size(part), _known(part)
+    headers = {'User-Agent': 'torchgeo_omnisat', 'Accept-Encoding': 'identity'}
+    if have and known.get('url') == url:
+        if have == known['total']:
+            return True  # cut off before it was named
+        headers['Range'] = f'bytes={have}-'
+        if known['tag']:
+            headers['If-Range'] = known['tag']
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+        start, total = _span(response, have)
+        if start and (start != have or total != known.get('total')):
+            _forget(part)  # another file by now
+            return False
+        etag = response.headers.get('ETag') or ''
+        tag = etag if etag.startswith('"') else response.headers.get('Last-Modified', '')
+        _remember(part, {'url': url, 'tag': tag, 'total': total})
+        if total is not None and (free := shutil.disk_usage(part.parent).free) < total - start:
+            raise OSError(f'{part.parent} has {free} bytes left, expected room for {total - start} more of {url}')
+        with part.open('ab' if start else 'wb') as file, _bar(part, start, total) as bar:
+            for chunk in _chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return total is None or _size(part) == total
+
+
+def _span(response: Any, have: int) -> tuple[int, int | None]:
+    """The first byte that a response holds, and the number of bytes of the whole file, if known."""
+    if response.status == 206:
+        match = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', response.headers.get('Content-Range', ''))
+        if match is None:
+            return have, None
+        return int(match[1]), None if match[2] == '*' else int(match[2])
+    length = response.headers.get('Content-Length')
+    return 0, None if length is None else int(length)
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """What arrives, to the last byte before a break."""
+    try:
+        while chunk := response.read(_CHUNK):
+            yield chunk
+    except IncompleteRead as error:
+        yield error.partial
+        raise
+
+
+@contextmanager
+def _bar(part: Path, start: int, total: int | None) -> Iterator[Any]:
+    """A progress bar where someone looks at it."""
+    name = part.name[1 : -len('.part')]
+    with tqdm(total=total, initial=start, desc=name, unit='B', unit_scale=True, disable=None, leave=False) as bar:
+        yield bar
+
+
+def _size(part: Path) -> int:
+    """Bytes that are there."""
+    return part.stat().st_size if part.exists() else 0
+
+
+def _notes(part: Path) -> Path:
+    """Where it is kept what a part is a part of."""
+    return part.with_name(f'{part.name}.json')
+
+
+def _known(part: Path) -> dict[str, Any]:
+    """What a part is a part of; nothing if that is not known."""
+    try:
+        notes = json.loads(_notes(part).read_text())
+        return {key: notes[key] for key in ('url', 'tag', 'total')}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _remember(part: Path, notes: dict[str, Any]) -> None:
+    """Keep what a part is a part of."""
+    temporary = part.with_name(f'{part.name}.tmp')
+    temporary.write_text(json.dumps(notes))
+    os.replace(temporary, _notes(part))
+
+
+def _forget(part: Path) -> None:
+    """Delete a part and what is known of it."""
+    for path in (part, _notes(part)):
+        path.unlink(missing_ok=True)
+
+
+def _md5(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
