@@ -1,6 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.base import warmup_cosine
 
-from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer
+from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv
 
 
 class TestStatistics:
@@ -158,3 +161,34 @@ class TestOptimizer:
         assert (decayed['weight_decay'], spared['weight_decay']) == (0.1, 0)
         assert len(decayed['params']) + len(spared['params']) == len(list(task.parameters()))
         assert all(p.ndim > 1 for p in decayed['params'])
+
+
+SCRIPT = """
+import sys
+from functools import partial
+from pathlib import Path
+from torch.utils.data import DataLoader
+from tests.tasks.helpers import MODALITIES, TOLD, make_sample, make_trainer
+from torchgeo_omnisat.batch import collate
+from torchgeo_omnisat.tasks import OmniSatSegmentation
+
+names = [('s2',), ('spot',), ('s1a', 'spot'), ('s2',)]
+samples = [make_sample(index, held) for index, held in enumerate(names)]
+loader = DataLoader(samples, batch_size=1, collate_fn=partial(collate, modalities=MODALITIES))
+trainer = make_trainer(Path(sys.argv[1]), devices=2, strategy='ddp')
+task = OmniSatSegmentation(**TOLD, modality_dropout=0.0)
+trainer.fit(task, loader, loader)
+trainer.test(task, loader, verbose=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_see_different_modalities(tmp_path: Path) -> None:
+    (tmp_path / 'train.py').write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root)}
+    words = [sys.executable, str(tmp_path / 'train.py'), str(tmp_path)]
+    subprocess.run(words, env=environment, check=True, timeout=600, capture_output=True)
+    (table,) = tmp_path.rglob('subsets.csv')
+    rows = {row['subset']: row for row in read_csv(table)}
+    assert [rows[name]['samples'] for name in ('s1a+s2+spot', 's2', 's1a')] == ['4', '2', '1']

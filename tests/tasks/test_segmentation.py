@@ -25,6 +25,7 @@ from .helpers import (
     read_csv,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 REAL = Path(__file__).parents[2].parent / 'shared/data/pastis-r-mini'
 
 
@@ -63,6 +64,11 @@ class TestCommandLine:
         assert float(logged['test_AverageJaccardIndex']) == pytest.approx(float(rows[0]['mean_iou']), abs=1e-6)
         assert float(logged['test_OverallAccuracy']) == pytest.approx(float(rows[0]['overall_accuracy']), abs=1e-6)
         assert 'test_ClasswiseJaccardIndex_meadow' in logged
+
+    def test_validate(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        main(command(root, tmp_path, 'validate', '--ckpt_path', str(fitted)))
+        (logged,) = read_csv(next(tmp_path.rglob('metrics.csv')))
+        assert {'val_loss', 'val_AverageJaccardIndex', 'val_ClasswiseF1Score_meadow'} <= logged.keys()
 
     def test_predict(self, fitted: Path, root: Path, tmp_path: Path) -> None:
         main(command(root, tmp_path, 'predict', '--ckpt_path', str(fitted)))
@@ -158,6 +164,14 @@ class TestTraining:
         make_trainer(tmp_path).fit(task, loader, loader)
         assert {count for training, count in seen if training} == {1.0}
         assert {count for training, count in seen if not training} == {3.0}
+
+    def test_mixed_precision(self, tmp_path: Path) -> None:
+        task, loader = OmniSatSegmentation(**TOLD), make_loader([make_sample(0), make_sample(1, ('s2',))])
+        trainer = make_trainer(tmp_path, precision='bf16-mixed')
+        trainer.fit(task, loader, loader)
+        (scores,) = trainer.test(task, loader, verbose=False)
+        assert all(torch.isfinite(p).all() for p in task.parameters())
+        assert scores['test_loss'] > 0
 
     def test_loss_falls(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
