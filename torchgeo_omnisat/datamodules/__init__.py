@@ -5,5 +5,6 @@
 
 from .base import MultimodalDataModule
 from .pastis import PASTISMultimodalDataModule
+from .synthetic import SyntheticLandscapesDataModule
 
-__all__ = ['MultimodalDataModule', 'PASTISMultimodalDataModule']
+__all__ = ['MultimodalDataModule', 'PASTISMultimodalDataModule', 'SyntheticLandscapesDataModule']

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
@@ -16,7 +16,15 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..modality import Modality
-from ..transforms import Denormalize, Normalize
+from ..transforms import (
+    Denormalize,
+    MultimodalAugmentation,
+    Normalize,
+    RandomDihedral,
+    RandomJitter,
+    RandomSpeckle,
+    RandomTemporalDropout,
+)
 
 #: What a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
@@ -24,6 +32,10 @@ _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'pr
 
 class MultimodalDataModule(NonGeoDataModule, ABC):
     """Batches of samples with several modalities, normalised once they are on the device.
+
+    Training batches are augmented there too: turned and mirrored, with fewer dates and more
+    speckle, which want raw units, and after normalisation with a little jitter. Other
+    batches are normalised and nothing else. Dropping modalities is left to the task.
 
     After :meth:`setup` there are, besides what TorchGeo's datamodules have:
     ``modalities`` by name, and ``mean`` and ``std``, tensors of one number a band by
@@ -42,12 +54,46 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
     ignore_index: int | None = None
     #: Side of the ground that a token stands for, in metres.
     patch_size: float
-    #: Metres a pixel of the mask.
+    #: Metres a pixel of the mask; not there if the samples have none.
     label_gsd: float
 
     modalities: dict[str, Modality]
     mean: dict[str, Tensor]  # type: ignore[assignment]
     std: dict[str, Tensor]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        dataset_class: type[NonGeoDataset],
+        batch_size: int = 4,
+        num_workers: int = 0,
+        dihedral: bool = True,
+        temporal_dropout: float = 0.2,
+        speckle: float = 10.0,
+        jitter: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the arguments; the four that augment concern training batches alone.
+
+        Args:
+            dataset_class: The dataset.
+            batch_size: Samples in a batch.
+            num_workers: Processes that read.
+            dihedral: Whether to turn and mirror tiles.
+            temporal_dropout: Probability of losing each date of a series; 0 for none.
+            speckle: Looks of the speckle added to radar images in dB; 0 for none.
+            jitter: Greatest change of gain and offset, in deviations; 0 for none.
+            **kwargs: What the dataset is made with.
+        """
+        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        self.dihedral = dihedral
+        self.temporal_dropout = temporal_dropout
+        self.speckle = speckle
+        self.jitter = jitter
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of what ``label`` tells of, in its order: all classes but the ignored one."""
+        return [name for index, name in enumerate(self.labels) if index != self.ignore_index]
 
     @abstractmethod
     def make_dataset(self, split: str) -> NonGeoDataset:
@@ -80,7 +126,23 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
         self.modalities = dict(dataset.modalities)
         self.mean, self.std = self.statistics(dataset)
         self.aug = Normalize(self.modalities, self.mean, self.std)
+        self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
+
+    def augmentation(self) -> MultimodalAugmentation:
+        """What a training batch goes through: geometry, time and speckle in raw units, then the rest."""
+        known = self.modalities
+        steps: list[nn.Module] = []
+        if self.dihedral:
+            steps.append(RandomDihedral(known))
+        if self.temporal_dropout:
+            steps.append(RandomTemporalDropout(known, self.temporal_dropout))
+        if self.speckle:
+            steps.append(RandomSpeckle(known, self.speckle))
+        steps.append(self.aug)
+        if self.jitter:
+            steps.append(RandomJitter(known, self.jitter))
+        return MultimodalAugmentation(known, *steps)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show a sample as the task has it, normalised and on any device.

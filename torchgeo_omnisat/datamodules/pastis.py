@@ -47,6 +47,10 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
+        dihedral: bool = True,
+        temporal_dropout: float = 0.2,
+        speckle: float = 10.0,
+        jitter: float = 0.05,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -64,6 +68,10 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download PASTIS-R if nothing is there.
             checksum: Whether to check the archive's MD5.
+            dihedral: Whether to turn and mirror training tiles.
+            temporal_dropout: Probability of losing each date of a training series; 0 for none.
+            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
 
         Raises:
             ValueError: If there is no such fold.
@@ -74,6 +82,10 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             PASTISMultimodal,
             batch_size=batch_size,
             num_workers=num_workers,
+            dihedral=dihedral,
+            temporal_dropout=temporal_dropout,
+            speckle=speckle,
+            jitter=jitter,
             root=root,
             modalities=modalities,
             bands=bands,
@@ -84,6 +96,11 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             checksum=checksum,
         )
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the 18 crops: neither background nor void is among them."""
+        return self.labels[1 : self.ignore_index]
 
     def make_dataset(self, split: str) -> PASTISMultimodal:
         """The dataset of ``'train'``, ``'val'`` or ``'test'``."""

@@ -33,6 +33,10 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
         num_workers: int = 0,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
+        dihedral: bool = True,
+        temporal_dropout: float = 0.2,
+        speckle: float = 10.0,
+        jitter: float = 0.05,
     ) -> None:
         """Keep the arguments; nothing is written or read yet.
 
@@ -49,6 +53,10 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             num_workers: Processes that read.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
+            dihedral: Whether to turn and mirror training tiles.
+            temporal_dropout: Probability of losing each date of a training series; 0 for none.
+            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
 
         Raises:
             ValueError: If there is no such fold.
@@ -60,6 +68,10 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             bands=bands,
             batch_size=batch_size,
             num_workers=num_workers,
+            dihedral=dihedral,
+            temporal_dropout=temporal_dropout,
+            speckle=speckle,
+            jitter=jitter,
             max_dates=max_dates,
             date_range=date_range,
         )

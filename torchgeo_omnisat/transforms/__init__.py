@@ -3,7 +3,28 @@
 
 """Transforms: batch to batch, every modality alike."""
 
+from .base import Transform
+from .container import MultimodalAugmentation
+from .ground import RandomDihedral, RandomGroundAffine, RandomGroundCrop
+from .intensity import RandomBandDropout, RandomClouds, RandomJitter, RandomSpeckle
 from .modality import ModalityDropout
 from .normalize import Denormalize, Normalize
+from .temporal import RandomDateShift, RandomTemporalDropout, TemporalSubsample
 
-__all__ = ['Denormalize', 'ModalityDropout', 'Normalize']
+__all__ = [
+    'Denormalize',
+    'ModalityDropout',
+    'MultimodalAugmentation',
+    'Normalize',
+    'RandomBandDropout',
+    'RandomClouds',
+    'RandomDateShift',
+    'RandomDihedral',
+    'RandomGroundAffine',
+    'RandomGroundCrop',
+    'RandomJitter',
+    'RandomSpeckle',
+    'RandomTemporalDropout',
+    'TemporalSubsample',
+    'Transform',
+]

@@ -1,0 +1,319 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Geometry: a tile turned, cut or bent on the ground, every modality with it."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .base import Params, Transform, interval, probability
+from .georeference import extent, move
+
+
+class GroundTransform(Transform):
+    """One draw in ground terms moves every image, series and mask of a tile.
+
+    ``bounds`` and ``transform`` follow (see :func:`.georeference.move`); coordinates are
+    in metres, as gsd is.
+    """
+
+    @abstractmethod
+    def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
+        """From the ground of the new tile to that of the old one, ``(B, 3, 3)`` float64, in metres.
+
+        Metres count from the upper left corner, to the right and down. *before* is the
+        height and width of the old tile.
+        """
+
+    def moved(
+        self,
+        batch: Mapping[str, Tensor],
+        params: Params,
+        image: Callable[[Tensor], Tensor],
+        mask: Callable[[Tensor], Tensor],
+        after: tuple[float, float] | None = None,
+    ) -> Sample:
+        """The batch with every image, the mask, bounds and transform changed."""
+        before = extent(batch, self.modalities.values())
+        changed = {m.image_key: image(batch[m.image_key]) for m in self.present(batch)}
+        if 'mask' in batch:
+            changed['mask'] = mask(batch['mask'])
+        georeference = move(batch, self.matrix(params, before), before, after or before)
+        return {**batch, **changed, **georeference}
+
+    def seen(self, batch: Sample) -> Sample:
+        """The batch with ``valid`` False where not a finite pixel is left."""
+        for modality in self.present(batch):
+            image, valid = batch[modality.image_key], batch[modality.valid_key]
+            finite = image.isfinite().flatten(2 if modality.temporal else 1).any(-1).view(len(valid), -1)
+            batch[modality.valid_key] = valid & finite
+        return batch
+
+
+class RandomDihedral(GroundTransform):
+    """Each tile is turned by quarters and mirrored, without any interpolation.
+
+    The eight elements of the group are equally likely; where tiles are not square, the
+    four that keep their shape. ``window`` and ``bounds`` say where a tile lies, which
+    stays as it was; ``transform`` says which way it is turned.
+
+    Args:
+        modalities: The modalities of the batch.
+        p: Probability that a tile is drawn for at all; one of the elements changes nothing.
+        same_on_batch: Whether all samples share one draw.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        p: float = 1.0,
+        same_on_batch: bool = False,
+    ) -> None:
+        """Keep the arguments."""
+        super().__init__(modalities, same_on_batch)
+        self.p = probability(p)
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """``element`` (B,), 0 to 7: quarter turns counter-clockwise, and 4 more if mirrored after that."""
+        sizes = [batch[m.image_key].shape for m in self.present(batch)] + [batch[k].shape for k in batch if k == 'mask']
+        square = all(shape[-1] == shape[-2] for shape in sizes)
+        chance, which = self.random(batch, 2).unbind(-1)
+        element = (which * 8).long() if square else (which * 4).long() * 2
+        return {'element': torch.where(chance < self.p, element, 0)}
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Turn every tile by its element."""
+        element = params['element']
+        rows = {int(k): (element == k).nonzero()[:, 0] for k in element.unique().tolist()}
+
+        def turn(image: Tensor) -> Tensor:
+            if len(rows) == 1:
+                return _turn(image, next(iter(rows)))
+            turned = torch.empty_like(image)
+            for k, members in rows.items():
+                turned[members] = _turn(image[members], k)
+            return turned
+
+        moved = self.moved(batch, params, turn, turn)
+        return {**moved, **({'bounds': batch['bounds']} if 'bounds' in batch else {})}
+
+    def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
+        """A turn about the middle of the tile."""
+        turn, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.diag(torch.tensor([-1.0, 1]))
+        group = [turn.matrix_power(k % 4) @ (mirror if k >= 4 else torch.eye(2)) for k in range(8)]
+        element = params['element']
+        return _about_middle(torch.stack(group).to(element.device, torch.float64)[element], before)
+
+    @staticmethod
+    def inverse(params: Params) -> Params:
+        """What turns the tiles back."""
+        element = params['element']
+        return {'element': torch.where(element < 4, -element % 4, element)}
+
+
+class RandomGroundCrop(GroundTransform):
+    """Each tile is cut to a square of whole ground patches, somewhere on the grid of patches.
+
+    ``window``, the place on the output grid, moves along; it is that of a tile which was
+    not turned before.
+
+    Args:
+        modalities: The modalities of the batch.
+        size: Side of what is left, in metres: a whole number of patches.
+        patch_size: Side of a patch, in metres: a whole number of pixels of every modality.
+        same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If *size* or *patch_size* is not as described.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        size: float = 160.0,
+        patch_size: float = 40.0,
+        same_on_batch: bool = False,
+    ) -> None:
+        """See that everything is a whole number."""
+        super().__init__(modalities, same_on_batch)
+        self.size, self.patch_size = float(size), float(patch_size)
+        for modality in self.modalities.values():
+            modality.pixels(self.patch_size)
+        self.patches = _whole(self.size, self.patch_size, 'size', f'{self.patch_size:g} m patches')
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """``corner`` (B, 2): row and column of the upper left patch."""
+        height, width = extent(batch, self.modalities.values())
+        room = [math.floor(side / self.patch_size + 1e-6) - self.patches + 1 for side in (height, width)]
+        if min(room) < 1:
+            raise ValueError(f'size is {self.size:g} m, expected no more than the tile, {height:g} x {width:g} m')
+        numbers = self.random(batch, 2)
+        return {'corner': (numbers * torch.tensor(room, device=numbers.device)).long()}
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Cut every tile at its corner."""
+        row, column = params['corner'].unbind(-1)
+        sample = torch.arange(len(row), device=row.device)
+        height, width = extent(batch, self.modalities.values())
+
+        def cut(image: Tensor) -> Tensor:
+            step = _whole(self.patch_size, height / image.shape[-2], 'patch_size', 'pixels of the mask or an image')
+            side = step * self.patches
+            windows = image.flatten(1, -3) if image.ndim > 3 else image[:, None]
+            windows = windows.unfold(-2, side, step).unfold(-2, side, step)
+            return windows[sample, :, row, column].view(*image.shape[:-2], side, side)
+
+        changed = self.seen(self.moved(batch, params, cut, cut, (self.size, self.size)))
+        if 'window' in batch:
+            changed['window'] = self._window(batch['window'], params['corner'], (height, width))
+        return changed
+
+    def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
+        """A shift to the corner."""
+        corner = params['corner']
+        matrix = torch.eye(3, dtype=torch.float64, device=corner.device).repeat(len(corner), 1, 1)
+        matrix[:, :2, 2] = corner.flip(-1).double() * self.patch_size
+        return matrix
+
+    def _window(self, window: Tensor, corner: Tensor, size: tuple[float, float]) -> Tensor:
+        """Row, column, height and width on the output grid."""
+        pixels = window[:, 2:].double() / torch.tensor(size, device=window.device)
+        start, side = (corner * self.patch_size * pixels).round(), (self.size * pixels).round()
+        return torch.cat([window[:, :2] + start.to(window.dtype), side.to(window.dtype)], -1)
+
+
+class RandomGroundAffine(GroundTransform):
+    """Each tile is rotated, scaled and shifted about its middle, on one grid of ground coordinates.
+
+    Images are interpolated bilinearly over what is finite, the mask takes the nearest
+    pixel. What comes from outside the tile is NaN in images and *ignore_index* in the
+    mask; so is, in images, what would come from NaN for more than half.
+
+    Args:
+        modalities: The modalities of the batch.
+        degrees: Greatest rotation, either way.
+        scale: Least and greatest magnification of the ground.
+        translate: Greatest shift along either axis, in metres.
+        ignore_index: What the mask holds where the ground is unknown; -100 is what
+            PyTorch's losses ignore.
+        p: Probability that a tile changes.
+        same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        degrees: float = 180.0,
+        scale: tuple[float, float] = (0.8, 1.25),
+        translate: float = 20.0,
+        ignore_index: int = -100,
+        p: float = 1.0,
+        same_on_batch: bool = False,
+    ) -> None:
+        """Keep the arguments."""
+        super().__init__(modalities, same_on_batch)
+        self.degrees = interval((0.0, degrees), 'degrees', 0.0)[1]
+        self.translate = interval((0.0, translate), 'translate', 0.0)[1]
+        self.scale = interval(scale, 'scale', 1e-6)
+        self.ignore_index = ignore_index
+        self.p = probability(p)
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """``applied`` (B,), ``degrees`` (B,) counter-clockwise, ``scale`` (B,), ``shift`` (B, 2) right and down."""
+        chance, angle, size, right, down = self.random(batch, 5).unbind(-1)
+        low, high = (math.log(side) for side in self.scale)
+        return {
+            'applied': chance < self.p,
+            'degrees': (2 * angle - 1) * self.degrees,
+            'scale': torch.exp(low + (high - low) * size),
+            'shift': (2 * torch.stack([right, down], -1) - 1) * self.translate,
+        }
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Bend every tile; those that are not applied to stay bit for bit."""
+        if 'window' in batch:
+            raise ValueError(
+                'the batch has a window on the output grid, which a rotated tile leaves; expected none, or one of '
+                'RandomDihedral and RandomGroundCrop'
+            )
+        height, width = extent(batch, self.modalities.values())
+        half = torch.diag(torch.tensor([width / 2, height / 2, 1], dtype=torch.float64)).to(params['scale'].device)
+        middle = half.clone()
+        middle[:2, 2] = half.diagonal()[:2]
+        theta = (torch.linalg.inv(middle) @ self.matrix(params, (height, width)) @ middle)[:, :2].float()
+        applied = params['applied']
+
+        def grid(image: Tensor) -> Tensor:
+            return F.affine_grid(theta, [len(image), 1, *image.shape[-2:]], align_corners=False)
+
+        def image(old: Tensor) -> Tensor:
+            new = _bilinear(old.flatten(1, -3), grid(old)).view(old.shape)
+            return torch.where(applied.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+        def mask(old: Tensor) -> Tensor:
+            return torch.where(applied[:, None, None], _nearest(old, grid(old), self.ignore_index), old)
+
+        return self.seen(self.moved(batch, params, image, mask))
+
+    def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
+        """The inverse of scaling, then rotating, then shifting about the middle."""
+        angle = params['degrees'].double().deg2rad()
+        cosine, sine = angle.cos(), angle.sin()
+        turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2) / params['scale'].double()[:, None, None]
+        matrix = _about_middle(turn, before)
+        matrix[:, :2, 2] -= (turn @ params['shift'].double()[..., None])[..., 0]
+        unit = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+        return torch.where(params['applied'][:, None, None], matrix, unit)
+
+
+def _turn(image: Tensor, element: int) -> Tensor:
+    """Quarter turns counter-clockwise, then a mirror of left and right."""
+    turned = image.rot90(element % 4, (-2, -1)) if element % 4 else image
+    return turned.flip(-1) if element >= 4 else turned
+
+
+def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
+    """``(B, 2, 2)`` about the middle of a tile as ``(B, 3, 3)`` in metres from its corner."""
+    middle = torch.tensor([size[1] / 2, size[0] / 2], dtype=linear.dtype, device=linear.device)
+    matrix = torch.eye(3, dtype=linear.dtype, device=linear.device).repeat(len(linear), 1, 1)
+    matrix[:, :2, :2] = linear
+    matrix[:, :2, 2] = middle - linear @ middle
+    return matrix
+
+
+def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
+    """``(B, N, H, W)`` at a grid, over what is finite; NaN outside, and where most of it is NaN."""
+    pixels = image.float()
+    finite = pixels.isfinite()
+    value = F.grid_sample(pixels.masked_fill(~finite, 0), grid, padding_mode='border', align_corners=False)
+    weight = F.grid_sample(finite.float(), grid, padding_mode='border', align_corners=False)
+    inside = (grid.abs() <= 1).all(-1)[:, None]
+    known = inside & (weight >= 0.5)
+    return torch.where(known, value / weight, torch.nan).to(image.dtype)
+
+
+def _nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
+    """``(B, H, W)`` of integers at a grid."""
+    height, width = mask.shape[-2:]
+    column = ((grid[..., 0] + 1) * width / 2).floor().long().clamp(0, width - 1)
+    row = ((grid[..., 1] + 1) * height / 2).floor().long().clamp(0, height - 1)
+    nearest = mask.flatten(1).gather(1, (row * width + column).flatten(1)).view(mask.shape)
+    return nearest.masked_fill(~(grid.abs() <= 1).all(-1), outside)
+
+
+def _whole(length: float, step: float, name: str, steps: str) -> int:
+    """How often a step goes into a length, or the error that it does not."""
+    count = length / step if step > 0 else 0.0
+    if not math.isfinite(count) or count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
+        raise ValueError(f'{name} is {length:g} m, expected a whole number of {steps}')
+    return round(count)

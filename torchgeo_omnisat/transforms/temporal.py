@@ -1,0 +1,177 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Time: dates that go missing, fewer dates, and other dates."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .base import Params, Transform, keep_some, probability
+
+
+class TemporalTransform(Transform):
+    """What changes series alone; single images pass."""
+
+    def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
+        """The series that a batch has the keys of."""
+        return (m for m in super().present(batch) if m.temporal)
+
+
+class RandomTemporalDropout(TemporalTransform):
+    """Each series loses some of its dates, never its last one; only ``valid`` changes.
+
+    Args:
+        modalities: The modalities of the batch.
+        p: Probability of losing each valid date, or by name; those not named lose none.
+        same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If a probability is not between 0 and 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        p: float | Mapping[str, float] = 0.2,
+        same_on_batch: bool = False,
+    ) -> None:
+        """Work out one probability a series."""
+        super().__init__(modalities, same_on_batch)
+        chances = dict(p) if isinstance(p, Mapping) else dict.fromkeys(self.modalities, p)
+        if unknown := [name for name in chances if name not in self.modalities]:
+            raise ValueError(f'p names {unknown}, expected some of {list(self.modalities)}')
+        self.p = {name: probability(chances.get(name, 0.0), f'p of {name!r}') for name in self.modalities}
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """Flags ``<name>`` (B, T) of the dates that stay."""
+        drawn = {}
+        for modality in self.present(batch):
+            valid = batch[modality.valid_key]
+            random, tickets = self.random(batch, 2, valid.shape[1]).unbind(1)
+            drawn[modality.name] = keep_some(valid, self.p[modality.name], random, tickets)
+        return drawn
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Drop dates; everything but ``valid_*`` is shared with *batch*."""
+        return {**batch, **{m.valid_key: batch[m.valid_key] & params[m.name] for m in self.present(batch)}}
+
+
+class TemporalSubsample(TemporalTransform):
+    """Each series keeps a given number of its valid dates, in their order.
+
+    In training they are drawn, each equally likely. In evaluation they are those nearest
+    to days that are evenly spaced from the first valid one to the last. A sample with no
+    more valid dates than that keeps them all.
+
+    Args:
+        modalities: The modalities of the batch.
+        max_dates: How many dates to keep.
+        same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If *max_dates* is not positive.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        max_dates: int = 16,
+        same_on_batch: bool = False,
+    ) -> None:
+        """Keep the arguments."""
+        super().__init__(modalities, same_on_batch)
+        if max_dates < 1:
+            raise ValueError(f'max_dates is {max_dates}, expected at least 1')
+        self.max_dates = max_dates
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """``<name>`` (B, n): which frames stay, in order."""
+        drawn = {}
+        for modality in self.present(batch):
+            dates, valid = batch[modality.dates_key], batch[modality.valid_key]
+            count = min(self.max_dates, valid.shape[1])
+            if self.training:
+                chosen = self.random(batch, valid.shape[1]).masked_fill(~valid, 2).topk(count, largest=False).indices
+            else:
+                chosen = _evenly(dates, valid, count)
+            drawn[modality.name] = chosen.sort(-1).values
+        return drawn
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Keep the frames chosen."""
+        changed = dict(batch)
+        for modality in self.present(batch):
+            chosen = params[modality.name]
+            sample = torch.arange(len(chosen), device=chosen.device)[:, None]
+            changed |= {key: batch[key][sample, chosen] for key in modality.keys}
+        return changed
+
+
+class RandomDateShift(Transform):
+    """The clock of each tile is moved by whole days, the same for all its modalities.
+
+    Seasons come early in one year and late in another; a model that has seen both moves
+    more easily to a third. Invalid dates stay, and so does the 0 of a single image that
+    has no date.
+
+    Args:
+        modalities: The modalities of the batch.
+        days: Greatest shift, either way; every whole number of days is equally likely.
+        p: Probability that a tile's clock is moved.
+        same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If *days* is negative or *p* no probability.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality],
+        days: int = 15,
+        p: float = 1.0,
+        same_on_batch: bool = False,
+    ) -> None:
+        """Keep the arguments."""
+        super().__init__(modalities, same_on_batch)
+        if days < 0:
+            raise ValueError(f'days is {days}, expected at least 0')
+        self.days = days
+        self.p = probability(p)
+
+    def draw(self, batch: Mapping[str, Tensor]) -> Params:
+        """``days`` (B,), what to add."""
+        chance, shift = self.random(batch, 2).unbind(-1)
+        days = (shift * (2 * self.days + 1)).long() - self.days
+        return {'days': torch.where(chance < self.p, days, 0)}
+
+    def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
+        """Move every date; everything but ``dates_*`` is shared with *batch*."""
+        changed = dict(batch)
+        for modality in self.present(batch):
+            dates = batch[modality.dates_key]
+            moves = batch[modality.valid_key] if modality.temporal else dates != 0
+            changed[modality.dates_key] = torch.where(moves, dates + params['days'][:, None], dates)
+        return changed
+
+
+def _evenly(dates: Tensor, valid: Tensor, count: int) -> Tensor:
+    """Indices ``(B, count)`` of different frames, valid ones first, nearest to evenly spaced days."""
+    days = dates.double()
+    far = days.abs().max() + 1e6
+    first = days.masked_fill(~valid, far).amin(-1)
+    last = days.masked_fill(~valid, -far).amax(-1)
+    steps = (
+        torch.linspace(0, 1, count, dtype=torch.float64, device=dates.device) if count > 1 else days.new_full((1,), 0.5)
+    )
+    targets = first[:, None] + (last - first)[:, None] * steps
+    taken = torch.where(valid, 0, 1e9).double()  # of a finite distance, so that each frame is chosen once at most
+    chosen = []
+    for target in targets.unbind(-1):
+        nearest = ((days - target[:, None]).abs().clamp(max=1e8) + taken).argmin(-1, keepdim=True)
+        taken = taken.scatter(-1, nearest, torch.inf)
+        chosen.append(nearest)
+    return torch.cat(chosen, -1)
