@@ -139,7 +139,7 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
         if self.speckle:
             steps.append(RandomSpeckle(known, self.speckle))
-        steps.append(self.aug)
+        steps.append(Normalize(known, self.mean, self.std))
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
         return MultimodalAugmentation(known, *steps)

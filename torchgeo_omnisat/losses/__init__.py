@@ -3,6 +3,7 @@
 
 """Losses."""
 
+from .classification import MultiLabelLoss
 from .segmentation import CrossEntropyDice
 
-__all__ = ['CrossEntropyDice']
+__all__ = ['CrossEntropyDice', 'MultiLabelLoss']

@@ -3,6 +3,7 @@
 
 """Models."""
 
+from .classification import OmniSatClassifier
 from .image import ImageEncoder
 from .ltae import LTAEEncoder
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny
@@ -17,6 +18,7 @@ __all__ = [
     'ImagePatchEncoder',
     'LTAEEncoder',
     'OmniSat',
+    'OmniSatClassifier',
     'OmniSatOutput',
     'OmniSatSegmenter',
     'SeriesPatchEncoder',

@@ -4,7 +4,16 @@
 """Tasks: models in training, each a TorchGeo task."""
 
 from .base import OmniSatTask
-from .names import omnisat
+from .classification import OmniSatClassification
+from .names import omnisat, omnisat_classification
 from .segmentation import OmniSatSegmentation
+from .supervised import SupervisedTask
 
-__all__ = ['OmniSatSegmentation', 'OmniSatTask', 'omnisat']
+__all__ = [
+    'OmniSatClassification',
+    'OmniSatSegmentation',
+    'OmniSatTask',
+    'SupervisedTask',
+    'omnisat',
+    'omnisat_classification',
+]

@@ -294,6 +294,6 @@ def _plain(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f'{name} is {value!r}, expected numbers by modality, one a band')
         return {key: torch.as_tensor(numbers, dtype=torch.float64).tolist() for key, numbers in value.items()}
-    if name == 'labels':
+    if name in ('labels', 'label_names'):
         return [str(label) for label in value]
     return {'num_classes': int, 'ignore_index': int, 'patch_size': float, 'label_gsd': float}[name](value)

@@ -7,8 +7,13 @@ Lightning's command line finds a class by its exact name, in a module whose name
 begin with an underscore; an alias does not count.
 """
 
+from .classification import OmniSatClassification
 from .segmentation import OmniSatSegmentation
 
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name."""
+
+
+class omnisat_classification(OmniSatClassification):
+    """:class:`.OmniSatClassification` under its short name."""

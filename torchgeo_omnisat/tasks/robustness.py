@@ -5,6 +5,7 @@
 
 import csv
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from .outputs import replacing
 
 
 class SubsetRow(NamedTuple):
-    """What came out for one subset of the modalities.
+    """What came out for one subset of the modalities, in segmentation.
 
     Attributes:
         subset: Its name, such as ``'s1a+s2'``.
@@ -42,9 +43,105 @@ class SubsetRow(NamedTuple):
     complete_samples: int
     blind_samples: int
 
+    title = 'mean IoU'
 
-class SubsetScores(Metric):
-    """A confusion matrix for every subset of the modalities, summed over all processes.
+    @property
+    def score(self) -> float:
+        """The one that is shown."""
+        return self.mean_iou
+
+
+class LabelRow(NamedTuple):
+    """What came out for one subset of the modalities, in multi-label classification.
+
+    Attributes:
+        subset: Its name, such as ``'s1a+s2'``.
+        modalities: How many modalities it has.
+        macro_f1: F1 of each label, averaged; a label that neither occurs nor is given has 0.
+        weighted_f1: The same, weighted by how many samples have the label.
+        samples: As in :class:`SubsetRow`, with the two that follow.
+        complete_samples: See there.
+        blind_samples: See there.
+    """
+
+    subset: str
+    modalities: int
+    macro_f1: float
+    weighted_f1: float
+    samples: int
+    complete_samples: int
+    blind_samples: int
+
+    title = 'macro F1'
+
+    @property
+    def score(self) -> float:
+        """The one that is shown."""
+        return self.macro_f1
+
+
+#: What came out for one subset, whatever was asked.
+Row = SubsetRow | LabelRow
+
+
+class SubsetScores(Metric, ABC):
+    """Counts for every subset of the modalities, summed over all processes.
+
+    Args:
+        names: Names of M modalities.
+        shape: Shape of what is counted for one subset.
+    """
+
+    counted: Tensor
+    counts: Tensor
+    full_state_update = False
+
+    def __init__(self, names: Iterable[str], *shape: int) -> None:
+        """Begin with nothing counted."""
+        super().__init__()
+        self.subsets = subsets(names)
+        rows = len(self.subsets)
+        self.add_state('counted', torch.zeros(rows, *shape, dtype=torch.int64), dist_reduce_fx='sum')
+        self.add_state('counts', torch.zeros(rows, 3, dtype=torch.int64), dist_reduce_fx='sum')
+
+    @abstractmethod
+    def count(self, answer: Tensor, target: Tensor) -> Tensor:
+        """What a batch adds to the counts of a subset."""
+
+    @abstractmethod
+    def score(self, counted: Tensor) -> tuple[float, float]:
+        """The two scores of a row, from what was counted for its subset, in double precision."""
+
+    @abstractmethod
+    def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> Row:
+        """One line of the table."""
+
+    def update(self, subset: tuple[str, ...], answer: Tensor | None, target: Tensor, held: Tensor) -> None:
+        """Count a batch for one subset.
+
+        Args:
+            subset: Names of its S modalities.
+            answer: What the model said of B samples; None if no sample has any of the
+                modalities.
+            target: What is true of them.
+            held: Which of them each sample has, ``(B, S)`` bool.
+        """
+        row = self.subsets.index(subset)
+        some, every = held.any(1), held.all(1)
+        self.counts[row] += torch.stack([some.sum(), every.sum(), (~some).sum()])
+        if answer is not None and some.any():
+            self.counted[row] += self.count(answer[some], target[some])
+
+    def compute(self) -> list[Row]:
+        """One row a subset, the largest subsets first."""
+        return [
+            self.row(subset, self.score(counted), counts)
+            for subset, counted, counts in zip(self.subsets, self.counted.double(), self.counts.tolist(), strict=True)
+        ]
+
+
+class SegmentationScores(SubsetScores):
+    """A confusion matrix for every subset, of answers and targets ``(B, H, W)``.
 
     Args:
         names: Names of M modalities.
@@ -52,69 +149,79 @@ class SubsetScores(Metric):
         ignore_index: Label that is not scored.
     """
 
-    confusion: Tensor
-    counts: Tensor
-    full_state_update = False
-
     def __init__(self, names: Iterable[str], num_classes: int, ignore_index: int | None = None) -> None:
         """Begin with nothing counted."""
-        super().__init__()
-        self.subsets = subsets(names)
+        super().__init__(names, num_classes, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        shape = len(self.subsets), num_classes, num_classes
-        self.add_state('confusion', torch.zeros(shape, dtype=torch.int64), dist_reduce_fx='sum')
-        self.add_state('counts', torch.zeros(len(self.subsets), 3, dtype=torch.int64), dist_reduce_fx='sum')
 
-    def update(self, subset: tuple[str, ...], prediction: Tensor | None, mask: Tensor, held: Tensor) -> None:
-        """Count a batch for one subset.
+    def count(self, answer: Tensor, target: Tensor) -> Tensor:
+        """The confusion matrix ``(K, K)`` of a batch."""
+        return multiclass_confusion_matrix(
+            answer, target, self.num_classes, ignore_index=self.ignore_index, validate_args=False
+        )
 
-        Args:
-            subset: Names of its S modalities.
-            prediction: Classes ``(B, H, W)``; None if no sample has any of the modalities.
-            mask: Labels ``(B, H, W)``.
-            held: Which of them each sample has, ``(B, S)`` bool.
-        """
-        row = self.subsets.index(subset)
-        some, every = held.any(1), held.all(1)
-        self.counts[row] += torch.stack([some.sum(), every.sum(), (~some).sum()])
-        if prediction is not None and some.any():
-            self.confusion[row] += multiclass_confusion_matrix(
-                prediction[some], mask[some], self.num_classes, ignore_index=self.ignore_index, validate_args=False
-            )
+    def score(self, counted: Tensor) -> tuple[float, float]:
+        """Mean IoU and overall accuracy."""
+        hits, union = counted.diag(), counted.sum(0) + counted.sum(1) - counted.diag()
+        occurs = union > 0
+        if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
+            occurs[self.ignore_index] = False
+        return (hits[occurs] / union[occurs]).mean().item(), (hits.sum() / counted.sum()).item()
 
-    def compute(self) -> list[SubsetRow]:
-        """One row a subset, the largest subsets first."""
-        rows = []
-        for subset, matrix, counts in zip(self.subsets, self.confusion.double(), self.counts.tolist(), strict=True):
-            hits, union = matrix.diag(), matrix.sum(0) + matrix.sum(1) - matrix.diag()
-            occurs = union > 0
-            if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
-                occurs[self.ignore_index] = False
-            iou = (hits[occurs] / union[occurs]).mean().item()
-            accuracy = (hits.sum() / matrix.sum()).item()
-            rows.append(SubsetRow(subset_name(subset), len(subset), iou, accuracy, *counts))
-        return rows
+    def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> SubsetRow:
+        """One line of the table."""
+        return SubsetRow(subset_name(subset), len(subset), *scores, *counts)
 
 
-def write_table(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
+class ClassificationScores(SubsetScores):
+    """Hits, false alarms and misses of each label for every subset, of ``(B, K)``.
+
+    Args:
+        names: Names of M modalities.
+        num_labels: Number of labels K.
+    """
+
+    def __init__(self, names: Iterable[str], num_labels: int) -> None:
+        """Begin with nothing counted."""
+        super().__init__(names, num_labels, 3)
+
+    def count(self, answer: Tensor, target: Tensor) -> Tensor:
+        """The counts ``(K, 3)`` of a batch of probabilities; more than one half is a yes."""
+        said, true = answer > 0.5, target > 0.5
+        return torch.stack([(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0)], dim=1)
+
+    def score(self, counted: Tensor) -> tuple[float, float]:
+        """Macro and weighted F1."""
+        hits, alarms, misses = counted.unbind(1)
+        f1 = 2 * hits / (2 * hits + alarms + misses).clamp(min=1)
+        occurs = hits + misses
+        return f1.mean().item(), ((f1 * occurs).sum() / occurs.sum()).item()
+
+    def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> LabelRow:
+        """One line of the table; a subset that no sample has any modality of has no score."""
+        macro, weighted = scores if counts[0] else (math.nan, math.nan)
+        return LabelRow(subset_name(subset), len(subset), macro, weighted, *counts)
+
+
+def write_table(rows: Sequence[Row], path: Path, data: str) -> None:
     """Write the rows as CSV, a column for each attribute; what could not be scored is ``nan``.
 
     Args:
-        rows: The rows.
+        rows: The rows, at least one.
         path: The file; it is there whole or not at all.
         data: What was scored, the last column.
     """
     with replacing(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.writer(file)
-        writer.writerow([*SubsetRow._fields, 'data'])
+        writer.writerow([*rows[0]._fields, 'data'])
         writer.writerows([*(f'{v:.6f}' if isinstance(v, float) else v for v in row), data] for row in rows)
 
 
-def write_figure(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
+def write_figure(rows: Sequence[Row], path: Path, data: str) -> None:
     """Write :func:`draw_subsets` as PNG.
 
     Args:
-        rows: The rows.
+        rows: The rows, at least one.
         path: The file; it is there whole or not at all.
         data: What was scored.
     """
@@ -124,20 +231,21 @@ def write_figure(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     plt.close(figure)
 
 
-def draw_subsets(rows: Sequence[SubsetRow], data: str) -> Figure:
-    """The mean IoU of every subset as bars, above dots that say which modalities it has.
+def draw_subsets(rows: Sequence[Row], data: str) -> Figure:
+    """The score of every subset as bars, above dots that say which modalities it has.
 
     Subsets stand in order of their size, then of their score. The subset of all
     modalities is darker than the others. Position and length alone carry the meaning.
 
     Args:
-        rows: The rows; those without a score are left out.
+        rows: The rows, at least one; those without a score are left out.
         data: What was scored, for the label of the axis.
 
     Returns:
         The figure.
     """
-    rows = sorted((r for r in rows if math.isfinite(r.mean_iou)), key=lambda r: (-r.modalities, -r.mean_iou))
+    title = rows[0].title
+    rows = sorted((r for r in rows if math.isfinite(r.score)), key=lambda r: (-r.modalities, -r.score))
     names = sorted({name for row in rows for name in row.subset.split('+')})
     size = (max(4.0, 1.6 + 0.55 * len(rows)), 3.2 + 0.3 * len(names))
     figure, (bars, dots) = plt.subplots(
@@ -146,17 +254,18 @@ def draw_subsets(rows: Sequence[SubsetRow], data: str) -> Figure:
     dark, blue, grey = '#08306b', '#4292c6', '#d9d9d9'
     most = max((row.modalities for row in rows), default=0)
     for x, row in enumerate(rows):
-        bar = bars.bar(x, 100 * row.mean_iou, width=0.7, color=dark if row.modalities == most else blue)
+        bar = bars.bar(x, 100 * row.score, width=0.7, color=dark if row.modalities == most else blue)
         bars.bar_label(bar, fmt='%.1f', padding=2, fontsize=8)
         held = [names.index(name) for name in row.subset.split('+')]
         dots.plot([x, x], [min(held), max(held)], color=dark, linewidth=2, zorder=1)
         dots.scatter([x] * len(names), range(len(names)), s=70, color=grey, zorder=0)
         dots.scatter([x] * len(held), held, s=70, color=dark, zorder=2)
-    bars.set_ylabel(f'mean IoU (%)\n{data}')
-    bars.set_ylim(0, max([112 * row.mean_iou for row in rows] + [1.0]))
+    bars.set_ylabel(f'{title} (%)\ndata: {data}')
+    bars.set_ylim(0, max([112 * row.score for row in rows] + [1.0]))
+    bars.set_xlim(-1, len(rows))
     bars.spines[['top', 'right']].set_visible(False)
     bars.tick_params(axis='x', bottom=False)
-    dots.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xticks=[])
+    dots.set(yticks=range(len(names)), yticklabels=names, ylim=(max(len(names), 1) - 0.5, -0.5), xticks=[])
     dots.spines[:].set_visible(False)
     dots.tick_params(axis='y', left=False)
     return figure

@@ -3,26 +3,23 @@
 
 """OmniSatSegmentation: a class for every pixel, from whatever modalities are there."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
-from torchgeo.tasks import ClassificationMixin
 
 from ..losses import CrossEntropyDice
 from ..modality import Modality
 from ..models import OmniSatSegmenter
 from ..transforms import ModalityDropout
-from .base import OmniSatTask
-from .robustness import SubsetScores, write_figure, write_table
+from .robustness import SegmentationScores
+from .supervised import SupervisedTask
 
 
-class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
+class OmniSatSegmentation(SupervisedTask):
     """Semantic segmentation with an OmniSat; ``test`` scores every subset of the modalities.
 
     Whatever of *modalities*, *num_classes*, *labels*, *ignore_index*, *patch_size*,
@@ -59,9 +56,8 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')
     optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index')
-
-    #: Batches of each validation of which a figure is drawn.
-    figures = 4
+    target: ClassVar[str] = 'mask'
+    headline: ClassVar[str] = 'AverageJaccardIndex'
 
     def __init__(
         self,
@@ -124,95 +120,6 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
         for name in ('task', 'num_labels'):
             self.hparams.pop(name)
 
-    def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The loss of a batch, some modalities of which are dropped.
-
-        Args:
-            batch: A batch with ``mask``.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-
-        Returns:
-            The loss.
-        """
-        batch = self.renormalise(batch)
-        logits = self(self.dropout(batch))
-        self.train_metrics.update(self.classes(logits), batch['mask'])
-        loss: Tensor = self.criterion(logits, batch['mask'])
-        self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
-        self.say_blind(batch)
-        return loss + self.idle()
-
-    def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and metrics of a batch, and a figure of its first sample.
-
-        Args:
-            batch: A batch with ``mask``.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-        """
-        logits = self(self.renormalise(batch))
-        self._score(logits, batch, 'val')
-        if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
-            sample = {key: value[0].detach().cpu() for key, value in batch.items()}
-            sample['prediction'] = self.classes(logits)[0].cpu()
-            self.show(f'val/{batch_idx}', lambda: self.datamodule.plot(sample))
-
-    def on_test_start(self) -> None:
-        """Make room for the scores of every subset of the modalities that the data has."""
-        theirs = getattr(self.datamodule, 'modalities', None) or self.modalities
-        names = [name for name in self.modalities if name in theirs]
-        self.subset_scores = SubsetScores(names, self.hparams['num_classes'], self.hparams['ignore_index'])
-        self.subset_scores.to(self.device)
-
-    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and metrics with all modalities, and a count for every subset; each is encoded once.
-
-        Args:
-            batch: A batch with ``mask``.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-        """
-        out = self.model.backbone(self.renormalise(batch))
-        logits = self.model.decode(out)
-        self._score(logits, batch, 'test')
-        order = list(self.modalities)
-        for subset in self.subset_scores.subsets:
-            held = out.available[:, [order.index(name) for name in subset]]
-            prediction = None
-            if subset == self.subset_scores.subsets[0]:
-                prediction = self.classes(logits)
-            elif held.any():
-                prediction = self.classes(self.model.decode(self.model.backbone.restrict(out, subset)))
-            self.subset_scores.update(subset, prediction, batch['mask'], held)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the metrics of an epoch of training."""
-        with _no_false_alarm():
-            super().on_train_epoch_end()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of a validation."""
-        with _no_false_alarm():
-            super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Log everything; write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
-
-        In a ``fast_dev_run`` no file is written.
-        """
-        with _no_false_alarm():
-            super().on_test_epoch_end()
-        rows = self.subset_scores.compute()
-        self.log_dict({f'test_AverageJaccardIndex/{row.subset}': row.mean_iou for row in rows if row.samples})
-        folder = self.folder
-        if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
-            data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
-            data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
-            write_table(rows, folder / 'subsets.csv', data)
-            write_figure(rows, folder / 'subsets.png', data)
-            rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
-
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Probabilities of the classes, and where they lie.
 
@@ -245,17 +152,15 @@ class OmniSatSegmentation(ClassificationMixin, OmniSatTask):
         """The class of every pixel ``(B, H, W)``, never an ignored one."""
         return self.without_ignored(logits).argmax(dim=1)
 
-    def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
-        """Log the loss and update the metrics of a stage."""
-        loss = self.criterion(logits, batch['mask'])
-        self.log(f'{stage}_loss', loss, batch_size=len(logits), sync_dist=True)
-        getattr(self, f'{stage}_metrics').update(self.classes(logits), batch['mask'])
-        self.say_blind(batch)
+    def answer(self, logits: Tensor) -> Tensor:
+        """The same: classes are what is scored."""
+        return self.classes(logits)
 
+    def draw(self, sample: Sample, answer: Tensor) -> Figure:
+        """The figure of a sample with the classes that it was given."""
+        figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
+        return figure
 
-@contextmanager
-def _no_false_alarm() -> Iterator[None]:
-    """Without torchmetrics' warning about metrics that share their state with another one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'The ``compute`` method of metric Multiclass')
-        yield
+    def make_scores(self, names: Iterable[str]) -> SegmentationScores:
+        """Confusion for every subset."""
+        return SegmentationScores(names, self.hparams['num_classes'], self.hparams['ignore_index'])

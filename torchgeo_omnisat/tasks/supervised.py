@@ -1,0 +1,154 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""SupervisedTask: learn a target, and score every subset of the modalities on it."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import ClassificationMixin
+
+from .base import OmniSatTask
+from .robustness import SubsetScores, write_figure, write_table
+
+
+class SupervisedTask(ClassificationMixin, OmniSatTask):
+    """A task with a target in the batch, a ``criterion``, and TorchGeo's metrics.
+
+    Its model has ``backbone`` and ``decode(out)``, which makes logits of what the
+    backbone made of a batch; its :meth:`build` also sets ``dropout``.
+    """
+
+    #: Key of the target in the batch.
+    target: ClassVar[str]
+    #: The metric that is logged for every subset of the modalities.
+    headline: ClassVar[str]
+    #: Batches of each validation of which a figure is drawn.
+    figures = 4
+
+    @abstractmethod
+    def answer(self, logits: Tensor) -> Tensor:
+        """What the metrics compare with the target."""
+
+    @abstractmethod
+    def draw(self, sample: Sample, answer: Tensor) -> Figure:
+        """The figure of a sample, by the datamodule."""
+
+    @abstractmethod
+    def make_scores(self, names: Iterable[str]) -> SubsetScores:
+        """What counts for every subset of the modalities of these names."""
+
+    def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The loss of a batch, some modalities of which are dropped.
+
+        Args:
+            batch: A batch with the target.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            The loss.
+        """
+        batch = self.renormalise(batch)
+        logits = self(self.dropout(batch))
+        self.train_metrics.update(self.answer(logits), self.truth(batch))
+        loss: Tensor = self.criterion(logits, batch[self.target])
+        self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
+        self.say_blind(batch)
+        return loss + self.idle()
+
+    def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and metrics of a batch, and a figure of its first sample.
+
+        Args:
+            batch: A batch with the target.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+        """
+        logits = self(self.renormalise(batch))
+        self._score(logits, batch, 'val')
+        if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
+            sample = {key: value[0].detach().cpu() for key, value in batch.items()}
+            answer = self.answer(logits)[0].cpu()
+            self.show(f'val/{batch_idx}', lambda: self.draw(sample, answer))
+
+    def on_test_start(self) -> None:
+        """Make room for the scores of every subset of the modalities that the data has."""
+        theirs = getattr(self.datamodule, 'modalities', None) or self.modalities
+        self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs])
+        self.subset_scores.to(self.device)
+
+    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and metrics with all modalities, and a count for every subset; each is encoded once.
+
+        Args:
+            batch: A batch with the target.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+        """
+        out = self.model.backbone(self.renormalise(batch))
+        logits = self.model.decode(out)
+        self._score(logits, batch, 'test')
+        order = list(self.modalities)
+        for subset in self.subset_scores.subsets:
+            held = out.available[:, [order.index(name) for name in subset]]
+            answer = None
+            if subset == self.subset_scores.subsets[0]:
+                answer = self.answer(logits)
+            elif held.any():
+                answer = self.answer(self.model.decode(self.model.backbone.restrict(out, subset)))
+            self.subset_scores.update(subset, answer, self.truth(batch), held)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of an epoch of training."""
+        with _no_false_alarm():
+            super().on_train_epoch_end()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of a validation."""
+        with _no_false_alarm():
+            super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Log everything; write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
+
+        In a ``fast_dev_run`` no file is written.
+        """
+        with _no_false_alarm():
+            super().on_test_epoch_end()
+        rows = self.subset_scores.compute()
+        self.log_dict({f'test_{self.headline}/{row.subset}': row.score for row in rows if row.samples})
+        folder = self.folder
+        if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
+            data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
+            data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
+            write_table(rows, folder / 'subsets.csv', data)
+            write_figure(rows, folder / 'subsets.png', data)
+            rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
+
+    def truth(self, batch: Sample) -> Tensor:
+        """The target as integers, as the metrics want it."""
+        return batch[self.target].to(torch.int64)
+
+    def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
+        """Log the loss and update the metrics of a stage."""
+        loss = self.criterion(logits, batch[self.target])
+        self.log(f'{stage}_loss', loss, batch_size=len(logits), sync_dist=True)
+        getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
+        self.say_blind(batch)
+
+
+@contextmanager
+def _no_false_alarm() -> Iterator[None]:
+    """Without torchmetrics' warning about metrics that share their state with another one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The ``compute`` method of metric Multi')
+        yield
