@@ -3,6 +3,8 @@
 
 """Datasets: files to samples."""
 
+from .flair import FLAIR
 from .pastis import PASTISMultimodal
+from .synthetic import SyntheticLandscapes
 
-__all__ = ['PASTISMultimodal']
+__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes']

@@ -122,9 +122,9 @@ class Texture:
 TEXTURES = {
     'tramlines': Texture((118, 112, 84), 'lines', (16, 26), 6),
     'drilled': Texture((92, 104, 74), 'blobs', (2, 2), 7),
-    'ridges': Texture((92, 104, 74), 'rows', (3.5, 5.5), 9),
+    'ridges': Texture((92, 104, 74), 'rows', (5, 8), 15),
     'mottled': Texture((96, 110, 76), 'blobs', (2, 2), 7),
-    'trees': Texture((96, 110, 76), 'grid', (5.5, 8.5), 13),
+    'trees': Texture((96, 110, 76), 'grid', (7, 10), 18),
     'canopy': Texture((58, 74, 58), 'blobs', (2, 2), 15),
     'roofs': Texture((128, 118, 110), 'blocks', (14, 22), 30),
     'asphalt': Texture((132, 130, 126), 'blobs', (2, 2), 4),
@@ -197,7 +197,7 @@ def render_spot(rng: np.random.Generator, land: Landscape) -> Array:
     """
     textures = [TEXTURES[cover.spot] for cover in land.covers]
     count, parcels = len(textures), land.parcels
-    bright = 14 * (land.soil - 0.5) - 4 * land.vigour + rng.normal(0, 9, count)
+    bright = 14 * (land.soil - 0.5) - 4 * land.vigour + rng.normal(0, 7, count)
     tint = rng.normal(0, 5, (count, 3)) + land.vigour[:, None] * (-2, 2, -1)
     colour = np.array([texture.colour for texture in textures]) + bright[:, None] + tint
     low, high = np.array([texture.spacing for texture in textures]).T
