@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
             )
         if is_model_in_modules(backbone, ['vision_transformer', 'vision_transformer_hybrid']):
             kwargs = {'dynamic_img_size': True, 'dynamic_img_pad': True} | kwargs
-        self.backbone = timm.create_model(
+        self.backbone: Any = timm.create_model(
             backbone, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
         )
         self.backbone = freeze_batch_norm_2d(self.backbone) if pretrained else with_group_norm(self.backbone)
@@ -70,7 +70,7 @@ def with_group_norm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm below *module* by a GroupNorm of at most eight groups."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            norm: nn.Module = nn.GroupNorm(math.gcd(8, child.num_features), child.num_features)
+            norm: Any = nn.GroupNorm(math.gcd(8, child.num_features), child.num_features)
             if child.weight is not None:
                 nn.init.constant_(norm.weight, float(child.weight.detach()[0]))
             if isinstance(child, BatchNormAct2d):

@@ -130,7 +130,8 @@ class OmniSat(nn.Module):
                 for name, m in self.modalities.items()
             }
         )
-        self.heads = nn.ModuleDict({name: TokenHead(e.channels, embed_dim) for name, e in self.encoders.items()})
+        channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
+        self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
         self.fusion = Fusion(self.modalities, embed_dim, depth, num_heads)
         self.to(memory_format=torch.channels_last)
 
@@ -162,13 +163,14 @@ class OmniSat(nn.Module):
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
             measured = ~image.isnan().all(-3, keepdim=True)
+            encoder: Any = self.encoders[name]
             if modality.temporal:
-                maps = self.encoders[name](image, dates, valid)
+                maps = encoder(image, dates, valid)
                 seen = (measured & valid[..., None, None, None]).any(1)
             else:
-                maps = self.encoders[name](image, valid[:, 0])
+                maps = encoder(image, valid[:, 0])
                 seen = measured & valid[..., None, None]
-            gsds = tuple(modality.gsd * stride for stride in self.encoders[name].strides)
+            gsds = tuple(modality.gsd * stride for stride in encoder.strides)
             found[name] = FeatureMaps(tuple(maps), gsds, seen)
         return found
 

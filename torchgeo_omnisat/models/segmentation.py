@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
+
+
+#: Adam moves a weight by about the learning rate a step, so a last layer of few channels is
+#: slow to leave its start; its output is multiplied by this (Yang et al., arXiv 2203.03466).
+LOGIT_SCALE = 10.0
 
 
 class MeanSkip(nn.Module):
@@ -91,6 +97,8 @@ class Decoder(nn.Module):
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
+        nn.init.normal_(self.head.weight, std=1 / (LOGIT_SCALE * math.sqrt(widths[-1])))
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Logits of the given size."""
@@ -100,7 +108,7 @@ class Decoder(nn.Module):
             scale = 2 ** (len(self.blocks) - 1 - level)
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        return resize(self.head(x), size)
+        return resize(LOGIT_SCALE * self.head(x), size)
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:
@@ -115,6 +123,7 @@ def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 
 def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
     """The map of each modality whose pixels are nearest to *gsd*, if none is much coarser."""
     found = {}
+    encoder: Any
     for name, encoder in backbone.encoders.items():
         ratios = [backbone.modalities[name].gsd * stride / gsd for stride in encoder.strides]
         index = min(range(len(ratios)), key=lambda i: abs(math.log2(ratios[i])))

@@ -31,6 +31,9 @@ class AnnualDates(nn.Module):
         harmonics: Waves that fit into a year; four resolve about a month.
     """
 
+    cycles: Tensor
+    spans: Tensor
+
     def __init__(self, dim: int, harmonics: int = 4) -> None:
         super().__init__()
         cycles = [float(k) for k in range(1, harmonics + 1)]
@@ -63,6 +66,9 @@ class SinusoidDates(nn.Module):
         period: The base of the wave lengths, T in the paper.
         reference_date: Day zero, in days since 1970-01-01.
     """
+
+    frequency: Tensor
+    phase: Tensor
 
     def __init__(
         self, dim: int, num_heads: int, period: float = 1000, reference_date: int = PUBLISHED_REFERENCE

@@ -10,7 +10,7 @@ the published code is MIT-licensed.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from .packing import add_up, put, rows, take
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
+
+#: How convolutions see beyond the border.
+Padding = Literal['zeros', 'reflect']
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -33,7 +36,7 @@ def conv_block(
     out_channels: int,
     kernel: int = 3,
     stride: int = 1,
-    padding_mode: str = 'zeros',
+    padding_mode: Padding = 'zeros',
     norm: Callable[[int], nn.Module] = group_norm,
 ) -> nn.Sequential:
     """Convolution, normalisation, ReLU."""
@@ -44,7 +47,7 @@ def conv_block(
 class DownBlock(nn.Module):
     """Half the resolution: a strided convolution, then a plain and a residual one."""
 
-    def __init__(self, in_channels: int, out_channels: int, padding_mode: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, padding_mode: Padding) -> None:
         super().__init__()
         self.down = conv_block(in_channels, in_channels, 4, 2, padding_mode)
         self.conv1 = conv_block(in_channels, out_channels, padding_mode=padding_mode)
@@ -86,7 +89,7 @@ class UTAEEncoder(nn.Module):
         key_dim: int = 4,
         dim: int | None = 256,
         dates: nn.Module | None = None,
-        padding_mode: str = 'zeros',
+        padding_mode: Padding = 'zeros',
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -192,7 +195,7 @@ class UpBlock(nn.Module):
         in_channels: int,
         skip_channels: int,
         out_channels: int,
-        padding_mode: str,
+        padding_mode: Padding,
         norm: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
@@ -252,7 +255,8 @@ class UTAE(nn.Module):
             raise ValueError(
                 f'decoder_widths {tuple(decoder_widths)} must be as many as widths {tuple(widths)} and end alike'
             )
-        mode, norm = ('reflect', nn.BatchNorm2d) if published else ('zeros', group_norm)
+        mode: Padding = 'reflect' if published else 'zeros'
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d if published else group_norm
         dates = SinusoidDates(dim, num_heads, 1000, reference_date) if published else None
         self.encoder = UTAEEncoder(in_channels, widths, num_heads, key_dim, dim, dates, mode, batch_norm=published)
         levels = list(zip(reversed(widths[:-1]), pairwise(reversed(decoder_widths)), strict=True))
