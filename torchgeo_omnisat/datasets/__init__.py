@@ -3,8 +3,7 @@
 
 """Datasets: files to samples."""
 
-from .flair import FLAIR
 from .pastis import PASTISMultimodal
 from .synthetic import SyntheticLandscapes
 
-__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes']
+__all__ = ['PASTISMultimodal', 'SyntheticLandscapes']
