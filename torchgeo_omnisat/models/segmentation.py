@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
-
 #: Adam moves a weight by about the learning rate a step, so a last layer of few channels is
 #: slow to leave its start; its output is multiplied by this (Yang et al., arXiv 2203.03466).
 LOGIT_SCALE = 10.0
