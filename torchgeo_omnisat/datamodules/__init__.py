@@ -4,7 +4,8 @@
 """Datamodules: datasets to normalised batches, in official splits."""
 
 from .base import MultimodalDataModule
+from .flair import FLAIRDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
 
-__all__ = ['MultimodalDataModule', 'PASTISMultimodalDataModule', 'SyntheticLandscapesDataModule']
+__all__ = ['FLAIRDataModule', 'MultimodalDataModule', 'PASTISMultimodalDataModule', 'SyntheticLandscapesDataModule']

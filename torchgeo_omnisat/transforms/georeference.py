@@ -37,9 +37,12 @@ def move(
 ) -> Sample:
     """``bounds`` and ``transform`` of tiles that show another ground than they did.
 
-    The ground is in metres from the upper left corner of a tile, to the right and down.
-    ``bounds`` does not say which way a tile is turned, so a batch with bounds alone gets a
-    ``transform`` too, of tiles that lie along the axes in the middle of their bounds.
+    The ground is in metres from the upper left corner of a tile, to the right and down, and
+    a modality's gsd is what it was. The resolutions in ``bounds`` stay too: they say how
+    many of these metres a step of ``transform`` is, while ``transform`` itself says what a
+    step is on a map, which a magnified tile has changed. Since neither does without the
+    other, a batch with one of the two gets both: bounds alone are taken for those of a tile
+    that lies along the axes in their middle, and a transform alone for one in metres.
 
     Args:
         batch: A batch, with ``bounds`` (B, 9), ``transform`` (B, 6 or 9), both, or neither.
@@ -56,15 +59,14 @@ def move(
     if 'transform' not in batch and 'bounds' not in batch:
         return {}
     old = _affine(batch, before)
-    pixel = old[:, :2, :2].norm(dim=1)  # metres a column and a row
-    scale = torch.diag_embed(torch.cat([pixel, torch.ones_like(pixel[:, :1])], -1))
-    new = old @ torch.linalg.inv(scale) @ matrix @ scale
-    columns = 9 if 'transform' not in batch else batch['transform'].shape[-1]
-    flat = new.flatten(1)[:, :columns]
-    changed: Sample = {'transform': flat.to(batch['transform'].dtype) if 'transform' in batch else flat}
-    if 'bounds' in batch:
-        changed['bounds'] = _bounds(batch['bounds'], new, pixel, after)
-    return changed
+    bounds = _checked(batch['bounds']) if 'bounds' in batch else _unknown(old)
+    steps = torch.cat([bounds[:, [2, 5]].to(old), old.new_ones(len(old), 1)], -1)
+    ground = old @ torch.diag_embed(1 / steps) @ matrix
+    new = ground @ torch.diag_embed(steps)
+    flat = new.flatten(1)
+    if 'transform' in batch:
+        flat = flat[:, : batch['transform'].shape[-1]].to(batch['transform'].dtype)
+    return {'transform': flat, 'bounds': _box(bounds, ground, after)}
 
 
 def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
@@ -82,16 +84,21 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
     return torch.stack([xres, zero, left, zero, -yres, top, zero, zero, one], -1).view(-1, 3, 3)
 
 
-def _bounds(bounds: Tensor, affine: Tensor, pixel: Tensor, size: tuple[float, float]) -> Tensor:
-    """The box around the new tile; its pixels grow as those of the affine do."""
+def _unknown(affine: Tensor) -> Tensor:
+    """Bounds of which only the steps are known, those of an affine in metres."""
+    bounds = torch.full((len(affine), 9), torch.nan, dtype=affine.dtype, device=affine.device)
+    bounds[:, [2, 5]] = affine[:, :2, :2].norm(dim=1)
+    return bounds
+
+
+def _box(bounds: Tensor, ground: Tensor, size: tuple[float, float]) -> Tensor:
+    """Bounds with the box around tiles of a size; *ground* takes their metres to coordinates."""
     height, width = size
-    corners = torch.tensor([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], dtype=torch.float64)
-    corners = corners.to(bounds.device) / torch.cat([pixel, torch.ones_like(pixel[:, :1])], -1)[:, None]
-    x, y = (corners @ affine.transpose(1, 2))[..., :2].unbind(-1)
-    growth = (affine[:, :2, :2].norm(dim=1) / pixel).to(bounds.dtype)
-    old = _checked(bounds)
-    box = (x.amin(-1), x.amax(-1), old[:, 2] * growth[:, 0], y.amin(-1), y.amax(-1), old[:, 5] * growth[:, 1])
-    return torch.cat([torch.stack([side.to(bounds.dtype) for side in box], -1), old[:, 6:]], -1)
+    corners = [[0.0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]
+    x, y = (torch.tensor(corners).to(ground) @ ground.transpose(1, 2))[..., :2].unbind(-1)
+    changed = bounds.clone()
+    changed[:, [0, 1, 3, 4]] = torch.stack([x.amin(-1), x.amax(-1), y.amin(-1), y.amax(-1)], -1).to(bounds.dtype)
+    return changed
 
 
 def _checked(bounds: Tensor) -> Tensor:

@@ -247,10 +247,9 @@ class RandomGroundAffine(GroundTransform):
                 'RandomDihedral and RandomGroundCrop'
             )
         height, width = extent(batch, self.modalities.values())
-        half = torch.diag(torch.tensor([width / 2, height / 2, 1], dtype=torch.float64)).to(params['scale'].device)
-        middle = half.clone()
-        middle[:2, 2] = half.diagonal()[:2]
-        theta = (torch.linalg.inv(middle) @ self.matrix(params, (height, width)) @ middle)[:, :2].float()
+        unit = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64)
+        metres, inverse = (side.to(params['scale'].device) for side in (unit, torch.linalg.inv(unit)))
+        theta = (inverse @ self.matrix(params, (height, width)) @ metres)[:, :2].float()
         applied = params['applied']
 
         def grid(image: Tensor) -> Tensor:
