@@ -150,7 +150,7 @@ class TestOptimizer:
         task = OmniSatSegmentation(**TOLD, warmup=0.5)
         rates = []
         task.on_train_batch_end = lambda *_: rates.append(task.optimizers().param_groups[0]['lr'])  # type: ignore
-        make_trainer(tmp_path, max_steps=4).fit(task, make_loader([make_sample(0)]))
+        make_trainer(tmp_path, max_steps=4).fit(task, make_loader([make_sample(i) for i in range(4)]))
         assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0], abs=1e-9)
 
     def test_norms_do_not_decay(self, tmp_path: Path) -> None:
