@@ -3,7 +3,8 @@
 
 """Datasets: files to samples."""
 
+from .flair import FLAIR
 from .pastis import PASTISMultimodal
 from .synthetic import SyntheticLandscapes
 
-__all__ = ['PASTISMultimodal', 'SyntheticLandscapes']
+__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes']

@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -20,6 +20,9 @@ from tqdm import tqdm
 
 from .landscape import GSD, VOID, Indices, draw_landscape
 from .render import render_s1, render_s2, render_spot
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 #: Version of what is drawn. Whoever changes it re-runs every table of results.
 VERSION = 1
@@ -131,12 +134,26 @@ def write_landscapes(root: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: If *root* holds anything else.
     """
+    write_once(root, recipe, _write)
+
+
+def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[Path, R], None]) -> None:
+    """Have a directory written whole or not at all, unless what a recipe determines is there.
+
+    Args:
+        root: Directory to write to.
+        recipe: A dataclass of plain values, which *write* keeps in :data:`MANIFEST`.
+        write: Writes what the recipe determines into an empty directory.
+
+    Raises:
+        ValueError: If *root* holds anything else.
+    """
     if _holds(root, recipe):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f'.{root.name}-'))
     try:
-        _write(temporary, recipe)
+        write(temporary, recipe)
         temporary.chmod(0o755)
         os.replace(temporary, root)
     except OSError:
@@ -151,7 +168,7 @@ def is_synthetic(root: Path) -> bool:
     return (root / MANIFEST).exists()
 
 
-def _holds(root: Path, recipe: Recipe) -> bool:
+def _holds(root: Path, recipe: 'DataclassInstance') -> bool:
     """Whether these landscapes are there already; an error if anything else is."""
     manifest = root / MANIFEST
     if not manifest.exists():

@@ -1,0 +1,349 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""FLAIR: land cover of France from aerial images and a year of Sentinel-2."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.transform import Affine, array_bounds
+from torch import Tensor
+from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .download import obtain
+from .figures import Palette, draw
+from .files import measured, read_raster
+from .flair_layout import (
+    ARCHIVES,
+    CENTROIDS,
+    CLASSES,
+    COLORS,
+    COMPOSITES,
+    DIRECTORIES,
+    METADATA,
+    MODALITIES,
+    Patch,
+    class_names,
+    find_patches,
+    find_super_area,
+    open_super_area,
+    read_aerial_dates,
+    read_centroids,
+    read_mask,
+    read_products,
+    select_bands,
+    split_of,
+    window_around,
+)
+from .series import choose_dates, finite_mean, merge_days
+
+#: Seconds in a day.
+DAY = 86400
+#: nDSM as stored, a metre.
+_STEPS = 5
+_FILES = {
+    'labels': 'msk/MSK_{}.tif',
+    'aerial': 'img/IMG_{}.tif',
+    's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}',
+}
+
+
+class FLAIR(NonGeoDataset):
+    """FLAIR #1 and #2: aerial images with heights, Sentinel-2 around them, and land cover.
+
+    ======  ==============================================  =======  =========================
+    name    bands                                           gsd      units
+    ======  ==============================================  =======  =========================
+    aerial  R G B NIR, 0 to 255, and nDSM                   0.2 m    nDSM in metres above the
+                                                                     ground, at most 51
+    s2      B02 B03 B04 B05 B06 B07 B08 B8A B11 B12         10.24 m  reflectance x 10000
+    ======  ==============================================  =======  =========================
+
+    A patch is 102.4 m wide. Its Sentinel-2 images are the 10 x 10 pixels around its
+    centroid in the super-area of its zone; these are 10 m wide, and taken for 10.24 m so
+    that they are the tile. nDSM is stored in fifths of a metre and saturates at 51 m.
+
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
+    that is there (see :mod:`torchgeo_omnisat.batch`), in raw units; ``mask`` (H, W) and
+    ``label`` (K,), which of the K scored classes occur; and ``bounds`` (9,) in TorchGeo's
+    order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in metres of :attr:`crs` and
+    seconds since 1970-01-01 (NaN if nothing has a date).
+
+    With 13 classes, as in the benchmark, 0 to 11 are the first twelve of
+    :data:`~torchgeo_omnisat.datasets.flair_layout.CLASSES`, and 12 is the other seven,
+    which are to be ignored. With 19, none is.
+
+    The day of an aerial image is that of ``flair_aerial_metadata.json``, 0 if that is not
+    there. Sentinel-2 dates come from the names of the products. A date is not valid if
+    at least *cloud_cover* of its pixels in the patch are snow or cloud with a probability of
+    at least *cloud_probability* %. A pixel that is 0 in all bands was not measured, nor is
+    one beyond the edge of the super-area. Frames of one day are merged, clear ones alone
+    where there are any.
+
+    Training, validation and test split the domains as FLAIR #2 does. Licence: Etalab 2.0.
+    If you use this dataset in your research, please cite:
+
+    * FLAIR #1: https://doi.org/10.48550/arXiv.2211.12979
+    * FLAIR #2: https://doi.org/10.48550/arXiv.2310.13336
+    """
+
+    #: Metres a pixel of the mask.
+    label_gsd = MODALITIES['aerial'].gsd
+    #: Of the transforms in the files; the masks name no CRS that others know.
+    crs = CRS.from_epsg(2154)
+    splits: ClassVar[tuple[str, ...]] = tuple(DIRECTORIES)
+
+    def __init__(
+        self,
+        root: PathLike = 'data',
+        split: str = 'train',
+        modalities: Sequence[str] | None = None,
+        bands: Mapping[str, Sequence[str]] | None = None,
+        num_classes: int = 13,
+        cloud_probability: float = 60,
+        cloud_cover: float = 0.5,
+        max_dates: int | None = None,
+        missing: Literal['error', 'allow'] = 'error',
+        transforms: Callable[[Sample], Sample] | None = None,
+        download: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        """List the files and read what is said of them; no image is opened.
+
+        Args:
+            root: Directory that holds ``flair_labels_train``, ``flair_aerial_train`` and so
+                on, or archives of them.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+            modalities: ``'aerial'``, ``'s2'`` or both; None for all that the root holds.
+            bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
+            num_classes: 13 or 19.
+            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
+            cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
+            max_dates: How many days of a series to read, spread evenly over those that are
+                valid; None for all.
+            missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
+                ``'allow'``, a modality absent from that sample.
+            transforms: What to do with a sample.
+            download: Whether to download what is not there: the archives of the modalities
+                asked for, 50.7 GB (aerial) and 22.8 GB (s2) for training and validation.
+            checksum: Whether to check the MD5 of archives.
+
+        Raises:
+            DatasetNotFoundError: If the split is not there and *download* is False.
+            FileNotFoundError: If a file is missing.
+            ValueError: If an argument is not as described.
+        """
+        for name, value, options in (
+            ('split', split, self.splits),
+            ('num_classes', num_classes, (13, len(CLASSES))),
+            ('missing', missing, ('error', 'allow')),
+        ):
+            if value not in options:
+                raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')
+        if max_dates is not None and max_dates < 1:
+            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        if modalities is not None and (isinstance(modalities, str) or not modalities):
+            raise ValueError(f'modalities is {modalities!r}, expected a tuple of names, such as {tuple(MODALITIES)}')
+        if unknown := [name for name in modalities or () if name not in MODALITIES]:
+            raise ValueError(f'modalities names {unknown}, expected some of {list(MODALITIES)}')
+        self.root = root
+        self.path = Path(root).expanduser()
+        self.split = split
+        self.num_classes = num_classes
+        self.ignore_index = 12 if num_classes == 13 else None
+        self.cloud_probability = cloud_probability
+        self.cloud_cover = cloud_cover
+        self.max_dates = max_dates
+        self.missing = missing
+        self.transforms = transforms
+        self.download = download
+        self.checksum = checksum
+        self.classes, self.colors = class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
+        self._obtain(modalities)
+        self.patches = self._list()
+        zones = {(patch.domain, patch.zone) for patch in self.patches}
+        place = self.path / DIRECTORIES[split]['s2']
+        self._areas = {(domain, zone): find_super_area(place / domain / zone) for domain, zone in zones}
+        self.modalities = select_bands(self._choose(modalities), bands)
+        self._centroids = read_centroids(self.path / CENTROIDS, self.patches) if 's2' in self.modalities else {}
+        self._days = read_aerial_dates(sorted(self.path.glob(METADATA)), self.patches)
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One patch.
+
+        Args:
+            index: Its place among the patches of the split.
+
+        Returns:
+            The sample.
+
+        Raises:
+            FileNotFoundError: If one of its files is missing.
+            ValueError: If one of its files is not as described.
+        """
+        patch = self.patches[index]
+        stored, transform = read_mask(self._file('labels', patch))
+        readers = {'aerial': self._read_aerial, 's2': self._read_s2}
+        sample: Sample = {}
+        for name in self.modalities:
+            sample |= readers[name](patch, (stored.shape[0], stored.shape[1]))
+        mask = torch.from_numpy(stored.astype(np.int64) - 1).clamp(max=self.num_classes - 1)
+        scored = self.num_classes if self.ignore_index is None else self.ignore_index
+        sample['mask'] = mask
+        sample['label'] = torch.isin(torch.arange(scored), mask).float()
+        sample['bounds'] = self._bounds(transform, stored.shape, sample)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality, some valid dates of Sentinel-2, the mask and, if there, the prediction.
+
+        Args:
+            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
+            show_titles: Whether to write what is what.
+            suptitle: A title for the whole figure.
+
+        Returns:
+            The figure.
+
+        Raises:
+            RGBBandsMissingError: If no modality has bands that make a picture.
+        """
+        palette = Palette(self.classes, self.colors)
+        return draw(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
+
+    def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
+        """The aerial image, heights in metres."""
+        path, modality = self._file('aerial', patch), MODALITIES['aerial']
+        if self.missing == 'allow' and not path.exists():
+            return {}
+        shape = (len(modality.bands), *size)
+        array, _ = read_raster(path, f'uint8 {shape}: {modality.bands} on the pixels of its labels', shape)
+        image = measured(array, 'uint8', None, path)
+        image[modality.bands.index('nDSM')] /= _STEPS
+        days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)
+        return self._sample('aerial', image, days, np.ones(1, dtype=bool))
+
+    def _read_s2(self, patch: Patch, size: tuple[int, int]) -> Sample:
+        """The part of the super-area's series that the patch covers."""
+        area = self._areas[patch.domain, patch.zone]
+        if area is None:
+            return {}
+        days = read_products(area.products)
+        data, masks = open_super_area(area, len(days))
+        try:
+            counts = [MODALITIES['s2'].pixels(pixels * self.label_gsd) for pixels in size]
+        except ValueError as error:
+            raise ValueError(f'{self._file("labels", patch)} has {size} pixels: {error}') from None
+        centre = self._centroids[patch.number]
+        where = f'{self.path / CENTROIDS} puts IMG_{patch.number}.tif at {centre}'
+        (rows, columns), beyond = window_around(centre, counts, data.shape[2:], where)
+        snow_or_cloud = (masks[:, :, rows, columns] >= self.cloud_probability).any(1)
+        clear = snow_or_cloud.mean((1, 2)) < self.cloud_cover
+        if self.max_dates is not None and clear.any():
+            frames = np.flatnonzero(clear)
+        else:
+            frames = np.flatnonzero(clear | ~np.isin(days, days[clear]))
+        frames = frames[choose_dates(days[frames], max_dates=self.max_dates)]
+        if len(frames) == 0:
+            return {}
+        image = measured(data[frames, :, rows, columns], str(data.dtype), None, area.data)
+        image[np.broadcast_to((image == 0).all(1, keepdims=True), image.shape)] = np.nan
+        image = np.pad(image, ((0, 0), (0, 0), *beyond), constant_values=np.nan)
+        image, merged = merge_days(image, days[frames], finite_mean)
+        valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
+        return self._sample('s2', image, merged, valid)
+
+    def _sample(
+        self, name: str, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
+    ) -> Sample:
+        """The three tensors of a modality, of the bands that are asked for."""
+        modality, bands = self.modalities[name], MODALITIES[name].bands
+        if modality.bands != bands:
+            image = np.ascontiguousarray(image[..., [bands.index(band) for band in modality.bands], :, :])
+        return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+
+    def _bounds(self, transform: Affine, size: tuple[int, ...], sample: Sample) -> Tensor:
+        """Where and when, in TorchGeo's order; NaN where that is not known."""
+        xmin, ymin, xmax, ymax = (np.nan,) * 4 if transform.is_identity else array_bounds(size[0], size[1], transform)
+        days = [sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample]
+        known = torch.cat([*days, torch.zeros(1, dtype=torch.int64)])
+        known = known[known != 0].double() * DAY
+        tmin, tmax = (known.min().item(), known.max().item() + DAY) if len(known) else (np.nan, np.nan)
+        gsd = self.label_gsd
+        return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)
+
+    def _file(self, what: str, patch: Patch) -> Path:
+        """The aerial image or the mask of a patch, or what the series of its zone is called."""
+        place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
+        return place / _FILES[what].format(patch.number)
+
+    def _obtain(self, modalities: Sequence[str] | None) -> None:
+        """Unpack or download what is not there; refuse a root without labels or images."""
+        names = tuple(MODALITIES if modalities is None else modalities)
+        places = DIRECTORIES[self.split]
+        held = {what: self._has(places[what]) for what in ('labels', *names)}
+        enough = any if modalities is None else all
+        if not held['labels'] or not enough(held[name] for name in names):
+            lacking = [places[what] for what, there in held.items() if not there]
+            raise self._not_found(f'Expected {lacking} there, or archives of them.')
+        for name, beside in (('aerial', METADATA), ('s2', CENTROIDS)):
+            if held.get(name):
+                self._has(beside)
+
+    def _has(self, holds: str) -> bool:
+        """Whether something is there, unpacked or downloaded first if need be."""
+        return obtain(ARCHIVES[holds], self.path, self.download, self.checksum)
+
+    def _list(self) -> list[Patch]:
+        """Patches of the split, those with labels or an aerial image, in a fixed order."""
+        places = DIRECTORIES[self.split]
+        labelled = find_patches(self.path / places['labels'], 'msk', 'MSK')
+        self._photographed = find_patches(self.path / places['aerial'], 'img', 'IMG')
+        found = labelled | self._photographed
+        patches = sorted(patch for patch in found if split_of(patch.domain) == self.split)
+        if not patches:
+            held = sorted({patch.domain for patch in found})
+            raise self._not_found(f'Expected domains of the split {self.split!r} in {places["labels"]}, got {held}.')
+        if lost := [patch for patch in patches if patch not in labelled]:
+            path = self._file('labels', lost[0])
+            raise FileNotFoundError(
+                f'{path} does not exist, expected labels for each aerial image, of which {len(lost)} have none'
+            )
+        return patches
+
+    def _choose(self, names: Sequence[str] | None) -> dict[str, Modality]:
+        """The modalities that are asked for; None is those of which any patch has an image."""
+        lost = {
+            'aerial': [patch for patch in self.patches if patch not in self._photographed],
+            's2': [patch for patch in self.patches if self._areas[patch.domain, patch.zone] is None],
+        }
+        chosen = [name for name in MODALITIES if len(lost[name]) < len(self.patches)] if names is None else names
+        if not chosen:
+            raise self._not_found(f'Expected images of the {len(self.patches)} patches of {self.split!r}.')
+        for name in chosen:
+            if lost[name] and (self.missing == 'error' or len(lost[name]) == len(self.patches)):
+                path = self._file(name, lost[name][0])
+                raise FileNotFoundError(
+                    f'{path} does not exist, expected one for each of the {len(self.patches)} patches, of which '
+                    f"{len(lost[name])} have none (missing='allow' takes them for never acquired)"
+                )
+        return {name: MODALITIES[name] for name in chosen}
+
+    def _not_found(self, why: str) -> DatasetNotFoundError:
+        """TorchGeo's error, and what exactly was not found."""
+        error = DatasetNotFoundError(self)
+        error.args = (f'{error} {why}',)
+        return error
