@@ -7,5 +7,12 @@ from .base import MultimodalDataModule
 from .flair import FLAIRDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
+from .treesatai import TreeSatAITimeSeriesDataModule
 
-__all__ = ['FLAIRDataModule', 'MultimodalDataModule', 'PASTISMultimodalDataModule', 'SyntheticLandscapesDataModule']
+__all__ = [
+    'FLAIRDataModule',
+    'MultimodalDataModule',
+    'PASTISMultimodalDataModule',
+    'SyntheticLandscapesDataModule',
+    'TreeSatAITimeSeriesDataModule',
+]

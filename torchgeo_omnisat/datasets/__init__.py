@@ -6,5 +6,6 @@
 from .flair import FLAIR
 from .pastis import PASTISMultimodal
 from .synthetic import SyntheticLandscapes
+from .treesatai import TreeSatAITimeSeries
 
-__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes']
+__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes', 'TreeSatAITimeSeries']

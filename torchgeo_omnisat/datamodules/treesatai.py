@@ -1,0 +1,135 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""TreeSatAI Time-Series in its published lists."""
+
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from tqdm import tqdm
+
+from ..datasets import TreeSatAITimeSeries
+from ..datasets.treesatai_layout import GENERA, MODALITIES, read_split
+from ..datasets.writing import is_synthetic
+from .base import MultimodalDataModule
+from .statistics import Moments, as_bands, keep_statistics
+
+#: At most so many plots, spread evenly over the training list, are read to measure statistics.
+MEASURED = 1000
+
+
+class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
+    """TreeSatAI Time-Series, trained, validated and tested on its published lists.
+
+    Samples have a ``label`` of 15 genera and no mask: train
+    :class:`~torchgeo_omnisat.tasks.OmniSatClassification` on them. Without a list for
+    validation a tenth of the training list is held out.
+
+    Each modality is measured once, over the valid dates of up to 1000 plots of the training
+    list, and kept as ``STATISTICS_TREESATAI.json``.
+    """
+
+    num_classes = len(GENERA)
+    labels = list(GENERA)
+    patch_size = 10.0
+
+    def __init__(
+        self,
+        root: str = 'data',
+        modalities: tuple[str, ...] | None = None,
+        bands: dict[str, tuple[str, ...]] | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        max_dates: int | None = None,
+        date_range: tuple[str, str] | None = None,
+        cloud_probability: float = 60,
+        cloud_cover: float = 0.5,
+        missing: Literal['error', 'allow'] = 'error',
+        download: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        """Keep the arguments; nothing is read yet.
+
+        Args:
+            root: Directory of the dataset (see
+                :class:`~torchgeo_omnisat.datasets.TreeSatAITimeSeries`).
+            modalities: Names of the modalities; None for all that the root holds.
+            bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
+            batch_size: Samples in a batch.
+            num_workers: Processes that read.
+            max_dates: How many days of a series to read, spread evenly; None for all.
+            date_range: First and last day to read.
+            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
+            cloud_cover: Which share of such pixels makes a date not valid.
+            missing: ``'allow'`` takes a missing file for a modality that was not acquired.
+            download: Whether to download the archives that are not there.
+            checksum: Whether to check MD5 sums, where they are known.
+        """
+        super().__init__(
+            TreeSatAITimeSeries,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            root=root,
+            modalities=modalities,
+            bands=bands,
+            max_dates=max_dates,
+            date_range=date_range,
+            cloud_probability=cloud_probability,
+            cloud_cover=cloud_cover,
+            missing=missing,
+            download=download,
+            checksum=checksum,
+        )
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the plots are made up, so that whoever shows results from them says so."""
+        dataset: TreeSatAITimeSeries = self._valid_attribute('test_dataset', 'val_dataset', 'train_dataset')
+        return is_synthetic(dataset.path)
+
+    def make_dataset(self, split: str) -> TreeSatAITimeSeries:
+        """The dataset of ``'train'``, ``'val'`` or ``'test'``."""
+        return TreeSatAITimeSeries(split=split, **self.kwargs)
+
+    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean and deviation of every band.
+
+        Args:
+            dataset: Any split, which says where the files are and what bands are in use.
+
+        Returns:
+            Mean and standard deviation by modality.
+
+        Raises:
+            ValueError: If there is nothing to measure.
+        """
+        assert isinstance(dataset, TreeSatAITimeSeries)
+        every = {'bands': None, 'max_dates': None, 'date_range': None, 'download': False}
+
+        def measure(name: str) -> Moments:
+            modality, moments = MODALITIES[name], Moments(len(MODALITIES[name].bands))
+            train = TreeSatAITimeSeries(split='train', **{**self.kwargs, **every, 'modalities': (name,)})
+            indices = np.linspace(0, len(train) - 1, min(len(train), MEASURED)).round().astype(int)
+            for index in tqdm(indices.tolist(), desc=f'Statistics of {name}', disable=None, leave=False):
+                sample = train[index]
+                if modality.image_key in sample:
+                    image, valid = sample[modality.image_key], sample[modality.valid_key]
+                    moments.add(image[valid] if modality.temporal else image)
+            return moments
+
+        count = min(len(read_split(dataset.path, 'train')), MEASURED)
+        kept = keep_statistics(
+            dataset.path, 'STATISTICS_TREESATAI.json', dict.fromkeys(dataset.modalities, count), measure
+        )
+        mean, std = {}, {}
+        for name, modality in dataset.modalities.items():
+            if not kept[name]['mean']:
+                raise ValueError(
+                    f'{name!r} has not one valid date in {count} plots of the training list of {dataset.path}, '
+                    'expected some to measure its mean and deviation; leave it out of modalities'
+                )
+            channels = [MODALITIES[name].bands.index(band) for band in modality.bands]
+            mean[name], std[name] = (number[channels].float() for number in as_bands(kept[name]))
+        return mean, std

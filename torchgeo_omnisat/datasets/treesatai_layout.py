@@ -1,0 +1,254 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The layout of TreeSatAI Time-Series: archives, files, bands, genera and splits."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..modality import Modality
+from .download import Archive
+from .figures import Composite
+from .series import parse_dates
+
+URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
+#: Archives by the directory that they unpack to. Their checksums are not published.
+ARCHIVES: dict[str, Archive] = {
+    name: Archive(f'{URL}/{name}.zip', f'{name}.zip', name) for name in ('labels', 'split', 'aerial', 'sentinel-ts')
+}
+LABELS = 'labels/TreeSatBA_v9_60m_multi_labels.json'
+
+#: Side of a plot in metres; the aerial images have two pixels more on every side.
+EXTENT, MARGIN = 60.0, 2
+#: A genus counts where it covers more of the plot than this share.
+THRESHOLD = 0.07
+
+
+@dataclass(frozen=True)
+class Series:
+    """Where a series lies in a file.
+
+    Args:
+        prefix: What its data, masks and products begin with.
+        date_field: Which part of a product's name, between underscores, is its date.
+        radar: Whether it is linear power, to be read as dB.
+    """
+
+    prefix: str
+    date_field: int
+    radar: bool = False
+
+
+SERIES = {'s2': Series('sen-2', 2), 's1a': Series('sen-1-asc', 4, True), 's1d': Series('sen-1-des', 4, True)}
+#: Every modality with all its bands.
+MODALITIES: dict[str, Modality] = {
+    's2': Modality('s2', ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'), 10.0, True),
+    's1a': Modality('s1a', ('VV', 'VH'), 10.0, True),
+    's1d': Modality('s1d', ('VV', 'VH'), 10.0, True),
+    'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False),
+}
+_RADAR = (Composite('VV', ('VV',)), Composite('VH', ('VH',)))
+COMPOSITES: dict[str, tuple[Composite, ...]] = {
+    's2': (
+        Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+        Composite('colour infrared', ('B08', 'B04', 'B03')),
+    ),
+    's1a': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
+    's1d': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
+    'aerial': (
+        Composite('true colour', ('R', 'G', 'B'), alike=True),
+        Composite('infrared', ('NIR',)),
+    ),
+}
+#: The genera, in the order of the label.
+GENERA: tuple[str, ...] = (
+    'Abies', 'Acer', 'Alnus', 'Betula', 'Cleared', 'Fagus', 'Fraxinus', 'Larix', 'Picea', 'Pinus', 'Populus',
+    'Prunus', 'Pseudotsuga', 'Quercus', 'Tilia',
+)  # fmt: skip
+
+
+def read_labels(path: Path) -> dict[str, dict[str, float]]:
+    """What share of each plot the genera cover, by the name of the plot.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        Shares from 0 to 1 by genus, by name without ``.tif``.
+
+    Raises:
+        ValueError: If the file is not of that form, or names an unknown genus.
+    """
+    expected = 'expected {"<name>.tif": [["Betula", 0.72], ...]}'
+    try:
+        plots = {
+            name.removesuffix('.tif'): {str(genus): float(share) for genus, share in shares}
+            for name, shares in json.loads(path.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
+    for name, shares in plots.items():
+        wrong = {genus: share for genus, share in shares.items() if genus not in GENERA or not 0 <= share <= 1.001}
+        if wrong:
+            raise ValueError(f'{name!r} in {path} has {wrong}, {expected} with shares up to 1 of {list(GENERA)}')
+    return plots
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """Names of the plots of a split, from the published lists.
+
+    Where there is no list for validation (the first release, on Zenodo, has none), a tenth of
+    the training list is held out: the names whose SHA-256 comes first.
+
+    Args:
+        root: The dataset; the lists lie in it or in its directory ``split``.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Returns:
+        The names without ``.tif``, in the order of the list.
+
+    Raises:
+        FileNotFoundError: If the list is not there.
+        ValueError: If it is empty.
+    """
+    lists = {}
+    for kind in ('train', 'val', 'test'):
+        places = [root / 'split' / f'{kind}_filenames.lst', root / f'{kind}_filenames.lst']
+        found = next((place for place in places if place.is_file()), None)
+        if found is not None:
+            lines = (Path(line.strip()).name.removesuffix('.tif') for line in found.read_text().splitlines())
+            lists[kind] = [line for line in lines if line]
+        elif kind == split and not (kind == 'val' and 'train' in lists):
+            raise FileNotFoundError(
+                f'{places[0]} does not exist, expected the list of files of split {split!r}; '
+                'split=None takes everything that is there'
+            )
+    if 'train' in lists and 'val' not in lists:
+        ranked = sorted(lists['train'], key=lambda name: hashlib.sha256(name.encode()).digest())
+        lists['val'] = ranked[: max(1, len(ranked) // 10)]
+    names = lists[split]
+    if split == 'train':
+        held_out = set(lists['val'])
+        names = [name for name in names if name not in held_out]
+    if not names:
+        raise ValueError(f'split {split!r} of {root} is empty, expected at least one file in its list')
+    return names
+
+
+def find_series(directory: Path) -> dict[str, Path]:
+    """Files of series by the name of their plot.
+
+    Args:
+        directory: Where files ``<name>_<year>.h5`` lie.
+
+    Raises:
+        ValueError: If a plot has files of two years.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(directory.glob('*.h5')):
+        match = re.fullmatch(r'(.+)_\d{4}', path.stem)
+        name = match[1] if match else path.stem
+        if name in found:
+            raise ValueError(f'{path} and {found[name]} are of one plot, expected one file a plot')
+        found[name] = path
+    return found
+
+
+@contextmanager
+def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
+    """A file of series, whose faults are told with its name.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no HDF5, or lacks a dataset.
+    """
+    try:
+        with h5py.File(path, 'r') as file:
+            yield file
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} does not exist, expected HDF5 with series of Sentinel-1 and -2') from None
+    except (OSError, KeyError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected HDF5 with series of Sentinel-1 and -2') from error
+
+
+def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> NDArray[np.int64]:
+    """Days since 1970-01-01 of the frames, from the names of their products."""
+    key = f'{series.prefix}-products'
+    names = [name.decode() if isinstance(name, bytes) else str(name) for name in file[key][:]]
+    parts = [name.split('_') for name in names]
+    short = [name for name, part in zip(names, parts, strict=True) if len(part) <= series.date_field]
+    if short:
+        raise ValueError(f'{key} of {path} has {short[0]!r}, expected a date in field {series.date_field} of the name')
+    return parse_dates([part[series.date_field][:8] for part in parts], f'{key} of {path}')
+
+
+def read_hidden(
+    file: Mapping[str, h5py.Dataset], series: Series, shape: Sequence[int], probability: float, path: Path
+) -> NDArray[np.float64]:
+    """Share of each frame that is under snow or clouds.
+
+    Args:
+        file: The open file.
+        series: Which series; one without masks is hidden nowhere.
+        shape: T, H and W of its images.
+        probability: From which probability on, in %, a pixel is hidden. One whose
+            probability is not known is hidden too.
+        path: The file, for an error.
+
+    Returns:
+        Shares (T,) from 0 to 1.
+
+    Raises:
+        ValueError: If the masks do not fit the images.
+    """
+    key = f'{series.prefix}-masks'
+    if series.radar or key not in file:
+        return np.zeros(shape[0])
+    dataset = file[key]
+    if dataset.ndim != 4 or dataset.shape[1] < 2 or (dataset.shape[0], *dataset.shape[2:]) != tuple(shape):
+        expected = f'({shape[0]}, 2, {shape[1]}, {shape[2]}), snow and cloud first, or more channels that are empty'
+        raise ValueError(f'{key} of {path} has shape {dataset.shape}, expected {expected}')
+    clear = (dataset[:, :2] < probability).all(1)
+    hidden: NDArray[np.float64] = 1 - clear.mean((1, 2))
+    return hidden
+
+
+def read_frames(
+    file: Mapping[str, h5py.Dataset], series: Series, shape: Sequence[int], frames: NDArray[np.int64], path: Path
+) -> NDArray[np.float32]:
+    """Some frames of a series, NaN where nothing was measured, radar still in linear power.
+
+    Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
+
+    Args:
+        file: The open file.
+        series: Which series.
+        shape: T, C, H and W that it should have.
+        frames: Which frames, in the order in which they are wanted.
+        path: The file, for an error.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
+    key = f'{series.prefix}-data'
+    dataset = file[key]
+    if dataset.shape != tuple(shape) or dataset.dtype.kind not in 'iuf':
+        what = f'{shape[0]} products of {shape[1]} bands and {shape[2]} by {shape[3]} pixels'
+        raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {tuple(shape)}: {what}')
+    first = int(frames.min())
+    image = dataset[first : int(frames.max()) + 1][frames - first].astype(np.float32)
+    empty = image <= 0 if series.radar else (image == 0).all(1, keepdims=True)
+    image[empty | ~np.isfinite(image)] = np.nan
+    return image
