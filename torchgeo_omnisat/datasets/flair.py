@@ -170,7 +170,8 @@ class FLAIR(NonGeoDataset):
         self.classes, self.colors = class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
         self._obtain(modalities)
         self.patches = self._list()
-        zones = {(patch.domain, patch.zone) for patch in self.patches}
+        wanted = modalities is None or 's2' in modalities
+        zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()
         place = self.path / DIRECTORIES[split]['s2']
         self._areas = {(domain, zone): find_super_area(place / domain / zone) for domain, zone in zones}
         self.modalities = select_bands(self._choose(modalities), bands)
@@ -328,7 +329,7 @@ class FLAIR(NonGeoDataset):
         """The modalities that are asked for; None is those of which any patch has an image."""
         lost = {
             'aerial': [patch for patch in self.patches if patch not in self._photographed],
-            's2': [patch for patch in self.patches if self._areas[patch.domain, patch.zone] is None],
+            's2': [patch for patch in self.patches if not self._areas.get((patch.domain, patch.zone))],
         }
         chosen = [name for name in MODALITIES if len(lost[name]) < len(self.patches)] if names is None else names
         if not chosen:

@@ -164,13 +164,20 @@ def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
 
 
 def find_super_area(zone: Path) -> SuperArea | None:
-    """The super-area in the directory of a zone; None if one of its three files is not there."""
-    for data in sorted(zone.glob('sen/SEN2*_data.npy')):
-        stem = str(data).removesuffix('data.npy')
-        area = SuperArea(data, Path(f'{stem}masks.npy'), Path(f'{stem}products.txt'))
-        if area.masks.exists() and area.products.exists():
-            return area
-    return None
+    """The super-area in the directory of a zone; None if there is nothing of it.
+
+    Raises:
+        FileNotFoundError: If one of its three files is not there.
+    """
+    found = sorted(zone.glob('sen/SEN2*'))
+    if not found:
+        return None
+    stem = re.sub(r'(data\.npy|masks\.npy|products\.txt)$', '', found[0].name)
+    data, masks, products = (found[0].with_name(stem + end) for end in ('data.npy', 'masks.npy', 'products.txt'))
+    for path in (data, masks, products):
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist, expected it beside {found[0].name}')
+    return SuperArea(data, masks, products)
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
