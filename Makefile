@@ -18,7 +18,7 @@ help:  ## list the targets
 env: .venv/.tests .venv/.style  ## create .venv with all that developing takes
 
 demo: .venv/.package  ## made-up landscapes to a trained model and its scores, in demo/
-	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo
+	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo $(ARGS)
 
 test: .venv/.tests  ## run the tests
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(ARGS)
