@@ -86,7 +86,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
     def __init__(
         self,
         root: PathLike = 'data',
-        split: Literal['train', 'val', 'test'] | None = 'train',
+        split: str | None = 'train',
         modalities: Sequence[str] | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
         max_dates: int | None = None,

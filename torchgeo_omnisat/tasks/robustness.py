@@ -43,7 +43,10 @@ class SubsetRow(NamedTuple):
     complete_samples: int
     blind_samples: int
 
-    title = 'mean IoU'
+    @property
+    def title(self) -> str:
+        """What :attr:`score` is called."""
+        return 'mean IoU'
 
     @property
     def score(self) -> float:
@@ -72,7 +75,10 @@ class LabelRow(NamedTuple):
     complete_samples: int
     blind_samples: int
 
-    title = 'macro F1'
+    @property
+    def title(self) -> str:
+        """What :attr:`score` is called."""
+        return 'macro F1'
 
     @property
     def score(self) -> float:

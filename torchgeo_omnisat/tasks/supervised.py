@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
 
@@ -31,6 +31,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     target: ClassVar[str]
     #: The metric that is logged for every subset of the modalities.
     headline: ClassVar[str]
+    criterion: nn.Module
     #: Batches of each validation of which a figure is drawn.
     figures = 4
 
