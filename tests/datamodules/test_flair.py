@@ -18,6 +18,7 @@ from tests.datamodules.test_pastis import Probe, trainer
 from tests.flair_tree import aerial, labels, series, write_tree
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import FLAIRDataModule
+from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 ZONE = 'D001_2019/Z1_AA'
@@ -84,6 +85,11 @@ class TestFLAIRDataModule:
         datamodule.setup('validate')
         with pytest.raises(DatasetNotFoundError, match='flair_2_labels_test'):
             datamodule.setup('test')
+
+    def test_says_when_data_are_made_up(self, root: Path, tmp_path: Path) -> None:
+        write_flair(tmp_path / 'made', FLAIRRecipe(zones=1, size=8, dates=2))
+        assert FLAIRDataModule(str(tmp_path / 'made')).synthetic
+        assert not FLAIRDataModule(str(root)).synthetic
 
     def test_command_line_takes_every_argument(self, root: Path) -> None:
         parser = ArgumentParser(exit_on_error=False)

@@ -4,6 +4,7 @@
 """FLAIR in its official domains."""
 
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from ..datasets import FLAIR
 from ..datasets.flair_layout import AERIAL_MEAN, AERIAL_STD, MODALITIES, class_names
+from ..datasets.writing import is_synthetic
 from .base import MultimodalDataModule
 from .statistics import Bands, Moments, as_bands, keep_statistics
 
@@ -89,6 +91,11 @@ class FLAIRDataModule(MultimodalDataModule):
         self.num_classes = num_classes
         self.labels = list(class_names(num_classes))
         self.ignore_index = 12 if num_classes == 13 else None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the patches are made up, so that whoever shows results from them says so."""
+        return is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def make_dataset(self, split: str) -> FLAIR:
         """The dataset of ``'train'``, ``'val'`` or ``'test'``."""

@@ -146,7 +146,9 @@ def render_aerial(rng: np.random.Generator, land: Landscape) -> tuple[NDArray[np
     """
     ground = [GROUND[cover] for cover in land.covers]
     spot = render_spot(rng, land)
-    texture = spot.mean(0) - spot.mean((0, 1, 2))
+    grey = spot.mean(0)
+    mean = np.bincount(land.parcels.ravel(), grey.ravel()) / np.maximum(np.bincount(land.parcels.ravel()), 1)
+    texture = grey - mean[land.parcels]
     height, infrared = (np.array([getattr(g, name) for g in ground]) for name in ('height', 'infrared'))
     nir = spot[0] + (infrared + 6 * land.vigour)[land.parcels] + 4 * smooth_noise(rng, texture.shape, 2)
     ndsm = height[land.parcels] * (1 + 0.02 * texture + 0.1 * smooth_noise(rng, texture.shape, 3))
@@ -169,7 +171,7 @@ def _write(root: Path, recipe: FLAIRRecipe) -> None:
         places = {what: root / folder / domain / name for what, folder in DIRECTORIES[split].items()}
         _write_super_area(places['s2'] / 'sen', f'SEN2_sp_{domain}-{name}', recipe, zone, land)
         image, label = render_aerial(rng, land)
-        day = str(np.datetime64('2019-06-20') + int(rng.integers(40)))
+        day = str(np.datetime64('2019-06-20') + np.timedelta64(rng.integers(40), 'D'))
         corner = (700000.0 + zone % _COLUMNS * 5000, 6600000.0 - zone // _COLUMNS * 5000)
         margin = (recipe.size * GSD * _STEPS - recipe.patches * recipe.tile) // 2
         for index, (row, column) in enumerate(np.ndindex(recipe.patches, recipe.patches)):
@@ -205,7 +207,7 @@ def _write_super_area(folder: Path, stem: str, recipe: FLAIRRecipe, zone: int, l
     folder.mkdir(parents=True)
     np.save(folder / f'{stem}_data.npy', np.rint(image).clip(1, 20000).astype(np.uint16))
     np.save(folder / f'{stem}_masks.npy', np.rint(masks).astype(np.uint8))
-    stamps = [str(_START + int(day)).replace('-', '') for day in days]
+    stamps = [str(stamp).replace('-', '') for stamp in _START + days.astype('timedelta64[D]')]
     lines = [f'S2A_MSIL2A_{stamp}T105031_N0212_R051_T31TCJ_{stamp}T141541' for stamp in stamps]
     (folder / f'{stem}_products.txt').write_text('\n'.join(lines) + '\n')
 
