@@ -8,7 +8,8 @@ import csv
 import logging
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for all results (default: demo)')
     parser.add_argument('--backbone', default=BACKBONE, help=f'builder of the model (default: {BACKBONE})')
-    parser.add_argument('--tiles', type=int, default=TILES, help=f'landscapes to make up (default: {TILES})')
-    parser.add_argument('--epochs', type=int, default=EPOCHS, help=f'passes over them (default: {EPOCHS})')
+    parser.add_argument('--tiles', type=_positive, default=TILES, help=f'landscapes to make up (default: {TILES})')
+    parser.add_argument('--epochs', type=_positive, default=EPOCHS, help=f'passes over them (default: {EPOCHS})')
     args = parser.parse_args(argv)
     data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
     checkpoint, table = args.output / 'omnisat.ckpt', args.output / 'subsets.csv'
@@ -77,6 +78,7 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
         'model.backbone': backbone,
         'trainer.max_epochs': epochs,
         'trainer.check_val_every_n_epoch': max(1, epochs // 2),
+        'trainer.num_sanity_val_steps': 0,
         'trainer.enable_model_summary': 'false',
         'trainer.callbacks': 'ModelCheckpoint',
         'trainer.callbacks.dirpath': checkpoint.parent,
@@ -145,3 +147,25 @@ def report(table: Path, forest: Mapping[str, float]) -> str:
         pixel = f'{forest[subset]:>22.3f}' if subset in forest else ''
         lines.append(f'{subset:<22}{score:>8.3f}{pixel}')
     return '\n'.join([*lines, ''])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out Lightning's notices and hints, which a first look need not read."""
+    logger = logging.getLogger('lightning.pytorch')
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='lightning')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected at least 1, got {number}')
+    return number
