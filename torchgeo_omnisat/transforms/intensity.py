@@ -31,7 +31,7 @@ class RandomClouds(Transform):
     Args:
         modalities: The modalities of the batch.
         p: Probability of clouds on each valid date.
-        cover: Least and greatest part of the tile that is hidden, roughly.
+        cover: Least and greatest part of the tile that is hidden; edges are half transparent.
         brightness: Least and greatest value of a cloud, in the units of the images:
             reflectance x 10000 unless told otherwise.
         told: Whether ``valid`` is made False where there are clouds. If not, the model
@@ -73,10 +73,11 @@ class RandomClouds(Transform):
         drawn = {}
         for m in self.present(batch):
             valid = batch[m.valid_key]
-            dates, side = valid.shape[1], 2 * self.blobs
+            dates, side = valid.shape[1], 8 * self.blobs
             random, tickets, cover, light = self.random(batch, 4, dates).unbind(1)
+            noise = self.random(batch, dates, 2 * self.blobs, 2 * self.blobs)
+            field = F.interpolate(noise, size=(side, side), mode='bicubic', align_corners=False).flatten(2)
             low, high = self.cover
-            field = self.random(batch, dates, side, side).flatten(2)
             rank = ((1 - low - (high - low) * cover) * (side * side - 1)).round().long()
             edge = field.sort(-1).values.gather(-1, rank[..., None])
             drawn[f'{m.name}_dates'] = valid & ~keep_some(valid, self.p, random, tickets)
@@ -90,10 +91,9 @@ class RandomClouds(Transform):
         for m in self.present(batch):
             dates, light, inside = (params[f'{m.name}_{what}'] for what in ('dates', 'light', 'inside'))
             image = batch[m.image_key]
-            size = image.shape[-2:]
-            smooth = F.interpolate(inside, size=tuple(size), mode='bicubic', align_corners=False)
-            veil = torch.sigmoid(12 * smooth + 1) * dates[..., None, None]
-            veil = torch.where(veil > 0.05, veil, 0)[:, :, None].to(image.dtype)
+            smooth = F.interpolate(inside, size=image.shape[-2:], mode='bilinear', align_corners=False)
+            veil = (8 * smooth + 0.5).clamp(0, 1) * dates[..., None, None]
+            veil = veil[:, :, None].to(image.dtype)
             changed[m.image_key] = torch.lerp(image, light.to(image.dtype)[..., None, None, None], veil)
             if self.told:
                 changed[m.valid_key] = batch[m.valid_key] & ~dates
