@@ -3,6 +3,7 @@
 
 """TorchGeo knows our names wherever it is started, and keeps working without us."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 import torchgeo.main
+import yaml
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.models import api, list_models
 
 from torchgeo_omnisat import __main__, _autoload, plugin, registry
+from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
 
 #: Ten small landscapes; Lightning runs one batch of each kind and writes nothing.
 TINY = ['--model.backbone', 'omnisat_tiny', '--data.num_tiles', '10', '--data.dates', '[3,4]', '--data.batch_size', '2']
@@ -73,6 +76,15 @@ def test_data_that_is_named_is_used(command_line: Any, capfd: Any) -> None:
     assert 'ynthetic' not in captured.err + captured.out
 
 
+def test_data_that_are_named_keep_their_own_defaults(command_line: Any, capfd: Any) -> None:
+    """Not those of the landscapes, which have arguments of the same names."""
+    with pytest.raises(SystemExit):
+        command_line('fit', '--model', 'omnisat', '--data', 'PASTISMultimodalDataModule', '--print_config')
+    data = yaml.safe_load(capfd.readouterr().out)['data']['init_args']
+    defaults = inspect.signature(PASTISMultimodalDataModule).parameters
+    assert data == {name: defaults[name].default for name in data}
+
+
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [
@@ -96,7 +108,7 @@ def test_requested_model(args: Any, expected: str | None, tmp_path: Path, monkey
     Path('flat.yaml').write_text('model: {class_path: omnisat, init_args: {lr: 1}}')
     Path('nested.yaml').write_text('fit: {model: other}')
     Path('broken.yaml').write_text('model: [')
-    assert plugin._requested_model(args) == expected
+    assert plugin._requested('model', args) == expected
 
 
 @pytest.mark.parametrize(

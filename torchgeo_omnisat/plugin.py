@@ -36,8 +36,12 @@ class OmniSatCLI(LightningCLI):
         return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Give ``data`` a default for our models; for all others it stays required."""
-        if _is_ours(_requested_model(sys.argv[1:] if args is None else args)):
+        """Give ``data`` a default for our models; for all others it stays required.
+
+        Where data are named there is no default: its arguments would be taken for theirs.
+        """
+        words = sys.argv[1:] if args is None else args
+        if _is_ours(_requested('model', words)) and _requested('data', words) is None:
             for subparser in self._subcommand_parsers.values():
                 subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
         super().parse_arguments(parser, args)
@@ -81,34 +85,35 @@ def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
         yield from _descendants(child)
 
 
-def _requested_model(args: Any) -> str | None:
-    """The model that a command line asks for, None if that cannot be told.
+def _requested(part: str, args: Any) -> str | None:
+    """The class that a command line asks for, None if that cannot be told.
 
     Args:
+        part: ``'model'`` or ``'data'``.
         args: A list of words, or the nested dictionary that Lightning accepts too.
     """
     if isinstance(args, Mapping):
-        return _configured_model(args)
+        return _configured(part, args)
     peek = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument('--model', '--model.class_path', dest='model')
+    peek.add_argument(f'--{part}', f'--{part}.class_path', dest='named')
     peek.add_argument('-c', '--config', action='append', default=[])
     try:
         known, _ = peek.parse_known_args(args)
-        if known.model:
-            return str(known.model)
+        if known.named:
+            return str(known.named)
         configs = [yaml.safe_load(Path(path).read_text()) for path in known.config]
     except (ArgumentError, OSError, ValueError, yaml.YAMLError):
         return None  # the real parser explains it better
-    return next(filter(None, map(_configured_model, reversed(configs))), None)
+    return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
 
 
-def _configured_model(config: Any) -> str | None:
-    """The class of the model in a configuration, or in the section of a subcommand."""
+def _configured(part: str, config: Any) -> str | None:
+    """The class of the model or the data in a configuration, or in the section of a subcommand."""
     if not isinstance(config, Mapping):
         return None
-    model = config.get('model')
-    if isinstance(model, Mapping):
-        model = model.get('class_path')
-    if isinstance(model, str):
-        return model
-    return next(filter(None, (_configured_model(config.get(name)) for name in LightningCLI.subcommands())), None)
+    value = config.get(part)
+    if isinstance(value, Mapping):
+        value = value.get('class_path')
+    if isinstance(value, str):
+        return value
+    return next(filter(None, (_configured(part, config.get(name)) for name in LightningCLI.subcommands())), None)

@@ -40,7 +40,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         fold: int = 1,
         modalities: tuple[str, ...] | None = None,
         bands: dict[str, tuple[str, ...]] | None = None,
-        batch_size: int = 4,
+        batch_size: int = 1,
         num_workers: int = 0,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
