@@ -185,12 +185,12 @@ class TestSplits:
         assert 'image_aerial' not in sample[sample.names.index(NAMES[2])]
 
     def test_no_list(self, tree: Path) -> None:
-        with pytest.raises(FileNotFoundError, match='split/test_filenames.lst does not exist.*split=None'):
+        with pytest.raises(FileNotFoundError, match=r'split/test_filenames\.lst does not exist.*split=None'):
             load(tree, split='test')
 
     def test_empty_list(self, own: Path) -> None:
         self.write(own, test=[])
-        with pytest.raises(ValueError, match="split 'test' of .* is empty"):
+        with pytest.raises(ValueError, match=r"split 'test' of .* is empty"):
             load(own, split='test')
 
 

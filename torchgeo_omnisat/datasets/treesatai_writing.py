@@ -50,7 +50,7 @@ class TreeSatAIRecipe:
 
     num_tiles: int = 100
     seed: int = 0
-    dates: int = 12
+    dates: int = 20
     version: int = VERSION
     layout: str = 'TreeSatAI'
 

@@ -3,8 +3,6 @@
 
 """Losses of multi-label classification."""
 
-from typing import Literal
-
 from jaxtyping import Float
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ class MultiLabelLoss(nn.Module):
         ValueError: If there is no such loss.
     """
 
-    def __init__(self, kind: Literal['asymmetric', 'bce'] = 'asymmetric') -> None:
+    def __init__(self, kind: str = 'asymmetric') -> None:
         """Choose the loss."""
         super().__init__()
         kinds = {'asymmetric': AsymmetricLossMultiLabel, 'bce': nn.BCEWithLogitsLoss}
