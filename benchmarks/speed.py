@@ -114,7 +114,8 @@ def seconds(run: Callable[[], None]) -> float:
 def table(results: dict[str, dict]) -> str:
     """The results as Markdown, beside the published costs and the bounds."""
     lines = [
-        '| one PASTIS-HD tile (S2 T 40, S1A T 50, SPOT 1280 px) | parameters | time | peak memory | published OmniSat | bound |',
+        '| one PASTIS-HD tile (S2 T 40, S1A T 50, SPOT 1280 px) | parameters | time | peak memory '
+        '| published OmniSat | bound |',
         '| --- | --- | --- | --- | --- | --- |',
     ]
     for name, result in results.items():
@@ -124,7 +125,8 @@ def table(results: dict[str, dict]) -> str:
         held = result['yardsticks'] <= (most_time or 1e9) and result['gigabytes'] <= (most_memory or 1e9)
         verdict = ', '.join(filter(None, bounds)) + (': pass' if held else ': FAIL') if any(bounds) else ''
         lines.append(
-            f'| {name} | {result["parameters"] / 1e6:.1f} M | {result["yardsticks"]:.1f} Y | {result["gigabytes"]:.1f} GB '
+            f'| {name} | {result["parameters"] / 1e6:.1f} M '
+            f'| {result["yardsticks"]:.1f} Y | {result["gigabytes"]:.1f} GB '
             f'| {time_published:g} Y, {memory_published:g} GB | {verdict} |'
         )
     return '\n'.join(lines)
