@@ -29,6 +29,7 @@ from .flair_layout import (
     COLORS,
     COMPOSITES,
     DIRECTORIES,
+    FILES,
     METADATA,
     MODALITIES,
     Patch,
@@ -50,11 +51,6 @@ from .series import choose_dates, finite_mean, merge_days
 DAY = 86400
 #: nDSM as stored, a metre.
 _STEPS = 5
-_FILES = {
-    'labels': 'msk/MSK_{}.tif',
-    'aerial': 'img/IMG_{}.tif',
-    's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}',
-}
 
 
 class FLAIR(NonGeoDataset):
@@ -78,9 +74,10 @@ class FLAIR(NonGeoDataset):
     order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in metres of :attr:`crs` and
     seconds since 1970-01-01 (NaN if nothing has a date).
 
-    With 13 classes, as in the benchmark, 0 to 11 are the first twelve of
-    :data:`~torchgeo_omnisat.datasets.flair_layout.CLASSES`, and 12 is the other seven,
-    which are to be ignored. With 19, none is.
+    With 13 classes, as in the benchmark: building, pervious surface, impervious surface, bare
+    soil, water, coniferous, deciduous, brushwood, vineyard, herbaceous vegetation, agricultural
+    land, plowed land (0 to 11), and other (12), which is to be ignored. With 19, none is, and
+    other is swimming pool, snow, clear cut, mixed, ligneous, greenhouse and other (12 to 18).
 
     The day of an aerial image is that of ``flair_aerial_metadata.json``, 0 if that is not
     there. Sentinel-2 dates come from the names of the products. A date is not valid if
@@ -289,7 +286,7 @@ class FLAIR(NonGeoDataset):
     def _file(self, what: str, patch: Patch) -> Path:
         """The aerial image or the mask of a patch, or what the series of its zone is called."""
         place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
-        return place / _FILES[what].format(patch.number)
+        return place / FILES[what].format(patch.number)
 
     def _obtain(self, modalities: Sequence[str] | None) -> None:
         """Unpack or download what is not there; refuse a root without labels or images."""

@@ -30,6 +30,12 @@ TEST_DOMAINS = ('D015', 'D022', 'D026', 'D036', 'D061', 'D064', 'D068', 'D069', 
 _TRAIN = {'labels': 'flair_labels_train', 'aerial': 'flair_aerial_train', 's2': 'flair_sen_train'}
 _TEST = {'labels': 'flair_2_labels_test', 'aerial': 'flair_2_aerial_test', 's2': 'flair_2_sen_test'}
 DIRECTORIES: dict[str, dict[str, str]] = {'train': _TRAIN, 'val': _TRAIN, 'test': _TEST}
+#: Files in the directory of a zone, by the number of a patch.
+FILES = {
+    'labels': 'msk/MSK_{}.tif',
+    'aerial': 'img/IMG_{}.tif',
+    's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}',
+}
 
 #: Where a patch lies in its super-area.
 CENTROIDS = 'flair-2_centroids_sp_to_patch.json'
