@@ -97,6 +97,7 @@ class Decoder(nn.Module):
             self.blocks.append(_block(i, o if skip.levels else 0, o))
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
         nn.init.normal_(self.head.weight, std=1 / (LOGIT_SCALE * math.sqrt(widths[-1])))
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
