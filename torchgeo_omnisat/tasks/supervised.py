@@ -32,6 +32,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     #: The metric that is logged for every subset of the modalities.
     headline: ClassVar[str]
     criterion: nn.Module
+    dropout: nn.Module
     #: Batches of each validation of which a figure is drawn.
     figures = 4
 
