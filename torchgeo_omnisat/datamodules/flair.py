@@ -51,6 +51,10 @@ class FLAIRDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
+        dihedral: bool = True,
+        temporal_dropout: float = 0.2,
+        speckle: float = 10.0,
+        jitter: float = 0.05,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -67,6 +71,10 @@ class FLAIRDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing image for a modality that was not acquired.
             download: Whether to download what a stage needs.
             checksum: Whether to check the MD5 of archives.
+            dihedral: Whether to turn and mirror training tiles.
+            temporal_dropout: Probability of losing each date of a training series; 0 for none.
+            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
 
         Raises:
             ValueError: If there is no such number of classes.
@@ -77,6 +85,10 @@ class FLAIRDataModule(MultimodalDataModule):
             FLAIR,
             batch_size=batch_size,
             num_workers=num_workers,
+            dihedral=dihedral,
+            temporal_dropout=temporal_dropout,
+            speckle=speckle,
+            jitter=jitter,
             root=root,
             modalities=modalities,
             bands=bands,
