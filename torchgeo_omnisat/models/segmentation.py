@@ -25,6 +25,8 @@ LOGIT_SCALE = 10.0
 class MeanSkip(nn.Module):
     """The skip connection of one level: the mean over the modalities that saw a pixel.
 
+    It is normalised, so that it weighs as much beside the fused tokens whatever went in.
+
     Args:
         levels: For each modality, the index of its map that is used and its channels.
         width: Channels of the skip.
@@ -34,10 +36,11 @@ class MeanSkip(nn.Module):
         super().__init__()
         self.levels = {name: index for name, (index, _) in levels.items()}
         self.proj = nn.ModuleDict({name: nn.Conv2d(channels, width, 1) for name, (_, channels) in levels.items()})
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
         self.width = width
 
     def forward(self, maps: Mapping[str, FeatureMaps], like: Tensor, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
-        """Project, bring to *size*, and average; zero where no modality saw anything."""
+        """Project, bring to *size*, average and normalise."""
         total = like.new_zeros(len(like), self.width, *size)
         count = like.new_zeros(len(like), 1, *size)
         for name, index in self.levels.items():
@@ -45,7 +48,7 @@ class MeanSkip(nn.Module):
                 seen = F.adaptive_max_pool2d(maps[name].seen.to(like.dtype), size)
                 total = total + seen * resize(self.proj[name](maps[name].maps[index]), size)
                 count = count + seen
-        return total / count.clamp(min=1)
+        return self.norm(total / count.clamp(min=1))
 
 
 class OmniSatSegmenter(nn.Module):

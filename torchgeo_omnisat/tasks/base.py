@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
@@ -122,6 +122,22 @@ class OmniSatTask(BaseTask):
             )
         rate = warmup_cosine(int(total), self.hparams['warmup'])
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient to one; ``--trainer.gradient_clip_val`` says otherwise, 0 for never.
+
+        Args:
+            optimizer: The optimiser.
+            gradient_clip_val: What the trainer was told.
+            gradient_clip_algorithm: By norm or by value.
+        """
+        value = 1.0 if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, value, gradient_clip_algorithm)
 
     def build_backbone(self) -> models.OmniSat:
         """The backbone, with the weights of a checkpoint if there are any, frozen if it is to be.

@@ -76,7 +76,7 @@ class OmniSatSegmentation(SupervisedTask):
         loss: Literal['ce+dice', 'ce'] = 'ce+dice',
         class_weights: Sequence[float] | None = None,
         modality_dropout: float | dict[str, float] = 0.2,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.01,
         scheduler: Literal['cosine', 'plateau'] = 'cosine',
         warmup: float = 0.05,
