@@ -259,7 +259,7 @@ class TestPlot:
 @pytest.mark.skipif(not SHARED.exists(), reason='no real data beside the checkout')
 class TestRealData:
     def test_one_patch_a_fold_trains(self) -> None:
-        datamodule = PASTISMultimodalDataModule(str(SHARED / 'pastis-r-mini'), fold=1)
+        datamodule = PASTISMultimodalDataModule(str(SHARED / 'pastis-r-mini'), fold=1, batch_size=4)
         probe = Probe()
         trainer().fit(probe, datamodule)
         (batch,) = probe.batches['train']

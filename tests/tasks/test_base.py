@@ -147,7 +147,7 @@ class TestOptimizer:
         assert warmup_cosine(1, 0.05)(0) == 1
 
     def test_learning_rate_ends_at_zero(self, tmp_path: Path) -> None:
-        task = OmniSatSegmentation(**TOLD, warmup=0.5)
+        task = OmniSatSegmentation(**TOLD, lr=1e-3, warmup=0.5)
         rates = []
         task.on_train_batch_end = lambda *_: rates.append(task.optimizers().param_groups[0]['lr'])  # type: ignore
         make_trainer(tmp_path, max_steps=4).fit(task, make_loader([make_sample(i) for i in range(4)]))

@@ -86,13 +86,12 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
         'trainer.callbacks.enable_version_counter': 'false',
     }
     plugin.load()
-    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
-    warnings.filterwarnings('ignore', module='lightning')
     test = {'ckpt_path': checkpoint, 'verbose': 'false'}
     for command, options in {'fit': shared | fit, 'test': shared | test}.items():
         words = [command, *(word for name, value in options.items() for word in (f'--{name}', str(value)))]
         print('$ torchgeo', shlex.join(words), flush=True)
-        torchgeo.main.main(words)
+        with _quiet():
+            torchgeo.main.main(words)
 
 
 def score_single_pixels(data: Mapping[str, Any], names: Sequence[str]) -> float:
