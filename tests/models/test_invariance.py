@@ -152,3 +152,20 @@ def test_what_an_absent_modality_learnt_is_invisible(model, batch, modality):
             if modality.name in name.split('.'):
                 parameter.normal_()
     assert_same(model(batch), before, 0)
+
+
+@pytest.mark.parametrize('modality', [S2, S1A, SPOT])
+def test_a_band_that_was_not_measured_counts_as_its_mean(model, batch, modality):
+    """Images are normalised, so the mean is zero; where another band was measured the pixel is seen."""
+    image = batch[modality.image_key].clone()
+    image[..., 0, 2:6, 2:6] = float('nan')
+    assert_same(model(batch | {modality.image_key: image}), model(batch | {modality.image_key: image.nan_to_num(0.0)}))
+
+
+@pytest.mark.parametrize('modality', [S2, S1A])
+def test_what_is_not_valid_is_masked_where_all_is_computed(model, batch, modality, monkeypatch):
+    """A compiled graph computes padding too; it still changes nothing."""
+    padded = pad(without(batch, modality, [1]), modality, 2, 5.0)
+    expected = model(padded)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert_same(model(padded), expected)

@@ -149,7 +149,7 @@ class TestOptimizer:
     def test_learning_rate_ends_at_zero(self, tmp_path: Path) -> None:
         task = OmniSatSegmentation(**TOLD, lr=1e-3, warmup=0.5)
         rates = []
-        task.on_train_batch_end = lambda *_: rates.append(task.optimizers().param_groups[0]['lr'])  # type: ignore
+        task.on_train_batch_end = lambda *_: rates.append(task.optimizers().param_groups[0]['lr'])  # type: ignore[method-assign]
         make_trainer(tmp_path, max_steps=4).fit(task, make_loader([make_sample(i) for i in range(4)]))
         assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0], abs=1e-9)
 
