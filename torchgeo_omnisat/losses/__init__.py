@@ -4,6 +4,19 @@
 """Losses."""
 
 from .classification import MultiLabelLoss
+from .contrastive import CrossModalInfoNCE, TileContrast, too_close
+from .patches import PatchContrastiveLoss
+from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .segmentation import CrossEntropyDice
 
-__all__ = ['CrossEntropyDice', 'MultiLabelLoss']
+__all__ = [
+    'CrossEntropyDice',
+    'CrossModalInfoNCE',
+    'MaskedReconstruction',
+    'MultiLabelLoss',
+    'PatchContrastiveLoss',
+    'Reconstruction',
+    'TileContrast',
+    'draw_hidden',
+    'too_close',
+]

@@ -1,0 +1,283 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Reconstruction: hidden ground patches are rebuilt in every modality from the fused tokens."""
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..modality import Modality, as_modalities
+from . import processes
+
+#: Mean length of the Gregorian year, in days.
+YEAR = 365.2425
+
+#: Numbers in the code of a date: sine and cosine of four waves a year and two of longer periods.
+DATE_FEATURES = 12
+
+
+class Reconstruction(NamedTuple):
+    """What :class:`MaskedReconstruction` makes of the tiles of all processes.
+
+    Attributes:
+        loss: The loss, a scalar with gradient.
+        losses: Mean squared error of each modality, ``(M,)``; NaN where nothing was measured.
+        counts: Values that it is the mean of, ``(M,)``.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    counts: Tensor
+
+
+def draw_hidden(
+    batch_size: int,
+    grid: tuple[int, int],
+    ratio: float = 0.75,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, 'b n']:
+    """Which ground patches are hidden, for each tile an own draw of the same number.
+
+    Args:
+        batch_size: Number B of tiles.
+        grid: Rows and columns of the ground grid, N in all.
+        ratio: Part of the patches to hide, from 0 to 1; 0.75 is that of He et al. (MAE).
+        generator: What to draw from; PyTorch's own unless told otherwise.
+        device: Where the flags are wanted; they are drawn where *generator* is.
+
+    Raises:
+        ValueError: If *ratio* is not from 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f'ratio is {ratio}, expected a number from 0 to 1')
+    count = grid[0] * grid[1]
+    where = generator.device if generator is not None else device
+    order = torch.rand(batch_size, count, generator=generator, device=where).argsort(dim=1).argsort(dim=1)
+    return (order < round(ratio * count)).to(device or order.device)
+
+
+class MaskedReconstruction(nn.Module):
+    """A light decoder a modality rebuilds what it shows of the hidden ground patches.
+
+    Fused tokens are all that the decoders see. Images are rebuilt pixel by pixel; series at
+    every valid date, from the token and a code of the date. Targets are standardised per
+    patch, over the bands, pixels and valid dates that were measured (as He et al., "Masked
+    Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, do for images), so a series
+    keeps its course over the year. Pixels that are NaN, dates that are not valid and absent
+    modalities do not count and have no influence. The loss is the mean squared error of
+    each modality, averaged over the modalities that measured anything hidden, in all
+    processes together; gradients are meant to be averaged over processes, as DDP does.
+
+    Patch (r, c) of a modality is the ground that the tokens of :class:`.OmniSat` average:
+    tiles are divided by adaptive pooling, so a patch need not be a whole number of pixels;
+    where it is none, its target has the next lower number and pools pixels.
+
+    Args:
+        modalities: M modalities, by name or as a list, also as plain dictionaries.
+        embed_dim: Width D of the fused tokens.
+        patch_size: Side of a ground patch, in metres.
+        width: Hidden width of a decoder.
+        max_pixels: The most pixels along the side of a target; finer images are pooled to it.
+            ``None`` rebuilds at each modality's own resolution.
+        max_dates: The most dates of a series that are rebuilt in one training step, which
+            bounds its cost: drawn anew for each tile and step among the valid ones, equally
+            likely, so that all are learnt from in the long run. ``None`` rebuilds all, and
+            so does evaluation.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality] | Iterable[Modality | Mapping[str, Any]],
+        embed_dim: int,
+        patch_size: float,
+        width: int = 128,
+        max_pixels: int | None = None,
+        max_dates: int | None = None,
+    ) -> None:
+        """Build the decoders."""
+        super().__init__()
+        self.modalities = as_modalities(modalities)
+        sizes = {'embed_dim': embed_dim, 'patch_size': patch_size, 'width': width}
+        sizes |= {
+            'max_pixels': 1 if max_pixels is None else max_pixels,
+            'max_dates': 1 if max_dates is None else max_dates,
+        }
+        if wrong := {name: size for name, size in sizes.items() if not 0 < size < math.inf}:
+            raise ValueError(f'expected positive sizes, got {wrong}')
+        self.max_dates = max_dates
+        self.pixels = {
+            name: min(max(1, math.floor(patch_size / m.gsd + 1e-6)), max_pixels or sys.maxsize)
+            for name, m in self.modalities.items()
+        }
+        self.decoders = nn.ModuleDict(
+            {
+                name: PatchDecoder(embed_dim, width, len(m.bands), self.pixels[name], m.temporal)
+                for name, m in self.modalities.items()
+            }
+        )
+
+    def forward(
+        self,
+        fused: Float[Tensor, 'b n d'],
+        batch: Mapping[str, Tensor],
+        hidden: Bool[Tensor, 'b n'],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, '']:
+        """The loss alone; see :meth:`rebuild`."""
+        return self.rebuild(fused, batch, hidden, grid).loss
+
+    def rebuild(
+        self,
+        fused: Float[Tensor, 'b n d'],
+        batch: Mapping[str, Tensor],
+        hidden: Bool[Tensor, 'b n'],
+        grid: tuple[int, int],
+    ) -> Reconstruction:
+        """Rebuild the hidden patches and compare.
+
+        Args:
+            fused: One token a ground patch, made without what is hidden.
+            batch: The batch with nothing hidden, normalised; modalities may be missing.
+            hidden: Which patches to rebuild.
+            grid: Rows and columns of the ground grid, N in all.
+
+        Returns:
+            The loss, 0 where nothing hidden was measured, and that of each modality.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        if tuple(hidden.shape) != tuple(fused.shape[:2]) or grid[0] * grid[1] != fused.shape[1]:
+            raise ValueError(
+                f'hidden is {tuple(hidden.shape)} and grid is {tuple(grid)}, '
+                f'expected one flag and one place for each of {tuple(fused.shape[:2])} tokens (B, N)'
+            )
+        terms = [self._errors(name, fused, batch, hidden, grid) for name in self.modalities]
+        errors, local = (torch.stack(values) for values in zip(*terms, strict=True))
+        counts = processes.total(local)
+        means = processes.shared_mean(errors, counts)
+        losses = means.detach().masked_fill(counts == 0, torch.nan)
+        return Reconstruction(means.sum() / (counts > 0).sum().clamp(min=1), losses, counts)
+
+    def _errors(
+        self, name: str, fused: Tensor, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and number of the squared errors of one modality; a decoder without work has zero gradient."""
+        modality, decoder = self.modalities[name], self.decoders[name]
+        if modality.image_key not in batch:
+            patch = torch.zeros(0, dtype=torch.int64, device=fused.device)
+            values = fused.new_zeros(0, len(modality.bands) * self.pixels[name] ** 2)
+            code = fused.new_zeros(0, DATE_FEATURES)
+        else:
+            image, dates, valid = (batch[key] for key in modality.keys)
+            images = image if modality.temporal else image.unsqueeze(1)
+            with torch.no_grad():
+                patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name])
+                code = date_code(dates, valid).flatten(0, 1)[place]
+                if self.training and modality.temporal and self.max_dates is not None:
+                    kept = _some(valid, self.max_dates).flatten()[place]
+                    patch, values, code = patch[kept], values[kept], code[kept]
+        measured = values.isfinite()
+        rebuilt = decoder(fused.flatten(0, 1)[patch], code).to(values.dtype)
+        errors = (rebuilt - values.masked_fill(~measured, 0)).masked_fill(~measured, 0).square().sum()
+        return errors, measured.sum()
+
+
+class PatchDecoder(nn.Module):
+    """A small perceptron from the token of a patch to its pixels, at a date if there are several.
+
+    Args:
+        dim: Width of a token.
+        width: Hidden width.
+        bands: Number of bands.
+        pixels: Pixels along the side of a patch.
+        temporal: Whether the date matters.
+    """
+
+    def __init__(self, dim: int, width: int, bands: int, pixels: int, temporal: bool) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.token = nn.Linear(dim, width)
+        self.date = nn.Linear(DATE_FEATURES, width) if temporal else None
+        self.mlp = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, bands * pixels**2))
+
+    def forward(self, token: Float[Tensor, 's d'], code: Float[Tensor, 's f']) -> Float[Tensor, 's v']:
+        """Pixels, in the order of bands, rows and columns.
+
+        Args:
+            token: Token of the patch.
+            code: See :func:`date_code`.
+        """
+        x = self.token(token)
+        return self.mlp(x if self.date is None else x + self.date(code))
+
+
+def date_code(dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t f']:
+    """Waves of the day of the year and of the time since a series' first valid date.
+
+    Args:
+        dates: Days since 1970-01-01.
+        valid: Which of them count; the others get a meaningless code.
+    """
+    first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
+    years = torch.where(valid, dates - first, 0).float() / YEAR
+    season = (dates.float().remainder(YEAR) / YEAR).unsqueeze(-1) * torch.arange(1, 5, device=dates.device)
+    angles = 2 * math.pi * torch.cat([season, years.unsqueeze(-1) / torch.tensor([2, 8], device=dates.device)], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _targets(
+    images: Tensor, valid: Tensor, hidden: Tensor, grid: tuple[int, int], pixels: int
+) -> tuple[Int[Tensor, ' s'], Int[Tensor, ' s'], Float[Tensor, 's v']]:
+    """Standardised values of the S images of hidden patches that show anything.
+
+    Returns:
+        Place among the B N patches, place among the B T images, and values, NaN where not measured.
+    """
+    place = valid.flatten().nonzero().squeeze(1)
+    tile = place // valid.shape[1]
+    cells = _cells(images.flatten(0, 1)[place].float(), (grid[0] * pixels, grid[1] * pixels))
+    values = rearrange(cells, 's c (r k) (q l) -> s (r q) (c k l)', k=pixels, l=pixels)
+    row, patch = (hidden[tile] & values.isfinite().any(-1)).nonzero().unbind(1)
+    where = tile[row] * hidden.shape[1] + patch
+    return where, place[row], _standardised(values[row, patch], where, hidden.numel())
+
+
+def _cells(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
+    """Images averaged to *size* over the pixels that were measured; NaN where none was."""
+    measured = images.isfinite()
+    images = images.masked_fill(~measured, torch.nan if tuple(images.shape[-2:]) == size else 0)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.adaptive_avg_pool2d(images, size) / F.adaptive_avg_pool2d(measured.to(images.dtype), size)
+
+
+def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups: int) -> Float[Tensor, 's v']:
+    """Values less the mean of their group, by its standard deviation; NaN stay and do not count."""
+    measured = values.isfinite()
+
+    def mean(x: Tensor) -> Tensor:
+        sums = x.new_zeros(groups).index_add(0, group, x.masked_fill(~measured, 0).sum(1))
+        counts = x.new_zeros(groups).index_add(0, group, measured.sum(1).to(x.dtype))
+        return (sums / counts.clamp(min=1))[group].unsqueeze(1)
+
+    centred = values - mean(values)
+    return centred / (mean(centred.square()) + 1e-6).sqrt()
+
+
+def _some(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
+    """At most *count* of the valid dates of each tile, all equally likely."""
+    order = torch.rand(valid.shape, device=valid.device).masked_fill(~valid, 2).argsort(dim=1).argsort(dim=1)
+    return valid & (order < count)
