@@ -159,17 +159,34 @@ class MaskedReconstruction(nn.Module):
         Raises:
             ValueError: If shapes do not fit.
         """
+        return self.mean(*self.errors(fused, batch, hidden, grid))
+
+    def errors(
+        self,
+        fused: Float[Tensor, 'b n d'],
+        batch: Mapping[str, Tensor],
+        hidden: Bool[Tensor, 'b n'],
+        grid: tuple[int, int],
+    ) -> tuple[Float[Tensor, ' m'], Int[Tensor, ' m']]:
+        """Sum and number of the squared errors of each modality in this process.
+
+        Those of several parts of a batch add up to those of the whole; see :meth:`rebuild`.
+        """
         if tuple(hidden.shape) != tuple(fused.shape[:2]) or grid[0] * grid[1] != fused.shape[1]:
             raise ValueError(
                 f'hidden is {tuple(hidden.shape)} and grid is {tuple(grid)}, '
                 f'expected one flag and one place for each of {tuple(fused.shape[:2])} tokens (B, N)'
             )
         terms = [self._errors(name, fused, batch, hidden, grid) for name in self.modalities]
-        errors, local = (torch.stack(values) for values in zip(*terms, strict=True))
-        counts = processes.total(local)
-        means = processes.shared_mean(errors, counts)
-        losses = means.detach().masked_fill(counts == 0, torch.nan)
-        return Reconstruction(means.sum() / (counts > 0).sum().clamp(min=1), losses, counts)
+        errors, counts = (torch.stack(values) for values in zip(*terms, strict=True))
+        return errors, counts
+
+    def mean(self, errors: Float[Tensor, ' m'], counts: Int[Tensor, ' m']) -> Reconstruction:
+        """The loss of all processes, from the :meth:`errors` of this one."""
+        everywhere = processes.total(counts)
+        means = processes.shared_mean(errors, everywhere)
+        losses = means.detach().masked_fill(everywhere == 0, torch.nan)
+        return Reconstruction(means.sum() / (everywhere > 0).sum().clamp(min=1), losses, everywhere)
 
     def _errors(
         self, name: str, fused: Tensor, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]
