@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -25,12 +25,14 @@ from ..transforms import (
     RandomSpeckle,
     RandomTemporalDropout,
 )
+from .resuming import ResumableDataModule
+from .sampling import Anywhere, Order, Region
 
 #: What a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
 
 
-class MultimodalDataModule(NonGeoDataModule, ABC):
+class MultimodalDataModule(ResumableDataModule, NonGeoDataModule, ABC):
     """Batches of samples with several modalities, normalised once they are on the device.
 
     Training batches are augmented there too: turned and mirrored, with fewer dates and more
@@ -70,6 +72,7 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
         jitter: float = 0.05,
+        batches: Literal['anywhere', 'region'] = 'anywhere',
         **kwargs: Any,
     ) -> None:
         """Keep the arguments; the four that augment concern training batches alone.
@@ -82,13 +85,21 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
             temporal_dropout: Probability of losing each date of a series; 0 for none.
             speckle: Looks of the speckle added to radar images in dB; 0 for none.
             jitter: Greatest change of gain and offset, in deviations; 0 for none.
+            batches: Whether the samples of a training batch come from anywhere, or are
+                neighbours on the ground: harder to tell from each other.
             **kwargs: What the dataset is made with.
+
+        Raises:
+            ValueError: If *batches* is neither.
         """
+        if batches not in ('anywhere', 'region'):
+            raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.dihedral = dihedral
         self.temporal_dropout = temporal_dropout
         self.speckle = speckle
         self.jitter = jitter
+        self.batches = batches
 
     @property
     def label_names(self) -> list[str]:
@@ -115,6 +126,8 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
             stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``, which predicts
                 the test split.
         """
+        if stage == 'fit':
+            self.start_anew()
         made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
         self.train_dataset = made.get('train', self.train_dataset)
         self.val_dataset = made.get('val', self.val_dataset)
@@ -160,17 +173,39 @@ class MultimodalDataModule(NonGeoDataModule, ABC):
         dataset = self._valid_attribute('val_dataset', 'test_dataset', 'predict_dataset', 'train_dataset')
         return dataset.plot(raw, show_titles=show_titles, suptitle=suptitle)
 
+    def order(self, dataset: NonGeoDataset, size: int) -> Order:
+        """The order in which a dataset is trained on.
+
+        Args:
+            dataset: The training split; for *batches* ``'region'`` it has ``positions``
+                ``(N, 2)``, in metres.
+            size: Samples in a batch of all processes together.
+
+        Raises:
+            ValueError: If positions are wanted and not known.
+        """
+        if self.batches == 'anywhere':
+            return Anywhere(len(dataset))
+        positions = getattr(dataset, 'positions', None)
+        if positions is None:
+            raise ValueError(
+                f"batches='region' needs to know where samples lie, which {type(dataset).__name__} does not say: "
+                "expected a dataset with positions (N, 2) in metres, or batches='anywhere'"
+            )
+        return Region(positions, size)
+
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """TorchGeo's loader, except that a split smaller than a batch still gives one."""
+        """TorchGeo's loader, but one for training can be resumed, and a split smaller than a batch still gives one."""
         dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
         batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
+        settings: dict[str, Any] = {
+            'num_workers': self.num_workers,
+            'collate_fn': self.collate_fn,
+            'persistent_workers': self.num_workers > 0,
+        }
+        if split != 'train':
+            return DataLoader(dataset, batch_size=batch_size, **settings)
         processes = self.trainer.world_size if self.trainer else 1
-        return DataLoader(
-            dataset=dataset,
-            batch_size=batch_size,
-            shuffle=split == 'train',
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            drop_last=split == 'train' and len(dataset) // processes >= batch_size,
-            persistent_workers=self.num_workers > 0,
-        )
+        drop_last = len(dataset) // processes >= batch_size
+        order = self.order(dataset, batch_size * processes)
+        return self.resumable_loader(dataset, order, batch_size, drop_last, **settings)

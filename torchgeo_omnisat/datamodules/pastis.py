@@ -51,6 +51,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
         jitter: float = 0.05,
+        batches: Literal['anywhere', 'region'] = 'anywhere',
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -72,6 +73,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
             jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            batches: Whether the tiles of a training batch come from anywhere or are neighbours on the ground.
 
         Raises:
             ValueError: If there is no such fold.
@@ -86,6 +88,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             temporal_dropout=temporal_dropout,
             speckle=speckle,
             jitter=jitter,
+            batches=batches,
             root=root,
             modalities=modalities,
             bands=bands,

@@ -3,7 +3,7 @@
 
 """Made-up landscapes in PASTIS's folds."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..datasets import SyntheticLandscapes
 from .pastis import PASTISMultimodalDataModule
@@ -37,6 +37,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
         jitter: float = 0.05,
+        batches: Literal['anywhere', 'region'] = 'anywhere',
     ) -> None:
         """Keep the arguments; nothing is written or read yet.
 
@@ -57,6 +58,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
             jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            batches: Whether the tiles of a training batch come from anywhere or are neighbours on the ground.
 
         Raises:
             ValueError: If there is no such fold.
@@ -72,6 +74,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             temporal_dropout=temporal_dropout,
             speckle=speckle,
             jitter=jitter,
+            batches=batches,
             max_dates=max_dates,
             date_range=date_range,
         )

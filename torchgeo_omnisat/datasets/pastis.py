@@ -151,6 +151,12 @@ class PASTISMultimodal(NonGeoDataset):
         sample['bounds'] = self._bounds(patch, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Middle of every patch ``(N, 2)``, in metres of the index's coordinate system; no image is read."""
+        corners = np.array([patch.bounds for patch in self.patches])
+        return (corners[:, :2] + corners[:, 2:]) / 2
+
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality, some of its dates, the mask and, if there, the prediction.
 

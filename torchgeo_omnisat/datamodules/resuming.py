@@ -1,0 +1,171 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Resuming: a datamodule that goes on in the middle of an epoch, as if it had not been stopped.
+
+Whatever is drawn for a sample or a batch follows from (seed, epoch, its number), so that a
+checkpoint needs the seed and the number of batches that were trained on, not the state of
+any generator, and not what workers happened to read ahead.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets.utils import Sample
+
+from .sampling import Draw, EpochSampler, Order, Place, mix
+
+
+class SeededDataset(Dataset[Sample]):
+    """A dataset whose every draw, in whatever worker, follows from what it is asked for.
+
+    Args:
+        dataset: The dataset.
+    """
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        """Keep the dataset."""
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """One sample; the process's own random numbers stay as they were."""
+        with isolate_rng(include_cuda=False):
+            seed_draws(draw.seed)
+            return self.dataset[draw.item]
+
+
+class ResumableLoader(DataLoader[Sample]):
+    """A loader that Lightning knows to be resumable; nothing is read before the first batch is wanted."""
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        """Batches; Lightning makes iterators before it says which epoch it is."""
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the datamodule keeps the place. Lightning 2.6 forgets a loader's where a scheduler counts steps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, likewise."""
+
+
+class ResumableDataModule(LightningDataModule):
+    """A datamodule that goes on in the middle of an epoch, with the draws it would have had.
+
+    A subclass makes its training loader with :meth:`resumable_loader`, and calls
+    :meth:`start_anew` when it is set up to fit. The seed is that of Lightning's
+    ``seed_everything`` if there was one, else drawn from PyTorch's generator.
+    """
+
+    place: Place
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin at the beginning."""
+        super().__init__(*args, **kwargs)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget where an earlier training was."""
+        self.place = Place()
+        self._shape: dict[str, int] = {}
+        self._loaded: dict[str, int] = {}
+
+    def resumable_loader(
+        self, dataset: Dataset[Sample], order: Order, batch_size: int, drop_last: bool, **kwargs: Any
+    ) -> ResumableLoader:
+        """The loader of a training split.
+
+        Args:
+            dataset: What is asked for the items of *order*.
+            order: The order of an epoch.
+            batch_size: Samples in a batch of one process.
+            drop_last: Whether to leave out an incomplete batch.
+            **kwargs: Other arguments of a ``DataLoader``.
+
+        Raises:
+            ValueError: If training goes on in the middle of an epoch that was cut otherwise.
+        """
+        trainer = self.trainer
+        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if trainer is None:
+            self.start_anew()  # whoever looks at batches by hand gets others each time
+        if self.place.seed is None:
+            self.place.seed = self._choose_seed()
+        self._shape = {'samples': len(order), 'batch_size': batch_size, 'processes': processes}
+        self._check_shape()
+        sampler = EpochSampler(order, self.place, batch_size, drop_last, rank, processes)
+        return ResumableLoader(
+            SeededDataset(dataset), batch_size=batch_size, sampler=sampler, drop_last=drop_last, **kwargs
+        )
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Seed what is drawn for a training batch, here and in the step that follows, and augment it.
+
+        Args:
+            batch: A batch.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            The batch as the datamodule augments or normalises it.
+        """
+        trainer = self.trainer
+        if trainer and trainer.training and self.place.seed is not None:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            seed_draws(mix(self.place.seed, self.place.epoch, done, 1 + trainer.global_rank))
+        augmented: Sample = super().on_after_batch_transfer(batch, dataloader_idx)
+        return augmented
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, and the batches of this epoch that were trained on."""
+        if self.trainer is None or self.place.seed is None:
+            return {}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {'seed': self.place.seed, 'epoch': self.place.epoch, 'batches': progress.processed, **self._shape}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What :meth:`state_dict` gave.
+        """
+        # In place: FSDP restores after a scheduler has asked for the loader.
+        self.place.seed, self.place.epoch, self.place.batches = (state[k] for k in ('seed', 'epoch', 'batches'))
+        self._loaded = {key: state[key] for key in ('samples', 'batch_size', 'processes')}
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """Refuse to go on in the middle of an epoch of other batches."""
+        here, there = self._shape, self._loaded
+        if not here or not there or here == there:
+            return
+        whole = there['samples'] // (there['batch_size'] * there['processes'])
+        if 0 < self.place.batches < whole:
+            raise ValueError(
+                f'the checkpoint was written after {self.place.batches} of {whole} batches of an epoch of {there}, '
+                f'and cannot go on with {here}: expected the same, or a checkpoint from the end of an epoch'
+            )
+
+    def _choose_seed(self) -> int:
+        """One seed for all processes."""
+        drawn = int(torch.empty((), dtype=torch.int64).random_())
+        if self.trainer is None:
+            return drawn
+        return int(self.trainer.strategy.broadcast(int(os.environ.get('PL_GLOBAL_SEED', drawn))))
+
+
+def seed_draws(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the draws of others)
+    torch.manual_seed(seed)

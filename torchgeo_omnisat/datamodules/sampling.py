@@ -1,0 +1,175 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Sampling: which samples make a batch, in an order that follows from (seed, epoch) alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data.distributed import DistributedSampler
+
+
+class Order(Protocol):
+    """What a dataset is asked for in an epoch, and in which order."""
+
+    def __len__(self) -> int:
+        """How many samples an epoch has."""
+
+    def __call__(self, seed: int) -> Sequence[Any]:
+        """Indices, or whatever else the dataset takes, that follow from *seed* alone."""
+
+
+@dataclass(frozen=True)
+class Anywhere:
+    """Every sample once, in an order that is drawn.
+
+    Args:
+        count: Number of samples.
+    """
+
+    count: int
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.count
+
+    def __call__(self, seed: int) -> list[int]:
+        """Indices in the order of *seed*."""
+        shuffled: list[int] = np.random.default_rng(seed).permutation(self.count).tolist()
+        return shuffled
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Every sample once, such that those of a batch are neighbours on the ground.
+
+    The ground is halved again and again, across the longer side of what is left, until each
+    part is one batch; the axes are turned anew for every order, so that a sample has other
+    neighbours each time.
+
+    Args:
+        positions: Where samples lie, ``(N, 2)`` in metres.
+        size: Samples in a batch, of all processes together.
+
+    Raises:
+        ValueError: If a position is not known.
+    """
+
+    positions: NDArray[np.float64]
+    size: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sorted."""
+        shape, unknown = self.positions.shape, int((~np.isfinite(self.positions)).any(-1).sum())
+        if len(shape) != 2 or shape[1] != 2 or unknown:
+            raise ValueError(
+                f'positions have shape {shape} and {unknown} of them are not finite, expected (N, 2) in metres'
+            )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.positions)
+
+    def __call__(self, seed: int) -> list[int]:
+        """Indices in the order of *seed*: batch after batch, what is left over at the end."""
+        rng = np.random.default_rng(seed)
+        angle = rng.uniform(0, 2 * math.pi)
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        places = self.positions @ turn
+        parts = self._halve(places, rng.permutation(len(places)))
+        whole = [part for part in parts if len(part) == self.size]
+        batches = [whole[i] for i in rng.permutation(len(whole))] + [p for p in parts if len(p) < self.size]
+        return [int(index) for batch in batches for index in rng.permutation(batch)]
+
+    def _halve(self, places: NDArray[np.float64], members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Neighbours together, each part a batch except for one that may be smaller."""
+        if len(members) <= self.size:
+            return [members]
+        here = places[members]
+        axis = int(np.ptp(here, axis=0).argmax())
+        members = members[here[:, axis].argsort(kind='stable')]
+        half = self.size * math.ceil(len(members) / self.size / 2)
+        return self._halve(places, members[:half]) + self._halve(places, members[half:])
+
+
+@dataclass
+class Place:
+    """How far training has come.
+
+    Attributes:
+        seed: What every draw follows from; None until it is needed.
+        epoch: The epoch.
+        batches: How many batches of it are done, when it is taken up again.
+    """
+
+    seed: int | None = None
+    epoch: int = 0
+    batches: int = 0
+
+
+class Draw(NamedTuple):
+    """One sample of an epoch: what the dataset is asked for, and what its draws follow from."""
+
+    item: Any
+    seed: int
+
+
+class EpochSampler(DistributedSampler[Draw]):
+    """Deals an order to the processes, whole batches of all of them at a time.
+
+    A batch of all processes together holds the same samples for any number of processes.
+    Lightning takes a ``DistributedSampler`` for one that has dealt already, with or without
+    ``use_distributed_sampler``.
+
+    Args:
+        order: The order.
+        place: Where to begin; :meth:`set_epoch` moves it on.
+        batch_size: Samples in a batch of one process.
+        drop_last: Whether to leave out an incomplete batch. Otherwise samples are repeated
+            until every process has as many.
+        rank: Which process this is.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, order: Order, place: Place, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Keep the arguments; nothing is drawn yet."""
+        super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]
+        self.order, self.place, self.batch_size = order, place, batch_size
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch in this process, wherever it begins."""
+        joint = self.batch_size * self.num_replicas
+        if self.drop_last:
+            return len(self.order) // joint * self.batch_size
+        return math.ceil(len(self.order) / self.num_replicas)
+
+    def __iter__(self) -> Iterator[Draw]:
+        """The samples that are still to come in this epoch."""
+        assert self.place.seed is not None
+        seed, epoch = self.place.seed, self.place.epoch
+        items = self.order(mix(seed, epoch))
+        joint = self.batch_size * self.num_replicas
+        for begin in range(self.place.batches * joint, len(self) * self.num_replicas, joint):
+            numbers = np.arange(begin, min(begin + joint, len(self) * self.num_replicas))
+            for number in numbers.reshape(self.num_replicas, -1)[self.rank].tolist():
+                yield Draw(items[number % len(items)], mix(seed, epoch, number))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch; the one that is being taken up again is not begun anew.
+
+        Args:
+            epoch: Its number.
+        """
+        if epoch != self.place.epoch:
+            self.place.epoch, self.place.batches = epoch, 0
+
+
+def mix(*numbers: int) -> int:
+    """A seed of 64 bits that follows from some numbers, none of them negative."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
