@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 #: Functions of :mod:`torchgeo_omnisat.models` that build a model.
-BUILDERS = ('omnisat_tiny', 'omnisat_small', 'omnisat_base')
+BUILDERS = ('omnisat_tiny', 'omnisat_small', 'omnisat_base', 'utae', 'dual_stream', 'late_fusion')
 
 
 def register_models() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat import Modality
-from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
+from torchgeo_omnisat.models import OmniSatSegmenter, late_fusion, omnisat_tiny
 
 S2 = Modality('s2', ('B02', 'B03', 'B04', 'B08'), 10.0, True)
 S1A = Modality('s1a', ('VV', 'VH'), 10.0, True)
@@ -40,9 +40,12 @@ def batch():
     return random_batch()
 
 
-@pytest.fixture(params=['utae', 'ltae'])
+@pytest.fixture(params=['utae', 'ltae', 'late fusion'])
 def model(request):
     """A segmenter in training mode: what must not matter must not matter there either."""
     torch.manual_seed(0)
-    backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param})
+    if request.param == 'late fusion':
+        backbone = late_fusion(MODALITIES, widths=(16, 32), image_widths=(16, 16, 32, 32), width=16)
+    else:
+        backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param})
     return OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0)

@@ -22,6 +22,7 @@ from .fusion import Fusion
 from .image import ImageEncoder
 from .ltae import LTAEEncoder
 from .utae import UTAEEncoder
+from .weights import published_encoder
 
 #: An encoder by name, as a module, or as what builds one from the number of bands.
 Encoder = str | nn.Module | Callable[[int], nn.Module]
@@ -93,11 +94,12 @@ class OmniSat(nn.Module):
         modalities: The modalities, by name or as a list, also as plain dictionaries.
         embed_dim: Width D of the tokens.
         patch_size: Side of a ground patch, in metres.
-        encoders: Encoders by modality name, where the default is not wanted: ``'utae'`` or
-            ``'ltae'`` for a series, a timm backbone for an image, a module, or a class that
-            takes the number of bands. It has ``channels`` and ``strides`` (of its maps, fine
-            to coarse) and maps ``(image, dates, valid)``, or ``(image, valid)`` for a single
-            image, to a list of maps; NaN are pixels that were not measured.
+        encoders: Encoders by modality name, where the default is not wanted: ``'utae'``,
+            ``'utae_published'`` (for :func:`.load_encoder`) or ``'ltae'`` for a series, a timm
+            backbone for an image, a module, or a class that takes the number of bands. It has
+            ``channels`` and ``strides`` (of its maps, fine to coarse) and maps
+            ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
+            maps; NaN are pixels that were not measured.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
         widths: Channels of the default series encoder's levels.
@@ -121,18 +123,10 @@ class OmniSat(nn.Module):
         super().__init__()
         self.modalities = as_modalities(modalities)
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
-        chosen = dict(encoders or {})
-        if unknown := sorted(set(chosen) - set(self.modalities)):
-            raise ValueError(f'encoders names {unknown}, expected some of {list(self.modalities)}')
-        self.encoders = nn.ModuleDict(
-            {
-                name: _build_encoder(m, chosen.get(name), tuple(widths), tuple(image_widths))
-                for name, m in self.modalities.items()
-            }
-        )
+        self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths))
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
-        self.fusion = Fusion(self.modalities, embed_dim, depth, num_heads)
+        self.fusion: nn.Module = Fusion(self.modalities, embed_dim, depth, num_heads)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
@@ -256,6 +250,20 @@ def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[
     return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
 
 
+def build_encoders(
+    modalities: Mapping[str, Modality],
+    encoders: Mapping[str, Encoder] | None,
+    widths: Sequence[int],
+    image_widths: Sequence[int],
+) -> dict[str, nn.Module]:
+    """One encoder a modality; the arguments and errors are those of :class:`OmniSat`."""
+    chosen = dict(encoders or {})
+    if unknown := sorted(set(chosen) - set(modalities)):
+        raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
+    sizes = tuple(widths), tuple(image_widths)
+    return {name: _build_encoder(modality, chosen.get(name), *sizes) for name, modality in modalities.items()}
+
+
 def _build_encoder(
     modality: Modality, encoder: Encoder | None, widths: tuple[int, ...], image_widths: tuple[int, ...]
 ) -> nn.Module:
@@ -271,7 +279,11 @@ def _build_encoder(
         return UTAEEncoder(bands, widths, dim=2 * widths[-1])
     if encoder == 'ltae':
         return LTAEEncoder(bands, widths)
-    raise ValueError(f"encoder {encoder!r} of the series {modality.name!r} is unknown, expected 'utae' or 'ltae'")
+    if encoder == 'utae_published':
+        return published_encoder(bands)
+    raise ValueError(
+        f"encoder {encoder!r} of the series {modality.name!r} is unknown, expected 'utae', 'utae_published' or 'ltae'"
+    )
 
 
 def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:

@@ -8,7 +8,7 @@ Convolutional Temporal Attention Networks" (arXiv 2107.07933). Written from the 
 the published code is MIT-licensed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -215,6 +215,15 @@ class UpBlock(nn.Module):
         return x + self.conv2(x)
 
 
+def climb(blocks: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps of a decoder of :class:`UpBlock`, coarse to fine, from those of the encoder, fine to coarse."""
+    *skips, coarse = maps
+    climbed = [coarse]
+    for block, skip in zip(blocks, reversed(skips), strict=True):
+        climbed.append(block(climbed[-1], skip))
+    return climbed
+
+
 class UTAE(nn.Module):
     """U-TAE for semantic segmentation: one sensor, one class a pixel.
 
@@ -278,11 +287,7 @@ class UTAE(nn.Module):
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
         """The maps of the decoder, coarse to fine; the first is what the dates became."""
-        *skips, coarse = self.encoder(image, dates, valid)
-        maps = [coarse]
-        for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
-            maps.append(block(maps[-1], skip))
-        return maps
+        return climb(self.up_blocks, self.encoder(image, dates, valid))
 
     @classmethod
     def from_published(

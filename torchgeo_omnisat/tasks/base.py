@@ -25,8 +25,8 @@ from .. import models
 from ..batch import available
 from ..modality import Modality, as_modalities
 from ..transforms import Denormalize, Normalize
+from .backbone import load_weights, make_backbone, modalities_of
 from .outputs import replacing
-from .weights import load_backbone
 
 
 class OmniSatTask(BaseTask):
@@ -62,9 +62,14 @@ class OmniSatTask(BaseTask):
         return all(self.hparams[name] is not None for name in self.required)
 
     @property
+    def known(self) -> dict[str, Modality]:
+        """The modalities that may come, by name; a baseline takes some of them alone."""
+        return as_modalities(self.hparams['modalities'])
+
+    @property
     def modalities(self) -> dict[str, Modality]:
         """The modalities of the model, by name."""
-        return as_modalities(self.hparams['modalities'])
+        return modalities_of(self.hparams['backbone'], self.known, self.hparams['backbone_args'] or {})
 
     @property
     def datamodule(self) -> Any:
@@ -142,20 +147,20 @@ class OmniSatTask(BaseTask):
     def build_backbone(self) -> models.OmniSat:
         """The backbone, with the weights of a checkpoint if there are any, frozen if it is to be.
 
+        The baselines ``'utae'``, ``'dual_stream'`` and ``'late_fusion'`` have a token a pixel of
+        the label; ``backbone_args={'series': NAME}`` says which series ``'utae'`` takes.
+
         Returns:
             What the builder named *backbone* makes of the modalities.
 
         Raises:
             ValueError: If there is no such builder, or the checkpoint fits nothing.
         """
-        name = self.hparams['backbone']
-        builders = [known for known in models.__all__ if known.startswith('omnisat_')]
-        if name not in builders:
-            raise ValueError(f'backbone is {name!r}, expected one of {builders}')
-        arguments = {'patch_size': self.hparams['patch_size'], **(self.hparams['backbone_args'] or {})}
-        backbone: models.OmniSat = getattr(models, name)(self.modalities, **arguments)
+        told = self.hparams
+        sizes = told['patch_size'], told.get('label_gsd')
+        backbone = make_backbone(told['backbone'], self.known, *sizes, told['backbone_args'] or {})
         if self.weights is not None:
-            load_backbone(backbone, self.weights, self.modalities)
+            load_weights(backbone, self.weights, self.modalities)
         if self.hparams['freeze_backbone']:
             backbone.requires_grad_(False).eval()
         return backbone
@@ -232,8 +237,8 @@ class OmniSatTask(BaseTask):
             numbers = self.hparams[kind]
             if self.hparams['modalities'] is None or numbers is None:
                 continue
-            given = {name: len(numbers.get(name, ())) for name in self.modalities}
-            expected = {name: len(modality.bands) for name, modality in self.modalities.items()}
+            given = {name: len(numbers.get(name, ())) for name in self.known}
+            expected = {name: len(modality.bands) for name, modality in self.known.items()}
             if given != expected:
                 raise ValueError(f'{kind} has {given} numbers by modality, expected one a band: {expected}')
 
@@ -261,7 +266,7 @@ class OmniSatTask(BaseTask):
         declared = getattr(datamodule, 'modalities', None)
         if declared is None:
             return
-        who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.modalities
+        who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.known
         for name, modality in theirs.items():
             if modality != ours.get(name):
                 known = ours.get(name, f'{list(ours)} alone')
