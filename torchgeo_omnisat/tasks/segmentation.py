@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
@@ -14,6 +16,7 @@ from torchgeo.datasets.utils import Sample
 from ..losses import CrossEntropyDice
 from ..modality import Modality
 from ..models import OmniSatSegmenter
+from ..prediction import GeoTIFFWriter, seen_bits
 from ..transforms import ModalityDropout
 from .robustness import SegmentationScores
 from .supervised import SupervisedTask
@@ -130,17 +133,36 @@ class OmniSatSegmentation(SupervisedTask):
 
         Returns:
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
-            or None, and ``window`` if the batch has one.
+            or None. Of the tiles of an area there are also ``window``, as in the batch, and
+            ``seen``, see :func:`.seen_bits`.
         """
+        if 'window' in batch:
+            return self._predict_tiles(batch)
         logits = self(self.renormalise(batch))
         self.say_blind(batch)
-        where = {'window': batch['window']} if 'window' in batch else {}
         return {
             'probabilities': self.without_ignored(logits).softmax(dim=1),
             'bounds': batch.get('bounds'),
             'transform': batch.get('transform'),
-            **where,
         }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """A writer of maps, where an area is to be predicted and the trainer has no writer."""
+        trainer: Any = self.trainer
+        told = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
+        area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
+        return [GeoTIFFWriter()] if area and not told else []
+
+    def _predict_tiles(self, batch: Sample) -> dict[str, Tensor | None]:
+        """What :meth:`predict_step` makes of tiles of an area; nothing is known where nothing was seen."""
+        windows = batch['window']
+        size = int(windows[0, 2]), int(windows[0, 3])
+        if any(modality.image_key in batch for modality in self.modalities.values()):
+            probabilities = self.without_ignored(self(self.renormalise(batch))).softmax(dim=1)
+        else:
+            probabilities = torch.zeros(len(windows), self.hparams['num_classes'], *size, device=windows.device)
+        seen = seen_bits(batch, self.modalities, size)
+        return {'probabilities': probabilities, 'seen': seen, 'window': windows, 'bounds': None, 'transform': None}
 
     def without_ignored(self, logits: Tensor) -> Tensor:
         """Logits ``(B, K, H, W)`` in which an ignored class is minus infinity."""

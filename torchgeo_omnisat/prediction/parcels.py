@@ -1,0 +1,194 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Parcels: connected pixels of one class, as polygons."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fiona
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.features import shapes, sieve
+from rasterio.windows import Window as RasterWindow
+from scipy.ndimage import label
+from shapely.geometry import mapping, shape
+from shapely.ops import unary_union
+
+#: Side of the blocks that a map is read in, in pixels.
+BLOCK = 1024
+
+Labels = NDArray[np.int32]
+
+
+@dataclass
+class Piece:
+    """A parcel, or the part of one that lies in a block.
+
+    Attributes:
+        code: The class.
+        geometry: Its outline on the map.
+        pixels: Its size.
+        confidence: Sum over its pixels of the probability of the class.
+        parent: A piece of the same parcel; None for the one that stands for all.
+        parts: All pieces of the parcel, if this one stands for them.
+    """
+
+    code: int
+    geometry: Any
+    pixels: int
+    confidence: float
+    parent: 'Piece | None' = None
+    parts: list['Piece'] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """A piece begins as a parcel of its own."""
+        self.parts = [self]
+
+    def root(self) -> 'Piece':
+        """The piece that stands for the parcel."""
+        piece = self
+        while piece.parent is not None:
+            piece = piece.parent
+        return piece
+
+    def join(self, other: 'Piece') -> None:
+        """Make one parcel of two."""
+        ours, theirs = self.root(), other.root()
+        if ours is not theirs:
+            ours, theirs = (ours, theirs) if len(ours.parts) >= len(theirs.parts) else (theirs, ours)
+            theirs.parent = ours
+            ours.parts += theirs.parts
+            theirs.parts = []
+
+
+def write_parcels(
+    path: Path, package: Path, labels: Sequence[str], smallest: float = 0.1, layer: str = 'parcels', block: int = BLOCK
+) -> int:
+    """Write every parcel of a map as a polygon, with class, mean probability and area.
+
+    The map is read block by block, and a parcel is written when no further block can reach
+    it. Held in memory are a row of blocks, and the parcels that are still open: much
+    less than the map, unless one parcel, such as a background, runs through all of it.
+
+    Parcels below *smallest* go to their largest neighbour (GDAL's sieve, over pixels that
+    share a side); nodata is no neighbour and never becomes a parcel. One that
+    lies on the border of a block may go to two neighbours.
+
+    Args:
+        path: What :func:`.write_map` wrote.
+        package: The GeoPackage, written in place.
+        labels: Names of the classes.
+        smallest: Hectares.
+        layer: Name of the layer.
+        block: Side of the blocks, in pixels.
+
+    Returns:
+        Number of parcels. Probability is the mean over the parcel of its class's
+        probability, as the map stores it; null if the map has none.
+
+    Raises:
+        ValueError: If the map is in degrees, whose pixels have no one area.
+    """
+    with rasterio.open(path) as file:
+        if not file.crs or not file.crs.is_projected:
+            raise ValueError(f'{path} has the CRS {file.crs}, expected a projected one to measure parcels in')
+        hectare = abs(file.transform.a * file.transform.e) * file.crs.linear_units_factor[1] ** 2 / 1e4
+        least = math.ceil(smallest / hectare - 1e-9)
+        schema = {
+            'geometry': 'Polygon',
+            'properties': {'class': 'int', 'name': 'str', 'probability': 'float', 'area_ha': 'float'},
+        }
+        count = 0
+        with fiona.open(package, 'w', driver='GPKG', schema=schema, crs_wkt=file.crs.to_wkt(), layer=layer) as sink:
+            for piece in _parcels(file, least, block):
+                pixels = sum(part.pixels for part in piece.parts)
+                confidence = sum(part.confidence for part in piece.parts) / pixels
+                count += 1
+                sink.write(
+                    {
+                        'geometry': mapping(unary_union([part.geometry for part in piece.parts])),
+                        'properties': {
+                            'class': piece.code,
+                            'name': labels[piece.code],
+                            'probability': round(confidence, 4) if math.isfinite(confidence) else None,
+                            'area_ha': round(pixels * hectare, 6),
+                        },
+                    }
+                )
+    return count
+
+
+def _parcels(file: Any, least: int, block: int) -> Iterator[Piece]:
+    """Whole parcels, as soon as they are complete; each is the piece that stands for it."""
+    open_: dict[int, Piece] = {}
+    above: list[Piece | None] = [None] * file.width
+    for top in range(0, file.height, block):
+        below: list[Piece | None] = []
+        before: list[Piece | None] = []
+        for left in range(0, file.width, block):
+            ids, pieces = _pieces(file, top, left, block, least)
+            edges = [[pieces.get(number) for number in edge] for edge in (ids[0], ids[:, 0], ids[:, -1], ids[-1])]
+            for these, those in ((edges[0], above[left : left + block]), (edges[1], before)):
+                for this, that in zip(these, those, strict=False):
+                    if this is not None and that is not None and this.code == that.code:
+                        this.join(that)
+            below += edges[3]
+            before = edges[2]
+            open_ |= {id(piece): piece for piece in pieces.values()}
+        above = below
+        reached = {id(piece.root()) for piece in above if piece is not None}
+        for root in [piece for piece in open_.values() if piece.parent is None and id(piece) not in reached]:
+            yield root
+            for part in root.parts:
+                del open_[id(part)]
+    yield from (piece for piece in open_.values() if piece.parent is None)
+
+
+def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Labels, dict[int, Piece]]:
+    """Connected pixels of a block, numbered from 1, and what is known of each number."""
+    halo = min(least, block)
+    up, side = max(0, top - halo), max(0, left - halo)
+    height, width = min(block, file.height - top), min(block, file.width - left)
+    around = RasterWindow(
+        side, up, min(left + width + halo, file.width) - side, min(top + height + halo, file.height) - up
+    )
+    classes = file.read(1, window=around)
+    inside = classes != file.nodata
+    if least > 1:
+        classes = sieve(classes, least, mask=inside, connectivity=4)
+    core = np.s_[top - up : top - up + height, left - side : left - side + width]
+    classes, inside = classes[core], inside[core]
+    ids = np.zeros(classes.shape, np.int32)
+    codes: list[int] = []
+    for code in np.unique(classes[inside]):
+        numbered, found = label((classes == code) & inside)
+        ids[numbered > 0] = numbered[numbered > 0] + len(codes)
+        codes += [int(code)] * found
+    pixels = np.bincount(ids.ravel(), minlength=len(codes) + 1)
+    sums = np.bincount(ids.ravel(), _confidence(file, classes, inside, top, left).ravel(), len(codes) + 1)
+    corner = file.transform * file.transform.translation(left, top)
+    outlines = {int(number): shape(outline) for outline, number in shapes(ids, ids > 0, 4, corner)}
+    return ids, {
+        number: Piece(codes[number - 1], outline, int(pixels[number]), float(sums[number]))
+        for number, outline in outlines.items()
+    }
+
+
+def _confidence(
+    file: Any, classes: NDArray[Any], inside: NDArray[np.bool_], top: int, left: int
+) -> NDArray[np.float64]:
+    """The probability of each pixel's class; NaN if the map has no probabilities."""
+    if file.count < 3:
+        return np.full(classes.shape, np.nan)
+    window = RasterWindow(left, top, classes.shape[1], classes.shape[0])
+    result = np.zeros(classes.shape)
+    for code in np.unique(classes[inside]):
+        chosen = (classes == code) & inside
+        band = int(code) + 3
+        result[chosen] = file.read(band, window=window)[chosen] * file.scales[band - 1]
+    return result

@@ -1,0 +1,185 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Tiling: an area as overlapping tiles, and as strips that are final one after the other.
+
+Everything is counted in pixels of the output grid. Tiles begin at multiples of a ground
+patch, so that a patch is the same ground in every tile that holds it. The last tile of a
+row or column moves back until it just covers the border, which it passes by less than a
+patch; if the area is smaller than a tile, that one tile passes it by more.
+
+A *strip* are the rows between the beginnings of two rows of tiles, within one *band* of
+columns. It depends on the tiles that touch it and on nothing else, whatever was predicted
+before: that is what lets a run end anywhere, go on later, and be shared.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Window(NamedTuple):
+    """A part of the output grid; the four numbers of the key ``window`` of a sample."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+class Strip(NamedTuple):
+    """The part of an area that is final once a row of tiles is: the unit of finished work."""
+
+    band: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of *size* pixels that overlap.
+
+    Args:
+        height: Rows of the area.
+        width: Columns of the area.
+        size: Side of a tile, a multiple of *patch*.
+        overlap: What neighbouring tiles share: below 1 a fraction of *size*, else pixels.
+            Patches are not cut, so it may be up to a patch more.
+        patch: Pixels after which a tile may begin: a ground patch.
+        band: Widest band, about; memory grows with it, and at every border between bands
+            tiles are predicted twice. None for a single one.
+
+    Raises:
+        ValueError: If one of these is no such number.
+    """
+
+    height: int
+    width: int
+    size: int
+    overlap: float = 0.25
+    patch: int = 1
+    band: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no tiling."""
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f'the area has {self.height} x {self.width} pixels, expected at least one')
+        if self.size < 1 or self.size % self.patch:
+            raise ValueError(f'tiles have {self.size} pixels a side, expected a multiple of {self.patch}, a patch')
+        if not 0 <= self.overlap < 1 and not 1 <= self.overlap <= self.size - self.patch:
+            raise ValueError(
+                f'overlap is {self.overlap}, expected a fraction from 0 to below 1, or 1 to {self.size - self.patch} '
+                f'pixels for tiles of {self.size} pixels and patches of {self.patch}'
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one tile to the next."""
+        shared = self.overlap * self.size if self.overlap < 1 else self.overlap
+        return max(1, math.floor((self.size - shared) / self.patch + 1e-9)) * self.patch
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Where the rows of tiles begin."""
+        return self._starts(self.height)
+
+    @cached_property
+    def columns(self) -> tuple[int, ...]:
+        """Where the columns of tiles begin."""
+        return self._starts(self.width)
+
+    @cached_property
+    def bands(self) -> tuple[tuple[int, int], ...]:
+        """First and last column of pixels, exclusive, of every band."""
+        edges, columns = [0], self.columns
+        widest = max(self.band or self.width, 4 * self.size)
+        for this, following in zip(columns, columns[1:] + (self.width,), strict=True):
+            if following - edges[-1] > widest and this > edges[-1]:
+                edges.append(this)
+        return tuple(zip(edges, edges[1:] + [self.width], strict=True))
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """How much each pixel of a tile counts: a raised cosine over the overlap, flat inside.
+
+        Where two tiles overlap in a regular way, their weights add up to one.
+        """
+        ramp = min(self.size - self.stride, self.size // 2)
+        rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(1, ramp)) ** 2
+        side = np.concatenate([rise, np.ones(self.size - 2 * ramp), rise[::-1]])
+        return np.outer(side, side).astype(np.float32)
+
+    def strips(self) -> list[Strip]:
+        """All strips, in the order in which they are made."""
+        return [Strip(band, row) for band in range(len(self.bands)) for row in range(len(self.rows))]
+
+    def extent(self, strip: Strip) -> Window:
+        """The pixels of a strip."""
+        top, (left, right) = self.rows[strip.row], self.bands[strip.band]
+        bottom = (self.rows + (self.height,))[strip.row + 1]
+        return Window(top, left, bottom - top, right - left)
+
+    def tiles(self, strip: Strip) -> list[Window]:
+        """The tiles of a row that touch a band."""
+        left, right = self.bands[strip.band]
+        touching = [column for column in self.columns if column < right and column + self.size > left]
+        return [Window(self.rows[strip.row], column, self.size, self.size) for column in touching]
+
+    def passes(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, bool]]:
+        """The rows of tiles to predict, for some strips in their order.
+
+        Yields:
+            A row of tiles in a band, and whether the strip of that name is wanted. Others
+            come first, because they reach into one that is.
+        """
+        runs = groupby(enumerate(strips), lambda item: (item[1].band, item[1].row - item[0]))
+        for (band, _), run in runs:
+            wanted = [strip.row for _, strip in run]
+            top = self.rows[wanted[0]]
+            first = next(row for row, start in enumerate(self.rows) if start + self.size > top)
+            for row in range(first, wanted[-1] + 1):
+                yield Strip(band, row), row >= wanted[0]
+
+    def _starts(self, length: int) -> tuple[int, ...]:
+        """Beginnings of tiles along a side."""
+        last = max(0, math.ceil((length - self.size) / self.patch) * self.patch)
+        return (*range(0, last, self.stride), last)
+
+
+def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:
+    """What one of several processes does: neighbouring strips, and never nothing.
+
+    Args:
+        strips: What is to be done, at least one.
+        rank: Which process this is.
+        processes: How many there are.
+
+    Returns:
+        Its strips. A process that nothing is left for repeats the last one.
+    """
+    begin, end = (len(strips) * (rank + i) // processes for i in (0, 1))
+    return list(strips[begin:end]) or list(strips[-1:])
+
+
+def patch_pixels(patch_size: float, gsd: float, most: int = 64) -> int:
+    """Pixels after which tiles may begin so that they hold whole ground patches.
+
+    Args:
+        patch_size: Side of a ground patch in metres.
+        gsd: Metres a pixel of the output.
+        most: Patches to try together.
+
+    Returns:
+        The pixels of the fewest patches that are a whole number of pixels: 4 for 40 m at
+        10 m, 256 for 10.24 m at 0.2 m. 1 if there are none.
+    """
+    for count in range(1, most + 1):
+        pixels = count * patch_size / gsd
+        if pixels > 0.5 and abs(pixels - round(pixels)) < 1e-6 * pixels:
+            return round(pixels)
+    return 1

@@ -1,0 +1,267 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""GeoTIFFWriter: what a task predicts over an area becomes a map, strip by strip."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from tqdm import tqdm
+
+from ..grid import Grid
+from .cog import class_colors, write_map
+from .encoding import Bands, Precision
+from .overview import draw_overview
+from .parcels import write_parcels
+from .stitching import Stitcher
+from .tiling import Strip, Tiling, Window, share
+from .work import WorkFolder, digest_state
+
+#: Megabytes that the open rows of a band may take; an area that is wider has several bands.
+MEMORY = 64
+
+
+class GeoTIFFWriter(BasePredictionWriter):
+    """Writes what ``predict`` makes of an area as a Cloud-Optimised GeoTIFF.
+
+    Its bands are the class; the modalities that measured the pixel, a bit each; and the
+    probability of every class, stored as whole numbers with a scale. Names, colours and
+    scale are inside. Where no modality measured anything, all bands are nodata.
+
+    Tiles are blended where they overlap, in memory that does not grow with the area.
+    Finished strips are kept in a hidden folder beside the output. A run that was
+    interrupted goes on from there if the weights, the area, the files and the arguments are
+    the same. Several processes (``--trainer.devices``) share the strips, which needs a disk
+    that all of them see. The output appears under its name once it is whole.
+
+    On the command line: ``--trainer.callbacks GeoTIFFWriter --trainer.callbacks.output
+    map.tif``. A task adds one with the defaults if there is none.
+
+    Args:
+        output: The file; by default ``prediction.tif`` below the trainer's
+            ``default_root_dir``. An older file is replaced.
+        probabilities: How probabilities are stored: ``'uint8'`` in steps of 0.004, ``'uint16'``
+            in steps of 1/60000, or ``'none'``.
+        parcels: Whether to write a GeoPackage of the same name, see :func:`.write_parcels`.
+        smallest_parcel: Hectares below which a parcel goes to its largest neighbour.
+        overview: Whether to write a picture of the same name.
+        colors: A colour for every class; by default the datamodule's ``colors``, if it has any.
+    """
+
+    def __init__(
+        self,
+        output: str | None = None,
+        probabilities: Precision = 'uint8',
+        parcels: bool = False,
+        smallest_parcel: float = 0.1,
+        overview: bool = True,
+        colors: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__('batch')
+        if smallest_parcel < 0:
+            raise ValueError(f'smallest_parcel is {smallest_parcel}, expected hectares, 0 or more')
+        self.output, self.probabilities, self.overview, self.colors = output, probabilities, overview, colors
+        self.parcels, self.smallest_parcel = parcels, smallest_parcel
+        self._trainer: Trainer | None = None
+        self._work: WorkFolder | None = None
+        self._bar: tqdm[Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make Lightning keep no predictions, and the datamodule ask :meth:`plan` what to read.
+
+        Raises:
+            ValueError: If the datamodule has no area.
+        """
+        if stage != 'predict':
+            return
+        datamodule: Any = getattr(trainer, 'datamodule', None)
+        if getattr(datamodule, 'tiling', None) is None:
+            raise ValueError(
+                f'GeoTIFFWriter maps an area, but {type(datamodule).__name__} has none: expected a datamodule with '
+                '`grid` and `tiling` for prediction, such as MultimodalGeoDataModule'
+            )
+        self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
+        trainer.predict_loop.return_predictions = False
+        # Lightning misses the indices of samples, which a window makes superfluous.
+        warnings.filterwarnings('ignore', "Couldn't infer the batch indices")
+        datamodule.plan = self.plan
+
+    def plan(self) -> tuple[Tiling, list[Strip]]:
+        """The tiling, and the strips that this process is to predict.
+
+        The datamodule calls this when it makes its dataloader: the weights are there by then.
+        """
+        trainer, told = self._trainer, self._module.hparams
+        assert trainer is not None
+        labels = told['labels'] or [str(index) for index in range(told['num_classes'])]
+        self._bands = Bands(labels, [modality['name'] for modality in told['modalities']], self.probabilities)
+        self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
+        tiling: Tiling = self._datamodule.tiling
+        columns = MEMORY * 2**20 // ((len(labels) + 2) * 4 * tiling.size)
+        self._tiling = replace(tiling, band=columns)
+        output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
+        self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
+        self._work.open(claim=trainer.is_global_zero)
+        done = self._work.done()
+        missing = [strip for strip in self._tiling.strips() if strip not in done]
+        missing = trainer.strategy.broadcast(missing)
+        self._strips = share(missing or self._tiling.strips(), trainer.global_rank, trainer.world_size)
+        if len(missing) < len(self._tiling.strips()):
+            rank_zero_info(f'{output}: {len(missing)} of {len(self._tiling.strips())} strips are left to predict')
+        if others := self._work.others():
+            rank_zero_warn(f'runs with other arguments left {[str(p) for p in others]} unfinished: remove them by hand')
+        return self._tiling, self._strips
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready for the first tile, and show tiles rather than batches as progress."""
+        self._stitcher = Stitcher(self._tiling, len(self._bands.labels))
+        self._expected = self._walk()
+        self._strip, self._wanted, self._windows = next(self._expected)
+        self._stitcher.begin(self._strip)
+        shown = trainer.progress_bar_callback
+        visible = shown is not None and not getattr(shown, 'is_disabled', False) and trainer.is_global_zero
+        if shown is not None:
+            shown.disable()
+        total = sum(len(self._tiling.tiles(strip)) for strip, _ in self._tiling.passes(self._strips))
+        self._bar = tqdm(total=total, desc='Predicting', unit=' tiles', disable=not visible)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Add the tiles of a batch, and keep every strip that is final with them."""
+        assert self._work is not None
+        assert self._bar is not None
+        probabilities = prediction['probabilities'].float().cpu().numpy()
+        seen = prediction['seen'].cpu().numpy().astype(np.uint16)
+        for index, numbers in enumerate(prediction['window'].tolist()):
+            window = Window(*numbers)
+            self._check(window, probabilities[index])
+            self._stitcher.add(window, probabilities[index], seen[index])
+            if not self._windows:
+                if self._wanted:
+                    self._work.save(self._strip, self._bands.encode(*self._stitcher.finish()))
+                following = next(self._expected, None)
+                if following is not None:
+                    self._strip, self._wanted, self._windows = following
+                    self._stitcher.begin(self._strip)
+            self._bar.update()
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the strips of all processes together, in the first one."""
+        assert self._bar is not None
+        self._bar.close()
+        if trainer.is_global_zero:
+            self._await()
+            self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of everything."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of everything; what is finished stays for another run."""
+        self._release()
+
+    def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
+        """The rows of tiles that come in, with the tiles of each."""
+        for strip, wanted in self._tiling.passes(self._strips):
+            yield strip, wanted, self._tiling.tiles(strip)
+
+    def _check(self, window: Window, probabilities: Any) -> None:
+        """Take a tile off the list of those that are to come."""
+        if not self._windows or self._windows.pop(0) != window:
+            raise ValueError(
+                f'tile {tuple(window)} came out of order: expected the tiles of strips in the order of Tiling.passes, '
+                'as tile_loader gives them'
+            )
+        if probabilities.shape != (len(self._bands.labels), window.height, window.width):
+            grid: Grid = self._datamodule.grid
+            raise ValueError(
+                f'the model makes {probabilities.shape[1:]} pixels of a tile that has {window[2:]} on the grid, '
+                f'expected its label_gsd, {self._module.hparams["label_gsd"]} m, to be a pixel of the grid, {grid.step}'
+            )
+
+    def _key(self) -> dict[str, Any]:
+        """Everything that a strip depends on, in plain types."""
+        grid: Grid = self._datamodule.grid
+        files = getattr(self._datamodule, 'fingerprint', lambda: None)()
+        key = {
+            'weights': digest_state(self._module.state_dict()),
+            'hyper_parameters': dict(self._module.hparams),
+            'precision': str(self._trainer.precision) if self._trainer else None,
+            'grid': [grid.crs.to_wkt(), list(grid.transform)[:6], grid.height, grid.width],
+            'tiling': asdict(self._tiling),
+            'bands': [self._bands.names, list(self._bands.modalities), self._bands.dtype],
+            'batch_size': getattr(self._datamodule, 'batch_size', None),
+            'files': files,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(key, default=str))
+        return plain
+
+    def _await(self) -> None:
+        """Wait until all processes are through."""
+        assert self._work is not None
+        everything = set(self._tiling.strips())
+        while not everything <= self._work.done():
+            time.sleep(0.2)
+
+    def _finish(self) -> None:
+        """Write the outputs under temporary names, and rename them."""
+        assert self._work is not None
+        work, output, grid = self._work, self._work.output, self._datamodule.grid
+        parts = ((self._tiling.extent(strip), work.load(strip)) for strip in self._tiling.strips())
+        made = work.temporary('map.tif')
+        tags = {
+            'TIFFTAG_SOFTWARE': 'torchgeo_omnisat',
+            'WEIGHTS_SHA256': work.key['weights'],
+            'TILES': f'{self._tiling.size} pixels, every {self._tiling.stride}',
+        }
+        if not write_map(made, work.temporary('scratch.tif'), grid, self._bands, parts, self._colors, tags):
+            work.close(finished=True)
+            raise ValueError(
+                f'none of the modalities {list(self._bands.modalities)} measured anything in the area {grid.bounds} '
+                f'({grid.crs.to_string()}), expected an area that the data cover'
+            )
+        results = [(made, output)]
+        if self.parcels:
+            package = work.temporary('parcels.gpkg')
+            write_parcels(made, package, self._bands.labels, self.smallest_parcel)
+            results.append((package, output.with_suffix('.gpkg')))
+        if self.overview:
+            picture = work.temporary('overview.png')
+            draw_overview(made, self._bands.labels, self._colors, output.stem).savefig(picture, dpi=150)
+            results.append((picture, output.with_suffix('.png')))
+        for temporary, final in results:
+            temporary.replace(final)
+        work.close(finished=True)
+        rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
+
+    def _release(self) -> None:
+        """Close the bar, unlock the folder, give Lightning its own bar back."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._work is not None:
+            self._work.close()
+            self._work = None
+        if self._trainer is not None:
+            shown = self._trainer.progress_bar_callback
+            if shown is not None:
+                shown.enable()
+            self._trainer = None
