@@ -5,15 +5,18 @@
 
 from .base import OmniSatTask
 from .classification import OmniSatClassification
-from .names import omnisat, omnisat_classification
+from .names import omnisat, omnisat_classification, omnisat_pretraining
+from .pretraining import OmniSatPretraining
 from .segmentation import OmniSatSegmentation
 from .supervised import SupervisedTask
 
 __all__ = [
     'OmniSatClassification',
+    'OmniSatPretraining',
     'OmniSatSegmentation',
     'OmniSatTask',
     'SupervisedTask',
     'omnisat',
     'omnisat_classification',
+    'omnisat_pretraining',
 ]

@@ -8,6 +8,7 @@ begin with an underscore; an alias does not count.
 """
 
 from .classification import OmniSatClassification
+from .pretraining import OmniSatPretraining
 from .segmentation import OmniSatSegmentation
 
 
@@ -17,3 +18,7 @@ class omnisat(OmniSatSegmentation):
 
 class omnisat_classification(OmniSatClassification):
     """:class:`.OmniSatClassification` under its short name."""
+
+
+class omnisat_pretraining(OmniSatPretraining):
+    """:class:`.OmniSatPretraining` under its short name."""

@@ -1,0 +1,324 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""OmniSatPretraining: modalities that see the same ground teach each other, without labels."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torchgeo.datasets.utils import Sample
+
+from ..losses import CrossModalInfoNCE, PatchContrastiveLoss, processes, too_close
+from ..modality import Modality, subset_name
+from ..transforms import ModalityDropout
+from .base import OmniSatTask
+from .retrieval import PatchRetrieval, draw_similarity, spread
+from .views import Pretrainer, Views, draw, generator
+
+#: A number for each stage, of which its draws follow.
+STAGES = {'train': 0, 'val': 1, 'test': 2}
+
+
+class OmniSatPretraining(OmniSatTask):
+    """Contrast between the modalities of a tile, and reconstruction of hidden ground.
+
+    Three terms, each with a weight, from one pass of the encoders: :class:`.CrossModalInfoNCE`
+    of projected tiles, :class:`.PatchContrastiveLoss` of tokens, and
+    :class:`.MaskedReconstruction` of ground patches that are hidden, in all modalities at
+    once, from what is fused of the others. The contrasts compare the patches that are left.
+    Fusion loses modalities at random, and has to rebuild those too. No label is read.
+
+    Validation hides the same patches each time. It also tells how often one modality finds
+    its patch among *candidates* that were drawn from all validation tiles, by pair:
+    ``val_patch_top1/s1a+s2``. Checkpoints follow ``val_loss``. ``backbone`` is what
+    :func:`.load_backbone` hands over.
+
+    Whatever of *modalities*, *patch_size*, *mean* and *std* is None is asked of the
+    datamodule, and saved.
+
+    Args:
+        backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
+        modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
+            modalities by name.
+        patch_size: Side of a ground patch in metres.
+        mean: Mean of every band by modality, in the units of the datasets.
+        std: Standard deviation, likewise. Images are normalised by these two whatever a
+            datamodule measured, so that a checkpoint sees what it was trained on.
+        weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
+        freeze_backbone: Train heads and decoders alone.
+        backbone_args: Further arguments of the builder, in plain types.
+        tile_weight: Weight of the contrast of tiles; 0 for none.
+        patch_weight: Weight of the contrast of patches; 0 for none.
+        reconstruction_weight: Weight of the reconstruction; 0 for none, and nothing is hidden.
+        temperature: Temperature that the contrast of tiles begins with.
+        patch_temperature: Temperature of the contrast of patches.
+        projection_dim: Width of a projected tile.
+        exclude_within: Tiles whose centres are nearer than so many metres, or that overlap, are
+            no negatives of each other; None to leave ``bounds`` aside.
+        mask_ratio: Part of the ground patches that is hidden.
+        hide: What is hidden: the pixels, so that nothing of them reaches any encoder, or the
+            tokens alone, of which neighbours tell, as encoders look beyond a patch.
+        max_dates: The most dates of a series that are rebuilt a step; None for all.
+        modality_dropout: Probability that the fusion of a tile loses each of its modalities, or by
+            name, in training; never the last one. See :class:`.ModalityDropout`.
+        micro_batch_size: Tiles that are encoded at once, so that memory grows with them and
+            hardly with the batch, all of whose tiles are negatives; None for all. Computes
+            the encoders twice. (``accumulate_grad_batches`` has the negatives of one batch alone.)
+        ema: Decay of an exponential moving average of the weights, such as 0.999, which is then
+            what is validated, written to checkpoints and handed over; None for none.
+        candidates: Patches of which one is to be found in validation.
+        seed: What is hidden and dropped follows from it, the step and the tile.
+        lr: Learning rate after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
+        warmup: Fraction of the steps in which the learning rate rises to *lr*.
+        patience: Epochs without progress before a plateau lowers the learning rate.
+
+    Raises:
+        ValueError: If there are fewer than two modalities to compare, no term has a weight, or
+            an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: str = 'omnisat_small',
+        modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
+        patch_size: float | None = None,
+        mean: Mapping[str, Sequence[float]] | None = None,
+        std: Mapping[str, Sequence[float]] | None = None,
+        weights: str | None = None,
+        freeze_backbone: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+        tile_weight: float = 1.0,
+        patch_weight: float = 1.0,
+        reconstruction_weight: float = 1.0,
+        temperature: float = 0.07,
+        patch_temperature: float = 0.1,
+        projection_dim: int = 128,
+        exclude_within: float | None = 0.0,
+        mask_ratio: float = 0.5,
+        hide: Literal['pixels', 'tokens'] = 'pixels',
+        max_dates: int | None = None,
+        modality_dropout: float | dict[str, float] = 0.2,
+        micro_batch_size: int | None = None,
+        ema: float | None = None,
+        candidates: int = 256,
+        seed: int = 0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        scheduler: Literal['cosine', 'plateau'] = 'cosine',
+        warmup: float = 0.1,
+        patience: int = 10,
+    ) -> None:
+        """Build the model if enough is known; otherwise the trainer has it built."""
+        self.weights = weights
+        super().__init__()
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms that have one, by name."""
+        found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
+        return {name: weight for name, weight in found.items() if weight}
+
+    def build(self) -> nn.Module:
+        """The backbone with heads and decoders."""
+        self._refuse()
+        told, terms = self.hparams, self.terms
+        self.dropout = ModalityDropout(self.modalities, told['modality_dropout'])
+        projection = told['projection_dim'] if 'tile' in terms else None
+        return Pretrainer(self.build_backbone(), projection, 'reconstruction' in terms, told['max_dates'])
+
+    def configure_losses(self) -> None:
+        """The contrasts; the reconstruction belongs to the model."""
+        if self.told:
+            self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
+            self.patch_contrast = PatchContrastiveLoss(self.hparams['patch_temperature'])
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The moving average of the weights, if one is wanted."""
+        return [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
+
+    def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The loss of a batch, other patches of which are hidden each time.
+
+        Args:
+            batch: A batch; labels do not matter.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            The loss.
+        """
+        loss, _ = self._step(batch, 'train', self.global_step, batch_idx)
+        return loss + self.idle()
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the patches of a validation."""
+        self._begin()
+
+    def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and figures of a batch, with the same patches hidden each time.
+
+        Args:
+            batch: A batch; labels do not matter.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+        """
+        self._evaluate(batch, 'val', batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the retrieval of patches, and show similarities."""
+        self._report('val')
+
+    def on_test_epoch_start(self) -> None:
+        """Make room for the patches of a test."""
+        self._begin()
+
+    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As :meth:`validation_step`."""
+        self._evaluate(batch, 'test', batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As :meth:`on_validation_epoch_end`."""
+        self._report('test')
+
+    def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
+        """Embeddings, nothing hidden.
+
+        Args:
+            batch: A batch.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None.
+        """
+        out = self(self.renormalise(batch))
+        return {'fused': out.fused, 'available': out.available, 'bounds': batch.get('bounds')}
+
+    def _step(self, batch: Sample, stage: str, *key: int) -> tuple[Tensor, Views]:
+        """The weighted sum of the terms of a batch, which are logged."""
+        batch = self.renormalise(batch)
+        self.say_blind(batch)
+        told, terms = self.hparams, self.terms
+        count = next(len(batch[m.valid_key]) for m in self.modalities.values() if m.valid_key in batch)
+        ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
+        draws = draw(
+            (told['seed'], STAGES[stage], *key), count, len(self.modalities), self.model.grid(batch), ratio, self.device
+        )
+        chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in self.modalities]
+        views = self.model.views(batch, draws, chances, told['hide'] == 'pixels', told['micro_batch_size'])
+        exclude = self._exclude(batch, count)
+        losses = {}
+        if 'tile' in terms and (stage == 'train' or self._tiles(count) > 1):
+            losses['tile'] = self._contrast_tiles(views, exclude, stage)
+        if 'patch' in terms:
+            losses['patch'] = self.patch_contrast(views.tokens, views.seen, exclude)
+        if 'reconstruction' in terms:
+            rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
+            losses['reconstruction'] = rebuilt.loss
+            self._log_each(f'{stage}_reconstruction_loss', list(self.modalities), rebuilt.losses, rebuilt.counts, stage)
+        loss = torch.stack([terms[name] * value for name, value in losses.items()]).sum()
+        self._log(f'{stage}_loss', loss, count, stage, prog_bar=True)
+        for name, value in losses.items():
+            self._log(f'{stage}_{name}_loss', value, count, stage)
+        if 'patch' in terms:
+            self._log_spread(f'{stage}_patch_spread', views.tokens, views.seen, stage)
+        return loss, views
+
+    def _contrast_tiles(self, views: Views, exclude: Tensor | None, stage: str) -> Tensor:
+        """The contrast of tiles, with its figures logged by pair of modalities."""
+        assert self.tile_contrast is not None
+        available = views.seen.any(1)
+        found = self.tile_contrast.contrast(views.tiles, available, exclude)
+        names = list(self.modalities)
+        pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
+        for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
+            self._log_each(f'{stage}_tile_{kind}', pairs, values, found.counts, stage)
+        self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], len(available), stage)
+        self._log_spread(f'{stage}_tile_spread', views.tiles, available, stage)
+        return found.loss
+
+    def _exclude(self, batch: Sample, count: int) -> Tensor | None:
+        """Which tiles are no negatives for which; None if no process knows where its tiles lie."""
+        within = self.hparams['exclude_within']
+        if within is None or not processes.anywhere('bounds' in batch, self.device):
+            return None
+        unknown = torch.full((count, 9), torch.nan, dtype=torch.float64, device=self.device)
+        return too_close(batch.get('bounds', unknown), within)
+
+    def _tiles(self, count: int) -> int:
+        """Number of tiles of all processes."""
+        return int(processes.total(torch.tensor(count, device=self.device)))
+
+    def _begin(self) -> None:
+        """Begin an evaluation."""
+        self._retrieval = PatchRetrieval(self.modalities, self.hparams['candidates'])
+        self._similar: dict[str, Tensor] = {}
+
+    def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
+        """Loss and figures of a batch of an evaluation."""
+        _, views = self._step(batch, stage, batch_idx)
+        key = (self.hparams['seed'], STAGES[stage], batch_idx, self.global_rank)
+        self._retrieval.update(views.tokens, views.seen, generator(key))
+        if batch_idx == 0 and 'tile' in self.terms:
+            tiles = F.normalize(views.tiles.float(), dim=-1).cpu()
+            seen = views.seen.any(1).cpu()
+            for (i, first), (j, second) in combinations(enumerate(self.modalities), 2):
+                both = seen[:, i] & seen[:, j]
+                if both.any():
+                    self._similar[f'tiles, {first} and {second}'] = (tiles[i] @ tiles[j].T)[both][:, both][:64, :64]
+
+    def _report(self, stage: str) -> None:
+        """Log what was found of the patches, and show similarities."""
+        for pair, found in self._retrieval.compute().items():
+            name = subset_name(pair)
+            self.log(f'{stage}_patch_top1/{name}', found.top1, sync_dist=True)
+            self.log(f'{stage}_patch_top5/{name}', found.top5, sync_dist=True)
+            self.log(f'{stage}_patch_candidates/{name}', float(found.candidates), sync_dist=True)
+            self._similar[f'patches, {pair[0]} and {pair[1]}'] = found.similarity
+        if not self.trainer.sanity_checking:
+            data = 'synthetic landscapes' if getattr(self.datamodule, 'synthetic', False) else 'validation'
+            self.show(f'{stage}/similarity', lambda: draw_similarity(self._similar, f'Cosine of embeddings, {data}'))
+
+    def _log(self, name: str, value: Tensor, count: int, stage: str, **kwargs: Any) -> None:
+        """Log what is the same in every process; evaluations are averaged over their batches."""
+        self.log(name, value.detach(), batch_size=count, sync_dist=stage != 'train', **kwargs)
+
+    def _log_each(self, name: str, keys: Sequence[str], values: Tensor, counts: Tensor, stage: str) -> None:
+        """Log a value a key, but those that nothing counts for."""
+        for key, value, count in zip(keys, values.detach(), counts.tolist(), strict=True):
+            if count:
+                self._log(f'{name}/{key}', value, count, stage)
+
+    def _log_spread(self, name: str, embeddings: Tensor, available: Tensor, stage: str) -> None:
+        """Log the spread of each modality's embeddings."""
+        values = spread(embeddings, available)
+        self._log_each(name, list(self.modalities), values, values.isfinite(), stage)
+
+    def _refuse(self) -> None:
+        """Raise a ValueError for what cannot be trained."""
+        told = self.hparams
+        weights = {name: told[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f'weights of the terms are {weights}, expected none below 0 and one above it')
+        if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
+            raise ValueError(
+                f'there is nothing to compare the modality {list(self.modalities)} with: expected two or more '
+                'modalities, or tile_weight=0 and patch_weight=0'
+            )
+        if told['hide'] not in ('pixels', 'tokens'):
+            raise ValueError(f"hide is {told['hide']!r}, expected 'pixels' or 'tokens'")
+        if weights['reconstruction'] and not 0 < told['mask_ratio'] < 1:
+            raise ValueError(f'mask_ratio is {told["mask_ratio"]}, expected a number between 0 and 1')
+        for name in ('micro_batch_size', 'projection_dim', 'candidates'):
+            if told[name] is not None and told[name] < 1:
+                raise ValueError(f'{name} is {told[name]}, expected at least 1')
+        if told['ema'] is not None and not 0 <= told['ema'] < 1:
+            raise ValueError(f'ema is {told["ema"]}, expected a decay from 0 to below 1')

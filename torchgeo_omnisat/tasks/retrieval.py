@@ -1,0 +1,124 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Retrieval: whether one modality finds in another what it sees, and whether embeddings collapse."""
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..losses import processes
+
+
+class Found(NamedTuple):
+    """How well two modalities find each other's patches.
+
+    Attributes:
+        top1: Part of the patches whose most similar candidate is the patch itself, both ways; a
+            tie does not count.
+        top5: Part of those among whose five most similar candidates it is.
+        candidates: Number of candidates; at random, top1 is one in so many.
+        similarity: Cosines of the first 64 of them, on the CPU.
+    """
+
+    top1: float
+    top5: float
+    candidates: int
+    similarity: Tensor
+
+
+class PatchRetrieval:
+    """A random sample of the patches that two modalities saw, for every pair of modalities.
+
+    Args:
+        names: Names of the modalities.
+        candidates: Size of the sample of each pair.
+    """
+
+    def __init__(self, names: Iterable[str], candidates: int) -> None:
+        """Begin with no patch."""
+        self.candidates = candidates
+        self.pairs = list(combinations(enumerate(names), 2))
+        self._kept: dict[tuple[str, str], Tensor] = {}
+
+    def update(self, tokens: Tensor, seen: Tensor, generator: torch.Generator) -> None:
+        """Let the patches of a batch take part in the draw.
+
+        Args:
+            tokens: Tokens ``(M, B, N, D)``.
+            seen: Which modality saw which patch, ``(B, N, M)``.
+            generator: What to draw from, on the CPU.
+        """
+        for (i, first), (j, second) in self.pairs:
+            both = seen[..., i] & seen[..., j]
+            ticket = torch.rand(int(both.sum()), 1, generator=generator).to(tokens.device)
+            rows = torch.cat([ticket, tokens[i][both].float(), tokens[j][both].float()], dim=1)
+            kept = self._kept.get((first, second))
+            self._kept[first, second] = self._lowest(rows if kept is None else torch.cat([kept, rows]))
+
+    def compute(self) -> dict[tuple[str, str], Found]:
+        """What is found, by pair, over the patches of all processes; a pair without two patches is left out."""
+        found = {}
+        for pair, kept in self._kept.items():
+            rows = self._lowest(torch.cat(processes.gather(kept)))[:, 1:]
+            if len(rows) > 1:
+                first, second = (F.normalize(x, dim=-1) for x in rows.chunk(2, dim=1))
+                found[pair] = _found(first @ second.T)
+        return found
+
+    def _lowest(self, rows: Tensor) -> Tensor:
+        """The rows with the lowest tickets."""
+        return rows[rows[:, 0].argsort()[: self.candidates]]
+
+
+def _found(similarity: Tensor) -> Found:
+    """Accuracy both ways, from cosines whose diagonal is what is to be found."""
+    right = similarity.diagonal()
+    ahead = torch.cat([(similarity >= right.unsqueeze(1)).sum(1), (similarity >= right).sum(0)]) - 1
+    top1, top5 = (float((ahead < k).float().mean()) for k in (1, 5))
+    return Found(top1, top5, len(right), similarity[:64, :64].cpu())
+
+
+def spread(embeddings: Tensor, available: Tensor) -> Tensor:
+    """How far embeddings lie apart, ``(M,)``: near 1 where they point everywhere, 0 where all are the same.
+
+    The standard deviation of each dimension of the normalised embeddings, averaged over the
+    dimensions, times the square root of their number.
+
+    Args:
+        embeddings: ``(M, ..., D)``.
+        available: Which of them count, ``(..., M)``.
+
+    Returns:
+        Over all processes; NaN where a modality has none.
+    """
+    counted = available.movedim(-1, 0).flatten(1)
+    x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).masked_fill(~counted.unsqueeze(-1), 0)
+    sums = torch.cat([x.sum(1), x.square().sum(1), counted.sum(1, keepdim=True)], dim=1)
+    total = processes.total(sums.double())
+    means, squares = (total[:, :-1] / total[:, -1:]).chunk(2, dim=1)
+    return (squares - means.square()).clamp(min=0).sqrt().mean(1) * math.sqrt(embeddings.shape[-1])
+
+
+def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
+    """A figure of matrices of cosines; where modalities agree, the diagonal is bright.
+
+    Args:
+        similarities: Square matrices by what they show.
+        title: What the data are.
+    """
+    count = max(1, len(similarities))
+    figure, axes = plt.subplots(1, count, figsize=(3.2 * count + 1, 3.6), squeeze=False, layout='constrained')
+    for ax, (name, matrix) in zip(axes[0], similarities.items(), strict=False):
+        shown = ax.imshow(matrix.float().numpy(), vmin=-1, vmax=1, cmap='RdBu_r', interpolation='nearest')
+        ax.set_title(name, fontsize='small')
+        figure.colorbar(shown, ax=ax, shrink=0.8)
+    figure.suptitle(title, fontsize='medium')
+    return figure

@@ -1,0 +1,209 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Views: what a backbone makes of each modality of a batch, whole or in micro-batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..losses import MaskedReconstruction, draw_hidden
+from ..losses.processes import gather, rank
+from ..models import FeatureMaps, OmniSat, OmniSatOutput
+from ..transforms.base import keep_some
+
+
+class Draws(NamedTuple):
+    """What is left to chance in a step, for B tiles.
+
+    Attributes:
+        hidden: Which ground patches are hidden in all modalities, ``(B, N)``.
+        numbers: Uniform numbers ``(B, 2, M)`` that decide which modalities the fusion loses.
+    """
+
+    hidden: Tensor
+    numbers: Tensor
+
+    def part(self, rows: slice) -> 'Draws':
+        """The draws of some tiles."""
+        return Draws(*(value[rows] for value in self))
+
+
+class Views(NamedTuple):
+    """What :class:`Pretrainer` makes of B tiles.
+
+    Attributes:
+        tiles: A projected embedding a modality and tile, ``(M, B, P)``; P is 0 without the tile term.
+        tokens: Tokens ``(M, B, N, D)``, zero where not seen.
+        seen: Which patch of which tile each modality saw, ``(B, N, M)``.
+        errors: Sum of the squared errors of each rebuilt modality, ``(M,)``; zero without that term.
+        counts: Number of values that were rebuilt, ``(M,)``.
+    """
+
+    tiles: Tensor
+    tokens: Tensor
+    seen: Tensor
+    errors: Tensor
+    counts: Tensor
+
+
+class Pretrainer(nn.Module):
+    """A backbone with what pre-training adds: a projection head and a decoder a modality.
+
+    A tile's embedding is the mean of the tokens that a modality saw, projected by a
+    perceptron (as Chen et al., SimCLR, arXiv 2002.05709), so that what the contrast
+    throws away is lost behind the head and not in the tokens. Patches are compared by their tokens
+    themselves, as published.
+
+    Args:
+        backbone: What is trained and handed over.
+        projection_dim: Width P of a tile's embedding; None without heads.
+        rebuild: Whether there are decoders.
+        max_dates: See :class:`.MaskedReconstruction`.
+    """
+
+    def __init__(
+        self, backbone: OmniSat, projection_dim: int | None = 128, rebuild: bool = True, max_dates: int | None = None
+    ) -> None:
+        """Build heads and decoders."""
+        super().__init__()
+        self.backbone = backbone
+        width = backbone.embed_dim
+        names = backbone.modalities if projection_dim else ()
+        self.projections = nn.ModuleDict({name: Mlp(width, width, projection_dim) for name in names})
+        self.reconstruction = (
+            MaskedReconstruction(backbone.modalities, width, backbone.patch_size, max_dates=max_dates)
+            if rebuild
+            else None
+        )
+
+    def grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Rows and columns of the ground grid of a batch."""
+        images = {name: batch[m.image_key] for name, m in self.backbone.modalities.items() if m.image_key in batch}
+        if not images:
+            return 1, 1  # the backbone explains it better
+        return self.backbone.ground({name: FeatureMaps((), (), image) for name, image in images.items()})[0]
+
+    def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
+        """What the backbone makes of a batch, nothing hidden."""
+        return self.backbone(batch)
+
+    def views(
+        self,
+        batch: Mapping[str, Tensor],
+        draws: Draws,
+        chances: Sequence[float],
+        pixels: bool = True,
+        micro_batch_size: int | None = None,
+    ) -> Views:
+        """Encode every modality of a batch, some ground hidden, and rebuild that.
+
+        Args:
+            batch: A normalised batch; only its images, dates and flags are used.
+            draws: What is hidden and dropped.
+            chances: Probability that the fusion of a tile loses each modality, never its last.
+            pixels: Hide the pixels of hidden patches, so that nothing of them is encoded;
+                otherwise only their tokens, and only from the fusion.
+            micro_batch_size: Tiles that are encoded at once. Only they are held in memory:
+                activations are computed again in the backward pass. None for all, without that.
+
+        Returns:
+            The views of all tiles.
+        """
+        keys = [key for m in self.backbone.modalities.values() for key in m.keys if key in batch]
+        images = {key: batch[key] for key in keys}
+        grid = self.grid(images)
+        if micro_batch_size is None:
+            return self._views(images, draws, grid, chances, pixels)
+        parts = []
+        for start in range(0, len(draws.hidden), micro_batch_size):
+            rows = slice(start, start + micro_batch_size)
+            part = {key: value[rows] for key, value in images.items()}
+            parts.append(checkpoint(self._views, part, draws.part(rows), grid, chances, pixels, use_reentrant=False))
+        tiles, tokens, seen, errors, counts = zip(*parts, strict=True)
+        return Views(torch.cat(tiles, 1), torch.cat(tokens, 1), torch.cat(seen), sum(errors), sum(counts))
+
+    def _views(
+        self,
+        batch: Mapping[str, Tensor],
+        draws: Draws,
+        grid: tuple[int, int],
+        chances: Sequence[float],
+        pixels: bool,
+    ) -> Views:
+        """The views of tiles that are encoded at once."""
+        backbone, hidden = self.backbone, draws.hidden
+        maps = backbone.encode(self.hide(batch, hidden, grid) if pixels else batch)
+        tokens, seen = backbone.tokens(maps), backbone.seen(maps, grid)
+        some = next(iter(tokens.values()))
+        stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
+        errors = some.new_zeros(len(stacked), dtype=torch.float32)
+        counts = torch.zeros_like(errors, dtype=torch.int64)
+        if self.reconstruction is not None:
+            visible = seen & ~hidden.unsqueeze(-1)
+            chance = torch.tensor(chances, device=some.device)
+            kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
+            fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
+            errors, counts = self.reconstruction.errors(fused, batch, hidden, grid)
+        return Views(self._project(stacked, seen), stacked, seen, errors, counts)
+
+    def _project(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """The embedding of every tile in every modality, from the tokens that it saw."""
+        if not self.projections:
+            return tokens.new_zeros(*tokens.shape[:2], 0)
+        count = seen.sum(1).T.clamp(min=1).unsqueeze(-1)
+        means = tokens.sum(2) / count
+        return torch.stack([head(mean) for head, mean in zip(self.projections.values(), means, strict=True)])
+
+    def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """The batch without what lies on hidden patches: NaN, as if it had not been measured.
+
+        A pixel that lies on several patches goes with any of them.
+
+        Args:
+            batch: A batch; it is not changed.
+            hidden: Which patches are hidden, ``(B, N)``.
+            grid: Rows and columns of the ground grid, N in all.
+        """
+        flags = hidden.unflatten(1, (1, *grid)).float()
+        changed = {}
+        for modality in self.backbone.modalities.values():
+            if modality.image_key in batch:
+                image = batch[modality.image_key]
+                gone = F.adaptive_max_pool2d(flags, tuple(image.shape[-2:])) > 0
+                changed[modality.image_key] = image.masked_fill(
+                    gone.unsqueeze(1) if modality.temporal else gone, torch.nan
+                )
+        return {**batch, **changed}
+
+
+def draw(
+    key: Sequence[int], tiles: int, modalities: int, grid: tuple[int, int], ratio: float, device: torch.device
+) -> Draws:
+    """Draws that follow from a key, the same for a tile however many processes share the batch.
+
+    Args:
+        key: Whole numbers, not negative, such as the seed and the step; the same in every process.
+        tiles: Number B of tiles in this process.
+        modalities: Number M of modalities.
+        grid: Rows and columns of the ground grid, N in all; one patch or more stays visible.
+        ratio: Part of the patches to hide.
+        device: Where the draws are wanted.
+    """
+    counts = [int(n) for n in torch.cat(gather(torch.tensor([tiles], device=device))).tolist()]
+    own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+    random = generator(key)
+    numbers = torch.rand(sum(counts), 2, modalities, generator=random)
+    hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)
+    return Draws(hidden[own].to(device), numbers[own].to(device))
+
+
+def generator(key: Sequence[int]) -> torch.Generator:
+    """A generator on the CPU that follows from whole numbers, none of them negative."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
