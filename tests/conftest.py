@@ -4,6 +4,7 @@
 """Small datasets in the layouts of the real ones, random and from a seed."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,12 @@ def _close_figures() -> Iterator[None]:
     """No figure outlives its test."""
     yield
     plt.close('all')
+
+
+@pytest.fixture(scope='session')
+def belgium() -> Path:
+    """Real monthly series of fields near Hasselt; what asks for them skips where they are not."""
+    root = Path(os.environ.get('BELGIUM_CROPS', SHARED / 'belgium-crops'))
+    if not root.is_dir():
+        pytest.skip(f'{root} is not there')
+    return root

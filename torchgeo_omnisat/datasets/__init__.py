@@ -5,7 +5,17 @@
 
 from .flair import FLAIR
 from .pastis import PASTISMultimodal
+from .raster import RasterTimeSeries
+from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .synthetic import SyntheticLandscapes
 from .treesatai import TreeSatAITimeSeries
 
-__all__ = ['FLAIR', 'PASTISMultimodal', 'SyntheticLandscapes', 'TreeSatAITimeSeries']
+__all__ = [
+    'FLAIR',
+    'PASTISMultimodal',
+    'RasterTimeSeries',
+    'Sentinel1TimeSeries',
+    'Sentinel2TimeSeries',
+    'SyntheticLandscapes',
+    'TreeSatAITimeSeries',
+]

@@ -1,0 +1,243 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Frames: what the files of a raster dataset show of a window, day by day."""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+import shapely
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.warp import reproject
+from torchgeo.datasets import GeoDataset, RasterDataset
+
+from ..grid import Grid
+from .series import Merge, finite_mean
+
+#: Where a file, a day or a period lies that no file name tells.
+ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
+#: A file whose pixels are smaller than this share of those asked for is averaged, else interpolated.
+FINER = 0.75
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Which pixels are cloud, and how many of them spoil a date.
+
+    Cloudy pixels become NaN.
+
+    Args:
+        band: The band that tells, such as ``'SCL'``.
+        values: Its values that mean cloud, such as Sentinel-2's (3, 8, 9, 10).
+        threshold: Instead of *values*, from which value on it is cloud.
+        cover: From which share of cloudy pixels on a date is not valid.
+
+    Raises:
+        ValueError: If not exactly one of *values* and *threshold* is given, or *cover* is no share.
+    """
+
+    band: str
+    values: tuple[int, ...] = ()
+    threshold: float | None = None
+    cover: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what says too little or too much."""
+        object.__setattr__(self, 'values', tuple(self.values))
+        if bool(self.values) == (self.threshold is not None):
+            raise ValueError(
+                f'clouds in {self.band!r} have values={self.values}, threshold={self.threshold}, expected one of both'
+            )
+        if not 0 < self.cover <= 1:
+            raise ValueError(f'cover of clouds is {self.cover}, expected a share above 0 and up to 1')
+
+    def __call__(self, band: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Where *band* says cloud; not where it says nothing."""
+        return np.isin(band, self.values) if self.threshold is None else band >= self.threshold
+
+
+def overlapping(dataset: GeoDataset, grid: Grid, span: tuple[pd.Timestamp, pd.Timestamp] | None) -> GeoDataFrame:
+    """Rows of an index that reach a pixel of a window and a moment of a period.
+
+    Args:
+        dataset: A dataset in the CRS of *grid*.
+        grid: The window.
+        span: The period.
+
+    Returns:
+        The rows in the order of time. Files that only touch the window are not among them:
+        one must reach as far as the centre of a pixel.
+    """
+    index = dataset.index
+    if span is not None:
+        index = index.iloc[index.index.overlaps(pd.Interval(*span, closed='both'))]
+    xmin, ymin, xmax, ymax = grid.bounds
+    half = grid.step / 2
+    touched = index.cx[xmin:xmax, ymin:ymax]
+    core = shapely.box(xmin + half, ymin + half, xmax - half, ymax - half)
+    shapes = touched.geometry.to_numpy()
+    shared = shapely.area(shapely.intersection(shapes, shapely.box(*grid.bounds)))
+    within = shapely.intersects(shapes, core) & (shared > 0)
+    found = touched[within]
+    return found.iloc[np.argsort(found.index.left.to_numpy(), kind='stable')]
+
+
+def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
+    """Days since 1970-01-01 on which the files of rows begin; 0 for those without a date."""
+    epoch = pd.Timestamp(0)
+    left = rows.index.left
+    return ((left.where(left != ALWAYS[0], epoch) - epoch) // pd.Timedelta(days=1)).to_numpy(np.int64)
+
+
+def read_frames(
+    dataset: RasterDataset, rows: GeoDataFrame, grid: Grid, merge: Merge = finite_mean, clouds: Clouds | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """One image a day.
+
+    Args:
+        dataset: Whose files they are.
+        rows: Files, at least one.
+        grid: The pixels to read them on.
+        merge: What makes the files of one day one image.
+        clouds: What is cloud.
+
+    Returns:
+        Images ``(T, C, H, W)`` in the order of time, NaN where nothing was measured, the
+        day of each, and whether it shows anything and not too many clouds.
+    """
+    days = days_of(rows)
+    images, valid = [], []
+    for day in np.unique(days):
+        paths = rows.filepath[days == day]
+        frames = np.stack([read_file(dataset, path, grid) for path in paths])
+        shown = np.isfinite(frames).any(1)
+        usable = bool(shown.any())
+        if clouds is not None:
+            cloudy = np.stack([read_clouds(dataset, path, grid, clouds) for path in paths]) & shown
+            frames[np.broadcast_to(cloudy[:, None], frames.shape)] = np.nan
+            usable = bool(np.isfinite(frames).any() and cloudy.sum() < clouds.cover * shown.sum())
+        images.append(frames[0] if len(frames) == 1 else merge(frames))
+        valid.append(usable)
+    return np.stack(images), np.unique(days), np.array(valid)
+
+
+def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float32]:
+    """The bands of one file, or of the files of one scene, ``(C, H, W)``."""
+    nearest = not dataset.is_image
+    if dataset.separate_files:
+        files = [dataset._update_filepath(band, path) for band in dataset.bands]
+        return np.concatenate([read_raster(file, (1,), grid, dataset.nodata, nearest, dataset.cache) for file in files])
+    return read_raster(path, dataset.band_indexes, grid, dataset.nodata, nearest, dataset.cache)
+
+
+def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -> NDArray[np.bool_]:
+    """Where a scene is cloudy, ``(H, W)``."""
+    if dataset.separate_files:
+        path, index = dataset._update_filepath(clouds.band, path), 1
+    else:
+        index = dataset.all_bands.index(clouds.band) + 1
+    return clouds(read_raster(path, (index,), grid, None, True, dataset.cache)[0])
+
+
+def read_raster(
+    path: str, indexes: Sequence[int] | None, grid: Grid, nodata: float | None, nearest: bool, cache: bool
+) -> NDArray[np.float32]:
+    """Bands of a raster on other pixels, NaN outside of it and where nothing was measured.
+
+    Args:
+        path: A file or whatever GDAL reads, such as a URL.
+        indexes: Bands from 1 on; None for all.
+        grid: The pixels, which may be of another size and in another CRS.
+        nodata: The number that says *not measured*; what the file says by default.
+        nearest: Whether to take the nearest pixel, as classes need it.
+        cache: Whether to keep the file open.
+
+    Returns:
+        Float32 ``(C, H, W)``.
+
+    Raises:
+        ValueError: If that cannot be read.
+    """
+    try:
+        source = _kept_open(path, os.getpid()) if cache else rasterio.open(path)
+        try:
+            bands = list(indexes or source.indexes)
+            image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
+            method = Resampling.nearest
+            if not nearest:
+                finer = _pixel(source, grid) < FINER * grid.step
+                method = Resampling.average if finer else Resampling.bilinear
+            reproject(
+                rasterio.band(source, bands),
+                image,
+                src_nodata=source.nodata if nodata is None else nodata,
+                dst_crs=grid.crs,
+                dst_transform=grid.transform,
+                dst_nodata=np.nan,
+                resampling=method,
+                UNIFIED_SRC_NODATA='NO',  # every band says for itself what was measured
+            )
+        finally:
+            if not cache:
+                source.close()
+    except (RasterioError, IndexError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
+    image[~np.isfinite(image)] = np.nan
+    return image
+
+
+@functools.lru_cache(maxsize=128)
+def _kept_open(path: str, process: int) -> Any:
+    """An open file; GDAL's handles do not survive a fork, so each process has its own."""
+    return rasterio.open(path)
+
+
+def _pixel(source: Any, grid: Grid) -> float:
+    """About how large the pixels of a file are in units of a grid's CRS."""
+    if source.crs is None or source.crs == grid.crs:
+        return float(max(source.res))
+    try:
+        left, bottom, right, top = source.bounds
+        box = rasterio.warp.transform_bounds(source.crs, grid.crs, left, bottom, right, top)
+    except RasterioError:
+        return grid.step
+    return float(np.sqrt((box[2] - box[0]) * (box[3] - box[1]) / max(1, source.width * source.height)))
+
+
+def decibel_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean in linear power over frames ``(F, C, H, W)`` of decibels, of what is finite."""
+    powers = np.power(10, frames / 10, dtype=np.float32)
+    return (10 * np.log10(finite_mean(powers))).astype(np.float32)
+
+
+def merge_of(decibels: bool) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The mean that suits the unit of a dataset."""
+    return decibel_mean if decibels else finite_mean
+
+
+def opened(path: str) -> Any:
+    """A raster, or one error that names it."""
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected a raster') from error
+
+
+def as_gdal(path: str) -> str:
+    """A path as GDAL takes it: a URL goes through its cache of ranges."""
+    return f'/vsicurl/{path}' if re.match('https?://', path) else path
+
+
+def is_remote(path: str) -> bool:
+    """Whether GDAL alone can open that, and it is one file: an archive or a bucket is listed like a directory."""
+    return bool(re.match(r'https?://|/vsicurl|/vsi.*\.(tiff?|jp2|vrt)$', path, re.IGNORECASE))

@@ -1,0 +1,82 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Georeference: windows, periods and outlines, as TorchGeo and as our samples have them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import shapely
+import torch
+from pyproj import CRS
+from rasterio import Affine
+from rasterio.warp import transform_geom
+from torchgeo.datasets.utils import Sample
+
+from ..grid import Grid
+from .frames import opened
+from .series import parse_day
+
+#: First and last instant; None for always.
+Span = tuple[pd.Timestamp, pd.Timestamp] | None
+#: Seconds in a day.
+DAY = 86400
+#: Metres of a degree of latitude.
+DEGREE = 111_320.0
+
+
+def window_grid(crs: Any, x: slice, y: slice) -> Grid:
+    """The pixels of a window in TorchGeo's slices, whose steps are the side of a pixel.
+
+    Raises:
+        ValueError: If pixels are not square or there is none.
+    """
+    if not math.isclose(x.step, y.step, rel_tol=1e-4):
+        raise ValueError(f'pixels of {x.step} x {y.step} were asked for, expected square ones')
+    rows, columns = (max(0, round((axis.stop - axis.start) / x.step)) for axis in (y, x))
+    return Grid(CRS.from_user_input(crs), Affine(x.step, 0, x.start, 0, -x.step, y.stop), rows, columns)
+
+
+def where(grid: Grid, span: Span) -> Sample:
+    """``bounds`` and ``transform`` of a window, in TorchGeo's order and in float64."""
+    xmin, ymin, xmax, ymax = grid.bounds
+    first, last = (math.nan, math.nan) if span is None else (moment.timestamp() for moment in span)
+    bounds = (xmin, xmax, grid.step, ymin, ymax, grid.step, first, last, 1)
+    return {
+        'bounds': torch.tensor(bounds, dtype=torch.float64),
+        'transform': torch.tensor(tuple(grid.transform)[:9], dtype=torch.float64),
+    }
+
+
+def as_span(date_range: Sequence[str]) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """First and last instant of a range of days.
+
+    Raises:
+        ValueError: If these are not two days, the first before the last.
+    """
+    if isinstance(date_range, str) or len(date_range) != 2:
+        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2020-09-01', '2021-08-31')")
+    first, last = (parse_day(day, 'date_range') for day in date_range)
+    if first > last:
+        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
+    return pd.Timestamp(first * DAY, unit='s'), pd.Timestamp((last + 1) * DAY, unit='s') - pd.Timedelta(microseconds=1)
+
+
+def metres(crs: Any, step: float, bounds: Sequence[float]) -> float:
+    """A length in units of a CRS in metres; a degree of longitude is one in the middle of *bounds*."""
+    crs = CRS.from_user_input(crs)
+    if crs.is_geographic:
+        return step * DEGREE
+    return step * float(crs.axis_info[0].unit_conversion_factor)
+
+
+def outline(path: str, crs: Any) -> Any:
+    """The ground of a file, in another CRS."""
+    with opened(path) as source:
+        box = shapely.box(*source.bounds)
+        if source.crs is None or source.crs == crs:
+            return box
+        dense = shapely.segmentize(box, max(box.bounds[2] - box.bounds[0], box.bounds[3] - box.bounds[1]) / 16)
+        return shapely.geometry.shape(transform_geom(source.crs, crs, shapely.geometry.mapping(dense)))

@@ -1,0 +1,277 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""RasterTimeSeries: any folder of rasters as a series with dates."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pyproj import CRS
+from rasterio.errors import RasterioError
+from torchgeo.datasets import DatasetNotFoundError, RasterDataset
+from torchgeo.datasets.utils import GeoSlice, Sample, find_files
+from torchgeo.datasets.utils import Path as PathLike
+
+from ..grid import Grid
+from ..modality import Modality
+from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, opened, overlapping, read_frames
+from .georeference import Span, as_span, metres, outline, where, window_grid
+from .series import choose_dates
+
+
+class RasterTimeSeries(RasterDataset):
+    """Rasters as one modality: a series with its dates, or a single image.
+
+    A TorchGeo ``RasterDataset``, so samplers, splits and set operations take it. Unlike its
+    parent, it groups files by day, in the order of time; merges the tiles of one day (mean
+    of what was measured, decibels as powers); leaves out files that only touch the window;
+    turns nodata and clouds into NaN; and tells the dates. A date on which nothing was
+    measured stays in the series, not valid.
+
+    A sample has ``image_<name>`` (T, C, H, W) float32, or (C, H, W) if not *temporal*;
+    ``dates_<name>`` and ``valid_<name>`` (T,); and in float64 ``bounds`` (9,) and
+    ``transform`` (9,) as in TorchGeo. Of rasters that are no series the newest is on top.
+
+    Subclasses may set the class attributes of TorchGeo's ``RasterDataset`` instead of
+    giving arguments: ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``,
+    ``separate_files``, ``nodata``.
+    """
+
+    filename_glob = '*.tif'
+    filename_regex = r'.*?(?P<date>(?:19|20)\d{6})(?!\d)'
+    name = 'raster'
+    temporal = True
+    decibels = False
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = None,
+        bands: Sequence[str] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+        *,
+        name: str | None = None,
+        temporal: bool | None = None,
+        all_bands: Sequence[str] | None = None,
+        filename_glob: str | None = None,
+        filename_regex: str | None = None,
+        date_format: str | None = None,
+        separate_files: bool | None = None,
+        nodata: float | None = None,
+        decibels: bool | None = None,
+        date_range: tuple[str, str] | None = None,
+        max_dates: int | None = None,
+        clouds: Clouds | Mapping[str, Any] | None = None,
+    ) -> None:
+        r"""Index the files; their pixels are not read.
+
+        Args:
+            paths: Directories, files, or whatever GDAL opens: URLs, ``/vsicurl/``,
+                ``/vsis3/`` and the like.
+            crs: CRS of the samples; that of the first file by default.
+            res: Side of a pixel in units of *crs*; that of the first file by default.
+            bands: Bands to read, in this order; all by default.
+            transforms: What to do with a sample.
+            cache: Whether to keep files open.
+            name: Name of the modality, such as ``'s2'``.
+            temporal: Whether this is a series; else a sample is one image.
+            all_bands: Names of the bands in the files; what the first file calls them by default.
+            filename_glob: Which files to take, such as ``'*_B02_10m.jp2'``.
+            filename_regex: What their names begin with, in :mod:`re`'s verbose syntax: the
+                group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``.
+            date_format: How a date is written, such as ``'%Y%m%d'``.
+            separate_files: Whether every band has a file of its own.
+            nodata: The number that says *not measured*; what the files say by default.
+            decibels: Whether pixels are decibels, whose mean is one of powers.
+            date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
+            max_dates: How many days of a sample to read, spread evenly; None for all.
+            clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
+
+        Raises:
+            DatasetNotFoundError: If there are no such files.
+            ValueError: If an argument is not as described or a file cannot be read.
+        """
+        given = {
+            'name': name,
+            'temporal': temporal,
+            'all_bands': None if all_bands is None else tuple(all_bands),
+            'filename_glob': filename_glob,
+            'filename_regex': filename_regex,
+            'date_format': date_format,
+            'separate_files': separate_files,
+            'nodata': nodata,
+            'decibels': decibels,
+        }
+        for key, value in given.items():
+            if value is not None:
+                setattr(self, key, value)
+        if max_dates is not None and max_dates < 1:
+            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        self.clouds = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
+        self.max_dates = max_dates
+        self.date_range = date_range
+        self.paths = paths
+        if not self.all_bands:
+            self.all_bands = self._described()
+        self._check_bands(bands)
+        try:
+            super().__init__(paths, crs, res, bands, transforms, cache, self.temporal)
+        except DatasetNotFoundError:
+            raise self._nothing() from None
+        self._check_index()
+        self._keep_dates()
+        # Reprojected, a file lies askew in its box, so take its outline instead.
+        self.index = self.index.set_geometry([outline(path, self.crs) for path in self.index.filepath], crs=self.crs)
+
+    @property
+    def gsd(self) -> float:
+        """Metres a pixel."""
+        return metres(self.crs, self.res[0], self.index.total_bounds)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The one modality, by name."""
+        return {self.name: Modality(self.name, tuple(self.bands), self.gsd, self.temporal)}
+
+    @property
+    def files(self) -> list[str]:
+        """Files in directories that match, and whatever was named one by one."""
+        files: set[str] = set()
+        for path in [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths:
+            single = is_remote(str(path)) or os.path.isfile(path)
+            files.update([as_gdal(str(path))] if single else find_files(path, self.filename_glob))
+        return sorted(files)
+
+    def __getitem__(self, index: GeoSlice) -> Sample:
+        """What was measured in a window.
+
+        Args:
+            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step in time takes
+                every so manieth day.
+
+        Returns:
+            The sample.
+
+        Raises:
+            IndexError: If no file reaches the window.
+        """
+        x, y, t = self._disambiguate_slice(index)
+        grid = window_grid(self.crs, x, y)
+        sample = self.read(grid, (t.start, t.stop), t.step)
+        if not sample:
+            raise IndexError(f'no file of {self.name!r} reaches {index}, expected a window within {self.bounds}')
+        sample |= where(grid, (t.start, t.stop))
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def read(self, grid: Grid, span: Span, every: int = 1) -> Sample:
+        """The three tensors of the modality, or nothing if no file reaches the window.
+
+        Args:
+            grid: The pixels to read, in the CRS of the dataset.
+            span: First and last instant.
+            every: Which days to take of a series.
+        """
+        rows = overlapping(self, grid, span)
+        if rows.empty:
+            return {}
+        return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
+
+    def _described(self) -> tuple[str, ...]:
+        """Names of the bands as the first file has them."""
+        if self.separate_files:
+            raise ValueError(f'all_bands of {self.name!r} is not given, expected the bands that have separate files')
+        pattern = re.compile(self.filename_regex, re.VERBOSE)
+        found = next((file for file in self.files if pattern.match(os.path.basename(file))), None)
+        if found is None:
+            raise self._nothing()
+        with opened(found) as source:
+            names = tuple(text or f'B{number}' for number, text in enumerate(source.descriptions, 1))
+            return names if len(set(names)) == len(names) else tuple(f'B{i}' for i in source.indexes)
+
+    def _nothing(self) -> DatasetNotFoundError:
+        """The error of a folder without such files."""
+        error = DatasetNotFoundError(self)
+        files = self.files
+        error.args = (
+            f'{error} Expected files {self.filename_glob!r} whose names match '
+            f'{" ".join(self.filename_regex.split())!r}, found {len(files)}'
+            + (f' such as {os.path.basename(files[0])!r} that do not.' if files else '.'),
+        )
+        return error
+
+    def _check_bands(self, bands: Sequence[str] | None) -> None:
+        """Refuse unknown bands, and a series whose file names have no date."""
+        wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
+        unknown = [band for band in wanted if band not in self.all_bands]
+        if unknown:
+            raise ValueError(f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}')
+        groups = re.compile(self.filename_regex, re.VERBOSE).groupindex
+        if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
+            raise ValueError(
+                f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<date>...)', "
+                'for a series has dates'
+            )
+
+    def _check_index(self) -> None:
+        """Refuse pixels that are not square."""
+        if not math.isclose(*self.res, rel_tol=1e-4):
+            raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; give res')
+
+    def _keep_dates(self) -> None:
+        """Leave the files of the range of dates."""
+        if self.date_range is None:
+            return
+        kept = self.index[self.index.index.overlaps(pd.Interval(*as_span(self.date_range), closed='both'))]
+        if kept.empty:
+            raise ValueError(
+                f'date_range of {self.name!r} is {self.date_range}, expected one with some of its {len(self.index)} '
+                f'files from {self.index.index.left.min():%Y-%m-%d} to {self.index.index.right.max():%Y-%m-%d}'
+            )
+        self.index = kept
+
+    def _load_warp_file(self, filepath: PathLike, crs: CRS | None = None) -> Any:
+        """As the parent's, but a damaged file is an error rather than left out."""
+        try:
+            return super()._load_warp_file(filepath, crs)
+        except (RasterioError, ValueError) as error:
+            raise ValueError(f'{filepath} cannot be read ({error}), expected a georeferenced raster') from error
+
+
+def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modality, every: int = 1) -> Sample:
+    """The tensors of a modality, from files.
+
+    Args:
+        dataset: Whose files they are; a :class:`RasterTimeSeries` or one of TorchGeo's.
+        rows: Files, at least one.
+        grid: The pixels to read.
+        modality: What to call it, and whether it is a series.
+        every: Which days to take of a series.
+
+    Returns:
+        Image, dates and valid.
+    """
+    merge = merge_of(getattr(dataset, 'decibels', False))
+    if modality.temporal:
+        days = days_of(rows)
+        rows = rows[np.isin(days, np.unique(days)[::every])]
+        rows = rows.iloc[choose_dates(days_of(rows), None, getattr(dataset, 'max_dates', None))]
+    image, days, valid = read_frames(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
+    if not modality.temporal:
+        image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
+    return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+
+
+def newest(frames: Any) -> Any:
+    """Of frames ``(T, C, H, W)`` in the order of time, the last that was measured at each pixel."""
+    image = frames[0]
+    for frame in frames[1:]:
+        image = np.where(np.isfinite(frame), frame, image)
+    return image

@@ -1,0 +1,102 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Sentinel-1 and Sentinel-2 as series, from products and from plain band files."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pyproj import CRS
+from torchgeo.datasets import Sentinel1, Sentinel2
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import Sample
+
+from .frames import Clouds
+from .raster import RasterTimeSeries
+
+
+class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
+    """Sentinel-2 as a series, from files named like TorchGeo's ``Sentinel2`` has them.
+
+    These are the files of a SAFE product, ``R10m/T31UFS_20200801T104629_B02_10m.jp2`` and
+    so on, wherever below *paths* they lie, or band files of such names in one directory,
+    ``T31UFS_20200801T104629_B02.tif``. Bands of 20 m are interpolated to *res*. The tiles
+    of one day are merged. The scene classification can tell of clouds:
+    ``clouds={'band': 'SCL', 'values': (3, 8, 9, 10)}``.
+    """
+
+    name = 's2'
+    nodata = 0
+    filename_glob = Sentinel2.filename_glob
+    filename_regex = Sentinel2.filename_regex.replace(r'B[018][\dA]', r'B[018][\dA]|SCL')
+    resolutions: ClassVar[dict[str, str]] = Sentinel2.resolutions | {'SCL': '20m'}
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = 10,
+        bands: Sequence[str] = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'),
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+        *,
+        date_range: tuple[str, str] | None = None,
+        max_dates: int | None = None,
+        clouds: Clouds | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Index the files of the first band; see :class:`RasterTimeSeries`."""
+        super().__init__(
+            paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates, clouds=clouds
+        )
+
+    def _update_filepath(self, band: str, filepath: str) -> str:
+        """The file of another band of a scene, in its own folder if the product has folders by resolution."""
+        directory, filename = os.path.split(filepath)
+        match = re.match(self.filename_regex, filename, re.VERBOSE)
+        assert match is not None
+        start, end = match.span('band')
+        if match['resolution'] is None:
+            return os.path.join(directory, filename[:start] + band + filename[end:])
+        resolution = self.resolutions[band]
+        if os.path.basename(directory) == f'R{match["resolution"]}':
+            directory = os.path.join(os.path.dirname(directory), f'R{resolution}')
+        return os.path.join(directory, f'{filename[:start]}{band}_{resolution}{filename[match.end("resolution") :]}')
+
+
+class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
+    """Sentinel-1 as a series, from terrain-corrected files named like TorchGeo's ``Sentinel1`` has them.
+
+    These are the products of the Alaska Satellite Facility, a file a polarisation:
+    ``S1A_IW_20210101T055005_DVP_RTC10_G_gduned_1A2B_VV.tif``. Whether they hold decibels is
+    in their names, and must be the same in all.
+    """
+
+    name = 's1'
+    filename_glob = Sentinel1.filename_glob
+    filename_regex = Sentinel1.filename_regex
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] = 10,
+        bands: Sequence[str] = ('VV', 'VH'),
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+        *,
+        date_range: tuple[str, str] | None = None,
+        max_dates: int | None = None,
+    ) -> None:
+        """Index the files of the first polarisation; see :class:`RasterTimeSeries`.
+
+        Raises:
+            ValueError: If power, amplitude and decibels are mixed.
+        """
+        super().__init__(paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates)
+        names = (re.match(self.filename_regex, os.path.basename(path), re.VERBOSE) for path in self.index.filepath)
+        scales = {match['scale'] for match in names if match}
+        if len(scales) > 1:
+            raise ValueError(f'files of {paths!r} are in the scales {sorted(scales)}, expected one of d, p and a')
+        self.decibels = scales == {'d'}
