@@ -7,14 +7,16 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
+from torchmetrics import Metric
 
 from .base import OmniSatTask
 from .robustness import SubsetScores, write_figure, write_table
@@ -136,6 +138,37 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             write_figure(rows, folder / 'subsets.png', data)
             rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the metrics have counted in this epoch, the sum over all processes.
+
+        Args:
+            checkpoint: What is about to be written.
+        """
+        if self.told:
+            checkpoint['train_metrics'] = {
+                name: {
+                    'updates': metric.update_count,
+                    **{key: self.trainer.strategy.reduce(v.clone(), reduce_op='sum') for key, v in _states(metric)},
+                }
+                for name, metric in self.train_metrics.items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count on from there, where training goes on: the sum in the first process, nothing in the others.
+
+        Args:
+            checkpoint: What was read.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.told:
+            return
+        for name, metric in self.train_metrics.items():
+            counted = checkpoint.get('train_metrics', {}).get(name, {})
+            metric._update_count = counted.get('updates', 0)
+            for key, value in _states(metric):
+                if key in counted and trainer.is_global_zero:
+                    setattr(metric, key, counted[key].to(value.device))
+
     def truth(self, batch: Sample) -> Tensor:
         """The target as integers, as the metrics want it."""
         return batch[self.target].to(torch.int64)
@@ -146,6 +179,11 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         self.log(f'{stage}_loss', loss, batch_size=len(logits), sync_dist=True)
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
         self.say_blind(batch)
+
+
+def _states(metric: Metric) -> list[tuple[str, Tensor]]:
+    """What a metric counts."""
+    return [(key, value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 
 @contextmanager

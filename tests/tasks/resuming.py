@@ -1,0 +1,77 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A training that can be killed and taken up again, in this process or as a program."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.tasks.helpers import make_trainer
+from torchgeo_omnisat import tasks
+from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+
+#: The checkpoint that is written after so many steps, in the middle of the second epoch of four steps.
+SAVED = 6
+
+
+class Killer(Callback):
+    """Ends its process without a chance to tidy up, after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.batches and trainer.is_global_zero:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit(
+    root: Path,
+    folder: Path,
+    task: str = 'OmniSatSegmentation',
+    workers: int = 0,
+    batches: Any = 'anywhere',
+    devices: int = 1,
+    kill: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train three epochs of four steps of two tiles; return what the last checkpoint would hold."""
+    seed_everything(100 if resume else 3, verbose=False)
+    data: dict[str, Any] = {'num_tiles': 15, 'size': 16, 'dates': (2, 3), 'modalities': ('s2', 's1a')}
+    datamodule = SyntheticLandscapesDataModule(
+        str(root), **data, batch_size=2 // devices, num_workers=workers, batches=batches
+    )
+    saver = ModelCheckpoint(folder, '{step}', every_n_train_steps=3, save_top_k=-1)
+    trainer = make_trainer(
+        folder,
+        max_epochs=3,
+        max_steps=-1,
+        devices=devices,
+        strategy='ddp' if devices > 1 else 'auto',
+        enable_checkpointing=True,
+        logger=False,
+        limit_val_batches=1,
+        callbacks=[saver, *([Killer(kill)] if kill else [])],
+    )
+    model = getattr(tasks, task)(backbone='omnisat_tiny')
+    trainer.fit(model, datamodule, ckpt_path=folder / f'step={SAVED}.ckpt' if resume else None, weights_only=True)
+    return {
+        'state': model.state_dict(),
+        'optimizer': trainer.optimizers[0].state_dict(),
+        'metrics': {key: value for key, value in trainer.callback_metrics.items() if key.startswith('train')},
+        'step': trainer.global_step,
+    }
+
+
+if __name__ == '__main__':
+    root, folder, task, workers, batches, devices, kill, resume, path = sys.argv[1:]
+    torch.set_num_threads(1)
+    result = fit(Path(root), Path(folder), task, int(workers), batches, int(devices), int(kill), resume == 'resume')
+    torch.save(result, f'{path}.{os.environ.get("LOCAL_RANK", 0)}')
