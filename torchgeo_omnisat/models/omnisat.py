@@ -212,9 +212,10 @@ class OmniSat(nn.Module):
         seen = self.seen(maps, out.grid)
         return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
-    def ground(self, maps: Mapping[str, FeatureMaps]) -> tuple[tuple[int, int], tuple[float, float]]:
-        """Grid (rows, columns) and extent (height, width in metres) that the modalities share."""
-        extents = {n: tuple(s * self.modalities[n].gsd for s in f.seen.shape[-2:]) for n, f in maps.items()}
+    def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Grid (rows, columns) and extent (height, width in metres) that the modalities, or their images, share."""
+        sizes = {n: f.shape[-2:] if isinstance(f, Tensor) else f.seen.shape[-2:] for n, f in maps.items()}
+        extents = {n: tuple(side * self.modalities[n].gsd for side in size) for n, size in sizes.items()}
         extent = extents[min(extents, key=lambda name: self.modalities[name].gsd)]
         tolerance = max(self.modalities[n].gsd for n in maps)
         if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
+from ..batch import available
 from ..losses import CrossModalInfoNCE, PatchContrastiveLoss, processes, too_close
 from ..modality import Modality, subset_name
 from ..transforms import ModalityDropout
@@ -155,7 +156,7 @@ class OmniSatPretraining(OmniSatTask):
         Returns:
             The loss.
         """
-        loss, _ = self._step(batch, 'train', self.global_step, batch_idx)
+        loss, _ = self.compute(batch, 'train', self.global_step, batch_idx)
         return loss + self.idle()
 
     def on_validation_epoch_start(self) -> None:
@@ -202,17 +203,25 @@ class OmniSatPretraining(OmniSatTask):
         out = self(self.renormalise(batch))
         return {'fused': out.fused, 'available': out.available, 'bounds': batch.get('bounds')}
 
-    def _step(self, batch: Sample, stage: str, *key: int) -> tuple[Tensor, Views]:
-        """The weighted sum of the terms of a batch, which are logged."""
+    def compute(self, batch: Sample, stage: str, *key: int) -> tuple[Tensor, Views]:
+        """The weighted sum of the terms of a batch, logged with all figures.
+
+        Args:
+            batch: A batch.
+            stage: ``'train'``, ``'val'`` or ``'test'``; modalities are dropped in training alone.
+            *key: Numbers that what is hidden and dropped follows from, besides seed and stage.
+
+        Returns:
+            The loss, the same in every process, and the views that it compares.
+        """
         batch = self.renormalise(batch)
+        grid = self.model.grid(batch)
         self.say_blind(batch)
-        told, terms = self.hparams, self.terms
-        count = next(len(batch[m.valid_key]) for m in self.modalities.values() if m.valid_key in batch)
+        told, terms, names = self.hparams, self.terms, list(self.modalities)
+        count = len(available(batch, self.modalities))
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
-        draws = draw(
-            (told['seed'], STAGES[stage], *key), count, len(self.modalities), self.model.grid(batch), ratio, self.device
-        )
-        chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in self.modalities]
+        draws = draw((told['seed'], STAGES[stage], *key), count, len(names), grid, ratio, self.device)
+        chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         views = self.model.views(batch, draws, chances, told['hide'] == 'pixels', told['micro_batch_size'])
         exclude = self._exclude(batch, count)
         losses = {}
@@ -223,7 +232,7 @@ class OmniSatPretraining(OmniSatTask):
         if 'reconstruction' in terms:
             rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
             losses['reconstruction'] = rebuilt.loss
-            self._log_each(f'{stage}_reconstruction_loss', list(self.modalities), rebuilt.losses, rebuilt.counts, stage)
+            self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
         loss = torch.stack([terms[name] * value for name, value in losses.items()]).sum()
         self._log(f'{stage}_loss', loss, count, stage, prog_bar=True)
         for name, value in losses.items():
@@ -235,14 +244,14 @@ class OmniSatPretraining(OmniSatTask):
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, stage: str) -> Tensor:
         """The contrast of tiles, with its figures logged by pair of modalities."""
         assert self.tile_contrast is not None
-        available = views.seen.any(1)
-        found = self.tile_contrast.contrast(views.tiles, available, exclude)
+        held = views.seen.any(1)
+        found = self.tile_contrast.contrast(views.tiles, held, exclude)
         names = list(self.modalities)
         pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
         for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
             self._log_each(f'{stage}_tile_{kind}', pairs, values, found.counts, stage)
-        self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], len(available), stage)
-        self._log_spread(f'{stage}_tile_spread', views.tiles, available, stage)
+        self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], len(held), stage)
+        self._log_spread(f'{stage}_tile_spread', views.tiles, held, stage)
         return found.loss
 
     def _exclude(self, batch: Sample, count: int) -> Tensor | None:
@@ -264,7 +273,7 @@ class OmniSatPretraining(OmniSatTask):
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         """Loss and figures of a batch of an evaluation."""
-        _, views = self._step(batch, stage, batch_idx)
+        _, views = self.compute(batch, stage, batch_idx)
         key = (self.hparams['seed'], STAGES[stage], batch_idx, self.global_rank)
         self._retrieval.update(views.tokens, views.seen, generator(key))
         if batch_idx == 0 and 'tile' in self.terms:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..losses import MaskedReconstruction, draw_hidden
 from ..losses.processes import gather, rank
-from ..models import FeatureMaps, OmniSat, OmniSatOutput
+from ..models import OmniSat, OmniSatOutput
 from ..transforms.base import keep_some
 
 
@@ -87,8 +87,8 @@ class Pretrainer(nn.Module):
         """Rows and columns of the ground grid of a batch."""
         images = {name: batch[m.image_key] for name, m in self.backbone.modalities.items() if m.image_key in batch}
         if not images:
-            return 1, 1  # the backbone explains it better
-        return self.backbone.ground({name: FeatureMaps((), (), image) for name, image in images.items()})[0]
+            self.backbone.encode(batch)  # says what is missing
+        return self.backbone.ground(images)[0]
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
         """What the backbone makes of a batch, nothing hidden."""
