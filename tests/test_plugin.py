@@ -108,7 +108,7 @@ def test_requested_model(args: Any, expected: str | None, tmp_path: Path, monkey
     Path('flat.yaml').write_text('model: {class_path: omnisat, init_args: {lr: 1}}')
     Path('nested.yaml').write_text('fit: {model: other}')
     Path('broken.yaml').write_text('model: [')
-    assert plugin._requested('model', args) == expected
+    assert plugin.requested('model', args) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     'demo': 'made-up landscapes to a trained model, its scores and pictures',
     'baseline': 'score a classifier of single pixels, to compare a model with',
+    'stats': 'measure mean and deviation of every band of the training data',
 }
 TORCHGEO = {
     'fit': 'train a model',

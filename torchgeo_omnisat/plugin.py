@@ -40,20 +40,27 @@ class OmniSatCLI(LightningCLI):
 
         Where data are named there is no default: its arguments would be taken for theirs.
         """
-        words = sys.argv[1:] if args is None else args
-        if _is_ours(_requested('model', words)) and _requested('data', words) is None:
+        if _is_ours(requested('model', args)) and requested('data', args) is None:
             for subparser in self._subcommand_parsers.values():
                 subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Say that the data are made up, before anything is read or trained."""
-        data = self.config[self.subcommand].get('data')
-        if data and data['class_path'].rpartition('.')[-1] == DEFAULT_DATA.rpartition('.')[-1]:
-            _announce(
-                f'Data: synthetic landscapes ({data["class_path"].rpartition(".")[-1]}, '
-                f'root={data["init_args"].get("root")}). They are made up; --data names other data.'
-            )
+        announce_default_data(self.config[self.subcommand].get('data'))
+
+
+def announce_default_data(data: Any) -> None:
+    """Say that the data are made up, if they are those that stand in where none are named.
+
+    Args:
+        data: ``class_path`` and ``init_args`` of a datamodule, or None.
+    """
+    if data and data['class_path'].rpartition('.')[-1] == DEFAULT_DATA.rpartition('.')[-1]:
+        _announce(
+            f'Data: synthetic landscapes ({data["class_path"].rpartition(".")[-1]}, '
+            f'root={data["init_args"].get("root")}). They are made up; --data names other data.'
+        )
 
 
 def load() -> None:
@@ -63,6 +70,30 @@ def load() -> None:
     register_models()
     if getattr(main, 'LightningCLI', None) is LightningCLI:
         main.LightningCLI = OmniSatCLI  # type: ignore[misc]
+
+
+def requested(part: str, args: Any) -> str | None:
+    """The class that a command line asks for, None if that cannot be told.
+
+    Args:
+        part: ``'model'`` or ``'data'``.
+        args: A list of words, the nested dictionary that Lightning accepts too, or None for
+            the words of this process.
+    """
+    args = sys.argv[1:] if args is None else args
+    if isinstance(args, Mapping):
+        return _configured(part, args)
+    peek = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument(f'--{part}', f'--{part}.class_path', dest='named')
+    peek.add_argument('-c', '--config', action='append', default=[])
+    try:
+        known, _ = peek.parse_known_args(args)
+        if known.named:
+            return str(known.named)
+        configs = [yaml.safe_load(Path(path).read_text()) for path in known.config]
+    except (ArgumentError, OSError, ValueError, yaml.YAMLError):
+        return None  # the real parser explains it better
+    return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
 
 
 @rank_zero_only
@@ -83,28 +114,6 @@ def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
     for child in parent.__subclasses__():
         yield child
         yield from _descendants(child)
-
-
-def _requested(part: str, args: Any) -> str | None:
-    """The class that a command line asks for, None if that cannot be told.
-
-    Args:
-        part: ``'model'`` or ``'data'``.
-        args: A list of words, or the nested dictionary that Lightning accepts too.
-    """
-    if isinstance(args, Mapping):
-        return _configured(part, args)
-    peek = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument(f'--{part}', f'--{part}.class_path', dest='named')
-    peek.add_argument('-c', '--config', action='append', default=[])
-    try:
-        known, _ = peek.parse_known_args(args)
-        if known.named:
-            return str(known.named)
-        configs = [yaml.safe_load(Path(path).read_text()) for path in known.config]
-    except (ArgumentError, OSError, ValueError, yaml.YAMLError):
-        return None  # the real parser explains it better
-    return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
 
 
 def _configured(part: str, config: Any) -> str | None:

@@ -121,8 +121,9 @@ class TestStatistics:
         datamodule.prepare_data()
         data = np.load(series(own, ZONE, 'data.npy')).astype(float)[[0, 2, 3]]
         pixels = np.concatenate([data[:, :, 2:7, 3:8], data[:, :, 6:11, 7:12]])
-        kept = json.loads((own / 'STATISTICS_FLAIR.json').read_text())
+        kept = json.loads((own / 'STATISTICS.json').read_text())
         assert list(kept) == ['s2']
+        assert (kept['s2']['train']['samples'], kept['s2']['train']['of']) == (2, 2)
         datamodule.setup('validate')
         assert datamodule.mean['s2'].tolist() == pytest.approx(pixels.mean((0, 2, 3))[[2, 0]].tolist())
         assert datamodule.std['s2'].tolist() == pytest.approx(pixels.std((0, 2, 3))[[2, 0]].tolist())
@@ -134,8 +135,8 @@ class TestStatistics:
         assert datamodule.mean['aerial'].tolist() == pytest.approx([3.34, 118.08])
         assert datamodule.std['aerial'].tolist() == pytest.approx([3.2, 45])
         assert not list(own.glob('STATISTICS*'))
-        entry = {'aerial': {'mean': [1, 2, 3, 4, 5], 'std': [6, 7, 8, 9, 10], 'samples': 3}}
-        (own / 'STATISTICS_FLAIR.json').write_text(json.dumps(entry))
+        entry = {'aerial': {'train': {'mean': [1, 2, 3, 4, 5], 'std': [6, 7, 8, 9, 10]}}}
+        (own / 'STATISTICS.json').write_text(json.dumps(entry))
         datamodule.setup('fit')
         assert (datamodule.mean['aerial'].tolist(), datamodule.std['aerial'].tolist()) == ([5, 2], [10, 7])
 
@@ -143,13 +144,13 @@ class TestStatistics:
         for directory in own.glob('flair_*_train'):
             shutil.rmtree(directory)
         datamodule = FLAIRDataModule(str(own))
-        with pytest.warns(UserWarning, match=r"no training split, so 's2' is measured on 'test'"):
+        with pytest.warns(UserWarning, match=r"no training split, so \['s2'\] is measured on 'test'"):
             datamodule.setup('test')
-        assert [path.name for path in own.glob('STATISTICS*')] == ['STATISTICS_FLAIR_test.json']
+        assert list(json.loads((own / 'STATISTICS.json').read_text())['s2']) == ['test']
 
     def test_training_split_without_a_valid_date(self, own: Path) -> None:
         save(series(own, ZONE, 'masks.npy'), np.full((4, 2, 12, 14), 100, np.uint8))
-        with pytest.raises(ValueError, match=r"'s2' has not one valid date in 2 patches of the split 'train' of"):
+        with pytest.raises(ValueError, match=r"'s2' has not one valid image .* in the 2 training samples of"):
             FLAIRDataModule(str(own)).setup('fit')
 
     def test_test_split_is_never_measured(self, own: Path) -> None:

@@ -201,15 +201,15 @@ class TestStatistics:
         ]
         mean = np.mean([np.nanmean(fold, 1) for fold in pixels], 0)
         std = np.mean([np.nanstd(fold, 1) for fold in pixels], 0)
-        kept = json.loads((root / 'STATISTICS_S2_patch.json').read_text())
-        assert set(kept) == {'Fold_1', 'Fold_2'}
-        assert (len(kept['Fold_1']['mean']), kept['Fold_1']['samples']) == (10, 2)
+        kept = json.loads((root / 'STATISTICS.json').read_text())
+        assert set(kept) == {'s2', 'spot'}
+        assert set(kept['s2']) == {'Fold_1', 'Fold_2'}
+        assert [len(kept['s2']['Fold_1']['mean']), *(kept['s2']['Fold_1'][n] for n in ('samples', 'of'))] == [10, 2, 2]
         datamodule.setup('fit')
         assert datamodule.mean['s2'].tolist() == pytest.approx(mean[[2, 0]].tolist())
         assert datamodule.std['s2'].tolist() == pytest.approx(std[[2, 0]].tolist())
         with rasterio.open(root / SPOT.format(10002)) as file:
-            spot = json.loads((root / 'STATISTICS_SPOT_patch.json').read_text())['Fold_2']
-            assert spot['mean'] == pytest.approx(file.read().mean((1, 2)).tolist())
+            assert kept['spot']['Fold_2']['mean'] == pytest.approx(file.read().mean((1, 2)).tolist())
 
     def test_test_split_is_never_measured(self, tmp_path: Path) -> None:
         root = write_pastis(tmp_path, folds=(1, 2, 3, 4, 5), size=8)
@@ -220,7 +220,7 @@ class TestStatistics:
     def test_training_folds_without_a_pixel(self, tmp_path: Path) -> None:
         root = write_pastis(tmp_path, folds=(1, 4), size=8)
         (root / SPOT.format(10000)).unlink()
-        with pytest.raises(ValueError, match=r"'spot' has not one finite pixel in the training folds \(1, 2, 3\) of"):
+        with pytest.raises(ValueError, match=r"'spot' has not one valid image .* in the 1 training samples of"):
             PASTISMultimodalDataModule(str(root), missing='allow').setup('fit')
         PASTISMultimodalDataModule(str(root), missing='allow', modalities=('s2', 's1a')).setup('fit')
 

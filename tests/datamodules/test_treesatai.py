@@ -40,8 +40,8 @@ class TestDataModule:
         pixels = torch.cat([s['image_s2'][s['valid_s2']][:, 6].flatten() for s in (train[i] for i in range(3))])
         torch.testing.assert_close(datamodule.mean['s2'], pixels.mean()[None])
         torch.testing.assert_close(datamodule.std['s2'], pixels.std(correction=0)[None])
-        kept = json.loads((root / 'STATISTICS_TREESATAI.json').read_text())
-        assert {len(kept[name]['mean']) for name in ('s1a', 's1d')} == {2}
+        kept = json.loads((root / 'STATISTICS.json').read_text())
+        assert {len(kept[name]['train']['mean']) for name in ('s1a', 's1d')} == {2}
 
     def test_batches_are_normalised(self, root: Path) -> None:
         datamodule = TreeSatAITimeSeriesDataModule(str(root), batch_size=3)
@@ -63,9 +63,9 @@ class TestDataModule:
 
     def test_nothing_to_measure(self, root: Path, tmp_path: Path) -> None:
         own = Path(shutil.copytree(root, tmp_path / 'own'))
-        (own / 'STATISTICS_TREESATAI.json').unlink(missing_ok=True)
+        (own / 'STATISTICS.json').unlink(missing_ok=True)
         datamodule = TreeSatAITimeSeriesDataModule(str(own), modalities=('s2',), cloud_probability=0)
-        with pytest.raises(ValueError, match="'s2' has not one valid date in 3 plots"):
+        with pytest.raises(ValueError, match=r"'s2' has not one valid image .* in the 3 training samples"):
             datamodule.setup('fit')
 
 

@@ -3,7 +3,6 @@
 
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
-from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from ..transforms import (
     RandomSpeckle,
     RandomTemporalDropout,
 )
+from .measuring import MeasuringDataModule
 from .resuming import ResumableDataModule
 from .sampling import Anywhere, Order, Region
 
@@ -32,7 +32,7 @@ from .sampling import Anywhere, Order, Region
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
 
 
-class MultimodalDataModule(ResumableDataModule, NonGeoDataModule, ABC):
+class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataModule):
     """Batches of samples with several modalities, normalised once they are on the device.
 
     Training batches are augmented there too: turned and mirrored, with fewer dates and more
@@ -43,9 +43,9 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule, ABC):
     ``modalities`` by name, and ``mean`` and ``std``, tensors of one number a band by
     modality, in raw units.
 
-    A subclass says what the classes are and gives :meth:`make_dataset` and
-    :meth:`statistics`; its constructor names every argument, or the command line would
-    not take them.
+    A subclass says what the classes are, and, where that differs, how its dataset is asked for
+    a split, what is published, and in which groups it is measured; its constructor names every
+    argument, or the command line would not take them.
     """
 
     #: Number of classes in the mask, the ignored one among them.
@@ -105,14 +105,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule, ABC):
     def label_names(self) -> list[str]:
         """Names of what ``label`` tells of, in its order: all classes but the ignored one."""
         return [name for index, name in enumerate(self.labels) if index != self.ignore_index]
-
-    @abstractmethod
-    def make_dataset(self, split: str) -> NonGeoDataset:
-        """The dataset of ``'train'``, ``'val'`` or ``'test'``, which has ``modalities``."""
-
-    @abstractmethod
-    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of the training split, for every band of *dataset*, by modality."""
 
     def prepare_data(self) -> None:
         """Download and measure what a stage needs, in one process alone."""

@@ -4,23 +4,19 @@
 """FLAIR in its official domains."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
-from tqdm import tqdm
+from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
-from ..datasets.flair_layout import AERIAL_MEAN, AERIAL_STD, MODALITIES, class_names
+from ..datasets.flair_layout import AERIAL_MEAN, AERIAL_STD, class_names
 from ..datasets.writing import is_synthetic
+from ..modality import Modality
 from .base import MultimodalDataModule
-from .statistics import Bands, Moments, as_bands, keep_statistics
-
-#: At most so many patches, spread evenly over the split, are read to measure Sentinel-2.
-MEASURED = 1000
+from .statistics import Bands
 
 
 class FLAIRDataModule(MultimodalDataModule):
@@ -28,10 +24,8 @@ class FLAIRDataModule(MultimodalDataModule):
 
     A split is asked for when a stage needs it, so a root without the test domains trains.
 
-    Aerial images are normalised by the published statistics of the training domains.
-    Sentinel-2 is measured once, over the valid dates of up to 1000 patches of the training
-    split, and kept as ``STATISTICS_FLAIR.json``. That file may say ``aerial`` too, which
-    then takes the place of what is published.
+    Aerial images are normalised by the published statistics of the training domains, Sentinel-2
+    by what is measured over the valid dates of up to 1000 patches of the training split.
     """
 
     patch_size = 10.24
@@ -109,63 +103,20 @@ class FLAIRDataModule(MultimodalDataModule):
         """Whether the patches are made up, so that whoever shows results from them says so."""
         return is_synthetic(Path(self.kwargs['root']).expanduser())
 
-    def make_dataset(self, split: str) -> FLAIR:
-        """The dataset of ``'train'``, ``'val'`` or ``'test'``."""
-        return FLAIR(split=split, **self.kwargs)
+    def official(self, dataset: FLAIR, modality: Modality) -> Bands | None:
+        """The published statistics of the aerial bands; Sentinel-2 has none."""
+        if modality.name != 'aerial':
+            return None
+        return torch.tensor(AERIAL_MEAN, dtype=torch.float64), torch.tensor(AERIAL_STD, dtype=torch.float64)
 
-    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of every band.
-
-        Args:
-            dataset: Any split, which says where the files are and what bands are in use.
-
-        Returns:
-            Mean and standard deviation by modality.
-
-        Raises:
-            ValueError: If there is nothing to measure.
-        """
-        assert isinstance(dataset, FLAIR)
-        source = self._series(dataset) if 's2' in dataset.modalities else dataset
-        indices = np.linspace(0, len(source) - 1, min(len(source), MEASURED)).round().astype(int)
-
-        def measure(key: str) -> Moments:
-            moments = Moments(len(MODALITIES[key].bands))
-            for index in tqdm(indices.tolist(), desc=f'Statistics of {key}', disable=None, leave=False):
-                sample = source[index]
-                if MODALITIES[key].image_key in sample:
-                    moments.add(sample[MODALITIES[key].image_key][sample[MODALITIES[key].valid_key]])
-            return moments
-
-        counts = {'s2': len(indices)} if 's2' in dataset.modalities else {}
-        other = f'_{source.split}' if counts and source.split != 'train' else ''
-        kept = keep_statistics(dataset.path, f'STATISTICS_FLAIR{other}.json', counts, measure)
-        mean, std = {}, {}
-        for name, modality in dataset.modalities.items():
-            if name in kept and not kept[name]['mean']:
-                raise ValueError(
-                    f'{name!r} has not one valid date in {len(indices)} patches of the split {source.split!r} of '
-                    f'{dataset.path}, expected some to measure its mean and deviation; leave it out of modalities'
-                )
-            channels = [MODALITIES[name].bands.index(band) for band in modality.bands]
-            numbers = as_bands(kept[name]) if name in kept else _published()
-            mean[name], std[name] = (number[channels].float() for number in numbers)
-        return mean, std
-
-    def _series(self, dataset: FLAIR) -> FLAIR:
-        """The Sentinel-2 of the training split, or, where that is not there, of *dataset*'s."""
-        whole = {**self.kwargs, 'modalities': ('s2',), 'bands': None, 'max_dates': None, 'download': False}
+    def measured_dataset(self, dataset: FLAIR, names: Sequence[str]) -> FLAIR:
+        """The training split, or, where that is not there, *dataset*'s."""
         try:
-            return FLAIR(split='train', **whole)
+            return super().measured_dataset(dataset, names)
         except DatasetNotFoundError:
             warnings.warn(
-                f"{dataset.path} holds no training split, so 's2' is measured on {dataset.split!r}; "
+                f'{dataset.path} holds no training split, so {list(names)} is measured on {dataset.split!r}; '
                 'a checkpoint brings the statistics that it was trained with',
                 stacklevel=2,
             )
-            return FLAIR(split=dataset.split, **whole)
-
-
-def _published() -> Bands:
-    """The published statistics of the aerial bands."""
-    return torch.tensor(AERIAL_MEAN, dtype=torch.float64), torch.tensor(AERIAL_STD, dtype=torch.float64)
+            return self.make_dataset(dataset.split, **self.whole_series(names))

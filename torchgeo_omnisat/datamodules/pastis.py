@@ -3,19 +3,15 @@
 
 """PASTIS in its official folds."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
-from tqdm import tqdm
 
 from ..datasets import PASTISMultimodal
 from ..datasets.pastis_layout import CLASSES, FOLDS
 from ..modality import Modality
 from .base import MultimodalDataModule
-from .statistics import Bands, Moments, as_bands, keep_statistics, read_statistics
+from .statistics import Bands, read_statistics
 
 
 class PASTISMultimodalDataModule(MultimodalDataModule):
@@ -23,8 +19,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
 
     Images are normalised by the mean of the training folds' entries in
     ``NORM_<MODALITY>_patch.json``. Where that file is not there (SPOT has none), each
-    fold is measured once over all dates and kept as ``STATISTICS_<MODALITY>_patch.json``
-    in the same form.
+    training fold is measured over all dates, and their mean is taken as well.
     """
 
     num_classes = len(CLASSES)
@@ -32,6 +27,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
     ignore_index = PASTISMultimodal.ignore_index
     patch_size = 40.0
     label_gsd = PASTISMultimodal.label_gsd
+    max_measured = None
     dataset_class: type[PASTISMultimodal]
 
     def __init__(
@@ -105,58 +101,19 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         """Names of the 18 crops: neither background nor void is among them."""
         return self.labels[1 : self.ignore_index]
 
-    def make_dataset(self, split: str) -> PASTISMultimodal:
-        """The dataset of ``'train'``, ``'val'`` or ``'test'``."""
-        return self.dataset_class(folds=self.folds[split], **self.kwargs)
+    def selection(self, split: str) -> dict[str, Any]:
+        """The folds of ``'train'``, ``'val'`` or ``'test'``."""
+        return {'folds': self.folds[split]}
 
-    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of every band, the mean of the training folds' own.
-
-        Args:
-            dataset: Any split, which says where the files are and what bands are in use.
-
-        Returns:
-            Mean and standard deviation by modality.
-
-        Raises:
-            ValueError: If a file is not as described, or there is nothing to measure.
-        """
-        assert isinstance(dataset, PASTISMultimodal)
-        every = {source.modality.name: source.modality for source in dataset.sources}
-        mean, std = {}, {}
-        for name, modality in dataset.modalities.items():
-            bands = every[name].bands
-            official = dataset.path / f'NORM_{name.upper()}_patch.json'
-            if official.exists():
-                folds = [read_statistics(official, f'Fold_{fold}', len(bands)) for fold in self.folds['train']]
-            else:
-                folds = self._measure(every[name], dataset.path)
-            channels = [bands.index(band) for band in modality.bands]
-            mean[name], std[name] = torch.stack([torch.stack(fold) for fold in folds]).mean(0)[:, channels].float()
+    def official(self, dataset: PASTISMultimodal, modality: Modality) -> Bands | None:
+        """The mean of the training folds' entries in ``NORM_<MODALITY>_patch.json``; SPOT has no such file."""
+        path = dataset.path / f'NORM_{modality.name.upper()}_patch.json'
+        if not path.exists():
+            return None
+        folds = [read_statistics(path, f'Fold_{fold}', len(modality.bands)) for fold in self.folds['train']]
+        mean, std = torch.stack([torch.stack(fold) for fold in folds]).mean(0)
         return mean, std
 
-    def _measure(self, modality: Modality, root: Path) -> list[Bands]:
-        """Statistics of each training fold over all dates, from the file where they are kept."""
-        every: dict[str, Any] = {'modalities': (modality.name,), 'bands': None, 'max_dates': None, 'date_range': None}
-        train = self.dataset_class(**{**self.kwargs, **every, 'folds': self.folds['train']})
-        members: dict[str, list[int]] = {}
-        for index, patch in enumerate(train.patches):
-            members.setdefault(f'Fold_{patch.fold}', []).append(index)
-
-        def measure(key: str) -> Moments:
-            moments = Moments(len(modality.bands))
-            for index in tqdm(members[key], desc=f'Statistics of {modality.name}, {key}', disable=None, leave=False):
-                sample = train[index]
-                if modality.image_key in sample:
-                    moments.add(sample[modality.image_key])
-            return moments
-
-        filename = f'STATISTICS_{modality.name.upper()}_patch.json'
-        kept = keep_statistics(root, filename, {key: len(indices) for key, indices in members.items()}, measure)
-        folds = [as_bands(kept[key]) for key in members if kept[key]['mean']]
-        if not folds:
-            raise ValueError(
-                f'{modality.name!r} has not one finite pixel in the training folds {train.folds} of {root}, '
-                'expected some to measure its mean and deviation; leave it out of modalities'
-            )
-        return folds
+    def groups(self, dataset: PASTISMultimodal) -> list[str]:
+        """The fold of each patch, so that what is measured serves other splits too."""
+        return [f'Fold_{patch.fold}' for patch in dataset.patches]

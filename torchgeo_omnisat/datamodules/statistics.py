@@ -1,32 +1,48 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Statistics: mean and deviation of every band, measured once and kept."""
+"""Statistics: mean and deviation of every band, measured in one pass and kept."""
 
 import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .stream import stream
+
+#: Where a dataset keeps what was measured.
+FILENAME = 'STATISTICS.json'
+#: Seconds after which what a pass has so far is kept once more.
+EVERY = 10.0
 
 #: Mean and standard deviation, one number a band.
 Bands = tuple[Tensor, Tensor]
+#: By modality and group: lists ``mean`` and ``std``, empty where there is nothing to measure, how
+#: many ``samples`` were measured ``of`` how many.
+Entries = dict[str, dict[str, dict[str, Any]]]
 
 
 class Moments:
     """Mean and deviation of bands over any number of images, one image in memory at a time.
 
-    Images join by Chan's update, in float64, so a mean that is large beside the
-    deviation costs no digits.
+    What is joined is a number of pixels, their mean and their sum of squared deviations (Chan,
+    Golub and LeVeque, 1979), in float64, so a mean that is large beside the deviation costs no
+    digits. The images themselves stay as they are, in float32.
     """
 
     def __init__(self, bands: int) -> None:
@@ -42,23 +58,96 @@ class Moments:
     def add(self, image: Tensor) -> None:
         """Let the finite pixels of images ``(..., C, H, W)`` join, frame by frame."""
         for frame in image.reshape(-1, *image.shape[-3:]).numpy():
-            values = frame.reshape(len(frame), -1).astype(np.float64)
+            values = frame.reshape(len(frame), -1)
             finite = np.isfinite(values)
             count = finite.sum(1)
-            mean = np.where(finite, values, 0).sum(1) / np.maximum(count, 1)
-            squares = np.where(finite, values - mean[:, None], 0)
-            total = self.count + count
-            share = count / np.maximum(total, 1)
-            step = mean - self.mean
-            self.squares += (squares**2).sum(1) + step**2 * self.count * share
-            self.mean += step * share
-            self.count = total
+            some = np.maximum(count, 1)
+            mean = np.sum(values, 1, where=finite, dtype=np.float64) / some
+            # Deviations from about the mean are small, so float32 has all the digits that count.
+            about = mean.astype(values.dtype)
+            deviation = np.where(finite, values - about[:, None], 0)
+            squares = np.square(deviation).sum(1, dtype=np.float64) - count * (mean - about) ** 2
+            self._join(count, mean, np.maximum(squares, 0))
+
+    def merge(self, other: 'Moments') -> None:
+        """Let what others measured join."""
+        self._join(other.count, other.mean, other.squares)
 
     def as_dict(self) -> dict[str, list[float]]:
         """Mean and deviation as in PASTIS's NORM files; empty lists if a band has no pixel."""
         if not self.count.all():
             return {'mean': [], 'std': []}
         return {'mean': self.mean.tolist(), 'std': np.sqrt(self.squares / self.count).tolist()}
+
+    def state(self) -> dict[str, list[float]]:
+        """All that is needed to go on later, bit by bit."""
+        return {name: value.tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Sequence[float]]) -> Self:
+        """Go on from a state."""
+        moments = cls(len(state['count']))
+        for name in vars(moments):
+            setattr(moments, name, np.array(state[name], dtype=np.float64))
+        return moments
+
+    def _join(self, count: NDArray[Any], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        """Two sets of pixels become one."""
+        total = self.count + count
+        share = count / np.maximum(total, 1)
+        step = mean - self.mean
+        self.squares = self.squares + squares + step**2 * self.count * share
+        self.mean = self.mean + step * share
+        self.count = total
+
+
+def measure(
+    dataset: Any,
+    modalities: Mapping[str, Modality],
+    groups: Sequence[str],
+    most: int | None = None,
+    num_workers: int = 0,
+    keep: Path | None = None,
+    about: Any = None,
+) -> Entries:
+    """Measure the valid dates and finite pixels of every modality in one pass over the samples.
+
+    Samples join in their order, so the number of workers changes nothing, nor does a pass
+    that was cut off and continued.
+
+    Args:
+        dataset: Gives the samples.
+        modalities: What to measure.
+        groups: The group of each sample; each group is measured by itself.
+        most: At most so many samples, spread evenly, are read; None for all.
+        num_workers: Processes that read.
+        keep: File for what the pass has so far, every few seconds, from where a later call goes
+            on. It is removed in the end.
+        about: Plain values that tell this pass from others; another pass's file is not used.
+
+    Returns:
+        Mean and deviation by modality and group.
+    """
+    places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
+    found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
+    sizes, seen = Counter(groups), Counter(groups[place] for place in places)
+    what = [about, type(dataset).__name__, list(groups), list(places), [m.as_dict() for m in modalities.values()]]
+    digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
+    first = 0 if keep is None else _resume(keep, digest, found)
+    title, saved = f'Statistics of {", ".join(modalities)}', -np.inf
+    results = stream(partial(_sample_moments, dataset, modalities, places), len(places), num_workers, title, first)
+    for done, moments in enumerate(results, first + 1):
+        for name, part in moments.items():
+            found[name][groups[places[done - 1]]].merge(part)
+        if keep is not None and time.monotonic() - saved > EVERY:
+            _write(keep, {'pass': digest, 'done': done, 'moments': _states(found)})
+            saved = time.monotonic()
+    if keep is not None:
+        keep.unlink(missing_ok=True)
+    return {
+        name: {group: {**one.as_dict(), 'samples': seen[group], 'of': sizes[group]} for group, one in parts.items()}
+        for name, parts in found.items()
+    }
 
 
 def read_statistics(path: Path, key: str, bands: int) -> Bands:
@@ -78,7 +167,7 @@ def read_statistics(path: Path, key: str, bands: int) -> Bands:
     expected = f"expected {key!r} with 'mean' and 'std' of {bands} finite numbers each"
     try:
         mean, std = as_bands(json.loads(path.read_text())[key])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} cannot be used ({type(error).__name__}: {error}), {expected}') from error
     for kind, value in (('mean', mean), ('std', std)):
         if tuple(value.shape) != (bands,) or not value.isfinite().all() or (kind == 'std' and value.lt(0).any()):
@@ -92,61 +181,136 @@ def as_bands(entry: Mapping[str, Any]) -> Bands:
     return mean, std
 
 
-def keep_statistics(
-    root: Path, filename: str, counts: Mapping[str, int], measure: Callable[[str], Moments]
-) -> dict[str, dict[str, Any]]:
-    """Entries of a statistics file that is written where it is not there yet.
+def places_of(root: Path) -> list[Path]:
+    """Where the statistics of a dataset may be: in *root*, or, where that is read-only, in PyTorch's cache."""
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return [root / FILENAME, Path(torch.hub.get_dir()) / 'torchgeo_omnisat' / digest / FILENAME]
 
-    The file lies in *root*, or, where that is read-only, in PyTorch's cache directory. It
-    is written under a temporary name and renamed, so that processes which measure at the
-    same time only do so twice.
+
+def load_statistics(root: Path) -> Entries:
+    """What was measured of the dataset in *root*; what is damaged is as good as absent."""
+    entries: Entries = {}
+    for place in reversed(places_of(root)):
+        for name, groups in _read(place).items():
+            if isinstance(groups, Mapping):
+                entries[name] = entries.get(name, {}) | {key: e for key, e in groups.items() if _is_entry(e)}
+    return entries
+
+
+def holds(entries: Entries, name: str, groups: Mapping[str, int], bands: int) -> bool:
+    """Whether every group of a modality was measured, and has the samples that it had then.
+
+    Args:
+        entries: What was measured.
+        name: The modality.
+        groups: How many samples each group has. An entry that does not say ``of`` how many it
+            is, such as one written by hand, holds for any number.
+        bands: How many numbers each list is to hold.
+    """
+    known = entries.get(name, {})
+    return all(
+        group in known and known[group].get('of', count) == count and len(known[group]['mean']) in (0, bands)
+        for group, count in groups.items()
+    )
+
+
+def save_statistics(root: Path, entries: Entries) -> Path | None:
+    """Add to what was measured of the dataset in *root*.
+
+    The file is written under a temporary name and renamed, so that processes which measure at
+    the same time only do so twice.
 
     Args:
         root: The dataset.
-        filename: Name of the file.
-        counts: What is to be there: how many samples each entry is measured over. An entry
-            measured over another number is measured again.
-        measure: Measures one entry.
+        entries: What was measured.
 
     Returns:
-        Mean and std, lists which are empty if there was nothing to measure, by entry.
+        The file; None, with a warning, if none can be written.
     """
-    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    places = [root / filename, Path(torch.hub.get_dir()) / 'torchgeo_omnisat' / digest / filename]
-    kept = next((entries for place in places if (entries := _load(place, counts)).keys() >= counts.keys()), None)
-    if kept is None:
-        kept = _load(places[0], counts) | _load(places[1], counts)
-        for key, count in counts.items():
-            if key not in kept:
-                kept[key] = {**measure(key).as_dict(), 'samples': count}
-        _save(places, kept)
-    return kept
+    known = load_statistics(root)
+    merged = known | {name: known.get(name, {}) | groups for name, groups in entries.items()}
+    for place in places_of(root):
+        with contextlib.suppress(OSError):
+            _write(place, merged)
+            return place
+    warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places_of(root)]}', stacklevel=2)
+    return None
 
 
-def _load(path: Path, counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Entries that still hold; what is damaged is as good as absent."""
-    try:
-        entries = json.loads(path.read_text())
-        return {
-            key: entry
-            for key, entry in entries.items()
-            if entry['samples'] == counts.get(key, entry['samples']) and len(entry['mean']) == len(entry['std'])
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _save(places: list[Path], entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write to the first place that can be written."""
-    for place in places:
-        temporary = place.with_name(f'.{place.name}.{uuid.uuid4().hex}')
-        try:
+def partial_of(root: Path) -> Path | None:
+    """Where a pass over the dataset in *root* keeps what it has so far; None if nowhere can be written."""
+    for place in places_of(root):
+        with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(entries, indent=1))
-            os.replace(temporary, place)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        else:
-            return
-    warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places]}', stacklevel=2)
+            if os.access(place.parent, os.W_OK):
+                return place.with_name(f'.{place.name}.partial')
+    return None
+
+
+def _sample_moments(
+    dataset: Any, modalities: Mapping[str, Modality], places: Sequence[int], place: int
+) -> dict[str, Moments]:
+    """What one sample adds."""
+    sample: Sample = dataset[places[place]]
+    found = {}
+    for name, modality in modalities.items():
+        if modality.image_key in sample:
+            image, valid = sample[modality.image_key], sample[modality.valid_key]
+            found[name] = Moments(len(modality.bands))
+            found[name].add(image[valid] if modality.temporal else image[None][valid])
+    return found
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Some of *count* places, spread evenly."""
+    chosen: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return chosen
+
+
+def _states(found: Mapping[str, Mapping[str, Moments]]) -> dict[str, dict[str, Any]]:
+    """All moments as plain numbers."""
+    return {name: {group: one.state() for group, one in parts.items()} for name, parts in found.items()}
+
+
+def _resume(keep: Path, digest: str, found: dict[str, dict[str, Moments]]) -> int:
+    """Fill in what an earlier pass had; how many samples that is."""
+    state = _read(keep)
+    if state.get('pass') != digest:
+        return 0
+    for name, parts in state['moments'].items():
+        found[name] |= {group: Moments.restore(one) for group, one in parts.items()}
+    return int(state['done'])
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether that is an entry that can be used."""
+    if not isinstance(entry, Mapping):
+        return False
+    lists = [entry.get('mean'), entry.get('std')]
+    numbers = [number for part in lists if isinstance(part, list) for number in part]
+    return (
+        all(isinstance(part, list) for part in lists)
+        and len(lists[0] or ()) == len(lists[1] or ())
+        and all(isinstance(number, int | float) and np.isfinite(number) for number in numbers)
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1))
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

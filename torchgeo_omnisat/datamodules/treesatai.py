@@ -5,19 +5,10 @@
 
 from typing import Literal
 
-import numpy as np
-from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
-from tqdm import tqdm
-
 from ..datasets import TreeSatAITimeSeries
-from ..datasets.treesatai_layout import GENERA, MODALITIES, read_split
+from ..datasets.treesatai_layout import GENERA
 from ..datasets.writing import is_synthetic
 from .base import MultimodalDataModule
-from .statistics import Moments, as_bands, keep_statistics
-
-#: At most so many plots, spread evenly over the training list, are read to measure statistics.
-MEASURED = 1000
 
 
 class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
@@ -27,8 +18,8 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
     :class:`~torchgeo_omnisat.tasks.OmniSatClassification` on them. Without a list for
     validation a tenth of the training list is held out.
 
-    Each modality is measured once, over the valid dates of up to 1000 plots of the training
-    list, and kept as ``STATISTICS_TREESATAI.json``.
+    Each modality is normalised by what is measured over the valid dates of up to 1000 plots of
+    the training list.
     """
 
     num_classes = len(GENERA)
@@ -100,48 +91,3 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         """Whether the plots are made up, so that whoever shows results from them says so."""
         dataset: TreeSatAITimeSeries = self._valid_attribute('test_dataset', 'val_dataset', 'train_dataset')
         return is_synthetic(dataset.path)
-
-    def make_dataset(self, split: str) -> TreeSatAITimeSeries:
-        """The dataset of ``'train'``, ``'val'`` or ``'test'``."""
-        return TreeSatAITimeSeries(split=split, **self.kwargs)
-
-    def statistics(self, dataset: NonGeoDataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of every band.
-
-        Args:
-            dataset: Any split, which says where the files are and what bands are in use.
-
-        Returns:
-            Mean and standard deviation by modality.
-
-        Raises:
-            ValueError: If there is nothing to measure.
-        """
-        assert isinstance(dataset, TreeSatAITimeSeries)
-        every = {'bands': None, 'max_dates': None, 'date_range': None, 'download': False}
-
-        def measure(name: str) -> Moments:
-            modality, moments = MODALITIES[name], Moments(len(MODALITIES[name].bands))
-            train = TreeSatAITimeSeries(split='train', **{**self.kwargs, **every, 'modalities': (name,)})
-            indices = np.linspace(0, len(train) - 1, min(len(train), MEASURED)).round().astype(int)
-            for index in tqdm(indices.tolist(), desc=f'Statistics of {name}', disable=None, leave=False):
-                sample = train[index]
-                if modality.image_key in sample:
-                    image, valid = sample[modality.image_key], sample[modality.valid_key]
-                    moments.add(image[valid] if modality.temporal else image)
-            return moments
-
-        count = min(len(read_split(dataset.path, 'train')), MEASURED)
-        kept = keep_statistics(
-            dataset.path, 'STATISTICS_TREESATAI.json', dict.fromkeys(dataset.modalities, count), measure
-        )
-        mean, std = {}, {}
-        for name, modality in dataset.modalities.items():
-            if not kept[name]['mean']:
-                raise ValueError(
-                    f'{name!r} has not one valid date in {count} plots of the training list of {dataset.path}, '
-                    'expected some to measure its mean and deviation; leave it out of modalities'
-                )
-            channels = [MODALITIES[name].bands.index(band) for band in modality.bands]
-            mean[name], std[name] = (number[channels].float() for number in as_bands(kept[name]))
-        return mean, std

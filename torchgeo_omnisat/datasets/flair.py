@@ -98,6 +98,7 @@ class FLAIR(NonGeoDataset):
     #: Of the transforms in the files; the masks name no CRS that others know.
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = tuple(DIRECTORIES)
+    all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
 
     def __init__(
         self,
@@ -174,6 +175,11 @@ class FLAIR(NonGeoDataset):
         self.modalities = select_bands(self._choose(modalities), bands)
         self._centroids = read_centroids(self.path / CENTROIDS, self.patches) if 's2' in self.modalities else {}
         self._days = read_aerial_dates(sorted(self.path.glob(METADATA)), self.patches)
+
+    @property
+    def ids(self) -> list[str]:
+        """The name of each sample."""
+        return [patch.id for patch in self.patches]
 
     def __len__(self) -> int:
         """Number of patches."""

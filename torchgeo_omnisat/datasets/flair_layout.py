@@ -123,6 +123,11 @@ class Patch:
     zone: str
     number: str
 
+    @property
+    def id(self) -> str:
+        """Its name among all patches, such as ``D004_2021/Z6_NU/IMG_000473``."""
+        return f'{self.domain}/{self.zone}/IMG_{self.number}'
+
 
 @dataclass(frozen=True)
 class SuperArea:

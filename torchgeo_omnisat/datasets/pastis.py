@@ -62,6 +62,7 @@ class PASTISMultimodal(NonGeoDataset):
     label_gsd = 10.0
     ignore_index = 19
     sources: ClassVar[tuple[Source, ...]] = SOURCES
+    all_modalities: ClassVar[dict[str, Modality]] = {source.modality.name: source.modality for source in SOURCES}
     target = 'ANNOTATIONS/TARGET_{}.npy'
     classes: ClassVar[tuple[str, ...]] = CLASSES
 
@@ -123,6 +124,11 @@ class PASTISMultimodal(NonGeoDataset):
         self.modalities = _select(self._sources, bands)
         self._check_files()
         self._check_dates()
+
+    @property
+    def ids(self) -> list[str]:
+        """The name of each sample."""
+        return [str(patch.id) for patch in self.patches]
 
     def __len__(self) -> int:
         """Number of patches."""

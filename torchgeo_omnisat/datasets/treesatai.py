@@ -148,6 +148,11 @@ class TreeSatAITimeSeries(NonGeoDataset):
         self._check_files()
         self.crs = self._place(self.names[0])[0]
 
+    @property
+    def ids(self) -> list[str]:
+        """The name of each sample."""
+        return self.names
+
     def __len__(self) -> int:
         """Number of plots."""
         return len(self.names)

@@ -1,0 +1,48 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ..datamodules import MultimodalDataModule
+from ..plugin import DEFAULT_DATA, announce_default_data, requested
+
+
+def data_parser(command: str, description: str) -> ArgumentParser:
+    """A parser that knows ``--data NAME --data.root DIR ...`` and ``--config FILE``.
+
+    Args:
+        command: The command, as the user types it.
+        description: What it does.
+    """
+    parser = ArgumentParser(
+        prog=f'python -m torchgeo_omnisat {command}',
+        description=f'{description} Without --data: the synthetic landscapes of `fit`. '
+        '--data.help NAME lists the arguments of a datamodule.',
+    )
+    parser.add_argument('-c', '--config', action='config', help='YAML file with any of these arguments')
+    parser.add_subclass_arguments(MultimodalDataModule, 'data', required=False, help='the datamodule and its arguments')
+    return parser
+
+
+def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Namespace, MultimodalDataModule]:
+    """What the command line says, and the datamodule that it asks for.
+
+    Args:
+        parser: From :func:`data_parser`, with the command's own arguments.
+        argv: The words of the command line.
+
+    Returns:
+        The arguments and the datamodule, which has read nothing yet.
+    """
+    words = None if argv is None else list(argv)
+    if requested('data', words) is None:
+        # Where data are named there is no default: its arguments would be taken for theirs.
+        parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
+    args = parser.parse_args(words)
+    announce_default_data(args.data)
+    datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
+    return args, datamodule

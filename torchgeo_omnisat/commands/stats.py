@@ -1,0 +1,58 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Stats: mean and deviation of every band of the training data, measured in one pass."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from ..datamodules.statistics import Entries
+from ..modality import Modality
+from .data import data_parser, parse_data
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, keep what comes out beside the data, and print it.
+
+    Args:
+        argv: The words of the command line.
+
+    Returns:
+        The exit status: 0, or 1 if a modality has nothing to measure or nothing could be kept.
+    """
+    parser = data_parser(
+        'stats',
+        'Mean and standard deviation of every band over the valid dates and finite pixels of all training samples, '
+        'in one pass. A pass that was cut off is continued. They are kept in STATISTICS.json beside the data (in '
+        "PyTorch's cache if that is read-only), where every later command on the same --data.root finds them; they "
+        'come before published ones.',
+    )
+    _, datamodule = parse_data(parser, argv)
+    train, entries, path = datamodule.measure()
+    print(report(train.modalities, entries))
+    empty = [name for name, groups in entries.items() if not any(entry['mean'] for entry in groups.values())]
+    for name in empty:
+        print(f'{name!r} has not one valid image with a finite pixel in {train.path}', file=sys.stderr)
+    if path is None:
+        return 1
+    print(f'Kept in {path}, which training, testing and prediction on {train.root} read.')
+    return 1 if empty else 0
+
+
+def report(modalities: Mapping[str, Modality], entries: Entries) -> str:
+    """A table of mean and deviation by modality, group and band.
+
+    Args:
+        modalities: What was measured.
+        entries: What came out.
+    """
+    lines = [f'{"modality":<10}{"group":<10}{"samples":>8}  {"band":<8}{"mean":>14}{"std":>14}']
+    for name, groups in entries.items():
+        for group, entry in groups.items():
+            start = f'{name:<10}{group:<10}{entry["samples"]:>8}  '
+            if not entry['mean']:
+                lines.append(f'{start}nothing to measure')
+            for band, mean, std in zip(modalities[name].bands, entry['mean'], entry['std'], strict=False):
+                lines.append(f'{start}{band:<8}{mean:>14.4f}{std:>14.4f}')
+                start = ' ' * len(start)
+    return '\n'.join(lines)
