@@ -171,7 +171,7 @@ def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Lab
         codes += [int(code)] * found
     pixels = np.bincount(ids.ravel(), minlength=len(codes) + 1)
     sums = np.bincount(ids.ravel(), _confidence(file, classes, inside, top, left).ravel(), len(codes) + 1)
-    corner = file.transform * file.transform.translation(left, top)
+    corner = file.window_transform(RasterWindow(left, top, width, height))
     outlines = {int(number): shape(outline) for outline, number in shapes(ids, ids > 0, 4, corner)}
     return ids, {
         number: Piece(codes[number - 1], outline, int(pixels[number]), float(sums[number]))

@@ -4,9 +4,9 @@
 """Tiling: an area as overlapping tiles, and as strips that are final one after the other.
 
 Everything is counted in pixels of the output grid. Tiles begin at multiples of a ground
-patch, so that a patch is the same ground in every tile that holds it. The last tile of a
-row or column moves back until it just covers the border, which it passes by less than a
-patch; if the area is smaller than a tile, that one tile passes it by more.
+patch, so that a patch is the same ground in every tile that holds it, and are spread evenly
+up to the border, which the last one passes by less than a patch; if the area is smaller
+than a tile, that one tile passes it by more.
 
 A *strip* are the rows between the beginnings of two rows of tiles, within one *band* of
 columns. It depends on the tiles that touch it and on nothing else, whatever was predicted
@@ -48,8 +48,8 @@ class Tiling:
         height: Rows of the area.
         width: Columns of the area.
         size: Side of a tile, a multiple of *patch*.
-        overlap: What neighbouring tiles share: below 1 a fraction of *size*, else pixels.
-            Patches are not cut, so it may be up to a patch more.
+        overlap: What neighbouring tiles share at least: below 1 a fraction of *size*, else
+            pixels. It is more where patches would be cut or tiles would pass the border.
         patch: Pixels after which a tile may begin: a ground patch.
         band: Widest band, about; memory grows with it, and at every border between bands
             tiles are predicted twice. None for a single one.
@@ -79,7 +79,7 @@ class Tiling:
 
     @property
     def stride(self) -> int:
-        """Pixels from one tile to the next."""
+        """Pixels from one tile to the next, at most."""
         shared = self.overlap * self.size if self.overlap < 1 else self.overlap
         return max(1, math.floor((self.size - shared) / self.patch + 1e-9)) * self.patch
 
@@ -146,9 +146,10 @@ class Tiling:
                 yield Strip(band, row), row >= wanted[0]
 
     def _starts(self, length: int) -> tuple[int, ...]:
-        """Beginnings of tiles along a side."""
-        last = max(0, math.ceil((length - self.size) / self.patch) * self.patch)
-        return (*range(0, last, self.stride), last)
+        """Beginnings of tiles along a side, as few as there may be and evenly spread."""
+        patches = max(0, math.ceil((length - self.size) / self.patch))
+        gaps = math.ceil(patches * self.patch / self.stride)
+        return tuple(index * patches // max(1, gaps) * self.patch for index in range(gaps + 1))
 
 
 def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:

@@ -1,0 +1,155 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Killed at any moment, continued or shared: the map is absent or the same."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from torchgeo_omnisat.prediction import GeoTIFFWriter
+from torchgeo_omnisat.prediction.work import WorkFolder
+
+from .areas import PlaneDataModule
+from .test_writer import make_task, make_trainer, predict, read
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
+AREA: dict[str, Any] = {'height': 100, 'width': 90, 'modalities': ('s2', 's1a'), 'covers': {'s1a': (0, 40)}}
+
+
+def count_tiles(datamodule: PlaneDataModule, fatal: int | None = None) -> list[int]:
+    """Count the tiles that are read; the process dies at number *fatal*."""
+    counter, tiles = [0], datamodule.predict_dataset
+
+    class Counting:
+        def __getitem__(self, window: Any) -> dict[str, Tensor]:
+            counter[0] += 1
+            if counter[0] == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return tiles[window]
+
+    datamodule.predict_dataset = Counting()  # type: ignore[assignment]
+    return counter
+
+
+def killed(target: Callable[[], object]) -> None:
+    """Run something in a process that dies of it."""
+    process = multiprocessing.get_context('fork').Process(target=target)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The map of a run that nothing disturbs."""
+    return read(predict(tmp_path_factory.mktemp('whole'), PlaneDataModule(**AREA)))
+
+
+@pytest.mark.parametrize('fatal', [2, 9, 16])
+def test_a_run_goes_on_after_it_was_killed(tmp_path: Path, whole: Any, fatal: int) -> None:
+    datamodule = PlaneDataModule(**AREA)
+    count_tiles(datamodule, fatal)
+    killed(lambda: predict(tmp_path, datamodule))
+    assert not (tmp_path / 'map.tif').exists()
+    datamodule = PlaneDataModule(**AREA)
+    counter, every = count_tiles(datamodule), sum(len(datamodule.tiling.tiles(s)) for s in datamodule.tiling.strips())
+    assert np.array_equal(read(predict(tmp_path, datamodule)), whole)
+    assert every - fatal <= counter[0] <= every
+    assert (counter[0] < every) == (fatal > 8)  # one row of tiles, of four, is read again
+    assert [path.name for path in tmp_path.iterdir()] == ['map.tif']
+
+
+@pytest.mark.parametrize('moment', ['write_map', 'set_colors', 'draw_overview'])
+def test_killed_while_the_map_is_put_together(
+    tmp_path: Path, whole: Any, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = 'cog' if moment == 'set_colors' else 'writer'
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            f'torchgeo_omnisat.prediction.{module}.{moment}', lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        )
+        killed(lambda: predict(tmp_path, PlaneDataModule(**AREA), overview=True))
+    assert not list(tmp_path.glob('map*'))
+    datamodule = PlaneDataModule(**AREA)
+    counter = count_tiles(datamodule)
+    assert np.array_equal(read(predict(tmp_path, datamodule, overview=True)), whole)
+    assert counter[0] <= 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['map.png', 'map.tif']
+
+
+def test_an_error_leaves_what_is_finished(tmp_path: Path, whole: Any) -> None:
+    datamodule = PlaneDataModule(**AREA)
+    tiles = datamodule.predict_dataset
+    limit = iter(range(10))
+
+    class Broken:
+        def __getitem__(self, window: Any) -> dict[str, Tensor]:
+            if next(limit, None) is None:
+                raise OSError('the disk is gone')
+            return tiles[window]
+
+    datamodule.predict_dataset = Broken()  # type: ignore[assignment]
+    with pytest.raises(OSError, match='the disk is gone'):
+        predict(tmp_path, datamodule)
+    datamodule = PlaneDataModule(**AREA)
+    counter = count_tiles(datamodule)
+    assert np.array_equal(read(predict(tmp_path, datamodule)), whole)
+    assert counter[0] < 16
+
+
+@pytest.mark.parametrize('change', ['weights', 'area', 'tiles', 'bands'])
+def test_other_arguments_never_mix(tmp_path: Path, change: str) -> None:
+    datamodule = PlaneDataModule(**AREA)
+    count_tiles(datamodule, 12)
+    killed(lambda: predict(tmp_path, datamodule))
+    task = make_task()
+    if change == 'weights':
+        task.model.decoder.head.bias.data[0] += 1
+    area = AREA | {'area': {'width': 88}, 'tiles': {'overlap': 0.5}}.get(change, {})
+    options = {'probabilities': 'uint16'} if change == 'bands' else {}
+    with pytest.warns(UserWarning, match='runs with other arguments left'):
+        mixed = predict(tmp_path, PlaneDataModule(**area), task, **options)
+    alone = predict(tmp_path / 'alone', PlaneDataModule(**area), task, **options)
+    assert np.array_equal(read(mixed), read(alone))
+
+
+def test_only_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path / 'map.tif', {'a': 1})
+    folder.open(claim=True)
+    with pytest.raises(RuntimeError, match='is being predicted by another run'):
+        WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
+    WorkFolder(tmp_path / 'map.tif', {'a': 2}).open(claim=True)
+    folder.close()
+    WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
+
+
+def test_a_broken_strip_is_named(tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path / 'map.tif', {})
+    folder.open(claim=True)
+    (folder.path / '0000-000001.npz').write_bytes(b'half')
+    (strip,) = folder.done()
+    with pytest.raises(ValueError, match=r'0000-000001.npz cannot be read .* expected a finished strip: remove it'):
+        folder.load(strip)
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize('rows', [100, 20])
+def test_two_processes_make_the_same_map(tmp_path: Path, rows: int) -> None:
+    """Of 20 rows there is one strip, so that the second process has nothing to do."""
+    area = AREA | {'height': rows}
+    one = predict(tmp_path / 'one', PlaneDataModule(**area))
+    writer = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False)
+    trainer = make_trainer(tmp_path, writer, devices=2, strategy='ddp_fork')
+    torch.set_num_threads(1)
+    trainer.predict(make_task(), datamodule=PlaneDataModule(**area), return_predictions=False)
+    assert np.array_equal(read(tmp_path / 'map.tif'), read(one))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['map.tif', 'one']
