@@ -4,6 +4,8 @@
 """Datasets: files to samples."""
 
 from .flair import FLAIR
+from .flairhub import FLAIRHUBMultimodal
+from .multimodal import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -12,6 +14,8 @@ from .treesatai import TreeSatAITimeSeries
 
 __all__ = [
     'FLAIR',
+    'FLAIRHUBMultimodal',
+    'MultimodalGeoDataset',
     'PASTISMultimodal',
     'RasterTimeSeries',
     'Sentinel1TimeSeries',

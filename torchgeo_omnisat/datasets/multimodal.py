@@ -1,0 +1,294 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MultimodalGeoDataset: geodatasets joined in space, each with its own pixels and dates."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import shapely
+from geopandas import GeoDataFrame
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from pyproj import CRS
+from rasterio import Affine
+from torchgeo.datasets import GeoDataset, RasterDataset
+from torchgeo.datasets.utils import GeoSlice, Sample
+
+from ..grid import Grid
+from ..modality import Modality
+from .figures import Composite, Palette, draw
+from .georeference import where
+from .sources import ImageSource, LabelSource, common_step, native_gsd, period
+
+#: Bands that make a picture, the first that a modality has.
+COMPOSITES = (
+    Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+    Composite('true colour', ('red', 'green', 'blue'), alike=True),
+    Composite('true colour', ('R', 'G', 'B'), alike=True),
+    Composite('VV, VH', ('VV', 'VH', 'VV')),
+)
+
+
+class MultimodalGeoDataset(GeoDataset):
+    """Geodatasets joined in space: every modality of a window, as far as it is there.
+
+    Unlike TorchGeo's intersections, every dataset keeps its own pixels and dates, and one
+    that has nothing in a window is missing from the sample instead of an error. All are
+    brought to one CRS in metres. It is itself a geodataset, for TorchGeo's samplers and
+    splits; its period is that of its series.
+
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every modality
+    that is there (see :mod:`torchgeo_omnisat.batch`), NaN where it was not measured,
+    ``mask`` (H, W) if there are labels, and ``bounds`` and ``transform`` of the labels'
+    pixels in float64.
+
+    So that every modality covers exactly the same ground, a window is moved to the nearest
+    place where pixels of all of them meet, and takes the nearest size that is a whole
+    number of pixels and patches: what was asked for, if that is such a window already.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, GeoDataset],
+        mask: GeoDataset | None = None,
+        required: Sequence[str] = (),
+        crs: Any = None,
+        gsd: Mapping[str, float] | None = None,
+        label_gsd: float | None = None,
+        patch_size: float | None = None,
+        date_ranges: Mapping[str, tuple[str, str]] | None = None,
+        ignore_index: int = 255,
+        area: Any = None,
+        labels: Sequence[str] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        """Join the indexes; nothing is read.
+
+        Args:
+            datasets: Datasets of images by name of the modality: ours, or any of TorchGeo's,
+                of which those with ``time_series=True`` are series.
+            mask: Labels, raster or vector, to whose ground the join is restricted.
+            required: Names of modalities to whose common ground the join is restricted;
+                without any, it is all the ground that some modality covers.
+            crs: CRS of samples, in metres; that of the labels or else of the first dataset
+                by default, or, if these are in degrees, the UTM zone.
+            gsd: Metres a pixel by modality; what the dataset has by default.
+            label_gsd: Metres a pixel of the labels and unit of samplers; by default that of
+                raster labels, else of the first modality.
+            patch_size: A length in metres of which tiles are to be multiples.
+            date_ranges: First and last day to take, by modality, and of the labels as ``mask``.
+            ignore_index: The class where there are no labels.
+            area: A geometry in *crs* to restrict the join to.
+            labels: Names of the classes, for figures.
+            transforms: What to do with a sample.
+
+        Raises:
+            ValueError: If an argument is not as described, or there is no common ground.
+        """
+        self.given = dict(datasets)
+        self.labels_given = mask
+        self.required = _names('required', required, self.given)
+        self.gsd = dict(gsd or {})
+        self.date_ranges = dict(date_ranges or {})
+        _names('gsd', list(self.gsd), self.given)
+        _names('date_ranges', list(self.date_ranges), [*self.given, 'mask'])
+        for name, dataset in {**self.given, **({} if mask is None else {'mask': mask})}.items():
+            if not isinstance(dataset, GeoDataset):
+                raise ValueError(f'{name!r} is {type(dataset).__name__}, expected a GeoDataset')
+        if not self.given:
+            raise ValueError('datasets is empty, expected at least one modality')
+        self.patch_size, self.ignore_index = patch_size, ignore_index
+        self.label_names, self.transforms = labels, transforms
+        self._label_gsd = label_gsd
+        self._build(_metric(crs, self.given, mask))
+        self.index = self._joined(area)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, by name."""
+        return {name: source.modality for name, source in self.sources.items()}
+
+    @property
+    def crs(self) -> CRS:
+        """CRS of samples."""
+        return self.index.crs
+
+    @crs.setter
+    def crs(self, crs: Any) -> None:
+        """Bring everything to another CRS in metres."""
+        if self.crs != crs:
+            index = self.index.to_crs(crs)
+            self._build(_metric(crs, self.given, self.labels_given))
+            self.index = index
+
+    @property
+    def area(self) -> Any:
+        """The ground of the join, a geometry in :attr:`crs`."""
+        return self.index.geometry.union_all()
+
+    def clip(self, area: Any) -> 'MultimodalGeoDataset':
+        """This dataset on part of its ground.
+
+        Args:
+            area: A geometry in :attr:`crs`.
+
+        Returns:
+            A dataset that shares the files.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        part = copy.copy(self)
+        part.index = self._rows(self.area.intersection(area), f'an area with the bounds {area.bounds}')
+        return part
+
+    def __getitem__(self, index: GeoSlice) -> Sample:
+        """Every modality in a window.
+
+        Args:
+            index: [xmin:xmax, ymin:ymax, tmin:tmax]. Series are restricted to the period; of
+                single images and labels the ones in it go before others. Steps are ignored.
+
+        Returns:
+            The sample, with the window as it was taken in ``bounds``.
+
+        Raises:
+            IndexError: If the window is outside of the ground of the join.
+        """
+        x, y, t = self._disambiguate_slice(index)
+        window = self.snap(x, y)
+        shape = shapely.box(*window)
+        if not self.index.intersects(shape).any() or self.index.intersection(shape).area.sum() == 0:
+            raise IndexError(f'the window {window} is outside of the data, expected one within {self.bounds[:2]}')
+        span = (t.start, t.stop)
+        sample: Sample = {}
+        for source in self.sources.values():
+            sample |= source.read(_pixels(self.crs, window, source.modality.gsd), span)
+        grid = _pixels(self.crs, window, self.label_gsd)
+        if self.labels is not None:
+            sample['mask'] = self.labels.read(grid, span, self.ignore_index)
+        sample |= where(grid, span)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def snap(self, x: slice, y: slice) -> tuple[float, float, float, float]:
+        """The nearest window in which pixels of all modalities meet: xmin, ymin, xmax, ymax."""
+        left = self.corner[0] + self.lattice * _nearest((x.start - self.corner[0]) / self.lattice)
+        top = self.corner[1] - self.lattice * _nearest((self.corner[1] - y.stop) / self.lattice)
+        width, height = (self.step * max(1, _nearest((axis.stop - axis.start) / self.step)) for axis in (x, y))
+        return left, top - height, left + width, top
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality, some of its dates, the mask and, if there, the prediction.
+
+        Args:
+            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
+            show_titles: Whether to write what is what.
+            suptitle: A title for the whole figure.
+
+        Returns:
+            The figure.
+        """
+        composites = {
+            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
+        }
+        classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
+        count = max([int(value.max()) + 1 for value in classes] + [len(self.label_names or ())])
+        names = [*(self.label_names or ())] + [str(index) for index in range(len(self.label_names or ()), count)]
+        if self.ignore_index < count:
+            names[self.ignore_index] = 'ignored'
+        colors = [to_hex(colormaps['tab20'](index % 20)) for index in range(count)]
+        return draw(sample, self.modalities, composites, Palette(names, colors), show_titles, suptitle)
+
+    def _build(self, crs: CRS) -> None:
+        """Bring the datasets to a CRS and find the pixels that they share."""
+        self.labels = None
+        if self.labels_given is not None:
+            self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'))
+        anchor = self._label_gsd
+        if anchor is None and isinstance(self.labels_given, RasterDataset):
+            anchor = native_gsd(self.labels_given)
+        self.sources: dict[str, ImageSource] = {}
+        for name, dataset in self.given.items():
+            source = ImageSource(name, dataset, crs, self.date_ranges.get(name), self.gsd.get(name), anchor)
+            self.sources[name] = source
+            anchor = anchor or source.modality.gsd
+        assert anchor is not None
+        self.label_gsd = anchor
+        gsds = [anchor, *(source.modality.gsd for source in self.sources.values())]
+        self.lattice = common_step(gsds)
+        self.step = self.lattice if self.patch_size is None else common_step([*gsds, self.patch_size])
+        self._res = (anchor, anchor)
+        rasters = [self.labels_given] if isinstance(self.labels_given, RasterDataset) else []
+        aligned = [dataset for dataset in [*rasters, *self.given.values()] if dataset.crs == crs]
+        bounds = aligned[0].index.total_bounds if aligned else next(iter(self.sources.values())).index.total_bounds
+        self.corner = (float(bounds[0]), float(bounds[3]))
+
+    def _joined(self, area: Any) -> GeoDataFrame:
+        """Where there is what is required, or anything, and labels if there are any."""
+        grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}
+        ground = shapely.union_all(list(grounds.values()))
+        parts = {name: grounds[name] for name in self.required}
+        if self.labels is not None:
+            parts['mask'] = self.labels.index.geometry.union_all()
+        if area is not None:
+            parts['area'] = area
+        for part in parts.values():
+            ground = ground.intersection(part)
+        covered = {name: tuple(map(round, part.bounds)) for name, part in {**grounds, **parts}.items()}
+        return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
+
+    def _rows(self, ground: Any, what: str) -> GeoDataFrame:
+        """An index of the polygons of a ground."""
+        shapes = [shape for shape in shapely.get_parts(ground) if shape.area > 0]
+        if not shapes:
+            raise ValueError(f'there is no ground in {what}, expected some in {self._crs_name}')
+        series = [source.index for source in self.sources.values() if source.modality.temporal]
+        start, stop = period(series or [source.index for source in self.sources.values()])
+        when = pd.IntervalIndex.from_tuples([(start, stop)] * len(shapes), closed='both', name='datetime')
+        crs = next(iter(self.sources.values())).index.crs
+        return GeoDataFrame({'filepath': ''}, index=when, geometry=shapes, crs=crs)
+
+    @property
+    def _crs_name(self) -> str:
+        """The CRS, for an error."""
+        return str(next(iter(self.sources.values())).index.crs.name)
+
+
+def _names(what: str, names: Sequence[str], known: Any) -> tuple[str, ...]:
+    """Names that are all known, or an error."""
+    if isinstance(names, str) or not set(names) <= set(known):
+        raise ValueError(f'{what} names {names!r}, expected some of {list(known)}')
+    return tuple(names)
+
+
+def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | None) -> CRS:
+    """A CRS in metres: the one given, that of a dataset, or the UTM zone of one in degrees.
+
+    Raises:
+        ValueError: If the one given is not in metres.
+    """
+    if crs is None:
+        found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
+        metric = [crs for crs in found if crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1]
+        return metric[0] if metric else next(iter(datasets.values())).index.estimate_utm_crs()
+    crs = CRS.from_user_input(crs)
+    if not crs.is_projected or crs.axis_info[0].unit_conversion_factor != 1:
+        raise ValueError(f'crs is {crs.name!r}, expected a projected one in metres, such as that of a UTM zone')
+    return crs
+
+
+def _pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
+    """The pixels of a window, which is a whole number of them."""
+    xmin, ymin, xmax, ymax = window
+    rows, columns = round((ymax - ymin) / gsd), round((xmax - xmin) / gsd)
+    return Grid(crs, Affine(gsd, 0, xmin, 0, -gsd, ymax), rows, columns)
+
+
+def _nearest(value: float) -> int:
+    """The nearest whole number; halves go up, so that windows side by side stay so."""
+    return math.floor(value + 0.5 + 1e-9)

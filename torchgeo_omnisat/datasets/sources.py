@@ -1,0 +1,300 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Sources: any TorchGeo geodataset as one modality, or as labels, of a join."""
+
+import contextlib
+import copy
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from pyproj import CRS
+from rasterio.features import geometry_mask
+from torch import Tensor
+from torchgeo.datasets import GeoDataset, RasterDataset
+from torchgeo.datasets.utils import Sample
+
+from ..grid import Grid
+from ..modality import Modality
+from .frames import ALWAYS, days_of, opened, overlapping, read_frames
+from .georeference import Span, as_span, metres
+from .raster import RasterTimeSeries, newest, read_modality
+from .series import finite_mean
+
+#: Methods that, as TorchGeo wrote them, do no more to pixels than we do when we read the files.
+_READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_warp_file')
+
+
+class Source:
+    """A dataset in the CRS of a join, in a period of its own.
+
+    Where TorchGeo's own code reads the files, ours does instead, which tells what was not
+    measured; where a subclass changed it, that subclass is asked.
+
+    Args:
+        name: What to call it in errors.
+        dataset: A dataset; it is not changed.
+        crs: CRS of the join.
+        date_range: First and last day to take; None for all.
+    """
+
+    def __init__(self, name: str, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
+        """Take a copy of the dataset into the CRS, and the files of its period."""
+        self.name = name
+        self.dataset: Any = _moved(dataset, crs)
+        self.span: Span = None if date_range is None else as_span(date_range)
+        if self.span is not None:
+            index = self.dataset.index
+            kept = index[index.index.overlaps(pd.Interval(*self.span, closed='both'))]
+            if kept.empty:
+                raise ValueError(
+                    f'date_ranges of {name!r} is {tuple(date_range or ())}, expected a period with some of its data, '
+                    f'which are from {index.index.left.min()} to {index.index.right.max()}'
+                )
+            self.dataset.index = kept
+        self.plain = _is_plain(self.dataset)
+
+    @property
+    def index(self) -> GeoDataFrame:
+        """Where and when there is something."""
+        return self.dataset.index
+
+    def rows(self, grid: Grid, span: Span, prefer: bool) -> GeoDataFrame:
+        """What reaches a window in a period; with *prefer*, whatever else there is rather than nothing."""
+        rows = overlapping(self.dataset, grid, span)
+        return overlapping(self.dataset, grid, None) if rows.empty and prefer else rows
+
+    def ask(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+        """What the dataset itself says about a window in the period of rows, or nothing."""
+        xmin, ymin, xmax, ymax = grid.bounds
+        period = slice(rows.index.left.min(), rows.index.right.max())
+        try:
+            return self.dataset[slice(xmin, xmax, grid.step), slice(ymin, ymax, grid.step), period]
+        except IndexError:
+            return {}
+
+    def fit(self, found: Tensor, rows: GeoDataFrame, grid: Grid) -> NDArray[np.float32]:
+        """What a dataset said, as float32 with NaN beyond its files and where its nodata is.
+
+        Raises:
+            ValueError: If that is of another size than was asked for.
+        """
+        values = found.numpy().astype(np.float32)
+        if values.shape[-2:] != (grid.height, grid.width):
+            raise ValueError(
+                f'{self.name!r} gives {tuple(values.shape)} for a window of {grid.height} x {grid.width} pixels of '
+                f'{grid.step} m, expected that size'
+            )
+        nodata = getattr(self.dataset, 'nodata', None)
+        if nodata is not None:
+            values[values == nodata] = np.nan
+        values[..., geometry_mask(rows.geometry, (grid.height, grid.width), grid.transform)] = np.nan
+        return values
+
+
+class ImageSource(Source):
+    """A dataset as one modality.
+
+    Args:
+        name: Name of the modality.
+        dataset: A dataset of images: one of ours with one modality, or one of TorchGeo's.
+        crs: CRS of the join.
+        date_range: First and last day to take; None for all.
+        gsd: Metres a pixel; by default what the dataset has, where that is a round number.
+        anchor: A gsd of which others are multiples or parts, where they are not round.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: GeoDataset,
+        crs: CRS,
+        date_range: Sequence[str] | None = None,
+        gsd: float | None = None,
+        anchor: float | None = None,
+    ) -> None:
+        """See what the images are."""
+        super().__init__(name, dataset, crs, date_range)
+        gsd = native_gsd(dataset, anchor) if gsd is None else gsd
+        own = getattr(dataset, 'modalities', None)
+        if own is not None and len(own) != 1:
+            raise ValueError(f'{name!r} has the modalities {list(own)}, expected a dataset of one')
+        self.own: Modality | None = None if own is None else next(iter(own.values()))
+        if self.own is not None:
+            self.modality = replace(self.own, name=name, gsd=gsd)
+        else:
+            self.modality = Modality(name, _bands(dataset), gsd, _is_series(dataset))
+
+    def read(self, grid: Grid, span: Span) -> Sample:
+        """Image, dates and valid of a window, or nothing.
+
+        Args:
+            grid: The window in pixels of this modality.
+            span: First and last instant. A single image from another time will do where
+                there is none of this.
+        """
+        rows = self.rows(grid, span, prefer=not self.modality.temporal)
+        if rows.empty:
+            return {}
+        if self.plain:
+            return read_modality(self.dataset, rows, grid, self.modality)
+        if self.own is not None:
+            sample = self.ask(grid, rows)
+            pairs = zip(self.modality.keys, self.own.keys, strict=True)
+            return {key: sample[own] for key, own in pairs} if self.own.image_key in sample else {}
+        return self._ask_days(grid, rows) if self.modality.temporal else self._ask_image(grid, rows)
+
+    def _ask_image(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+        """One image, by TorchGeo's code; it has a date if all its files have the same."""
+        sample = self.ask(grid, rows)
+        if not sample:
+            return {}
+        image = self.fit(sample['image'], rows, grid)
+        days = np.unique(days_of(rows))
+        return self._keys(
+            image, days if len(days) == 1 else np.zeros(1, np.int64), np.isfinite(image).any(keepdims=True)
+        )
+
+    def _ask_days(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+        """A series, by TorchGeo's code, asked once a day."""
+        frames, days = [], []
+        for day in np.unique(days_of(rows)):
+            of_day = rows[days_of(rows) == day]
+            sample = self.ask(grid, of_day)
+            if sample:
+                image = self.fit(sample['image'], of_day, grid)
+                frames.append(finite_mean(image) if image.ndim == 4 else image)
+                days.append(day)
+        if not frames:
+            return {}
+        image = np.stack(frames)
+        return self._keys(image, np.array(days, np.int64), np.isfinite(image).reshape(len(image), -1).any(1))
+
+    def _keys(self, image: NDArray[Any], days: NDArray[np.int64], valid: NDArray[np.bool_]) -> Sample:
+        """The three tensors."""
+        arrays = (image, days, valid.reshape(-1))
+        return dict(zip(self.modality.keys, map(torch.from_numpy, arrays), strict=True))
+
+
+class LabelSource(Source):
+    """A dataset of classes, raster or vector."""
+
+    def __init__(self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
+        """Have rasters read as classes, even where they are not declared as such."""
+        super().__init__('mask', dataset, crs, date_range)
+        if self.plain:
+            self.dataset.is_image = False
+
+    def read(self, grid: Grid, span: Span, ignore_index: int) -> Tensor:
+        """Classes (H, W) of a window, *ignore_index* where there are none.
+
+        Args:
+            grid: The window in pixels of the labels.
+            span: First and last instant; labels from another time will do where there are none of this.
+            ignore_index: What to fill with.
+        """
+        rows = self.rows(grid, span, prefer=True)
+        mask = np.full((grid.height, grid.width), np.nan, np.float32)
+        if not rows.empty and self.plain:
+            frames, _, _ = read_frames(self.dataset, rows, grid)
+            mask = newest(frames)[0]
+        elif not rows.empty and (sample := self.ask(grid, rows)):
+            if 'mask' not in sample:
+                raise ValueError(
+                    f'mask gives samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
+                )
+            mask = self.fit(sample['mask'], rows, grid)
+        known = np.isfinite(mask)
+        return torch.from_numpy(np.where(known, mask, ignore_index).round().astype(np.int64))
+
+
+def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
+    """Metres a pixel of a dataset.
+
+    Where that is no whole number of millimetres, as after a reprojection or in degrees, it
+    is the nearest multiple or part of *anchor*, or two digits of it.
+    """
+    gsd = metres(dataset.crs, float(dataset.res[0]), dataset.index.total_bounds)
+    if not dataset.crs.is_geographic and abs(gsd * 1000 - round(gsd * 1000)) < 1e-6:
+        return round(gsd, 3)
+    if anchor is None:
+        return float(f'{gsd:.2g}')
+    return anchor * max(1, round(gsd / anchor)) if gsd > anchor else anchor / max(1, round(anchor / gsd))
+
+
+def period(indexes: Sequence[GeoDataFrame]) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """From the first to the last date of several indexes; always, if none has a date."""
+    dated = [index.index[(index.index.left != ALWAYS[0])] for index in indexes]
+    dated = [intervals for intervals in dated if len(intervals)]
+    if not dated:
+        return ALWAYS
+    return min(intervals.left.min() for intervals in dated), max(intervals.right.max() for intervals in dated)
+
+
+def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
+    """A copy of a dataset in another CRS."""
+    if hasattr(dataset, 'datasets'):  # a union or an intersection, which moves those that it is made of
+        moved = copy.deepcopy(dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            moved.crs = crs
+        return moved
+    moved = copy.copy(dataset)
+    moved.index = dataset.index if dataset.crs == crs else dataset.index.to_crs(crs)
+    return moved
+
+
+def _is_plain(dataset: GeoDataset) -> bool:
+    """Whether pixels of files are what a dataset gives, by methods that are as TorchGeo or we wrote them."""
+    if not isinstance(dataset, RasterDataset) or dataset.transforms is not None:
+        return False
+    known = (RasterDataset, RasterTimeSeries)
+    return all(getattr(type(dataset), name) in [getattr(k, name) for k in known] for name in _READING)
+
+
+def _is_series(dataset: GeoDataset) -> bool:
+    """Whether a dataset of TorchGeo's stacks dates."""
+    parts = getattr(dataset, 'datasets', ())
+    return any(map(_is_series, parts)) if parts else bool(getattr(dataset, 'time_series', False))
+
+
+def _bands(dataset: GeoDataset) -> tuple[str, ...]:
+    """Names of the channels: those of the dataset, else of the first file, else numbers."""
+    names = getattr(dataset, 'bands', None)
+    if names:
+        return tuple(names)
+    if isinstance(dataset, RasterDataset) and _is_plain(dataset):
+        with opened(dataset.index.filepath.iloc[0]) as source:
+            names = [text or f'B{number}' for number, text in enumerate(source.descriptions, 1)]
+        return tuple(names if len(set(names)) == len(names) else [f'B{i + 1}' for i in range(len(names))])
+    x, y, t = dataset.bounds
+    point = dataset.index.geometry.iloc[0].representative_point()
+    sample = dataset[
+        slice(point.x, point.x + x.step, x.step), slice(point.y, point.y + y.step, y.step), slice(t.start, t.stop)
+    ]
+    if 'image' not in sample:
+        raise ValueError(f'{type(dataset).__name__} gives samples of {sorted(sample)}, expected an image')
+    return tuple(f'B{i + 1}' for i in range(sample['image'].shape[-3]))
+
+
+def common_step(lengths: Sequence[float]) -> float:
+    """The least length that is a whole number of each of several.
+
+    Raises:
+        ValueError: If it is more than a hundred times the greatest.
+    """
+    micrometres = [round(length * 1e6) for length in lengths]
+    step = math.lcm(*micrometres) / 1e6
+    if step > 100 * max(lengths):
+        raise ValueError(
+            f'pixels and patches of {sorted(set(lengths))} m share no ground below {step} m, expected lengths that are '
+            'multiples of each other; gsd sets those of a modality'
+        )
+    return step
