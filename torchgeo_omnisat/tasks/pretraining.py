@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..batch import available
-from ..losses import CrossModalInfoNCE, PatchContrastiveLoss, processes, too_close
+from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, processes, too_close
 from ..modality import Modality, subset_name
 from ..transforms import ModalityDropout
 from .base import OmniSatTask
@@ -59,12 +59,15 @@ class OmniSatPretraining(OmniSatTask):
         reconstruction_weight: Weight of the reconstruction; 0 for none, and nothing is hidden.
         temperature: Temperature that the contrast of tiles begins with.
         patch_temperature: Temperature of the contrast of patches.
-        projection_dim: Width of a projected tile.
+        projection_dim: Width of a projected tile, and patch.
+        project_patches: Whether patches are compared behind a projection head, as tiles are, or by
+            their tokens, as published.
         exclude_within: Tiles whose centres are nearer than so many metres, or that overlap, are
             no negatives of each other; None to leave ``bounds`` aside.
         mask_ratio: Part of the ground patches that is hidden.
         hide: What is hidden: the pixels, so that nothing of them reaches any encoder, or the
             tokens alone, of which neighbours tell, as encoders look beyond a patch.
+        max_pixels: The most pixels along the side of a rebuilt patch; None for all that it has.
         max_dates: The most dates of a series that are rebuilt a step; None for all.
         modality_dropout: Probability that the fusion of a tile loses each of its modalities, or by
             name, in training; never the last one. See :class:`.ModalityDropout`.
@@ -102,9 +105,11 @@ class OmniSatPretraining(OmniSatTask):
         temperature: float = 0.07,
         patch_temperature: float = 0.1,
         projection_dim: int = 128,
+        project_patches: bool = False,
         exclude_within: float | None = 0.0,
         mask_ratio: float = 0.5,
         hide: Literal['pixels', 'tokens'] = 'pixels',
+        max_pixels: int | None = None,
         max_dates: int | None = None,
         modality_dropout: float | dict[str, float] = 0.2,
         micro_batch_size: int | None = None,
@@ -132,8 +137,14 @@ class OmniSatPretraining(OmniSatTask):
         self._refuse()
         told, terms = self.hparams, self.terms
         self.dropout = ModalityDropout(self.modalities, told['modality_dropout'])
-        projection = told['projection_dim'] if 'tile' in terms else None
-        return Pretrainer(self.build_backbone(), projection, 'reconstruction' in terms, told['max_dates'])
+        backbone, sizes = self.build_backbone(), {name: told[name] for name in ('max_pixels', 'max_dates')}
+        width, patch_size = backbone.embed_dim, backbone.patch_size
+        return Pretrainer(
+            backbone,
+            told['projection_dim'] if 'tile' in terms else None,
+            told['projection_dim'] if 'patch' in terms and told['project_patches'] else None,
+            MaskedReconstruction(self.modalities, width, patch_size, **sizes) if 'reconstruction' in terms else None,
+        )
 
     def configure_losses(self) -> None:
         """The contrasts; the reconstruction belongs to the model."""
@@ -228,7 +239,7 @@ class OmniSatPretraining(OmniSatTask):
         if 'tile' in terms and (stage == 'train' or self._tiles(count) > 1):
             losses['tile'] = self._contrast_tiles(views, exclude, stage)
         if 'patch' in terms:
-            losses['patch'] = self.patch_contrast(views.tokens, views.seen, exclude)
+            losses['patch'] = self.patch_contrast(views.patches, views.seen, exclude)
         if 'reconstruction' in terms:
             rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
             losses['reconstruction'] = rebuilt.loss
@@ -238,7 +249,7 @@ class OmniSatPretraining(OmniSatTask):
         for name, value in losses.items():
             self._log(f'{stage}_{name}_loss', value, count, stage)
         if 'patch' in terms:
-            self._log_spread(f'{stage}_patch_spread', views.tokens, views.seen, stage)
+            self._log_spread(f'{stage}_patch_spread', views.patches, views.seen, stage)
         return loss, views
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, stage: str) -> Tensor:
@@ -275,7 +286,7 @@ class OmniSatPretraining(OmniSatTask):
         """Loss and figures of a batch of an evaluation."""
         _, views = self.compute(batch, stage, batch_idx)
         key = (self.hparams['seed'], STAGES[stage], batch_idx, self.global_rank)
-        self._retrieval.update(views.tokens, views.seen, generator(key))
+        self._retrieval.update(views.patches, views.seen, generator(key))
         if batch_idx == 0 and 'tile' in self.terms:
             tiles = F.normalize(views.tiles.float(), dim=-1).cpu()
             seen = views.seen.any(1).cpu()

@@ -39,49 +39,53 @@ class Views(NamedTuple):
     """What :class:`Pretrainer` makes of B tiles.
 
     Attributes:
-        tiles: A projected embedding a modality and tile, ``(M, B, P)``; P is 0 without the tile term.
-        tokens: Tokens ``(M, B, N, D)``, zero where not seen.
+        tiles: An embedding a modality and tile, ``(M, B, P)``; P is 0 without heads.
+        patches: What patches are compared by, ``(M, B, N, D)``.
         seen: Which patch of which tile each modality saw, ``(B, N, M)``.
         errors: Sum of the squared errors of each rebuilt modality, ``(M,)``; zero without that term.
         counts: Number of values that were rebuilt, ``(M,)``.
     """
 
     tiles: Tensor
-    tokens: Tensor
+    patches: Tensor
     seen: Tensor
     errors: Tensor
     counts: Tensor
 
 
 class Pretrainer(nn.Module):
-    """A backbone with what pre-training adds: a projection head and a decoder a modality.
+    """A backbone with what pre-training adds: projection heads and a decoder for each modality.
 
     A tile's embedding is the mean of the tokens that a modality saw, projected by a
-    perceptron (as Chen et al., SimCLR, arXiv 2002.05709), so that what the contrast
-    throws away is lost behind the head and not in the tokens. Patches are compared by their tokens
-    themselves, as published.
+    perceptron (as Chen et al., SimCLR, arXiv 2002.05709), so that what the contrast throws
+    away is lost behind the head and not in the tokens. Patches are compared by their tokens
+    themselves, as published, unless they are to be projected too.
 
     Args:
         backbone: What is trained and handed over.
-        projection_dim: Width P of a tile's embedding; None without heads.
-        rebuild: Whether there are decoders.
-        max_dates: See :class:`.MaskedReconstruction`.
+        tile_dim: Width P of a tile's embedding; None without heads.
+        patch_dim: Width of a patch's embedding; None for the tokens themselves.
+        reconstruction: The decoders, if hidden patches are to be rebuilt.
     """
 
     def __init__(
-        self, backbone: OmniSat, projection_dim: int | None = 128, rebuild: bool = True, max_dates: int | None = None
+        self,
+        backbone: OmniSat,
+        tile_dim: int | None = 128,
+        patch_dim: int | None = None,
+        reconstruction: MaskedReconstruction | None = None,
     ) -> None:
-        """Build heads and decoders."""
+        """Build the heads."""
         super().__init__()
         self.backbone = backbone
-        width = backbone.embed_dim
-        names = backbone.modalities if projection_dim else ()
-        self.projections = nn.ModuleDict({name: Mlp(width, width, projection_dim) for name in names})
-        self.reconstruction = (
-            MaskedReconstruction(backbone.modalities, width, backbone.patch_size, max_dates=max_dates)
-            if rebuild
-            else None
-        )
+        self.tile_heads, self.patch_heads = self._heads(tile_dim), self._heads(patch_dim)
+        self.reconstruction = reconstruction
+
+    def _heads(self, width: int | None) -> nn.ModuleDict:
+        """A perceptron a modality, or none."""
+        dim = self.backbone.embed_dim
+        names = self.backbone.modalities if width is not None else ()
+        return nn.ModuleDict({name: Mlp(dim, dim, width) for name in names})
 
     def grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         """Rows and columns of the ground grid of a batch."""
@@ -126,8 +130,8 @@ class Pretrainer(nn.Module):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
             parts.append(checkpoint(self._views, part, draws.part(rows), grid, chances, pixels, use_reentrant=False))
-        tiles, tokens, seen, errors, counts = zip(*parts, strict=True)
-        return Views(torch.cat(tiles, 1), torch.cat(tokens, 1), torch.cat(seen), sum(errors), sum(counts))
+        tiles, patches, seen, errors, counts = zip(*parts, strict=True)
+        return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(seen), sum(errors), sum(counts))
 
     def _views(
         self,
@@ -151,15 +155,15 @@ class Pretrainer(nn.Module):
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
             errors, counts = self.reconstruction.errors(fused, batch, hidden, grid)
-        return Views(self._project(stacked, seen), stacked, seen, errors, counts)
+        patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
+        return Views(self._tiles(stacked, seen), patches, seen, errors, counts)
 
-    def _project(self, tokens: Tensor, seen: Tensor) -> Tensor:
+    def _tiles(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """The embedding of every tile in every modality, from the tokens that it saw."""
-        if not self.projections:
+        if not self.tile_heads:
             return tokens.new_zeros(*tokens.shape[:2], 0)
         count = seen.sum(1).T.clamp(min=1).unsqueeze(-1)
-        means = tokens.sum(2) / count
-        return torch.stack([head(mean) for head, mean in zip(self.projections.values(), means, strict=True)])
+        return project(tokens.sum(2) / count, self.tile_heads)
 
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """The batch without what lies on hidden patches: NaN, as if it had not been measured.
@@ -181,6 +185,11 @@ class Pretrainer(nn.Module):
                     gone.unsqueeze(1) if modality.temporal else gone, torch.nan
                 )
         return {**batch, **changed}
+
+
+def project(embeddings: Tensor, heads: nn.ModuleDict) -> Tensor:
+    """Embeddings ``(M, ..., D)``, those of each modality through its own head."""
+    return torch.stack([head(x) for head, x in zip(heads.values(), embeddings, strict=True)])
 
 
 def draw(
