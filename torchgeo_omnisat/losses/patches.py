@@ -66,7 +66,7 @@ class PatchContrastiveLoss(nn.Module):
             available: Which tile, or which patch of it, has which modality; what the others
                 hold does not matter.
             exclude: Which of the G tiles of all processes are no negatives for which tile, as
-                :func:`.too_close` tells: symmetric, and False for a tile and itself.
+                :func:`.too_close` tells, which is symmetric. A tile's own are always compared.
 
         Returns:
             The loss, a scalar; 0 where no patch has two modalities.
@@ -129,10 +129,10 @@ def _apart(
         exclude = torch.zeros(tiles, sum(counts), dtype=torch.bool)
     if tuple(exclude.shape) != (tiles, sum(counts)):
         raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {sum(counts)}): the tiles compared')
-    tables = [
-        repeat(part, 'b g -> (m b) (k g)', m=modalities, k=modalities) for part in exclude.cpu().split(counts, dim=1)
-    ]
     here = processes.rank() if everywhere else 0
+    parts = list(exclude.cpu().split(counts, dim=1))
+    parts[here] = parts[here] & ~torch.eye(tiles, dtype=torch.bool)
+    tables = [repeat(part, 'b g -> (m b) (k g)', m=modalities, k=modalities) for part in parts]
     tables[here] = tables[here] | torch.eye(modalities * tiles, dtype=torch.bool)
     return tables
 
