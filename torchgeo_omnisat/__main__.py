@@ -11,6 +11,7 @@ COMMANDS = {
     'demo': 'made-up landscapes to a trained model, its scores and pictures',
     'baseline': 'score a classifier of single pixels, to compare a model with',
     'stats': 'measure mean and deviation of every band of the training data',
+    'check': 'walk a dataset and tell what is wrong with its files',
 }
 TORCHGEO = {
     'fit': 'train a model',

@@ -46,10 +46,10 @@ class TestArguments:
         [
             ({'split': 'all'}, r"split is 'all', expected one of \['train', 'val', 'test'\]"),
             ({'num_classes': 12}, r'num_classes is 12, expected one of \[13, 19\]'),
-            ({'missing': 'ignore'}, r"missing is 'ignore', expected one of \['error', 'allow'\]"),
+            ({'missing': 'ignore'}, r"missing is 'ignore', expected one of \['error', 'allow', 'check'\]"),
             ({'modalities': 's2'}, "modalities is 's2', expected a tuple of names"),
             ({'modalities': ()}, r'modalities is \(\), expected'),
-            ({'modalities': ('spot',)}, r"modalities names \['spot'\], expected some of \['aerial', 's2'\]"),
+            ({'modalities': ('spot',)}, r"modalities names 'spot', which is none of \['aerial', 's2'\]"),
             ({'bands': {'s1a': ('VV',)}}, r"bands names the modalities \['s1a'\], expected some of \['aerial', 's2'\]"),
             ({'bands': {'aerial': ('SWIR',)}}, r"unknown bands \['SWIR'\] of 'aerial', expected some of \['R'"),
             ({'max_dates': 0}, 'max_dates is 0, expected None or at least 1'),

@@ -49,7 +49,7 @@ class TestArguments:
             ({'date_range': ('2019-02-30', '2019-03-01')}, "date_range holds '2019-02-30', expected a date such as"),
             ({'date_range': ('2019-03-01', '2019-02-01')}, 'date_range is .* expected the first day not to come after'),
             ({'date_range': '2019'}, "date_range is '2019', expected two dates"),
-            ({'missing': 'ignore'}, "missing is 'ignore', expected 'error' or 'allow'"),
+            ({'missing': 'ignore'}, r"missing is 'ignore', expected one of \['error', 'allow', 'check'\]"),
         ],
     )
     def test_are_refused(self, one: Path, arguments: dict[str, Any], match: str) -> None:

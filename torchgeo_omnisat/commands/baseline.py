@@ -21,8 +21,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import tqdm
 
 from ..datasets import PASTISMultimodal, SyntheticLandscapes
-from ..datasets.pastis import DAY
 from ..datasets.pastis_layout import FOLDS
+from ..datasets.series import DAY
 from ..datasets.writing import is_synthetic
 from ..modality import Modality, subset_name
 

@@ -68,6 +68,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         dataset_class: type[NonGeoDataset],
         batch_size: int = 4,
         num_workers: int = 0,
+        exclude: str | None = None,
         dihedral: bool = True,
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
@@ -81,6 +82,8 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             dataset_class: The dataset.
             batch_size: Samples in a batch.
             num_workers: Processes that read.
+            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are
+                left out of every split, and it is said of how many.
             dihedral: Whether to turn and mirror tiles.
             temporal_dropout: Probability of losing each date of a series; 0 for none.
             speckle: Looks of the speckle added to radar images in dB; 0 for none.
@@ -95,6 +98,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if batches not in ('anywhere', 'region'):
             raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        self.exclude = exclude
         self.dihedral = dihedral
         self.temporal_dropout = temporal_dropout
         self.speckle = speckle
@@ -121,6 +125,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if stage == 'fit':
             self.start_anew()
         made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
+        self.say_excluded(made)
         self.train_dataset = made.get('train', self.train_dataset)
         self.val_dataset = made.get('val', self.val_dataset)
         if stage == 'predict':

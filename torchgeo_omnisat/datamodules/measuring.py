@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ..modality import Modality
+from .excluding import ExcludingDataModule
 from .statistics import Bands, Entries, as_bands, holds, load_statistics, measure, partial_of, save_statistics
 
 
-class MeasuringDataModule(LightningDataModule):
+class MeasuringDataModule(ExcludingDataModule):
     """A datamodule that makes datasets of any split, and knows the statistics of the training split.
 
     They are what ``python -m torchgeo_omnisat stats`` measured, else what is published, else
@@ -42,7 +42,7 @@ class MeasuringDataModule(LightningDataModule):
             split: Which split.
             **changes: Arguments of the dataset that are to differ from the datamodule's.
         """
-        return self.dataset_class(**{**self.kwargs, **self.selection(split), **changes})
+        return self.dataset_class(**{**self.kwargs, **self.selection(split), **self.exclusion(), **changes})
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Changes that make a dataset of all bands and dates, of some modalities or of those in use."""
@@ -72,7 +72,10 @@ class MeasuringDataModule(LightningDataModule):
             the file that keeps them, None if none could be written.
         """
         train = self.make_dataset('train', **self.whole_series())
-        about = {'ids': train.ids, **{name: value for name, value in self.kwargs.items() if name != 'root'}}
+        about: dict[str, Any] = {
+            'ids': train.ids,
+            **{name: value for name, value in self.kwargs.items() if name != 'root'},
+        }
         keep = partial_of(train.path)
         entries = measure(train, train.modalities, self.groups(train), None, self.num_workers, keep, about)
         return train, entries, save_statistics(train.path, entries)

@@ -43,6 +43,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
+        exclude: str | None = None,
         dihedral: bool = True,
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
@@ -65,6 +66,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download PASTIS-R if nothing is there.
             checksum: Whether to check the archive's MD5.
+            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
@@ -80,6 +82,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             PASTISMultimodal,
             batch_size=batch_size,
             num_workers=num_workers,
+            exclude=exclude,
             dihedral=dihedral,
             temporal_dropout=temporal_dropout,
             speckle=speckle,

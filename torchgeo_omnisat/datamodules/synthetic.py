@@ -33,6 +33,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
         num_workers: int = 0,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
+        exclude: str | None = None,
         dihedral: bool = True,
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
@@ -54,6 +55,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             num_workers: Processes that read.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
+            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
@@ -70,6 +72,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             bands=bands,
             batch_size=batch_size,
             num_workers=num_workers,
+            exclude=exclude,
             dihedral=dihedral,
             temporal_dropout=temporal_dropout,
             speckle=speckle,

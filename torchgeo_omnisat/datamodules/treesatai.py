@@ -40,6 +40,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
+        exclude: str | None = None,
         dihedral: bool = True,
         temporal_dropout: float = 0.2,
         speckle: float = 10.0,
@@ -61,6 +62,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download the archives that are not there.
             checksum: Whether to check MD5 sums, where they are known.
+            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
@@ -70,6 +72,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             TreeSatAITimeSeries,
             batch_size=batch_size,
             num_workers=num_workers,
+            exclude=exclude,
             dihedral=dihedral,
             temporal_dropout=temporal_dropout,
             speckle=speckle,

@@ -3,7 +3,8 @@
 
 """FLAIR: land cover of France from aerial images and a year of Sentinel-2."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,14 +15,16 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.transform import Affine, array_bounds
 from torch import Tensor
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
 from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
+from .flair_areas import expect_series, find_super_area, open_super_area, read_centroids, read_products, window_around
 from .flair_layout import (
     ARCHIVES,
     CENTROIDS,
@@ -35,20 +38,14 @@ from .flair_layout import (
     Patch,
     class_names,
     find_patches,
-    find_super_area,
-    open_super_area,
     read_aerial_dates,
-    read_centroids,
     read_mask,
-    read_products,
-    select_bands,
+    read_size,
     split_of,
-    window_around,
 )
-from .series import choose_dates, finite_mean, merge_days
+from .integrity import Expected, Part
+from .series import choose_clear, finite_mean, merge_days, when
 
-#: Seconds in a day.
-DAY = 86400
 #: nDSM as stored, a metre.
 _STEPS = 5
 
@@ -95,6 +92,7 @@ class FLAIR(NonGeoDataset):
 
     #: Metres a pixel of the mask.
     label_gsd = MODALITIES['aerial'].gsd
+    layout: ClassVar[str] = 'FLAIR'
     #: Of the transforms in the files; the masks name no CRS that others know.
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = tuple(DIRECTORIES)
@@ -110,7 +108,8 @@ class FLAIR(NonGeoDataset):
         cloud_probability: float = 60,
         cloud_cover: float = 0.5,
         max_dates: int | None = None,
-        missing: Literal['error', 'allow'] = 'error',
+        missing: Literal['error', 'allow', 'check'] = 'error',
+        exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
         checksum: bool = False,
@@ -129,7 +128,9 @@ class FLAIR(NonGeoDataset):
             max_dates: How many days of a series to read, spread evenly over those that are
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
-                ``'allow'``, a modality absent from that sample.
+                ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
+                yet, for whoever asks for :meth:`parts`.
+            exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download what is not there: the archives of the modalities
                 asked for, 50.7 GB (aerial) and 22.8 GB (s2) for training and validation.
@@ -140,40 +141,26 @@ class FLAIR(NonGeoDataset):
             FileNotFoundError: If a file is missing.
             ValueError: If an argument is not as described.
         """
-        for name, value, options in (
-            ('split', split, self.splits),
-            ('num_classes', num_classes, (13, len(CLASSES))),
-            ('missing', missing, ('error', 'allow')),
-        ):
-            if value not in options:
-                raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')
-        if max_dates is not None and max_dates < 1:
-            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
-        if modalities is not None and (isinstance(modalities, str) or not modalities):
-            raise ValueError(f'modalities is {modalities!r}, expected a tuple of names, such as {tuple(MODALITIES)}')
-        if unknown := [name for name in modalities or () if name not in MODALITIES]:
-            raise ValueError(f'modalities names {unknown}, expected some of {list(MODALITIES)}')
-        self.root = root
-        self.path = Path(root).expanduser()
-        self.split = split
-        self.num_classes = num_classes
+        check_choice(split=(split, self.splits), missing=(missing, MISSING))
+        check_choice(num_classes=(num_classes, (13, len(CLASSES))))
+        check_max_dates(max_dates)
+        choose_modalities(modalities, MODALITIES, MODALITIES, root)
+        self.root, self.path, self.split = root, Path(root).expanduser(), split
+        self.num_classes, self.missing, self.max_dates = num_classes, missing, max_dates
+        self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
+        self.transforms, self.download, self.checksum = transforms, download, checksum
         self.ignore_index = 12 if num_classes == 13 else None
-        self.cloud_probability = cloud_probability
-        self.cloud_cover = cloud_cover
-        self.max_dates = max_dates
-        self.missing = missing
-        self.transforms = transforms
-        self.download = download
-        self.checksum = checksum
         self.classes, self.colors = class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
         self._obtain(modalities)
-        self.patches = self._list()
+        self.patches = self._list(exclude)
         wanted = modalities is None or 's2' in modalities
         zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()
         place = self.path / DIRECTORIES[split]['s2']
-        self._areas = {(domain, zone): find_super_area(place / domain / zone) for domain, zone in zones}
+        strict = missing != 'check'
+        self._areas = {(domain, zone): find_super_area(place / domain / zone, strict) for domain, zone in zones}
         self.modalities = select_bands(self._choose(modalities), bands)
-        self._centroids = read_centroids(self.path / CENTROIDS, self.patches) if 's2' in self.modalities else {}
+        patches = self.patches if 's2' in self.modalities else []
+        self._centroids = read_centroids(self.path / CENTROIDS, patches, strict) if patches else {}
         self._days = read_aerial_dates(sorted(self.path.glob(METADATA)), self.patches)
 
     @property
@@ -228,6 +215,22 @@ class FLAIR(NonGeoDataset):
         palette = Palette(self.classes, self.colors)
         return draw(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
 
+    def parts(self, index: int) -> Iterator[Part]:
+        """The mask and the modalities of a patch, to be checked; published masks have no CRS."""
+        patch = self.patches[index]
+        path, code = self._file('labels', patch), self.crs.to_epsg()
+        size = read_size([path, self._file('aerial', patch)])
+        mask = Expected(path, (1, *size), 'uint8', classes=(1, len(CLASSES)), crs=code, crs_unused=True)
+        yield Part('mask', (mask,), partial(read_mask, path))
+        if 'aerial' in self.modalities:
+            shape = (len(MODALITIES['aerial'].bands), *size)
+            image = Expected(self._file('aerial', patch), shape, 'uint8', optional=True, crs=code)
+            yield Part('aerial', (image,), partial(self._read_aerial, patch, size), None, self.modalities['aerial'])
+        if 's2' in self.modalities:
+            area = self._areas[patch.domain, patch.zone]
+            files, dates = expect_series(area, self._file('s2', patch), self.path / CENTROIDS)
+            yield Part('s2', files, partial(self._read_s2, patch, size), dates, self.modalities['s2'])
+
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """The aerial image, heights in metres."""
         path, modality = self._file('aerial', patch), MODALITIES['aerial']
@@ -251,16 +254,14 @@ class FLAIR(NonGeoDataset):
             counts = [MODALITIES['s2'].pixels(pixels * self.label_gsd) for pixels in size]
         except ValueError as error:
             raise ValueError(f'{self._file("labels", patch)} has {size} pixels: {error}') from None
+        if patch.number not in self._centroids:
+            raise FileNotFoundError(f'{self.path / CENTROIDS} has no centre of IMG_{patch.number}.tif')
         centre = self._centroids[patch.number]
         where = f'{self.path / CENTROIDS} puts IMG_{patch.number}.tif at {centre}'
         (rows, columns), beyond = window_around(centre, counts, data.shape[2:], where)
         snow_or_cloud = (masks[:, :, rows, columns] >= self.cloud_probability).any(1)
         clear = snow_or_cloud.mean((1, 2)) < self.cloud_cover
-        if self.max_dates is not None and clear.any():
-            frames = np.flatnonzero(clear)
-        else:
-            frames = np.flatnonzero(clear | ~np.isin(days, days[clear]))
-        frames = frames[choose_dates(days[frames], max_dates=self.max_dates)]
+        frames = choose_clear(days, clear, max_dates=self.max_dates)
         if len(frames) == 0:
             return {}
         image = measured(data[frames, :, rows, columns], str(data.dtype), None, area.data)
@@ -282,10 +283,7 @@ class FLAIR(NonGeoDataset):
     def _bounds(self, transform: Affine, size: tuple[int, ...], sample: Sample) -> Tensor:
         """Where and when, in TorchGeo's order; NaN where that is not known."""
         xmin, ymin, xmax, ymax = (np.nan,) * 4 if transform.is_identity else array_bounds(size[0], size[1], transform)
-        days = [sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample]
-        known = torch.cat([*days, torch.zeros(1, dtype=torch.int64)])
-        known = known[known != 0].double() * DAY
-        tmin, tmax = (known.min().item(), known.max().item() + DAY) if len(known) else (np.nan, np.nan)
+        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
         gsd = self.label_gsd
         return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)
 
@@ -296,22 +294,19 @@ class FLAIR(NonGeoDataset):
 
     def _obtain(self, modalities: Sequence[str] | None) -> None:
         """Unpack or download what is not there; refuse a root without labels or images."""
+        has = partial(obtain, root=self.path, download=self.download, checksum=self.checksum)
         names = tuple(MODALITIES if modalities is None else modalities)
         places = DIRECTORIES[self.split]
-        held = {what: self._has(places[what]) for what in ('labels', *names)}
+        held = {what: has(ARCHIVES[places[what]]) for what in ('labels', *names)}
         enough = any if modalities is None else all
         if not held['labels'] or not enough(held[name] for name in names):
             lacking = [places[what] for what, there in held.items() if not there]
-            raise self._not_found(f'Expected {lacking} there, or archives of them.')
+            raise not_found(self, f'Expected {lacking} there, or archives of them.')
         for name, beside in (('aerial', METADATA), ('s2', CENTROIDS)):
             if held.get(name):
-                self._has(beside)
+                has(ARCHIVES[beside])
 
-    def _has(self, holds: str) -> bool:
-        """Whether something is there, unpacked or downloaded first if need be."""
-        return obtain(ARCHIVES[holds], self.path, self.download, self.checksum)
-
-    def _list(self) -> list[Patch]:
+    def _list(self, exclude: Collection[str]) -> list[Patch]:
         """Patches of the split, those with labels or an aerial image, in a fixed order."""
         places = DIRECTORIES[self.split]
         labelled = find_patches(self.path / places['labels'], 'msk', 'MSK')
@@ -320,8 +315,11 @@ class FLAIR(NonGeoDataset):
         patches = sorted(patch for patch in found if split_of(patch.domain) == self.split)
         if not patches:
             held = sorted({patch.domain for patch in found})
-            raise self._not_found(f'Expected domains of the split {self.split!r} in {places["labels"]}, got {held}.')
-        if lost := [patch for patch in patches if patch not in labelled]:
+            raise not_found(self, f'Expected domains of the split {self.split!r} in {places["labels"]}, got {held}.')
+        ours = {name for name in exclude if split_of(name) == self.split}
+        known = {patch.id for patch in found}
+        patches, self.excluded = leave_out(patches, [patch.id for patch in patches], ours, known, self.path)
+        if self.missing != 'check' and (lost := [patch for patch in patches if patch not in labelled]):
             path = self._file('labels', lost[0])
             raise FileNotFoundError(
                 f'{path} does not exist, expected labels for each aerial image, of which {len(lost)} have none'
@@ -336,7 +334,7 @@ class FLAIR(NonGeoDataset):
         }
         chosen = [name for name in MODALITIES if len(lost[name]) < len(self.patches)] if names is None else names
         if not chosen:
-            raise self._not_found(f'Expected images of the {len(self.patches)} patches of {self.split!r}.')
+            raise not_found(self, f'Expected images of the {len(self.patches)} patches of {self.split!r}.')
         for name in chosen:
             if lost[name] and (self.missing == 'error' or len(lost[name]) == len(self.patches)):
                 path = self._file(name, lost[name][0])
@@ -345,9 +343,3 @@ class FLAIR(NonGeoDataset):
                     f"{len(lost[name])} have none (missing='allow' takes them for never acquired)"
                 )
         return {name: MODALITIES[name] for name in chosen}
-
-    def _not_found(self, why: str) -> DatasetNotFoundError:
-        """TorchGeo's error, and what exactly was not found."""
-        error = DatasetNotFoundError(self)
-        error.args = (f'{error} {why}',)
-        return error

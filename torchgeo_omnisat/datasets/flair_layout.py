@@ -5,7 +5,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from rasterio.transform import Affine
 from ..modality import Modality
 from .download import Archive
 from .figures import Composite
-from .files import open_array
 from .series import parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
@@ -129,32 +129,9 @@ class Patch:
         return f'{self.domain}/{self.zone}/IMG_{self.number}'
 
 
-@dataclass(frozen=True)
-class SuperArea:
-    """The Sentinel-2 series of a zone.
-
-    Args:
-        data: ``(T, 10, H, W)`` reflectance x 10000.
-        masks: ``(T, 2, H, W)`` probability of snow and of clouds, 0 to 100.
-        products: One product name a line, T in all.
-    """
-
-    data: Path
-    masks: Path
-    products: Path
-
-
 def class_names(count: int) -> tuple[str, ...]:
     """Names of 13 or 19 classes; the last is ``'other'``."""
     return (*CLASSES[: count - 1], CLASSES[-1])
-
-
-def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
-    """The modalities with the bands that are asked for."""
-    bands = {} if bands is None else bands
-    if unknown := [name for name in bands if name not in modalities]:
-        raise ValueError(f'bands names the modalities {unknown}, expected some of {list(modalities)}')
-    return {**modalities, **{name: modalities[name].select(chosen) for name, chosen in bands.items()}}
 
 
 def split_of(domain: str) -> str:
@@ -172,23 +149,6 @@ def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
         names = (pattern.fullmatch(path.name) for path in place.iterdir())
         found |= {Patch(zone.parent.name, zone.name, name[1]) for name in names if name}
     return found
-
-
-def find_super_area(zone: Path) -> SuperArea | None:
-    """The super-area in the directory of a zone; None if there is nothing of it.
-
-    Raises:
-        FileNotFoundError: If one of its three files is not there.
-    """
-    found = sorted(zone.glob('sen/SEN2*'))
-    if not found:
-        return None
-    stem = re.sub(r'(data\.npy|masks\.npy|products\.txt)$', '', found[0].name)
-    data, masks, products = (found[0].with_name(stem + end) for end in ('data.npy', 'masks.npy', 'products.txt'))
-    for path in (data, masks, products):
-        if not path.exists():
-            raise FileNotFoundError(f'{path} does not exist, expected it beside {found[0].name}')
-    return SuperArea(data, masks, products)
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
@@ -220,22 +180,12 @@ def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
     return mask, transform
 
 
-def read_centroids(path: Path, patches: Iterable[Patch]) -> dict[str, tuple[int, int]]:
-    """Row and column of patches in their super-areas, by number.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or a patch is missing in it.
-    """
-    expected = 'expected {"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
-    entries = _read_json(path, expected)
-    centroids = {}
-    for number in (patch.number for patch in patches):
-        entry = entries.get(f'IMG_{number}.tif')
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(place, int) for place in entry)):
-            raise ValueError(f'{path} holds {entry!r} for IMG_{number}.tif, {expected}')
-        centroids[number] = (entry[0], entry[1])
-    return centroids
+def read_size(paths: Iterable[Path]) -> tuple[int, int]:
+    """Height and width of the first raster that can be opened; 0 and 0 if none can."""
+    for path in paths:
+        with suppress(RasterioError), rasterio.open(path) as source:
+            return source.height, source.width
+    return 0, 0
 
 
 def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[str, int]:
@@ -247,82 +197,14 @@ def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[s
     numbers = {patch.number for patch in patches}
     dates = {}
     for path in paths:
-        for name, entry in _read_json(path, 'expected {"IMG_000000": {"date": "2021-07-09", ...}, ...}').items():
+        for name, entry in read_json(path, 'expected {"IMG_000000": {"date": "2021-07-09", ...}, ...}').items():
             number = name.removeprefix('IMG_').removesuffix('.tif')
             if number in numbers and isinstance(entry, Mapping) and entry.get('date'):
                 dates[number] = parse_day(entry['date'], f'{name} of {path}')
     return dates
 
 
-def read_products(path: Path) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of Sentinel-2 products, from their names, one a line.
-
-    Raises:
-        ValueError: If a line is no such name.
-    """
-    days = []
-    for number, line in enumerate(path.read_text(errors='replace').split(), start=1):
-        where = f'line {number} of {path}'
-        if re.match(r'S2[A-Z]_\w{6}_\d{8}T', line) is None:
-            expected = "expected a product name such as 'S2A_MSIL2A_20210119T104351...'"
-            raise ValueError(f'{where} holds {line!r}, {expected}')
-        days.append(parse_day(f'{line[11:15]}-{line[15:17]}-{line[17:19]}', where))
-    return np.array(days, dtype=np.int64)
-
-
-def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both arrays of a super-area, mapped into memory.
-
-    Args:
-        area: The files.
-        dates: T, how many products there are.
-
-    Returns:
-        Reflectance ``(T, 10, H, W)`` and probabilities ``(T, 2, H, W)``.
-
-    Raises:
-        ValueError: If one is damaged or of another shape.
-    """
-    arrays: list[NDArray[Any]] = []
-    for path, bands in ((area.data, len(MODALITIES['s2'].bands)), (area.masks, 2)):
-        size = f'{arrays[0].shape[2]}, {arrays[0].shape[3]}' if arrays else 'H, W'
-        expected = f'numbers ({dates}, {bands}, {size}): {dates} dates in {area.products.name}'
-        array = open_array(path, expected)
-        if array.ndim != 4 or array.shape[:2] != (dates, bands) or (arrays and array.shape[2:] != arrays[0].shape[2:]):
-            raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
-        arrays.append(array)
-    return arrays[0], arrays[1]
-
-
-def window_around(
-    centre: Sequence[int], counts: Sequence[int], size: Sequence[int], where: str
-) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
-    """The pixels around one, as far as they exist.
-
-    Args:
-        centre: Row and column; of an even number of pixels, the first after the middle.
-        counts: How many rows and columns to take.
-        size: How many there are.
-        where: What says so, for an error.
-
-    Returns:
-        A slice for each axis, and how many pixels are lacking before and after it.
-
-    Raises:
-        ValueError: If none of them exist.
-    """
-    slices, lacks = [], []
-    for middle, count, length in zip(centre, counts, size, strict=True):
-        first = middle - count // 2
-        start, stop = max(first, 0), min(first + count, length)
-        if start >= stop:
-            raise ValueError(f'{where}, expected a place in its super-area of {tuple(size)} pixels')
-        slices.append(slice(start, stop))
-        lacks.append((start - first, first + count - stop))
-    return tuple(slices), tuple(lacks)
-
-
-def _read_json(path: Path, expected: str) -> dict[str, Any]:
+def read_json(path: Path, expected: str) -> dict[str, Any]:
     """A JSON file that holds an object."""
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, {expected}')

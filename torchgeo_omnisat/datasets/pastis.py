@@ -3,7 +3,10 @@
 
 """PASTIS: a year of crops seen by Sentinel-2, Sentinel-1 and, once, SPOT."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,19 +15,27 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, check_integrity
 
 from ..modality import Modality
+from .arguments import (
+    MISSING,
+    check_choice,
+    check_max_dates,
+    choose_modalities,
+    leave_out,
+    not_found,
+    parse_span,
+    select_bands,
+)
 from .download import fetch
 from .figures import Palette, draw
 from .files import extract_directory, measured, open_array, read_raster
+from .integrity import Dates, Expected, Part
 from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, read_index
-from .series import choose_dates, merge_days, parse_dates, parse_day
-
-#: Seconds in a day.
-DAY = 86400
+from .series import choose_dates, merge_days, parse_dates, when
 
 
 class PASTISMultimodal(NonGeoDataset):
@@ -58,6 +69,7 @@ class PASTISMultimodal(NonGeoDataset):
     md5 = '4887513d6c2d2b07fa935d325bd53e09'
     filename = 'PASTIS-R.zip'
     directory = 'PASTIS-R'
+    layout: ClassVar[str] = 'PASTIS'
     index = 'metadata.geojson'
     label_gsd = 10.0
     ignore_index = 19
@@ -74,7 +86,8 @@ class PASTISMultimodal(NonGeoDataset):
         bands: Mapping[str, Sequence[str]] | None = None,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
-        missing: Literal['error', 'allow'] = 'error',
+        missing: Literal['error', 'allow', 'check'] = 'error',
+        exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
         checksum: bool = False,
@@ -91,7 +104,9 @@ class PASTISMultimodal(NonGeoDataset):
             date_range: First and last day to read, such as ``('2018-10-01',
                 '2019-03-31')``. A series without a date in it is absent from the sample.
             missing: What a file is that the index names and the disk lacks: an
-                ``'error'``, or, if ``'allow'``, a modality absent from that sample.
+                ``'error'``, or, if ``'allow'``, a modality absent from that sample;
+                ``'check'`` refuses nothing yet, for whoever asks for :meth:`parts`.
+            exclude: Names of samples to leave out (:attr:`ids`, of any fold).
             transforms: What to do with a sample.
             download: Whether to download PASTIS-R (54 GB) if nothing is there.
             checksum: Whether to check the archive's MD5.
@@ -101,10 +116,8 @@ class PASTISMultimodal(NonGeoDataset):
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or the index is not as described.
         """
-        if missing not in ('error', 'allow'):
-            raise ValueError(f"missing is {missing!r}, expected 'error' or 'allow'")
-        if max_dates is not None and max_dates < 1:
-            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        check_choice(missing=(missing, MISSING))
+        check_max_dates(max_dates)
         self.root = root
         self.folds = _folds(folds)
         self.max_dates = max_dates
@@ -113,15 +126,17 @@ class PASTISMultimodal(NonGeoDataset):
         self.transforms = transforms
         self.download = download
         self.checksum = checksum
-        self._span = None if date_range is None else _span(date_range)
+        self._span = parse_span(date_range)
         self.path = self._verify()
         patches, self.crs = read_index(self.path / self.index)
         self.patches = [patch for patch in patches if patch.fold in self.folds]
         if not self.patches:
             held = sorted({patch.fold for patch in patches})
             raise ValueError(f'folds is {self.folds}, of which {self.path / self.index} has no patch; it has {held}')
+        known = {str(patch.id) for patch in patches}
+        self.patches, self.excluded = leave_out(self.patches, self.ids, exclude, known, self.path / self.index)
         self._sources = self._choose(patches, modalities)
-        self.modalities = _select(self._sources, bands)
+        self.modalities = select_bands({name: source.modality for name, source in self._sources.items()}, bands)
         self._check_files()
         self._check_dates()
 
@@ -181,6 +196,31 @@ class PASTISMultimodal(NonGeoDataset):
         palette = Palette(self.classes, COLORS)
         return draw(sample, self.modalities, composites, palette, show_titles, suptitle)
 
+    def parts(self, index: int) -> Iterator[Part]:
+        """The mask and the modalities of a patch, to be checked; the index says which series there are."""
+        patch = self.patches[index]
+        size = self._size(patch)
+        mask = Expected(self._file(self.target, patch), (3, *size), 'integer', classes=(0, len(self.classes) - 1))
+        yield Part('mask', (mask,), partial(self._read_mask, patch))
+        for name, source in self._sources.items():
+            modality, series = self.modalities[name], source.dates is not None
+            ground = [round(side * self.label_gsd / modality.gsd) for side in size]
+            shape = (*(None,) * series, len(source.modality.bands), *ground)
+            acquired = source.dates is not None and patch.properties.get(source.dates) is not None
+            path, crs = self._file(source.path, patch), None if series else 0
+            image = Expected(path, shape, source.dtype, series=series, optional=not acquired, crs=crs)
+            dates = Dates(self.path / self.index, partial(self._days, patch, source)) if series else None
+            yield Part(name, (image,), partial(self._read, patch, name, size), dates, modality)
+
+    def _size(self, patch: Patch) -> tuple[int, ...]:
+        """Pixels of the mask, by what most files of a patch say."""
+        alike = [source.path for source in self._sources.values() if source.modality.gsd == self.label_gsd]
+        sizes: Counter[tuple[int, ...]] = Counter()
+        for path in (self.target, *alike):
+            with suppress(OSError, ValueError, EOFError):
+                sizes[np.load(self._file(path, patch), mmap_mode='r').shape[-2:]] += 1
+        return sizes.most_common(1)[0][0] if sizes else (0, 0)
+
     def _file(self, path: str, patch: Patch) -> Path:
         """A file of a patch."""
         return self.path / path.format(patch.id)
@@ -238,10 +278,7 @@ class PASTISMultimodal(NonGeoDataset):
     def _bounds(self, patch: Patch, sample: Sample) -> Tensor:
         """Where and when, in TorchGeo's order."""
         xmin, ymin, xmax, ymax = patch.bounds
-        tmin = tmax = float('nan')
-        dates = [sample[m.dates_key] for m in self.modalities.values() if m.temporal and m.dates_key in sample]
-        if dates:
-            tmin, tmax = (torch.cat(dates).min().item() * DAY, (torch.cat(dates).max().item() + 1) * DAY)
+        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
         space = (xmin, xmax, self.label_gsd, ymin, ymax, self.label_gsd)
         return torch.tensor((*space, tmin, tmax, 1), dtype=torch.float64)
 
@@ -252,14 +289,7 @@ class PASTISMultimodal(NonGeoDataset):
         if not held:
             first = self._file(self.sources[0].path, patches[0])
             raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first}')
-        if names is not None and (isinstance(names, str) or not names):
-            raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
-        names = held if names is None else names
-        for name in names:
-            if name not in held:
-                why = f'of which {self.path} has no file' if name in sources else f'which is none of {list(sources)}'
-                raise ValueError(f'modalities names {name!r}, {why}; expected some of {held}')
-        return {name: sources[name] for name in names}
+        return {name: sources[name] for name in choose_modalities(names, held, sources, self.path)}
 
     def _lost(self, source: Source, patches: Sequence[Patch]) -> list[Patch]:
         """Patches of which a source has no file."""
@@ -298,9 +328,7 @@ class PASTISMultimodal(NonGeoDataset):
             elif self.download:
                 fetch(self.url, archive, self.md5 if self.checksum else None)
             else:
-                error = DatasetNotFoundError(self)
-                error.args = (f'{error} Expected {self.index} there or in a directory PASTIS-HD or PASTIS-R of it.',)
-                raise error
+                raise not_found(self, f'Expected {self.index} there or in a directory PASTIS-HD or PASTIS-R of it.')
             extract_directory(archive, self.directory)
             found = self._find(root)
         if found is None:
@@ -317,23 +345,3 @@ def _folds(folds: Sequence[int]) -> tuple[int, ...]:
     if isinstance(folds, int) or not folds or any(fold not in (1, 2, 3, 4, 5) for fold in folds):
         raise ValueError(f'folds is {folds!r}, expected some of 1, 2, 3, 4, 5 in a tuple')
     return tuple(dict.fromkeys(folds))
-
-
-def _span(date_range: tuple[str, str]) -> tuple[int, int]:
-    """First and last day as days since 1970-01-01."""
-    if isinstance(date_range, str) or len(date_range) != 2:
-        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2018-10-01', '2019-03-31')")
-    first, last = (parse_day(day, 'date_range') for day in date_range)
-    if first > last:
-        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
-    return first, last
-
-
-def _select(sources: Mapping[str, Source], bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
-    """The modalities with the bands that are asked for."""
-    bands = {} if bands is None else bands
-    unknown = [name for name in bands if name not in sources]
-    if unknown:
-        raise ValueError(f'bands names the modalities {unknown}, expected some of {list(sources)}')
-    modalities = {name: source.modality for name, source in sources.items()}
-    return modalities | {name: modalities[name].select(chosen) for name, chosen in bands.items()}

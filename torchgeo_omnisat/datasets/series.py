@@ -5,13 +5,17 @@
 
 import ast
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+#: Seconds in a day.
+DAY = 86400
 #: Makes the frames of one day, ``(F, C, H, W)``, one image, ``(C, H, W)``.
 Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -79,6 +83,29 @@ def choose_dates(
     return frames[np.argsort(days[frames], kind='stable')]
 
 
+def choose_clear(
+    days: NDArray[np.int64],
+    clear: NDArray[np.bool_],
+    span: tuple[int, int] | None = None,
+    max_dates: int | None = None,
+) -> NDArray[np.int64]:
+    """Frames to be read of a series with clouds, in the order of time.
+
+    Args:
+        days: The day of each frame.
+        clear: Which frames are not under clouds. Others are never read of a day that has a
+            clear one, nor at all if *max_dates* is given and anything is clear.
+        span: First and last day to keep; both belong to it.
+        max_dates: How many days to keep.
+
+    Returns:
+        Indices into *days*, possibly none.
+    """
+    wanted = clear if max_dates is not None and clear.any() else clear | ~np.isin(days, days[clear])
+    frames = np.flatnonzero(wanted)
+    return frames[choose_dates(days[frames], span, max_dates)]
+
+
 def merge_days(
     image: NDArray[np.float32], days: NDArray[np.int64], merge: Merge
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -115,6 +142,19 @@ def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     polarisations = 10 * np.log10(finite_mean(np.power(10, frames[:, :2] / 10, dtype=np.float32)))
     return np.concatenate([polarisations, polarisations[:1] - polarisations[1:]])
+
+
+def when(dates: Iterable[Tensor]) -> tuple[float, float]:
+    """Begin of the first and end of the last day, in seconds since 1970-01-01; NaN if there is none.
+
+    Args:
+        dates: Days since 1970-01-01 of several modalities, ``(T,)`` each; 0 is no date.
+    """
+    days = torch.cat([*dates, torch.zeros(1, dtype=torch.int64)])
+    days = days[days != 0]
+    if len(days) == 0:
+        return float('nan'), float('nan')
+    return float(days.min()) * DAY, (float(days.max()) + 1) * DAY
 
 
 def _literal(text: str) -> Any:

@@ -3,7 +3,7 @@
 
 """SyntheticLandscapes: made-up farmland in PASTIS-HD's files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +50,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         bands: Mapping[str, Sequence[str]] | None = None,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
+        exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
         """Write the landscapes, unless they are there, and read the index.
@@ -65,6 +66,7 @@ class SyntheticLandscapes(PASTISMultimodal):
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
+            exclude: Names of samples to leave out.
             transforms: What to do with a sample.
 
         Raises:
@@ -79,5 +81,6 @@ class SyntheticLandscapes(PASTISMultimodal):
             max_dates=max_dates,
             date_range=date_range,
             missing='allow',
+            exclude=exclude,
             transforms=transforms,
         )

@@ -3,7 +3,8 @@
 
 """TreeSatAI Time-Series: which trees grow on a plot, seen from the air and for a year from space."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,19 +12,29 @@ import numpy as np
 import rasterio
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from torch import Tensor
-from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from .arguments import (
+    MISSING,
+    check_choice,
+    check_max_dates,
+    choose_modalities,
+    leave_out,
+    not_found,
+    parse_span,
+    select_bands,
+)
 from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
-from .series import choose_dates, finite_mean, merge_days, parse_day
+from .integrity import Dates, Expected, Part
+from .series import choose_clear, finite_mean, merge_days, when
 from .treesatai_layout import (
     ARCHIVES,
     COMPOSITES,
@@ -34,17 +45,17 @@ from .treesatai_layout import (
     MODALITIES,
     SERIES,
     THRESHOLD,
+    check_shares,
     find_series,
+    listed,
     open_series,
     read_days,
+    read_file_days,
     read_frames,
     read_hidden,
     read_labels,
     read_split,
 )
-
-#: Seconds in a day.
-DAY = 86400
 
 
 class TreeSatAITimeSeries(NonGeoDataset):
@@ -79,6 +90,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
     * Time-Series: https://doi.org/10.1007/978-3-031-73390-1_24
     """
 
+    layout: ClassVar[str] = 'TreeSatAI'
     classes: ClassVar[tuple[str, ...]] = GENERA
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
     extent = EXTENT
@@ -93,7 +105,8 @@ class TreeSatAITimeSeries(NonGeoDataset):
         date_range: tuple[str, str] | None = None,
         cloud_probability: float = 60,
         cloud_cover: float = 0.5,
-        missing: Literal['error', 'allow'] = 'error',
+        missing: Literal['error', 'allow', 'check'] = 'error',
+        exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
         checksum: bool = False,
@@ -115,7 +128,9 @@ class TreeSatAITimeSeries(NonGeoDataset):
             cloud_probability: From which probability on, in %, a pixel is snow or cloud.
             cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
             missing: What a file is that the list names and the disk lacks: an ``'error'``,
-                or, if ``'allow'``, a modality absent from that sample.
+                or, if ``'allow'``, a modality absent from that sample; ``'check'`` refuses
+                nothing yet, for whoever asks for :meth:`parts`.
+            exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download the archives (22 GB) that are not there.
             checksum: Whether to check MD5 sums, where they are known.
@@ -125,28 +140,25 @@ class TreeSatAITimeSeries(NonGeoDataset):
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or a file is not as described.
         """
-        for name, value, options in (
-            ('split', split, ('train', 'val', 'test', None)),
-            ('missing', missing, ('error', 'allow')),
-        ):
-            if value not in options:
-                raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')
-        if max_dates is not None and max_dates < 1:
-            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        check_choice(split=(split, ('train', 'val', 'test', None)), missing=(missing, MISSING))
+        check_max_dates(max_dates)
         self.root, self.split, self.missing = root, split, missing
         self.max_dates, self.date_range = max_dates, date_range
         self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
         self.transforms, self.download, self.checksum = transforms, download, checksum
-        self._span = None if date_range is None else _span(date_range)
+        self._span = parse_span(date_range)
         self.path = Path(root).expanduser()
         self._verify(modalities)
         self._series = find_series(self.path / 'sentinel-ts')
         self._aerial = {path.stem: path for path in (self.path / 'aerial').glob('*.tif')}
         self.modalities = self._choose(modalities, bands)
-        self.shares = read_labels(self.path / LABELS)
+        self.shares = read_labels(self.path / LABELS, strict=missing != 'check')
         self.names = sorted({*self._series, *self._aerial}) if split is None else read_split(self.path, split)
-        self._check_files()
-        self.crs = self._place(self.names[0])[0]
+        known = {*listed(self.path), *self.shares, *self._series, *self._aerial}
+        self.names, self.excluded = leave_out(self.names, self.names, exclude, known, self.path)
+        if missing != 'check':
+            self._check_files()
+        self.crs = None if missing == 'check' else self._place(self.names[0])[0]
 
     @property
     def ids(self) -> list[str]:
@@ -176,7 +188,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
             sample |= self._read_aerial(name)
         series = [modality for modality in self.modalities.values() if modality.temporal]
         if series and not (self.missing == 'allow' and name not in self._series):
-            path = self._files('s2').get(name, self.path / 'sentinel-ts' / f'{name}_<year>.h5')
+            path = self._series_file(name)
             with open_series(path) as file:
                 for modality in series:
                     sample |= self._read_series(file, modality, path)
@@ -206,6 +218,39 @@ class TreeSatAITimeSeries(NonGeoDataset):
         images = {key: value for key, value in sample.items() if key not in ('label', 'prediction')}
         return draw(images, self.modalities, COMPOSITES, Palette(self.classes, ()), show_titles, suptitle)
 
+    def parts(self, index: int) -> Iterator[Part]:
+        """The label and the modalities of a plot, to be checked; several frames of one day are usual."""
+        name = self.names[index]
+        labels = self.path / LABELS
+        yield Part('label', (Expected(labels),), partial(check_shares, labels, self.shares, name), fault='label')
+        for modality in self.modalities.values():
+            every, side = self.all_modalities[modality.name].bands, modality.pixels(self.extent)
+            if modality.name in SERIES:
+                path, prefix = self._series_file(name), SERIES[modality.name].prefix
+                shape = (None, len(every), side, side)
+                images = Expected(path, shape, 'float32', f'{prefix}-data', series=True, optional=True)
+                products = Expected(path, (None,), 'any', f'{prefix}-products', optional=True)
+                dates = Dates(path, partial(read_file_days, path, SERIES[modality.name]), ordered=False)
+                yield Part(modality.name, (images, products), partial(self._read_one, name, modality), dates, modality)
+            else:
+                path = self._aerial_file(name)
+                image = Expected(path, (len(every), *(side + 2 * MARGIN,) * 2), 'uint8', optional=True, crs=0)
+                yield Part(modality.name, (image,), partial(self._read_aerial, name), None, modality)
+
+    def _series_file(self, name: str) -> Path:
+        """The file of the series of a plot, or what it is called."""
+        return self._series.get(name, self.path / 'sentinel-ts' / f'{name}_<year>.h5')
+
+    def _aerial_file(self, name: str) -> Path:
+        """The aerial image of a plot."""
+        return self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
+
+    def _read_one(self, name: str, modality: Modality) -> Sample:
+        """The three tensors of one series."""
+        path = self._series_file(name)
+        with open_series(path) as file:
+            return self._read_series(file, modality, path)
+
     def _listed(self, values: Tensor) -> str:
         """Names of the genera above one half."""
         held = [genus for genus, value in zip(self.classes, values.tolist(), strict=True) if value > 0.5]
@@ -216,7 +261,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         if self.missing == 'allow' and name not in self._aerial:
             return {}
         modality, every = self.modalities['aerial'], self.all_modalities['aerial'].bands
-        path = self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
+        path = self._aerial_file(name)
         side = modality.pixels(self.extent)
         shape = (len(every), side + 2 * MARGIN, side + 2 * MARGIN)
         expected = f'uint8 {shape}: {self.extent} m of {modality.gsd} m pixels and {MARGIN} more on every side'
@@ -234,7 +279,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         side = modality.pixels(self.extent)
         hidden = read_hidden(file, series, (len(days), side, side), self.cloud_probability, path)
         clear = hidden < self.cloud_cover
-        frames = self._frames(days, clear)
+        frames = choose_clear(days, clear, self._span, self.max_dates)
         if len(frames) == 0:
             return {}
         image = read_frames(file, series, (len(days), len(every), side, side), frames, path)
@@ -243,14 +288,6 @@ class TreeSatAITimeSeries(NonGeoDataset):
         image = 10 * np.log10(image) if series.radar else np.ascontiguousarray(image)
         valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
         return dict(zip(modality.keys, map(torch.from_numpy, (image, merged, valid)), strict=True))
-
-    def _frames(self, days: NDArray[np.int64], clear: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Which frames to read, in the order of time; hidden ones of a day with a clear one never."""
-        if self.max_dates is not None and clear.any():
-            frames = np.flatnonzero(clear)
-        else:
-            frames = np.flatnonzero(clear | ~np.isin(days, days[clear]))
-        return frames[choose_dates(days[frames], self._span, self.max_dates)]
 
     def _place(self, name: str) -> tuple[CRS | None, tuple[float, float, float, float]]:
         """The system of coordinates, and xmin, ymin, xmax, ymax of a plot, from its aerial image."""
@@ -269,10 +306,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
     def _bounds(self, name: str, sample: Sample) -> Tensor:
         """Where and when, in TorchGeo's order."""
         xmin, ymin, xmax, ymax = self._place(name)[1]
-        tmin = tmax = float('nan')
-        dates = [sample[m.dates_key] for m in self.modalities.values() if m.temporal and m.dates_key in sample]
-        if dates:
-            tmin, tmax = (torch.cat(dates).min().item() * DAY, (torch.cat(dates).max().item() + 1) * DAY)
+        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
         res = min(modality.gsd for modality in self.modalities.values())
         return torch.tensor((xmin, xmax, res, ymin, ymax, res, tmin, tmax, 1), dtype=torch.float64)
 
@@ -283,18 +317,8 @@ class TreeSatAITimeSeries(NonGeoDataset):
     def _choose(self, names: Sequence[str] | None, bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
         """The modalities with the bands that are asked for."""
         held = [name for name in self.all_modalities if self._files(name)]
-        if names is not None and (isinstance(names, str) or not names):
-            raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
-        for name in names or ():
-            if name not in held:
-                known = name in self.all_modalities
-                why = f'of which {self.path} has no file' if known else f'which is none of {list(self.all_modalities)}'
-                raise ValueError(f'modalities names {name!r}, {why}; expected some of {held}')
-        chosen = {name: self.all_modalities[name] for name in (held if names is None else names)}
-        unknown = [name for name in bands or {} if name not in chosen]
-        if unknown:
-            raise ValueError(f'bands names the modalities {unknown}, expected some of {list(chosen)}')
-        return chosen | {name: chosen[name].select(kept) for name, kept in (bands or {}).items()}
+        chosen = choose_modalities(names, held, self.all_modalities, self.path)
+        return select_bands({name: self.all_modalities[name] for name in chosen}, bands)
 
     def _check_files(self) -> None:
         """Refuse a plot without a label, and, unless that is allowed, without a file."""
@@ -319,18 +343,6 @@ class TreeSatAITimeSeries(NonGeoDataset):
         images = {'sentinel-ts' if name in SERIES else 'aerial' for name in names or self.all_modalities}
         there = {key: obtain(ARCHIVES[key], self.path, self.download, self.checksum) for key in ('labels', *images)}
         if not (there['labels'] and any(there[key] for key in images)):
-            error = DatasetNotFoundError(self)
-            error.args = (f'{error} Expected the directories labels, aerial and sentinel-ts there, or their archives.',)
-            raise error
+            raise not_found(self, 'Expected the directories labels, aerial and sentinel-ts there, or their archives.')
         if self.split is not None and not any(self.path.glob('*_filenames.lst')):
             obtain(ARCHIVES['split'], self.path, self.download, self.checksum)
-
-
-def _span(date_range: tuple[str, str]) -> tuple[int, int]:
-    """First and last day as days since 1970-01-01."""
-    if isinstance(date_range, str) or len(date_range) != 2:
-        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2019-03-01', '2019-10-31')")
-    first, last = (parse_day(day, 'date_range') for day in date_range)
-    if first > last:
-        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
-    return first, last

@@ -76,11 +76,12 @@ GENERA: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def read_labels(path: Path) -> dict[str, dict[str, float]]:
+def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
     """What share of each plot the genera cover, by the name of the plot.
 
     Args:
         path: The JSON file.
+        strict: Whether to refuse what is no share of a genus.
 
     Returns:
         Shares from 0 to 1 by genus, by name without ``.tif``.
@@ -96,11 +97,35 @@ def read_labels(path: Path) -> dict[str, dict[str, float]]:
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
-    for name, shares in plots.items():
-        wrong = {genus: share for genus, share in shares.items() if genus not in GENERA or not 0 <= share <= 1.001}
-        if wrong:
-            raise ValueError(f'{name!r} in {path} has {wrong}, {expected} with shares up to 1 of {list(GENERA)}')
+    for name in plots if strict else ():
+        check_shares(path, plots, name)
     return plots
+
+
+def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str) -> None:
+    """Refuse a plot whose label is not there, or is no share of a genus.
+
+    Args:
+        path: The file that the plots are from, for an error.
+        plots: Shares by genus, by name.
+        name: Which plot.
+
+    Raises:
+        FileNotFoundError: If it has no label.
+        ValueError: If its label is wrong.
+    """
+    expected = f'expected [["<genus>", <share from 0 to 1>], ...] of {list(GENERA)}'
+    if name not in plots:
+        raise FileNotFoundError(f'{path} has no entry for {name!r}, {expected}')
+    wrong = {genus: share for genus, share in plots[name].items() if genus not in GENERA or not 0 <= share <= 1.001}
+    if wrong:
+        raise ValueError(f'{name!r} in {path} has {wrong}, {expected}')
+
+
+def listed(root: Path) -> set[str]:
+    """Names in the published lists of all splits, without ``.tif``."""
+    paths = [*root.glob('*_filenames.lst'), *root.glob('split/*_filenames.lst')]
+    return {Path(line.strip()).name.removesuffix('.tif') for path in paths for line in path.read_text().splitlines()}
 
 
 def read_split(root: Path, split: str) -> list[str]:
@@ -192,6 +217,12 @@ def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> N
     if short:
         raise ValueError(f'{key} of {path} has {short[0]!r}, expected a date in field {series.date_field} of the name')
     return parse_dates([part[series.date_field][:8] for part in parts], f'{key} of {path}')
+
+
+def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
+    """Days since 1970-01-01 of the frames of a file that is not open yet."""
+    with open_series(path) as file:
+        return read_days(file, series, path)
 
 
 def read_hidden(

@@ -1,0 +1,113 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Arguments: what datasets are asked for, refused where it cannot be given, with one error."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torchgeo.datasets import DatasetNotFoundError
+
+from ..modality import Modality
+from .series import parse_day
+
+#: What a missing file may be: an error, taken for never acquired, or something for `check` to tell of.
+MISSING = ('error', 'allow', 'check')
+
+
+def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
+    """Refuse an argument that is none of its options.
+
+    Args:
+        **arguments: The value of each and its options.
+
+    Raises:
+        ValueError: With the argument, its value and the options.
+    """
+    for name, (value, options) in arguments.items():
+        if value not in options:
+            raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')
+
+
+def check_max_dates(max_dates: int | None) -> None:
+    """Refuse a number of dates that is not one."""
+    if max_dates is not None and max_dates < 1:
+        raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+
+
+def parse_span(date_range: tuple[str, str] | None) -> tuple[int, int] | None:
+    """First and last day as days since 1970-01-01; None for all."""
+    if date_range is None:
+        return None
+    if isinstance(date_range, str) or len(date_range) != 2:
+        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2018-10-01', '2019-03-31')")
+    first, last = (parse_day(day, 'date_range') for day in date_range)
+    if first > last:
+        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
+    return first, last
+
+
+def choose_modalities(
+    names: Sequence[str] | None, held: Collection[str], known: Collection[str], where: object
+) -> list[str]:
+    """Names of the modalities that are asked for.
+
+    Args:
+        names: What is asked for; None for all that is held.
+        held: What there is.
+        known: What there may be.
+        where: What holds them, for an error.
+
+    Raises:
+        ValueError: If one is not held.
+    """
+    if names is not None and (isinstance(names, str) or not names):
+        raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
+    for name in names or ():
+        if name not in held:
+            why = f'of which {where} has no file' if name in known else f'which is none of {list(known)}'
+            raise ValueError(f'modalities names {name!r}, {why}; expected some of {list(held)}')
+    return list(held if names is None else names)
+
+
+def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
+    """The modalities with the bands that are asked for."""
+    bands = {} if bands is None else bands
+    if unknown := [name for name in bands if name not in modalities]:
+        raise ValueError(f'bands names the modalities {unknown}, expected some of {list(modalities)}')
+    return {**modalities, **{name: modalities[name].select(chosen) for name, chosen in bands.items()}}
+
+
+def leave_out[T](
+    samples: Sequence[T], ids: Sequence[str], exclude: Collection[str], known: Collection[str], where: object
+) -> tuple[list[T], list[str]]:
+    """Samples without those that are to be left out.
+
+    Args:
+        samples: What there is.
+        ids: Their names.
+        exclude: Names of what is to be left out.
+        known: All names that *exclude* may hold, those of other splits among them.
+        where: What knows them, for an error.
+
+    Returns:
+        The others, and the names of what was left out.
+
+    Raises:
+        ValueError: If a name is unknown, or nothing remains.
+    """
+    if unknown := sorted(set(exclude) - set(known)):
+        more = f' and {len(unknown) - 1} more' * (len(unknown) > 1)
+        raise ValueError(f'exclude names {unknown[0]!r}{more}, not known to {where}; expected names such as {ids[0]!r}')
+    dropped = set(exclude)
+    kept = [sample for sample, name in zip(samples, ids, strict=True) if name not in dropped]
+    if samples and not kept:
+        raise ValueError(f'exclude names all {len(ids)} samples of a split, expected it to leave some of {where}')
+    return kept, [name for name in ids if name in dropped]
+
+
+def not_found(dataset: object, why: str) -> DatasetNotFoundError:
+    """TorchGeo's error, and what exactly was not found."""
+    error = DatasetNotFoundError(dataset)  # type: ignore[arg-type]
+    error.args = (f'{error} {why}',)
+    return error
