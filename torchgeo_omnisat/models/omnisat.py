@@ -293,7 +293,7 @@ def _resnet(bands: int, widths: tuple[int, ...]) -> ImageEncoder:
     The original stem has 64 channels whatever follows, which at a metre a pixel took half
     the time of a step of :func:`omnisat_tiny`.
     """
-    stem = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
+    stem: dict[str, Any] = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
     return ImageEncoder(bands, 'resnet18', channels=widths, **stem)
 
 
