@@ -112,11 +112,11 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
         self._work.open(claim=trainer.is_global_zero)
         done = self._work.done()
-        missing = [strip for strip in self._tiling.strips() if strip not in done]
-        missing = trainer.strategy.broadcast(missing)
-        self._strips = share(missing or self._tiling.strips(), trainer.global_rank, trainer.world_size)
-        if len(missing) < len(self._tiling.strips()):
-            rank_zero_info(f'{output}: {len(missing)} of {len(self._tiling.strips())} strips are left to predict')
+        strips = self._tiling.strips()
+        missing = trainer.strategy.broadcast([strip for strip in strips if strip not in done])
+        self._strips = share(missing or strips[-1:], trainer.global_rank, trainer.world_size)
+        if len(missing) < len(strips):
+            rank_zero_info(f'{output}: {len(missing)} of {len(strips)} strips are left to predict')
         if others := self._work.others():
             rank_zero_warn(f'runs with other arguments left {[str(p) for p in others]} unfinished: remove them by hand')
         return self._tiling, self._strips
