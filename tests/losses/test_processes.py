@@ -3,8 +3,8 @@
 
 """Two processes (gloo, CPU) learn what one would from their joint batch, whatever each lacks.
 
-The processes are scripts of their own, because tests may open no socket; a minute after they began
-they are ended, so that waiting for each other is a failure.
+The processes are scripts of their own, because tests may open no socket; some minutes after they
+began they are ended, so that waiting for each other is a failure.
 """
 
 import os
@@ -17,6 +17,9 @@ import pytest
 import torch
 
 from . import ranks
+
+#: Two processes that import torch.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank, output in enumerate(outputs)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1].decode() for process in running]
+        errors = [process.communicate(timeout=240)[1].decode() for process in running]
     finally:
         for process in running:
             process.kill()
