@@ -89,7 +89,7 @@ class TestFit:
     def test_last_batch_of_one_tile_is_validated_without_its_contrast(self, tmp_path: Path) -> None:
         loader = make_loader([make_sample(i) for i in range(3)])
         (result,) = make_trainer(tmp_path).validate(make_task(**CONTRAST, patch_weight=0.0), loader, verbose=False)
-        assert result['val_loss'] < result['val_tile_loss']  # a third of the tiles counts as 0
+        assert result['val_loss'] == result['val_tile_loss'] > 0
 
     def test_embeddings(self, tmp_path: Path) -> None:
         results: Any = make_trainer(tmp_path).predict(make_task(), make_loader([make_sample(0), make_sample(1)]))
@@ -103,7 +103,7 @@ def pastis(folder: Path) -> LightningDataModule:
 
 
 def flair(folder: Path) -> LightningDataModule:
-    return FLAIRDataModule(str(write_tree(folder, size=128)), batch_size=2)
+    return FLAIRDataModule(str(write_tree(folder)), batch_size=2)
 
 
 def treesatai(folder: Path) -> LightningDataModule:
@@ -135,7 +135,7 @@ class TestTerms:
 
         def loss(tile: float, patch: float, reconstruction: float) -> float:
             weights = {'tile_weight': tile, 'patch_weight': patch, 'reconstruction_weight': reconstruction}
-            return float(make_task(**weights).compute(batch, 'train', 0)[0])
+            return float(make_task(**weights).compute(batch, 'train', 0)[0].detach())
 
         tiny = 1e-9  # so that heads, and with them the random start of all parameters, are the same
         apart = loss(1, tiny, tiny), loss(tiny, 1, tiny), loss(tiny, tiny, 1)
@@ -146,7 +146,7 @@ class TestTerms:
 
         def loss(within: float | None) -> float:
             task.hparams['exclude_within'] = within
-            return float(task.compute(batch, 'val', 0)[0])
+            return float(task.compute(batch, 'val', 0)[0].detach())
 
         assert loss(0.0) == loss(None)
         assert loss(1500.0) < loss(0.0)
@@ -222,15 +222,18 @@ def test_half_precision_compares_in_single(tmp_path: Path) -> None:
 
 def test_moving_average_is_what_is_kept(tmp_path: Path) -> None:
     loader = make_loader([make_sample(i) for i in range(4)])
-    task = make_task(ema=0.9)
-    start = {name: value.clone() for name, value in task.state_dict().items()}
-    trainer = make_trainer(tmp_path, enable_checkpointing=True, max_steps=1, limit_val_batches=0)
-    trainer.fit(task, loader)
-    (path,) = tmp_path.rglob('*step=1.ckpt')
+    task, steps = make_task(ema=0.9), []
+
+    def keep(*_: Any) -> None:
+        steps.append({name: value.clone() for name, value in task.state_dict().items()})
+
+    task.on_train_batch_end = keep  # type: ignore[method-assign]
+    make_trainer(tmp_path, enable_checkpointing=True, limit_val_batches=0).fit(task, loader)
+    (path,) = tmp_path.rglob('*step=2.ckpt')
     checkpoint = torch.load(path, weights_only=True)
-    current = checkpoint['current_model_state']
     for name, value in checkpoint['state_dict'].items():
-        torch.testing.assert_close(value, 0.9 * start[name] + 0.1 * current[name])
-    assert any(not torch.equal(current[name], value) for name, value in start.items())
-    for name, value in task.model.backbone.state_dict().items():
-        assert torch.equal(value, checkpoint['state_dict'][f'model.backbone.{name}'])
+        torch.testing.assert_close(value, 0.9 * steps[0][name] + 0.1 * steps[1][name])
+        torch.testing.assert_close(checkpoint['current_model_state'][name], steps[1][name])
+    assert any(not torch.equal(steps[0][name], value) for name, value in steps[1].items())
+    for name, value in task.state_dict().items():
+        assert torch.equal(value, checkpoint['state_dict'][name])

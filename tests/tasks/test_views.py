@@ -158,7 +158,7 @@ class TestMicroBatches:
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
         assert sum(bool(gradient.any()) for gradient in expected.values()) > 0.8 * len(expected)
         for name, gradient in expected.items():
-            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
 
     def test_encode_as_many_at_once_as_they_are_told(
         self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch

@@ -244,8 +244,9 @@ class OmniSatPretraining(OmniSatTask):
             rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
             losses['reconstruction'] = rebuilt.loss
             self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
-        loss = torch.stack([terms[name] * value for name, value in losses.items()]).sum()
-        self._log(f'{stage}_loss', loss, count, stage, prog_bar=True)
+        loss = sum((terms[name] * value for name, value in losses.items()), start=views.patches.new_zeros(()))
+        if losses:
+            self._log(f'{stage}_loss', loss, count, stage, prog_bar=True)
         for name, value in losses.items():
             self._log(f'{stage}_{name}_loss', value, count, stage)
         if 'patch' in terms:
