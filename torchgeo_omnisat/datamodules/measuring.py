@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from ..modality import Modality
 from .excluding import ExcludingDataModule
-from .statistics import Bands, Entries, as_bands, holds, load_statistics, measure, partial_of, save_statistics
+from .statistics import FILENAME, Bands, Entries, as_bands, holds, load_statistics, measure, partial_of, save_statistics
 
 
 class MeasuringDataModule(ExcludingDataModule):
@@ -109,6 +110,12 @@ class MeasuringDataModule(ExcludingDataModule):
         groups = self.groups(train)
         sizes = Counter(groups)
         held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
+        for name in entries.keys() & train.modalities.keys() - set(held):
+            then = 'measured anew' if name in needed else 'what is published is taken'
+            known = {group: entry.get('of') for group, entry in entries[name].items()}
+            rank_zero_info(
+                f'{FILENAME} of {train.path} is about {known} samples of {name!r} and not {dict(sizes)}: {then}'
+            )
         if lacking := [name for name in needed if name not in held]:
             part = self.measured_dataset(train, lacking)
             measured = measure(part, part.modalities, groups, self.max_measured)

@@ -1,0 +1,126 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Statistics by command: of all training samples, found by whoever trains on the same root."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import SHARED
+from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules.statistics import FILENAME
+from torchgeo_omnisat.datasets import PASTISMultimodal
+
+WORDS = ['stats', '--data=SyntheticLandscapesDataModule', '--data.num_tiles=10', '--data.size=8', '--data.dates=[2,4]']
+
+#: Runs the command, and is killed while it reads the fifth of six samples.
+KILLED = """
+import os, signal, sys
+from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.datamodules import statistics
+from torchgeo_omnisat.datasets import SyntheticLandscapes
+
+statistics.EVERY = 0
+read = SyntheticLandscapes.__getitem__
+
+def getitem(self, index):
+    if index == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, index)
+
+SyntheticLandscapes.__getitem__ = getitem
+main(sys.argv[1:])
+"""
+
+
+def make(root: Path, fold: int = 1) -> SyntheticLandscapesDataModule:
+    return SyntheticLandscapesDataModule(str(root), fold=fold, num_tiles=10, size=8, dates=(2, 4))
+
+
+def test_training_reads_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / 'landscapes'
+    published = make(root)
+    published.setup('fit')
+    (root / FILENAME).unlink(missing_ok=True)
+    assert main([*WORDS, f'--data.root={root}', '--data.bands={s2: [B04]}', '--data.max_dates=1']) == 0
+    out = capsys.readouterr().out
+    assert f'Kept in {root / FILENAME}' in out
+    entries = json.loads((root / FILENAME).read_text())
+    assert {name: len(groups['Fold_2']['mean']) for name, groups in entries.items()} == {
+        's2': 10, 's1a': 3, 's1d': 3, 'spot': 3,
+    }  # fmt: skip
+    images = [np.load(path).astype(float) for path in sorted((root / 'DATA_S2').iterdir())[1::5]]
+    pixels = np.concatenate([np.moveaxis(image, 1, 0).reshape(10, -1) for image in images], axis=1)
+    assert entries['s2']['Fold_2']['mean'] == pytest.approx(pixels.mean(1).tolist())
+    assert entries['s2']['Fold_2']['std'] == pytest.approx(pixels.std(1).tolist())
+    entries['s2']['Fold_2']['mean'][2] += 300
+    (root / FILENAME).write_text(json.dumps(entries))
+    measured = make(root)
+    measured.setup('fit')
+    difference = measured.mean['s2'] - published.mean['s2']
+    assert difference[2].item() == pytest.approx(100, abs=0.1)
+    assert difference[0].item() == pytest.approx(0, abs=0.1)
+    # Other folds were not measured, so what is published holds there.
+    other = make(root, fold=2)
+    other.setup('fit')
+    norm = json.loads((root / 'NORM_S2_patch.json').read_text())
+    expected = np.mean([norm[f'Fold_{fold}']['mean'] for fold in (2, 3, 4)], axis=0)
+    assert other.mean['s2'].tolist() == pytest.approx(expected.tolist())
+
+
+def test_configuration_file(tmp_path: Path) -> None:
+    arguments = {'root': str(tmp_path / 'root'), 'num_tiles': 5, 'size': 8, 'dates': [2, 2], 'modalities': ['s1a']}
+    config = {'data': {'class_path': 'SyntheticLandscapesDataModule', 'init_args': arguments}}
+    (tmp_path / 'stats.yaml').write_text(yaml.safe_dump(config))
+    assert main(['stats', '--config', str(tmp_path / 'stats.yaml')]) == 0
+    assert list(json.loads((tmp_path / 'root' / FILENAME).read_text())) == ['s1a']
+
+
+def test_default_data_are_said_to_be_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(['stats', '--data.num_tiles=5', '--data.size=8', '--data.modalities=[s1a]']) == 0
+    assert 'Data: synthetic landscapes' in capsys.readouterr().err
+    assert (tmp_path / 'data/synthetic' / FILENAME).exists()
+
+
+@pytest.mark.slow
+def test_killed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, whole = (tmp_path / name for name in ('killed', 'whole'))
+    result = subprocess.run([sys.executable, '-c', KILLED, *WORDS, f'--data.root={killed}'], check=False)
+    assert result.returncode == -9
+    assert not (killed / FILENAME).exists()
+    (partial,) = killed.glob('.STATISTICS*')
+    assert json.loads(partial.read_text())['done'] == 4
+    asked: list[int] = []
+    read = PASTISMultimodal.__getitem__
+
+    def getitem(self: PASTISMultimodal, index: int) -> object:
+        asked.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(PASTISMultimodal, '__getitem__', getitem)
+    for root in (killed, whole):
+        assert main([*WORDS, f'--data.root={root}']) == 0
+    assert asked == [4, 5, *range(6)]
+    assert (killed / FILENAME).read_text() == (whole / FILENAME).read_text()
+    assert not list(killed.glob('.STATISTICS*'))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason='no real data beside the checkout')
+def test_real_patches(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(SHARED / 'pastis-r-mini', tmp_path / 'pastis'))
+    root.chmod(0o755)
+    _, entries, _ = PASTISMultimodalDataModule(str(root), modalities=('s1d',)).measure()
+    image = np.load(root / 'DATA_S1D/S1D_20275.npy').astype(float)
+    (fold,) = [p.fold for p in PASTISMultimodal(root).patches if p.id == 20275]
+    assert entries['s1d'][f'Fold_{fold}']['mean'] == pytest.approx(image.mean((0, 2, 3)).tolist())

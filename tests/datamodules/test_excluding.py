@@ -1,0 +1,155 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Samples with a problem are left out, and it is said of how many."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_pastis
+from tests.datamodules.test_pastis import Probe, trainer
+from torchgeo_omnisat.commands.check import walk
+from torchgeo_omnisat.datamodules import (
+    FLAIRDataModule,
+    MultimodalDataModule,
+    PASTISMultimodalDataModule,
+    TreeSatAITimeSeriesDataModule,
+)
+from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
+from torchgeo_omnisat.datasets.integrity import Problem
+from torchgeo_omnisat.datasets.report import Report
+from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Ten patches, 10000 to 10009, two a fold: one of training is truncated, one lacks a file, one of test as well."""
+    root = write_pastis(tmp_path / 'pastis', size=8)
+    (root / 'DATA_S2/S2_10000.npy').write_bytes(b'broken')
+    for path in ('DATA_S1A/S1A_10000.npy', 'DATA_S1A/S1A_10001.npy', 'DATA_S2/S2_10009.npy'):
+        (root / path).unlink()
+    return root
+
+
+@pytest.fixture
+def report(root: Path, tmp_path: Path) -> Path:
+    """What `check` says of it."""
+    walk(PASTISMultimodalDataModule(str(root))).write(tmp_path / 'check.json')
+    return tmp_path / 'check.json'
+
+
+def write_report(path: Path, *samples: str, layout: str = 'PASTIS', warning: bool = False) -> str:
+    problems = [Problem(sample, 's2', 'a.npy', 'missing', 'gone', warning) for sample in samples]
+    Report(layout, '/elsewhere', {'train': 3}, problems).write(path)
+    return str(path)
+
+
+def ids(datamodule: MultimodalDataModule, split: str) -> list[str]:
+    return list(getattr(datamodule, f'{split}_dataset').ids)
+
+
+class TestExcluding:
+    def test_training_goes_on_without_them(
+        self, root: Path, report: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        with pytest.raises(FileNotFoundError, match=r'S1A_10000\.npy does not exist'):
+            PASTISMultimodalDataModule(str(root)).setup('fit')
+        datamodule = PASTISMultimodalDataModule(str(root), exclude=str(report), batch_size=4)
+        probe = Probe()
+        with caplog.at_level(logging.INFO):
+            trainer().fit(probe, datamodule)
+        assert (ids(datamodule, 'train'), ids(datamodule, 'val')) == (
+            ['10002', '10005', '10006', '10007'],
+            ['10003', '10008'],
+        )
+        assert [len(batch['mask']) for batch in probe.batches['train']] == [4]
+        assert f"2 of 6 samples of 'train' are left out, as {report} says: " in caplog.text
+        assert '1 unreadable, missing' in caplog.text
+        assert '1 missing' in caplog.text
+        assert "0 of 2 samples of 'val' are left out" in caplog.text
+        assert not [warning for warning in recwarn if 'left out' in str(warning.message)]
+        entry = json.loads((root / 'STATISTICS.json').read_text())['spot']['Fold_1']
+        assert (entry['samples'], entry['of']) == (1, 1)
+
+    def test_a_smaller_test_split_is_a_warning(self, root: Path, report: Path) -> None:
+        datamodule = PASTISMultimodalDataModule(str(root), exclude=str(report))
+        with pytest.warns(
+            UserWarning, match=r"1 of 2 samples of 'test' are left out, .*: 1 missing\. Scores are of the"
+        ):
+            datamodule.setup('test')
+        assert ids(datamodule, 'test') == ['10004']
+
+    def test_other_folds_have_the_same_samples(self, root: Path, report: Path) -> None:
+        datamodule = PASTISMultimodalDataModule(str(root), fold=5, exclude=str(report))
+        datamodule.setup('fit')
+        assert '10009' not in ids(datamodule, 'train')
+
+    def test_warnings_stay(self, pastis: Path, tmp_path: Path) -> None:
+        exclude = write_report(tmp_path / 'check.json', '10000', warning=True)
+        assert len(PASTISMultimodalDataModule(str(pastis), exclude=exclude).make_dataset('train')) == 6
+
+    @pytest.mark.parametrize(
+        ('kind', 'layout'), [(FLAIRDataModule, 'FLAIR'), (TreeSatAITimeSeriesDataModule, 'TreeSatAI')]
+    )
+    def test_others(self, tmp_path: Path, kind: Any, layout: str) -> None:
+        root = tmp_path / 'root'
+        if layout == 'FLAIR':
+            write_flair(root, FLAIRRecipe(zones=5, tile=256, size=8, dates=2))
+        else:
+            write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3))
+        whole = kind(str(root))
+        first, test = (whole.make_dataset(split).ids[0] for split in ('train', 'test'))
+        exclude = write_report(tmp_path / 'check.json', first, layout=layout)
+        datamodule = kind(str(root), exclude=exclude)
+        datamodule.setup('fit')
+        datamodule.setup('test')
+        assert first not in ids(datamodule, 'train')
+        assert len(ids(datamodule, 'train')) == 2
+        assert ids(datamodule, 'test') == [test]
+        datamodule = kind(str(root), exclude=write_report(tmp_path / 'check.json', f'{first}0', layout=layout))
+        with pytest.raises(ValueError, match=f"exclude names '{first}0', not known to"):
+            datamodule.setup('fit')
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ('samples', 'match'),
+        [
+            (('10000', '77'), r"exclude names '77', not known to .*metadata\.geojson; expected names such as '10000'"),
+            (('78', '77'), r"exclude names '77' and 1 more, not known to"),
+            (tuple(str(10000 + n) for n in range(10)), 'exclude names all 6 samples of a split, expected'),
+        ],
+    )
+    def test_samples(self, pastis: Path, tmp_path: Path, samples: tuple[str, ...], match: str) -> None:
+        exclude = write_report(tmp_path / 'check.json', *samples)
+        with pytest.raises(ValueError, match=match):
+            PASTISMultimodalDataModule(str(pastis), exclude=exclude).setup('fit')
+
+    def test_another_dataset(self, pastis: Path, tmp_path: Path) -> None:
+        exclude = write_report(tmp_path / 'check.json', '10000', layout='FLAIR')
+        with pytest.raises(
+            ValueError, match=r'check\.json.* is about FLAIR in /elsewhere, expected a report about PASTIS'
+        ):
+            PASTISMultimodalDataModule(str(pastis), exclude=exclude).setup('fit')
+
+    @pytest.mark.parametrize('text', ['', '[]', '{}', '{"problems": [{}]}', '{"layout": "PASTIS", "problems": 3}'])
+    def test_no_report(self, pastis: Path, tmp_path: Path, text: str) -> None:
+        (tmp_path / 'check.json').write_text(text)
+        with pytest.raises(ValueError, match=r'check\.json cannot be read .*expected what .* check --output FILE'):
+            PASTISMultimodalDataModule(str(pastis), exclude=str(tmp_path / 'check.json')).setup('fit')
+
+    def test_no_file(self, pastis: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r'none\.json does not exist, expected what'):
+            PASTISMultimodalDataModule(str(pastis), exclude=str(tmp_path / 'none.json')).setup('fit')
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    problems = [Problem('a', 's2', 'f', 'nan', 'much'), Problem('b', 'mask', 'g', 'crs', 'none', warning=True)]
+    report = Report('PASTIS', '/r', {'train': 2}, problems, {'spot': 1})
+    report.write(tmp_path / 'r.json')
+    assert Report.read(tmp_path / 'r.json') == report
+    assert report.samples_at_fault == {'a': ('nan',)}
