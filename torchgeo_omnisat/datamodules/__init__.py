@@ -5,13 +5,17 @@
 
 from .base import MultimodalDataModule
 from .flair import FLAIRDataModule
+from .flairhub import FLAIRHUBMultimodalDataModule
+from .geo import MultimodalGeoDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
 
 __all__ = [
     'FLAIRDataModule',
+    'FLAIRHUBMultimodalDataModule',
     'MultimodalDataModule',
+    'MultimodalGeoDataModule',
     'PASTISMultimodalDataModule',
     'SyntheticLandscapesDataModule',
     'TreeSatAITimeSeriesDataModule',

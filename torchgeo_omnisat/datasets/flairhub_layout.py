@@ -1,0 +1,261 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The layout of FLAIR-HUB that TorchGeo's loader leaves out: modalities, and tables of dates."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import fiona
+import numpy as np
+import rasterio
+from fiona.errors import FionaError
+from matplotlib.colors import to_hex
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from torchgeo.datasets.flair import TASKS, AvailableBands
+
+from ..modality import Modality
+from .figures import Composite, Palette
+from .series import parse_dates
+
+#: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
+GSD = 10.24
+#: Splits of the table ``GLOBAL_ALL_MTD_SPLIT.gpkg``, TorchGeo's default first.
+SPLITS = ('split_1', 'split_2', 'split_3', 'split_4', 'split_5', 'split_flairchallenge', 'split_toy')
+#: What the labels may say: land cover, and crops in three depths.
+TYPES = tuple(TASKS)
+#: The probabilities of snow and clouds, which belong to ``'s2'``.
+CLOUDS: AvailableBands = 'SENTINEL2_MSK-SC'
+
+
+#: Paths of a patch by product, and its name.
+type Files = Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What TorchGeo's loader calls a modality, and where its dates are.
+
+    Args:
+        modality: The modality with all its bands.
+        name: What the loader is asked for.
+        table: The table of its dates; None where no date is taken from one.
+        radar: Whether it is Sentinel-1.
+    """
+
+    modality: Modality
+    name: AvailableBands
+    table: str | None = None
+    radar: bool = False
+
+
+_S2 = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+_RGBI = ('R', 'G', 'B', 'NIR')
+#: Every product, in the order of the modalities.
+PRODUCTS: dict[str, Product] = {
+    product.modality.name: product
+    for product in (
+        Product(Modality('aerial', _RGBI, 0.2, False), 'AERIAL_RGBI', 'AERIAL'),
+        Product(Modality('spot', _RGBI, 1.6, False), 'SPOT_RGBI', 'SPOT'),
+        Product(Modality('dem', ('DSM', 'DTM'), 0.2, False), 'DEM_ELEV'),
+        Product(Modality('aerial_rlt', ('PAN',), 0.4, False), 'AERIAL-RLT_PAN'),
+        Product(Modality('s2', _S2, GSD, True), 'SENTINEL2_TS', 'SENTINEL2'),
+        Product(Modality('s1a', ('VV', 'VH'), GSD, True), 'SENTINEL1-ASC_TS', 'SENTINEL1-ASC', radar=True),
+        Product(Modality('s1d', ('VV', 'VH'), GSD, True), 'SENTINEL1-DESC_TS', 'SENTINEL1-DESC', radar=True),
+    )
+}
+MODALITIES: dict[str, Modality] = {name: product.modality for name, product in PRODUCTS.items()}
+
+_COLOURS = (Composite('true colour', ('R', 'G', 'B'), alike=True), Composite('colour infrared', ('NIR', 'R', 'G')))
+_RADAR = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), Composite('VV', ('VV',)), Composite('VH', ('VH',)))
+COMPOSITES: dict[str, tuple[Composite, ...]] = {
+    'aerial': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
+    'spot': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
+    'dem': (Composite('surface', ('DSM',)), Composite('terrain', ('DTM',))),
+    'aerial_rlt': (Composite('panchromatic', ('PAN',)),),
+    's2': (
+        Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+        Composite('colour infrared', ('B08', 'B04', 'B03')),
+    ),
+    's1a': _RADAR,
+    's1d': _RADAR,
+}
+
+
+def palette(dataset_type: str) -> Palette:
+    """Names and colours of the classes, which are TorchGeo's."""
+    names, cmap = TASKS[dataset_type]['classes'], TASKS[dataset_type]['cmap']
+    return Palette(names, [to_hex(cmap(index)) for index in range(len(names))])
+
+
+def ignored(dataset_type: str) -> int | None:
+    """The class that neither trains nor scores: land that is ``'undefined'``."""
+    names = TASKS[dataset_type]['classes']
+    return names.index('undefined') if 'undefined' in names else None
+
+
+def label_product(dataset_type: str) -> str:
+    """What the loader calls the product of the labels."""
+    return 'AERIAL_LABEL-COSIA' if dataset_type == 'land_cover' else 'ALL_LABEL-LPIS'
+
+
+def holds(root: Path, domain: str, product: str) -> bool:
+    """Whether a root has a product of a domain such as ``'D004-2021'``, unpacked or not."""
+    if product == PRODUCTS['aerial_rlt'].name:
+        domain = f'{domain[:-4]}195X'
+    return any((root / f'{domain}_{product}{end}').exists() for end in ('', '.zip'))
+
+
+def choose_domains(
+    root: Path, asked: Sequence[str] | None, known: Mapping[str, Sequence[str]], labels: str, download: bool
+) -> dict[str, list[str]]:
+    """Years by domain, of what is asked for.
+
+    Args:
+        root: Where the dataset is.
+        asked: Domains and years, such as ``'D004-2021'``; None for those of which *root* has
+            labels, or for all if it has none or may download them.
+        known: Years by domain of all there are.
+        labels: The product of the labels.
+        download: Whether what is lacking is to be downloaded.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    every = [f'{domain}-{year}' for domain, years in known.items() for year in years]
+    if asked is not None and (isinstance(asked, str) or not asked or not set(asked) <= set(every)):
+        raise ValueError(f"domains is {asked!r}, expected some of FLAIR-HUB's, such as {tuple(every[:2])}")
+    held = [] if download else [domain for domain in every if holds(root, domain, labels)]
+    years: dict[str, list[str]] = {}
+    for name in asked or held or every:
+        domain, year = name.split('-')
+        years.setdefault(domain, []).append(year)
+    return years
+
+
+def damaged(files: Files, products: Iterable[str]) -> str | Path:
+    """The first file that cannot be read, or is a series of no whole number of frames; else the first of all."""
+    bands = {product.name: len(product.modality.bands) for product in PRODUCTS.values() if product.modality.temporal}
+    paths = {files[product]: bands.get(cast(Any, product), 2 if product == CLOUDS else 1) for product in products}
+    for path, count in paths.items():
+        try:
+            with rasterio.open(path) as source:
+                if len(source.read()) % count:
+                    return path
+        except RasterioError:
+            return path
+    return next(iter(paths))
+
+
+def measured_of(
+    files: Files, product: Product, image: NDArray[np.float32], size: Sequence[int], decibels: bool
+) -> NDArray[np.float32]:
+    """An image, or a series, with NaN where nothing was measured; radar that is power still is.
+
+    Args:
+        files: The paths of the patch.
+        product: What it is of.
+        image: All bands of it, ``(..., C, H, W)``.
+        size: Rows and columns of the labels.
+        decibels: Whether radar is in dB.
+
+    Raises:
+        ValueError: If it does not cover the ground of its labels, or power is below 0.
+    """
+    path, modality = files[product.name], product.modality
+    gsd = MODALITIES['aerial'].gsd
+    shape = (len(modality.bands), *(modality.pixels(round(side * gsd, 6)) for side in size))
+    if image.shape[-3:] != shape:
+        raise ValueError(f'{path} holds {image.shape[-3:]}, expected {shape}: the ground of its labels')
+    power = product.radar and not decibels
+    if power and (image < 0).any():
+        raise ValueError(f'{path} holds numbers below 0, expected power; decibels=True takes them for dB')
+    with rasterio.open(path) as source:
+        nodata = source.nodata
+    unknown = ~np.isfinite(image) if nodata is None else ~np.isfinite(image) | (image == nodata)
+    if power:
+        unknown |= image == 0
+    elif modality.temporal:
+        unknown |= (image == 0).all(1, keepdims=True)
+    return np.where(unknown, np.float32(np.nan), image)
+
+
+def area_of(patch: str) -> str:
+    """Domain and area of a patch: ``'D004-2021_AA-S1-32'`` of ``'D004-2021_AA-S1-32_0-0'``."""
+    return '_'.join(patch.split('_')[:2])
+
+
+def table_of(root: Path, name: str) -> Path:
+    """Where the dates of a product are."""
+    return root / 'GLOBAL_ALL_MTD' / f'GLOBAL_{name}_MTD_DATES.gpkg'
+
+
+def read_series_days(path: Path, areas: Collection[str]) -> dict[str, NDArray[np.int64]]:
+    """The days of the series of each area, which all its patches share.
+
+    Args:
+        path: The table: a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and
+            ``patch_id`` or ``zone_id``, which begins with domain and area.
+        areas: The areas that are needed.
+
+    Returns:
+        Days since 1970-01-01 in the order of the frames, by area.
+
+    Raises:
+        FileNotFoundError: If there is no such table.
+        ValueError: If it is damaged, or an area is missing in it.
+    """
+    days: dict[str, NDArray[np.int64]] = {}
+    for key, dates in _rows(path, 'acquisition_dates'):
+        area = area_of(key)
+        if area in areas and area not in days:
+            days[area] = parse_dates(dates, f"'acquisition_dates' of {key!r} in {path}")
+    if lost := sorted(set(areas) - set(days)):
+        raise ValueError(f'{path} has no row of {lost[0]!r}, expected one for each of {len(areas)} areas')
+    return days
+
+
+def read_image_days(path: Path, patches: Collection[str]) -> dict[str, int]:
+    """The day of the image of each patch, as far as it is known.
+
+    Args:
+        path: The table: columns ``patch_id`` and ``date``, such as ``20210614``; of a day or
+            month ``00`` nothing is known.
+        patches: The patches that are needed.
+
+    Returns:
+        Days since 1970-01-01 by patch.
+
+    Raises:
+        ValueError: If the table is damaged, or a date is not in the calendar.
+    """
+    days = {}
+    for key, date in _rows(path, 'date') if path.exists() else ():
+        stamp = str(date or '').replace('-', '')
+        if key in patches and stamp[4:6] not in ('', '00') and stamp[6:8] not in ('', '00'):
+            days[key] = int(parse_dates([stamp[:8]], f"'date' of {key!r} in {path}")[0])
+    return days
+
+
+def read_patches(path: Path) -> list[str]:
+    """Names of all patches, of any split and domain, from the table of splits."""
+    return [key for key, _ in _rows(path, SPLITS[0])]
+
+
+def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    """Key and content of every row of a table."""
+    expected = f"expected a GeoPackage with the columns 'patch_id' or 'zone_id', and {column!r}"
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist, {expected}')
+    try:
+        with fiona.open(path, ignore_geometry=True) as rows:
+            for row in rows:
+                properties: Mapping[str, Any] = row.properties
+                key = properties['patch_id'] if 'patch_id' in properties else properties['zone_id']
+                yield str(key), properties[column]
+    except (FionaError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error
