@@ -49,7 +49,9 @@ def naive(loss: MaskedReconstruction, fused: Tensor, batch: dict[str, Tensor], h
             image, dates, valid = (batch[key][b : b + 1] for key in modality.keys)
             images = image[0] if modality.temporal else image
             shown = {t: patch_of(images[t], n) for t in range(len(images)) if valid[0, t]}
-            values = torch.cat([v[v.isfinite()] for v in shown.values()] or [torch.zeros(1)])
+            values = torch.cat([torch.zeros(0), *(v[v.isfinite()] for v in shown.values())])
+            if not len(values):
+                continue
             for t, target in shown.items():
                 code = date_code(dates, valid)[:, t]
                 rebuilt = loss.decoders[name](fused[b, n][None], code)[0]
