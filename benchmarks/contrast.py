@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument('--tiles', type=int, default=8)
     parser.add_argument('--patches', type=int, default=1024, help='patches of a tile')
     parser.add_argument('--dim', type=int, default=256, help='width of a token')
-    parser.add_argument('--block-size', type=int, default=1024, help='side of a block of similarities')
+    parser.add_argument('--block-size', type=int, default=512, help='side of a block of similarities')
     parser.add_argument('--repeats', type=int, default=5, help='repetitions, each paired with a product')
     parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='threads of PyTorch')
     parser.add_argument('--output', type=Path, default=Path('benchmarks/results/contrast.json'))

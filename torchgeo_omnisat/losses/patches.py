@@ -44,7 +44,7 @@ class PatchContrastiveLoss(nn.Module):
         ValueError: If *temperature* or *block_size* is too small.
     """
 
-    def __init__(self, temperature: float = 0.1, gather: bool = True, block_size: int = 1024) -> None:
+    def __init__(self, temperature: float = 0.1, gather: bool = True, block_size: int = 512) -> None:
         """Keep the arguments."""
         super().__init__()
         if not 0.02 <= temperature < math.inf:
