@@ -29,11 +29,13 @@ lint: .venv/.tests .venv/.style  ## style, types and import layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-bench: .venv/.package  ## memory and speed on full-size tiles
+bench: .venv/.package  ## memory and speed on full-size tiles, augmentation, the ablation's smallest size
 	@$(PYTHON) benchmarks/speed.py
+	@$(PYTHON) benchmarks/augmentation.py
+	@$(PYTHON) benchmarks/ablation.py --smoke --fresh
 
 clean:  ## remove what other targets made, the environment too
-	rm -rf .venv .uv demo dist build .*_cache .coverage htmlcov
+	rm -rf .venv .uv demo dist build benchmarks/runs .*_cache .coverage htmlcov
 
 # Stamps: a set-up step runs again only when pyproject.toml has changed.
 .venv/.package: pyproject.toml .venv/pyvenv.cfg

@@ -1,0 +1,56 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Few labels: a part of the training tiles, again and again, so that an epoch is as long as ever."""
+
+import math
+import random
+from typing import Any
+
+from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.datasets import PASTISMultimodal
+
+
+class Few(PASTISMultimodalDataModule):
+    """Trains on a part of the tiles; they are as many as there were, the same ones repeated."""
+
+    part: float
+    draw: int
+
+    def make_dataset(self, split: str) -> PASTISMultimodal:
+        """The dataset of a split; of ``'train'`` the part that was drawn, a larger part holding a smaller one."""
+        dataset = super().make_dataset(split)
+        if split == 'train':
+            every = list(dataset.patches)
+            order = random.Random(self.draw).sample(every, len(every))
+            kept = order[: max(1, round(self.part * len(every)))]
+            dataset.patches = (kept * math.ceil(len(every) / len(kept)))[: len(every)]
+        return dataset
+
+
+class FewSyntheticLandscapesDataModule(Few, SyntheticLandscapesDataModule):
+    """A part of the synthetic landscapes.
+
+    Args:
+        part: Part of the training tiles, at least one.
+        draw: Seed of which ones.
+        **kwargs: See :class:`.SyntheticLandscapesDataModule`.
+    """
+
+    def __init__(self, part: float = 0.1, draw: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.part, self.draw = part, draw
+
+
+class FewPASTISDataModule(Few):
+    """A part of PASTIS.
+
+    Args:
+        part: Part of the training tiles, at least one.
+        draw: Seed of which ones.
+        **kwargs: See :class:`.PASTISMultimodalDataModule`.
+    """
+
+    def __init__(self, part: float = 0.1, draw: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.part, self.draw = part, draw
