@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from .pretraining_step import CASES
+from .resuming import fit
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +54,22 @@ def test_two_processes_equal_one(folders: list[Path], case: str) -> None:
         for name, gradient in one['gradients'].items():
             difference: Any = (process['gradients'][name] - gradient).norm()
             assert difference <= 1e-5 * max(1.0, float(gradient.norm())), name
+
+
+@pytest.mark.slow
+def test_memory_grows_with_a_micro_batch() -> None:
+    script = str(Path(__file__).with_name('pretraining_memory.py'))
+    whole, parts = (float(run(script, '64', size)) for size in ('0', '4'))
+    assert parts < whole / 3
+
+
+@pytest.mark.slow
+def test_resumed_in_the_middle_of_an_epoch(root: Path, tmp_path: Path) -> None:
+    told = {'root': root / 'fifteen', 'folder': tmp_path, 'task': 'OmniSatPretraining'}
+    whole, resumed = fit(**told), fit(**told, resume=True)
+    assert whole['step'] == resumed['step'] == 12
+    assert set(whole['metrics']) == set(resumed['metrics'])
+    for name, value in whole['state'].items():
+        assert torch.equal(value, resumed['state'][name]), name
+    for name, value in whole['metrics'].items():
+        assert torch.equal(value, resumed['metrics'][name]), name
