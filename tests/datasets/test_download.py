@@ -88,7 +88,7 @@ def only(path: Path) -> bool:
 class TestFetch:
     def test_line_that_breaks_costs_no_byte(self, server: Server, tmp_path: Path) -> None:
         server.breaks = 150_000
-        path = fetch(server.url, tmp_path / 'new' / 'file', md5=md5(BYTES).hexdigest())
+        path = fetch(server.url, tmp_path / 'new' / 'file', digest=md5(BYTES).hexdigest())
         assert path.read_bytes() == BYTES
         assert server.asked == [None, 'bytes=150000-', 'bytes=300000-', 'bytes=450000-']
         assert server.sent == len(BYTES)
@@ -138,7 +138,7 @@ class TestFetch:
     def test_server_without_ranges_or_length(self, server: Server, tmp_path: Path) -> None:
         server.ranges = server.length = False
         (tmp_path / '.file.part').write_bytes(b'\0' * 1000)
-        assert fetch(server.url, tmp_path / 'file', md5=md5(BYTES).hexdigest()).read_bytes() == BYTES
+        assert fetch(server.url, tmp_path / 'file', digest=md5(BYTES).hexdigest()).read_bytes() == BYTES
 
     def test_busy_server(self, server: Server, tmp_path: Path) -> None:
         server.status = [503, 429, 500]
@@ -170,7 +170,7 @@ class TestFetch:
 
     def test_wrong_checksum_keeps_nothing(self, server: Server, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=f'corrupted: .* gave 500000 bytes of MD5 .*, expected {"0" * 32}'):
-            fetch(server.url, tmp_path / 'file', md5='0' * 32)
+            fetch(server.url, tmp_path / 'file', digest='0' * 32)
         assert not [p for p in tmp_path.iterdir() if p.suffix != '.lock']
 
     def test_file_that_is_there_is_checked_and_left_alone(self, server: Server, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ class TestFetch:
         path.write_bytes(b'mine')
         assert fetch(server.url, path) == path
         with pytest.raises(RuntimeError, match=f'corrupted. {path} has not the MD5 {"0" * 32} but'):
-            fetch(server.url, path, md5='0' * 32)
+            fetch(server.url, path, digest='0' * 32)
         assert path.read_bytes() == b'mine'
         assert server.asked == []
 

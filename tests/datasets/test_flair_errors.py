@@ -227,7 +227,7 @@ class TestArchives:
                 for path in sorted(p for top in tree.glob(holds) for p in (top, *top.rglob('*')) if p.is_file()):
                     file.write(path, path.relative_to(tree))
             path = place / archive.filename
-            changed = replace(archive, url=path.as_uri(), md5=md5(path.read_bytes()).hexdigest())
+            changed = replace(archive, url=path.as_uri(), digest=md5(path.read_bytes()).hexdigest())
             monkeypatch.setitem(flair_layout.ARCHIVES, holds, changed)
         return place
 

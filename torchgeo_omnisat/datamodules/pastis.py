@@ -64,8 +64,9 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
-            download: Whether to download PASTIS-R if nothing is there.
-            checksum: Whether to check the archive's MD5.
+            download: Whether to download what is not there: PASTIS-HD if ``'spot'`` is among
+                *modalities*, else PASTIS-R.
+            checksum: Whether to check the archive's MD5, or files that are there already.
             exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.

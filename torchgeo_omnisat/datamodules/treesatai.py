@@ -61,7 +61,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             cloud_cover: Which share of such pixels makes a date not valid.
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download the archives that are not there.
-            checksum: Whether to check MD5 sums, where they are known.
+            checksum: Whether to check the SHA-256 of archives.
             exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.

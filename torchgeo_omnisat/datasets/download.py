@@ -10,7 +10,7 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, IncompleteRead
@@ -30,6 +30,8 @@ TIMEOUT = 60.0
 BACKOFF = 1.0
 
 _CHUNK = 2**16
+#: Digests by their length.
+_KINDS = {32: 'MD5', 40: "git's SHA-1", 64: 'SHA-256'}
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class Archive:
         filename: What it is called on disk.
         holds: The directory or file that it unpacks to; a pattern such as ``*.json`` where
             only that is known.
-        md5: Its checksum, if that is published.
+        digest: Its MD5 or SHA-256, if that is published.
     """
 
     url: str
     filename: str
     holds: str
-    md5: str | None = None
+    digest: str | None = None
 
 
 def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool = False) -> bool:
@@ -57,7 +59,7 @@ def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool 
         archive: The archive.
         root: Where it, and what it holds, belong.
         download: Whether to download it if it is not there.
-        checksum: Whether to compare its MD5 before it is unpacked.
+        checksum: Whether to compare its digest before it is unpacked.
 
     Returns:
         Whether it is there now; False if nothing is and *download* is False.
@@ -68,15 +70,15 @@ def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool 
     """
     if any(root.glob(archive.holds)):
         return True
-    path, md5 = root / archive.filename, archive.md5 if checksum else None
+    path, digest = root / archive.filename, archive.digest if checksum else None
     if not path.exists() and not download:
         return False
-    fetch(archive.url, path, md5)
+    fetch(archive.url, path, digest)
     extract_directory(path, archive.holds)
     return True
 
 
-def fetch(url: str, path: Path, md5: str | None = None, attempts: int = 6) -> Path:
+def fetch(url: str, path: Path, digest: str | None = None, attempts: int = 6) -> Path:
     """Download a file; what came before the line broke is kept and continued from.
 
     Bytes are collected in ``.<name>.part`` beside *path*, which takes its name once it is
@@ -87,7 +89,8 @@ def fetch(url: str, path: Path, md5: str | None = None, attempts: int = 6) -> Pa
     Args:
         url: Where it is.
         path: What to call it. If it is there, nothing is downloaded.
-        md5: The checksum that it should have; None does not check.
+        digest: What it should have: an MD5 (32 digits), a SHA-256 (64) or what git calls a file (40);
+            None does not check.
         attempts: How often in a row to fail without a byte before giving up.
 
     Returns:
@@ -95,7 +98,7 @@ def fetch(url: str, path: Path, md5: str | None = None, attempts: int = 6) -> Pa
 
     Raises:
         ConnectionError: If the server refuses or cannot be reached. What came is kept.
-        RuntimeError: If the file has not the checksum. What came is deleted; a file that was
+        RuntimeError: If the file has not the digest. What came is deleted; a file that was
             there before is not.
         OSError: If the disk has no room for it.
     """
@@ -105,15 +108,17 @@ def fetch(url: str, path: Path, md5: str | None = None, attempts: int = 6) -> Pa
         with FileLock(lock):
             if not path.exists():
                 _complete(url, part, attempts)
-                if md5 is not None and (found := _md5(part)) != md5:
-                    size = part.stat().st_size
+                if digest is not None and (found := _digest(part, digest)) != digest:
+                    size, kind = part.stat().st_size, _KINDS[len(digest)]
                     _forget(part)
-                    raise RuntimeError(f'Download corrupted: {url} gave {size} bytes of MD5 {found}, expected {md5}')
+                    said = f'{url} gave {size} bytes of {kind} {found}, expected {digest}'
+                    raise RuntimeError(f'Download corrupted: {said}')
                 os.replace(part, path)
                 _forget(part)
         lock.unlink(missing_ok=True)
-    elif md5 is not None and (found := _md5(path)) != md5:
-        raise RuntimeError(f'Dataset found, but corrupted. {path} has not the MD5 {md5} but {found}')
+    elif digest is not None and (found := _digest(path, digest)) != digest:
+        kind = _KINDS[len(digest)]
+        raise RuntimeError(f'Dataset found, but corrupted. {path} has not the {kind} {digest} but {found}')
     return path
 
 
@@ -231,7 +236,13 @@ def _forget(part: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _md5(path: Path) -> str:
-    """The checksum of a file."""
+def _digest(path: Path, like: str) -> str:
+    """The digest of a file, of the kind of another."""
+    kinds: dict[int, Callable[[], Any]] = {
+        32: lambda: hashlib.md5(usedforsecurity=False),
+        # What git calls a file is the SHA-1 of its size and its content.
+        40: lambda: hashlib.sha1(f'blob {path.stat().st_size}\0'.encode(), usedforsecurity=False),
+        64: hashlib.sha256,
+    }
     with path.open('rb') as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, kinds[len(like)]).hexdigest()

@@ -8,9 +8,11 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
+import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
@@ -86,12 +88,39 @@ def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path:
     Raises:
         ValueError: If NaN or infinity is among what should be integers.
     """
-    image = np.array(array, dtype=np.float32)
+    if array.dtype.kind in 'iu':
+        image = array.astype(np.float32)
+        unknown = nodata is not None and array == nodata
+        if np.any(unknown):
+            image[unknown] = np.nan
+        return image
+    # PyTorch has the processor's instruction for half precision, NumPy has not.
+    image = torch.from_numpy(np.array(array)).float().numpy() if array.dtype == np.float16 else array.astype(np.float32)
     known = np.isfinite(image)
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
-    image[~known if nodata is None else ~known | (image == nodata)] = np.nan
+    if nodata is not None:
+        known &= image != nodata
+    if not known.all():
+        image[~known] = np.nan
     return image
+
+
+def take(array: NDArray[np.generic], frames: NDArray[np.int64]) -> NDArray[np.generic]:
+    """Some frames of an array, in the order that is asked for; a view if they follow each other."""
+    if len(frames) and np.array_equal(frames, np.arange(frames[0], frames[0] + len(frames))):
+        return np.asarray(array[frames[0] : frames[0] + len(frames)])
+    return np.asarray(array[frames])
+
+
+def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which frames ``(T, ...)`` have a finite pixel; most have one at once, and are not searched."""
+    return np.array([bool(np.isfinite(frame.flat[0]) or np.isfinite(frame).any()) for frame in image])
+
+
+def occurring(mask: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]:
+    """1 for each of the classes 0 to *count* - 1 that a mask holds, 0 for the others."""
+    return (np.bincount(mask.ravel(), minlength=count)[:count] > 0).astype(np.float32)
 
 
 def extract_directory(archive: Path, directory: str) -> None:

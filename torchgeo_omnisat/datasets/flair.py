@@ -23,7 +23,7 @@ from ..modality import Modality
 from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
 from .download import obtain
 from .figures import Palette, draw
-from .files import measured, read_raster
+from .files import measured, occurring, read_raster
 from .flair_areas import expect_series, find_super_area, open_super_area, read_centroids, read_products, window_around
 from .flair_layout import (
     ARCHIVES,
@@ -194,7 +194,7 @@ class FLAIR(NonGeoDataset):
         mask = torch.from_numpy(stored.astype(np.int64) - 1).clamp(max=self.num_classes - 1)
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
         sample['mask'] = mask
-        sample['label'] = torch.isin(torch.arange(scored), mask).float()
+        sample['label'] = torch.from_numpy(occurring(mask.numpy(), scored))
         sample['bounds'] = self._bounds(transform, stored.shape, sample)
         return sample if self.transforms is None else self.transforms(sample)
 

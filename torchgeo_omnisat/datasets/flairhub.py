@@ -24,6 +24,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from .arguments import check_choice, check_max_dates, choose_modalities, leave_out, select_bands
 from .figures import draw
+from .files import occurring
 from .flairhub_layout import (
     CLOUDS,
     COMPOSITES,
@@ -210,9 +211,10 @@ class FLAIRHUBMultimodal(FLAIRHUB):
             if key in loaded:
                 image = measured_of(files, PRODUCTS[name], loaded[key].numpy(), mask.shape, self.decibels)
                 sample |= (self._series if modality.temporal else self._image)(files, modality, image, loaded)
-        scored = [k for k in range(len(self.classes)) if k != self.ignore_index]
         sample['mask'] = mask
-        sample['label'] = torch.isin(torch.tensor(scored), mask).float()
+        sample['label'] = torch.from_numpy(
+            occurring(mask.numpy(), len(self.classes) if self.ignore_index is None else self.ignore_index)
+        )
         sample['bounds'] = self._bounds(files, sample)
         return sample if self._prepare is None else self._prepare(sample)
 

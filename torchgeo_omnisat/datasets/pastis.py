@@ -32,9 +32,9 @@ from .arguments import (
 )
 from .download import fetch
 from .figures import Palette, draw
-from .files import extract_directory, measured, open_array, read_raster
+from .files import extract_directory, measured, occurring, open_array, read_raster, seen, take
 from .integrity import Dates, Expected, Part
-from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, read_index
+from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, obtain_hd, read_index
 from .series import choose_dates, merge_days, parse_dates, when
 
 
@@ -108,8 +108,9 @@ class PASTISMultimodal(NonGeoDataset):
                 ``'check'`` refuses nothing yet, for whoever asks for :meth:`parts`.
             exclude: Names of samples to leave out (:attr:`ids`, of any fold).
             transforms: What to do with a sample.
-            download: Whether to download PASTIS-R (54 GB) if nothing is there.
-            checksum: Whether to check the archive's MD5.
+            download: Whether to download what is not there: PASTIS-HD, the files of *modalities*
+                one by one, if ``'spot'`` is among them, else PASTIS-R (54 GB).
+            checksum: Whether to check the archive's MD5, or files that are there already.
 
         Raises:
             DatasetNotFoundError: If nothing is there and *download* is False.
@@ -118,16 +119,14 @@ class PASTISMultimodal(NonGeoDataset):
         """
         check_choice(missing=(missing, MISSING))
         check_max_dates(max_dates)
-        self.root = root
-        self.folds = _folds(folds)
-        self.max_dates = max_dates
-        self.date_range = date_range
+        self.root, self.folds = root, _folds(folds)
+        self.max_dates, self.date_range = max_dates, date_range
         self.missing = missing
         self.transforms = transforms
         self.download = download
         self.checksum = checksum
         self._span = parse_span(date_range)
-        self.path = self._verify()
+        self.path = self._verify(modalities)
         patches, self.crs = read_index(self.path / self.index)
         self.patches = [patch for patch in patches if patch.fold in self.folds]
         if not self.patches:
@@ -168,7 +167,7 @@ class PASTISMultimodal(NonGeoDataset):
         for name in self.modalities:
             sample |= self._read(patch, name, tuple(mask.shape))
         sample['mask'] = mask
-        sample['label'] = torch.isin(torch.arange(1, self.ignore_index), mask).float()
+        sample['label'] = torch.from_numpy(occurring(mask.numpy(), self.ignore_index)[1:])
         sample['bounds'] = self._bounds(patch, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -254,7 +253,7 @@ class PASTISMultimodal(NonGeoDataset):
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
                 return {}
-            image = measured(array[frames], source.dtype, source.nodata, path)
+            image = measured(take(array, frames), source.dtype, source.nodata, path)
             image, days = merge_days(image, days[frames], source.merge)
         else:
             array, nodata = read_raster(path, expected, shape)
@@ -262,7 +261,7 @@ class PASTISMultimodal(NonGeoDataset):
         if modality.bands != bands:
             channels = [bands.index(band) for band in modality.bands]
             image = np.ascontiguousarray(image[..., channels, :, :])
-        valid = np.isfinite(image).reshape(len(days), -1).any(1)
+        valid = seen(image.reshape(len(days), -1))
         return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
 
     def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
@@ -316,9 +315,12 @@ class PASTISMultimodal(NonGeoDataset):
         if not any(len(choose_dates(self._days(patch, source), self._span)) for patch, source in known):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')
 
-    def _verify(self) -> Path:
+    def _verify(self, names: Sequence[str] | None) -> Path:
         """The directory with the index, unpacked or downloaded first if need be."""
         root = Path(self.root).expanduser()
+        sources = [source for source in self.sources if source.modality.name in (names or ())]
+        if self.download and 'spot' in (names or ()):
+            obtain_hd(root / 'PASTIS-HD', sources, self.target, self.index, self.checksum)
         found = self._find(root)
         if found is None:
             archive = root / self.filename

@@ -3,7 +3,7 @@
 
 """The layout of PASTIS: its files, bands, classes, folds and index."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 
 from ..modality import Modality
 from .figures import Composite
+from .hub import obtain_files
 from .series import Merge, backscatter_mean, finite_mean
 
 #: Folds of training, validation and test, by the number of the official split.
@@ -47,6 +48,10 @@ class Source:
     nodata: float | None = None
     merge: Merge = finite_mean
     composites: tuple[Composite, ...] = ()
+
+
+#: PASTIS-HD as loose files on Hugging Face.
+REPOSITORY = 'IGNF/PASTIS-HD'
 
 
 @dataclass(frozen=True)
@@ -158,3 +163,24 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
             raise ValueError(f'feature {number} of {path} has {sorted(properties)}, {expected}') from error
         patches.append(patch)
     return patches, crs
+
+
+def obtain_hd(root: Path, sources: Sequence[Source], target: str, index: str, checksum: bool) -> None:
+    """Download what is not there of PASTIS-HD, file by file; the index, which makes a root one, comes last.
+
+    Args:
+        root: Where it belongs.
+        sources: What to download besides labels and statistics.
+        target: The labels of a patch, with ``{}`` for its id.
+        index: The index.
+        checksum: Whether to check files that are there already.
+    """
+    if (root / index).is_file() and all(_files(root, source.path) >= _files(root, target) for source in sources):
+        return
+    images = [source.path.format('*') for source in sources]
+    obtain_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *images, index], root, checksum)
+
+
+def _files(root: Path, path: str) -> int:
+    """How many patches have such a file."""
+    return sum(1 for _ in root.glob(path.format('*')))

@@ -133,7 +133,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download the archives (22 GB) that are not there.
-            checksum: Whether to check MD5 sums, where they are known.
+            checksum: Whether to check the SHA-256 of archives.
 
         Raises:
             DatasetNotFoundError: If nothing is there and *download* is False.

@@ -21,9 +21,15 @@ from .figures import Composite
 from .series import parse_dates
 
 URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
-#: Archives by the directory that they unpack to. Their checksums are not published.
+#: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
 ARCHIVES: dict[str, Archive] = {
-    name: Archive(f'{URL}/{name}.zip', f'{name}.zip', name) for name in ('labels', 'split', 'aerial', 'sentinel-ts')
+    name: Archive(f'{URL}/{name}.zip', f'{name}.zip', name, digest)
+    for name, digest in (
+        ('labels', 'fb32a4be77c8fbbcd8bd1ad7f47c6fd17d2c0ecfaa6b23e6f4d3c856e54d52a5'),
+        ('split', '9d24732c11cb048fd09ed0eabe111e9bbe299b78a4a710e4c9fd7d552244dbcd'),
+        ('aerial', '158bfb707406c9ecf27e3df1b3838d9d3e014b4024fd54bd3a6f692d9938c01c'),
+        ('sentinel-ts', '06648ae998ec185c39747a06a8957e311e8df854af8a1fa59329b6a2c7db48d7'),
+    )
 }
 LABELS = 'labels/TreeSatBA_v9_60m_multi_labels.json'
 
@@ -211,12 +217,15 @@ def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
 def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> NDArray[np.int64]:
     """Days since 1970-01-01 of the frames, from the names of their products."""
     key = f'{series.prefix}-products'
-    names = [name.decode() if isinstance(name, bytes) else str(name) for name in file[key][:]]
-    parts = [name.split('_') for name in names]
-    short = [name for name, part in zip(names, parts, strict=True) if len(part) <= series.date_field]
-    if short:
-        raise ValueError(f'{key} of {path} has {short[0]!r}, expected a date in field {series.date_field} of the name')
-    return parse_dates([part[series.date_field][:8] for part in parts], f'{key} of {path}')
+    place = series.date_field
+    stamps = []
+    for stored in file[key][:]:
+        name = stored.decode() if isinstance(stored, bytes) else str(stored)
+        parts = name.split('_', place + 1)
+        if len(parts) <= place:
+            raise ValueError(f'{key} of {path} has {name!r}, expected a date in field {place} of the name')
+        stamps.append(parts[place][:8])
+    return parse_dates(stamps, f'{key} of {path}')
 
 
 def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
