@@ -134,7 +134,8 @@ def test_single_images_show_the_newest_on_top(tmp_path: Path) -> None:
     assert sample['image_aerial'][0, 0].tolist() == [1, 2, 3, 4]
     assert (sample['image_aerial'][0, 1:] == 7).all()
     assert sample['dates_aerial'].tolist() == [day('2021-01-01')]
-    undated = RasterTimeSeries(tmp_path, name='dem', temporal=False, filename_regex='.*')[window(0, 0, 4, 4)]
+    write(tmp_path / 'dem/elevation.tif', ramp(4, 4))
+    undated = RasterTimeSeries(tmp_path / 'dem', name='dem', temporal=False)[window(0, 0, 4, 4)]
     assert (undated['dates_dem'].tolist(), undated['valid_dem'].tolist()) == ([0], [True])
 
 

@@ -104,9 +104,9 @@ class MultimodalGeoDataset(GeoDataset):
             raise ValueError('datasets is empty, expected at least one modality')
         self.patch_size, self.ignore_index = patch_size, ignore_index
         self.label_names, self.transforms = labels, transforms
-        self._label_gsd = label_gsd
+        self._label_gsd, self._area = label_gsd, area
         self._build(_metric(crs, self.given, mask))
-        self.index = self._joined(area)
+        self.index = self._joined()
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -145,6 +145,13 @@ class MultimodalGeoDataset(GeoDataset):
         """
         part = copy.copy(self)
         part.index = self._rows(self.area.intersection(area), f'an area with the bounds {area.bounds}')
+        return part
+
+    def unlabelled(self) -> 'MultimodalGeoDataset':
+        """This dataset without its labels, on all the ground of its images; pixels stay where they are."""
+        part = copy.copy(self)
+        part.labels = None
+        part.index = part._joined()
         return part
 
     def __getitem__(self, index: GeoSlice) -> Sample:
@@ -228,15 +235,15 @@ class MultimodalGeoDataset(GeoDataset):
         bounds = aligned[0].index.total_bounds if aligned else next(iter(self.sources.values())).index.total_bounds
         self.corner = (float(bounds[0]), float(bounds[3]))
 
-    def _joined(self, area: Any) -> GeoDataFrame:
+    def _joined(self) -> GeoDataFrame:
         """Where there is what is required, or anything, and labels if there are any."""
         grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}
         ground = shapely.union_all(list(grounds.values()))
         parts = {name: grounds[name] for name in self.required}
         if self.labels is not None:
             parts['mask'] = self.labels.index.geometry.union_all()
-        if area is not None:
-            parts['area'] = area
+        if self._area is not None:
+            parts['area'] = self._area
         for part in parts.values():
             ground = ground.intersection(part)
         covered = {name: tuple(map(round, part.bounds)) for name, part in {**grounds, **parts}.items()}

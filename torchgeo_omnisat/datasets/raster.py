@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ class RasterTimeSeries(RasterDataset):
             all_bands: Names of the bands in the files; what the first file calls them by default.
             filename_glob: Which files to take, such as ``'*_B02_10m.jp2'``.
             filename_regex: What their names begin with, in :mod:`re`'s verbose syntax: the
-                group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``.
+                group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``. By
+                default eight digits are a date, which single images need not have.
             date_format: How a date is written, such as ``'%Y%m%d'``.
             separate_files: Whether every band has a file of its own.
             nodata: The number that says *not measured*; what the files say by default.
@@ -115,6 +117,12 @@ class RasterTimeSeries(RasterDataset):
                 setattr(self, key, value)
         if max_dates is not None and max_dates < 1:
             raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        if (
+            not self.temporal
+            and filename_regex is None
+            and type(self).filename_regex == RasterTimeSeries.filename_regex
+        ):
+            self.filename_regex = f'(?:{self.filename_regex})?'  # a single image needs no date
         self.clouds = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
         self.max_dates = max_dates
         self.date_range = date_range
@@ -236,6 +244,13 @@ class RasterTimeSeries(RasterDataset):
                 f'files from {self.index.index.left.min():%Y-%m-%d} to {self.index.index.right.max():%Y-%m-%d}'
             )
         self.index = kept
+
+    def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
+        """As the parent's, but a single image may have no date."""
+        match = re.match(self.filename_regex, os.path.basename(filepath), re.VERBOSE)
+        if match and match.groupdict().get('date', '') is None:
+            return self.mint, self.maxt
+        return super()._filepath_to_timestamp(filepath)
 
     def _load_warp_file(self, filepath: PathLike, crs: CRS | None = None) -> Any:
         """As the parent's, but a damaged file is an error rather than left out."""

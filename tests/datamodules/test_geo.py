@@ -1,0 +1,227 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MultimodalGeoDataModule: splits that share nothing, tiles of the same ground, a map over all of it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+import torch
+from matplotlib.figure import Figure
+from torchgeo.main import main
+
+from tests.geo_tree import UTM, X, Y, ramp, write
+from torchgeo_omnisat.batch import check
+from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+
+CONFIG = Path(__file__).parents[2] / 'docs/configs/belgium-crops.yaml'
+RASTERS: dict[str, Any] = {
+    's2': {'path': 's2', 'gsd': 10},
+    's1': {'path': 's1', 'gsd': 20, 'decibels': True},
+    'aerial': {'path': 'aerial', 'gsd': 2, 'temporal': False},
+}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 x 32 px of 10 m, labels on the western 48, radar on the western half, a small aerial image."""
+    root = tmp_path_factory.mktemp('region')
+    for number, stamp in enumerate(('20200901', '20210301', '20210901')):
+        write(root / f's2/a_{stamp}.tif', ramp(32, 64, 2) + number, bands=('B04', 'B08'))
+    write(root / 's1/a_20210301.tif', -ramp(16, 16) / 100, step=20, bands=('VV',))
+    write(
+        root / 'aerial/ortho.tif', np.full((3, 20, 20), 9, np.uint8) + np.eye(20, dtype=np.uint8), (X + 40, Y - 40), 2
+    )
+    write(root / 'labels/crops.tif', (np.arange(32 * 48).reshape(32, 48) % 3).astype(np.uint8))
+    return root
+
+
+def make(root: Path, **changes: Any) -> MultimodalGeoDataModule:
+    args = {'mask': {'path': 'labels'}, 'labels': ['a', 'b', 'c'], 'tile_size': 80, 'batch_size': 2, **changes}
+    return MultimodalGeoDataModule(str(root), **{'rasters': RASTERS, **args})
+
+
+def test_splits_share_no_label(root: Path) -> None:
+    datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.2, 0.3)}, length=40)
+    datamodule.prepare_data()
+    datamodule.setup('fit')
+    datamodule.setup('test')
+    seen: dict[str, set[int]] = {}
+    for split in 'train', 'val', 'test':
+        columns = set()
+        tiles = getattr(datamodule, f'{split}_dataset')
+        for index in range(len(tiles)):
+            sample = tiles[index]
+            left = round((sample['bounds'][0].item() - X) / 10)
+            columns |= {left + j for j in (sample['mask'] != 255).any(0).nonzero()[:, 0].tolist()}
+        seen[split] = columns
+    assert seen['val'] | seen['test'] == set(range(24, 48))
+    assert seen['train'] <= set(range(24))
+    assert not seen['val'] & seen['test']
+    assert min(seen['val']) == 24
+    assert min(seen['test']) % 2 == 0  # where pixels of 20 m meet
+
+
+def test_test_tiles_count_every_pixel_once(root: Path) -> None:
+    datamodule = make(root, split={'test': [X + 200, Y - 320, X + 480, Y]} | {'train': [X, Y - 320, X + 200, Y]})
+    datamodule.setup('test')
+    tiles = datamodule.test_dataset
+    assert sum(int((tiles[index]['mask'] != 255).sum()) for index in range(len(tiles))) == 28 * 32
+    assert datamodule.val_dataloader() == []
+
+
+def test_training_tiles_are_drawn_anew_and_lie_within(root: Path) -> None:
+    datamodule = make(root, length=30)
+    datamodule.setup('fit')
+    first, second = ([datamodule.train_dataset[i]['bounds'][[0, 4]].tolist() for i in range(30)] for _ in range(2))
+    assert first != second
+    assert len({tuple(corner) for corner in first}) > 15
+    ground = datamodule.grounds['train']
+    assert all(ground.contains(shapely.box(x, y - 80, x + 80, y)) for x, y in first)
+    torch.manual_seed(0)
+    one = datamodule.train_dataset[0]['bounds']
+    torch.manual_seed(0)
+    assert torch.equal(one, datamodule.train_dataset[5]['bounds'])
+
+
+def test_batches_are_normalised_and_hold_the_contract(root: Path) -> None:
+    datamodule = make(root)
+    datamodule.setup('fit')
+    for batch in datamodule.train_dataloader():
+        check(batch, datamodule.modalities)
+        assert batch['image_s2'].shape[-2:] == batch['mask'].shape[-2:] == (8, 8)
+        done = datamodule.train_aug(batch)
+        assert done['image_s2'][done['valid_s2']].abs().max() < 10
+    assert datamodule.label_gsd == 10
+    assert (datamodule.num_classes, datamodule.labels, datamodule.ignore_index) == (3, ['a', 'b', 'c'], 255)
+    image = ramp(32, 64, 2)[:, :, :28]  # what 60 % of 48 columns are, on pixels of 20 m
+    np.testing.assert_allclose(datamodule.mean['s2'], image.mean((1, 2)) + 1, rtol=0.05)
+    assert isinstance(datamodule.plot({key: value[0] for key, value in batch.items()}), Figure)
+
+
+def test_statistics_are_kept_and_told_apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rasters = {'s2': RASTERS['s2']}
+    make(root, rasters=rasters).prepare_data()
+    other = make(root, rasters=rasters, split={'axis': 'y', 'fractions': (0.5, 0.25, 0.25)})
+    other.setup('fit')
+    again = make(root, rasters=rasters)
+    monkeypatch.setattr('torchgeo_omnisat.datamodules.measuring.measure', None)
+    again.setup('fit')
+    assert not torch.allclose(again.mean['s2'], other.mean['s2'])
+
+
+@pytest.mark.parametrize('area', [None, (X + 100.0, Y - 250.0, X + 500.0, Y - 30.0)])
+def test_a_map_lies_on_the_labels(root: Path, area: Any) -> None:
+    datamodule = make(root, predict_area=area and list(area))
+    datamodule.setup('predict')
+    bounds = area or (X, Y - 320, X + 640, Y)
+    assert datamodule.grid.bounds == bounds
+    assert datamodule.grid.crs == UTM
+    batches = list(datamodule.predict_dataloader())
+    windows = torch.cat([batch['window'] for batch in batches])
+    covered = torch.zeros(datamodule.grid.height + 8, datamodule.grid.width + 8, dtype=torch.int)
+    for row, column, height, width in windows.tolist():
+        covered[row : row + height, column : column + width] += 1
+    assert (covered[: datamodule.grid.height, : datamodule.grid.width] > 0).all()
+    batch = batches[0]
+    row, column = windows[0, :2].tolist()
+    top, left = round((Y - bounds[3]) / 10) + row, round((bounds[0] - X) / 10) + column
+    if area is None:
+        assert batch['image_s2'][0, 0, 0, 0, 0] == 1 + 100 * top + left
+    assert 'mask' not in batch
+    assert datamodule.fingerprint() == make(root, predict_area=area and list(area)).fingerprint()
+
+
+def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
+    west, east = (X, Y - 320, X + 240, Y), (X + 240, Y - 320, X + 480, Y)
+    shapes = gpd.GeoDataFrame(
+        {'split': ['train', 'test'], 'geometry': [shapely.box(*west), shapely.box(*east)]}, crs=UTM
+    )
+    shapes.to_crs(4326).to_file(tmp_path / 'regions.geojson')
+    for split in {'train': list(west), 'test': [list(east)]}, {'file': str(tmp_path / 'regions.geojson')}:
+        grounds = make(root, split=split).grounds
+        assert grounds['train'].area == pytest.approx(240 * 320, rel=1e-4)
+        assert grounds['val'].is_empty
+        assert grounds['test'].bounds == pytest.approx(east, abs=1)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'rasters': {}}, r'rasters is empty'),
+        (
+            {'modalities': ('spot',)},
+            r"modalities is \('spot',\), expected some of the rasters",
+        ),
+        ({'required': 's2'}, r"required is 's2', expected some of the rasters"),
+        ({'labels': ['a']}, r'num_classes is 1, expected at least 2'),
+        ({'num_classes': 4}, r'there are 3 labels, expected one for each of 4 classes'),
+        ({'split': {'axis': 'z', 'fractions': (1, 0, 0)}}, r"split has axis 'z'"),
+        ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that make 1'),
+        ({'split': {'west': [0, 0, 1, 1]}}, r'expected an axis and fractions, boxes'),
+        ({'split': {'train': [0, 0, 1]}}, r"split has \[0, 0, 1\] for 'train', expected xmin"),
+        ({'split': {'test': [X, Y - 100, X + 100, Y]}}, r"leaves no labelled ground for 'train', expected some"),
+        (
+            {'split': {'train': [X, Y - 100, X + 100, Y], 'test': [X + 50, Y - 100, X + 200, Y]}},
+            r"'train' and 'test' share 5000 m2, expected splits that do not overlap",
+        ),
+        ({'split': {'file': 'nowhere.gpkg'}}, r'nowhere.gpkg cannot be read .* expected a vector file'),
+        ({'tile_size': 90}, r'tiles have 90 m, expected a multiple of 40.0 m'),
+        ({'tile_size': 400}, r"the ground of 'train', .* has no room for a tile of 400 m"),
+        ({'rasters': {'s2': {'paht': 's2'}}}, r"settings of 's2' have no path, expected path and some of"),
+        (
+            {'rasters': {'s2': {'path': 's2', 'bnads': []}}},
+            r"settings of 's2' have \['bnads'\], expected path",
+        ),
+        ({'rasters': {'s2': {'path': 's2', 'kind': 'sentinel9'}}}, r"kind of 's2' is 'sentinel9', expected one of"),
+        ({'rasters': {'s2': {'class_path': 'torchgeo.datasets.EuroSAT'}}}, r"EuroSAT', expected a GeoDataset"),
+        ({'rasters': {'s2': {'class_path': 'nowhere.X'}}}, r"class_path of 's2' is 'nowhere.X'"),
+    ],
+)
+def test_arguments(root: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(root, **changes).setup('fit')
+
+
+def test_a_modality_that_training_never_sees(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"'aerial' has not one valid image .* leave it out of modalities"):
+        make(root, split={'axis': 'y', 'fractions': (0.5, 0.25, 0.25)}).setup('fit')
+
+
+def test_an_area_outside(root: Path) -> None:
+    with pytest.raises(ValueError, match=r'there is no ground in an area with the bounds \(0.0, 0.0, 1.0, 1.0\)'):
+        make(root, predict_area=[0, 0, 1, 1]).setup('predict')
+    with pytest.raises(ValueError, match=r'expected xmin, ymin, xmax, ymax or a vector file'):
+        make(root, predict_area=[0, 0, 1]).setup('predict')
+
+
+def test_other_datasets_and_polygons_by_their_settings(root: Path, tmp_path: Path) -> None:
+    fields = gpd.GeoDataFrame({'crop': [1, 2]}, geometry=[shapely.box(X, Y - 320, X + 320, Y)] * 2, crs=UTM)
+    fields.to_file(tmp_path / 'fields.gpkg')
+    rasters = {'s2': {'class_path': 'torchgeo.datasets.RasterDataset', 'init_args': {'paths': 's2'}, 'gsd': 10}}
+    datamodule = make(
+        root, rasters=rasters, mask={'path': str(tmp_path / 'fields.gpkg'), 'column': 'crop'}, label_gsd=10
+    )
+    datamodule.setup('fit')
+    sample = datamodule.train_dataset[0]
+    assert sample['image_s2'].shape == (2, 8, 8)
+    assert set(sample['mask'].unique().tolist()) == {2}
+
+
+@pytest.mark.slow
+def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None:
+    args = [f'--config={CONFIG}', f'--data.root={belgium}', f'--trainer.default_root_dir={tmp_path}']
+    quick = ['--trainer.max_epochs=1', '--data.length=16', '--trainer.accelerator=cpu', '--trainer.logger=false']
+    main(['fit', *args, *quick])
+    (checkpoint,) = tmp_path.rglob('*.ckpt')
+    state = torch.load(checkpoint, weights_only=True, map_location='cpu')
+    assert state['global_step'] == 2
+    assert [m['name'] for m in state['hyper_parameters']['modalities']] == ['s2', 's1', 'dem']
+    main(['test', *args, *quick, f'--ckpt_path={checkpoint}'])
+    table = next(tmp_path.rglob('subsets.csv')).read_text()
+    assert re.search(r'dem\+s1\+s2', table)

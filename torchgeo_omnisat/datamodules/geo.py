@@ -1,0 +1,290 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MultimodalGeoDataModule: folders of rasters, labels for some of the ground, and a map of the rest."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import shapely
+from torch.utils.data import DataLoader
+from torchgeo.datasets.utils import Sample
+
+from ..batch import collate
+from ..datasets.configured import image_dataset, label_dataset
+from ..datasets.frames import is_remote
+from ..datasets.geotiles import GeoTiles
+from ..datasets.multimodal import MultimodalGeoDataset
+from ..datasets.tiles import AreaTiles
+from ..grid import Grid
+from ..prediction import Tiling, area_loader, patch_pixels
+from ..transforms import Normalize
+from .base import MultimodalDataModule
+from .geosplits import read_polygons, split_ground
+
+
+class MultimodalGeoDataModule(MultimodalDataModule):
+    """Rasters of a region, split on the ground, and predicted as one map.
+
+    Everything is in the arguments, which are plain, so that a YAML file can hold them:
+
+    .. code-block:: yaml
+
+        root: /data/region
+        rasters:
+          s2: {path: s2, bands: [B02, B03, B04, B08], gsd: 10, nodata: 0}
+          s1: {path: s1, gsd: 10, decibels: true}
+          aerial: {path: aerial, gsd: 0.2, temporal: false}
+        mask: {path: fields.gpkg, column: crop}
+        labels: [none, wheat, maize]
+        label_gsd: 10
+        split: {axis: x, fractions: [0.6, 0.2, 0.2]}
+
+    Training tiles are drawn anew each time, from the ground of their split; validation and
+    test go over theirs once. The map covers all the rasters, or *predict_area*.
+    """
+
+    ignore_index: int
+    #: What replaces :attr:`tiling` where an interrupted prediction goes on.
+    plan: Any = None
+
+    def __init__(
+        self,
+        root: str = 'data',
+        rasters: dict[str, dict[str, Any]] | None = None,
+        mask: dict[str, Any] | None = None,
+        labels: list[str] | None = None,
+        num_classes: int | None = None,
+        ignore_index: int = 255,
+        colors: list[str] | None = None,
+        modalities: tuple[str, ...] | None = None,
+        required: tuple[str, ...] = (),
+        crs: str | None = None,
+        patch_size: float = 40.0,
+        label_gsd: float | None = None,
+        tile_size: float = 320.0,
+        length: int | None = None,
+        split: dict[str, Any] | None = None,
+        predict_area: list[float] | str | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        dihedral: bool = True,
+        temporal_dropout: float = 0.2,
+        speckle: float = 10.0,
+        jitter: float = 0.05,
+    ) -> None:
+        """Keep the arguments; nothing is read yet.
+
+        Args:
+            root: Directory of the data, where statistics are kept too.
+            rasters: Settings by name of the modality: ``path`` below *root*, ``gsd``, and
+                arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`; ``kind`` is
+                ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` or ``'stac'``. Or ``class_path``
+                and ``init_args`` of another geodataset.
+            mask: Settings of the labels, likewise; polygons have a ``column`` with the class.
+                None to pretrain, or to predict.
+            labels: Names of the classes.
+            num_classes: Their number; as many as *labels* by default.
+            ignore_index: The label of what has none.
+            colors: A colour a class, for figures and maps.
+            modalities: Which of *rasters* to use; None for all.
+            required: Modalities without which ground is left out.
+            crs: CRS of tiles and maps, in metres; that of the labels by default.
+            patch_size: Side of the ground that a token stands for, in metres.
+            label_gsd: Metres a pixel of labels and maps; that of raster labels by default.
+            tile_size: Side of a tile in metres.
+            length: Training tiles an epoch; as many as fit side by side by default.
+            split: The ground of training, validation and test: fractions along an axis, boxes, or
+                a vector file (:func:`.split_ground`); 60, 20 and 20 % from west to east by default.
+            predict_area: Ground to predict: xmin, ymin, xmax, ymax in *crs*, or a vector file;
+                None for all that the rasters cover.
+            overlap: What neighbouring tiles of a prediction share, as a fraction.
+            batch_size: Tiles in a batch.
+            num_workers: Processes that read.
+            dihedral: Whether to turn and mirror training tiles.
+            temporal_dropout: Probability of losing each date of a training series; 0 for none.
+            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+
+        Raises:
+            ValueError: If an argument is not as described.
+        """
+        super().__init__(
+            GeoTiles,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            dihedral=dihedral,
+            temporal_dropout=temporal_dropout,
+            speckle=speckle,
+            jitter=jitter,
+        )
+        known = list(rasters or {})
+        for what, names in (('modalities', modalities), ('required', required)):
+            if isinstance(names, str) or not set(names or ()) <= set(known):
+                raise ValueError(f'{what} is {names!r}, expected some of the rasters {known}')
+        if not rasters:
+            raise ValueError("rasters is empty, expected settings by name such as {'s2': {'path': 's2', 'gsd': 10}}")
+        if num_classes is None:
+            num_classes = len(labels or ())
+        if labels is not None and len(labels) != num_classes:
+            raise ValueError(f'there are {len(labels)} labels, expected one for each of {num_classes} classes')
+        if mask is not None and num_classes < 2:
+            raise ValueError(f'num_classes is {num_classes}, expected at least 2, or labels')
+        self.root = Path(root).expanduser()
+        self.rasters = {name: dict(rasters[name]) for name in modalities or known}
+        self.mask = mask
+        self.num_classes = num_classes
+        self.labels = labels or [str(index) for index in range(num_classes)]
+        self.ignore_index = ignore_index
+        self.colors = colors
+        self.required = tuple(required)
+        self.crs = crs
+        self.patch_size = patch_size
+        self.tile_size = tile_size
+        self.length = length
+        self.split = split or {'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}
+        self.predict_area = predict_area
+        self.overlap = overlap
+        self._label_gsd = label_gsd
+
+    @cached_property
+    def labelled(self) -> MultimodalGeoDataset:
+        """The rasters where there are labels; everywhere, if there are none at all."""
+        return self._join(None if self.mask is None else label_dataset(self.mask, self.root))
+
+    @cached_property
+    def unlabelled(self) -> MultimodalGeoDataset:
+        """All the rasters, on all their ground."""
+        return self.labelled.unlabelled()
+
+    @cached_property
+    def grounds(self) -> dict[str, Any]:
+        """The ground of each split, in the CRS of the tiles."""
+        return split_ground(self.labelled, self.split, self.root)
+
+    @property
+    def label_gsd(self) -> float:  # type: ignore[override]
+        """Metres a pixel of labels and maps."""
+        return self.labelled.label_gsd if self._label_gsd is None else self._label_gsd
+
+    def make_dataset(self, split: str, every: bool = False, **changes: Any) -> GeoTiles:
+        """The tiles of ``'train'``, ``'val'`` or ``'test'``.
+
+        Args:
+            split: Which split.
+            every: Whether training tiles lie side by side too, as those of other splits do.
+            **changes: Nothing: a tile is always read with all its bands.
+
+        Raises:
+            ValueError: If the split has no ground, or too little.
+        """
+        if self.grounds[split].is_empty:
+            raise ValueError(f'split {self.split} leaves no labelled ground for {split!r}, expected some')
+        dataset = self.labelled.clip(self.grounds[split])
+        tiles = GeoTiles(dataset, self.tile_size, None, str(self.root), split)
+        if split == 'train' and not every:
+            count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))
+            tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
+        return tiles
+
+    def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Changes that make a dataset to be measured: all tiles, once."""
+        return {'every': True}
+
+    def groups(self, dataset: Any) -> list[str]:
+        """One group, named after all that its statistics depend on."""
+        settings = [self.rasters, self.mask, self.required, self.split, self.tile_size, str(self.crs)]
+        digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
+        return [f'train {digest}'] * len(dataset)
+
+    def prepare_data(self) -> None:
+        """Measure the training ground, in one process alone."""
+        self.statistics(self.make_dataset('train', every=True))
+
+    def setup(self, stage: str) -> None:
+        """Make the tiles of a stage and learn the statistics.
+
+        Args:
+            stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``; a split without ground
+                is left out where others are trained on.
+        """
+        if stage == 'predict':
+            self._setup_map()
+            return
+        if stage == 'fit':
+            self.start_anew()
+        wanted = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}[stage]
+        for name in wanted:
+            if name == wanted[0] or not self.grounds[name].is_empty:
+                setattr(self, f'{name}_dataset', self.make_dataset(name))
+        self._know(self.labelled)
+        self.train_aug = self.augmentation()
+
+    def val_dataloader(self) -> Any:
+        """The validation tiles; none if the split has no ground for them."""
+        return [] if self.val_dataset is None else super().val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The tiles of the map, overlapping."""
+        return area_loader(self)
+
+    def fingerprint(self) -> list[Any]:
+        """Which files the map is made of, so that an interrupted prediction knows them again."""
+        paths = sorted({p for source in self.unlabelled.sources.values() for p in source.index.get('filepath', [])})
+        stats = [(path, None if is_remote(path) or not path else os.stat(path)) for path in paths]
+        return [[path, *((s.st_size, s.st_mtime_ns) if s else ())] for path, s in stats] + [self.predict_area]
+
+    def _setup_map(self) -> None:
+        """The area to predict, its pixels and its tiles."""
+        dataset = self.unlabelled
+        self.area = self._area(dataset)
+        reference = dataset.area if self.predict_area is None else self.area
+        self.grid = Grid.over(dataset.crs, reference.bounds, self.label_gsd, dataset.corner)
+        size = round(self.tile_size / self.label_gsd)
+        patch = patch_pixels(dataset.step, self.label_gsd)
+        self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
+        self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
+        self._know(dataset)
+
+    def _area(self, dataset: MultimodalGeoDataset) -> Any:
+        """The ground to predict, as far as there are rasters."""
+        if self.predict_area is None:
+            return dataset.area
+        if isinstance(self.predict_area, str):
+            area = read_polygons(self.root / self.predict_area, dataset.crs).union_all()
+        elif len(self.predict_area) == 4:
+            area = shapely.box(*self.predict_area)
+        else:
+            raise ValueError(f'predict_area is {self.predict_area}, expected xmin, ymin, xmax, ymax or a vector file')
+        return dataset.clip(area).area
+
+    def _know(self, dataset: MultimodalGeoDataset) -> None:
+        """What tasks and loaders ask for."""
+        self.modalities = dataset.modalities
+        self.mean, self.std = self.statistics(self.make_dataset('train', every=True))
+        self.aug = Normalize(self.modalities, self.mean, self.std)
+        self.collate_fn = partial(collate, modalities=self.modalities)
+
+    def _join(self, mask: Any) -> MultimodalGeoDataset:
+        """The rasters as one dataset."""
+        gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
+        images = {name: image_dataset(name, settings, self.root) for name, settings in self.rasters.items()}
+        ranges = {} if not self.mask or 'date_range' not in self.mask else {'mask': tuple(self.mask['date_range'])}
+        return MultimodalGeoDataset(
+            images,
+            mask,
+            self.required,
+            crs=self.crs,
+            gsd=gsd,
+            label_gsd=self._label_gsd,
+            patch_size=self.patch_size,
+            date_ranges=ranges,
+            ignore_index=self.ignore_index,
+            labels=self.labels,
+        )

@@ -1,0 +1,94 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Splits of a ground: by fractions along an axis, by boxes, or by a vector file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from ..datasets import MultimodalGeoDataset
+from ..datasets.geotiles import disjoint
+
+#: The splits, in the order of fractions.
+SPLITS = ('train', 'val', 'test')
+
+
+def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The ground of each split.
+
+    Args:
+        dataset: The whole.
+        split: ``{'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}``, from west to east, or ``'y'``,
+            from south to north; or a box (xmin, ymin, xmax, ymax), or several, for each of
+            ``'train'``, ``'val'`` and ``'test'``; or ``{'file': 'regions.gpkg'}`` with a column
+            ``split`` (or *column*) that says which one a polygon is in.
+        root: Where the file is relative to.
+
+    Returns:
+        Geometries in the CRS of *dataset*, empty where a split has none.
+
+    Raises:
+        ValueError: If that is not what *split* is, or splits overlap.
+    """
+    if 'fractions' in split:
+        parts = _by_fractions(dataset, **split)
+    elif 'file' in split:
+        parts = _by_file(dataset, root, **split)
+    elif split and set(split) <= set(SPLITS):
+        parts = {name: _boxes(name, split[name]) for name in split}
+    else:
+        raise ValueError(
+            f'split is {dict(split)!r}, expected an axis and fractions, boxes for {SPLITS}, or a file with polygons'
+        )
+    grounds = {name: dataset.area.intersection(parts.get(name, shapely.Polygon())) for name in SPLITS}
+    disjoint([(name, ground) for name, ground in grounds.items() if not ground.is_empty])
+    return grounds
+
+
+def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axis: str = 'x') -> dict[str, Any]:
+    """Strips across an axis, whose edges lie where pixels of all modalities meet."""
+    if axis not in ('x', 'y') or len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"split has axis {axis!r}, fractions {fractions}, expected 'x' or 'y' and three that make 1")
+    xmin, ymin, xmax, ymax = dataset.area.bounds
+    (low, high), origin = ((xmin, xmax), dataset.corner[0]) if axis == 'x' else ((ymin, ymax), dataset.corner[1])
+    edges = low + np.cumsum([0.0, *fractions]) * (high - low)
+    inner = origin + dataset.lattice * np.round((edges[1:-1] - origin) / dataset.lattice)
+    edges = np.array([low, *inner.clip(low, high), high])
+    if axis == 'x':
+        return {name: shapely.box(edges[i], ymin, edges[i + 1], ymax) for i, name in enumerate(SPLITS)}
+    return {name: shapely.box(xmin, edges[i], xmax, edges[i + 1]) for i, name in enumerate(SPLITS)}
+
+
+def _by_file(dataset: MultimodalGeoDataset, root: Path, file: str, column: str = 'split') -> dict[str, Any]:
+    """Polygons of a vector file."""
+    path = root / file
+    frame = read_polygons(path, dataset.crs)
+    if column not in frame or not set(frame[column]) & set(SPLITS):
+        raise ValueError(f'{path} has the columns {list(frame.columns)}, expected {column!r} with some of {SPLITS}')
+    return {name: frame.geometry[frame[column] == name].union_all() for name in SPLITS}
+
+
+def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
+    """The polygons of a vector file in a CRS.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    try:
+        return gpd.read_file(path).to_crs(crs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
+
+
+def _boxes(name: str, boxes: Any) -> Any:
+    """One box or several as one geometry."""
+    boxes = boxes or []
+    several = [boxes] if boxes and not isinstance(boxes[0], Sequence) else boxes
+    if any(len(box) != 4 or box[0] >= box[2] or box[1] >= box[3] for box in several):
+        raise ValueError(f'split has {boxes} for {name!r}, expected xmin, ymin, xmax, ymax, or several of them')
+    return shapely.union_all([shapely.box(*box) for box in several])
