@@ -248,6 +248,18 @@ class TestCommand:
         assert [path.name for path in (tmp_path / 'out').iterdir()] == ['check.json']
         assert main([*words, '--ignore', 'crs', 'unreadable']) == 0
 
+    def test_nothing_there_is_one_error(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as error:
+            main(['check', '--data=FLAIRDataModule', f'--data.root={tmp_path}'])
+        assert error.value.code == 2
+        assert 'check: DatasetNotFoundError: Dataset not found' in capsys.readouterr().err
+
+    def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
+        monkeypatch.setattr(datamodule, 'dataset_class', Path)
+        with pytest.raises(TypeError, match='Path does not say what its files should hold'):
+            walk(datamodule)
+
     def test_the_same_about_many_samples_is_one_line(self) -> None:
         problems = [Problem(str(n), 's2', 'a.npy', 'missing', 'gone') for n in range(9)]
         problems += [Problem('x', 'mask', f'{n}.tif', 'crs', 'none', warning=True) for n in range(9)]

@@ -20,7 +20,7 @@ from ..datasets.inspection import below, inspect
 from ..datasets.integrity import KINDS, Findings, Problem
 from ..datasets.report import Report
 from ..tasks.outputs import replacing
-from .data import data_parser, parse_data
+from .data import data_parser, one_error, parse_data
 
 #: At most so many rows of the table are printed; the file has all.
 ROWS = 50
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     parser.add_argument('--workers', type=int, default=cores, help='processes that read (default: as many as cores)')
     args, datamodule = parse_data(parser, argv)
-    report = walk(datamodule, args.max_nan, args.workers, args.ignore)
+    with one_error('check'):
+        report = walk(datamodule, args.max_nan, args.workers, args.ignore)
     print(table(report))
     if args.output is not None:
         with replacing(args.output) as path:
@@ -82,6 +83,9 @@ def walk(
         DatasetNotFoundError: If no split is there.
         TypeError: If the dataset does not say what its files should hold.
     """
+    kind = datamodule.dataset_class
+    if not hasattr(kind, 'parts'):
+        raise TypeError(f'{kind.__name__} does not say what its files should hold, expected a dataset with parts')
     datamodule.exclude = None
     allow_missing = datamodule.kwargs.get('missing', 'allow') == 'allow'
     changes: dict[str, Any] = datamodule.whole_series()
@@ -98,10 +102,6 @@ def walk(
         except (ValueError, OSError, RuntimeError) as error:
             problems.append(_about_dataset(error, root))
             continue
-        if not hasattr(dataset, 'parts'):
-            raise TypeError(
-                f'{type(dataset).__name__} does not say what its files should hold, expected it to have parts'
-            )
         samples[split], root = len(dataset), dataset.path
         look = partial(inspect, dataset, max_nan=max_nan, allow_missing=allow_missing)
         results: Any = stream(look, len(dataset), num_workers, f'Check {split}')
@@ -112,7 +112,7 @@ def walk(
     for absent_split in lost:
         print(f'Not checked: {absent_split}', file=sys.stderr)
     kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
-    return Report(datamodule.dataset_class.layout, str(root.resolve()), samples, kept, dict(absent))
+    return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent))
 
 
 def table(report: Report, rows: int = ROWS) -> str:

@@ -3,7 +3,9 @@
 
 """Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -46,3 +48,17 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     announce_default_data(args.data)
     datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
     return args, datamodule
+
+
+@contextmanager
+def one_error(command: str) -> Iterator[None]:
+    """What is wrong with the data or the arguments is told in a line, and ends the command with status 2.
+
+    Args:
+        command: The command, as the user types it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print(f'python -m torchgeo_omnisat {command}: {type(error).__name__}: {error}', file=sys.stderr)
+        raise SystemExit(2) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ..datamodules.statistics import Entries
 from ..modality import Modality
-from .data import data_parser, parse_data
+from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         'come before published ones.',
     )
     _, datamodule = parse_data(parser, argv)
-    train, entries, path = datamodule.measure()
+    with one_error('stats'):
+        train, entries, path = datamodule.measure()
     print(report(train.modalities, entries))
     empty = [name for name, groups in entries.items() if not any(entry['mean'] for entry in groups.values())]
     for name in empty:

@@ -14,10 +14,14 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from torch import Tensor
 
 from ..modality import Modality
 from .integrity import Checkable, Dates, Expected, Findings, Part, Problem
+
+#: What a damaged file gives rise to. Any other error is ours, and not the file's.
+_DAMAGE = (ValueError, OSError, RuntimeError, LookupError, EOFError, RasterioError)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def _look(part: Part) -> Iterator[_Fault]:
     if part.dates is not None:
         try:
             days = part.dates.read()
-        except Exception as error:
+        except _DAMAGE as error:
             undated = _Fault(part.dates.path, 'dates', _without(part.dates.path, error))
     broken = set()
     for file in part.files:
@@ -78,7 +82,7 @@ def _look(part: Part) -> Iterator[_Fault]:
         except FileNotFoundError:
             broken.add(file.path)
             yield _Fault(file.path, 'missing', f'does not exist, expected {part.name} there')
-        except Exception as error:
+        except _DAMAGE as error:
             broken.add(file.path)
             yield _Fault(file.path, 'unreadable', f'truncated or damaged: {_without(file.path, error)}')
         else:
@@ -185,8 +189,7 @@ def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
                     yield _Fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
                     return
         sample = part.read()
-    except Exception as error:
-        # Whatever goes wrong when a file is read is the file's fault, and the others are to be read too.
+    except _DAMAGE as error:
         path = next((file.path for file in part.files if str(file.path) in str(error)), part.files[0].path)
         kind = 'missing' if isinstance(error, FileNotFoundError | LookupError) else part.fault
         damaged = 'truncated or damaged: ' if kind == 'unreadable' else ''
