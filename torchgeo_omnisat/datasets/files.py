@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
+
+#: So many bytes fit into the cache of a processor's core, with what they are converted to.
+_CACHED = 2**19
 
 
 def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
@@ -73,7 +77,9 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> tuple[NDAr
     raise ValueError(f'{path} has shape {found}, expected {expected}')
 
 
-def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path: Path) -> NDArray[np.float32]:
+def measured(
+    array: NDArray[np.generic], dtype: str, nodata: float | None, path: Path, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Numbers as float32 with NaN where nothing was measured.
 
     Args:
@@ -81,21 +87,24 @@ def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path:
         dtype: What it should be stored as; integers leave no room for NaN.
         nodata: The number that says *not measured*.
         path: The file, for an error.
+        out: Where to put them; None for a new array.
 
     Returns:
-        A new array, finite but for NaN.
+        The array, finite but for NaN.
 
     Raises:
         ValueError: If NaN or infinity is among what should be integers.
     """
+    image = np.empty(array.shape, dtype=np.float32) if out is None else out
+    if array.dtype == np.float16:
+        # PyTorch has the processor's instruction for half precision, NumPy has not.
+        torch.from_numpy(image).copy_(torch.from_numpy(np.array(array)))
+    else:
+        np.copyto(image, array, casting='same_kind' if array.dtype.kind == 'f' else 'unsafe')
     if array.dtype.kind in 'iu':
-        image = array.astype(np.float32)
-        unknown = nodata is not None and array == nodata
-        if np.any(unknown):
-            image[unknown] = np.nan
+        if nodata is not None and array.size and array.min() <= nodata:
+            image[array == nodata] = np.nan
         return image
-    # PyTorch has the processor's instruction for half precision, NumPy has not.
-    image = torch.from_numpy(np.array(array)).float().numpy() if array.dtype == np.float16 else array.astype(np.float32)
     known = np.isfinite(image)
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
@@ -106,11 +115,39 @@ def measured(array: NDArray[np.generic], dtype: str, nodata: float | None, path:
     return image
 
 
-def take(array: NDArray[np.generic], frames: NDArray[np.int64]) -> NDArray[np.generic]:
-    """Some frames of an array, in the order that is asked for; a view if they follow each other."""
-    if len(frames) and np.array_equal(frames, np.arange(frames[0], frames[0] + len(frames))):
-        return np.asarray(array[frames[0] : frames[0] + len(frames)])
-    return np.asarray(array[frames])
+def read_frames(
+    array: NDArray[np.generic], frames: NDArray[np.int64], dtype: str, nodata: float | None, path: Path
+) -> NDArray[np.float32]:
+    """Some frames of an array that is mapped into memory, as :func:`measured` gives them.
+
+    They are read and converted few at a time, which stay in the processor's cache, and by reading
+    the file, which the kernel does ahead, as it does not where pages of a map are touched.
+
+    Args:
+        array: What :func:`open_array` gave, ``(T, ...)``.
+        frames: Which frames, in the order in which they are wanted.
+        dtype: What it should be stored as.
+        nodata: The number that says *not measured*.
+        path: The file.
+
+    Raises:
+        ValueError: If NaN or infinity is among what should be integers, or the file ends early.
+    """
+    if not (isinstance(array, np.memmap) and array.flags.c_contiguous):
+        return measured(array[frames], dtype, nodata, path)
+    image = np.empty((len(frames), *array.shape[1:]), dtype=np.float32)
+    size = array[0].nbytes
+    buffer = np.empty((max(1, min(len(frames), _CACHED // max(size, 1))), *array.shape[1:]), dtype=array.dtype)
+    starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 2) != 1)
+    with path.open('rb', buffering=0) as file:
+        for first, stop in pairwise([*starts.tolist(), len(frames)]):
+            file.seek(array.offset + int(frames[first]) * size)
+            for place in range(first, stop, len(buffer)):
+                part = buffer[: min(len(buffer), stop - place)]
+                if file.readinto(memoryview(part).cast('B')) != part.nbytes:
+                    raise ValueError(f'{path} ended early, expected {array.dtype} {array.shape}')
+                measured(part, dtype, nodata, path, image[place : place + len(part)])
+    return image
 
 
 def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:

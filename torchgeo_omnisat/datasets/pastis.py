@@ -32,7 +32,7 @@ from .arguments import (
 )
 from .download import fetch
 from .figures import Palette, draw
-from .files import extract_directory, measured, occurring, open_array, read_raster, seen, take
+from .files import extract_directory, measured, occurring, open_array, read_frames, read_raster, seen
 from .integrity import Dates, Expected, Part
 from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, obtain_hd, read_index
 from .series import choose_dates, merge_days, parse_dates, when
@@ -253,7 +253,7 @@ class PASTISMultimodal(NonGeoDataset):
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
                 return {}
-            image = measured(take(array, frames), source.dtype, source.nodata, path)
+            image = read_frames(array, frames, source.dtype, source.nodata, path)
             image, days = merge_days(image, days[frames], source.merge)
         else:
             array, nodata = read_raster(path, expected, shape)
