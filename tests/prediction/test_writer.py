@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -146,6 +147,17 @@ class TestModalities:
         with pytest.raises(ValueError, match=r"none of the modalities \['s2', 's1a', 'dem'\] measured anything"):
             predict(tmp_path, datamodule)
         assert not list(tmp_path.iterdir())
+
+    def test_outside_of_a_polygon_is_nodata(self, tmp_path: Path) -> None:
+        datamodule = PlaneDataModule(64, 64)
+        xmin, _, _, ymax = datamodule.grid.bounds
+        datamodule.area = shapely.box(xmin + 100, ymax - 500, xmin + 300, ymax)  # type: ignore[attr-defined]
+        bands = read(predict(tmp_path, datamodule))
+        inside = bands[1] == 1
+        assert inside[:50, 10:30].all()
+        assert inside.sum() == 50 * 20
+        assert (bands[:, ~inside] == 255).all()
+        assert np.array_equal(bands[:, inside], read(predict(tmp_path / 'all', PlaneDataModule(64, 64)))[:, inside])
 
     def test_bits_of_finer_and_coarser_pixels(self) -> None:
         image = torch.full((1, 1, 2, 2), torch.nan)

@@ -47,6 +47,11 @@ class AreaTiles:
             sample = self.dataset[x, y, slice(self.time.start, self.time.stop)]
         except IndexError:
             sample = {}
+        if 'bounds' in sample and abs(float(sample['bounds'][0]) - x.start) > self.grid.step / 2:
+            raise ValueError(
+                f'the data have pixels at x {float(sample["bounds"][0])} where the grid has them at {x.start}, '
+                'expected a grid whose tiles begin where pixels of all modalities meet'
+            )
         kinds = ('image_', 'dates_', 'valid_')
         kept: Sample = {key: value for key, value in sample.items() if key.startswith(kinds)}
         return kept | {'window': torch.tensor([row, column, height, width])}

@@ -15,6 +15,10 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+from rasterio.features import geometry_mask
+from rasterio.windows import Window as RasterWindow
+from rasterio.windows import transform as window_transform
 from tqdm import tqdm
 
 from ..grid import Grid
@@ -35,7 +39,8 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     Its bands are the class; the modalities that measured the pixel, a bit each; and the
     probability of every class, stored as whole numbers with a scale. Names, colours and
-    scale are inside. Where no modality measured anything, all bands are nodata.
+    scale are inside. Where no modality measured anything, and outside of the datamodule's
+    ``area`` if it has one, all bands are nodata.
 
     Tiles are blended where they overlap, in memory that does not grow with the area.
     Finished strips are kept in a hidden folder beside the output. A run that was
@@ -155,7 +160,8 @@ class GeoTIFFWriter(BasePredictionWriter):
             self._stitcher.add(window, probabilities[index], seen[index])
             if not self._windows:
                 if self._wanted:
-                    self._work.save(self._strip, self._bands.encode(*self._stitcher.finish()))
+                    mean, bits = self._stitcher.finish()
+                    self._work.save(self._strip, self._bands.encode(mean, self._clip(bits)))
                 following = next(self._expected, None)
                 if following is not None:
                     self._strip, self._wanted, self._windows = following
@@ -197,10 +203,23 @@ class GeoTIFFWriter(BasePredictionWriter):
                 f'expected its label_gsd, {self._module.hparams["label_gsd"]} m, to be a pixel of the grid, {grid.step}'
             )
 
+    def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """What was seen of a strip, without what lies outside of the area that was asked for."""
+        area = getattr(self._datamodule, 'area', None)
+        if area is not None:
+            grid: Grid = self._datamodule.grid
+            extent = self._tiling.extent(self._strip)
+            corner = window_transform(
+                RasterWindow(extent.column, extent.row, extent.width, extent.height), grid.transform
+            )
+            seen[geometry_mask([area], seen.shape, corner)] = 0
+        return seen
+
     def _key(self) -> dict[str, Any]:
         """Everything that a strip depends on, in plain types."""
         grid: Grid = self._datamodule.grid
         files = getattr(self._datamodule, 'fingerprint', lambda: None)()
+        area = getattr(self._datamodule, 'area', None)
         key = {
             'weights': digest_state(self._module.state_dict()),
             'hyper_parameters': dict(self._module.hparams),
@@ -209,6 +228,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             'tiling': asdict(self._tiling),
             'bands': [self._bands.names, list(self._bands.modalities), self._bands.dtype],
             'batch_size': getattr(self._datamodule, 'batch_size', None),
+            'area': None if area is None else area.wkt,
             'files': files,
         }
         plain: dict[str, Any] = json.loads(json.dumps(key, default=str))
