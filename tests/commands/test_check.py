@@ -256,8 +256,8 @@ class TestCommand:
 
     def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
-        monkeypatch.setattr(datamodule, 'dataset_class', Path)
-        with pytest.raises(TypeError, match='Path does not say what its files should hold'):
+        monkeypatch.setattr(datamodule, 'dataset_class', dict)
+        with pytest.raises(TypeError, match='dict does not say what its files should hold'):
             walk(datamodule)
 
     def test_the_same_about_many_samples_is_one_line(self) -> None:
