@@ -53,6 +53,7 @@ class Size:
         batch_size: Tiles a step.
         tiles: Number of synthetic landscapes.
         seeds: Seeds of each row.
+        max_dates: The most dates of a series that are read; None for all.
     """
 
     backbone: str
@@ -62,11 +63,12 @@ class Size:
     batch_size: int
     tiles: int
     seeds: tuple[int, ...] = (0, 1, 2)
+    max_dates: int | None = None
 
 
 SIZES = {
-    'smoke': Size('omnisat_tiny', NARROW, 60, 30, 4, 80, (0,)),
-    'small': Size('omnisat_tiny', NARROW, 480, 240, 8, 160),
+    'smoke': Size('omnisat_tiny', NARROW, 40, 15, 4, 80, (0,), max_dates=6),
+    'small': Size('omnisat_tiny', NARROW, 360, 180, 8, 160),
     'long': Size('omnisat_base', PUBLISHED, 36_000, 18_000, 4, 1600),
 }
 
@@ -125,7 +127,7 @@ def default(argument: str) -> Any:
     return inspect.signature(tasks.OmniSatSegmentation).parameters[argument].default
 
 
-def make_run(row: Row, size: Size, data: str, fold: int, seed: int, max_dates: int | None = None) -> Run:
+def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
     """The run of a row, at a size, on a fold, from a seed; a row of one modality has none to lose."""
     modalities = tuple(name for sensor in row.sensors for name in SENSORS[sensor])
     ours = row.backbone is None
@@ -143,7 +145,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int, max_dates: i
         batch_size=size.batch_size,
         lr=default('lr'),
         tiles=size.tiles if data == 'synthetic' else None,
-        max_dates=max_dates,
+        max_dates=size.max_dates,
     )
 
 
@@ -257,12 +259,11 @@ class Plan:
     folder: Path
     results: Path
     draws: tuple[tuple[int, int], ...]
-    max_dates: int | None
     workers: int
 
     def runs(self, row: Row) -> list[Run]:
         """The runs of a row."""
-        return [make_run(row, self.size, self.data, fold, seed, self.max_dates) for fold, seed in self.draws]
+        return [make_run(row, self.size, self.data, fold, seed) for fold, seed in self.draws]
 
     def complete(self, wanted: Iterable[Run]) -> dict[str, dict[str, str]]:
         """Do what is not done; lines by key."""
@@ -279,7 +280,7 @@ def plan(args: argparse.Namespace) -> Plan:
     if args.root is None and not synthetic:
         raise SystemExit(f'--data {args.data} needs --root, the directory that holds it')
     chosen = 'smoke' if args.smoke else args.size or ('small' if synthetic else 'long')
-    told = {key: getattr(args, key) for key in ('steps', 'pretraining_steps', 'batch_size')}
+    told = {key: getattr(args, key) for key in ('steps', 'pretraining_steps', 'batch_size', 'max_dates')}
     size = replace(SIZES[chosen], **{key: value for key, value in told.items() if value is not None})
     folds = args.folds or ([1] if synthetic else [1, 2, 3, 4, 5])
     seeds = args.seeds or (size.seeds if synthetic else (0,))
@@ -290,7 +291,6 @@ def plan(args: argparse.Namespace) -> Plan:
         folder=args.folder / f'{args.data}-{chosen}',
         results=args.folder if chosen == 'smoke' else HERE / 'results',
         draws=tuple(itertools.product(folds, seeds)),
-        max_dates=args.max_dates,
         workers=args.workers,
     )
     if args.fresh:

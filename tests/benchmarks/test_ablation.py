@@ -210,7 +210,7 @@ class TestTable:
         text = ablation.report({'summary': [(row, [done[r.key] for r in rs]) for row, rs in rows.items()]}, made)
         assert '| S2 only (U-TAE) | S2 | 51.0 ± 1.0 | 52.0 ± 1.0 | 3 | 63.1 |' in text
         assert '| all (OmniSat) | S2+S1+SPOT | 201.0 ± 1.0 |' in text
-        assert 'synthetic landscapes, made up**, 80 tiles, fold 1. Every row: 60 optimiser steps of 4 tiles' in text
+        assert 'synthetic landscapes, made up**, 80 tiles, fold 1. Every row: 40 optimiser steps of 4 tiles' in text
         assert (tmp_path / 'ablation-synthetic-smoke.md').read_text() == text
         assert (tmp_path / 'ablation-synthetic-smoke.png').read_bytes().startswith(b'\x89PNG')
         assert len(list(csv.DictReader((tmp_path / 'runs-synthetic-smoke.csv').open()))) == 9
