@@ -19,7 +19,7 @@ from tests.flair_tree import aerial, labels, series, write_tree
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import FLAIRDataModule
 from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
-from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 
 ZONE = 'D001_2019/Z1_AA'
 
@@ -111,6 +111,14 @@ class TestFLAIRDataModule:
         fast.fit(task, FLAIRDataModule(str(root), batch_size=2))
         assert fast.callback_metrics['train_loss'].isfinite()
 
+    def test_classification_of_its_covers(self, root: Path) -> None:
+        datamodule = FLAIRDataModule(str(root), batch_size=2)
+        task = OmniSatClassification('omnisat_tiny')
+        trainer().fit(task, datamodule=datamodule)
+        assert list(task.hparams['label_names']) == datamodule.labels[:12]
+        (scores,) = trainer().test(task, datamodule=datamodule, verbose=False)
+        assert 0 <= scores['test_AverageF1Score'] <= 1
+
 
 class TestStatistics:
     def test_series_of_valid_dates_of_training(self, own: Path) -> None:
@@ -185,3 +193,15 @@ class TestRealData:
         assert len(probe.batches['val']) == 1
         with pytest.raises(DatasetNotFoundError):
             datamodule.setup('test')
+
+    @pytest.mark.slow
+    def test_land_cover_from_aerial_alone(self, tmp_path: Path) -> None:
+        datamodule = FLAIRDataModule(str(SHARED / 'flair-mini'), batch_size=1)
+        task = OmniSatSegmentation('omnisat_tiny')
+        fast = Trainer(fast_dev_run=1, accelerator='cpu', enable_progress_bar=False, enable_model_summary=False)
+        fast.fit(task, datamodule=datamodule)
+        assert fast.callback_metrics['train_loss'].isfinite()
+        assert (task.hparams['label_gsd'], list(datamodule.modalities)) == (0.2, ['aerial'])
+        sample = datamodule.val_dataset[0]
+        datamodule.val_dataset.plot(sample).savefig(tmp_path / 'flair.png')
+        assert (tmp_path / 'flair.png').stat().st_size > 10_000
