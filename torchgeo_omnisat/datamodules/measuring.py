@@ -123,12 +123,12 @@ class MeasuringDataModule(ExcludingDataModule):
             entries, held = {**entries, **measured}, [*held, *lacking]
         numbers = {}
         for name in held:
-            known = [as_bands(entries[name][group]) for group in sizes if entries[name][group]['mean']]
-            if not known:
+            bands = [as_bands(entries[name][group]) for group in sizes if entries[name][group]['mean']]
+            if not bands:
                 raise ValueError(
                     f'{name!r} has not one valid image with a finite pixel in the {len(groups)} training samples of '
                     f'{train.path}, expected some to measure its mean and deviation; leave it out of modalities'
                 )
-            mean, std = torch.stack([torch.stack(bands) for bands in known]).mean(0)
+            mean, std = torch.stack([torch.stack(group) for group in bands]).mean(0)
             numbers[name] = (mean, std)
         return numbers

@@ -102,7 +102,7 @@ def measured(
     else:
         np.copyto(image, array, casting='same_kind' if array.dtype.kind == 'f' else 'unsafe')
     if array.dtype.kind in 'iu':
-        if nodata is not None and array.size and array.min() <= nodata:
+        if nodata is not None and array.size and float(array.min()) <= nodata:
             image[array == nodata] = np.nan
         return image
     known = np.isfinite(image)
