@@ -9,6 +9,7 @@ from importlib import import_module
 #: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
     'demo': 'made-up landscapes to a trained model, its scores and pictures',
+    'export': 'the backbone of a checkpoint as a folder for the Hugging Face hub',
     'baseline': 'score a classifier of single pixels, to compare a model with',
     'stats': 'measure mean and deviation of every band of the training data',
     'check': 'walk a dataset and tell what is wrong with its files',

@@ -60,7 +60,8 @@ def fit(
         limit_val_batches=1,
         callbacks=[saver, *([Killer(kill)] if kill else [])],
     )
-    model = getattr(tasks, task)(backbone='omnisat_tiny')
+    told: dict[str, Any] = {'ema': 0.9} if task == 'OmniSatPretraining' else {}
+    model = getattr(tasks, task)(backbone='omnisat_tiny', **told)
     trainer.fit(model, datamodule, ckpt_path=folder / f'step={SAVED}.ckpt' if resume else None, weights_only=True)
     return {
         'state': model.state_dict(),

@@ -48,8 +48,8 @@ class Region:
     """Every sample once, such that those of a batch are neighbours on the ground.
 
     The ground is halved again and again, across the longer side of what is left, until each
-    part is one batch; the axes are turned anew for every order, so that a sample has other
-    neighbours each time.
+    part is one batch; the axes are turned anew for every cut, so that a sample has other
+    neighbours in every order.
 
     Args:
         positions: Where samples lie, ``(N, 2)`` in metres.
@@ -77,23 +77,22 @@ class Region:
     def __call__(self, seed: int) -> list[int]:
         """Indices in the order of *seed*: batch after batch, what is left over at the end."""
         rng = np.random.default_rng(seed)
-        angle = rng.uniform(0, 2 * math.pi)
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        places = self.positions @ turn
-        parts = self._halve(places, rng.permutation(len(places)))
+        parts = self._halve(rng.permutation(len(self.positions)), rng)
         whole = [part for part in parts if len(part) == self.size]
         batches = [whole[i] for i in rng.permutation(len(whole))] + [p for p in parts if len(p) < self.size]
         return [int(index) for batch in batches for index in rng.permutation(batch)]
 
-    def _halve(self, places: NDArray[np.float64], members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def _halve(self, members: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """Neighbours together, each part a batch except for one that may be smaller."""
         if len(members) <= self.size:
             return [members]
-        here = places[members]
+        angle = rng.uniform(0, 2 * math.pi)
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        here = self.positions[members] @ turn
         axis = int(np.ptp(here, axis=0).argmax())
         members = members[here[:, axis].argsort(kind='stable')]
         half = self.size * math.ceil(len(members) / self.size / 2)
-        return self._halve(places, members[:half]) + self._halve(places, members[half:])
+        return self._halve(members[:half], rng) + self._halve(members[half:], rng)
 
 
 @dataclass

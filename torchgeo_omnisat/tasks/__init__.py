@@ -5,6 +5,7 @@
 
 from .base import OmniSatTask
 from .classification import OmniSatClassification
+from .hub import export_hub, load_hub
 from .names import omnisat, omnisat_classification, omnisat_pretraining
 from .pretraining import OmniSatPretraining
 from .segmentation import OmniSatSegmentation
@@ -16,6 +17,8 @@ __all__ = [
     'OmniSatSegmentation',
     'OmniSatTask',
     'SupervisedTask',
+    'export_hub',
+    'load_hub',
     'omnisat',
     'omnisat_classification',
     'omnisat_pretraining',

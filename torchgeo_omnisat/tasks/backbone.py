@@ -12,7 +12,7 @@ from .. import models
 from ..modality import Modality
 from ..models.late import taken
 from ..models.weights import load_encoder
-from .weights import load_backbone
+from .weights import Statistics, load_backbone
 
 #: Backbones by name: every size of OmniSat, and the baselines.
 BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), *models.LATE_FUSION)
@@ -54,22 +54,24 @@ def make_backbone(
     return models.late_fusion(modalities, **{'patch_size': label_gsd or patch_size, **given})
 
 
-def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> None:
+def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Statistics:
     """Initialise a backbone, and log what was loaded, new and ignored.
 
     Args:
         backbone: The backbone; changed in place.
-        weights: A checkpoint for :func:`.load_backbone`, or the name of published weights such
+        weights: A file or folder for :func:`.load_backbone`, or the name of published weights such
             as ``'UTAE_Weights.PASTIS_FOLD1'``, which go to the encoder of the series that has
             their bands.
         modalities: The modalities of *backbone*.
+
+    Returns:
+        The statistics that the loaded modalities were trained with; none if they are not known.
 
     Raises:
         ValueError: If nothing of it fits.
     """
     if weights not in map(str, models.UTAE_Weights.__members__.values()):
-        load_backbone(backbone, weights, modalities)
-        return
+        return load_backbone(backbone, weights, modalities).statistics
     bands = models.UTAE_Weights.verify(weights).meta['bands']
     name = next((m.name for m in modalities.values() if m.temporal and list(m.bands) == bands), None)
     if name is None:
@@ -77,3 +79,4 @@ def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str
     report = load_encoder(backbone.encoders[name], weights)
     said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in report.items())
     rank_zero_info(f'{weights} for the encoder of {name}: {said}')
+    return {}

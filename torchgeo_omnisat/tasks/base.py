@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from ..modality import Modality, as_modalities
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
 from .outputs import replacing
+from .weights import Statistics, inherit
 
 
 class OmniSatTask(BaseTask):
@@ -36,7 +38,11 @@ class OmniSatTask(BaseTask):
     of the datamodule's attribute of the same name, and are saved. A checkpoint therefore
     rebuilds its model alone. The model always sees images normalised by the *mean* and
     *std* among its hyper-parameters: where a datamodule normalised by others, the task
-    undoes that first.
+    undoes that first. Where they were not told, those of *weights* come before those that
+    the datamodule measured.
+
+    Any strategy of Lightning trains a task on several devices. DDP is tested; FSDP needs GPUs,
+    and its test runs where there are some: it is otherwise untested.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``freeze_backbone``, ``lr``, ``weight_decay``,
@@ -51,6 +57,7 @@ class OmniSatTask(BaseTask):
     weights: str | None
     _said_blind: bool
     _units: tuple[nn.Module, ...]
+    _inherited: Statistics
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -80,7 +87,7 @@ class OmniSatTask(BaseTask):
         """Build the model if enough is known, otherwise leave that to the trainer."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, 'mean', 'std')}
         self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
-        self._said_blind, self._units = False, ()
+        self._said_blind, self._units, self._inherited = False, (), {}
         self._check_statistics()
         self.model = self.build() if self.told else None
 
@@ -142,6 +149,11 @@ class OmniSatTask(BaseTask):
             gradient_clip_algorithm: By norm or by value.
         """
         value = 1.0 if gradient_clip_val is None else gradient_clip_val
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_algorithm != 'value':
+            model: Any = self.trainer.model  # which alone knows the norm of all shards
+            if value:
+                model.clip_grad_norm_(value)
+            return
         self.clip_gradients(optimizer, value, gradient_clip_algorithm)
 
     def build_backbone(self) -> models.OmniSat:
@@ -160,7 +172,7 @@ class OmniSatTask(BaseTask):
         sizes = told['patch_size'], told.get('label_gsd')
         backbone = make_backbone(told['backbone'], self.known, *sizes, told['backbone_args'] or {})
         if self.weights is not None:
-            load_weights(backbone, self.weights, self.modalities)
+            self._inherited = load_weights(backbone, self.weights, self.modalities)
         if self.hparams['freeze_backbone']:
             backbone.requires_grad_(False).eval()
         return backbone
@@ -278,7 +290,7 @@ class OmniSatTask(BaseTask):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
         measured = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in ('mean', 'std')}
         if self.hparams['mean'] is None or self.hparams['std'] is None:
-            self.save_hyperparameters(measured)
+            self.save_hyperparameters(inherit(measured, self._inherited))
         own = {kind: self.hparams[kind] for kind in measured}
         if None not in (*measured.values(), *own.values()):
             other = [m for name, m in theirs.items() if any(measured[k].get(name) != own[k].get(name) for k in own)]

@@ -1,89 +1,123 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Weights: a backbone that continues from a checkpoint, part by part."""
+"""Weights: a backbone that continues from another training, part by part."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ..modality import Modality
+from .files import read_weights
+
+#: Mean and deviation of every band, by ``'mean'`` and ``'std'`` and by modality.
+Statistics = dict[str, dict[str, list[float]]]
 
 
-def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str, Modality]) -> dict[str, list[str]]:
+class Handover(NamedTuple):
+    """What a backbone took over.
+
+    Attributes:
+        loaded: Names of the parts that were loaded.
+        new: Names of the parts that were not there, or did not fit.
+        ignored: Names of the parts that the backbone has no use for, with the reason.
+        statistics: Mean and standard deviation that the loaded modalities were trained with.
+    """
+
+    loaded: list[str]
+    new: list[str]
+    ignored: list[str]
+    statistics: Statistics
+
+
+def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str, Modality]) -> Handover:
     """Load what a checkpoint knows into a backbone, and log what was loaded, new and ignored.
 
     A backbone has one part for each modality (encoder, head, embedding) and one for each
     thing they share. A part is loaded whole or not at all: where the names or shapes of
-    its tensors differ, or the bands of its modality, it stays as it is.
+    its tensors differ, or the bands of its modality, it stays as it is. A modality that the
+    checkpoint lacks is new, and changes nothing for samples that do not have it.
 
     Args:
         backbone: The backbone; changed in place.
-        path: A checkpoint of one of our tasks, or a file with a state dict. Only tensors
-            and plain types are read (``weights_only=True``).
+        path: A checkpoint of one of our tasks, a file with a state dict, also as
+            safetensors, or a folder of :func:`.export_hub`. Only tensors and plain types are
+            read.
         modalities: The modalities of *backbone*.
 
     Returns:
-        Names of the parts that were ``'loaded'``, are ``'new'`` and were ``'ignored'``.
+        What was taken over.
 
     Raises:
-        FileNotFoundError: If *path* is no file.
+        FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read safely, or no part of it fits.
     """
-    checkpoint = _read(path)
-    content = checkpoint.get('state_dict', checkpoint)
-    state = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
-    )
+    state, told = read_weights(path)
     own = backbone.state_dict()
-    found = _parts(_strip(state, own), modalities)
-    expected = _parts(own, modalities)
-    told = checkpoint.get('hyper_parameters') or {}
-    bands = {m['name']: m['bands'] for m in told.get('modalities') or ()}
-    reasons = {
-        part: _difference(expected[part], found[part])
-        or (
-            f'bands {bands[part]} instead of {list(modalities[part].bands)}'
-            if part in modalities and bands.get(part, list(modalities[part].bands)) != list(modalities[part].bands)
-            else ''
-        )
-        for part in expected
-        if part in found
-    }
+    found, expected = _parts(_strip(state, own), modalities), _parts(own, modalities)
+    there = told.get('modalities') or ()
+    bands = {m['name']: list(m['bands']) for m in (there.values() if isinstance(there, Mapping) else there)}
+    reasons = {}
+    for part in (part for part in expected if part in found):
+        reasons[part] = _difference(expected[part], found[part])
+        wanted = list(modalities[part].bands) if part in modalities else None
+        if not reasons[part] and wanted is not None and bands.get(part, wanted) != wanted:
+            reasons[part] = f'bands {bands[part]} instead of {wanted}'
     loaded = [part for part, reason in reasons.items() if not reason]
-    report = {
-        'loaded': loaded,
-        'new': [part for part in expected if part not in loaded],
-        'ignored': [f'{part} ({reasons[part]})' if part in reasons else part for part in found if part not in loaded],
-    }
-    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in report.items())
+    new = [part for part in expected if part not in loaded]
+    ignored = [f'{part} ({reasons[part]})' if part in reasons else part for part in found if part not in loaded]
+    named = {'loaded': loaded, 'new': new, 'ignored': ignored}
+    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in named.items())
     if not loaded:
-        raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({said})')
+        hint = f', which was trained with backbone={told["backbone"]!r}' if 'backbone' in told else ''
+        raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({said}){hint}')
     backbone.load_state_dict({key: value for part in loaded for key, value in found[part].items()}, strict=False)
     rank_zero_info(f'Weights from {path}: {said}')
-    return report
+    statistics = {
+        kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
+        for kind in ('mean', 'std')
+    }
+    return Handover(loaded, new, ignored, statistics)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, a dictionary of tensors and plain types."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'weights {str(path)!r} is no file, expected a checkpoint')
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f'{path} cannot be read as a checkpoint of tensors and plain types alone, expected one that '
-            f'torch.load(weights_only=True) accepts: {reason}'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dictionary with a state_dict')
-    return checkpoint
+def inherit(measured: Mapping[str, Any], inherited: Statistics) -> dict[str, Any]:
+    """Statistics to train with: those that the weights were trained with, else those of the data.
+
+    The same ground must look to an encoder as it did before, or what it has learnt is about
+    other numbers. If the data are in other units, say so by ``mean`` and ``std``.
+
+    Args:
+        measured: ``'mean'`` and ``'std'`` of the data by modality; None if not known.
+        inherited: Those of the weights.
+
+    Returns:
+        ``'mean'`` and ``'std'``, by modality.
+    """
+    if any(measured[kind] is None for kind in ('mean', 'std')):
+        return dict(measured)
+    both = {name for name in inherited.get('mean', {}) if name in inherited.get('std', {})} & set(measured['mean'])
+    taken = {
+        kind: {name: inherited[kind][name] if name in both else v for name, v in measured[kind].items()}
+        for kind in ('mean', 'std')
+    }
+    for name in sorted(both):
+        theirs, ours, deviation = (torch.tensor(x[name]) for x in (inherited['mean'], measured['mean'], taken['std']))
+        far = ((ours - theirs).abs() / deviation).max().item()
+        if far > 3:
+            warnings.warn(
+                f'the mean of {name!r} in the data is {far:.1f} deviations from that of the data which the weights '
+                f'were trained on, and those are kept: if units differ, expected mean and std to be told',
+                stacklevel=2,
+            )
+    if both:
+        rank_zero_info(f'Images of {", ".join(sorted(both))} are normalised as those the weights were trained on')
+    return taken
 
 
 def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
