@@ -58,6 +58,7 @@ class PASTISMultimodal(NonGeoDataset):
     :attr:`crs` and seconds since 1970-01-01 (NaN if nothing has a date). Dates are in
     the order of time, and frames of one day are merged.
 
+    Source: https://huggingface.co/datasets/IGNF/PASTIS-HD, for PASTIS-R Zenodo; licence: Etalab 2.0.
     If you use this dataset in your research, please cite:
 
     * PASTIS: https://doi.org/10.1109/ICCV48922.2021.00483
