@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 import threading
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -196,11 +197,20 @@ class TestTable:
     def test_what_another_process_is_at_comes_last(self, executed: list[str], tmp_path: Path) -> None:
         """It is waited for, and then not done again if it is done."""
         made, table = [make_run(WHOLE, TINY, 'synthetic', 1, seed) for seed in (0, 1)], tmp_path / 'runs.csv'
-        lock = FileLock(tmp_path / f'{made[0].key}.lock', thread_local=False)
-        lock.acquire()
-        threading.Timer(0.5, lambda: (runs.keep(table, fake(made[0])), lock.release())).start()
+        held = threading.Event()
+
+        def other() -> None:
+            with FileLock(tmp_path / f'{made[0].key}.lock'):
+                held.set()
+                time.sleep(0.5)
+                runs.keep(table, fake(made[0]))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        held.wait()
         assert runs.complete(made, table, tmp_path, '').keys() == {run.key for run in made}
         assert executed == [made[1].key]
+        thread.join()
 
     def test_report(self, executed: list[str], tmp_path: Path) -> None:
         args = ablation.parser(None).parse_args(['--smoke', '--seeds', '0', '1', '2', '--folder', str(tmp_path)])
@@ -235,7 +245,7 @@ class TestTable:
             ablation.plan(ablation.parser(None).parse_args(['--data', 'pastis']))
         made = ablation.plan(ablation.parser(None).parse_args(['--data', 'pastis', '--root', 'x']))
         assert made.draws == tuple((fold, 0) for fold in (1, 2, 3, 4, 5))
-        assert made.size is SIZES['long']
+        assert made.size == SIZES['long']
         (run, *_) = made.runs(Row('', ('S2',), 'utae'))
         assert (run.tiles, json.loads(run.backbone_args)) == (None, {})
 
