@@ -108,10 +108,10 @@ class Data:
 
 
 class TestStatistics:
-    def meet(self, weights: Path, mean: dict[str, list[float]], **told: Any) -> OmniSatSegmentation:
+    def meet(self, weights: Path, measured: dict[str, list[float]], **told: Any) -> OmniSatSegmentation:
         task = OmniSatSegmentation(**TOLD, weights=str(weights), **told)
         task._trainer = SimpleNamespace(predicting=False)
-        task._meet(Data(mean))
+        task._meet(Data(measured))
         return task
 
     def test_old_modalities_keep_theirs_and_new_ones_take_those_of_the_data(self, folder: Path) -> None:

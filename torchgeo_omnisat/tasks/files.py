@@ -43,7 +43,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: If it cannot be read safely.
     """
     path = Path(path)
-    if path.is_dir():
+    if (path / MODEL).exists() or (path / CONFIG).exists():
         return _read_tensors(path / MODEL), read_config(path)
     if not path.is_file():
         raise FileNotFoundError(f'weights {str(path)!r} is no file, expected a checkpoint or a folder with {CONFIG}')
