@@ -1,0 +1,169 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer, seed_everything
+from torch import Tensor, nn
+from torchgeo.main import main
+
+import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
+from tests.tasks.helpers import TOLD, command, make_datamodule, make_loader, make_sample, make_trainer
+from torchgeo_omnisat.callbacks import ProbeCallback
+from torchgeo_omnisat.callbacks.probe import Embedded, evaluating, majority
+from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+
+SUBSETS = ('s1a+s2', 's2', 's1a')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('landscapes')
+
+
+def fit(root: Path, folder: Path, task: Any, *callbacks: ProbeCallback, **kwargs: Any) -> Trainer:
+    trainer = make_trainer(folder, callbacks=list(callbacks), max_steps=-1, limit_val_batches=1, **kwargs)
+    trainer.fit(task, make_datamodule(root, size=16))
+    return trainer
+
+
+@pytest.mark.parametrize('task', [OmniSatSegmentation, OmniSatPretraining])
+def test_logs_every_subset_and_leaves_training_alone(root: Path, tmp_path: Path, task: type[Any]) -> None:
+    states, logged = [], []
+    for callbacks in ([], [ProbeCallback(every_n_epochs=2, max_tiles=4)]):
+        seed_everything(1, verbose=False)
+        model = task(backbone='omnisat_tiny')
+        trainer = fit(root, tmp_path, model, *callbacks, max_epochs=3)
+        states.append(model.state_dict())
+        logged.append({name for name in trainer.callback_metrics if name.startswith('probe')})
+        assert model.training
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    kinds = ('patch_knn', 'patch_linear', 'tile_knn', 'tile_linear')
+    assert logged == [set(), {f'probe_{kind}/{subset}' for kind in kinds for subset in SUBSETS}]
+
+
+class Oracle(nn.Module):
+    """A backbone whose first modality tells the class of each patch, and whose second tells nothing."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        told = majority(batch['mask'], (4, 4), None)
+        noise = torch.rand(len(told), 16, 6, generator=torch.Generator().manual_seed(0))
+        maps = {'knows': F.one_hot(told, 6).float(), 'guesses': noise}
+        return self.restrict(SimpleNamespace(grid=(4, 4), maps=maps), maps)
+
+    def restrict(self, out: Any, names: Any) -> Any:
+        maps = {name: out.maps[name] for name in names}
+        return SimpleNamespace(grid=(4, 4), maps=maps, fused=maps.get('knows', maps.get('guesses')))
+
+    def seen(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        return torch.ones(len(next(iter(maps.values()))), 16, len(maps), dtype=torch.bool)
+
+
+class Blocks:
+    """Tiles of 16 patches of one class each, five classes and a sixth that is ignored."""
+
+    def __init__(self, seed: int, count: int = 20) -> None:
+        classes = torch.randint(0, 6, (count, 4, 4), generator=torch.Generator().manual_seed(seed))
+        self.masks = classes.repeat_interleave(3, 1).repeat_interleave(3, 2)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002 (a dataset that draws)
+        label = torch.isin(torch.arange(5), self.masks[index]).float()
+        return {'mask': self.masks[index], 'label': label}
+
+
+def probed(probe: ProbeCallback, train: Any, val: Any) -> dict[str, float]:
+    def stack(samples: Any) -> Any:
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    data = SimpleNamespace(
+        train_dataset=train, val_dataset=val, batch_size=4, collate_fn=stack, aug=lambda same: same, ignore_index=5
+    )
+    trainer: Any = SimpleNamespace(datamodule=data, precision_plugin=Trainer(logger=False).precision_plugin)
+    module: Any = nn.Module()
+    module.model, module.device = nn.Module(), torch.device('cpu')
+    module.model.backbone = Oracle()
+    return probe.probe(trainer, module)
+
+
+def test_scores_what_embeddings_tell() -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    scores = probed(ProbeCallback(), Blocks(0), Blocks(1))
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    for kind in ('knn', 'linear'):
+        assert scores[f'probe_patch_{kind}/knows'] == scores[f'probe_patch_{kind}/guesses+knows'] == 1
+        assert scores[f'probe_patch_{kind}/guesses'] < 0.5
+    assert {name.split('/')[0] for name in scores} == {
+        f'probe_{kind}_{how}' for kind in ('patch', 'tile') for how in ('knn', 'linear')
+    }
+
+
+def test_number_of_tiles_and_patches_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    sizes: list[int] = []
+    monkeypatch.setattr(Blocks, '__getitem__', lambda self, i, get=Blocks.__getitem__: asked.append(i) or get(self, i))
+    probe = ProbeCallback(max_tiles=3, max_patches=7)
+    monkeypatch.setattr(probe, '_score', lambda fitted, scored: sizes.extend((len(fitted.x), len(scored.x))) or {})
+    probed(probe, Blocks(0), Blocks(1))
+    assert len(asked) == 6
+    assert set(sizes) == {7, 3}
+
+
+def test_nothing_to_tell_apart_is_not_scored() -> None:
+    x, probe = np.eye(4, dtype=np.float32), ProbeCallback()
+    same, other, none = np.zeros(4, np.int64), np.arange(4), np.zeros((4, 3), np.int64)
+    assert probe._score(Embedded(x, same), Embedded(x, other)) == {}
+    assert probe._score(Embedded(x, other), Embedded(x[:0], other[:0])) == {}
+    assert probe._score(Embedded(x, none), Embedded(x, none)) == {}
+
+
+def test_majority_matches_naive_loop() -> None:
+    mask = torch.randint(0, 4, (3, 12, 12), generator=torch.Generator().manual_seed(2))
+    mask[0, :4, :4] = 3
+    mask[1, 0, 0] = -1
+    found = majority(mask, (3, 3), 3)
+    for b in range(3):
+        for n in range(9):
+            patch = mask[b, n // 3 * 4 : n // 3 * 4 + 4, n % 3 * 4 : n % 3 * 4 + 4]
+            counts = [int((patch == k).sum()) for k in range(3)]
+            assert (found[b, n] == -1) if not any(counts) else (counts[found[b, n]] == max(counts))
+    assert found[0, 0] == -1
+
+
+def test_modes_come_back_as_they_were() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    module[1].eval()
+    with evaluating(module):
+        assert not any(part.training for part in module.modules())
+    assert [part.training for part in module.modules()] == [True, True, False, False]
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='max_tiles is 0, expected at least 1'):
+        ProbeCallback(max_tiles=0)
+    trainer = make_trainer(tmp_path, callbacks=[ProbeCallback()])
+    with pytest.raises(ValueError, match=r"found no \['train_dataset', .*in the datamodule None"):
+        trainer.fit(OmniSatSegmentation(**TOLD), make_loader([make_sample(0)]))
+
+
+def test_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['--trainer.callbacks', 'torchgeo_omnisat.callbacks.ProbeCallback', '--trainer.callbacks.max_tiles', '7']
+    with pytest.raises(SystemExit) as stopped:
+        main(command(root, tmp_path, 'fit', *words, '--print_config'))
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert 'class_path: torchgeo_omnisat.callbacks.ProbeCallback' in said
+    assert 'max_tiles: 7' in said

@@ -1,0 +1,210 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""ProbeCallback: what frozen embeddings tell of labels, while they are being learnt."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from ..modality import subset_name, subsets
+
+
+class Embedded(NamedTuple):
+    """Embeddings ``(N, D)`` and what is true of them, ``(N,)`` classes or ``(N, K)`` labels."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+
+#: What was embedded, by kind (``'patch'``, ``'tile'``) and subset of the modalities.
+Embeddings = dict[tuple[str, str], Embedded]
+
+
+class ProbeCallback(Callback):
+    """Fits k nearest neighbours and a linear classifier on the embeddings of a frozen backbone.
+
+    Some labelled tiles of the training split, without augmentation, are fitted and some of the
+    validation split are scored, by macro F1, for every subset of the modalities; a tile is
+    encoded once. A patch is one fused token, its class the most frequent one in its part of
+    ``mask``, the ignored one aside; a tile is the mean of its patches, and has ``label``.
+
+    Logged are ``probe_patch_knn/s1a+s2``, ``probe_patch_linear/s1a+s2`` and the like of
+    ``probe_tile``; where fewer than two classes occur, nothing. Training goes on as if nothing
+    had happened: neither its random numbers nor its weights change. Of several processes one
+    computes and all log. Under FSDP, which leaves no process a whole backbone, it warns and
+    does nothing.
+
+    ``--trainer.callbacks torchgeo_omnisat.callbacks.ProbeCallback`` adds it on the command line.
+
+    Args:
+        every_n_epochs: After how many epochs each.
+        max_tiles: The most tiles of each split.
+        max_patches: The most patches of each split.
+        neighbours: Number k of nearest neighbours, by the angle between embeddings.
+        seed: Seed of the choice of tiles and patches.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        max_tiles: int = 64,
+        max_patches: int = 4096,
+        neighbours: int = 5,
+        seed: int = 0,
+    ) -> None:
+        """Keep the arguments."""
+        numbers = {'every_n_epochs': every_n_epochs, 'max_tiles': max_tiles, 'max_patches': max_patches}
+        for name, value in (numbers | {'neighbours': neighbours}).items():
+            if value < 1:
+                raise ValueError(f'{name} is {value}, expected at least 1')
+        self.every_n_epochs, self.max_tiles, self.max_patches = every_n_epochs, max_tiles, max_patches
+        self.neighbours, self.seed = neighbours, seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a task without a backbone, and data that are not known.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+
+        Raises:
+            ValueError: If something is missing.
+        """
+        datamodule: Any = getattr(trainer, 'datamodule', None)
+        if getattr(getattr(pl_module, 'model', None), 'backbone', None) is None:
+            raise ValueError(f'ProbeCallback found no model.backbone in {type(pl_module).__name__}, expected one')
+        missing = [
+            name for name in ('train_dataset', 'val_dataset', 'collate_fn', 'aug') if not hasattr(datamodule, name)
+        ]
+        if missing:
+            raise ValueError(f'ProbeCallback found no {missing} in the datamodule {datamodule!r}, expected them')
+        if isinstance(trainer.strategy, FSDPStrategy):
+            rank_zero_warn('ProbeCallback does nothing under FSDP, expected DDP or one process')
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit, score and log.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+        """
+        if (trainer.current_epoch + 1) % self.every_n_epochs or isinstance(trainer.strategy, FSDPStrategy):
+            return
+        scores = self.probe(trainer, pl_module) if trainer.is_global_zero else {}
+        for name, score in trainer.strategy.broadcast(scores).items():
+            pl_module.log(name, score)
+
+    def probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The scores of the backbone as it is, by the name that they are logged under.
+
+        Args:
+            trainer: The trainer, with its datamodule.
+            pl_module: The task.
+        """
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        with isolate_rng(), evaluating(pl_module), torch.no_grad(), trainer.precision_plugin.forward_context():
+            fitted = self._embed(datamodule, datamodule.train_dataset, pl_module)
+            scored = self._embed(datamodule, datamodule.val_dataset, pl_module)
+            found = {}
+            for kind, subset in fitted.keys() & scored.keys():
+                score = self._score(fitted[kind, subset], scored[kind, subset])
+                found.update({f'probe_{kind}_{name}/{subset}': value for name, value in score.items()})
+        return dict(sorted(found.items()))
+
+    def _embed(self, datamodule: Any, dataset: Any, task: Any) -> Embeddings:
+        """Embeddings of some tiles of a dataset."""
+        chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.max_tiles]
+        loader = DataLoader(
+            Subset(dataset, sorted(chosen.tolist())), batch_size=datamodule.batch_size, collate_fn=datamodule.collate_fn
+        )
+        ignored, found = getattr(datamodule, 'ignore_index', None), defaultdict(list)
+        for batch in loader:
+            batch = datamodule.aug({key: value.to(task.device) for key, value in batch.items()})
+            out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
+            patches = majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
+            for subset in subsets(name for name in out.maps):
+                part = task.model.backbone.restrict(out, subset)
+                fused, seen = part.fused.float(), task.model.backbone.seen(part.maps, out.grid).any(-1)
+                if patches is not None:
+                    known = seen & (patches >= 0)
+                    found['patch', subset_name(subset)].append((fused[known], patches[known]))
+                if 'label' in batch:
+                    weight = seen.unsqueeze(-1).float()
+                    tiles = (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
+                    known = seen.any(1)
+                    found['tile', subset_name(subset)].append((tiles[known], (batch['label'][known] > 0.5).long()))
+        return {key: self._join(parts) for key, parts in found.items()}
+
+    def _join(self, parts: list[tuple[Tensor, Tensor]]) -> Embedded:
+        """The embeddings of all batches, no more than are wanted."""
+        x, y = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
+        chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_patches]
+        return Embedded(x[chosen], y[chosen])
+
+    def _score(self, fitted: Embedded, scored: Embedded) -> dict[str, float]:
+        """Macro F1 of both classifiers over what occurs in what is scored; none if there is nothing to tell apart."""
+        labels = np.flatnonzero(scored.y.any(0)) if scored.y.ndim == 2 else np.unique(scored.y)
+        if not len(labels) or not (fitted.y != fitted.y[:1]).any():
+            return {}
+        classifiers = {
+            'knn': KNeighborsClassifier(min(self.neighbours, len(fitted.x)), metric='cosine'),
+            'linear': make_pipeline(StandardScaler(), RidgeClassifier()),
+        }
+        scores = {}
+        for name, classifier in classifiers.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # about classes that are rare here
+                answer = classifier.fit(*fitted).predict(scored.x)
+            scores[name] = float(f1_score(scored.y, answer, labels=labels, average='macro', zero_division=0))
+        return scores
+
+
+def majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> Tensor:
+    """The most frequent class of each patch ``(B, N)``, -1 where no pixel has a class.
+
+    Args:
+        mask: Classes ``(B, H, W)``.
+        grid: Rows and columns of the patches, N in all.
+        ignore_index: The class that does not count.
+    """
+    counts = []
+    for sample in mask:  # one at a time: there are many classes
+        classes = F.one_hot(sample.clamp(min=0), max(int(mask.max()), 0) + 1).movedim(-1, 0).float()
+        classes *= (sample >= 0) & (sample != (-1 if ignore_index is None else ignore_index))
+        counts.append(F.adaptive_avg_pool2d(classes, grid).flatten(1))
+    most = torch.stack(counts).max(1)
+    return most.indices.masked_fill(most.values == 0, -1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every part in evaluation, and afterwards as it was."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
