@@ -205,6 +205,17 @@ class TestTrainer:
 
 
 class TestErrors:
+    def test_single_tiles_are_only_returned_and_that_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sample = PlaneDataModule(32, 32).predict_dataset[0, 0, 32, 32]
+        del sample['window']
+        loader = torch.utils.data.DataLoader([sample])
+        with caplog.at_level('INFO'):
+            (prediction,) = make_trainer(tmp_path).predict(make_task(), loader)  # type: ignore[misc]
+        assert prediction['probabilities'].shape == (1, 3, 32, 32)
+        assert 'predictions are returned by Trainer.predict and written nowhere' in caplog.text
+
     def test_without_an_area(self, tmp_path: Path) -> None:
         loader = torch.utils.data.DataLoader([{}])
         with pytest.raises(ValueError, match='GeoTIFFWriter maps an area, but NoneType has none'):

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
@@ -152,6 +154,16 @@ class OmniSatSegmentation(SupervisedTask):
         told = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
         return [GeoTIFFWriter()] if area and not told else []
+
+    def on_predict_start(self) -> None:
+        """Say so where predictions are only returned: single tiles have no map to go to."""
+        trainer: Any = self.trainer
+        if not any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks):
+            who = type(self.datamodule).__name__ if self.datamodule else 'the dataloader'
+            rank_zero_info(
+                f'{who} has no area to map: predictions are returned by Trainer.predict and written nowhere. '
+                'MultimodalGeoDataModule has one; a BasePredictionWriter among the callbacks writes single tiles.'
+            )
 
     def _predict_tiles(self, batch: Sample) -> dict[str, Tensor | None]:
         """What :meth:`predict_step` makes of tiles of an area; nothing is known where nothing was seen."""
