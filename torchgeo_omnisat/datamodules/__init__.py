@@ -7,6 +7,7 @@ from .base import MultimodalDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
 from .geo import MultimodalGeoDataModule
+from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
@@ -14,6 +15,7 @@ from .treesatai import TreeSatAITimeSeriesDataModule
 __all__ = [
     'FLAIRDataModule',
     'FLAIRHUBMultimodalDataModule',
+    'MixedDataModule',
     'MultimodalDataModule',
     'MultimodalGeoDataModule',
     'PASTISMultimodalDataModule',

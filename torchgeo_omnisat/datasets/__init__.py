@@ -5,19 +5,23 @@
 
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
+from .mapped import MappedDataset
 from .multimodal import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
+from .stac import STACTimeSeries
 from .synthetic import SyntheticLandscapes
 from .treesatai import TreeSatAITimeSeries
 
 __all__ = [
     'FLAIR',
     'FLAIRHUBMultimodal',
+    'MappedDataset',
     'MultimodalGeoDataset',
     'PASTISMultimodal',
     'RasterTimeSeries',
+    'STACTimeSeries',
     'Sentinel1TimeSeries',
     'Sentinel2TimeSeries',
     'SyntheticLandscapes',

@@ -1,0 +1,175 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MixedDataModule: train on several datasets at once."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .base import MultimodalDataModule
+from .mixing import Batches, MixedLoader
+
+#: Key under which a batch says which datamodule it is from, until that has augmented it.
+SOURCE = 'source'
+#: What all datamodules have to agree on to be learnt as one.
+COMMON = ('num_classes', 'labels', 'ignore_index', 'label_gsd')
+
+
+class MixedDataModule(BaseDataModule):
+    """Several datamodules at once; every batch is from one of them, so its shapes agree.
+
+    Each keeps its own statistics, augmentation and batch size. Modalities of one name are one
+    modality, and must be the same: others are given another name by *rename*. What a task asks
+    for beyond modalities is known where all datamodules agree on it. Pre-training over all and
+    fine-tuning on one is one run with this, and one with that datamodule and the weights.
+    """
+
+    mean: dict[str, Tensor]  # type: ignore[assignment]
+    std: dict[str, Tensor]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        datamodules: dict[str, MultimodalDataModule],
+        temperature: float = 1.0,
+        rename: dict[str, dict[str, str]] | None = None,
+        patch_size: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Keep the arguments; nothing is read yet.
+
+        Args:
+            datamodules: The datamodules, by a name for each.
+            temperature: 1 trains on each in proportion to its batches; the greater, the more
+                alike their shares.
+            rename: Other names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
+            patch_size: Side of the ground that a token stands for, in metres; that of the
+                datamodules by default, if they agree.
+            seed: What the order of batches follows from.
+
+        Raises:
+            ValueError: If there is no datamodule, or *temperature* is below 1.
+        """
+        if not datamodules:
+            raise ValueError('datamodules is empty, expected at least one')
+        if not temperature >= 1 or math.isnan(temperature):
+            raise ValueError(f'temperature is {temperature}, expected at least 1')
+        unknown = set(rename or {}) - set(datamodules)
+        if unknown:
+            raise ValueError(f'rename names {sorted(unknown)}, expected some of {list(datamodules)}')
+        first = next(iter(datamodules.values()))
+        super().__init__(first.dataset_class)
+        self.datamodules = dict(datamodules)
+        self.temperature, self.seed = temperature, seed
+        self.rename = {name: dict((rename or {}).get(name, {})) for name in datamodules}
+        sizes = {name: module.patch_size for name, module in self.datamodules.items()}
+        if patch_size is None and len(set(sizes.values())) > 1:
+            raise ValueError(f'patches of the datamodules are {sizes} m, expected patch_size to be given')
+        self.patch_size = first.patch_size if patch_size is None else patch_size
+
+    def prepare_data(self) -> None:
+        """Prepare every one."""
+        for module in self._parts():
+            module.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Set up every one, and join what they know.
+
+        Args:
+            stage: ``'fit'``, ``'validate'`` or ``'test'``.
+
+        Raises:
+            ValueError: If modalities of one name differ, or there is a map to be predicted.
+        """
+        if stage == 'predict':
+            raise ValueError(f'a mixture of {list(self.datamodules)} has no map, expected one datamodule to predict')
+        self.modalities: dict[str, Modality] = {}
+        self.mean, self.std = {}, {}
+        for index, (name, module) in enumerate(zip(self.datamodules, self._parts(), strict=True)):
+            module.setup(stage)
+            if not isinstance(module.collate_fn, _Tagging):
+                module.collate_fn = _Tagging(module.collate_fn, index)
+            self._join(name, module)
+        for fact in COMMON:
+            values = [getattr(module, fact, None) for module in self.datamodules.values()]
+            setattr(self, fact, values[0] if all(value == values[0] for value in values) else None)
+
+    def train_dataloader(self) -> MixedLoader:  # type: ignore[override]
+        """Batches of all, in a drawn order."""
+        return MixedLoader([module.train_dataloader() for module in self._parts()], self.temperature, self.seed)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Validation batches of all, one datamodule after the other."""
+        return self._one_after_the_other('val')
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Test batches of all, one datamodule after the other."""
+        return self._one_after_the_other('test')
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch as its own datamodule augments and normalises it, under the names of the mixture.
+
+        Args:
+            batch: A batch.
+            dataloader_idx: Index of the dataloader.
+        """
+        if SOURCE not in batch:
+            return batch
+        batch = dict(batch)
+        name = list(self.datamodules)[int(batch.pop(SOURCE))]
+        batch = self.datamodules[name].on_after_batch_transfer(batch, dataloader_idx)
+        keys = {}
+        for old, modality in self.datamodules[name].modalities.items():
+            new = Modality(self._named(name, old), modality.bands, modality.gsd, modality.temporal)
+            keys |= dict(zip(modality.keys, new.keys, strict=True))
+        return {keys.get(key, key): value for key, value in batch.items()}
+
+    def _join(self, name: str, module: MultimodalDataModule) -> None:
+        """Add the modalities and statistics of a datamodule."""
+        unknown = set(self.rename[name]) - set(module.modalities)
+        if unknown:
+            raise ValueError(f'rename of {name!r} has {sorted(unknown)}, expected some of {list(module.modalities)}')
+        for old, modality in module.modalities.items():
+            new = self._named(name, old)
+            renamed = Modality(new, modality.bands, modality.gsd, modality.temporal)
+            known = self.modalities.setdefault(new, renamed)
+            if known != renamed:
+                raise ValueError(
+                    f'{new!r} of {name!r} is {renamed}, but another datamodule has {known}; expected the same, or '
+                    f"rename={{{name!r}: {{{old!r}: '{new}_{name}'}}}}"
+                )
+            self.mean.setdefault(new, module.mean[old])
+            self.std.setdefault(new, module.std[old])
+
+    def _named(self, name: str, modality: str) -> str:
+        """What a modality of a datamodule is called here."""
+        return self.rename[name].get(modality, modality)
+
+    def _parts(self) -> Sequence[MultimodalDataModule]:
+        """The datamodules, which share the trainer."""
+        for module in self.datamodules.values():
+            module.trainer = self.trainer
+        return list(self.datamodules.values())
+
+    def _one_after_the_other(self, split: str) -> DataLoader[Sample]:
+        """Batches of a split; as one loader, so that metrics have one name."""
+        parts = self._parts()
+        datasets = [getattr(module, f'{split}_dataset') for module in parts]
+        batches = Batches(datasets, [module.collate_fn for module in parts], [module.batch_size for module in parts])
+        return DataLoader(batches, batch_size=None, num_workers=max(module.num_workers for module in parts))
+
+
+class _Tagging:
+    """Joins samples and says where they are from."""
+
+    def __init__(self, collate_fn: Callable[[Any], Mapping[str, Any]], index: int) -> None:
+        self.collate_fn, self.index = collate_fn, index
+
+    def __call__(self, samples: Any) -> dict[str, Any]:
+        return {**self.collate_fn(samples), SOURCE: self.index}

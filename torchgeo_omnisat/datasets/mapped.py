@@ -1,0 +1,146 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MappedDataset: any TorchGeo dataset in our keys."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality, as_modalities
+from .figures import Palette, draw
+from .multimodal import COMPOSITES, Composite
+from .series import parse_day
+
+
+class MappedDataset(NonGeoDataset):
+    """A TorchGeo ``NonGeoDataset`` whose samples are put into our keys.
+
+    .. code-block:: python
+
+        MappedDataset(
+            SEN12MS(root),
+            {'s1': Modality('s1', ('VV', 'VH'), 10, False), 's2': Modality('s2', S2_BANDS, 10, False)},
+            {'s1': {'key': 'image', 'channels': [0, 1]}, 's2': {'key': 'image', 'channels': range(2, 15)}},
+        )
+
+    Args:
+        dataset: The dataset.
+        modalities: What its images are.
+        keys: For each modality the key of its image, or ``{'key': ..., 'channels': [...]}`` for
+            some of its channels, with ``dates`` (such as ``['2019-07-01']``) where they are
+            known and ``nodata``; for ``'mask'`` and ``'label'`` the key of what is there to
+            learn. The channels of a series whose dates lie one behind the other are split up.
+        num_classes: Of a ``'label'`` that is one number: how many there are.
+        path: Directory of the data, where statistics are kept.
+        split: Name of the split.
+
+    Raises:
+        ValueError: If *keys* does not fit *modalities*.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        modalities: Sequence[Modality | Mapping[str, Any]] | Mapping[str, Modality | Mapping[str, Any]],
+        keys: Mapping[str, str | Mapping[str, Any]],
+        num_classes: int | None = None,
+        path: str = '.',
+        split: str = 'train',
+    ) -> None:
+        """See that every modality has a key."""
+        self.dataset = dataset
+        self.modalities = as_modalities(modalities)
+        self.keys = {name: {'key': told} if isinstance(told, str) else dict(told) for name, told in keys.items()}
+        expected = {*self.modalities}
+        if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label'}:
+            raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)} and perhaps 'mask' and 'label'")
+        self.num_classes = num_classes
+        self.path, self.split = Path(path), split
+
+    @property
+    def all_modalities(self) -> dict[str, Modality]:
+        """The same: every band that is configured is read."""
+        return self.modalities
+
+    @property
+    def ids(self) -> list[str]:
+        """The numbers of the samples."""
+        return [str(index) for index in range(len(self))]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            The sample in our keys.
+
+        Raises:
+            ValueError: If it has other keys or shapes than was said.
+        """
+        given = self.dataset[index]
+        sample: Sample = {}
+        for modality in self.modalities.values():
+            sample |= self._image(given, modality)
+        if 'mask' in self.keys:
+            mask = self._get(given, 'mask').long()
+            sample['mask'] = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+        if 'label' in self.keys:
+            sample['label'] = self._label(self._get(given, 'label'))
+        return sample
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality of a sample."""
+        composites = {
+            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
+        }
+        return draw(sample, self.modalities, composites, Palette((), ()), show_titles, suptitle)
+
+    def _get(self, given: Mapping[str, Any], name: str) -> Tensor:
+        """What is under a key of the dataset."""
+        key = self.keys[name]['key']
+        if key not in given:
+            raise ValueError(f'keys maps {name!r} to {key!r}, expected one of {sorted(given)}')
+        return torch.as_tensor(given[key])
+
+    def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
+        """Image, dates and valid of a modality."""
+        told, bands = self.keys[modality.name], len(modality.bands)
+        image = self._get(given, modality.name).float()
+        if 'channels' in told:
+            image = image[..., list(told['channels']), :, :]
+        if modality.temporal and image.ndim == 3 and len(image) % bands == 0:
+            image = image.unflatten(0, (-1, bands))
+        if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
+            raise ValueError(
+                f'{told["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
+                f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels chooses some'
+            )
+        if 'nodata' in told:
+            image = image.masked_fill(image == told['nodata'], torch.nan)
+        count = len(image) if modality.temporal else 1
+        days = [parse_day(day, f'dates of {modality.name!r}') for day in told.get('dates') or ()] or [0] * count
+        if len(days) != count:
+            raise ValueError(f'dates of {modality.name!r} are {told["dates"]}, expected {count}')
+        valid = image.isfinite().reshape(count, -1).any(1)
+        return dict(zip(modality.keys, (image, torch.tensor(days), valid), strict=True))
+
+    def _label(self, label: Tensor) -> Tensor:
+        """Targets (K,), of a number as well as of several at once."""
+        if label.ndim == 1:
+            return label.float()
+        if self.num_classes is None:
+            raise ValueError(f'label is the number {label.item()}, expected num_classes to be given')
+        return torch.nn.functional.one_hot(label.long(), self.num_classes).float()
