@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DELETE_ON_ERROR:
-.PHONY: help env demo test lint bench clean
+.PHONY: help env demo test lint docs bench clean
 
 PYTHON = .venv/bin/python
 # A version manager's shim named uv may exist and not work, so ask it for its version.
@@ -29,13 +29,18 @@ lint: .venv/.tests .venv/.style  ## style, types and import layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+docs: .venv/.docs  ## the site, into docs/_build/html, and the examples of its pages
+	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
+	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
+	@echo 'docs/_build/html/index.html'
+
 bench: .venv/.package  ## memory and speed on full-size tiles, augmentation, the ablation's smallest size
 	@$(PYTHON) benchmarks/speed.py
 	@$(PYTHON) benchmarks/augmentation.py
 	@$(PYTHON) benchmarks/ablation.py --smoke --fresh
 
 clean:  ## remove what other targets made, the environment too
-	rm -rf .venv .uv demo dist build benchmarks/runs .*_cache .coverage htmlcov
+	rm -rf .venv .uv demo dist build docs/_build benchmarks/runs .*_cache .coverage htmlcov
 
 # Stamps: a set-up step runs again only when pyproject.toml has changed.
 .venv/.package: pyproject.toml .venv/pyvenv.cfg
@@ -49,6 +54,10 @@ clean:  ## remove what other targets made, the environment too
 
 .venv/.style: .venv/.package
 	@$(UV) pip install --quiet --python .venv --editable '.[style]'
+	@touch $@
+
+.venv/.docs: .venv/.package
+	@$(UV) pip install --quiet --python .venv --editable '.[docs]'
 	@touch $@
 
 # The version of .python-version, which uv and version managers know; else any that will do.
