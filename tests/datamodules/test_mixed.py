@@ -65,7 +65,7 @@ def test_batches_are_of_one_datamodule_each(parts: dict[str, Any]) -> None:
         check(batch, datamodule.modalities)
         assert 'source' not in batch
         if batch['image_s2'].shape[-1] == 8:  # normalised by its own: the other's are made up
-            assert batch['image_s2'][batch['valid_s2']].nan_to_num().abs().mean() < 5
+            assert batch['image_s2'][batch['valid_s2']].nan_to_num().abs().mean() < 50  # raw units are thousands
     assert {batch['image_s2'].shape[-1] for batch in looker.seen['val']} == {8, 32}
     assert 'val_loss' in trainer.callback_metrics
 

@@ -100,7 +100,7 @@ class MixedDataModule(BaseDataModule):
             values = [getattr(module, fact, None) for module in self.datamodules.values()]
             setattr(self, fact, values[0] if all(value == values[0] for value in values) else None)
 
-    def train_dataloader(self) -> MixedLoader:  # type: ignore[override]
+    def train_dataloader(self) -> MixedLoader:
         """Batches of all, in a drawn order."""
         return MixedLoader([module.train_dataloader() for module in self._parts()], self.temperature, self.seed)
 
@@ -124,7 +124,7 @@ class MixedDataModule(BaseDataModule):
         batch = dict(batch)
         name = list(self.datamodules)[int(batch.pop(SOURCE))]
         batch = self.datamodules[name].on_after_batch_transfer(batch, dataloader_idx)
-        keys = {}
+        keys: dict[str, str] = {}
         for old, modality in self.datamodules[name].modalities.items():
             new = Modality(self._named(name, old), modality.bands, modality.gsd, modality.temporal)
             keys |= dict(zip(modality.keys, new.keys, strict=True))

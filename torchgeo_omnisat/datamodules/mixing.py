@@ -51,7 +51,8 @@ class MixedLoader(CombinedLoader):
 
     def __iter__(self) -> 'MixedLoader':
         """Begin an epoch, in another order than the last."""
-        limits = [math.inf if limit is None else limit for limit in self.limits or [None] * len(self.flattened)]
+        limits: list[float] = [math.inf if limit is None else limit for limit in self.limits or ()]
+        limits = limits or [math.inf] * len(self.flattened)
         lengths = [int(min(len(loader), limit)) for loader, limit in zip(self.flattened, limits, strict=True)]
         self.order = schedule(lengths, self.temperature, self.seed + self.epochs)
         self.epochs += 1

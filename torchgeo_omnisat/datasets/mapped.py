@@ -14,8 +14,8 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
-from .figures import Palette, draw
-from .multimodal import COMPOSITES, Composite
+from .figures import Composite, Palette, draw
+from .multimodal import COMPOSITES
 from .series import parse_day
 
 
@@ -129,7 +129,7 @@ class MappedDataset(NonGeoDataset):
                 f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels chooses some'
             )
         if 'nodata' in told:
-            image = image.masked_fill(image == told['nodata'], torch.nan)
+            image = image.masked_fill(torch.eq(image, float(told['nodata'])), torch.nan)
         count = len(image) if modality.temporal else 1
         days = [parse_day(day, f'dates of {modality.name!r}') for day in told.get('dates') or ()] or [0] * count
         if len(days) != count:
