@@ -71,6 +71,15 @@ def by_pixel(datamodule: MultimodalGeoDataModule, west: NDArray[np.bool_], truth
     return answer
 
 
+def linked(root: Path, folder: Path) -> Path:
+    """A folder with links to the data, so that statistics are kept there and not beside the originals."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in root.resolve().iterdir():
+        if part.is_dir() and not (folder / part.name).exists():
+            (folder / part.name).symlink_to(part)
+    return folder
+
+
 def fit_and_predict(root: Path, output: Path, seed: int, options: Sequence[str]) -> Path:
     """Run ``torchgeo fit`` and ``torchgeo predict``, and give the map."""
     plugin.load()
@@ -95,8 +104,9 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=Path('logs/belgium'), help='folder for model, map and scores')
     parser.add_argument('--seed', type=int, default=0)
     args, options = parser.parse_known_args()
-    path = fit_and_predict(args.root, args.output, args.seed, options)
-    (crops,) = (args.root / 'crops').glob('*.tif')
+    root = linked(args.root, args.output / 'data')
+    path = fit_and_predict(root, args.output, args.seed, options)
+    (crops,) = (root / 'crops').glob('*.tif')
     with rasterio.open(crops) as wanted, rasterio.open(path) as made:
         same = (made.crs, made.transform, made.shape) == (wanted.crs, wanted.transform, wanted.shape)
         truth, answer, x0, step = wanted.read(1).astype(np.int64), made.read(1), wanted.transform.c, wanted.transform.a
@@ -105,7 +115,7 @@ def main() -> None:
     data = yaml.safe_load(CONFIG.read_text())['data']['init_args']
     classes, edge = len(data['labels']), data['split']['train'][2]
     west = np.broadcast_to(x0 + step * (np.arange(truth.shape[1]) + 0.5) < edge, truth.shape)
-    datamodule = MultimodalGeoDataModule(**(data | {'root': str(args.root)}))
+    datamodule = MultimodalGeoDataModule(**(data | {'root': str(root)}))
     pixel = by_pixel(datamodule, west, truth, args.seed)
     most = np.full_like(truth, np.bincount(truth[~west]).argmax())
     answers = {'omnisat': answer.astype(np.int64), 'one pixel at a time': pixel, 'most frequent class': most}
