@@ -18,7 +18,8 @@ from torchgeo.datasets import FLAIRHUB, DatasetNotFoundError, RGBBandsMissingErr
 
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import FLAIRHUBMultimodal
-from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, table_of
+from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS
+from torchgeo_omnisat.datasets.flairhub_tables import table_of
 from torchgeo_omnisat.datasets.flairhub_writing import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.modality import subsets
 
@@ -284,7 +285,7 @@ class TestRoot:
         for name in ('D004-2021_AERIAL_LABEL-COSIA', 'D004-2021_SPOT_RGBI', 'GLOBAL_ALL_MTD'):
             shutil.make_archive(str(root / name), 'zip', tree, name)
         assert len(FLAIRHUBMultimodal(root, 'val')) == 4
-        with pytest.raises(ValueError, match='no patch in'):
+        with pytest.raises(DatasetNotFoundError, match='no patch in'):
             FLAIRHUBMultimodal(root, 'train')
 
     def test_corrupted(self, tree: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 """FLAIR-HUB: what TorchGeo's loader reads, with dates, clouds, and the keys of a batch."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -22,7 +23,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .arguments import check_choice, check_max_dates, choose_modalities, leave_out, select_bands
+from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
 from .figures import draw
 from .files import occurring
 from .flairhub_layout import (
@@ -33,7 +34,6 @@ from .flairhub_layout import (
     SPLITS,
     TYPES,
     Files,
-    area_of,
     choose_domains,
     damaged,
     holds,
@@ -41,12 +41,11 @@ from .flairhub_layout import (
     label_product,
     measured_of,
     palette,
-    read_image_days,
-    read_patches,
-    read_series_days,
-    table_of,
 )
+from .flairhub_parts import dates_of, expect, lacking_labels, refuse_missing, size_of
+from .flairhub_tables import area_of, key_of, read_splits, read_tables, table_of
 from .frames import decibel_mean
+from .integrity import Part
 from .series import choose_clear, finite_mean, merge_days, when
 
 
@@ -104,7 +103,7 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         cloud_probability: float = 60,
         cloud_cover: float = 0.5,
         max_dates: int | None = None,
-        missing: Literal['error', 'allow'] = 'error',
+        missing: Literal['error', 'allow', 'check'] = 'error',
         exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
@@ -128,14 +127,15 @@ class FLAIRHUBMultimodal(FLAIRHUB):
             max_dates: How many days of a series to read, spread evenly over those that are
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
-                ``'allow'``, a modality absent from that sample.
+                ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
+                yet, for whoever asks for :meth:`parts`.
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download the archives that are not there.
             checksum: Whether to check the SHA-256 of archives.
 
         Raises:
-            DatasetNotFoundError: If nothing is there and *download* is False.
+            DatasetNotFoundError: If nothing of the split is there and *download* is False.
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or a table is not as described.
         """
@@ -143,7 +143,7 @@ class FLAIRHUBMultimodal(FLAIRHUB):
             split=(split, self.splits),
             split_column=(split_column, SPLITS),
             dataset_type=(dataset_type, TYPES),
-            missing=(missing, ('error', 'allow')),
+            missing=(missing, MISSING),
         )
         check_max_dates(max_dates)
         self.path, self.dataset_type = Path(root).expanduser(), cast(Any, dataset_type)
@@ -168,18 +168,22 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         )
         chosen = {f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years}
         found = [files for files in self.files if str(files['patch_id']).partition('_')[0] in chosen]
+        splits = self._ensure_splits_available()
+        if missing == 'check':
+            named = {'val': 'valid'}.get(split, split)
+            ours = [patch for patch, held in read_splits(splits, split_column).items() if held == named]
+            found += lacking_labels(self.path, ours, chosen, found, label_product(dataset_type), self.bands)
         self.files = sorted(found, key=lambda files: str(files['patch_id']))
         if not self.files:
-            raise ValueError(
-                f'split {split!r} of {split_column!r} has no patch in {self.path}, expected one of the domains '
-                f'{sorted(chosen)[:5]} in GLOBAL_ALL_MTD_SPLIT.gpkg'
-            )
-        known = read_patches(self._ensure_splits_available()) if exclude else ()
+            expected = f'expected one of the domains {sorted(chosen)[:5]} in {splits.name}'
+            raise not_found(self, f'Split {split!r} of {split_column!r} has no patch in {self.path}, {expected}.')
+        known = read_splits(splits, SPLITS[0]) if exclude else ()
         self.files, self.excluded = leave_out(self.files, self.ids, exclude, known, self.path)
         self.classes = tuple(palette(dataset_type).labels)
         self.ignore_index = ignored(dataset_type)
-        self._check_files()
-        self._read_dates()
+        if missing == 'error':
+            refuse_missing(self.files, self.bands)
+        self._days, self._undated = read_tables(self.path, self.modalities, self.ids, tell=missing == 'check')
 
     @property
     def ids(self) -> list[str]:
@@ -206,11 +210,8 @@ class FLAIRHUBMultimodal(FLAIRHUB):
             found = f'{int(mask.min())} to {int(mask.max())}'
             raise ValueError(f'{files["mask"]} holds classes {found}, expected 0 to {len(self.classes) - 1}')
         sample: Sample = {}
-        for name, modality in self.modalities.items():
-            key = self.modality_key_map[PRODUCTS[name].name]
-            if key in loaded:
-                image = measured_of(files, PRODUCTS[name], loaded[key].numpy(), mask.shape, self.decibels)
-                sample |= (self._series if modality.temporal else self._image)(files, modality, image, loaded)
+        for modality in self.modalities.values():
+            sample |= self._read(files, modality, loaded, mask.shape)
         sample['mask'] = mask
         sample['label'] = torch.from_numpy(
             occurring(mask.numpy(), len(self.classes) if self.ignore_index is None else self.ignore_index)
@@ -236,6 +237,19 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         """
         return draw(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
 
+    def parts(self, index: int) -> Iterator[Part]:
+        """The mask and the modalities of a patch, to be checked."""
+        files, size = self.files[index], size_of(self.files[index])
+        yield Part('mask', expect(files, None, size, self.dataset_type), partial(self._load_mask, files['mask']))
+        for name, modality in self.modalities.items():
+            product = PRODUCTS[name]
+            dates = None
+            if product.table is not None:
+                table, key = table_of(self.path, product.table), key_of(str(files['patch_id']), modality)
+                dates = dates_of(table, self._days[name].get(key), self._undated[name].get(key))
+            read = partial(self._read_alone, files, modality, size)
+            yield Part(name, expect(files, product, size, self.dataset_type, dates), read, dates, modality)
+
     def _load(self, index: int) -> Sample:
         """What TorchGeo's loader gives for a patch, of the files that are there."""
         files = self.files[index]
@@ -253,15 +267,35 @@ class FLAIRHUBMultimodal(FLAIRHUB):
             path = damaged(files, ('mask', *loader.bands))
             raise ValueError(f'{path} cannot be read ({error}), expected a raster of FLAIR-HUB') from error
 
+    def _read(self, files: Files, modality: Modality, loaded: Sample, size: Sequence[int]) -> Sample:
+        """The three tensors of a modality, if it was loaded."""
+        product = PRODUCTS[modality.name]
+        key = self.modality_key_map[product.name]
+        if key not in loaded:
+            return {}
+        image = measured_of(files, product, loaded[key].numpy(), size, self.decibels)
+        return (self._series if modality.temporal else self._image)(files, modality, image, loaded)
+
+    def _read_alone(self, files: Files, modality: Modality, size: Sequence[int]) -> Sample:
+        """The three tensors of a modality, of whose patch nothing else is loaded."""
+        product = PRODUCTS[modality.name]
+        bands = [(product.name, len(modality.bands))] + [(CLOUDS, 2)] * (modality.name == 's2')
+        loaded: Sample = {}
+        for band, count in bands:
+            if Path(files[band]).exists():
+                load = partial(self._load_time_series, num_bands=count) if modality.temporal else self._load_image
+                loaded[self.modality_key_map[band]] = load(files[band])
+        return self._read(files, modality, loaded, size)
+
     def _image(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
         """The three tensors of a single image."""
-        day = self._image_days.get(modality.name, {}).get(str(files['patch_id']), 0)
+        day = self._days.get(modality.name, {}).get(str(files['patch_id']), 0)
         return self._sample(modality, image, np.array([day]), np.isfinite(image).any(keepdims=True).reshape(1))
 
     def _series(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
         """The three tensors of a series, one frame a day."""
         product = PRODUCTS[modality.name]
-        days = self._series_days[modality.name][area_of(str(files['patch_id']))]
+        days = self._days[modality.name][area_of(str(files['patch_id']))]
         if len(days) != len(image):
             table = table_of(self.path, str(product.table))
             raise ValueError(f'{files[product.name]} holds {len(image)} dates, expected {len(days)} as in {table}')
@@ -313,23 +347,3 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         domains = [f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years]
         held = [name for name, product in PRODUCTS.items() if any(holds(self.path, d, product.name) for d in domains)]
         return choose_modalities(names, MODALITIES if download or not held else held, MODALITIES, self.path)
-
-    def _check_files(self) -> None:
-        """Refuse a patch without an image, unless that is allowed."""
-        lost = [files[band] for files in self.files for band in self.bands if not Path(files[band]).exists()]
-        if lost and self.missing == 'error':
-            raise FileNotFoundError(
-                f'{lost[0]} does not exist, expected an image of each modality for each of the {len(self.files)} '
-                f"patches, of which {len(lost)} are missing (missing='allow' takes them for never acquired)"
-            )
-
-    def _read_dates(self) -> None:
-        """The days of every area's series and of every patch's images."""
-        patches, areas = set(self.ids), {area_of(patch) for patch in self.ids}
-        tables = {name: table_of(self.path, table) for name in self.modalities if (table := PRODUCTS[name].table)}
-        self._series_days = {
-            name: read_series_days(table, areas) for name, table in tables.items() if MODALITIES[name].temporal
-        }
-        self._image_days = {
-            name: read_image_days(table, patches) for name, table in tables.items() if not MODALITIES[name].temporal
-        }

@@ -1,18 +1,15 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The layout of FLAIR-HUB that TorchGeo's loader leaves out: modalities, and tables of dates."""
+"""The layout of FLAIR-HUB that TorchGeo's loader leaves out: modalities, products and classes."""
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import fiona
 import numpy as np
 import rasterio
-from fiona.errors import FionaError
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -20,7 +17,6 @@ from torchgeo.datasets.flair import TASKS, AvailableBands
 
 from ..modality import Modality
 from .figures import Composite, Palette
-from .series import parse_dates
 
 #: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
 GSD = 10.24
@@ -182,80 +178,3 @@ def measured_of(
     elif modality.temporal:
         unknown |= (image == 0).all(1, keepdims=True)
     return np.where(unknown, np.float32(np.nan), image)
-
-
-def area_of(patch: str) -> str:
-    """Domain and area of a patch: ``'D004-2021_AA-S1-32'`` of ``'D004-2021_AA-S1-32_0-0'``."""
-    return '_'.join(patch.split('_')[:2])
-
-
-def table_of(root: Path, name: str) -> Path:
-    """Where the dates of a product are."""
-    return root / 'GLOBAL_ALL_MTD' / f'GLOBAL_{name}_MTD_DATES.gpkg'
-
-
-def read_series_days(path: Path, areas: Collection[str]) -> dict[str, NDArray[np.int64]]:
-    """The days of the series of each area, which all its patches share.
-
-    Args:
-        path: The table: a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and
-            ``patch_id`` or ``zone_id``, which begins with domain and area.
-        areas: The areas that are needed.
-
-    Returns:
-        Days since 1970-01-01 in the order of the frames, by area.
-
-    Raises:
-        FileNotFoundError: If there is no such table.
-        ValueError: If it is damaged, or an area is missing in it.
-    """
-    days: dict[str, NDArray[np.int64]] = {}
-    for key, dates in _rows(path, 'acquisition_dates'):
-        area = area_of(key)
-        if area in areas and area not in days:
-            days[area] = parse_dates(dates, f"'acquisition_dates' of {key!r} in {path}")
-    if lost := sorted(set(areas) - set(days)):
-        raise ValueError(f'{path} has no row of {lost[0]!r}, expected one for each of {len(areas)} areas')
-    return days
-
-
-def read_image_days(path: Path, patches: Collection[str]) -> dict[str, int]:
-    """The day of the image of each patch, as far as it is known.
-
-    Args:
-        path: The table: columns ``patch_id`` and ``date``, such as ``20210614``; of a day or
-            month ``00`` nothing is known.
-        patches: The patches that are needed.
-
-    Returns:
-        Days since 1970-01-01 by patch.
-
-    Raises:
-        ValueError: If the table is damaged, or a date is not in the calendar.
-    """
-    days = {}
-    for key, date in _rows(path, 'date') if path.exists() else ():
-        stamp = str(date or '').replace('-', '')
-        if key in patches and stamp[4:6] not in ('', '00') and stamp[6:8] not in ('', '00'):
-            days[key] = int(parse_dates([stamp[:8]], f"'date' of {key!r} in {path}")[0])
-    return days
-
-
-def read_patches(path: Path) -> list[str]:
-    """Names of all patches, of any split and domain, from the table of splits."""
-    return [key for key, _ in _rows(path, SPLITS[0])]
-
-
-def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """Key and content of every row of a table."""
-    expected = f"expected a GeoPackage with the columns 'patch_id' or 'zone_id', and {column!r}"
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, {expected}')
-    try:
-        with fiona.open(path, ignore_geometry=True) as rows:
-            for row in rows:
-                properties: Mapping[str, Any] = row.properties
-                key = properties['patch_id'] if 'patch_id' in properties else properties['zone_id']
-                yield str(key), properties[column]
-    except (FionaError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error

@@ -17,7 +17,8 @@ from rasterio.transform import from_origin
 
 from .flair_layout import CLASSES
 from .flair_writing import render_aerial
-from .flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette, table_of
+from .flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette
+from .flairhub_tables import table_of
 from .landscape import GSD, Array, Indices, Landscape, draw_landscape, smooth_noise
 from .render import render_s1, render_s2, render_spot
 from .writing import MANIFEST, write_once

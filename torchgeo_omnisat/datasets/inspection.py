@@ -4,7 +4,7 @@
 """Inspection: the files of a sample beside what they should hold."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,10 @@ def inspect(dataset: Checkable, index: int, max_nan: float, allow_missing: bool)
         What was found. Where a file is not what it should be it is not read any further.
     """
     found, sample = Findings(), dataset.ids[index]
-    for part in dataset.parts(index):
-        if allow_missing and all(file.optional and not file.path.exists() for file in part.files):
+    for whole in dataset.parts(index):
+        lacking = [file for file in whole.files if allow_missing and file.optional and not file.path.exists()]
+        part = replace(whole, files=tuple(file for file in whole.files if file not in lacking))
+        if whole.files[0] in lacking:
             found.absent.append(part.name)
             continue
         faults = list(_look(part))
@@ -112,7 +114,11 @@ def _raster_header(file: Expected) -> _Header:
     """Of a raster."""
     _no_header(file)
     with rasterio.open(file.path) as source:
-        return _Header((source.count, source.height, source.width), np.dtype(source.dtypes[0]), source.crs)
+        shape: tuple[int, ...] = (source.count, source.height, source.width)
+        bands = file.shape[1] if file.shape is not None and len(file.shape) == 4 else None
+        if bands and source.count % bands == 0:
+            shape = (source.count // bands, bands, *shape[1:])
+        return _Header(shape, np.dtype(source.dtypes[0]), source.crs)
 
 
 def _hdf5_header(file: Expected) -> _Header:
@@ -140,7 +146,8 @@ def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, da
     """A header and what it should be."""
     if header.shape is not None and header.dtype is not None:
         sizes = list(file.shape or header.shape)
-        if days is not None and dates is not None and header.shape[:1] != (len(days),):
+        framed = len(header.shape) in (0, len(sizes))
+        if framed and days is not None and dates is not None and header.shape[:1] != (len(days),):
             held = f'{header.shape[0]} images' if header.shape else 'no series'
             yield _Fault(file.path, 'dates', f'holds {held}, but {dates.path.name} has {len(days)} dates')
             sizes[:1] = header.shape[:1]
@@ -183,7 +190,7 @@ def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
     try:
         for file in part.files:
             if file.classes is not None:
-                least, most = _range(file.path)
+                least, most = _range(file)
                 if least < file.classes[0] or most > file.classes[1]:
                     wanted = f'classes {file.classes[0]} to {file.classes[1]}'
                     yield _Fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
@@ -199,13 +206,13 @@ def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
             yield from _values(part.files[0].path, part.modality, sample, max_nan)
 
 
-def _range(path: Path) -> tuple[int, int]:
-    """Least and greatest number of the first channel."""
-    if path.suffix == '.npy':
-        labels = np.load(path, mmap_mode='r')[0]
+def _range(file: Expected) -> tuple[int, int]:
+    """Least and greatest number of the channel of labels."""
+    if file.path.suffix == '.npy':
+        labels = np.load(file.path, mmap_mode='r')[file.channel]
     else:
-        with rasterio.open(path) as source:
-            labels = source.read(1)
+        with rasterio.open(file.path) as source:
+            labels = source.read(file.channel + 1)
     return int(labels.min()), int(labels.max())
 
 

@@ -39,12 +39,14 @@ class Expected:
 
     Args:
         path: The file: ``.npy``, a raster, or HDF5.
-        shape: The sizes that are known; None is any.
+        shape: The sizes that are known; None is any. A raster of four is a series, the bands
+            of its first date first.
         dtype: A type such as ``'int16'``, or ``'integer'``, ``'number'`` or ``'any'``.
         key: Which array of an HDF5 file.
         series: Whether its first axis is dates.
         optional: Whether nothing says that it was ever acquired.
-        classes: Least and greatest number in its first channel, if those are labels.
+        classes: Least and greatest number in a channel of labels.
+        channel: Which channel that is.
         crs: The system of coordinates of a raster, by its code; 0 for any.
         crs_unused: Whether published files lack it and nothing reads it, so that its absence
             is a warning.
@@ -57,6 +59,7 @@ class Expected:
     series: bool = False
     optional: bool = False
     classes: tuple[int, int] | None = None
+    channel: int = 0
     crs: int | None = None
     crs_unused: bool = False
 
