@@ -5,10 +5,11 @@
 
 Made-up files of full size are written to a temporary directory: PASTIS (a Sentinel-2 series of 40
 dates, 128 pixels a side), TreeSatAI (an HDF5 file of 146, 115 and 235 dates) and FLAIR (an aerial
-image of 512 pixels, GeoTIFF, as published without compression). What counts are bytes of the
-requested dates as they are stored; a dataset decodes them, turns nodata into NaN and gives
-float32. Each repetition reads a sample by ``numpy.fromfile``, without any decoding, and by the
-dataset, one straight after the other; the median of the ratios counts.
+image of 512 pixels, GeoTIFF). The GeoTIFF is not compressed, so that its bytes can be read without
+a decoder; published images are (ZSTD, horizontal differences), and take longer by what that costs.
+What counts are bytes of the requested dates as they are stored; a dataset decodes them, turns
+nodata into NaN and gives float32. Each repetition reads a sample by ``numpy.fromfile``, without any
+decoding, and by the dataset, one straight after the other; the median of the ratios counts.
 
 *disk* means that the kernel is told to forget the file before either reads it: archives of 50 GB
 do not fit into memory, so this is how training reads, and what the bounds are for. *memory* leaves
