@@ -1,0 +1,80 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The site. `make docs` builds it without a network; DOCS_INTERSPHINX=1 links foreign names to their own sites."""
+
+import os
+from typing import Any
+
+from sphinx.ext.napoleon import GoogleDocstring
+
+import torchgeo_omnisat
+
+project = 'torchgeo_omnisat'
+author = copyright = 'torchgeo_omnisat contributors'
+version = release = torchgeo_omnisat.__version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.doctest',
+    'sphinx.ext.intersphinx',
+    'sphinx.ext.napoleon',
+]
+exclude_patterns = ['_build']
+myst_heading_anchors = 3
+
+autoclass_content = 'both'
+autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_inherit_docstrings = False  # or every model would repeat what torch says of its constructor
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'  # docstrings say in words what arguments are, and the code has their types
+napoleon_use_ivar = True
+
+# Every name in a docstring has an entry, but for what others document, of which nothing is known offline:
+nitpicky = True
+FOREIGN = 'abc|kornia|lightning|re|segmentation_models_pytorch|torch|torchgeo|torchmetrics|torchvision'
+nitpick_ignore_regex = [
+    (r'py:.*', rf'({FOREIGN})(\..*)?'),
+    (r'py:exc', r'\w+'),  # errors of Python and TorchGeo under "Raises"
+    (r'py:(attr|data|meth)', r'[\w.]+'),  # members that are inherited from there
+    (r'py:class', r'torchgeo_omnisat\.\w+\.\w+\.\w+'),  # bases of ours that are not public
+]
+
+intersphinx_mapping = {
+    'kornia': ('https://kornia.readthedocs.io/en/stable', None),
+    'lightning': ('https://lightning.ai/docs/pytorch/stable', None),
+    'python': ('https://docs.python.org/3', None),
+    'torch': ('https://pytorch.org/docs/stable', None),
+    'torchgeo': ('https://torchgeo.readthedocs.io/en/stable', None),
+}
+if not os.environ.get('DOCS_INTERSPHINX'):
+    intersphinx_mapping = {}
+
+html_theme = 'pydata_sphinx_theme'
+html_title = 'torchgeo_omnisat'
+html_show_sourcelink = False
+html_theme_options = {'show_prev_next': False, 'secondary_sidebar_items': ['page-toc']}
+
+doctest_test_doctest_blocks = ''  # {doctest} blocks of the pages alone
+
+# No docstring names a type, so a colon that opens a docstring or "Returns" belongs to a sentence.
+GoogleDocstring._consume_inline_attribute = lambda self: ('', self._dedent(self._consume_to_end()))
+GoogleDocstring._consume_returns_section = lambda self, preprocess_types=False: [
+    ('', '', self._dedent(self._consume_to_next_section()))
+]
+
+
+def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Resolve a name without its module, such as ``OmniSat``, wherever it is documented."""
+    if node.get('refdomain') != 'py' or node['reftype'] not in ('class', 'func') or '.' in node['reftarget']:
+        return None
+    node['refspecific'] = True
+    return env.domains['py'].resolve_xref(
+        env, node['refdoc'], app.builder, node['reftype'], node['reftarget'], node, text
+    )
+
+
+def setup(app: Any) -> None:
+    """Connect."""
+    app.connect('missing-reference', find_short_name)
