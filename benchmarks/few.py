@@ -5,6 +5,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
@@ -17,15 +18,19 @@ class Few(PASTISMultimodalDataModule):
     part: float
     draw: int
 
-    def make_dataset(self, split: str) -> PASTISMultimodal:
+    def make_dataset(self, split: str, **changes: Any) -> PASTISMultimodal:
         """The dataset of a split; of ``'train'`` the part that was drawn, a larger part holding a smaller one."""
-        dataset = super().make_dataset(split)
+        dataset = super().make_dataset(split, **changes)
         if split == 'train':
             every = list(dataset.patches)
             order = random.Random(self.draw).sample(every, len(every))
             kept = order[: max(1, round(self.part * len(every)))]
             dataset.patches = (kept * math.ceil(len(every) / len(kept)))[: len(every)]
         return dataset
+
+    def measured_dataset(self, dataset: Any, names: Sequence[str]) -> PASTISMultimodal:
+        """All training tiles: mean and deviation take no labels."""
+        return super().make_dataset('train', **self.whole_series(names))
 
 
 class FewSyntheticLandscapesDataModule(Few, SyntheticLandscapesDataModule):

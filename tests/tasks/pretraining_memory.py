@@ -6,7 +6,6 @@
 As a script, with the number of tiles and those of a micro-batch (0 for all at once), it prints MB.
 """
 
-import resource
 import sys
 from pathlib import Path
 
@@ -18,6 +17,12 @@ from torchgeo_omnisat.tasks import OmniSatPretraining
 MODALITIES = {name: Modality(name, ('A', 'B'), 10, True) for name in ('s2', 's1a')}
 
 
+def resident(kind: str) -> float:
+    """Resident memory in MB, now or at its peak; what getrusage tells of the peak holds that of the parent."""
+    status = Path('/proc/self/status').read_text()
+    return int(status.partition(f'{kind}:')[2].split()[0]) / 1e3
+
+
 def main(tiles: int, micro: int) -> None:
     task = OmniSatPretraining('omnisat_tiny', MODALITIES, 80.0, max_dates=2, micro_batch_size=micro or None)
     batch = {}
@@ -25,9 +30,9 @@ def main(tiles: int, micro: int) -> None:
         batch[modality.image_key] = torch.randn(tiles, 8, 2, 32, 32)
         batch[modality.dates_key] = 17900 + torch.arange(0, 240, 30).repeat(tiles, 1)
         batch[modality.valid_key] = torch.ones(tiles, 8, dtype=torch.bool)
-    before = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+    before = resident('VmRSS')
     task.compute(batch, 'train', 0)[0].backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6)
+    print(resident('VmHWM') - before)
 
 
 if __name__ == '__main__':
