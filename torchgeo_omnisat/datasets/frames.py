@@ -3,6 +3,7 @@
 
 """Frames: what the files of a raster dataset show of a window, day by day."""
 
+import atexit
 import functools
 import os
 import re
@@ -200,6 +201,9 @@ def read_raster(
 def _kept_open(path: str, process: int) -> Any:
     """An open file; GDAL's handles do not survive a fork, so each process has its own."""
     return rasterio.open(path)
+
+
+atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are closed after the interpreter
 
 
 def _pixel(source: Any, grid: Grid) -> float:

@@ -1,0 +1,98 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Whether the made-up multi-label and land-cover tasks can be learned, in a few minutes.
+
+Writes synthetic plots in TreeSatAI's layout and synthetic patches in FLAIR's, trains
+``omnisat_tiny`` on each and scores what was held out, beside the best answer that looks at no
+image: for labels, to say the same ones of every sample (the threshold that is best on the test
+split itself); for land cover, the commonest class everywhere. Scores are of synthetic data and
+say nothing about real land.
+
+    python benchmarks/learning.py --task treesatai
+    python benchmarks/learning.py --task flair
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from torchgeo_omnisat.datamodules import FLAIRDataModule, TreeSatAITimeSeriesDataModule
+from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
+from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
+
+#: Plots or zones, and passes over them: minutes on one core.
+SIZES = {'treesatai': (600, 25), 'flair': (40, 8)}
+
+
+def treesatai(root: Path, size: int) -> tuple[Any, Any, str]:
+    """Genera of plots, from three series: Sentinel-2 alone does not tell them all apart."""
+    write_treesatai(root, TreeSatAIRecipe(num_tiles=size, dates=16))
+    datamodule = TreeSatAITimeSeriesDataModule(str(root), modalities=('s2', 's1a', 's1d'), batch_size=16)
+    return datamodule, OmniSatClassification('omnisat_tiny', lr=3e-3, modality_dropout=0.0), 'AverageF1Score'
+
+
+def flair(root: Path, size: int) -> tuple[Any, Any, str]:
+    """Land cover of patches, from their aerial images and Sentinel-2."""
+    write_flair(root, FLAIRRecipe(zones=size, dates=8))
+    datamodule = FLAIRDataModule(str(root), batch_size=4)
+    return datamodule, OmniSatSegmentation('omnisat_tiny', lr=2e-3), 'AverageJaccardIndex'
+
+
+def trivial_f1(labels: torch.Tensor) -> float:
+    """Macro F1 over labels that occur of saying each of them always, which is the best of no image."""
+    share = labels.mean(0)
+    share = share[share > 0]
+    return float((2 * share / (1 + share)).mean())
+
+
+def trivial_iou(masks: torch.Tensor, ignore_index: int | None) -> float:
+    """Mean IoU over classes that occur of the commonest class everywhere."""
+    kept = masks[masks != ignore_index] if ignore_index is not None else masks
+    count = torch.bincount(kept.flatten()).float()
+    return float(count.max() / count.sum() / (count > 0).sum())
+
+
+def main() -> None:
+    """Write, train, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--task', choices=('treesatai', 'flair'), default='treesatai')
+    parser.add_argument('--size', type=int, help='plots of TreeSatAI, or zones of FLAIR')
+    parser.add_argument('--epochs', type=int)
+    parser.add_argument('--output', type=Path, default=Path('benchmarks/results'))
+    args = parser.parse_args()
+    size, epochs = SIZES[args.task]
+    args.size, args.epochs = args.size or size, args.epochs or epochs
+    torch.set_num_threads(1)
+    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore')
+    seed_everything(0)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / 'root'
+        datamodule, task, headline = {'treesatai': treesatai, 'flair': flair}[args.task](root, args.size)
+        quiet = {'logger': False, 'enable_checkpointing': False, 'enable_model_summary': False}
+        trainer = Trainer(accelerator='cpu', max_epochs=args.epochs, default_root_dir=name, **quiet)
+        trainer.fit(task, datamodule=datamodule)
+        (scores,) = trainer.test(task, datamodule=datamodule, verbose=False)
+        test = datamodule.test_dataset
+        key = 'label' if args.task == 'treesatai' else 'mask'
+        target = torch.stack([test[index][key] for index in range(len(test))])
+    ignored = datamodule.ignore_index
+    trivial = trivial_f1(target) if key == 'label' else trivial_iou(target, ignored)
+    found = {name: float(value) for name, value in scores.items()}
+    row = {'headline': headline, 'score': found[f'test_{headline}'], 'trivial': trivial, 'scores': found}
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f'learning_{args.task}.json').write_text(json.dumps(vars(args) | row, indent=1, default=str) + '\n')
+    print(f'{args.task} (synthetic): {headline} {row["score"]:.3f} on held-out samples, {trivial:.3f} without images')
+
+
+if __name__ == '__main__':
+    main()
