@@ -30,7 +30,7 @@ from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_t
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 
 #: Plots or zones, and passes over them: minutes on one core.
-SIZES = {'treesatai': (600, 25), 'flair': (40, 8)}
+SIZES = {'treesatai': (600, 25), 'flair': (20, 6)}
 
 
 def treesatai(root: Path, size: int) -> tuple[Any, Any, str]:
@@ -79,7 +79,13 @@ def main() -> None:
         root = Path(name) / 'root'
         datamodule, task, headline = {'treesatai': treesatai, 'flair': flair}[args.task](root, args.size)
         quiet = {'logger': False, 'enable_checkpointing': False, 'enable_model_summary': False}
-        trainer = Trainer(accelerator='cpu', max_epochs=args.epochs, default_root_dir=name, **quiet)
+        trainer = Trainer(
+            accelerator='cpu',
+            max_epochs=args.epochs,
+            check_val_every_n_epoch=args.epochs,
+            default_root_dir=name,
+            **quiet,
+        )
         trainer.fit(task, datamodule=datamodule)
         (scores,) = trainer.test(task, datamodule=datamodule, verbose=False)
         test = datamodule.test_dataset
