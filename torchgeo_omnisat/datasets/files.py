@@ -9,13 +9,14 @@ import zipfile
 import zlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.transform import Affine
 from torchgeo.datasets.utils import extract_archive
 
 #: So many bytes fit into the cache of a processor's core, with what they are converted to.
@@ -50,8 +51,22 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
     return array
 
 
-def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> tuple[NDArray[np.generic], float | None]:
-    """All bands of a raster, ``(C, H, W)``, and the number by which it says *not measured*.
+class Raster(NamedTuple):
+    """What a raster holds.
+
+    Args:
+        array: All bands, ``(C, H, W)``.
+        nodata: The number by which it says *not measured*.
+        transform: From pixels to the ground.
+    """
+
+    array: NDArray[np.generic]
+    nodata: float | None
+    transform: Affine
+
+
+def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> Raster:
+    """All bands of a raster.
 
     Args:
         path: The file.
@@ -59,7 +74,7 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> tuple[NDAr
         shape: The shape that it should have.
 
     Returns:
-        The array, and the number or None.
+        The array, and what the file says of it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -71,7 +86,7 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> tuple[NDAr
         with rasterio.open(path) as source:
             found = (source.count, source.height, source.width)
             if found == shape:
-                return source.read(), source.nodata
+                return Raster(source.read(), source.nodata, source.transform)
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     raise ValueError(f'{path} has shape {found}, expected {expected}')
@@ -157,6 +172,9 @@ def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def occurring(mask: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]:
     """1 for each of the classes 0 to *count* - 1 that a mask holds, 0 for the others."""
+    if mask.dtype == np.uint8:
+        # Comparing bytes is quicker than counting them, for which each would become eight.
+        return np.array([(mask == code).any() for code in range(count)], dtype=np.float32)
     return (np.bincount(mask.ravel(), minlength=count)[:count] > 0).astype(np.float32)
 
 

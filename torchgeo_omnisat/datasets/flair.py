@@ -191,10 +191,10 @@ class FLAIR(NonGeoDataset):
         sample: Sample = {}
         for name in self.modalities:
             sample |= readers[name](patch, (stored.shape[0], stored.shape[1]))
-        mask = torch.from_numpy(stored.astype(np.int64) - 1).clamp(max=self.num_classes - 1)
+        classes = np.minimum(stored - 1, self.num_classes - 1)
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
-        sample['mask'] = mask
-        sample['label'] = torch.from_numpy(occurring(mask.numpy(), scored))
+        sample['mask'] = torch.from_numpy(classes.astype(np.int64))
+        sample['label'] = torch.from_numpy(occurring(classes, scored))
         sample['bounds'] = self._bounds(transform, stored.shape, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -237,7 +237,7 @@ class FLAIR(NonGeoDataset):
         if self.missing == 'allow' and not path.exists():
             return {}
         shape = (len(modality.bands), *size)
-        array, _ = read_raster(path, f'uint8 {shape}: {modality.bands} on the pixels of its labels', shape)
+        array = read_raster(path, f'uint8 {shape}: {modality.bands} on the pixels of its labels', shape).array
         image = measured(array, 'uint8', None, path)
         image[modality.bands.index('nDSM')] /= _STEPS
         days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)

@@ -257,7 +257,7 @@ class PASTISMultimodal(NonGeoDataset):
             image = read_frames(array, frames, source.dtype, source.nodata, path)
             image, days = merge_days(image, days[frames], source.merge)
         else:
-            array, nodata = read_raster(path, expected, shape)
+            array, nodata, _ = read_raster(path, expected, shape)
             image = measured(array, source.dtype, nodata, path)
         if modality.bands != bands:
             channels = [bands.index(band) for band in modality.bands]

@@ -6,7 +6,6 @@
 import ast
 import json
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,17 +113,22 @@ def merge_days(
     Args:
         image: Frames of shape ``(T, C, H, W)``; NaN where nothing was measured.
         days: The day of each frame, in the order of time.
-        merge: What makes the frames of one day one image.
+        merge: What makes the frames of one day one image, each pixel by itself.
 
     Returns:
         The image and the days, both as they were if no day repeats itself.
     """
-    unique, first = np.unique(days, return_index=True)
+    unique, first, counts = np.unique(days, return_index=True, return_counts=True)
     if len(unique) == len(days):
         return image, days
-    edges = [*first.tolist(), len(days)]
-    merged = [merge(image[a:b]) if b - a > 1 else image[a] for a, b in pairwise(edges)]
-    return np.stack(merged), unique
+    merged = image[first]
+    for count in np.unique(counts[counts > 1]).tolist():
+        # Days of as many frames are merged at once, their images one below the other.
+        places = np.flatnonzero(counts == count)
+        frames = image[first[places] + np.arange(count)[:, None]].swapaxes(1, 2)
+        joined = merge(frames.reshape(*frames.shape[:2], -1, frames.shape[-1]))
+        merged[places] = joined.reshape(frames.shape[1:]).swapaxes(0, 1)
+    return merged, unique
 
 
 def finite_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -43,8 +43,11 @@ from .treesatai_layout import (
     LABELS,
     MARGIN,
     MODALITIES,
+    NOWHERE,
     SERIES,
     THRESHOLD,
+    Bounds,
+    around,
     check_shares,
     find_series,
     listed,
@@ -185,7 +188,10 @@ class TreeSatAITimeSeries(NonGeoDataset):
         name = self.names[index]
         sample: Sample = {}
         if 'aerial' in self.modalities:
-            sample |= self._read_aerial(name)
+            image, place = self._read_aerial(name)
+            sample |= image
+        else:
+            place = self._place(name)[1]
         series = [modality for modality in self.modalities.values() if modality.temporal]
         if series and not (self.missing == 'allow' and name not in self._series):
             path = self._series_file(name)
@@ -194,7 +200,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
                     sample |= self._read_series(file, modality, path)
         shares = self.shares[name]
         sample['label'] = torch.tensor([shares.get(genus, 0.0) > THRESHOLD for genus in self.classes]).float()
-        sample['bounds'] = self._bounds(name, sample)
+        sample['bounds'] = self._bounds(place, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -235,7 +241,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
             else:
                 path = self._aerial_file(name)
                 image = Expected(path, (len(every), *(side + 2 * MARGIN,) * 2), 'uint8', optional=True, crs=0)
-                yield Part(modality.name, (image,), partial(self._read_aerial, name), None, modality)
+                yield Part(modality.name, (image,), lambda: self._read_aerial(name)[0], None, modality)
 
     def _series_file(self, name: str) -> Path:
         """The file of the series of a plot, or what it is called."""
@@ -256,21 +262,20 @@ class TreeSatAITimeSeries(NonGeoDataset):
         held = [genus for genus, value in zip(self.classes, values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'
 
-    def _read_aerial(self, name: str) -> Sample:
-        """The three tensors of the aerial image, cut to the plot."""
+    def _read_aerial(self, name: str) -> tuple[Sample, Bounds]:
+        """The three tensors of the aerial image, cut to the plot, and where that is."""
         if self.missing == 'allow' and name not in self._aerial:
-            return {}
+            return {}, NOWHERE
         modality, every = self.modalities['aerial'], self.all_modalities['aerial'].bands
         path = self._aerial_file(name)
-        side = modality.pixels(self.extent)
-        shape = (len(every), side + 2 * MARGIN, side + 2 * MARGIN)
+        shape = (len(every), *(modality.pixels(self.extent) + 2 * MARGIN,) * 2)
         expected = f'uint8 {shape}: {self.extent} m of {modality.gsd} m pixels and {MARGIN} more on every side'
-        array, nodata = read_raster(path, expected, shape)
+        array, nodata, transform = read_raster(path, expected, shape)
         channels = [every.index(band) for band in modality.bands]
         image = measured(array[channels, MARGIN:-MARGIN, MARGIN:-MARGIN], 'uint8', nodata, path)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         parts = (image, np.zeros(1, dtype=np.int64), valid)
-        return dict(zip(modality.keys, map(torch.from_numpy, parts), strict=True))
+        return dict(zip(modality.keys, map(torch.from_numpy, parts), strict=True)), around(transform, array.shape)
 
     def _read_series(self, file: Mapping[str, object], modality: Modality, path: Path) -> Sample:
         """The three tensors of a series, one frame a day."""
@@ -289,23 +294,20 @@ class TreeSatAITimeSeries(NonGeoDataset):
         valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
         return dict(zip(modality.keys, map(torch.from_numpy, (image, merged, valid)), strict=True))
 
-    def _place(self, name: str) -> tuple[CRS | None, tuple[float, float, float, float]]:
+    def _place(self, name: str) -> tuple[CRS | None, Bounds]:
         """The system of coordinates, and xmin, ymin, xmax, ymax of a plot, from its aerial image."""
         path = self._aerial.get(name)
         if path is None:
-            return None, (float('nan'),) * 4
+            return None, NOWHERE
         try:
             with rasterio.open(path) as source:
-                x, y = source.xy(source.height / 2 - 0.5, source.width / 2 - 0.5)
-                crs = source.crs
+                return source.crs, around(source.transform, source.shape)
         except RasterioError as error:
             raise ValueError(f'{path} cannot be read ({error}), expected the aerial image of a plot') from error
-        half = self.extent / 2
-        return crs, (x - half, y - half, x + half, y + half)
 
-    def _bounds(self, name: str, sample: Sample) -> Tensor:
+    def _bounds(self, place: Bounds, sample: Sample) -> Tensor:
         """Where and when, in TorchGeo's order."""
-        xmin, ymin, xmax, ymax = self._place(name)[1]
+        xmin, ymin, xmax, ymax = place
         tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
         res = min(modality.gsd for modality in self.modalities.values())
         return torch.tensor((xmin, xmax, res, ymin, ymax, res, tmin, tmax, 1), dtype=torch.float64)

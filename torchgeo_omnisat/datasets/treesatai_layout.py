@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.transform import Affine
 
 from ..modality import Modality
 from .download import Archive
@@ -35,6 +37,9 @@ LABELS = 'labels/TreeSatBA_v9_60m_multi_labels.json'
 
 #: Side of a plot in metres; the aerial images have two pixels more on every side.
 EXTENT, MARGIN = 60.0, 2
+#: xmin, ymin, xmax, ymax in metres.
+type Bounds = tuple[float, float, float, float]
+NOWHERE: Bounds = (float('nan'),) * 4
 #: A genus counts where it covers more of the plot than this share.
 THRESHOLD = 0.07
 
@@ -175,6 +180,14 @@ def read_split(root: Path, split: str) -> list[str]:
     return names
 
 
+def around(transform: Affine, shape: Sequence[int]) -> Bounds:
+    """The plot in the middle of an image of so many rows and columns."""
+    height, width = shape[-2:]
+    x = transform.c + transform.a * width / 2 + transform.b * height / 2
+    y = transform.f + transform.d * width / 2 + transform.e * height / 2
+    return x - EXTENT / 2, y - EXTENT / 2, x + EXTENT / 2, y + EXTENT / 2
+
+
 def find_series(directory: Path) -> dict[str, Path]:
     """Files of series by the name of their plot.
 
@@ -217,15 +230,23 @@ def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
 def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> NDArray[np.int64]:
     """Days since 1970-01-01 of the frames, from the names of their products."""
     key = f'{series.prefix}-products'
-    place = series.date_field
+    try:
+        return np.frombuffer(_product_days(tuple(file[key][()].tolist()), series.date_field), dtype=np.int64)
+    except ValueError as error:
+        raise ValueError(f'{key} of {path}: {error}') from error
+
+
+@lru_cache(maxsize=512)
+def _product_days(products: Sequence[bytes | str], place: int) -> bytes:
+    """Days since 1970-01-01 in the names of products, which all plots under an orbit share."""
     stamps = []
-    for stored in file[key][:]:
-        name = stored.decode() if isinstance(stored, bytes) else str(stored)
+    for stored in products:
+        name = stored.decode() if isinstance(stored, bytes) else stored
         parts = name.split('_', place + 1)
         if len(parts) <= place:
-            raise ValueError(f'{key} of {path} has {name!r}, expected a date in field {place} of the name')
+            raise ValueError(f'has {name!r}, expected a date in field {place} of the name')
         stamps.append(parts[place][:8])
-    return parse_dates(stamps, f'{key} of {path}')
+    return parse_dates(stamps, 'the names of products').tobytes()
 
 
 def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
@@ -287,8 +308,13 @@ def read_frames(
     if dataset.shape != tuple(shape) or dataset.dtype.kind not in 'iuf':
         what = f'{shape[0]} products of {shape[1]} bands and {shape[2]} by {shape[3]} pixels'
         raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {tuple(shape)}: {what}')
-    first = int(frames.min())
-    image = dataset[first : int(frames.max()) + 1][frames - first].astype(np.float32)
-    empty = image <= 0 if series.radar else (image == 0).all(1, keepdims=True)
-    image[empty | ~np.isfinite(image)] = np.nan
+    first, last = int(frames.min()), int(frames.max())
+    stored = dataset[first : last + 1]
+    if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
+        stored = stored[frames - first]
+    image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
+    if series.radar:
+        image[~((image > 0) & (image < np.inf))] = np.nan
+    else:
+        image[~np.isfinite(image) | ~image.any(1, keepdims=True)] = np.nan
     return image
