@@ -142,11 +142,14 @@ class OmniSat(nn.Module):
             ValueError: If the batch holds a modality that the model does not know, none that
                 it knows, other bands than expected, or tiles that differ on the ground.
         """
-        maps = self.encode(batch)
+        return self.join(self.encode(batch))
+
+    def join(self, maps: Mapping[str, FeatureMaps]) -> OmniSatOutput:
+        """Fuse what the encoders saw; see :meth:`forward`."""
         grid, extent = self.ground(maps)
         tokens = self.tokens(maps)
         seen = self.seen(maps, grid)
-        return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), maps, grid, extent)
+        return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), dict(maps), grid, extent)
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
         """Feature maps of every modality in the batch; see :meth:`forward`."""
