@@ -3,6 +3,7 @@
 
 """Models."""
 
+from .attention import Attention, attention
 from .classification import OmniSatClassifier
 from .image import ImageEncoder
 from .late import LATE_FUSION, LateFusion, dual_stream, late_fusion
@@ -16,6 +17,7 @@ from .weights import UTAE_Weights, utae
 __all__ = [
     'LATE_FUSION',
     'UTAE',
+    'Attention',
     'FeatureMaps',
     'ImageEncoder',
     'ImagePatchEncoder',
@@ -28,6 +30,7 @@ __all__ = [
     'SeriesPatchEncoder',
     'UTAEEncoder',
     'UTAE_Weights',
+    'attention',
     'dual_stream',
     'late_fusion',
     'omnisat_base',

@@ -44,14 +44,30 @@ class ModalityAttention(nn.Module):
             tokens: Tokens of M modalities, in the order of *names*.
             seen: Which modality saw which patch.
         """
+        tokens, weights = self.weigh(tokens, seen)
+        values = rearrange(self.values(tokens), 'b n m (g c) -> b n m g c', g=self.num_heads)
+        fused = (values * weights.unsqueeze(-1)).sum(2)
+        return self.query + self.proj(rearrange(fused, 'b n g c -> b n (g c)'))
+
+    def weigh(
+        self, tokens: Float[Tensor, 'b n m d'], seen: Bool[Tensor, 'b n m']
+    ) -> tuple[Float[Tensor, 'b n m d'], Float[Tensor, 'b n m g']]:
+        """The normalised tokens, and how much each head listens to each modality.
+
+        Args:
+            tokens: Tokens of M modalities, in the order of *names*.
+            seen: Which modality saw which patch.
+
+        Returns:
+            The tokens with their embeddings, and weights that add up to one over the
+            modalities (to zero for a patch that none of them saw).
+        """
         hidden = ~seen.unsqueeze(-1)
         tokens = tokens.masked_fill(hidden, 0) + torch.stack([self.embeddings[name] for name in self.names])
         tokens = self.norm(tokens)
         scores = self.scores(tokens)
         weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=2).masked_fill(hidden, 0)
-        values = rearrange(self.values(tokens), 'b n m (g c) -> b n m g c', g=self.num_heads)
-        fused = (values * weights.unsqueeze(-1)).sum(2)
-        return self.query + self.proj(rearrange(fused, 'b n g c -> b n (g c)'))
+        return tokens, weights
 
 
 class Fusion(nn.Module):
