@@ -51,14 +51,41 @@ def scramble(batch: dict[str, Tensor], row: int, column: int) -> dict[str, Tenso
 
 
 class TestHidden:
-    def test_nothing_of_a_hidden_patch_is_encoded(self, model: Pretrainer, batch: dict[str, Tensor]) -> None:
-        draws = hiding(5, 6)
-        results = [model.views(b, draws, NONE) for b in (batch, scramble(batch, 1, 1))]
+    def test_nothing_of_a_hidden_patch_is_fused(
+        self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fused = record_fusion(model, monkeypatch, tokens=True)
+        asked = record_fusion(model, monkeypatch)
+        for told in (batch, scramble(batch, 1, 1), scramble(batch, 3, 3)):
+            model.views(told, hiding(5, 6), NONE)
+        assert torch.equal(fused[0], fused[1])
+        assert not torch.equal(fused[0], fused[2])
+        assert not asked[0][:, [5, 6]].any()
+        assert asked[0][0, [i for i in range(16) if i not in (5, 6)]].all()
+
+    @pytest.mark.parametrize('pixels', [True, False])
+    def test_what_is_compared_does_not_tell_what_is_hidden(
+        self, model: Pretrainer, batch: dict[str, Tensor], pixels: bool
+    ) -> None:
+        first, second = (model.views(batch, draws, NONE, pixels) for draws in (hiding(5, 6), hiding(0)))
         for name in ('tiles', 'patches', 'seen'):
-            assert torch.equal(getattr(results[0], name), getattr(results[1], name))
-        assert not results[0].seen[:, [5, 6]].any()
-        assert not results[0].patches[:, :, [5, 6]].any()
-        assert results[0].seen[0, [i for i in range(16) if i not in (5, 6)]].all()
+            assert torch.equal(getattr(first, name), getattr(second, name))
+        assert first.seen[0].all()
+
+    def test_nothing_is_encoded_twice_where_nothing_is_compared(
+        self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+        encode = model.backbone.encode
+        monkeypatch.setattr(model.backbone, 'encode', lambda told: calls.append(1) or encode(told))
+        for compare, pixels, expected in ((True, True, 2), (False, True, 1), (True, False, 1)):
+            calls.clear()
+            model.views(batch, hiding(5, 6), NONE, pixels, compare=compare)
+            assert len(calls) == expected
+
+    def test_everything_can_be_rebuilt(self, model: Pretrainer, batch: dict[str, Tensor]) -> None:
+        some, everything = (model.views(batch, hiding(5, 6), NONE, everything=told).counts for told in (False, True))
+        assert torch.equal(everything, 8 * some)
 
     def test_tokens_that_are_hidden_alone_are_compared_but_not_fused(
         self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
@@ -77,7 +104,7 @@ class TestHidden:
         assert torch.equal(views.counts, 2 * held * values)
         other, elsewhere = (model.views(scramble(batch, *place), hiding(5, 6), NONE) for place in ((1, 1), (3, 3)))
         assert (other.errors != views.errors).all()
-        assert not torch.equal(elsewhere.patches, views.patches)
+        assert not torch.equal(elsewhere.errors, views.errors)
 
     def test_pixel_on_two_patches_goes_with_either(self, model: Pretrainer) -> None:
         image = torch.ones(1, 1, 5, 5)
@@ -89,14 +116,15 @@ class TestHidden:
         assert image.eq(1).all()
 
 
-def record_fusion(model: Pretrainer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the fusion is told to be available, call by call."""
+def record_fusion(model: Pretrainer, monkeypatch: pytest.MonkeyPatch, tokens: bool = False) -> list[Tensor]:
+    """What the fusion is told to be available, call by call, or what it makes of that."""
     asked: list[Tensor] = []
     fuse = model.backbone.fuse
 
-    def spy(tokens: Any, available: Tensor, grid: Any) -> Tensor:
-        asked.append(available)
-        return fuse(tokens, available, grid)
+    def spy(told: Any, available: Tensor, grid: Any) -> Tensor:
+        fused = fuse(told, available, grid)
+        asked.append(fused if tokens else available)
+        return fused
 
     monkeypatch.setattr(model.backbone, 'fuse', spy)
     return asked
@@ -172,6 +200,6 @@ class TestMicroBatches:
 
         monkeypatch.setattr(model.backbone, 'encode', spy)
         views: Views = model.views(batch, hiding(5), NONE, micro_batch_size=4)
-        assert sizes == [4, 2]
+        assert sizes == [4, 4, 2, 2]  # whole and hidden
         views.patches.sum().backward()
-        assert sizes == [4, 2, 2, 4]
+        assert sizes == [4, 4, 2, 2, 2, 2, 4, 4]

@@ -29,11 +29,11 @@ STAGES = {'train': 0, 'val': 1, 'test': 2}
 class OmniSatPretraining(OmniSatTask):
     """Contrast between the modalities of a tile, and reconstruction of hidden ground.
 
-    Three terms, each with a weight, from one pass of the encoders: :class:`.CrossModalInfoNCE`
-    of projected tiles, :class:`.PatchContrastiveLoss` of tokens, and
-    :class:`.MaskedReconstruction` of ground patches that are hidden, in all modalities at
-    once, from what is fused of the others. The contrasts compare the patches that are left.
-    Fusion loses modalities at random, and has to rebuild those too. No label is read.
+    Three terms, each with a weight: :class:`.CrossModalInfoNCE` of projected tiles,
+    :class:`.PatchContrastiveLoss` of tokens, and :class:`.MaskedReconstruction` of ground
+    patches, some of them hidden in all modalities at once, from what is fused of the others.
+    The contrasts compare tiles of which nothing is hidden. Fusion loses modalities at random,
+    and has to rebuild those too. No label is read.
 
     Validation hides the same patches each time. It also tells how often one modality finds
     its patch among *candidates* that were drawn from all validation tiles, by pair:
@@ -66,7 +66,9 @@ class OmniSatPretraining(OmniSatTask):
             no negatives of each other; None to leave ``bounds`` aside.
         mask_ratio: Part of the ground patches that is hidden.
         hide: What is hidden: the pixels, so that nothing of them reaches any encoder, or the
-            tokens alone, of which neighbours tell, as encoders look beyond a patch.
+            tokens alone, of which neighbours tell, as encoders look beyond a patch. Pixels cost
+            a second pass of the encoders where there is a contrast too.
+        rebuild: Which patches are rebuilt: the hidden ones, or all.
         max_pixels: The most pixels along the side of a rebuilt patch; None for all that it has.
         max_dates: The most dates of a series that are rebuilt a step; None for all.
         modality_dropout: Probability that the fusion of a tile loses each of its modalities, or by
@@ -109,6 +111,7 @@ class OmniSatPretraining(OmniSatTask):
         exclude_within: float | None = 0.0,
         mask_ratio: float = 0.5,
         hide: Literal['pixels', 'tokens'] = 'pixels',
+        rebuild: Literal['hidden', 'all'] = 'hidden',
         max_pixels: int | None = None,
         max_dates: int | None = None,
         modality_dropout: float | dict[str, float] = 0.2,
@@ -167,8 +170,7 @@ class OmniSatPretraining(OmniSatTask):
         Returns:
             The loss.
         """
-        loss, _ = self.compute(batch, 'train', self.global_step, batch_idx)
-        return loss + self.idle()
+        return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.idle()
 
     def on_validation_epoch_start(self) -> None:
         """Make room for the patches of a validation."""
@@ -233,7 +235,9 @@ class OmniSatPretraining(OmniSatTask):
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
         draws = draw((told['seed'], STAGES[stage], *key), count, len(names), grid, ratio, self.device)
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
-        views = self.model.views(batch, draws, chances, told['hide'] == 'pixels', told['micro_batch_size'])
+        compare = stage != 'train' or 'tile' in terms or 'patch' in terms
+        how = told['hide'] == 'pixels', told['micro_batch_size'], compare, told['rebuild'] == 'all'
+        views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, count)
         losses = {}
         if 'tile' in terms and (stage == 'train' or self._tiles(count) > 1):
@@ -334,8 +338,9 @@ class OmniSatPretraining(OmniSatTask):
                 f'there is nothing to compare the modality {list(self.modalities)} with: expected two or more '
                 'modalities, or tile_weight=0 and patch_weight=0'
             )
-        if told['hide'] not in ('pixels', 'tokens'):
-            raise ValueError(f"hide is {told['hide']!r}, expected 'pixels' or 'tokens'")
+        for name, choices in {'hide': ('pixels', 'tokens'), 'rebuild': ('hidden', 'all')}.items():
+            if told[name] not in choices:
+                raise ValueError(f'{name} is {told[name]!r}, expected {choices[0]!r} or {choices[1]!r}')
         if weights['reconstruction'] and not 0 < told['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {told["mask_ratio"]}, expected a number between 0 and 1')
         for name in ('micro_batch_size', 'projection_dim', 'candidates'):

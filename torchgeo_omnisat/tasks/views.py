@@ -105,15 +105,24 @@ class Pretrainer(nn.Module):
         chances: Sequence[float],
         pixels: bool = True,
         micro_batch_size: int | None = None,
+        compare: bool = True,
+        everything: bool = False,
     ) -> Views:
-        """Encode every modality of a batch, some ground hidden, and rebuild that.
+        """Encode every modality of a batch, and rebuild what is hidden of it.
+
+        Tiles and patches are embedded with nothing hidden: what all modalities lack alike would
+        tell which of them belong together, and a contrast would learn that and nothing else.
 
         Args:
             batch: A normalised batch; only its images, dates and flags are used.
             draws: What is hidden and dropped.
             chances: Probability that the fusion of a tile loses each modality, never its last.
-            pixels: Hide the pixels of hidden patches, so that nothing of them is encoded;
-                otherwise only their tokens, and only from the fusion.
+            pixels: Hide the pixels of hidden patches, so that nothing of them reaches what
+                is fused, and encode every tile once more for that; otherwise only their
+                tokens, and only from the fusion.
+            compare: Whether embeddings matter; otherwise those of what is not hidden do, which
+                saves one of the two passes.
+            everything: Rebuild the patches that are not hidden too.
             micro_batch_size: Tiles that are encoded at once. Only they are held in memory:
                 activations are computed again in the backward pass. None for all, without that.
 
@@ -124,12 +133,12 @@ class Pretrainer(nn.Module):
         images = {key: batch[key] for key in keys}
         grid = self.grid(images)
         if micro_batch_size is None:
-            return self._views(images, draws, grid, chances, pixels)
-        parts = []
+            return self._views(images, draws, grid, chances, pixels, compare, everything)
+        parts, told = [], (grid, chances, pixels, compare, everything)
         for start in range(0, len(draws.hidden), micro_batch_size):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
-            parts.append(checkpoint(self._views, part, draws.part(rows), grid, chances, pixels, use_reentrant=False))
+            parts.append(checkpoint(self._views, part, draws.part(rows), *told, use_reentrant=False))
         tiles, patches, seen, errors, counts = zip(*parts, strict=True)
         return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(seen), sum(errors), sum(counts))
 
@@ -140,23 +149,34 @@ class Pretrainer(nn.Module):
         grid: tuple[int, int],
         chances: Sequence[float],
         pixels: bool,
+        compare: bool,
+        everything: bool,
     ) -> Views:
         """The views of tiles that are encoded at once."""
         backbone, hidden = self.backbone, draws.hidden
-        maps = backbone.encode(self.hide(batch, hidden, grid) if pixels else batch)
-        tokens, seen = backbone.tokens(maps), backbone.seen(maps, grid)
+        apart = pixels and self.reconstruction is not None
+        shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)
+        whole = self._encode(batch, grid) if apart and compare else shown
+        tokens, seen = shown
         some = next(iter(tokens.values()))
-        stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
-        errors = some.new_zeros(len(stacked), dtype=torch.float32)
+        errors = some.new_zeros(len(backbone.modalities), dtype=torch.float32)
         counts = torch.zeros_like(errors, dtype=torch.int64)
         if self.reconstruction is not None:
             visible = seen & ~hidden.unsqueeze(-1)
             chance = torch.tensor(chances, device=some.device)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
-            errors, counts = self.reconstruction.errors(fused, batch, hidden, grid)
+            wanted = torch.ones_like(hidden) if everything else hidden
+            errors, counts = self.reconstruction.errors(fused, batch, wanted, grid)
+        tokens, seen = whole
+        stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
         patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
         return Views(self._tiles(stacked, seen), patches, seen, errors, counts)
+
+    def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
+        """The tokens of each modality, and which patch each of them saw."""
+        maps = self.backbone.encode(batch)
+        return self.backbone.tokens(maps), self.backbone.seen(maps, grid)
 
     def _tiles(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """The embedding of every tile in every modality, from the tokens that it saw."""
