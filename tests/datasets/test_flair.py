@@ -169,6 +169,9 @@ class TestModalities:
         assert 'image_aerial' not in dataset[0]
         batch = collate([dataset[0], dataset[1]], dataset.modalities)
         assert batch['valid_aerial'].tolist() == [[False], [True]]
+        with pytest.warns(UserWarning, match=r"1 of 2 samples of .* no image of \['aerial'\] and are left out"):
+            dataset = FLAIR(own, modalities=('aerial',), missing='allow')
+        assert ([id[-6:] for id in dataset.ids], [id[-6:] for id in dataset.unseen]) == (['000002'], ['000001'])
 
     def test_missing_super_area_may_be_allowed(self, own: Path) -> None:
         for path in (labels(own, '000001'), aerial(own, '000001')):
@@ -179,6 +182,10 @@ class TestModalities:
             FLAIR(own)
         dataset = FLAIR(own, missing='allow')
         assert ['image_s2' in dataset[i] for i in range(2)] == [True, False]
+        with pytest.warns(UserWarning, match=r"1 of 2 samples of .* no image of \['s2'\]"):
+            dataset = FLAIR(own, modalities=('s2',), missing='allow')
+        assert (len(dataset), dataset.unseen) == (1, [dataset.ids[0].replace('Z1_AA/IMG_000002', 'Z9_AA/IMG_000001')])
+        assert 'image_s2' in dataset[0]
 
 
 class TestClouds:

@@ -301,7 +301,7 @@ class TestRoot:
     def test_missing_image(self, own: Path) -> None:
         file(own, 'SENTINEL1-DESC_TS').unlink()
         file(own, CLOUDS).unlink()
-        with pytest.raises(FileNotFoundError, match=r'SENTINEL.* does not exist, .* of which 2 are missing'):
+        with pytest.raises(FileNotFoundError, match=r'SENTINEL.* does not exist, .* of which 1 have none'):
             FLAIRHUBMultimodal(own)
         dataset = FLAIRHUBMultimodal(own, missing='allow')
         sample = dataset[place_of(dataset)]
@@ -320,6 +320,10 @@ class TestRoot:
             (True, True),
             (False, True),
         ]
+        with pytest.warns(UserWarning, match=r"samples of .* no image of \['spot'\] and are left out, 'D006-2020"):
+            only = FLAIRHUBMultimodal(root, missing='allow', modalities=('spot',))
+        assert only.ids == [name for name in dataset.ids if not name.startswith('D006')]
+        assert only.unseen == [name for name in dataset.ids if name.startswith('D006')]
 
     def test_image_lost_later(self, own: Path) -> None:
         dataset = FLAIRHUBMultimodal(own, modalities=('spot',))

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,6 +253,37 @@ class TestModalities:
         assert 'valid_spot' not in dataset[1]
         batch = collate([dataset[0], dataset[1]], dataset.modalities)
         assert batch['valid_spot'].tolist() == [[True], [False]]
+
+    def test_patch_of_which_nothing_is_there_is_left_out(self, tmp_path: Path) -> None:
+        root = write_pastis(tmp_path, folds=(1, 1, 1, 2), size=8)
+        for patch in (10001, 10003):
+            (root / SPOT.format(patch)).unlink()
+        with pytest.warns(
+            UserWarning, match=r"1 of 3 samples of .* \['spot'\] and are left out, '10001' among"
+        ) as said:
+            dataset = PASTISMultimodal(root, folds=(1,), modalities=('spot',), missing='allow')
+        assert len(said) == 1
+        assert (dataset.ids, dataset.unseen) == (['10000', '10002'], ['10001'])
+        for sample in (dataset[i] for i in range(len(dataset))):
+            assert collate([sample], dataset.modalities)['valid_spot'].all()
+        with pytest.raises(
+            FileNotFoundError, match=r"no image of \['spot'\] of any of the 1 samples, of which '10003'"
+        ):
+            PASTISMultimodal(root, folds=(2,), modalities=('spot',), missing='allow')
+        assert PASTISMultimodal(root, modalities=('spot', 's2'), missing='allow').unseen == []
+
+    @pytest.mark.parametrize('missing', ['error', 'allow'])
+    def test_patch_without_a_date_that_is_asked_for_is_left_out(self, tmp_path: Path, missing: Any) -> None:
+        root = write_pastis(tmp_path, folds=(1, 1), size=8)
+        count = len(np.load(root / 'DATA_S2/S2_10001.npy'))
+        edit(root, 10001, dates_S2={str(i): 20150101 + i for i in range(count)})
+        with pytest.warns(UserWarning, match=r"1 of 2 samples of .* \['s2'\]"):
+            dataset = PASTISMultimodal(
+                root, modalities=('s2',), date_range=('2018-01-01', '2020-12-31'), missing=missing
+            )
+        assert (dataset.ids, dataset.unseen) == (['10000'], ['10001'])
+        every = PASTISMultimodal(root, date_range=('2018-01-01', '2020-12-31'), missing=missing)
+        assert (every.unseen, 'image_s2' in every[1]) == ([], False)
 
     def test_a_file_may_vanish(self, one: Path) -> None:
         strict, lax = PASTISMultimodal(one), PASTISMultimodal(one, missing='allow')

@@ -77,9 +77,7 @@ class TestFiles:
     def test_missing(self, one: Path, path: str) -> None:
         write_pastis(one, folds=(1, 1), size=8)
         (one / path).unlink()
-        with pytest.raises(
-            FileNotFoundError, match=rf'{path} does not exist, expected a file for each of the 2 patches'
-        ):
+        with pytest.raises(FileNotFoundError, match=rf'{path} does not exist, expected one for each of the 2 samples'):
             PASTISMultimodal(one)
 
     def test_missing_labels_are_never_allowed(self, one: Path) -> None:

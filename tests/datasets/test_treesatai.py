@@ -151,6 +151,14 @@ class TestSeries:
         assert sample['dates_s2'].tolist() == [day for day in every.tolist() if day >= 17956]
         assert 'image_s2' not in load(tree, date_range=('2015-03-01', '2015-12-31'))[0]
 
+    def test_no_date_in_range_and_nothing_else(self, tree: Path) -> None:
+        dataset = load(tree, modalities=('s1a', 's2'), date_range=('2015-03-01', '2015-12-31'))
+        sample = dataset[0]
+        assert {key for key in sample if key.startswith('image')} == {'image_s1a'}
+        assert sample['valid_s1a'].tolist() == [False]
+        assert sample['image_s1a'].isnan().all()
+        assert collate([sample, dataset[1]], dataset.modalities)['image_s1a'].shape == (2, 1, 2, 6, 6)
+
 
 class TestSplits:
     def write(self, root: Path, **lists: list[str]) -> None:
@@ -173,7 +181,7 @@ class TestSplits:
     def test_missing_file(self, own: Path) -> None:
         self.write(own, train=NAMES, val=[NAMES[0]])
         h5(own, 1).unlink()
-        with pytest.raises(FileNotFoundError, match=rf'sentinel-ts has no file of {NAMES[1]!r}.*2 plots'):
+        with pytest.raises(FileNotFoundError, match=rf'sentinel-ts/{NAMES[1]}_<year>\.h5 does not exist, .*2 samples'):
             load(own, split='train')
         dataset = load(own, split='train', missing='allow')
         sample = dataset[dataset.names.index(NAMES[1])]
@@ -183,6 +191,17 @@ class TestSplits:
         assert dataset.missing == 'allow'
         sample = load(own, split='train', missing='allow')
         assert 'image_aerial' not in sample[sample.names.index(NAMES[2])]
+
+    def test_plot_of_which_nothing_is_there_is_left_out(self, own: Path) -> None:
+        self.write(own, train=NAMES, val=[NAMES[0]])
+        for path in (h5(own, 1), own / f'aerial/{NAMES[2]}.tif'):
+            path.unlink()
+        with pytest.warns(UserWarning, match=rf"1 of 2 samples of .* no image of \['s2'\].*{NAMES[1]!r} among them"):
+            dataset = load(own, split='train', modalities=('s2',), missing='allow')
+        assert (dataset.names, dataset.unseen, len(dataset)) == ([NAMES[2]], [NAMES[1]], 1)
+        assert load(own, split='train', missing='allow').unseen == []
+        with pytest.raises(FileNotFoundError, match=r"has no image of \['s2'\] of any of the 1 samples"):
+            load(own, split='train', modalities=('s2',), missing='allow', exclude=[NAMES[2]])
 
     def test_no_list(self, tree: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r'split/test_filenames\.lst does not exist.*split=None'):

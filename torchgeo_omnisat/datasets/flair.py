@@ -11,10 +11,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.transform import Affine, array_bounds
-from torch import Tensor
+from rasterio.transform import array_bounds
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
@@ -44,7 +42,8 @@ from .flair_layout import (
     split_of,
 )
 from .integrity import Expected, Part
-from .series import choose_clear, finite_mean, merge_days, when
+from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
+from .series import choose_clear, finite_mean, merge_days
 
 #: nDSM as stored, a metre.
 _STEPS = 5
@@ -129,7 +128,8 @@ class FLAIR(NonGeoDataset):
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
                 ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, for whoever asks for :meth:`parts`.
+                yet, for whoever asks for :meth:`parts`. A patch with nothing of *modalities*
+                is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download what is not there: the archives of the modalities
@@ -195,7 +195,8 @@ class FLAIR(NonGeoDataset):
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
         sample['mask'] = torch.from_numpy(classes.astype(np.int64))
         sample['label'] = torch.from_numpy(occurring(classes, scored))
-        sample['bounds'] = self._bounds(transform, stored.shape, sample)
+        extent = (np.nan,) * 4 if transform.is_identity else array_bounds(*stored.shape, transform)
+        sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -233,7 +234,7 @@ class FLAIR(NonGeoDataset):
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """The aerial image, heights in metres."""
-        path, modality = self._file('aerial', patch), MODALITIES['aerial']
+        path, asked, modality = self._file('aerial', patch), self.modalities['aerial'], MODALITIES['aerial']
         if self.missing == 'allow' and not path.exists():
             return {}
         shape = (len(modality.bands), *size)
@@ -241,7 +242,7 @@ class FLAIR(NonGeoDataset):
         image = measured(array, 'uint8', None, path)
         image[modality.bands.index('nDSM')] /= _STEPS
         days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)
-        return self._sample('aerial', image, days, np.ones(1, dtype=bool))
+        return tensors(asked, pick(asked, modality.bands, image), days, np.ones(1, dtype=bool))
 
     def _read_s2(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """The part of the super-area's series that the patch covers."""
@@ -269,23 +270,8 @@ class FLAIR(NonGeoDataset):
         image = np.pad(image, ((0, 0), (0, 0), *beyond), constant_values=np.nan)
         image, merged = merge_days(image, days[frames], finite_mean)
         valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
-        return self._sample('s2', image, merged, valid)
-
-    def _sample(
-        self, name: str, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
-    ) -> Sample:
-        """The three tensors of a modality, of the bands that are asked for."""
-        modality, bands = self.modalities[name], MODALITIES[name].bands
-        if modality.bands != bands:
-            image = np.ascontiguousarray(image[..., [bands.index(band) for band in modality.bands], :, :])
-        return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
-
-    def _bounds(self, transform: Affine, size: tuple[int, ...], sample: Sample) -> Tensor:
-        """Where and when, in TorchGeo's order; NaN where that is not known."""
-        xmin, ymin, xmax, ymax = (np.nan,) * 4 if transform.is_identity else array_bounds(size[0], size[1], transform)
-        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
-        gsd = self.label_gsd
-        return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)
+        asked = self.modalities['s2']
+        return tensors(asked, pick(asked, MODALITIES['s2'].bands, image), merged, valid)
 
     def _file(self, what: str, patch: Patch) -> Path:
         """The aerial image or the mask of a patch, or what the series of its zone is called."""
@@ -336,10 +322,10 @@ class FLAIR(NonGeoDataset):
         if not chosen:
             raise not_found(self, f'Expected images of the {len(self.patches)} patches of {self.split!r}.')
         for name in chosen:
-            if lost[name] and (self.missing == 'error' or len(lost[name]) == len(self.patches)):
-                path = self._file(name, lost[name][0])
-                raise FileNotFoundError(
-                    f'{path} does not exist, expected one for each of the {len(self.patches)} patches, of which '
-                    f"{len(lost[name])} have none (missing='allow' takes them for never acquired)"
-                )
+            if self.missing == 'error' or len(lost[name]) == len(self.patches):
+                refuse_missing([self._file(name, patch) for patch in lost[name]], len(self.patches))
+        self.unseen: list[str] = []
+        if self.missing != 'check':
+            seen = [any(patch not in lost[name] for name in chosen) for patch in self.patches]
+            self.patches, self.unseen = keep_seen(self.patches, self.ids, seen, chosen, self.path)
         return {name: MODALITIES[name] for name in chosen}

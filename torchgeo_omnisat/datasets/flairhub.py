@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from torch import Tensor
 from torchgeo.datasets import FLAIRHUB
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
@@ -42,11 +41,12 @@ from .flairhub_layout import (
     measured_of,
     palette,
 )
-from .flairhub_parts import dates_of, expect, lacking_labels, refuse_missing, size_of
+from .flairhub_parts import dates_of, expect, lacking_labels, size_of
 from .flairhub_tables import area_of, key_of, read_splits, read_tables, table_of
 from .frames import decibel_mean
 from .integrity import Part
-from .series import choose_clear, finite_mean, merge_days, when
+from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
+from .series import choose_clear, finite_mean, merge_days
 
 
 class FLAIRHUBMultimodal(FLAIRHUB):
@@ -128,7 +128,8 @@ class FLAIRHUBMultimodal(FLAIRHUB):
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
                 ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, for whoever asks for :meth:`parts`.
+                yet, for whoever asks for :meth:`parts`. A patch with nothing of *modalities*
+                is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download the archives that are not there.
@@ -181,8 +182,7 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         self.files, self.excluded = leave_out(self.files, self.ids, exclude, known, self.path)
         self.classes = tuple(palette(dataset_type).labels)
         self.ignore_index = ignored(dataset_type)
-        if missing == 'error':
-            refuse_missing(self.files, self.bands)
+        self._check_files()
         self._days, self._undated = read_tables(self.path, self.modalities, self.ids, tell=missing == 'check')
 
     @property
@@ -216,7 +216,9 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         sample['label'] = torch.from_numpy(
             occurring(mask.numpy(), len(self.classes) if self.ignore_index is None else self.ignore_index)
         )
-        sample['bounds'] = self._bounds(files, sample)
+        with rasterio.open(files['mask']) as source:
+            extent = (np.nan,) * 4 if source.transform.is_identity else source.bounds
+        sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self._prepare is None else self._prepare(sample)
 
     def plot(  # type: ignore[override]
@@ -290,7 +292,8 @@ class FLAIRHUBMultimodal(FLAIRHUB):
     def _image(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
         """The three tensors of a single image."""
         day = self._days.get(modality.name, {}).get(str(files['patch_id']), 0)
-        return self._sample(modality, image, np.array([day]), np.isfinite(image).any(keepdims=True).reshape(1))
+        valid = np.isfinite(image).any(keepdims=True).reshape(1)
+        return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), np.array([day]), valid)
 
     def _series(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
         """The three tensors of a series, one frame a day."""
@@ -311,24 +314,19 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         image, merged = merge_days(image[frames], days[frames], merge)
         if product.radar and not self.decibels:
             image = 10 * np.log10(image)
-        return self._sample(modality, image, merged, np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3)))
+        valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
+        return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), merged, valid)
 
-    def _sample(
-        self, modality: Modality, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
-    ) -> Sample:
-        """The three tensors of a modality, of the bands that are asked for."""
-        every = MODALITIES[modality.name].bands
-        if modality.bands != every:
-            image = np.ascontiguousarray(image[..., [every.index(band) for band in modality.bands], :, :])
-        return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
-
-    def _bounds(self, files: Files, sample: Sample) -> Tensor:
-        """Where and when, in TorchGeo's order; NaN where that is not known."""
-        with rasterio.open(files['mask']) as source:
-            xmin, ymin, xmax, ymax = (np.nan,) * 4 if source.transform.is_identity else source.bounds
-        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
-        gsd = self.label_gsd
-        return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)
+    def _check_files(self) -> None:
+        """Refuse patches without an image, unless that is allowed, and leave out those without any."""
+        self.unseen: list[str] = []
+        for band in self.bands if self.missing == 'error' else ():
+            paths = [Path(files[band]) for files in self.files]
+            refuse_missing([path for path in paths if not path.exists()], len(paths))
+        if self.missing == 'allow':
+            products = [PRODUCTS[name].name for name in self.modalities]
+            seen = [any(Path(files[product]).exists() for product in products) for files in self.files]
+            self.files, self.unseen = keep_seen(self.files, self.ids, seen, self.modalities, self.path)
 
     def _verify(self) -> None:
         """TorchGeo's check of every domain, of the modalities that it has if some may be missing."""

@@ -120,24 +120,6 @@ def lacking_labels(
     return lacking
 
 
-def refuse_missing(patches: Sequence[Files], products: Sequence[str]) -> None:
-    """Refuse patches without an image.
-
-    Args:
-        patches: The files of each.
-        products: The products that are asked for.
-
-    Raises:
-        FileNotFoundError: If one does not exist.
-    """
-    lost = [files[product] for files in patches for product in products if not Path(files[product]).exists()]
-    if lost:
-        raise FileNotFoundError(
-            f'{lost[0]} does not exist, expected an image of each modality for each of the {len(patches)} '
-            f"patches, of which {len(lost)} are missing (missing='allow' takes them for never acquired)"
-        )
-
-
 def _path(root: Path, patch: str, product: str) -> Path:
     """Where an image of a patch is."""
     domain, area, place = patch.split('_')

@@ -35,7 +35,8 @@ from .figures import Palette, draw
 from .files import extract_directory, measured, occurring, open_array, read_frames, read_raster, seen
 from .integrity import Dates, Expected, Part
 from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, obtain_hd, read_index
-from .series import choose_dates, merge_days, parse_dates, when
+from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
+from .series import choose_dates, merge_days, parse_dates
 
 
 class PASTISMultimodal(NonGeoDataset):
@@ -106,7 +107,8 @@ class PASTISMultimodal(NonGeoDataset):
                 '2019-03-31')``. A series without a date in it is absent from the sample.
             missing: What a file is that the index names and the disk lacks: an
                 ``'error'``, or, if ``'allow'``, a modality absent from that sample;
-                ``'check'`` refuses nothing yet, for whoever asks for :meth:`parts`.
+                ``'check'`` refuses nothing yet, for whoever asks for :meth:`parts`. A patch
+                with nothing of *modalities* is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any fold).
             transforms: What to do with a sample.
             download: Whether to download what is not there: PASTIS-HD, the files of *modalities*
@@ -137,8 +139,8 @@ class PASTISMultimodal(NonGeoDataset):
         self.patches, self.excluded = leave_out(self.patches, self.ids, exclude, known, self.path / self.index)
         self._sources = self._choose(patches, modalities)
         self.modalities = select_bands({name: source.modality for name, source in self._sources.items()}, bands)
-        self._check_files()
         self._check_dates()
+        self._check_files()
 
     @property
     def ids(self) -> list[str]:
@@ -169,7 +171,7 @@ class PASTISMultimodal(NonGeoDataset):
             sample |= self._read(patch, name, tuple(mask.shape))
         sample['mask'] = mask
         sample['label'] = torch.from_numpy(occurring(mask.numpy(), self.ignore_index)[1:])
-        sample['bounds'] = self._bounds(patch, sample)
+        sample['bounds'] = bounds_of(patch.bounds, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
     @property
@@ -259,11 +261,8 @@ class PASTISMultimodal(NonGeoDataset):
         else:
             array, nodata, _ = read_raster(path, expected, shape)
             image = measured(array, source.dtype, nodata, path)
-        if modality.bands != bands:
-            channels = [bands.index(band) for band in modality.bands]
-            image = np.ascontiguousarray(image[..., channels, :, :])
-        valid = seen(image.reshape(len(days), -1))
-        return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+        image = pick(modality, bands, image)
+        return tensors(modality, image, days, seen(image.reshape(len(days), -1)))
 
     def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
         """The day of each frame; 0 for a single image, which has no date."""
@@ -274,13 +273,6 @@ class PASTISMultimodal(NonGeoDataset):
         if value is None:
             raise ValueError(f'{where} is missing, expected the dates of {self._file(source.path, patch)}')
         return parse_dates(value, where)
-
-    def _bounds(self, patch: Patch, sample: Sample) -> Tensor:
-        """Where and when, in TorchGeo's order."""
-        xmin, ymin, xmax, ymax = patch.bounds
-        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
-        space = (xmin, xmax, self.label_gsd, ymin, ymax, self.label_gsd)
-        return torch.tensor((*space, tmin, tmax, 1), dtype=torch.float64)
 
     def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, Source]:
         """Sources of the modalities that are asked for; one without a single file is not held."""
@@ -298,22 +290,29 @@ class PASTISMultimodal(NonGeoDataset):
         return [patch for patch in patches if self._file(source.path, patch).name not in files]
 
     def _check_files(self) -> None:
-        """Refuse a root that lacks files, unless that is allowed."""
-        for source in self._sources.values() if self.missing == 'error' else ():
-            if lost := self._lost(source, self.patches):
-                raise FileNotFoundError(
-                    f'{self._file(source.path, lost[0])} does not exist, expected a file for each of the '
-                    f'{len(self.patches)} patches, of which {len(lost)} have none '
-                    "(missing='allow' takes them for never acquired)"
-                )
+        """Refuse a root that lacks files, unless that is allowed, and leave out patches of which nothing is there."""
+        self.unseen: list[str] = []
+        if self.missing == 'check':
+            return
+        seen: set[int] = set()
+        for source in self._sources.values():
+            lost = self._lost(source, self.patches)
+            if self.missing == 'error':
+                refuse_missing([self._file(source.path, patch) for patch in lost], len(self.patches))
+            seen |= {p.id for p in self.patches if self._in_span(p, source)} - {p.id for p in lost}
+        flags = [patch.id in seen for patch in self.patches]
+        self.patches, self.unseen = keep_seen(self.patches, self.ids, flags, self.modalities, self.path)
+
+    def _in_span(self, patch: Patch, source: Source) -> bool:
+        """Whether a modality of a patch has a date that is asked for, as far as the index says."""
+        if self._span is None or source.dates is None or patch.properties.get(source.dates) is None:
+            return True
+        return len(choose_dates(self._days(patch, source), self._span)) > 0
 
     def _check_dates(self) -> None:
         """Refuse a range of dates in which nothing was acquired."""
         series = [source for source in self._sources.values() if source.dates is not None]
-        if self._span is None or not series:
-            return
-        known = [(p, s) for p in self.patches for s in series if p.properties.get(s.dates or '') is not None]
-        if not any(len(choose_dates(self._days(patch, source), self._span)) for patch, source in known):
+        if series and not any(self._in_span(patch, source) for patch in self.patches for source in series):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')
 
     def _verify(self, names: Sequence[str] | None) -> Path:

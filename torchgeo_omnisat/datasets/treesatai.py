@@ -34,7 +34,8 @@ from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
 from .integrity import Dates, Expected, Part
-from .series import choose_clear, finite_mean, merge_days, when
+from .samples import blank, bounds_of, keep_seen, refuse_missing, tensors
+from .series import choose_clear, finite_mean, merge_days
 from .treesatai_layout import (
     ARCHIVES,
     COMPOSITES,
@@ -127,12 +128,13 @@ class TreeSatAITimeSeries(NonGeoDataset):
             max_dates: How many days of a series to read, spread evenly over the clear ones
                 if there are any; None for all.
             date_range: First and last day to read. A series without a date in it is absent
-                from the sample.
+                from the sample; if nothing else is there, it is one image that is not valid.
             cloud_probability: From which probability on, in %, a pixel is snow or cloud.
             cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
             missing: What a file is that the list names and the disk lacks: an ``'error'``,
                 or, if ``'allow'``, a modality absent from that sample; ``'check'`` refuses
-                nothing yet, for whoever asks for :meth:`parts`.
+                nothing yet, for whoever asks for :meth:`parts`. A plot with nothing of
+                *modalities* is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
             download: Whether to download the archives (22 GB) that are not there.
@@ -159,6 +161,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         self.names = sorted({*self._series, *self._aerial}) if split is None else read_split(self.path, split)
         known = {*listed(self.path), *self.shares, *self._series, *self._aerial}
         self.names, self.excluded = leave_out(self.names, self.names, exclude, known, self.path)
+        self.unseen: list[str] = []
         if missing != 'check':
             self._check_files()
         self.crs = None if missing == 'check' else self._place(self.names[0])[0]
@@ -198,9 +201,11 @@ class TreeSatAITimeSeries(NonGeoDataset):
             with open_series(path) as file:
                 for modality in series:
                     sample |= self._read_series(file, modality, path)
+        if not any(modality.image_key in sample for modality in self.modalities.values()):
+            sample |= blank(next(iter(self.modalities.values())), self.extent)
         shares = self.shares[name]
         sample['label'] = torch.tensor([shares.get(genus, 0.0) > THRESHOLD for genus in self.classes]).float()
-        sample['bounds'] = self._bounds(place, sample)
+        sample['bounds'] = bounds_of(place, min(modality.gsd for modality in self.modalities.values()), sample)
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -275,7 +280,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         image = measured(array[channels, MARGIN:-MARGIN, MARGIN:-MARGIN], 'uint8', nodata, path)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         parts = (image, np.zeros(1, dtype=np.int64), valid)
-        return dict(zip(modality.keys, map(torch.from_numpy, parts), strict=True)), around(transform, array.shape)
+        return tensors(modality, *parts), around(transform, array.shape)
 
     def _read_series(self, file: Mapping[str, object], modality: Modality, path: Path) -> Sample:
         """The three tensors of a series, one frame a day."""
@@ -292,7 +297,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         image = image[:, [every.index(band) for band in modality.bands]]
         image = 10 * np.log10(image) if series.radar else np.ascontiguousarray(image)
         valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
-        return dict(zip(modality.keys, map(torch.from_numpy, (image, merged, valid)), strict=True))
+        return tensors(modality, image, merged, valid)
 
     def _place(self, name: str) -> tuple[CRS | None, Bounds]:
         """The system of coordinates, and xmin, ymin, xmax, ymax of a plot, from its aerial image."""
@@ -305,13 +310,6 @@ class TreeSatAITimeSeries(NonGeoDataset):
         except RasterioError as error:
             raise ValueError(f'{path} cannot be read ({error}), expected the aerial image of a plot') from error
 
-    def _bounds(self, place: Bounds, sample: Sample) -> Tensor:
-        """Where and when, in TorchGeo's order."""
-        xmin, ymin, xmax, ymax = place
-        tmin, tmax = when(sample[m.dates_key] for m in self.modalities.values() if m.dates_key in sample)
-        res = min(modality.gsd for modality in self.modalities.values())
-        return torch.tensor((xmin, xmax, res, ymin, ymax, res, tmin, tmax, 1), dtype=torch.float64)
-
     def _files(self, name: str) -> dict[str, Path]:
         """Files of a modality by plot."""
         return self._series if name in SERIES else self._aerial
@@ -323,22 +321,18 @@ class TreeSatAITimeSeries(NonGeoDataset):
         return select_bands({name: self.all_modalities[name] for name in chosen}, bands)
 
     def _check_files(self) -> None:
-        """Refuse a plot without a label, and, unless that is allowed, without a file."""
+        """Refuse a plot without a label, and, unless that is allowed, without a file; leave out those without any."""
         unlabelled = [name for name in self.names if name not in self.shares]
         if unlabelled:
             raise ValueError(
                 f'{self.path / LABELS} has no entry for {unlabelled[0]!r}, expected one for each of the '
                 f'{len(self.names)} plots, of which {len(unlabelled)} have none'
             )
-        for folder, files in (('aerial', self._aerial), ('sentinel-ts', self._series)):
-            if self.missing == 'allow' or not any(self._files(name) is files for name in self.modalities):
-                continue
-            lost = [name for name in self.names if name not in files]
-            if lost:
-                raise FileNotFoundError(
-                    f'{self.path / folder} has no file of {lost[0]!r}, expected one for each of the {len(self.names)} '
-                    f"plots, of which {len(lost)} have none (missing='allow' takes them for never acquired)"
-                )
+        for name in self.modalities if self.missing == 'error' else ():
+            place = self._series_file if name in SERIES else self._aerial_file
+            refuse_missing([place(plot) for plot in self.names if plot not in self._files(name)], len(self.names))
+        seen = [any(plot in self._files(name) for name in self.modalities) for plot in self.names]
+        self.names, self.unseen = keep_seen(self.names, self.names, seen, self.modalities, self.path)
 
     def _verify(self, names: Sequence[str] | None) -> None:
         """See that labels, images and lists are there, unpacked or downloaded if need be."""

@@ -1,0 +1,120 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Samples: which of them can be read, and what each is made of."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality
+from .series import when
+
+
+def refuse_missing(lost: Sequence[Path], count: int) -> None:
+    """Refuse samples without a file.
+
+    Args:
+        lost: Files that are not there.
+        count: How many samples there are.
+
+    Raises:
+        FileNotFoundError: If there is such a file.
+    """
+    if lost:
+        raise FileNotFoundError(
+            f'{lost[0]} does not exist, expected one for each of the {count} samples, of which {len(lost)} have none '
+            "(missing='allow' takes them for never acquired)"
+        )
+
+
+def keep_seen[T](
+    samples: Sequence[T], ids: Sequence[str], seen: Iterable[bool], names: Iterable[str], where: object
+) -> tuple[list[T], list[str]]:
+    """Samples that some modality has seen; nothing can be learnt from the others, and a warning counts them.
+
+    Args:
+        samples: What there is.
+        ids: Their names.
+        seen: Of which an image is there, as far as that is known without opening any.
+        names: The modalities that are asked for.
+        where: What holds them.
+
+    Returns:
+        Those samples, and the names of the others.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    flags = list(seen)
+    unseen = [name for name, flag in zip(ids, flags, strict=True) if not flag]
+    if unseen and len(unseen) == len(samples):
+        raise FileNotFoundError(
+            f'{where} has no image of {list(names)} of any of the {len(samples)} samples, of which {ids[0]!r} is the '
+            'first; expected modalities that some of them have'
+        )
+    if unseen:
+        warnings.warn(
+            f'{len(unseen)} of {len(samples)} samples of {where} have no image of {list(names)} and are left out, '
+            f'{unseen[0]!r} among them',
+            stacklevel=3,
+        )
+    return [sample for sample, flag in zip(samples, flags, strict=True) if flag], unseen
+
+
+def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The bands of an image that a modality has, in its order.
+
+    Args:
+        modality: With the bands that are asked for.
+        bands: The bands of *image*.
+        image: ``(..., C, H, W)``.
+    """
+    if modality.bands == tuple(bands):
+        return image
+    return np.ascontiguousarray(image[..., [bands.index(band) for band in modality.bands], :, :])
+
+
+def tensors(
+    modality: Modality, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
+) -> Sample:
+    """The three tensors of a modality.
+
+    Args:
+        modality: What it is.
+        image: ``(T, C, H, W)`` or ``(C, H, W)``.
+        days: Days since 1970-01-01 ``(T,)``.
+        valid: Which images are usable ``(T,)``.
+    """
+    return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+
+
+def blank(modality: Modality, metres: float) -> Sample:
+    """The three tensors of a modality that has seen nothing of a tile, which then has an image all the same.
+
+    Args:
+        modality: What it is.
+        metres: Side of the tile.
+    """
+    side = modality.pixels(metres)
+    image = np.full((*(1,) * modality.temporal, len(modality.bands), side, side), np.nan, dtype=np.float32)
+    return tensors(modality, image, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_))
+
+
+def bounds_of(extent: Sequence[float], gsd: float, sample: Sample) -> Tensor:
+    """Where and when a sample is ``(9,)``, in TorchGeo's order; NaN where that is not known.
+
+    Args:
+        extent: xmin, ymin, xmax, ymax.
+        gsd: Metres a pixel.
+        sample: Where the dates are.
+    """
+    xmin, ymin, xmax, ymax = extent
+    tmin, tmax = when(value for key, value in sample.items() if key.startswith('dates_'))
+    return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)
