@@ -3,10 +3,10 @@
 
 """Models."""
 
-from .attention import Attention, attention
 from .classification import OmniSatClassifier
 from .image import ImageEncoder
 from .late import LATE_FUSION, LateFusion, dual_stream, late_fusion
+from .listening import Attention, attention
 from .ltae import LTAEEncoder
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny
 from .patches import ImagePatchEncoder, SeriesPatchEncoder

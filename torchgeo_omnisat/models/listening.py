@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Attention: which dates and which modalities a model listened to."""
+"""Listening: which dates and which modalities a model listened to."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -49,7 +49,7 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
 
     Returns:
         Weights of dates and of modalities. A series whose encoder has no
-        :class:`.TemporalAttention` is left out.
+        ``TemporalAttention`` is left out.
 
     Raises:
         ValueError: If the model fuses without attention, as :class:`.LateFusion` does.
