@@ -5,6 +5,7 @@
 
 from .base import Transform
 from .container import MultimodalAugmentation
+from .degraded import CloudCover, FewerDates, GaussianNoise, PartialCover
 from .ground import RandomDihedral, RandomGroundAffine, RandomGroundCrop
 from .intensity import RandomBandDropout, RandomClouds, RandomJitter, RandomSpeckle
 from .modality import ModalityDropout
@@ -12,10 +13,14 @@ from .normalize import Denormalize, Normalize
 from .temporal import RandomDateShift, RandomTemporalDropout, TemporalSubsample
 
 __all__ = [
+    'CloudCover',
     'Denormalize',
+    'FewerDates',
+    'GaussianNoise',
     'ModalityDropout',
     'MultimodalAugmentation',
     'Normalize',
+    'PartialCover',
     'RandomBandDropout',
     'RandomClouds',
     'RandomDateShift',

@@ -66,7 +66,7 @@ class RandomClouds(Transform):
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """The optical series that a batch has the keys of."""
-        return (m for m in super().present(batch) if m.temporal and _optical(m))
+        return (m for m in super().present(batch) if m.temporal and optical(m))
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Of each series: which dates, how bright (B, T), and how far each place is inside a cloud (B, T, n, n)."""
@@ -249,7 +249,7 @@ class RandomJitter(Transform):
         return changed
 
 
-def _optical(modality: Modality) -> bool:
+def optical(modality: Modality) -> bool:
     """Whether all bands are those of Sentinel-2."""
     return all(_OPTICAL.fullmatch(band) for band in modality.bands)
 
