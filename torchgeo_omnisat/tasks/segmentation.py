@@ -3,6 +3,7 @@
 
 """OmniSatSegmentation: a class for every pixel, from whatever modalities are there."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +16,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
+from ..batch import available
 from ..losses import CrossEntropyDice
 from ..modality import Modality
 from ..models import OmniSatSegmenter
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..transforms import ModalityDropout
 from .robustness import SegmentationScores
+from .subsets import divergence, hide
 from .supervised import SupervisedTask
 
 
@@ -52,6 +55,11 @@ class OmniSatSegmentation(SupervisedTask):
         class_weights: Weight of each class in the loss.
         modality_dropout: Probability that a training sample loses each of its modalities,
             or by name; see :class:`.ModalityDropout`.
+        subset_weight: If positive, each step learns from the tile with all of its modalities
+            and from what dropout leaves of them, which counts this much beside the former; the
+            tile is encoded once. If 0, it learns from what dropout leaves alone.
+        distill: Weight of a second loss of what dropout leaves: its divergence from the classes
+            that all modalities give. If positive, tiles are learnt from as with *subset_weight*.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
         scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
@@ -81,6 +89,8 @@ class OmniSatSegmentation(SupervisedTask):
         loss: Literal['ce+dice', 'ce'] = 'ce+dice',
         class_weights: Sequence[float] | None = None,
         modality_dropout: float | dict[str, float] = 0.2,
+        subset_weight: float = 0.0,
+        distill: float = 0.0,
         lr: float = 2e-3,
         weight_decay: float = 0.01,
         scheduler: Literal['cosine', 'plateau'] = 'cosine',
@@ -104,6 +114,9 @@ class OmniSatSegmentation(SupervisedTask):
 
     def configure_losses(self) -> None:
         """The loss, once the classes are known."""
+        for name in ('subset_weight', 'distill'):
+            if not 0 <= self.hparams[name] < math.inf:
+                raise ValueError(f'{name} is {self.hparams[name]}, expected a number of 0 or more')
         if self.told:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
             if self.hparams['loss'] not in dice:
@@ -124,6 +137,24 @@ class OmniSatSegmentation(SupervisedTask):
         super().configure_metrics()
         for name in ('task', 'num_labels'):
             self.hparams.pop(name)
+
+    def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a training batch; see *subset_weight* and *distill*."""
+        weight, distill = self.hparams['subset_weight'], self.hparams['distill']
+        if not weight and not distill:
+            return super().learn(batch)
+        out = self.model.backbone(batch)
+        logits = self.model.decode(out)
+        left = available(self.dropout(batch), self.modalities)
+        part = self.model.decode(hide(self.model.backbone, out, left))
+        mask = batch['mask']
+        loss = (self.criterion(logits, mask) + weight * self.criterion(part, mask)) / (1 + weight)
+        if distill:
+            scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
+            ignored = self.hparams['ignore_index']
+            counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
+            loss = loss + distill * divergence(part[:, scored], logits[:, scored], counted)
+        return logits, loss
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Probabilities of the classes, and where they lie.
