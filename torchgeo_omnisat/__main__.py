@@ -12,6 +12,7 @@ COMMANDS = {
     'export': 'the backbone of a checkpoint as a folder for the Hugging Face hub',
     'baseline': 'score a classifier of single pixels, to compare a model with',
     'stats': 'measure mean and deviation of every band of the training data',
+    'robustness': 'score a model with missing and degraded sensors',
     'check': 'walk a dataset and tell what is wrong with its files',
 }
 TORCHGEO = {
@@ -47,9 +48,9 @@ def _help() -> str:
     """What there is to run, a line each."""
     lines = ['usage: python -m torchgeo_omnisat COMMAND ...', '']
     lines += ['The command line of TorchGeo, which knows our models and data:']
-    lines += [f'  {name:<10}{text}' for name, text in TORCHGEO.items()]
+    lines += [f'  {name:<11}{text}' for name, text in TORCHGEO.items()]
     lines += ['', 'Our own:']
-    lines += [f'  {name:<10}{text}' for name, text in COMMANDS.items()]
+    lines += [f'  {name:<11}{text}' for name, text in COMMANDS.items()]
     lines += ['', 'python -m torchgeo_omnisat fit --model omnisat trains on synthetic landscapes,']
     lines += ['python -m torchgeo_omnisat COMMAND --help says more.']
     return '\n'.join(lines)

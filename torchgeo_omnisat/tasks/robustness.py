@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Robustness: the score of every subset of the modalities, as a table and a figure."""
+"""Robustness: the score of every subset of the modalities, as a table."""
 
 import csv
 import math
@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -221,57 +219,3 @@ def write_table(rows: Sequence[Row], path: Path, data: str) -> None:
         writer = csv.writer(file)
         writer.writerow([*rows[0]._fields, 'data'])
         writer.writerows([*(f'{v:.6f}' if isinstance(v, float) else v for v in row), data] for row in rows)
-
-
-def write_figure(rows: Sequence[Row], path: Path, data: str) -> None:
-    """Write :func:`draw_subsets` as PNG.
-
-    Args:
-        rows: The rows, at least one.
-        path: The file; it is there whole or not at all.
-        data: What was scored.
-    """
-    figure = draw_subsets(rows, data)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=150)
-    plt.close(figure)
-
-
-def draw_subsets(rows: Sequence[Row], data: str) -> Figure:
-    """The score of every subset as bars, above dots that say which modalities it has.
-
-    Subsets stand in order of their size, then of their score. The subset of all
-    modalities is darker than the others. Position and length alone carry the meaning.
-
-    Args:
-        rows: The rows, at least one; those without a score are left out.
-        data: What was scored, for the label of the axis.
-
-    Returns:
-        The figure.
-    """
-    title = rows[0].title
-    rows = sorted((r for r in rows if math.isfinite(r.score)), key=lambda r: (-r.modalities, -r.score))
-    names = sorted({name for row in rows for name in row.subset.split('+')})
-    size = (max(4.0, 1.6 + 0.55 * len(rows)), 3.2 + 0.3 * len(names))
-    figure, (bars, dots) = plt.subplots(
-        2, 1, sharex=True, figsize=size, height_ratios=(3.0, 0.4 + 0.35 * len(names)), layout='constrained'
-    )
-    dark, blue, grey = '#08306b', '#4292c6', '#d9d9d9'
-    most = max((row.modalities for row in rows), default=0)
-    for x, row in enumerate(rows):
-        bar = bars.bar(x, 100 * row.score, width=0.7, color=dark if row.modalities == most else blue)
-        bars.bar_label(bar, fmt='%.1f', padding=2, fontsize=8)
-        held = [names.index(name) for name in row.subset.split('+')]
-        dots.plot([x, x], [min(held), max(held)], color=dark, linewidth=2, zorder=1)
-        dots.scatter([x] * len(names), range(len(names)), s=70, color=grey, zorder=0)
-        dots.scatter([x] * len(held), held, s=70, color=dark, zorder=2)
-    bars.set_ylabel(f'{title} (%)\ndata: {data}')
-    bars.set_ylim(0, max([112 * row.score for row in rows] + [1.0]))
-    bars.set_xlim(-1, len(rows))
-    bars.spines[['top', 'right']].set_visible(False)
-    bars.tick_params(axis='x', bottom=False)
-    dots.set(yticks=range(len(names)), yticklabels=names, ylim=(max(len(names), 1) - 0.5, -0.5), xticks=[])
-    dots.spines[:].set_visible(False)
-    dots.tick_params(axis='y', left=False)
-    return figure

@@ -19,7 +19,8 @@ from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric
 
 from .base import OmniSatTask
-from .robustness import SubsetScores, write_figure, write_table
+from .robustness import SubsetScores, write_table
+from .upset import write_subsets
 
 
 class SupervisedTask(ClassificationMixin, OmniSatTask):
@@ -62,12 +63,16 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             The loss.
         """
         batch = self.renormalise(batch)
-        logits = self(self.dropout(batch))
+        logits, loss = self.learn(batch)
         self.train_metrics.update(self.answer(logits), self.truth(batch))
-        loss: Tensor = self.criterion(logits, batch[self.target])
         self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
         self.say_blind(batch)
         return loss + self.idle()
+
+    def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a training batch in the model's units, some modalities of which are dropped."""
+        logits = self(self.dropout(batch))
+        return logits, self.criterion(logits, batch[self.target])
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of a batch, and a figure of its first sample.
@@ -135,7 +140,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
             data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
             write_table(rows, folder / 'subsets.csv', data)
-            write_figure(rows, folder / 'subsets.png', data)
+            write_subsets(rows, folder / 'subsets.png', data)
             rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,222 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Robustness: what a missing or degraded sensor costs a trained model."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ..datamodules import MultimodalDataModule
+from ..datasets.writing import is_synthetic
+from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
+from ..tasks.degraded import KINDS, RobustnessTest
+from ..tasks.files import read_weights
+from ..tasks.report import Scored, markdown, write_report
+from .data import data_parser, one_error, parse_data
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score, write and print.
+
+    Args:
+        argv: The words of the command line.
+
+    Returns:
+        The exit status, 0 for success.
+    """
+    args, datamodule = parse_data(make_parser(), argv)
+    with one_error('robustness'):
+        labelled, groups = read_labels(args.ckpt), read_groups(args.groups)
+        tasks = {label: [load_task(path) for path in paths] for label, paths in labelled.items()}
+        datamodule.prepare_data()
+        datamodule.setup('test')
+        if unknown := [name for names in groups.values() for name in names if name not in datamodule.modalities]:
+            raise ValueError(f'--groups names {unknown}, expected some of {list(datamodule.modalities)}')
+        there = tuple(datamodule.modalities)
+        scored = []
+        for label, models in tasks.items():
+            kinds = args.degrade if len(models) == 1 else ()
+            tests = [RobustnessTest(task, groups, kinds, seed=args.seed) for task in models]
+            for path, test in zip(labelled[label], tests, strict=True):
+                print(f'{label}: {path}', file=sys.stderr)
+                run(test, datamodule, there, args.accelerator)
+            scored.append(join(label, [Scored(label, *test.results()) for test in tests]))
+        if len(titles := {model.rows[0].title for model in scored}) > 1:
+            raise ValueError(f'the checkpoints are scored by {sorted(titles)}, expected models of one kind')
+        data = describe(datamodule)
+        files = write_report(
+            scored,
+            args.output,
+            data,
+            {
+                'checkpoints': {label: [str(path) for path in paths] for label, paths in labelled.items()},
+                'groups': groups,
+                'seed': args.seed,
+                'datamodule': type(datamodule).__name__,
+                'versions': {name: version(name) for name in ('torch', 'torchgeo', 'torchgeo_omnisat')},
+            },
+        )
+    print(markdown(scored, data))
+    print('\n'.join(map(str, files)))
+    return 0
+
+
+def make_parser() -> ArgumentParser:
+    """The arguments of the command."""
+    parser = data_parser(
+        'robustness',
+        'Scores trained models on the test split: for every subset of their sensors, and with sensors that see less '
+        '(fewer dates, clouds, noise, an image of a part of the tile). Each tile is encoded once. Writes '
+        'robustness.csv, .json and .md, subsets.png and degradations.png.',
+    )
+    parser.add_argument(
+        '--ckpt',
+        nargs='+',
+        required=True,
+        metavar='LABEL=FILE',
+        help='checkpoints of OmniSatSegmentation or OmniSatClassification, drawn side by side, called by their file '
+        'names where no label is told; several of one label '
+        'are dedicated models, of which each is scored with all of its own sensors alone',
+    )
+    parser.add_argument('--output', type=Path, default=Path('robustness'), help='folder (default: robustness)')
+    parser.add_argument(
+        '--groups',
+        nargs='+',
+        default=[],
+        metavar='SENSOR=MODALITY,...',
+        help='modalities that come and go together, such as s1=s1a,s1d',
+    )
+    parser.add_argument(
+        '--degrade', nargs='*', default=list(KINDS), choices=list(KINDS), help=f'default: {" ".join(KINDS)}'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of what is degraded (default: 0)')
+    parser.add_argument('--accelerator', default='auto', help='of Lightning (default: auto)')
+    return parser
+
+
+def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[str], accelerator: str) -> None:
+    """Score a model on the test split; no file of a sensor that it does not know is opened.
+
+    Args:
+        test: The model, and what is to be scored.
+        datamodule: The data; it is told which modalities to read.
+        there: Names of the modalities that the data have.
+        accelerator: What Lightning runs on.
+
+    Raises:
+        ValueError: If model and data share no modality, there is nothing to score, or no such
+            accelerator.
+    """
+    known = list(test.task.modalities)
+    names = tuple(name for name in there if name in known)
+    if not names:
+        raise ValueError(f'the model takes {known}, expected some of {list(there)}, which the data have')
+    datamodule.kwargs['modalities'] = names
+    with _quiet():
+        try:
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+            )
+        except MisconfigurationException as error:
+            raise ValueError(f'--accelerator {accelerator}: {error}') from error
+        trainer.test(test, datamodule=datamodule, verbose=False)
+
+
+def join(label: str, found: Sequence[Scored]) -> Scored:
+    """One model as it is; of several, dedicated ones, what each has with all of its sensors.
+
+    Raises:
+        ValueError: If two of several have the same sensors.
+    """
+    if len(found) == 1:
+        return found[0]
+    rows = [model.rows[0] for model in found]
+    names = [row.subset for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f'checkpoints called {label!r} are for {names}, expected each set of sensors once')
+    return Scored(label, sorted(rows, key=lambda row: -row.modalities))
+
+
+def load_task(path: Path) -> SupervisedTask:
+    """The trained task of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read safely, or is not of a task that can be scored.
+    """
+    _, told = read_weights(path)
+    kinds = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
+    kind = next((kind for key, kind in kinds.items() if key in told), None)
+    if kind is None or not path.is_file():
+        raise ValueError(f'{path} is no checkpoint of {" or ".join(kind.__name__ for kind in kinds.values())}')
+    task: SupervisedTask = kind.load_from_checkpoint(path, map_location='cpu', weights_only=True)
+    return task
+
+
+def read_labels(words: Sequence[str]) -> dict[str, list[Path]]:
+    """Checkpoints by label; without one, a file is called by its own name.
+
+    Raises:
+        ValueError: If two files without a label have the same name.
+    """
+    labelled: dict[str, list[Path]] = {}
+    for word in words:
+        label, told, path = word.rpartition('=')
+        if not told and Path(path).stem in labelled:
+            raise ValueError(f'--ckpt has two models called {Path(path).stem!r}, expected LABEL={path}')
+        labelled.setdefault(label or Path(path).stem, []).append(Path(path).expanduser())
+    return labelled
+
+
+def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Modalities by sensor, from words such as ``s1=s1a,s1d``.
+
+    Raises:
+        ValueError: If a word is not of that form.
+    """
+    groups = {}
+    for word in words:
+        sensor, told, names = word.partition('=')
+        members = tuple(names.split(','))
+        if not (sensor and told and all(members)):
+            raise ValueError(f'--groups has {word!r}, expected SENSOR=MODALITY,MODALITY')
+        groups[sensor] = members
+    return groups
+
+
+def describe(datamodule: MultimodalDataModule) -> str:
+    """What is scored; made-up data are called so."""
+    made_up = getattr(datamodule, 'synthetic', False) or is_synthetic(
+        Path(datamodule.kwargs.get('root', '.')).expanduser()
+    )
+    return 'synthetic landscapes' if made_up else type(datamodule).__name__.removesuffix('DataModule')
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notices and hints; the bar stays."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='lightning')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
