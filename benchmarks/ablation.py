@@ -11,6 +11,7 @@ is done; whoever calls this again, or at the same time, goes on with the others.
     python benchmarks/ablation.py --smoke                     # all rows, one seed, minutes
     python benchmarks/ablation.py --data pastis --root DIR    # PASTIS-HD in its official folds
     python benchmarks/ablation.py --tables dedicated          # a model for each subset of the sensors
+    python benchmarks/ablation.py --tables robustness         # what missing sensors cost, beside these
 """
 
 import argparse
@@ -26,9 +27,10 @@ from typing import Any
 
 import few  # noqa: F401 (the command line finds its datamodules among the classes that are imported)
 import matplotlib.pyplot as plt
+import missing
 import runs
 from matplotlib.figure import Figure
-from runs import Run
+from runs import Run, described, pretty, spread
 
 from torchgeo_omnisat import tasks
 from torchgeo_omnisat.tasks.outputs import replacing
@@ -39,6 +41,8 @@ SENSORS = {'S2': ('s2',), 'S1': ('s1a', 's1d'), 'SPOT': ('spot',)}
 #: Encoders as wide as those of ``omnisat_tiny``; without, U-TAE is as wide as published.
 NARROW = {'widths': [16, 32, 64], 'image_widths': [16, 32, 64, 128]}
 PUBLISHED: dict[str, Any] = {}
+#: Probability of losing a modality where all of them are learnt from in the same step.
+BOTH_DROPOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Row:
         backbone: A baseline; None for the OmniSat.
         pretrained: Whether it is pre-trained.
         dropout: Whether it trains with modality dropout.
+        both: Whether each step learns from all sensors and from what dropout leaves of them.
         claimed: What the summary claims for PASTIS, mean IoU in %.
     """
 
@@ -91,6 +96,7 @@ class Row:
     backbone: str | None = None
     pretrained: bool = True
     dropout: bool = True
+    both: bool = False
     claimed: float | None = None
 
 
@@ -98,6 +104,14 @@ class Row:
 Tables = Mapping[str, Sequence[tuple[Row, Sequence[Mapping[str, str]]]]]
 
 WHOLE = Row('all (OmniSat)', claimed=67.5)
+SCRATCH = Row('without pre-training', pretrained=False, claimed=64.1)
+BOTH = Row('all and some sensors in each step', pretrained=False, both=True)
+#: An OmniSat for each subset of the sensors, which never lacks any of them.
+DEDICATED = tuple(
+    Row(f'OmniSat of {"+".join(sensors)}', sensors, pretrained=False, dropout=False)
+    for count in (3, 2, 1)
+    for sensors in itertools.combinations(SENSORS, count)
+)
 TABLES = {
     'summary': (
         Row('S2 only (U-TAE)', ('S2',), 'utae', claimed=63.1),
@@ -106,19 +120,20 @@ TABLES = {
     ),
     'ablation': (
         WHOLE,
-        Row('without pre-training', pretrained=False, claimed=64.1),
+        SCRATCH,
         Row('without modality dropout', dropout=False, claimed=65.8),
         Row('without S1', ('S2', 'SPOT'), claimed=66.2),
         Row('without SPOT', ('S2', 'S1'), claimed=65.9),
     ),
-    'dedicated': (
-        Row('late fusion of all', backbone='late_fusion'),
-        *(
-            Row(f'OmniSat of {"+".join(sensors)}', sensors, pretrained=False, dropout=False)
-            for count in (3, 2, 1)
-            for sensors in itertools.combinations(SENSORS, count)
-        ),
-    ),
+    'dedicated': (Row('late fusion of all', backbone='late_fusion'), *DEDICATED),
+    'robustness': (WHOLE, SCRATCH, BOTH, *DEDICATED),
+}
+#: Models that lose sensors at test time, by what they are called beside the dedicated ones.
+TESTED = {
+    'no dropout': DEDICATED[0],
+    'modality dropout': SCRATCH,
+    'all and some in each step': BOTH,
+    'pre-trained, modality dropout': WHOLE,
 }
 
 
@@ -131,6 +146,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
     """The run of a row, at a size, on a fold, from a seed; a row of one modality has none to lose."""
     modalities = tuple(name for sensor in row.sensors for name in SENSORS[sensor])
     ours = row.backbone is None
+    drops = ours and row.dropout and len(modalities) > 1
     return Run(
         data=data,
         fold=fold,
@@ -138,7 +154,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
         backbone=size.backbone if row.backbone is None else row.backbone,
         backbone_args=json.dumps({} if ours else dict(size.baseline_args)),
         modalities=modalities,
-        modality_dropout=default('modality_dropout') if ours and row.dropout and len(modalities) > 1 else 0.0,
+        modality_dropout=(BOTH_DROPOUT if row.both else default('modality_dropout')) if drops else 0.0,
         pretraining_steps=size.pretraining_steps if ours and row.pretrained and len(modalities) > 1 else 0,
         labels=1.0,
         steps=size.steps,
@@ -146,18 +162,8 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
         lr=default('lr'),
         tiles=size.tiles if data == 'synthetic' else None,
         max_dates=size.max_dates,
+        subset_weight=float(drops and row.both),
     )
-
-
-def spread(rows: Sequence[Mapping[str, str]], column: str = 'mean_iou') -> tuple[float, float]:
-    """Mean and standard deviation (of a sample; nan of a single one) of a column."""
-    values = [float(row[column]) for row in rows]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float('nan')
-
-
-def pretty(mean: float, deviation: float) -> str:
-    """A mean with its deviation, if there is one."""
-    return f'{mean:.1f}' + (f' ± {deviation:.1f}' if deviation == deviation else '')
 
 
 def budget(done: Iterable[Mapping[str, str]]) -> str:
@@ -167,8 +173,7 @@ def budget(done: Iterable[Mapping[str, str]]) -> str:
         return ', '.join(sorted({row[column] for row in rows}))
 
     rows = list(done)
-    data = {row['data'] for row in rows}
-    what = 'Data: **synthetic landscapes, made up**' if data == {'synthetic'} else f'Data: {", ".join(sorted(data))}'
+    what = f'Data: **{described(rows)}**'
     tiles = f', {values("tiles")} tiles' if values('tiles') else ''
     steps = sorted({row['pretraining_steps'] for row in rows} - {'0'})
     return '\n'.join(
@@ -210,9 +215,9 @@ def draw(tables: Tables) -> Figure:
         values = [float(run['mean_iou']) for run in found[name]]
         axes.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color='#08306b', linewidth=2)
         axes.scatter(values, [y] * len(values), color='#4292c6', zorder=2)
-    data = sorted({run['data'] for done in found.values() for run in done})
+    data = described(run for done in found.values() for run in done)
     axes.set(yticks=range(len(lines)), yticklabels=[name for name, _ in lines], ylim=(len(lines) - 0.5, -0.5))
-    axes.set_xlabel(f'mean IoU (%), test fold\ndata: {", ".join(data)}')
+    axes.set_xlabel(f'mean IoU (%), test fold\ndata: {data}')
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='x', color='#d9d9d9')
     axes.set_axisbelow(True)
@@ -312,6 +317,10 @@ def main() -> None:
         for title, rows in wanted.items()
     }
     print(report(found, made))
+    if 'robustness' in found:
+        lines = dict(found['robustness'])
+        tested = {name: lines[row] for name, row in TESTED.items()}
+        print(missing.report(tested, {row.sensors: lines[row] for row in DEDICATED}, SENSORS, made.path))
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
-from ablation import WHOLE, parser, plan, spread
+from ablation import WHOLE, parser, plan
 from matplotlib.figure import Figure
+from runs import described, spread
 
 from torchgeo_omnisat.tasks.outputs import replacing
 
@@ -35,11 +36,11 @@ def draw(curves: Mapping[str, Sequence[Point]]) -> Figure:
         means, deviations = zip(*(spread(done) for _, done in points), strict=True)
         bars = [0.0 if deviation != deviation else deviation for deviation in deviations]
         axes.errorbar([100 * part for part, _ in points], means, bars, fmt=style, capsize=3, label=name)
-    data = sorted({run['data'] for points in curves.values() for _, done in points for run in done})
+    data = described(run for points in curves.values() for _, done in points for run in done)
     axes.set_xscale('log')
     axes.set_xticks([100 * part for part in PARTS], [f'{100 * part:g}' for part in PARTS])
     axes.minorticks_off()
-    axes.set(xlabel='labels of the training tiles (%)', ylabel=f'mean IoU (%), test fold\ndata: {", ".join(data)}')
+    axes.set(xlabel='labels of the training tiles (%)', ylabel=f'mean IoU (%), test fold\ndata: {data}')
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
     return figure

@@ -14,11 +14,12 @@ import logging
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -30,6 +31,7 @@ import torchgeo.main
 from filelock import FileLock, Timeout
 
 from torchgeo_omnisat import plugin
+from torchgeo_omnisat.datasets.writing import is_synthetic
 from torchgeo_omnisat.tasks.outputs import replacing
 
 #: The datamodule of each kind of data, and of a part of its labels.
@@ -60,6 +62,9 @@ class Run:
         lr: Learning rate after the warm-up.
         tiles: Number of synthetic landscapes; None for real data.
         max_dates: The most dates of a series that are read; None for all.
+        subset_weight: Weight of what dropout leaves beside all modalities, which are then learnt
+            from in every step too; 0 for what dropout leaves alone.
+        distill: Weight of its divergence from what all modalities give.
     """
 
     data: str
@@ -76,6 +81,8 @@ class Run:
     lr: float
     tiles: int | None = None
     max_dates: int | None = None
+    subset_weight: float = 0.0
+    distill: float = 0.0
 
     @property
     def key(self) -> str:
@@ -85,7 +92,8 @@ class Run:
     @property
     def pretraining(self) -> 'Run':
         """The pre-training of the run, which others share: it knows no label and no fine-tuning."""
-        return replace(self, modality_dropout=0.0, labels=0.0, steps=self.pretraining_steps, lr=0.0)
+        untold = dict.fromkeys(('modality_dropout', 'labels', 'lr', 'subset_weight', 'distill'), 0.0)
+        return replace(self, steps=self.pretraining_steps, **untold)
 
 
 def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, list[str]]:
@@ -98,7 +106,7 @@ def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, l
         workers: Processes that read.
     """
     pretrained, checkpoint = folder / run.pretraining.key / 'pretrained.ckpt', folder / run.key / 'model.ckpt'
-    told = {'model.modality_dropout': run.modality_dropout, 'model.lr': run.lr}
+    told = {f'model.{name}': getattr(run, name) for name in ('modality_dropout', 'subset_weight', 'distill', 'lr')}
     task, data = {'model': 'omnisat', **_backbone(run), **told}, _data(run, root, workers)
     fit = task | _training(run, checkpoint, run.steps) | data
     test = task | _trainer(checkpoint.parent) | data | {'ckpt_path': checkpoint, 'verbose': 'false'}
@@ -137,6 +145,7 @@ def execute(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, An
     return {
         'key': run.key,
         **_flat(run),
+        'made_up': is_synthetic(Path(root)),
         'mean_iou': scores[rows[0]['subset']],
         'overall_accuracy': round(100 * float(rows[0]['overall_accuracy']), 3),
         'subsets': json.dumps(scores),
@@ -197,6 +206,22 @@ def keep(table: Path, row: Mapping[str, Any]) -> None:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
             writer.writerows(rows.values())
+
+
+def spread(rows: Sequence[Mapping[str, str]], column: str = 'mean_iou') -> tuple[float, float]:
+    """Mean and standard deviation (of a sample; nan of a single one) of a column."""
+    values = [float(row[column]) for row in rows]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float('nan')
+
+
+def pretty(mean: float, deviation: float) -> str:
+    """A mean with its deviation, if there is one."""
+    return f'{mean:.1f}' + (f' ± {deviation:.1f}' if deviation == deviation else '')
+
+
+def described(done: Iterable[Mapping[str, str]]) -> str:
+    """The data of some runs, called synthetic if they are made up."""
+    return ', '.join(sorted({'synthetic landscapes' if row['made_up'] == 'True' else row['data'] for row in done}))
 
 
 def circumstances() -> dict[str, Any]:

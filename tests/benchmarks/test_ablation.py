@@ -24,6 +24,7 @@ from torch import Tensor
 from torchgeo.main import main
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.models import OmniSatSegmenter
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -71,7 +72,7 @@ def test_a_row_receives_what_it_says(name: str, landscapes: Path, tmp_path: Path
     """The sensors, of which no other file is opened; their loss in training; the backbone."""
     row = ROWS[name]
     run = make_run(replace(row, pretrained=False), TINY, 'synthetic', 1, 0)
-    run = replace(run, modality_dropout=1.0 if run.modality_dropout else 0.0)
+    run = replace(run, modality_dropout=1.0 if run.modality_dropout else 0.0, subset_weight=0.0)
     root = without(landscapes, row.sensors, tmp_path / 'data')
     main(runs.commands(run, tmp_path, str(root))['fit'])
     held = [modality for sensor in row.sensors for modality in SENSORS[sensor]]
@@ -125,7 +126,8 @@ def test_every_part_of_a_run_is_in_its_key() -> None:
         value = getattr(run, field.name)
         other = changed[field.name] if field.name in changed else (value or 0) + 1
         assert replace(run, **{field.name: other}).key != run.key, field.name
-    assert replace(run, labels=0.1, modality_dropout=0.0, steps=7, lr=1.0).pretraining == run.pretraining
+    tuned = replace(run, labels=0.1, modality_dropout=0.0, steps=7, lr=1.0, subset_weight=1.0, distill=1.0)
+    assert tuned.pretraining == run.pretraining
 
 
 class TestFewLabels:
@@ -155,7 +157,9 @@ class TestFewLabels:
 def fake(run: runs.Run, *_: object) -> dict[str, Any]:
     """What a run would say that scored its seed and 50 for each modality."""
     score = 50 * len(run.modalities) + run.seed
-    found = {'mean_iou': score, 'overall_accuracy': score + 1, 'subsets': '{}', 'seconds': '{}'}
+    lost = {subset_name(names): score - 10 * (len(run.modalities) - len(names)) for names in subsets(run.modalities)}
+    found = {'mean_iou': score, 'overall_accuracy': score + 1, 'subsets': json.dumps(lost), 'seconds': '{}'}
+    found |= {'made_up': run.data == 'synthetic'}
     return {'key': run.key, **runs._flat(run), **found, **runs.circumstances()}
 
 
@@ -220,7 +224,7 @@ class TestTable:
         text = ablation.report({'summary': [(row, [done[r.key] for r in rs]) for row, rs in rows.items()]}, made)
         assert '| S2 only (U-TAE) | S2 | 51.0 ± 1.0 | 52.0 ± 1.0 | 3 | 63.1 |' in text
         assert '| all (OmniSat) | S2+S1+SPOT | 201.0 ± 1.0 |' in text
-        assert 'synthetic landscapes, made up**, 80 tiles, fold 1. Every row: 40 optimiser steps of 4 tiles' in text
+        assert 'Data: **synthetic landscapes**, 80 tiles, fold 1. Every row: 40 optimiser steps of 4 tiles' in text
         assert (tmp_path / 'ablation-synthetic-smoke.md').read_text() == text
         assert (tmp_path / 'ablation-synthetic-smoke.png').read_bytes().startswith(b'\x89PNG')
         assert len(list(csv.DictReader((tmp_path / 'runs-synthetic-smoke.csv').open()))) == 9
