@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
-from .omnisat import Encoder, OmniSat, build_encoders
+from .encoders import Encoder, build_encoders
+from .omnisat import OmniSat
 from .segmentation import resize
 from .utae import UpBlock, climb, conv_block, group_norm
 

@@ -7,7 +7,7 @@ After Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observa
 (arXiv 2404.08351); encoders, fusion and the treatment of what is missing are our own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +18,8 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities
+from .encoders import Encoder, build_encoders
 from .fusion import Fusion
-from .image import ImageEncoder
-from .ltae import LTAEEncoder
-from .utae import UTAEEncoder
-from .weights import published_encoder
-
-#: An encoder by name, as a module, or as what builds one from the number of bands.
-Encoder = str | nn.Module | Callable[[int], nn.Module]
 
 
 class FeatureMaps(NamedTuple):
@@ -104,6 +98,8 @@ class OmniSat(nn.Module):
         num_heads: Number of heads of the fusion.
         widths: Channels of the default series encoder's levels.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
+        checkpointing: Whether default series encoders compute the finest maps of single dates
+            again in the backward pass instead of keeping them: less memory, more time.
 
     Raises:
         ValueError: If an encoder is named for a modality that is not there, or is unknown.
@@ -119,11 +115,12 @@ class OmniSat(nn.Module):
         num_heads: int = 8,
         widths: Sequence[int] = (32, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
-        self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths))
+        self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths, checkpointing))
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
         self.fusion: nn.Module = Fusion(self.modalities, embed_dim, depth, num_heads)
@@ -254,52 +251,6 @@ def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[
     return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
 
 
-def build_encoders(
-    modalities: Mapping[str, Modality],
-    encoders: Mapping[str, Encoder] | None,
-    widths: Sequence[int],
-    image_widths: Sequence[int],
-) -> dict[str, nn.Module]:
-    """One encoder a modality; the arguments and errors are those of :class:`OmniSat`."""
-    chosen = dict(encoders or {})
-    if unknown := sorted(set(chosen) - set(modalities)):
-        raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
-    sizes = tuple(widths), tuple(image_widths)
-    return {name: _build_encoder(modality, chosen.get(name), *sizes) for name, modality in modalities.items()}
-
-
-def _build_encoder(
-    modality: Modality, encoder: Encoder | None, widths: tuple[int, ...], image_widths: tuple[int, ...]
-) -> nn.Module:
-    """The encoder of one modality, from what a user chose or the default for its kind."""
-    bands = len(modality.bands)
-    if isinstance(encoder, nn.Module):
-        return encoder
-    if encoder is not None and not isinstance(encoder, str):
-        return encoder(bands)
-    if not modality.temporal:
-        return ImageEncoder(bands, encoder) if encoder else _resnet(bands, image_widths)
-    if encoder in (None, 'utae'):
-        return UTAEEncoder(bands, widths, dim=2 * widths[-1])
-    if encoder == 'ltae':
-        return LTAEEncoder(bands, widths)
-    if encoder == 'utae_published':
-        return published_encoder(bands)
-    raise ValueError(
-        f"encoder {encoder!r} of the series {modality.name!r} is unknown, expected 'utae', 'utae_published' or 'ltae'"
-    )
-
-
-def _resnet(bands: int, widths: tuple[int, ...]) -> ImageEncoder:
-    """A ResNet-18 of these widths; one that is narrower than the original has a stem to match.
-
-    The original stem has 64 channels whatever follows, which at a metre a pixel took half
-    the time of a step of :func:`omnisat_tiny`.
-    """
-    stem: dict[str, Any] = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
-    return ImageEncoder(bands, 'resnet18', channels=widths, **stem)
-
-
 def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
     """The smallest OmniSat, for tests, demonstrations and first looks at data.
 
@@ -326,6 +277,7 @@ def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs:
         'num_heads': 8,
         'widths': (16, 32, 64, 128),
         'image_widths': (32, 64, 128, 256),
+        'checkpointing': True,
     }
     return _build(modalities, weights, sizes | kwargs)
 

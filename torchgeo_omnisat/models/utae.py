@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .packing import add_up, put, rows, take
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
@@ -79,6 +80,8 @@ class UTAEEncoder(nn.Module):
         padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map.
         batch_norm: BatchNorm after the temporal attention, as published.
         dropout: Dropout after the temporal attention.
+        checkpointing: Whether the maps of single dates at the two finest levels are computed
+            again in the backward pass instead of kept.
     """
 
     def __init__(
@@ -92,9 +95,10 @@ class UTAEEncoder(nn.Module):
         padding_mode: Padding = 'zeros',
         batch_norm: bool = False,
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = tuple(widths)
+        self.channels, self.checkpointing = tuple(widths), checkpointing
         self.strides = tuple(2**level for level in range(len(widths)))
         self.in_conv = nn.Sequential(
             conv_block(in_channels, widths[0], padding_mode=padding_mode),
@@ -129,13 +133,20 @@ class UTAEEncoder(nn.Module):
         missing = packed.isnan()
         seen = ~missing.all(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
         packed = packed.masked_fill(missing, 0).contiguous(memory_format=torch.channels_last)
-        pyramid = [self.in_conv(packed)]
-        for block in self.down_blocks:
-            pyramid.append(block(pyramid[-1]))
+        pyramid = [self._run(self.in_conv, packed)]
+        for level, block in enumerate(self.down_blocks):
+            pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))
         coarse, weights = self._collapse_coarsest(pyramid[-1], seen, dates, index)
         packed_weights = take(weights.flatten(0, 1), index)
-        maps = [collapse(level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
+        maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
         return [*maps, coarse], weights
+
+    def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call a function; what it computes on the way is not kept for the backward pass if so wanted."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*args)
+        result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+        return result
 
     def _collapse_coarsest(
         self,
