@@ -91,11 +91,11 @@ def test_hidden_modalities_have_no_influence() -> None:
         for row in range(3):
             gone = [m for m, held in zip(MODALITIES.values(), kept[row], strict=True) if not held]
             alone = model.backbone(drop({key: value[[row]] for key, value in batch.items()}, gone))
-            torch.testing.assert_close(found.fused[[row]], alone.fused, **ROUNDING)
-            torch.testing.assert_close(model.decode(found)[[row]], model.decode(alone), **ROUNDING)
+            torch.testing.assert_close(found.fused[[row]], alone.fused, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model.decode(found)[[row]], model.decode(alone), rtol=1e-4, atol=1e-5)
             for name, token in found.tokens.items():
                 wanted = alone.tokens.get(name, torch.zeros_like(token[[row]]))
-                torch.testing.assert_close(token[[row]], wanted, **ROUNDING)
+                torch.testing.assert_close(token[[row]], wanted, rtol=1e-4, atol=1e-5)
         assert torch.equal(found.available, kept)
         same = hide(model.backbone, out, torch.tensor([[True, False, False]] * 3))
         torch.testing.assert_close(same.fused, model.backbone.restrict(out, ['s2']).fused)

@@ -23,7 +23,7 @@ KINDS: dict[type[Any], dict[str, Any]] = {
 }
 CHANGED = {
     FewerDates: {'valid_s2', 'valid_s1a'},
-    CloudCover: {'image_s2'},
+    CloudCover: {'image_s2', 'valid_s2'},
     GaussianNoise: {'image_s2', 'image_s1a', 'image_spot'},
     PartialCover: {'image_spot'},
 }

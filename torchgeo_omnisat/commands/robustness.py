@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..datamodules import MultimodalDataModule
 from ..datasets.writing import is_synthetic
@@ -159,7 +159,7 @@ def load_task(path: Path) -> SupervisedTask:
         ValueError: If it cannot be read safely, or is not of a task that can be scored.
     """
     _, told = read_weights(path)
-    kinds = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
+    kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
     kind = next((kind for key, kind in kinds.items() if key in told), None)
     if kind is None or not path.is_file():
         raise ValueError(f'{path} is no checkpoint of {" or ".join(kind.__name__ for kind in kinds.values())}')

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -133,7 +134,12 @@ def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -
         places = [x for x, subset in enumerate(order) if subset in scores]
         heights = [100 * scores[order[x]] for x in places]
         offset = (number - (len(models) - 1) / 2) * thick
-        style = {'color': COLOURS[number % 7], 'hatch': HATCHES[number % 7], 'edgecolor': 'white', 'linewidth': 0}
+        style: dict[str, Any] = {
+            'color': COLOURS[number % 7],
+            'hatch': HATCHES[number % 7],
+            'edgecolor': 'white',
+            'linewidth': 0,
+        }
         bars = axes.bar([x + offset for x in places], heights, thick * 0.95, label=name or None, **style)
         box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.3}
         axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=8 if len(models) == 1 else 6, bbox=box)
