@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyproj import CRS
+from rasterio import Affine
 from torch.utils.data import DataLoader
 from torchgeo.datasets import DatasetNotFoundError, stack_samples, unbind_samples
 from torchgeo.datasets.splits import roi_split, time_series_split
@@ -18,7 +20,8 @@ from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler, Sequentia
 
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import collate
-from torchgeo_omnisat.datasets import RasterTimeSeries, Sentinel1TimeSeries, Sentinel2TimeSeries
+from torchgeo_omnisat.datasets import RasterTimeSeries, Sentinel1TimeSeries, Sentinel2TimeSeries, frames
+from torchgeo_omnisat.grid import Grid
 
 
 def day(text: str) -> int:
@@ -145,6 +148,27 @@ def test_pixels_of_other_sizes(tmp_path: Path) -> None:
     coarse = series[window(step=20)]['image_s'][0, 0]
     torch.testing.assert_close(coarse, torch.from_numpy(ramp(8, 8)[0].reshape(4, 2, 4, 2).mean((1, 3))))
     assert series[window(step=0.5)]['image_s'].shape == (1, 1, 160, 160)
+
+
+@pytest.mark.parametrize('nodata', [None, 101, -9999])
+@pytest.mark.parametrize('corner', [(0, 0), (-3, 5), (9, -2), (40, 0)])
+def test_copied_pixels_are_those_of_a_warp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodata: int | None, corner: tuple[int, int]
+) -> None:
+    path = str(write(tmp_path / 'a_20210101.tif', ramp(12, 16, 2), nodata=nodata))
+    grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + 10 * corner[0], 0, -10, Y - 10 * corner[1]), 7, 9)
+    copied = frames.read_raster(path, (2, 1), grid, None, False, True)
+    monkeypatch.setattr(frames, '_place', lambda *_: None)
+    np.testing.assert_array_equal(copied, frames.read_raster(path, (2, 1), grid, None, False, True))
+    assert np.isfinite(copied).any() == (corner != (40, 0))
+
+
+def test_pixels_half_a_pixel_away_are_not_copied(tmp_path: Path) -> None:
+    path = str(write(tmp_path / 'a_20210101.tif', ramp(12, 16)))
+    grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + 25, 0, -10, Y - 20), 4, 4)
+    np.testing.assert_allclose(
+        frames.read_raster(path, None, grid, None, False, False)[0, :, 0], 203.5 + 100 * np.arange(4)
+    )
 
 
 def test_another_crs_lands_on_the_same_ground(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import reproject
+from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ..grid import Grid
@@ -164,7 +165,8 @@ def read_raster(
         cache: Whether to keep the file open.
 
     Returns:
-        Float32 ``(C, H, W)``.
+        Float32 ``(C, H, W)``. Where the pixels are those of the file, they are copied: a warp
+        of a small tile costs ten times as much.
 
     Raises:
         ValueError: If that cannot be read.
@@ -173,20 +175,10 @@ def read_raster(
         source = _kept_open(path, os.getpid()) if cache else rasterio.open(path)
         try:
             bands = list(indexes or source.indexes)
-            image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
-            method = Resampling.nearest
-            if not nearest:
-                finer = _pixel(source, grid) < FINER * grid.step
-                method = Resampling.average if finer else Resampling.bilinear
-            reproject(
-                rasterio.band(source, bands),
-                image,
-                src_nodata=source.nodata if nodata is None else nodata,
-                dst_crs=grid.crs,
-                dst_transform=grid.transform,
-                dst_nodata=np.nan,
-                resampling=method,
-                UNIFIED_SRC_NODATA='NO',  # every band says for itself what was measured
+            value = source.nodata if nodata is None else nodata
+            place = _place(source, grid)
+            image = (
+                _warped(source, bands, grid, value, nearest) if place is None else _cut(source, bands, *place, value)
             )
         finally:
             if not cache:
@@ -195,6 +187,59 @@ def read_raster(
         raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
     image[~np.isfinite(image)] = np.nan
     return image
+
+
+def _warped(source: Any, bands: list[int], grid: Grid, nodata: float | None, nearest: bool) -> NDArray[np.float32]:
+    """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
+    image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
+    method = Resampling.nearest
+    if not nearest:
+        method = Resampling.average if _pixel(source, grid) < FINER * grid.step else Resampling.bilinear
+    reproject(
+        rasterio.band(source, bands),
+        image,
+        src_nodata=nodata,
+        dst_crs=grid.crs,
+        dst_transform=grid.transform,
+        dst_nodata=np.nan,
+        resampling=method,
+        UNIFIED_SRC_NODATA='NO',  # every band says for itself what was measured
+    )
+    return image
+
+
+def _place(source: Any, grid: Grid) -> tuple[int, int, int, int] | None:
+    """The pixels of a grid as row, column, height and width of a file; None if they are not the file's own."""
+    a, b, x, d, e, y = tuple(source.transform)[:6]
+    step, (left, top) = grid.step, grid.corner
+    if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _same(source.crs, grid.crs):
+        return None
+    row, column = (y - top) / step, (left - x) / step
+    if max(abs(row - round(row)), abs(column - round(column))) > 1e-6:
+        return None
+    return round(row), round(column), grid.height, grid.width
+
+
+def _cut(
+    source: Any, bands: list[int], row: int, column: int, height: int, width: int, nodata: float | None
+) -> NDArray[np.float32]:
+    """Bands of part of an open file, NaN beyond it."""
+    image = np.full((len(bands), height, width), np.nan, dtype=np.float32)
+    top, left = max(row, 0), max(column, 0)
+    bottom, right = min(row + height, source.height), min(column + width, source.width)
+    if top < bottom and left < right:
+        pixels = source.read(bands, window=Window(left, top, right - left, bottom - top))
+        inside = image[:, top - row : bottom - row, left - column : right - column]
+        inside[:] = pixels
+        if nodata is not None:
+            inside[pixels == nodata] = np.nan
+    return image
+
+
+@functools.lru_cache(maxsize=128)
+def _same(source: Any, grid: Any) -> bool:
+    """Whether the CRS of a file is that of a grid; a file that does not say has that one."""
+    return source is None or bool(source == grid)
 
 
 @functools.lru_cache(maxsize=128)
@@ -208,7 +253,7 @@ atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are clos
 
 def _pixel(source: Any, grid: Grid) -> float:
     """About how large the pixels of a file are in units of a grid's CRS."""
-    if source.crs is None or source.crs == grid.crs:
+    if _same(source.crs, grid.crs):
         return float(max(source.res))
     try:
         left, bottom, right, top = source.bounds
