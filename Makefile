@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DELETE_ON_ERROR:
-.PHONY: help env demo test lint docs bench clean
+.PHONY: help env demo test test-min lint docs bench build clean
 
 PYTHON = .venv/bin/python
 # A version manager's shim named uv may exist and not work, so ask it for its version.
@@ -13,7 +13,7 @@ export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/pki/*),1,0)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
 env: .venv/.tests .venv/.style  ## create .venv with all that developing takes
 
@@ -22,6 +22,11 @@ demo: .venv/.package  ## made-up landscapes to a trained model and its scores, i
 
 test: .venv/.tests  ## run the tests
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(ARGS)
+
+test-min: $(LOCAL_UV)  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
+	@$(UV) venv --quiet --allow-existing --python 3.12 .venv-min
+	@$(UV) pip install --quiet --python .venv-min --resolution lowest-direct --editable '.[tests,stac]'
+	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv-min/bin/python -m pytest $(ARGS)
 
 lint: .venv/.tests .venv/.style  ## style, types and import layers
 	@.venv/bin/ruff check
@@ -39,8 +44,14 @@ bench: .venv/.package  ## memory and speed on full-size tiles, augmentation, the
 	@$(PYTHON) benchmarks/augmentation.py
 	@$(PYTHON) benchmarks/ablation.py --smoke --fresh
 
+build: $(LOCAL_UV)  ## the package to release, into dist/, checked
+	@rm -rf dist
+	@$(UV) build --quiet --out-dir dist
+	@$(UV) tool run --quiet twine check --strict dist/*
+	@ls -l dist
+
 clean:  ## remove what other targets made, the environment too
-	rm -rf .venv .uv demo dist build docs/_build benchmarks/runs .*_cache .coverage htmlcov
+	rm -rf .venv .venv-min .uv demo dist build docs/_build docs/tutorials benchmarks/runs .*_cache .coverage htmlcov
 
 # Stamps: a set-up step runs again only when pyproject.toml has changed.
 .venv/.package: pyproject.toml .venv/pyvenv.cfg

@@ -4,6 +4,8 @@
 """The site. `make docs` builds it without a network; DOCS_INTERSPHINX=1 links foreign names to their own sites."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from sphinx.ext.napoleon import GoogleDocstring
@@ -15,14 +17,22 @@ author = copyright = 'torchgeo_omnisat contributors'
 version = release = torchgeo_omnisat.__version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.doctest',
     'sphinx.ext.intersphinx',
     'sphinx.ext.napoleon',
 ]
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'jupyter_execute']
 myst_heading_anchors = 3
+
+# The tutorials are run once; they run again when their code has changed, or after `make clean`.
+nb_execution_mode = 'cache'
+nb_execution_cache_path = os.environ.get('DOCS_NOTEBOOK_CACHE', str(Path(__file__).parent / '_build' / 'notebooks'))
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+nb_mime_priority_overrides = [('doctest', 'text/plain', 0)]  # a builder that it does not know
 
 autoclass_content = 'both'
 autodoc_default_options = {'members': True, 'show-inheritance': True}
@@ -63,6 +73,23 @@ GoogleDocstring._consume_inline_attribute = lambda self: ('', self._dedent(self.
 GoogleDocstring._consume_returns_section = lambda self, preprocess_types=False: [
     ('', '', self._dedent(self._consume_to_next_section()))
 ]
+
+
+def copy_tutorials() -> None:
+    """Sphinx reads pages below its own folder alone: copy what has changed in ``notebooks/``, drop what is gone."""
+    here = Path(__file__).parent
+    target = here / 'tutorials'
+    target.mkdir(exist_ok=True)
+    sources = {path.name: path for path in (here.parent / 'notebooks').glob('*.md')}
+    for path in target.glob('*.md'):
+        if path.name not in sources:
+            path.unlink()
+    for name, path in sources.items():
+        if not (target / name).exists() or (target / name).read_bytes() != path.read_bytes():
+            shutil.copy2(path, target / name)
+
+
+copy_tutorials()
 
 
 def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:

@@ -1,0 +1,144 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Every command that README, CONTRIBUTING, the site and the tutorials print is run, word for word.
+
+What the words name is there: DIR holds made-up PASTIS-HD, FILE.ckpt a checkpoint that was trained
+on it, FILE.yaml an example of docs/configs. Training is stopped after a step; that is all that is
+changed, and not by words.
+"""
+
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torchgeo.main
+from lightning.pytorch.cli import LightningCLI
+
+from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.datasets import synthetic
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page
+    for page in (*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md'), *(ROOT / 'notebooks').glob('*.md'))
+    if '_build' not in page.parts and 'tutorials' not in page.parts
+]
+#: What is not run here, and why.
+NOT_RUN = {
+    'make demo': 'takes minutes; its code runs in tests/commands',
+    'make env': 'makes the environment that this runs in',
+    'make test': 'is what runs this',
+    'make lint': 'is run beside the tests',
+    'make bench': 'takes minutes; its scripts run in tests/benchmarks',
+    'make docs': 'is run beside the tests',
+    'make build': 'downloads a build environment; what it builds is tested in tests/test_packaging.py',
+    'make test-min': 'downloads another environment',
+    'python benchmarks/ablation.py': 'takes hours; its rows run in tests/benchmarks',
+    'python benchmarks/curves.py': 'takes hours; runs in tests/benchmarks',
+    'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
+    'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
+    'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (
+        'needs two machines; parsed in test_examples.py'
+    ),
+}
+INLINE = re.compile(r'`((?:torchgeo (?:fit|validate|test|predict)|python -m torchgeo_omnisat \w+) [^`]+)`')
+
+
+def lines():
+    """The commands of all pages, without comments."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        for block in re.findall(r'^```(?:sh|shell|bash)\n(.*?)^```$', text, re.M | re.S):
+            found |= {shlex.join(shlex.split(line, comments=True)) for line in block.splitlines() if line}
+        prose = re.sub(r'^```.*?^```$', '', text, flags=re.M | re.S)
+        found |= {shlex.join(shlex.split(line)) for line in INLINE.findall(prose) if '...' not in line}
+    return sorted(found - {''})
+
+
+LINES = lines()
+RUN = [line for line in LINES if not any(line == other or line.startswith(f'{other} ') for other in NOT_RUN)]
+pytestmark = pytest.mark.skipif(not (ROOT / 'docs').is_dir(), reason='the site is not here')
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """A step of training, one batch of evaluation and a few landscapes are enough, without other words."""
+    begin = LightningCLI.instantiate_trainer
+    few = {f'limit_{stage}_batches': 1 for stage in ('train', 'val', 'test')} | {'max_epochs': 1}
+    monkeypatch.setattr(LightningCLI, 'instantiate_trainer', lambda self, **kwargs: begin(self, **kwargs | few))
+    write = synthetic.write_landscapes
+    monkeypatch.setattr(synthetic, 'write_landscapes', lambda root, recipe: write(root, replace(recipe, num_tiles=10)))
+
+
+@pytest.fixture(scope='session')
+def trained(made, tmp_path_factory):
+    """Checkpoints of a step, by what they were trained on, a folder for the hub and a report of `check`."""
+    folder = tmp_path_factory.mktemp('trained')
+    told = {
+        'pastis': ['--model', 'omnisat', '--data', 'PASTISMultimodalDataModule', '--data.root', str(made('pastis'))],
+        'region': ['--config', str(ROOT / 'docs/configs/rasters.yaml'), '--data.root', str(made('region'))],
+    }
+    few = ['--trainer.max_epochs', '1', '--trainer.limit_train_batches', '1', '--trainer.limit_val_batches', '0']
+    for name, words in told.items():
+        main(['fit', *words, *few, '--trainer.default_root_dir', str(folder / name), '--trainer.logger', 'false'])
+        (checkpoint,) = (folder / name).rglob('*.ckpt')
+        shutil.copy(checkpoint, folder / f'{name}.ckpt')
+    for sensor, names in {'S2': '[s2]', 'S1': '[s1a,s1d]'}.items():
+        one = [*told['pastis'], '--data.modalities', names]
+        main(['fit', *one, *few, '--trainer.default_root_dir', str(folder / sensor), '--trainer.logger', 'false'])
+        shutil.copy(*(folder / sensor).rglob('*.ckpt'), folder / f'{sensor}.ckpt')
+    main(['check', *told['pastis'][2:], '--output', str(folder / 'problems.json')])
+    main(['export', '--ckpt', str(folder / 'pastis.ckpt'), '--output', str(folder / 'hub')])
+    return folder
+
+
+def status(run, words):
+    """What a program would exit with."""
+    try:
+        return run(words) or 0
+    except SystemExit as error:  # help and --print_config
+        return error.code or 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('line', RUN)
+def test_command_runs(line, linked, made, trained, brief, monkeypatch):
+    program, *words = shlex.split(line)
+    if 'SyntheticLandscapesDataModule' not in words:  # which writes its own
+        Path('DIR').symlink_to(made('pastis'))
+    Path('data/region').symlink_to(made('region'))
+    for config in ('FILE.yaml', 'AREA.yaml'):
+        Path(config).symlink_to(ROOT / 'docs/configs/rasters.yaml')
+    for checkpoint in ('A.ckpt', 'B.ckpt', 'FILE.ckpt', 'LAST.ckpt'):
+        Path(checkpoint).symlink_to(trained / ('region.ckpt' if '--config' in words else 'pastis.ckpt'))
+    for checkpoint in ('S1.ckpt', 'S2.ckpt'):
+        Path(checkpoint).symlink_to(trained / checkpoint)
+    if 'export' not in words:
+        Path('FOLDER').symlink_to(trained / 'hub')
+    if '--output' not in words:
+        Path('problems.json').symlink_to(trained / 'problems.json')
+    monkeypatch.setattr('sys.argv', [program, *words])
+    if program == 'python':
+        assert words[:2] == ['-m', 'torchgeo_omnisat']
+        run, words = main, words[2:]
+    else:
+        assert program == 'torchgeo'
+        run = torchgeo.main.main
+    assert status(run, words) == 0
+
+
+def test_what_is_not_run_is_there():
+    targets = (ROOT / 'Makefile').read_text()
+    for line in set(LINES) - set(RUN):
+        program, target, *_ = line.split()
+        assert program != 'make' or f'\n{target}:' in targets, line
+
+
+def test_commands_are_found():
+    assert len(RUN) > 25
+    assert {'torchgeo fit --model omnisat', 'python -m torchgeo_omnisat --help'} <= set(RUN)
