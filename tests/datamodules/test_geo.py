@@ -67,6 +67,13 @@ def test_splits_share_no_label(root: Path) -> None:
     assert min(seen['test']) % 2 == 0  # where pixels of 20 m meet
 
 
+def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
+    datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)})
+    datamodule.setup('fit')
+    assert datamodule.grounds['val'].is_empty
+    assert datamodule.val_dataloader() == []
+
+
 def test_test_tiles_count_every_pixel_once(root: Path) -> None:
     datamodule = make(root, split={'test': [X + 200, Y - 320, X + 480, Y]} | {'train': [X, Y - 320, X + 200, Y]})
     datamodule.setup('test')

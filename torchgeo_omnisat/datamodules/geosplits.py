@@ -46,6 +46,7 @@ def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: 
             f'split is {dict(split)!r}, expected an axis and fractions, boxes for {SPLITS}, or a file with polygons'
         )
     grounds = {name: dataset.area.intersection(parts.get(name, shapely.Polygon())) for name in SPLITS}
+    grounds = {name: ground if ground.area else shapely.Polygon() for name, ground in grounds.items()}  # no bare lines
     disjoint([(name, ground) for name, ground in grounds.items() if not ground.is_empty])
     return grounds
 
