@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchgeo_omnisat.datasets.files import measured, occurring, open_array, read_frames, seen
+from torchgeo_omnisat.datasets.files import measured, occurring, read_array, read_frames, seen
 
 FRAMES = {
     'all': np.arange(9),
@@ -32,37 +32,38 @@ class TestReadFrames:
     def test_is_what_is_in_the_file(self, tmp_path: Path, dtype: str, frames: np.ndarray) -> None:
         path = tmp_path / 'array.npy'
         array = write(path, dtype)[frames].astype(np.float32)
-        image = read_frames(open_array(path, 'an array'), frames, 'int16', -10000, path)
+        image = read_frames(path, 'an array', (9, 3, 5, 7), frames, 'int16', -10000)
         assert (image.dtype, image.shape) == (np.dtype('float32'), array.shape)
         assert np.array_equal(image, np.where(array == -10000, np.nan, array), equal_nan=True)
 
     def test_more_than_the_cache_holds(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         array = write(path, 'int16', (9, 3, 256, 256))
-        image = read_frames(open_array(path, 'an array'), np.arange(9), 'int16', None, path)
+        image = read_frames(path, 'an array', (9, 3, 256, 256), np.arange(9), 'int16', None)
         assert np.array_equal(image, array.astype(np.float32))
 
     def test_other_order_in_memory(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         array = np.asfortranarray(np.arange(120.0).reshape(4, 2, 3, 5))
         np.save(path, array)
-        assert np.array_equal(
-            read_frames(open_array(path, 'an array'), np.array([3, 1]), 'float64', None, path), array[[3, 1]]
-        )
+        image = read_frames(path, 'an array', (4, 2, 3, 5), np.array([3, 1]), 'float64', None)
+        assert np.array_equal(image, array[[3, 1]])
+        assert np.array_equal(read_array(path, 'an array'), array)
 
     def test_file_that_shrinks(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         write(path, 'int16')
-        array = open_array(path, 'an array')
+        for _ in range(2):
+            read_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match=r'array\.npy ended early, expected int16 \(9, 3, 5, 7\)'):
-            read_frames(array, np.arange(9), 'int16', None, path)
+        with pytest.raises(ValueError, match=r'array\.npy cannot be read .*, expected an array'):
+            read_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
 
     def test_integers_that_are_not(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         np.save(path, np.full((2, 1, 2, 2), np.inf))
         with pytest.raises(ValueError, match='holds float64 with 8 that are not finite, expected int16'):
-            read_frames(open_array(path, 'an array'), np.arange(2), 'int16', None, path)
+            read_frames(path, 'an array', (2, 1, 2, 2), np.arange(2), 'int16', None)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32'])

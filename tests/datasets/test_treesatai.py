@@ -160,6 +160,40 @@ class TestSeries:
         assert collate([sample, dataset[1]], dataset.modalities)['image_s1a'].shape == (2, 1, 2, 6, 6)
 
 
+class TestKnownFile:
+    @pytest.mark.parametrize('options', [{'compression': 'gzip'}, {'chunks': (1, 10, 6, 6)}], ids=str)
+    def test_chunks_give_the_same(self, tree: Path, own: Path, options: dict[str, Any]) -> None:
+        with h5py.File(h5(own, 0), 'r+') as file:
+            image = file['sen-2-data'][()]
+            del file['sen-2-data']
+            file.create_dataset('sen-2-data', data=image, **options)
+        dataset, whole = load(own), load(tree)[0]
+        for _ in range(2):
+            sample = dataset[0]
+            assert sample.keys() == whole.keys()
+            for key, value in whole.items():
+                assert torch.equal(sample[key].nan_to_num(-1), value.nan_to_num(-1))
+
+    def test_a_sample_is_nobody_elses(self, tree: Path) -> None:
+        dataset = load(tree)
+        first, again = dataset[0], dataset[0]
+        for value in first.values():
+            value.zero_()
+        for key, value in dataset[0].items():
+            assert torch.equal(value.nan_to_num(-1), again[key].nan_to_num(-1))
+
+    def test_change_on_disk_is_seen(self, own: Path) -> None:
+        dataset = load(own, modalities=('s2',))
+        dataset[0], dataset[0]
+        image = np.arange(1, 4, dtype=np.float32).reshape(3, 1, 1, 1).repeat(10, 1).repeat(6, 2).repeat(6, 3)
+        rewrite(h5(own, 0), 's2', image, ['20190103', '20190105', '20190109'])
+        for _ in range(2):
+            assert dataset[0]['image_s2'][:, 0, 0, 0].tolist() == [1, 2, 3]
+        h5(own, 0).write_bytes(h5(own, 0).read_bytes()[:-2000])
+        with pytest.raises(ValueError, match=rf'{h5(own, 0).name} cannot be read'):
+            dataset[0]
+
+
 class TestSplits:
     def write(self, root: Path, **lists: list[str]) -> None:
         (root / 'split').mkdir()

@@ -19,8 +19,10 @@ from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from torchgeo.datasets.utils import extract_archive
 
+from .addresses import known, piece_of_array, piece_of_raster
+
 #: So many bytes fit into the cache of a processor's core, with what they are converted to.
-_CACHED = 2**19
+_CACHED = 2**20
 
 
 def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
@@ -65,13 +67,13 @@ class Raster(NamedTuple):
     transform: Affine
 
 
-def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> Raster:
-    """All bands of a raster.
+def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> Raster:
+    """All bands of a raster; one in a single piece is parsed once, and its bytes are read afterwards.
 
     Args:
         path: The file.
         expected: What it should hold, for an error.
-        shape: The shape that it should have.
+        shape: The shape that it should have, if that is known.
 
     Returns:
         The array, and what the file says of it.
@@ -80,16 +82,34 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...]) -> Raster:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no raster, or of another shape.
     """
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, expected {expected}')
     try:
-        with rasterio.open(path) as source:
-            found = (source.count, source.height, source.width)
-            if found == shape:
-                return Raster(source.read(), source.nodata, source.transform)
+        decoded: list[Raster] = []
+        with known(path, expected, 'raster', lambda: _survey(path, decoded)) as (file, fact):
+            found, place, nodata, transform = fact
+            if shape is not None and found != shape:
+                raise ValueError(f'{path} has shape {found}, expected {expected}')
+            if place is None:
+                return decoded[0] if decoded else _decode(path)
+            piece, pixel = place
+            array = piece.read(file, 0, np.empty(piece.shape, piece.dtype))
+            return Raster(np.ascontiguousarray(array.transpose(2, 0, 1)) if pixel else array, nodata, transform)
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
-    raise ValueError(f'{path} has shape {found}, expected {expected}')
+
+
+def _survey(path: Path, decoded: list[Raster]) -> tuple[Any, ...]:
+    """Shape, place, nodata and transform of a raster, which is put into *decoded* if it lies in no single piece."""
+    with rasterio.open(path) as source:
+        place = piece_of_raster(source)
+        if place is None:
+            decoded.append(Raster(source.read(), source.nodata, source.transform))
+        return (source.count, source.height, source.width), place, source.nodata, source.transform
+
+
+def _decode(path: Path) -> Raster:
+    """What GDAL makes of a raster."""
+    with rasterio.open(path) as source:
+        return Raster(source.read(), source.nodata, source.transform)
 
 
 def measured(
@@ -111,9 +131,9 @@ def measured(
         ValueError: If NaN or infinity is among what should be integers.
     """
     image = np.empty(array.shape, dtype=np.float32) if out is None else out
-    if array.dtype == np.float16:
-        # PyTorch has the processor's instruction for half precision, NumPy has not.
-        torch.from_numpy(image).copy_(torch.from_numpy(np.array(array)))
+    if array.dtype in (np.float16, np.uint8):
+        # PyTorch has the processor's instructions for half precision and for bytes, NumPy has not.
+        torch.from_numpy(image).copy_(torch.from_numpy(np.require(array, requirements='W')))
     else:
         np.copyto(image, array, casting='same_kind' if array.dtype.kind == 'f' else 'unsafe')
     if array.dtype.kind in 'iu':
@@ -130,39 +150,52 @@ def measured(
     return image
 
 
+def read_array(path: Path, expected: str) -> NDArray[np.generic]:
+    """All of a ``.npy`` file, as :func:`open_array` has it."""
+    with known(path, expected, 'npy', lambda: piece_of_array(open_array(path, expected))) as (file, piece):
+        if piece is None:
+            return np.array(open_array(path, expected))
+        return piece.read(file, 0, np.empty(piece.shape, piece.dtype))
+
+
 def read_frames(
-    array: NDArray[np.generic], frames: NDArray[np.int64], dtype: str, nodata: float | None, path: Path
+    path: Path,
+    expected: str,
+    shape: tuple[int, ...],
+    frames: NDArray[np.int64],
+    dtype: str,
+    nodata: float | None,
 ) -> NDArray[np.float32]:
-    """Some frames of an array that is mapped into memory, as :func:`measured` gives them.
+    """Some frames of a ``.npy`` file, as :func:`measured` gives them.
 
     They are read and converted few at a time, which stay in the processor's cache, and by reading
     the file, which the kernel does ahead, as it does not where pages of a map are touched.
 
     Args:
-        array: What :func:`open_array` gave, ``(T, ...)``.
-        frames: Which frames, in the order in which they are wanted.
+        path: The file.
+        expected: What it should hold, for an error.
+        shape: The shape that it should have, ``(T, ...)``.
+        frames: Which frames, in the order in which they are wanted; at least one.
         dtype: What it should be stored as.
         nodata: The number that says *not measured*.
-        path: The file.
 
     Raises:
-        ValueError: If NaN or infinity is among what should be integers, or the file ends early.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no such file, of another shape, or if NaN or infinity is
+            among what should be integers.
     """
-    if not (isinstance(array, np.memmap) and array.flags.c_contiguous):
-        return measured(array[frames], dtype, nodata, path)
-    image = np.empty((len(frames), *array.shape[1:]), dtype=np.float32)
-    size = array[0].nbytes
-    buffer = np.empty((max(1, min(len(frames), _CACHED // max(size, 1))), *array.shape[1:]), dtype=array.dtype)
-    starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 2) != 1)
-    with path.open('rb', buffering=0) as file:
+    with known(path, expected, 'npy', lambda: piece_of_array(open_array(path, expected))) as (file, piece):
+        if piece is None or piece.shape != shape:
+            return measured(open_array(path, expected, shape)[frames], dtype, nodata, path)
+        image = np.empty((len(frames), *shape[1:]), dtype=np.float32)
+        buffer = np.empty((max(1, min(len(frames), _CACHED // max(piece.row, 1))), *shape[1:]), dtype=piece.dtype)
+        starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 2) != 1)
         for first, stop in pairwise([*starts.tolist(), len(frames)]):
-            file.seek(array.offset + int(frames[first]) * size)
             for place in range(first, stop, len(buffer)):
                 part = buffer[: min(len(buffer), stop - place)]
-                if file.readinto(memoryview(part).cast('B')) != part.nbytes:
-                    raise ValueError(f'{path} ended early, expected {array.dtype} {array.shape}')
+                piece.read(file, int(frames[first]) + place - first, part)
                 measured(part, dtype, nodata, path, image[place : place + len(part)])
-    return image
+        return image
 
 
 def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:

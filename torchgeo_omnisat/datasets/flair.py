@@ -191,10 +191,10 @@ class FLAIR(NonGeoDataset):
         sample: Sample = {}
         for name in self.modalities:
             sample |= readers[name](patch, (stored.shape[0], stored.shape[1]))
-        classes = np.minimum(stored - 1, self.num_classes - 1)
+        classes = (torch.from_numpy(stored) - 1).clamp_(max=self.num_classes - 1)
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
-        sample['mask'] = torch.from_numpy(classes.astype(np.int64))
-        sample['label'] = torch.from_numpy(occurring(classes, scored))
+        sample['mask'] = classes.long()
+        sample['label'] = torch.from_numpy(occurring(classes.numpy(), scored))
         extent = (np.nan,) * 4 if transform.is_identity else array_bounds(*stored.shape, transform)
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)

@@ -20,6 +20,7 @@ from rasterio.transform import Affine
 from ..modality import Modality
 from .download import Archive
 from .figures import Composite
+from .files import read_raster
 from .series import parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
@@ -164,19 +165,13 @@ def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no such raster, or holds other numbers.
     """
-    expected = f'expected uint8 (1, H, W) of classes 1 to {len(CLASSES)}'
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, {expected}')
-    try:
-        with rasterio.open(path) as source:
-            found, dtype, transform = (source.count, source.height, source.width), source.dtypes[0], source.transform
-            mask = source.read(1) if found[0] == 1 and dtype == 'uint8' else None
-    except RasterioError as error:
-        raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
-    if mask is None:
-        raise ValueError(f'{path} holds {dtype} {found}, {expected}')
+    expected = f'uint8 (1, H, W) of classes 1 to {len(CLASSES)}'
+    array, _, transform = read_raster(path, expected)
+    if len(array) != 1 or array.dtype != np.uint8:
+        raise ValueError(f'{path} holds {array.dtype} {array.shape}, expected {expected}')
+    mask = np.ascontiguousarray(array[0], dtype=np.uint8)
     if mask.min() < 1 or mask.max() > len(CLASSES):
-        raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, {expected}')
+        raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, expected {expected}')
     return mask, transform
 
 

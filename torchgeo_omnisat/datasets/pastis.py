@@ -32,7 +32,7 @@ from .arguments import (
 )
 from .download import fetch
 from .figures import Palette, draw
-from .files import extract_directory, measured, occurring, open_array, read_frames, read_raster, seen
+from .files import extract_directory, measured, occurring, read_array, read_frames, read_raster, seen
 from .integrity import Dates, Expected, Part
 from .pastis_layout import CLASSES, COLORS, SOURCES, Patch, Source, obtain_hd, read_index
 from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
@@ -231,7 +231,7 @@ class PASTISMultimodal(NonGeoDataset):
         """Classes (H, W), the first channel of the annotation."""
         path = self._file(self.target, patch)
         expected = f'integers (3, H, W), of which the first channel is classes 0 to {len(self.classes) - 1}'
-        array = open_array(path, expected)
+        array = read_array(path, expected)
         if array.ndim != 3 or len(array) != 3 or array.size == 0 or array.dtype.kind == 'f':
             count = int(np.isnan(array).sum())
             raise ValueError(f'{path} holds {array.dtype} {array.shape} with {count} NaN, expected {expected}')
@@ -252,11 +252,10 @@ class PASTISMultimodal(NonGeoDataset):
         expected = f'{source.dtype} {shape}: ' + (f'{len(days)} dates in {self.index}, ' if modality.temporal else '')
         expected += f'{len(bands)} bands, and {modality.gsd} m pixels on the ground of its labels'
         if modality.temporal:
-            array = open_array(path, expected, shape)
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
                 return {}
-            image = read_frames(array, frames, source.dtype, source.nodata, path)
+            image = read_frames(path, expected, shape, frames, source.dtype, source.nodata)
             image, days = merge_days(image, days[frames], source.merge)
         else:
             array, nodata, _ = read_raster(path, expected, shape)

@@ -20,6 +20,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from .addresses import known
 from .arguments import (
     MISSING,
     check_choice,
@@ -34,8 +35,8 @@ from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
 from .integrity import Dates, Expected, Part
-from .samples import blank, bounds_of, keep_seen, refuse_missing, tensors
-from .series import choose_clear, finite_mean, merge_days
+from .samples import blank, bounds_of, keep_seen, pick, refuse_missing, tensors
+from .series import finite_mean, merge_days
 from .treesatai_layout import (
     ARCHIVES,
     COMPOSITES,
@@ -52,14 +53,10 @@ from .treesatai_layout import (
     check_shares,
     find_series,
     listed,
-    open_series,
-    read_days,
-    read_file_days,
-    read_frames,
-    read_hidden,
     read_labels,
     read_split,
 )
+from .treesatai_series import plan, read_file_days, read_frames, survey
 
 
 class TreeSatAITimeSeries(NonGeoDataset):
@@ -197,10 +194,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
             place = self._place(name)[1]
         series = [modality for modality in self.modalities.values() if modality.temporal]
         if series and not (self.missing == 'allow' and name not in self._series):
-            path = self._series_file(name)
-            with open_series(path) as file:
-                for modality in series:
-                    sample |= self._read_series(file, modality, path)
+            sample |= self._read_series(name, series)
         if not any(modality.image_key in sample for modality in self.modalities.values()):
             sample |= blank(next(iter(self.modalities.values())), self.extent)
         shares = self.shares[name]
@@ -242,7 +236,9 @@ class TreeSatAITimeSeries(NonGeoDataset):
                 images = Expected(path, shape, 'float32', f'{prefix}-data', series=True, optional=True)
                 products = Expected(path, (None,), 'any', f'{prefix}-products', optional=True)
                 dates = Dates(path, partial(read_file_days, path, SERIES[modality.name]), ordered=False)
-                yield Part(modality.name, (images, products), partial(self._read_one, name, modality), dates, modality)
+                yield Part(
+                    modality.name, (images, products), partial(self._read_series, name, [modality]), dates, modality
+                )
             else:
                 path = self._aerial_file(name)
                 image = Expected(path, (len(every), *(side + 2 * MARGIN,) * 2), 'uint8', optional=True, crs=0)
@@ -255,12 +251,6 @@ class TreeSatAITimeSeries(NonGeoDataset):
     def _aerial_file(self, name: str) -> Path:
         """The aerial image of a plot."""
         return self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
-
-    def _read_one(self, name: str, modality: Modality) -> Sample:
-        """The three tensors of one series."""
-        path = self._series_file(name)
-        with open_series(path) as file:
-            return self._read_series(file, modality, path)
 
     def _listed(self, values: Tensor) -> str:
         """Names of the genera above one half."""
@@ -282,22 +272,26 @@ class TreeSatAITimeSeries(NonGeoDataset):
         parts = (image, np.zeros(1, dtype=np.int64), valid)
         return tensors(modality, *parts), around(transform, array.shape)
 
-    def _read_series(self, file: Mapping[str, object], modality: Modality, path: Path) -> Sample:
-        """The three tensors of a series, one frame a day."""
-        series, every = SERIES[modality.name], self.all_modalities[modality.name].bands
-        days = read_days(file, series, path)
-        side = modality.pixels(self.extent)
-        hidden = read_hidden(file, series, (len(days), side, side), self.cloud_probability, path)
-        clear = hidden < self.cloud_cover
-        frames = choose_clear(days, clear, self._span, self.max_dates)
-        if len(frames) == 0:
-            return {}
-        image = read_frames(file, series, (len(days), len(every), side, side), frames, path)
-        image, merged = merge_days(image, days[frames], finite_mean)
-        image = image[:, [every.index(band) for band in modality.bands]]
-        image = 10 * np.log10(image) if series.radar else np.ascontiguousarray(image)
-        valid = np.isin(merged, days[clear]) & np.isfinite(image).any((1, 2, 3))
-        return tensors(modality, image, merged, valid)
+    def _read_series(self, name: str, modalities: Sequence[Modality]) -> Sample:
+        """The three tensors of each of some series, one frame a day."""
+        path = self._series_file(name)
+        asked = (tuple(modality.name for modality in modalities), self.extent, self.cloud_probability, self.cloud_cover)
+        sample: Sample = {}
+        with known(path, 'HDF5 with series of Sentinel-1 and -2', asked, partial(survey, path, *asked)) as (
+            file,
+            found,
+        ):
+            for modality, said in zip(modalities, found, strict=True):
+                series, every = SERIES[modality.name], self.all_modalities[modality.name].bands
+                frames, days, clear = plan(said.days, said.clear, self._span, self.max_dates)
+                if len(frames) == 0:
+                    continue
+                image, merged = merge_days(read_frames(file, said, series, frames, path), days, finite_mean)
+                image = pick(modality, every, image)
+                image = 10 * np.log10(image) if series.radar else image
+                valid = clear & np.isfinite(image).any((1, 2, 3))
+                sample |= tensors(modality, image, merged.copy(), valid)
+        return sample
 
     def _place(self, name: str) -> tuple[CRS | None, Bounds]:
         """The system of coordinates, and xmin, ymin, xmax, ymax of a plot, from its aerial image."""

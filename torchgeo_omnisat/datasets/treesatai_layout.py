@@ -6,21 +6,15 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from ..modality import Modality
 from .download import Archive
 from .figures import Composite
-from .series import parse_dates
 
 URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
 #: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
@@ -205,116 +199,3 @@ def find_series(directory: Path) -> dict[str, Path]:
             raise ValueError(f'{path} and {found[name]} are of one plot, expected one file a plot')
         found[name] = path
     return found
-
-
-@contextmanager
-def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
-    """A file of series, whose faults are told with its name.
-
-    Args:
-        path: The file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no HDF5, or lacks a dataset.
-    """
-    try:
-        with h5py.File(path, 'r') as file:
-            yield file
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist, expected HDF5 with series of Sentinel-1 and -2') from None
-    except (OSError, KeyError) as error:
-        raise ValueError(f'{path} cannot be read ({error}), expected HDF5 with series of Sentinel-1 and -2') from error
-
-
-def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of the frames, from the names of their products."""
-    key = f'{series.prefix}-products'
-    try:
-        return np.frombuffer(_product_days(tuple(file[key][()].tolist()), series.date_field), dtype=np.int64)
-    except ValueError as error:
-        raise ValueError(f'{key} of {path}: {error}') from error
-
-
-@lru_cache(maxsize=512)
-def _product_days(products: Sequence[bytes | str], place: int) -> bytes:
-    """Days since 1970-01-01 in the names of products, which all plots under an orbit share."""
-    stamps = []
-    for stored in products:
-        name = stored.decode() if isinstance(stored, bytes) else stored
-        parts = name.split('_', place + 1)
-        if len(parts) <= place:
-            raise ValueError(f'has {name!r}, expected a date in field {place} of the name')
-        stamps.append(parts[place][:8])
-    return parse_dates(stamps, 'the names of products').tobytes()
-
-
-def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of the frames of a file that is not open yet."""
-    with open_series(path) as file:
-        return read_days(file, series, path)
-
-
-def read_hidden(
-    file: Mapping[str, h5py.Dataset], series: Series, shape: Sequence[int], probability: float, path: Path
-) -> NDArray[np.float64]:
-    """Share of each frame that is under snow or clouds.
-
-    Args:
-        file: The open file.
-        series: Which series; one without masks is hidden nowhere.
-        shape: T, H and W of its images.
-        probability: From which probability on, in %, a pixel is hidden. One whose
-            probability is not known is hidden too.
-        path: The file, for an error.
-
-    Returns:
-        Shares (T,) from 0 to 1.
-
-    Raises:
-        ValueError: If the masks do not fit the images.
-    """
-    key = f'{series.prefix}-masks'
-    if series.radar or key not in file:
-        return np.zeros(shape[0])
-    dataset = file[key]
-    if dataset.ndim != 4 or dataset.shape[1] < 2 or (dataset.shape[0], *dataset.shape[2:]) != tuple(shape):
-        expected = f'({shape[0]}, 2, {shape[1]}, {shape[2]}), snow and cloud first, or more channels that are empty'
-        raise ValueError(f'{key} of {path} has shape {dataset.shape}, expected {expected}')
-    clear = (dataset[:, :2] < probability).all(1)
-    hidden: NDArray[np.float64] = 1 - clear.mean((1, 2))
-    return hidden
-
-
-def read_frames(
-    file: Mapping[str, h5py.Dataset], series: Series, shape: Sequence[int], frames: NDArray[np.int64], path: Path
-) -> NDArray[np.float32]:
-    """Some frames of a series, NaN where nothing was measured, radar still in linear power.
-
-    Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
-
-    Args:
-        file: The open file.
-        series: Which series.
-        shape: T, C, H and W that it should have.
-        frames: Which frames, in the order in which they are wanted.
-        path: The file, for an error.
-
-    Raises:
-        ValueError: If it has another shape.
-    """
-    key = f'{series.prefix}-data'
-    dataset = file[key]
-    if dataset.shape != tuple(shape) or dataset.dtype.kind not in 'iuf':
-        what = f'{shape[0]} products of {shape[1]} bands and {shape[2]} by {shape[3]} pixels'
-        raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {tuple(shape)}: {what}')
-    first, last = int(frames.min()), int(frames.max())
-    stored = dataset[first : last + 1]
-    if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
-        stored = stored[frames - first]
-    image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
-    if series.radar:
-        image[~((image > 0) & (image < np.inf))] = np.nan
-    else:
-        image[~np.isfinite(image) | ~image.any(1, keepdims=True)] = np.nan
-    return image
