@@ -45,7 +45,8 @@ class TestSwitches:
         run = make_run(BOTH, TINY, 'synthetic', 1, 0)
         changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
         changed |= {'labels': 0.1, 'max_dates': 3}
-        other = replace(run, **{name: changed.get(name, (getattr(run, name) or 0) + 1)})
+        value = changed[name] if name in changed else (getattr(run, name) or 0) + 1
+        other = replace(run, **{name: value})
 
         def words(run: runs.Run) -> list[str]:
             told = runs.commands(run, Path('folder'), 'root')
