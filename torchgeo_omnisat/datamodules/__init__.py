@@ -7,6 +7,7 @@ from .base import MultimodalDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
 from .geo import MultimodalGeoDataModule
+from .mapped import MappedDataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
@@ -15,6 +16,7 @@ from .treesatai import TreeSatAITimeSeriesDataModule
 __all__ = [
     'FLAIRDataModule',
     'FLAIRHUBMultimodalDataModule',
+    'MappedDataModule',
     'MixedDataModule',
     'MultimodalDataModule',
     'MultimodalGeoDataModule',

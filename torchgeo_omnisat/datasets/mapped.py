@@ -36,7 +36,8 @@ class MappedDataset(NonGeoDataset):
         keys: For each modality the key of its image, or ``{'key': ..., 'channels': [...]}`` for
             some of its channels, with ``dates`` (such as ``['2019-07-01']``) where they are
             known and ``nodata``; for ``'mask'`` and ``'label'`` the key of what is there to
-            learn. The channels of a series whose dates lie one behind the other are split up.
+            learn, and of a mask with several layers the one among its ``channels``. The
+            channels of a series whose dates lie one behind the other are split up.
         num_classes: Of a ``'label'`` that is one number: how many there are.
         path: Directory of the data, where statistics are kept.
         split: Name of the split.
@@ -96,6 +97,7 @@ class MappedDataset(NonGeoDataset):
             sample |= self._image(given, modality)
         if 'mask' in self.keys:
             mask = self._get(given, 'mask').long()
+            mask = mask[list(self.keys['mask']['channels'])] if 'channels' in self.keys['mask'] else mask
             sample['mask'] = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
         if 'label' in self.keys:
             sample['label'] = self._label(self._get(given, 'label'))

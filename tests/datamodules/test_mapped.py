@@ -1,0 +1,158 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MappedDataModule: datasets shaped like TorchGeo's, made up, from YAML and in a mixture."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.main import main
+
+import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
+from torchgeo_omnisat.batch import check
+from torchgeo_omnisat.datamodules import MappedDataModule, MixedDataModule
+
+OPTICAL = {'name': 's2', 'bands': ['B03', 'B04', 'B08'], 'gsd': 10, 'temporal': False}
+RADAR = {'name': 's1', 'bands': ['VV', 'VH'], 'gsd': 10, 'temporal': False}
+
+
+class Made(NonGeoDataset):
+    """Made-up samples of some shape, as many as its split is long."""
+
+    shape: tuple[int, ...] = (3, 8, 8)
+    splits = ('train', 'val', 'test')
+
+    def __init__(self, root: str, split: str = 'train') -> None:
+        assert split in self.splits
+        self.length = 6 if split == self.splits[0] else 2
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        image = 1000 + 100 * torch.randn(self.shape, generator=generator)
+        return {'image': image, **self.target(index)}
+
+    def target(self, index: int) -> dict[str, Any]:
+        return {}
+
+
+class LikeEuroSAT(Made):
+    def target(self, index: int) -> dict[str, Any]:
+        return {'label': torch.tensor(index % 4)}
+
+
+class LikeBigEarthNet(Made):
+    shape = (5, 8, 8)
+
+    def target(self, index: int) -> dict[str, Any]:
+        return {'label': torch.eye(4, dtype=torch.int64)[index % 4]}
+
+
+class LikeSEN12MS(Made):
+    shape = (5, 8, 8)
+    splits = ('train', 'test')
+
+    def target(self, index: int) -> dict[str, Any]:
+        return {'mask': torch.arange(4).view(4, 1, 1).expand(4, 8, 8)}
+
+
+class LikeSSL4EO(Made):
+    shape = (12, 8, 8)
+    splits = ('s2c',)
+
+
+def settings(kind: type[Made], root: Path, modalities: Any, keys: Any, **others: Any) -> dict[str, Any]:
+    dataset = {'class_path': f'{__name__}.{kind.__name__}', 'init_args': {'root': str(root / kind.__name__)}}
+    (root / kind.__name__).mkdir()
+    return {'dataset': dataset, 'modalities': modalities, 'keys': keys, 'patch_size': 40.0, 'batch_size': 2} | others
+
+
+BOTH = {'s1': {'key': 'image', 'channels': [0, 1]}, 's2': {'key': 'image', 'channels': [2, 3, 4]}}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    days = ['2020-03-01', '2020-06-01', '2020-09-01', '2020-12-01']
+    once = {split: {'split': 's2c'} for split in ('train', 'val', 'test')}
+    return {
+        'eurosat': settings(LikeEuroSAT, tmp_path, [OPTICAL], {'s2': 'image', 'label': 'label'}, num_classes=4),
+        'bigearthnet': settings(LikeBigEarthNet, tmp_path, [RADAR, OPTICAL], BOTH | {'label': 'label'}, num_classes=4),
+        'sen12ms': settings(
+            LikeSEN12MS,
+            tmp_path,
+            [RADAR, OPTICAL],
+            BOTH | {'mask': {'key': 'mask', 'channels': [2]}},
+            num_classes=4,
+            splits={'val': {'split': 'test'}},
+        ),
+        'ssl4eo': settings(
+            LikeSSL4EO,
+            tmp_path,
+            [{**OPTICAL, 'name': 's2_seasons', 'temporal': True}],
+            {'s2_seasons': {'key': 'image', 'dates': days}},
+            splits=once,
+        ),
+    }
+
+
+def test_each_gives_batches_in_our_keys(parts: dict[str, dict[str, Any]]) -> None:
+    for told in parts.values():
+        datamodule = MappedDataModule(**told)
+        datamodule.prepare_data()
+        datamodule.setup('fit')
+        for loader, count in ((datamodule.train_dataloader(), 3), (datamodule.val_dataloader(), None)):
+            batches = list(loader)
+            assert count is None or len(batches) == count
+            check(datamodule.on_after_batch_transfer(batches[0], 0), datamodule.modalities)
+        for name, mean in datamodule.mean.items():
+            assert (mean - 1000).abs().max() < 30, name
+    sample = MappedDataModule(**parts['sen12ms']).make_dataset('train')[0]
+    assert sample['mask'].unique().tolist() == [2]
+    assert MappedDataModule(**parts['sen12ms']).label_gsd == 10
+    assert not hasattr(MappedDataModule(**parts['eurosat']), 'label_gsd')
+
+
+def test_a_mixture_from_yaml_is_trained_on(parts: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    modules = {name: {'class_path': 'MappedDataModule', 'init_args': told} for name, told in parts.items()}
+    modules['eurosat']['init_args']['batch_size'] = 3
+    config = tmp_path / 'mixture.yaml'
+    data = {'class_path': 'MixedDataModule', 'init_args': {'datamodules': modules, 'temperature': 2.0}}
+    config.write_text(yaml.safe_dump({'data': data}))
+    words = ['--model', 'omnisat_pretraining', '--model.backbone', 'omnisat_tiny', '--config', str(config)]
+    words += ['--trainer.accelerator', 'cpu', '--trainer.max_steps', '4', '--trainer.limit_val_batches', '1']
+    words += ['--trainer.logger', 'false', '--trainer.default_root_dir', str(tmp_path)]
+    main(['fit', *words])
+    (checkpoint,) = tmp_path.rglob('*.ckpt')
+    saved = torch.load(checkpoint, weights_only=True)['hyper_parameters']['modalities']
+    assert sorted(modality['name'] for modality in saved) == ['s1', 's2', 's2_seasons']
+
+
+def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
+    pair = {name: MappedDataModule(**parts[name]) for name in ('eurosat', 'bigearthnet')}
+    mixture = MixedDataModule(pair)  # type: ignore[arg-type]
+    mixture.setup('fit')
+    assert (mixture.num_classes, mixture.patch_size) == (4, 40.0)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'dataset': {'class_path': 'torchgeo.datasets.Nothing'}},
+            r"dataset is .*'torchgeo.datasets.Nothing'.*EuroSAT",
+        ),
+        ({'dataset': {'class_path': 'torchgeo.datasets.NAIP'}}, r"'torchgeo.datasets.NAIP', expected a NonGeoDataset"),
+        ({'splits': {'training': {}}}, r"splits has \['training'\], expected some of \['train', 'val', 'test'\]"),
+        ({'labels': ['a']}, r'there are 1 labels, expected one for each of 4 classes'),
+        ({'num_classes': None}, r'num_classes is 0, expected at least 2'),
+    ],
+)
+def test_errors(parts: dict[str, dict[str, Any]], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MappedDataModule(**{**parts['eurosat'], **changes})
