@@ -23,8 +23,8 @@ demo: .venv/.package  ## made-up landscapes to a trained model and its scores, i
 test: .venv/.tests  ## run the tests
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(ARGS)
 
-test-min: $(LOCAL_UV)  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
-	@$(UV) venv --quiet --allow-existing --python 3.12 .venv-min
+test-min: .venv/pyvenv.cfg  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min
 	@$(UV) pip install --quiet --python .venv-min --resolution lowest-direct --editable '.[tests,stac]'
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv-min/bin/python -m pytest $(ARGS)
 
