@@ -13,7 +13,10 @@ decoding, and by the dataset, one straight after the other; the median of the ra
 
 *disk* means that the kernel is told to forget the file before either reads it: archives of 50 GB
 do not fit into memory, so this is how training reads, and what the bounds are for. *memory* leaves
-the file in the kernel's cache. *workers* compares a loader of two processes with one of one.
+the file in the kernel's cache. The *first* time that a process reads a file, the dataset has it
+parsed by h5py, rasterio or NumPy; from then on it knows where the arrays lie, which is what the
+bounds are for, too: training reads a file once an epoch. *workers* compares a loader of two
+processes with one of one.
 
     python benchmarks/reading.py
 """
@@ -35,7 +38,7 @@ import torch
 from rasterio.transform import from_origin
 from torch.utils.data import DataLoader
 
-from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries
+from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries, addresses
 
 #: The least share of numpy.fromfile's speed, and the least gain by a second worker.
 BOUNDS = {'PASTIS': 0.7, 'TreeSatAI (HDF5)': 0.5, 'FLAIR (GeoTIFF)': 0.5, 'workers': 1.6}
@@ -131,17 +134,28 @@ def raw(spans: list[tuple[Path, int, int]]) -> None:
         np.fromfile(path, np.uint8, count=length, offset=offset)
 
 
-def speed(dataset: Any, where: dict[int, list[tuple[Path, int, int]]], cold: bool) -> dict[str, float]:
-    """Median ratio of speeds over all samples, and the median seconds of both."""
+def speed(
+    dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds: int, cold: bool, first: bool
+) -> dict[str, float]:
+    """Median ratio of speeds over all samples and rounds, and the median milliseconds of both.
+
+    Args:
+        dataset: What reads.
+        where: The bytes of each sample.
+        rounds: How often each is read.
+        cold: Whether the kernel has forgotten the file.
+        first: Whether the process has never seen it.
+    """
     ratios, times = [], []
-    for index, spans in where.items():
+    for index, spans in list(where.items()) * rounds:
         paths = {path for path, _, _ in spans}
         both = []
         for action in (lambda spans=spans: raw(spans), lambda index=index: dataset[index]):
+            action()
             if cold:
                 forget(paths)
-            else:
-                action()
+            if first:
+                addresses.forget()
             both.append(seconds(action))
         ratios.append(both[0] / both[1])
         times.append(both)
@@ -174,7 +188,7 @@ def main() -> None:
     """Write, read, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--count', type=int, default=24, help='samples of each dataset')
-    parser.add_argument('--rounds', type=int, default=5, help='pairs of passes with one and with two workers')
+    parser.add_argument('--rounds', type=int, default=5, help='how often each is measured')
     parser.add_argument('--directory', type=Path, help='where to write the files; a temporary directory unless told')
     parser.add_argument('--output', type=Path, default=Path('benchmarks/results/reading.json'))
     args = parser.parse_args()
@@ -189,10 +203,10 @@ def main() -> None:
         ):
             where = write(root / title, args.count)
             dataset = make(root / title)
-            for cold in (True, False):
-                row = speed(dataset, where, cold)
-                bound = {'bound': BOUNDS[title]} if cold else {}
-                rows[f'{title}, from {"disk" if cold else "memory"}'] = row | bound
+            for cold, first in ((True, False), (True, True), (False, False), (False, True)):
+                row = speed(dataset, where, args.rounds, cold, first)
+                bound = {'bound': BOUNDS[title]} if cold and not first else {}
+                rows[f'{title}, from {"disk" if cold else "memory"}{", first time" * first}'] = row | bound
             gain = scaling(dataset, where, args.rounds)
             rows[f'{title}, two workers against one'] = {'ratio': gain, 'bound': BOUNDS['workers']}
     load = os.getloadavg()[0]

@@ -82,12 +82,17 @@ def known[T](path: Path, expected: str, kind: Any, find: Callable[[], T]) -> Ite
         entry = _KNOWN.get(key)
         if entry is None or entry[0] != state:
             if len(_KNOWN) >= _MOST:
-                _KNOWN.clear()
+                forget()
             entry = _KNOWN[key] = state, find()
         try:
             yield file, entry[1]
         except EOFError as error:
             raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
+
+
+def forget() -> None:
+    """Know nothing of any file."""
+    _KNOWN.clear()
 
 
 def _state(file: int) -> tuple[int, int, int]:
