@@ -253,6 +253,9 @@ class TestArchives:
             path.unlink()
         assert torch_equal(FLAIR(archives, 'val')[0], FLAIR(tree, 'val')[0])
 
+    def test_already_extracted(self, tree: Path) -> None:
+        assert len(FLAIR(tree, download=True, checksum=True)) == len(FLAIR(tree))
+
     def test_corrupted(self, archives: Path) -> None:
         path = archives / 'flair_labels_train.zip'
         path.write_bytes(path.read_bytes()[:-30])

@@ -288,6 +288,10 @@ class TestRoot:
         with pytest.raises(DatasetNotFoundError, match='no patch in'):
             FLAIRHUBMultimodal(root, 'train')
 
+    def test_already_extracted(self, tree: Path) -> None:
+        domains = sorted({name.partition('_')[0] for name in FLAIRHUBMultimodal(tree).ids})
+        assert len(FLAIRHUBMultimodal(tree, domains=domains, download=True)) == 12
+
     def test_corrupted(self, tree: Path, tmp_path: Path) -> None:
         for name in ('D004-2021_AERIAL_LABEL-COSIA', 'D004-2021_SPOT_RGBI', 'GLOBAL_ALL_MTD'):
             (tmp_path / f'{name}.zip').write_bytes(b'no archive')

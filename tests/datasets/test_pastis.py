@@ -20,6 +20,7 @@ from tests.conftest import SHARED, SPOT, edit, save, write_pastis, write_spot
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import PASTISMultimodal
 from torchgeo_omnisat.datasets.pastis_layout import FOLDS
+from torchgeo_omnisat.modality import subsets
 
 
 def day(date: str) -> int:
@@ -225,6 +226,12 @@ class TestModalities:
         dataset = PASTISMultimodal(pastis, modalities=('spot', 's2'))
         assert list(dataset.modalities) == ['spot', 's2']
         assert not any(key.endswith(('s1a', 's1d')) for key in dataset[0])
+
+    @pytest.mark.parametrize('names', subsets(('s2', 's1a', 's1d', 'spot')))
+    def test_every_subset(self, pastis: Path, names: tuple[str, ...]) -> None:
+        some, every = PASTISMultimodal(pastis, modalities=names)[0], PASTISMultimodal(pastis)[0]
+        assert {key for key in some if key.startswith('image')} == {f'image_{name}' for name in names}
+        assert all(torch.equal(some[key], every[key]) for key in some if key != 'bounds')
 
     def test_bands_choose_and_order(self, pastis: Path) -> None:
         bands = {'s2': ('B08', 'B04'), 'spot': ('B',)}

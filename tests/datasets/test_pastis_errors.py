@@ -216,6 +216,9 @@ class TestArchive:
                 file.write(path, Path('PASTIS-R') / path.relative_to(one))
         return place
 
+    def test_already_extracted(self, one: Path) -> None:
+        assert len(PASTISMultimodal(one, download=True, checksum=True)) == 1
+
     def test_already_downloaded(self, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PASTISMultimodal, 'md5', md5(archive.read_bytes()).hexdigest())
         assert len(PASTISMultimodal(archive.parent, checksum=True)) == 1

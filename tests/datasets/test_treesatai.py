@@ -4,6 +4,8 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torchgeo.datasets import DatasetNotFoundError, RGBBandsMissingError
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datasets import TreeSatAITimeSeries
-from torchgeo_omnisat.datasets.treesatai_layout import GENERA, LABELS
+from torchgeo_omnisat.datasets.treesatai_layout import ARCHIVES, GENERA, LABELS
 from torchgeo_omnisat.modality import subsets
 
 from ..treesatai_tree import MODALITIES, NAMES, archive, h5, rewrite, write_treesatai_tree
@@ -65,6 +67,17 @@ class TestSample:
     def test_label_is_more_than_seven_percent(self, tree: Path) -> None:
         label = load(tree)[0]['label']
         assert [genus for genus, there in zip(GENERA, label, strict=True) if there] == ['Betula', 'Picea']
+
+    def test_values_are_those_of_the_file(self, tree: Path) -> None:
+        sample = load(tree)[0]
+        with h5py.File(h5(tree, 0)) as file:
+            stored = {name: file[key][()] for name, key in (('s2', 'sen-2-data'), ('s1d', 'sen-1-des-data'))}
+        assert np.array_equal(sample['image_s2'], stored['s2'])
+        assert sample['dates_s2'].tolist() == [17899, 17932, 17990, 18109]
+        twice, once = stored['s1d'][:2].mean(0), stored['s1d'][2]
+        assert np.allclose(sample['image_s1d'], 10 * np.log10([twice, once]), atol=1e-5)
+        assert sample['dates_s1d'].tolist() == [17899, 17905]
+        assert sample['valid_s2'].all()
 
     def test_centre_of_the_aerial_image(self, tree: Path) -> None:
         with rasterio.open(tree / f'aerial/{NAMES[0]}.tif') as source:
@@ -251,6 +264,20 @@ class TestErrors:
     def test_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetNotFoundError, match='directories labels, aerial'):
             load(tmp_path)
+
+    def test_download(self, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for folder in ('labels', 'aerial', 'sentinel-ts'):
+            archive(tree, folder, tmp_path)
+            path = tmp_path / f'{folder}.zip'
+            changed = replace(ARCHIVES[folder], url=path.as_uri(), digest=sha256(path.read_bytes()).hexdigest())
+            monkeypatch.setitem(ARCHIVES, folder, changed)
+        root = tmp_path / 'new'
+        sample = load(root, download=True, checksum=True)[0]
+        for key, value in load(tree)[0].items():
+            assert torch.equal(sample[key].nan_to_num(-1), value.nan_to_num(-1))
+
+    def test_already_extracted(self, tree: Path) -> None:
+        assert len(load(tree, download=True, checksum=True)) == 3
 
     def test_already_downloaded(self, tree: Path, tmp_path: Path) -> None:
         for folder in ('labels', 'aerial', 'sentinel-ts'):
