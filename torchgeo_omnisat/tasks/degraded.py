@@ -15,8 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from ..models.omnisat import OmniSatOutput
-from ..transforms import CloudCover, FewerDates, GaussianNoise, PartialCover
-from ..transforms.degraded import Degradation
+from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
 from .robustness import Row, SubsetScores
 from .supervised import SupervisedTask
 

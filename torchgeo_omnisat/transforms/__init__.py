@@ -5,7 +5,7 @@
 
 from .base import Transform
 from .container import MultimodalAugmentation
-from .degraded import CloudCover, FewerDates, GaussianNoise, PartialCover
+from .degraded import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
 from .ground import RandomDihedral, RandomGroundAffine, RandomGroundCrop
 from .intensity import RandomBandDropout, RandomClouds, RandomJitter, RandomSpeckle
 from .modality import ModalityDropout
@@ -14,6 +14,7 @@ from .temporal import RandomDateShift, RandomTemporalDropout, TemporalSubsample
 
 __all__ = [
     'CloudCover',
+    'Degradation',
     'Denormalize',
     'FewerDates',
     'GaussianNoise',
