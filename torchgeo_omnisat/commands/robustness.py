@@ -121,7 +121,10 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
     names = tuple(name for name in there if name in known)
     if not names:
         raise ValueError(f'the model takes {known}, expected some of {list(there)}, which the data have')
-    datamodule.kwargs['modalities'] = names
+    if 'modalities' in datamodule.kwargs:
+        datamodule.kwargs['modalities'] = names
+    elif len(names) < len(there):
+        raise ValueError(f'{type(datamodule).__name__} reads {list(there)}, expected a model of them all, got {known}')
     with _quiet():
         try:
             trainer = Trainer(
