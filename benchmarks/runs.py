@@ -65,6 +65,7 @@ class Run:
         subset_weight: Weight of what dropout leaves beside all modalities, which are then learnt
             from in every step too; 0 for what dropout leaves alone.
         distill: Weight of its divergence from what all modalities give.
+        pretraining_args: Other options of the pre-training's model, as JSON; its defaults if empty.
     """
 
     data: str
@@ -83,6 +84,7 @@ class Run:
     max_dates: int | None = None
     subset_weight: float = 0.0
     distill: float = 0.0
+    pretraining_args: str = ''
 
     @property
     def key(self) -> str:
@@ -115,6 +117,7 @@ def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, l
     else:
         pretrain = {'model': 'omnisat_pretraining', **_backbone(run)} | _data(replace(run, labels=1.0), root, workers)
         pretrain |= _training(run, pretrained, run.pretraining_steps)
+        pretrain |= {f'model.{name}': value for name, value in json.loads(run.pretraining_args or '{}').items()}
         steps = {'pretrain': pretrain, 'fit': fit | {'model.weights': pretrained}, 'test': test}
     return {step: [_SUBCOMMANDS[step], *_words(options)] for step, options in steps.items()}
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -73,9 +72,8 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_registry_names_every_builder() -> None:
-    functions = {name: getattr(models, name) for name in models.__all__ if name.islower()}
-    builders = {name for name, function in functions.items() if 'modalities' in signature(function).parameters}
-    assert set(BUILDERS) == builders
+    functions = {name for name in models.__all__ if name.islower()}
+    assert set(BUILDERS) == functions - {'attention'}
 
 
 @pytest.mark.parametrize('name', COMMANDS)

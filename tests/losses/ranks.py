@@ -31,7 +31,7 @@ CASES: dict[str, tuple[tuple[int, int], list[tuple[int, int, int]]]] = {
     'unequal': ((2, 4), [(1, 1, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1), (1, 1, 0), (1, 1, 1)]),
     'one each': ((1, 1), [(1, 1, 1), (1, 1, 1)]),
 }
-KINDS = ('tiles', 'tiles apart', 'patches', 'patches apart', 'reconstruction')
+KINDS = ('tiles', 'tiles apart', 'patches', 'patches apart', 'places', 'places apart', 'reconstruction')
 MODALITIES = [Modality('s2', ('B02', 'B03'), 10.0, True), Modality('spot', ('R',), 5.0, False)]
 GRID, FEATURES, WIDTH = (2, 2), 5, 6
 
@@ -50,6 +50,7 @@ class Model(nn.Module):
         losses: dict[str, Callable[[], nn.Module]] = {
             'tiles': CrossModalInfoNCE,
             'patches': lambda: PatchContrastiveLoss(block_size=5),
+            'places': lambda: PatchContrastiveLoss(negatives='place'),
             'reconstruction': lambda: MaskedReconstruction(MODALITIES, WIDTH, 20.0, width=4),
         }
         self.loss = losses[kind.split()[0]]()

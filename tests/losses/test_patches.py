@@ -1,7 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,7 +22,9 @@ def make(modalities: int = 3, tiles: int = 3, patches: int = 4, seed: int = 0) -
     return torch.randn(modalities, tiles, patches, 5, generator=generator).requires_grad_(), available
 
 
-def naive(x: Tensor, available: Tensor, temperature: float, exclude: Tensor | None = None) -> Tensor:
+def naive(
+    x: Tensor, available: Tensor, temperature: float, exclude: Tensor | None = None, place: bool = False
+) -> Tensor:
     """Token by token; *available* by patch."""
     tokens = [(m, b, p) for m in range(len(x)) for b in range(x.shape[1]) for p in range(x.shape[2])]
     tokens = [(m, b, p) for m, b, p in tokens if available[b, p, m]]
@@ -33,6 +37,8 @@ def naive(x: Tensor, available: Tensor, temperature: float, exclude: Tensor | No
         positives = [(n, c, q) for n, c, q in tokens if (c, q) == (b, p) and n != m]
         compared = [(n, c, q) for n, c, q in tokens if (n, c) != (m, b)]
         compared = [(n, c, q) for n, c, q in compared if exclude is None or not exclude[b, c]]
+        if place:
+            compared = [(n, c, q) for n, c, q in compared if c != b and q == p] + positives
         if positives:
             losses.append(-torch.log(sum(map(weight, positives)) / sum(map(weight, compared))))
     return torch.stack(losses).mean()
@@ -69,15 +75,43 @@ def test_loss_matches_naive_loop(seed: int, block_size: int, by_patch: bool) -> 
         assert not actual[available.permute(2, 0, 1).logical_not()].any()
 
 
-def test_gradient_is_exact() -> None:
+@pytest.mark.parametrize('by_patch', [False, True])
+@pytest.mark.parametrize('seed', range(3))
+def test_loss_of_the_same_place_matches_naive_loop(seed: int, by_patch: bool) -> None:
+    x, available = make(tiles=4, seed=seed)
+    if not by_patch:
+        available = available[:, :1].expand_as(available)
+    close = torch.zeros(4, 4, dtype=torch.bool)
+    close[0, 2] = close[2, 0] = True
+    loss = PatchContrastiveLoss(0.2, negatives='place')
+    for exclude in (None, close):
+        given = loss(x, available if by_patch else available[:, 0], exclude)
+        expected = naive(x, available, 0.2, exclude, place=True)
+        torch.testing.assert_close(given, expected)
+        (actual,), (wanted,) = torch.autograd.grad(given, x), torch.autograd.grad(expected, x)
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
+        assert not actual[available.permute(2, 0, 1).logical_not()].any()
+
+
+def test_place_alone_wins_nothing_against_the_same_place() -> None:
+    place = torch.randn(1, 1, 6, 5).expand(2, 4, 6, 5)
+    available = torch.ones(4, 2, dtype=torch.bool)
+    everywhere, same = (PatchContrastiveLoss(negatives=where)(place, available) for where in ('everywhere', 'place'))
+    assert same == pytest.approx(math.log(7))  # three other tiles in two modalities, and the positive
+    assert everywhere < 0.75 * math.log(2 * 4 * 6 - 6)
+
+
+@pytest.mark.parametrize('negatives', ['everywhere', 'place'])
+def test_gradient_is_exact(negatives: Literal['everywhere', 'place']) -> None:
     x, available = make()
-    loss = PatchContrastiveLoss(0.3, block_size=4)
+    loss = PatchContrastiveLoss(0.3, block_size=4, negatives=negatives)
     assert torch.autograd.gradcheck(lambda x: loss(x, available), x.detach().double().requires_grad_())
 
 
-def test_absent_modality_is_invisible() -> None:
+@pytest.mark.parametrize('negatives', ['everywhere', 'place'])
+def test_absent_modality_is_invisible(negatives: Literal['everywhere', 'place']) -> None:
     x, available = make()
-    loss = PatchContrastiveLoss()
+    loss = PatchContrastiveLoss(negatives=negatives)
     gone = ~available.permute(2, 0, 1).unsqueeze(-1)
     for other in (torch.nan, torch.inf, 1e30):
         strange = x.detach().masked_fill(gone, other).requires_grad_()
@@ -88,10 +122,11 @@ def test_absent_modality_is_invisible() -> None:
         assert not strange.grad.masked_select(gone).any()
 
 
+@pytest.mark.parametrize('negatives', ['everywhere', 'place'])
 @pytest.mark.parametrize('available', [torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[True, False]] * 2)])
-def test_no_pair_gives_nothing_to_learn(available: Tensor) -> None:
+def test_no_pair_gives_nothing_to_learn(available: Tensor, negatives: Literal['everywhere', 'place']) -> None:
     x = torch.randn(2, 2, 4, 3, requires_grad=True)
-    loss = PatchContrastiveLoss()(x, available)
+    loss = PatchContrastiveLoss(negatives=negatives)(x, available)
     loss.backward()
     assert loss == 0
     assert x.grad is not None
@@ -134,6 +169,8 @@ def test_bad_input_is_refused() -> None:
         loss(x, available, torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r'temperature is 0\.01, expected a finite number of at least 0\.02'):
         PatchContrastiveLoss(0.01)
+    with pytest.raises(ValueError, match=r'exclude is \(3, 4\), expected \(B, 3\)'):
+        PatchContrastiveLoss(negatives='place')(x, available, torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match='block_size is 0'):
         PatchContrastiveLoss(block_size=0)
     x[0, 0, 0, 0] = torch.nan
@@ -142,4 +179,6 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_one_tile_will_do() -> None:
-    assert PatchContrastiveLoss()(torch.randn(2, 1, 4, 3), torch.ones(1, 2, dtype=torch.bool)) > 0
+    x, available = torch.randn(2, 1, 4, 3), torch.ones(1, 2, dtype=torch.bool)
+    assert PatchContrastiveLoss()(x, available) > 0
+    assert PatchContrastiveLoss(negatives='place')(x, available) == 0

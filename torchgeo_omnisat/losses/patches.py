@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,23 +35,38 @@ class PatchContrastiveLoss(nn.Module):
     single one would from their joint batch, and the cost of each grows with their number.
     ``gather=False`` compares each process's own tokens, as published.
 
+    The published encoders see a patch alone. One that sees the whole tile also sees where in
+    it a patch lies, which all modalities share, and tells patches apart by that and nothing
+    else. ``negatives='place'`` leaves nothing to gain from it: a token is compared with
+    those of the same place in the other tiles, and with its positives.
+
     Args:
         temperature: Temperature; at least 0.02, below which single precision overflows.
         gather: Whether tokens of other processes are negatives.
         block_size: Side of a block of similarities.
+        negatives: Whether tokens of all places are negatives, or those of the same place.
 
     Raises:
-        ValueError: If *temperature* or *block_size* is too small.
+        ValueError: If *temperature* or *block_size* is too small, or *negatives* unknown.
     """
 
-    def __init__(self, temperature: float = 0.1, gather: bool = True, block_size: int = 512) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        gather: bool = True,
+        block_size: int = 512,
+        negatives: Literal['everywhere', 'place'] = 'everywhere',
+    ) -> None:
         """Keep the arguments."""
         super().__init__()
+        if negatives not in ('everywhere', 'place'):
+            raise ValueError(f"negatives is {negatives!r}, expected 'everywhere' or 'place'")
         if not 0.02 <= temperature < math.inf:
             raise ValueError(f'temperature is {temperature}, expected a finite number of at least 0.02')
         if block_size < 1:
             raise ValueError(f'block_size is {block_size}, expected at least 1')
         self.temperature, self.gather, self.block_size = float(temperature), gather, block_size
+        self.negatives = negatives
 
     def forward(
         self,
@@ -88,15 +103,41 @@ class PatchContrastiveLoss(nn.Module):
     ) -> Float[Tensor, '']:
         """The loss of normalised tokens."""
         anchors = seen & (seen.sum(0) > 1)
+        positives = _positives(x, seen, self.temperature)
+        compared = self._with_everything if self.negatives == 'everywhere' else self._with_its_place
+        local = (compared(x, seen, exclude, positives) - positives)[anchors].sum()
+        count = anchors.sum()
+        return processes.shared_mean(local, processes.total(count)) if self.gather else local / count.clamp(min=1)
+
+    def _with_everything(self, x: Tensor, seen: Tensor, exclude: Tensor | None, _: Tensor) -> Float[Tensor, 'm b n']:
+        """Log-sum-exp over all tokens, but those of a token's own modality and tile."""
         block = repeat(torch.arange(seen[..., 0].numel(), device=x.device), '(m b) -> m b n', m=len(x), n=x.shape[2])
         apart = _apart(len(x), x.shape[1], exclude, self.gather, x.device)
         witness = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
-        denominators = _LogSumExp.apply(
+        sums = _LogSumExp.apply(
             x[seen] * self.temperature**-0.5, witness, block[seen], apart, self.block_size, self.gather
         )
-        local = denominators[anchors[seen]].sum() - _positives(x, seen, self.temperature)[anchors].sum()
-        count = anchors.sum()
-        return processes.shared_mean(local, processes.total(count)) if self.gather else local / count.clamp(min=1)
+        return x.new_zeros(seen.shape).masked_scatter(seen, sums)
+
+    def _with_its_place(
+        self, x: Tensor, seen: Tensor, exclude: Tensor | None, positives: Tensor
+    ) -> Float[Tensor, 'm b n']:
+        """Log-sum-exp over the tokens of the same place in other tiles, and a token's positives."""
+        witness = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
+        y, there, start = x.transpose(0, 1), seen.transpose(0, 1), 0
+        if self.gather:
+            start = sum(len(part) for part in processes.gather(there)[: processes.rank()])
+            y, there = processes.gather_with_gradient(y, witness), torch.cat(processes.gather(there))
+        own = torch.arange(start, start + x.shape[1], device=x.device)
+        other = own.unsqueeze(1) != torch.arange(len(y), device=x.device)
+        if exclude is not None:
+            if exclude.shape != other.shape:
+                raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {len(y)}): the tiles compared')
+            other = other & ~exclude
+        candidates = rearrange(other, 'b g -> 1 b 1 g 1') & rearrange(there, 'g k n -> 1 1 n g k')
+        similar = torch.einsum('mbnd,gknd->mbngk', x, y) / self.temperature
+        negatives = similar.masked_fill(~candidates, torch.finfo(x.dtype).min).flatten(3).logsumexp(-1)
+        return torch.logaddexp(negatives, positives)
 
 
 def _seen(tokens: Tensor, available: Tensor) -> Bool[Tensor, 'm b n']:

@@ -40,8 +40,7 @@ class OmniSatPretraining(OmniSatTask):
     ``val_patch_top1/s1a+s2``. Checkpoints follow ``val_loss``. ``backbone`` is what
     :func:`.load_backbone` hands over.
 
-    Whatever of *modalities*, *patch_size*, *mean* and *std* is None is asked of the
-    datamodule, and saved.
+    Of *modalities*, *patch_size*, *mean* and *std*, what is None is asked of the datamodule.
 
     Args:
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
@@ -58,24 +57,23 @@ class OmniSatPretraining(OmniSatTask):
         patch_weight: Weight of the contrast of patches; 0 for none.
         reconstruction_weight: Weight of the reconstruction; 0 for none, and nothing is hidden.
         temperature: Temperature that the contrast of tiles begins with.
-        patch_temperature: Temperature of the contrast of patches.
+        patch_temperature: That of the contrast of patches, which stays.
         projection_dim: Width of a projected tile, and patch.
-        project_patches: Whether patches are compared behind a projection head, as tiles are, or by
-            their tokens, as published.
+        patch_negatives: See :class:`.PatchContrastiveLoss`; as published it is ``'everywhere'``.
+        project_patches: Whether patches are compared behind a projection head; not as published.
         exclude_within: Tiles whose centres are nearer than so many metres, or that overlap, are
             no negatives of each other; None to leave ``bounds`` aside.
         mask_ratio: Part of the ground patches that is hidden.
-        hide: What is hidden: the pixels, so that nothing of them reaches any encoder, or the
-            tokens alone, of which neighbours tell, as encoders look beyond a patch. Pixels cost
-            a second pass of the encoders where there is a contrast too.
+        hide: Whether pixels are hidden, so that nothing of them reaches any encoder, or tokens
+            alone. Pixels cost a second pass of the encoders if there is a contrast too.
         rebuild: Which patches are rebuilt: the hidden ones, or all.
-        max_pixels: The most pixels along the side of a rebuilt patch; None for all that it has.
+        max_pixels: The most pixels along the side of a rebuilt patch; None for all.
         max_dates: The most dates of a series that are rebuilt a step; None for all.
         modality_dropout: Probability that the fusion of a tile loses each of its modalities, or by
             name, in training; never the last one. See :class:`.ModalityDropout`.
         micro_batch_size: Tiles that are encoded at once, so that memory grows with them and
-            hardly with the batch, all of whose tiles are negatives; None for all. Computes
-            the encoders twice. (``accumulate_grad_batches`` has the negatives of one batch alone.)
+            hardly with the batch, all of whose tiles are negatives; None for all. Encodes
+            twice. (``accumulate_grad_batches`` has the negatives of one batch alone.)
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is then
             what is validated, written to checkpoints and handed over; None for none.
         candidates: Patches of which one is to be found in validation.
@@ -107,19 +105,20 @@ class OmniSatPretraining(OmniSatTask):
         temperature: float = 0.07,
         patch_temperature: float = 0.1,
         projection_dim: int = 128,
-        project_patches: bool = False,
+        patch_negatives: Literal['everywhere', 'place'] = 'place',
+        project_patches: bool = True,
         exclude_within: float | None = 0.0,
-        mask_ratio: float = 0.5,
-        hide: Literal['pixels', 'tokens'] = 'pixels',
-        rebuild: Literal['hidden', 'all'] = 'hidden',
+        mask_ratio: float = 0.3,
+        hide: Literal['pixels', 'tokens'] = 'tokens',
+        rebuild: Literal['hidden', 'all'] = 'all',
         max_pixels: int | None = None,
         max_dates: int | None = None,
-        modality_dropout: float | dict[str, float] = 0.2,
+        modality_dropout: float | dict[str, float] = 0.3,
         micro_batch_size: int | None = None,
         ema: float | None = None,
         candidates: int = 256,
         seed: int = 0,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.05,
         scheduler: Literal['cosine', 'plateau'] = 'cosine',
         warmup: float = 0.1,
@@ -153,7 +152,8 @@ class OmniSatPretraining(OmniSatTask):
         """The contrasts; the reconstruction belongs to the model."""
         if self.told:
             self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
-            self.patch_contrast = PatchContrastiveLoss(self.hparams['patch_temperature'])
+            temperature, where = self.hparams['patch_temperature'], self.hparams['patch_negatives']
+            self.patch_contrast = PatchContrastiveLoss(temperature, negatives=where)
 
     def configure_callbacks(self) -> list[Callback]:
         """The moving average of the weights, if one is wanted."""
@@ -235,7 +235,7 @@ class OmniSatPretraining(OmniSatTask):
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
         draws = draw((told['seed'], STAGES[stage], *key), count, len(names), grid, ratio, self.device)
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
-        compare = stage != 'train' or 'tile' in terms or 'patch' in terms
+        compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
         how = told['hide'] == 'pixels', told['micro_batch_size'], compare, told['rebuild'] == 'all'
         views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, count)
