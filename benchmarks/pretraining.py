@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument('--tiles', type=int, default=640, help='landscapes, of which three fifths train')
     parser.add_argument('--root', help='where the landscapes are, or are written')
     parser.add_argument('--folder', type=Path, default=HERE / 'runs', help='for checkpoints')
+    parser.add_argument('--results', type=Path, default=HERE / 'results', help='for the runs and the table')
     args = parser.parse_args()
     size = replace(SIZES['small'], steps=args.steps, batch_size=args.batch_size, tiles=args.tiles)
     wanted = {}
@@ -78,7 +79,7 @@ def main() -> None:
             replace(run, labels=args.labels, pretraining_steps=steps, pretraining_args=arguments) for run in made
         ]
     root = args.root or str(args.folder / f'landscapes-{size.tiles}')
-    results, folder = HERE / 'results' / 'runs-pretraining.csv', args.folder / 'pretraining'
+    results, folder = args.results / 'runs-pretraining.csv', args.folder / 'pretraining'
     done = runs.complete([run for made in wanted.values() for run in made], results, folder, root)
     found = {name: [done[run.key] for run in made] for name, made in wanted.items()}
     text = [
@@ -89,7 +90,7 @@ def main() -> None:
         '| --- | --- | --- | --- | --- | --- |',
         *(line(name, rows, found['none']) for name, rows in found.items()),
     ]
-    with replacing(HERE / 'results' / f'pretraining-{args.steps}.md') as path:
+    with replacing(args.results / f'pretraining-{args.steps}.md') as path:
         path.write_text('\n'.join(text) + '\n')
     print('\n'.join(text))
 
