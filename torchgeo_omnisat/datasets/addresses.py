@@ -4,7 +4,7 @@
 """Addresses: where arrays lie in files, so that a file that is known is read without being parsed again."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -52,9 +52,18 @@ class Piece(NamedTuple):
             EOFError: If the file ends before, which :func:`known` tells of.
         """
         view = out.reshape(-1).view(np.uint8).data
-        if os.preadv(file.fileno(), [view], self.offset + first * self.row) != out.nbytes:
+        file.seek(self.offset + first * self.row)
+        if file.readinto(view) != out.nbytes:
             raise EOFError(f'it ends before all of {self.dtype} {self.shape}')
         return out
+
+
+def ahead(file: FileIO, pieces: Iterable[Piece | None]) -> None:
+    """Have the kernel fetch several pieces at once, which are about to be read one after the other."""
+    spans = [(piece.offset, piece.offset + piece.row * piece.shape[0]) for piece in pieces if piece is not None]
+    if spans and hasattr(os, 'posix_fadvise'):
+        first, last = min(begin for begin, _ in spans), max(end for _, end in spans)
+        os.posix_fadvise(file.fileno(), first, last - first, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager
