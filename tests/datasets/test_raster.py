@@ -283,6 +283,25 @@ def test_sentinel_2_from_products_and_from_band_files(tmp_path: Path, safe: bool
     assert series.modalities['s2'].bands == ('B02', 'B05')
 
 
+def test_reflectances_of_all_processing_baselines_are_on_one_scale(tmp_path: Path) -> None:
+    products = {'20211205': ('N0301', 500), '20220205': ('N0400', 1500), '20200105': ('N0500', 1500)}
+    for stamp, (baseline, value) in products.items():
+        product = f'S2A_MSIL2A_{stamp}T104629_{baseline}_R051_T31UFS_{stamp}T150000.SAFE'
+        for band, step in (('B02', 10), ('B05', 20), ('SCL', 20)):
+            image = np.full((160 // step, 160 // step), 9 if band == 'SCL' else value, np.uint16)
+            image[0] = 0 if band == 'B02' else image[0]
+            folder = tmp_path / product / f'GRANULE/L2A/IMG_DATA/R{step}m'
+            write(folder / f'T31UFS_{stamp}T104629_{band}_{step}m.tif', image, step=step)
+    clouds = {'band': 'SCL', 'values': (9,)}
+    image = Sentinel2TimeSeries(tmp_path, bands=('B02', 'B05'))[window(0, 0, 16, 16)]['image_s2']
+    assert image[:, 0, 0].isnan().all()
+    assert image[:, :, 2:, 2:].unique().tolist() == [500]
+    raw = Sentinel2TimeSeries(tmp_path, bands=('B02', 'B05'), harmonize=False)[window(0, 0, 16, 16)]['image_s2']
+    assert raw[:, 0, 5, 5].tolist() == [1500, 500, 1500]
+    cloudy = Sentinel2TimeSeries(tmp_path, bands=('B02',), clouds=clouds)[window(0, 0, 16, 16)]
+    assert not cloudy['valid_s2'].any()  # the classification is not shifted
+
+
 def test_sentinel_1_of_the_alaska_satellite_facility(tmp_path: Path) -> None:
     for unit in 'd', 'p':
         for band in 'VV', 'VH':

@@ -138,7 +138,9 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
     nearest = not dataset.is_image
     if dataset.separate_files:
         files = [dataset._update_filepath(band, path) for band in dataset.bands]
-        return np.concatenate([read_raster(file, (1,), grid, dataset.nodata, nearest, dataset.cache) for file in files])
+        bands = [read_raster(file, (1,), grid, dataset.nodata, nearest, dataset.cache) for file in files]
+        offsets = dataset.offsets(path) if hasattr(dataset, 'offsets') else 0
+        return np.concatenate(bands) + offsets
     return read_raster(path, dataset.band_indexes, grid, dataset.nodata, nearest, dataset.cache)
 
 

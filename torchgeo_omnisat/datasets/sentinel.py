@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import Sentinel1, Sentinel2
 from torchgeo.datasets.utils import Path as PathLike
@@ -15,6 +17,11 @@ from torchgeo.datasets.utils import Sample
 
 from .frames import Clouds
 from .raster import RasterTimeSeries
+
+#: Processing baseline in the name of a Sentinel-2 product; the first that shifts reflectances, by
+#: how much (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and what stands for none.
+BASELINE = re.compile(r'S2[A-D]_MSIL[12][AC]_\d{8}T\d{6}_N(\d{4})_')
+FIRST_SHIFTED, SHIFT, UNKNOWN_BASELINE = 400, 1000, 9999
 
 
 class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
@@ -25,6 +32,12 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     ``T31UFS_20200801T104629_B02.tif``. Bands of 20 m are interpolated to *res*. The tiles
     of one day are merged. The scene classification can tell of clouds:
     ``clouds={'band': 'SCL', 'values': (3, 8, 9, 10)}``.
+
+    Since processing baseline 04.00 (products from 2022-01-25 on, and older ones that were
+    processed again) ESA adds 1000 to every reflectance. The baseline is in the name of the
+    product, ``S2A_MSIL2A_20220201T105251_N0400_R051_T31UFS_...``: where it is 0400 or above, 1000
+    is taken off again, so that all dates are on one scale. Band files outside of such a folder
+    stay as they are.
     """
 
     name = 's2'
@@ -45,11 +58,33 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
+        harmonize: bool = True,
     ) -> None:
-        """Index the files of the first band; see :class:`RasterTimeSeries`."""
+        """Index the files of the first band.
+
+        Args:
+            paths: See :class:`RasterTimeSeries`, as for all that follow but the last.
+            crs: CRS of the samples.
+            res: Side of a pixel.
+            bands: Bands to read.
+            transforms: What to do with a sample.
+            cache: Whether to keep files open.
+            date_range: First and last day to take.
+            max_dates: How many days to read.
+            clouds: Which band tells of clouds, and how.
+            harmonize: Whether to take off the 1000 that is added since baseline 04.00.
+        """
+        self.harmonize = harmonize
         super().__init__(
             paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates, clouds=clouds
         )
+
+    def offsets(self, filepath: str) -> NDArray[np.float32]:
+        """What is to be added to each band of a scene, ``(C, 1, 1)``."""
+        found = BASELINE.findall(filepath) if self.harmonize else []
+        shifted = bool(found) and FIRST_SHIFTED <= int(found[-1]) < UNKNOWN_BASELINE
+        offsets = [-SHIFT if shifted and band.startswith('B') else 0 for band in self.bands]
+        return np.array(offsets, np.float32)[:, None, None]
 
     def _update_filepath(self, band: str, filepath: str) -> str:
         """The file of another band of a scene, in its own folder if the product has folders by resolution."""
