@@ -29,6 +29,9 @@ class MixedDataModule(BaseDataModule):
     modality, and must be the same: others are given another name by *rename*. What a task asks
     for beyond modalities is known where all datamodules agree on it. Pre-training over all and
     fine-tuning on one is one run with this, and one with that datamodule and the weights.
+
+    Its place in an epoch is not in a checkpoint: what was stopped in mid-epoch goes on with a newly
+    drawn order, unlike a single datamodule. Several processes (DDP) are not tested.
     """
 
     mean: dict[str, Tensor]  # type: ignore[assignment]
