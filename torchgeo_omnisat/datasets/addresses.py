@@ -4,7 +4,7 @@
 """Addresses: where arrays lie in files, so that a file that is known is read without being parsed again."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -58,14 +58,6 @@ class Piece(NamedTuple):
         return out
 
 
-def ahead(file: FileIO, pieces: Iterable[Piece | None]) -> None:
-    """Have the kernel fetch several pieces at once, which are about to be read one after the other."""
-    spans = [(piece.offset, piece.offset + piece.row * piece.shape[0]) for piece in pieces if piece is not None]
-    if spans and hasattr(os, 'posix_fadvise'):
-        first, last = min(begin for begin, _ in spans), max(end for _, end in spans)
-        os.posix_fadvise(file.fileno(), first, last - first, os.POSIX_FADV_WILLNEED)
-
-
 @contextmanager
 def known[T](path: Path, expected: str, kind: Any, find: Callable[[], T]) -> Iterator[tuple[FileIO, T]]:
     """A file, open, and what is known of it, which is found out once for as long as the file does not change.
@@ -87,6 +79,8 @@ def known[T](path: Path, expected: str, kind: Any, find: Callable[[], T]) -> Ite
     except OSError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     with file:
+        # From its first byte on the kernel reads a file ahead; where reading begins with much, it waits for all of it.
+        file.read(1)
         state, key = _state(file.fileno()), (str(path), kind)
         entry = _KNOWN.get(key)
         if entry is None or entry[0] != state:

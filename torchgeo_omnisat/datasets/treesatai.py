@@ -20,7 +20,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .addresses import ahead, known
+from .addresses import known
 from .arguments import (
     MISSING,
     check_choice,
@@ -281,8 +281,6 @@ class TreeSatAITimeSeries(NonGeoDataset):
             file,
             found,
         ):
-            if self.max_dates is None:
-                ahead(file, (said.piece for said in found))
             for modality, said in zip(modalities, found, strict=True):
                 series, every = SERIES[modality.name], self.all_modalities[modality.name].bands
                 frames, days, clear = plan(said.days, said.clear, self._span, self.max_dates)
