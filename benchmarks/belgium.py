@@ -115,7 +115,8 @@ def main() -> None:
     data = yaml.safe_load(CONFIG.read_text())['data']['init_args']
     classes, edge = len(data['labels']), data['split']['train'][2]
     west = np.broadcast_to(x0 + step * (np.arange(truth.shape[1]) + 0.5) < edge, truth.shape)
-    datamodule = MultimodalGeoDataModule(**(data | {'root': str(root)}))
+    everything = data | {'root': str(root), 'modalities': None}  # the perceptron sees elevation too
+    datamodule = MultimodalGeoDataModule(**everything)
     pixel = by_pixel(datamodule, west, truth, args.seed)
     most = np.full_like(truth, np.bincount(truth[~west]).argmax())
     answers = {'omnisat': answer.astype(np.int64), 'one pixel at a time': pixel, 'most frequent class': most}

@@ -232,7 +232,7 @@ def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None
     (checkpoint,) = tmp_path.rglob('*.ckpt')
     state = torch.load(checkpoint, weights_only=True, map_location='cpu')
     assert state['global_step'] == 2
-    assert [m['name'] for m in state['hyper_parameters']['modalities']] == ['s2', 's1', 'dem']
+    assert [m['name'] for m in state['hyper_parameters']['modalities']] == ['s2', 's1']
     main(['test', *args, *quick, f'--ckpt_path={checkpoint}'])
     table = next(tmp_path.rglob('subsets.csv')).read_text()
-    assert re.search(r'dem\+s1\+s2', table)
+    assert re.search(r's1\+s2', table)
