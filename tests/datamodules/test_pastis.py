@@ -173,6 +173,19 @@ class TestPASTISMultimodalDataModule:
         assert ids(datamodule.val_dataset) == {5}
 
 
+class TestTilesWithoutAnImage:
+    def test_batches_of_one_train_without_them(self, tmp_path: Path) -> None:
+        root = write_pastis(tmp_path / 'root', folds=(1, 1, 2, 3, 4), size=8)
+        (root / SPOT.format(10001)).unlink()
+        datamodule = PASTISMultimodalDataModule(str(root), modalities=('spot',), missing='allow')
+        probe = Probe()
+        with pytest.warns(UserWarning, match=r"1 of 4 samples of .* no image of \['spot'\] and are left out, '10001'"):
+            trainer().fit(probe, datamodule)
+        batches = probe.batches['train']
+        assert len(batches) == 3
+        assert all(len(batch['mask']) == 1 and batch['valid_spot'].all() for batch in batches)
+
+
 class TestStatistics:
     def test_bands_select(self, tmp_path: Path) -> None:
         root = write_pastis(tmp_path, folds=(1, 4), size=8)

@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ class MeasuringDataModule(ExcludingDataModule):
         numbers = {name: self.official(dataset, every[name]) for name in dataset.modalities}
         asked = [name for name, official in numbers.items() if official is None or name in entries]
         if asked:
-            train = self.measured_dataset(dataset, asked)
+            # Of one modality alone, samples that lack it would be left out.
+            whole = getattr(dataset, 'missing', None) == 'allow'
+            train = self.measured_dataset(dataset, list(dataset.modalities) if whole else asked)
             numbers |= self._measured(train, entries, [name for name in asked if numbers[name] is None])
         mean, std = {}, {}
         for name, modality in dataset.modalities.items():
@@ -117,7 +120,11 @@ class MeasuringDataModule(ExcludingDataModule):
                 f'{FILENAME} of {train.path} is about {known} samples of {name!r} and not {dict(sizes)}: {then}'
             )
         if lacking := [name for name in needed if name not in held]:
-            part = self.measured_dataset(train, lacking)
+            if getattr(train, 'missing', None) == 'allow':
+                part = copy(train)
+                part.modalities = {name: train.modalities[name] for name in lacking}
+            else:
+                part = self.measured_dataset(train, lacking)
             measured = measure(part, part.modalities, groups, self.max_measured)
             save_statistics(train.path, measured)
             entries, held = {**entries, **measured}, [*held, *lacking]
