@@ -7,7 +7,8 @@ A yardstick Y is the forward time of ``Conv2d(64, 64, 3, padding=1)`` over a
 ``(40, 64, 128, 128)`` tensor (48 GFLOP) with the same threads. Every repetition is paired
 with a yardstick of its own, and the median of the ratios counts, so that figures compare
 between machines and hours. Every row runs in a process of its own; its memory is the peak
-resident memory of that process, imports included. Input is random and all of it is valid.
+resident memory of that process, imports included. Input is random and all of it is valid,
+but where tiles are loaded: those are synthetic landscapes, written first.
 
     python benchmarks/speed.py                  # all rows, as a Markdown table and JSON
     python benchmarks/speed.py --rows small     # rows whose name contains 'small'
@@ -21,25 +22,54 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
-#: Row: what is built, whether it trains, and the bounds in yardsticks and GB.
-ROWS: dict[str, tuple[str, bool, float | None, float | None]] = {
-    'omnisat_small inference': ('omnisat_small', False, 4.0, None),
-    'omnisat_small training step': ('omnisat_small', True, None, None),
-    'omnisat_base inference': ('omnisat_base', False, 10.0, 2.0),
-    'omnisat_base training step': ('omnisat_base', True, None, None),
+HERE = Path(__file__).parent
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        case: What is run: a function of this file, by name.
+        args: Its arguments.
+        bounds: The most that each unit may be.
+        published: What the published model costs.
+        samples: Samples of a run, by which its time is divided.
+    """
+
+    case: str
+    args: tuple[Any, ...]
+    bounds: dict[str, float]
+    published: str = ''
+    samples: int = 1
+
+
+#: Tiles are those of PASTIS-HD (S2 T 40, S1A T 50, SPOT 1280 px) unless the name says otherwise.
+ROWS = {
+    'utae (published), S2, inference': Row('utae', (False,), {'Y': 4.5}, '8.2 Y, 1.3 GB'),
+    'utae (published), S2, training step': Row('utae', (True,), {'Y': 12.5}, '15 Y, 2.9 GB'),
+    'omnisat_base inference': Row('segmenter', ('omnisat_base', False), {'Y': 7, 'GB': 1.5}, '29 Y, 3.0 GB'),
+    'omnisat_base training step': Row('segmenter', ('omnisat_base', True), {'Y': 24, 'GB': 4.5}, '235 Y, 16.4 GB'),
+    'omnisat_small inference': Row('segmenter', ('omnisat_small', False), {'Y': 2.5}, '29 Y, 3.0 GB'),
+    'omnisat_small training step': Row('segmenter', ('omnisat_small', True), {'Y': 8, 'GB': 2.5}, '235 Y, 16.4 GB'),
+    'omnisat_small pre-training step, 64 px, per sample': Row('pretraining', (), {'Y': 3}, '13.5 Y, 4.9 GB', 2),
+    'loading and collating, one worker': Row('loading', (), {'steps of omnisat_small': 0.5}),
+    **{f'omnisat_base training step, S2 alone, T {dates}': Row('series', (dates,), {}) for dates in (40, 80, 120)},
+    'memory of a date, T 40 to 120': Row('', (), {'MB': 40}),
+    'import torchgeo_omnisat': Row('', (), {'ms': 50}),
+    'the hook that `import torch` calls': Row('', (), {'ms': 2}),
 }
 
-#: What the published OmniSat costs on the same tile (10.3 M parameters, 2 cores, float32).
-PUBLISHED = {False: (29.0, 3.0), True: (235.0, 16.4)}
 
-
-def pastis_hd_tile() -> tuple[dict, dict]:
-    """Modalities and a random batch of one tile: S2 of 40 dates, S1A of 50, SPOT of 1280 pixels."""
+def pastis_hd_tile(pixels: int = 128, tiles: int = 1) -> tuple[dict, dict]:
+    """Modalities and a random batch: S2 of 40 dates, S1A of 50, SPOT of ten times the pixels."""
     import torch
 
     from torchgeo_omnisat import Modality
@@ -48,12 +78,12 @@ def pastis_hd_tile() -> tuple[dict, dict]:
     s1a = Modality('s1a', ('VV', 'VH', 'VV-VH'), 10.0, True)
     spot = Modality('spot', ('R', 'G', 'B'), 1.0, False)
     batch = {
-        'image_s2': torch.randn(1, 40, 10, 128, 128),
-        'dates_s2': torch.arange(17_800, 18_200, 10)[None],
-        'image_s1a': torch.randn(1, 50, 3, 128, 128),
-        'dates_s1a': torch.arange(17_800, 18_150, 7)[None],
-        'image_spot': torch.randn(1, 3, 1280, 1280),
-        'dates_spot': torch.zeros(1, 1, dtype=torch.int64),
+        'image_s2': torch.randn(tiles, 40, 10, pixels, pixels),
+        'dates_s2': torch.arange(17_800, 18_200, 10).repeat(tiles, 1),
+        'image_s1a': torch.randn(tiles, 50, 3, pixels, pixels),
+        'dates_s1a': torch.arange(17_800, 18_150, 7).repeat(tiles, 1),
+        'image_spot': torch.randn(tiles, 3, 10 * pixels, 10 * pixels),
+        'dates_spot': torch.zeros(tiles, 1, dtype=torch.int64),
     }
     batch |= {
         key.replace('dates', 'valid'): torch.ones_like(batch[key], dtype=torch.bool)
@@ -63,29 +93,105 @@ def pastis_hd_tile() -> tuple[dict, dict]:
     return {m.name: m for m in (s2, s1a, spot)}, batch
 
 
-def measure(builder: str, training: bool, repeats: int, threads: int) -> dict:
-    """Run one row in this process."""
+def _prepared(model: Any, training: bool, forward: Callable[[], Any], classes: int = 20) -> Callable[[], None]:
+    """Inference, or a training step, of what *forward* calls."""
+    import torch
+
+    model.train(training)
+    optimizer = torch.optim.AdamW(model.parameters())
+    mask = torch.randint(classes, (1, 128, 128))
+
+    def inference() -> None:
+        with torch.inference_mode():
+            forward()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(forward(), mask).backward()
+        optimizer.step()
+
+    return step if training else inference
+
+
+def utae(training: bool) -> Callable[[], None]:
+    """U-TAE as it was published, on S2."""
+    from torchgeo_omnisat.models import UTAE
+
+    _, batch = pastis_hd_tile()
+    model = UTAE(published=True)
+    return _prepared(model, training, lambda: model(batch['image_s2'], batch['dates_s2'], batch['valid_s2']))
+
+
+def segmenter(builder: str, training: bool) -> Callable[[], None]:
+    """An OmniSat with its decoder, on the whole tile."""
+    from torchgeo_omnisat import models
+
+    modalities, batch = pastis_hd_tile()
+    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20)
+    return _prepared(model, training, lambda: model(batch))
+
+
+def series(dates: int) -> Callable[[], None]:
+    """A training step on a series of so many dates."""
     import torch
 
     from torchgeo_omnisat import models
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    modalities, batch = pastis_hd_tile()
-    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20).train(training)
-    optimizer = torch.optim.AdamW(model.parameters())
-    mask = torch.randint(20, (1, 128, 128))
+    modalities, _ = pastis_hd_tile(16)
+    model = models.OmniSatSegmenter(models.omnisat_base({'s2': modalities['s2']}), num_classes=20)
+    batch = {
+        'image_s2': torch.randn(1, dates, 10, 128, 128),
+        'dates_s2': 17_800 + torch.arange(dates)[None] * 3,
+        'valid_s2': torch.ones(1, dates, dtype=torch.bool),
+    }
+    return _prepared(model, True, lambda: model(batch))
 
-    def inference() -> None:
-        with torch.inference_mode():
-            model(batch)
+
+def pretraining() -> Callable[[], None]:
+    """A step of both contrasts and the reconstruction, on two tiles of half the side."""
+    import torch
+
+    from torchgeo_omnisat.tasks import OmniSatPretraining
+
+    modalities, batch = pastis_hd_tile(64, 2)
+    task = OmniSatPretraining('omnisat_small', modalities=modalities, patch_size=40.0).train()
+    optimizer = torch.optim.AdamW(task.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch), mask).backward()
+        task.compute(batch, 'train', 0)[0].backward()
         optimizer.step()
 
-    run = step if training else inference
+    return step
+
+
+def loading() -> Callable[[], None]:
+    """Read and collate a tile, another one each time."""
+    from itertools import cycle
+
+    from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+
+    folder = tempfile.TemporaryDirectory()
+    told = {'num_tiles': 5, 'size': 128, 'dates': (40, 40), 'modalities': ('s2', 's1a', 'spot')}
+    data = SyntheticLandscapesDataModule(root=folder.name, batch_size=1, **told)
+    data.prepare_data()
+    data.setup('fit')
+    indices = cycle(range(len(data.train_dataset)))
+
+    def run(folder: Any = folder) -> None:
+        data.collate_fn([data.train_dataset[next(indices)]])
+
+    return run
+
+
+def measure(row: Row, repeats: int, threads: int) -> dict[str, Any]:
+    """Run one row in this process."""
+    import torch
+
+    warnings.filterwarnings('ignore')  # a task without a trainer cannot log
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    run = globals()[row.case](*row.args)
     run()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     conv, images = torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(40, 64, 128, 128)
@@ -95,13 +201,8 @@ def measure(builder: str, training: bool, repeats: int, threads: int) -> dict:
             conv(images)
 
     yardstick()
-    ratios = [seconds(run) / seconds(yardstick) for _ in range(repeats)]
-    return {
-        'yardsticks': statistics.median(ratios),
-        'ratios': ratios,
-        'gigabytes': memory,
-        'parameters': sum(p.numel() for p in model.parameters()),
-    }
+    ratios = [seconds(run) / seconds(yardstick) / row.samples for _ in range(repeats)]
+    return {'Y': statistics.median(ratios), 'ratios': ratios, 'GB': memory}
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -111,24 +212,41 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def table(results: dict[str, dict]) -> str:
+def milliseconds(code: str, repeats: int, before: str = 'pass') -> float:
+    """Median time that a statement takes in a fresh process, after another that is not timed."""
+    timed = f'import time; {before}; start = time.perf_counter(); {code}; print(time.perf_counter() - start)'
+    told = {**os.environ, 'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
+    runs = [
+        subprocess.run([sys.executable, '-c', timed], check=True, capture_output=True, text=True, env=told)
+        for _ in range(repeats)
+    ]
+    return 1000 * statistics.median(float(run.stdout.splitlines()[-1]) for run in runs)
+
+
+def derived(name: str, results: dict[str, dict[str, Any]], repeats: int) -> dict[str, float] | None:
+    """A row that follows from others or needs no yardstick; None if those others are missing."""
+    if name.startswith('import'):
+        return {'ms': milliseconds('import torchgeo_omnisat', repeats)}
+    if name.startswith('the hook'):
+        hook = 'from torchgeo_omnisat._autoload import install; install()'
+        return {'ms': milliseconds(hook, repeats, 'import torch')}
+    peaks = [results[row]['GB'] for row in results if 'S2 alone' in row]
+    return {'MB': 1000 * (peaks[-1] - peaks[0]) / 80} if len(peaks) == 3 else None
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown, beside the published costs and the bounds."""
     lines = [
-        '| one PASTIS-HD tile (S2 T 40, S1A T 50, SPOT 1280 px) | parameters | time | peak memory '
-        '| published OmniSat | bound |',
-        '| --- | --- | --- | --- | --- | --- |',
+        '| one PASTIS-HD tile (S2 T 40, S1A T 50, SPOT 1280 px) | measured | published | at most | |',
+        '| --- | --- | --- | --- | --- |',
     ]
     for name, result in results.items():
-        _, training, most_time, most_memory = ROWS[name]
-        time_published, memory_published = PUBLISHED[training]
-        bounds = [f'{most_time:g} Y' if most_time else '', f'{most_memory:g} GB' if most_memory else '']
-        held = result['yardsticks'] <= (most_time or 1e9) and result['gigabytes'] <= (most_memory or 1e9)
-        verdict = ', '.join(filter(None, bounds)) + (': pass' if held else ': FAIL') if any(bounds) else ''
-        lines.append(
-            f'| {name} | {result["parameters"] / 1e6:.1f} M '
-            f'| {result["yardsticks"]:.1f} Y | {result["gigabytes"]:.1f} GB '
-            f'| {time_published:g} Y, {memory_published:g} GB | {verdict} |'
-        )
+        bounds = ROWS[name].bounds
+        held = all(result.get(unit, float('inf')) <= most for unit, most in bounds.items())
+        measured = ', '.join(f'{value:.3g} {unit}' for unit, value in result.items() if unit != 'ratios')
+        most = ', '.join(f'{value:g} {unit}' for unit, value in bounds.items())
+        verdict = ('pass' if held else 'FAIL') if bounds else ''
+        lines.append(f'| {name} | {measured} | {ROWS[name].published} | {most} | {verdict} |')
     return '\n'.join(lines)
 
 
@@ -138,29 +256,26 @@ def main() -> None:
     parser.add_argument('--rows', default='', help='run the rows whose name contains this')
     parser.add_argument('--repeats', type=int, default=5, help='repetitions, each paired with a yardstick')
     parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='threads of PyTorch')
-    parser.add_argument('--output', type=Path, default=Path('benchmarks/results/speed.json'))
+    parser.add_argument('--output', type=Path, default=HERE / 'results' / 'speed.json')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        builder, training, *_ = ROWS[args.one]
-        print(json.dumps(measure(builder, training, args.repeats, args.threads)))
+        print(json.dumps(measure(ROWS[args.one], args.repeats, args.threads)))
         return
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in (name for name in ROWS if args.rows in name):
-        command = [
-            sys.executable,
-            __file__,
-            '--one',
-            name,
-            '--repeats',
-            str(args.repeats),
-            '--threads',
-            str(args.threads),
-        ]
-        results[name] = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        )
-        print(f'{name}: {results[name]["yardsticks"]:.2f} Y, {results[name]["gigabytes"]:.2f} GB', file=sys.stderr)
+        if not ROWS[name].case:
+            found = derived(name, results, args.repeats)
+        else:
+            words = [__file__, '--one', name, '--repeats', str(args.repeats), '--threads', str(args.threads)]
+            done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+        step = results.get('omnisat_small training step')
+        if found and ROWS[name].case == 'loading' and step:
+            found = {'steps of omnisat_small': found['Y'] / step['Y'], **found}
+        if found:
+            results[name] = found
+            print(f'{name}: { {k: v for k, v in found.items() if k != "ratios"} }', file=sys.stderr)
     machine = {
         'processor': platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
