@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets import SyntheticLandscapes
 
 
@@ -25,6 +25,13 @@ def datamodule(tmp_path_factory: pytest.TempPathFactory) -> SyntheticLandscapesD
 def test_says_that_it_is_synthetic(datamodule: SyntheticLandscapesDataModule) -> None:
     assert datamodule.synthetic
     assert 'synthetic' in type(datamodule).__doc__.lower()
+
+
+def test_so_does_the_datamodule_whose_layout_they_have(
+    datamodule: SyntheticLandscapesDataModule, tmp_path: Path
+) -> None:
+    assert PASTISMultimodalDataModule(str(datamodule.train_dataset.path)).synthetic
+    assert not PASTISMultimodalDataModule(str(tmp_path)).synthetic
 
 
 def test_folds_are_the_official_split(datamodule: SyntheticLandscapesDataModule) -> None:
