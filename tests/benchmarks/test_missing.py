@@ -44,14 +44,17 @@ class TestSwitches:
         """A field of a run that no word of the command line depends on would do nothing."""
         run = make_run(BOTH, TINY, 'synthetic', 1, 0)
         changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
-        changed |= {'labels': 0.1, 'max_dates': 3}
+        changed |= {'labels': 0.1, 'max_dates': 3, 'pretraining_args': '{"tile_weight": 0}'}
+        if name == 'pretraining_args':
+            run = replace(run, pretraining_steps=1)
         value = changed[name] if name in changed else (getattr(run, name) or 0) + 1
         other = replace(run, **{name: value})
 
         def words(run: runs.Run) -> list[str]:
             told = runs.commands(run, Path('folder'), 'root')
             assert ('pretrain' in told) == bool(run.pretraining_steps)
-            return [word for word in told['fit'] if run.key not in word]
+            step = 'pretrain' if name == 'pretraining_args' else 'fit'
+            return [word for word in told[step] if not {run.key, run.pretraining.key} & set(Path(word).parts)]
 
         assert words(other) != words(run)
         switches = {'modality_dropout', 'subset_weight', 'distill', 'backbone', 'backbone_args', 'lr'}
