@@ -41,6 +41,8 @@ SENSORS = {'S2': ('s2',), 'S1': ('s1a', 's1d'), 'SPOT': ('spot',)}
 #: Encoders as wide as those of ``omnisat_tiny``; without, U-TAE is as wide as published.
 NARROW = {'widths': [16, 32, 64], 'image_widths': [16, 32, 64, 128]}
 PUBLISHED: dict[str, Any] = {}
+#: Options of the pre-training: its reconstruction alone, the best in ``pretraining.py``.
+REBUILDING = {'tile_weight': 0, 'patch_weight': 0}
 #: Probability of losing a modality where all of them are learnt from in the same step.
 BOTH_DROPOUT = 0.5
 
@@ -145,8 +147,8 @@ def default(argument: str) -> Any:
 def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
     """The run of a row, at a size, on a fold, from a seed; a row of one modality has none to lose."""
     modalities = tuple(name for sensor in row.sensors for name in SENSORS[sensor])
-    ours = row.backbone is None
-    drops = ours and row.dropout and len(modalities) > 1
+    ours, several = row.backbone is None, len(modalities) > 1
+    drops, pretrained = ours and row.dropout and several, ours and row.pretrained and several
     return Run(
         data=data,
         fold=fold,
@@ -155,7 +157,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
         backbone_args=json.dumps({} if ours else dict(size.baseline_args)),
         modalities=modalities,
         modality_dropout=(BOTH_DROPOUT if row.both else default('modality_dropout')) if drops else 0.0,
-        pretraining_steps=size.pretraining_steps if ours and row.pretrained and len(modalities) > 1 else 0,
+        pretraining_steps=size.pretraining_steps if pretrained else 0,
         labels=1.0,
         steps=size.steps,
         batch_size=size.batch_size,
@@ -163,6 +165,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
         tiles=size.tiles if data == 'synthetic' else None,
         max_dates=size.max_dates,
         subset_weight=float(drops and row.both),
+        pretraining_args=json.dumps(REBUILDING) if pretrained else '',
     )
 
 

@@ -21,14 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import runs
-from ablation import HERE, SCRATCH, SIZES, make_run
+from ablation import HERE, REBUILDING, SCRATCH, SIZES, make_run
 
 from torchgeo_omnisat.tasks.outputs import replacing
 
 #: Terms of the pre-training, by what a line is called; None is no pre-training.
 TERMS: dict[str, Mapping[str, float] | None] = {
     'none': None,
-    'reconstruction': {'tile_weight': 0, 'patch_weight': 0},
+    'reconstruction': REBUILDING,
     'contrast': {'tile_weight': 0, 'reconstruction_weight': 0},
     'both': {'tile_weight': 0},
 }
