@@ -122,6 +122,7 @@ def test_rows_differ_in_what_they_say() -> None:
 def test_every_part_of_a_run_is_in_its_key() -> None:
     run = make_run(WHOLE, TINY, 'synthetic', 1, 0)
     changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
+    changed |= {'pretraining_args': '{}'}
     for field in fields(run):
         value = getattr(run, field.name)
         other = changed[field.name] if field.name in changed else (value or 0) + 1
