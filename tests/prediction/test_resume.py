@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter
+from torchgeo_omnisat.prediction.tiling import Strip
 from torchgeo_omnisat.prediction.work import WorkFolder
 
 from .areas import PlaneDataModule
@@ -130,6 +131,15 @@ def test_only_one_run_at_a_time(tmp_path: Path) -> None:
     WorkFolder(tmp_path / 'map.tif', {'a': 2}).open(claim=True)
     folder.close()
     WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
+
+
+def test_strip_that_comes_when_the_map_is_finished_is_not_needed(tmp_path: Path) -> None:
+    first, second = (WorkFolder(tmp_path / 'map.tif', {}) for _ in range(2))
+    first.open(claim=True)
+    second.open(claim=False)
+    first.close(finished=True)
+    second.save(Strip(0, 0), np.zeros((1, 2, 2), np.uint8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_broken_strip_is_named(tmp_path: Path) -> None:

@@ -63,8 +63,16 @@ class WorkFolder:
         return {Strip(int(band), int(row)) for band, row in found}
 
     def save(self, strip: Strip, bands: NDArray[Any]) -> None:
-        """Keep a finished strip, ``(bands, rows, columns)``."""
-        self._write(_name(strip), lambda path: _compress(path, bands))
+        """Keep a finished strip, ``(bands, rows, columns)``.
+
+        A process that repeats a strip, for want of another, may come when the map is finished
+        and the folder gone: then there is nothing to keep.
+        """
+        try:
+            self._write(_name(strip), lambda path: _compress(path, bands))
+        except FileNotFoundError:
+            if self.path.exists():
+                raise
 
     def load(self, strip: Strip) -> NDArray[Any]:
         """A finished strip.
