@@ -119,7 +119,6 @@ class OmniSat(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
-        self._by_gsd = sorted(self.modalities, key=lambda name: self.modalities[name].gsd)
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
         self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths, checkpointing))
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
@@ -217,8 +216,9 @@ class OmniSat(nn.Module):
         """Grid (rows, columns) and extent (height, width in metres) that the modalities, or their images, share."""
         sizes = {n: f.shape[-2:] if isinstance(f, Tensor) else f.seen.shape[-2:] for n, f in maps.items()}
         extents = {n: tuple(side * self.modalities[n].gsd for side in size) for n, size in sizes.items()}
-        by_gsd = [name for name in self._by_gsd if name in extents]
-        extent, tolerance = extents[by_gsd[0]], self.modalities[by_gsd[-1]].gsd
+        gsds = {n: self.modalities[n].gsd for n in maps}
+        finest, tolerance = min(gsds.values()), max(gsds.values())
+        extent = next(extents[n] for n, gsd in gsds.items() if gsd == finest)
         if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):
             raise ValueError(f'modalities must cover the same ground, got (height, width) in metres {extents}')
         rows, columns = (max(1, round(side / self.patch_size)) for side in extent)
