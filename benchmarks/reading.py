@@ -7,8 +7,8 @@ Made-up files of full size are written to a temporary directory: PASTIS (a Senti
 dates, 128 pixels a side), TreeSatAI (an HDF5 file of 146, 115 and 235 dates) and FLAIR (an aerial
 image of 512 pixels, GeoTIFF). The GeoTIFF is not compressed, so that its bytes can be read without
 a decoder; published images are (ZSTD, horizontal differences), and take longer by what that costs.
-What counts are bytes of the requested dates as they are stored; a dataset decodes them, turns
-nodata into NaN and gives float32. Each round reads a sample by ``numpy.fromfile``, without any
+What counts are bytes of the requested dates and of the labels as they are stored; a dataset decodes
+them, turns nodata into NaN and gives float32. Each round reads a sample by ``numpy.fromfile``, without any
 decoding, and by the dataset, one straight after the other. Of each sample the fastest round counts,
 because a round in which another process got the core tells of that one; the median of all pairs,
 which it does not spare, is written beside it.
@@ -25,6 +25,7 @@ processes with one of one.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -42,6 +43,8 @@ from torch.utils.data import DataLoader
 
 from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries, addresses
 
+#: Seconds that one worker reads for, about, when two are compared with it.
+PASS = 1.5
 #: The least share of numpy.fromfile's speed, and the least gain by a second worker.
 BOUNDS = {'PASTIS': 0.7, 'TreeSatAI (HDF5)': 0.5, 'FLAIR (GeoTIFF)': 0.5, 'workers': 1.6}
 
@@ -62,7 +65,8 @@ def write_pastis(root: Path, count: int) -> dict[int, list[tuple[Path, int, int]
         ring = [[0, 0], [1280, 0], [1280, 1280], [0, 1280], [0, 0]]
         geometry = {'type': 'MultiPolygon', 'coordinates': [[ring]]}
         features.append({'type': 'Feature', 'properties': properties, 'geometry': geometry})
-        where[index] = [(path, path.stat().st_size - 40 * 10 * 128 * 128 * 2, 40 * 10 * 128 * 128 * 2)]
+        target = root / f'ANNOTATIONS/TARGET_{10000 + index}.npy'
+        where[index] = [_last(path, 40 * 10 * 128 * 128 * 2), _last(target, 3 * 128 * 128)]
     crs = {'type': 'name', 'properties': {'name': 'urn:ogc:def:crs:EPSG::2154'}}
     index_of = {'type': 'FeatureCollection', 'crs': crs, 'features': features}
     (root / 'metadata.geojson').write_text(json.dumps(index_of))
@@ -109,9 +113,13 @@ def write_flair(root: Path, count: int) -> dict[int, list[tuple[Path, int, int]]
             transform = from_origin(7e5, 6.6e6, 0.2, 0.2)
             with rasterio.open(path, 'w', **profile, crs='EPSG:2154', transform=transform) as file:
                 file.write(image)
-            if bands == 5:
-                where[index] = [(path, path.stat().st_size - image.size, image.size)]
+            where.setdefault(index, []).append(_last(path, image.size))
     return where
+
+
+def _last(path: Path, length: int) -> tuple[Path, int, int]:
+    """The last bytes of a file, where its array lies."""
+    return path, path.stat().st_size - length, length
 
 
 def forget(paths: set[Path]) -> None:
@@ -168,13 +176,14 @@ def speed(
 
 
 def scaling(dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds: int) -> float:
-    """How much faster two workers read from memory than one, in the median of pairs of passes."""
+    """How much faster two workers read batches of 8 from memory than one, in the median of pairs of passes."""
     ratios = []
-    samples = list(where) * 4
+    alone = min(seconds(lambda index=index: dataset[index]) for index in where)
+    samples = list(where) * math.ceil(PASS / (alone * len(where)))
     for _ in range(rounds):
         times = []
         for workers in (1, 2):
-            loader = DataLoader(dataset, sampler=samples, batch_size=None, num_workers=workers, collate_fn=_size)
+            loader = DataLoader(dataset, sampler=samples, batch_size=8, num_workers=workers, collate_fn=_size)
             batches = iter(loader)
             for _ in range(2):  # the workers are up
                 next(batches)
@@ -183,9 +192,9 @@ def scaling(dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds:
     return statistics.median(ratios)
 
 
-def _size(sample: dict[str, torch.Tensor]) -> int:
+def _size(samples: list[dict[str, torch.Tensor]]) -> int:
     """Reading is measured, not the way from process to process."""
-    return sum(value.numel() for value in sample.values())
+    return sum(value.numel() for sample in samples for value in sample.values())
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Raster(NamedTuple):
     """What a raster holds.
 
     Args:
-        array: All bands, ``(C, H, W)``.
+        array: All bands, ``(C, H, W)``; where they alternate from pixel to pixel, a view of them as stored.
         nodata: The number by which it says *not measured*.
         transform: From pixels to the ground.
     """
@@ -92,7 +92,7 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
                 return decoded[0] if decoded else _decode(path)
             piece, pixel = place
             array = piece.read(file, 0, np.empty(piece.shape, piece.dtype))
-            return Raster(np.ascontiguousarray(array.transpose(2, 0, 1)) if pixel else array, nodata, transform)
+            return Raster(array.transpose(2, 0, 1) if pixel else array, nodata, transform)
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
 
