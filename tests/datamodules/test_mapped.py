@@ -145,8 +145,9 @@ def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
     [
         (
             {'dataset': {'class_path': 'torchgeo.datasets.Nothing'}},
-            r"dataset is .*'torchgeo.datasets.Nothing'.*EuroSAT",
+            r"class_path of dataset is 'torchgeo.datasets.Nothing', expected a NonGeoDataset: .*no attribute 'Nothing'",
         ),
+        ({'dataset': 'EuroSAT'}, r"dataset is 'EuroSAT', expected class_path and init_args"),
         ({'dataset': {'class_path': 'torchgeo.datasets.NAIP'}}, r"'torchgeo.datasets.NAIP', expected a NonGeoDataset"),
         ({'splits': {'training': {}}}, r"splits has \['training'\], expected some of \['train', 'val', 'test'\]"),
         ({'labels': ['a']}, r'there are 1 labels, expected one for each of 4 classes'),

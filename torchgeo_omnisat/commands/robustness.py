@@ -17,7 +17,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
-from ..datasets.writing import is_synthetic
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.degraded import KINDS, RobustnessTest
 from ..tasks.files import read_weights
@@ -203,10 +202,7 @@ def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def describe(datamodule: MultimodalDataModule) -> str:
     """What is scored; made-up data are called so."""
-    made_up = getattr(datamodule, 'synthetic', False) or is_synthetic(
-        Path(datamodule.kwargs.get('root', '.')).expanduser()
-    )
-    return 'synthetic landscapes' if made_up else type(datamodule).__name__.removesuffix('DataModule')
+    return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')
 
 
 @contextmanager

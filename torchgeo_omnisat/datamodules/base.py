@@ -4,6 +4,7 @@
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
+from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from ..transforms import (
     Denormalize,
@@ -109,6 +111,11 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
     def label_names(self) -> list[str]:
         """Names of what ``label`` tells of, in its order: all classes but the ignored one."""
         return [name for index, name in enumerate(self.labels) if index != self.ignore_index]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the samples are made up, so that whoever shows results from them says so."""
+        return 'root' in self.kwargs and is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def prepare_data(self) -> None:
         """Download and measure what a stage needs, in one process alone."""

@@ -5,7 +5,6 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +12,6 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
 from ..datasets.flair_layout import AERIAL_MEAN, AERIAL_STD, class_names
-from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands
@@ -100,11 +98,6 @@ class FLAIRDataModule(MultimodalDataModule):
         self.num_classes = num_classes
         self.labels = list(class_names(num_classes))
         self.ignore_index = 12 if num_classes == 13 else None
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the patches are made up, so that whoever shows results from them says so."""
-        return is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def official(self, dataset: FLAIR, modality: Modality) -> Bands | None:
         """The published statistics of the aerial bands; Sentinel-2 has none."""

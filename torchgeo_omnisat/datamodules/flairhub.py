@@ -3,7 +3,6 @@
 
 """FLAIR-HUB in its official splits."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from torchgeo.datamodules import flair as published
@@ -11,7 +10,6 @@ from torchgeo.datamodules import flair as published
 from ..datasets import FLAIRHUBMultimodal
 from ..datasets.arguments import check_choice
 from ..datasets.flairhub_layout import SPLITS, TYPES, ignored, palette
-from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands
@@ -115,11 +113,6 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         self.labels = list(palette(dataset_type).labels)
         self.num_classes = len(self.labels)
         self.ignore_index = ignored(dataset_type)
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the patches are made up, so that whoever shows results from them says so."""
-        return is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def official(self, dataset: Any, modality: Modality) -> Bands | None:
         """The published statistics of single images; series have none."""

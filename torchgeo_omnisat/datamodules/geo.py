@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
+from ..datasets.arguments import name_classes
 from ..datasets.configured import image_dataset, label_dataset
 from ..datasets.frames import is_remote
 from ..datasets.geotiles import GeoTiles
@@ -130,17 +131,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 raise ValueError(f'{what} is {names!r}, expected some of the rasters {known}')
         if not rasters:
             raise ValueError("rasters is empty, expected settings by name such as {'s2': {'path': 's2', 'gsd': 10}}")
-        if num_classes is None:
-            num_classes = len(labels or ())
-        if labels is not None and len(labels) != num_classes:
-            raise ValueError(f'there are {len(labels)} labels, expected one for each of {num_classes} classes')
-        if mask is not None and num_classes < 2:
-            raise ValueError(f'num_classes is {num_classes}, expected at least 2, or labels')
         self.root = Path(root).expanduser()
         self.rasters = {name: dict(rasters[name]) for name in modalities or known}
         self.mask = mask
-        self.num_classes = num_classes
-        self.labels = labels or [str(index) for index in range(num_classes)]
+        self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
+        self.num_classes = len(self.labels)
         self.ignore_index = ignore_index
         self.colors = colors
         self.required = tuple(required)

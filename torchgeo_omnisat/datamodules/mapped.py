@@ -4,13 +4,13 @@
 """MappedDataModule: any TorchGeo NonGeoDataset from a YAML file, by a mapping of keys."""
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from torchgeo.datasets import NonGeoDataset
 
+from ..datasets.arguments import class_at, name_classes
 from ..datasets.mapped import MappedDataset
 from ..modality import as_modalities
 from .base import MultimodalDataModule
@@ -88,19 +88,18 @@ class MappedDataModule(MultimodalDataModule):
             speckle=speckle,
             jitter=jitter,
         )
-        self.made_of = _class_of(dataset), dict(dataset.get('init_args') or {})
+        if not isinstance(dataset, dict) or 'class_path' not in dataset:
+            raise ValueError(f'dataset is {dataset!r}, expected class_path and init_args of a dataset')
+        kind = class_at(dataset['class_path'], NonGeoDataset, 'dataset')
+        self.made_of = kind, dict(dataset.get('init_args') or {})
         self.declared = as_modalities(modalities)
         self.keys = keys
         known = {name: {'split': name} for name in ('train', 'val', 'test')}
         if unknown := set(splits or {}) - set(known):
             raise ValueError(f'splits has {sorted(unknown)}, expected some of {list(known)}')
         self.splits = known | dict(splits or {})
-        self.num_classes = len(labels or ()) if num_classes is None else num_classes
-        if labels is not None and len(labels) != self.num_classes:
-            raise ValueError(f'there are {len(labels)} labels, expected one for each of {self.num_classes} classes')
-        if {'mask', 'label'} & set(keys) and self.num_classes < 2:
-            raise ValueError(f'num_classes is {self.num_classes}, expected at least 2, or labels')
-        self.labels = labels or [str(index) for index in range(self.num_classes)]
+        self.labels = name_classes(labels, num_classes, least=2 if {'mask', 'label'} & set(keys) else 0)
+        self.num_classes = len(self.labels)
         self.ignore_index = ignore_index
         self.patch_size = patch_size
         if 'mask' in keys:
@@ -128,19 +127,3 @@ class MappedDataModule(MultimodalDataModule):
         told = [kind.__qualname__, arguments, self.splits['train'], self.keys]
         digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:12]
         return [f'train {digest}'] * len(dataset)
-
-
-def _class_of(dataset: Any) -> Any:
-    """The class that *dataset* names, or an error."""
-    path = dataset.get('class_path') if isinstance(dataset, dict) else None
-    module, _, name = str(path).rpartition('.')
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f'dataset is {dataset!r} ({error}), expected class_path and init_args of a dataset such as '
-            'torchgeo.datasets.EuroSAT'
-        ) from error
-    if not (isinstance(kind, type) and issubclass(kind, NonGeoDataset)):
-        raise ValueError(f'class_path of dataset is {path!r}, expected a NonGeoDataset')
-    return kind

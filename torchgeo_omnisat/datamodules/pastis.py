@@ -3,14 +3,12 @@
 
 """PASTIS in its official folds."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..datasets import PASTISMultimodal
 from ..datasets.pastis_layout import CLASSES, FOLDS
-from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands, read_statistics
@@ -101,11 +99,6 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             checksum=checksum,
         )
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the patches are made up, so that whoever shows results from them says so."""
-        return is_synthetic(Path(self.kwargs['root']).expanduser())
 
     @property
     def label_names(self) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from ..datasets import TreeSatAITimeSeries
 from ..datasets.treesatai_layout import GENERA
-from ..datasets.writing import is_synthetic
 from .base import MultimodalDataModule
 
 
@@ -88,9 +87,3 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             download=download,
             checksum=checksum,
         )
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the plots are made up, so that whoever shows results from them says so."""
-        dataset: TreeSatAITimeSeries = self._valid_attribute('test_dataset', 'val_dataset', 'train_dataset')
-        return is_synthetic(dataset.path)

@@ -3,6 +3,7 @@
 
 """Arguments: what datasets are asked for, refused where it cannot be given, with one error."""
 
+import importlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,47 @@ def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequenc
     if unknown := [name for name in bands if name not in modalities]:
         raise ValueError(f'bands names the modalities {unknown}, expected some of {list(modalities)}')
     return {**modalities, **{name: modalities[name].select(chosen) for name, chosen in bands.items()}}
+
+
+def class_at(path: Any, base: type, what: str) -> Any:
+    """The class of a dotted path, as a YAML file names it.
+
+    Args:
+        path: Its module and name.
+        base: What it derives from.
+        what: Whose ``class_path`` it is, for an error.
+
+    Raises:
+        ValueError: If there is no such class, or it derives from something else.
+    """
+    module, _, name = str(path).rpartition('.')
+    expected = f'class_path of {what} is {path!r}, expected a {base.__name__}'
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'{expected}: {error}') from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(expected)
+    return found
+
+
+def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0) -> list[str]:
+    """Names of the classes.
+
+    Args:
+        labels: What they are called; None for their numbers.
+        count: How many there are; None for as many as there are names.
+        least: How many there are at least.
+
+    Raises:
+        ValueError: If there are too few, or not as many as names.
+    """
+    count = len(labels or ()) if count is None else count
+    if labels is not None and len(labels) != count:
+        raise ValueError(f'there are {len(labels)} labels, expected one for each of {count} classes')
+    if count < least:
+        raise ValueError(f'num_classes is {count}, expected at least {least}, or labels')
+    return list(labels or map(str, range(count)))
 
 
 def leave_out[T](

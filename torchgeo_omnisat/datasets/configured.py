@@ -3,7 +3,6 @@
 
 """Configured: geodatasets from plain settings, as a YAML file has them."""
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from torchgeo.datasets import GeoDataset, VectorDataset
 
+from .arguments import class_at
 from .frames import is_remote
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -84,13 +84,7 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
 
 def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """An instance of any geodataset; paths among its arguments are below *root*."""
-    module, _, attribute = str(settings['class_path']).rpartition('.')
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f'class_path of {name!r} is {settings["class_path"]!r}: {error}, expected a class') from error
-    if not (isinstance(kind, type) and issubclass(kind, GeoDataset)):
-        raise ValueError(f'class_path of {name!r} is {settings["class_path"]!r}, expected a GeoDataset')
+    kind = class_at(settings['class_path'], GeoDataset, repr(name))
     arguments = dict(settings.get('init_args') or {})
     if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
         arguments['paths'] = str(root / arguments['paths'])

@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy.ndimage import zoom
 
 from .flair_layout import AERIAL_GSD, CENTROIDS, CLASSES, DIRECTORIES, S2_GSD
-from .landscape import (
-    BUILT,
-    CROPS,
-    GSD,
-    ROAD,
-    VERGE,
-    WOODS,
-    Array,
-    Cover,
-    Indices,
-    Landscape,
-    draw_landscape,
-    smooth_noise,
-)
-from .render import render_s2, render_spot
-from .writing import MANIFEST, write_once
+from .landscape import BUILT, CROPS, GSD, ROAD, VERGE, WOODS, Cover, Indices, Landscape, draw_landscape, smooth_noise
+from .render import render_clouded, render_spot
+from .writing import MANIFEST, write_image, write_once
 
 #: Version of what is drawn.
 VERSION = 1
@@ -179,8 +165,8 @@ def _write(root: Path, recipe: FLAIRRecipe) -> None:
             top, left = margin + row * recipe.tile, margin + column * recipe.tile
             part = np.s_[..., top : top + recipe.tile, left : left + recipe.tile]
             transform = Affine(AERIAL_GSD, 0, corner[0] + left / _STEPS, 0, -AERIAL_GSD, corner[1] - top / _STEPS)
-            _write_image(places['aerial'] / 'img' / f'IMG_{number}.tif', image[part], transform)
-            _write_image(places['labels'] / 'msk' / f'MSK_{number}.tif', label[None][part], transform)
+            write_image(places['aerial'] / 'img' / f'IMG_{number}.tif', image[part], transform)
+            write_image(places['labels'] / 'msk' / f'MSK_{number}.tif', label[None][part], transform)
             centroids[f'IMG_{number}.tif'] = [_centre(top, recipe.tile), _centre(left, recipe.tile)]
             metadata[f'IMG_{number}'] = {'domain': domain, 'zone': name, 'date': day}
     (root / CENTROIDS).write_text(json.dumps(centroids))
@@ -198,11 +184,7 @@ def _write_super_area(folder: Path, stem: str, recipe: FLAIRRecipe, zone: int, l
     """Reflectance, probabilities of snow and clouds, and product names."""
     draws = np.random.default_rng([recipe.seed, zone, 1])
     days: Indices = np.sort(draws.choice(np.arange(0, 400, 5), recipe.dates, replace=False)) + draws.integers(5)
-    # The same draws with and without clouds: what differs is the clouds.
-    clean, image = (
-        render_s2(np.random.default_rng([recipe.seed, zone, 2]), land, days, clouds=clouds) for clouds in (False, True)
-    )
-    cloud: Array = ((image[:, 0] - clean[:, 0]) / 40).clip(0, 100)
+    image, cloud = render_clouded([recipe.seed, zone, 2], land, days)
     masks = np.stack([np.zeros_like(cloud), cloud], axis=1)
     folder.mkdir(parents=True)
     np.save(folder / f'{stem}_data.npy', np.rint(image).clip(1, 20000).astype(np.uint16))
@@ -210,12 +192,3 @@ def _write_super_area(folder: Path, stem: str, recipe: FLAIRRecipe, zone: int, l
     stamps = [str(stamp).replace('-', '') for stamp in _START + days.astype('timedelta64[D]')]
     lines = [f'S2A_MSIL2A_{stamp}T105031_N0212_R051_T31TCJ_{stamp}T141541' for stamp in stamps]
     (folder / f'{stem}_products.txt').write_text('\n'.join(lines) + '\n')
-
-
-def _write_image(path: Path, image: NDArray[np.uint8], transform: Affine) -> None:
-    """A georeferenced image of bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = image.shape
-    profile = {'driver': 'GTiff', 'dtype': 'uint8', 'count': count, 'height': height, 'width': width}
-    with rasterio.open(path, 'w', **profile, crs='EPSG:2154', transform=transform, compress='deflate') as target:
-        target.write(image)

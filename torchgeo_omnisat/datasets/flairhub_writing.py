@@ -11,7 +11,6 @@ from typing import Any
 
 import fiona
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
@@ -19,9 +18,9 @@ from .flair_layout import CLASSES
 from .flair_writing import render_aerial
 from .flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette
 from .flairhub_tables import table_of
-from .landscape import GSD, Array, Indices, Landscape, draw_landscape, smooth_noise
-from .render import render_s1, render_s2, render_spot
-from .writing import MANIFEST, write_once
+from .landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
+from .render import render_clouded, render_s1, render_spot
+from .writing import MANIFEST, write_image, write_once
 
 #: Version of what is drawn.
 VERSION = 1
@@ -159,11 +158,8 @@ def _draw_series(
             image = 10 ** (render_s1(rng, land, day, look=0.22 if name == 's1a' else -0.22)[:, :2] / 10)
             images[product.name] = image.reshape(-1, *image.shape[2:]).astype(np.float32)
         else:
-            seed = int(rng.integers(2**31))
-            # The same draws with and without clouds: what differs is the clouds.
-            clean, image = (render_s2(np.random.default_rng(seed), land, day, clouds=c) for c in (False, True))
-            cloud: Array = ((image[:, :1] - clean[:, :1]) / 40).clip(0, 100)
-            masks = np.concatenate([np.zeros_like(cloud), cloud], axis=1)
+            image, cloud = render_clouded(int(rng.integers(2**31)), land, day)
+            masks = np.stack([np.zeros_like(cloud), cloud], axis=1)
             images[product.name] = np.rint(image).clip(1, 20000).reshape(-1, *image.shape[2:]).astype(np.uint16)
             images[CLOUDS] = np.rint(masks).reshape(-1, *image.shape[2:]).astype(np.uint16)
     return days, images
@@ -184,12 +180,7 @@ def _write_image(path: Path, image: NDArray[Any], place: tuple[int, ...], extent
     part = image[:, place[0] * side :, place[1] * side :][:, :side, :side]
     east, south = index % _COLUMNS * 5000 + place[1] * extent, index // _COLUMNS * 5000 + place[0] * extent
     transform = from_origin(700000 + east, 6600000 - south, extent / side, extent / side)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = {'count': len(part), 'height': side, 'width': side, 'dtype': part.dtype}
-    with rasterio.open(
-        path, 'w', driver='GTiff', **size, crs='EPSG:2154', transform=transform, compress='deflate'
-    ) as file:
-        file.write(part)
+    write_image(path, part, transform)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,15 +10,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from .flair_writing import render_aerial
 from .landscape import CROPS, Array, Indices, Landscape, draw_landscape
-from .render import render_s1, render_s2
+from .render import render_clouded, render_s1
 from .treesatai_layout import EXTENT, GENERA, LABELS, MARGIN, SERIES
-from .writing import MANIFEST, write_once
+from .writing import MANIFEST, write_image, write_once
 
 #: Version of what is drawn.
 VERSION = 1
@@ -116,10 +115,8 @@ def _write_aerial(path: Path, image: NDArray[np.uint8], index: int) -> None:
     side = round(EXTENT / 0.2) + 2 * MARGIN
     first = (image.shape[-1] - side) // 2
     image = image[[3, 1, 2, 0], first : first + side, first : first + side]
-    profile = {'driver': 'GTiff', 'dtype': 'uint8', 'count': 4, 'height': side, 'width': side}
     transform = from_origin(500000 + index % 40 * 200, 5800000 - index // 40 * 200, 0.2, 0.2)
-    with rasterio.open(path, 'w', **profile, crs='EPSG:25832', transform=transform, compress='deflate') as target:
-        target.write(image)
+    write_image(path, image, transform, 'EPSG:25832')
 
 
 def _write_series(path: Path, rng: np.random.Generator, land: Landscape, recipe: TreeSatAIRecipe, index: int) -> None:
@@ -131,21 +128,14 @@ def _write_series(path: Path, rng: np.random.Generator, land: Landscape, recipe:
                 days[1] = days[0]  # two frames of one day
                 image = _power(rng, land, days, look=0.22 if name == 's1a' else -0.22)
             else:
-                image, cloud = _reflectance(rng, land, days)
+                image, cloud = (a[..., 1:-1, 1:-1] for a in render_clouded(int(rng.integers(2**31)), land, days))
+                image = np.rint(image).clip(1, 20000)
                 masks = np.zeros((len(days), 10 if index % 2 else 2, *cloud.shape[1:]), dtype=np.float32)
                 masks[:, 1] = cloud
                 file[f'{series.prefix}-masks'] = masks
             file[f'{series.prefix}-data'] = image.astype(np.float32)
             products = [_product(int(day), series.radar) for day in days]
             file.create_dataset(f'{series.prefix}-products', data=products, dtype=h5py.string_dtype())
-
-
-def _reflectance(rng: np.random.Generator, land: Landscape, days: Indices) -> tuple[Array, Array]:
-    """Sentinel-2 and the probability of clouds: the same draws with and without them."""
-    seed = int(rng.integers(2**31))
-    clean, image = (render_s2(np.random.default_rng(seed), land, days, clouds=clouds) for clouds in (False, True))
-    cloud = ((image[:, 0] - clean[:, 0]) / 40).clip(0, 100)
-    return np.rint(image[..., 1:-1, 1:-1]).clip(1, 20000), cloud[..., 1:-1, 1:-1]
 
 
 def _power(rng: np.random.Generator, land: Landscape, days: Indices, look: float) -> Array:

@@ -163,6 +163,17 @@ def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_image(
+    path: Path, image: NDArray[Any], transform: Affine, crs: str = 'EPSG:2154', compress: str = 'deflate', **more: Any
+) -> None:
+    """Bands ``(C, H, W)`` as GeoTIFF, in a directory that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = image.shape
+    profile = {'dtype': image.dtype, 'count': count, 'height': height, 'width': width, 'crs': crs}
+    with rasterio.open(path, 'w', 'GTiff', transform=transform, compress=compress, **profile, **more) as target:
+        target.write(image)
+
+
 def is_synthetic(root: Path) -> bool:
     """Whether the dataset in that directory is made up, so that results from it are called so."""
     return (root / MANIFEST).exists()
@@ -197,7 +208,8 @@ def _write(root: Path, recipe: Recipe) -> None:
         transform = _place(index, recipe.size)
         for name, array in tile.arrays.items():
             if name == 'SPOT':
-                _write_image(root / f'DATA_SPOT/PASTIS_{SPOT}/{SPOT}_{tile.number}.tif', array, transform)
+                path = root / f'DATA_SPOT/PASTIS_{SPOT}/{SPOT}_{tile.number}.tif'
+                write_image(path, array, transform, photometric='RGB', compress='none')
             else:
                 folder = f'DATA_{name}' if name in _SERIES else 'ANNOTATIONS'
                 np.save(root / folder / f'{name}_{tile.number}.npy', array)
@@ -245,14 +257,6 @@ def _place(index: int, size: int) -> Affine:
     turn = np.deg2rad(4.4)
     sine, cosine = float(np.sin(turn)), float(np.cos(turn))
     return Affine(cosine, -sine, 700000 + column * step, -sine, -cosine, 6600000 - row * step)
-
-
-def _write_image(path: Path, image: NDArray[np.uint8], transform: Affine) -> None:
-    """An RGB image of 1 m as GeoTIFF."""
-    count, height, width = image.shape
-    profile = {'driver': 'GTiff', 'dtype': 'uint8', 'count': count, 'height': height, 'width': width}
-    with rasterio.open(path, 'w', **profile, crs='EPSG:2154', transform=transform, photometric='RGB') as target:
-        target.write(image)
 
 
 def _norm(moments: NDArray[np.float64]) -> dict[str, Any]:
