@@ -4,9 +4,9 @@
 """Statistics by command: of all training samples, found by whoever trains on the same root."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +14,27 @@ import pytest
 import yaml
 
 from tests.conftest import SHARED
+from tests.processes import run
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule, statistics
 from torchgeo_omnisat.datamodules.statistics import FILENAME
-from torchgeo_omnisat.datasets import PASTISMultimodal
+from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
 
 WORDS = ['stats', '--data=SyntheticLandscapesDataModule', '--data.num_tiles=10', '--data.size=8', '--data.dates=[2,4]']
 
-#: Runs the command, and is killed while it reads the fifth of six samples.
-KILLED = """
-import os, signal, sys
-from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.datamodules import statistics
-from torchgeo_omnisat.datasets import SyntheticLandscapes
 
-statistics.EVERY = 0
-read = SyntheticLandscapes.__getitem__
+def die(root: Path) -> None:
+    """Measure until the fifth tile, which kills the process."""
+    read = SyntheticLandscapes.__getitem__
 
-def getitem(self, index):
-    if index == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(self, index)
+    def getitem(self: SyntheticLandscapes, index: int) -> object:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index)
 
-SyntheticLandscapes.__getitem__ = getitem
-main(sys.argv[1:])
-"""
+    statistics.EVERY = 0
+    SyntheticLandscapes.__getitem__ = getitem  # type: ignore[assignment, method-assign]
+    main([*WORDS, f'--data.root={root}'])
 
 
 def make(root: Path, fold: int = 1) -> SyntheticLandscapesDataModule:
@@ -96,8 +92,7 @@ def test_default_data_are_said_to_be_made_up(
 @pytest.mark.slow
 def test_killed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, whole = (tmp_path / name for name in ('killed', 'whole'))
-    result = subprocess.run([sys.executable, '-c', KILLED, *WORDS, f'--data.root={killed}'], check=False)
-    assert result.returncode == -9
+    assert run(tmp_path, die, killed) == -signal.SIGKILL
     assert not (killed / FILENAME).exists()
     (partial,) = killed.glob('.STATISTICS*')
     assert json.loads(partial.read_text())['done'] == 4

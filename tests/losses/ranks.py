@@ -3,14 +3,14 @@
 
 """Losses of a joint batch, by one process or by several: what each is given, and what it makes of it.
 
-As a script it is one of the processes (see ``test_processes.py``). Each makes all cases in turn, with
-find-unused DDP around the model, and writes what came out.
+Each process makes all cases in turn, with find-unused DDP around the model, and writes what came out.
 """
 
+import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,5 +159,13 @@ def main(rank: int, store: str, output: str) -> None:
     dist.destroy_process_group()
 
 
-if __name__ == '__main__':
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+def start(store: Path, outputs: list[Path]) -> None:
+    """Be the parent of both."""
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    context = multiprocessing.get_context('fork')
+    both = [context.Process(target=main, args=(rank, str(store), str(path))) for rank, path in enumerate(outputs)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert not any(process.exitcode for process in both)

@@ -3,22 +3,17 @@
 
 """Two processes (gloo, CPU) learn what one would from their joint batch, whatever each lacks.
 
-The processes are scripts of their own, because tests may open no socket; some minutes after they
-began they are ended, so that waiting for each other is a failure.
+Some minutes after they began they are ended, so that waiting for each other is a failure.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ..processes import succeed
 from . import ranks
 
-#: Two processes that import torch.
 pytestmark = pytest.mark.slow
 
 
@@ -27,22 +22,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes made of every case."""
     folder = tmp_path_factory.mktemp('processes')
     outputs = [folder / f'{rank}.pt' for rank in range(2)]
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
-    running = [
-        subprocess.Popen(
-            [sys.executable, ranks.__file__, str(rank), str(folder / 'store'), str(output)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        for rank, output in enumerate(outputs)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1].decode() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert not any(process.returncode for process in running), '\n'.join(errors)
+    succeed(folder, ranks.start, folder / 'store', outputs, timeout=240)
     return [torch.load(output, weights_only=True) for output in outputs]
 
 

@@ -32,8 +32,3 @@ def main():
                 )
                 torch.testing.assert_close(logits, model(batch), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
-    print('compiled as before')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,12 +1,8 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What a step of pre-training takes of memory above its model and its batch.
+"""What a step of pre-training takes of memory above its model and its batch."""
 
-As a script, with the number of tiles and those of a micro-batch (0 for all at once), it prints MB.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -23,8 +19,9 @@ def resident(kind: str) -> float:
     return int(status.partition(f'{kind}:')[2].split()[0]) / 1e3
 
 
-def main(tiles: int, micro: int) -> None:
-    task = OmniSatPretraining('omnisat_tiny', MODALITIES, 80.0, max_dates=2, micro_batch_size=micro or None)
+def main(tiles: int, micro: int | None, output: Path) -> None:
+    """Write MB, of so many tiles and those of a micro-batch, or all at once."""
+    task = OmniSatPretraining('omnisat_tiny', MODALITIES, 80.0, max_dates=2, micro_batch_size=micro)
     batch = {}
     for modality in MODALITIES.values():
         batch[modality.image_key] = torch.randn(tiles, 8, 2, 32, 32)
@@ -32,9 +29,4 @@ def main(tiles: int, micro: int) -> None:
         batch[modality.valid_key] = torch.ones(tiles, 8, dtype=torch.bool)
     before = resident('VmRSS')
     task.compute(batch, 'train', 0)[0].backward()
-    print(resident('VmHWM') - before)
-
-
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    output.write_text(str(resident('VmHWM') - before))

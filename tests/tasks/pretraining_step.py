@@ -1,21 +1,16 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""A step of pre-training and a validation, by one process or by two, and what came of them.
+"""A step of pre-training and a validation, by one process or by two, and what came of them."""
 
-As a script, with the number of processes and a folder, it writes ``<case>-<rank>.pt`` there.
-"""
-
-import os
-import sys
-from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tests.tasks.helpers import MODALITIES, TOLD, make_sample, make_trainer
 from torchgeo_omnisat.batch import collate
@@ -37,11 +32,30 @@ def make_samples(case: str) -> list[dict[str, Tensor]]:
     return samples
 
 
-class Keep(Callback):
-    """Writes gradients as the optimiser gets them, and what is logged in the end."""
+class Share(Dataset[dict[str, Tensor]]):
+    """The tiles of a process: all, or one of two halves."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, case: str, size: int) -> None:
+        self.samples, self.size = make_samples(case), size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.samples[index + (dist.get_rank() * self.size if dist.is_initialized() else 0)]
+
+    @staticmethod
+    def join(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch without the modalities that none of them has."""
+        held = {m.name: m for m in MODALITIES.values() if any(m.image_key in sample for sample in samples)}
+        return collate(samples, held)
+
+
+class Keep(Callback):
+    """Writes gradients as the optimiser gets them, and what is logged in the end, to ``<case>-<rank>.pt``."""
+
+    def __init__(self, folder: Path, case: str) -> None:
+        self.folder, self.case = folder, case
         self.gradients: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
@@ -50,26 +64,19 @@ class Keep(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = {name: value.detach() for name, value in trainer.callback_metrics.items()}
-        torch.save({'gradients': self.gradients, 'metrics': metrics}, self.path)
+        torch.save(
+            {'gradients': self.gradients, 'metrics': metrics}, self.folder / f'{self.case}-{trainer.global_rank}.pt'
+        )
 
 
 def main(processes: int, folder: Path) -> None:
-    rank = int(os.environ.get('LOCAL_RANK', 0))
     for case in CASES:
         size = len(CASES[case]) // processes
-        mine = make_samples(case)[rank * size : (rank + 1) * size]
-        held = [m for m in MODALITIES.values() if any(m.image_key in sample for sample in mine)]
-        join = partial(collate, modalities={m.name: m for m in held})
-        loader = DataLoader(mine, batch_size=size, collate_fn=join)  # type: ignore[arg-type, var-annotated]
+        loader = DataLoader(Share(case, size), batch_size=size, collate_fn=Share.join)
         torch.manual_seed(0)
         told = {key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}
         task = OmniSatPretraining(**told, modality_dropout=0.5, lr=0.0)
-        settings = {'max_steps': 1, 'callbacks': [Keep(folder / f'{case}-{rank}.pt')], 'use_distributed_sampler': False}
+        settings = {'max_steps': 1, 'callbacks': [Keep(folder, case)], 'use_distributed_sampler': False}
         if processes > 1:
-            settings |= {'devices': processes, 'strategy': 'ddp'}
+            settings |= {'devices': processes, 'strategy': 'ddp_fork'}
         make_trainer(folder, **settings).fit(task, loader, loader)
-
-
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))

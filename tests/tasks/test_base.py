@@ -1,10 +1,8 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-import os
-import subprocess
-import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,16 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.base import warmup_cosine
 
+from ..processes import succeed
 from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv
 
 
@@ -163,32 +164,22 @@ class TestOptimizer:
         assert all(p.ndim > 1 for p in decayed['params'])
 
 
-SCRIPT = """
-import sys
-from functools import partial
-from pathlib import Path
-from torch.utils.data import DataLoader
-from tests.tasks.helpers import MODALITIES, TOLD, make_sample, make_trainer
-from torchgeo_omnisat.batch import collate
-from torchgeo_omnisat.tasks import OmniSatSegmentation
-
-names = [('s2',), ('spot',), ('s1a', 'spot'), ('s2',)]
-samples = [make_sample(index, held) for index, held in enumerate(names)]
-loader = DataLoader(samples, batch_size=1, collate_fn=partial(collate, modalities=MODALITIES))
-trainer = make_trainer(Path(sys.argv[1]), devices=2, strategy='ddp')
-task = OmniSatSegmentation(**TOLD, modality_dropout=0.0)
-trainer.fit(task, loader, loader)
-trainer.test(task, loader, verbose=False)
-"""
+def train_and_test(folder: Path) -> None:
+    """Of each pair of samples one goes to either of two processes."""
+    names = [('s2',), ('spot',), ('s1a', 'spot'), ('s2',)]
+    loader = DataLoader(
+        [make_sample(index, held) for index, held in enumerate(names)],  # type: ignore[arg-type]
+        collate_fn=partial(collate, modalities=MODALITIES),
+    )
+    trainer = make_trainer(folder, devices=2, strategy='ddp_fork')
+    task = OmniSatSegmentation(**TOLD, modality_dropout=0.0)
+    trainer.fit(task, loader, loader)
+    trainer.test(task, loader, verbose=False)
 
 
 @pytest.mark.slow
 def test_two_processes_that_see_different_modalities(tmp_path: Path) -> None:
-    (tmp_path / 'train.py').write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root)}
-    words = [sys.executable, str(tmp_path / 'train.py'), str(tmp_path)]
-    subprocess.run(words, env=environment, check=True, timeout=600, capture_output=True)
+    succeed(tmp_path, train_and_test, tmp_path)
     (table,) = tmp_path.rglob('subsets.csv')
     rows = {row['subset']: row for row in read_csv(table)}
     assert [rows[name]['samples'] for name in ('s1a+s2+spot', 's2', 's1a')] == ['4', '2', '1']

@@ -3,42 +3,28 @@
 
 """Two processes learn what one learns from their joint batch; memory grows with a micro-batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from .pretraining_step import CASES
+from .. import processes
+from . import pretraining_memory, pretraining_step
 from .resuming import fit
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*words: str) -> str:
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    environment.pop('LOCAL_RANK', None)
-    done = subprocess.run(
-        [sys.executable, *words], env=environment, check=False, timeout=900, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What one process and what two have written."""
     folders = [tmp_path_factory.mktemp('one'), tmp_path_factory.mktemp('two')]
-    for processes, folder in enumerate(folders, 1):
-        run(str(Path(__file__).with_name('pretraining_step.py')), str(processes), str(folder))
+    for count, folder in enumerate(folders, 1):
+        processes.succeed(folder, pretraining_step.main, count, folder)
     return folders
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case', list(CASES))
+@pytest.mark.parametrize('case', list(pretraining_step.CASES))
 def test_two_processes_equal_one(folders: list[Path], case: str) -> None:
     one, *two = (
         torch.load(folder / f'{case}-{rank}.pt', weights_only=True)
@@ -57,9 +43,10 @@ def test_two_processes_equal_one(folders: list[Path], case: str) -> None:
 
 
 @pytest.mark.slow
-def test_memory_grows_with_a_micro_batch() -> None:
-    script = str(Path(__file__).with_name('pretraining_memory.py'))
-    whole, parts = (float(run(script, '64', size)) for size in ('0', '4'))
+def test_memory_grows_with_a_micro_batch(tmp_path: Path) -> None:
+    for size in (None, 4):
+        processes.succeed(tmp_path, pretraining_memory.main, 64, size, tmp_path / f'{size}.txt')
+    whole, parts = (float((tmp_path / f'{size}.txt').read_text()) for size in (None, 4))
     assert parts < whole / 3
 
 
