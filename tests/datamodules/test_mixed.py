@@ -3,6 +3,7 @@
 
 """MixedDataModule: batches of one datamodule each, in the shares that were asked for."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MixedDataModule, PASTISMultimodalDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datamodules.mixing import schedule
+from torchgeo_omnisat.datamodules.mixing import MixedLoader, schedule
+from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place
 
 
 @pytest.fixture
@@ -83,6 +86,109 @@ def test_a_limit_of_batches_holds(parts: dict[str, Any]) -> None:
     looker = Looker()
     trainer.fit(looker, datamodule=MixedDataModule(parts))
     assert len(looker.seen['train']) == 4  # of each
+
+
+def made(folder: Path, name: str, tiles: int, **kwargs: Any) -> SyntheticLandscapesDataModule:
+    told: dict[str, Any] = {'num_tiles': tiles, 'size': 8, 'dates': (2, 4), 'modalities': ('s2',), **kwargs}
+    return SyntheticLandscapesDataModule(str(folder / name), **told)
+
+
+class Stopper(Looker):
+    """Keeps what identifies a batch and what could be drawn for it, and stops after so many."""
+
+    def __init__(self, stop: int = -1) -> None:
+        super().__init__()
+        self.stop, self.all = stop, self.seen['train']
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if len(self.all) == self.stop:
+            raise KeyboardInterrupt
+        image = batch['image_s2'].nan_to_num()
+        self.all.append((batch_idx, len(image), image.double().sum().item(), torch.rand(1).item()))
+        return self.weight**2
+
+
+@pytest.mark.parametrize(('stop', 'workers'), [(2, 0), (9, 1)])
+def test_goes_on_as_if_not_stopped(tmp_path: Path, stop: int, workers: int) -> None:
+    """Six batches an epoch: of six tiles of one, and of the three of the other again and again."""
+
+    def run(looker: Stopper, **kwargs: Any) -> list[Any]:
+        parts: Any = {'most': made(tmp_path, 'most', 10, batch_size=2), 'few': made(tmp_path, 'few', 5, batch_size=1)}
+        for module in parts.values():
+            module.num_workers = workers
+        told: dict[str, Any] = dict.fromkeys(
+            ('logger', 'enable_checkpointing', 'enable_progress_bar', 'enable_model_summary'), False
+        )
+        trainer = Trainer(max_epochs=3, accelerator='cpu', **told)
+        torch.manual_seed(len(kwargs))
+        try:
+            trainer.fit(looker, datamodule=MixedDataModule(parts, temperature=8), **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            trainer.save_checkpoint(tmp_path / 'a.ckpt')
+        return looker.all
+
+    whole = run(Stopper())
+    begun = run(Stopper(stop))
+    resumed = run(Stopper(), ckpt_path=tmp_path / 'a.ckpt', weights_only=True)
+    assert len({seen[2] for seen in whole}) == len(whole) == 18
+    assert begun == whole[:stop]
+    assert resumed == whole[stop:]
+
+
+def test_other_batches_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    mixture = MixedDataModule({'one': made(tmp_path, 'one', 10, batch_size=1)})
+    place = {'seed': 1, 'epoch': 0, 'batches': 2}
+    shape = {'lengths': [3], 'batch_size': [2], 'processes': 1, 'temperature': 1.0, 'limit': None}
+    mixture.load_state_dict(place | shape)
+    mixture.cut_epoch(shape)
+    with pytest.raises(ValueError, match=r'after 2 of 3 batches .*expected the same, or a checkpoint from the end'):
+        mixture.cut_epoch(shape | {'temperature': 2.0})
+
+
+class Numbers(Dataset[Any]):
+    """Samples that are their own number."""
+
+    def __init__(self, begin: int, count: int) -> None:
+        self.range = range(begin, begin + count)
+
+    def __len__(self) -> int:
+        return len(self.range)
+
+    def __getitem__(self, draw: Draw) -> int:
+        return self.range[draw.item]
+
+
+@pytest.mark.parametrize('temperature', [1, float('inf')])
+def test_processes_share_the_samples_of_one_datamodule_at_a_time(temperature: float) -> None:
+    sizes, place = (48, 12), Place(5)
+
+    def epoch(rank: int, processes: int) -> list[list[int]]:
+        loaders = []
+        for index, size in enumerate(sizes):
+            sampler = EpochSampler(Anywhere(size), place, 4 // processes, True, rank, processes)
+            loaders.append(DataLoader(Numbers(100 * index, size), batch_size=4 // processes, sampler=sampler))
+        loader = MixedLoader(loaders, place, temperature)
+        batches = [batch.tolist() for batch, _, _ in loader]
+        assert len(batches) == len(loader) == 15
+        return batches
+
+    alone, first, second = epoch(0, 1), epoch(0, 2), epoch(1, 2)
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in alone]
+    few = [batch for batch in alone if batch[0] >= 100]
+    assert len(few) == (3 if temperature == 1 else 7)
+    assert sorted(chain(*few[:3])) == list(range(100, 112))  # all of them before any comes again
+    assert few[3:6] != few[:3]
+    if temperature == 1:
+        assert sorted(chain(*first, *second)) == [*range(48), *range(100, 112)]
+
+
+def test_a_picture_is_drawn_by_the_datamodule_of_its_batch(tmp_path: Path) -> None:
+    parts: Any = {'one': made(tmp_path, 'one', 10), 'two': made(tmp_path, 'two', 5, seed=7)}
+    mixture = MixedDataModule(parts, rename={'two': {'s2': 's2_two'}})
+    mixture.setup('fit')
+    for batch in mixture.val_dataloader():
+        batch = mixture.on_after_batch_transfer(batch, 0)
+        assert mixture.plot({key: value[0] for key, value in batch.items()}).axes
 
 
 def test_shares_follow_the_temperature() -> None:

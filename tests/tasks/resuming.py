@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.tasks.helpers import make_trainer
 from torchgeo_omnisat import tasks
-from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules import MixedDataModule, SyntheticLandscapesDataModule
 
 #: The checkpoint that is written after so many steps, in the middle of the second epoch of four steps.
 SAVED = 6
@@ -42,12 +42,23 @@ def fit(
     kill: int = 0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train three epochs of four steps of two tiles; return what the last checkpoint would hold."""
+    """Train three epochs of four steps of two tiles; return what the last checkpoint would hold.
+
+    With *batches* ``'mixed'``, two of the steps are of three tiles that lack a modality.
+    """
     seed_everything(100 if resume else 3, verbose=False)
-    data: dict[str, Any] = {'num_tiles': 15, 'size': 16, 'dates': (2, 3), 'modalities': ('s2', 's1a')}
-    datamodule = SyntheticLandscapesDataModule(
-        str(root), **data, batch_size=2 // devices, num_workers=workers, batches=batches
-    )
+
+    def make(name: str, tiles: int, batches: Any, *modalities: str) -> SyntheticLandscapesDataModule:
+        told: dict[str, Any] = {'num_tiles': tiles, 'size': 16, 'dates': (2, 3), 'batch_size': 2 // devices}
+        told |= {'modalities': modalities, 'num_workers': workers, 'batches': batches}
+        return SyntheticLandscapesDataModule(str(root / name), **told)
+
+    datamodule: Any
+    if batches == 'mixed':
+        parts: Any = {'most': make('most', 10, 'anywhere', 's2', 's1a'), 'few': make('few', 5, 'region', 's2')}
+        datamodule = MixedDataModule(parts, temperature=8)
+    else:
+        datamodule = make('', 15, batches, 's2', 's1a')
     saver = ModelCheckpoint(folder, '{step}', every_n_train_steps=3, save_top_k=-1)
     trainer = make_trainer(
         folder,

@@ -46,7 +46,8 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('task', 'workers', 'batches'), [('OmniSatSegmentation', 2, 'anywhere'), ('OmniSatPretraining', 0, 'region')]
+    ('task', 'workers', 'batches'),
+    [('OmniSatSegmentation', 2, 'anywhere'), ('OmniSatPretraining', 0, 'region'), ('OmniSatSegmentation', 2, 'mixed')],
 )
 def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int, batches: str) -> None:
     data = root / 'fifteen'
@@ -60,8 +61,9 @@ def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int,
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path) -> None:
-    words = (root / 'fifteen', tmp_path / 'killed', 'OmniSatSegmentation', 0, 'region', 2)
+@pytest.mark.parametrize('batches', ['region', 'mixed'])
+def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: str) -> None:
+    words = (root / 'fifteen', tmp_path / 'killed', 'OmniSatSegmentation', 0, batches, 2)
     assert run(words[0], tmp_path / 'whole', *words[2:], 0, 'new', tmp_path / 'whole.pt') == 0
     assert run(*words, SAVED + 1, 'new', tmp_path / 'never') == -signal.SIGKILL
     assert run(*words, 0, 'resume', tmp_path / 'resumed.pt') == 0

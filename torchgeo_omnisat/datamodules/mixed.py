@@ -5,8 +5,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
@@ -15,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .mixing import Batches, MixedLoader
+from .resuming import ResumableDataModule
 
 #: Key under which a batch says which datamodule it is from, until that has augmented it.
 SOURCE = 'source'
@@ -22,7 +25,7 @@ SOURCE = 'source'
 COMMON = ('num_classes', 'labels', 'ignore_index', 'label_gsd')
 
 
-class MixedDataModule(BaseDataModule):
+class MixedDataModule(ResumableDataModule, BaseDataModule):
     """Several datamodules at once; every batch is from one of them, so its shapes agree.
 
     Each keeps its own statistics, augmentation and batch size. Modalities of one name are one
@@ -30,8 +33,8 @@ class MixedDataModule(BaseDataModule):
     for beyond modalities is known where all datamodules agree on it. Pre-training over all and
     fine-tuning on one is one run with this, and one with that datamodule and the weights.
 
-    Its place in an epoch is not in a checkpoint: what was stopped in mid-epoch goes on with a newly
-    drawn order, unlike a single datamodule. Several processes (DDP) are not tested.
+    Training goes on in the middle of an epoch as if it had not been stopped. Several processes
+    (DDP) have batches of the same datamodule at the same time, of samples that differ.
     """
 
     mean: dict[str, Tensor]  # type: ignore[assignment]
@@ -43,7 +46,6 @@ class MixedDataModule(BaseDataModule):
         temperature: float = 1.0,
         rename: dict[str, dict[str, str]] | None = None,
         patch_size: float | None = None,
-        seed: int = 0,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -54,7 +56,6 @@ class MixedDataModule(BaseDataModule):
             rename: Other names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
             patch_size: Side of the ground that a token stands for, in metres; that of the
                 datamodules by default, if they agree.
-            seed: What the order of batches follows from.
 
         Raises:
             ValueError: If there is no datamodule, or *temperature* is below 1.
@@ -69,7 +70,7 @@ class MixedDataModule(BaseDataModule):
         first = next(iter(datamodules.values()))
         super().__init__(first.dataset_class)
         self.datamodules = dict(datamodules)
-        self.temperature, self.seed = temperature, seed
+        self.temperature = temperature
         self.rename = {name: dict((rename or {}).get(name, {})) for name in datamodules}
         sizes = {name: module.patch_size for name, module in self.datamodules.items()}
         if patch_size is None and len(set(sizes.values())) > 1:
@@ -92,6 +93,8 @@ class MixedDataModule(BaseDataModule):
         """
         if stage == 'predict':
             raise ValueError(f'a mixture of {list(self.datamodules)} has no map, expected one datamodule to predict')
+        if stage == 'fit':
+            self.start_anew()
         self.modalities: dict[str, Modality] = {}
         self.mean, self.std = {}, {}
         for index, (name, module) in enumerate(zip(self.datamodules, self._parts(), strict=True)):
@@ -105,7 +108,27 @@ class MixedDataModule(BaseDataModule):
 
     def train_dataloader(self) -> MixedLoader:
         """Batches of all, in a drawn order."""
-        return MixedLoader([module.train_dataloader() for module in self._parts()], self.temperature, self.seed)
+        if self.trainer is None:
+            self.start_anew()
+        self.choose_seed()
+        loaders = []
+        for module in self._parts():
+            module.place = self.place
+            loaders.append(module.train_dataloader())
+        self.cut_epoch(
+            {
+                'lengths': [len(loader) for loader in loaders],
+                'batch_size': [loader.batch_size for loader in loaders],
+                'processes': self.trainer.world_size if self.trainer else 1,
+                'temperature': self.temperature,
+                'limit': self.trainer.limit_train_batches if self.trainer else None,
+            }
+        )
+        return MixedLoader(loaders, self.place, self.temperature)
+
+    def whole(self, shape: dict[str, Any]) -> int:
+        """Batches of an epoch, about."""
+        return sum(shape['lengths'])
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Validation batches of all, one datamodule after the other."""
@@ -125,13 +148,31 @@ class MixedDataModule(BaseDataModule):
         if SOURCE not in batch:
             return batch
         batch = dict(batch)
-        name = list(self.datamodules)[int(batch.pop(SOURCE))]
-        batch = self.datamodules[name].on_after_batch_transfer(batch, dataloader_idx)
+        self._latest = list(self.datamodules)[int(batch.pop(SOURCE))]
+        batch = self.datamodules[self._latest].on_after_batch_transfer(batch, dataloader_idx)
+        keys = self._keys(self._latest)
+        return {keys.get(key, key): value for key, value in batch.items()}
+
+    def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Figure:
+        """Show a sample of the latest batch as its own datamodule does.
+
+        Args:
+            sample: One sample, under the names of the mixture.
+            *args: What else :meth:`.MultimodalDataModule.plot` takes.
+            **kwargs: Likewise.
+
+        Returns:
+            The figure.
+        """
+        keys = {new: old for old, new in self._keys(self._latest).items()}
+        return self.datamodules[self._latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)
+
+    def _keys(self, name: str) -> dict[str, str]:
+        """Keys of a datamodule's batches, and what they are called here."""
         keys: dict[str, str] = {}
         for old, modality in self.datamodules[name].modalities.items():
-            new = Modality(self._named(name, old), modality.bands, modality.gsd, modality.temporal)
-            keys |= dict(zip(modality.keys, new.keys, strict=True))
-        return {keys.get(key, key): value for key, value in batch.items()}
+            keys |= dict(zip(modality.keys, replace(modality, name=self._named(name, old)).keys, strict=True))
+        return keys
 
     def _join(self, name: str, module: MultimodalDataModule) -> None:
         """Add the modalities and statistics of a datamodule."""
@@ -140,7 +181,7 @@ class MixedDataModule(BaseDataModule):
             raise ValueError(f'rename of {name!r} has {sorted(unknown)}, expected some of {list(module.modalities)}')
         for old, modality in module.modalities.items():
             new = self._named(name, old)
-            renamed = Modality(new, modality.bands, modality.gsd, modality.temporal)
+            renamed = replace(modality, name=new)
             known = self.modalities.setdefault(new, renamed)
             if known != renamed:
                 raise ValueError(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
+from .sampling import Place, mix
+
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:
     """Which loader gives each batch of an epoch.
@@ -36,52 +38,63 @@ def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[n
 class MixedLoader(CombinedLoader):
     """Lightning's combined loader, in a drawn order of single batches.
 
-    A loader that is through begins again. Lightning's limit of batches is one of each loader.
+    The order of an epoch and the batches of each loader follow from the seed and the epoch, so
+    that training can go on after any batch, and are of the same loader in all processes. A loader
+    that is through begins again in another order. Lightning's limit of batches is one of each
+    loader.
 
     Args:
-        loaders: The loaders.
+        loaders: The loaders, whose samplers are :class:`.EpochSampler`.
+        place: Where to begin; the samplers move it on, for it is theirs.
         temperature: See :func:`schedule`.
-        seed: What the order of the first epoch follows from.
     """
 
-    def __init__(self, loaders: Sequence[Any], temperature: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, loaders: Sequence[Any], place: Place, temperature: float = 1.0) -> None:
         """Keep the loaders."""
         super().__init__(list(loaders), mode='max_size_cycle')
-        self.temperature, self.seed, self.epochs = temperature, seed, 0
+        self.place, self.temperature = place, temperature
+        self._batches: Iterator[tuple[Any, int, int]] = iter(())
 
     def __iter__(self) -> 'MixedLoader':
-        """Begin an epoch, in another order than the last."""
-        limits: list[float] = [math.inf if limit is None else limit for limit in self.limits or ()]
-        limits = limits or [math.inf] * len(self.flattened)
-        lengths = [int(min(len(loader), limit)) for loader, limit in zip(self.flattened, limits, strict=True)]
-        self.order = schedule(lengths, self.temperature, self.seed + self.epochs)
-        self.epochs += 1
-        self.parts = [iter(loader) for loader in self.flattened]
-        self.done = 0
+        """Begin an epoch; which one, Lightning says before it wants the first batch."""
+        self._batches = self._go_on()
         self._iterator = iter(())  # type: ignore[assignment]
         return self
 
     def __next__(self) -> tuple[Any, int, int]:
         """A batch, its number, and 0: to Lightning this is one loader."""
-        if self.done >= len(self):
-            raise StopIteration
-        index = int(self.order[self.done])
-        try:
-            batch = next(self.parts[index])
-        except StopIteration:
-            self.parts[index] = iter(self.flattened[index])
-            batch = next(self.parts[index])
-        self.done += 1
-        return batch, self.done - 1, 0
+        return next(self._batches)
 
     def __len__(self) -> int:
-        """Number of batches of the epoch that was begun."""
-        return len(self.order)
+        """Number of batches of a whole epoch, wherever it begins."""
+        return len(self._schedule(0))
 
     def reset(self) -> None:
         """End the epoch."""
         self._iterator = None
         super().reset()
+
+    def _go_on(self) -> Iterator[tuple[Any, int, int]]:
+        """The batches that are still to come in this epoch."""
+        assert self.place.seed is not None
+        order, begin = self._schedule(mix(self.place.seed, self.place.epoch)), self.place.batches
+        done = np.bincount(order[:begin], minlength=len(self.flattened))
+        parts: dict[int, Iterator[Any]] = {}
+        for number, index in enumerate(order[begin:].tolist(), begin):
+            loader = self.flattened[index]
+            turn, skipped = divmod(int(done[index]), len(loader))
+            if index not in parts or skipped == 0:
+                loader.sampler.take_turn((index, turn), skipped)
+                parts[index] = iter(loader)
+            yield next(parts[index]), number, 0
+            done[index] += 1
+
+    def _schedule(self, seed: int) -> NDArray[np.int64]:
+        """Which loader gives each batch of an epoch, with no more of each than Lightning's limit."""
+        limits: list[float] = [math.inf if limit is None else limit for limit in self.limits or ()]
+        limits = limits or [math.inf] * len(self.flattened)
+        lengths = [int(min(len(loader), limit)) for loader, limit in zip(self.flattened, limits, strict=True)]
+        return schedule(lengths, self.temperature, seed)
 
 
 class Batches(Dataset[Sample]):

@@ -78,8 +78,8 @@ class ResumableDataModule(LightningDataModule):
     def start_anew(self) -> None:
         """Forget where an earlier training was."""
         self.place = Place()
-        self._shape: dict[str, int] = {}
-        self._loaded: dict[str, int] = {}
+        self._shape: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     def resumable_loader(
         self, dataset: Dataset[Sample], order: Order, batch_size: int, drop_last: bool, **kwargs: Any
@@ -100,10 +100,8 @@ class ResumableDataModule(LightningDataModule):
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if trainer is None:
             self.start_anew()  # whoever looks at batches by hand gets others each time
-        if self.place.seed is None:
-            self.place.seed = self._choose_seed()
-        self._shape = {'samples': len(order), 'batch_size': batch_size, 'processes': processes}
-        self._check_shape()
+        self.choose_seed()
+        self.cut_epoch({'samples': len(order), 'batch_size': batch_size, 'processes': processes})
         sampler = EpochSampler(order, self.place, batch_size, drop_last, rank, processes)
         return ResumableLoader(
             SeededDataset(dataset), batch_size=batch_size, sampler=sampler, drop_last=drop_last, **kwargs
@@ -141,27 +139,45 @@ class ResumableDataModule(LightningDataModule):
         """
         # In place: FSDP restores after a scheduler has asked for the loader.
         self.place.seed, self.place.epoch, self.place.batches = (state[k] for k in ('seed', 'epoch', 'batches'))
-        self._loaded = {key: state[key] for key in ('samples', 'batch_size', 'processes')}
-        self._check_shape()
+        self._loaded = {key: value for key, value in state.items() if key not in ('seed', 'epoch', 'batches')}
+        self.cut_epoch(self._shape)
 
-    def _check_shape(self) -> None:
-        """Refuse to go on in the middle of an epoch of other batches."""
+    def cut_epoch(self, shape: dict[str, Any]) -> None:
+        """Say what an epoch consists of.
+
+        Args:
+            shape: Everything that the number and the members of its batches follow from.
+
+        Raises:
+            ValueError: If training goes on in the middle of an epoch that was cut otherwise.
+        """
+        self._shape = shape
         here, there = self._shape, self._loaded
         if not here or not there or here == there:
             return
-        whole = there['samples'] // (there['batch_size'] * there['processes'])
+        whole = self.whole(there)
         if 0 < self.place.batches < whole:
             raise ValueError(
                 f'the checkpoint was written after {self.place.batches} of {whole} batches of an epoch of {there}, '
                 f'and cannot go on with {here}: expected the same, or a checkpoint from the end of an epoch'
             )
 
-    def _choose_seed(self) -> int:
-        """One seed for all processes."""
-        drawn = int(torch.empty((), dtype=torch.int64).random_())
-        if self.trainer is None:
-            return drawn
-        return int(self.trainer.strategy.broadcast(int(os.environ.get('PL_GLOBAL_SEED', drawn))))
+    def whole(self, shape: dict[str, Any]) -> int:
+        """Whole batches of an epoch.
+
+        Args:
+            shape: What :meth:`cut_epoch` was given.
+        """
+        return int(shape['samples'] // (shape['batch_size'] * shape['processes']))
+
+    def choose_seed(self) -> None:
+        """Have one seed for all processes, if there is none yet."""
+        if self.place.seed is not None:
+            return
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        if self.trainer is not None:
+            seed = int(self.trainer.strategy.broadcast(int(os.environ.get('PL_GLOBAL_SEED', seed))))
+        self.place.seed = seed
 
 
 def seed_draws(seed: int) -> None:

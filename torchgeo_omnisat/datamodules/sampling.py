@@ -140,6 +140,8 @@ class EpochSampler(DistributedSampler[Draw]):
         """Keep the arguments; nothing is drawn yet."""
         super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]
         self.order, self.place, self.batch_size = order, place, batch_size
+        self.turn: tuple[int, ...] = ()
+        self.skipped: int | None = None
 
     def __len__(self) -> int:
         """Samples of a whole epoch in this process, wherever it begins."""
@@ -151,13 +153,23 @@ class EpochSampler(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         """The samples that are still to come in this epoch."""
         assert self.place.seed is not None
-        seed, epoch = self.place.seed, self.place.epoch
-        items = self.order(mix(seed, epoch))
+        key = (self.place.seed, self.place.epoch, *self.turn)
+        items = self.order(mix(*key))
         joint = self.batch_size * self.num_replicas
-        for begin in range(self.place.batches * joint, len(self) * self.num_replicas, joint):
+        skipped = self.place.batches if self.skipped is None else self.skipped
+        for begin in range(skipped * joint, len(self) * self.num_replicas, joint):
             numbers = np.arange(begin, min(begin + joint, len(self) * self.num_replicas))
             for number in numbers.reshape(self.num_replicas, -1)[self.rank].tolist():
-                yield Draw(items[number % len(items)], mix(seed, epoch, number))
+                yield Draw(items[number % len(items)], mix(*key, number))
+
+    def take_turn(self, turn: tuple[int, ...], skipped: int) -> None:
+        """Make what is dealt next one of several rounds of an epoch, each with an order of its own.
+
+        Args:
+            turn: Which round.
+            skipped: How many batches of it were dealt already.
+        """
+        self.turn, self.skipped = turn, skipped
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch; the one that is being taken up again is not begun anew.
