@@ -10,14 +10,19 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import torch
+from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
+from rasterio.features import geometry_mask
 from torchgeo.main import main
 
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.prediction import GeoTIFFWriter
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 CONFIG = Path(__file__).parents[2] / 'docs/configs/belgium-crops.yaml'
 RASTERS: dict[str, Any] = {
@@ -126,7 +131,7 @@ def test_statistics_are_kept_and_told_apart(root: Path, monkeypatch: pytest.Monk
 def test_a_map_lies_on_the_labels(root: Path, area: Any) -> None:
     datamodule = make(root, predict_area=area and list(area))
     datamodule.setup('predict')
-    bounds = area or (X, Y - 320, X + 640, Y)
+    bounds = (X + 100, Y - 260, X + 500, Y - 20) if area else (X, Y - 320, X + 640, Y)  # where pixels of radar begin
     assert datamodule.grid.bounds == bounds
     assert datamodule.grid.crs == UTM
     batches = list(datamodule.predict_dataloader())
@@ -142,6 +147,42 @@ def test_a_map_lies_on_the_labels(root: Path, area: Any) -> None:
         assert batch['image_s2'][0, 0, 0, 0, 0] == 1 + 100 * top + left
     assert 'mask' not in batch
     assert datamodule.fingerprint() == make(root, predict_area=area and list(area)).fingerprint()
+
+
+def test_a_map_of_polygons_in_another_crs(root: Path, tmp_path: Path) -> None:
+    """A field and a far corner of another, neither of which begins where pixels of the radar do."""
+    told: dict[str, Any] = {'modalities': ('s2', 's1'), 'label_gsd': 10, 'split': {'train': [X, Y - 320, X + 480, Y]}}
+    fields = [shapely.Polygon([(X + 31, Y - 87), (X + 214, Y - 33), (X + 150, Y - 251)])]
+    fields.append(shapely.box(X + 507, Y - 400, X + 591, Y - 207))
+    gpd.GeoDataFrame(geometry=fields, crs=UTM).to_crs(4326).to_file(tmp_path / 'fields.geojson')
+    corners = gpd.GeoSeries([fields[1]], crs=UTM).to_crs(4326).total_bounds.tolist()
+    areas = {'all': None, 'fields': str(tmp_path / 'fields.geojson'), 'box': {'bounds': corners, 'crs': 'EPSG:4326'}}
+    maps = {}
+    for name, area in areas.items():
+        datamodule = make(root, **told, predict_area=area)
+        datamodule.prepare_data()
+        torch.manual_seed(0)
+        trainer = Trainer(
+            accelerator='cpu',
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[GeoTIFFWriter(str(tmp_path / f'{name}.tif'), overview=False)],
+        )
+        trainer.predict(OmniSatSegmentation(backbone='omnisat_tiny'), datamodule=datamodule)
+        with rasterio.open(tmp_path / f'{name}.tif') as file:
+            assert file.crs.to_epsg() == 32631
+            maps[name] = file.read([1, 2]), file.transform
+    whole = maps['all'][0][1]
+    for name, shapes in ('fields', fields), ('box', fields[1:]):
+        (_, seen), transform = maps[name]
+        row, column = round((Y - transform.f) / 10), round((transform.c - X) / 10)
+        height, width = min(seen.shape[0], 32 - row), seen.shape[1]
+        smaller, larger = ([shape.buffer(metres) for shape in shapes] for metres in (-3, 3))
+        inside = geometry_mask(smaller, seen.shape, transform, invert=True)[:height]
+        assert (seen[:height][inside] == whole[row : row + height, column : column + width][inside]).all()
+        assert (seen[geometry_mask(larger, seen.shape, transform)] == 255).all()
+        assert inside.sum() > 70
+    assert set(np.unique(maps['fields'][0][1])) == {1, 3, 255}
 
 
 def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
@@ -200,11 +241,15 @@ def test_a_modality_that_training_never_sees(root: Path) -> None:
         make(root, split={'axis': 'y', 'fractions': (0.5, 0.25, 0.25)}).setup('fit')
 
 
-def test_an_area_outside(root: Path) -> None:
+def test_an_area_outside(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'there is no ground in an area with the bounds \(0.0, 0.0, 1.0, 1.0\)'):
         make(root, predict_area=[0, 0, 1, 1]).setup('predict')
-    with pytest.raises(ValueError, match=r'expected xmin, ymin, xmax, ymax or a vector file'):
-        make(root, predict_area=[0, 0, 1]).setup('predict')
+    for area in [0, 0, 1], [1, 0, 0, 1], {'bounds': [0, 0, 1, 1]}, {'bounds': None, 'crs': 'EPSG:4326'}:
+        with pytest.raises(ValueError, match=r'predict_area is .* expected xmin, ymin, xmax, ymax, a vector file, or'):
+            make(root, predict_area=area).setup('predict')
+    gpd.GeoDataFrame(geometry=[shapely.Point(X, Y)], crs=UTM).to_file(tmp_path / 'points.gpkg')
+    with pytest.raises(ValueError, match=r'points.gpkg has no polygons, expected the ground to predict'):
+        make(root, predict_area=str(tmp_path / 'points.gpkg')).setup('predict')
 
 
 def test_other_datasets_and_polygons_by_their_settings(root: Path, tmp_path: Path) -> None:

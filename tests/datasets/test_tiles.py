@@ -24,15 +24,16 @@ class Plane:
     crs = UTM
     bounds = (slice(0, 400, 10), slice(0, 400, 10), slice(pd.Timestamp('2020'), pd.Timestamp('2021'), 1))
 
-    def __init__(self, offset: float = 0) -> None:
-        self.offset = offset
+    def __init__(self, *offset: float) -> None:
+        self.offset = torch.tensor(offset or (0, 0))
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> dict[str, Any]:
         x, y, t = index
         assert (t.start, t.stop) == (pd.Timestamp('2020'), pd.Timestamp('2021'))
         if x.start >= 400:
             raise IndexError('nothing')
-        bounds = torch.tensor([x.start + self.offset, x.stop, 10, y.start, y.stop, 10, 0, 1, 1], dtype=torch.float64)
+        bounds = torch.tensor([x.start, x.stop, 10, y.start, y.stop, 10, 0, 1, 1], dtype=torch.float64)
+        bounds[[0, 4]] += self.offset
         return {'image_s2': torch.full((1, 1, 4, 4), x.start), 'bounds': bounds, 'mask': torch.zeros(4, 4)}
 
 
@@ -66,5 +67,6 @@ def test_a_grid_in_another_crs_is_refused() -> None:
 
 
 def test_a_grid_between_the_pixels_of_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'pixels at x 86.0 where the grid has them at 80'):
-        read(AreaTiles(Plane(offset=6), make_grid()), 8)
+    for offset, found in (((6, 0), r'86.0, 400.0'), ((0, -6), r'80.0, 394.0')):
+        with pytest.raises(ValueError, match=rf'pixels at \({found}\) where the grid has them at \(80.0, 400.0\)'):
+            read(AreaTiles(Plane(*offset), make_grid()), 8)

@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import shapely
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
@@ -26,7 +25,7 @@ from ..grid import Grid
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from .base import MultimodalDataModule
-from .geosplits import read_polygons, split_ground
+from .geosplits import read_area, split_ground
 
 
 class MultimodalGeoDataModule(MultimodalDataModule):
@@ -71,7 +70,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         tile_size: float = 320.0,
         length: int | None = None,
         split: dict[str, Any] | None = None,
-        predict_area: list[float] | str | None = None,
+        predict_area: list[float] | str | dict[str, Any] | None = None,
         overlap: float = 0.25,
         batch_size: int = 4,
         num_workers: int = 0,
@@ -103,8 +102,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             length: Training tiles an epoch; as many as fit side by side by default.
             split: The ground of training, validation and test: fractions along an axis, boxes, or
                 a vector file (:func:`.split_ground`); 60, 20 and 20 % from west to east by default.
-            predict_area: Ground to predict: xmin, ymin, xmax, ymax in *crs*, or a vector file;
-                None for all that the rasters cover.
+            predict_area: Ground to predict: xmin, ymin, xmax, ymax in *crs*; a vector file of
+                polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for all that the
+                rasters cover.
             overlap: What neighbouring tiles of a prediction share, as a fraction.
             batch_size: Tiles in a batch.
             num_workers: Processes that read.
@@ -238,26 +238,17 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     def _setup_map(self) -> None:
         """The area to predict, its pixels and its tiles."""
         dataset = self.unlabelled
-        self.area = self._area(dataset)
-        reference = dataset.area if self.predict_area is None else self.area
-        self.grid = Grid.over(dataset.crs, reference.bounds, self.label_gsd, dataset.corner)
+        self.area = dataset.area
+        if self.predict_area is not None:
+            self.area = dataset.clip(read_area(self.predict_area, dataset.crs, self.root)).area
+        # Tiles begin where pixels of all modalities meet, so the map does.
+        around = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner).bounds
+        self.grid = Grid.over(dataset.crs, around, self.label_gsd, dataset.corner)
         size = round(self.tile_size / self.label_gsd)
         patch = patch_pixels(dataset.step, self.label_gsd)
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
         self._know(dataset)
-
-    def _area(self, dataset: MultimodalGeoDataset) -> Any:
-        """The ground to predict, as far as there are rasters."""
-        if self.predict_area is None:
-            return dataset.area
-        if isinstance(self.predict_area, str):
-            area = read_polygons(self.root / self.predict_area, dataset.crs).union_all()
-        elif len(self.predict_area) == 4:
-            area = shapely.box(*self.predict_area)
-        else:
-            raise ValueError(f'predict_area is {self.predict_area}, expected xmin, ymin, xmax, ymax or a vector file')
-        return dataset.clip(area).area
 
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""

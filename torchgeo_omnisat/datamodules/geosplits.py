@@ -86,10 +86,42 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
         raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
 
 
+def read_area(told: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
+    """Ground that was asked for, as one geometry.
+
+    Args:
+        told: A box in *crs*; a vector file; or ``bounds`` and the ``crs`` that they are in.
+        crs: CRS of the result.
+        root: Where the file is relative to.
+
+    Raises:
+        ValueError: If that is none of these, or has no ground.
+    """
+    if isinstance(told, str):
+        ground = read_polygons(root / told, crs).union_all()
+        if not ground.area:
+            raise ValueError(f'{root / told} has no polygons, expected the ground to predict')
+        return ground
+    settings = dict(told) if isinstance(told, Mapping) else {'bounds': told, 'crs': crs}
+    bounds = settings.get('bounds')
+    if settings.keys() != {'bounds', 'crs'} or bounds is None or len(bounds) != 4 or not _ascending(bounds):
+        raise ValueError(
+            f'predict_area is {told}, expected xmin, ymin, xmax, ymax, a vector file, or these bounds and their crs'
+        )
+    box = shapely.box(*bounds)  # its sides are bent elsewhere, so they get corners
+    box = gpd.GeoSeries([box.segmentize(box.length / 400)], crs=settings['crs'])
+    return box.to_crs(crs).iloc[0]
+
+
+def _ascending(bounds: Sequence[float]) -> bool:
+    """Whether a box has an inside."""
+    return bounds[0] < bounds[2] and bounds[1] < bounds[3]
+
+
 def _boxes(name: str, boxes: Any) -> Any:
     """One box or several as one geometry."""
     boxes = boxes or []
     several = [boxes] if boxes and not isinstance(boxes[0], Sequence) else boxes
-    if any(len(box) != 4 or box[0] >= box[2] or box[1] >= box[3] for box in several):
+    if any(len(box) != 4 or not _ascending(box) for box in several):
         raise ValueError(f'split has {boxes} for {name!r}, expected xmin, ymin, xmax, ymax, or several of them')
     return shapely.union_all([shapely.box(*box) for box in several])

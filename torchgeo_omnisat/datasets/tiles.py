@@ -47,11 +47,13 @@ class AreaTiles:
             sample = self.dataset[x, y, slice(self.time.start, self.time.stop)]
         except IndexError:
             sample = {}
-        if 'bounds' in sample and abs(float(sample['bounds'][0]) - x.start) > self.grid.step / 2:
-            raise ValueError(
-                f'the data have pixels at x {float(sample["bounds"][0])} where the grid has them at {x.start}, '
-                'expected a grid whose tiles begin where pixels of all modalities meet'
-            )
+        if 'bounds' in sample:
+            corner, asked = (float(sample['bounds'][0]), float(sample['bounds'][4])), (x.start, y.stop)
+            if max(abs(here - there) for here, there in zip(corner, asked, strict=True)) > self.grid.step / 2:
+                raise ValueError(
+                    f'the data have pixels at {corner} where the grid has them at {asked}, '
+                    'expected a grid whose tiles begin where pixels of all modalities meet'
+                )
         kinds = ('image_', 'dates_', 'valid_')
         kept: Sample = {key: value for key, value in sample.items() if key.startswith(kinds)}
         return kept | {'window': torch.tensor([row, column, height, width])}
