@@ -115,6 +115,47 @@ def test_items_are_a_series(tmp_path: Path) -> None:
     assert series.modalities['s2'].bands == ('nir', 'B02')
 
 
+OFFSET = {'raster:bands': [{'nodata': 0, 'scale': 0.0001, 'offset': -0.1}]}
+S2: dict[str, Any] = {'constellation': 'sentinel-2'}
+
+
+@pytest.mark.parametrize(
+    ('properties', 'asset', 'added'),
+    [
+        ({'s2:processing_baseline': '03.01'}, {}, 0),
+        ({'s2:processing_baseline': '04.00'}, {}, -1000),
+        ({'s2:processing_baseline': '99.99'}, {}, 0),
+        (S2 | {'processing:version': '05.11'}, {}, -1000),
+        ({'platform': 'sentinel-2a', 'sentinel:processing_baseline': '05.00'}, {}, -1000),
+        ({'s2:processing_baseline': '05.09', 'earthsearch:boa_offset_applied': True}, OFFSET, 0),
+        ({'s2:processing_baseline': '05.09', 'earthsearch:boa_offset_applied': False}, OFFSET, -1000),
+        (S2, OFFSET, -1000),
+        (S2, {'bands': [{'raster:scale': 0.0001, 'raster:offset': -0.05}]}, -500),
+        (S2, {'raster:scale': 0.0001, 'raster:offset': -0.1}, -1000),
+        ({'s2:processing_baseline': '05.09'}, {'raster:bands': [{'scale': 0.0001, 'offset': 0}]}, 0),
+        ({'processing:version': '05.11'}, OFFSET, 0),  # of another satellite
+        (S2, {}, 0),
+    ],
+)
+def test_sentinel_2_of_all_processing_baselines_is_on_one_scale(
+    tmp_path: Path, properties: dict[str, Any], asset: dict[str, Any], added: int
+) -> None:
+    path = collection(tmp_path)
+    told = json.loads(path.read_text())
+    item = told['features'][0]
+    item['properties'] |= properties
+    item['assets'] = {
+        'nir': item['assets']['nir'] | {'eo:bands': [{'name': 'B08', 'common_name': 'nir'}]} | asset,
+        'scl': item['assets']['blue'],
+    }
+    path.write_text(json.dumps(told | {'features': [item]}))
+    raw = torch.from_numpy(ramp(8, 8)[0])
+    sample = STACTimeSeries(path, bands=('nir', 'scl'))[WINDOW]
+    torch.testing.assert_close(sample['image_s2'][0], torch.stack([raw + 1 + added, raw]))
+    same = STACTimeSeries(path, bands=('nir',), harmonize=False)[WINDOW]
+    torch.testing.assert_close(same['image_s2'][0, 0], raw + 1)
+
+
 def test_errors(tmp_path: Path) -> None:
     path = collection(tmp_path)
     with pytest.raises(ValueError, match=r"item 'scene-0' of .* lacks the assets \['red'\]"):

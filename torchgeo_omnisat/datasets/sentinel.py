@@ -82,8 +82,8 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     def offsets(self, filepath: str) -> NDArray[np.float32]:
         """What is to be added to each band of a scene, ``(C, 1, 1)``."""
         found = BASELINE.findall(filepath) if self.harmonize else []
-        shifted = bool(found) and FIRST_SHIFTED <= int(found[-1]) < UNKNOWN_BASELINE
-        offsets = [-SHIFT if shifted and band.startswith('B') else 0 for band in self.bands]
+        added = shift(found[-1]) if found else 0
+        offsets = [-added if band.startswith('B') else 0 for band in self.bands]
         return np.array(offsets, np.float32)[:, None, None]
 
     def _update_filepath(self, band: str, filepath: str) -> str:
@@ -98,6 +98,15 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         if os.path.basename(directory) == f'R{match["resolution"]}':
             directory = os.path.join(os.path.dirname(directory), f'R{resolution}')
         return os.path.join(directory, f'{filename[:start]}{band}_{resolution}{filename[match.end("resolution") :]}')
+
+
+def shift(baseline: str) -> int:
+    """What a processing baseline of Sentinel-2 adds to reflectances.
+
+    Args:
+        baseline: As in the name of a product, ``'0400'``.
+    """
+    return SHIFT if baseline.isdigit() and FIRST_SHIFTED <= int(baseline) < UNKNOWN_BASELINE else 0
 
 
 class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):

@@ -4,18 +4,26 @@
 """STACTimeSeries: a series whose files a STAC ItemCollection names."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, lazy_import
 
 from .frames import Clouds, as_gdal
 from .raster import RasterTimeSeries
+from .sentinel import shift
+
+#: Properties of an item that say that what was added is off again, and what was added.
+APPLIED = ('earthsearch:boa_offset_applied', 'sentinel:boa_offset_applied')
+BASELINES = ('s2:processing_baseline', 'sentinel:processing_baseline', 'processing:version')
 
 
 class STACTimeSeries(RasterTimeSeries):
@@ -25,6 +33,12 @@ class STACTimeSeries(RasterTimeSeries):
     window needs; credentials and caches are GDAL's business (``AWS_*``,
     ``GDAL_HTTP_*``, ``VSI_CACHE``), as environment variables or in a ``rasterio.Env``. Needs
     pystac: ``pip install torchgeo_omnisat[stac]``.
+
+    Sentinel-2 of all processing baselines is brought to one scale, as by
+    :class:`.Sentinel2TimeSeries`. What is added since 04.00 is told by, the first that an item has,
+    ``boa_offset_applied`` (of ``earthsearch`` or ``sentinel``; true: it is off already), the
+    ``offset`` and ``scale`` of the raster extension, and ``s2:processing_baseline`` or
+    ``processing:version``. Catalogues are known to err in the first: look at the dates of 2022.
     """
 
     filename_regex = '(?P<date>.*)'
@@ -47,6 +61,7 @@ class STACTimeSeries(RasterTimeSeries):
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
+        harmonize: bool = True,
     ) -> None:
         """Read the items, and the header of the first band of each.
 
@@ -65,6 +80,7 @@ class STACTimeSeries(RasterTimeSeries):
             date_range: First and last day to take.
             max_dates: How many days of a sample to read, spread evenly.
             clouds: Which band tells of clouds, and how.
+            harmonize: Whether to take off what is added to Sentinel-2 since baseline 04.00.
 
         Raises:
             DependencyNotFoundError: If pystac is not installed.
@@ -73,6 +89,7 @@ class STACTimeSeries(RasterTimeSeries):
         if not bands:
             raise ValueError(f'bands of {name!r} is empty, expected names of assets')
         told = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
+        self.harmonize = harmonize
         self.collection = Path(str(paths))
         self.assets = dict(assets or {})
         wanted = (*bands, *([told.band] if told else ()))
@@ -99,18 +116,31 @@ class STACTimeSeries(RasterTimeSeries):
         """The file of the first band of each item."""
         return sorted(self.items)
 
+    def offsets(self, filepath: str) -> NDArray[np.float32]:
+        """What is to be added to each band of an item, ``(C, 1, 1)``."""
+        told = self.items[filepath].offsets
+        return np.array([told[band] if self.harmonize else 0 for band in self.bands], np.float32)[:, None, None]
+
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
         """The day of an item, whole, as that of a file name is."""
-        day = self.items[str(filepath)][0]
+        day = self.items[str(filepath)].day
         return day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
         """The file of another band of an item."""
-        return self.items[filepath][1][band]
+        return self.items[filepath].files[band]
 
 
-def _items(path: Path, assets: Mapping[str, str]) -> dict[str, tuple[pd.Timestamp, dict[str, str]]]:
-    """Day and files by band of each item, under the file of the first band."""
+class Scene(NamedTuple):
+    """What an item says: its day, and by band the file and what is to be added to its pixels."""
+
+    day: pd.Timestamp
+    files: dict[str, str]
+    offsets: dict[str, float]
+
+
+def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
+    """The scene of each item, under the file of the first band."""
     pystac = lazy_import('pystac')
     try:
         collection = pystac.ItemCollection.from_file(str(path))
@@ -125,10 +155,29 @@ def _items(path: Path, assets: Mapping[str, str]) -> dict[str, tuple[pd.Timestam
             raise ValueError(f'item {item.id!r} of {path} {what}, expected {list(assets.values())} and a datetime')
         files = {band: _located(item.assets[asset], item, path) for band, asset in assets.items()}
         day = pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize()
-        found[next(iter(files.values()))] = (day, files)
+        offsets = {band: _offset(item, asset) for band, asset in assets.items()}
+        found[next(iter(files.values()))] = Scene(day, files, offsets)
     if not found:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection of some')
     return found
+
+
+def _offset(item: Any, name: str) -> float:
+    """What is to be added to the pixels of an asset so that Sentinel-2 of all baselines is on one scale."""
+    told, asset = item.properties, item.assets[name].extra_fields
+    is_sentinel2 = any(str(told.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
+    if not (is_sentinel2 or 's2:processing_baseline' in told) or any(told.get(flag) for flag in APPLIED):
+        return 0.0
+    bands = asset.get('raster:bands') or asset.get('bands') or [{}]
+    raster = {**asset, **bands[0]}
+    for prefix in ('', 'raster:'):
+        if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
+            return float(round(raster[f'{prefix}offset'] / raster[f'{prefix}scale']))
+    # Classes have no wavelength, pictures have several.
+    colours = [key for band in asset.get('eo:bands', bands) for key in band if key.endswith('common_name')]
+    spectral = re.match(r'B\d', name) or len(colours) == 1
+    baseline = next((told[key] for key in BASELINES if key in told), '0')
+    return -float(shift(str(baseline).replace('.', ''))) if spectral else 0.0
 
 
 def _located(asset: Any, item: Any, path: Path) -> str:
