@@ -155,8 +155,11 @@ def test_hook_is_installed_once_and_quickly(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(type(finder).__name__ == '_Watcher' for finder in sys.meta_path) == 1
 
 
-def test_plain_session(tmp_path: Path) -> None:
-    """Models are known without an import of ours; nothing of ours is imported until then."""
+def test_plain_session_and_torchgeo_if_the_plugin_does_not_work(tmp_path: Path) -> None:
+    """Models are known without an import of ours; nothing of ours is imported until then.
+
+    Where our part fails, the warning says why, once, and the command line is TorchGeo's own.
+    """
     code = """
 import sys, torch
 assert 'torchgeo' not in sys.modules
@@ -167,17 +170,8 @@ modalities = [{'name': 's2', 'bands': ['B02', 'B03'], 'gsd': 10.0, 'temporal': T
 print(type(get_model('omnisat_tiny', modalities, patch_size=40.0)).__name__)
 import torchgeo.models.api
 print(torchgeo.models.api.__spec__.loader.get_source('torchgeo.models.api')[:1])
-"""
-    result = run(tmp_path, code=code)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[0] == 'OmniSat'
-    assert 'torchgeo_omnisat' not in result.stderr
-
-
-def test_torchgeo_works_if_the_plugin_does_not(tmp_path: Path) -> None:
-    """The warning says why, once; the command line is TorchGeo's own."""
-    code = """
-import sys
+print('so far', file=sys.stderr)
+assert 'torchgeo_omnisat.tasks' not in sys.modules
 sys.modules['torchgeo_omnisat.tasks'] = None  # its import fails from now on
 from torchgeo.main import LightningCLI, main
 print(LightningCLI.__module__)
@@ -185,7 +179,9 @@ main(['fit', '--model', 'SemanticSegmentation', '--data', 'EuroSATDataModule', '
 """
     result = run(tmp_path, code=code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('lightning.pytorch.cli')
+    ours, quoted, theirs = result.stdout.split()[:3]
+    assert (ours, quoted, theirs) == ('OmniSat', '#', 'lightning.pytorch.cli')
+    assert 'torchgeo_omnisat' not in result.stderr.partition('so far')[0]
     assert 'torchgeo.tasks.SemanticSegmentation' in result.stdout
     assert result.stderr.count('torchgeo_omnisat could not be loaded') == 1
     assert 'torchgeo_omnisat.tasks' in result.stderr
@@ -201,12 +197,10 @@ def test_two_processes_from_the_console_script(tmp_path: Path) -> None:
     assert result.stderr.count('synthetic landscapes') == 1
 
 
-@pytest.mark.parametrize(
-    ('module', 'environment'),
-    [('torchgeo', {}), ('torchgeo_omnisat', {'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'})],
-)
-def test_as_a_module(tmp_path: Path, module: str, environment: dict[str, str]) -> None:
-    result = run(tmp_path, '-m', module, 'fit', '--model', 'omnisat', '--print_config', **environment)
+def test_as_a_module_without_entry_points(tmp_path: Path) -> None:
+    """As ``torchgeo`` itself is started, :func:`test_two_processes_from_the_console_script` tells."""
+    words = ('-m', 'torchgeo_omnisat', 'fit', '--model', 'omnisat', '--print_config')
+    result = run(tmp_path, *words, TORCH_DEVICE_BACKEND_AUTOLOAD='0')
     assert result.returncode == 0, result.stderr
     assert 'class_path: torchgeo_omnisat.tasks.' in result.stdout
     assert 'class_path: torchgeo_omnisat.datamodules.' in result.stdout
