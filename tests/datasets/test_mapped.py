@@ -1,14 +1,18 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""MappedDataset: samples shaped like TorchGeo's, made up, in our keys."""
+"""MappedDataset: TorchGeo's datasets on made-up files, and samples shaped like theirs, in our keys."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets import SEN12MS, SSL4EOS12, BigEarthNet, EuroSAT, NonGeoDataset
 
+from tests.geo_tree import write
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import MappedDataset
 from torchgeo_omnisat.modality import Modality
@@ -50,7 +54,10 @@ def test_like_eurosat() -> None:
 def test_like_bigearthnet_and_sen12ms() -> None:
     image = torch.arange(14.0)[:, None, None].expand(14, 4, 4)
     made = Made(image=image, label=torch.tensor([0, 1, 1]), mask=torch.ones(1, 4, 4))
-    keys = {'s1': {'key': 'image', 'channels': [0, 1]}, 's2': {'key': 'image', 'channels': range(2, 14), 'nodata': 2}}
+    keys: dict[str, Any] = {
+        's1': {'key': 'image', 'channels': [0, 1]},
+        's2': {'key': 'image', 'channels': range(2, 14), 'nodata': 2},
+    }
     batch = read(MappedDataset(made, [S1, S2], {**keys, 'mask': 'mask', 'label': 'label'}))
     assert batch['image_s1'][0, :, 0, 0].tolist() == [0, 1]
     assert batch['image_s2'][0, 0].isnan().all()
@@ -68,6 +75,95 @@ def test_like_ssl4eo_seasons_one_behind_the_other() -> None:
     assert batch['dates_s2'][0].diff().tolist() == [92, 92, 91]
     with pytest.raises(ValueError, match=r"dates of 's2' are .* expected 4"):
         MappedDataset(Made(image=image), [series], {'s2': {'key': 'image', 'dates': days[:2]}})[0]
+
+
+def flat(*values: int) -> Any:
+    """An image of 8 x 8 px, each band of one number."""
+    return np.broadcast_to(np.array(values, np.uint16)[:, None, None], (len(values), 8, 8))
+
+
+def test_eurosat_itself(tmp_path: Path) -> None:
+    for number, name in enumerate(('Forest', 'River')):
+        write(tmp_path / EuroSAT.base_dir / name / f'{name}_1.tif', flat(*range(100 * number, 100 * number + 13)))
+    (tmp_path / 'eurosat-train.txt').write_text('Forest_1.jpg\nRiver_1.jpg\n')
+    given = EuroSAT(tmp_path, bands=('B04', 'B8A'), checksum=False)
+    dataset = MappedDataset(given, [Modality('s2', ('B04', 'B8A'), 10, False)], {'s2': 'image', 'label': 'label'}, 10)
+    batch = collate([dataset[0], dataset[1]], dataset.modalities)
+    check(batch, dataset.modalities)
+    assert batch['image_s2'][..., 0, 0].tolist() == [[3, 12], [103, 112]]
+    assert batch['label'].argmax(1).tolist() == [0, 1]
+
+
+def test_bigearthnet_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BigEarthNet, 'image_size', (8, 8))
+    bands = [f'B{number:02}' for number in range(1, 13) if number != 10]
+    for number, band in enumerate(bands + ['B8A']):
+        write(
+            tmp_path / f'BigEarthNet-v1.0/one/one_{band}.tif',
+            flat(80 if band == 'B8A' else number)[:, ::2, ::2],
+            step=20,
+        )
+    for number, band in enumerate(('VH', 'VV')):
+        write(tmp_path / f'BigEarthNet-S1-v1.0/two/two_{band}.tif', flat(200 + number))
+    (tmp_path / 'BigEarthNet-S1-v1.0/two/two_labels.json').write_text(json.dumps({'labels': ['Pastures']}))
+    for split in 'train', 'val', 'test':
+        (tmp_path / f'bigearthnet-{split}.csv').write_text('one,two\n')
+    s2 = Modality('s2', (*bands[:8], 'B8A', *bands[8:]), 10, False)
+    keys: dict[str, Any] = {
+        's1': {'key': 'image', 'channels': [1, 0]},
+        's2': {'key': 'image', 'channels': range(2, 14)},
+        'label': 'label',
+    }
+    dataset = MappedDataset(BigEarthNet(str(tmp_path), checksum=False), [S1, s2], keys)
+    check(dataset[0], dataset.modalities, batched=False)
+    assert dataset[0]['image_s1'][:, 0, 0].tolist() == [201, 200]
+    assert dataset[0]['image_s2'][:, 7, 7].tolist() == [*range(8), 80, 8, 9, 10]
+    assert dataset[0]['label'].nonzero().tolist() == [[4]]
+
+
+def test_sen12ms_itself(tmp_path: Path) -> None:
+    for season in SEN12MS.light_filenames[:4]:
+        (tmp_path / season).mkdir()
+    for name, image in (('lc', flat(7, 1, 2, 3)), ('s1', flat(20, 21)), ('s2', flat(*range(13)))):
+        write(tmp_path / f'ROIs1158_spring/{name}_1/ROIs1158_spring_{name}_1_p30.tif', image)
+    for split in 'train', 'test':
+        (tmp_path / f'{split}_list.txt').write_text('ROIs1158_spring_s2_1_p30.tif\n')
+    s2 = Modality('s2', SEN12MS.BAND_SETS['s2-all'], 10, False)
+    keys: dict[str, Any] = {
+        's1': {'key': 'image', 'channels': [0, 1]},
+        's2': {'key': 'image', 'channels': range(2, 15)},
+        'mask': 'mask',
+    }
+    given = SEN12MS(tmp_path, checksum=False)
+    dataset = MappedDataset(given, [S1, s2], keys)
+    check(dataset[0], dataset.modalities, batched=False)
+    assert dataset[0]['image_s1'][:, 0, 0].tolist() == [20, 21]
+    assert dataset[0]['image_s2'][:, 0, 0].tolist() == list(range(13))
+    assert torch.equal(dataset[0]['mask'], torch.full((8, 8), 7))
+    with pytest.raises(ValueError, match=r'mask is \(8, 8\), expected layers, or no channels'):
+        MappedDataset(given, [S1, s2], keys | {'mask': {'key': 'mask', 'channels': [0]}})[0]
+
+
+def test_ssl4eo_itself_gives_seasons_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SSL4EOS12, 'size', 8)
+    names = SSL4EOS12.metadata['s2a']['bands']
+    for number, month in enumerate(('01', '04', '07', '10')):
+        for band, name in enumerate(names):
+            folder = tmp_path / f's2a/0000000/2021{month}05T104629_20210105T104624_T31UFS'
+            write(folder / f'{name}.tif', flat(100 * number + band))
+    series = Modality('s2', names, 10, True)
+    dataset = MappedDataset(
+        SSL4EOS12(tmp_path, 's2a', seasons=4, checksum=False), [series], {'s2': {'key': 'image', 'dates': 't'}}
+    )
+    for _ in range(5):
+        sample = dataset[0]
+        check(sample, dataset.modalities, batched=False)
+        assert sample['dates_s2'].numpy().astype('datetime64[D]').astype(str).tolist() == [
+            f'2021-{month}-05' for month in ('01', '04', '07', '10')
+        ]
+        assert sample['image_s2'][:, 1, 0, 0].tolist() == [1, 101, 201, 301]
+    with pytest.raises(ValueError, match=r"dates of 's2' are under 'time', expected one of \['image', .*'t'"):
+        MappedDataset(dataset.dataset, [series], {'s2': {'key': 'image', 'dates': 'time'}})[0]
 
 
 def test_errors() -> None:

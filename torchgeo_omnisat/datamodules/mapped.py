@@ -28,7 +28,7 @@ class MappedDataModule(MultimodalDataModule):
         - {name: s1, bands: [VV, VH], gsd: 10, temporal: false}
         - {name: s2, bands: [B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B11, B12], gsd: 10, temporal: false}
         keys:
-          s1: {key: image, channels: [0, 1]}
+          s1: {key: image, channels: [1, 0]}
           s2: {key: image, channels: [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}
           label: label
         num_classes: 19

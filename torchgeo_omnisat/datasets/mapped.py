@@ -15,6 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from .figures import Composite, Palette, draw
+from .georeference import DAY
 from .multimodal import COMPOSITES
 from .series import parse_day
 
@@ -34,10 +35,11 @@ class MappedDataset(NonGeoDataset):
         dataset: The dataset.
         modalities: What its images are.
         keys: For each modality the key of its image, or ``{'key': ..., 'channels': [...]}`` for
-            some of its channels, with ``dates`` (such as ``['2019-07-01']``) where they are
-            known and ``nodata``; for ``'mask'`` and ``'label'`` the key of what is there to
-            learn, and of a mask with several layers the one among its ``channels``. The
-            channels of a series whose dates lie one behind the other are split up.
+            some of its channels, with ``nodata``, and ``dates`` where they are known: days such
+            as ``['2019-07-01']``, or the key of seconds since 1970, by which a series is sorted.
+            For ``'mask'`` and ``'label'`` the key of what is there to learn, and of a mask with
+            several layers the one among its ``channels``. The channels of a series whose dates
+            lie one behind the other are split up.
         num_classes: Of a ``'label'`` that is one number: how many there are.
         path: Directory of the data, where statistics are kept.
         split: Name of the split.
@@ -96,9 +98,7 @@ class MappedDataset(NonGeoDataset):
         for modality in self.modalities.values():
             sample |= self._image(given, modality)
         if 'mask' in self.keys:
-            mask = self._get(given, 'mask').long()
-            mask = mask[list(self.keys['mask']['channels'])] if 'channels' in self.keys['mask'] else mask
-            sample['mask'] = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+            sample['mask'] = self._mask(self._get(given, 'mask').long())
         if 'label' in self.keys:
             sample['label'] = self._label(self._get(given, 'label'))
         return sample
@@ -133,11 +133,34 @@ class MappedDataset(NonGeoDataset):
         if 'nodata' in told:
             image = image.masked_fill(torch.eq(image, float(told['nodata'])), torch.nan)
         count = len(image) if modality.temporal else 1
-        days = [parse_day(day, f'dates of {modality.name!r}') for day in told.get('dates') or ()] or [0] * count
+        days = self._days(given, modality.name)
+        days = torch.zeros(count, dtype=torch.int64) if days is None else days
         if len(days) != count:
-            raise ValueError(f'dates of {modality.name!r} are {told["dates"]}, expected {count}')
+            raise ValueError(
+                f'dates of {modality.name!r} are {told["dates"]}, of which there are {len(days)}, expected {count}'
+            )
+        if modality.temporal and isinstance(told.get('dates'), str):
+            days, order = days.sort(stable=True)
+            image = image[order]
         valid = image.isfinite().reshape(count, -1).any(1)
-        return dict(zip(modality.keys, (image, torch.tensor(days), valid), strict=True))
+        return dict(zip(modality.keys, (image, days, valid), strict=True))
+
+    def _days(self, given: Mapping[str, Any], name: str) -> Tensor | None:
+        """Days since 1970-01-01 of a modality, if they are known."""
+        told = self.keys[name].get('dates') or ()
+        if isinstance(told, str):
+            if told not in given:
+                raise ValueError(f'dates of {name!r} are under {told!r}, expected one of {sorted(given)}, or days')
+            return torch.as_tensor(given[told]).double().reshape(-1).div(DAY).floor().long()
+        return torch.tensor([parse_day(day, f'dates of {name!r}') for day in told]) if told else None
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        """Classes (H, W), the layer that was chosen."""
+        if 'channels' in self.keys['mask']:
+            if mask.ndim != 3:
+                raise ValueError(f'mask is {tuple(mask.shape)}, expected layers, or no channels among keys of the mask')
+            mask = mask[list(self.keys['mask']['channels'])]
+        return mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
 
     def _label(self, label: Tensor) -> Tensor:
         """Targets (K,), of a number as well as of several at once."""
