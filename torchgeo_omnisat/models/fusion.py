@@ -65,7 +65,8 @@ class ModalityAttention(nn.Module):
         hidden = ~seen.unsqueeze(-1)
         tokens = tokens.masked_fill(hidden, 0) + torch.stack([self.embeddings[name] for name in self.names])
         tokens = self.norm(tokens)
-        scores = self.scores(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):  # a softmax of rounded scores is off by their error
+            scores = self.scores(tokens.to(self.scores.weight.dtype))
         weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=2).masked_fill(hidden, 0)
         return tokens, weights
 

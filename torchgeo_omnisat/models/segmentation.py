@@ -111,7 +111,9 @@ class Decoder(nn.Module):
             scale = 2 ** (len(self.blocks) - 1 - level)
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        return resize(LOGIT_SCALE * self.head(x), size)
+        with torch.autocast(x.device.type, enabled=False):  # eight bits would leave ties between classes
+            logits = self.head(x.to(self.head.weight.dtype))
+        return resize(LOGIT_SCALE * logits, size)
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:

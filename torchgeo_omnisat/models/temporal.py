@@ -137,6 +137,9 @@ class TemporalAttention(nn.Module):
     Garnot and Landrieu, "Lightweight Temporal Self-Attention" (arXiv 2007.00586).
     Values are the input's own channels, one slice a head; they are not projected.
 
+    Autocast does not reach it: in bfloat16 its norm over the dates and its softmax cost more
+    accuracy than all convolutions together, and it is a small part of the arithmetic.
+
     Args:
         in_channels: Channels that come in.
         mlp: Widths of the layers after the heads; the last one goes out.
@@ -189,6 +192,11 @@ class TemporalAttention(nn.Module):
             One vector a pixel, and the weights of the dates, which add up to one for each
             pixel and head (to zero for a pixel that was never seen).
         """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._collapse(x.to(self.out_norm.weight.dtype), dates, seen)
+
+    def _collapse(self, x: Tensor, dates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, in the precision of the parameters."""
         if self.in_norm is not None:
             x = self.in_norm(x, seen)
         x = self.in_proj(x) + self.dates(dates, seen.any(-1)).unsqueeze(2)

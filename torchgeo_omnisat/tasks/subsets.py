@@ -40,6 +40,6 @@ def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
         teacher: Logits, likewise.
         counted: Which pixels count, ``(B, H, W)`` bool.
     """
-    wanted = teacher.detach().log_softmax(1)
-    of_pixels = F.kl_div(student.log_softmax(1), wanted, log_target=True, reduction='none').sum(1)
+    wanted = teacher.detach().float().log_softmax(1)
+    of_pixels = F.kl_div(student.float().log_softmax(1), wanted, log_target=True, reduction='none').sum(1)
     return (of_pixels * counted).sum() / counted.sum().clamp(min=1)
