@@ -34,6 +34,8 @@ lint: .venv/.tests .venv/.style  ## style, types and import layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+# The small models of the tutorials wait for several threads longer than these save.
+docs: export OMP_NUM_THREADS ?= 1
 docs: .venv/.docs  ## the site, into docs/_build/html, and the examples of its pages
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
