@@ -1,11 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""A training that can be killed and taken up again, in this process or as a program."""
+"""A training that can be killed and taken up again, by one process or by two."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,26 @@ class Killer(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Keep(Callback):
+    """Writes what each process has in the end, to ``<name>.<rank>``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(outcome(trainer, pl_module), f'{self.path}.{trainer.global_rank}')
+
+
+def outcome(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
+    """What the last checkpoint would hold."""
+    return {
+        'state': model.state_dict(),
+        'optimizer': trainer.optimizers[0].state_dict(),
+        'metrics': {key: value for key, value in trainer.callback_metrics.items() if key.startswith('train')},
+        'step': trainer.global_step,
+    }
+
+
 def fit(
     root: Path,
     folder: Path,
@@ -41,8 +60,9 @@ def fit(
     devices: int = 1,
     kill: int = 0,
     resume: bool = False,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Train three epochs of four steps of two tiles; return what the last checkpoint would hold.
+    """Train three epochs of four steps of two tiles; one process returns its :func:`outcome`.
 
     With *batches* ``'mixed'``, two of the steps are of three tiles that lack a modality.
     """
@@ -65,25 +85,13 @@ def fit(
         max_epochs=3,
         max_steps=-1,
         devices=devices,
-        strategy='ddp' if devices > 1 else 'auto',
+        strategy='ddp_fork' if devices > 1 else 'auto',
         enable_checkpointing=True,
         logger=False,
         limit_val_batches=1,
-        callbacks=[saver, *([Killer(kill)] if kill else [])],
+        callbacks=[saver, *([Killer(kill)] if kill else []), *([Keep(keep)] if keep else [])],
     )
     told: dict[str, Any] = {'ema': 0.9} if task == 'OmniSatPretraining' else {}
     model = getattr(tasks, task)(backbone='omnisat_tiny', **told)
     trainer.fit(model, datamodule, ckpt_path=folder / f'step={SAVED}.ckpt' if resume else None, weights_only=True)
-    return {
-        'state': model.state_dict(),
-        'optimizer': trainer.optimizers[0].state_dict(),
-        'metrics': {key: value for key, value in trainer.callback_metrics.items() if key.startswith('train')},
-        'step': trainer.global_step,
-    }
-
-
-if __name__ == '__main__':
-    root, folder, task, workers, batches, devices, kill, resume, path = sys.argv[1:]
-    torch.set_num_threads(1)
-    result = fit(Path(root), Path(folder), task, int(workers), batches, int(devices), int(kill), resume == 'resume')
-    torch.save(result, f'{path}.{os.environ.get("LOCAL_RANK", 0)}')
+    return outcome(trainer, model) if devices == 1 else {}

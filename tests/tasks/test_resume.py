@@ -3,11 +3,7 @@
 
 """A training that is killed and taken up again ends like one that was not, bit for bit."""
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +13,9 @@ from torch.utils._pytree import tree_leaves_with_path
 
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
+from ..processes import run, succeed
 from .helpers import TOLD, make_datamodule, make_trainer
 from .resuming import SAVED, fit
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*words: object) -> int:
-    """Run the training as a program; the signal that ended it is negative."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, '-m', 'tests.tasks.resuming', *map(str, words)]
-    silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, **silent) as process:
-        try:
-            return process.wait(timeout=600)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -53,8 +35,7 @@ def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int,
     data = root / 'fifteen'
     whole = fit(data, tmp_path / 'whole', task, workers, batches)
     folder = tmp_path / 'killed'
-    assert run(data, folder, task, workers, batches, 1, SAVED + 1, 'new', tmp_path / 'never') == -signal.SIGKILL
-    assert not list(tmp_path.glob('never*'))
+    assert run(tmp_path, fit, data, folder, task, workers, batches, 1, SAVED + 1) == -signal.SIGKILL
     resumed = fit(data, folder, task, workers, batches, resume=True)
     assert resumed['step'] == whole['step'] == 12
     assert_same(resumed, whole)
@@ -63,10 +44,14 @@ def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int,
 @pytest.mark.slow
 @pytest.mark.parametrize('batches', ['region', 'mixed'])
 def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: str) -> None:
-    words = (root / 'fifteen', tmp_path / 'killed', 'OmniSatSegmentation', 0, batches, 2)
-    assert run(words[0], tmp_path / 'whole', *words[2:], 0, 'new', tmp_path / 'whole.pt') == 0
-    assert run(*words, SAVED + 1, 'new', tmp_path / 'never') == -signal.SIGKILL
-    assert run(*words, 0, 'resume', tmp_path / 'resumed.pt') == 0
+    whole, killed = (
+        (root / 'fifteen', tmp_path / n, 'OmniSatSegmentation', 0, batches, 2) for n in ('whole', 'killed')
+    )
+    succeed(tmp_path, fit, *whole, 0, False, tmp_path / 'whole.pt')
+    assert run(tmp_path, fit, *killed, SAVED + 1, False, tmp_path / 'never') != 0
+    assert 'SIGKILL' in (tmp_path / 'error.txt').read_text()
+    assert not list(tmp_path.glob('never*'))
+    succeed(tmp_path, fit, *killed, 0, True, tmp_path / 'resumed.pt')
     for rank in (0, 1):
         whole, resumed = (torch.load(tmp_path / f'{name}.pt.{rank}') for name in ('whole', 'resumed'))
         assert_same(resumed, whole)
