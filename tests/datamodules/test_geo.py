@@ -34,9 +34,9 @@ RASTERS: dict[str, Any] = {
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 x 32 px of 10 m, labels on the western 48, radar on the western half, a small aerial image."""
+    """64 x 32 px of 10 m over two years, labels on the western 48, radar on the western half, a small aerial image."""
     root = tmp_path_factory.mktemp('region')
-    for number, stamp in enumerate(('20200901', '20210301', '20210901')):
+    for number, stamp in enumerate(('20200901', '20210301', '20220831')):
         write(root / f's2/a_{stamp}.tif', ramp(32, 64, 2) + number, bands=('B04', 'B08'))
     write(root / 's1/a_20210301.tif', -ramp(16, 16) / 100, step=20, bands=('VV',))
     write(

@@ -3,6 +3,7 @@
 
 """MappedDataModule: datasets shaped like TorchGeo's, made up, from YAML and in a mixture."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ def test_each_gives_batches_in_our_keys(parts: dict[str, dict[str, Any]]) -> Non
     assert not hasattr(MappedDataModule(**parts['eurosat']), 'label_gsd')
 
 
-def test_a_mixture_from_yaml_is_trained_on(parts: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_mixture_from_yaml_is_trained_on_and_one_of_it_after(
+    parts: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     modules = {name: {'class_path': 'MappedDataModule', 'init_args': told} for name, told in parts.items()}
     modules['eurosat']['init_args']['batch_size'] = 3
     config = tmp_path / 'mixture.yaml'
@@ -131,6 +134,13 @@ def test_a_mixture_from_yaml_is_trained_on(parts: dict[str, dict[str, Any]], tmp
     (checkpoint,) = tmp_path.rglob('*.ckpt')
     saved = torch.load(checkpoint, weights_only=True)['hyper_parameters']['modalities']
     assert sorted(modality['name'] for modality in saved) == ['s1', 's2', 's2_seasons']
+    config.write_text(yaml.safe_dump({'data': modules['sen12ms']}))
+    words[words.index('--model') + 1], words[words.index('4')] = 'omnisat', '1'
+    main(['fit', *words, '--model.weights', str(checkpoint), '--trainer.default_root_dir', str(tmp_path / 'one')])
+    (tuned,) = (tmp_path / 'one').rglob('*.ckpt')
+    saved = torch.load(tuned, weights_only=True)['hyper_parameters']['modalities']
+    assert sorted(modality['name'] for modality in saved) == ['s1', 's2']
+    assert re.search(r'loaded: [^;]*\bs2\b', caplog.text)
 
 
 def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 
 """GeoTIFFWriter: the map is what the model says, where it says it, and says what it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,7 @@ class TestTrainer:
         shown = capsys.readouterr()
         assert 'Predicting: 100%' in shown.err
         assert '4/4' in shown.err
+        assert re.search(r'3/4 \[\d\d:\d\d<\d\d:\d\d, .*tiles', shown.err)  # time gone and left
         assert 'tiles/s' in shown.err
         assert not bar.is_disabled
 
