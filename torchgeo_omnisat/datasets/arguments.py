@@ -36,7 +36,7 @@ def check_max_dates(max_dates: int | None) -> None:
         raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
 
 
-def parse_span(date_range: tuple[str, str] | None) -> tuple[int, int] | None:
+def parse_span(date_range: Sequence[str] | None) -> tuple[int, int] | None:
     """First and last day as days since 1970-01-01; None for all."""
     if date_range is None:
         return None

@@ -16,8 +16,8 @@ from rasterio.warp import transform_geom
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
+from .arguments import parse_span
 from .frames import opened
-from .series import parse_day
 
 #: First and last instant; None for always.
 Span = tuple[pd.Timestamp, pd.Timestamp] | None
@@ -50,22 +50,21 @@ def where(grid: Grid, span: Span) -> Sample:
     }
 
 
-def as_span(date_range: Sequence[str]) -> tuple[pd.Timestamp, pd.Timestamp]:
-    """First and last instant of a range of days.
+def as_span(date_range: Sequence[str] | None) -> Span:
+    """First and last instant of a range of days; None for always.
 
     Raises:
         ValueError: If these are not two days, the first before the last.
     """
-    if isinstance(date_range, str) or len(date_range) != 2:
-        raise ValueError(f"date_range is {date_range!r}, expected two dates such as ('2020-09-01', '2021-08-31')")
-    first, last = (parse_day(day, 'date_range') for day in date_range)
-    if first > last:
-        raise ValueError(f'date_range is {date_range!r}, expected the first day not to come after the last')
+    days = parse_span(date_range)
+    if days is None:
+        return None
+    first, last = days
     return pd.Timestamp(first * DAY, unit='s'), pd.Timestamp((last + 1) * DAY, unit='s') - pd.Timedelta(microseconds=1)
 
 
-def metres(crs: Any, step: float, bounds: Sequence[float]) -> float:
-    """A length in units of a CRS in metres; a degree of longitude is one in the middle of *bounds*."""
+def metres(crs: Any, step: float) -> float:
+    """A length in units of a CRS in metres; a degree is one of latitude."""
     crs = CRS.from_user_input(crs)
     if crs.is_geographic:
         return step * DEGREE

@@ -142,7 +142,7 @@ class RasterTimeSeries(RasterDataset):
     @property
     def gsd(self) -> float:
         """Metres a pixel."""
-        return metres(self.crs, self.res[0], self.index.total_bounds)
+        return metres(self.crs, self.res[0])
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -235,9 +235,10 @@ class RasterTimeSeries(RasterDataset):
 
     def _keep_dates(self) -> None:
         """Leave the files of the range of dates."""
-        if self.date_range is None:
+        span = as_span(self.date_range)
+        if span is None:
             return
-        kept = self.index[self.index.index.overlaps(pd.Interval(*as_span(self.date_range), closed='both'))]
+        kept = self.index[self.index.index.overlaps(pd.Interval(*span, closed='both'))]
         if kept.empty:
             raise ValueError(
                 f'date_range of {self.name!r} is {self.date_range}, expected one with some of its {len(self.index)} '

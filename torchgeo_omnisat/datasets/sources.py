@@ -50,7 +50,7 @@ class Source:
         """Take a copy of the dataset into the CRS, and the files of its period."""
         self.name = name
         self.dataset: Any = _moved(dataset, crs)
-        self.span: Span = None if date_range is None else as_span(date_range)
+        self.span = as_span(date_range)
         if self.span is not None:
             index = self.dataset.index
             kept = index[index.index.overlaps(pd.Interval(*self.span, closed='both'))]
@@ -222,7 +222,7 @@ def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
     Where that is no whole number of millimetres, as after a reprojection or in degrees, it
     is the nearest multiple or part of *anchor*, or two digits of it.
     """
-    gsd = metres(dataset.crs, float(dataset.res[0]), dataset.index.total_bounds)
+    gsd = metres(dataset.crs, float(dataset.res[0]))
     if not dataset.crs.is_geographic and abs(gsd * 1000 - round(gsd * 1000)) < 1e-6:
         return round(gsd, 3)
     if anchor is None:
