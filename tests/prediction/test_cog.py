@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from torchgeo_omnisat.prediction.cog import class_colors, set_colors, write_map
+from torchgeo_omnisat.prediction.cog import _color_tables, class_colors, set_colors, write_map
 from torchgeo_omnisat.prediction.encoding import Bands
 from torchgeo_omnisat.prediction.overview import draw_overview
 from torchgeo_omnisat.prediction.tiling import Window
@@ -48,6 +48,11 @@ def test_colors_in_any_tiff(tmp_path: Path, options: dict[str, str]) -> None:
         assert file.colormap(1)[0][:3] == (10, 20, 30)
         assert file.colormap(1)[1][:3] == (255, 255, 0)
         assert (file.read() == 1).all()
+    with path.open('rb') as raw:  # TIFF has 16 bits a colour; GDAL would forgive 8
+        ((order, place, entries),) = _color_tables(raw)
+        raw.seek(place)
+        table = np.frombuffer(raw.read(6 * entries), f'{order}u2').reshape(3, entries)
+    assert table[:, 1].tolist() == [65535, 65535, 0]
 
 
 def test_classes_differ_in_color() -> None:

@@ -69,6 +69,17 @@ def test_a_run_goes_on_after_it_was_killed(tmp_path: Path, whole: Any, fatal: in
     assert [path.name for path in tmp_path.iterdir()] == ['map.tif']
 
 
+def test_killed_in_the_middle_of_a_strip(tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, bands: Any) -> None:
+        path.write_bytes(b'PK')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr('torchgeo_omnisat.prediction.work._compress', half)
+        killed(lambda: predict(tmp_path, PlaneDataModule(**AREA)))
+    assert np.array_equal(read(predict(tmp_path, PlaneDataModule(**AREA))), whole)
+
+
 @pytest.mark.parametrize('moment', ['write_map', 'set_colors', 'draw_overview'])
 def test_killed_while_the_map_is_put_together(
     tmp_path: Path, whole: Any, moment: str, monkeypatch: pytest.MonkeyPatch
