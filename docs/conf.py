@@ -65,6 +65,8 @@ html_theme = 'pydata_sphinx_theme'
 html_title = 'torchgeo_omnisat'
 html_show_sourcelink = False
 html_theme_options = {'show_prev_next': False, 'secondary_sidebar_items': ['page-toc']}
+# Pages of their own have no others beside them, so their text takes that room.
+html_sidebars = {page: [] for page in ('index', 'start', 'concepts', 'comparison', 'limits', 'changelog')}
 
 doctest_test_doctest_blocks = ''  # {doctest} blocks of the pages alone
 
@@ -102,6 +104,13 @@ def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
     )
 
 
+def leave_to_the_page(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Drop the first words of a package, which the page that lists it says in its own."""
+    if what == 'module' and hasattr(found, '__path__'):
+        lines.clear()
+
+
 def setup(app: Any) -> None:
     """Connect."""
     app.connect('missing-reference', find_short_name)
+    app.connect('autodoc-process-docstring', leave_to_the_page)

@@ -64,7 +64,7 @@ class FLAIRDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing image for a modality that was not acquired.
             download: Whether to download what a stage needs.
             checksum: Whether to check the MD5 of archives.
-            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
+            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.

@@ -67,7 +67,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             download: Whether to download what is not there: PASTIS-HD if ``'spot'`` is among
                 *modalities*, else PASTIS-R.
             checksum: Whether to check the archive's MD5, or files that are there already.
-            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
+            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.

@@ -55,7 +55,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
             num_workers: Processes that read.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
-            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
+            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.

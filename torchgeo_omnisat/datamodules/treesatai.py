@@ -61,7 +61,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download the archives that are not there.
             checksum: Whether to check the SHA-256 of archives.
-            exclude: What `python -m torchgeo_omnisat check` wrote: samples with a problem are left out.
+            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
             speckle: Looks of the speckle added to radar images in training; 0 for none.
