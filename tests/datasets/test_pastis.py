@@ -369,3 +369,6 @@ class TestRealData:
             xmin, xmax, _, ymin, ymax = sample['bounds'][:5].tolist()
             assert 1280 < xmax - xmin < 1900
             assert 1280 < ymax - ymin < 1900
+        sides = np.diff(dataset.corners[:, [1, 0, 2]], axis=1)  # squares of 1280 m that lie askew
+        assert np.allclose(np.linalg.norm(sides, axis=-1), 1280, atol=2)
+        assert 40 < np.abs(sides[:, 1, 0]).min() < 200

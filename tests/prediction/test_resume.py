@@ -139,7 +139,10 @@ def test_only_one_run_at_a_time(tmp_path: Path) -> None:
     folder.open(claim=True)
     with pytest.raises(RuntimeError, match='is being predicted by another run'):
         WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
-    WorkFolder(tmp_path / 'map.tif', {'a': 2}).open(claim=True)
+    assert folder.others() == []
+    other = WorkFolder(tmp_path / 'map.tif', {'a': 2})
+    other.open(claim=True)
+    assert folder.others() == [other.path]
     folder.close()
     WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
 

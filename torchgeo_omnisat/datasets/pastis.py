@@ -125,9 +125,7 @@ class PASTISMultimodal(NonGeoDataset):
         self.root, self.folds = root, _folds(folds)
         self.max_dates, self.date_range = max_dates, date_range
         self.missing = missing
-        self.transforms = transforms
-        self.download = download
-        self.checksum = checksum
+        self.transforms, self.download, self.checksum = transforms, download, checksum
         self._span = parse_span(date_range)
         self.path = self._verify(modalities)
         patches, self.crs = read_index(self.path / self.index)
@@ -177,8 +175,12 @@ class PASTISMultimodal(NonGeoDataset):
     @property
     def positions(self) -> NDArray[np.float64]:
         """Middle of every patch ``(N, 2)``, in metres of the index's coordinate system; no image is read."""
-        corners = np.array([patch.bounds for patch in self.patches])
-        return (corners[:, :2] + corners[:, 2:]) / 2
+        return np.asarray(self.corners[:, 1:].mean(1), np.float64)
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)``, likewise."""
+        return np.array([patch.corners for patch in self.patches])
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality, some of its dates, the mask and, if there, the prediction.

@@ -61,13 +61,15 @@ class Patch:
     Args:
         id: Its number, which is part of every file name.
         fold: 1 to 5.
-        bounds: xmin, ymin, xmax, ymax of its bounding box.
+        bounds: xmin, ymin, xmax, ymax of its bounding box, beyond it: the squares are turned.
+        corners: Its upper left, upper right and lower left corner.
         properties: All that the index says of it.
     """
 
     id: int
     fold: int
     bounds: tuple[float, float, float, float]
+    corners: tuple[tuple[float, float], ...]
     properties: Mapping[str, Any]
 
 
@@ -156,11 +158,12 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
     except (FionaError, OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
     patches = []
-    for number, (geometry, properties) in enumerate(found):
+    for place, (geometry, properties) in enumerate(found):
         try:
-            patch = Patch(int(properties['ID_PATCH']), int(properties['Fold']), fiona.bounds(geometry), properties)
+            number, fold = int(properties['ID_PATCH']), int(properties['Fold'])
+            patch = Patch(number, fold, fiona.bounds(geometry), _corners(geometry), properties)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f'feature {number} of {path} has {sorted(properties)}, {expected}') from error
+            raise ValueError(f'feature {place} of {path} has {sorted(properties)}, {expected}') from error
         patches.append(patch)
     return patches, crs
 
@@ -184,3 +187,12 @@ def obtain_hd(root: Path, sources: Sequence[Source], target: str, index: str, ch
 def _files(root: Path, path: str) -> int:
     """How many patches have such a file."""
     return sum(1 for _ in root.glob(path.format('*')))
+
+
+def _corners(geometry: Any) -> tuple[tuple[float, float], ...]:
+    """Upper left, upper right and lower left corner of a square that is turned by less than an eighth."""
+    rings = geometry['coordinates']
+    while not isinstance(rings[0][0], float | int):
+        rings = rings[0]
+    points = [(float(point[0]), float(point[1])) for point in rings]
+    return tuple(min(points, key=lambda point: x * point[0] + y * point[1]) for x, y in ((1, -1), (-1, -1), (1, 1)))

@@ -5,6 +5,7 @@
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,8 @@ import rasterio
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
+from pyproj import CRS as ProjCRS
+from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.shutil import copy
@@ -30,10 +33,20 @@ _COLORMAP = 320
 Colors = NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where pixels lie that are no :class:`.Grid`, because they are turned."""
+
+    crs: ProjCRS
+    transform: Affine
+    height: int
+    width: int
+
+
 def write_map(
     path: Path,
     scratch: Path,
-    grid: Grid,
+    grid: Grid | Place,
     bands: Bands,
     parts: Iterable[tuple[Window, NDArray[Any]]],
     colors: Colors,
@@ -150,7 +163,7 @@ def _label(file: Any, bands: Bands, tags: Mapping[str, str]) -> None:
     file.scales = [1.0, 1.0, *(bands.scale for _ in bands.names[2:])]
 
 
-def _factors(grid: Grid) -> list[int]:
+def _factors(grid: Grid | Place) -> list[int]:
     """By how much overviews are smaller, until one is a block."""
     factors, factor = [], 2
     while max(grid.height, grid.width) > factor / 2 * BLOCK:

@@ -16,7 +16,7 @@ def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], s
     """A bit for every modality that measured a pixel on at least one valid date.
 
     Args:
-        batch: A batch, with or without images, and with ``window``.
+        batch: A batch, with or without images; ``window`` if it may have none.
         modalities: The modalities of the model; bit i is number i.
         size: Height and width of the output.
 
@@ -24,7 +24,8 @@ def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], s
         ``(B, H, W)`` int32. An output pixel counts as measured if any pixel inside it was,
         or, where those of the modality are larger, the one that holds its centre.
     """
-    bits = torch.zeros(len(batch['window']), *size, dtype=torch.int32, device=batch['window'].device)
+    some = next(batch[key] for key in ('window', *(m.valid_key for m in modalities.values())) if key in batch)
+    bits = torch.zeros(len(some), *size, dtype=torch.int32, device=some.device)
     for index, modality in enumerate(modalities.values()):
         if modality.image_key not in batch:
             continue

@@ -26,6 +26,7 @@ from .cog import class_colors, write_map
 from .encoding import Bands, Precision
 from .overview import draw_overview
 from .parcels import write_parcels
+from .single import TileFolder
 from .stitching import Stitcher
 from .tiling import Strip, Tiling, Window, share
 from .work import WorkFolder, digest_state
@@ -48,17 +49,21 @@ class GeoTIFFWriter(BasePredictionWriter):
     the same. Several processes (``--trainer.devices``) share the strips, which needs a disk
     that all of them see. The output appears under its name once it is whole.
 
+    Tiles that make no area, such as those of PASTIS, become a GeoTIFF each in a folder, named by
+    their ids.
+
     On the command line: ``--trainer.callbacks GeoTIFFWriter --trainer.callbacks.output
     map.tif``. A task adds one with the defaults if there is none.
 
     Args:
         output: The file; by default ``prediction.tif`` below the trainer's
-            ``default_root_dir``. An older file is replaced.
+            ``default_root_dir``. An older file is replaced. Of single tiles the folder,
+            ``predictions`` by default.
         probabilities: How probabilities are stored: ``'uint8'`` in steps of 0.004, ``'uint16'``
             in steps of 1/60000, or ``'none'``.
-        parcels: Whether to write a GeoPackage of the same name, see :func:`.write_parcels`.
+        parcels: Whether to write a GeoPackage of the same name, of an area alone, see :func:`.write_parcels`.
         smallest_parcel: Hectares below which a parcel goes to its largest neighbour.
-        overview: Whether to write a picture of the same name.
+        overview: Whether to write a picture of the same name, of an area alone.
         colors: A colour for every class; by default the datamodule's ``colors``, if it has any.
     """
 
@@ -78,38 +83,44 @@ class GeoTIFFWriter(BasePredictionWriter):
         self.parcels, self.smallest_parcel = parcels, smallest_parcel
         self._trainer: Trainer | None = None
         self._work: WorkFolder | None = None
+        self._tiles: TileFolder | None = None
         self._bar: tqdm[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make Lightning keep no predictions, and the datamodule ask :meth:`plan` what to read.
 
         Raises:
-            ValueError: If the datamodule has no area.
+            ValueError: If the datamodule has neither an area nor tiles that lie somewhere.
         """
         if stage != 'predict':
             return
         datamodule: Any = getattr(trainer, 'datamodule', None)
-        if getattr(datamodule, 'tiling', None) is None:
+        dataset = getattr(datamodule, 'predict_dataset', None)
+        single = getattr(datamodule, 'tiling', None) is None
+        if single and (getattr(dataset, 'crs', None) is None or not hasattr(dataset, 'ids')):
             raise ValueError(
                 f'GeoTIFFWriter maps an area, but {type(datamodule).__name__} has none: expected a datamodule with '
-                '`grid` and `tiling` for prediction, such as MultimodalGeoDataModule'
+                '`grid` and `tiling` for prediction, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
+            )
+        if single and self.parcels:
+            raise ValueError(
+                f'parcels of the single tiles of {type(datamodule).__name__} are not made, expected an area'
             )
         self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
         trainer.predict_loop.return_predictions = False
         # Lightning misses the indices of samples, which a window makes superfluous.
         warnings.filterwarnings('ignore', "Couldn't infer the batch indices")
-        datamodule.plan = self.plan
+        if not single:
+            datamodule.plan = self.plan
 
     def plan(self) -> tuple[Tiling, list[Strip]]:
         """The tiling, and the strips that this process is to predict.
 
         The datamodule calls this when it makes its dataloader: the weights are there by then.
         """
-        trainer, told = self._trainer, self._module.hparams
+        trainer = self._trainer
         assert trainer is not None
-        labels = told['labels'] or [str(index) for index in range(told['num_classes'])]
-        self._bands = Bands(labels, [modality['name'] for modality in told['modalities']], self.probabilities)
-        self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
+        labels = self._legend()
         tiling: Tiling = self._datamodule.tiling
         columns = MEMORY * 2**20 // ((len(labels) + 2) * 4 * tiling.size)
         self._tiling = replace(tiling, band=columns)
@@ -128,6 +139,11 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready for the first tile, and show tiles rather than batches as progress."""
+        if self._work is None:
+            self._legend()
+            folder = Path(self.output or Path(trainer.default_root_dir) / 'predictions')
+            self._tiles = TileFolder(folder, self._datamodule.predict_dataset, self._bands, self._colors)
+            return
         self._stitcher = Stitcher(self._tiling, len(self._bands.labels))
         self._expected = self._walk()
         self._strip, self._wanted, self._windows = next(self._expected)
@@ -150,10 +166,15 @@ class GeoTIFFWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add the tiles of a batch, and keep every strip that is final with them."""
-        assert self._work is not None
-        assert self._bar is not None
         probabilities = prediction['probabilities'].float().cpu().numpy()
         seen = prediction['seen'].cpu().numpy().astype(np.uint16)
+        if self._tiles is not None:
+            places = [None] * len(seen) if prediction['bounds'] is None else prediction['bounds'].tolist()
+            for index, *tile in zip(batch_indices or (), probabilities, seen, places, strict=True):
+                self._tiles.write(index, *tile)
+            return
+        assert self._work is not None
+        assert self._bar is not None
         for index, numbers in enumerate(prediction['window'].tolist()):
             window = Window(*numbers)
             self._check(window, probabilities[index])
@@ -170,6 +191,9 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the strips of all processes together, in the first one."""
+        if self._tiles is not None:
+            rank_zero_info(f'Written: {len(self._tiles.ids)} tiles in {self._tiles.path}')
+            return
         assert self._bar is not None
         self._bar.close()
         if trainer.is_global_zero:
@@ -183,6 +207,14 @@ class GeoTIFFWriter(BasePredictionWriter):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of everything; what is finished stays for another run."""
         self._release()
+
+    def _legend(self) -> list[str]:
+        """Settle what the bands are and how classes are coloured; the names of the classes."""
+        told = self._module.hparams
+        labels = told['labels'] or [str(index) for index in range(told['num_classes'])]
+        self._bands = Bands(labels, [modality['name'] for modality in told['modalities']], self.probabilities)
+        self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
+        return labels
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
         """The rows of tiles that come in, with the tiles of each."""
@@ -280,6 +312,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         if self._work is not None:
             self._work.close()
             self._work = None
+        self._tiles = None
         if self._trainer is not None:
             shown = self._trainer.progress_bar_callback
             if shown is not None:

@@ -166,8 +166,8 @@ class OmniSatSegmentation(SupervisedTask):
 
         Returns:
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
-            or None. Of the tiles of an area there are also ``window``, as in the batch, and
-            ``seen``, see :func:`.seen_bits`.
+            or None, ``seen``, see :func:`.seen_bits`, and of the tiles of an area ``window``, as
+            in the batch.
         """
         if 'window' in batch:
             return self._predict_tiles(batch)
@@ -175,6 +175,7 @@ class OmniSatSegmentation(SupervisedTask):
         self.say_blind(batch)
         return {
             'probabilities': self.without_ignored(logits).softmax(dim=1),
+            'seen': seen_bits(batch, self.modalities, (logits.shape[-2], logits.shape[-1])),
             'bounds': batch.get('bounds'),
             'transform': batch.get('transform'),
         }
@@ -193,7 +194,7 @@ class OmniSatSegmentation(SupervisedTask):
             who = type(self.datamodule).__name__ if self.datamodule else 'the dataloader'
             rank_zero_info(
                 f'{who} has no area to map: predictions are returned by Trainer.predict and written nowhere. '
-                'MultimodalGeoDataModule has one; a BasePredictionWriter among the callbacks writes single tiles.'
+                'MultimodalGeoDataModule has one; GeoTIFFWriter among the callbacks writes single tiles into a folder.'
             )
 
     def _predict_tiles(self, batch: Sample) -> dict[str, Tensor | None]:
