@@ -101,6 +101,19 @@ def test_training_tiles_are_drawn_anew_and_lie_within(root: Path) -> None:
     assert torch.equal(one, datamodule.train_dataset[5]['bounds'])
 
 
+def test_training_draws_the_border_of_its_ground_too(root: Path) -> None:
+    datamodule = make(root)
+    datamodule.setup('fit')
+    tiles, rng = datamodule.train_dataset, np.random.default_rng(0)
+    drawn = np.zeros((tiles.grid.height, tiles.grid.width), np.int64)
+    for _ in range(4000):
+        row, column = tiles._draw(rng)
+        drawn[row : row + tiles.across, column : column + tiles.across] += 1
+    middle = drawn[drawn.shape[0] // 2, drawn.shape[1] // 2]
+    assert drawn[0].mean() > 0.3 * middle, 'otherwise one tile in 25 would show its first row'
+    assert drawn[:, 0].mean() > 0.3 * middle
+
+
 def test_batches_are_normalised_and_hold_the_contract(root: Path) -> None:
     datamodule = make(root)
     datamodule.setup('fit')

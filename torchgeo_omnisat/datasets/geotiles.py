@@ -122,12 +122,17 @@ class GeoTiles(NonGeoDataset):
         return np.array(starts, np.int64)[inside]
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Row and column of a tile that lies within the ground."""
+        """Row and column of a tile that lies within the ground.
+
+        Its centre is drawn from all of the ground, and the tile then pulled back into the ground's
+        rectangle: otherwise pixels at its border would hardly ever be drawn.
+        """
         ground = self.area.buffer(1e-6 * self.grid.step)
         shapely.prepare(ground)
-        rooms = [self.grid.height - self.across + 1, self.grid.width - self.across + 1]
-        for _ in range(TRIES if min(rooms) > 0 else 0):
-            row, column = (int(rng.integers(room)) for room in rooms)
+        rooms = [self.grid.height - self.across, self.grid.width - self.across]
+        half = self.across // 2
+        for _ in range(TRIES if min(rooms) >= 0 else 0):
+            row, column = (min(max(int(rng.integers(-half, room + half + 1)), 0), room) for room in rooms)
             if ground.contains(shapely.box(*self.grid.box(row, column, self.across, self.across))):
                 return row, column
         xmin, ymin, xmax, ymax = self.area.bounds
