@@ -3,6 +3,8 @@
 
 """MixedDataModule: batches of one datamodule each, in the shares that were asked for."""
 
+import contextlib
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_omnisat.batch import check
@@ -108,28 +111,29 @@ class Stopper(Looker):
         return self.weight**2
 
 
-@pytest.mark.parametrize(('stop', 'workers'), [(2, 0), (9, 1)])
-def test_goes_on_as_if_not_stopped(tmp_path: Path, stop: int, workers: int) -> None:
+@pytest.mark.parametrize(('stop', 'workers', 'steps'), [(2, 0, False), (9, 1, False), (9, 0, True), (6, 0, True)])
+def test_goes_on_as_if_not_stopped(tmp_path: Path, stop: int, workers: int, steps: bool) -> None:
     """Six batches an epoch: of six tiles of one, and of the three of the other again and again."""
 
-    def run(looker: Stopper, **kwargs: Any) -> list[Any]:
+    def run(looker: Stopper, max_steps: int = -1, **kwargs: Any) -> list[Any]:
         parts: Any = {'most': made(tmp_path, 'most', 10, batch_size=2), 'few': made(tmp_path, 'few', 5, batch_size=1)}
         for module in parts.values():
             module.num_workers = workers
-        told: dict[str, Any] = dict.fromkeys(
-            ('logger', 'enable_checkpointing', 'enable_progress_bar', 'enable_model_summary'), False
-        )
-        trainer = Trainer(max_epochs=3, accelerator='cpu', **told)
+        told: dict[str, Any] = dict.fromkeys(('logger', 'enable_progress_bar', 'enable_model_summary'), False)
+        saver = ModelCheckpoint(tmp_path / 'steps', '{step}', every_n_train_steps=3, save_top_k=-1)
+        trainer = Trainer(max_epochs=3, max_steps=max_steps, accelerator='cpu', callbacks=[saver], **told)
         torch.manual_seed(len(kwargs))
-        try:
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
             trainer.fit(looker, datamodule=MixedDataModule(parts, temperature=8), **kwargs)
-        except (KeyboardInterrupt, SystemExit):
+        if looker.stop >= 0:
             trainer.save_checkpoint(tmp_path / 'a.ckpt')
         return looker.all
 
     whole = run(Stopper())
-    begun = run(Stopper(stop))
-    resumed = run(Stopper(), ckpt_path=tmp_path / 'a.ckpt', weights_only=True)
+    shutil.rmtree(tmp_path / 'steps')
+    begun = run(Stopper(), max_steps=stop) if steps else run(Stopper(stop))
+    saved = tmp_path / (f'steps/step={stop}.ckpt' if steps else 'a.ckpt')
+    resumed = run(Stopper(), ckpt_path=saved, weights_only=True)
     assert len({seen[2] for seen in whole}) == len(whole) == 18
     assert begun == whole[:stop]
     assert resumed == whole[stop:]
