@@ -285,7 +285,7 @@ def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None
     for folder in belgium.iterdir():
         (root / folder.name).symlink_to(folder)
     args = [f'--config={CONFIG}', f'--data.root={root}', f'--trainer.default_root_dir={tmp_path}']
-    quick = ['--trainer.max_epochs=1', '--data.length=16', '--trainer.accelerator=cpu', '--trainer.logger=false']
+    quick = ['--trainer.max_epochs=1', '--data.length=16', '--data.batch_size=8', '--trainer.accelerator=cpu', '--trainer.logger=false']
     main(['fit', *args, *quick])
     (checkpoint,) = tmp_path.rglob('*.ckpt')
     state = torch.load(checkpoint, weights_only=True, map_location='cpu')
@@ -294,3 +294,10 @@ def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None
     main(['test', *args, *quick, f'--ckpt_path={checkpoint}'])
     table = next(tmp_path.rglob('subsets.csv')).read_text()
     assert re.search(r's1\+s2', table)
+
+
+def test_a_file_of_splits_needs_their_names(root: Path, tmp_path: Path) -> None:
+    frame = gpd.GeoDataFrame({'part': ['train']}, geometry=[shapely.box(X, Y - 320, X + 240, Y)], crs=UTM)
+    frame.to_file(tmp_path / 'regions.gpkg')
+    with pytest.raises(ValueError, match=r"regions.gpkg has the columns \['part', 'geometry'\], expected 'split' with"):
+        _ = make(root, split={'file': str(tmp_path / 'regions.gpkg')}).grounds

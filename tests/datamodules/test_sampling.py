@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
+from torchgeo_omnisat.datamodules import MultimodalDataModule
 from torchgeo_omnisat.datamodules.resuming import ResumableDataModule, SeededDataset
 from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place, Region
 
@@ -204,3 +206,10 @@ def test_second_training_begins_anew(quiet: dict[str, Any], monkeypatch: pytest.
         Trainer(**quiet).fit(listener, datamodule=datamodule)
         runs.append(listener.seen)
     assert runs[0] == runs[1]
+
+
+def test_neighbours_need_places() -> None:
+    with pytest.raises(ValueError, match=r"batches is 'near', expected 'anywhere' or 'region'"):
+        MultimodalDataModule(NonGeoDataset, batches='near')  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'where samples lie, which list does not say: .* positions \(N, 2\)'):
+        MultimodalDataModule(NonGeoDataset, batches='region').order([], 4)  # type: ignore[arg-type]

@@ -86,3 +86,8 @@ def test_frames_that_are_seen() -> None:
 
 def test_classes_that_occur() -> None:
     assert occurring(np.array([[3, 0], [7, 3]]), 5).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r'none.npy does not exist, expected a mask'):
+        read_array(tmp_path / 'none.npy', 'a mask')

@@ -32,6 +32,7 @@ from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler, Sequentia
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import available, check, collate
 from torchgeo_omnisat.datasets import MultimodalGeoDataset, RasterTimeSeries
+from torchgeo_omnisat.datasets.georeference import window_grid
 
 
 class Labels(RasterDataset):
@@ -375,3 +376,39 @@ def test_children_are_not_changed(children: dict[str, Any], root: Path) -> None:
 def test_plot(joined: MultimodalGeoDataset) -> None:
     sample = joined[window(8, 8, 4, 4)]
     assert isinstance(joined.plot({**sample, 'prediction': sample['mask']}, suptitle='Made up'), Figure)
+
+
+def test_pixels_are_square(root: Path) -> None:
+    with pytest.raises(ValueError, match=r'pixels of 10 x 20 were asked for, expected square ones'):
+        window_grid(UTM, slice(X, X + 160, 10), slice(Y - 160, Y, 20))
+
+
+class RasterDatasetOfAnotherSize(RasterDataset):
+    """Two pixels more than were asked for, or nothing where it says that there is something."""
+
+    filename_regex = r'S2_(?P<date>\d+)'
+    lost = False
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        if self.lost:
+            raise IndexError('nothing there')
+        sample = super().__getitem__(index)
+        return {**sample, 'image': torch.nn.functional.pad(sample['image'], (1, 1))}
+
+
+def test_what_others_give_is_looked_at(root: Path) -> None:
+    dataset = RasterDatasetOfAnotherSize(root / 's2')
+    joined = MultimodalGeoDataset({'s2': dataset})
+    with pytest.raises(
+        ValueError, match=r"'s2' gives \(2, 16, 18\) for a window of 16 x 16 pixels of 10.0 m, expected"
+    ):
+        joined[window()]
+    for source in joined.sources.values():
+        source.dataset.lost = True
+    assert 'image_s2' not in joined[window()]
+
+
+def test_one_modality_a_dataset(children: dict[str, Any]) -> None:
+    both = MultimodalGeoDataset({'s2': children['s2'], 's1': children['s1']})
+    with pytest.raises(ValueError, match=r"'all' has the modalities \['s2', 's1'\], expected a dataset of one"):
+        MultimodalGeoDataset({'all': both})
