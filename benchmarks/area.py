@@ -10,6 +10,7 @@ runs in a process of its own; memory is that process's peak resident memory, imp
 
     python benchmarks/area.py                       # 1024 and 8192 pixels a side
     python benchmarks/area.py --sides 1024 2048     # quicker
+    python benchmarks/area.py --sides 640 640x8192  # as wide, so as many open rows, but not as high
 """
 
 import argparse
@@ -30,8 +31,9 @@ BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 CLASSES = 20
 
 
-def measure(side: int, threads: int) -> dict[str, float]:
+def measure(side: str, threads: int) -> dict[str, Any]:
     """Predict one area in this process."""
+    height, width = (int(number) for number in f'{side}x{side}'.split('x')[:2])
     import numpy as np
     import rasterio
     import torch
@@ -68,8 +70,8 @@ def measure(side: int, threads: int) -> dict[str, float]:
 
         plan: Any = None
         batch_size, num_workers = 4, 0
-        grid = Grid(CRS.from_epsg(32631), Affine(10, 0, 600000, 0, -10, 5600000), side, side)
-        tiling = Tiling(side, side, 128, 0.25, patch=4)
+        grid = Grid(CRS.from_epsg(32631), Affine(10, 0, 600000, 0, -10, 5600000), height, width)
+        tiling = Tiling(height, width, 128, 0.25, patch=4)
         predict_dataset = VirtualTiles()
         collate_fn = partial(collate, modalities=modalities)
 
@@ -91,9 +93,10 @@ def measure(side: int, threads: int) -> dict[str, float]:
         trainer.predict(task, datamodule=Area())
         elapsed = time.perf_counter() - start
         with rasterio.open(output) as file:
-            assert file.shape == (side, side)
+            assert file.shape == (height, width)
         return {
-            'side': side,
+            'rows': height,
+            'columns': width,
             'megabytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             'tiles': len(Area.tiling.rows) * len(Area.tiling.columns),
             'seconds': elapsed,
@@ -104,24 +107,24 @@ def measure(side: int, threads: int) -> dict[str, float]:
 def main() -> None:
     """Measure every size in a fresh process, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sides', type=int, nargs='+', default=[1024, 8192], help='pixels a side (default: 1024 8192)')
+    parser.add_argument('--sides', nargs='+', default=['1024', '8192'], help='pixels a side, or rows x columns')
     parser.add_argument('--threads', type=int, default=1, help='threads of PyTorch (default: 1)')
     parser.add_argument('--output', type=Path, default=Path('benchmarks/results/area.json'))
-    parser.add_argument('--one', type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.threads)))
         return
     results = []
     for side in args.sides:
-        command = [sys.executable, __file__, '--one', str(side), '--threads', str(args.threads)]
+        command = [sys.executable, __file__, '--one', side, '--threads', str(args.threads)]
         lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
         results.append(json.loads(lines[-1]))
     print('| synthetic area | tiles | peak memory | more than the first | file |\n| --- | --- | --- | --- | --- |')
     first = results[0]['megabytes']
     for row in results:
         print(
-            f'| {row["side"]} x {row["side"]} px | {row["tiles"]} | {row["megabytes"]:.0f} MB '
+            f'| {row["rows"]} x {row["columns"]} px | {row["tiles"]} | {row["megabytes"]:.0f} MB '
             f'| {row["megabytes"] - first:+.0f} MB | {row["file_megabytes"]:.0f} MB |'
         )
     most = max(row['megabytes'] for row in results) - first

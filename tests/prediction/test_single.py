@@ -53,6 +53,7 @@ def test_every_tile_of_a_split_is_a_file(tmp_path: Path) -> None:
         with rasterio.open(tmp_path / f'tiles/{name}.tif') as file:
             places = [file.transform @ place for place in ((0, 0), (16, 0), (0, 16))]
             np.testing.assert_allclose(places, dataset.corners[index])
+            assert (file.transform.a, -file.transform.e) == pytest.approx((10, 10), abs=0.1)
             assert file.crs == dataset.crs
             assert file.tags(1)['CLASS_1'] == dataset.classes[1]
             bands = file.read()
@@ -62,7 +63,7 @@ def test_every_tile_of_a_split_is_a_file(tmp_path: Path) -> None:
 
 
 def test_a_turned_square_stays_turned(tmp_path: Path) -> None:
-    corner, right, low = (1000.0, 2000.0), (1040.0, 1997.0), (995.5, 1940.0)
+    corner, right, low = (1000.0, 2000.0), (1040.0, 1997.0), (994.0, 1940.0)
     make_folder(tmp_path, corners=np.array([[corner, right, low]] * 2)).write(0, *tile(6, 4), None)
     with rasterio.open(tmp_path / 'D01-Z1-7.tif') as file:
         places = [file.transform @ place for place in ((0, 0), (4, 0), (0, 6))]
