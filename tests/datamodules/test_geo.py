@@ -285,7 +285,8 @@ def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None
     for folder in belgium.iterdir():
         (root / folder.name).symlink_to(folder)
     args = [f'--config={CONFIG}', f'--data.root={root}', f'--trainer.default_root_dir={tmp_path}']
-    quick = ['--trainer.max_epochs=1', '--data.length=16', '--data.batch_size=8', '--trainer.accelerator=cpu', '--trainer.logger=false']
+    quick = ['--trainer.max_epochs=1', '--trainer.accelerator=cpu', '--trainer.logger=false']
+    quick += ['--data.length=16', '--data.batch_size=8']
     main(['fit', *args, *quick])
     (checkpoint,) = tmp_path.rglob('*.ckpt')
     state = torch.load(checkpoint, weights_only=True, map_location='cpu')
