@@ -13,6 +13,7 @@ COMMANDS = {
     'baseline': 'score a classifier of single pixels, to compare a model with',
     'stats': 'measure mean and deviation of every band of the training data',
     'robustness': 'score a model with missing and degraded sensors',
+    'shard': 'write samples into large files, for many nodes and object stores',
     'check': 'walk a dataset and tell what is wrong with its files',
 }
 TORCHGEO = {

@@ -93,6 +93,7 @@ def trained(made, tmp_path_factory):
         main(['fit', *one, *few, '--trainer.default_root_dir', str(folder / sensor), '--trainer.logger', 'false'])
         shutil.copy(*(folder / sensor).rglob('*.ckpt'), folder / f'{sensor}.ckpt')
     main(['check', *told['pastis'][2:], '--output', str(folder / 'problems.json')])
+    main(['shard', *told['pastis'][2:], '--output', str(folder / 'shards')])
     main(['export', '--ckpt', str(folder / 'pastis.ckpt'), '--output', str(folder / 'hub')])
     return folder
 
@@ -122,6 +123,7 @@ def test_command_runs(line, linked, made, trained, brief, monkeypatch):
         Path('FOLDER').symlink_to(trained / 'hub')
     if '--output' not in words:
         Path('problems.json').symlink_to(trained / 'problems.json')
+        Path('SHARDS').symlink_to(trained / 'shards')
     monkeypatch.setattr('sys.argv', [program, *words])
     if program == 'python':
         assert words[:2] == ['-m', 'torchgeo_omnisat']

@@ -10,6 +10,7 @@ from .geo import MultimodalGeoDataModule
 from .mapped import MappedDataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
+from .sharded import ShardedDataModule
 from .synthetic import SyntheticLandscapesDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
 
@@ -21,6 +22,7 @@ __all__ = [
     'MultimodalDataModule',
     'MultimodalGeoDataModule',
     'PASTISMultimodalDataModule',
+    'ShardedDataModule',
     'SyntheticLandscapesDataModule',
     'TreeSatAITimeSeriesDataModule',
 ]

@@ -10,6 +10,7 @@ from .multimodal import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
+from .shards import ShardedDataset
 from .stac import STACTimeSeries
 from .synthetic import SyntheticLandscapes
 from .treesatai import TreeSatAITimeSeries
@@ -24,6 +25,7 @@ __all__ = [
     'STACTimeSeries',
     'Sentinel1TimeSeries',
     'Sentinel2TimeSeries',
+    'ShardedDataset',
     'SyntheticLandscapes',
     'TreeSatAITimeSeries',
 ]

@@ -1,0 +1,81 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Shard: the samples of a datamodule in a few large files."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..datamodules.sharded import describe
+from ..datamodules.stream import stream
+from ..datasets.shards import FILE, encode, write_split
+from .data import data_parser, one_error, parse_data
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write shards of all splits.
+
+    Args:
+        argv: The words of the command line.
+
+    Returns:
+        The exit status, 0 for success.
+    """
+    parser = data_parser(
+        'shard',
+        'Write the samples of a datamodule, as it reads them, into large files that ShardedDataModule trains from, '
+        'on disk or copied to an object store. Modalities, bands and dates that are not read are not written.',
+    )
+    parser.add_argument('--output', type=Path, required=True, help='folder to write, which is not there yet')
+    parser.add_argument('--megabytes', type=float, default=64.0, help='about the size of a file')
+    args, datamodule = parse_data(parser, argv)
+    with one_error('shard'):
+        shards = write(datamodule, args.output, args.megabytes)
+    for split, lengths in shards.items():
+        print(f'{split}: {sum(lengths)} samples in {len(lengths)} files')
+    print(f'Wrote {args.output}, for --data ShardedDataModule --data.root {args.output}')
+    return 0
+
+
+def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int]]:
+    """Write the shards of all splits of a datamodule.
+
+    Args:
+        datamodule: The datamodule.
+        output: Folder to write.
+        megabytes: About the size of a shard.
+
+    Returns:
+        The number of samples in each shard, by split.
+
+    Raises:
+        ValueError: If *output* is there, or *megabytes* is not positive.
+    """
+    if output.exists():
+        raise ValueError(f'output is {output}, which is there already: expected a folder that is not')
+    if not megabytes > 0:
+        raise ValueError(f'megabytes is {megabytes}, expected more than 0')
+    datamodule.prepare_data()
+    datamodule.setup('fit')
+    told = describe(datamodule)
+    datamodule.setup('test')
+    temporary = output.with_name(f'.{output.name}.part')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    shards = {}
+    for split in ('train', 'val', 'test'):
+        dataset = getattr(datamodule, f'{split}_dataset')
+        samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
+        shards[split] = write_split(samples, temporary / split, megabytes)
+    (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')
+    temporary.replace(output)
+    return shards
+
+
+def _encoded(dataset: Any, index: int) -> bytes:
+    """A sample as bytes."""
+    return encode(dataset[index])

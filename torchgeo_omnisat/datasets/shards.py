@@ -1,0 +1,173 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Shards: samples of any dataset in a few large files, on disk or in an object store.
+
+The files are litdata's chunks. Every sample is one run of bytes, so that samples may lack
+modalities and have series of any length, which litdata's own encoding of tensors refuses.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load, save
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Sample
+
+from ..modality import as_modalities
+from .figures import Composite, Palette, draw
+from .multimodal import COMPOSITES
+
+#: Says what the shards of a folder hold.
+FILE = 'shards.json'
+#: Types that hold images and masks in fewer bytes, where they hold them exactly.
+_NARROW = (torch.uint8, torch.int16, torch.float16)
+
+
+def encode(sample: Sample) -> bytes:
+    """A sample as bytes; images and masks in the narrowest type that holds them exactly.
+
+    Args:
+        sample: Tensors; any modality may be missing.
+    """
+    return save({key: _narrowed(key, value).contiguous() for key, value in sample.items()})
+
+
+def decode(data: bytes) -> Sample:
+    """The sample that :func:`encode` was given.
+
+    Args:
+        data: What it returned.
+    """
+    return {key: value.to(_wide(key) or value.dtype) for key, value in load(data).items()}
+
+
+def _wide(key: str) -> torch.dtype | None:
+    """The type of what is stored in fewer bytes."""
+    return torch.float32 if key.startswith('image_') else torch.int64 if key == 'mask' else None
+
+
+def _narrowed(key: str, value: Tensor) -> Tensor:
+    """The same values in the narrowest type that holds all of them."""
+    if value.dtype != _wide(key):
+        return value
+    for dtype in _NARROW:
+        small = value.to(dtype)
+        if torch.allclose(small.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
+            return small
+    return value
+
+
+def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> list[int]:
+    """Write the shards of a split.
+
+    Args:
+        samples: What :func:`encode` made, in order.
+        folder: A folder that is not there yet.
+        megabytes: About the size of a shard; a larger sample has one of its own.
+
+    Returns:
+        The number of samples in each shard.
+    """
+    writer = _litdata('streaming.writer').BinaryWriter(str(folder), chunk_bytes=round(megabytes * 1e6))
+    for index, sample in enumerate(samples):
+        writer[index] = sample
+    writer.done()
+    writer.merge(1)
+    return [chunk['chunk_size'] for chunk in json.loads((folder / 'index.json').read_text())['chunks']]
+
+
+def read_description(root: str) -> dict[str, Any]:
+    """What ``shards.json`` says.
+
+    Args:
+        root: Folder or address of the shards.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    import fsspec
+
+    address = f'{root.rstrip("/")}/{FILE}'
+    try:
+        with fsspec.open(address) as file:
+            described: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        raise ValueError(
+            f'there is no {address}, expected what `python -m torchgeo_omnisat shard --output {root}` writes'
+        ) from None
+    return described
+
+
+class ShardedDataset(NonGeoDataset):
+    """A split of what ``python -m torchgeo_omnisat shard`` wrote.
+
+    A shard of an object store is fetched when a sample of it is first wanted, into *cache*.
+
+    Args:
+        root: Folder, or an address that litdata knows, such as ``s3://bucket/folder``.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        cache: Folder for what is fetched; one of litdata's by default.
+
+    Raises:
+        ValueError: If there are no shards, or none of this split.
+    """
+
+    def __init__(self, root: str, split: str = 'train', cache: str | None = None) -> None:
+        """Read what there is, but no sample."""
+        told = read_description(root)
+        if split not in told['shards']:
+            raise ValueError(f'split is {split!r}, expected one of {list(told["shards"])} that {root} holds')
+        self.root, self.split, self.cache = root, split, cache
+        self.labels: list[str] = told['labels']
+        self.modalities = as_modalities(told['modalities'])
+        #: Number of samples in each shard.
+        self.lengths = tuple(told['shards'][split])
+        self._opened: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return sum(self.lengths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """A sample, as it was written.
+
+        Args:
+            index: Its number in the order of writing.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'index is {index}, expected less than {len(self)}')
+        if self._opened is None or self._opened[0] != os.getpid():
+            address = f'{self.root.rstrip("/")}/{self.split}'
+            where = None if self.cache is None else str(Path(self.cache) / self.split)
+            self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
+        return decode(bytes(self._opened[1][index % len(self)]))
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        """Everything but open files."""
+        return {**self.__dict__, '_opened': None}
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality of a sample."""
+        composites = {
+            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
+        }
+        colours = [f'C{index % 10}' for index in range(len(self.labels))]
+        return draw(sample, self.modalities, composites, Palette(self.labels, colours), show_titles, suptitle)
+
+
+def _litdata(part: str = '') -> Any:
+    """The library, which is optional; it is not to ask the package index for a newer release."""
+    from importlib import import_module
+
+    os.environ.setdefault('LITDATA_DISABLE_VERSION_CHECK', '1')
+    try:
+        return import_module(f'litdata.{part}' if part else 'litdata')
+    except ImportError as error:
+        raise ImportError("shards need litdata: pip install 'torchgeo_omnisat[shards]'") from error
