@@ -38,7 +38,8 @@ class LTAEEncoder(nn.Module):
         self.strides = tuple(2**level for level in range(len(widths)))
         width = widths[0]
         self.pixel = nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width))
-        self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim)
+        # A norm over the dates of a pixel would take away how bright it is, which nothing else keeps here.
+        self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim, in_norm=False)
         self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
 
     def forward(
