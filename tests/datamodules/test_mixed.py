@@ -192,7 +192,9 @@ def test_a_picture_is_drawn_by_the_datamodule_of_its_batch(tmp_path: Path) -> No
     mixture.setup('fit')
     for batch in mixture.val_dataloader():
         batch = mixture.on_after_batch_transfer(batch, 0)
-        assert mixture.plot({key: value[0] for key, value in batch.items()}).axes
+        figure = mixture.plot({key: value[0] for key, value in batch.items()})
+        assert figure.axes[0].get_ylabel() == 's2\ntrue colour'
+        assert figure.axes[0].images
 
 
 def test_shares_follow_the_temperature() -> None:
