@@ -130,6 +130,17 @@ def record_fusion(model: Pretrainer, monkeypatch: pytest.MonkeyPatch, tokens: bo
     return asked
 
 
+def test_a_tile_is_the_mean_of_the_patches_that_were_seen(model: Pretrainer) -> None:
+    tokens = torch.randn(3, 1, 16, 64, generator=torch.Generator().manual_seed(0))
+    seen = torch.arange(16).view(1, 16, 1) < torch.tensor([4, 16, 0])
+    tokens = tokens * seen.movedim(-1, 0).unsqueeze(-1)
+    heads = list(model.tile_heads.values())
+    tiles = model._tiles(tokens, seen)
+    assert torch.allclose(tiles[0], heads[0](tokens[0, :, :4].mean(1)), atol=1e-6)
+    assert torch.allclose(tiles[1], heads[1](tokens[1].mean(1)), atol=1e-6)
+    assert tiles[2].isfinite().all()
+
+
 class TestDropout:
     def test_one_modality_stays(
         self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
