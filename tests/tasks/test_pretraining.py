@@ -141,6 +141,16 @@ class TestTerms:
         apart = loss(1, tiny, tiny), loss(tiny, 1, tiny), loss(tiny, tiny, 1)
         assert loss(0.5, 2, 3) == pytest.approx(0.5 * apart[0] + 2 * apart[1] + 3 * apart[2], rel=1e-5)
 
+    def test_modalities_are_dropped_in_training_alone(self) -> None:
+        batch = make_batch(*[('s2', 's1a')] * 4)
+
+        def loss(dropout: float, stage: str) -> float:
+            weights = {'tile_weight': 0, 'patch_weight': 0, 'modality_dropout': dropout}
+            return float(make_task(**weights).compute(batch, stage, 0)[0].detach())
+
+        assert loss(0.9, 'val') == loss(0.0, 'val')
+        assert loss(0.9, 'train') != loss(0.0, 'train')
+
     def test_tiles_that_are_near_are_no_negatives(self) -> None:
         batch, task = make_batch(*[('s2', 's1a')] * 4), make_task(**CONTRAST)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..datasets.shards import ShardedDataset, read_description
 from .base import MultimodalDataModule
+from .sampling import Order
 
 #: What a task asks a datamodule for.
 ATTRIBUTES = ('num_classes', 'labels', 'label_names', 'ignore_index', 'patch_size', 'label_gsd', 'synthetic')
@@ -71,9 +72,8 @@ class ShardedDataModule(MultimodalDataModule):
     """Samples that ``python -m torchgeo_omnisat shard`` wrote, from a folder or an object store.
 
     Classes, modalities, mean and deviation are those of the datamodule that they were written
-    from. The processes of a training read disjoint samples, each from shards of its own
-    (:class:`ByShard`); everything follows from the seed, and training resumes in the middle of
-    an epoch.
+    from. The processes of a training read disjoint samples, each from shards of its own;
+    everything follows from the seed, and training resumes in the middle of an epoch.
     """
 
     def __init__(
@@ -143,6 +143,6 @@ class ShardedDataModule(MultimodalDataModule):
         mean, std = ({name: torch.tensor(x) for name, x in self.told[kind].items()} for kind in ('mean', 'std'))
         return mean, std
 
-    def order(self, dataset: Any, size: int) -> ByShard:
-        """The order in which a dataset is trained on; see :class:`ByShard`."""
+    def order(self, dataset: Any, size: int) -> Order:
+        """The order in which a dataset is trained on."""
         return ByShard(dataset.lengths, self.batch_size, size // self.batch_size)
