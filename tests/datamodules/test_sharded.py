@@ -198,3 +198,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'which is there already' in capsys.readouterr().err
     with pytest.raises(ValueError, match=r'there is no .*shards.json, expected'):
         ShardedDataModule(str(tmp_path))
+    (tmp_path / 'shards.json').write_text('{"shards"')
+    with pytest.raises(ValueError, match=r'shards.json cannot be read \('):
+        ShardedDataModule(str(tmp_path))

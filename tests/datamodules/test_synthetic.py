@@ -54,6 +54,15 @@ def test_batches_are_normalised(datamodule: SyntheticLandscapesDataModule) -> No
     assert set(torch.unique(batch['mask']).tolist()) <= set(range(20))
 
 
+def test_memory_is_pinned_where_there_is_a_gpu(
+    datamodule: SyntheticLandscapesDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda there=there: there)
+        loaders = datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()
+        assert [loader.pin_memory for loader in loaders] == [there] * 3
+
+
 def test_a_sensor_can_be_left_out(datamodule: SyntheticLandscapesDataModule) -> None:
     root = str(datamodule.test_dataset.root)
     other = SyntheticLandscapesDataModule(

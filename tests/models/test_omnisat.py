@@ -187,3 +187,12 @@ def test_subset_of_modalities():
     assert model(batch).shape == (2, 3, 16, 16)
     model = OmniSatSegmenter(omnisat_tiny({'s2': S2}), 3)
     assert model(random_batch(2, modalities={'s2': S2})).shape == (2, 3, 16, 16)
+
+
+def test_a_series_without_convolutions_keeps_how_bright_a_pixel_is() -> None:
+    torch.manual_seed(0)
+    encoder = LTAEEncoder(16, (16,), num_heads=4).eval()
+    encoder.pixel = torch.nn.Sequential()
+    image, dates, valid = torch.randn(1, 5, 16, 2, 2), torch.arange(5)[None] * 30, torch.ones(1, 5, dtype=torch.bool)
+    (dark,), (bright,) = encoder(image, dates, valid), encoder(3 * image, dates, valid)
+    assert (dark - bright).abs().max() > 0.1, 'a norm over the dates would make them alike'

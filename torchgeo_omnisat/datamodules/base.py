@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -206,6 +207,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             'num_workers': self.num_workers,
             'collate_fn': self.collate_fn,
             'persistent_workers': self.num_workers > 0,
+            'pin_memory': torch.cuda.is_available(),
         }
         if split != 'train':
             return DataLoader(dataset, batch_size=batch_size, **settings)

@@ -98,6 +98,8 @@ def read_description(root: str) -> dict[str, Any]:
     try:
         with fsspec.open(address) as file:
             described: dict[str, Any] = json.load(file)
+    except ValueError as error:
+        raise ValueError(f'{address} cannot be read ({error}), expected what shard wrote') from error
     except FileNotFoundError:
         raise ValueError(
             f'there is no {address}, expected what `python -m torchgeo_omnisat shard --output {root}` writes'
