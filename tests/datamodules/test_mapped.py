@@ -116,6 +116,9 @@ def test_each_gives_batches_in_our_keys(parts: dict[str, dict[str, Any]]) -> Non
     sample = MappedDataModule(**parts['sen12ms']).make_dataset('train')[0]
     assert sample['mask'].unique().tolist() == [2]
     assert MappedDataModule(**parts['sen12ms']).label_gsd == 10
+    sample['mask'][0, 0] = 255
+    figure = MappedDataModule(**parts['sen12ms']).make_dataset('val').plot(sample | {'prediction': sample['mask']})
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ['2  2']
     assert not hasattr(MappedDataModule(**parts['eurosat']), 'label_gsd')
 
 
@@ -161,7 +164,7 @@ def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
         ({'dataset': {'class_path': 'torchgeo.datasets.NAIP'}}, r"'torchgeo.datasets.NAIP', expected a NonGeoDataset"),
         ({'splits': {'training': {}}}, r"splits has \['training'\], expected some of \['train', 'val', 'test'\]"),
         ({'labels': ['a']}, r'there are 1 labels, expected one for each of 4 classes'),
-        ({'num_classes': None}, r'num_classes is 0, expected at least 2'),
+        ({'num_classes': None}, r'labels is None, and so is num_classes; expected the names of at least 2 classes'),
     ],
 )
 def test_errors(parts: dict[str, dict[str, Any]], changes: dict[str, Any], message: str) -> None:

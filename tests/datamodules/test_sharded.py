@@ -192,7 +192,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert data.synthetic
     assert (data.labels, data.label_names, data.ignore_index) == (files.labels, files.label_names, files.ignore_index)
     assert list(data.mean) == ['s2', 's1a', 's1d', 'spot']
-    data.plot(data.aug(data.collate_fn([data.test_dataset[0]])) and data.test_dataset[0])
+    sample = {key: value[0] for key, value in data.aug(data.collate_fn([data.test_dataset[0]])).items()}
+    sample['mask'][0] = 255  # what is ignored need not be among the classes
+    data.plot(sample)
     with pytest.raises(SystemExit, match='2'):
         main(words)
     assert 'which is there already' in capsys.readouterr().err

@@ -69,6 +69,14 @@ class TestDraw:
         (image,) = [ax.images[0] for ax in figure.axes if ax.get_title() == 'prediction']
         assert image.to_rgba(image.get_array())[0, 0].tolist() == list(to_rgba('orange'))
 
+    def test_what_is_no_class_is_grey(self, sample: dict[str, Tensor]) -> None:
+        sample['mask'][0, :2] = torch.tensor([255, -1])
+        figure = draw(sample, MODALITIES, WAYS, PALETTE)
+        (legend,) = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+        assert [text.get_text() for text in legend.get_texts()] == ['0  none']
+        (image,) = [ax.images[0] for ax in figure.axes if ax.get_title() == 'mask']
+        assert image.to_rgba(image.get_array())[0, :3, 3].tolist() == [0, 0, 1]
+
     def test_needs_no_labels(self, sample: dict[str, Tensor]) -> None:
         del sample['mask']
         assert len(pictures(sample)) == 6

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -39,9 +40,18 @@ class Composite:
     alike: bool = False
 
 
+#: Ways to show a modality of a dataset that knows none of its own.
+COMPOSITES = (
+    Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+    Composite('true colour', ('red', 'green', 'blue'), alike=True),
+    Composite('true colour', ('R', 'G', 'B'), alike=True),
+    Composite('VV, VH', ('VV', 'VH', 'VV')),
+)
+
+
 @dataclass(frozen=True)
 class Palette:
-    """Names and colours of the classes.
+    """Names and colours of the classes; what is none of them is drawn as what was not measured.
 
     Args:
         labels: K names.
@@ -109,6 +119,33 @@ def draw(
     return figure
 
 
+def draw_any(
+    sample: Sample,
+    modalities: Mapping[str, Modality],
+    labels: Sequence[str] | None,
+    ignore_index: int | None,
+    show_titles: bool,
+    suptitle: str | None,
+) -> Figure:
+    """As :func:`draw`, of a dataset that knows neither composites nor colours of its own.
+
+    Args:
+        sample: As for :func:`draw`.
+        modalities: Likewise; of one that makes no picture the first band is shown.
+        labels: Names of the classes; None or none for the numbers that occur.
+        ignore_index: The number that is no class; None if there is none.
+        show_titles: As for :func:`draw`.
+        suptitle: Likewise.
+    """
+    composites = {name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1])) for name, m in modalities.items()}
+    classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
+    ignored = -1 if ignore_index is None else ignore_index
+    greatest = [int(value.masked_fill(value == ignored, 0).max()) for value in classes]
+    names = labels or [str(index) for index in range(max(greatest, default=0) + 1)]
+    colors = [to_hex(colormaps['tab20'](index % 20)) for index in range(len(names))]
+    return draw(sample, modalities, composites, Palette(names, colors), show_titles, suptitle)
+
+
 @dataclass(frozen=True)
 class _Panel:
     """One picture: an image ``(H, W, 3)``, classes ``(H, W)``, or nothing at all."""
@@ -159,8 +196,9 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
     if panel.image is None:
         ax.text(0.5, 0.5, 'absent', ha='center', va='center', color='0.4')
     elif panel.image.ndim == 2:
-        cmap = ListedColormap(palette.colors)
-        ax.imshow(panel.image, cmap=cmap, vmin=-0.5, vmax=len(palette.colors) - 0.5, interpolation='none')
+        count = len(palette.colors)
+        shown = np.ma.masked_outside(panel.image, 0, count - 1)
+        ax.imshow(shown, cmap=ListedColormap(palette.colors), vmin=-0.5, vmax=count - 0.5, interpolation='none')
     else:
         ax.imshow(panel.image)
     if show_title:
@@ -169,7 +207,8 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
 
 def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, crowded: bool) -> None:
     """Names of the classes that occur, in an empty place and to its right."""
-    present = sorted({int(value) for values in classes for value in np.unique(values)})
+    occurring = {int(value) for values in classes for value in np.unique(values)}
+    present = sorted(occurring & set(range(len(palette.colors))))
     handles = [Patch(fc=palette.colors[k], ec='0.5', lw=0.5, label=f'{k}  {palette.labels[k]}') for k in present]
     style = {'fontsize': 6.5, 'labelspacing': 0.2} if crowded else {'fontsize': 8, 'ncols': 1 + (len(handles) > 10)}
     legend = ax.legend(handles=handles, loc='center left', bbox_to_anchor=(0, 0.5), frameon=False, **style)

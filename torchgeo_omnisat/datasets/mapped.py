@@ -14,9 +14,8 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
-from .figures import Composite, Palette, draw
+from .figures import draw_any
 from .georeference import DAY
-from .multimodal import COMPOSITES
 from .series import parse_day
 
 
@@ -104,11 +103,9 @@ class MappedDataset(NonGeoDataset):
         return sample
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality of a sample."""
-        composites = {
-            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
-        }
-        return draw(sample, self.modalities, composites, Palette((), ()), show_titles, suptitle)
+        """Show every modality of a sample, and its classes by their numbers."""
+        names = [str(index) for index in range(self.num_classes or 0)]
+        return draw_any(sample, self.modalities, names, None, show_titles, suptitle)
 
     def _get(self, given: Mapping[str, Any], name: str) -> Tensor:
         """What is under a key of the dataset."""

@@ -8,11 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import shapely
 from geopandas import GeoDataFrame
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from pyproj import CRS
 from rasterio import Affine
@@ -21,17 +20,9 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ..grid import Grid
 from ..modality import Modality
-from .figures import Composite, Palette, draw
+from .figures import draw_any
 from .georeference import where
 from .sources import ImageSource, LabelSource, common_step, native_gsd, period
-
-#: Bands that make a picture, the first that a modality has.
-COMPOSITES = (
-    Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
-    Composite('true colour', ('red', 'green', 'blue'), alike=True),
-    Composite('true colour', ('R', 'G', 'B'), alike=True),
-    Composite('VV, VH', ('VV', 'VH', 'VV')),
-)
 
 
 class MultimodalGeoDataset(GeoDataset):
@@ -144,7 +135,9 @@ class MultimodalGeoDataset(GeoDataset):
             ValueError: If nothing is left.
         """
         part = copy.copy(self)
-        part.index = self._rows(self.area.intersection(area), f'an area with the bounds {area.bounds}')
+        covered = tuple(map(round, self.area.bounds))
+        what = f'an area with the bounds {area.bounds}, where the data cover {covered}'
+        part.index = self._rows(self.area.intersection(area), what)
         return part
 
     def unlabelled(self) -> 'MultimodalGeoDataset':
@@ -200,16 +193,7 @@ class MultimodalGeoDataset(GeoDataset):
         Returns:
             The figure.
         """
-        composites = {
-            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
-        }
-        classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
-        count = max([int(value.max()) + 1 for value in classes] + [len(self.label_names or ())])
-        names = [*(self.label_names or ())] + [str(index) for index in range(len(self.label_names or ()), count)]
-        if self.ignore_index < count:
-            names[self.ignore_index] = 'ignored'
-        colors = [to_hex(colormaps['tab20'](index % 20)) for index in range(count)]
-        return draw(sample, self.modalities, composites, Palette(names, colors), show_titles, suptitle)
+        return draw_any(sample, self.modalities, self.label_names, self.ignore_index, show_titles, suptitle)
 
     def _build(self, crs: CRS) -> None:
         """Bring the datasets to a CRS and find the pixels that they share."""
@@ -232,7 +216,9 @@ class MultimodalGeoDataset(GeoDataset):
         self._res = (anchor, anchor)
         rasters = [self.labels_given] if isinstance(self.labels_given, RasterDataset) else []
         aligned = [dataset for dataset in [*rasters, *self.given.values()] if dataset.crs == crs]
-        bounds = aligned[0].index.total_bounds if aligned else next(iter(self.sources.values())).index.total_bounds
+        index = aligned[0].index if aligned else next(iter(self.sources.values())).index
+        straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # a file of another CRS lies askew
+        bounds = (index if straight.empty else straight).total_bounds
         self.corner = (float(bounds[0]), float(bounds[3]))
 
     def _joined(self) -> GeoDataFrame:

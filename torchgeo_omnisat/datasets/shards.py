@@ -21,8 +21,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
-from .figures import Composite, Palette, draw
-from .multimodal import COMPOSITES
+from .figures import draw_any
 
 #: Says what the shards of a folder hold.
 FILE = 'shards.json'
@@ -157,11 +156,7 @@ class ShardedDataset(NonGeoDataset):
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality of a sample."""
-        composites = {
-            name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1] * 3)) for name, m in self.modalities.items()
-        }
-        colours = [f'C{index % 10}' for index in range(len(self.labels))]
-        return draw(sample, self.modalities, composites, Palette(self.labels, colours), show_titles, suptitle)
+        return draw_any(sample, self.modalities, self.labels, None, show_titles, suptitle)
 
 
 def _litdata(part: str = '') -> Any:
