@@ -51,6 +51,21 @@ def make(root: Path, **changes: Any) -> MultimodalGeoDataModule:
     return MultimodalGeoDataModule(str(root), **{'rasters': RASTERS, **args})
 
 
+def test_speckle_is_in_the_unit_of_the_raster(root: Path) -> None:
+    for decibels in (True, False):
+        datamodule = make(root, rasters={'s1': {**RASTERS['s1'], 'decibels': decibels}}, temporal_dropout=0, jitter=0)
+        datamodule.dihedral = False
+        datamodule.setup('fit')
+        batch = {'image_s1': torch.full((2, 1, 1, 64, 64), 0.02), 'valid_s1': torch.ones(2, 1, dtype=torch.bool)}
+        speckled = datamodule.train_aug(batch)['image_s1'] * datamodule.std['s1'] + datamodule.mean['s1']
+        if decibels:
+            assert speckled.std().item() > 1
+        else:
+            assert speckled.min() > 0
+            assert (speckled / 0.02).mean().item() == pytest.approx(1, abs=0.02)
+            assert (speckled / 0.02).var().item() == pytest.approx(0.1, rel=0.15)
+
+
 def test_splits_share_no_label(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.2, 0.3)}, length=40)
     datamodule.prepare_data()
@@ -221,12 +236,16 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
         ),
         ({'required': 's2'}, r"required is 's2', expected some of the rasters"),
         ({'labels': ['a']}, r'num_classes is 1, expected at least 2'),
+        ({'labels': None}, r'labels is None, and so is num_classes; expected the names of at least 2 classes'),
         ({'num_classes': 4}, r'there are 3 labels, expected one for each of 4 classes'),
         ({'split': {'axis': 'z', 'fractions': (1, 0, 0)}}, r"split has axis 'z'"),
         ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that make 1'),
         ({'split': {'west': [0, 0, 1, 1]}}, r'expected an axis and fractions, boxes'),
         ({'split': {'train': [0, 0, 1]}}, r"split has \[0, 0, 1\] for 'train', expected xmin"),
-        ({'split': {'test': [X, Y - 100, X + 100, Y]}}, r"leaves no labelled ground for 'train', expected some"),
+        (
+            {'split': {'test': [X, Y - 100, X + 100, Y]}},
+            r"leaves no labelled ground for 'train', expected some of \(600000, 5699680,",
+        ),
         (
             {'split': {'train': [X, Y - 100, X + 100, Y], 'test': [X + 50, Y - 100, X + 200, Y]}},
             r"'train' and 'test' share 5000 m2, expected splits that do not overlap",
@@ -255,7 +274,7 @@ def test_a_modality_that_training_never_sees(root: Path) -> None:
 
 
 def test_an_area_outside(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'there is no ground in an area with the bounds \(0.0, 0.0, 1.0, 1.0\)'):
+    with pytest.raises(ValueError, match=r'no ground .* \(0.0, 0.0, 1.0, 1.0\), where the data cover \(600000, 569'):
         make(root, predict_area=[0, 0, 1, 1]).setup('predict')
     for area in [0, 0, 1], [1, 0, 0, 1], {'bounds': [0, 0, 1, 1]}, {'bounds': None, 'crs': 'EPSG:4326'}:
         with pytest.raises(ValueError, match=r'predict_area is .* expected xmin, ymin, xmax, ymax, a vector file, or'):
@@ -276,6 +295,19 @@ def test_other_datasets_and_polygons_by_their_settings(root: Path, tmp_path: Pat
     sample = datamodule.train_dataset[0]
     assert sample['image_s2'].shape == (2, 8, 8)
     assert set(sample['mask'].unique().tolist()) == {2}
+
+
+def test_names_of_classes_in_a_column(root: Path, tmp_path: Path) -> None:
+    fields = gpd.GeoDataFrame({'crop': ['c', 'b']}, geometry=[shapely.box(X, Y - 320, X + 160, Y)] * 2, crs=UTM)
+    fields.geometry.iloc[1] = shapely.box(X + 200, Y - 320, X + 320, Y)
+    fields.to_file(tmp_path / 'fields.gpkg')
+    mask = {'path': str(tmp_path / 'fields.gpkg'), 'column': 'crop', 'outside': 'a'}
+    datamodule = make(root, mask=mask, label_gsd=10, split={'train': [X, Y - 320, X + 320, Y]})
+    datamodule.setup('fit')
+    mask_of_train = datamodule.labelled[slice(X, X + 320), slice(Y - 320, Y)]['mask']
+    assert mask_of_train[:, :16].unique().tolist() == [2]
+    assert mask_of_train[:, 16:20].unique().tolist() == [0]
+    assert mask_of_train[:, 20:].unique().tolist() == [1]
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
                 left out of every split, and it is said of how many.
             dihedral: Whether to turn and mirror tiles.
             temporal_dropout: Probability of losing each date of a series; 0 for none.
-            speckle: Looks of the speckle added to radar images in dB; 0 for none.
+            speckle: Looks of the speckle added to radar images; 0 for none.
             jitter: Greatest change of gain and offset, in deviations; 0 for none.
             batches: Whether the samples of a training batch come from anywhere, or are
                 neighbours on the ground: harder to tell from each other.
@@ -147,6 +147,10 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
 
+    def in_decibels(self, name: str) -> bool:
+        """Whether radar images of a modality are in dB; in linear power if not."""
+        return True
+
     def augmentation(self) -> MultimodalAugmentation:
         """What a training batch goes through: geometry, time and speckle in raw units, then the rest."""
         known = self.modalities
@@ -155,8 +159,9 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             steps.append(RandomDihedral(known))
         if self.temporal_dropout:
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
-        if self.speckle:
-            steps.append(RandomSpeckle(known, self.speckle))
+        for decibel in (True, False) if self.speckle else ():
+            if some := [modality for name, modality in known.items() if self.in_decibels(name) == decibel]:
+                steps.append(RandomSpeckle(some, self.speckle, decibel))
         steps.append(Normalize(known, self.mean, self.std))
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))

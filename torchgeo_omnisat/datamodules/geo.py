@@ -37,10 +37,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
         root: /data/region
         rasters:
-          s2: {path: s2, bands: [B02, B03, B04, B08], gsd: 10, nodata: 0}
+          s2: {path: s2, gsd: 10, nodata: 0}
           s1: {path: s1, gsd: 10, decibels: true}
           aerial: {path: aerial, gsd: 0.2, temporal: false}
-        mask: {path: fields.gpkg, column: crop}
+        mask: {path: fields.gpkg, column: crop, outside: none}
         labels: [none, wheat, maize]
         label_gsd: 10
         split: {axis: x, fractions: [0.6, 0.2, 0.2]}
@@ -87,17 +87,20 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`; ``kind`` is
                 ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` or ``'stac'``. Or ``class_path``
                 and ``init_args`` of another geodataset.
-            mask: Settings of the labels, likewise; polygons have a ``column`` with the class.
-                None to pretrain, or to predict.
+            mask: Settings of the labels, likewise; polygons have a ``column`` with the class, its name
+                or its number, and ground ``outside`` of them has no label unless it is told one. Training
+                is restricted to the ground of the labels. None to pretrain, or to predict.
             labels: Names of the classes.
             num_classes: Their number; as many as *labels* by default.
             ignore_index: The label of what has none.
             colors: A colour a class, for figures and maps.
             modalities: Which of *rasters* to use; None for all.
             required: Modalities without which ground is left out.
-            crs: CRS of tiles and maps, in metres; that of the labels by default.
+            crs: CRS of tiles and maps, in metres; by default that of the labels, or else of the first
+                of *rasters*, that is in metres.
             patch_size: Side of the ground that a token stands for, in metres.
-            label_gsd: Metres a pixel of labels and maps; that of raster labels by default.
+            label_gsd: Metres a pixel of labels and maps; that of raster labels by default, or else of
+                the first of *rasters*.
             tile_size: Side of a tile in metres.
             length: Training tiles an epoch; as many as fit side by side by default.
             split: The ground of training, validation and test: fractions along an axis, boxes, or
@@ -141,7 +144,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.required = tuple(required)
         self.crs = crs
         self.patch_size = patch_size
-        self.tile_size = tile_size
+        self.tile_size = float(tile_size)
         self.length = length
         self.split = split or {'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}
         self.predict_area = predict_area
@@ -151,7 +154,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     @cached_property
     def labelled(self) -> MultimodalGeoDataset:
         """The rasters where there are labels; everywhere, if there are none at all."""
-        return self._join(None if self.mask is None else label_dataset(self.mask, self.root))
+        return self._join(None if self.mask is None else label_dataset(self.mask, self.root, self.labels))
 
     @cached_property
     def unlabelled(self) -> MultimodalGeoDataset:
@@ -180,13 +183,20 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             ValueError: If the split has no ground, or too little.
         """
         if self.grounds[split].is_empty:
-            raise ValueError(f'split {self.split} leaves no labelled ground for {split!r}, expected some')
+            bounds, name = tuple(map(round, self.labelled.area.bounds)), self.labelled.crs.name
+            raise ValueError(
+                f'split {self.split} leaves no labelled ground for {split!r}, expected some of {bounds}, {name}'
+            )
         dataset = self.labelled.clip(self.grounds[split])
         tiles = GeoTiles(dataset, self.tile_size, None, str(self.root), split)
         if split == 'train' and not every:
             count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))
             tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
         return tiles
+
+    def in_decibels(self, name: str) -> bool:
+        """Whether images are in dB; of other readers than ours nothing says that they are not."""
+        return bool(getattr(self.labelled.given[name], 'decibels', True))
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Changes that make a dataset to be measured: all tiles, once."""
