@@ -14,9 +14,15 @@ import pytest
 import yaml
 
 from tests.conftest import SHARED
+from tests.geo_tree import ramp, write
 from tests.processes import run
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule, statistics
+from torchgeo_omnisat.datamodules import (
+    MultimodalGeoDataModule,
+    PASTISMultimodalDataModule,
+    SyntheticLandscapesDataModule,
+    statistics,
+)
 from torchgeo_omnisat.datamodules.statistics import FILENAME
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
 
@@ -70,6 +76,18 @@ def test_training_reads_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixt
     norm = json.loads((root / 'NORM_S2_patch.json').read_text())
     expected = np.mean([norm[f'Fold_{fold}']['mean'] for fold in (2, 3, 4)], axis=0)
     assert other.mean['s2'].tolist() == pytest.approx(expected.tolist())
+
+
+def test_of_rasters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / 's2/a_20210301.tif', ramp(8, 8), bands=('B04',))
+    arguments = {'root': str(tmp_path), 'rasters': {'s2': {'path': 's2', 'gsd': 10}}, 'tile_size': 40}
+    config = {'data': {'class_path': 'MultimodalGeoDataModule', 'init_args': arguments}}
+    (tmp_path / 'stats.yaml').write_text(yaml.safe_dump(config))
+    assert main(['stats', '--config', str(tmp_path / 'stats.yaml')]) == 0
+    assert f'prediction on {tmp_path} read' in capsys.readouterr().out
+    (kept,) = json.loads((tmp_path / FILENAME).read_text())['s2']
+    datamodule = MultimodalGeoDataModule(**arguments)
+    assert datamodule.groups([None]) == [kept]
 
 
 def test_configuration_file(tmp_path: Path) -> None:

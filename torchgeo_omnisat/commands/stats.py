@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{name!r} has not one valid image with a finite pixel in {train.path}', file=sys.stderr)
     if path is None:
         return 1
-    print(f'Kept in {path}, which training, testing and prediction on {train.root} read.')
+    print(f'Kept in {path}, which training, testing and prediction on {train.path} read.')
     return 1 if empty else 0
 
 
