@@ -128,6 +128,13 @@ class TestModalities:
         assert (bands[1] == wanted).all()
         assert ((bands[0] == 255) == (wanted == 255)).all()
 
+    def test_of_a_baseline_bits_are_those_of_what_it_takes(self, tmp_path: Path) -> None:
+        task = make_task(backbone='utae', modalities={name: MODALITIES[name] for name in ('dem', 's2')})
+        path = predict(tmp_path, PlaneDataModule(32, 32, modalities=('s2', 'dem')), task)
+        with rasterio.open(path) as file:
+            assert {k: v for k, v in file.tags(2).items() if k.startswith('BIT')} == {'BIT_0': 's2'}
+            assert (file.read(2) == 1).all()
+
     def test_one_that_is_nowhere_changes_nothing(self, tmp_path: Path) -> None:
         alone = read(predict(tmp_path / 'a', PlaneDataModule(64, 40)))
         nowhere = PlaneDataModule(64, 40, modalities=('s2', 's1a'), covers={'s1a': (500, 600)})

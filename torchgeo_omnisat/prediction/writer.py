@@ -212,7 +212,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Settle what the bands are and how classes are coloured; the names of the classes."""
         told = self._module.hparams
         labels = told['labels'] or [str(index) for index in range(told['num_classes'])]
-        self._bands = Bands(labels, [modality['name'] for modality in told['modalities']], self.probabilities)
+        self._bands = Bands(labels, list(self._module.modalities), self.probabilities)
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
         return labels
 
