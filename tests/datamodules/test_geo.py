@@ -251,7 +251,7 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
             r"'train' and 'test' share 5000 m2, expected splits that do not overlap",
         ),
         ({'split': {'file': 'nowhere.gpkg'}}, r'nowhere.gpkg cannot be read .* expected a vector file'),
-        ({'tile_size': 90}, r'tiles have 90 m, expected a multiple of 40.0 m'),
+        ({'tile_size': 90}, r'tiles have 90.0 m, expected a multiple of 40.0 m'),
         ({'tile_size': 400}, r"the ground of 'train', .* has no room for a tile of 400 m"),
         ({'rasters': {'s2': {'paht': 's2'}}}, r"settings of 's2' have no path, expected path and some of"),
         (
@@ -298,9 +298,8 @@ def test_other_datasets_and_polygons_by_their_settings(root: Path, tmp_path: Pat
 
 
 def test_names_of_classes_in_a_column(root: Path, tmp_path: Path) -> None:
-    fields = gpd.GeoDataFrame({'crop': ['c', 'b']}, geometry=[shapely.box(X, Y - 320, X + 160, Y)] * 2, crs=UTM)
-    fields.geometry.iloc[1] = shapely.box(X + 200, Y - 320, X + 320, Y)
-    fields.to_file(tmp_path / 'fields.gpkg')
+    shapes = [shapely.box(X, Y - 320, X + 160, Y), shapely.box(X + 200, Y - 320, X + 320, Y)]
+    gpd.GeoDataFrame({'crop': ['c', 'b']}, geometry=shapes, crs=UTM).to_file(tmp_path / 'fields.gpkg')
     mask = {'path': str(tmp_path / 'fields.gpkg'), 'column': 'crop', 'outside': 'a'}
     datamodule = make(root, mask=mask, label_gsd=10, split={'train': [X, Y - 320, X + 320, Y]})
     datamodule.setup('fit')

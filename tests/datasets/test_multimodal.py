@@ -274,6 +274,15 @@ def test_vector_labels(root: Path, tmp_path: Path) -> None:
         assert set(mask.unique().tolist()) <= {0, 3, 255}
 
 
+def test_a_file_of_another_crs_moves_no_pixel(root: Path, tmp_path: Path) -> None:
+    for path in sorted((root / 's2').glob('*.tif')):
+        (tmp_path / path.name).symlink_to(path)
+    write(tmp_path / 'a_20220505.tif', ramp(64, 64, 2), (173000.0, 5713000.0), crs='EPSG:32632')
+    series = RasterTimeSeries(tmp_path)
+    assert series.crs == UTM
+    assert MultimodalGeoDataset({'s2': series}).corner == (X, Y)
+
+
 def test_labels_end_inside_a_tile(joined: MultimodalGeoDataset, root: Path) -> None:
     assert joined[window()]['mask'][0, 0] == 255  # nodata
     mask = joined[window(40, 40)]['mask']

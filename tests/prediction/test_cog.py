@@ -70,7 +70,9 @@ def test_overview_is_small_and_has_a_legend(tmp_path: Path, monkeypatch: pytest.
     (image,) = figure.axes[0].get_images()
     drawn = np.asarray(image.get_array())
     assert drawn.shape == (83, 100, 3)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['water  50.0%', 'town  50.0%', 'nodata']
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ['water  50.0%', 'town  50.0%', 'nodata']
     assert drawn[10, 10].tolist() == [10, 20, 30]
     assert drawn[10, 90].tolist() == [255, 0, 0]
     assert drawn[80, 10].tolist() == [220, 220, 224]

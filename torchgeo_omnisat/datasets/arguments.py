@@ -112,11 +112,13 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
     Raises:
         ValueError: If there are too few, or not as many as names.
     """
+    if labels is None and count is None and least:
+        raise ValueError(f'labels is None, and so is num_classes; expected the names of at least {least} classes')
     count = len(labels or ()) if count is None else count
     if labels is not None and len(labels) != count:
         raise ValueError(f'there are {len(labels)} labels, expected one for each of {count} classes')
     if count < least:
-        raise ValueError(f'num_classes is {count}, expected at least {least}, or labels')
+        raise ValueError(f'num_classes is {count}, expected at least {least}')
     return list(labels or map(str, range(count)))
 
 

@@ -4,14 +4,15 @@
 """Configured: geodatasets from plain settings, as a YAML file has them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchgeo.datasets import GeoDataset, VectorDataset
+from torchgeo.datasets import GeoDataset
 
 from .arguments import class_at
 from .frames import is_remote
+from .polygons import Polygons
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .stac import STACTimeSeries
@@ -51,20 +52,20 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
     return _made(name, KINDS[kind], settings, root)
 
 
-def label_dataset(settings: Mapping[str, Any], root: Path) -> GeoDataset:
+def label_dataset(settings: Mapping[str, Any], root: Path, labels: Sequence[str] = ()) -> GeoDataset:
     """A dataset of labels.
 
     Args:
         settings: As those of images; for polygons ``path`` is a vector file, or a directory
-            of them, and ``column`` the one with the class.
+            of them, and ``column`` and ``outside`` are those of :class:`.Polygons`.
         root: Directory of the data.
+        labels: Names of the classes.
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
     if 'class_path' in settings:
         return _of_class('mask', settings, root)
     if 'column' in settings or str(settings.get('path', '')).lower().endswith(VECTORS):
-        column = settings.pop('column', None)
-        return _made('mask', VectorDataset, {**settings, 'label_name': column}, root)
+        return _made('mask', Polygons, {'labels': labels, **settings}, root)
     return _made('mask', RasterTimeSeries, {'name': 'mask', 'temporal': False, **settings}, root)
 
 

@@ -207,11 +207,11 @@ class RasterTimeSeries(RasterDataset):
     def _nothing(self) -> DatasetNotFoundError:
         """The error of a folder without such files."""
         error = DatasetNotFoundError(self)
-        files = self.files
+        files, hint = self.files, '; filename_regex and date_format tell how a date is written.'
         error.args = (
             f'{error} Expected files {self.filename_glob!r} whose names match '
             f'{" ".join(self.filename_regex.split())!r}, found {len(files)}'
-            + (f' such as {os.path.basename(files[0])!r} that do not.' if files else '.'),
+            + (f' such as {os.path.basename(files[0])!r} that do not{hint}' if files else '.'),
         )
         return error
 
@@ -220,7 +220,10 @@ class RasterTimeSeries(RasterDataset):
         wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
         unknown = [band for band in wanted if band not in self.all_bands]
         if unknown:
-            raise ValueError(f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}')
+            raise ValueError(
+                f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}; '
+                'all_bands tells what bands of files are called that do not say so'
+            )
         groups = re.compile(self.filename_regex, re.VERBOSE).groupindex
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(

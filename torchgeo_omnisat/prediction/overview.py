@@ -54,7 +54,7 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
     ]
     if counts.sum() < classes.size:
         shown.append(Patch(facecolor=_fraction(NODATA), label='nodata'))
-    figure.legend(handles=shown, loc='outside right upper', fontsize=8, frameon=False)
+    axes.legend(handles=shown, loc='upper left', bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
     return figure
 
 
