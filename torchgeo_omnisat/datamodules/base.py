@@ -159,9 +159,9 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             steps.append(RandomDihedral(known))
         if self.temporal_dropout:
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
-        for decibel in (True, False) if self.speckle else ():
-            if some := [modality for name, modality in known.items() if self.in_decibels(name) == decibel]:
-                steps.append(RandomSpeckle(some, self.speckle, decibel))
+        if self.speckle:
+            units = {unit: [m for name, m in known.items() if self.in_decibels(name) == unit] for unit in (True, False)}
+            steps += [RandomSpeckle(some, self.speckle, unit) for unit, some in units.items() if some]
         steps.append(Normalize(known, self.mean, self.std))
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
