@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.commands.robustness import read_labels
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets.writing import MANIFEST
 from torchgeo_omnisat.tasks import OmniSatSegmentation
@@ -104,6 +105,24 @@ def test_made_up_data_in_a_real_layout_are_called_so(folder: Path, tmp_path: Pat
     words[2] = f'--data.root={real}'
     assert main([*words, '--ckpt', str(folder / 's2.ckpt')]) == 0
     assert {row['data'] for row in read(tmp_path)} == {'PASTISMultimodal'}
+
+
+@pytest.mark.parametrize(
+    ('word', 'label', 'path'),
+    [
+        ('a.ckpt', 'a', 'a.ckpt'),
+        ('plain=a.ckpt', 'plain', 'a.ckpt'),
+        ('plain=runs/epoch=3-step=9.ckpt', 'plain', 'runs/epoch=3-step=9.ckpt'),
+        ('runs/epoch=3-step=9.ckpt', 'epoch=3-step=9', 'runs/epoch=3-step=9.ckpt'),
+        ('epoch=3.ckpt', 'epoch=3', 'epoch=3.ckpt'),
+    ],
+)
+def test_names_of_checkpoints_hold_what_they_like(
+    word: str, label: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'epoch=3.ckpt').touch()
+    assert read_labels([word]) == {label: [Path(path)]}
 
 
 def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

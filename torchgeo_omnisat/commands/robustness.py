@@ -170,17 +170,19 @@ def load_task(path: Path) -> SupervisedTask:
 
 
 def read_labels(words: Sequence[str]) -> dict[str, list[Path]]:
-    """Checkpoints by label; without one, a file is called by its own name.
+    """Checkpoints by label; without one, a file is called by its own name, which may hold ``=`` as Lightning's do.
 
     Raises:
         ValueError: If two files without a label have the same name.
     """
     labelled: dict[str, list[Path]] = {}
     for word in words:
-        label, told, path = word.rpartition('=')
-        if not told and Path(path).stem in labelled:
-            raise ValueError(f'--ckpt has two models called {Path(path).stem!r}, expected LABEL={path}')
-        labelled.setdefault(label or Path(path).stem, []).append(Path(path).expanduser())
+        label, told, name = word.partition('=')
+        bare = not told or '/' in label or Path(word).is_file()
+        path = Path(word if bare else name)
+        if bare and path.stem in labelled:
+            raise ValueError(f'--ckpt has two models called {path.stem!r}, expected LABEL={path}')
+        labelled.setdefault(path.stem if bare else label, []).append(path.expanduser())
     return labelled
 
 
