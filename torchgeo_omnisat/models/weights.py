@@ -214,7 +214,8 @@ def read_published(file: Path | io.BytesIO, name: str) -> dict[str, Tensor]:
 def _files(folder: Path, url: str) -> list[dict[str, Any]]:
     """What the record says of its files; kept in the folder, so that it is asked once."""
     kept = folder / 'record.json'
-    if kept.is_file():
+    known = kept.is_file()
+    if known:
         text = kept.read_bytes()
     else:
         request = Request(url, headers={'Accept': 'application/json', 'User-Agent': 'torchgeo_omnisat'})
@@ -231,10 +232,11 @@ def _files(folder: Path, url: str) -> list[dict[str, Any]]:
         raise ValueError(
             f'{url} gave {text[:80]!r} ..., expected a record with key, checksum and link: {error}'
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f'.record.{os.getpid()}'
-    temporary.write_bytes(text)
-    temporary.replace(kept)
+    if not known:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f'.record.{os.getpid()}'
+        temporary.write_bytes(text)
+        temporary.replace(kept)
     return files
 
 
