@@ -309,7 +309,7 @@ class OmniSatPretraining(OmniSatTask):
             self.log(f'{stage}_patch_candidates/{name}', float(found.candidates), sync_dist=True)
             self._similar[f'patches, {pair[0]} and {pair[1]}'] = found.similarity
         if not self.trainer.sanity_checking:
-            data = 'synthetic landscapes' if getattr(self.datamodule, 'synthetic', False) else 'validation'
+            data = 'synthetic landscapes' if getattr(self.datamodule, 'synthetic', False) else f'{stage} split'
             self.show(f'{stage}/similarity', lambda: draw_similarity(self._similar, f'Cosine of embeddings, {data}'))
 
     def _log(self, name: str, value: Tensor, count: int, stage: str, **kwargs: Any) -> None:
