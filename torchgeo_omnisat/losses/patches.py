@@ -93,9 +93,9 @@ class PatchContrastiveLoss(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             seen = _seen(tokens, available)
             x = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).masked_fill(~seen.unsqueeze(-1), 0)
-            strange = int((~x.detach().isfinite().all(-1)).sum())
-            if processes.anywhere(strange > 0, x.device) if self.gather else strange:
-                raise ValueError(f'{strange} tokens that are available are NaN or infinite, expected finite numbers')
+            strange = (~x.detach().isfinite().all(-1)).sum()
+            if count := int(processes.total(strange) if self.gather else strange):
+                raise ValueError(f'{count} tokens that are available are NaN or infinite, expected finite numbers')
             return self._compare(F.normalize(x, dim=-1), seen, exclude)
 
     def _compare(

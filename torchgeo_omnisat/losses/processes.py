@@ -86,8 +86,8 @@ def shared_mean(local: Tensor, count: Tensor) -> Tensor:
     averages gradients over processes, and the result is that of one process with all terms.
 
     Args:
-        local: Sum over this process's terms, a scalar.
-        count: Number of terms of all processes; without any the mean is 0.
+        local: Sum over this process's terms, or several of them.
+        count: Number of terms of all processes, likewise; without any the mean is 0.
     """
     count = count.to(local.dtype).clamp(min=1)
     mean = local * world_size() / count
