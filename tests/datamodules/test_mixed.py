@@ -225,6 +225,8 @@ def test_what_all_agree_on_is_known(parts: dict[str, Any]) -> None:
     datamodule = MixedDataModule(parts)
     datamodule.setup('fit')
     assert (datamodule.num_classes, datamodule.ignore_index, datamodule.label_gsd) == (20, 19, 10.0)
+    assert datamodule.label_names == parts['pastis'].label_names
+    assert datamodule.synthetic
     parts['made'].num_classes = 3
     datamodule.setup('fit')
     assert datamodule.num_classes is None

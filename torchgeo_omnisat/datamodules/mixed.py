@@ -22,7 +22,7 @@ from .resuming import ResumableDataModule
 #: Key under which a batch says which datamodule it is from, until that has augmented it.
 SOURCE = 'source'
 #: What all datamodules have to agree on to be learnt as one.
-COMMON = ('num_classes', 'labels', 'ignore_index', 'label_gsd')
+COMMON = ('num_classes', 'labels', 'label_names', 'ignore_index', 'label_gsd')
 
 
 class MixedDataModule(ResumableDataModule, BaseDataModule):
@@ -76,6 +76,11 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         if patch_size is None and len(set(sizes.values())) > 1:
             raise ValueError(f'patches of the datamodules are {sizes} m, expected patch_size to be given')
         self.patch_size = first.patch_size if patch_size is None else patch_size
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any samples are made up, so that whoever shows results from them says so."""
+        return any(module.synthetic for module in self.datamodules.values())
 
     def prepare_data(self) -> None:
         """Prepare every one."""
