@@ -4,6 +4,7 @@
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
-from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 from torchgeo_omnisat.tasks.base import warmup_cosine
 
 from ..processes import succeed
@@ -99,6 +100,15 @@ class TestErrors:
         with pytest.raises(ValueError, match=r'num_classes of .* is 7, but the model was built for 20'):
             make_trainer(tmp_path).test(task, datamodule=datamodule)
         make_trainer(tmp_path).predict(task, datamodule=datamodule)
+
+    def test_a_datamodule_may_say_the_same_in_other_types(self) -> None:
+        told = {name: TOLD[name] for name in ('backbone', 'modalities', 'patch_size')}
+        task = OmniSatClassification(**told, label_names=['a', 'b'])
+        datamodule = SimpleNamespace(modalities=list(MODALITIES.values()), label_names=('a', 'b'))
+        task._trainer = SimpleNamespace(datamodule=datamodule, predicting=False)  # type: ignore[assignment]
+        task.configure_model()
+        task.on_test_start()
+        assert len(task.subset_scores.subsets) == 7
 
     def test_endless_training_needs_a_plateau(self, tmp_path: Path) -> None:
         loader = make_loader([make_sample(0)])

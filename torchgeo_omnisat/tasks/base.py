@@ -284,7 +284,7 @@ class OmniSatTask(BaseTask):
                 known = ours.get(name, f'{list(ours)} alone')
                 raise ValueError(f'{who} has {modality}, but the model was built for {known}')
         for name in self.required:
-            value = getattr(datamodule, name, None)
+            value = _plain(name, getattr(datamodule, name, None))
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
             if fixed and value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')

@@ -18,6 +18,7 @@ from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric
 
+from ..modality import as_modalities
 from .base import OmniSatTask
 from .robustness import SubsetScores, write_table
 from .upset import write_subsets
@@ -91,7 +92,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     def on_test_start(self) -> None:
         """Make room for the scores of every subset of the modalities that the data has."""
-        theirs = getattr(self.datamodule, 'modalities', None) or self.modalities
+        theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
         self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs])
         self.subset_scores.to(self.device)
 
