@@ -95,9 +95,8 @@ class ProbeCallback(Callback):
         datamodule: Any = getattr(trainer, 'datamodule', None)
         if getattr(getattr(pl_module, 'model', None), 'backbone', None) is None:
             raise ValueError(f'ProbeCallback found no model.backbone in {type(pl_module).__name__}, expected one')
-        missing = [
-            name for name in ('train_dataset', 'val_dataset', 'collate_fn', 'aug') if not hasattr(datamodule, name)
-        ]
+        needed = ('train_dataset', 'val_dataset', 'collate_fn', 'aug')
+        missing = [name for name in needed if getattr(datamodule, name, None) is None]
         if missing:
             raise ValueError(f'ProbeCallback found no {missing} in the datamodule {datamodule!r}, expected them')
         if isinstance(trainer.strategy, FSDPStrategy):
