@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import pyproj
 import pytest
 import shapely
 
@@ -77,3 +78,30 @@ def test_errors_name_what_is_wrong(tmp_path: Path, settings: dict[str, Any], mes
     path = fields(tmp_path / 'fields.gpkg', ['wheat', 'maize'])
     with pytest.raises(ValueError, match=message):
         Polygons(path, **{'labels': LABELS, **settings})
+
+
+def test_no_polygon_in_a_corner_of_a_window_in_another_crs_is_missed(tmp_path: Path) -> None:
+    """The south-eastern corner lies further south than the south-western one, by 15 m in 800."""
+    corner = shapely.box(X + 790, Y - 800, X + 800, Y - 790)
+    gpd.GeoDataFrame({'crop': ['maize']}, geometry=[corner], crs=UTM).to_crs('EPSG:4326').to_file(tmp_path / 'a.gpkg')
+    labels = Polygons(tmp_path / 'a.gpkg', crs=UTM, column='crop', outside='wheat', labels=LABELS[:2])
+    mask = labels[slice(X, X + 800, 10.0), slice(Y - 800, Y, 10.0)]['mask']
+    assert mask[-1, -1] == 1
+    assert mask.sum() == 1
+
+
+def test_files_are_read_once_and_follow_the_crs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Polygons(fields(tmp_path / 'fields.gpkg', ['wheat', 'maize']), column='crop', labels=LABELS[:2])
+    monkeypatch.setattr(gpd, 'read_file', None)
+    labels.crs = pyproj.CRS('EPSG:3857')
+    xmin, ymin, xmax, ymax = labels.index.total_bounds
+    mask = labels[slice(xmin, xmax, 5.0), slice(ymin, ymax, 5.0)]['mask']
+    assert {0, 1} <= set(mask.unique().tolist()) <= {-1, 0, 1}
+
+
+def test_a_damaged_file_is_not_left_out(tmp_path: Path) -> None:
+    fields(tmp_path / 'fields.gpkg', ['wheat', 'maize'])
+    whole = fields(tmp_path / 'torn.gpkg', ['meadow']).read_bytes()
+    (tmp_path / 'torn.gpkg').write_bytes(whole[:4000])
+    with pytest.raises(ValueError, match=r'torn.gpkg cannot be read .*, expected a vector file with polygons'):
+        Polygons([tmp_path / 'fields.gpkg', tmp_path / 'torn.gpkg'], column='crop', labels=LABELS)

@@ -4,20 +4,27 @@
 """Polygons: vector files as labels, whose classes have names or numbers."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
+import shapely
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from rasterio.features import rasterize
 from torchgeo.datasets import VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
+
+from .georeference import where, window_grid
 
 
 class Polygons(VectorDataset):
     """Polygons with a class each; ground outside of them has none unless it is told one.
 
-    Its parent takes all that no polygon covers for class 0, and knows no names.
+    Its parent takes all that no polygon covers for class 0, knows no names, reads whole files
+    anew for every window, and finds their polygons by two corners of the window, which in
+    another CRS is not all of it. Here files are read once and searched by a spatial index.
 
     Args:
         paths: A vector file, several, or directories of them.
@@ -30,7 +37,7 @@ class Polygons(VectorDataset):
         labels: Names of the classes.
 
     Raises:
-        ValueError: If a file has no such column, or a class in it that is none.
+        ValueError: If a file cannot be read, or has no such column, or a class in it that is none.
     """
 
     #: What samples hold where there is no label; joins take it for that.
@@ -52,15 +59,12 @@ class Polygons(VectorDataset):
         elif outside not in [*self.names, *self.names.values()]:
             raise ValueError(f'outside of the mask is {outside!r}, expected one of the labels {list(labels)}')
         self.outside = self.names[outside] if isinstance(outside, str) else outside
+        self.frames = {path: self._read(path) for path in self.files}  # its parent leaves out what is damaged
         if column:
-            self._check(column)
-
-    def get_label(self, feature: 'pd.Series[Any]') -> int:
-        """The class of a polygon, plus one, because what is not drawn is 0 already."""
-        return self._number(feature[self.label_name]) + 1 if self.label_name else 2
+            self._tell_lacking()
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """The classes of a window.
+        """The classes of a window; where polygons overlap, that of the last.
 
         Args:
             index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres].
@@ -71,49 +75,62 @@ class Polygons(VectorDataset):
         Raises:
             IndexError: If no file reaches the window.
         """
-        sample = super().__getitem__(index)
-        mask = sample['mask'] - 1
-        sample['mask'] = mask.where(mask != -1, self.outside).clamp(min=self.nodata)
-        return sample
+        x, y, t = self._disambiguate_slice(index)
+        grid, window = window_grid(self.crs, x, y), shapely.box(x.start, y.start, x.stop, y.stop)
+        rows = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop)) & self.index.intersects(window)]
+        if rows.empty:
+            raise IndexError(f'no polygon reaches {index}, expected a window within {self.bounds}')
+        mask = np.full((grid.height, grid.width), self.outside, np.int32)
+        for path in rows.filepath:
+            frame = self._frame(path)
+            near = frame.iloc[np.sort(frame.sindex.query(window, predicate='intersects'))]
+            if len(near):
+                rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
+        return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
-    def _number(self, value: Any) -> int:
-        """A class as a number, -2 where none is given."""
+    def _frame(self, path: str) -> gpd.GeoDataFrame:
+        """Polygons of a file in the CRS of the labels."""
+        if self.frames[path].crs != self.crs:
+            self.frames[path] = self.frames[path].to_crs(self.crs)
+        return self.frames[path]
+
+    def _read(self, path: str) -> gpd.GeoDataFrame:
+        """Polygons of a file, each with the ``number`` of its class."""
+        try:
+            frame: Any = (
+                gpd.read_parquet(path) if path.lower().endswith('.parquet') else gpd.read_file(path, layer=self.layer)
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
+        columns = list(frame.columns.drop(frame.geometry.name))
+        if self.label_name and self.label_name not in columns:
+            raise ValueError(f'{path} has the columns {columns}, expected {self.label_name!r}, the column of the mask')
+        numbers = (
+            [self._number(path, value) for value in frame[self.label_name]] if self.label_name else [1] * len(frame)
+        )
+        drawn = gpd.GeoDataFrame({'number': numbers}, geometry=frame.geometry.array, crs=frame.crs or self.crs)
+        return drawn[~(drawn.geometry.isna() | drawn.geometry.is_empty)]
+
+    def _number(self, path: str, value: Any) -> int:
+        """A class as a number, :attr:`nodata` where none is given."""
+        if pd.isna(value):
+            return self.nodata
         if isinstance(value, str) and value in self.names:
             return self.names[value]
-        number = -2 if pd.isna(value) else float(value)
-        if number != int(number):
-            raise ValueError(f'{value} is no whole number')
-        return int(number)
+        try:
+            if float(value) == int(float(value)):
+                return int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise ValueError(
+            f'{path} has {value!r} in the column {self.label_name!r}, expected numbers or some of the labels '
+            f'{list(self.names)}'
+        )
 
-    def _check(self, column: str) -> None:
-        """Refuse classes that are unknown, and tell of those that no polygon has."""
-        found = set()
-        for path in self.index.filepath:
-            for value in _attributes(path, column, self.layer).unique():
-                try:
-                    found.add(self._number(value))
-                except (TypeError, ValueError):
-                    raise ValueError(
-                        f'{path} has {value!r} in the column {column!r}, expected numbers or some of the labels '
-                        f'{list(self.names)}'
-                    ) from None
-        lacking = [name for name, number in self.names.items() if number not in {*found, self.outside}]
+    def _tell_lacking(self) -> None:
+        """Warn of classes that no polygon has."""
+        found = {self.outside}.union(*(frame.number for frame in self.frames.values()))
+        lacking = [name for name, number in self.names.items() if number not in found]
         if lacking:
             hint = f'; "outside: {lacking[0]}" in the mask would make the ground around them {lacking[0]!r}'
             rank_zero_warn(f'no polygon of {self.paths} is {lacking}' + hint * (self.outside == self.nodata))
-
-
-def _attributes(path: str, column: str, layer: str | int | None) -> 'pd.Series[Any]':
-    """A column of a vector file.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
-    if Path(path).suffix.lower() == '.parquet':
-        frame: Any = gpd.read_parquet(path).drop(columns='geometry', errors='ignore')
-    else:
-        frame = gpd.read_file(path, layer=layer, ignore_geometry=True)
-    if column not in frame:
-        raise ValueError(f'{path} has the columns {list(frame.columns)}, expected {column!r}, the column of the mask')
-    values: pd.Series[Any] = frame[column]
-    return values
