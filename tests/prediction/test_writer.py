@@ -100,7 +100,9 @@ class TestMap:
 
     def test_an_older_map_is_replaced(self, tmp_path: Path) -> None:
         (tmp_path / 'map.tif').write_text('something else')
-        assert read(predict(tmp_path, PlaneDataModule(32, 32))).shape == (5, 32, 32)
+        datamodule = PlaneDataModule(32, 32)
+        assert read(predict(tmp_path, datamodule)).shape == (5, 32, 32)
+        assert len(datamodule.predict_dataloader()) == 1  # by hand, now that the writer is through
 
     def test_ignored_class_never_wins(self, tmp_path: Path) -> None:
         task = make_task(ignore_index=1)

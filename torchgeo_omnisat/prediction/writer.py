@@ -210,9 +210,9 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def _legend(self) -> list[str]:
         """Settle what the bands are and how classes are coloured; the names of the classes."""
-        told = self._module.hparams
-        labels = told['labels'] or [str(index) for index in range(told['num_classes'])]
-        self._bands = Bands(labels, list(self._module.modalities), self.probabilities)
+        task: Any = self._module
+        labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
+        self._bands = Bands(labels, list(task.modalities), self.probabilities)
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
         return labels
 
@@ -305,7 +305,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
 
     def _release(self) -> None:
-        """Close the bar, unlock the folder, give Lightning its own bar back."""
+        """Close the bar, unlock the folder, give Lightning its own bar back, and the datamodule its own tiles."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -317,4 +317,6 @@ class GeoTIFFWriter(BasePredictionWriter):
             shown = self._trainer.progress_bar_callback
             if shown is not None:
                 shown.enable()
+            if getattr(self._datamodule, 'plan', None) == self.plan:
+                self._datamodule.plan = None
             self._trainer = None
