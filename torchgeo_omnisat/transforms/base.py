@@ -4,7 +4,7 @@
 """What all transforms share: draw once a tile, then change the whole batch by it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,14 @@ def probability(value: float, name: str = 'p') -> float:
     if not 0 <= value <= 1:
         raise ValueError(f'{name} is {value}, expected a probability between 0 and 1')
     return float(value)
+
+
+def probabilities(value: float | Mapping[str, float], names: Collection[str]) -> dict[str, float]:
+    """A probability by name, 0 of what *value* does not name, or the error that says what is wrong."""
+    told = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    if unknown := [name for name in told if name not in names]:
+        raise ValueError(f'p names {unknown}, expected some of {list(names)}')
+    return {name: probability(told.get(name, 0.0), f'p of {name!r}') for name in names}
 
 
 def interval(value: tuple[float, float], name: str, least: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, keep_some
+from .base import Params, Transform, keep_some, probabilities
 
 
 class ModalityDropout(Transform):
@@ -42,16 +42,10 @@ class ModalityDropout(Transform):
     ) -> None:
         """Work out one probability a modality."""
         super().__init__(modalities, same_on_batch)
-        chances = dict(p) if isinstance(p, Mapping) else dict.fromkeys(self.modalities, p)
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
-        for argument, names in (('p', chances), ('keep', keep)):
-            unknown = [name for name in names if name not in self.modalities]
-            if unknown:
-                raise ValueError(f'{argument} names {unknown}, expected some of {list(self.modalities)}')
-        wrong = {name: chance for name, chance in chances.items() if not 0 <= chance <= 1}
-        if wrong:
-            raise ValueError(f'p is {wrong}, expected probabilities between 0 and 1')
-        self.p = {name: 0.0 if name in keep else float(chances.get(name, 0.0)) for name in self.modalities}
+        if unknown := [name for name in keep if name not in self.modalities]:
+            raise ValueError(f'keep names {unknown}, expected some of {list(self.modalities)}')
+        self.p = {name: 0.0 if name in keep else chance for name, chance in probabilities(p, self.modalities).items()}
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Flags ``kept`` (B, M) of what stays of the modalities that the batch has the keys of."""

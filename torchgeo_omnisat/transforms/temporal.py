@@ -10,7 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, keep_some, probability
+from .base import Params, Transform, keep_some, probabilities, probability
 
 
 class TemporalTransform(Transform):
@@ -41,10 +41,7 @@ class RandomTemporalDropout(TemporalTransform):
     ) -> None:
         """Work out one probability a series."""
         super().__init__(modalities, same_on_batch)
-        chances = dict(p) if isinstance(p, Mapping) else dict.fromkeys(self.modalities, p)
-        if unknown := [name for name in chances if name not in self.modalities]:
-            raise ValueError(f'p names {unknown}, expected some of {list(self.modalities)}')
-        self.p = {name: probability(chances.get(name, 0.0), f'p of {name!r}') for name in self.modalities}
+        self.p = probabilities(p, self.modalities)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Flags ``<name>`` (B, T) of the dates that stay."""
