@@ -67,7 +67,7 @@ class FLAIRDataModule(MultimodalDataModule):
             exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            speckle: As for other datamodules; FLAIR has no radar.
             jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
 
         Raises:

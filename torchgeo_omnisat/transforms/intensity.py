@@ -103,7 +103,8 @@ class RandomClouds(Transform):
 class RandomSpeckle(Transform):
     """Backscatter is multiplied by gamma noise of mean 1 and variance 1 / *looks*, in linear power.
 
-    Which bands are backscatter follows from their names, polarisations such as ``VV``.
+    Which bands are backscatter follows from their names, polarisations such as ``VV``; a
+    modality with any other band is left as it is.
     ``VV-VH``, the ratio in dB, and ``VV/VH``, that of linear power, follow from the noise
     of the two, so that it stays their ratio.
 
