@@ -198,6 +198,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match='2'):
         main(words)
     assert 'which is there already' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):
+        main(['stats', '--data=ShardedDataModule', f'--data.root={tmp_path / "out"}'])
+    assert 'stats: TypeError: shards bring their statistics' in capsys.readouterr().err
     with pytest.raises(ValueError, match=r'there is no .*shards.json, expected'):
         ShardedDataModule(str(tmp_path))
     (tmp_path / 'shards.json').write_text('{"shards"')

@@ -143,6 +143,14 @@ class ShardedDataModule(MultimodalDataModule):
         mean, std = ({name: torch.tensor(x) for name, x in self.told[kind].items()} for kind in ('mean', 'std'))
         return mean, std
 
+    def measure(self) -> Any:
+        """Refuse to; statistics came with the shards.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError('shards bring their statistics, expected the datamodule that they were written from')
+
     def order(self, dataset: Any, size: int) -> Order:
         """The order in which a dataset is trained on."""
         return ByShard(dataset.lengths, self.batch_size, size // self.batch_size)
