@@ -138,12 +138,13 @@ def test_a_mixture_from_yaml_is_trained_on_and_one_of_it_after(
     saved = torch.load(checkpoint, weights_only=True)['hyper_parameters']['modalities']
     assert sorted(modality['name'] for modality in saved) == ['s1', 's2', 's2_seasons']
     config.write_text(yaml.safe_dump({'data': modules['sen12ms']}))
-    words[words.index('--model') + 1], words[words.index('4')] = 'omnisat', '1'
+    words[words.index('--model') + 1], words[words.index('4')] = 'omnisat', '3'
     main(['fit', *words, '--model.weights', str(checkpoint), '--trainer.default_root_dir', str(tmp_path / 'one')])
     (tuned,) = (tmp_path / 'one').rglob('*.ckpt')
     saved = torch.load(tuned, weights_only=True)['hyper_parameters']['modalities']
     assert sorted(modality['name'] for modality in saved) == ['s1', 's2']
     assert re.search(r'loaded: [^;]*\bs2\b', caplog.text)
+    assert list((tmp_path / 'one').rglob('figures/val/0/*.png'))
 
 
 def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
