@@ -20,6 +20,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 
+#: How many dates of a series are shown at most.
+DATES = 5
 #: Colour of what was not measured.
 MISSING = (0.86, 0.86, 0.88)
 
@@ -69,7 +71,6 @@ def draw(
     palette: Palette,
     show_titles: bool = True,
     suptitle: str | None = None,
-    max_dates: int = 5,
 ) -> Figure:
     """A row of dates for each series; single images, labels and legend in the last one.
 
@@ -80,7 +81,6 @@ def draw(
         palette: The classes.
         show_titles: Whether to write dates and names beside the images.
         suptitle: A title for the whole figure.
-        max_dates: How many dates of a series to show.
 
     Returns:
         The figure.
@@ -92,7 +92,7 @@ def draw(
     for modality in modalities.values():
         options = [c for c in composites.get(modality.name, ()) if set(c.bands) <= set(modality.bands)]
         if options:
-            panels = _pictures(sample, modality, options[0], max_dates)
+            panels = _pictures(sample, modality, options[0])
             if modality.temporal:
                 rows.append((f'{modality.name}\n{options[0].title}', panels))
             else:
@@ -154,7 +154,7 @@ class _Panel:
     image: NDArray[np.float32] | NDArray[np.int64] | None
 
 
-def _pictures(sample: Sample, modality: Modality, composite: Composite, max_dates: int) -> list[_Panel]:
+def _pictures(sample: Sample, modality: Modality, composite: Composite) -> list[_Panel]:
     """The images of a modality in colours; of a series, valid dates that spread over it."""
     if modality.image_key not in sample or not sample[modality.valid_key].any():
         return [_Panel('' if modality.temporal else modality.name, None)]
@@ -163,8 +163,8 @@ def _pictures(sample: Sample, modality: Modality, composite: Composite, max_date
     if not modality.temporal:
         return [_Panel(f'{modality.name}: {composite.title}', _stretch(image[None], composite.alike)[0])]
     valid = np.flatnonzero(sample[modality.valid_key].cpu().numpy())
-    if len(valid) > max_dates:
-        valid = valid[np.linspace(0, len(valid) - 1, max_dates).round().astype(int)]
+    if len(valid) > DATES:
+        valid = valid[np.linspace(0, len(valid) - 1, DATES).round().astype(int)]
     days = sample[modality.dates_key].cpu().numpy()[valid].astype('datetime64[D]')
     frames = _stretch(image[valid], composite.alike)
     return [_Panel(str(day), frame) for day, frame in zip(days, frames, strict=True)]

@@ -18,11 +18,10 @@ from torchgeo.datasets.utils import Sample
 from ..grid import Grid
 from .arguments import parse_span
 from .frames import opened
+from .series import DAY
 
 #: First and last instant; None for always.
 Span = tuple[pd.Timestamp, pd.Timestamp] | None
-#: Seconds in a day.
-DAY = 86400
 #: Metres of a degree of latitude.
 DEGREE = 111_320.0
 

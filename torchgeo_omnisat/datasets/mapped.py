@@ -15,8 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from .figures import draw_any
-from .georeference import DAY
-from .series import parse_day
+from .series import DAY, parse_day
 
 
 class MappedDataset(NonGeoDataset):

@@ -21,6 +21,7 @@ from torchgeo.datasets.utils import Path as PathLike
 
 from ..grid import Grid
 from ..modality import Modality
+from .arguments import check_max_dates
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, metres, outline, where, window_grid
 from .series import choose_dates
@@ -115,8 +116,7 @@ class RasterTimeSeries(RasterDataset):
         for key, value in given.items():
             if value is not None:
                 setattr(self, key, value)
-        if max_dates is not None and max_dates < 1:
-            raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
+        check_max_dates(max_dates)
         if (
             not self.temporal
             and filename_regex is None
