@@ -114,7 +114,7 @@ class MappedDataModule(MultimodalDataModule):
         """
         kind, arguments = self.made_of
         given = kind(**{**arguments, **self.splits[split]})
-        root = str(arguments.get('root', '.'))
+        root = str(getattr(given, 'root', arguments.get('root', '.')))
         return MappedDataset(given, self.declared, self.keys, self.num_classes, root, split)
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
