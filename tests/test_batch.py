@@ -98,7 +98,7 @@ class TestCollate:
         assert collated['image_s2'].shape == (1, 1, 2, 4, 4)
 
     def test_refuses_nothing(self) -> None:
-        with pytest.raises(ValueError, match='^expected at least one sample to collate, got none$'):
+        with pytest.raises(ValueError, match=r'^expected at least one sample to collate, got none$'):
             collate([], MODALITIES)
 
     def test_refuses_tiles_of_different_size(self) -> None:
