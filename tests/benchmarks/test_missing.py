@@ -16,7 +16,7 @@ import missing
 import pytest
 import runs
 import torch
-from ablation import BOTH, DEDICATED, SCRATCH, SENSORS, TESTED, make_run
+from ablation import ALONE, DEDICATED, SCRATCH, SENSORS, TESTED, make_run
 from torch import Tensor
 from torchgeo.main import main
 
@@ -42,7 +42,7 @@ class TestSwitches:
     @pytest.mark.parametrize('name', [field.name for field in fields(runs.Run)])
     def test_each_is_told_to_torchgeo(self, name: str) -> None:
         """A field of a run that no word of the command line depends on would do nothing."""
-        run = make_run(BOTH, TINY, 'synthetic', 1, 0)
+        run = make_run(SCRATCH, TINY, 'synthetic', 1, 0)
         changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
         changed |= {'labels': 0.1, 'max_dates': 3, 'pretraining_args': '{"tile_weight": 0}'}
         if name == 'pretraining_args':
@@ -75,7 +75,7 @@ class TestSwitches:
 
             return call
 
-        run = replace(make_run(BOTH, TINY, 'synthetic', 1, 0), modality_dropout=1.0, tiles=None, data='pastis')
+        run = replace(make_run(SCRATCH, TINY, 'synthetic', 1, 0), modality_dropout=1.0, tiles=None, data='pastis')
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(OmniSatSegmenter, 'decode', spy('decode'))
             main(runs.commands(run, tmp_path, str(landscapes))['fit'])
@@ -136,7 +136,7 @@ class TestTable:
 
     def test_the_rows_differ_in_one_thing(self) -> None:
         whole = make_run(DEDICATED[0], TINY, 'synthetic', 1, 0)
-        dropout, both = (make_run(row, TINY, 'synthetic', 1, 0) for row in (SCRATCH, BOTH))
+        dropout, both = (make_run(row, TINY, 'synthetic', 1, 0) for row in (ALONE, SCRATCH))
         assert replace(dropout, modality_dropout=0.0) == whole
         assert replace(both, modality_dropout=0.0, subset_weight=0.0) == whole
         assert both.subset_weight == 1
