@@ -83,6 +83,17 @@ def test_figures_of_each_pair() -> None:
     assert none.losses.isnan().tolist() == none.top1.isnan().tolist() == [False, True, True]
 
 
+def test_figures_count_better_candidates() -> None:
+    """How often fewer than one, or fewer than five, candidates resemble a tile as much as its own other view."""
+    x = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(2))
+    found = CrossModalInfoNCE(1.0).contrast(x, torch.ones(12, 2, dtype=torch.bool))
+    scores = F.normalize(x[0], dim=-1) @ F.normalize(x[1], dim=-1).T
+    ahead = [int((row >= row[own]).sum()) - 1 for table in (scores, scores.T) for own, row in enumerate(table)]
+    assert {0, 5} <= set(ahead)  # five is not among five
+    assert found.top1.item() == pytest.approx(sum(count < 1 for count in ahead) / 24)
+    assert found.top5.item() == pytest.approx(sum(count < 5 for count in ahead) / 24)
+
+
 def test_collapse_finds_nothing() -> None:
     found = CrossModalInfoNCE().contrast(torch.ones(2, 8, 4), torch.ones(8, 2, dtype=torch.bool))
     assert found.top1.tolist() == found.top5.tolist() == [0]
