@@ -240,6 +240,8 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
         ({'num_classes': 4}, r'there are 3 labels, expected one for each of 4 classes'),
         ({'split': {'axis': 'z', 'fractions': (1, 0, 0)}}, r"split has axis 'z'"),
         ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that make 1'),
+        ({'split': {'fractions': (0.6, 0.2, 0.2), 'along': 'x'}}, r"'along': 'x'}, expected an axis and fractions"),
+        ({'split': {'file': 'regions.gpkg', 'name': 'part'}}, r"'name': 'part'}, expected an axis and fractions"),
         ({'split': {'west': [0, 0, 1, 1]}}, r'expected an axis and fractions, boxes'),
         ({'split': {'train': [0, 0, 1]}}, r"split has \[0, 0, 1\] for 'train', expected xmin"),
         (

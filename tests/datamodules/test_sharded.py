@@ -142,6 +142,15 @@ def test_two_processes_share_an_epoch(shards: Path, tmp_path: Path) -> None:
     assert [index for epoch, index in ranks[0] if not epoch] != [index for epoch, index in ranks[0] if epoch]
 
 
+def test_a_split_without_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        SyntheticLandscapesDataModule, 'val_dataset', property(lambda _: None, lambda *_: None), raising=False
+    )
+    with pytest.raises(ValueError, match=r"has nothing in \['val'\], expected samples in every split"):
+        write(landscapes(tmp_path / 'landscapes'), tmp_path / 'out', 0.06)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_an_address_is_fetched_into_the_cache(shards: Path, tmp_path: Path) -> None:
     """litdata's ``local:`` stands for an object store."""
     found = ShardedDataset(str(shards), 'val', str(tmp_path / 'cache'))

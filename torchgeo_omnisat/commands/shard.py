@@ -53,7 +53,7 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
         The number of samples in each shard, by split.
 
     Raises:
-        ValueError: If *output* is there, or *megabytes* is not positive.
+        ValueError: If *output* is there, *megabytes* is not positive, or a split has no samples.
     """
     if output.exists():
         raise ValueError(f'output is {output}, which is there already: expected a folder that is not')
@@ -63,12 +63,14 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     datamodule.setup('fit')
     told = describe(datamodule)
     datamodule.setup('test')
+    datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
+    if lacking := [split for split, dataset in datasets.items() if dataset is None]:
+        raise ValueError(f'{type(datamodule).__name__} has nothing in {lacking}, expected samples in every split')
     temporary = output.with_name(f'.{output.name}.part')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     shards = {}
-    for split in ('train', 'val', 'test'):
-        dataset = getattr(datamodule, f'{split}_dataset')
+    for split, dataset in datasets.items():
         samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
         shards[split] = write_split(samples, temporary / split, megabytes)
     (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')

@@ -35,9 +35,9 @@ def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: 
     Raises:
         ValueError: If that is not what *split* is, or splits overlap.
     """
-    if 'fractions' in split:
+    if 'fractions' in split and split.keys() <= {'fractions', 'axis'}:
         parts = _by_fractions(dataset, **split)
-    elif 'file' in split:
+    elif 'file' in split and split.keys() <= {'file', 'column'}:
         parts = _by_file(dataset, root, **split)
     elif split and set(split) <= set(SPLITS):
         parts = {name: _boxes(name, split[name]) for name in split}
