@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ablation
 import curves
@@ -25,7 +25,8 @@ from torchgeo.main import main
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.modality import subset_name, subsets
-from torchgeo_omnisat.models import OmniSatSegmenter
+from torchgeo_omnisat.models import OmniSatOutput, OmniSatSegmenter
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 TINY = Size('omnisat_tiny', NARROW, steps=3, pretraining_steps=1, batch_size=2, tiles=10)
@@ -41,18 +42,36 @@ def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class Step(NamedTuple):
+    """What a model decodes in training; a step decodes twice where it learns from all sensors and from some."""
+
+    model: OmniSatSegmenter
+    #: Parameters of the backbone.
+    state: dict[str, Tensor]
+    #: What the task was given.
+    batch: dict[str, Tensor]
+    #: How many modalities each tile has.
+    there: list[int]
+
+
 @pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[OmniSatSegmenter, dict[str, Tensor], dict[str, Tensor]]]:
-    """The model, its parameters and the batch of every training step, as the model got it."""
-    calls: list[tuple[OmniSatSegmenter, dict[str, Tensor], dict[str, Tensor]]] = []
-    forward = OmniSatSegmenter.forward
+def received(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Everything that models decode in training, in order."""
+    calls: list[Step] = []
+    batches: list[dict[str, Tensor]] = []
+    learn, decode = OmniSatSegmentation.learn, OmniSatSegmenter.decode
 
-    def spy(self: OmniSatSegmenter, batch: dict[str, Tensor]) -> Tensor:
+    def spy_learn(self: OmniSatSegmentation, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        batches.append(dict(batch))
+        return learn(self, batch)
+
+    def spy_decode(self: OmniSatSegmenter, out: OmniSatOutput) -> Tensor:
         state = {key: value.clone() for key, value in self.backbone.state_dict().items()}
-        calls.append((self, state, dict(batch)))
-        return forward(self, batch)
+        calls.append(Step(self, state, batches[-1], out.available.sum(1).tolist()))
+        return decode(self, out)
 
-    monkeypatch.setattr(OmniSatSegmenter, 'forward', spy)
+    monkeypatch.setattr(OmniSatSegmentation, 'learn', spy_learn)
+    monkeypatch.setattr(OmniSatSegmenter, 'decode', spy_decode)
     return calls
 
 
@@ -68,24 +87,25 @@ def without(landscapes: Path, sensors: tuple[str, ...], root: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ROWS)
-def test_a_row_receives_what_it_says(name: str, landscapes: Path, tmp_path: Path, received: list[Any]) -> None:
+def test_a_row_receives_what_it_says(name: str, landscapes: Path, tmp_path: Path, received: list[Step]) -> None:
     """The sensors, of which no other file is opened; their loss in training; the backbone."""
     row = ROWS[name]
     run = make_run(replace(row, pretrained=False), TINY, 'synthetic', 1, 0)
-    run = replace(run, modality_dropout=1.0 if run.modality_dropout else 0.0, subset_weight=0.0)
+    run = replace(run, modality_dropout=1.0 if run.modality_dropout else 0.0)
     root = without(landscapes, row.sensors, tmp_path / 'data')
     main(runs.commands(run, tmp_path, str(root))['fit'])
     held = [modality for sensor in row.sensors for modality in SENSORS[sensor]]
-    assert len(received) == TINY.steps
-    for model, _, batch in received:
-        assert sorted(model.backbone.encoders) == sorted(held)
-        assert {key for key in batch if key.startswith('image_')} <= {f'image_{name}' for name in held}
-        there = torch.stack([batch[f'valid_{name}'].any(1) for name in held if f'valid_{name}' in batch]).sum(0)
-        if row.backbone is None and row.dropout and len(held) > 1:
-            assert there.tolist() == [1, 1]
+    drops = row.backbone is None and row.dropout and len(held) > 1
+    decodes = 2 if drops and row.both else 1  # all of a tile, and then what dropout leaves of it
+    assert len(received) == decodes * TINY.steps
+    for number, step in enumerate(received, 1):
+        assert sorted(step.model.backbone.encoders) == sorted(held)
+        assert {key for key in step.batch if key.startswith('image_')} <= {f'image_{name}' for name in held}
+        if drops and number % decodes == 0:
+            assert step.there == [1, 1]
         else:
-            assert (there >= len(held) - 1).all()  # a tile of the landscapes may lack a file
-    assert type(received[0][0].backbone).__name__ == ('LateFusion' if row.backbone else 'OmniSat')
+            assert min(step.there) >= len(held) - 1  # a tile of the landscapes may lack a file
+    assert type(received[0].model.backbone).__name__ == ('LateFusion' if row.backbone else 'OmniSat')
 
 
 @pytest.mark.slow
@@ -97,7 +117,7 @@ def test_a_sensor_that_is_there_is_opened(landscapes: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_pretraining_is_what_training_begins_with(landscapes: Path, tmp_path: Path, received: list[Any]) -> None:
+def test_pretraining_is_what_training_begins_with(landscapes: Path, tmp_path: Path, received: list[Step]) -> None:
     whole = make_run(WHOLE, TINY, 'synthetic', 1, 0)
     words = runs.commands(whole, tmp_path, str(landscapes))
     main(words['pretrain'])
@@ -105,7 +125,7 @@ def test_pretraining_is_what_training_begins_with(landscapes: Path, tmp_path: Pa
     main(words['fit'])
     main(runs.commands(replace(whole, pretraining_steps=0), tmp_path, str(landscapes))['fit'])
     pretrained = torch.load(tmp_path / whole.pretraining.key / 'pretrained.ckpt', weights_only=True)['state_dict']
-    (_, first, _), (_, other, _) = received[0], received[TINY.steps]
+    first, other = received[0].state, received[2 * TINY.steps].state
     theirs = {key: next(v for k, v in pretrained.items() if k.endswith(f'backbone.{key}')) for key in first}
     assert all(torch.equal(value, theirs[key]) for key, value in first.items())
     assert not all(torch.equal(value, theirs[key]) for key, value in other.items())
@@ -145,11 +165,11 @@ class TestFewLabels:
         assert len({frozenset(tiles(0.3, draw)) for draw in range(5)}) > 1
 
     @pytest.mark.slow
-    def test_from_the_command_line(self, landscapes: Path, tmp_path: Path, received: list[Any]) -> None:
+    def test_from_the_command_line(self, landscapes: Path, tmp_path: Path, received: list[Step]) -> None:
         """All labels of an epoch are those of one tile, up to turning and mirroring."""
         run = replace(make_run(ROWS['OmniSat of S2'], TINY, 'synthetic', 1, 0), labels=0.01)
         main(runs.commands(run, tmp_path, str(landscapes))['fit'])
-        masks = torch.cat([batch['mask'] for *_, batch in received])
+        masks = torch.cat([step.batch['mask'] for step in received])
         counts = torch.stack([torch.bincount(mask.flatten(), minlength=20) for mask in masks])
         assert len(masks) == 6
         assert (counts == counts[0]).all()
