@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
+from tests.landscapes.flair import FLAIRRecipe, write_flair
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.datamodules import FLAIRDataModule, TreeSatAITimeSeriesDataModule
-from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 
 #: Plots or zones, and passes over them: five minutes on one core.

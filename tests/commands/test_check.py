@@ -16,6 +16,8 @@ import rasterio
 from rasterio.transform import from_origin
 
 from tests.conftest import SHARED, SPOT, edit
+from tests.landscapes.flair import FLAIRRecipe, write_flair
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands.check import table, walk
 from torchgeo_omnisat.datamodules import (
@@ -26,11 +28,9 @@ from torchgeo_omnisat.datamodules import (
     TreeSatAITimeSeriesDataModule,
 )
 from torchgeo_omnisat.datasets.flair_layout import CENTROIDS
-from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
 from torchgeo_omnisat.datasets.integrity import KINDS, Problem
 from torchgeo_omnisat.datasets.report import Report
 from torchgeo_omnisat.datasets.treesatai_layout import LABELS
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
 
 ARGUMENTS: dict[str, Any] = {'num_tiles': 15, 'size': 8, 'dates': (4, 5)}
 

@@ -15,10 +15,10 @@ import pytest
 import rasterio
 
 from tests.commands.test_check import find, truncate, without_crs
+from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import FLAIRHUBMultimodalDataModule
 from torchgeo_omnisat.datasets.flairhub_tables import table_of
-from torchgeo_omnisat.datasets.flairhub_writing import FLAIRHUBRecipe, write_flairhub, write_table
 
 SIZES = ('count', 'height', 'width')
 HUB_S2 = ('SENTINEL2_TS', 'SENTINEL2_MSK-SC')

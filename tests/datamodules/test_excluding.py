@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import write_pastis
 from tests.datamodules.test_pastis import Probe, trainer
+from tests.landscapes.flair import FLAIRRecipe, write_flair
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import (
     FLAIRDataModule,
@@ -19,10 +21,8 @@ from torchgeo_omnisat.datamodules import (
     PASTISMultimodalDataModule,
     TreeSatAITimeSeriesDataModule,
 )
-from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
 from torchgeo_omnisat.datasets.integrity import Problem
 from torchgeo_omnisat.datasets.report import Report
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from torchgeo.datasets import DatasetNotFoundError, unbind_samples
 from tests.conftest import SHARED, save
 from tests.datamodules.test_pastis import Probe, trainer
 from tests.flair_tree import aerial, labels, series, write_tree
+from tests.landscapes.flair import FLAIRRecipe, write_flair
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import FLAIRDataModule
-from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 
 ZONE = 'D001_2019/Z1_AA'

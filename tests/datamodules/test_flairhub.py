@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser
 from torchgeo.datamodules.flair import AERIAL_RGBI_MEAN
 
 from tests.datamodules.test_pastis import trainer
+from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import FLAIRHUBMultimodalDataModule
 from torchgeo_omnisat.datasets import FLAIRHUBMultimodal
-from torchgeo_omnisat.datasets.flairhub_writing import FLAIRHUBRecipe, write_flairhub
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 

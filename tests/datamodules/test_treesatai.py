@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.datamodules import FLAIRDataModule, PASTISMultimodalDataModule, TreeSatAITimeSeriesDataModule
 from torchgeo_omnisat.datasets import TreeSatAITimeSeries
 from torchgeo_omnisat.datasets.treesatai_layout import GENERA
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
 
 
 @pytest.fixture(scope='module')

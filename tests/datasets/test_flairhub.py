@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import ConcatDataset
 from torchgeo.datasets import FLAIRHUB, DatasetNotFoundError, RGBBandsMissingError
 
+from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import FLAIRHUBMultimodal
 from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS
 from torchgeo_omnisat.datasets.flairhub_tables import table_of
-from torchgeo_omnisat.datasets.flairhub_writing import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.modality import subsets
 
 PATCH = 'D005-2018_AA-S1-0_0-1'

@@ -15,9 +15,9 @@ from shapely.geometry import box
 
 from tests.conftest import write_pastis
 from tests.geo_tree import UTM, X, Y, write
-from torchgeo_omnisat.datasets.flair_writing import FLAIRRecipe, write_flair
-from torchgeo_omnisat.datasets.flairhub_writing import FLAIRHUBRecipe, write_flairhub
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
+from tests.landscapes.flair import FLAIRRecipe, write_flair
+from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 
 
 def write_region(root: Path) -> Path:

@@ -13,9 +13,9 @@ from torchgeo.main import main
 
 from tests.conftest import write_pastis
 from tests.flair_tree import write_tree
+from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import FLAIRDataModule, PASTISMultimodalDataModule, TreeSatAITimeSeriesDataModule
-from torchgeo_omnisat.datasets.treesatai_writing import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 from .helpers import MODALITIES, TOLD, command, make_datamodule, make_loader, make_sample, make_trainer, read_csv

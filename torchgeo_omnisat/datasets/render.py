@@ -155,21 +155,6 @@ def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: 
     return _add_clouds(rng, image) if clouds else image
 
 
-def render_clouded(seed: int | list[int], land: Landscape, days: Indices) -> tuple[Array, Array]:
-    """Sentinel-2 series and how probable clouds are: the same draws with and without them differ by the clouds.
-
-    Args:
-        seed: Where the draws come from.
-        land: What is on the ground.
-        days: (T,) days since 2018-09-01.
-
-    Returns:
-        (T, 10, S / 10, S / 10) as :func:`render_s2` has it, and (T, S / 10, S / 10) in %.
-    """
-    clean, image = (render_s2(np.random.default_rng(seed), land, days, clouds=clouds) for clouds in (False, True))
-    return image, ((image[:, 0] - clean[:, 0]) / 40).clip(0, 100)
-
-
 def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: float, looks: int = 3) -> Array:
     """Sentinel-1 series: backscatter of each cover under gamma speckle.
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.landscapes.flair import GROUND, FLAIRRecipe, render_aerial, write_flair
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datasets import FLAIR
 from torchgeo_omnisat.datasets.flair_layout import CLASSES
-from torchgeo_omnisat.datasets.flair_writing import GROUND, FLAIRRecipe, render_aerial, write_flair
 from torchgeo_omnisat.datasets.landscape import CROPS, draw_landscape
 from torchgeo_omnisat.datasets.writing import Recipe, is_synthetic, write_landscapes
 

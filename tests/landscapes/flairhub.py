@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from .flair_layout import CLASSES
-from .flair_writing import render_aerial
-from .flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette
-from .flairhub_tables import table_of
-from .landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
-from .render import render_clouded, render_s1, render_spot
-from .writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.flair_layout import CLASSES
+from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette
+from torchgeo_omnisat.datasets.flairhub_tables import table_of
+from torchgeo_omnisat.datasets.landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
+from torchgeo_omnisat.datasets.render import render_s1, render_spot
+from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
+
+from .flair import render_aerial, render_clouded
 
 #: Version of what is drawn.
 VERSION = 1
@@ -76,7 +77,7 @@ class FLAIRHUBRecipe:
 def write_flairhub(root: Path, recipe: FLAIRHUBRecipe | None = None) -> None:
     """Write made-up patches in FLAIR-HUB's layout below *root*, unless they are there.
 
-    The land is that of :func:`~torchgeo_omnisat.datasets.flair_writing.write_flair`, with its
+    The land is that of :func:`.write_flair`, with its
     classes under the numbers of FLAIR-HUB; the labels of crops are background alone. What comes
     out of a model here says nothing about real land; results are to be called synthetic.
 

@@ -13,10 +13,22 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy.ndimage import zoom
 
-from .flair_layout import AERIAL_GSD, CENTROIDS, CLASSES, DIRECTORIES, S2_GSD
-from .landscape import BUILT, CROPS, GSD, ROAD, VERGE, WOODS, Cover, Indices, Landscape, draw_landscape, smooth_noise
-from .render import render_clouded, render_spot
-from .writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.flair_layout import AERIAL_GSD, CENTROIDS, CLASSES, DIRECTORIES, S2_GSD
+from torchgeo_omnisat.datasets.landscape import (
+    BUILT,
+    CROPS,
+    GSD,
+    ROAD,
+    VERGE,
+    WOODS,
+    Cover,
+    Indices,
+    Landscape,
+    draw_landscape,
+    smooth_noise,
+)
+from torchgeo_omnisat.datasets.render import render_s2, render_spot
+from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
 
 #: Version of what is drawn.
 VERSION = 1
@@ -118,6 +130,23 @@ def write_flair(root: Path, recipe: FLAIRRecipe | None = None) -> None:
         ValueError: If *root* holds anything else.
     """
     write_once(root, FLAIRRecipe() if recipe is None else recipe, _write)
+
+
+def render_clouded(
+    seed: int | list[int], land: Landscape, days: Indices
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sentinel-2 series and how probable clouds are: what the same draws with and without them differ by.
+
+    Args:
+        seed: Where the draws come from.
+        land: What is on the ground.
+        days: (T,) days since 2018-09-01.
+
+    Returns:
+        (T, 10, S / 10, S / 10) as :func:`render_s2` has it, and (T, S / 10, S / 10) in %.
+    """
+    clean, image = (render_s2(np.random.default_rng(seed), land, days, clouds=clouds) for clouds in (False, True))
+    return image, ((image[:, 0] - clean[:, 0]) / 40).clip(0, 100)
 
 
 def render_aerial(rng: np.random.Generator, land: Landscape) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

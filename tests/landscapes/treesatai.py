@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from .flair_writing import render_aerial
-from .landscape import CROPS, Array, Indices, Landscape, draw_landscape
-from .render import render_clouded, render_s1
-from .treesatai_layout import EXTENT, GENERA, LABELS, MARGIN, SERIES
-from .writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.landscape import CROPS, Array, Indices, Landscape, draw_landscape
+from torchgeo_omnisat.datasets.render import render_s1
+from torchgeo_omnisat.datasets.treesatai_layout import EXTENT, GENERA, LABELS, MARGIN, SERIES
+from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
+
+from .flair import render_aerial, render_clouded
 
 #: Version of what is drawn.
 VERSION = 1
