@@ -3,6 +3,7 @@
 
 """The site. `make docs` builds it without a network; DOCS_INTERSPHINX=1 links foreign names to their own sites."""
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -64,6 +65,8 @@ if not os.environ.get('DOCS_INTERSPHINX'):
 html_theme = 'pydata_sphinx_theme'
 html_title = 'torchgeo_omnisat'
 html_show_sourcelink = False
+html_static_path = ['_static']
+html_css_files = ['site.css']
 html_theme_options = {'show_prev_next': False, 'secondary_sidebar_items': ['page-toc']}
 # Pages of their own have no others beside them, so their text takes that room.
 html_sidebars = {page: [] for page in ('index', 'start', 'concepts', 'comparison', 'limits', 'changelog')}
@@ -104,13 +107,24 @@ def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
     )
 
 
-def leave_to_the_page(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """Drop the first words of a package, which the page that lists it says in its own."""
+def leave_out_what_says_nothing(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Drop the first words of a package, which its page says in its own, and of constructors but for arguments."""
     if what == 'module' and hasattr(found, '__path__'):
         lines.clear()
+    if what == 'class' and lines and lines[0] != inspect.getdoc(found).splitlines()[0]:  # it is of the constructor
+        if '__init__' not in vars(found):  # another's
+            lines.clear()
+        elif lines[0] in ('Keep the arguments.', 'Keep the arguments; nothing is read yet.'):
+            del lines[0]
+
+
+def leave_out_fields(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
+    """Drop "Alias for field number 0": the docstring of a NamedTuple says what its fields are."""
+    return True if str(inspect.getdoc(found)).startswith('Alias for field number') else None
 
 
 def setup(app: Any) -> None:
     """Connect."""
     app.connect('missing-reference', find_short_name)
-    app.connect('autodoc-process-docstring', leave_to_the_page)
+    app.connect('autodoc-process-docstring', leave_out_what_says_nothing)
+    app.connect('autodoc-skip-member', leave_out_fields)
