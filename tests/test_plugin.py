@@ -3,7 +3,6 @@
 
 """TorchGeo knows our names wherever it is started, and keeps working without us."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torchgeo.main
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.models import api, list_models
 
@@ -81,8 +81,9 @@ def test_data_that_are_named_keep_their_own_defaults(command_line: Any, capfd: A
     with pytest.raises(SystemExit):
         command_line('fit', '--model', 'omnisat', '--data', 'PASTISMultimodalDataModule', '--print_config')
     data = yaml.safe_load(capfd.readouterr().out)['data']['init_args']
-    defaults = inspect.signature(PASTISMultimodalDataModule).parameters
-    assert data == {name: defaults[name].default for name in data}
+    parser = ArgumentParser()
+    parser.add_class_arguments(PASTISMultimodalDataModule)
+    assert data == parser.get_defaults().as_dict()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-from inspect import Parameter, signature
+from argparse import ArgumentError
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
+from torchgeo_omnisat import datamodules
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets import SyntheticLandscapes
 
@@ -76,13 +80,29 @@ def test_a_sensor_can_be_left_out(datamodule: SyntheticLandscapesDataModule) -> 
 
 
 def test_command_line_can_set_every_argument() -> None:
-    ours = signature(SyntheticLandscapesDataModule).parameters
-    assert {'root', 'fold', 'num_tiles', 'seed', 'size', 'dates', 'batch_size', 'num_workers'} <= ours.keys()
-    assert all(p.kind is Parameter.POSITIONAL_OR_KEYWORD for p in ours.values())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SyntheticLandscapesDataModule)
+    ours = parser.get_defaults().as_dict()
+    assert ours.keys() >= {'root', 'fold', 'seed', 'batch_size', 'num_workers', 'exclude', 'speckle', 'batches'}
+    assert not ours.keys() & {'missing', 'download', 'checksum', 'kwargs'}
+    assert parser.parse_args(['--speckle=5', '--bands={s2: [B02]}']).bands == {'s2': ('B02',)}
     reads = signature(SyntheticLandscapes).parameters
     both = ours.keys() & reads.keys() - {'exclude'}  # a report, of which the dataset gets names
-    assert {name: ours[name].default for name in both} == {name: reads[name].default for name in both}
-    assert both >= {'root', 'num_tiles', 'seed', 'size', 'dates'}
+    assert {name: ours[name] for name in both} == {name: reads[name].default for name in both}
+    assert both >= {'root', 'num_tiles', 'seed', 'size', 'dates', 'modalities', 'bands', 'max_dates', 'date_range'}
+
+
+@pytest.mark.parametrize('datamodule', [getattr(datamodules, name) for name in datamodules.__all__])
+def test_every_argument_is_explained_and_no_other_is_taken(datamodule: Any) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(datamodule, 'data')
+    told = {action.dest: action.help for action in parser._actions if action.dest.startswith('data.')}
+    assert told.keys() >= {'data.batch_size', 'data.num_workers'} or datamodule is datamodules.MixedDataModule
+    assert all(told.values())
+    with pytest.raises(ArgumentError, match=r'unrecognized arguments: --data\.spekle'):
+        parser.parse_args(['--data.spekle=5'])
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'spekle'|required positional argument"):
+        datamodule(spekle=5)
 
 
 def test_unknown_fold(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +48,8 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
     modality, in raw units.
 
     A subclass says what the classes are, and, where that differs, how its dataset is asked for
-    a split, what is published, and in which groups it is measured; its constructor names every
-    argument, or the command line would not take them.
+    a split, what is published, and in which groups it is measured. Its constructor names what
+    its dataset is made with, and hands on ``**kwargs``, which the command line follows to here.
     """
 
     #: Number of classes in the mask, the ignored one among them.
@@ -79,7 +80,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         batches: Literal['anywhere', 'region'] = 'anywhere',
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; the four that augment concern training batches alone.
+        """Keep the arguments; nothing is read yet.
 
         Args:
             dataset_class: The dataset.
@@ -87,17 +88,19 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             num_workers: Processes that read.
             exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are
                 left out of every split, and it is said of how many.
-            dihedral: Whether to turn and mirror tiles.
-            temporal_dropout: Probability of losing each date of a series; 0 for none.
-            speckle: Looks of the speckle added to radar images; 0 for none.
-            jitter: Greatest change of gain and offset, in deviations; 0 for none.
+            dihedral: Whether to turn and mirror training tiles.
+            temporal_dropout: Probability of losing each date of a training series; 0 for none.
+            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
             batches: Whether the samples of a training batch come from anywhere, or are
                 neighbours on the ground: harder to tell from each other.
             **kwargs: What the dataset is made with.
 
         Raises:
+            TypeError: If the dataset has no such argument.
             ValueError: If *batches* is neither.
         """
+        signature(dataset_class).bind_partial(**kwargs)  # or a misspelt one would only be refused once data are read
         if batches not in ('anywhere', 'region'):
             raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)

@@ -5,7 +5,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torchgeo.datasets import DatasetNotFoundError
@@ -35,19 +35,13 @@ class FLAIRDataModule(MultimodalDataModule):
         modalities: tuple[str, ...] | None = None,
         bands: dict[str, tuple[str, ...]] | None = None,
         num_classes: int = 13,
-        batch_size: int = 4,
-        num_workers: int = 0,
         cloud_probability: float = 60,
         cloud_cover: float = 0.5,
         max_dates: int | None = None,
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
-        exclude: str | None = None,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -56,19 +50,13 @@ class FLAIRDataModule(MultimodalDataModule):
             modalities: ``'aerial'``, ``'s2'`` or both; None for all that the root holds.
             bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13, of which ``'other'``, the last, is ignored, or 19.
-            batch_size: Samples in a batch.
-            num_workers: Processes that read.
             cloud_probability: From which probability on, in %, a pixel is snow or cloud.
             cloud_cover: Which share of such pixels makes a date not valid.
             max_dates: How many days of a series to read, spread evenly; None for all.
             missing: ``'allow'`` takes a missing image for a modality that was not acquired.
             download: Whether to download what a stage needs.
             checksum: Whether to check the MD5 of archives.
-            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: As for other datamodules; FLAIR has no radar.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If there is no such number of classes.
@@ -77,13 +65,6 @@ class FLAIRDataModule(MultimodalDataModule):
             raise ValueError(f'num_classes is {num_classes!r}, expected one of [13, 19]')
         super().__init__(
             FLAIR,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            exclude=exclude,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
             root=root,
             modalities=modalities,
             bands=bands,
@@ -94,6 +75,7 @@ class FLAIRDataModule(MultimodalDataModule):
             missing=missing,
             download=download,
             checksum=checksum,
+            **kwargs,
         )
         self.num_classes = num_classes
         self.labels = list(class_names(num_classes))

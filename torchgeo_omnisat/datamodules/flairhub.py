@@ -41,8 +41,6 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         domains: tuple[str, ...] | None = None,
         split_column: str = 'split_1',
         dataset_type: str = 'land_cover',
-        batch_size: int = 4,
-        num_workers: int = 0,
         decibels: bool = False,
         cloud_probability: float = 60,
         cloud_cover: float = 0.5,
@@ -50,11 +48,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
-        exclude: str | None = None,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -67,8 +61,6 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
             split_column: Which of the official splits to follow, such as ``'split_1'``.
             dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or
                 ``'crop_type_3'``.
-            batch_size: Samples in a batch.
-            num_workers: Processes that read.
             decibels: Whether Sentinel-1 is stored in dB and not as power.
             cloud_probability: From which probability on, in %, a pixel is snow or cloud.
             cloud_cover: Which share of such pixels makes a date not valid.
@@ -76,12 +68,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing image for a modality that was not acquired.
             download: Whether to download the archives that are not there.
             checksum: Whether to check the SHA-256 of archives.
-            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are
-                left out.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If there is no such split or type of labels.
@@ -89,13 +76,6 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
         super().__init__(
             FLAIRHUBMultimodal,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            exclude=exclude,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
             root=root,
             modalities=modalities,
             bands=bands,
@@ -109,6 +89,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
             missing=missing,
             download=download,
             checksum=checksum,
+            **kwargs,
         )
         self.labels = list(palette(dataset_type).labels)
         self.num_classes = len(self.labels)

@@ -37,18 +37,12 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         modalities: tuple[str, ...] | None = None,
         bands: dict[str, tuple[str, ...]] | None = None,
         batch_size: int = 1,
-        num_workers: int = 0,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
-        exclude: str | None = None,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
-        batches: Literal['anywhere', 'region'] = 'anywhere',
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -60,19 +54,13 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             modalities: Names of the modalities; None for all that the root holds.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
             batch_size: Samples in a batch.
-            num_workers: Processes that read.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download what is not there: PASTIS-HD if ``'spot'`` is among
                 *modalities*, else PASTIS-R.
             checksum: Whether to check the archive's MD5, or files that are there already.
-            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
-            batches: Whether the tiles of a training batch come from anywhere or are neighbours on the ground.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If there is no such fold.
@@ -82,13 +70,6 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         super().__init__(
             PASTISMultimodal,
             batch_size=batch_size,
-            num_workers=num_workers,
-            exclude=exclude,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
-            batches=batches,
             root=root,
             modalities=modalities,
             bands=bands,
@@ -97,6 +78,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
             missing=missing,
             download=download,
             checksum=checksum,
+            **kwargs,
         )
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
 

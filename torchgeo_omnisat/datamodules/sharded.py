@@ -76,43 +76,18 @@ class ShardedDataModule(MultimodalDataModule):
     everything follows from the seed, and training resumes in the middle of an epoch.
     """
 
-    def __init__(
-        self,
-        root: str = 'data/shards',
-        cache: str | None = None,
-        batch_size: int = 4,
-        num_workers: int = 0,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
-    ) -> None:
+    def __init__(self, root: str = 'data/shards', cache: str | None = None, **kwargs: Any) -> None:
         """Read what the shards hold, but no sample.
 
         Args:
             root: Folder, or an address that litdata knows, such as ``s3://bucket/folder``.
             cache: Folder for what is fetched from an address; one of litdata's by default.
-            batch_size: Samples in a batch.
-            num_workers: Processes that read.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
 
         Raises:
             ValueError: If there are no shards.
         """
-        super().__init__(
-            ShardedDataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
-            root=root,
-            cache=cache,
-        )
+        super().__init__(ShardedDataset, exclude=None, batches='anywhere', root=root, cache=cache, **kwargs)
         self.told = read_description(root)
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
             if self.told[name] is not None:

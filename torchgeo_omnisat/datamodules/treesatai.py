@@ -3,7 +3,7 @@
 
 """TreeSatAI Time-Series in its published lists."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from ..datasets import TreeSatAITimeSeries
 from ..datasets.treesatai_layout import GENERA
@@ -31,7 +31,6 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         modalities: tuple[str, ...] | None = None,
         bands: dict[str, tuple[str, ...]] | None = None,
         batch_size: int = 8,
-        num_workers: int = 0,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
         cloud_probability: float = 60,
@@ -39,11 +38,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'error',
         download: bool = False,
         checksum: bool = False,
-        exclude: str | None = None,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -53,7 +48,6 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             modalities: Names of the modalities; None for all that the root holds.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
             batch_size: Samples in a batch.
-            num_workers: Processes that read.
             max_dates: How many days of a series to read, spread evenly; None for all.
             date_range: First and last day to read.
             cloud_probability: From which probability on, in %, a pixel is snow or cloud.
@@ -61,21 +55,11 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             missing: ``'allow'`` takes a missing file for a modality that was not acquired.
             download: Whether to download the archives that are not there.
             checksum: Whether to check the SHA-256 of archives.
-            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are left out.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         super().__init__(
             TreeSatAITimeSeries,
             batch_size=batch_size,
-            num_workers=num_workers,
-            exclude=exclude,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
             root=root,
             modalities=modalities,
             bands=bands,
@@ -86,4 +70,5 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             missing=missing,
             download=download,
             checksum=checksum,
+            **kwargs,
         )
