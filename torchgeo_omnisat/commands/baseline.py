@@ -39,8 +39,8 @@ def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tup
     """What one modality says of every label pixel, without looking at its neighbours.
 
     A series becomes its bands on common dates, interpolated between the two nearest
-    valid ones, and their least, middle and greatest values. A single image becomes its
-    mean over the pixel.
+    valid ones, and what a tenth, half and nine tenths of its dates stay below. A single
+    image becomes its mean over the pixel.
 
     Args:
         sample: A sample of a dataset.

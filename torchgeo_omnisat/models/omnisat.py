@@ -96,13 +96,14 @@ class OmniSat(nn.Module):
             maps; NaN are pixels that were not measured.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
-        widths: Channels of the default series encoder's levels.
+        widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         checkpointing: Whether default series encoders compute the finest maps of single dates
             again in the backward pass instead of keeping them: less memory, more time.
 
     Raises:
-        ValueError: If an encoder is named for a modality that is not there, or is unknown.
+        ValueError: If an encoder is named for a modality that is not there, or is unknown, or
+            *embed_dim* is not a multiple of four times *num_heads*.
     """
 
     def __init__(
@@ -203,6 +204,9 @@ class OmniSat(nn.Module):
         Args:
             out: The output for all of them.
             names: The modalities to keep.
+
+        Raises:
+            ValueError: If *out* has none of them.
         """
         kept = set(names)
         if not kept & set(out.maps):

@@ -122,10 +122,13 @@ class ImagePatchEncoder(nn.Module):
 
     Args:
         in_channels: Number of bands.
-        patch_size: Pixels along a patch.
+        patch_size: Pixels along a patch, 32 to 63.
         dim: Width D of a token.
         groups: Groups of the GroupNorm.
         bias: Whether the residual convolutions have biases.
+
+    Raises:
+        ValueError: If a patch of that size does not shrink to one pixel.
     """
 
     def __init__(

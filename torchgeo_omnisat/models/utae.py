@@ -255,6 +255,9 @@ class UTAE(nn.Module):
             the days since 2018-09-01, and a rectified last layer, so that no logit is
             negative. Otherwise the batch that a sample sits in does not matter.
         reference_date: Day zero of the published sinusoid, in days since 1970-01-01.
+
+    Raises:
+        ValueError: If *decoder_widths* are not as many as *widths*, or end otherwise.
     """
 
     def __init__(
@@ -316,6 +319,7 @@ class UTAE(nn.Module):
 
         Raises:
             ValueError: If an argument has a value that is not supported, or is unknown.
+            RuntimeError: If the parameters are not those of such a model.
         """
         chosen = published_arguments('U-TAE', ctor, UTAE_ARGUMENTS, UTAE_FIXED)
         hidden, classes = chosen.pop('out_conv', (32, 20))

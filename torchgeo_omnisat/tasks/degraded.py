@@ -72,7 +72,8 @@ class RobustnessTest(LightningModule):
         seed: Seed of the degradations.
 
     Raises:
-        ValueError: If a group is no group, or a kind is unknown.
+        ValueError: If a kind is unknown; when the test begins, if a modality is in two groups, or a
+            group is called as a modality of another.
     """
 
     def __init__(

@@ -65,6 +65,10 @@ class OmniSatSegmentation(SupervisedTask):
         scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
         patience: Epochs without progress before a plateau lowers the learning rate.
+
+    Raises:
+        ValueError: If an argument is not as described, or does not fit the others; of what the
+            datamodule is asked, once that has answered.
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')

@@ -32,6 +32,9 @@ class Degradation(Transform):
         modalities: The modalities of the batch.
         seed: Seed of the draws of a batch with ``index``.
         same_on_batch: Whether all samples share one draw.
+
+    Raises:
+        ValueError: If *seed* is negative.
     """
 
     def __init__(
