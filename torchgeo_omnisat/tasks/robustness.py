@@ -25,7 +25,7 @@ class SubsetRow(NamedTuple):
     Attributes:
         subset: Its name, such as ``'s1a+s2'``.
         modalities: How many modalities it has.
-        mean_iou: Mean intersection over union of the scored classes that occur.
+        mean_iou: Mean intersection over union of the scored classes that occur in labels or answers.
         overall_accuracy: Share of the labelled pixels that are right.
         samples: Samples that were scored: they have at least one modality of the subset.
         complete_samples: Those among them that have all of them.
@@ -101,7 +101,6 @@ class SubsetScores(Metric, ABC):
     full_state_update = False
 
     def __init__(self, names: Iterable[str], *shape: int) -> None:
-        """Begin with nothing counted."""
         super().__init__()
         self.subsets = subsets(names)
         rows = len(self.subsets)
@@ -154,7 +153,6 @@ class SegmentationScores(SubsetScores):
     """
 
     def __init__(self, names: Iterable[str], num_classes: int, ignore_index: int | None = None) -> None:
-        """Begin with nothing counted."""
         super().__init__(names, num_classes, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
@@ -186,7 +184,6 @@ class ClassificationScores(SubsetScores):
     """
 
     def __init__(self, names: Iterable[str], num_labels: int) -> None:
-        """Begin with nothing counted."""
         super().__init__(names, num_labels, 3)
 
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
