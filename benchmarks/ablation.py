@@ -8,7 +8,7 @@ schedule, and is tested on the same fold. Each run is a line of a CSV file, writ
 is done; whoever calls this again, or at the same time, goes on with the others.
 
     python benchmarks/ablation.py                             # synthetic landscapes
-    python benchmarks/ablation.py --smoke                     # all rows, one seed, minutes
+    python benchmarks/ablation.py --smoke                     # the same rows, one seed, minutes
     python benchmarks/ablation.py --data pastis --root DIR    # PASTIS-HD in its official folds
     python benchmarks/ablation.py --tables dedicated          # a model for each subset of the sensors
     python benchmarks/ablation.py --tables robustness         # what missing sensors cost, beside these
