@@ -28,8 +28,7 @@ from torchgeo_omnisat.datamodules import (
     TreeSatAITimeSeriesDataModule,
 )
 from torchgeo_omnisat.datasets.flair_layout import CENTROIDS
-from torchgeo_omnisat.datasets.integrity import KINDS, Problem
-from torchgeo_omnisat.datasets.report import Report
+from torchgeo_omnisat.datasets.integrity import KINDS, Problem, Report
 from torchgeo_omnisat.datasets.treesatai_layout import LABELS
 
 ARGUMENTS: dict[str, Any] = {'num_tiles': 15, 'size': 8, 'dates': (4, 5)}

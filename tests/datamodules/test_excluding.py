@@ -21,8 +21,7 @@ from torchgeo_omnisat.datamodules import (
     PASTISMultimodalDataModule,
     TreeSatAITimeSeriesDataModule,
 )
-from torchgeo_omnisat.datasets.integrity import Problem
-from torchgeo_omnisat.datasets.report import Report
+from torchgeo_omnisat.datasets.integrity import Problem, Report
 
 
 @pytest.fixture

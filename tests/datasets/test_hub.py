@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_pastis
-from torchgeo_omnisat.datasets import PASTISMultimodal, download, hub
-from torchgeo_omnisat.datasets.hub import Entry, list_folder, obtain_files
+from torchgeo_omnisat.datasets import PASTISMultimodal, download
+from torchgeo_omnisat.datasets.download import Entry, list_folder, obtain_files
 
 pytestmark = pytest.mark.usefixtures('socket_enabled')
 
@@ -95,7 +95,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={'poll_interval': 0.01})
         thread.start()
-        monkeypatch.setattr(hub, 'ENDPOINT', f'http://127.0.0.1:{http.server_port}')
+        monkeypatch.setattr(download, 'ENDPOINT', f'http://127.0.0.1:{http.server_port}')
         yield state
         http.shutdown()
         thread.join()

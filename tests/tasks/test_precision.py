@@ -16,7 +16,7 @@ from torchgeo_omnisat.models.fusion import ModalityAttention
 from torchgeo_omnisat.models.temporal import TemporalAttention
 from torchgeo_omnisat.models.utae import collapse
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
-from torchgeo_omnisat.tasks.subsets import divergence
+from torchgeo_omnisat.tasks.segmentation import divergence
 from torchgeo_omnisat.transforms import Normalize
 
 from .helpers import command, make_datamodule, make_trainer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchgeo_omnisat.batch import available, collate, drop
 from torchgeo_omnisat.tasks import OmniSatSegmentation
-from torchgeo_omnisat.tasks.subsets import divergence, hide
+from torchgeo_omnisat.tasks.segmentation import divergence, hide
 
 from .helpers import MODALITIES, TOLD, make_batch, make_sample
 

@@ -74,7 +74,6 @@ class ProbeCallback(Callback):
         neighbours: int = 5,
         seed: int = 0,
     ) -> None:
-        """Keep the arguments."""
         numbers = {'every_n_epochs': every_n_epochs, 'max_tiles': max_tiles, 'max_patches': max_patches}
         for name, value in (numbers | {'neighbours': neighbours}).items():
             if value < 1:

@@ -17,8 +17,7 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..datamodules import MultimodalDataModule
 from ..datamodules.stream import stream
 from ..datasets.inspection import below, inspect
-from ..datasets.integrity import KINDS, Findings, Problem
-from ..datasets.report import Report
+from ..datasets.integrity import KINDS, Findings, Problem, Report
 from ..tasks.outputs import replacing
 from .data import data_parser, one_error, parse_data
 

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from ..datasets.report import Report
+from ..datasets.integrity import Report
 
 
 class ExcludingDataModule(LightningDataModule):

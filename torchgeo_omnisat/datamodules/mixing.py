@@ -50,7 +50,6 @@ class MixedLoader(CombinedLoader):
     """
 
     def __init__(self, loaders: Sequence[Any], place: Place, temperature: float = 1.0) -> None:
-        """Keep the loaders."""
         super().__init__(list(loaders), mode='max_size_cycle')
         self.place, self.temperature = place, temperature
         self._batches: Iterator[tuple[Any, int, int]] = iter(())
@@ -107,7 +106,6 @@ class Batches(Dataset[Sample]):
     """
 
     def __init__(self, datasets: Sequence[Any], collate_fns: Sequence[Any], batch_sizes: Sequence[int]) -> None:
-        """Lay out the batches."""
         self.datasets, self.collate_fns = datasets, collate_fns
         self.parts = list(self._lay_out(batch_sizes))
 

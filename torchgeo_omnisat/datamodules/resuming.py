@@ -31,7 +31,6 @@ class SeededDataset(Dataset[Sample]):
     """
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
-        """Keep the dataset."""
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -71,7 +70,6 @@ class ResumableDataModule(LightningDataModule):
     place: Place
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Begin at the beginning."""
         super().__init__(*args, **kwargs)
         self.start_anew()
 

@@ -42,9 +42,14 @@ class Composite:
     alike: bool = False
 
 
+#: Ways to show Sentinel-2.
+S2_COMPOSITES = (
+    Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+    Composite('colour infrared', ('B08', 'B04', 'B03')),
+)
 #: Ways to show a modality of a dataset that knows none of its own.
 COMPOSITES = (
-    Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
+    S2_COMPOSITES[0],
     Composite('true colour', ('red', 'green', 'blue'), alike=True),
     Composite('true colour', ('R', 'G', 'B'), alike=True),
     Composite('VV, VH', ('VV', 'VH', 'VV')),

@@ -19,9 +19,9 @@ from rasterio.transform import Affine
 
 from ..modality import Modality
 from .download import Archive
-from .figures import Composite
+from .figures import S2_COMPOSITES, Composite
 from .files import read_raster
-from .series import parse_day
+from .series import S2_BANDS, parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
 VAL_DOMAINS = ('D004', 'D014', 'D029', 'D031', 'D058', 'D066', 'D067', 'D077')
@@ -63,7 +63,7 @@ ARCHIVES: dict[str, Archive] = {
 AERIAL_GSD, S2_GSD = 0.2, 10.24
 MODALITIES: dict[str, Modality] = {
     'aerial': Modality('aerial', ('R', 'G', 'B', 'NIR', 'nDSM'), AERIAL_GSD, False),
-    's2': Modality('s2', ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'), S2_GSD, True),
+    's2': Modality('s2', S2_BANDS, S2_GSD, True),
 }
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
     'aerial': (
@@ -71,10 +71,7 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
         Composite('colour infrared', ('NIR', 'R', 'G')),
         *(Composite(band, (band,)) for band in MODALITIES['aerial'].bands),
     ),
-    's2': (
-        Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
-        Composite('colour infrared', ('B08', 'B04', 'B03')),
-    ),
+    's2': S2_COMPOSITES,
 }
 #: Published mean of the aerial bands over the training split, and deviation of the pixels,
 #: in the units of a sample (nDSM in metres).

@@ -35,13 +35,16 @@ from .flairhub_layout import (
     Files,
     choose_domains,
     damaged,
+    dates_of,
+    expect,
     holds,
     ignored,
     label_product,
+    lacking_labels,
     measured_of,
     palette,
+    size_of,
 )
-from .flairhub_parts import dates_of, expect, lacking_labels, size_of
 from .flairhub_tables import area_of, key_of, read_splits, read_tables, table_of
 from .frames import decibel_mean
 from .integrity import Part

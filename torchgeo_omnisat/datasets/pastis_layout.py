@@ -13,9 +13,9 @@ from fiona.errors import FionaError
 from rasterio.crs import CRS
 
 from ..modality import Modality
-from .figures import Composite
-from .hub import obtain_files
-from .series import Merge, backscatter_mean, finite_mean
+from .download import obtain_files
+from .figures import S2_COMPOSITES, Composite
+from .series import S2_BANDS, Merge, backscatter_mean, finite_mean
 
 #: Folds of training, validation and test, by the number of the official split.
 FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -79,15 +79,12 @@ _S1_COMPOSITES = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *(Composite(band,
 #: Every source, in the order of the modalities.
 SOURCES: tuple[Source, ...] = (
     Source(
-        Modality('s2', ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'), 10.0, True),
+        Modality('s2', S2_BANDS, 10.0, True),
         'DATA_S2/S2_{}.npy',
         'int16',
         'dates-S2',
         nodata=-10000,
-        composites=(
-            Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
-            Composite('colour infrared', ('B08', 'B04', 'B03')),
-        ),
+        composites=S2_COMPOSITES,
     ),
     *(
         Source(

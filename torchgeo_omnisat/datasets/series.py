@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: Seconds in a day.
 DAY = 86400
+#: Bands of Sentinel-2 at 10 and 20 m, which every dataset here has in this order.
+S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 #: Makes the frames of one day, ``(F, C, H, W)``, one image, ``(C, H, W)``.
 Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -14,7 +14,8 @@ from rasterio.transform import Affine
 
 from ..modality import Modality
 from .download import Archive
-from .figures import Composite
+from .figures import S2_COMPOSITES, Composite
+from .series import S2_BANDS
 
 URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
 #: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
@@ -56,17 +57,14 @@ class Series:
 SERIES = {'s2': Series('sen-2', 2), 's1a': Series('sen-1-asc', 4, True), 's1d': Series('sen-1-des', 4, True)}
 #: Every modality with all its bands.
 MODALITIES: dict[str, Modality] = {
-    's2': Modality('s2', ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'), 10.0, True),
+    's2': Modality('s2', S2_BANDS, 10.0, True),
     's1a': Modality('s1a', ('VV', 'VH'), 10.0, True),
     's1d': Modality('s1d', ('VV', 'VH'), 10.0, True),
     'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False),
 }
 _RADAR = (Composite('VV', ('VV',)), Composite('VH', ('VH',)))
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
-    's2': (
-        Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
-        Composite('colour infrared', ('B08', 'B04', 'B03')),
-    ),
+    's2': S2_COMPOSITES,
     's1a': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
     's1d': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
     'aerial': (

@@ -3,11 +3,10 @@
 
 """Losses."""
 
-from .classification import MultiLabelLoss
 from .contrastive import CrossModalInfoNCE, TileContrast, too_close
 from .patches import PatchContrastiveLoss
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
-from .segmentation import CrossEntropyDice
+from .supervised import CrossEntropyDice, MultiLabelLoss
 
 __all__ = [
     'CrossEntropyDice',

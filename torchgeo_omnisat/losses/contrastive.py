@@ -63,7 +63,6 @@ class CrossModalInfoNCE(nn.Module):
     """
 
     def __init__(self, temperature: float = 0.07, min_temperature: float = 0.01, max_temperature: float = 1.0) -> None:
-        """Begin with a temperature."""
         super().__init__()
         if not 0 < min_temperature <= temperature <= max_temperature < math.inf:
             raise ValueError(

@@ -57,7 +57,6 @@ class PatchContrastiveLoss(nn.Module):
         block_size: int = 512,
         negatives: Literal['everywhere', 'place'] = 'everywhere',
     ) -> None:
-        """Keep the arguments."""
         super().__init__()
         if negatives not in ('everywhere', 'place'):
             raise ValueError(f"negatives is {negatives!r}, expected 'everywhere' or 'place'")

@@ -106,7 +106,6 @@ class MaskedReconstruction(nn.Module):
         max_pixels: int | None = None,
         max_dates: int | None = None,
     ) -> None:
-        """Build the decoders."""
         super().__init__()
         self.modalities = as_modalities(modalities)
         sizes = {'embed_dim': embed_dim, 'patch_size': patch_size, 'width': width}
@@ -224,7 +223,6 @@ class PatchDecoder(nn.Module):
     """
 
     def __init__(self, dim: int, width: int, bands: int, pixels: int, temporal: bool) -> None:
-        """Build the layers."""
         super().__init__()
         self.token = nn.Linear(dim, width)
         self.date = nn.Linear(DATE_FEATURES, width) if temporal else None

@@ -43,7 +43,6 @@ class PatchRetrieval:
     """
 
     def __init__(self, names: Iterable[str], candidates: int) -> None:
-        """Begin with no patch."""
         self.candidates = candidates
         self.pairs = list(combinations(enumerate(names), 2))
         self._kept: dict[tuple[str, str], Tensor] = {}

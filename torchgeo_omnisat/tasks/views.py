@@ -75,7 +75,6 @@ class Pretrainer(nn.Module):
         patch_dim: int | None = None,
         reconstruction: MaskedReconstruction | None = None,
     ) -> None:
-        """Build the heads."""
         super().__init__()
         self.backbone = backbone
         self.tile_heads, self.patch_heads = self._heads(tile_dim), self._heads(patch_dim)

@@ -30,7 +30,6 @@ class Transform(nn.Module, ABC):
     """
 
     def __init__(self, modalities: Mapping[str, Modality] | Iterable[Modality], same_on_batch: bool = False) -> None:
-        """Keep the modalities by name."""
         super().__init__()
         self.modalities = as_modalities(modalities)
         self.same_on_batch = same_on_batch

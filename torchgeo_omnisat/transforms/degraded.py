@@ -40,7 +40,6 @@ class Degradation(Transform):
     def __init__(
         self, modalities: Mapping[str, Modality] | Iterable[Modality], seed: int = 0, same_on_batch: bool = False
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         if seed < 0:
             raise ValueError(f'seed is {seed}, expected 0 or more')
@@ -96,7 +95,6 @@ class Partial(Degradation):
         seed: int = 0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, seed, same_on_batch)
         self.share = probability(share, 'share')
 
@@ -201,7 +199,6 @@ class GaussianNoise(Degradation):
         seed: int = 0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, seed, same_on_batch)
         if not snr > -math.inf:
             raise ValueError(f'snr is {snr}, expected a ratio in dB, inf for no noise')

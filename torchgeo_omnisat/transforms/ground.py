@@ -76,7 +76,6 @@ class RandomDihedral(GroundTransform):
         p: float = 1.0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
 
@@ -220,7 +219,6 @@ class RandomGroundAffine(GroundTransform):
         p: float = 1.0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         self.degrees = interval((0.0, degrees), 'degrees', 0.0)[1]
         self.translate = interval((0.0, translate), 'translate', 0.0)[1]

@@ -53,7 +53,6 @@ class RandomClouds(Transform):
         blobs: int = 3,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
         self.cover = interval(cover, 'cover', 0.0)
@@ -128,7 +127,6 @@ class RandomSpeckle(Transform):
         p: float = 1.0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         if not 0 < looks < math.inf:
             raise ValueError(f'looks is {looks}, expected a positive number')
@@ -189,7 +187,6 @@ class RandomBandDropout(Transform):
         p: float = 0.1,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
 
@@ -230,7 +227,6 @@ class RandomJitter(Transform):
         strength: float = 0.05,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         if not 0 <= strength <= 1:
             raise ValueError(f'strength is {strength}, expected a number between 0 and 1')

@@ -38,7 +38,6 @@ class Normalize(nn.Module):
         mean: Statistics | None = None,
         std: Statistics | None = None,
     ) -> None:
-        """Keep the statistics as buffers."""
         super().__init__()
         self.modalities = as_modalities(modalities)
         if (mean is None) != (std is None):
@@ -100,7 +99,6 @@ class Denormalize(Normalize):
     def __init__(
         self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: Statistics, std: Statistics
     ) -> None:
-        """Keep the statistics as buffers."""
         super().__init__(modalities, mean, std)
 
     def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:

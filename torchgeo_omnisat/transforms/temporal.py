@@ -79,7 +79,6 @@ class TemporalSubsample(TemporalTransform):
         max_dates: int = 16,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         if max_dates < 1:
             raise ValueError(f'max_dates is {max_dates}, expected at least 1')
@@ -132,7 +131,6 @@ class RandomDateShift(Transform):
         p: float = 1.0,
         same_on_batch: bool = False,
     ) -> None:
-        """Keep the arguments."""
         super().__init__(modalities, same_on_batch)
         if days < 0:
             raise ValueError(f'days is {days}, expected at least 0')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Losses of semantic segmentation."""
+"""Losses of segmentation and of multi-label classification."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 
 
@@ -102,3 +103,39 @@ class CrossEntropyDice(nn.Module):
                 + ('' if self.ignore_index is None else f', or {self.ignore_index} where there is none')
             )
         return labelled
+
+
+class MultiLabelLoss(nn.Module):
+    """A binary loss for each label, averaged over samples and labels, in single precision.
+
+    ``'asymmetric'`` is timm's asymmetric loss (https://arxiv.org/abs/2009.14119): of the
+    many labels that a tile does not have, those that are easily denied hardly count.
+    ``'bce'`` is binary cross-entropy.
+
+    Args:
+        kind: Which of them.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+
+    def __init__(self, kind: str = 'asymmetric') -> None:
+        super().__init__()
+        kinds = {'asymmetric': AsymmetricLossMultiLabel, 'bce': nn.BCEWithLogitsLoss}
+        if kind not in kinds:
+            raise ValueError(f'loss is {kind!r}, expected one of {list(kinds)}')
+        self.total = kinds[kind]()
+        self.total.reduction = 'sum'  # set like this because timm before 1.0.31 takes no such argument, and always sums
+
+    def forward(self, logits: Float[Tensor, 'b k'], label: Float[Tensor, 'b k']) -> Float[Tensor, '']:
+        """Compare logits with labels.
+
+        Args:
+            logits: One a label.
+            label: 1 where the tile has the label, else 0.
+
+        Returns:
+            The loss, a scalar.
+        """
+        loss: Tensor = self.total(logits.float(), label) / label.numel()
+        return loss
