@@ -33,7 +33,7 @@ NOT_RUN = {
     'make env': 'makes the environment that this runs in',
     'make test': 'is what runs this',
     'make lint': 'is run beside the tests',
-    'make bench': 'takes minutes; its scripts run in tests/benchmarks',
+    'make bench': 'takes minutes; its ablation runs in tests/benchmarks',
     'make docs': 'is run beside the tests',
     'make build': 'downloads a build environment; what it builds is tested in tests/test_packaging.py',
     'make test-min': 'downloads another environment',
