@@ -114,7 +114,7 @@ def leave_out_what_says_nothing(app: Any, what: str, name: str, found: Any, opti
     if what == 'class' and lines and lines[0] != inspect.getdoc(found).splitlines()[0]:  # it is of the constructor
         if '__init__' not in vars(found):  # another's
             lines.clear()
-        elif lines[0] in ('Keep the arguments.', 'Keep the arguments; nothing is read yet.'):
+        elif lines[0].startswith('Keep the arguments'):
             del lines[0]
 
 
