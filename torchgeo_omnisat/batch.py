@@ -10,7 +10,11 @@ A sample and a batch are TorchGeo's flat dictionary of tensors:
 ``dates_<name>``        ``(B, T)`` int64, days since 1970-01-01; T = 1 for an image
 ``valid_<name>``        ``(B, T)`` bool, an image was acquired and is usable
 ``mask``, ``label``     what there is to learn, and any other tensor of equal shape
+``bounds``              ``(B, 9)`` float64, where it lies, if that is known
 ======================  =============================================================
+
+``bounds`` are in TorchGeo's order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in
+metres of the dataset's ``crs`` and seconds since 1970-01-01; NaN is not known.
 
 A sample has the same keys without B. ``valid`` alone says padding, an unusable date, a
 modality dropped on purpose, and one that was never there. NaN inside a valid image

@@ -3,9 +3,12 @@
 
 """Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -62,3 +65,19 @@ def one_error(command: str) -> Iterator[None]:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f'python -m torchgeo_omnisat {command}: {type(error).__name__}: {error}', file=sys.stderr)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's notices and hints; the bar stays."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='lightning')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,11 +5,8 @@
 
 import argparse
 import csv
-import logging
 import shlex
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
 from ..tasks import OmniSatSegmentation
 from .baseline import score_pixels
+from .data import quiet
 
 #: The model and how long it trains: together minutes on two cores.
 BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20
@@ -90,7 +88,7 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
     for command, options in {'fit': shared | fit, 'test': shared | test}.items():
         words = [command, *(word for name, value in options.items() for word in (f'--{name}', str(value)))]
         print('$ torchgeo', shlex.join(words), flush=True)
-        with _quiet():
+        with quiet():
             torchgeo.main.main(words)
 
 
@@ -146,20 +144,6 @@ def report(table: Path, pixels: Mapping[str, float]) -> str:
         pixel = f'{pixels[subset]:>22.3f}' if subset in pixels else ''
         lines.append(f'{subset:<22}{score:>8.3f}{pixel}')
     return '\n'.join([*lines, ''])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out Lightning's notices and hints, which a first look need not read."""
-    logger = logging.getLogger('lightning.pytorch')
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', module='lightning')
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _positive(text: str) -> int:

@@ -3,11 +3,8 @@
 
 """Robustness: what a missing or degraded sensor costs a trained model."""
 
-import logging
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.degraded import KINDS, RobustnessTest
 from ..tasks.files import read_weights
 from ..tasks.report import Scored, markdown, write_report
-from .data import data_parser, one_error, parse_data
+from .data import data_parser, one_error, parse_data, quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +121,7 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
         datamodule.kwargs['modalities'] = names
     elif len(names) < len(there):
         raise ValueError(f'{type(datamodule).__name__} reads {list(there)}, expected a model of them all, got {known}')
-    with _quiet():
+    with quiet():
         try:
             trainer = Trainer(
                 accelerator=accelerator,
@@ -205,19 +202,3 @@ def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def describe(datamodule: MultimodalDataModule) -> str:
     """What is scored; made-up data are called so."""
     return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's notices and hints; the bar stays."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', module='lightning')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -42,6 +42,12 @@ class Composite:
     alike: bool = False
 
 
+#: Ways to show Sentinel-1.
+S1_COMPOSITES = (
+    Composite('VV, VH, VV', ('VV', 'VH', 'VV')),
+    Composite('VV', ('VV',)),
+    Composite('VH', ('VH',)),
+)
 #: Ways to show Sentinel-2.
 S2_COMPOSITES = (
     Composite('true colour', ('B04', 'B03', 'B02'), alike=True),

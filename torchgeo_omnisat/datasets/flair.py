@@ -66,9 +66,7 @@ class FLAIR(NonGeoDataset):
 
     A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
     that is there (see :mod:`torchgeo_omnisat.batch`), in raw units; ``mask`` (H, W) and
-    ``label`` (K,), which of the K scored classes occur; and ``bounds`` (9,) in TorchGeo's
-    order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in metres of :attr:`crs` and
-    seconds since 1970-01-01 (NaN if nothing has a date).
+    ``label`` (K,), which of the K scored classes occur; and ``bounds`` (9,).
 
     With 13 classes, as in the benchmark: building, pervious surface, impervious surface, bare
     soil, water, coniferous, deciduous, brushwood, vineyard, herbaceous vegetation, agricultural

@@ -70,9 +70,7 @@ class FLAIRHUBMultimodal(FLAIRHUB):
     A patch is 102.4 m wide. A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>``
     of each modality that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN
     where nothing was measured; ``mask`` (H, W) of classes and ``label`` (K,), which of the K
-    scored classes occur; and ``bounds`` (9,) in TorchGeo's order, xmin, xmax, xres, ymin, ymax,
-    yres, tmin, tmax, tres, in metres of :attr:`crs` and seconds since 1970-01-01 (NaN if nothing
-    has a date).
+    scored classes occur; and ``bounds`` (9,).
 
     The classes are TorchGeo's: 19 of land cover, of which the last, undefined, is ignored (clear
     cut, ligneous and mixed, 15 to 17, hardly occur); or 23, 31 or 46 crops and background, none

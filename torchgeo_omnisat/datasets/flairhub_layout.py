@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from torchgeo.datasets.flair import TASKS, AvailableBands
 
 from ..modality import Modality
-from .figures import S2_COMPOSITES, Composite, Palette
+from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .integrity import Dates, Expected
 from .series import S2_BANDS
 
@@ -70,15 +70,14 @@ PRODUCTS: dict[str, Product] = {
 MODALITIES: dict[str, Modality] = {name: product.modality for name, product in PRODUCTS.items()}
 
 _COLOURS = (Composite('true colour', ('R', 'G', 'B'), alike=True), Composite('colour infrared', ('NIR', 'R', 'G')))
-_RADAR = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), Composite('VV', ('VV',)), Composite('VH', ('VH',)))
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
     'aerial': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
     'spot': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
     'dem': (Composite('surface', ('DSM',)), Composite('terrain', ('DTM',))),
     'aerial_rlt': (Composite('panchromatic', ('PAN',)),),
     's2': S2_COMPOSITES,
-    's1a': _RADAR,
-    's1d': _RADAR,
+    's1a': S1_COMPOSITES,
+    's1d': S1_COMPOSITES,
 }
 
 #: Of every raster.

@@ -54,10 +54,8 @@ class PASTISMultimodal(NonGeoDataset):
     A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
     that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN where
     nothing was measured; ``mask`` (H, W) of classes 0 to 19, of which 19 is void and to
-    be ignored; ``label`` (18,), which crops occur; and ``bounds`` (9,) in TorchGeo's
-    order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in metres of
-    :attr:`crs` and seconds since 1970-01-01 (NaN if nothing has a date). Dates are in
-    the order of time, and frames of one day are merged.
+    be ignored; ``label`` (18,), which crops occur; and ``bounds`` (9,). Dates are in the
+    order of time, and frames of one day are merged.
 
     Source: https://huggingface.co/datasets/IGNF/PASTIS-HD, for PASTIS-R Zenodo; licence: Etalab 2.0.
     If you use this dataset in your research, please cite:

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 from ..modality import Modality
 from .download import obtain_files
-from .figures import S2_COMPOSITES, Composite
+from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
 from .series import S2_BANDS, Merge, backscatter_mean, finite_mean
 
 #: Folds of training, validation and test, by the number of the official split.
@@ -73,9 +73,6 @@ class Patch:
     properties: Mapping[str, Any]
 
 
-_S1_BANDS = ('VV', 'VH', 'VV-VH')
-_S1_COMPOSITES = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *(Composite(band, (band,)) for band in _S1_BANDS))
-
 #: Every source, in the order of the modalities.
 SOURCES: tuple[Source, ...] = (
     Source(
@@ -88,12 +85,12 @@ SOURCES: tuple[Source, ...] = (
     ),
     *(
         Source(
-            Modality(name, _S1_BANDS, 10.0, True),
+            Modality(name, ('VV', 'VH', 'VV-VH'), 10.0, True),
             f'DATA_{name.upper()}/{name.upper()}_{{}}.npy',
             'float16',
             f'dates-{name.upper()}',
             merge=backscatter_mean,
-            composites=_S1_COMPOSITES,
+            composites=(*S1_COMPOSITES, Composite('VV-VH', ('VV-VH',))),
         )
         for name in ('s1a', 's1d')
     ),

@@ -74,9 +74,8 @@ class TreeSatAITimeSeries(NonGeoDataset):
     A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
     that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN where nothing
     was measured; ``label`` (15,), 1 for each of :attr:`classes` that covers more than 7 % of
-    the plot; and ``bounds`` (9,) in TorchGeo's order, as in
-    :class:`~torchgeo_omnisat.datasets.PASTISMultimodal` (NaN where the aerial image, which
-    alone tells the place, is not there). There is no mask.
+    the plot; and ``bounds`` (9,), NaN where the aerial image, which alone tells the place, is
+    not there. There is no mask.
 
     Dates come from the names of the products, in the order of time. Frames of one day are
     merged, Sentinel-1 in linear power, clear ones alone if there are any. A date of

@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 
 from ..modality import Modality
 from .download import Archive
-from .figures import S2_COMPOSITES, Composite
+from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
 from .series import S2_BANDS
 
 URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
@@ -62,11 +62,10 @@ MODALITIES: dict[str, Modality] = {
     's1d': Modality('s1d', ('VV', 'VH'), 10.0, True),
     'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False),
 }
-_RADAR = (Composite('VV', ('VV',)), Composite('VH', ('VH',)))
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
     's2': S2_COMPOSITES,
-    's1a': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
-    's1d': (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), *_RADAR),
+    's1a': S1_COMPOSITES,
+    's1d': S1_COMPOSITES,
     'aerial': (
         Composite('true colour', ('R', 'G', 'B'), alike=True),
         Composite('infrared', ('NIR',)),
