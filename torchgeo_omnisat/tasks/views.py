@@ -119,11 +119,11 @@ class Pretrainer(nn.Module):
             pixels: Hide the pixels of hidden patches, so that nothing of them reaches what
                 is fused, and encode every tile once more for that; otherwise only their
                 tokens, and only from the fusion.
+            micro_batch_size: Tiles that are encoded at once. Only they are held in memory:
+                activations are computed again in the backward pass. None for all, without that.
             compare: Whether embeddings matter; otherwise those of what is not hidden do, which
                 saves one of the two passes.
             everything: Rebuild the patches that are not hidden too.
-            micro_batch_size: Tiles that are encoded at once. Only they are held in memory:
-                activations are computed again in the backward pass. None for all, without that.
 
         Returns:
             The views of all tiles.

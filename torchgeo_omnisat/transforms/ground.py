@@ -130,7 +130,7 @@ class RandomGroundCrop(GroundTransform):
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *size* or *patch_size* is not as described.
+        ValueError: If *size* or *patch_size* is not as described; of a batch, if its tiles are smaller.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class RandomGroundAffine(GroundTransform):
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is not as described; of a batch, if it has a ``window``.
     """
 
     def __init__(
