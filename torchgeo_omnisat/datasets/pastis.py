@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets import PASTIS, NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, check_integrity
 
@@ -65,10 +65,7 @@ class PASTISMultimodal(NonGeoDataset):
     * PASTIS-HD: https://doi.org/10.1007/978-3-031-73390-1_24
     """
 
-    url = 'https://zenodo.org/records/5735646/files/PASTIS-R.zip?download=1'
-    md5 = '4887513d6c2d2b07fa935d325bd53e09'
-    filename = 'PASTIS-R.zip'
-    directory = 'PASTIS-R'
+    url, md5, filename, directory = PASTIS.url, PASTIS.md5, PASTIS.filename, PASTIS.directory
     layout: ClassVar[str] = 'PASTIS'
     index = 'metadata.geojson'
     label_gsd = 10.0

@@ -10,7 +10,9 @@ from typing import Any
 
 import fiona
 from fiona.errors import FionaError
+from matplotlib.colors import to_hex
 from rasterio.crs import CRS
+from torchgeo.datasets import PASTIS
 
 from ..modality import Modality
 from .download import obtain_files
@@ -126,10 +128,7 @@ CLASSES: tuple[str, ...] = (
     'void',
 )
 #: Colours of the classes.
-COLORS: tuple[str, ...] = (
-    '#000000', '#aec7e8', '#ff7f0e', '#ffbb78', '#2ca02c', '#98df8a', '#d62728', '#ff9896', '#9467bd', '#c5b0d5',
-    '#8c564b', '#c49c94', '#e377c2', '#f7b6d2', '#7f7f7f', '#c7c7c7', '#bcbd22', '#dbdb8d', '#17becf', '#ffffff',
-)  # fmt: skip
+COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(len(CLASSES)))
 
 
 def read_index(path: Path) -> tuple[list[Patch], CRS]:

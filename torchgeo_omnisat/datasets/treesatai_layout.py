@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rasterio.transform import Affine
+from torchgeo.datasets import TreeSatAI
 
 from ..modality import Modality
 from .download import Archive
@@ -72,10 +73,7 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
     ),
 }
 #: The genera, in the order of the label.
-GENERA: tuple[str, ...] = (
-    'Abies', 'Acer', 'Alnus', 'Betula', 'Cleared', 'Fagus', 'Fraxinus', 'Larix', 'Picea', 'Pinus', 'Populus',
-    'Prunus', 'Pseudotsuga', 'Quercus', 'Tilia',
-)  # fmt: skip
+GENERA: tuple[str, ...] = TreeSatAI.classes
 
 
 def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
