@@ -236,6 +236,16 @@ def test_what_all_agree_on_is_known(parts: dict[str, Any]) -> None:
     assert MixedDataModule(parts, patch_size=40.0).patch_size == 40
 
 
+def test_one_without_validation(parts: dict[str, Any]) -> None:
+    datamodule = MixedDataModule(parts)
+    datamodule.setup('fit')
+    both = len(datamodule.val_dataloader())
+    parts['made'].val_dataset = None  # as rasters have it where their split leaves it no ground
+    assert 0 < len(datamodule.val_dataloader()) < both
+    parts['pastis'].val_dataset = None
+    assert len(datamodule.val_dataloader()) == 0
+
+
 def test_arguments(parts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r'datamodules is empty'):
         MixedDataModule({})

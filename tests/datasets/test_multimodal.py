@@ -33,6 +33,7 @@ from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import available, check, collate
 from torchgeo_omnisat.datasets import MultimodalGeoDataset, RasterTimeSeries
 from torchgeo_omnisat.datasets.georeference import window_grid
+from torchgeo_omnisat.datasets.polygons import Polygons
 
 
 class Labels(RasterDataset):
@@ -184,8 +185,26 @@ def test_datasets_of_other_crs_see_the_same_ground(tmp_path: Path, root: Path) -
         assert (sample[f'image_{name}'][0] - sample['image_s2'][0]).abs().max() < 15  # of 100 a row
     # In degrees alone, the join takes a UTM zone.
     assert MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg')}).crs == UTM
-    with pytest.raises(ValueError, match=r'expected a projected one in metres'):
-        MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg')}, crs='EPSG:4326')
+    web = RasterTimeSeries(root / 's2', crs='EPSG:3857', res=16)  # 10 m at this latitude
+    assert MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg'), 'web': web}).crs == UTM
+    for crs in 'EPSG:4326', 'EPSG:3857':
+        with pytest.raises(ValueError, match=r'expected a projected one in metres'):
+            MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg')}, crs=crs)
+
+
+def test_sides_that_are_bent_in_the_crs_of_the_join(tmp_path: Path) -> None:
+    """In the middle of its southern side a degree of longitude sags by 120 m."""
+    write(tmp_path / 'deg/a_20210101.tif', np.ones((50, 100), np.uint8), (2, 51), 0.01, 'EPSG:4326')
+    box = shapely.box(2, 50.5, 3, 51)
+    gpd.GeoDataFrame({'c': [1]}, geometry=[box.segmentize(0.01)], crs=4326).to_file(tmp_path / 'fields.geojson')
+    labels = Polygons(tmp_path / 'fields.geojson', column='c')
+    joined = MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg')}, mask=labels, crs=UTM, label_gsd=10)
+    assert joined.modalities['deg'].gsd == 1110
+    x, y = gpd.GeoSeries([shapely.Point(2.5, 50.5)], crs=4326).to_crs(UTM).iloc[0].coords[0]
+    assert joined.area.contains(shapely.Point(x, y + 5))
+    sample = joined[x - 1110 : x + 1110, y + 20 : y + 1130]
+    assert (sample['mask'] == 1).all()
+    assert sample['image_deg'].isfinite().all()
 
 
 class RasterDatasetOfSeries(RasterDataset):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pyproj import CRS
+from rasterio import Affine
 from scipy.ndimage import label
 from shapely.geometry import shape
 
@@ -98,6 +99,15 @@ def test_a_spiral_through_all_blocks_is_one(tmp_path: Path) -> None:
     classes[4:-1:4, 1] = 1
     found = parcels(write(tmp_path, classes), smallest=0, block=8)
     assert [p['class'] for p, _ in found].count(1) == 1
+
+
+def test_on_fine_pixels_a_parcel_over_blocks_is_one_polygon(tmp_path: Path) -> None:
+    """Where 0.2 m are no binary fraction, sides of blocks that meet differ in the last digit."""
+    grid = Grid(CRS.from_epsg(32631), Affine(0.2, 0, 500000.1, 0, -0.2, 5600000.3), 4, 5000)
+    ((properties, geometry),) = parcels(write(tmp_path, np.zeros((4, 5000), int), grid=grid), smallest=0)
+    assert geometry.geom_type == 'Polygon'
+    assert geometry.bounds == pytest.approx(grid.bounds, abs=1e-6)
+    assert properties['area_ha'] == pytest.approx(0.08)
 
 
 def test_without_probabilities(tmp_path: Path) -> None:

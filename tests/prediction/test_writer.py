@@ -256,6 +256,21 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             predict(tmp_path, PlaneDataModule(32, 32), **arguments)
 
+    @pytest.mark.parametrize('output', ['map.png', 'maps', 'map.gpkg'])
+    def test_a_map_is_a_geotiff(self, tmp_path: Path, output: str) -> None:
+        trainer = make_trainer(tmp_path, GeoTIFFWriter(str(tmp_path / output)))
+        with pytest.raises(ValueError, match=rf"output of a map is '.*{output}', expected the name of a GeoTIFF"):
+            trainer.predict(make_task(), datamodule=PlaneDataModule(32, 32))
+
+    @pytest.mark.parametrize('limit', [1, 0.5])
+    def test_a_limit_of_batches_leaves_the_rest_to_another_run(self, tmp_path: Path, limit: float) -> None:
+        writer, area = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False), PlaneDataModule(128, 32, overlap=0)
+        with pytest.warns(UserWarning, match=r'limit_predict_batches left .*map.tif unfinished: a run without it'):
+            make_trainer(tmp_path, writer, limit_predict_batches=limit).predict(make_task(), datamodule=area)
+        assert not (tmp_path / 'map.tif').exists()
+        assert read(predict(tmp_path, PlaneDataModule(128, 32, overlap=0))).shape == (5, 128, 32)
+        assert [path.name for path in tmp_path.iterdir()] == ['map.tif']
+
     def test_a_negative_parcel(self) -> None:
         with pytest.raises(ValueError, match='smallest_parcel is -1'):
             GeoTIFFWriter(smallest_parcel=-1)

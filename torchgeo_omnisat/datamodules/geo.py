@@ -11,13 +11,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.arguments import name_classes
 from ..datasets.configured import image_dataset, label_dataset
-from ..datasets.frames import is_remote
+from ..datasets.frames import files_of
 from ..datasets.geotiles import GeoTiles
 from ..datasets.multimodal import MultimodalGeoDataset
 from ..datasets.tiles import AreaTiles
@@ -209,8 +211,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return [f'train {digest}'] * len(dataset)
 
     def prepare_data(self) -> None:
-        """Measure the training ground, in one process alone."""
-        self.statistics(self.make_dataset('train', every=True))
+        """Measure the training ground, in one process alone; a model that knows its statistics needs none for a map."""
+        if self._of_model() is None:
+            self.statistics(self.make_dataset('train', every=True))
 
     def setup(self, stage: str) -> None:
         """Make the tiles of a stage and learn the statistics.
@@ -241,9 +244,12 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     def fingerprint(self) -> list[Any]:
         """Which files the map is made of, so that an interrupted prediction knows them again."""
-        paths = sorted({p for source in self.unlabelled.sources.values() for p in source.index.get('filepath', [])})
-        stats = [(path, None if is_remote(path) or not path else os.stat(path)) for path in paths]
-        return [[path, *((s.st_size, s.st_mtime_ns) if s else ())] for path, s in stats] + [self.predict_area]
+        sources = [source.dataset for source in self.unlabelled.sources.values()]
+        scenes = [(data, path) for data in sources for path in data.index.get('filepath', [])]
+        paths = sorted({path for scene in scenes for path in files_of(*scene)})
+        stats = [(path, os.stat(path) if os.path.isfile(path) else None) for path in paths]
+        files = [[path, *((s.st_size, s.st_mtime_ns) if s else ())] for path, s in stats]
+        return [*files, self.predict_area, self.rasters]
 
     def _setup_map(self) -> None:
         """The area to predict, its pixels and its tiles."""
@@ -263,9 +269,21 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""
         self.modalities = dataset.modalities
-        self.mean, self.std = self.statistics(self.make_dataset('train', every=True))
+        self.mean, self.std = self._of_model() or self.statistics(self.make_dataset('train', every=True))
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.collate_fn = partial(collate, modalities=self.modalities)
+
+    def _of_model(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Mean and deviation as the model that makes a map has them; None if it does not, or makes none."""
+        trainer, bands = self.trainer, {name: len(m.bands) for name, m in self.labelled.modalities.items()}
+        if trainer is None or not trainer.predicting:
+            return None
+        told = getattr(trainer.lightning_module, 'hparams', {})
+        mean, std = (
+            {name: torch.tensor((told.get(kind) or {}).get(name, [])) for name in bands} for kind in ('mean', 'std')
+        )
+        known = all(len(part[name]) == count for part in (mean, std) for name, count in bands.items())
+        return (mean, std) if known else None
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
         """The rasters as one dataset."""

@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 
 from ..datasets import MultimodalGeoDataset
+from ..datasets.georeference import bendable
 from ..datasets.geotiles import disjoint
 
 #: The splits, in the order of fractions.
@@ -81,9 +82,11 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
         ValueError: If the file cannot be read.
     """
     try:
-        return gpd.read_file(path).to_crs(crs)
+        frame = gpd.read_file(path).to_crs(crs)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
+    # Outlines that cross themselves cannot be joined.
+    return frame.set_geometry(shapely.make_valid(frame.geometry.array, method='structure', keep_collapsed=False))
 
 
 def read_area(told: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
@@ -108,9 +111,7 @@ def read_area(told: Sequence[float] | str | Mapping[str, Any], crs: Any, root: P
         raise ValueError(
             f'predict_area is {told}, expected xmin, ymin, xmax, ymax, a vector file, or these bounds and their crs'
         )
-    box = shapely.box(*bounds)  # its sides are bent elsewhere, so they get corners
-    box = gpd.GeoSeries([box.segmentize(box.length / 400)], crs=settings['crs'])
-    return box.to_crs(crs).iloc[0]
+    return gpd.GeoSeries([bendable(shapely.box(*bounds))], crs=settings['crs']).to_crs(crs).iloc[0]
 
 
 def _ascending(bounds: Sequence[float]) -> bool:

@@ -207,11 +207,12 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return list(self.datamodules.values())
 
     def _one_after_the_other(self, split: str) -> DataLoader[Sample]:
-        """Batches of a split; as one loader, so that metrics have one name."""
-        parts = self._parts()
+        """Batches of a split, of those that have one; as one loader, so that metrics have one name."""
+        parts = [module for module in self._parts() if getattr(module, f'{split}_dataset') is not None]
         datasets = [getattr(module, f'{split}_dataset') for module in parts]
         batches = Batches(datasets, [module.collate_fn for module in parts], [module.batch_size for module in parts])
-        return DataLoader(batches, batch_size=None, num_workers=max(module.num_workers for module in parts))
+        workers = max((module.num_workers for module in parts), default=0)
+        return DataLoader(batches, batch_size=None, num_workers=workers)
 
 
 class _Tagging:

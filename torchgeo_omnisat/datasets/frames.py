@@ -17,7 +17,8 @@ import rasterio
 import shapely
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.dtypes import in_dtype_range
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window
@@ -144,6 +145,14 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
     return read_raster(path, dataset.band_indexes, grid, dataset.nodata, nearest, dataset.cache)
 
 
+def files_of(dataset: Any, path: str) -> list[str]:
+    """All files of a scene that an index knows by one of them."""
+    if not path or not getattr(dataset, 'separate_files', False):
+        return [path]
+    clouds = getattr(dataset, 'clouds', None)
+    return [dataset._update_filepath(band, path) for band in (*dataset.bands, *([clouds.band] if clouds else []))]
+
+
 def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -> NDArray[np.bool_]:
     """Where a scene is cloudy, ``(H, W)``."""
     if dataset.separate_files:
@@ -177,22 +186,34 @@ def read_raster(
         source = _kept_open(path, os.getpid()) if cache else rasterio.open(path)
         try:
             bands = list(indexes or source.indexes)
-            value = source.nodata if nodata is None else nodata
+            values = [_nodata(source, band, nodata) for band in bands]
             place = _place(source, grid)
             image = (
-                _warped(source, bands, grid, value, nearest) if place is None else _cut(source, bands, *place, value)
+                _warped(source, bands, grid, values, nearest) if place is None else _cut(source, bands, *place, values)
             )
         finally:
             if not cache:
                 source.close()
-    except (RasterioError, IndexError) as error:
+    except (RasterioError, IndexError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
     image[~np.isfinite(image)] = np.nan
     return image
 
 
-def _warped(source: Any, bands: list[int], grid: Grid, nodata: float | None, nearest: bool) -> NDArray[np.float32]:
+def _nodata(source: Any, band: int, given: float | None) -> float | None:
+    """The number that says *not measured* in a band, by its file unless its pixels can hold the one given."""
+    fits = given is not None and in_dtype_range(given, source.dtypes[band - 1])
+    value: float | None = given if fits else source.nodatavals[band - 1]
+    return value
+
+
+def _warped(
+    source: Any, bands: list[int], grid: Grid, nodata: list[float | None], nearest: bool
+) -> NDArray[np.float32]:
     """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
+    if len({str(value) for value in nodata}) > 1:  # GDAL would take one for all
+        pairs = zip(bands, nodata, strict=True)
+        return np.concatenate([_warped(source, [band], grid, [value], nearest) for band, value in pairs])
     image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
     method = Resampling.nearest
     if not nearest:
@@ -200,7 +221,7 @@ def _warped(source: Any, bands: list[int], grid: Grid, nodata: float | None, nea
     reproject(
         rasterio.band(source, bands),
         image,
-        src_nodata=nodata,
+        src_nodata=nodata[0],
         dst_crs=grid.crs,
         dst_transform=grid.transform,
         dst_nodata=np.nan,
@@ -223,18 +244,22 @@ def _place(source: Any, grid: Grid) -> tuple[int, int, int, int] | None:
 
 
 def _cut(
-    source: Any, bands: list[int], row: int, column: int, height: int, width: int, nodata: float | None
+    source: Any, bands: list[int], row: int, column: int, height: int, width: int, nodata: list[float | None]
 ) -> NDArray[np.float32]:
-    """Bands of part of an open file, NaN beyond it."""
+    """Bands of part of an open file, NaN beyond it and, if no nodata is told, where its mask is 0, as in a warp."""
     image = np.full((len(bands), height, width), np.nan, dtype=np.float32)
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + height, source.height), min(column + width, source.width)
     if top < bottom and left < right:
-        pixels = source.read(bands, window=Window(left, top, right - left, bottom - top))
+        window = Window(left, top, right - left, bottom - top)
+        pixels = source.read(bands, window=window)
         inside = image[:, top - row : bottom - row, left - column : right - column]
         inside[:] = pixels
-        if nodata is not None:
-            inside[pixels == nodata] = np.nan
+        for target, band, value in zip(inside, pixels, nodata, strict=True):
+            if value is not None:
+                target[band == value] = np.nan
+        if nodata == [None] * len(bands) and MaskFlags.per_dataset in source.mask_flag_enums[0]:
+            inside[:, source.read_masks(1, window=window) == 0] = np.nan
     return image
 
 

@@ -13,6 +13,7 @@ import torch
 from pyproj import CRS
 from rasterio import Affine
 from rasterio.warp import transform_geom
+from shapely.affinity import affine_transform
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
@@ -73,8 +74,13 @@ def metres(crs: Any, step: float) -> float:
 def outline(path: str, crs: Any) -> Any:
     """The ground of a file, in another CRS."""
     with opened(path) as source:
-        box = shapely.box(*source.bounds)
+        a, b, x, d, e, y = source.transform[:6]  # whose pixels may lie askew
+        shape = affine_transform(shapely.box(0, 0, source.width, source.height), (a, b, d, e, x, y))
         if source.crs is None or source.crs == crs:
-            return box
-        dense = shapely.segmentize(box, max(box.bounds[2] - box.bounds[0], box.bounds[3] - box.bounds[1]) / 16)
-        return shapely.geometry.shape(transform_geom(source.crs, crs, shapely.geometry.mapping(dense)))
+            return shape
+        return shapely.geometry.shape(transform_geom(source.crs, crs, shapely.geometry.mapping(bendable(shape))))
+
+
+def bendable(shapes: Any) -> Any:
+    """The same ground with corners along its sides, which are straight in one CRS and bent in another."""
+    return shapely.segmentize(shapes, shapely.length(shapes) / 64 + 1e-9)  # a box around one point has no length

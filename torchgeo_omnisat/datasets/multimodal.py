@@ -67,7 +67,7 @@ class MultimodalGeoDataset(GeoDataset):
             required: Names of modalities to whose common ground the join is restricted;
                 without any, it is all the ground that some modality covers.
             crs: CRS of samples, in metres; that of the labels or else of the first dataset
-                by default, or, if these are in degrees, the UTM zone.
+                by default, or, if these are in degrees or Web Mercator, the UTM zone.
             gsd: Metres a pixel by modality; what the dataset has by default.
             label_gsd: Metres a pixel of the labels and unit of samplers; by default that of
                 raster labels, else of the first modality.
@@ -267,12 +267,18 @@ def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | Non
     """
     if crs is None:
         found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
-        metric = [crs for crs in found if crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1]
+        metric = [crs for crs in found if _in_metres(crs)]
         return metric[0] if metric else next(iter(datasets.values())).index.estimate_utm_crs()
     crs = CRS.from_user_input(crs)
-    if not crs.is_projected or crs.axis_info[0].unit_conversion_factor != 1:
+    if not _in_metres(crs):
         raise ValueError(f'crs is {crs.name!r}, expected a projected one in metres, such as that of a UTM zone')
     return crs
+
+
+def _in_metres(crs: CRS) -> bool:
+    """Whether a unit is a metre on the ground; those of Web Mercator shrink towards the poles."""
+    web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
+    return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
 
 
 def _pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:

@@ -25,7 +25,7 @@ from torchgeo.datasets.utils import Sample
 from ..grid import Grid
 from ..modality import Modality
 from .frames import ALWAYS, days_of, opened, overlapping, read_frames
-from .georeference import Span, as_span, metres
+from .georeference import Span, as_span, bendable, metres
 from .raster import RasterTimeSeries, newest, read_modality
 from .series import finite_mean
 
@@ -247,7 +247,8 @@ def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
             moved.crs = crs
         return moved
     moved = copy.copy(dataset)
-    moved.index = dataset.index if dataset.crs == crs else dataset.index.to_crs(crs)
+    index = dataset.index
+    moved.index = index if dataset.crs == crs else index.set_geometry(bendable(index.geometry.array)).to_crs(crs)
     return moved
 
 

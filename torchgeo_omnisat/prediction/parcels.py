@@ -13,9 +13,11 @@ import fiona
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio.features import shapes, sieve
 from rasterio.windows import Window as RasterWindow
 from scipy.ndimage import label
+from shapely.affinity import affine_transform
 from shapely.geometry import mapping, shape
 from shapely.ops import unary_union
 
@@ -31,7 +33,7 @@ class Piece:
 
     Attributes:
         code: The class.
-        geometry: Its outline on the map.
+        geometry: Its outline in pixels of the map: whole numbers, so that those of two blocks meet.
         pixels: Its size.
         confidence: Sum over its pixels of the probability of the class.
         parent: A piece of the same parcel; None for the one that stands for all.
@@ -103,15 +105,16 @@ def write_parcels(
             'geometry': 'Polygon',
             'properties': {'class': 'int', 'name': 'str', 'probability': 'float', 'area_ha': 'float'},
         }
-        count = 0
+        count, (a, b, x, d, e, y) = 0, file.transform[:6]
         with fiona.open(package, 'w', driver='GPKG', schema=schema, crs_wkt=file.crs.to_wkt(), layer=layer) as sink:
             for piece in _parcels(file, least, block):
                 pixels = sum(part.pixels for part in piece.parts)
                 confidence = sum(part.confidence for part in piece.parts) / pixels
+                outline = unary_union([part.geometry for part in piece.parts])
                 count += 1
                 sink.write(
                     {
-                        'geometry': mapping(unary_union([part.geometry for part in piece.parts])),
+                        'geometry': mapping(affine_transform(outline, (a, b, d, e, x, y))),
                         'properties': {
                             'class': piece.code,
                             'name': labels[piece.code],
@@ -171,7 +174,7 @@ def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Lab
         codes += [int(code)] * found
     pixels = np.bincount(ids.ravel(), minlength=len(codes) + 1)
     sums = np.bincount(ids.ravel(), _confidence(file, classes, inside, top, left).ravel(), len(codes) + 1)
-    corner = file.window_transform(RasterWindow(left, top, width, height))
+    corner = Affine.translation(left, top)
     outlines = {int(number): shape(outline) for outline, number in shapes(ids, ids > 0, 4, corner)}
     return ids, {
         number: Piece(codes[number - 1], outline, int(pixels[number]), float(sums[number]))

@@ -97,6 +97,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         datamodule: Any = getattr(trainer, 'datamodule', None)
         dataset = getattr(datamodule, 'predict_dataset', None)
         single = getattr(datamodule, 'tiling', None) is None
+        if not single and self.output and Path(self.output).suffix.lower() not in ('.tif', '.tiff'):
+            raise ValueError(f"output of a map is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
         if single and (getattr(dataset, 'crs', None) is None or not hasattr(dataset, 'ids')):
             raise ValueError(
                 f'GeoTIFFWriter maps an area, but {type(datamodule).__name__} has none: expected a datamodule with '
@@ -195,8 +197,12 @@ class GeoTIFFWriter(BasePredictionWriter):
             rank_zero_info(f'Written: {len(self._tiles.ids)} tiles in {self._tiles.path}')
             return
         assert self._bar is not None
+        assert self._work is not None
         self._bar.close()
-        if trainer.is_global_zero:
+        limit = trainer.limit_predict_batches  # 1 is a batch, 1.0 all of them
+        if (isinstance(limit, int) or limit < 1) and not self._whole(self._work.done()):
+            rank_zero_warn(f'limit_predict_batches left {self._work.output} unfinished: a run without it goes on')
+        elif trainer.is_global_zero:
             self._await()
             self._finish()
 
@@ -269,9 +275,12 @@ class GeoTIFFWriter(BasePredictionWriter):
     def _await(self) -> None:
         """Wait until all processes are through."""
         assert self._work is not None
-        everything = set(self._tiling.strips())
-        while not everything <= self._work.done():
+        while not self._whole(self._work.done()):
             time.sleep(0.2)
+
+    def _whole(self, done: set[Strip]) -> bool:
+        """Whether nothing of the area is left."""
+        return done.issuperset(self._tiling.strips())
 
     def _finish(self) -> None:
         """Write the outputs under temporary names, and rename them."""
