@@ -43,7 +43,7 @@ class GeoTIFFWriter(BasePredictionWriter):
     scale are inside. Where no modality measured anything, and outside of the datamodule's
     ``area`` if it has one, all bands are nodata.
 
-    Tiles are blended where they overlap, in memory that does not grow with the area.
+    Tiles are blended where they overlap, in memory that is bounded, however large the area.
     Finished strips are kept in a hidden folder beside the output. A run that was
     interrupted goes on from there if the weights, the area, the files and the arguments are
     the same. Several processes (``--trainer.devices``) share the strips, which needs a disk
@@ -65,6 +65,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         smallest_parcel: Hectares below which a parcel goes to its largest neighbour.
         overview: Whether to write a picture of the same name, of an area alone.
         colors: A colour for every class; by default the datamodule's ``colors``, if it has any.
+
+    Raises:
+        ValueError: If *smallest_parcel* is negative.
     """
 
     def __init__(
@@ -90,7 +93,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Make Lightning keep no predictions, and the datamodule ask :meth:`plan` what to read.
 
         Raises:
-            ValueError: If the datamodule has neither an area nor tiles that lie somewhere.
+            ValueError: If the datamodule has neither an area nor tiles that lie somewhere, parcels of
+                single tiles are wanted, or *output* of a map is no GeoTIFF.
         """
         if stage != 'predict':
             return
