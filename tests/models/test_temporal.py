@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from torchgeo_omnisat.models import LTAEEncoder
 from torchgeo_omnisat.models.temporal import YEAR, AnnualDates, SeriesGroupNorm, SinusoidDates, TemporalAttention
 
 EPOCH = datetime.date(1970, 1, 1)
@@ -64,15 +63,3 @@ def test_brightness_is_normalised_away_only_if_asked(in_norm: bool) -> None:
     x, attention = torch.randn(1, 4, 3, 16), TemporalAttention(16, (16,), num_heads=4, in_norm=in_norm).eval()
     dark, bright = (attention(pixels, dates, seen)[0] for pixels in (x, 3 * x))
     assert torch.allclose(dark, bright, atol=1e-3) == in_norm
-
-
-def test_pixels_without_convolutions_know_the_season() -> None:
-    """Bare and green differ by another amount in spring than in autumn, before attention weighs the dates."""
-    torch.manual_seed(0)
-    encoder, seen = LTAEEncoder(3, (32,)), []
-    encoder.temporal.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    dates = days((2021, 4, 1), (2021, 9, 1)).expand(1, -1)
-    for image in torch.randn(2, 1, 1, 3, 1, 1):
-        encoder(image.expand(1, 2, 3, 1, 1), dates, torch.ones(1, 2, dtype=torch.bool))
-    april, september = (seen[0] - seen[1])[0, :, 0]
-    assert (april - september).abs().max() > 0.05

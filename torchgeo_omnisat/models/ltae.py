@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .packing import put, rows, take
-from .temporal import AnnualDates, TemporalAttention
+from .temporal import TemporalAttention
 from .utae import DownBlock
 
 
@@ -21,8 +21,7 @@ class LTAEEncoder(nn.Module):
     The order of OmniSat's published series encoder (arXiv 2404.08351): an MLP on the bands
     of each pixel and date, temporal attention with one query a head, and only then the
     neighbourhood. Convolutions see one image instead of T, which is much cheaper than
-    :class:`~torchgeo_omnisat.models.utae.UTAEEncoder`. Unlike there, the MLP knows the season:
-    bare soil says another thing in April than in September.
+    :class:`~torchgeo_omnisat.models.utae.UTAEEncoder`.
 
     Args:
         in_channels: Number of bands.
@@ -38,8 +37,7 @@ class LTAEEncoder(nn.Module):
         self.channels = tuple(widths)
         self.strides = tuple(2**level for level in range(len(widths)))
         width = widths[0]
-        self.bands, self.season = nn.Linear(in_channels, width), AnnualDates(width)
-        self.pixel = nn.Sequential(nn.GELU(), nn.Linear(width, width))
+        self.pixel = nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width))
         # A norm over the dates of a pixel would take away how bright it is, which nothing else keeps here.
         self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim, in_norm=False)
         self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
@@ -60,8 +58,7 @@ class LTAEEncoder(nn.Module):
         index = rows(valid)
         packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
         missing = packed.isnan()
-        season = take(self.season(dates, valid).flatten(0, 1), index).unsqueeze(1)
-        pixels = self.pixel(self.bands(packed.masked_fill(missing, 0)) + season)
+        pixels = self.pixel(packed.masked_fill(missing, 0))
         series = put(pixels, index, valid.numel()).unflatten(0, valid.shape)
         seen = put(~missing.all(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
         collapsed, _ = self.temporal(series, dates, seen)
