@@ -171,3 +171,9 @@ def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
 def test_errors(parts: dict[str, dict[str, Any]], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MappedDataModule(**{**parts['eurosat'], **changes})
+
+
+@pytest.mark.parametrize('name', ['split', 'path', 'spekle', 'exclude'])
+def test_what_only_its_dataset_takes_is_refused(parts: dict[str, dict[str, Any]], name: str) -> None:
+    with pytest.raises(TypeError, match=f"keyword argument '{name}'"):
+        MappedDataModule(**parts['eurosat'], **{name: 'val'})

@@ -74,12 +74,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         split: dict[str, Any] | None = None,
         predict_area: list[float] | str | dict[str, Any] | None = None,
         overlap: float = 0.25,
-        batch_size: int = 4,
-        num_workers: int = 0,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -111,25 +106,14 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for all that the
                 rasters cover.
             overlap: What neighbouring tiles of a prediction share, as a fraction.
-            batch_size: Tiles in a batch.
-            num_workers: Processes that read.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
 
         Raises:
             ValueError: If an argument is not as described.
         """
-        super().__init__(
-            GeoTiles,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
-        )
+        super().__init__(GeoTiles, exclude=None, batches='anywhere', **kwargs)
+        if self.kwargs:
+            raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
         known = list(rasters or {})
         for what, names in (('modalities', modalities), ('required', required)):
             if isinstance(names, str) or not set(names or ()) <= set(known):

@@ -48,12 +48,7 @@ class MappedDataModule(MultimodalDataModule):
         ignore_index: int | None = None,
         label_gsd: float | None = None,
         splits: dict[str, dict[str, Any]] | None = None,
-        batch_size: int = 4,
-        num_workers: int = 0,
-        dihedral: bool = True,
-        temporal_dropout: float = 0.2,
-        speckle: float = 10.0,
-        jitter: float = 0.05,
+        **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -69,25 +64,14 @@ class MappedDataModule(MultimodalDataModule):
             label_gsd: Metres a pixel of the mask; that of the first modality by default.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
                 ``{'val': {'split': 'test'}}``; ``split`` with that name by default.
-            batch_size: Samples in a batch.
-            num_workers: Processes that read.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
 
         Raises:
             ValueError: If an argument is not as described.
         """
-        super().__init__(
-            MappedDataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dihedral=dihedral,
-            temporal_dropout=temporal_dropout,
-            speckle=speckle,
-            jitter=jitter,
-        )
+        super().__init__(MappedDataset, exclude=None, batches='anywhere', **kwargs)
+        if self.kwargs:
+            raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
         if not isinstance(dataset, dict) or 'class_path' not in dataset:
             raise ValueError(f'dataset is {dataset!r}, expected class_path and init_args of a dataset')
         kind = class_at(dataset['class_path'], NonGeoDataset, 'dataset')
