@@ -8,6 +8,7 @@ Writes synthetic plots in TreeSatAI's layout and synthetic patches in FLAIR's, t
 image: for labels, to say all of them of every sample; for land cover, the commonest class
 everywhere. Both scores are means over what occurs in the test split; the macro F1 that a test logs
 counts genera that nowhere occur as 0. Scores are of synthetic data and say nothing about real land.
+What writes them is in ``tests/landscapes``, which an editable installation (``make env``) finds.
 
     python benchmarks/learning.py --task treesatai
     python benchmarks/learning.py --task flair
