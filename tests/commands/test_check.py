@@ -16,6 +16,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from tests.conftest import SHARED, SPOT, edit
+from tests.geo_tree import ramp, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.__main__ import main
@@ -252,6 +253,30 @@ class TestCommand:
             main(['check', '--data=FLAIRDataModule', f'--data.root={tmp_path}'])
         assert error.value.code == 2
         assert 'check: DatasetNotFoundError: Dataset not found' in capsys.readouterr().err
+
+    def test_rasters(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for stamp in ('20210301', '20210401'):
+            write(tmp_path / f's2/a_{stamp}.tif', ramp(16, 16, 2), bands=('B04', 'B08'))
+        write(tmp_path / 's1/a_20210405.tif', -ramp(16, 8) / 100)
+        write(tmp_path / 'labels/crops.tif', np.arange(256, dtype=np.uint8).reshape(16, 16) % 2)
+        rasters, split = '{s2: {path: s2}, s1: {path: s1}}', '{axis: x, fractions: [0.5, 0, 0.5]}'
+        words = ['check', '--data=MultimodalGeoDataModule', f'--data.root={tmp_path}', f'--data.rasters={rasters}']
+        words += ['--data.mask={path: labels}', '--data.labels=[a, b]', f'--data.split={split}', '--workers=0']
+        words += ['--data.tile_size=80']
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert 's2        2      2     2021-03-01  2021-04-01  10       EPSG:32631  B04 B08' in out
+        assert '2 samples have no s1' in out
+        assert "looked at 4 samples (2 of 'train', 2 of 'test')" in out
+        assert 'Problems: none' in out
+        write(tmp_path / 's2/a_20210501.tif', ramp(16, 16, 1))
+        write(tmp_path / 'other/crops.tif', np.full((16, 16), 7, np.uint8))
+        assert main([*words, '--data.mask={path: other}']) == 1
+        out = capsys.readouterr().out
+        assert 's2/a_20210501.tif  shape: has shape (1, 16, 16), expected (2, any, any)' in out
+        assert 'other/crops.tif    label: holds labels from 7 to 7, expected classes 0 to 1 or 255' in out
+        assert main([*words, '--data.rasters={s2: {path: s3}}']) == 1
+        assert "path of 's2' is '" in capsys.readouterr().out
 
     def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)

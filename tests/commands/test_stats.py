@@ -92,10 +92,23 @@ def test_of_rasters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_configuration_file(tmp_path: Path) -> None:
     arguments = {'root': str(tmp_path / 'root'), 'num_tiles': 5, 'size': 8, 'dates': [2, 2], 'modalities': ['s1a']}
-    config = {'data': {'class_path': 'SyntheticLandscapesDataModule', 'init_args': arguments}}
-    (tmp_path / 'stats.yaml').write_text(yaml.safe_dump(config))
-    assert main(['stats', '--config', str(tmp_path / 'stats.yaml')]) == 0
+    config = {
+        'seed_everything': 0,
+        'trainer': {'max_epochs': 1},
+        'model': {'class_path': 'omnisat', 'init_args': {'backbone': 'omnisat_tiny'}},
+        'data': {'class_path': 'SyntheticLandscapesDataModule', 'init_args': arguments},
+    }
+    (tmp_path / 'fit.yaml').write_text(yaml.safe_dump(config))
+    assert main(['stats', '--config', str(tmp_path / 'fit.yaml')]) == 0
     assert list(json.loads((tmp_path / 'root' / FILENAME).read_text())) == ['s1a']
+
+
+def test_an_argument_that_the_datamodule_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(['stats', '--data=MultimodalGeoDataModule', '--data.rasters={s2: {path: s2}}', '--data.modalities=[s3]'])
+    assert error.value.code == 2
+    expected = "stats: ValueError: modalities is ('s3',), expected some of the rasters ['s2']\n"
+    assert capsys.readouterr().err == f'python -m torchgeo_omnisat {expected}'
 
 
 def test_default_data_are_said_to_be_made_up(

@@ -240,9 +240,9 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
         ({'num_classes': 4}, r'there are 3 labels, expected one for each of 4 classes'),
         ({'split': {'axis': 'z', 'fractions': (1, 0, 0)}}, r"split has axis 'z'"),
         ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that make 1'),
-        ({'split': {'fractions': (0.6, 0.2, 0.2), 'along': 'x'}}, r"'along': 'x'}, expected an axis and fractions"),
-        ({'split': {'file': 'regions.gpkg', 'name': 'part'}}, r"'name': 'part'}, expected an axis and fractions"),
-        ({'split': {'west': [0, 0, 1, 1]}}, r'expected an axis and fractions, boxes'),
+        ({'split': {'fractions': (0.6, 0.2, 0.2), 'along': 'x'}}, r"'along': 'x'}, expected {'axis': 'x', 'fractions'"),
+        ({'split': {'file': 'regions.gpkg', 'name': 'part'}}, r"'name': 'part'}, expected {'axis': 'x', 'fractions'"),
+        ({'split': {'west': [0, 0, 1, 1]}}, r'boxes for .*, or {.file.: a vector file with polygons}'),
         ({'split': {'train': [0, 0, 1]}}, r"split has \[0, 0, 1\] for 'train', expected xmin"),
         (
             {'split': {'test': [X, Y - 100, X + 100, Y]}},
@@ -253,7 +253,7 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
             r"'train' and 'test' share 5000 m2, expected splits that do not overlap",
         ),
         ({'split': {'file': 'nowhere.gpkg'}}, r'nowhere.gpkg cannot be read .* expected a vector file'),
-        ({'tile_size': 90}, r'tiles have 90.0 m, expected a multiple of 40.0 m'),
+        ({'tile_size': 90}, r'tile_size is 90 m, expected a multiple of 40 m'),
         ({'tile_size': 400}, r"the ground of 'train', .* has no room for a tile of 400 m"),
         ({'rasters': {'s2': {'paht': 's2'}}}, r"settings of 's2' have no path, expected path and some of"),
         (

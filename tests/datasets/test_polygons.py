@@ -80,6 +80,14 @@ def test_errors_name_what_is_wrong(tmp_path: Path, settings: dict[str, Any], mes
         Polygons(path, **{'labels': LABELS, **settings})
 
 
+def test_a_file_without_a_crs_is_refused_unless_told_one(tmp_path: Path) -> None:
+    path = fields(tmp_path / 'fields.shp', ['wheat', 'maize'])
+    path.with_suffix('.prj').unlink()
+    with pytest.raises(ValueError, match=r'fields.shp has no CRS, expected one; crs in the mask says .* reach from 6'):
+        Polygons(path, column='crop', labels=LABELS)
+    assert Polygons(path, crs=UTM, column='crop', labels=LABELS).crs == UTM
+
+
 def test_no_polygon_in_a_corner_of_a_window_in_another_crs_is_missed(tmp_path: Path) -> None:
     """The south-eastern corner lies further south than the south-western one, by 15 m in 800."""
     corner = shapely.box(X + 790, Y - 800, X + 800, Y - 790)

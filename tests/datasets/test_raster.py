@@ -243,6 +243,12 @@ def test_errors_name_what_is_wrong(series: RasterTimeSeries, tmp_path: Path) -> 
         RasterTimeSeries(root, bands=('swir',))
     with pytest.raises(ValueError, match=r'a series has dates'):
         RasterTimeSeries(root, filename_regex='.*')
+    with pytest.raises(ValueError, match=r"finds {'date': '20201'} in 'a_20201230.tif', expected a date as date_form"):
+        RasterTimeSeries(root, filename_regex=r'a_(?P<date>\d{5})')
+    with pytest.raises(
+        ValueError, match=r"filename_regex of 'raster' is 'a_\(\?P<date', expected a regular expression"
+    ):
+        RasterTimeSeries(root, filename_regex=r'a_(?P<date')
     with pytest.raises(ValueError, match=r'max_dates is 0'):
         RasterTimeSeries(root, max_dates=0)
     (root / 'a_20210104.tif').write_bytes(b'no raster')

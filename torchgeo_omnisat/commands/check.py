@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, datamodule = parse_data(parser, argv)
     with one_error('check'):
         report = walk(datamodule, args.max_nan, args.workers, args.ignore)
+    if report.samples and hasattr(datamodule, 'contents'):
+        print(datamodule.contents(), end='\n\n')
     print(table(report))
     if args.output is not None:
         with replacing(args.output) as path:
@@ -91,9 +93,12 @@ def walk(
     changes |= {'missing': 'check'} if 'missing' in datamodule.kwargs else {}
     problems: list[Problem] = []
     absent: Counter[str] = Counter()
-    samples, root, lost = {}, Path(datamodule.kwargs.get('root', '.')).expanduser(), []
+    root = Path(datamodule.kwargs.get('root', getattr(datamodule, 'root', '.'))).expanduser()
+    samples, lost = {}, []
     for split in SPLITS:
         try:
+            if split in getattr(datamodule, 'left_out', tuple)():
+                continue
             dataset = datamodule.make_dataset(split, **changes)
         except DatasetNotFoundError as error:
             lost.append(error)

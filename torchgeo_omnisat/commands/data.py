@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 
 from ..datamodules import MultimodalDataModule
 from ..plugin import DEFAULT_DATA, announce_default_data, requested
+
+#: What a file for ``torchgeo fit`` says as well, which our commands pass over.
+TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 'ckpt_path', 'weights_only', 'verbose')
 
 
 def data_parser(command: str, description: str) -> ArgumentParser:
@@ -28,7 +31,11 @@ def data_parser(command: str, description: str) -> ArgumentParser:
         description=f'{description} Without --data: the synthetic landscapes of `fit`. '
         '--data.help NAME lists the arguments of a datamodule.',
     )
-    parser.add_argument('-c', '--config', action='config', help='YAML file with any of these arguments')
+    parser.add_argument(
+        '-c', '--config', action='config', help='YAML file with any of these arguments; that of `fit` will do'
+    )
+    for name in TRAINING:
+        parser.add_argument(f'--{name}', type=Any, help=SUPPRESS)
     parser.add_subclass_arguments(MultimodalDataModule, 'data', required=False, help='the datamodule and its arguments')
     return parser
 
@@ -48,8 +55,14 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
         # Where data are named there is no default: its arguments would be taken for theirs.
         parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
     args = parser.parse_args(words)
+    for name in TRAINING:
+        args.pop(name, None)
     announce_default_data(args.data)
-    datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
+    with one_error(parser.prog.rpartition(' ')[-1]):
+        try:
+            datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
+        except ValueError as error:
+            raise error.__cause__ or error from None  # what the class said, without all that it was given
     return args, datamodule
 
 

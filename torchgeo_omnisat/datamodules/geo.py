@@ -6,6 +6,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..batch import collate
 from ..datasets.arguments import name_classes
 from ..datasets.configured import image_dataset, label_dataset
 from ..datasets.frames import files_of
+from ..datasets.geoparts import contents
 from ..datasets.geotiles import GeoTiles
 from ..datasets.multimodal import MultimodalGeoDataset
 from ..datasets.tiles import AreaTiles
@@ -188,6 +190,14 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         """Changes that make a dataset to be measured: all tiles, once."""
         return {'every': True}
 
+    def contents(self) -> str:
+        """A table of the rasters: files, days, pixels, bands."""
+        return contents(self.labelled)
+
+    def left_out(self) -> list[str]:
+        """Splits that have no ground; training needs some."""
+        return [name for name, ground in self.grounds.items() if name != 'train' and ground.is_empty]
+
     def groups(self, dataset: Any) -> list[str]:
         """One group, named after all that its statistics depend on."""
         settings = [self.rasters, self.mask, self.required, self.split, self.tile_size, str(self.crs)]
@@ -219,7 +229,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.train_aug = self.augmentation()
 
     def val_dataloader(self) -> Any:
-        """The validation tiles; none if the split has no ground for them."""
+        """The validation tiles; none if the split has no ground for them, of which Lightning need not warn."""
+        warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
         return [] if self.val_dataset is None else super().val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
@@ -240,7 +251,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         dataset = self.unlabelled
         self.area = dataset.area
         if self.predict_area is not None:
-            self.area = dataset.clip(read_area(self.predict_area, dataset.crs, self.root)).area
+            ground = read_area(self.predict_area, dataset.crs, self.root)
+            try:
+                self.area = dataset.clip(ground).area
+            except ValueError as error:
+                raise ValueError(f'predict_area is {self.predict_area!r}: {error}') from None
         # Tiles begin where pixels of all modalities meet, so the map does.
         around = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner).bounds
         self.grid = Grid.over(dataset.crs, around, self.label_gsd, dataset.corner)

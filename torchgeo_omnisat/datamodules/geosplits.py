@@ -44,7 +44,8 @@ def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: 
         parts = {name: _boxes(name, split[name]) for name in split}
     else:
         raise ValueError(
-            f'split is {dict(split)!r}, expected an axis and fractions, boxes for {SPLITS}, or a file with polygons'
+            f"split is {dict(split)!r}, expected {{'axis': 'x', 'fractions': [0.6, 0.2, 0.2]}}, boxes for {SPLITS}, or "
+            "{'file': a vector file with polygons}"
         )
     grounds = {name: dataset.area.intersection(parts.get(name, shapely.Polygon())) for name in SPLITS}
     grounds = {name: ground if ground.area else shapely.Polygon() for name, ground in grounds.items()}  # no bare lines

@@ -113,12 +113,16 @@ class MeasuringDataModule(ExcludingDataModule):
         groups = self.groups(train)
         sizes = Counter(groups)
         held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
-        for name in entries.keys() & train.modalities.keys() - set(held):
-            then = 'measured anew' if name in needed else 'what is published is taken'
-            known = {group: entry.get('of') for group, entry in entries[name].items()}
-            rank_zero_info(
-                f'{FILENAME} of {train.path} is about {known} samples of {name!r} and not {dict(sizes)}: {then}'
-            )
+        other = [name for name in train.modalities if name in entries and name not in held]
+        for then, names in (
+            ('they are measured anew', [name for name in other if name in needed]),
+            ('what is published is taken', [name for name in other if name not in needed]),
+        ):
+            if names:
+                rank_zero_info(
+                    f'{FILENAME} of {train.path} knows {", ".join(names)} of other samples or settings than these '
+                    f'{len(groups)} samples: {then}'
+                )
         if lacking := [name for name in needed if name not in held]:
             if getattr(train, 'missing', None) == 'allow':
                 part = copy(train)

@@ -75,10 +75,16 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
     known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
     if 'path' not in settings or (unknown := set(settings) - known):
         wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
+        known |= set() if name == 'mask' else {'gsd', 'kind'}
         raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]
     located = [one if is_remote(str(one)) else str(root / one) for one in several]
+    for one in located:
+        if not is_remote(one) and not Path(one).exists():
+            raise FileNotFoundError(
+                f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root {str(root)!r}'
+            )
     dataset: GeoDataset = kind(paths=located if isinstance(path, list | tuple) else located[0], **settings)
     return dataset
 

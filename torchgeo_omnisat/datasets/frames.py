@@ -186,6 +186,8 @@ def read_raster(
         source = _kept_open(path, os.getpid()) if cache else rasterio.open(path)
         try:
             bands = list(indexes or source.indexes)
+            if max(bands) > source.count:
+                raise ValueError(f'it has {source.count} bands')
             values = [_nodata(source, band, nodata) for band in bands]
             place = _place(source, grid)
             image = (

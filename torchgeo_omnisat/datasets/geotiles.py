@@ -3,8 +3,9 @@
 
 """GeoTiles: a joined area cut into tiles, on a grid or at random, to be asked for by number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import shapely
@@ -17,6 +18,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
 from ..modality import Modality
+from .geoparts import parts
+from .integrity import Part
 from .multimodal import MultimodalGeoDataset
 
 #: Places to try before a ground counts as too small for a tile.
@@ -41,6 +44,8 @@ class GeoTiles(NonGeoDataset):
         ValueError: If *size* is no such length, or the ground has no room for a random tile.
     """
 
+    layout: ClassVar[str] = 'Rasters'
+
     def __init__(
         self,
         dataset: MultimodalGeoDataset,
@@ -51,7 +56,10 @@ class GeoTiles(NonGeoDataset):
     ) -> None:
         """Lay out the tiles; nothing is read."""
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
-            raise ValueError(f'tiles have {size} m, expected a multiple of {dataset.step} m, where all pixels meet')
+            raise ValueError(
+                f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and the pixels of '
+                'all modalities meet'
+            )
         self.dataset, self.size, self.count = dataset, size, count
         self.path, self.split = Path(path), split
         self.area = dataset.area
@@ -106,6 +114,11 @@ class GeoTiles(NonGeoDataset):
         sample = self.dataset[self.grid.slices(int(row), int(column), self.across, self.across)]
         return self._ignore_beyond(sample)
 
+    def parts(self, index: int) -> Iterator[Part]:
+        """The files below a tile, for :mod:`torchgeo_omnisat.datasets.inspection`."""
+        row, column = map(int, self.places[index])
+        return parts(self.dataset, self.grid.slices(row, column, self.across, self.across))
+
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show a sample as :meth:`.MultimodalGeoDataset.plot` does."""
         return self.dataset.plot(sample, show_titles, suptitle)
@@ -138,7 +151,7 @@ class GeoTiles(NonGeoDataset):
         xmin, ymin, xmax, ymax = self.area.bounds
         raise ValueError(
             f'the ground of {self.split!r}, {xmax - xmin:g} x {ymax - ymin:g} m around, has no room for a tile of '
-            f'{self.size:g} m, expected smaller tiles or a larger ground'
+            f'{self.size:g} m, expected a smaller tile_size or a larger ground'
         )
 
     def _ignore_beyond(self, sample: Sample) -> Sample:

@@ -50,7 +50,7 @@ def inspect(dataset: Checkable, index: int, max_nan: float, allow_missing: bool)
     for whole in dataset.parts(index):
         lacking = [file for file in whole.files if allow_missing and file.optional and not file.path.exists()]
         part = replace(whole, files=tuple(file for file in whole.files if file not in lacking))
-        if whole.files[0] in lacking:
+        if whole.absent or any(file in lacking for file in whole.files[:1]):
             found.absent.append(part.name)
             continue
         faults = list(_look(part))
@@ -197,7 +197,8 @@ def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
                     return
         sample = part.read()
     except _DAMAGE as error:
-        path = next((file.path for file in part.files if str(file.path) in str(error)), part.files[0].path)
+        paths = [file.path for file in part.files] or [Path(part.name)]  # what is remote is no file
+        path = next((path for path in paths if str(path) in str(error)), paths[0])
         kind = 'missing' if isinstance(error, FileNotFoundError | LookupError) else part.fault
         damaged = 'truncated or damaged: ' if kind == 'unreadable' else ''
         yield _Fault(path, kind, damaged + _without(path, error))

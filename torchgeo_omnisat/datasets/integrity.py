@@ -93,6 +93,7 @@ class Part:
         dates: The dates of the images.
         modality: Which keys to look at in what *read* gives; None if it is none.
         fault: The kind of problem if it cannot be read.
+        absent: Whether there is none, as may be.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Part:
     dates: Dates | None = None
     modality: Modality | None = None
     fault: str = 'unreadable'
+    absent: bool = False
 
 
 class Checkable(Protocol):

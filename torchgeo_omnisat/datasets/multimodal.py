@@ -168,8 +168,8 @@ class MultimodalGeoDataset(GeoDataset):
         span = (t.start, t.stop)
         sample: Sample = {}
         for source in self.sources.values():
-            sample |= source.read(_pixels(self.crs, window, source.modality.gsd), span)
-        grid = _pixels(self.crs, window, self.label_gsd)
+            sample |= source.read(pixels(self.crs, window, source.modality.gsd), span)
+        grid = pixels(self.crs, window, self.label_gsd)
         if self.labels is not None:
             sample['mask'] = self.labels.read(grid, span, self.ignore_index)
         sample |= where(grid, span)
@@ -232,7 +232,7 @@ class MultimodalGeoDataset(GeoDataset):
             parts['area'] = self._area
         for part in parts.values():
             ground = ground.intersection(part)
-        covered = {name: tuple(map(round, part.bounds)) for name, part in {**grounds, **parts}.items()}
+        covered = {name: tuple(np.round(part.bounds).tolist()) for name, part in {**grounds, **parts}.items()}
         return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
 
     def _rows(self, ground: Any, what: str) -> GeoDataFrame:
@@ -281,7 +281,7 @@ def _in_metres(crs: CRS) -> bool:
     return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
 
 
-def _pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
+def pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
     """The pixels of a window, which is a whole number of them."""
     xmin, ymin, xmax, ymax = window
     rows, columns = round((ymax - ymin) / gsd), round((xmax - xmin) / gsd)

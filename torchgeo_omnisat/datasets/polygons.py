@@ -52,6 +52,7 @@ class Polygons(VectorDataset):
         layer: str | int | None = None,
         labels: Sequence[str] = (),
     ) -> None:
+        self.told_crs = crs
         super().__init__(paths, crs, label_name=column, layer=layer)
         self.names = {name: number for number, name in enumerate(labels)}
         if outside is None:
@@ -102,6 +103,12 @@ class Polygons(VectorDataset):
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
+        if frame.crs is None and self.told_crs is None:
+            xmin, ymin, xmax, ymax = frame.total_bounds
+            raise ValueError(
+                f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
+                f'polygons reach from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
+            )
         columns = list(frame.columns.drop(frame.geometry.name))
         if self.label_name and self.label_name not in columns:
             raise ValueError(f'{path} has the columns {columns}, expected {self.label_name!r}, the column of the mask')

@@ -196,13 +196,23 @@ class RasterTimeSeries(RasterDataset):
         """Names of the bands as the first file has them."""
         if self.separate_files:
             raise ValueError(f'all_bands of {self.name!r} is not given, expected the bands that have separate files')
-        pattern = re.compile(self.filename_regex, re.VERBOSE)
+        pattern = self._pattern()
         found = next((file for file in self.files if pattern.match(os.path.basename(file))), None)
         if found is None:
             raise self._nothing()
         with opened(found) as source:
             names = tuple(text or f'B{number}' for number, text in enumerate(source.descriptions, 1))
             return names if len(set(names)) == len(names) else tuple(f'B{i}' for i in source.indexes)
+
+    def _pattern(self) -> re.Pattern[str]:
+        """What names of files begin with."""
+        try:
+            return re.compile(self.filename_regex, re.VERBOSE)
+        except re.error as error:
+            raise ValueError(
+                f'filename_regex of {self.name!r} is {self.filename_regex!r}, expected a regular expression such as '
+                f"'S2_(?P<date>\\d{{8}})' ({error})"
+            ) from None
 
     def _nothing(self) -> DatasetNotFoundError:
         """The error of a folder without such files."""
@@ -224,7 +234,7 @@ class RasterTimeSeries(RasterDataset):
                 f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}; '
                 'all_bands tells what bands of files are called that do not say so'
             )
-        groups = re.compile(self.filename_regex, re.VERBOSE).groupindex
+        groups = self._pattern().groupindex
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(
                 f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<date>...)', "
@@ -254,7 +264,14 @@ class RasterTimeSeries(RasterDataset):
         match = re.match(self.filename_regex, os.path.basename(filepath), re.VERBOSE)
         if match and match.groupdict().get('date', '') is None:
             return self.mint, self.maxt
-        return super()._filepath_to_timestamp(filepath)
+        try:
+            return super()._filepath_to_timestamp(filepath)
+        except ValueError:
+            found = {key: text for key, text in (match.groupdict() if match else {}).items() if key != 'band'}
+            raise ValueError(
+                f'filename_regex of {self.name!r} finds {found} in {os.path.basename(filepath)!r}, expected a date '
+                f'as date_format says, {self.date_format!r}'
+            ) from None
 
     def _load_warp_file(self, filepath: PathLike, crs: CRS | None = None) -> Any:
         """As the parent's, but a damaged file is an error rather than left out."""

@@ -1,0 +1,88 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Geoparts: what the files of a join are, as a whole and below each tile, for whoever checks them."""
+
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torchgeo.datasets.utils import GeoSlice
+
+from ..grid import Grid
+from .frames import days_of, files_of, is_remote, opened
+from .georeference import Span
+from .integrity import Expected, Part
+from .multimodal import MultimodalGeoDataset, pixels
+
+
+def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
+    """The files of each modality and of the labels that reach a window, and how they are read.
+
+    A modality may cover any part of a window, so how much of it was measured is not looked at.
+
+    Args:
+        join: The dataset.
+        index: The window, as the join takes it.
+    """
+    x, y, t = join._disambiguate_slice(index)
+    window, span = join.snap(x, y), (t.start, t.stop)
+    for name, source in join.sources.items():
+        grid = pixels(join.crs, window, source.modality.gsd)
+        rows = source.rows(grid, span, prefer=not source.modality.temporal)
+        yield Part(name, _files(source.dataset, rows), partial(source.read, grid, span), absent=rows.empty)
+    if join.labels is not None:
+        grid = pixels(join.crs, window, join.label_gsd)
+        rows = join.labels.rows(grid, span, prefer=True)
+        read = partial(_classes, join, grid, span)
+        yield Part('mask', _files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
+
+
+def contents(join: MultimodalGeoDataset) -> str:
+    """A table of what each modality is made of: files, days, bands, pixels.
+
+    Args:
+        join: The dataset.
+    """
+    rows = [('modality', 'files', 'days', 'from', 'to', 'm/pixel', 'CRS', 'bands')]
+    for name, source in join.sources.items():
+        index, given = source.index, join.given[name]
+        days = np.unique(days_of(index)[days_of(index) > 0])
+        first, last = ([str(pd.Timestamp(day, unit='D').date()) for day in days[[0, -1]]]) if len(days) else ('-', '-')
+        crs = ':'.join(given.crs.to_authority() or [given.crs.name])
+        gsd, bands = f'{source.modality.gsd:g}', ' '.join(source.modality.bands)
+        rows.append((name, str(len(index)), str(len(days)), first, last, gsd, crs, bands))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return '\n'.join(
+        '  '.join([*(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+
+
+def _files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
+    """Local files of rows; a file of all bands has as many as the first of the dataset."""
+    scenes = [path for path in rows.get('filepath', []) if path and not is_remote(path)]
+    together = not getattr(dataset, 'separate_files', True)
+    shape = (_bands(sorted(dataset.index.filepath)[0]), None, None) if together and scenes else None
+    return tuple(Expected(Path(path), shape) for scene in scenes for path in files_of(dataset, scene))
+
+
+@cache
+def _bands(path: str) -> int:
+    """How many bands a file has."""
+    with opened(path) as source:
+        return int(source.count)
+
+
+def _classes(join: MultimodalGeoDataset, grid: Grid, span: Span) -> None:
+    """Read labels, and refuse what is none of the classes."""
+    assert join.labels is not None
+    mask = join.labels.read(grid, span, join.ignore_index)
+    known = mask[mask != join.ignore_index]
+    if join.label_names and len(known) and not 0 <= known.min() <= known.max() < len(join.label_names):
+        last = len(join.label_names) - 1
+        raise ValueError(
+            f'holds labels from {known.min()} to {known.max()}, expected classes 0 to {last} or {join.ignore_index}'
+        )
