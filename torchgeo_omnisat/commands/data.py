@@ -4,13 +4,15 @@
 """Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
 
 import logging
+import re
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from ..datamodules import MultimodalDataModule
 from ..plugin import DEFAULT_DATA, announce_default_data, requested
@@ -62,8 +64,15 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
         try:
             datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
         except ValueError as error:
-            raise error.__cause__ or error from None  # what the class said, without all that it was given
+            raise ValueError(_of_class(str(error))) from None
     return args, datamodule
+
+
+def _of_class(message: str) -> str:
+    """What a class said of its arguments, without the parser's words around it."""
+    errors = message.partition('Errors:\n')[2].partition('\nGiven value')[0]
+    said = [error.strip() for error in re.split(r'^  - ', errors, flags=re.MULTILINE)]
+    return '; '.join(text for text in said if text and not text.startswith('Expected a <')) or message
 
 
 @contextmanager
