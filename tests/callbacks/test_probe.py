@@ -67,6 +67,18 @@ class Oracle(nn.Module):
         return torch.ones(len(next(iter(maps.values()))), 16, len(maps), dtype=torch.bool)
 
 
+class Veiled(Oracle):
+    """One that knows a patch in three of a tile, and of the others holds what would spoil everything."""
+
+    def restrict(self, out: Any, names: Any) -> Any:
+        part = super().restrict(out, names)
+        part.fused = part.fused.masked_fill(~self.seen(part.maps, (4, 4))[..., :1], 1e6)
+        return part
+
+    def seen(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        return super().seen(maps, grid) & (torch.arange(16) % 3 == 0)[:, None]
+
+
 class Blocks:
     """Tiles of 16 patches of one class each, five classes and a sixth that is ignored."""
 
@@ -83,7 +95,7 @@ class Blocks:
         return {'mask': self.masks[index], 'label': label}
 
 
-def probed(probe: ProbeCallback, train: Any, val: Any) -> dict[str, float]:
+def probed(probe: ProbeCallback, train: Any, val: Any, **parts: Any) -> dict[str, float]:
     def stack(samples: Any) -> Any:
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
@@ -93,7 +105,8 @@ def probed(probe: ProbeCallback, train: Any, val: Any) -> dict[str, float]:
     trainer: Any = SimpleNamespace(datamodule=data, precision_plugin=Trainer(logger=False).precision_plugin)
     module: Any = nn.Module()
     module.model, module.device = nn.Module(), torch.device('cpu')
-    module.model.backbone = Oracle()
+    module.model.backbone = parts.pop('backbone', Oracle())
+    vars(module).update(parts)
     return probe.probe(trainer, module)
 
 
@@ -120,6 +133,47 @@ def test_number_of_tiles_and_patches_is_bounded(monkeypatch: pytest.MonkeyPatch)
     probed(probe, Blocks(0), Blocks(1))
     assert len(asked) == 6
     assert set(sizes) == {7, 3}
+
+
+def test_what_was_not_seen_or_has_no_class_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, found = ProbeCallback(), list[tuple[Embedded, Embedded]]()
+    monkeypatch.setattr(probe, '_score', lambda *pair: found.append(pair) or {})
+    train, val = Blocks(0), Blocks(1, count=7)
+    probed(probe, train, val, backbone=Veiled())
+    for data, parts in zip((train, val), zip(*found, strict=True), strict=True):
+        known = int((data.masks[:, ::3, ::3].flatten(1)[:, ::3] != 5).sum())
+        assert {len(part.x) for part in parts} == {known, len(data)}
+        assert all(abs(part.x).max() <= 1 for part in parts), 'a tile is the mean of what was seen'
+
+
+def test_units_are_those_of_the_model() -> None:
+    asked: list[Any] = []
+    probed(ProbeCallback(), Blocks(0, 4), Blocks(1, 4), renormalise=lambda batch: asked.append(batch) or batch)
+    assert len(asked) == 2
+
+
+def test_the_seed_chooses_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Blocks, '__getitem__', lambda self, i, get=Blocks.__getitem__: asked.append(i) or get(self, i))
+    for seed in (0, 0, 1):
+        probed(ProbeCallback(max_tiles=3, seed=seed), Blocks(0), Blocks(1))
+    assert asked[:6] == asked[6:12] != asked[12:]
+
+
+def test_epochs_are_counted_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, epochs = ProbeCallback(every_n_epochs=2), list[int]()
+    monkeypatch.setattr(probe, 'probe', lambda trainer, module: epochs.append(trainer.current_epoch) or {})
+    for epoch in range(4):
+        strategy = SimpleNamespace(broadcast=lambda scores: scores)
+        trainer: Any = SimpleNamespace(current_epoch=epoch, strategy=strategy, is_global_zero=True)
+        probe.on_train_epoch_end(trainer, nn.Identity())  # type: ignore[arg-type]
+    assert epochs == [1, 3]
+
+
+def test_every_class_counts_alike() -> None:
+    x, y = np.eye(2, dtype=np.float32)[[0] * 8 + [1] * 2], np.array([0] * 8 + [1] * 2)
+    scores = ProbeCallback(neighbours=1)._score(Embedded(x, y), Embedded(x[:9], np.array([0] * 7 + [1] * 2)))
+    assert scores['knn'] == pytest.approx((14 / 15 + 2 / 3) / 2)
 
 
 def test_nothing_to_tell_apart_is_not_scored() -> None:

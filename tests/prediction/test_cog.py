@@ -60,6 +60,15 @@ def test_classes_differ_in_color() -> None:
         assert len(np.unique(class_colors(count), axis=0)) == count
 
 
+def test_between_two_classes_there_is_no_third(tmp_path: Path) -> None:
+    bands, path = Bands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
+    values = np.zeros((2, 300, 600), np.uint8)
+    values[0, :, ::3] = 2
+    write_map(path, tmp_path / 'scratch', make_grid(300, 600), bands, [(Window(0, 0, 300, 600), values)], COLORS)
+    with rasterio.open(path, overview_level=0) as file:
+        assert np.unique(file.read(1)).tolist() == [0, 2]
+
+
 def test_overview_is_small_and_has_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('torchgeo_omnisat.prediction.overview.SIDE', 100)
     bands, path = Bands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
@@ -73,6 +82,7 @@ def test_overview_is_small_and_has_a_legend(tmp_path: Path, monkeypatch: pytest.
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ['water  50.0%', 'town  50.0%', 'nodata']
+    assert image.get_extent() == [600000, 606000, 5600000 - 5000, 5600000]
     assert drawn[10, 10].tolist() == [10, 20, 30]
     assert drawn[10, 90].tolist() == [255, 0, 0]
     assert drawn[80, 10].tolist() == [220, 220, 224]

@@ -90,6 +90,23 @@ def test_small_ones_go_to_their_neighbour(tmp_path: Path, block: int) -> None:
     assert len(found) == 2
     assert sum(p['area_ha'] for p, _ in found) == pytest.approx(15.96)
     assert len(parcels(write(tmp_path, classes), smallest=0.06, block=block)) == 3
+    assert len(parcels(write(tmp_path, classes), smallest=0.065, block=block)) == 2
+
+
+def test_neighbours_share_a_side_and_have_a_class(tmp_path: Path) -> None:
+    classes = np.zeros((20, 20), int)
+    classes[5:7, 5:8] = classes[7:9, 8:11] = 1  # 6 pixels each, that meet in a corner
+    assert len(parcels(write(tmp_path, classes), smallest=0.1)) == 1
+    classes[:], classes[4, 4] = -1, 2
+    assert [p['class'] for p, _ in parcels(write(tmp_path, classes), smallest=0.1)] == [2]
+
+
+def test_a_foot_is_no_metre(tmp_path: Path) -> None:
+    grid = Grid(CRS.from_epsg(2263), make_grid(8, 8).transform, 8, 8)
+    path = write(tmp_path, np.zeros((8, 8), int), grid=grid)
+    write_parcels(path, tmp_path / 'parcels.gpkg', LABELS, 0)
+    with fiona.open(tmp_path / 'parcels.gpkg') as file:
+        assert next(iter(file))['properties']['area_ha'] == pytest.approx((80 * 0.3048006) ** 2 / 1e4, rel=1e-4)
 
 
 def test_a_spiral_through_all_blocks_is_one(tmp_path: Path) -> None:

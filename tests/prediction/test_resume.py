@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from torch import Tensor
 
@@ -132,6 +133,20 @@ def test_other_arguments_never_mix(tmp_path: Path, change: str) -> None:
         mixed = predict(tmp_path, PlaneDataModule(**area), task, **options)
     alone = predict(tmp_path / 'alone', PlaneDataModule(**area), task, **options)
     assert np.array_equal(read(mixed), read(alone))
+
+
+@pytest.mark.parametrize('change', ['area', 'batch_size', 'precision'])
+def test_whatever_strips_depend_on_is_in_their_name(tmp_path: Path, change: str) -> None:
+    def key(**changes: Any) -> Any:
+        task, writer = make_task(), GeoTIFFWriter(str(tmp_path / 'map.tif'))
+        trainer = make_trainer(tmp_path, writer, precision=changes.pop('precision', '32-true'))
+        writer._trainer, writer._module, writer._datamodule = trainer, task, PlaneDataModule(**AREA)
+        vars(writer._datamodule).update(changes)
+        writer._tiling, _ = writer._datamodule.tiling, writer._legend()
+        return writer._key()
+
+    told = {'area': shapely.box(0, 0, 9, 9), 'batch_size': 77, 'precision': 'bf16-true'}
+    assert key() == key() != key(**{change: told[change]})
 
 
 def test_only_one_run_at_a_time(tmp_path: Path) -> None:

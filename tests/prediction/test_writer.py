@@ -179,6 +179,12 @@ class TestModalities:
         batch['valid_dem'][:] = False
         assert not seen_bits(batch, {'dem': MODALITIES['dem']}, (4, 4)).any()
 
+    def test_one_band_is_enough_and_the_centre_of_a_pixel_tells(self) -> None:
+        image = torch.full((1, 2, 3, 3), torch.nan)
+        image[:, 1, :, 1] = 1.0
+        batch = {'image_dem': image, 'valid_dem': torch.ones(1, 1, dtype=torch.bool)}
+        assert seen_bits(batch, {'dem': MODALITIES['dem']}, (5, 5))[0, 0].tolist() == [0, 0, 1, 0, 0]
+
     def test_eight_need_a_wider_type(self) -> None:
         from torchgeo_omnisat.prediction.encoding import Bands
 
@@ -187,6 +193,8 @@ class TestModalities:
         assert (wide.dtype, wide.nodata) == ('uint16', 65535)
         coded = wide.encode(np.ones((3, 1, 2), np.float32) / 3, np.array([[255, 0]], np.uint16))
         assert coded[:, 0].tolist() == [[0, 65535], [255, 65535], *[[20000, 65535]] * 3]
+        assert Bands([str(i) for i in range(254)], ['s2']).dtype == 'uint8'
+        assert Bands([str(i) for i in range(256)], ['s2']).nodata == 65535, 'number 255 is a class'
 
 
 class TestTrainer:
