@@ -5,6 +5,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import geopandas as gpd
@@ -21,6 +22,7 @@ from torchgeo.main import main
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.datamodules.geosplits import read_area, split_ground
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
@@ -87,6 +89,26 @@ def test_splits_share_no_label(root: Path) -> None:
     assert min(seen['test']) % 2 == 0  # where pixels of 20 m meet
 
 
+@pytest.mark.parametrize(('axis', 'edges'), [('x', (43, 83)), ('y', (47, 87))])
+def test_splits_meet_where_pixels_do(axis: str, edges: tuple[int, int]) -> None:
+    data: Any = SimpleNamespace(area=shapely.box(3, 7, 103, 107), corner=(3, 107), lattice=20)
+    grounds = split_ground(data, {'axis': axis, 'fractions': (0.45, 0.3, 0.25)}, Path())
+    low = 0 if axis == 'x' else 1
+    assert tuple(grounds[name].bounds[low] for name in ('val', 'test')) == edges
+
+
+def test_a_box_in_degrees_keeps_its_bent_sides() -> None:
+    area = read_area({'bounds': [0, 50, 10, 51], 'crs': 'EPSG:4326'}, UTM, Path())
+    places = gpd.GeoSeries(gpd.points_from_xy([5, 5, 5, 5], [49.99, 50.01, 50.99, 51.01]), crs=4326).to_crs(UTM)
+    assert places.within(area).tolist() == [False, True, True, False]
+
+
+def test_settings_of_labels_are_passed_on(root: Path) -> None:
+    period = ('2020-01-01', '2022-12-31')
+    joined = make(root, mask={'path': 'labels', 'date_range': period}, ignore_index=7).labelled
+    assert (joined.date_ranges, joined.ignore_index) == ({'mask': period}, 7)
+
+
 def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)})
     datamodule.setup('fit')
@@ -109,6 +131,7 @@ def test_training_tiles_are_drawn_anew_and_lie_within(root: Path) -> None:
     assert first != second
     assert len({tuple(corner) for corner in first}) > 15
     ground = datamodule.grounds['train']
+    assert len(make(root).make_dataset('train')) == round(ground.area / 80**2)
     assert all(ground.contains(shapely.box(x, y - 80, x + 80, y)) for x, y in first)
     torch.manual_seed(0)
     one = datamodule.train_dataset[0]['bounds']
@@ -276,7 +299,7 @@ def test_a_modality_that_training_never_sees(root: Path) -> None:
 
 
 def test_an_area_outside(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'no ground .* \(0.0, 0.0, 1.0, 1.0\), where the data cover \(600000, 569'):
+    with pytest.raises(ValueError, match=r'predict_area is \[0, 0, 1, 1\]: .* no ground .* the data cover \(600000, 569'):
         make(root, predict_area=[0, 0, 1, 1]).setup('predict')
     for area in [0, 0, 1], [1, 0, 0, 1], {'bounds': [0, 0, 1, 1]}, {'bounds': None, 'crs': 'EPSG:4326'}:
         with pytest.raises(ValueError, match=r'predict_area is .* expected xmin, ymin, xmax, ymax, a vector file, or'):
