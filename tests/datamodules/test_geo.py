@@ -5,7 +5,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import geopandas as gpd
@@ -22,7 +21,6 @@ from torchgeo.main import main
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
-from torchgeo_omnisat.datamodules.geosplits import read_area, split_ground
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
@@ -87,20 +85,6 @@ def test_splits_share_no_label(root: Path) -> None:
     assert not seen['val'] & seen['test']
     assert min(seen['val']) == 24
     assert min(seen['test']) % 2 == 0  # where pixels of 20 m meet
-
-
-@pytest.mark.parametrize(('axis', 'edges'), [('x', (43, 83)), ('y', (47, 87))])
-def test_splits_meet_where_pixels_do(axis: str, edges: tuple[int, int]) -> None:
-    data: Any = SimpleNamespace(area=shapely.box(3, 7, 103, 107), corner=(3, 107), lattice=20)
-    grounds = split_ground(data, {'axis': axis, 'fractions': (0.45, 0.3, 0.25)}, Path())
-    low = 0 if axis == 'x' else 1
-    assert tuple(grounds[name].bounds[low] for name in ('val', 'test')) == edges
-
-
-def test_a_box_in_degrees_keeps_its_bent_sides() -> None:
-    area = read_area({'bounds': [0, 50, 10, 51], 'crs': 'EPSG:4326'}, UTM, Path())
-    places = gpd.GeoSeries(gpd.points_from_xy([5, 5, 5, 5], [49.99, 50.01, 50.99, 51.01]), crs=4326).to_crs(UTM)
-    assert places.within(area).tolist() == [False, True, True, False]
 
 
 def test_settings_of_labels_are_passed_on(root: Path) -> None:

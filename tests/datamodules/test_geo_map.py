@@ -3,6 +3,7 @@
 
 """MultimodalGeoDataModule in prediction: odd areas, units of the model, and what makes it another map."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,26 @@ def test_a_model_that_knows_its_units_maps_what_was_never_measured(root: Path) -
         assert np.unique(file.read(2), return_counts=True)[1].tolist() == [16 * 32 - 16, 16]
 
 
-@pytest.mark.parametrize('change', ['nodata', 'band'])
+@pytest.mark.parametrize('change', ['nodata', 'band', 'clouds', 'time'])
 def test_what_is_read_otherwise_is_another_map(tmp_path: Path, change: str) -> None:
-    for band in 'B02', 'B03':
+    for band in 'B02', 'B03', 'SCL':
         write(tmp_path / f's2/20210101_{band}.tif', ramp(8, 8))
-    pattern = {'filename_glob': '*_B02.tif', 'filename_regex': r'(?P<date>\d{8})_(?P<band>B0[23])'}
-    files = {'path': 's2', 'all_bands': ['B02', 'B03'], 'separate_files': True, **pattern}
+    pattern = {'filename_glob': '*_B02.tif', 'filename_regex': r'(?P<date>\d{8})_(?P<band>B0[23]|SCL)'}
+    files = {
+        'path': 's2',
+        'all_bands': ['B02', 'B03', 'SCL'],
+        'bands': ['B02', 'B03'],
+        'separate_files': True,
+        **pattern,
+    }
+    files['clouds'] = {'band': 'SCL', 'values': [9]}
     first = make(tmp_path, rasters={'s2': files}).fingerprint()
     assert first == make(tmp_path, rasters={'s2': files}).fingerprint()
     if change == 'nodata':
         files['nodata'] = 5
+    elif change == 'time':
+        os.utime(tmp_path / 's2/20210101_B03.tif', (0, 0))
     else:
-        write(tmp_path / 's2/20210101_B03.tif', ramp(8, 8), compress='lzw')
+        name = {'band': 'B03', 'clouds': 'SCL'}[change]
+        write(tmp_path / f's2/20210101_{name}.tif', ramp(8, 8), compress='lzw')
     assert make(tmp_path, rasters={'s2': files}).fingerprint() != first

@@ -147,6 +147,11 @@ def test_other_batches_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     mixture.cut_epoch(shape)
     with pytest.raises(ValueError, match=r'after 2 of 3 batches .*expected the same, or a checkpoint from the end'):
         mixture.cut_epoch(shape | {'temperature': 2.0})
+    mixture.load_state_dict(place | shape | {'batches': 3})
+    mixture.cut_epoch(shape | {'temperature': 2.0})  # the epoch is through
+    mixture.setup('fit')
+    mixture.train_dataloader()
+    assert mixture._shape.keys() == shape.keys()
 
 
 class Numbers(Dataset[Any]):
@@ -177,6 +182,8 @@ def test_processes_share_the_samples_of_one_datamodule_at_a_time(temperature: fl
         return batches
 
     alone, first, second = epoch(0, 1), epoch(0, 2), epoch(1, 2)
+    place.epoch = 1
+    assert [batch[0] >= 100 for batch in epoch(0, 1)] != [batch[0] >= 100 for batch in alone], 'another order'
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in alone]
     few = [batch for batch in alone if batch[0] >= 100]
     assert len(few) == (3 if temperature == 1 else 7)
@@ -227,6 +234,7 @@ def test_what_all_agree_on_is_known(parts: dict[str, Any]) -> None:
     assert (datamodule.num_classes, datamodule.ignore_index, datamodule.label_gsd) == (20, 19, 10.0)
     assert datamodule.label_names == parts['pastis'].label_names
     assert datamodule.synthetic
+    assert all(torch.equal(getattr(datamodule, k)['s2'], getattr(parts['pastis'], k)['s2']) for k in ('mean', 'std'))
     parts['made'].num_classes = 3
     datamodule.setup('fit')
     assert datamodule.num_classes is None

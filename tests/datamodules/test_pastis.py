@@ -198,6 +198,21 @@ class TestStatistics:
         normal = datamodule.aug(next(iter(datamodule.train_dataloader())))
         assert normal['image_s1a'].isfinite().all()
 
+    def test_what_was_measured_comes_before_what_is_published(self, tmp_path: Path) -> None:
+        root = write_pastis(tmp_path, folds=(1, 4), size=8)
+        measured = {'mean': [7.0] * 3, 'std': [3.0] * 3}
+        (root / 'STATISTICS.json').write_text(json.dumps({'s1a': {'Fold_1': measured}}))
+        datamodule = PASTISMultimodalDataModule(str(root), modalities=('s1a', 's1d'))
+        datamodule.setup('fit')
+        assert (datamodule.mean['s1a'].tolist(), datamodule.mean['s1d'].tolist()) == ([7] * 3, [20] * 3)
+
+    def test_unasked_no_more_is_measured_than_is_allowed(self, tmp_path: Path) -> None:
+        root = write_pastis(tmp_path, folds=(1, 1, 1, 4), size=8)
+        datamodule = PASTISMultimodalDataModule(str(root), modalities=('spot',))
+        datamodule.max_measured = 2
+        datamodule.setup('fit')
+        assert json.loads((root / 'STATISTICS.json').read_text())['spot']['Fold_1']['samples'] == 2
+
     def test_measured_where_no_file_says(self, tmp_path: Path) -> None:
         root = write_pastis(tmp_path, folds=(1, 1, 2, 4), size=8)
         (root / 'NORM_S2_patch.json').unlink()

@@ -46,6 +46,10 @@ class TestOrders:
         assert all(len(one & other) < 2 for one, other in pairwise(batches))
         assert len({frozenset(order(seed)[56:]) for seed in range(8)}) > 4
 
+    def test_batches_do_not_go_from_region_to_region(self) -> None:
+        early = np.array(Region(VILLAGES, 4)(0))[:32]
+        assert len(np.unique(early // 16)) > 2, 'the first half of an epoch is not one half of the ground'
+
     def test_tiles_at_one_place_are_fine(self) -> None:
         assert sorted(Region(np.zeros((9, 2)), 4)(0)) == list(range(9))
 

@@ -197,6 +197,10 @@ class TestFile:
         keep = partial_of(root)
         assert keep is not None
         assert keep.parent == place.parent
+        root.unlink()
+        newer: Entries = {'a': {'one': {'mean': [7.0], 'std': [7.0]}}}
+        save_statistics(root, newer)
+        assert load_statistics(root) == newer, 'what lies beside the data comes before what the cache has'
 
     def test_nowhere_to_write(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root = tmp_path / 'file'
