@@ -47,7 +47,8 @@ def test_memory_grows_with_a_micro_batch(tmp_path: Path) -> None:
     for size in (None, 4):
         processes.succeed(tmp_path, pretraining_memory.main, 64, size, tmp_path / f'{size}.txt')
     whole, parts = (float((tmp_path / f'{size}.txt').read_text()) for size in (None, 4))
-    assert parts < whole / 2  # torch 2.5 keeps more than later ones: 43 % of it
+    # Memory that is kept for later counts too: 43 and 51 % of it under torch 2.5, less under later ones.
+    assert parts < whole * 2 / 3
 
 
 @pytest.mark.slow
