@@ -113,3 +113,20 @@ def test_a_damaged_file_is_not_left_out(tmp_path: Path) -> None:
     (tmp_path / 'torn.gpkg').write_bytes(whole[:4000])
     with pytest.raises(ValueError, match=r'torn.gpkg cannot be read .*, expected a vector file with polygons'):
         Polygons([tmp_path / 'fields.gpkg', tmp_path / 'torn.gpkg'], column='crop', labels=LABELS)
+
+
+def test_the_last_of_overlapping_fields_counts(tmp_path: Path) -> None:
+    for crops, expected in ((['wheat', 'maize', 'meadow'], 2), (['meadow', 'maize', 'wheat'], 0)):
+        shapes = [shapely.box(X, Y - 80, X + 80, Y)] * 3
+        path = tmp_path / f'{crops[0]}.gpkg'
+        gpd.GeoDataFrame({'crop': crops}, geometry=shapes, crs=UTM).to_file(path)
+        assert row(Polygons(path, column='crop', labels=LABELS), 1)[0] == expected
+
+
+def test_the_layer_that_is_named_is_read(tmp_path: Path) -> None:
+    for layer, crops in (('y2020', ['wheat', 'maize', 'meadow']), ('y2021', ['meadow', 'wheat', 'maize'])):
+        shapes = [shapely.box(X + 100 * i, Y - 80, X + 100 * i + 80, Y) for i in range(3)]
+        frame = gpd.GeoDataFrame({'crop': crops}, geometry=shapes, crs=UTM)
+        frame.to_file(tmp_path / 'fields.gpkg', layer=layer)
+    labels = Polygons(tmp_path / 'fields.gpkg', column='crop', labels=LABELS, layer='y2021')
+    assert row(labels, 3)[:5:2] == [2, 0, 1]

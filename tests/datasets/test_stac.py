@@ -115,6 +115,12 @@ def test_items_are_a_series(tmp_path: Path) -> None:
     assert series.modalities['s2'].bands == ('nir', 'B02')
 
 
+def test_a_day_is_that_of_greenwich(tmp_path: Path) -> None:
+    path = collection(tmp_path, properties={'datetime': '2021-06-01T23:30:00-05:00'})
+    dates = STACTimeSeries(path, bands=('blue',), name='s2')[WINDOW]['dates_s2']
+    assert dates.numpy().astype('datetime64[D]').astype(str).tolist() == ['2021-06-02']
+
+
 OFFSET = {'raster:bands': [{'nodata': 0, 'scale': 0.0001, 'offset': -0.1}]}
 S2: dict[str, Any] = {'constellation': 'sentinel-2'}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks.weights import load_backbone
 
 from .helpers import MODALITIES, TOLD
 
@@ -55,6 +56,13 @@ class TestWeights:
         with caplog.at_level('INFO'):
             OmniSatSegmentation(**TOLD | {'modalities': swapped}, weights=str(path))
         assert "ignored: s1a (bands ['VV', 'VH'] instead of ['VH', 'VV'])" in caplog.text
+
+    def test_statistics_come_with_what_is_loaded_alone(self, tmp_path: Path) -> None:
+        numbers = {name: [float(len(name))] * len(modality.bands) for name, modality in MODALITIES.items()}
+        path, task = self.save(tmp_path / 'a.ckpt', mean=numbers, std=numbers)
+        swapped = {n: m.select(m.bands[::-1]) if n == 's1a' else m for n, m in MODALITIES.items()}
+        known = {name: value for name, value in numbers.items() if name != 's1a'}
+        assert load_backbone(task.build_backbone(), path, swapped).statistics == {'mean': known, 'std': known}
 
     def test_checkpoint_that_fits_nothing(self, tmp_path: Path) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')
