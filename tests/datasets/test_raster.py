@@ -121,6 +121,24 @@ def test_clouds_are_nan_and_too_many_spoil_the_date(tmp_path: Path, separate: bo
     assert lenient['valid_s'].tolist() == [True, True]
 
 
+def test_clouds_count_where_something_was_measured(tmp_path: Path) -> None:
+    image = np.stack([ramp(8, 8)[0], np.zeros((8, 8), np.float32)])
+    image[0, 2:] = -1
+    image[1, 2:] = 9  # clouds all over, but where the image has something
+    write(tmp_path / '20210101.tif', image, bands=('B02', 'SCL'), nodata=-1)
+    args = {'all_bands': ('B02', 'SCL'), 'bands': ('B02',), 'name': 's', 'filename_regex': r'(?P<date>\d{8})'}
+    series = RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'values': (9,)}, **args)
+    assert series[window()]['valid_s'].tolist() == [True]
+
+
+def test_classes_of_clouds_are_not_averaged(tmp_path: Path) -> None:
+    image = np.stack([ramp(8, 8)[0], np.tile([8.0, 10.0], (8, 4)).astype(np.float32)])  # whose mean is a cloud
+    write(tmp_path / '20210101.tif', image, bands=('B02', 'SCL'))
+    args = {'all_bands': ('B02', 'SCL'), 'bands': ('B02',), 'name': 's', 'filename_regex': r'(?P<date>\d{8})'}
+    series = RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'values': (9,)}, **args)
+    assert series[window(step=20)]['image_s'].isfinite().all()
+
+
 @pytest.mark.parametrize('clouds', [{}, {'values': (1,), 'threshold': 2}, {'values': (1,), 'cover': 0}])
 def test_clouds_that_say_too_little_or_too_much(series: RasterTimeSeries, clouds: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r'expected (one of both|a share)'):
