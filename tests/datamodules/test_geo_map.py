@@ -4,6 +4,7 @@
 """MultimodalGeoDataModule in prediction: odd areas, units of the model, and what makes it another map."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,13 @@ def test_what_is_read_otherwise_is_another_map(tmp_path: Path, change: str) -> N
         name = {'band': 'B03', 'clouds': 'SCL'}[change]
         write(tmp_path / f's2/20210101_{name}.tif', ramp(8, 8), compress='lzw')
     assert make(tmp_path, rasters={'s2': files}).fingerprint() != first
+
+
+def test_rasters_in_an_archive_are_listed_and_read(root: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as archive:
+        for path in sorted((root / 's2').glob('*.tif')):
+            archive.write(path, f's2/{path.name}')
+    packed = make(root, rasters={'s2': {'path': f'/vsizip/{tmp_path}/images.zip/s2', 'gsd': 10}}).unlabelled
+    plain = make(root, rasters={'s2': {'path': 's2', 'gsd': 10}}).unlabelled
+    window = slice(X, X + 40), slice(Y - 40, Y)
+    assert packed[window]['image_s2'].equal(plain[window]['image_s2'])

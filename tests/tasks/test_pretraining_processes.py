@@ -47,8 +47,8 @@ def test_memory_grows_with_a_micro_batch(tmp_path: Path) -> None:
     for size in (None, 4):
         processes.succeed(tmp_path, pretraining_memory.main, 64, size, tmp_path / f'{size}.txt')
     whole, parts = (float((tmp_path / f'{size}.txt').read_text()) for size in (None, 4))
-    # Memory that is kept for later counts too: 43 and 51 % of it under torch 2.5, less under later ones.
-    assert parts < whole * 2 / 3
+    # Under torch 2.5 memory that is kept for later counts too: 43 and 51 % of the whole.
+    assert parts < whole * (2 / 3 if torch.__version__.startswith('2.5.') else 1 / 3)
 
 
 @pytest.mark.slow

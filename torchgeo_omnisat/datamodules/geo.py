@@ -230,8 +230,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     def val_dataloader(self) -> Any:
         """The validation tiles; none if the split has no ground for them, of which Lightning need not warn."""
-        warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
-        return [] if self.val_dataset is None else super().val_dataloader()
+        if self.val_dataset is None:
+            warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
+            return []
+        return super().val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The tiles of the map, overlapping."""

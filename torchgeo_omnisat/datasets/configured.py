@@ -79,9 +79,10 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
         raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]
-    located = [one if is_remote(str(one)) else str(root / one) for one in several]
-    for one in located:
-        if not is_remote(one) and not Path(one).exists():
+    beyond = [is_remote(str(one)) or str(one).startswith('/vsi') for one in several]  # what GDAL opens, a Path spoils
+    located = [str(one if far else root / one) for one, far in zip(several, beyond, strict=True)]
+    for one, far in zip(located, beyond, strict=True):
+        if not far and not Path(one).exists():
             raise FileNotFoundError(
                 f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root {str(root)!r}'
             )
