@@ -3,10 +3,12 @@
 
 import json
 import pickle
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from torchgeo_omnisat.modality import Modality, as_modalities, subset_name, subsets
 
@@ -24,6 +26,32 @@ class TestModality:
         assert pickle.loads(pickle.dumps(S2)) == S2
         with pytest.raises(FrozenInstanceError):
             S2.gsd = 20.0  # type: ignore[misc]
+
+    def test_names_that_a_module_dict_owns(self) -> None:
+        names = [name for name in dir(nn.ModuleDict()) if re.fullmatch('[a-z][a-z0-9_]*', name)]
+        assert len(names) > 50
+        for name in (*names, 'fusion', 'encoders', 'mask', 'class'):
+            with pytest.raises(ValueError, match=repr(name)):
+                Modality(name, ('x',), 10, True)
+
+    def test_facts(self) -> None:
+        known = Modality('s2', ('B02', 'B03', 'B04'), 10, True, 'optical', 'dn', (490, 560, 665))  # type: ignore[arg-type]
+        assert known.agrees(S2)
+        assert S2.agrees(known)
+        assert known.select(('B04', 'B02')).wavelengths == (665.0, 490.0)
+        assert Modality(**known.as_dict()) == known
+        assert Modality(**S2.as_dict()) == S2
+        assert 'kind' not in S2.as_dict()
+        for change in ({'kind': 'radar'}, {'unit': 'db'}, {'wavelengths': (1, 2, 3)}, {'gsd': 20}, {'temporal': False}):
+            assert not known.agrees(replace(known, **change))
+
+    @pytest.mark.parametrize(
+        ('fact', 'value'),
+        [('kind', 'sar'), ('unit', 'dB'), ('unit', None), ('wavelengths', (490.0,)), ('wavelengths', (0.0, 1.0, 2.0))],
+    )
+    def test_facts_that_are_none(self, fact: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=fact):
+            replace(S2, **{fact: value})
 
     @pytest.mark.parametrize(
         ('gsd', 'metres', 'pixels'), [(10, 40, 4), (1, 40, 40), (0.2, 102.4, 512), (10.24, 102.4, 10), (0.2, 60, 300)]

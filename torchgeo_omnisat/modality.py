@@ -3,17 +3,39 @@
 
 """Modality: what an image source is."""
 
+import keyword
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal, get_args
+
+#: What a sensor measures.
+Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other']
+#: Units of the pixels in the files: surface reflectance from 0 to 1, digital numbers (such as reflectance x 10000),
+#: radar backscatter in decibels or in linear power, metres.
+Unit = Literal['reflectance', 'dn', 'db', 'power', 'metres', 'unknown']
+
+#: Attributes of ``torch.nn.ModuleDict``, which holds a module for each modality name; tested against torch.
+_MODULE_DICT = (
+    'add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval '
+    'extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys '
+    'load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop '
+    'register_backward_hook register_buffer register_forward_hook register_forward_pre_hook '
+    'register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook '
+    'register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook '
+    'register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty '
+    'train training type update values xpu zero_grad'
+)
+#: Names of the parts of a model and of the other keys of a sample.
+_PARTS = 'backbone decoder encoder encoders fusion head heads label mask model modalities prediction'
+_RESERVED = frozenset(_MODULE_DICT.split()) | frozenset(_PARTS.split())
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One image source: its bands, the ground a pixel covers, and whether it repeats.
+    """Image source: its bands, its ground sampling distance, and whether it is a time series.
 
     Every key of a batch is built from here (see :mod:`torchgeo_omnisat.batch`). The
     same sensor may come with other bands or pixels elsewhere, so a modality belongs to
@@ -24,17 +46,24 @@ class Modality:
         name: Short name in lower case, such as ``'s2'``.
         bands: Band names in the order of the channels.
         gsd: Ground sampling distance, in metres a pixel.
-        temporal: Whether one sample is a series of dates.
+        temporal: Whether one sample is a time series.
+        kind: What the sensor measures; None if unknown. What depends on it is then off.
+        unit: Unit of the pixels in the files.
+        wavelengths: Central wavelength of each band in nanometres; None if unknown.
 
     Raises:
-        ValueError: If *name* cannot be part of a key, *bands* is empty or repeats
-            itself, or *gsd* is not a positive length.
+        ValueError: If *name* cannot be part of a key or names a part of a model, *bands* is empty or
+            repeats itself, *gsd* is not a positive length, *kind* or *unit* is unknown, or
+            *wavelengths* are not one positive number a band.
     """
 
     name: str
     bands: tuple[str, ...]
     gsd: float
     temporal: bool
+    kind: Kind | None = None
+    unit: Unit = 'unknown'
+    wavelengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not become a key or a size."""
@@ -47,10 +76,32 @@ class Modality:
                 f'modality name {self.name!r} must be a lower-case letter followed by '
                 'lower-case letters, digits or underscores'
             )
+        if self.name in _RESERVED or keyword.iskeyword(self.name):
+            raise ValueError(
+                f'modality name {self.name!r} is reserved (for a method of torch.nn.ModuleDict, a part of the model, '
+                f"a key of a sample or a Python keyword), expected another such as '{self.name}_1'"
+            )
         if not self.bands or len(set(self.bands)) < len(self.bands):
             raise ValueError(f'bands of {self.name!r} must be distinct and at least one, got {self.bands}')
         if not (math.isfinite(self.gsd) and self.gsd > 0):
             raise ValueError(f'gsd of {self.name!r} must be a positive number of metres, got {self.gsd}')
+        self._check_facts()
+
+    def _check_facts(self) -> None:
+        """Check the optional facts."""
+        if self.kind is not None and self.kind not in get_args(Kind):
+            raise ValueError(f'kind of {self.name!r} is {self.kind!r}, expected one of {list(get_args(Kind))}')
+        if self.unit not in get_args(Unit):
+            raise ValueError(f'unit of {self.name!r} is {self.unit!r}, expected one of {list(get_args(Unit))}')
+        if self.wavelengths is None:
+            return
+        wavelengths = tuple(float(value) for value in self.wavelengths)
+        object.__setattr__(self, 'wavelengths', wavelengths)
+        if len(wavelengths) != len(self.bands) or not all(math.isfinite(nm) and nm > 0 for nm in wavelengths):
+            raise ValueError(
+                f'wavelengths of {self.name!r} are {wavelengths}, expected one positive number of nanometres for each '
+                f'of the bands {self.bands}'
+            )
 
     @property
     def image_key(self) -> str:
@@ -104,11 +155,35 @@ class Modality:
         unknown = [band for band in bands if band not in self.bands]
         if unknown:
             raise ValueError(f'unknown bands {unknown} of {self.name!r}, expected some of {list(self.bands)}')
-        return replace(self, bands=tuple(bands))
+        wavelengths = self.wavelengths and tuple(self.wavelengths[self.bands.index(band)] for band in bands)
+        return replace(self, bands=tuple(bands), wavelengths=wavelengths)
+
+    def agrees(self, other: 'Modality') -> bool:
+        """Return whether two descriptions can be of the same source.
+
+        Args:
+            other: Another modality, such as that of a checkpoint.
+
+        Returns:
+            True if name, bands, GSD and ``temporal`` are equal and no fact that both know differs.
+        """
+        if (self.name, self.bands, self.gsd, self.temporal) != (other.name, other.bands, other.gsd, other.temporal):
+            return False
+        pairs = ((self.kind, other.kind), (self.wavelengths, other.wavelengths))
+        units = {self.unit, other.unit} - {'unknown'}
+        return len(units) < 2 and all(a == b for a, b in pairs if a is not None and b is not None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types alone, so that a checkpoint with a modality loads safely."""
-        return {'name': self.name, 'bands': list(self.bands), 'gsd': self.gsd, 'temporal': self.temporal}
+        """Return plain types, so that a checkpoint with a modality loads safely. Unknown facts are left out."""
+        facts: dict[str, Any] = {'name': self.name, 'bands': list(self.bands), 'gsd': self.gsd}
+        facts['temporal'] = self.temporal
+        if self.kind is not None:
+            facts['kind'] = self.kind
+        if self.unit != 'unknown':
+            facts['unit'] = self.unit
+        if self.wavelengths is not None:
+            facts['wavelengths'] = list(self.wavelengths)
+        return facts
 
 
 def as_modalities(
