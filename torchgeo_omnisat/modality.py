@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 #: What a sensor measures.
 Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other']
-#: Units of the pixels in the files: surface reflectance from 0 to 1, digital numbers (such as reflectance x 10000),
+#: Units of pixels: surface reflectance from 0 to 1, digital numbers (such as reflectance x 10000),
 #: radar backscatter in decibels or in linear power, metres.
 Unit = Literal['reflectance', 'dn', 'db', 'power', 'metres', 'unknown']
 
@@ -48,7 +48,7 @@ class Modality:
         gsd: Ground sampling distance, in metres a pixel.
         temporal: Whether one sample is a time series.
         kind: What the sensor measures; None if unknown. What depends on it is then off.
-        unit: Unit of the pixels in the files.
+        unit: Unit of the pixels of a sample, before they are normalised.
         wavelengths: Central wavelength of each band in nanometres; None if unknown.
 
     Raises:
@@ -165,13 +165,29 @@ class Modality:
             other: Another modality, such as that of a checkpoint.
 
         Returns:
-            True if name, bands, GSD and ``temporal`` are equal and no fact that both know differs.
+            True if name, bands, GSD and ``temporal`` are equal and no fact that both know differs;
+            wavelengths may differ by 2 %.
         """
         if (self.name, self.bands, self.gsd, self.temporal) != (other.name, other.bands, other.gsd, other.temporal):
             return False
-        pairs = ((self.kind, other.kind), (self.wavelengths, other.wavelengths))
-        units = {self.unit, other.unit} - {'unknown'}
-        return len(units) < 2 and all(a == b for a, b in pairs if a is not None and b is not None)
+        units, kinds = {self.unit, other.unit} - {'unknown'}, {self.kind, other.kind} - {None}
+        wavelengths = zip(self.wavelengths or (), other.wavelengths or (), strict=False)
+        # Catalogues round: 842 nm and 832.8 nm are both B08 of Sentinel-2; 864.7 nm is B8A.
+        alike = all(math.isclose(own, its, rel_tol=0.02) for own, its in wavelengths)
+        return len(units) < 2 and len(kinds) < 2 and alike
+
+    def joined(self, other: 'Modality') -> 'Modality':
+        """Return this modality with the facts that only *other* knows.
+
+        Args:
+            other: A modality that agrees with this one.
+        """
+        return replace(
+            self,
+            kind=self.kind or other.kind,
+            unit=other.unit if self.unit == 'unknown' else self.unit,
+            wavelengths=self.wavelengths or other.wavelengths,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain types, so that a checkpoint with a modality loads safely. Unknown facts are left out."""

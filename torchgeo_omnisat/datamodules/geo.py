@@ -19,7 +19,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.arguments import name_classes
-from ..datasets.configured import image_dataset, label_dataset
+from ..datasets.configured import facts_of, image_dataset, label_dataset
 from ..datasets.frames import files_of
 from ..datasets.geoparts import contents
 from ..datasets.geotiles import GeoTiles
@@ -41,9 +41,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
         root: /data/region
         rasters:
-          s2: {path: s2, gsd: 10, nodata: 0}
-          s1: {path: s1, gsd: 10, decibels: true}
-          aerial: {path: aerial, gsd: 0.2, temporal: false}
+          s2: {path: s2, gsd: 10, nodata: 0, kind: optical, unit: dn}
+          s1: {path: s1, gsd: 10, kind: radar, unit: db}
+          aerial: {path: aerial, gsd: 0.2, temporal: false, kind: optical, unit: dn}
         mask: {path: fields.gpkg, column: crop, outside: none}
         labels: [none, wheat, maize]
         label_gsd: 10
@@ -83,9 +83,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         Args:
             root: Directory of the data, where statistics are kept too.
             rasters: Settings by name of the modality: ``path`` below *root*, ``gsd``, and
-                arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`; ``kind`` is
-                ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` or ``'stac'``. Or ``class_path``
-                and ``init_args`` of another geodataset.
+                arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`, ``kind`` and ``unit``
+                among them; ``kind`` ``'sentinel2'``, ``'sentinel1'`` or ``'stac'`` chooses another reader.
+                Or ``class_path`` and ``init_args`` of another geodataset, with ``kind`` and ``unit`` beside.
             mask: Settings of the labels, likewise; polygons have a ``column`` with the class, its name
                 or its number, and ground ``outside`` of them has no label unless it is told one. Training
                 is restricted to the ground of the labels. None to pretrain, or to predict.
@@ -302,4 +302,5 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             date_ranges=ranges,
             ignore_index=self.ignore_index,
             labels=self.labels,
+            facts={name: facts_of(settings) for name, settings in self.rasters.items()},
         )

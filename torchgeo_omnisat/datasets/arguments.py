@@ -5,11 +5,11 @@
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torchgeo.datasets import DatasetNotFoundError
 
-from ..modality import Modality
+from ..modality import Kind, Modality, Unit
 from .series import parse_day
 
 #: What a missing file may be: an error, taken for never acquired, or something for `check` to tell of.
@@ -77,6 +77,35 @@ def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequenc
     if unknown := [name for name in bands if name not in modalities]:
         raise ValueError(f'bands names the modalities {unknown}, expected some of {list(modalities)}')
     return {**modalities, **{name: modalities[name].select(chosen) for name, chosen in bands.items()}}
+
+
+def state_facts(
+    name: str, kind: Kind | None, unit: Unit = 'unknown', decibels: bool | None = None
+) -> tuple[Kind | None, Unit]:
+    """Return the kind and unit of a modality, as far as they are stated.
+
+    Decibels and linear power are units of radar backscatter, so they state the kind too.
+
+    Args:
+        name: Name of the modality, for an error.
+        kind: What it measures; None if unknown.
+        unit: Unit of its pixels.
+        decibels: True for radar in dB, False for anything but dB; None if not stated.
+
+    Raises:
+        ValueError: If one is no known kind or unit, or they contradict each other.
+    """
+    for what, value, options in (('kind', kind, (None, *get_args(Kind))), ('unit', unit, get_args(Unit))):
+        if value not in options:
+            raise ValueError(f'{what} of {name!r} is {value!r}, expected one of {[x for x in options if x]}')
+    if (decibels and unit not in ('unknown', 'db')) or (decibels is False and unit == 'db'):
+        raise ValueError(f'unit of {name!r} is {unit!r}, but decibels is {decibels}: expected unit: db or power alone')
+    unit = 'db' if decibels else unit
+    if unit not in ('db', 'power'):
+        return kind, unit
+    if kind not in (None, 'radar'):
+        raise ValueError(f"kind of {name!r} is {kind!r}, but its unit is {unit!r}, expected kind 'radar'")
+    return 'radar', unit
 
 
 def class_at(path: Any, base: type, what: str) -> Any:

@@ -6,10 +6,11 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torchgeo.datasets import GeoDataset
 
+from ..modality import Kind
 from .arguments import class_at
 from .frames import is_remote
 from .polygons import Polygons
@@ -17,6 +18,8 @@ from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .stac import STACTimeSeries
 
+#: Settings that state facts of a modality, whatever reads it.
+FACTS = ('kind', 'unit', 'wavelengths')
 #: Readers by name.
 KINDS: dict[str, type[GeoDataset]] = {
     'raster': RasterTimeSeries,
@@ -33,9 +36,10 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
 
     Args:
         name: Name of the modality.
-        settings: ``path``, below *root*, or a list of them or of URLs; ``kind``, one of
-            ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` and ``'stac'``, and the arguments of
-            its class. Or ``class_path`` and ``init_args`` of any geodataset.
+        settings: ``path``, below *root*, or a list of them or of URLs, and the arguments of a reader.
+            ``kind`` chooses it, ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` or ``'stac'``, or states what a
+            folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
+            ``class_path`` and ``init_args`` of any geodataset.
         root: Directory of the data.
 
     Raises:
@@ -44,12 +48,26 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
     settings = {key: value for key, value in settings.items() if key != 'gsd'}
     if 'class_path' in settings:
         return _of_class(name, settings, root)
-    kind = settings.pop('kind', 'raster')
-    if kind not in KINDS:
-        raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {list(KINDS)}')
-    if kind == 'raster':
+    reader = settings.pop('reader', 'raster')
+    if settings.get('kind') in KINDS:
+        reader = settings.pop('kind')
+    kind = settings.get('kind')
+    if kind not in (None, *get_args(Kind)) or reader not in KINDS:
+        wrong = f'kind of {name!r} is {kind!r}' if reader in KINDS else f'reader of {name!r} is {reader!r}'
+        facts = f', or the fact, one of {list(get_args(Kind))}' * (reader in KINDS)
+        raise ValueError(f'{wrong}, expected the reader, one of {list(KINDS)}{facts}')
+    if reader in ('raster', 'stac'):
         settings['name'] = name
-    return _made(name, KINDS[kind], settings, root)
+    return _made(name, KINDS[reader], settings, root)
+
+
+def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that are stated beside the class of a geodataset, which does not know them itself.
+
+    Args:
+        settings: Settings of a modality.
+    """
+    return {key: settings[key] for key in FACTS if key in settings} if 'class_path' in settings else {}
 
 
 def label_dataset(settings: Mapping[str, Any], root: Path, labels: Sequence[str] = ()) -> GeoDataset:
@@ -73,9 +91,10 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
     """An instance of a class, whose arguments are checked first."""
     settings = dict(settings)
     known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
+    known -= {*FACTS} if name == 'mask' else set()
     if 'path' not in settings or (unknown := set(settings) - known):
         wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
-        known |= set() if name == 'mask' else {'gsd', 'kind'}
+        known |= set() if name == 'mask' else {'gsd', 'kind', 'reader'}
         raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]
@@ -93,6 +112,10 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
 def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """An instance of any geodataset; paths among its arguments are below *root*."""
     kind = class_at(settings['class_path'], GeoDataset, repr(name))
+    if unknown := set(settings) - {'class_path', 'init_args'} - (set() if name == 'mask' else {*FACTS}):
+        raise ValueError(
+            f'settings of {name!r} have {sorted(unknown)} beside class_path, expected init_args of the class'
+        )
     arguments = dict(settings.get('init_args') or {})
     if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
         arguments['paths'] = str(root / arguments['paths'])

@@ -21,7 +21,7 @@ from ..modality import Modality
 from .download import Archive
 from .figures import S2_COMPOSITES, Composite
 from .files import read_raster
-from .series import S2_BANDS, parse_day
+from .series import S2_BANDS, S2_FACTS, parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
 VAL_DOMAINS = ('D004', 'D014', 'D029', 'D031', 'D058', 'D066', 'D067', 'D077')
@@ -62,8 +62,8 @@ ARCHIVES: dict[str, Archive] = {
 #: Sides of the pixels, in metres. Ten Sentinel-2 pixels are taken for the 102.4 m of a patch.
 AERIAL_GSD, S2_GSD = 0.2, 10.24
 MODALITIES: dict[str, Modality] = {
-    'aerial': Modality('aerial', ('R', 'G', 'B', 'NIR', 'nDSM'), AERIAL_GSD, False),
-    's2': Modality('s2', S2_BANDS, S2_GSD, True),
+    'aerial': Modality('aerial', ('R', 'G', 'B', 'NIR', 'nDSM'), AERIAL_GSD, False, 'optical', 'dn'),
+    's2': Modality('s2', S2_BANDS, S2_GSD, True, **S2_FACTS),
 }
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
     'aerial': (

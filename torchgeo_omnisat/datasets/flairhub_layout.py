@@ -20,7 +20,7 @@ from torchgeo.datasets.flair import TASKS, AvailableBands
 from ..modality import Modality
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .integrity import Dates, Expected
-from .series import S2_BANDS
+from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS
 
 #: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
 GSD = 10.24
@@ -44,13 +44,16 @@ class Product:
         modality: The modality with all its bands.
         name: What the loader is asked for.
         table: The table of its dates; None where no date is taken from one.
-        radar: Whether it is Sentinel-1.
     """
 
     modality: Modality
     name: AvailableBands
     table: str | None = None
-    radar: bool = False
+
+    @property
+    def radar(self) -> bool:
+        """Whether it is Sentinel-1."""
+        return self.modality.kind == 'radar'
 
 
 _RGBI = ('R', 'G', 'B', 'NIR')
@@ -58,13 +61,13 @@ _RGBI = ('R', 'G', 'B', 'NIR')
 PRODUCTS: dict[str, Product] = {
     product.modality.name: product
     for product in (
-        Product(Modality('aerial', _RGBI, 0.2, False), 'AERIAL_RGBI', 'AERIAL'),
-        Product(Modality('spot', _RGBI, 1.6, False), 'SPOT_RGBI', 'SPOT'),
-        Product(Modality('dem', ('DSM', 'DTM'), 0.2, False), 'DEM_ELEV'),
-        Product(Modality('aerial_rlt', ('PAN',), 0.4, False), 'AERIAL-RLT_PAN'),
-        Product(Modality('s2', S2_BANDS, GSD, True), 'SENTINEL2_TS', 'SENTINEL2'),
-        Product(Modality('s1a', ('VV', 'VH'), GSD, True), 'SENTINEL1-ASC_TS', 'SENTINEL1-ASC', radar=True),
-        Product(Modality('s1d', ('VV', 'VH'), GSD, True), 'SENTINEL1-DESC_TS', 'SENTINEL1-DESC', radar=True),
+        Product(Modality('aerial', _RGBI, 0.2, False, 'optical', 'dn'), 'AERIAL_RGBI', 'AERIAL'),
+        Product(Modality('spot', _RGBI, 1.6, False, 'optical', 'dn', SPOT_WAVELENGTHS), 'SPOT_RGBI', 'SPOT'),
+        Product(Modality('dem', ('DSM', 'DTM'), 0.2, False, 'elevation', 'metres'), 'DEM_ELEV'),
+        Product(Modality('aerial_rlt', ('PAN',), 0.4, False, 'optical', 'dn'), 'AERIAL-RLT_PAN'),
+        Product(Modality('s2', S2_BANDS, GSD, True, **S2_FACTS), 'SENTINEL2_TS', 'SENTINEL2'),
+        Product(Modality('s1a', ('VV', 'VH'), GSD, True, 'radar', 'db'), 'SENTINEL1-ASC_TS', 'SENTINEL1-ASC'),
+        Product(Modality('s1d', ('VV', 'VH'), GSD, True, 'radar', 'db'), 'SENTINEL1-DESC_TS', 'SENTINEL1-DESC'),
     )
 }
 MODALITIES: dict[str, Modality] = {name: product.modality for name, product in PRODUCTS.items()}

@@ -57,6 +57,7 @@ class MultimodalGeoDataset(GeoDataset):
         area: Any = None,
         labels: Sequence[str] | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Join the indexes; nothing is read.
 
@@ -77,6 +78,7 @@ class MultimodalGeoDataset(GeoDataset):
             area: A geometry in *crs* to restrict the join to.
             labels: Names of the classes, for figures.
             transforms: What to do with a sample.
+            facts: ``kind``, ``unit`` and ``wavelengths`` by modality, of datasets that do not state them.
 
         Raises:
             ValueError: If an argument is not as described, or there is no common ground.
@@ -86,7 +88,9 @@ class MultimodalGeoDataset(GeoDataset):
         self.required = _names('required', required, self.given)
         self.gsd = dict(gsd or {})
         self.date_ranges = dict(date_ranges or {})
+        self.facts = dict(facts or {})
         _names('gsd', list(self.gsd), self.given)
+        _names('facts', list(self.facts), self.given)
         _names('date_ranges', list(self.date_ranges), [*self.given, 'mask'])
         for name, dataset in {**self.given, **({} if mask is None else {'mask': mask})}.items():
             if not isinstance(dataset, GeoDataset):
@@ -205,7 +209,8 @@ class MultimodalGeoDataset(GeoDataset):
             anchor = native_gsd(self.labels_given)
         self.sources: dict[str, ImageSource] = {}
         for name, dataset in self.given.items():
-            source = ImageSource(name, dataset, crs, self.date_ranges.get(name), self.gsd.get(name), anchor)
+            gsd, facts = self.gsd.get(name), self.facts.get(name)
+            source = ImageSource(name, dataset, crs, self.date_ranges.get(name), gsd, anchor, facts)
             self.sources[name] = source
             anchor = anchor or source.modality.gsd
         assert anchor is not None

@@ -17,7 +17,7 @@ from torchgeo.datasets import PASTIS
 from ..modality import Modality
 from .download import obtain_files
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
-from .series import S2_BANDS, Merge, backscatter_mean, finite_mean
+from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, Merge, backscatter_mean, finite_mean
 
 #: Folds of training, validation and test, by the number of the official split.
 FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -78,7 +78,7 @@ class Patch:
 #: Every source, in the order of the modalities.
 SOURCES: tuple[Source, ...] = (
     Source(
-        Modality('s2', S2_BANDS, 10.0, True),
+        Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
         'DATA_S2/S2_{}.npy',
         'int16',
         'dates-S2',
@@ -87,7 +87,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     *(
         Source(
-            Modality(name, ('VV', 'VH', 'VV-VH'), 10.0, True),
+            Modality(name, ('VV', 'VH', 'VV-VH'), 10.0, True, 'radar', 'db'),
             f'DATA_{name.upper()}/{name.upper()}_{{}}.npy',
             'float16',
             f'dates-{name.upper()}',
@@ -97,7 +97,7 @@ SOURCES: tuple[Source, ...] = (
         for name in ('s1a', 's1d')
     ),
     Source(
-        Modality('spot', ('R', 'G', 'B'), 1.0, False),
+        Modality('spot', ('R', 'G', 'B'), 1.0, False, 'optical', 'dn', SPOT_WAVELENGTHS[:3]),
         'DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{}.tif',
         'uint8',
         composites=(Composite('true colour', ('R', 'G', 'B'), alike=True),),

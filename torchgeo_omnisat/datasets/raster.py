@@ -20,8 +20,8 @@ from torchgeo.datasets.utils import GeoSlice, Sample, find_files
 from torchgeo.datasets.utils import Path as PathLike
 
 from ..grid import Grid
-from ..modality import Modality
-from .arguments import check_max_dates
+from ..modality import Kind, Modality, Unit
+from .arguments import check_max_dates, state_facts
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, metres, outline, where, window_grid
 from .series import choose_dates
@@ -42,13 +42,15 @@ class RasterTimeSeries(RasterDataset):
 
     Subclasses may set the class attributes of TorchGeo's ``RasterDataset`` instead of
     giving arguments: ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``,
-    ``separate_files``, ``nodata``.
+    ``separate_files``, ``nodata``; and ours: ``name``, ``temporal``, ``kind``, ``unit``.
     """
 
     filename_glob = '*.tif'
     filename_regex = r'.*?(?P<date>(?:19|20)\d{6})(?!\d)'
     name = 'raster'
     temporal = True
+    kind: Kind | None = None
+    unit: Unit = 'unknown'
     decibels = False
 
     def __init__(
@@ -68,6 +70,9 @@ class RasterTimeSeries(RasterDataset):
         date_format: str | None = None,
         separate_files: bool | None = None,
         nodata: float | None = None,
+        kind: Kind | None = None,
+        unit: Unit | None = None,
+        wavelengths: Sequence[float] | Mapping[str, float] | None = None,
         decibels: bool | None = None,
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
@@ -93,7 +98,13 @@ class RasterTimeSeries(RasterDataset):
             date_format: How a date is written, such as ``'%Y%m%d'``.
             separate_files: Whether every band has a file of its own.
             nodata: The number that says *not measured*; what the files say by default.
-            decibels: Whether pixels are decibels, whose mean is one of powers.
+            kind: What the sensor measures: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
+                ``'embedding'`` or ``'other'``; unknown by default, and what depends on it is off.
+            unit: Unit of the pixels: ``'reflectance'`` (0 to 1), ``'dn'`` (such as reflectance x 10000),
+                ``'db'`` (radar, whose overlaps are averaged in linear power), ``'power'`` (radar) or
+                ``'metres'``; unknown by default.
+            wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``.
             date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
             max_dates: How many days of a sample to read, spread evenly; None for all.
             clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
@@ -111,11 +122,16 @@ class RasterTimeSeries(RasterDataset):
             'date_format': date_format,
             'separate_files': separate_files,
             'nodata': nodata,
+            'kind': kind,
+            'unit': unit,
             'decibels': decibels,
         }
         for key, value in given.items():
             if value is not None:
                 setattr(self, key, value)
+        self.kind, self.unit = state_facts(self.name, self.kind, self.unit, self.decibels or decibels)
+        self.decibels = self.unit == 'db'
+        self._wavelengths = wavelengths
         check_max_dates(max_dates)
         if (
             not self.temporal
@@ -135,6 +151,7 @@ class RasterTimeSeries(RasterDataset):
         except DatasetNotFoundError:
             raise self._nothing() from None
         self._check_index()
+        _ = self.modalities  # checks the facts
         self._keep_dates()
         # Reprojected, a file lies askew in its box, so take its outline instead.
         self.index = self.index.set_geometry([outline(path, self.crs) for path in self.index.filepath], crs=self.crs)
@@ -147,7 +164,22 @@ class RasterTimeSeries(RasterDataset):
     @property
     def modalities(self) -> dict[str, Modality]:
         """The one modality, by name."""
-        return {self.name: Modality(self.name, tuple(self.bands), self.gsd, self.temporal)}
+        bands, wavelengths = tuple(self.bands), self._wavelengths
+        if isinstance(wavelengths, Mapping):
+            if missing := [band for band in bands if band not in wavelengths]:
+                raise ValueError(f'wavelengths of {self.name!r} has {sorted(wavelengths)}, expected {missing} too')
+            wavelengths = [wavelengths[band] for band in bands]
+        return {
+            self.name: Modality(
+                self.name,
+                bands,
+                self.gsd,
+                self.temporal,
+                self.kind,
+                self.unit,
+                None if wavelengths is None else tuple(wavelengths),
+            )
+        }
 
     @property
     def files(self) -> list[str]:
@@ -288,13 +320,13 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
         dataset: Whose files they are; a :class:`RasterTimeSeries` or one of TorchGeo's.
         rows: Files, at least one.
         grid: The pixels to read.
-        modality: What to call it, and whether it is a series.
+        modality: What to call it, whether it is a series, and its unit.
         every: Which days to take of a series.
 
     Returns:
         Image, dates and valid.
     """
-    merge = merge_of(getattr(dataset, 'decibels', False))
+    merge = merge_of(modality.unit == 'db')
     if modality.temporal:
         days = days_of(rows)
         rows = rows[np.isin(days, np.unique(days)[::every])]

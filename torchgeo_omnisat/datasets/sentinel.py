@@ -15,8 +15,10 @@ from torchgeo.datasets import Sentinel1, Sentinel2
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
+from ..modality import Unit
 from .frames import Clouds
 from .raster import RasterTimeSeries
+from .series import S2_WAVELENGTHS
 
 #: Processing baseline in the name of a Sentinel-2 product; the first that shifts reflectances, by
 #: how much (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and what stands for none.
@@ -41,6 +43,8 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     """
 
     name = 's2'
+    kind = 'optical'
+    unit = 'dn'
     nodata = 0
     filename_glob = Sentinel2.filename_glob
     filename_regex = Sentinel2.filename_regex.replace(r'B[018][\dA]', r'B[018][\dA]|SCL')
@@ -76,7 +80,16 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         """
         self.harmonize = harmonize
         super().__init__(
-            paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates, clouds=clouds
+            paths,
+            crs,
+            res,
+            tuple(bands),
+            transforms,
+            cache,
+            wavelengths=S2_WAVELENGTHS if set(bands) <= S2_WAVELENGTHS.keys() else None,
+            date_range=date_range,
+            max_dates=max_dates,
+            clouds=clouds,
         )
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
@@ -113,11 +126,12 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
     """Sentinel-1 as a series, from terrain-corrected files named like TorchGeo's ``Sentinel1`` has them.
 
     These are the products of the Alaska Satellite Facility, a file a polarisation:
-    ``S1A_IW_20210101T055005_DVP_RTC10_G_gduned_1A2B_VV.tif``. Whether they hold decibels is
-    in their names, and must be the same in all.
+    ``S1A_IW_20210101T055005_DVP_RTC10_G_gduned_1A2B_VV.tif``. Whether they hold decibels (``d``),
+    power (``p``) or amplitude (``a``) is in their names, and must be the same in all.
     """
 
     name = 's1'
+    kind = 'radar'
     filename_glob = Sentinel1.filename_glob
     filename_regex = Sentinel1.filename_regex
 
@@ -143,4 +157,6 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
         scales = {match['scale'] for match in names if match}
         if len(scales) > 1:
             raise ValueError(f'files of {paths!r} are in the scales {sorted(scales)}, expected one of d, p and a')
-        self.decibels = scales == {'d'}
+        units: dict[str, Unit] = {'d': 'db', 'p': 'power', 'a': 'dn'}
+        self.unit = units[scales.pop()]
+        self.decibels = self.unit == 'db'

@@ -12,11 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchgeo.datasets import Sentinel2
 
 #: Seconds in a day.
 DAY = 86400
 #: Bands of Sentinel-2 at 10 and 20 m, which every dataset here has in this order.
 S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+#: Central wavelengths of Sentinel-2A (ESA) in nanometres, by band; TorchGeo has them in micrometres.
+S2_WAVELENGTHS: dict[str, float] = {band: round(1000 * micro, 1) for band, micro in Sentinel2.wavelengths.items()}
+#: Facts of a modality with the bands :data:`S2_BANDS`, whose reflectance is stored x 10000.
+S2_FACTS: dict[str, Any] = {
+    'kind': 'optical',
+    'unit': 'dn',
+    'wavelengths': tuple(S2_WAVELENGTHS[band] for band in S2_BANDS),
+}
+#: Central wavelengths of SPOT 6 and 7 (Airbus) in nanometres: red, green, blue, near infrared.
+SPOT_WAVELENGTHS = (660.0, 560.0, 485.0, 825.0)
 #: Makes the frames of one day, ``(F, C, H, W)``, one image, ``(C, H, W)``.
 Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

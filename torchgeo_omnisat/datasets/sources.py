@@ -7,7 +7,7 @@ import contextlib
 import copy
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,9 @@ from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
 from ..modality import Modality
-from .frames import ALWAYS, days_of, opened, overlapping, read_frames
+from .frames import ALWAYS, days_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
 from .raster import RasterTimeSeries, newest, read_modality
-from .series import finite_mean
 
 #: Methods that, as TorchGeo wrote them, do no more to pixels than we do when we read the files.
 _READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_warp_file')
@@ -110,6 +109,10 @@ class ImageSource(Source):
         date_range: First and last day to take; None for all.
         gsd: Metres a pixel; by default what the dataset has, where that is a round number.
         anchor: A gsd of which others are multiples or parts, where they are not round.
+        facts: ``kind``, ``unit`` and ``wavelengths`` of a dataset that does not state them itself.
+
+    Raises:
+        ValueError: If the dataset states other facts.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class ImageSource(Source):
         date_range: Sequence[str] | None = None,
         gsd: float | None = None,
         anchor: float | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """See what the images are."""
         super().__init__(name, dataset, crs, date_range)
@@ -132,6 +136,11 @@ class ImageSource(Source):
             self.modality = replace(self.own, name=name, gsd=gsd)
         else:
             self.modality = Modality(name, _bands(dataset), gsd, _is_series(dataset))
+        if facts:
+            stated = replace(self.modality, **{'kind': None, 'unit': 'unknown', 'wavelengths': None} | dict(facts))
+            if not self.modality.agrees(stated):
+                raise ValueError(f'facts of {name!r} are {dict(facts)}, but its dataset states {self.modality}')
+            self.modality = self.modality.joined(stated)
 
     def read(self, grid: Grid, span: Span) -> Sample:
         """Image, dates and valid of a window, or nothing.
@@ -171,7 +180,7 @@ class ImageSource(Source):
             sample = self.ask(grid, of_day)
             if sample:
                 image = self.fit(sample['image'], of_day, grid)
-                frames.append(finite_mean(image) if image.ndim == 4 else image)
+                frames.append(merge_of(self.modality.unit == 'db')(image) if image.ndim == 4 else image)
                 days.append(day)
         if not frames:
             return {}

@@ -17,6 +17,8 @@ from pyproj import CRS
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, lazy_import
 
+from ..modality import Kind, Unit
+from .arguments import state_facts
 from .frames import Clouds, as_gdal
 from .raster import RasterTimeSeries
 from .sentinel import shift
@@ -39,6 +41,9 @@ class STACTimeSeries(RasterTimeSeries):
     ``boa_offset_applied`` (of ``earthsearch`` or ``sentinel``; true: it is off already), the
     ``offset`` and ``scale`` of the raster extension, and ``s2:processing_baseline`` or
     ``processing:version``. Catalogues are known to err in the first: look at the dates of 2022.
+
+    Sentinel-2 items state that their images are optical, in digital numbers; items of the SAR extension
+    state radar; and the EO extension states central wavelengths. Units of other items are unknown.
     """
 
     filename_regex = '(?P<date>.*)'
@@ -57,6 +62,9 @@ class STACTimeSeries(RasterTimeSeries):
         name: str = 's2',
         temporal: bool = True,
         nodata: float | None = None,
+        kind: Kind | None = None,
+        unit: Unit = 'unknown',
+        wavelengths: Sequence[float] | Mapping[str, float] | None = None,
         decibels: bool = False,
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
@@ -76,7 +84,10 @@ class STACTimeSeries(RasterTimeSeries):
             name: Name of the modality.
             temporal: Whether this is a series.
             nodata: The number that says *not measured*; what the files say by default.
-            decibels: Whether pixels are decibels.
+            kind: What the sensor measures; what the items state by default.
+            unit: Unit of the pixels; what the items state by default.
+            wavelengths: Central wavelengths of *bands* in nanometres; what the items state by default.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``.
             date_range: First and last day to take.
             max_dates: How many days of a sample to read, spread evenly.
             clouds: Which band tells of clouds, and how.
@@ -84,7 +95,8 @@ class STACTimeSeries(RasterTimeSeries):
 
         Raises:
             DependencyNotFoundError: If pystac is not installed.
-            ValueError: If that is no ItemCollection, or an item lacks an asset or a date.
+            ValueError: If that is no ItemCollection, an item lacks an asset or a date, or *kind* or *unit*
+                contradict the items.
         """
         if not bands:
             raise ValueError(f'bands of {name!r} is empty, expected names of assets')
@@ -94,6 +106,13 @@ class STACTimeSeries(RasterTimeSeries):
         self.assets = dict(assets or {})
         wanted = (*bands, *([told.band] if told else ()))
         self.items = _items(self.collection, {band: self.assets.get(band, band) for band in wanted})
+        facts = {scene.facts for scene in self.items.values()}
+        own = Facts() if len(facts) > 1 else facts.pop()
+        kind, unit = state_facts(name, kind, unit, decibels or None)
+        for what, given, stated in (('kind', kind or own.kind, own.kind), ('unit', unit, own.unit)):
+            if stated not in (None, 'unknown', given) and given != 'unknown':
+                raise ValueError(f'{what} of {name!r} is {given!r}, but the items of {paths} state {stated!r}')
+        nanometres = dict(zip(wanted, own.wavelengths, strict=False))
         super().__init__(
             list(self.items),
             crs,
@@ -105,7 +124,11 @@ class STACTimeSeries(RasterTimeSeries):
             temporal=temporal,
             all_bands=wanted,
             nodata=nodata,
-            decibels=decibels,
+            kind=kind or own.kind,
+            unit=own.unit if unit == 'unknown' else unit,
+            wavelengths=nanometres
+            if wavelengths is None and None not in own.wavelengths[: len(bands)]
+            else wavelengths,
             date_range=date_range,
             max_dates=max_dates,
             clouds=told,
@@ -131,12 +154,21 @@ class STACTimeSeries(RasterTimeSeries):
         return self.items[filepath].files[band]
 
 
+class Facts(NamedTuple):
+    """Kind, unit, and the central wavelength of each band in nanometres, as far as an item states them."""
+
+    kind: Kind | None = None
+    unit: Unit = 'unknown'
+    wavelengths: tuple[float | None, ...] = (None,)
+
+
 class Scene(NamedTuple):
-    """What an item says: its day, and by band the file and what is to be added to its pixels."""
+    """What an item says: its day, by band the file and what is to be added to its pixels, and its facts."""
 
     day: pd.Timestamp
     files: dict[str, str]
     offsets: dict[str, float]
+    facts: Facts
 
 
 def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
@@ -156,17 +188,38 @@ def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
         files = {band: _located(item.assets[asset], item, path) for band, asset in assets.items()}
         day = pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize()
         offsets = {band: _offset(item, asset) for band, asset in assets.items()}
-        found[next(iter(files.values()))] = Scene(day, files, offsets)
+        found[next(iter(files.values()))] = Scene(day, files, offsets, _facts(item, list(assets.values())))
     if not found:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection of some')
     return found
 
 
+def _is_sentinel2(item: Any) -> bool:
+    """Whether an item states that it is Sentinel-2."""
+    told = item.properties
+    named = any(str(told.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
+    return named or 's2:processing_baseline' in told
+
+
+def _facts(item: Any, names: Sequence[str]) -> Facts:
+    """What an item states of the assets *names*."""
+    wavelengths = []
+    for name in names:
+        asset = item.assets[name].extra_fields
+        bands = asset.get('eo:bands') or asset.get('bands') or []
+        key = 'center_wavelength' if 'eo:bands' in asset else 'eo:center_wavelength'
+        micrometres = bands[0].get(key) if len(bands) == 1 else None
+        wavelengths.append(round(1000 * float(micrometres), 1) if micrometres else None)
+    if _is_sentinel2(item):
+        return Facts('optical', 'dn', tuple(wavelengths))
+    is_radar = any(key.startswith('sar:') for key in item.properties)
+    return Facts('radar' if is_radar else None, 'unknown', tuple(wavelengths))
+
+
 def _offset(item: Any, name: str) -> float:
     """What is to be added to the pixels of an asset so that Sentinel-2 of all baselines is on one scale."""
     told, asset = item.properties, item.assets[name].extra_fields
-    is_sentinel2 = any(str(told.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
-    if not (is_sentinel2 or 's2:processing_baseline' in told) or any(told.get(flag) for flag in APPLIED):
+    if not _is_sentinel2(item) or any(told.get(flag) for flag in APPLIED):
         return 0.0
     bands = asset.get('raster:bands') or asset.get('bands') or [{}]
     raster = {**asset, **bands[0]}

@@ -16,7 +16,7 @@ from torchgeo.datasets import TreeSatAI
 from ..modality import Modality
 from .download import Archive
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
-from .series import S2_BANDS
+from .series import S2_BANDS, S2_FACTS
 
 URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
 #: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
@@ -58,10 +58,10 @@ class Series:
 SERIES = {'s2': Series('sen-2', 2), 's1a': Series('sen-1-asc', 4, True), 's1d': Series('sen-1-des', 4, True)}
 #: Every modality with all its bands.
 MODALITIES: dict[str, Modality] = {
-    's2': Modality('s2', S2_BANDS, 10.0, True),
-    's1a': Modality('s1a', ('VV', 'VH'), 10.0, True),
-    's1d': Modality('s1d', ('VV', 'VH'), 10.0, True),
-    'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False),
+    's2': Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
+    's1a': Modality('s1a', ('VV', 'VH'), 10.0, True, 'radar', 'db'),
+    's1d': Modality('s1d', ('VV', 'VH'), 10.0, True, 'radar', 'db'),
+    'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False, 'optical', 'dn'),
 }
 COMPOSITES: dict[str, tuple[Composite, ...]] = {
     's2': S2_COMPOSITES,
