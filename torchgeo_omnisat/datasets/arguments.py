@@ -90,7 +90,7 @@ def state_facts(
         name: Name of the modality, for an error.
         kind: What it measures; None if unknown.
         unit: Unit of its pixels.
-        decibels: True for radar in dB, False for anything but dB; None if not stated.
+        decibels: True for radar in dB, False for radar in linear power; None if not stated.
 
     Raises:
         ValueError: If one is no known kind or unit, or they contradict each other.
@@ -99,8 +99,9 @@ def state_facts(
         if value not in options:
             raise ValueError(f'{what} of {name!r} is {value!r}, expected one of {[x for x in options if x]}')
     if (decibels and unit not in ('unknown', 'db')) or (decibels is False and unit == 'db'):
-        raise ValueError(f'unit of {name!r} is {unit!r}, but decibels is {decibels}: expected unit: db or power alone')
-    unit = 'db' if decibels else unit
+        raise ValueError(f'unit of {name!r} is {unit!r}, but decibels is {decibels}, expected unit without decibels')
+    if unit == 'unknown' and decibels is not None and (decibels or kind in (None, 'radar')):
+        unit = 'db' if decibels else 'power'
     if unit not in ('db', 'power'):
         return kind, unit
     if kind not in (None, 'radar'):

@@ -104,7 +104,7 @@ class RasterTimeSeries(RasterDataset):
                 ``'db'`` (radar, whose overlaps are averaged in linear power), ``'power'`` (radar) or
                 ``'metres'``; unknown by default.
             wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
-            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
             date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
             max_dates: How many days of a sample to read, spread evenly; None for all.
             clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
@@ -151,7 +151,8 @@ class RasterTimeSeries(RasterDataset):
         except DatasetNotFoundError:
             raise self._nothing() from None
         self._check_index()
-        _ = self.modalities  # checks the facts
+        if wavelengths is not None:
+            _ = self.modalities  # one for each band
         self._keep_dates()
         # Reprojected, a file lies askew in its box, so take its outline instead.
         self.index = self.index.set_geometry([outline(path, self.crs) for path in self.index.filepath], crs=self.crs)

@@ -65,7 +65,7 @@ class STACTimeSeries(RasterTimeSeries):
         kind: Kind | None = None,
         unit: Unit = 'unknown',
         wavelengths: Sequence[float] | Mapping[str, float] | None = None,
-        decibels: bool = False,
+        decibels: bool | None = None,
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ class STACTimeSeries(RasterTimeSeries):
             kind: What the sensor measures; what the items state by default.
             unit: Unit of the pixels; what the items state by default.
             wavelengths: Central wavelengths of *bands* in nanometres; what the items state by default.
-            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
             date_range: First and last day to take.
             max_dates: How many days of a sample to read, spread evenly.
             clouds: Which band tells of clouds, and how.
@@ -108,7 +108,7 @@ class STACTimeSeries(RasterTimeSeries):
         self.items = _items(self.collection, {band: self.assets.get(band, band) for band in wanted})
         facts = {scene.facts for scene in self.items.values()}
         own = Facts() if len(facts) > 1 else facts.pop()
-        kind, unit = state_facts(name, kind, unit, decibels or None)
+        kind, unit = state_facts(name, kind, unit, decibels)
         for what, given, stated in (('kind', kind or own.kind, own.kind), ('unit', unit, own.unit)):
             if stated not in (None, 'unknown', given) and given != 'unknown':
                 raise ValueError(f'{what} of {name!r} is {given!r}, but the items of {paths} state {stated!r}')
