@@ -52,10 +52,10 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
     if settings.get('kind') in KINDS:
         reader = settings.pop('kind')
     kind = settings.get('kind')
-    if kind not in (None, *get_args(Kind)) or reader not in KINDS:
-        wrong = f'kind of {name!r} is {kind!r}' if reader in KINDS else f'reader of {name!r} is {reader!r}'
-        facts = f', or the fact, one of {list(get_args(Kind))}' * (reader in KINDS)
-        raise ValueError(f'{wrong}, expected the reader, one of {list(KINDS)}{facts}')
+    if reader not in KINDS:
+        raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(KINDS)}')
+    if kind not in (None, *get_args(Kind)):
+        raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*KINDS, *get_args(Kind)]}')
     if reader in ('raster', 'stac'):
         settings['name'] = name
     return _made(name, KINDS[reader], settings, root)
