@@ -274,7 +274,7 @@ class TestCommand:
         assert main([*words, '--data.mask={path: other}']) == 1
         out = capsys.readouterr().out
         assert 's2/a_20210501.tif  shape: has shape (1, 16, 16), expected (2, any, any)' in out
-        assert 'other/crops.tif    label: holds labels from 7 to 7, expected classes 0 to 1 or 255' in out
+        assert 'other/crops.tif    label: has the codes 7 (64 pixels), expected classes 0 to 1 (a, b)' in out
         assert main([*words, '--data.rasters={s2: {path: s3}}']) == 1
         assert "path of 's2' is '" in capsys.readouterr().out
 

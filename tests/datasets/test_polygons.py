@@ -68,7 +68,7 @@ def test_a_class_without_a_field_is_told(tmp_path: Path) -> None:
         ),
         (
             {'column': 'crop', 'labels': ('wheat',)},
-            r"has 'maize' in the column 'crop', expected numbers or some of the",
+            r"column 'crop' of .*fields.gpkg has the codes 'maize' \(1 polygon\), expected .* \(wheat\)",
         ),
         ({'column': 'crop', 'outside': 'none'}, r"outside of the mask is 'none', expected one of the labels \['wheat'"),
         ({'column': 'crop', 'outside': 3}, r'outside of the mask is 3, expected one of the labels'),

@@ -17,6 +17,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
+from ..datasets.labelcounts import LabelCounts
 from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from ..transforms import (
@@ -149,6 +150,30 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
+
+    def label_counts(self, split: str) -> LabelCounts:
+        """Return what a split has of each class; every label is read, images are not where that can be avoided.
+
+        Args:
+            split: ``'train'``, ``'val'`` or ``'test'``.
+
+        Raises:
+            ValueError: If a mask has a label that is no class.
+        """
+        dataset: Any = self.make_dataset(split)
+        counts = LabelCounts.none(self.labels)
+        for index in range(len(dataset)):
+            part = (
+                next((one for one in dataset.parts(index) if one.name == 'mask'), None)
+                if hasattr(dataset, 'parts')
+                else None
+            )
+            sample = dataset[index] if part is None else {'mask': part.read()}
+            if 'mask' in sample:
+                counts.add_mask(torch.as_tensor(sample['mask']), self.labels, self.ignore_index)
+            elif 'label' in sample:
+                counts.add_label(sample['label'], self.label_names)
+        return counts
 
     def in_decibels(self, name: str) -> bool:
         """Whether radar images of a modality are in dB; in linear power if not."""

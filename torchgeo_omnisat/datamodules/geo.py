@@ -19,11 +19,14 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.arguments import name_classes
+from ..datasets.classes import class_names
 from ..datasets.configured import facts_of, image_dataset, label_dataset
 from ..datasets.frames import files_of
 from ..datasets.geoparts import contents
 from ..datasets.geotiles import GeoTiles
+from ..datasets.labelcounts import LabelCounts, count_labels
 from ..datasets.multimodal import MultimodalGeoDataset
+from ..datasets.polygons import Polygons
 from ..datasets.tiles import AreaTiles
 from ..grid import Grid
 from ..prediction import Tiling, area_loader, patch_pixels
@@ -87,9 +90,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 among them; ``kind`` ``'sentinel2'``, ``'sentinel1'`` or ``'stac'`` chooses another reader.
                 Or ``class_path`` and ``init_args`` of another geodataset, with ``kind`` and ``unit`` beside.
             mask: Settings of the labels, likewise; polygons have a ``column`` with the class, its name
-                or its number, and ground ``outside`` of them has no label unless it is told one. Training
+                or its number, and ground ``outside`` of them has no label unless it is told one. Points
+                label the pixel that they fall in. ``classes`` maps other codes to names, as in
+                ``{10: tree, 20: shrub}``, and ``other`` names the class of the rest. Training
                 is restricted to the ground of the labels. None to pretrain, or to predict.
-            labels: Names of the classes.
+            labels: Names of the classes; those of ``classes`` by default.
             num_classes: Their number; as many as *labels* by default.
             ignore_index: The label of what has none.
             colors: A colour a class, for figures and maps.
@@ -125,6 +130,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.root = Path(root).expanduser()
         self.rasters = {name: dict(rasters[name]) for name in modalities or known}
         self.mask = mask
+        if labels is None and mask and mask.get('classes'):
+            labels = class_names(mask['classes'], mask.get('other'))
         self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
         self.num_classes = len(self.labels)
         self.ignore_index = ignore_index
@@ -142,7 +149,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     @cached_property
     def labelled(self) -> MultimodalGeoDataset:
         """The rasters where there are labels; everywhere, if there are none at all."""
-        return self._join(None if self.mask is None else label_dataset(self.mask, self.root, self.labels))
+        return self._join(
+            None if self.mask is None else label_dataset(self.mask, self.root, self.labels, self.ignore_index)
+        )
 
     @cached_property
     def unlabelled(self) -> MultimodalGeoDataset:
@@ -181,6 +190,20 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))
             tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
         return tiles
+
+    def label_counts(self, split: str) -> LabelCounts:
+        """Return what a split has of each class, counted once; labels are read, images are not.
+
+        Args:
+            split: ``'train'``, ``'val'`` or ``'test'``.
+
+        Raises:
+            ValueError: If codes of the labels stand for no class, or the split has no ground.
+        """
+        counted: dict[str, LabelCounts] = self.__dict__.setdefault('_label_counts', {})
+        if split not in counted:
+            counted[split] = count_labels(self.make_dataset(split, every=True), self.labels)
+        return counted[split]
 
     def in_decibels(self, name: str) -> bool:
         """Whether images are in dB; of other readers than ours nothing says that they are not."""
@@ -290,6 +313,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         """The rasters as one dataset."""
         gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
         images = {name: image_dataset(name, settings, self.root) for name, settings in self.rasters.items()}
+        told = {} if mask is None or self.mask is None or isinstance(mask, Polygons) else self.mask
+        coded = {key: told[key] for key in ('classes', 'other') if key in told}
         ranges = {} if not self.mask or 'date_range' not in self.mask else {'mask': tuple(self.mask['date_range'])}
         return MultimodalGeoDataset(
             images,
@@ -303,4 +328,5 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             ignore_index=self.ignore_index,
             labels=self.labels,
             facts={name: facts_of(settings) for name, settings in self.rasters.items()},
+            **coded,
         )

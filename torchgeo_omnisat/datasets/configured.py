@@ -13,7 +13,7 @@ from torchgeo.datasets import GeoDataset
 from ..modality import Kind
 from .arguments import class_at
 from .frames import is_remote
-from .polygons import Polygons
+from .polygons import TABLES, VECTORS, Polygons
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .stac import STACTimeSeries
@@ -27,8 +27,6 @@ KINDS: dict[str, type[GeoDataset]] = {
     'sentinel2': Sentinel2TimeSeries,
     'stac': STACTimeSeries,
 }
-#: What a file of polygons may be called.
-VECTORS = ('.gpkg', '.geojson', '.json', '.shp', '.parquet', '.fgb')
 
 
 def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
@@ -70,21 +68,37 @@ def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in FACTS if key in settings} if 'class_path' in settings else {}
 
 
-def label_dataset(settings: Mapping[str, Any], root: Path, labels: Sequence[str] = ()) -> GeoDataset:
+def label_dataset(
+    settings: Mapping[str, Any], root: Path, labels: Sequence[str] = (), ignore_index: int | None = None
+) -> GeoDataset:
     """A dataset of labels.
 
     Args:
-        settings: As those of images; for polygons ``path`` is a vector file, or a directory
-            of them, and ``column`` and ``outside`` are those of :class:`.Polygons`.
+        settings: As those of images, with ``classes`` and ``other`` where codes stand for classes;
+            for polygons and points ``path`` is a vector file, a table of points, or a directory of
+            them, and ``column``, ``outside`` and ``buffer`` are those of :class:`.Polygons`.
         root: Directory of the data.
         labels: Names of the classes.
+        ignore_index: The class number of what has no label.
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
+    if 'class_path' not in settings and _is_vector(settings, root):
+        return _made('mask', Polygons, {'labels': labels, 'ignore_index': ignore_index, **settings}, root)
+    settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}
     if 'class_path' in settings:
         return _of_class('mask', settings, root)
-    if 'column' in settings or str(settings.get('path', '')).lower().endswith(VECTORS):
-        return _made('mask', Polygons, {'labels': labels, **settings}, root)
     return _made('mask', RasterTimeSeries, {'name': 'mask', 'temporal': False, **settings}, root)
+
+
+def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
+    """Whether labels are polygons or points."""
+    path = settings.get('path', '')
+    several = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
+    if 'column' in settings or any(one.lower().endswith((*VECTORS, *TABLES)) for one in several):
+        return True
+    folders = [root / one for one in several if (root / one).is_dir()]
+    inside = {file.suffix.lower() for folder in folders for file in folder.rglob('*')}
+    return bool(inside & set(VECTORS)) and not inside & {'.tif', '.tiff', '.vrt', '.img', '.jp2'}
 
 
 def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 from torchgeo.datasets.utils import GeoSlice
 
-from ..grid import Grid
 from .frames import days_of, files_of, is_remote, opened
-from .georeference import Span
 from .integrity import Expected, Part
 from .multimodal import MultimodalGeoDataset, pixels
 
@@ -37,7 +35,7 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     if join.labels is not None:
         grid = pixels(join.crs, window, join.label_gsd)
         rows = join.labels.rows(grid, span, prefer=True)
-        read = partial(_classes, join, grid, span)
+        read = partial(join.labels.read, grid, span, join.ignore_index)
         yield Part('mask', _files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 
@@ -74,15 +72,3 @@ def _bands(path: str) -> int:
     """How many bands a file has."""
     with opened(path) as source:
         return int(source.count)
-
-
-def _classes(join: MultimodalGeoDataset, grid: Grid, span: Span) -> None:
-    """Read labels, and refuse what is none of the classes."""
-    assert join.labels is not None
-    mask = join.labels.read(grid, span, join.ignore_index)
-    known = mask[mask != join.ignore_index]
-    if join.label_names and len(known) and not 0 <= known.min() <= known.max() < len(join.label_names):
-        last = len(join.label_names) - 1
-        raise ValueError(
-            f'holds labels from {known.min()} to {known.max()}, expected classes 0 to {last} or {join.ignore_index}'
-        )

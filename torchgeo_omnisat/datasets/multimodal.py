@@ -20,6 +20,7 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ..grid import Grid
 from ..modality import Modality
+from .classes import ClassMap
 from .figures import draw_any
 from .georeference import where
 from .sources import ImageSource, LabelSource, common_step, native_gsd, period
@@ -58,6 +59,8 @@ class MultimodalGeoDataset(GeoDataset):
         labels: Sequence[str] | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
         facts: Mapping[str, Mapping[str, Any]] | None = None,
+        classes: Mapping[Any, Any] | None = None,
+        other: str | None = None,
     ) -> None:
         """Join the indexes; nothing is read.
 
@@ -76,9 +79,11 @@ class MultimodalGeoDataset(GeoDataset):
             date_ranges: First and last day to take, by modality, and of the labels as ``mask``.
             ignore_index: The class where there are no labels.
             area: A geometry in *crs* to restrict the join to.
-            labels: Names of the classes, for figures.
+            labels: Names of the classes. Pixels of raster labels are their numbers, from 0.
             transforms: What to do with a sample.
             facts: ``kind``, ``unit`` and ``wavelengths`` by modality, of datasets that do not state them.
+            classes: Class name by code, where pixels of raster labels are other codes.
+            other: Class of all codes that *classes* does not have.
 
         Raises:
             ValueError: If an argument is not as described, or there is no common ground.
@@ -100,6 +105,7 @@ class MultimodalGeoDataset(GeoDataset):
         self.patch_size, self.ignore_index = patch_size, ignore_index
         self.label_names, self.transforms = labels, transforms
         self._label_gsd, self._area = label_gsd, area
+        self.classes = ClassMap(labels or (), classes, other, ignore_index)
         self._build(_metric(crs, self.given, mask))
         self.index = self._joined()
 
@@ -203,7 +209,7 @@ class MultimodalGeoDataset(GeoDataset):
         """Bring the datasets to a CRS and find the pixels that they share."""
         self.labels = None
         if self.labels_given is not None:
-            self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'))
+            self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'), self.classes)
         anchor = self._label_gsd
         if anchor is None and isinstance(self.labels_given, RasterDataset):
             anchor = native_gsd(self.labels_given)

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,8 +25,10 @@ from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
 from ..modality import Modality
+from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .frames import ALWAYS, days_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
+from .polygons import Polygons
 from .raster import RasterTimeSeries, newest, read_modality
 
 #: Methods that, as TorchGeo wrote them, do no more to pixels than we do when we read the files.
@@ -194,13 +197,27 @@ class ImageSource(Source):
 
 
 class LabelSource(Source):
-    """A dataset of classes, raster or vector."""
+    """A dataset of classes, raster or vector.
 
-    def __init__(self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
+    Args:
+        dataset: The labels; it is not changed.
+        crs: CRS of the join.
+        date_range: First and last day to take; None for all.
+        classes: Which class each code of a raster is; by default any whole number is its own class.
+
+    Raises:
+        ValueError: If a raster has several bands, or complex pixels.
+    """
+
+    def __init__(
+        self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None, classes: ClassMap | None = None
+    ) -> None:
         """Have rasters read as classes, even where they are not declared as such."""
         super().__init__('mask', dataset, crs, date_range)
+        self.classes = ClassMap() if classes is None or isinstance(dataset, Polygons) else classes
         if self.plain:
             self.dataset.is_image = False
+            self._check_header(self.dataset.index.filepath.iloc[0])
 
     def read(self, grid: Grid, span: Span, ignore_index: int) -> Tensor:
         """Classes (H, W) of a window, *ignore_index* where there are none.
@@ -209,7 +226,20 @@ class LabelSource(Source):
             grid: The window in pixels of the labels.
             span: First and last instant; labels from another time will do where there are none of this.
             ignore_index: What to fill with.
+
+        Raises:
+            ValueError: If a pixel is none of the classes.
         """
+        codes = self.codes(grid, span)
+        numbers = self.classes.pixels(codes)
+        strange = numbers == UNKNOWN
+        if strange.any():
+            found = Counter(codes[strange].tolist())
+            raise self.classes.unknown(found, ', '.join(self.paths(grid, span)) or 'mask')
+        return torch.from_numpy(np.where(numbers == NO_LABEL, ignore_index, numbers))
+
+    def codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
+        """Return the codes (H, W) of a window as the files have them, NaN where there are none."""
         rows = self.rows(grid, span, prefer=True)
         mask = np.full((grid.height, grid.width), np.nan, np.float32)
         if not rows.empty and self.plain:
@@ -221,8 +251,49 @@ class LabelSource(Source):
                     f'mask gives samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
                 )
             mask = self.fit(sample['mask'], rows, grid)
-        known = np.isfinite(mask)
-        return torch.from_numpy(np.where(known, mask, ignore_index).round().astype(np.int64))
+            if mask.ndim == 3 and len(mask) == 1:
+                mask = mask[0]
+            if mask.ndim != 2:
+                raise ValueError(f'mask gives {tuple(mask.shape)} for a window, expected one layer of classes')
+        return mask
+
+    def paths(self, grid: Grid, span: Span) -> list[str]:
+        """Return the files that reach a window."""
+        rows = self.rows(grid, span, prefer=True)
+        return [str(path) for path in rows.get('filepath', []) if path]
+
+    def nodata_classes(self, ground: Any) -> dict[str, tuple[float, int]]:
+        """Return the nodata of files on a ground where it is the number of a class too, by path.
+
+        Raises:
+            ValueError: If a raster has several bands, or complex pixels.
+        """
+        if not self.plain:
+            return {}
+        index = self.index[self.index.intersects(ground)]
+        found = {}
+        for path in index.filepath:
+            for nodata in self._check_header(path):
+                number = self.classes.number(nodata)
+                if number >= 0 and not self.classes.identity:
+                    found[str(path)] = (nodata, number)
+        return found
+
+    def _check_header(self, path: str) -> list[float]:
+        """Return the nodata of a raster, by its file or as told, and refuse one that has no classes."""
+        with opened(path) as source:
+            count = len(getattr(self.dataset, 'bands', None) or self.dataset.band_indexes or source.indexes)
+            if count != 1 and not self.dataset.separate_files:
+                names = [text or f'B{number}' for number, text in enumerate(source.descriptions, 1)]
+                raise ValueError(
+                    f'{path} has the {source.count} bands {names}, expected one band with the number of a class as '
+                    'pixels: is this a picture? bands in the mask takes one, such as bands: [B1]'
+                )
+            if any(dtype.startswith('complex') for dtype in source.dtypes):
+                raise ValueError(f'{path} has pixels of {source.dtypes[0]}, expected whole numbers as classes')
+            told = getattr(self.dataset, 'nodata', None)
+            values = {value for value in (told, *source.nodatavals) if value is not None}
+            return sorted(value for value in values if not math.isnan(value))
 
 
 def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:

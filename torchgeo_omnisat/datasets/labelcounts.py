@@ -1,0 +1,171 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Label counts: how many pixels and tiles of a split have each class."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.features import geometry_mask
+from torch import Tensor
+
+from .classes import NO_LABEL, UNKNOWN
+from .geotiles import GeoTiles
+from .multimodal import pixels
+
+#: About how many labels a side are read at once.
+BLOCK = 1024
+#: So many different unknown codes are listed.
+LISTED = 10_000
+
+
+@dataclass
+class LabelCounts:
+    """What a split has of each class, by name.
+
+    Args:
+        pixels: Labelled pixels; of tile labels, tiles.
+        tiles: Tiles with at least one such pixel.
+        total: All pixels on the ground of the split.
+        total_tiles: All tiles.
+        ignored: Pixels that have the code which means *no label*.
+        nodata: Files whose nodata is the number of a class: path, nodata, and class.
+    """
+
+    pixels: dict[str, int]
+    tiles: dict[str, int]
+    total: int = 0
+    total_tiles: int = 0
+    ignored: int = 0
+    nodata: list[tuple[str, float, str]] = field(default_factory=list)
+
+    @classmethod
+    def none(cls, labels: Sequence[str]) -> 'LabelCounts':
+        """Return counts of nothing."""
+        return cls(dict.fromkeys(labels, 0), dict.fromkeys(labels, 0))
+
+    @property
+    def labelled(self) -> int:
+        """Labelled pixels of all classes."""
+        return sum(self.pixels.values())
+
+    @property
+    def lacking(self) -> list[str]:
+        """Classes without a labelled pixel."""
+        return [name for name, count in self.pixels.items() if not count]
+
+    def shares(self) -> dict[str, float]:
+        """Return the fraction of the labelled pixels that each class has."""
+        return {name: count / max(1, self.labelled) for name, count in self.pixels.items()}
+
+    def add_mask(self, mask: Tensor, labels: Sequence[str], ignore_index: int | None) -> None:
+        """Count the mask ``(H, W)`` of one tile.
+
+        Raises:
+            ValueError: If it has a label that is no class.
+        """
+        values, counts = mask.unique(return_counts=True)
+        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        self.ignored += found.pop(ignore_index, 0)
+        self.total += mask.numel()
+        self.total_tiles += 1
+        if strange := [value for value in found if not 0 <= value < len(labels)]:
+            raise ValueError(f'mask holds {strange}, expected classes 0 to {len(labels) - 1} or {ignore_index}')
+        for value, count in found.items():
+            self.pixels[labels[value]] += count
+            self.tiles[labels[value]] += 1
+
+    def add_label(self, label: Tensor, names: Sequence[str]) -> None:
+        """Count the labels ``(K,)`` of one tile; more than one half is a yes."""
+        self.total += 1
+        self.total_tiles += 1
+        for name, value in zip(names, label.tolist(), strict=True):
+            self.pixels[name] += value > 0.5
+            self.tiles[name] += value > 0.5
+
+
+def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
+    """Count the labels on the ground of tiles that lie side by side; images are not read.
+
+    Files are read in blocks, so memory does not grow with the ground.
+
+    Args:
+        tiles: The tiles of a split.
+        labels: Names of the classes; an ignored one has no labelled pixels.
+
+    Raises:
+        ValueError: If codes stand for no class, with all of them and how many pixels have each.
+    """
+    join, counts = tiles.dataset, LabelCounts.none(labels)
+    source, ignored = join.labels, join.ignore_index
+    assert source is not None
+    counts.nodata = [
+        (path, nodata, labels[number])
+        for path, (nodata, number) in source.nodata_classes(tiles.area).items()
+        if number != ignored
+    ]
+    period: Any = join._disambiguate_slice(slice(None))[2]
+    side, span = round(tiles.size / join.label_gsd), (period.start, period.stop)
+    unknown, files = Counter[float](), dict[str, None]()
+    for row, column, members in _blocks(tiles, max(1, BLOCK // side)):
+        height, width = members.shape
+        window = tiles.grid.box(row, column, height * tiles.across, width * tiles.across)
+        grid = pixels(join.crs, window, join.label_gsd)
+        ground = tiles.area.intersection(shapely.box(*window))
+        inside = geometry_mask([ground], (grid.height, grid.width), grid.transform, invert=True)
+        if ground.area >= shapely.box(*window).area * (1 - 1e-12):
+            inside[:] = True
+        inside &= np.kron(members, np.ones((side, side), bool))
+        codes = source.codes(grid, span)
+        numbers = np.where(inside, source.classes.pixels(codes), NO_LABEL)
+        counts.ignored += int(((codes == ignored) & inside & ((numbers == NO_LABEL) | (numbers == ignored))).sum())
+        counts.total += int(inside.sum())
+        strange = (numbers == UNKNOWN) | ((numbers != NO_LABEL) & (numbers != ignored) & _beyond(numbers, labels))
+        if strange.any():
+            if len(unknown) < LISTED:
+                unknown.update(codes[strange].tolist())
+            files |= dict.fromkeys(source.paths(grid, span))
+            continue
+        _add(counts, numbers, side, labels, ignored)
+        counts.total_tiles += int(members.sum())
+    if unknown:
+        named = list(files)
+        where = ', '.join(named[:3]) + f' and {len(named) - 3} more' * (len(named) > 3)
+        raise source.classes.unknown(unknown, where or 'mask')
+    return counts
+
+
+def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """Yield row and column of squares of tiles, and which tiles in them there are."""
+    places = tiles.places // tiles.across
+    if not len(places):
+        return
+    there = np.zeros(places.max(0) + 1, bool)
+    there[tuple(places.T)] = True
+    for row in range(0, len(there), many):
+        for column in range(0, there.shape[1], many):
+            members = there[row : row + many, column : column + many]
+            if members.any():
+                yield row * tiles.across, column * tiles.across, members
+
+
+def _beyond(numbers: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Return where a number is none of the classes."""
+    return (numbers < 0) | (numbers >= len(labels))
+
+
+def _add(counts: LabelCounts, numbers: NDArray[np.int64], side: int, labels: Sequence[str], ignored: Any) -> None:
+    """Add the class numbers of a square of tiles."""
+    rows, columns = numbers.shape[0] // side, numbers.shape[1] // side
+    tile = np.kron(np.arange(rows * columns).reshape(rows, columns), np.ones((side, side), np.int64))
+    known = (numbers != NO_LABEL) & (numbers != ignored)
+    size = len(labels)
+    table = np.bincount(tile[known] * size + numbers[known], minlength=rows * columns * size).reshape(-1, size)
+    for name, pixel, some in zip(labels, table.sum(0).tolist(), (table > 0).sum(0).tolist(), strict=True):
+        counts.pixels[name] += pixel
+        counts.tiles[name] += some
