@@ -109,7 +109,7 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
         for path, (nodata, number) in source.nodata_classes(tiles.area).items()
         if number != ignored
     ]
-    period: Any = join._disambiguate_slice(slice(None))[2]
+    _, _, period = join._disambiguate_slice(slice(None))
     side, span = round(tiles.size / join.label_gsd), (period.start, period.stop)
     unknown, files = Counter[float](), dict[str, None]()
     for row, column, members in _blocks(tiles, max(1, BLOCK // side)):
