@@ -145,10 +145,11 @@ def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.b
     places = tiles.places // tiles.across
     if not len(places):
         return
-    there = np.zeros(places.max(0) + 1, bool)
+    height, width = places.max(0) + 1
+    there = np.zeros((height, width), bool)
     there[tuple(places.T)] = True
-    for row in range(0, len(there), many):
-        for column in range(0, there.shape[1], many):
+    for row in range(0, height, many):
+        for column in range(0, width, many):
             members = there[row : row + many, column : column + many]
             if members.any():
                 yield row * tiles.across, column * tiles.across, members
