@@ -25,6 +25,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ..grid import Grid
+from .opening import open_raster
 from .series import Merge, finite_mean
 
 #: Where a file, a day or a period lies that no file name tells.
@@ -142,7 +143,11 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
         bands = [read_raster(file, (1,), grid, dataset.nodata, nearest, dataset.cache) for file in files]
         offsets = dataset.offsets(path) if hasattr(dataset, 'offsets') else 0
         return np.concatenate(bands) + offsets
-    return read_raster(path, dataset.band_indexes, grid, dataset.nodata, nearest, dataset.cache)
+    numbers = dataset.band_indexes
+    known: dict[str, tuple[int, ...]] = getattr(dataset, 'band_numbers', {})
+    if path in known:  # whose bands are in another order than those of the first file
+        numbers = [known[path][dataset.all_bands.index(band)] for band in dataset.bands]
+    return read_raster(path, numbers, grid, dataset.nodata, nearest, dataset.cache)
 
 
 def files_of(dataset: Any, path: str) -> list[str]:
@@ -158,7 +163,8 @@ def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -
     if dataset.separate_files:
         path, index = dataset._update_filepath(clouds.band, path), 1
     else:
-        index = dataset.all_bands.index(clouds.band) + 1
+        place = dataset.all_bands.index(clouds.band)
+        index = getattr(dataset, 'band_numbers', {}).get(path, range(1, place + 2))[place]
     return clouds(read_raster(path, (index,), grid, None, True, dataset.cache)[0])
 
 
@@ -183,7 +189,7 @@ def read_raster(
         ValueError: If that cannot be read.
     """
     try:
-        source = _kept_open(path, os.getpid()) if cache else rasterio.open(path)
+        source = _kept_open(path, os.getpid()) if cache else open_raster(path)
         try:
             bands = list(indexes or source.indexes)
             if max(bands) > source.count:
@@ -274,7 +280,7 @@ def _same(source: Any, grid: Any) -> bool:
 @functools.lru_cache(maxsize=128)
 def _kept_open(path: str, process: int) -> Any:
     """An open file; GDAL's handles do not survive a fork, so each process has its own."""
-    return rasterio.open(path)
+    return open_raster(path)
 
 
 atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are closed after the interpreter
@@ -306,7 +312,7 @@ def merge_of(decibels: bool) -> Callable[[NDArray[np.float32]], NDArray[np.float
 def opened(path: str) -> Any:
     """A raster, or one error that names it."""
     try:
-        return rasterio.open(path)
+        return open_raster(path)
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a raster') from error
 

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import rasterio
 import shapely
 import torch
 from pyproj import CRS
 from rasterio import Affine
-from rasterio.warp import transform_geom
+from rasterio.transform import array_bounds
+from rasterio.warp import calculate_default_transform, transform_geom
 from shapely.affinity import affine_transform
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
 from .arguments import parse_span
-from .frames import opened
+from .headers import Header
 from .series import DAY
 
 #: First and last instant; None for always.
@@ -71,14 +73,27 @@ def metres(crs: Any, step: float) -> float:
     return step * float(crs.axis_info[0].unit_conversion_factor)
 
 
-def outline(path: str, crs: Any) -> Any:
-    """The ground of a file, in another CRS."""
-    with opened(path) as source:
-        a, b, x, d, e, y = source.transform[:6]  # whose pixels may lie askew
-        shape = affine_transform(shapely.box(0, 0, source.width, source.height), (a, b, d, e, x, y))
-        if source.crs is None or source.crs == crs:
-            return shape
-        return shapely.geometry.shape(transform_geom(source.crs, crs, shapely.geometry.mapping(bendable(shape))))
+def outline(header: Header, crs: Any) -> Any:
+    """Return the ground of a file in another CRS; a file that states no CRS has that one."""
+    a, b, x, d, e, y = header.transform[:6]  # whose pixels may lie askew
+    shape = affine_transform(shapely.box(0, 0, header.width, header.height), (a, b, d, e, x, y))
+    if header.crs is None or header.crs == crs:
+        return shape
+    return shapely.geometry.shape(transform_geom(header.crs, crs, shapely.geometry.mapping(bendable(shape))))
+
+
+def resolution(header: Header, crs: Any) -> tuple[float, float]:
+    """Return the width and height of a file's pixels in a CRS; square ones where they have to be resampled anyhow."""
+    source = crs if header.crs is None else header.crs
+    bounds = array_bounds(header.height, header.width, header.transform)
+    left, right, bottom, top = (*sorted(bounds[::2]), *sorted(bounds[1::2]))
+    target = rasterio.crs.CRS.from_user_input(crs)
+    place, width, height = calculate_default_transform(
+        source, target, header.width, header.height, left, bottom, right, top
+    )
+    is_same = source == target and (width, height) == (header.width, header.height)
+    place = header.transform if is_same and header.transform.almost_equals(place) else place
+    return place.a, -place.e
 
 
 def bendable(shapes: Any) -> Any:

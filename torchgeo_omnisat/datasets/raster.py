@@ -8,13 +8,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from glob import glob
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import rasterio
 import torch
+from geopandas import GeoDataFrame
+from matplotlib.colors import ListedColormap
 from pyproj import CRS
-from rasterio.errors import RasterioError
 from torchgeo.datasets import DatasetNotFoundError, RasterDataset
 from torchgeo.datasets.utils import GeoSlice, Sample, find_files
 from torchgeo.datasets.utils import Path as PathLike
@@ -22,8 +25,10 @@ from torchgeo.datasets.utils import Path as PathLike
 from ..grid import Grid
 from ..modality import Kind, Modality, Unit
 from .arguments import check_max_dates, state_facts
-from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, opened, overlapping, read_frames
-from .georeference import Span, as_span, metres, outline, where, window_grid
+from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
+from .georeference import Span, as_span, metres, outline, resolution, where, window_grid
+from .headers import DAY, Header, band_names, band_numbers, read_header, refuse_dates
+from .products import describe_others
 from .series import choose_dates
 
 
@@ -46,7 +51,7 @@ class RasterTimeSeries(RasterDataset):
     """
 
     filename_glob = '*.tif'
-    filename_regex = r'.*?(?P<date>(?:19|20)\d{6})(?!\d)'
+    filename_regex = rf'.*?(?<!\d)(?P<date>{DAY})(?!\d)'
     name = 'raster'
     temporal = True
     kind: Kind | None = None
@@ -142,20 +147,12 @@ class RasterTimeSeries(RasterDataset):
         self.clouds = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
         self.max_dates = max_dates
         self.date_range = date_range
-        self.paths = paths
-        if not self.all_bands:
-            self.all_bands = self._described()
-        self._check_bands(bands)
-        try:
-            super().__init__(paths, crs, res, bands, transforms, cache, self.temporal)
-        except DatasetNotFoundError:
-            raise self._nothing() from None
+        self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
+        self._index_files(crs, res, bands)
         self._check_index()
         if wavelengths is not None:
             _ = self.modalities  # one for each band
         self._keep_dates()
-        # Reprojected, a file lies askew in its box, so take its outline instead.
-        self.index = self.index.set_geometry([outline(path, self.crs) for path in self.index.filepath], crs=self.crs)
 
     @property
     def gsd(self) -> float:
@@ -188,7 +185,7 @@ class RasterTimeSeries(RasterDataset):
         files: set[str] = set()
         for path in [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths:
             single = is_remote(str(path)) or os.path.isfile(path)
-            files.update([as_gdal(str(path))] if single else find_files(path, self.filename_glob))
+            files.update([as_gdal(str(path))] if single else matching(path, self.filename_glob))
         return sorted(files)
 
     def __getitem__(self, index: GeoSlice) -> Sample:
@@ -225,17 +222,50 @@ class RasterTimeSeries(RasterDataset):
             return {}
         return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
 
-    def _described(self) -> tuple[str, ...]:
-        """Names of the bands as the first file has them."""
-        if self.separate_files:
+    def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
+        """Read the header of every file, once, and index where and when it lies."""
+        if self.separate_files and not self.all_bands:
             raise ValueError(f'all_bands of {self.name!r} is not given, expected the bands that have separate files')
         pattern = self._pattern()
-        found = next((file for file in self.files if pattern.match(os.path.basename(file))), None)
-        if found is None:
+        self._check_dated(pattern)
+        files = [file for file in self.files if pattern.match(os.path.basename(file))]
+        if not files:
             raise self._nothing()
-        with opened(found) as source:
-            names = tuple(text or f'B{number}' for number, text in enumerate(source.descriptions, 1))
-            return names if len(set(names)) == len(names) else tuple(f'B{i}' for i in source.indexes)
+        times = [self._filepath_to_timestamp(file) for file in files]
+        headers = [read_header(file) for file in files]
+        self._name_bands(headers, bands)
+        first = headers[0]
+        if first.crs is None and crs is None:
+            raise ValueError(f'{first.path} cannot be read (it states no CRS), expected a georeferenced raster')
+        with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+            crs = CRS.from_user_input(first.crs if crs is None else crs)
+        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
+        self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
+        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
+        shapes = [outline(header, crs) for header in headers]
+        self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
+
+    def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+        """Settle what the bands are called, and where they are in each file."""
+        told, first = bool(self.all_bands), headers[0]
+        known = next((header.opaque for header in headers if header.opaque is not None), False)
+        self.alpha_masks = known and not (told and len(self.all_bands) >= (first.alpha or 0) > 0)
+        if not told:
+            self.all_bands = band_names(first, self.alpha_masks)
+        self._check_bands(bands)
+        self.bands = tuple(bands or self.all_bands)
+        self.band_numbers: dict[str, tuple[int, ...]] = {}
+        if self.separate_files:
+            return
+        refuse_dates(first, self.all_bands)
+        wanted = {*bands, *([self.clouds.band] if self.clouds else [])} if bands else None
+        for header in headers:
+            found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+            if header is first:
+                usual = found
+            elif found != usual:
+                self.band_numbers[header.path] = found
+        self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
     def _pattern(self) -> re.Pattern[str]:
         """What names of files begin with."""
@@ -250,16 +280,25 @@ class RasterTimeSeries(RasterDataset):
     def _nothing(self) -> DatasetNotFoundError:
         """The error of a folder without such files."""
         error = DatasetNotFoundError(self)
-        files, hint = self.files, '; filename_regex and date_format tell how a date is written.'
+        files = self.files
+        wanted = (
+            'a date such as 20210615' if DAY in self.filename_regex else repr(' '.join(self.filename_regex.split()))
+        )
+        others = '; filename_regex and date_format tell how a date is written'
         error.args = (
-            f'{error} Expected files {self.filename_glob!r} whose names match '
-            f'{" ".join(self.filename_regex.split())!r}, found {len(files)}'
-            + (f' such as {os.path.basename(files[0])!r} that do not{hint}' if files else '.'),
+            f'{error} Expected files {self.filename_glob!r} whose names match {wanted}, found {len(files)}'
+            + (f' such as {os.path.basename(files[0])!r} that do not{others}.' if files else '.')
+            + self._hint(),
         )
         return error
 
+    def _hint(self) -> str:
+        """What the folders hold instead of such files."""
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
+        return next((hint for path in paths if (hint := describe_others(str(path), self.filename_glob))), '')
+
     def _check_bands(self, bands: Sequence[str] | None) -> None:
-        """Refuse unknown bands, and a series whose file names have no date."""
+        """Refuse unknown bands."""
         wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
         unknown = [band for band in wanted if band not in self.all_bands]
         if unknown:
@@ -267,7 +306,10 @@ class RasterTimeSeries(RasterDataset):
                 f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}; '
                 'all_bands tells what bands of files are called that do not say so'
             )
-        groups = self._pattern().groupindex
+
+    def _check_dated(self, pattern: re.Pattern[str]) -> None:
+        """Refuse a series whose file names have no date."""
+        groups = pattern.groupindex
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(
                 f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<date>...)', "
@@ -306,13 +348,6 @@ class RasterTimeSeries(RasterDataset):
                 f'as date_format says, {self.date_format!r}'
             ) from None
 
-    def _load_warp_file(self, filepath: PathLike, crs: CRS | None = None) -> Any:
-        """As the parent's, but a damaged file is an error rather than left out."""
-        try:
-            return super()._load_warp_file(filepath, crs)
-        except (RasterioError, ValueError) as error:
-            raise ValueError(f'{filepath} cannot be read ({error}), expected a georeferenced raster') from error
-
 
 def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modality, every: int = 1) -> Sample:
     """The tensors of a modality, from files.
@@ -344,3 +379,15 @@ def newest(frames: Any) -> Any:
     for frame in frames[1:]:
         image = np.where(np.isfinite(frame), frame, image)
     return image
+
+
+def matching(path: PathLike, pattern: str) -> list[str]:
+    """Return the files below a path whose names match a pattern.
+
+    Args:
+        path: A folder, which may have brackets in its name, a file, or an archive or a bucket of GDAL's.
+        pattern: What names are like, such as ``'*.tif'``.
+    """
+    if os.path.isdir(path):
+        return [os.path.join(path, file) for file in glob(os.path.join('**', pattern), root_dir=path, recursive=True)]
+    return find_files(path, pattern)

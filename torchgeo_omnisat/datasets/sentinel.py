@@ -79,6 +79,8 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
             harmonize: Whether to take off the 1000 that is added since baseline 04.00.
         """
         self.harmonize = harmonize
+        self.filename_glob = self.filename_glob.format(bands[0])
+        self.filename_regex = self.filename_regex.format(self.resolutions.get(bands[0], '10m'))
         super().__init__(
             paths,
             crs,
@@ -152,6 +154,11 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
         Raises:
             ValueError: If power, amplitude and decibels are mixed.
         """
+        if len({band[:1] for band in bands}) != 1:
+            raise ValueError(
+                f'bands of {self.name!r} are {tuple(bands)}, expected those of one transmitted polarisation'
+            )
+        self.filename_glob = self.filename_glob.format(bands[0])
         super().__init__(paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates)
         names = (re.match(self.filename_regex, os.path.basename(path), re.VERBOSE) for path in self.index.filepath)
         scales = {match['scale'] for match in names if match}

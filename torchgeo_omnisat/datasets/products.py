@@ -1,0 +1,48 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Products: what a folder holds instead of the files that were expected, for an error that says what to do."""
+
+import os
+from collections import Counter
+
+#: Endings of files that GDAL reads, and that a pattern may have missed.
+RASTERS = ('.tif', '.tiff', '.jp2', '.img', '.vrt', '.nc', '.hdf', '.h5', '.dat', '.bil', '.asc', '.png')
+#: How many files of a folder are looked at.
+_MOST = 10_000
+
+
+def describe_others(path: str, pattern: str) -> str:
+    """Return a hint at what to do with a path that holds no file as expected; empty if there is none.
+
+    Args:
+        path: A folder or a file.
+        pattern: What names of files were expected to be like.
+    """
+    names = _names(path)
+    products = [name for name in names if '.safe' in name.lower()]
+    zipped = [name for name in names if name.lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz'))]
+    if zipped:
+        kind = ', then set kind: sentinel2 (or kind: sentinel1)' * any(name.startswith('S') for name in zipped)
+        return f' {path} holds archives such as {zipped[0]!r}: unpack them first{kind}.'
+    if products:
+        return f' {path} holds SAFE products such as {products[0]!r}: kind: sentinel2 reads those of Sentinel-2.'
+    endings = Counter(os.path.splitext(name)[1] for name in names)
+    found = [
+        (ending, count)
+        for ending, count in endings.most_common()
+        if ending.lower() in RASTERS and not pattern.endswith(ending)
+    ]
+    if found:
+        return f' {path} holds {found[0][1]} files {"*" + found[0][0]!r}: set filename_glob to that.'
+    return ''
+
+
+def _names(path: str) -> list[str]:
+    """Names of files and folders below a path, and its own."""
+    found = [os.path.basename(os.path.normpath(path))]
+    for _, folders, files in os.walk(path):
+        found += sorted(folders) + sorted(files)
+        if len(found) > _MOST:
+            break
+    return found
