@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import shapely
@@ -21,9 +21,29 @@ from ..modality import Modality
 from .geoparts import parts
 from .integrity import Part
 from .multimodal import MultimodalGeoDataset
+from .places import TilePlaces, tiles_over
 
-#: Places to try before a ground counts as too small for a tile.
-TRIES = 10_000
+
+class NoRoomError(ValueError):
+    """The ground of a split has no room for a tile.
+
+    Args:
+        split: What the ground is for.
+        ground: Its geometry.
+        size: Side of the tile in metres.
+        largest: Side of the largest tile that would fit, in metres; 0 if none does.
+    """
+
+    def __init__(self, split: str, ground: Any, size: float, largest: float) -> None:
+        self.split, self.size, self.largest = split, size, largest
+        xmin, ymin, xmax, ymax = ground.bounds
+        count = len(shapely.get_parts(ground))
+        pieces = f'{count} pieces within ' if count > 1 else ''
+        super().__init__(
+            f'the ground of {split!r}, {pieces}{xmax - xmin:g} x {ymax - ymin:g} m, has no room for a tile of '
+            f'{size:g} m, expected '
+            + (f'a tile_size of at most {largest:g}' if largest else 'a larger ground: no tile fits, however small')
+        )
 
 
 class GeoTiles(NonGeoDataset):
@@ -65,9 +85,19 @@ class GeoTiles(NonGeoDataset):
         self.area = dataset.area
         self.grid = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner)
         self.across = round(size / dataset.lattice)
-        self.places = self._side_by_side() if count is None else np.zeros((count, 2), np.int64)
-        if count is not None:
-            self._draw(np.random.default_rng(0))
+        shapely.prepare(self.area)
+        self._room: TilePlaces | None = None
+        if count is None:
+            self.places = tiles_over(self.area, self.grid, self.across)
+            return
+        self.places = np.zeros((count, 2), np.int64)
+        self._room = TilePlaces(self.area, self.grid, self.across)
+        self._draw(np.random.default_rng(0))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the ground again in another process."""
+        self.__dict__.update(state)
+        shapely.prepare(self.area)
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -123,36 +153,13 @@ class GeoTiles(NonGeoDataset):
         """Show a sample as :meth:`.MultimodalGeoDataset.plot` does."""
         return self.dataset.plot(sample, show_titles, suptitle)
 
-    def _side_by_side(self) -> NDArray[np.int64]:
-        """Rows and columns of the tiles that the ground reaches into."""
-        starts = [
-            (row, column)
-            for row in range(0, self.grid.height, self.across)
-            for column in range(0, self.grid.width, self.across)
-        ]
-        boxes = [shapely.box(*self.grid.box(*start, self.across, self.across)) for start in starts]
-        inside = shapely.area(shapely.intersection(boxes, self.area)) > 1e-6 * self.grid.step**2
-        return np.array(starts, np.int64)[inside]
-
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Row and column of a tile that lies within the ground.
-
-        Its centre is drawn from all of the ground, and the tile then pulled back into the ground's
-        rectangle: otherwise pixels at its border would hardly ever be drawn.
-        """
-        ground = self.area.buffer(1e-6 * self.grid.step)
-        shapely.prepare(ground)
-        rooms = [self.grid.height - self.across, self.grid.width - self.across]
-        half = self.across // 2
-        for _ in range(TRIES if min(rooms) >= 0 else 0):
-            row, column = (min(max(int(rng.integers(-half, room + half + 1)), 0), room) for room in rooms)
-            if ground.contains(shapely.box(*self.grid.box(row, column, self.across, self.across))):
-                return row, column
-        xmin, ymin, xmax, ymax = self.area.bounds
-        raise ValueError(
-            f'the ground of {self.split!r}, {xmax - xmin:g} x {ymax - ymin:g} m around, has no room for a tile of '
-            f'{self.size:g} m, expected a smaller tile_size or a larger ground'
-        )
+        """Row and column of a tile within the ground, see :meth:`.TilePlaces.draw`."""
+        assert self._room is not None
+        place = self._room.draw(rng)
+        if place is None:
+            raise NoRoomError(self.split, self.area, self.size, largest_tile(self.dataset))
+        return place
 
     def _ignore_beyond(self, sample: Sample) -> Sample:
         """A sample whose labels beyond the ground are ignored."""
@@ -165,6 +172,25 @@ class GeoTiles(NonGeoDataset):
         beyond = geometry_mask([self.area], tuple(sample['mask'].shape), grid.transform)
         mask = sample['mask'].masked_fill(torch.from_numpy(beyond), self.dataset.ignore_index)
         return {**sample, 'mask': mask}
+
+
+def largest_tile(dataset: MultimodalGeoDataset) -> float:
+    """Side in metres of the largest tile that lies within the ground of a join.
+
+    Args:
+        dataset: The join, on the ground of one split.
+
+    Returns:
+        A multiple of the join's ``step``; 0 if no tile fits.
+    """
+    area, step = dataset.area, round(dataset.step / dataset.lattice)
+    grid = Grid.over(dataset.crs, area.bounds, dataset.lattice, dataset.corner)
+    room = TilePlaces(area, grid, step)
+    fitting, beyond = 0, min(grid.height, grid.width) // step + 1
+    while beyond - fitting > 1:
+        room.across = (fitting + beyond) // 2 * step
+        fitting, beyond = (room.across // step, beyond) if room.fits() else (fitting, room.across // step)
+    return fitting * dataset.step
 
 
 def disjoint(grounds: Sequence[tuple[str, object]]) -> None:
