@@ -226,6 +226,7 @@ def test_a_name_is_one_modality(parts: dict[str, Any], pastis: Path) -> None:
     assert {'image_s2_few'} in names
     assert any('image_s2' in held for held in names)
     assert torch.equal(datamodule.mean['s2_few'], parts['pastis'].mean['s2'])
+    assert datamodule.sources['pastis']['mean'].keys() == {'s2_few'}
 
 
 def test_what_all_agree_on_is_known(parts: dict[str, Any]) -> None:
@@ -234,7 +235,8 @@ def test_what_all_agree_on_is_known(parts: dict[str, Any]) -> None:
     assert (datamodule.num_classes, datamodule.ignore_index, datamodule.label_gsd) == (20, 19, 10.0)
     assert datamodule.label_names == parts['pastis'].label_names
     assert datamodule.synthetic
-    assert all(torch.equal(getattr(datamodule, k)['s2'], getattr(parts['pastis'], k)['s2']) for k in ('mean', 'std'))
+    for name, part in parts.items():
+        assert all(torch.equal(datamodule.sources[name][k]['s2'], getattr(part, k)['s2']) for k in ('mean', 'std'))
     parts['made'].num_classes = 3
     datamodule.setup('fit')
     assert datamodule.num_classes is None

@@ -118,6 +118,11 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         return [name for index, name in enumerate(self.labels) if index != self.ignore_index]
 
     @property
+    def origin(self) -> str:
+        """What to call the source of the samples, where a model has to know it again."""
+        return type(self).__name__
+
+    @property
     def synthetic(self) -> bool:
         """Whether the samples are made up, so that whoever shows results from them says so."""
         return 'root' in self.kwargs and is_synthetic(Path(self.kwargs['root']).expanduser())

@@ -302,10 +302,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         trainer, bands = self.trainer, {name: len(m.bands) for name, m in self.labelled.modalities.items()}
         if trainer is None or not trainer.predicting:
             return None
-        told = getattr(trainer.lightning_module, 'hparams', {})
-        mean, std = (
-            {name: torch.tensor((told.get(kind) or {}).get(name, [])) for name in bands} for kind in ('mean', 'std')
-        )
+        statistics_of = getattr(trainer.lightning_module, 'statistics_of', None)
+        if statistics_of is None:
+            return None
+        _, told = statistics_of({'mean': None, 'std': None, 'data': self.origin}, list(bands))
+        mean, std = ({name: torch.tensor(told[kind].get(name, [])) for name in bands} for kind in ('mean', 'std'))
         known = all(len(part[name]) == count for part in (mean, std) for name, count in bands.items())
         return (mean, std) if known else None
 

@@ -28,7 +28,8 @@ COMMON = ('num_classes', 'labels', 'label_names', 'ignore_index', 'label_gsd')
 class MixedDataModule(ResumableDataModule, BaseDataModule):
     """Several datamodules at once; every batch is from one of them, so its shapes agree.
 
-    Each keeps its own statistics, augmentation and batch size. Modalities of one name are one
+    Each keeps its own statistics (:attr:`sources`), augmentation and batch size; ``mean`` and ``std`` of a
+    modality are those of the first that has it. Modalities of one name are one
     modality, and must be the same: others are given another name by *rename*. What a task asks
     for beyond modalities is known where all datamodules agree on it. Pre-training over all and
     fine-tuning on one is one run with this, and one with that datamodule and the weights.
@@ -39,6 +40,10 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
 
     mean: dict[str, Tensor]  # type: ignore[assignment]
     std: dict[str, Tensor]  # type: ignore[assignment]
+    #: By datamodule: ``mean`` and ``std`` of its modalities, under the names of the mixture, and ``data``, its class.
+    sources: dict[str, dict[str, Any]]
+    #: The datamodule that the latest batch is from.
+    latest: str | None = None
 
     def __init__(
         self,
@@ -101,7 +106,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         if stage == 'fit':
             self.start_anew()
         self.modalities: dict[str, Modality] = {}
-        self.mean, self.std = {}, {}
+        self.mean, self.std, self.sources = {}, {}, {}
         for index, (name, module) in enumerate(zip(self.datamodules, self._parts(), strict=True)):
             module.setup(stage)
             if not isinstance(module.collate_fn, _Tagging):
@@ -153,9 +158,9 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         if SOURCE not in batch:
             return batch
         batch = dict(batch)
-        self._latest = list(self.datamodules)[int(batch.pop(SOURCE))]
-        batch = self.datamodules[self._latest].on_after_batch_transfer(batch, dataloader_idx)
-        keys = self._keys(self._latest)
+        self.latest = list(self.datamodules)[int(batch.pop(SOURCE))]
+        batch = self.datamodules[self.latest].on_after_batch_transfer(batch, dataloader_idx)
+        keys = self._keys(self.latest)
         return {keys.get(key, key): value for key, value in batch.items()}
 
     def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Figure:
@@ -169,8 +174,9 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         Returns:
             The figure.
         """
-        keys = {new: old for old, new in self._keys(self._latest).items()}
-        return self.datamodules[self._latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)
+        latest = self.latest or next(iter(self.datamodules))
+        keys = {new: old for old, new in self._keys(latest).items()}
+        return self.datamodules[latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)
 
     def _keys(self, name: str) -> dict[str, str]:
         """Keys of a datamodule's batches, and what they are called here."""
@@ -195,6 +201,12 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
                 )
             self.mean.setdefault(new, module.mean[old])
             self.std.setdefault(new, module.std[old])
+        named = {old: self._named(name, old) for old in module.modalities}
+        numbers = {
+            kind: {new: values[old] for old, new in named.items()}
+            for kind, values in (('mean', module.mean), ('std', module.std))
+        }
+        self.sources[name] = {'data': module.origin, **numbers}
 
     def _named(self, name: str, modality: str) -> str:
         """What a modality of a datamodule is called here."""

@@ -24,7 +24,7 @@ def describe(datamodule: MultimodalDataModule) -> dict[str, Any]:
     told = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
-    return {'made_from': type(datamodule).__name__, 'modalities': modalities, **measured, **told}
+    return {'made_from': datamodule.origin, 'modalities': modalities, **measured, **told}
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class ShardedDataModule(MultimodalDataModule):
         """Names of what ``label`` tells of, as they were."""
         names: list[str] = self.told['label_names']
         return names
+
+    @property
+    def origin(self) -> str:
+        """The datamodule that the samples were written from."""
+        return str(self.told['made_from'])
 
     @property
     def synthetic(self) -> bool:

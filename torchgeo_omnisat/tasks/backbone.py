@@ -12,7 +12,7 @@ from .. import models
 from ..modality import Modality
 from ..models.late import taken
 from ..models.weights import load_encoder
-from .weights import Statistics, load_backbone
+from .weights import Inherited, load_backbone
 
 #: Backbones by name: every size of OmniSat, and the baselines.
 BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), *models.LATE_FUSION)
@@ -54,7 +54,7 @@ def make_backbone(
     return models.late_fusion(modalities, **{'patch_size': label_gsd or patch_size, **given})
 
 
-def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Statistics:
+def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Inherited:
     """Initialise a backbone, and log what was loaded, new and ignored.
 
     Args:
@@ -71,12 +71,13 @@ def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str
         ValueError: If nothing of it fits.
     """
     if weights not in map(str, models.UTAE_Weights.__members__.values()):
-        return load_backbone(backbone, weights, modalities).statistics
+        report = load_backbone(backbone, weights, modalities)
+        return Inherited(report.statistics, report.sources)
     bands = models.UTAE_Weights.verify(weights).meta['bands']
     name = next((m.name for m in modalities.values() if m.temporal and list(m.bands) == bands), None)
     if name is None:
         raise ValueError(f'{weights} is for a series of the bands {bands}, expected one among {list(modalities)}')
-    report = load_encoder(backbone.encoders[name], weights)
-    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in report.items())
+    loaded = load_encoder(backbone.encoders[name], weights)
+    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in loaded.items())
     rank_zero_info(f'{weights} for the encoder of {name}: {said}')
-    return {}
+    return Inherited()

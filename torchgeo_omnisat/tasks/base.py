@@ -6,13 +6,14 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from ..modality import Modality, as_modalities
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
 from .outputs import replacing
-from .weights import Statistics, inherit
+from .statistics import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
+from .weights import Inherited, inherit
 
 
 class OmniSatTask(BaseTask):
@@ -39,14 +41,16 @@ class OmniSatTask(BaseTask):
     rebuilds its model alone. The model always sees images normalised by the *mean* and
     *std* among its hyper-parameters: where a datamodule normalised by others, the task
     undoes that first. Where they were not told, those of *weights* come before those that
-    the datamodule measured.
+    the datamodule measured. A model that is trained on a mixture keeps them by source, in
+    *sources*; images of one source alone are normalised as that one, which the argument
+    *statistics* names where data do not tell (:func:`~torchgeo_omnisat.tasks.statistics.choose`).
 
     Any strategy of Lightning trains a task on several devices. DDP is tested; FSDP needs GPUs,
     and its test runs where there are some: it is otherwise untested.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
-    ``patch_size``, ``mean``, ``std``, ``freeze_backbone``, ``lr``, ``weight_decay``,
-    ``scheduler``, ``warmup``, ``patience``, and the argument ``weights``.
+    ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,
+    ``scheduler``, ``warmup``, ``patience``, and the arguments ``weights`` and ``statistics``.
     """
 
     #: Hyper-parameters without which no model can be built.
@@ -54,10 +58,14 @@ class OmniSatTask(BaseTask):
     #: Hyper-parameters that are taken from the datamodule too, if it has them.
     optional: ClassVar[tuple[str, ...]] = ()
 
+    #: Arguments of one run, which no checkpoint keeps.
+    ignore = ('weights', 'statistics')
+
     weights: str | None
+    statistics: str | None
     _said_blind: bool
-    _units: tuple[nn.Module, ...]
-    _inherited: Statistics
+    _units: dict[str | None, tuple[nn.Module, ...]]
+    _inherited: Inherited
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -85,9 +93,9 @@ class OmniSatTask(BaseTask):
 
     def configure_models(self) -> None:
         """Build the model if enough is known, otherwise leave that to the trainer."""
-        given = {name: self.hparams[name] for name in (*self.required, *self.optional, 'mean', 'std')}
+        given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
-        self._said_blind, self._units, self._inherited = False, (), {}
+        self._said_blind, self._units, self._inherited = False, {}, Inherited()
         self._check_statistics()
         self.model = self.build() if self.told else None
 
@@ -186,9 +194,38 @@ class OmniSatTask(BaseTask):
 
     def renormalise(self, batch: Sample) -> Sample:
         """The batch as the model knows it; the same object where the datamodule has the same statistics."""
-        for transform in self._units:
+        source = getattr(self.datamodule, 'latest', None)
+        for transform in self._units.get(source, ()):
             batch = transform(batch)
         return batch
+
+    def statistics_of(self, measured: Mapping[str, Any], names: Collection[str]) -> tuple[str | None, Statistics]:
+        """Choose the statistics that images of one source are normalised with.
+
+        Args:
+            measured: What their datamodule says of them: ``mean``, ``std``, None where they were not measured,
+                ``data``, its name, and ``source``, what a mixture calls them.
+            names: Their modalities.
+
+        Returns:
+            The source whose statistics they are, None where the model has no more than one, and mean and
+            standard deviation by modality; modalities whose statistics are not known are left out.
+
+        Raises:
+            ValueError: If it is not clear which source they are.
+        """
+        mean, sources = self.hparams['mean'], self.hparams['sources']
+        if sources and (mean is None or mean == first_of(sources)['mean']):
+            source = measured.get('source')
+            wanted = self.statistics or (source if source in sources else None)
+            return choose(sources, measured, [name for name in names if name in self.known], wanted)
+        if self.statistics is not None:
+            raise ValueError(
+                f'statistics is {self.statistics!r}, but the model was trained on one source alone: expected the '
+                'checkpoint or the weights of a model that was trained on a mixture'
+            )
+        held = {kind: self.hparams[kind] or {} for kind in KINDS}
+        return None, {kind: {n: held[kind][n] for n in names if all(n in held[k] for k in KINDS)} for kind in KINDS}
 
     def idle(self) -> Tensor | float:
         """Zero, as a sum over every trained parameter if there are several processes.
@@ -245,14 +282,15 @@ class OmniSatTask(BaseTask):
 
     def _check_statistics(self) -> None:
         """Refuse statistics that were told for other modalities or bands."""
-        for kind in ('mean', 'std'):
-            numbers = self.hparams[kind]
-            if self.hparams['modalities'] is None or numbers is None:
-                continue
-            given = {name: len(numbers.get(name, ())) for name in self.known}
-            expected = {name: len(modality.bands) for name, modality in self.known.items()}
-            if given != expected:
-                raise ValueError(f'{kind} has {given} numbers by modality, expected one a band: {expected}')
+        if self.hparams['modalities'] is None:
+            return
+        for kind in KINDS:
+            if self.hparams[kind] is not None:
+                check_bands(kind, self.hparams[kind], self.known)
+        for source, entry in (self.hparams['sources'] or {}).items():
+            held = {name: modality for name, modality in self.known.items() if name in entry['mean']}
+            for kind in KINDS:
+                check_bands(f'{kind} of the source {source!r}', entry[kind], held)
 
     @property
     def _wanted(self) -> list[str]:
@@ -274,7 +312,7 @@ class OmniSatTask(BaseTask):
 
     def _meet(self, datamodule: Any) -> None:
         """Refuse a datamodule that does not fit the model, and settle in which units its images come."""
-        self._units = ()
+        self._units = {}
         declared = getattr(datamodule, 'modalities', None)
         if declared is None:
             return
@@ -288,13 +326,45 @@ class OmniSatTask(BaseTask):
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
             if fixed and value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
-        measured = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in ('mean', 'std')}
-        if self.hparams['mean'] is None or self.hparams['std'] is None:
-            self.save_hyperparameters(inherit(measured, self._inherited))
-        own = {kind: self.hparams[kind] for kind in measured}
-        if None not in (*measured.values(), *own.values()):
-            other = [m for name, m in theirs.items() if any(measured[k].get(name) != own[k].get(name) for k in own)]
-            self._units = (Denormalize(other, **measured), Normalize(other, **own)) if other else ()
+        self._settle(_measured(datamodule), theirs)
+
+    def _settle(self, measured: dict[str | None, dict[str, Any]], theirs: Mapping[str, Modality]) -> None:
+        """Settle the statistics of the model, and how images of each source get there from those of the data."""
+        mixed = {source: entry for source, entry in measured.items() if source is not None}
+        if any(self.hparams[kind] is None for kind in KINDS):
+            self.save_hyperparameters(self._learn_statistics(measured, mixed))
+        elif mixed and not self.hparams['sources'] and self.hparams['mean'] == first_of(mixed)['mean']:
+            self.save_hyperparameters({'sources': mixed})  # a checkpoint of before sources were kept
+        chosen = {}
+        for source, entry in measured.items():
+            names = [name for name in theirs if mixed == {} or name in entry['mean']]
+            chosen[source], own = self.statistics_of({**entry, 'source': source}, names)
+            if any(entry[kind] is None for kind in KINDS):
+                continue
+            other = [theirs[name] for name in own['mean'] if any(entry[k].get(name) != own[k][name] for k in KINDS)]
+            if other:
+                self._units[source] = (Denormalize(other, entry['mean'], entry['std']), Normalize(other, **own))
+        if said := {source: name for source, name in chosen.items() if name is not None and name != source}:
+            known = ', '.join(self.hparams['sources'])
+            parts = '; '.join(f'{"images" if source is None else source}: {name}' for source, name in said.items())
+            rank_zero_info(f'Statistics that images are normalised with, of the sources {known}: {parts}')
+
+    def _learn_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
+        """What is to be kept where no statistics were told: those of the weights, else those of the data."""
+        if not self._inherited.sources and self.statistics is not None:
+            raise ValueError(
+                f'statistics is {self.statistics!r}, but neither a checkpoint nor weights have statistics by source: '
+                'expected those of a model that was trained on a mixture'
+            )
+        taken = {
+            source: {**entry, **inherit({**entry, 'source': source}, self._inherited, self.statistics)}
+            for source, entry in measured.items()
+        }
+        self.statistics = None  # what it chose is what the model knows from here on
+        if not mixed:
+            return {kind: taken[None][kind] for kind in KINDS}
+        sources = plain_sources(taken)
+        return {**first_of(sources), 'sources': sources}
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
@@ -317,16 +387,24 @@ def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
+def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
+    """What a datamodule says of its images, by source where it is a mixture, else of None."""
+    if sources := getattr(datamodule, 'sources', None):
+        return dict(plain_sources(sources).items())
+    numbers = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in KINDS}
+    return {None: {'data': getattr(datamodule, 'origin', type(datamodule).__name__), **numbers}}
+
+
 def _plain(name: str, value: Any) -> Any:
     """A hyper-parameter in plain types, so that a checkpoint loads safely."""
     if value is None:
         return None
     if name == 'modalities':
         return [modality.as_dict() for modality in as_modalities(value).values()]
-    if name in ('mean', 'std'):
-        if not isinstance(value, Mapping):
-            raise ValueError(f'{name} is {value!r}, expected numbers by modality, one a band')
-        return {key: torch.as_tensor(numbers, dtype=torch.float64).tolist() for key, numbers in value.items()}
+    if name in KINDS:
+        return plain_statistics(name, value)
+    if name == 'sources':
+        return plain_sources(value)
     if name in ('labels', 'label_names'):
         return [str(label) for label in value]
     return {'num_classes': int, 'ignore_index': int, 'patch_size': float, 'label_gsd': float}[name](value)

@@ -50,6 +50,9 @@ class OmniSatClassification(SupervisedTask):
         scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
         patience: Epochs without progress before a plateau lowers the learning rate.
+        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
+        statistics: The source whose statistics images are normalised with, where the model or *weights*
+            know several and the data do not tell which; of one run, no checkpoint keeps it.
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'label_names', 'patch_size')
@@ -74,9 +77,11 @@ class OmniSatClassification(SupervisedTask):
         scheduler: Literal['cosine', 'plateau'] = 'cosine',
         warmup: float = 0.05,
         patience: int = 10,
+        sources: Mapping[str, dict[str, Any]] | None = None,
+        statistics: str | None = None,
     ) -> None:
         """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights = weights
+        self.weights, self.statistics = weights, statistics
         super().__init__()
 
     def build(self) -> nn.Module:

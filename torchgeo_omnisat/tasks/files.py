@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..modality import as_modalities
 from .outputs import replacing
+from .statistics import KINDS, plain_sources
 
 #: Names of the two files, as the hub has them.
 MODEL, CONFIG = 'model.safetensors', 'config.json'
 #: What a configuration keeps of a task's hyper-parameters.
-KEPT = ('backbone', 'backbone_args', 'modalities', 'patch_size', 'label_gsd', 'mean', 'std')
+KEPT = ('backbone', 'backbone_args', 'modalities', 'patch_size', 'label_gsd', 'mean', 'std', 'sources')
 #: Where a task has its backbone.
 PREFIX = 'model.backbone.'
 
@@ -82,11 +83,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         # A name with a colon or a slash would make timm ask the network.
         names = [str(name) for name in dict(arguments.get('encoders') or {}).values()]
         numbers = {
-            k: {name: [float(x) for x in v] for name, v in config[k].items()} if config[k] else None for k in KEPT[-2:]
+            k: {name: [float(x) for x in v] for name, v in config[k].items()} if config[k] else None for k in KINDS
         }
+        sources = plain_sources(config['sources']) if config.get('sources') else None
         if not isinstance(config['backbone'], str) or not all(re.fullmatch('[A-Za-z0-9_.]+', name) for name in names):
             raise ValueError(f'backbone {config["backbone"]!r} with encoders {names}')
-        return {**{key: config[key] for key in KEPT}, **numbers, 'modalities': modalities, 'backbone_args': arguments}
+        kept = {key: config[key] for key in KEPT if key != 'sources'}
+        return {**kept, **numbers, 'sources': sources, 'modalities': modalities, 'backbone_args': arguments}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f'{path} cannot be used ({_reason(error)}), {expected}') from error
 

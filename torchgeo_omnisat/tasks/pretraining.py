@@ -83,6 +83,9 @@ class OmniSatPretraining(OmniSatTask):
         scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
         patience: Epochs without progress before a plateau lowers the learning rate.
+        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
+        statistics: The source whose statistics images are normalised with, where the model or *weights*
+            know several and the data do not tell which; of one run, no checkpoint keeps it.
 
     Raises:
         ValueError: If there are fewer than two modalities to compare, no term has a weight, or
@@ -123,9 +126,11 @@ class OmniSatPretraining(OmniSatTask):
         scheduler: Literal['cosine', 'plateau'] = 'cosine',
         warmup: float = 0.1,
         patience: int = 10,
+        sources: Mapping[str, dict[str, Any]] | None = None,
+        statistics: str | None = None,
     ) -> None:
         """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights = weights
+        self.weights, self.statistics = weights, statistics
         super().__init__()
 
     @property

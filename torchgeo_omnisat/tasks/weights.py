@@ -15,9 +15,19 @@ from torch import Tensor, nn
 
 from ..modality import Modality
 from .files import read_weights
+from .statistics import KINDS, Sources, Statistics, choose
 
-#: Mean and deviation of every band, by ``'mean'`` and ``'std'`` and by modality.
-Statistics = dict[str, dict[str, list[float]]]
+
+class Inherited(NamedTuple):
+    """What weights say of the images that they were trained on.
+
+    Attributes:
+        statistics: Mean and standard deviation by modality; empty if they are not known.
+        sources: The same by source, of weights that were trained on a mixture; empty otherwise.
+    """
+
+    statistics: Statistics = {}
+    sources: Sources = {}
 
 
 class Handover(NamedTuple):
@@ -28,12 +38,14 @@ class Handover(NamedTuple):
         new: Names of the parts that were not there, or did not fit.
         ignored: Names of the parts that the backbone has no use for, with the reason.
         statistics: Mean and standard deviation that the loaded modalities were trained with.
+        sources: The same by source, if they were trained on a mixture.
     """
 
     loaded: list[str]
     new: list[str]
     ignored: list[str]
     statistics: Statistics
+    sources: Sources
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str, Modality]) -> Handover:
@@ -79,36 +91,49 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
         raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({said}){hint}')
     backbone.load_state_dict({key: value for part in loaded for key, value in found[part].items()}, strict=False)
     rank_zero_info(f'Weights from {path}: {said}')
-    statistics = {
-        kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
-        for kind in ('mean', 'std')
+    statistics = _of_loaded(told, loaded)
+    sources = {
+        source: {'data': entry.get('data') or '', **_of_loaded(entry, loaded)}
+        for source, entry in (told.get('sources') or {}).items()
     }
-    return Handover(loaded, new, ignored, statistics)
+    return Handover(loaded, new, ignored, statistics, {s: entry for s, entry in sources.items() if entry['mean']})
 
 
-def inherit(measured: Mapping[str, Any], inherited: Statistics) -> dict[str, Any]:
-    """Statistics to train with: those that the weights were trained with, else those of the data.
+def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str | None = None) -> dict[str, Any]:
+    """Return the statistics to train with: those that the weights were trained with, else those of the data.
 
     The same ground must look to an encoder as it did before, or what it has learnt is about
     other numbers. If the data are in other units, say so by ``mean`` and ``std``.
 
     Args:
-        measured: ``'mean'`` and ``'std'`` of the data by modality; None if not known.
+        measured: ``'mean'`` and ``'std'`` of the data by modality, None if not known; ``'data'``, the name of
+            the datamodule; and ``'source'``, what a mixture calls it.
         inherited: Those of the weights.
+        statistics: The source of the weights that was asked for.
 
     Returns:
         ``'mean'`` and ``'std'``, by modality.
+
+    Raises:
+        ValueError: If the weights have statistics of several sources, and it is not clear which one.
     """
-    if any(measured[kind] is None for kind in ('mean', 'std')):
-        return dict(measured)
-    both = {name for name in inherited.get('mean', {}) if name in inherited.get('std', {})} & set(measured['mean'])
+    if any(measured[kind] is None for kind in KINDS):
+        return {kind: measured[kind] for kind in KINDS}
+    said, theirs = '', inherited.statistics
+    if inherited.sources:
+        held = {name for entry in inherited.sources.values() for name in entry['mean']}
+        source = measured.get('source')
+        wanted = statistics or (source if source in inherited.sources else None)
+        names = [name for name in measured['mean'] if name in held]
+        chosen, theirs = choose(inherited.sources, measured, names, wanted)
+        said = f' ({chosen}, of the sources {", ".join(inherited.sources)})'
+    both = {name for name in theirs.get('mean', {}) if name in theirs.get('std', {})} & set(measured['mean'])
     taken = {
-        kind: {name: inherited[kind][name] if name in both else v for name, v in measured[kind].items()}
-        for kind in ('mean', 'std')
+        kind: {name: theirs[kind][name] if name in both else v for name, v in measured[kind].items()} for kind in KINDS
     }
     for name in sorted(both):
-        theirs, ours, deviation = (torch.tensor(x[name]) for x in (inherited['mean'], measured['mean'], taken['std']))
-        far = ((ours - theirs).abs() / deviation).max().item()
+        before, ours, deviation = (torch.tensor(x[name]) for x in (theirs['mean'], measured['mean'], taken['std']))
+        far = ((ours - before).abs() / deviation).max().item()
         if far > 3:
             warnings.warn(
                 f'the mean of {name!r} in the data is {far:.1f} deviations from that of the data which the weights '
@@ -116,8 +141,16 @@ def inherit(measured: Mapping[str, Any], inherited: Statistics) -> dict[str, Any
                 stacklevel=2,
             )
     if both:
-        rank_zero_info(f'Images of {", ".join(sorted(both))} are normalised as those the weights were trained on')
+        rank_zero_info(f'Images of {", ".join(sorted(both))} are normalised as those the weights were trained on{said}')
     return taken
+
+
+def _of_loaded(told: Mapping[str, Any], loaded: list[str]) -> Statistics:
+    """The statistics of the modalities that were loaded."""
+    return {
+        kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
+        for kind in KINDS
+    }
 
 
 def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
