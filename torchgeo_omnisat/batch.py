@@ -68,8 +68,14 @@ def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -
 
     Returns:
         Flags of shape ``(B, M)``, in the order of *modalities*.
+
+    Raises:
+        ValueError: If the batch has none of the modalities, so that its size is not known.
     """
-    some = next(batch[m.valid_key] for m in modalities.values() if m.valid_key in batch)
+    keys = [m.valid_key for m in modalities.values()]
+    some = next((batch[key] for key in keys if key in batch), None)
+    if some is None:
+        raise ValueError(f'batch has the keys {sorted(batch)}, expected at least one of {keys}')
     absent = torch.zeros(len(some), dtype=torch.bool, device=some.device)
     columns = [batch[m.valid_key].any(-1) if m.valid_key in batch else absent for m in modalities.values()]
     return torch.stack(columns, dim=-1)

@@ -226,6 +226,11 @@ def as_modalities(
     return by_name
 
 
+def half_up(count: float) -> int:
+    """Return the nearest whole number; what lies within 1e-6 of a half goes up, never to the even neighbour."""
+    return math.floor(count + 0.5 + 1e-6)
+
+
 def subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Every subset of the modalities that is not empty, the largest first.
 

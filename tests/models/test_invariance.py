@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from torchgeo_omnisat.models.bands import BandConv2d, BandLinear
+
 from .conftest import MODALITIES, S1A, S2, SPOT, assert_same, random_batch
 
 
@@ -155,12 +157,105 @@ def test_what_an_absent_modality_learnt_is_invisible(model, batch, modality):
     assert_same(model(batch), before, 0)
 
 
+def stem(model, modality):
+    """The layer of a modality's encoder that takes the bands."""
+    return next(m for m in model.backbone.encoders[modality.name].modules() if isinstance(m, (BandConv2d, BandLinear)))
+
+
+def tell(model):
+    """Give the terms of missing bands values, as training does."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith('.missing'):
+                parameter.normal_()
+
+
+@pytest.mark.parametrize('where', [..., (..., slice(2, 6), slice(2, 6))])
 @pytest.mark.parametrize('modality', [S2, S1A, SPOT])
-def test_a_band_that_was_not_measured_counts_as_its_mean(model, batch, modality):
-    """Images are normalised, so the mean is zero; where another band was measured the pixel is seen."""
-    image = batch[modality.image_key].clone()
-    image[..., 0, 2:6, 2:6] = float('nan')
-    assert_same(model(batch | {modality.image_key: image}), model(batch | {modality.image_key: image.nan_to_num(0.0)}))
+def test_missing_band_is_invisible(model, batch, modality, where):
+    """In the sample that lacks a band, the weights of the band can be anything."""
+    tell(model)
+    batch[modality.image_key][1, ..., 0, :, :][where] = float('nan')
+    before, features = model(batch), model.backbone.encode(batch)[modality.name].maps
+    with torch.no_grad():
+        stem(model, modality).weight[:, 0] += 1
+    after = model(batch)
+    assert (after - before)[0].abs().amax() > 1e-3
+    if where is ...:
+        assert_same(after[1], before[1])
+        assert_same(model.backbone.encode(batch)[modality.name].maps[-1][1], features[-1][1])
+
+
+@pytest.mark.parametrize('modality', [S2, S1A, SPOT])
+def test_missing_band_is_not_its_mean(model, batch, modality):
+    """Images are normalised, so 0 is a value as good as any; which bands were measured is told apart from it."""
+    image = batch[modality.image_key]
+    image[1, ..., 0, :, :] = float('nan')
+    measured = batch | {modality.image_key: image.nan_to_num(0.0)}
+    assert torch.equal(model(batch), model(measured)), 'an untrained model has nothing to say of it'
+    model(batch).square().mean().backward()
+    assert stem(model, modality).missing.grad[:, 0].abs().amax() > 0
+    assert stem(model, modality).missing.grad[:, 1:].abs().amax() == 0
+    tell(model)
+    difference = (model(batch) - model(measured)).abs().amax((1, 2, 3))
+    assert difference[1] > 1e-4
+    assert difference[[0, 2]].amax() == 0
+
+
+@pytest.mark.parametrize('modality', [S2, S1A])
+def test_missing_band_concerns_its_date_alone(model, batch, modality):
+    tell(model)
+    encoder, packed = model.backbone.encoders[modality.name], []
+    first = next(part for name, part in encoder.named_modules() if name.split('.')[-1] in ('in_conv', 'pixel'))
+    first.register_forward_hook(lambda part, inputs, output: packed.append(output.unflatten(0, (3, -1))))
+    model(batch)
+    batch[modality.image_key][1, 2, 0] = float('nan')
+    model(batch)
+    changed = (packed[0] != packed[1]).flatten(2).any(-1)
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize('modality', [S2, S1A, SPOT])
+def test_pixel_without_any_band_adds_nothing(model, batch, modality):
+    """Only where other bands were measured is there something to say of those that are missing."""
+    batch[modality.image_key][..., 2:6, 2:6] = float('nan')
+    before = model(batch)
+    tell(model)
+    assert_same(model(batch), before, 0)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('-inf')])
+@pytest.mark.parametrize('modality', [S2, S1A, SPOT])
+def test_infinity_was_not_measured(model, batch, modality, value):
+    """Of one band, of a pixel, and of a whole image."""
+    tell(model)
+    image = batch[modality.image_key]
+    image[0, ..., 0, 3, 5] = image[1, ..., 4:7, 4:7] = image[2] = value
+    infinite = model(batch)
+    batch[modality.image_key] = torch.where(image.isinf(), torch.nan, image)
+    assert infinite.isfinite().all()
+    assert torch.equal(infinite, model(batch))
+
+
+def test_bands_missing_where_all_is_computed(model, batch, monkeypatch):
+    """A compiled graph does not ask whether a band is missing; it says the same."""
+    tell(model)
+    batch[S2.image_key][1, :, 0] = float('nan')
+    expected = model(batch)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert_same(model(batch), expected)
+
+
+def test_weights_from_before_there_were_missing_bands(model, batch):
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith('.missing')}
+    assert len(state) == len(model.state_dict()) - len(MODALITIES)
+    expected = model(batch)
+    tell(model)
+    model.load_state_dict(state)
+    assert_same(model(batch), expected, 0)
+    batch[S2.image_key][1, :, 0] = float('nan')
+    measured = batch | {S2.image_key: batch[S2.image_key].nan_to_num(0.0)}
+    assert_same(model(batch), model(measured), 0)
 
 
 @pytest.mark.parametrize('modality', [S2, S1A])

@@ -11,6 +11,7 @@ from torchgeo_omnisat.models import (
     LTAEEncoder,
     OmniSatSegmenter,
     UTAEEncoder,
+    late_fusion,
     omnisat_base,
     omnisat_small,
     omnisat_tiny,
@@ -196,3 +197,64 @@ def test_a_series_without_convolutions_keeps_how_bright_a_pixel_is() -> None:
     image, dates, valid = torch.randn(1, 5, 16, 2, 2), torch.arange(5)[None] * 30, torch.ones(1, 5, dtype=torch.bool)
     (dark,), (bright,) = encoder(image, dates, valid), encoder(3 * image, dates, valid)
     assert (dark - bright).abs().max() > 0.1, 'a norm over the dates would make them alike'
+
+
+class Volume(nn.Module):
+    """A user's encoder of a series by a convolution over time and space."""
+
+    channels, strides = (8,), (1,)
+
+    def __init__(self, bands):
+        super().__init__()
+        self.conv = nn.Conv3d(bands, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 1)
+        self.given = None
+
+    def forward(self, image, dates, valid):
+        self.given = image
+        shown = valid[:, :, None, None, None] & image.isfinite()
+        return [self.last(self.conv(image.where(shown, 0).movedim(1, 2)).mean(2))]
+
+
+@pytest.mark.parametrize('builder', [omnisat_tiny, late_fusion])
+def test_encoder_with_convolutions_over_time(builder, batch):
+    model = builder([S2, SPOT], encoders={'s2': Volume})
+    out = model({key: value for key, value in batch.items() if not key.endswith('s1a')})
+    assert out.fused.isfinite().all()
+    out.fused.square().mean().backward()
+    (encoder,) = (part for part in model.modules() if isinstance(part, Volume))
+    assert encoder.conv.weight.grad.abs().sum() > 0
+    assert encoder.last.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('-inf'), float('nan')])
+def test_encoders_of_users_are_given_nan(batch, value):
+    """Whatever says that nothing was measured."""
+    model = omnisat_tiny([S2], encoders={'s2': Volume})
+    batch[S2.image_key][0, 1, 2, 3, 4] = value
+    model({key: value for key, value in batch.items() if key in S2.keys})
+    assert model.encoders['s2'].given.isnan().nonzero().tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(('metres', 'patches'), [(20, 1), (60, 2), (100, 3), (140, 4), (180, 5), (170, 4), (30, 1)])
+def test_half_a_patch_counts_as_one(metres, patches):
+    """A grid of 40 m patches grows by one with every 40 m, which Python's rounding to even numbers would not do."""
+    out = omnisat_tiny([S2], patch_size=40.0)(random_batch(pixels=metres // 10, modalities={'s2': S2}))
+    assert out.grid == (patches, patches)
+
+
+@pytest.mark.parametrize('metres', [50, 150])
+def test_half_a_label_counts_as_one(metres):
+    model = OmniSatSegmenter(omnisat_tiny([S2], patch_size=40.0), 3, label_gsd=20.0)
+    logits = model(random_batch(pixels=metres // 10, modalities={'s2': S2}))
+    assert logits.shape[-1] == {50: 3, 150: 8}[metres]
+
+
+def test_fuse_asks_for_the_grid_of_an_oblong_tile():
+    model = omnisat_tiny([S2])
+    tokens, available = {'s2': torch.randn(1, 8, model.embed_dim)}, torch.ones(1, 1, dtype=torch.bool)
+    assert model.fuse(tokens, available, (2, 4)).shape == (1, 8, model.embed_dim)
+    with pytest.raises(ValueError, match='8 tokens'):
+        model.fuse(tokens, available)
+    with pytest.raises(ValueError, match=r'\(3, 3\).*8 tokens'):
+        model.fuse(tokens, available, (3, 3))

@@ -14,6 +14,7 @@ from timm.models import is_model_in_modules
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from .bands import BandConv2d
 from .packing import put, rows, take
 
 
@@ -21,7 +22,9 @@ class ImageEncoder(nn.Module):
     """A timm backbone whose output for an image does not depend on its batch.
 
     Images that are not valid are not computed. BatchNorm is frozen where its statistics
-    come with pre-trained weights, and replaced by GroupNorm where they do not.
+    come with pre-trained weights, and replaced by GroupNorm where they do not. Its first
+    convolution becomes a :class:`.BandConv2d`; where a backbone begins with a layer of another
+    type, missing bands are 0, their mean, instead.
 
     Args:
         in_channels: Number of bands.
@@ -47,6 +50,7 @@ class ImageEncoder(nn.Module):
             backbone, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
         )
         self.backbone = freeze_batch_norm_2d(self.backbone) if pretrained else with_group_norm(self.backbone)
+        self.takes_missing = _take_missing(self.backbone, in_channels)
         self.channels = tuple(self.backbone.feature_info.channels())
         self.strides = tuple(self.backbone.feature_info.reduction())
 
@@ -54,7 +58,7 @@ class ImageEncoder(nn.Module):
         """Encode images.
 
         Args:
-            image: The bands; NaN where a pixel was not measured.
+            image: The bands; not finite where one was not measured.
             valid: Which images count; the maps of the others are zero.
 
         Returns:
@@ -62,8 +66,20 @@ class ImageEncoder(nn.Module):
         """
         index = rows(valid)
         packed = take(image, index)
-        packed = packed.masked_fill(packed.isnan(), 0).contiguous(memory_format=torch.channels_last)
+        packed = (packed if self.takes_missing else packed.masked_fill(~packed.isfinite(), 0)).contiguous(
+            memory_format=torch.channels_last
+        )
         return [put(x, index, len(valid)) for x in self.backbone(packed)]
+
+
+def _take_missing(backbone: nn.Module, bands: int) -> bool:
+    """Replace the first convolution by one that takes missing bands; return whether there is one of that type."""
+    name, conv = next(((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), ('', None))
+    if type(conv) is not nn.Conv2d or conv.in_channels != bands:
+        return False
+    parent, _, last = name.rpartition('.')
+    setattr(backbone.get_submodule(parent), last, BandConv2d.of(conv))
+    return True
 
 
 def with_group_norm(module: nn.Module) -> nn.Module:

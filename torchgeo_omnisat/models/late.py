@@ -12,14 +12,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from .encoders import Encoder, build_encoders
-from .omnisat import OmniSat
+from .omnisat import OmniSat, channels_last
 from .segmentation import resize
 from .utae import UpBlock, climb, conv_block, group_norm
 
@@ -111,7 +110,7 @@ class LateFusion(OmniSat):
         )
         self.heads = nn.ModuleDict({name: Grid() for name in self.modalities})
         self.fusion = MeanFusion()
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def _refuse(self, batch: Mapping[str, Tensor]) -> None:
         """As :meth:`OmniSat._refuse`, but other images are let pass."""

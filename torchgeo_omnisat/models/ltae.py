@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .bands import BandLinear
 from .packing import put, rows, take
 from .temporal import TemporalAttention
 from .utae import DownBlock
@@ -37,7 +38,7 @@ class LTAEEncoder(nn.Module):
         self.channels = tuple(widths)
         self.strides = tuple(2**level for level in range(len(widths)))
         width = widths[0]
-        self.pixel = nn.Sequential(nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width))
+        self.pixel = nn.Sequential(BandLinear(in_channels, width), nn.GELU(), nn.Linear(width, width))
         # A norm over the dates of a pixel would take away how bright it is, which nothing else keeps here.
         self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim, in_norm=False)
         self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
@@ -48,7 +49,7 @@ class LTAEEncoder(nn.Module):
         """Encode series.
 
         Args:
-            image: The bands; NaN where a pixel was not measured.
+            image: The bands; not finite where one was not measured.
             dates: Days since 1970-01-01.
             valid: Which dates count. The others are not even computed.
 
@@ -57,10 +58,8 @@ class LTAEEncoder(nn.Module):
         """
         index = rows(valid)
         packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
-        missing = packed.isnan()
-        pixels = self.pixel(packed.masked_fill(missing, 0))
-        series = put(pixels, index, valid.numel()).unflatten(0, valid.shape)
-        seen = put(~missing.all(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        series = put(self.pixel(packed), index, valid.numel()).unflatten(0, valid.shape)
+        seen = put(packed.isfinite().any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
         collapsed, _ = self.temporal(series, dates, seen)
         maps = [rearrange(collapsed, 'b (h w) c -> b c h w', h=image.shape[-2])]
         for block in self.down_blocks:

@@ -7,6 +7,7 @@ After Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observa
 (arXiv 2404.08351); encoders, fusion and the treatment of what is missing are our own.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from ..modality import Modality, as_modalities
+from ..modality import Modality, as_modalities, half_up
 from .encoders import Encoder, build_encoders
 from .fusion import Fusion
 
@@ -93,7 +94,7 @@ class OmniSat(nn.Module):
             backbone for an image, a module, or a class that takes the number of bands. It has
             ``channels`` and ``strides`` (of its maps, fine to coarse) and maps
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
-            maps; NaN are pixels that were not measured.
+            maps; NaN are bands of pixels that were not measured.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
         widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
@@ -125,7 +126,7 @@ class OmniSat(nn.Module):
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
         self.fusion: nn.Module = Fusion(self.modalities, embed_dim, depth, num_heads)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
         """Encode and fuse a batch.
@@ -157,7 +158,8 @@ class OmniSat(nn.Module):
             if modality.image_key not in batch:
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
-            measured = ~image.isnan().all(-3, keepdim=True)
+            finite = image.isfinite()
+            measured, image = finite.any(-3, keepdim=True), image.masked_fill(~finite, torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
                 maps = encoder(image, dates, valid)
@@ -189,14 +191,21 @@ class OmniSat(nn.Module):
             tokens: Tokens by modality; a modality may be left out.
             available: Which modalities count, in the order of :attr:`modalities`, for each
                 sample or for each patch.
-            grid: Rows and columns of the ground grid; square unless told otherwise.
+            grid: Rows and columns of the ground grid; only a square one may be left out.
+
+        Raises:
+            ValueError: If *grid* has not N places.
         """
         some = next(iter(tokens.values()))
-        side = round(some.shape[1] ** 0.5)
+        side = math.isqrt(some.shape[1])
+        rows, columns = grid or (side, side)
+        if rows * columns != some.shape[1]:
+            what = f'grid is {tuple(grid)}' if grid else 'grid is None, which means a square'
+            raise ValueError(f'{what}, but there are {some.shape[1]} tokens: expected grid=(rows, columns) of as many')
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in self.modalities], dim=2)
         held = torch.tensor([name in tokens for name in self.modalities], device=some.device)
         seen = available if available.ndim == 3 else available.unsqueeze(1).expand(-1, some.shape[1], -1)
-        return self.fusion(stacked, seen & held, grid or (side, side))
+        return self.fusion(stacked, seen & held, (rows, columns))
 
     def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
         """What the model would have made of some of the modalities; nothing is encoded again.
@@ -225,7 +234,7 @@ class OmniSat(nn.Module):
         extent = next(extents[n] for n, gsd in gsds.items() if gsd == finest)
         if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):
             raise ValueError(f'modalities must cover the same ground, got (height, width) in metres {extents}')
-        rows, columns = (max(1, round(side / self.patch_size)) for side in extent)
+        rows, columns = (max(1, half_up(side / self.patch_size)) for side in extent)
         return (rows, columns), (extent[0], extent[1])
 
     def seen(self, maps: Mapping[str, FeatureMaps], grid: tuple[int, int]) -> Bool[Tensor, 'b n m']:
@@ -249,6 +258,13 @@ class OmniSat(nn.Module):
             if missing or batch[key].ndim != ndim or batch[key].shape[-3] != bands:
                 expected = f'({"B, T" if modality.temporal else "B"}, {bands}, H, W) with its dates and valid'
                 raise ValueError(f'{key} has shape {tuple(batch[key].shape)} and lacks {missing}, expected {expected}')
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the parameters of 2-D convolutions out with the channels last; those of other layers stay."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[Tensor, 'b n']:

@@ -77,13 +77,13 @@ class SeriesPatchEncoder(nn.Module):
         """One token a patch.
 
         Args:
-            image: The bands; NaN where a pixel was not measured.
+            image: The bands; not finite where one was not measured, which counts as 0, as published.
             dates: Days since 1970-01-01.
             valid: Which dates count.
         """
         index, side = rows(valid), self.patch_size
         patches = rearrange(take(image.flatten(0, 1), index), 's c (h p) (w q) -> s (h w) (c p q)', p=side, q=side)
-        missing = patches.isnan()
+        missing = ~patches.isfinite()
         x = rearrange(patches.masked_fill(missing, 0), 's n c -> (s n) c')
         for layer in self.embed:
             x = layer(x)
@@ -143,9 +143,11 @@ class ImagePatchEncoder(nn.Module):
         self.layers = nn.Sequential(*stem, *blocks)
 
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
-        """One token a patch; NaN are pixels that were not measured."""
+        """One token a patch; pixels that are not finite were not measured, and count as 0."""
         side = self.patch_size
-        patches = rearrange(image.nan_to_num(nan=0.0), 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side)
+        patches = rearrange(
+            image.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side
+        )
         return rearrange(self.layers(patches), '(b n) d 1 1 -> b n d', b=len(image))
 
     @classmethod

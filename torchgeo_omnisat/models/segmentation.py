@@ -15,6 +15,7 @@ from jaxtyping import Float
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
+from ..modality import half_up
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
 #: Adam moves a weight by about the learning rate a step, so a last layer of few channels is
@@ -75,7 +76,7 @@ class OmniSatSegmenter(nn.Module):
 
     def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k h w']:
         """Logits from what the backbone made of a batch."""
-        rows, columns = (max(1, round(side / self.label_gsd)) for side in out.extent)
+        rows, columns = (max(1, half_up(side / self.label_gsd)) for side in out.extent)
         return self.decoder(out, (rows, columns))
 
 

@@ -9,6 +9,7 @@ the published code is MIT-licensed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .bands import BandConv2d
 from .packing import add_up, put, rows, take
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
@@ -39,9 +41,10 @@ def conv_block(
     stride: int = 1,
     padding_mode: Padding = 'zeros',
     norm: Callable[[int], nn.Module] = group_norm,
+    layer: Callable[..., nn.Conv2d] = nn.Conv2d,
 ) -> nn.Sequential:
     """Convolution, normalisation, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode)
+    conv = layer(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode)
     return nn.Sequential(conv, norm(out_channels), nn.ReLU(inplace=True))
 
 
@@ -77,7 +80,8 @@ class UTAEEncoder(nn.Module):
         key_dim: Width of a query.
         dim: Width of the temporal attention.
         dates: Module that encodes dates; ``None`` for the annual circle.
-        padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map.
+        padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map and has no
+            parameters for missing bands.
         batch_norm: BatchNorm after the temporal attention, as published.
         dropout: Dropout after the temporal attention.
         checkpointing: Whether the maps of single dates at the two finest levels are computed
@@ -100,8 +104,9 @@ class UTAEEncoder(nn.Module):
         super().__init__()
         self.channels, self.checkpointing = tuple(widths), checkpointing
         self.strides = tuple(2**level for level in range(len(widths)))
+        first = partial(BandConv2d, learn=padding_mode == 'zeros')
         self.in_conv = nn.Sequential(
-            conv_block(in_channels, widths[0], padding_mode=padding_mode),
+            conv_block(in_channels, widths[0], padding_mode=padding_mode, layer=first),
             conv_block(widths[0], widths[0], padding_mode=padding_mode),
         )
         self.down_blocks = nn.ModuleList(DownBlock(i, o, padding_mode) for i, o in pairwise(widths))
@@ -115,7 +120,7 @@ class UTAEEncoder(nn.Module):
         """Encode series.
 
         Args:
-            image: The bands; NaN where a pixel was not measured.
+            image: The bands; not finite where one was not measured.
             dates: Days since 1970-01-01.
             valid: Which dates count. The others are not even computed.
 
@@ -130,9 +135,8 @@ class UTAEEncoder(nn.Module):
         """The maps of :meth:`forward`, and the weights of the dates at the coarsest level."""
         index = rows(valid)
         packed = take(image.flatten(0, 1), index)
-        missing = packed.isnan()
-        seen = ~missing.all(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
-        packed = packed.masked_fill(missing, 0).contiguous(memory_format=torch.channels_last)
+        seen = packed.isfinite().any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
+        packed = packed.contiguous(memory_format=torch.channels_last)
         pyramid = [self._run(self.in_conv, packed)]
         for level, block in enumerate(self.down_blocks):
             pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))

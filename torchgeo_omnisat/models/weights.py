@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 
+from .bands import add_missing
 from .published import UTAE_NAMES, renamed
 from .temporal import SinusoidDates
 from .utae import UTAE, UTAEEncoder
@@ -174,6 +175,7 @@ def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, 
     prefix = 'encoder.'
     found = {k.removeprefix(prefix): v for k, v in renamed(state, UTAE_NAMES).items() if k.startswith(prefix)}
     own = target.state_dict()
+    found = add_missing(found, own)
     norm = 'temporal.mlp.0.1.'
     if norm + 'running_mean' not in own:  # the scale of a BatchNorm says nothing to a LayerNorm
         found = {key: value for key, value in found.items() if not key.startswith(norm)}

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ..modality import Modality
+from ..models.bands import add_missing
 from .files import read_weights
 from .statistics import KINDS, Sources, Statistics, choose
 
@@ -72,7 +73,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
     """
     state, told = read_weights(path)
     own = backbone.state_dict()
-    found, expected = _parts(_strip(state, own), modalities), _parts(own, modalities)
+    found, expected = _parts(add_missing(_strip(state, own), own), modalities), _parts(own, modalities)
     there = told.get('modalities') or ()
     bands = {m['name']: list(m['bands']) for m in (there.values() if isinstance(there, Mapping) else there)}
     reasons = {}
