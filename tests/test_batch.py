@@ -18,6 +18,11 @@ SPOT = Modality('spot', ('R', 'G', 'B'), 5.0, False)
 MODALITIES = as_modalities([S2, S1, SPOT])
 
 
+def test_batch_without_any_modality_has_no_size() -> None:
+    with pytest.raises(ValueError, match='valid_s2'):
+        available({}, MODALITIES)
+
+
 def sample(s2: int = 0, s1: int = 0, spot: bool = False, seed: int = 0) -> dict[str, Tensor]:
     """A tile of 40 m with this many dates; a modality with none is absent."""
     generator = torch.Generator().manual_seed(seed)

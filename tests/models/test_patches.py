@@ -55,6 +55,20 @@ def test_a_token_of_an_image_is_its_patch() -> None:
     assert changed.tolist() == [False] * 3 + [True] + [False] * 2
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
+def test_what_was_not_measured_counts_as_the_mean(
+    value: float, series: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    """As published: there are no parameters to tell it apart."""
+    image, dates, valid = series
+    image[0, 0, 1, :2] = value
+    of_series, of_images = SeriesPatchEncoder(5, 2, **SMALL).eval(), ImagePatchEncoder(5, 32, dim=8).eval()
+    tokens = of_series(image, dates, valid)
+    single = image[:, 0].repeat(1, 1, 8, 6)[..., :32, :32]
+    torch.testing.assert_close(tokens, of_series(torch.where(image.isfinite(), image, 0), dates, valid))
+    torch.testing.assert_close(of_images(single), of_images(torch.where(single.isfinite(), single, 0)))
+
+
 def test_a_patch_that_leaves_more_than_a_pixel_is_refused() -> None:
     with pytest.raises(ValueError, match='patch_size 64 does not shrink to one pixel, expected 32 to 63'):
         ImagePatchEncoder(3, 64)

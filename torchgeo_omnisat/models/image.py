@@ -66,9 +66,9 @@ class ImageEncoder(nn.Module):
         """
         index = rows(valid)
         packed = take(image, index)
-        packed = (packed if self.takes_missing else packed.masked_fill(~packed.isfinite(), 0)).contiguous(
-            memory_format=torch.channels_last
-        )
+        if not self.takes_missing:
+            packed = packed.masked_fill(~packed.isfinite(), 0)
+        packed = packed.contiguous(memory_format=torch.channels_last)
         return [put(x, index, len(valid)) for x in self.backbone(packed)]
 
 

@@ -145,9 +145,8 @@ class ImagePatchEncoder(nn.Module):
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
         """One token a patch; pixels that are not finite were not measured, and count as 0."""
         side = self.patch_size
-        patches = rearrange(
-            image.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side
-        )
+        image = image.masked_fill(~image.isfinite(), 0)
+        patches = rearrange(image, 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side)
         return rearrange(self.layers(patches), '(b n) d 1 1 -> b n d', b=len(image))
 
     @classmethod
