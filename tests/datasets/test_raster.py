@@ -89,8 +89,12 @@ def test_nodata_is_nan_in_its_band_alone_and_a_date_of_it_is_not_valid(tmp_path:
     assert sample['valid_s'].tolist() == [True, False]
     assert sample['image_s'][0].isnan().nonzero().tolist() == [[0, 0, 0]]
     assert sample['image_s'][1].isnan().all()
-    told = RasterTimeSeries(tmp_path, name='s', nodata=1)[window()]  # the argument goes before the file
-    assert told['image_s'][0, 0, 0, 0] == -1
+    image[0, 0, 1] = 7.5
+    write(tmp_path / 'a_20210101.tif', image, nodata=-1)
+    told = RasterTimeSeries(tmp_path, name='s', nodata=7.5, cache=False)[window()]  # besides the file's
+    assert told['image_s'][0].isnan().nonzero().tolist() == [[0, 0, 0], [0, 0, 1]]
+    told = RasterTimeSeries(tmp_path, name='s', replace_nodata=7.5, cache=False)[window()]
+    assert told['image_s'][0, 0, 0, :2].tolist() == [-1, pytest.approx(float('nan'), nan_ok=True)]
 
 
 def test_beyond_a_file_without_nodata_nothing_was_measured(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 import atexit
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,25 +14,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
-from rasterio.dtypes import in_dtype_range
-from rasterio.enums import MaskFlags, Resampling
+from rasterio import Affine, warp
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ..grid import Grid
-from .opening import open_raster
+from .decoding import Decoding, as_numbers, decode
+from .headers import georeference
+from .opening import open_raster, sidecars
 from .series import Merge, finite_mean
 
 #: Where a file, a day or a period lies that no file name tells.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
 #: A file whose pixels are smaller than this share of those asked for is averaged, else interpolated.
 FINER = 0.75
+#: So many numbers of a file are warped at a time.
+LARGEST = 2**27
 
 
 @dataclass(frozen=True)
@@ -139,15 +143,26 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
     """The bands of one file, or of the files of one scene, ``(C, H, W)``."""
     nearest = not dataset.is_image
     if dataset.separate_files:
-        files = [dataset._update_filepath(band, path) for band in dataset.bands]
-        bands = [read_raster(file, (1,), grid, dataset.nodata, nearest, dataset.cache) for file in files]
+        files = {band: dataset._update_filepath(band, path) for band in dataset.bands}
+        bands = [
+            read_raster(file, (1,), grid, decoding_of(dataset, path, band), nearest, dataset.cache)
+            for band, file in files.items()
+        ]
         offsets = dataset.offsets(path) if hasattr(dataset, 'offsets') else 0
         return np.concatenate(bands) + offsets
     numbers = dataset.band_indexes
     known: dict[str, tuple[int, ...]] = getattr(dataset, 'band_numbers', {})
     if path in known:  # whose bands are in another order than those of the first file
         numbers = [known[path][dataset.all_bands.index(band)] for band in dataset.bands]
-    return read_raster(path, numbers, grid, dataset.nodata, nearest, dataset.cache)
+    return read_raster(path, numbers, grid, decoding_of(dataset, path, None), nearest, dataset.cache)
+
+
+def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding:
+    """Return which pixels of a file, or of one band of a scene, are valid."""
+    if hasattr(dataset, 'decoding'):
+        own: Decoding = dataset.decoding(path, band)
+        return own
+    return Decoding(as_numbers(dataset.nodata), alpha=not dataset.all_bands)
 
 
 def files_of(dataset: Any, path: str) -> list[str]:
@@ -169,7 +184,12 @@ def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -
 
 
 def read_raster(
-    path: str, indexes: Sequence[int] | None, grid: Grid, nodata: float | None, nearest: bool, cache: bool
+    path: str,
+    indexes: Sequence[int] | None,
+    grid: Grid,
+    nodata: float | Sequence[float] | Decoding | None,
+    nearest: bool,
+    cache: bool,
 ) -> NDArray[np.float32]:
     """Bands of a raster on other pixels, NaN outside of it and where nothing was measured.
 
@@ -177,7 +197,7 @@ def read_raster(
         path: A file or whatever GDAL reads, such as a URL.
         indexes: Bands from 1 on; None for all.
         grid: The pixels, which may be of another size and in another CRS.
-        nodata: The number that says *not measured*; what the file says by default.
+        nodata: Numbers that are nodata besides what the file states, or all of how to decode it.
         nearest: Whether to take the nearest pixel, as classes need it.
         cache: Whether to keep the file open.
 
@@ -188,55 +208,76 @@ def read_raster(
     Raises:
         ValueError: If that cannot be read.
     """
+    decoding = nodata if isinstance(nodata, Decoding) else Decoding(as_numbers(nodata))
     try:
-        source = _kept_open(path, os.getpid()) if cache else open_raster(path)
-        try:
-            bands = list(indexes or source.indexes)
-            if max(bands) > source.count:
-                raise ValueError(f'it has {source.count} bands')
-            values = [_nodata(source, band, nodata) for band in bands]
-            place = _place(source, grid)
-            image = (
-                _warped(source, bands, grid, values, nearest) if place is None else _cut(source, bands, *place, values)
-            )
-        finally:
-            if not cache:
-                source.close()
+        with sidecars(path):  # what a virtual raster is made of is opened when it is read
+            source = _kept_open(path, os.getpid()) if cache else open_raster(path)
+            try:
+                bands = list(indexes or source.indexes)
+                if max(bands) > source.count:
+                    raise ValueError(f'it has {source.count} bands')
+                place = _place(source, grid)
+                if place is None:
+                    return _warped(source, bands, grid, decoding, nearest)
+                return _cut(source, bands, *place, decoding)
+            finally:
+                if not cache:
+                    source.close()
     except (RasterioError, IndexError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
-    image[~np.isfinite(image)] = np.nan
-    return image
 
 
-def _nodata(source: Any, band: int, given: float | None) -> float | None:
-    """The number that says *not measured* in a band, by its file unless its pixels can hold the one given."""
-    fits = given is not None and in_dtype_range(given, source.dtypes[band - 1])
-    value: float | None = given if fits else source.nodatavals[band - 1]
-    return value
-
-
-def _warped(
-    source: Any, bands: list[int], grid: Grid, nodata: list[float | None], nearest: bool
-) -> NDArray[np.float32]:
+def _warped(source: Any, bands: list[int], grid: Grid, decoding: Decoding, nearest: bool) -> NDArray[np.float32]:
     """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
-    if len({str(value) for value in nodata}) > 1:  # GDAL would take one for all
-        pairs = zip(bands, nodata, strict=True)
-        return np.concatenate([_warped(source, [band], grid, [value], nearest) for band, value in pairs])
+    window = _reached(source, grid)
+    if window is not None and window.width * window.height * len(bands) > LARGEST and grid.height > 1:
+        half = grid.height // 2
+        upper, lower = Grid(grid.crs, grid.transform, half, grid.width), grid.transform @ Affine.translation(0, half)
+        parts = (upper, Grid(grid.crs, lower, grid.height - half, grid.width))
+        return np.concatenate([_warped(source, bands, part, decoding, nearest) for part in parts], axis=1)
     image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
+    if window is None:
+        return image
+    crs, transform = georeference(source)
     method = Resampling.nearest
     if not nearest:
         method = Resampling.average if _pixel(source, grid) < FINER * grid.step else Resampling.bilinear
     reproject(
-        rasterio.band(source, bands),
+        decode(source, bands, window, decoding),
         image,
-        src_nodata=nodata[0],
+        src_crs=crs or grid.crs,
+        src_transform=transform @ Affine.translation(window.col_off, window.row_off),
+        src_nodata=np.nan,
         dst_crs=grid.crs,
         dst_transform=grid.transform,
         dst_nodata=np.nan,
         resampling=method,
         UNIFIED_SRC_NODATA='NO',  # every band says for itself what was measured
     )
+    image[~np.isfinite(image)] = np.nan
     return image
+
+
+def _reached(source: Any, grid: Grid) -> Window | None:
+    """The part of an open file that the pixels of a grid are made of; None if it does not reach them."""
+    crs, transform = georeference(source)
+    xmin, ymin, xmax, ymax = grid.bounds
+    x, y = map(np.ravel, np.meshgrid(np.linspace(xmin, xmax, 22), np.linspace(ymin, ymax, 22)))
+    if not _same(crs, grid.crs):
+        try:
+            x, y = map(np.array, warp.transform(grid.crs, crs, x, y))
+        except RasterioError:
+            return Window(0, 0, source.width, source.height)
+    columns, rows = ~transform @ (x, y)
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        return Window(0, 0, source.width, source.height)
+    sides = []
+    for places, count, size in ((columns, grid.width, source.width), (rows, grid.height, source.height)):
+        least, most = places.min(), places.max()
+        margin = 3 + (most - least) * (2 / max(1, count) + 0.02)  # what is interpolated, and how lines are bent
+        sides.append((max(0, math.floor(least - margin)), min(size, math.ceil(most + margin))))
+    (left, right), (top, bottom) = sides
+    return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
 
 
 def _place(source: Any, grid: Grid) -> tuple[int, int, int, int] | None:
@@ -252,22 +293,16 @@ def _place(source: Any, grid: Grid) -> tuple[int, int, int, int] | None:
 
 
 def _cut(
-    source: Any, bands: list[int], row: int, column: int, height: int, width: int, nodata: list[float | None]
+    source: Any, bands: list[int], row: int, column: int, height: int, width: int, decoding: Decoding
 ) -> NDArray[np.float32]:
-    """Bands of part of an open file, NaN beyond it and, if no nodata is told, where its mask is 0, as in a warp."""
+    """Bands of part of an open file, NaN beyond it and where it is not valid, as in a warp."""
     image = np.full((len(bands), height, width), np.nan, dtype=np.float32)
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + height, source.height), min(column + width, source.width)
     if top < bottom and left < right:
         window = Window(left, top, right - left, bottom - top)
-        pixels = source.read(bands, window=window)
         inside = image[:, top - row : bottom - row, left - column : right - column]
-        inside[:] = pixels
-        for target, band, value in zip(inside, pixels, nodata, strict=True):
-            if value is not None:
-                target[band == value] = np.nan
-        if nodata == [None] * len(bands) and MaskFlags.per_dataset in source.mask_flag_enums[0]:
-            inside[:, source.read_masks(1, window=window) == 0] = np.nan
+        inside[:] = decode(source, bands, window, decoding)
     return image
 
 
@@ -288,14 +323,16 @@ atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are clos
 
 def _pixel(source: Any, grid: Grid) -> float:
     """About how large the pixels of a file are in units of a grid's CRS."""
-    if _same(source.crs, grid.crs):
-        return float(max(source.res))
+    crs, transform = georeference(source)
+    side = math.sqrt(abs(transform.determinant))
+    if _same(crs, grid.crs):
+        return side
+    x, y = transform @ (source.width / 2, source.height / 2)
     try:
-        left, bottom, right, top = source.bounds
-        box = rasterio.warp.transform_bounds(source.crs, grid.crs, left, bottom, right, top)
+        left, bottom, right, top = warp.transform_bounds(crs, grid.crs, x, y, x + side, y + side)
     except RasterioError:
         return grid.step
-    return float(np.sqrt((box[2] - box[0]) * (box[3] - box[1]) / max(1, source.width * source.height)))
+    return math.sqrt((right - left) * (top - bottom))
 
 
 def decibel_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:

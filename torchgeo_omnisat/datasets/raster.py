@@ -6,6 +6,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from glob import glob
@@ -25,6 +26,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from ..grid import Grid
 from ..modality import Kind, Modality, Unit
 from .arguments import check_max_dates, state_facts
+from .decoding import Decoding, as_numbers
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
 from .georeference import Span, as_span, metres, outline, resolution, where, window_grid
 from .headers import DAY, Header, band_names, band_numbers, read_header, refuse_dates
@@ -57,6 +59,8 @@ class RasterTimeSeries(RasterDataset):
     kind: Kind | None = None
     unit: Unit = 'unknown'
     decibels = False
+    #: Whether scale and offset in files may apply; else the reader knows better.
+    tags_scale = True
 
     def __init__(
         self,
@@ -74,7 +78,8 @@ class RasterTimeSeries(RasterDataset):
         filename_regex: str | None = None,
         date_format: str | None = None,
         separate_files: bool | None = None,
-        nodata: float | None = None,
+        nodata: float | Sequence[float] | None = None,
+        replace_nodata: float | Sequence[float] | None = None,
         kind: Kind | None = None,
         unit: Unit | None = None,
         wavelengths: Sequence[float] | Mapping[str, float] | None = None,
@@ -102,7 +107,9 @@ class RasterTimeSeries(RasterDataset):
                 default eight digits are a date, which single images need not have.
             date_format: How a date is written, such as ``'%Y%m%d'``.
             separate_files: Whether every band has a file of its own.
-            nodata: The number that says *not measured*; what the files say by default.
+            nodata: A number, or several, that are nodata besides what the files state.
+            replace_nodata: The same, instead of the numbers that the files state; ``[]`` is no number at all.
+                Masks in and beside files still count.
             kind: What the sensor measures: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
                 ``'embedding'`` or ``'other'``; unknown by default, and what depends on it is off.
             unit: Unit of the pixels: ``'reflectance'`` (0 to 1), ``'dn'`` (such as reflectance x 10000),
@@ -137,6 +144,8 @@ class RasterTimeSeries(RasterDataset):
         self.kind, self.unit = state_facts(self.name, self.kind, self.unit, self.decibels or decibels)
         self.decibels = self.unit == 'db'
         self._wavelengths = wavelengths
+        self.added_nodata = as_numbers(self.nodata)
+        self.replaced_nodata = None if replace_nodata is None else as_numbers(replace_nodata, 'replace_nodata')
         check_max_dates(max_dates)
         if (
             not self.temporal
@@ -222,6 +231,15 @@ class RasterTimeSeries(RasterDataset):
             return {}
         return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
 
+    def decoding(self, filepath: str, band: str | None) -> Decoding:
+        """Return which pixels of a file are valid, and whether they are scaled.
+
+        Args:
+            filepath: A file of the index.
+            band: Of a scene with separate files, which of them.
+        """
+        return Decoding(self.added_nodata, self.replaced_nodata, self.alpha_masks, self.scaled)
+
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
         """Read the header of every file, once, and index where and when it lies."""
         if self.separate_files and not self.all_bands:
@@ -234,6 +252,7 @@ class RasterTimeSeries(RasterDataset):
         times = [self._filepath_to_timestamp(file) for file in files]
         headers = [read_header(file) for file in files]
         self._name_bands(headers, bands)
+        self._scale(headers)
         first = headers[0]
         if first.crs is None and crs is None:
             raise ValueError(f'{first.path} cannot be read (it states no CRS), expected a georeferenced raster')
@@ -266,6 +285,39 @@ class RasterTimeSeries(RasterDataset):
             elif found != usual:
                 self.band_numbers[header.path] = found
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
+
+    def _scale(self, headers: Sequence[Header]) -> None:
+        """Apply scale and offset of files where they differ, or where a physical unit is stated; say so."""
+        stated: dict[tuple[tuple[float, float], ...], str] = {}
+        for header in headers if self.tags_scale else ():
+            stated.setdefault(self._stated_scales(header), header.path)
+        self.scaled = bool({pair for found in stated for pair in found} - {(1, 0)}) and (
+            len(stated) > 1 or self.unit not in ('dn', 'unknown')
+        )
+        if not self.scaled:
+            return
+        examples = ' and '.join(f'{found} in {os.path.basename(path)}' for found, path in [*stated.items()][:2])
+        unit = ''
+        if self.unit == 'dn':
+            self.unit, unit = 'unknown', '; that is no longer the unit dn, so state another'
+        why = 'differ' if len(stated) > 1 else f'lead to the unit {self.unit}'
+        warnings.warn(
+            f'scale and offset of the files of {self.name!r} {why} ({examples}): pixels are stored * scale + offset'
+            f'{unit}',
+            stacklevel=4,
+        )
+
+    def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
+        """Return scale and offset of each band; of separate files over a network those of the first band."""
+        if not self.separate_files:
+            numbers: Sequence[int] = self.band_indexes or ()
+            if header.path in self.band_numbers:
+                places = self.band_numbers[header.path]
+                numbers = [places[self.all_bands.index(band)] for band in self.bands]
+            return tuple((header.scales[number - 1], header.offsets[number - 1]) for number in numbers)
+        others = [self._update_filepath(band, header.path) for band in self.bands]
+        files = [header, *(read_header(path) for path in others if path != header.path and not is_remote(path))]
+        return tuple((file.scales[0], file.offsets[0]) for file in files)
 
     def _pattern(self) -> re.Pattern[str]:
         """What names of files begin with."""

@@ -17,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Unit
 from .frames import Clouds
+from .headers import Header
 from .raster import RasterTimeSeries
 from .series import S2_WAVELENGTHS
 
@@ -39,7 +40,7 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     processed again) ESA adds 1000 to every reflectance. The baseline is in the name of the
     product, ``S2A_MSIL2A_20220201T105251_N0400_R051_T31UFS_...``: where it is 0400 or above, 1000
     is taken off again, so that all dates are on one scale. Band files outside of such a folder
-    stay as they are.
+    stay as they are, unless they state scale and offset. 0 is nodata, and stays so.
     """
 
     name = 's2'
@@ -96,10 +97,14 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
         """What is to be added to each band of a scene, ``(C, 1, 1)``."""
-        found = BASELINE.findall(filepath) if self.harmonize else []
-        added = shift(found[-1]) if found else 0
-        offsets = [-added if band.startswith('B') else 0 for band in self.bands]
+        found = BASELINE.findall(filepath)
+        added = shift(found[-1]) if found else -self.tag_offsets.get(filepath, 0)
+        offsets = [-added if band.startswith('B') and self.harmonize else 0 for band in self.bands]
         return np.array(offsets, np.float32)[:, None, None]
+
+    def _scale(self, headers: Sequence[Header]) -> None:
+        """Keep digital numbers, and what the files say is to be added to them."""
+        self.scaled, self.tag_offsets = False, stated_offsets(headers)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
         """The file of another band of a scene, in its own folder if the product has folders by resolution."""
@@ -122,6 +127,19 @@ def shift(baseline: str) -> int:
         baseline: As in the name of a product, ``'0400'``.
     """
     return SHIFT if baseline.isdigit() and FIRST_SHIFTED <= int(baseline) < UNKNOWN_BASELINE else 0
+
+
+def stated_offsets(headers: Sequence[Header]) -> dict[str, float]:
+    """Return what files state is to be added to their digital numbers, by path.
+
+    Args:
+        headers: Headers of files of the first band.
+    """
+    return {
+        header.path: float(round(header.offsets[0] / header.scales[0]))
+        for header in headers
+        if header.offsets[0] and header.scales[0]
+    }
 
 
 class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):

@@ -26,8 +26,10 @@ from torchgeo.datasets.utils import Sample
 from ..grid import Grid
 from ..modality import Modality
 from .classes import NO_LABEL, UNKNOWN, ClassMap
-from .frames import ALWAYS, days_of, merge_of, opened, overlapping, read_frames
+from .decoding import GREATEST, as_numbers
+from .frames import ALWAYS, days_of, decoding_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
+from .headers import refuse_complex
 from .polygons import Polygons
 from .raster import RasterTimeSeries, newest, read_modality
 
@@ -89,15 +91,16 @@ class Source:
         Raises:
             ValueError: If that is of another size than was asked for.
         """
+        refuse_complex([found.numpy().dtype], f'{self.name!r}')
         values = found.numpy().astype(np.float32)
         if values.shape[-2:] != (grid.height, grid.width):
             raise ValueError(
                 f'{self.name!r} gives {tuple(values.shape)} for a window of {grid.height} x {grid.width} pixels of '
                 f'{grid.step} m, expected that size'
             )
-        nodata = getattr(self.dataset, 'nodata', None)
-        if nodata is not None:
-            values[values == nodata] = np.nan
+        for number in as_numbers(getattr(self.dataset, 'nodata', None)):
+            values[values == number] = np.nan
+        values[~(np.abs(values) <= GREATEST)] = np.nan
         values[..., geometry_mask(rows.geometry, (grid.height, grid.width), grid.transform)] = np.nan
         return values
 
@@ -291,8 +294,8 @@ class LabelSource(Source):
                 )
             if any(dtype.startswith('complex') for dtype in source.dtypes):
                 raise ValueError(f'{path} has pixels of {source.dtypes[0]}, expected whole numbers as classes')
-            told = getattr(self.dataset, 'nodata', None)
-            values = {value for value in (told, *source.nodatavals) if value is not None}
+            decoding = decoding_of(self.dataset, path, None)
+            values = {value for stated in source.nodatavals for value in decoding.numbers(stated)}
             return sorted(value for value in values if not math.isnan(value))
 
 

@@ -19,9 +19,11 @@ from torchgeo.datasets.utils import Sample, lazy_import
 
 from ..modality import Kind, Unit
 from .arguments import state_facts
+from .decoding import Decoding
 from .frames import Clouds, as_gdal
+from .headers import Header
 from .raster import RasterTimeSeries
-from .sentinel import shift
+from .sentinel import shift, stated_offsets
 
 #: Properties of an item that say that what was added is off again, and what was added.
 APPLIED = ('earthsearch:boa_offset_applied', 'sentinel:boa_offset_applied')
@@ -61,7 +63,8 @@ class STACTimeSeries(RasterTimeSeries):
         assets: Mapping[str, str] | None = None,
         name: str = 's2',
         temporal: bool = True,
-        nodata: float | None = None,
+        nodata: float | Sequence[float] | None = None,
+        replace_nodata: float | Sequence[float] | None = None,
         kind: Kind | None = None,
         unit: Unit = 'unknown',
         wavelengths: Sequence[float] | Mapping[str, float] | None = None,
@@ -83,7 +86,9 @@ class STACTimeSeries(RasterTimeSeries):
             assets: What the asset of a band is called, where that is not the band's name.
             name: Name of the modality.
             temporal: Whether this is a series.
-            nodata: The number that says *not measured*; what the files say by default.
+            nodata: A number, or several, that are nodata besides what files and items state, and besides 0
+                of Sentinel-2.
+            replace_nodata: The same, instead of all of these.
             kind: What the sensor measures; what the items state by default.
             unit: Unit of the pixels; what the items state by default.
             wavelengths: Central wavelengths of *bands* in nanometres; what the items state by default.
@@ -124,6 +129,7 @@ class STACTimeSeries(RasterTimeSeries):
             temporal=temporal,
             all_bands=wanted,
             nodata=nodata,
+            replace_nodata=replace_nodata,
             kind=kind or own.kind,
             unit=own.unit if unit == 'unknown' else unit,
             wavelengths=nanometres
@@ -141,8 +147,32 @@ class STACTimeSeries(RasterTimeSeries):
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
         """What is to be added to each band of an item, ``(C, 1, 1)``."""
-        told = self.items[filepath].offsets
-        return np.array([told[band] if self.harmonize else 0 for band in self.bands], np.float32)[:, None, None]
+        told, stated = self.items[filepath].offsets, self.tag_offsets.get(filepath, 0)
+        offsets = [stated if told[band] is None else told[band] for band in self.bands]
+        return np.array(offsets if self.harmonize else [0] * len(offsets), np.float32)[:, None, None]
+
+    def _scale(self, headers: Sequence[Header]) -> None:
+        """Keep digital numbers of Sentinel-2; bring others to physical values where items or files differ."""
+        self.tag_offsets = {}
+        if all(scene.facts.unit == 'dn' for scene in self.items.values()):
+            self.scaled, self.tag_offsets = False, stated_offsets(headers)
+        else:
+            super()._scale(headers)
+
+    def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
+        """Return scale and offset of each band, by its item, else by its file."""
+        scales = [self.items[header.path].scales[band] for band in self.bands]
+        if None not in scales:
+            return tuple(scale for scale in scales if scale is not None)
+        pairs = zip(scales, super()._stated_scales(header), strict=False)
+        return tuple(own or scale for own, scale in pairs)
+
+    def decoding(self, filepath: str, band: str | None) -> Decoding:
+        """Return which pixels of a file are valid, by what its item states too."""
+        usual = super().decoding(filepath, band)
+        stated = self.items[filepath].nodata.get(band or '', ())
+        nodata = usual.nodata if self.replaced_nodata is not None else (*usual.nodata, *stated)
+        return usual._replace(nodata=nodata, scale=self.items[filepath].scales.get(band or ''))
 
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
         """The day of an item, whole, as that of a file name is."""
@@ -163,11 +193,13 @@ class Facts(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What an item says: its day, by band the file and what is to be added to its pixels, and its facts."""
+    """What an item says: its day; by band the file, what to add to its pixels, nodata and scale; and its facts."""
 
     day: pd.Timestamp
     files: dict[str, str]
-    offsets: dict[str, float]
+    offsets: dict[str, float | None]
+    nodata: dict[str, tuple[float, ...]]
+    scales: dict[str, tuple[float, float] | None]
     facts: Facts
 
 
@@ -188,7 +220,11 @@ def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
         files = {band: _located(item.assets[asset], item, path) for band, asset in assets.items()}
         day = pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize()
         offsets = {band: _offset(item, asset) for band, asset in assets.items()}
-        found[next(iter(files.values()))] = Scene(day, files, offsets, _facts(item, list(assets.values())))
+        nodata = {band: _nodata(item, asset) for band, asset in assets.items()}
+        scales = {band: _scale(item.assets[asset].extra_fields) for band, asset in assets.items()}
+        found[next(iter(files.values()))] = Scene(
+            day, files, offsets, nodata, scales, _facts(item, list(assets.values()))
+        )
     if not found:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection of some')
     return found
@@ -216,21 +252,52 @@ def _facts(item: Any, names: Sequence[str]) -> Facts:
     return Facts('radar' if is_radar else None, 'unknown', tuple(wavelengths))
 
 
-def _offset(item: Any, name: str) -> float:
-    """What is to be added to the pixels of an asset so that Sentinel-2 of all baselines is on one scale."""
+def _offset(item: Any, name: str) -> float | None:
+    """Return what is to be added to the pixels of an asset so that Sentinel-2 of all baselines is on one scale.
+
+    None if the item does not say, so that its file may.
+    """
     told, asset = item.properties, item.assets[name].extra_fields
     if not _is_sentinel2(item) or any(told.get(flag) for flag in APPLIED):
         return 0.0
-    bands = asset.get('raster:bands') or asset.get('bands') or [{}]
-    raster = {**asset, **bands[0]}
+    scale = _scale(asset)
+    if scale is not None:
+        return float(round(scale[1] / scale[0]))
+    if not _is_spectral(asset, name):
+        return 0.0
+    baseline = next((told[key] for key in BASELINES if key in told), None)
+    return None if baseline is None else -float(shift(str(baseline).replace('.', '')))
+
+
+def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return scale and offset that an asset states; None if it states none."""
+    raster = _raster(asset)
     for prefix in ('', 'raster:'):
         if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
-            return float(round(raster[f'{prefix}offset'] / raster[f'{prefix}scale']))
-    # Classes have no wavelength, pictures have several.
-    colours = [key for band in asset.get('eo:bands', bands) for key in band if key.endswith('common_name')]
-    spectral = re.match(r'B\d', name) or len(colours) == 1
-    baseline = next((told[key] for key in BASELINES if key in told), '0')
-    return -float(shift(str(baseline).replace('.', ''))) if spectral else 0.0
+            return float(raster[f'{prefix}scale']), float(raster[f'{prefix}offset'])
+    return None
+
+
+def _nodata(item: Any, name: str) -> tuple[float, ...]:
+    """Return what an item states to be nodata of an asset, and 0 of what Sentinel-2 measures, as ESA defines it."""
+    asset = item.assets[name].extra_fields
+    raster = _raster(asset)
+    stated = [float(raster[key]) for key in ('nodata', 'raster:nodata') if raster.get(key) is not None]
+    is_zero = _is_sentinel2(item) and (_is_spectral(asset, name) or _offset(item, name))
+    return (*stated, *([0.0] if is_zero else []))
+
+
+def _raster(asset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an asset states of the pixels of its first band."""
+    bands = asset.get('raster:bands') or asset.get('bands') or [{}]
+    return {**asset, **bands[0]}
+
+
+def _is_spectral(asset: Mapping[str, Any], name: str) -> bool:
+    """Return whether an asset of Sentinel-2 is a band: classes have no wavelength, pictures have several."""
+    bands = asset.get('eo:bands') or asset.get('bands') or asset.get('raster:bands') or [{}]
+    colours = [key for band in bands for key in band if key.endswith('common_name')]
+    return bool(re.match(r'B\d', name)) or len(colours) == 1
 
 
 def _located(asset: Any, item: Any, path: Path) -> str:
