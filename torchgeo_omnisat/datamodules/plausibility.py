@@ -4,8 +4,13 @@
 """Plausibility of pixel values: do they fit the unit that is stated, and the statistics of a checkpoint."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..modality import Modality
 
@@ -113,9 +118,7 @@ def _dn(bands: Sequence[BandSummary], fits: bool) -> str:
     """Return what contradicts digital numbers."""
     low, top = min(band.minimum for band in bands), max(band.maximum for band in bands)
     if 0 < top <= 2 and low >= -1:
-        return (
-            'unit is dn (digital numbers), values look like reflectance (0 to 1): state unit: reflectance, or a scale'
-        )
+        return 'unit is dn (digital numbers), values look like reflectance: state unit: reflectance, or a scale'
     if fits:
         return ''
     return 'unit is dn (digital numbers, expected 0 to about 20000), values are outside of it: is nodata stated?'
@@ -157,3 +160,318 @@ def _spoken(band: BandSummary) -> str:
     if not math.isfinite(band.mean):
         return f'valid fraction {band.valid:g}'
     return f'min {band.minimum:.4g}, mean {band.mean:.4g}, max {band.maximum:.4g}'
+
+
+Values = NDArray[np.float64]
+
+
+class _Cause(NamedTuple):
+    """Hypothesis about implausible values.
+
+    Attributes:
+        text: What the values look like.
+        undo: Takes the values back to the units of the checkpoint.
+        prior: What is added to its cost, if it would be odd.
+    """
+
+    text: str
+    undo: Callable[[Values], Values]
+    prior: float = 0.0
+
+
+#: Cost (:meth:`_Comparison._costs`) above which the pixels are unlikely as they are.
+_REJECT = 2.0
+_GAINS = {
+    1e4: 'reflectance (0 to 1) where the checkpoint has digital numbers (x 10000): divided by 10000',
+    1e-4: 'digital numbers (x 10000) where the checkpoint has reflectance (0 to 1): multiplied by 10000',
+    255.0: 'values from 0 to 1 where the checkpoint has 8-bit values (0 to 255): divided by 255',
+    1 / 255: '8-bit values (0 to 255) where the checkpoint has values from 0 to 1: multiplied by 255',
+    100.0: 'values divided by 100, such as per cent where the checkpoint has reflectance x 10000',
+    0.01: 'values multiplied by 100, such as reflectance x 10000 where the checkpoint has per cent',
+}
+
+
+def compare(modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLike, tiles: int = 1) -> list[str]:
+    """Compare pixels with the statistics of a checkpoint, and name the likely cause where they contradict them.
+
+    Only mean and standard deviation of each band are known, and other places, seasons and clouds
+    differ from them by far. Thus no distance alone is a finding: a cause is named if the pixels are
+    unlikely as they are, and likely once that cause is undone, in all bands together or in one by far.
+
+    Args:
+        modality: The modality, with the facts that are known of it.
+        pixels: Valid pixels of several tiles and dates in raw units, ``(N, C)``. NaN is not measured.
+        mean: Mean of each band in the checkpoint ``(C,)``.
+        std: Standard deviation of each band, likewise.
+        tiles: Number of tiles that the pixels are from.
+
+    Returns:
+        One sentence for each finding, with modality, bands, cause, value and expectation.
+    """
+    values = np.array(pixels, dtype=np.float64).reshape(-1, len(modality.bands))
+    values[~np.isfinite(values)] = np.nan
+    return _Comparison(modality, values, np.asarray(mean, np.float64), np.asarray(std, np.float64), tiles).findings()
+
+
+class _Comparison:
+    """Comparison of the pixels of a modality with the statistics of a checkpoint."""
+
+    def __init__(self, modality: Modality, pixels: Values, mean: Values, std: Values, tiles: int) -> None:
+        self.modality, self.pixels, self.mean, self.tiles = modality, pixels, mean, tiles
+        self.varies = std > 1e-6 * np.maximum(1e-3, np.abs(mean))
+        self.std = np.where(self.varies, std, 1.0)
+        #: One band of unknown kind may be a height, which differs from place to place as no other value does.
+        self.height = modality.kind == 'elevation' or (modality.kind is None and len(modality.bands) == 1)
+
+    def findings(self) -> list[str]:
+        """Return a sentence for each finding."""
+        every = range(len(self.mean))
+        if (np.isnan(self.pixels) | (self.pixels == 0)).all():
+            zero = bool((self.pixels == 0).any()) and not self.height
+            return [self._say(every, 'every pixel is 0')] if zero else []
+        found = self._zeros() + self._nodata()
+        observed = self._observed()
+        self.bands = np.flatnonzero(observed)
+        if not self.bands.size:
+            return found
+        self.center, self.spread = _moments(self.pixels)
+        steps = (self._bytes, self._constant, self._sign, self._unit, self._offset, self._order)
+        return found + next((said for step in steps if (said := step())), [])
+
+    def _observed(self) -> NDArray[np.bool_]:
+        """Flags of the bands that have pixels to compare, and that varied in training."""
+        return self.varies & (np.isfinite(self.pixels).sum(0) >= 16)
+
+    def _zeros(self) -> list[str]:
+        """Find pixels that are 0 in all bands, and no longer count them."""
+        known = np.isfinite(self.pixels).any(1)
+        zero = known & (np.nan_to_num(self.pixels) == 0).all(1)
+        share = zero.sum() / max(1, known.sum())
+        far = np.abs(self.mean / self.std).max() > 3
+        if self.height or share < 0.02 or not (far or len(self.mean) > 1):
+            return []
+        self.pixels[zero] = np.nan
+        return [
+            self._say(range(len(self.mean)), f'{share:.1%} of the pixels are 0 in all bands, nodata counts as data')
+        ]
+
+    def _nodata(self) -> list[str]:
+        """Find fill values that are far from anything in training, and no longer count them."""
+        found = []
+        for value in FILL_VALUES:
+            far = np.abs(value - self.mean) > 5 * self.std
+            share = (self.pixels == value).sum(0) / np.maximum(1, np.isfinite(self.pixels).sum(0))
+            bands = np.flatnonzero(far & (share > 2e-3))
+            if bands.size:
+                found.append(self._say(bands, f'{share.max():.1%} of the pixels are {value:g}, nodata counts as data'))
+                self.pixels[self.pixels == value] = np.nan
+        bands = np.flatnonzero((np.abs(self.pixels) >= HUGE).any(0) & (np.abs(self.mean) < HUGE / 1e3))
+        if bands.size:
+            value = np.nanmax(np.abs(self.pixels))
+            found.append(self._say(bands, f'pixels are as large as {value:g}, nodata counts as data'))
+            self.pixels[np.abs(self.pixels) >= HUGE] = np.nan
+        return found
+
+    def _constant(self) -> list[str]:
+        """Find bands without any variation, although they varied in training."""
+        if self.height and self.tiles < 4:
+            return []
+        with _quiet():
+            low, high = np.nanmin(self.pixels, 0), np.nanmax(self.pixels, 0)
+        bands = [band for band in self.bands if low[band] == high[band]]
+        return [self._say([band], f'constant band, every pixel is {low[band]:g}') for band in bands]
+
+    def _unit(self) -> list[str]:
+        """Find values in another unit: of all bands, or of some of them."""
+        causes = self._causes()
+        here = self._costs(self.pixels)
+        there = np.array([self._costs(cause.undo(self.pixels)) + cause.prior for cause in causes])
+        whole, now = np.median(there, 1), float(np.median(here))
+        best = int(np.argmin(whole))
+        if _explains(now, whole[best]) and (here > there[best]).mean() > 0.7:
+            return [self._say(self.bands, f'looks like {causes[best].text}', True)]
+        found: dict[str, list[int]] = {}
+        for index, band in enumerate(self.bands):
+            best = int(np.argmin(there[:, index]))
+            if here[index] > 2 * _REJECT and there[best, index] < 1 and _explains(here[index], there[best, index]):
+                found.setdefault(causes[best].text, []).append(int(band))
+        return [self._say(bands, f'looks like {text}', True) for text, bands in found.items()]
+
+    def _sign(self) -> list[str]:
+        """Find bands whose values nearly all have the opposite sign of their mean in training."""
+        with _quiet():
+            opposite = np.nanmean(np.sign(self.pixels) == -np.sign(self.mean), axis=0)
+        mirrored = np.abs(-self.center - self.mean) < 0.5 * np.abs(self.center - self.mean)
+        far = np.abs(self.mean) > (3 if self.height else 0.3) * self.std
+        bands = [band for band in self.bands if opposite[band] > 0.9 and mirrored[band] and far[band]]
+        return [self._say(bands, 'looks like values of the opposite sign', True)] if bands else []
+
+    def _causes(self) -> list[_Cause]:
+        """Return the hypotheses that make sense for the kind of the modality."""
+        kind, mean, std = self.modality.kind, self.mean, self.std
+        causes = []
+        for gain, text in _GAINS.items():
+            # One side of a gain of 255 is in 8 bit.
+            bits = mean if gain > 1 else self.center
+            odd = gain in (255.0, 1 / 255) and not (bits[self.bands] < 256).all()
+            if not self.height or gain in (1e4, 1e-4):
+                prior = 0.5 if gain in (100.0, 0.01) else 0.3 * odd
+                causes.append(_Cause(text, lambda x, gain=gain: x * gain, prior))  # type: ignore[misc]
+        with _quiet():
+            negative = np.median(np.nanmean(self.pixels[:, self.bands] < 0, axis=0))
+        if not self.height and 0.1 < negative < 0.9:
+            causes.append(_Cause('values that are normalised already', lambda x: x * std + mean))
+        if kind in ('radar', None) and not self.height:
+            causes += [
+                _Cause('linear power where the checkpoint has decibels', lambda x: 10 * _log10(x)),
+                _Cause('amplitude where the checkpoint has decibels', lambda x: 20 * _log10(x)),
+                _Cause(
+                    'amplitude (digital numbers) where the checkpoint has decibels', lambda x: 20 * _log10(x) - 83, 0.2
+                ),
+                _Cause('decibels where the checkpoint has linear power', lambda x: 10 ** (np.minimum(x, 200) / 10)),
+                _Cause('decibels where the checkpoint has amplitude', lambda x: 10 ** (np.minimum(x, 200) / 20)),
+            ]
+        if kind in ('thermal', None):
+            ours, theirs = ((np.abs(part[self.bands]) < 100).all() for part in (self.center, mean))
+            if ours and not theirs:
+                causes.append(_Cause('degrees Celsius where the checkpoint has kelvin', lambda x: x + 273.15))
+            if theirs and not ours:
+                causes.append(_Cause('kelvin where the checkpoint has degrees Celsius', lambda x: x - 273.15))
+        return causes
+
+    def _costs(self, pixels: Values) -> Values:
+        """Return how unlikely the pixels of each band are: of its mean, as of a Cauchy distribution, and its spread."""
+        center, spread = _moments(pixels)
+        distance = (center - self.mean) / self.std
+        with np.errstate(divide='ignore', invalid='ignore'):
+            ratio = np.log(spread / self.std)
+        costs = np.log1p(distance**2) + np.where(ratio > 0, ratio, -0.5 * ratio)
+        return np.nan_to_num(costs, nan=99.0, posinf=99.0)[self.bands]
+
+    def _bytes(self) -> list[str]:
+        """Find 8-bit values where the checkpoint has more."""
+        if self.modality.kind in ('radar', 'thermal', 'elevation') or self.height:
+            return []
+        values = self.pixels[:, self.bands]
+        values = values[np.isfinite(values)]
+        expected, typical = np.median(self.mean[self.bands]), np.median(self.center[self.bands])
+        whole = values.min() >= 0 and 50 < values.max() <= 255 and bool((values == np.round(values)).all())
+        if not whole or expected < 350 or typical > 0.5 * expected:
+            return []
+        full = (values == 255).mean()
+        if full > 0.2:
+            return [self._say(self.bands, f'saturated, {full:.0%} of the pixels are clipped at 255 (8 bit)', True)]
+        return [self._say(self.bands, 'looks like 8-bit values (0 to 255) where the checkpoint has more', True)]
+
+    def _offset(self) -> list[str]:
+        """Find the offset of 1000 that Sentinel-2 products have since baseline 04.00.
+
+        Clouds and snow raise some bands; the offset raises the darkest pixels of all of them alike.
+        """
+        mean = self.mean[self.bands]
+        if self.modality.kind not in ('optical', None) or len(mean) < 3 or not 200 < np.median(mean) < 20000:
+            return []
+        shift, dark = self.center[self.bands] - mean, mean.min() < 1500
+        if self.modality.wavelengths is not None:
+            dark = min(self.modality.wavelengths[band] for band in self.bands) < 600
+        with _quiet():
+            floor = np.nanpercentile(self.pixels[:, self.bands], 1, axis=0).min()
+        for sign, text in ((1, 'has an offset of +1000'), (-1, 'lacks an offset of 1000')):
+            left = np.abs(sign * shift - 1000)
+            possible = (dark and 900 < floor < 1500) if sign > 0 else floor < -300
+            if possible and np.median(left) < 250 and left.max() < 600 and left.mean() < 0.4 * np.abs(shift).mean():
+                cause = f'{text} (Sentinel-2 products have one since baseline 04.00) unlike the checkpoint'
+                return [self._say(self.bands, cause, True)]
+        return []
+
+    def _order(self) -> list[str]:
+        """Find two bands that changed places, or bands in reverse order.
+
+        Brightness differs from place to place in all bands alike, so what is compared are the contrasts
+        between bands. What comes out must be as in training, or snow and water would look like other orders.
+        """
+        count = len(self.bands)
+        if self.height or count < 2:
+            return []
+        orders = [list(range(count))[::-1]]
+        for first, second in combinations(range(count), 2):
+            order = list(range(count))
+            order[first], order[second] = second, first
+            orders.append(order)
+        fits = [(self._misfit(order), order) for order in orders]
+        misfit, order = min(fits, key=lambda fit: fit[0])
+        if not misfit < math.inf:
+            return []
+        moved = [band for index, band in enumerate(self.bands) if order[index] != index]
+        radar = 'polarisations' if self.modality.kind == 'radar' else 'bands'
+        if len(moved) == 2:
+            return [self._say(moved, f'{radar} look swapped', True)]
+        return [self._say(self.bands, f'{radar} look swapped, in reverse order', True)]
+
+    def _misfit(self, order: list[int]) -> float:
+        """Return the distance from training of the bands in another order; infinite if that explains nothing."""
+        center, mean, std = (part[self.bands] for part in (self.center, self.mean, self.std))
+        moved = np.array([index != place for index, place in enumerate(order)])
+        expected, deviation = mean[order], std[order]
+        distance = np.abs(center - expected) / deviation
+        ours, theirs, now = (part[moved] - part[moved].mean() for part in (center, expected, mean))
+        with np.errstate(divide='ignore'):
+            ratio = np.abs(np.log(self.spread[self.bands] / deviation))
+        strong = np.std(now) > (0.5 if moved.sum() == 2 else 0.35) * deviation[moved].mean()
+        # Where contrasts are weak, mean and standard deviation of each band tell, if they are equal.
+        apart = (np.abs(center - mean) / self.std[self.bands])[moved].mean()
+        enough = len(center) > 2 or self.modality.kind == 'radar'
+        if enough and apart > 0.5 and distance.max() < 0.2 and ratio.max() < 0.25:
+            return float(distance.mean())
+        if not strong or distance.max() > 0.6 or distance.mean() > 0.3 or np.median(ratio) > 1:
+            return math.inf
+        slope = (ours @ theirs) / (theirs @ theirs)
+        if not 0.5 < slope < 2 or _fraction(ours, theirs) < 0.9 or _fraction(ours, now) > 0.4:
+            return math.inf
+        return float(distance.mean())
+
+    def _say(self, bands: Sequence[int] | range | NDArray[np.int64], cause: str, numbers: bool = False) -> str:
+        names = ', '.join(self.modality.bands[band] for band in bands)
+        text = f'{self.modality.name}: {"bands" if len(bands) > 1 else "band"} {names}: {cause}'
+        if numbers:
+            first = bands[0]
+            text += f' ({self.modality.bands[first]} has mean {self.center[first]:.4g} and standard deviation '
+            text += f'{self.spread[first]:.4g}, expected {self.mean[first]:.4g} and {self.std[first]:.4g})'
+        return text
+
+
+def _explains(now: float, then: float) -> bool:
+    """Return whether a cause lowers the cost enough, so that it is far more likely than the pixels as they are."""
+    return now > _REJECT and now - then > 2 and (then < 1 or (then < 2.2 and now - then > 3))
+
+
+def _fraction(ours: Values, theirs: Values) -> float:
+    """Return the fraction of the variance that contrasts explain, 0 if they are opposite."""
+    product = max(0.0, float(ours @ theirs))
+    return product**2 / max(1e-300, float((ours @ ours) * (theirs @ theirs)))
+
+
+def _moments(pixels: Values) -> tuple[Values, Values]:
+    """Return mean and standard deviation of each band without its extreme percentiles."""
+    with _quiet():
+        low, high = np.nanpercentile(pixels, (1, 99), axis=0)
+        kept = np.clip(pixels, low, high)
+        return np.nanmean(kept, 0), np.nanstd(kept, 0)
+
+
+def _calibrate(values: Values) -> Values:
+    """Return decibels of the digital numbers that Sentinel-1 mosaics are scaled to."""
+    return 20 * _log10(values) - 83
+
+
+def _log10(values: Values) -> Values:
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(values > 0, np.log10(values), np.nan)
+
+
+class _quiet(warnings.catch_warnings):
+    """Context without the warnings of NumPy about bands that have no pixel."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter('ignore', RuntimeWarning)
