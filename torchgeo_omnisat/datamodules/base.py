@@ -29,6 +29,7 @@ from ..transforms import (
     RandomSpeckle,
     RandomTemporalDropout,
 )
+from .guard import Guard, GuardMode, check_mode, make_guard
 from .measuring import MeasuringDataModule
 from .resuming import ResumableDataModule
 from .sampling import Anywhere, Order, Region
@@ -79,6 +80,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         speckle: float = 10.0,
         jitter: float = 0.05,
         batches: Literal['anywhere', 'region'] = 'anywhere',
+        guard: GuardMode = 'warn',
         **kwargs: Any,
     ) -> None:
         """Keep the arguments; nothing is read yet.
@@ -95,17 +97,26 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
             batches: Whether the samples of a training batch come from anywhere, or are
                 neighbours on the ground: harder to tell from each other.
+            guard: What happens if the first tiles of a test, validation or prediction do not look like the
+                data that the model was trained on (unit, offset, order of bands, nodata): ``'warn'`` names the
+                likely cause, ``'error'`` refuses them, ``'off'`` does not look.
             **kwargs: What the dataset is made with.
 
         Raises:
             TypeError: If the dataset has no such argument.
-            ValueError: If *batches* is neither.
+            ValueError: If *batches* or *guard* is none of these.
         """
         signature(dataset_class).bind_partial(**kwargs)  # or a misspelt one would only be refused once data are read
         if batches not in ('anywhere', 'region'):
             raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
+        check_mode(guard)
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.exclude = exclude
+        self.guard = guard
+        #: What a mixture calls this source and its modalities.
+        self.source: str | None = None
+        self.names_in_mixture: dict[str, str] = {}
+        self._guard: Guard | None = None
         self.dihedral = dihedral
         self.temporal_dropout = temporal_dropout
         self.speckle = speckle
@@ -199,6 +210,40 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
         return MultimodalAugmentation(known, *steps)
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Compare the first batches with the statistics of the model, see *guard*; augment or normalise each.
+
+        Args:
+            batch: A batch in raw units.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            The batch as the datamodule augments or normalises it.
+
+        Raises:
+            ValueError: If the first tiles are implausible and *guard* is ``'error'``.
+        """
+        trainer = self.trainer
+        if self.guard != 'off' and trainer and trainer.state.fn in ('validate', 'test', 'predict'):
+            if self._guard is None:
+                numbers = {kind: getattr(self, kind, None) for kind in ('mean', 'std')}
+                measured = {'data': self.origin, 'source': self.source, **numbers}
+                names = self.names_in_mixture
+                self._guard = make_guard(trainer, self.modalities, measured, names, self.guard)
+            self._guard.look(batch)
+        done: Sample = super().on_after_batch_transfer(batch, dataloader_idx)
+        return done
+
+    def teardown(self, stage: str) -> None:
+        """Conclude the comparison of the first batches.
+
+        Args:
+            stage: The stage that ends.
+        """
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.conclude()
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show a sample as the task has it, normalised and on any device.

@@ -163,6 +163,15 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         keys = self._keys(self.latest)
         return {keys.get(key, key): value for key, value in batch.items()}
 
+    def teardown(self, stage: str) -> None:
+        """Tear down every one.
+
+        Args:
+            stage: The stage that ends.
+        """
+        for module in self.datamodules.values():
+            module.teardown(stage)
+
     def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Figure:
         """Show a sample of the latest batch as its own datamodule does.
 
@@ -202,6 +211,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             self.mean.setdefault(new, module.mean[old])
             self.std.setdefault(new, module.std[old])
         named = {old: self._named(name, old) for old in module.modalities}
+        module.source, module.names_in_mixture = name, named
         numbers = {
             kind: {new: values[old] for old, new in named.items()}
             for kind, values in (('mean', module.mean), ('std', module.std))

@@ -5,7 +5,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -191,7 +191,9 @@ _GAINS = {
 }
 
 
-def compare(modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLike, tiles: int = 1) -> list[str]:
+def compare(
+    modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLike, tiles: int = 1, dates: int = 1
+) -> list[str]:
     """Compare pixels with the statistics of a checkpoint, and name the likely cause where they contradict them.
 
     Only mean and standard deviation of each band are known, and other places, seasons and clouds
@@ -204,20 +206,22 @@ def compare(modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLi
         mean: Mean of each band in the checkpoint ``(C,)``.
         std: Standard deviation of each band, likewise.
         tiles: Number of tiles that the pixels are from.
+        dates: Number of dates that they are from.
 
     Returns:
         One sentence for each finding, with modality, bands, cause, value and expectation.
     """
     values = np.array(pixels, dtype=np.float64).reshape(-1, len(modality.bands))
     values[~np.isfinite(values)] = np.nan
-    return _Comparison(modality, values, np.asarray(mean, np.float64), np.asarray(std, np.float64), tiles).findings()
+    numbers = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    return _Comparison(modality, values, *numbers, tiles, dates).findings()
 
 
 class _Comparison:
     """Comparison of the pixels of a modality with the statistics of a checkpoint."""
 
-    def __init__(self, modality: Modality, pixels: Values, mean: Values, std: Values, tiles: int) -> None:
-        self.modality, self.pixels, self.mean, self.tiles = modality, pixels, mean, tiles
+    def __init__(self, modality: Modality, pixels: Values, mean: Values, std: Values, tiles: int, dates: int) -> None:
+        self.modality, self.pixels, self.mean, self.tiles, self.dates = modality, pixels, mean, tiles, dates
         self.varies = std > 1e-6 * np.maximum(1e-3, np.abs(mean))
         self.std = np.where(self.varies, std, 1.0)
         #: One band of unknown kind may be a height, which differs from place to place as no other value does.
@@ -304,7 +308,13 @@ class _Comparison:
         mirrored = np.abs(-self.center - self.mean) < 0.5 * np.abs(self.center - self.mean)
         far = np.abs(self.mean) > (3 if self.height else 0.3) * self.std
         bands = [band for band in self.bands if opposite[band] > 0.9 and mirrored[band] and far[band]]
-        return [self._say(bands, 'looks like values of the opposite sign', True)] if bands else []
+        if not bands:
+            return []
+        # The difference of two bands changes its sign if they changed places.
+        every, self.bands = self.bands, np.setdiff1d(self.bands, bands)
+        swapped = self._order()
+        self.bands = every
+        return swapped or [self._say(bands, 'looks like values of the opposite sign', True)]
 
     def _causes(self) -> list[_Cause]:
         """Return the hypotheses that make sense for the kind of the modality."""
@@ -369,11 +379,13 @@ class _Comparison:
         Clouds and snow raise some bands; the offset raises the darkest pixels of all of them alike.
         """
         mean = self.mean[self.bands]
-        if self.modality.kind not in ('optical', None) or len(mean) < 3 or not 200 < np.median(mean) < 20000:
+        # Haze on one date can raise a few bands alike.
+        enough = len(mean) >= 8 or (len(mean) >= 3 and self.dates >= 3)
+        if self.modality.kind != 'optical' or not enough or not 200 < np.median(mean) < 20000:
             return []
         shift, dark = self.center[self.bands] - mean, mean.min() < 1500
         if self.modality.wavelengths is not None:
-            dark = min(self.modality.wavelengths[band] for band in self.bands) < 600
+            dark = np.asarray(self.modality.wavelengths)[self.bands].min() < 600
         with _quiet():
             floor = np.nanpercentile(self.pixels[:, self.bands], 1, axis=0).min()
         for sign, text in ((1, 'has an offset of +1000'), (-1, 'lacks an offset of 1000')):
@@ -430,7 +442,8 @@ class _Comparison:
             return math.inf
         return float(distance.mean())
 
-    def _say(self, bands: Sequence[int] | range | NDArray[np.int64], cause: str, numbers: bool = False) -> str:
+    def _say(self, bands: Iterable[int | np.integer], cause: str, numbers: bool = False) -> str:
+        bands = [int(band) for band in bands]
         names = ', '.join(self.modality.bands[band] for band in bands)
         text = f'{self.modality.name}: {"bands" if len(bands) > 1 else "band"} {names}: {cause}'
         if numbers:
