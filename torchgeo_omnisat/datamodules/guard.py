@@ -130,7 +130,7 @@ def make_guard(
         named: What modalities of the datamodule are called in the model; their own names by default.
         mode: What happens where tiles are implausible.
     """
-    task = trainer.lightning_module
+    task = getattr(trainer.lightning_module, 'task', trainer.lightning_module)  # the robustness test has one
     hparams: Any = getattr(task, 'hparams', {})
     ours = {name: named.get(name, name) for name in modalities}
     statistics: Mapping[str, Any] = {kind: hparams.get(kind) or {} for kind in ('mean', 'std')}
