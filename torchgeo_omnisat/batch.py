@@ -145,7 +145,7 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
     height, width = shapes.pop()
     length = max(len(sample[valid_key]) for sample in present)
     size = (len(samples), length, len(modality.bands), height, width)
-    image = torch.zeros(size if modality.temporal else size[:1] + size[2:])
+    image = torch.zeros(size if modality.temporal else size[:1] + size[2:], dtype=torch.float32)
     dates = torch.zeros(size[:2], dtype=torch.int64)
     valid = torch.zeros(size[:2], dtype=torch.bool)
     for row, sample in enumerate(samples):

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Half precision: what rounding would spoil is computed in single, and as much is learnt."""
+"""Other precisions: what rounding would spoil is computed in single, and as much is learnt."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,20 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 from torchgeo.main import main
 
+from torchgeo_omnisat.callbacks import ProbeCallback
 from torchgeo_omnisat.models.fusion import ModalityAttention
-from torchgeo_omnisat.models.temporal import TemporalAttention
+from torchgeo_omnisat.models.temporal import AnnualDates, SinusoidDates, TemporalAttention
 from torchgeo_omnisat.models.utae import collapse
-from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.segmentation import divergence
+from torchgeo_omnisat.tasks.views import draw
 from torchgeo_omnisat.transforms import Normalize
 
-from .helpers import command, make_datamodule, make_trainer
+from .helpers import TOLD, command, make_batch, make_datamodule, make_trainer
 
 HALF = 'bf16-mixed'
+#: Precisions in which parameters are kept too.
+TRUE = {'bf16-true': torch.bfloat16, '16-true': torch.float16, '64-true': torch.float64}
 
 
 def autocast() -> torch.autocast:
@@ -108,3 +112,114 @@ def test_command_line(model: str, root: Path, tmp_path: Path) -> None:
     words = command(root, tmp_path, 'fit', '--model.backbone', 'omnisat_tiny')
     words[words.index('omnisat')] = model
     main([*words, '--trainer.precision', HALF, '--trainer.fast_dev_run', 'true'])
+
+
+@pytest.mark.parametrize('precision', TRUE)
+@pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatClassification, OmniSatPretraining])
+def test_whole_model_in_another_precision(kind: Any, precision: str, root: Path, tmp_path: Path) -> None:
+    """Fit, validate, test and predict; georeference, dates and raw images come to each step as they were read."""
+    data, task, steps = make_datamodule(root), kind('omnisat_tiny'), []
+    read = {}
+    for split in ('train', 'val', 'test'):
+        dataset = data.make_dataset(split)
+        read |= {tuple(s['bounds'][:6].tolist()): s for s in (dataset[i] for i in range(len(dataset)))}
+    for stage in ('training', 'validation', 'test', 'predict'):
+        watch(task, f'{stage}_step', steps)
+    probe = ProbeCallback(max_tiles=4)
+    few = {'limit_val_batches': 1, 'limit_test_batches': 1, 'limit_predict_batches': 1, 'callbacks': [probe]}
+    trainer = make_trainer(tmp_path, precision=precision, max_steps=2, max_epochs=1, limit_train_batches=2, **few)
+    plugin = trainer.precision_plugin
+    before = plugin.convert_input(torch.ones(1)).dtype
+    trainer.fit(task, data)
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    assert {p.dtype for p in task.parameters()} == {TRUE[precision]}
+    trainer.validate(task, data, verbose=False)
+    trainer.test(task, data, verbose=False)
+    (found,) = trainer.predict(task, data) or ()
+    assert plugin.convert_input(torch.ones(1)).dtype == before == TRUE[precision]
+    assert [name for name, _ in steps] == ['training_step'] * 2 + ['validation_step'] * 2 + [
+        'test_step',
+        'predict_step',
+    ]
+    for _, batch in steps:
+        for row, bounds in enumerate(batch['bounds']):
+            sample = read[tuple(bounds[:6].tolist())]
+            for key in ('bounds', 'dates_s2', 'transform'):
+                if key in sample:
+                    value = batch[key][row][: len(sample[key])]
+                    assert (value.dtype, value.tolist()) == (sample[key].dtype, sample[key].tolist())
+    wanted = torch.float64 if precision == '64-true' else torch.float32
+    values = found.get('probabilities', found.get('fused'))
+    assert values.isfinite().all()
+    assert values.dtype == (torch.float32 if kind is OmniSatClassification else wanted)
+    assert torch.equal(found['bounds'], steps[-1][1]['bounds'])
+
+
+def watch(task: Any, name: str, steps: list[Any]) -> None:
+    """Keep what a step is given."""
+    step = getattr(task, name)
+
+    def watched(batch: Any, *args: Any) -> Any:
+        steps.append((name, batch))
+        return step(batch, *args)
+
+    setattr(task, name, watched)
+
+
+@pytest.mark.parametrize('precision', TRUE)
+def test_images_are_normalised_before_they_are_cast(precision: str, root: Path, tmp_path: Path) -> None:
+    """Digital numbers of 10000 have 6 to 8 bits left in half precision, a tenth of a standard deviation."""
+    data, given = make_datamodule(root), []
+    task = OmniSatSegmentation('omnisat_tiny')
+    trainer = make_trainer(tmp_path, precision=precision, max_steps=1, limit_val_batches=0, limit_predict_batches=1)
+    trainer.fit(task, data)
+    task.model.backbone.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    trainer.predict(task, data)
+    samples = [data.predict_dataset[index] for index in range(2)]
+    expected = Normalize(data.modalities.values(), data.mean, data.std)(data.collate_fn(samples))
+    for key in ('image_s2', 'image_s1a'):
+        assert expected[key].dtype == torch.float32
+        assert torch.equal(given[0][key], expected[key].to(TRUE[precision]))
+
+
+@pytest.mark.parametrize('dtype', TRUE.values())
+def test_dates_are_encoded_in_single(dtype: torch.dtype) -> None:
+    """Half precision would round day 17 903 to a whole quarter."""
+    torch.manual_seed(0)
+    dates = 17_900 + torch.tensor([[0, 3, 6, 40]])
+    valid = torch.ones_like(dates, dtype=torch.bool)
+    published = SinusoidDates(32, 4)
+    assert torch.equal(published.to(dtype)(dates, valid), SinusoidDates(32, 4)(dates, valid))
+    annual = AnnualDates(8)
+    expected = annual(dates, valid)
+    torch.testing.assert_close(annual.to(dtype)(dates, valid).float(), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize('dtype', TRUE.values())
+def test_precision_changes_no_draw(dtype: torch.dtype) -> None:
+    """What is hidden and dropped is the same, and so is what is read, whatever PyTorch makes by default."""
+    dropout = OmniSatSegmentation(**TOLD, modality_dropout=0.5).dropout
+    found = []
+    for default in (torch.float32, dtype):
+        torch.set_default_dtype(default)
+        try:
+            torch.manual_seed(0)
+            batch = make_batch()
+            draws = draw((1, 2), 3, 3, (4, 4), 0.3, torch.device('cpu'))
+            found.append((dropout(batch)['valid_s2'], *draws, batch['image_s2']))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.dtype in (torch.bool, torch.float32)
+        if ours.shape != batch['image_s2'].shape:
+            assert torch.equal(ours, theirs)
+
+
+def test_statistics_are_not_rounded() -> None:
+    """An image in half precision is normalised in single."""
+    modality = TOLD['modalities']['spot']
+    normalize = Normalize([modality], {'spot': [1003.0]}, {'spot': [500.0]})
+    image = torch.full((1, 1, 2, 2), 1000.0).bfloat16()
+    out = normalize({'image_spot': image, 'valid_spot': torch.ones(1, 1, dtype=torch.bool)})['image_spot']
+    assert torch.equal(out, torch.full((1, 1, 2, 2), -0.006).bfloat16())

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.weights import load_backbone
 
-from .helpers import MODALITIES, TOLD
+from .helpers import MODALITIES, TOLD, make_loader, make_sample, make_trainer
 
 
 class TestWeights:
@@ -101,3 +102,61 @@ class TestWeights:
         for path in (tmp_path, tmp_path / 'none.ckpt'):
             with pytest.raises(FileNotFoundError, match='is no file, expected a checkpoint'):
                 OmniSatSegmentation(**TOLD, weights=str(path))
+
+
+class TestOlderThanMissingBands:
+    """Checkpoints without the parameters of missing bands, which count as zeros."""
+
+    @staticmethod
+    def aged(checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint as it was written before: without these, the last of the optimizer."""
+        gone = [key for key in checkpoint['state_dict'] if key.endswith('.missing')]
+        for key in gone:
+            del checkpoint['state_dict'][key]
+        for state in checkpoint.get('optimizer_states', ()):
+            last = state['param_groups'][-1]['params']
+            for place in last[len(last) - len(gone) :]:
+                state['state'].pop(place, None)
+            del last[len(last) - len(gone) :]
+        return checkpoint
+
+    def test_training_goes_on(self, tmp_path: Path) -> None:
+        seed_everything(0, verbose=False)
+        first = OmniSatSegmentation(**TOLD)
+        loader = make_loader([make_sample(i) for i in range(2)])
+        make_trainer(tmp_path, max_steps=2).fit(first, loader)
+        first.trainer.save_checkpoint(tmp_path / 'new.ckpt')
+        new = torch.load(tmp_path / 'new.ckpt', weights_only=True)
+        torch.save(self.aged(new), tmp_path / 'old.ckpt')
+        ends = []
+        for name in ('new', 'old'):
+            task = OmniSatSegmentation(**TOLD)
+            seed_everything(1, verbose=False)
+            make_trainer(tmp_path, max_steps=4).fit(task, loader, ckpt_path=tmp_path / f'{name}.ckpt')
+            ends.append(task.state_dict())
+        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+        assert not all(torch.equal(ends[0][key], value) for key, value in first.state_dict().items())
+
+    def test_loads(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        task = OmniSatSegmentation(**TOLD)
+        written = {'state_dict': task.state_dict(), 'hyper_parameters': dict(task.hparams)}
+        written |= {'pytorch-lightning_version': '2.5.0'}
+        torch.save(self.aged(written), tmp_path / 'old.ckpt')
+        loaded = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'old.ckpt', weights_only=True)
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in task.state_dict().items())
+
+    def test_backbone_is_taken_whole(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        old = OmniSatSegmentation(**TOLD)
+        state = {key: value for key, value in old.state_dict().items() if not key.endswith('.missing')}
+        torch.save({'state_dict': state, 'hyper_parameters': dict(old.hparams)}, tmp_path / 'old.ckpt')
+        new = OmniSatSegmentation(**TOLD).model.backbone
+        with torch.no_grad():
+            for name, parameter in new.named_parameters():
+                if name.endswith('.missing'):
+                    parameter.fill_(1)
+        report = load_backbone(new, tmp_path / 'old.ckpt', MODALITIES)
+        assert set(report.loaded) >= set(MODALITIES)
+        assert not report.new
+        assert all(torch.equal(value, new.state_dict()[k]) for k, value in old.model.backbone.state_dict().items())

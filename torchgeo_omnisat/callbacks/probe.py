@@ -5,8 +5,8 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,17 +122,20 @@ class ProbeCallback(Callback):
             pl_module: The task.
         """
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with isolate_rng(), evaluating(pl_module), torch.no_grad(), trainer.precision_plugin.forward_context():
-            fitted = self._embed(datamodule, datamodule.train_dataset, pl_module)
-            scored = self._embed(datamodule, datamodule.val_dataset, pl_module)
+        context = trainer.precision_plugin.forward_context
+        with isolate_rng(), evaluating(pl_module), torch.no_grad():
+            fitted = self._embed(datamodule, datamodule.train_dataset, pl_module, context)
+            scored = self._embed(datamodule, datamodule.val_dataset, pl_module, context)
             found = {}
             for kind, subset in fitted.keys() & scored.keys():
                 score = self._score(fitted[kind, subset], scored[kind, subset])
                 found.update({f'probe_{kind}_{name}/{subset}': value for name, value in score.items()})
         return dict(sorted(found.items()))
 
-    def _embed(self, datamodule: Any, dataset: Any, task: Any) -> Embeddings:
-        """Embeddings of some tiles of a dataset."""
+    def _embed(
+        self, datamodule: Any, dataset: Any, task: Any, context: Callable[[], AbstractContextManager[None]]
+    ) -> Embeddings:
+        """Embeddings of some tiles of a dataset; *context* sets the precision of the model, not that of the data."""
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.max_tiles]
         loader = DataLoader(
             Subset(dataset, sorted(chosen.tolist())), batch_size=datamodule.batch_size, collate_fn=datamodule.collate_fn
@@ -140,10 +143,12 @@ class ProbeCallback(Callback):
         ignored, found = getattr(datamodule, 'ignore_index', None), defaultdict(list)
         for batch in loader:
             batch = datamodule.aug({key: value.to(task.device) for key, value in batch.items()})
-            out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
+            with context():
+                out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
             patches = majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
             for subset in subsets(name for name in out.maps):
-                part = task.model.backbone.restrict(out, subset)
+                with context():
+                    part = task.model.backbone.restrict(out, subset)
                 fused, seen = part.fused.float(), task.model.backbone.seen(part.maps, out.grid).any(-1)
                 if patches is not None:
                     known = seen & (patches >= 0)

@@ -61,7 +61,8 @@ def draw_hidden(
         raise ValueError(f'ratio is {ratio}, expected a number from 0 to 1')
     count = grid[0] * grid[1]
     where = generator.device if generator is not None else device
-    order = torch.rand(batch_size, count, generator=generator, device=where).argsort(dim=1).argsort(dim=1)
+    numbers = torch.rand(batch_size, count, generator=generator, device=where, dtype=torch.float32)
+    order = numbers.argsort(dim=1).argsort(dim=1)
     return (order < round(ratio * count)).to(device or order.device)
 
 
@@ -236,7 +237,7 @@ class PatchDecoder(nn.Module):
             code: See :func:`date_code`.
         """
         x = self.token(token)
-        return self.mlp(x if self.date is None else x + self.date(code))
+        return self.mlp(x if self.date is None else x + self.date(code.to(self.date.weight.dtype)))
 
 
 def date_code(dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t f']:
@@ -294,5 +295,6 @@ def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups
 
 def _some(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
     """At most *count* of the valid dates of each tile, all equally likely."""
-    order = torch.rand(valid.shape, device=valid.device).masked_fill(~valid, 2).argsort(dim=1).argsort(dim=1)
+    numbers = torch.rand(valid.shape, device=valid.device, dtype=torch.float32).masked_fill(~valid, 2)
+    order = numbers.argsort(dim=1).argsort(dim=1)
     return valid & (order < count)

@@ -101,8 +101,13 @@ class Decoder(nn.Module):
             self.blocks.append(_block(i, o if skip.levels else 0, o))
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
         nn.init.normal_(self.head.weight, std=1 / (LOGIT_SCALE * math.sqrt(widths[-1])))
+        nn.init.zeros_(self.bias)
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of the last layer."""
         assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        return self.head.bias
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Logits of the given size."""
@@ -113,7 +118,8 @@ class Decoder(nn.Module):
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
         with torch.autocast(x.device.type, enabled=False):  # eight bits would leave ties between classes
-            logits = self.head(x.to(self.head.weight.dtype))
+            wide = torch.promote_types(self.head.weight.dtype, torch.float32)
+            logits = F.conv2d(x.to(wide), self.head.weight.to(wide), self.bias.to(wide))
         return resize(LOGIT_SCALE * logits, size)
 
 

@@ -26,19 +26,17 @@ class AnnualDates(nn.Module):
     The circle tells the season of any year; the offset, counted from the first valid
     date, tells one autumn of a series from the next.
 
+    Angles are computed in single precision, whatever that of the model: half precision would
+    round them to weeks.
+
     Args:
         dim: Width of the encoding.
         harmonics: Waves that fit into a year; four resolve about a month.
     """
 
-    cycles: Tensor
-    spans: Tensor
-
     def __init__(self, dim: int, harmonics: int = 4) -> None:
         super().__init__()
-        cycles = [float(k) for k in range(1, harmonics + 1)]
-        self.register_buffer('cycles', 2 * math.pi * torch.tensor(cycles), persistent=False)
-        self.register_buffer('spans', 2 * math.pi / torch.tensor([2.0, 8.0]), persistent=False)
+        self.harmonics = harmonics
         self.proj = nn.Linear(2 * harmonics + 4, dim)
 
     def forward(self, dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
@@ -49,16 +47,18 @@ class AnnualDates(nn.Module):
             valid: Which of them count; the others get a meaningless encoding.
         """
         first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
-        season = dates.float().remainder(YEAR).unsqueeze(-1) / YEAR * self.cycles
-        offset = torch.where(valid, dates - first, 0).float().unsqueeze(-1) / YEAR * self.spans
-        angles = torch.cat([season, offset], dim=-1)
-        return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        cycles = 2 * math.pi * torch.arange(1, self.harmonics + 1, dtype=torch.float32, device=dates.device)
+        season = dates.float().remainder(YEAR).unsqueeze(-1) / YEAR * cycles
+        years = torch.where(valid, dates - first, 0).float().unsqueeze(-1) / YEAR
+        angles = torch.cat([season, years * (2 * math.pi / 2), years * (2 * math.pi / 8)], dim=-1)
+        return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1).to(next(self.proj.parameters(), angles).dtype))
 
 
 class SinusoidDates(nn.Module):
     """The published encoding: a sinusoid of the days since a reference date.
 
-    Garnot and Landrieu (arXiv 2007.00586), eq. 2, repeated for every head.
+    Garnot and Landrieu (arXiv 2007.00586), eq. 2, repeated for every head; in single precision
+    whatever that of the model.
 
     Args:
         dim: Width of the encoding.
@@ -67,23 +67,20 @@ class SinusoidDates(nn.Module):
         reference_date: Day zero, in days since 1970-01-01.
     """
 
-    frequency: Tensor
-    phase: Tensor
-
     def __init__(
         self, dim: int, num_heads: int, period: float = 1000, reference_date: int = PUBLISHED_REFERENCE
     ) -> None:
         super().__init__()
-        channel = torch.arange(dim // num_heads)
-        divisor = period ** (2 * (channel // 2) / len(channel))
+        self.channels, self.period = dim // num_heads, period
         self.num_heads, self.reference_date = num_heads, reference_date
-        self.register_buffer('frequency', 1 / divisor, persistent=False)
-        self.register_buffer('phase', (channel % 2) * math.pi / 2, persistent=False)
 
     def forward(self, dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
         """Encode dates, given in days since 1970-01-01; *valid* changes nothing."""
+        channel = torch.arange(self.channels, device=dates.device)
+        frequency = 1 / self.period ** (2 * (channel // 2).float() / self.channels)
+        phase = (channel % 2).float() * math.pi / 2
         days = (dates - self.reference_date).float().unsqueeze(-1)
-        return (days * self.frequency + self.phase).sin().repeat(1, 1, self.num_heads)
+        return (days * frequency + phase).sin().repeat(1, 1, self.num_heads)
 
 
 class SeriesGroupNorm(nn.GroupNorm):
@@ -94,13 +91,14 @@ class SeriesGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, 'b t p c'], seen: Bool[Tensor, 'b t p']) -> Float[Tensor, 'b t p c']:  # type: ignore[override]
         """Normalise over the channels of a group and the dates that were seen."""
-        grouped = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_groups)
-        weight = rearrange(seen, 'b t p -> b t p 1 1').to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grouped = rearrange(x.to(wide), 'b t p (g c) -> b t p g c', g=self.num_groups)
+        weight = rearrange(seen, 'b t p -> b t p 1 1').to(wide)
         count = (weight.sum(1, keepdim=True) * grouped.shape[-1]).clamp(min=1)
         mean = reduce(grouped * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
         var = reduce((grouped - mean).square() * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
         normed = (grouped - mean) * (var + self.eps).rsqrt()
-        return rearrange(normed, 'b t p g c -> b t p (g c)') * self.weight + self.bias
+        return rearrange(normed, 'b t p g c -> b t p (g c)').to(x.dtype) * self.weight + self.bias
 
 
 class MasterQuery(nn.Module):
@@ -199,7 +197,7 @@ class TemporalAttention(nn.Module):
         """As :meth:`forward`, in the precision of the parameters."""
         if self.in_norm is not None:
             x = self.in_norm(x, seen)
-        x = self.in_proj(x) + self.dates(dates, seen.any(-1)).unsqueeze(2)
+        x = self.in_proj(x) + self.dates(dates, seen.any(-1)).to(x.dtype).unsqueeze(2)
         hidden = ~seen.unsqueeze(-1)
         scores = self.heads(x)
         weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=1).masked_fill(hidden, 0)

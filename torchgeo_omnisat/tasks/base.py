@@ -26,6 +26,7 @@ from torchgeo.tasks import BaseTask
 from .. import models
 from ..batch import available
 from ..modality import Modality, as_modalities
+from ..models.bands import MISSING
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
 from .outputs import replacing
@@ -107,6 +108,9 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
+        if self._trainer is not None:
+            # A plugin such as bf16-true would round bounds by kilometres, and images before they are normalised.
+            vars(self.trainer.precision_plugin)['convert_input'] = _unchanged
         if self.model is None:
             self.save_hyperparameters(self._ask(datamodule))
             self.configure_models()
@@ -114,21 +118,33 @@ class OmniSatTask(BaseTask):
             self.configure_metrics()
         self._meet(datamodule)
 
+    def teardown(self, stage: str) -> None:
+        """Give the precision plugin back as it was.
+
+        Args:
+            stage: What ends.
+        """
+        vars(self.trainer.precision_plugin).pop('convert_input', None)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and either a linear warm-up with a cosine by step, or TorchGeo's plateau.
 
         Returns:
-            Optimizer and scheduler. Biases and norms do not decay.
+            Optimizer and scheduler. Biases, norms and the terms of missing bands do not decay.
 
         Raises:
             ValueError: If a cosine is wanted but training has no end.
         """
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        missing = [p for name, p in trained if _of_missing_bands(name)]
+        others = [p for name, p in trained if not _of_missing_bands(name)]
         groups = [
-            {'params': [p for p in trained if p.ndim > 1], 'weight_decay': self.hparams['weight_decay']},
-            {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': 0.0},
+            {'params': [p for p in others if p.ndim > 1], 'weight_decay': self.hparams['weight_decay']},
+            {'params': [p for p in others if p.ndim <= 1] + missing, 'weight_decay': 0.0},
         ]
-        optimizer = AdamW(groups, lr=self.hparams['lr'])
+        # Float16 knows no 1e-8: where a gradient is small, its square and epsilon would both be 0.
+        half = any(p.dtype == torch.float16 for _, p in trained)
+        optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-4 if half else 1e-8)
         if self.hparams['scheduler'] == 'plateau':
             plateau = ReduceLROnPlateau(
                 optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
@@ -142,6 +158,20 @@ class OmniSatTask(BaseTask):
             )
         rate = warmup_cosine(int(total), self.hparams['warmup'])
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room in the optimizer's state for the terms of missing bands, which older checkpoints lack.
+
+        Args:
+            checkpoint: What was read; changed in place.
+        """
+        saved = checkpoint.get('state_dict', {})
+        trained = [name for name, p in self.named_parameters() if p.requires_grad and _of_missing_bands(name)]
+        count = sum(name not in saved for name in trained)
+        for state in checkpoint.get('optimizer_states', ()):
+            places = [place for group in state['param_groups'] for place in group['params']]
+            if saved and all(isinstance(place, int) for place in places):
+                state['param_groups'][-1]['params'].extend(range(len(places), len(places) + count))
 
     def configure_gradient_clipping(
         self,
@@ -193,11 +223,13 @@ class OmniSatTask(BaseTask):
         return self
 
     def renormalise(self, batch: Sample) -> Sample:
-        """The batch as the model knows it; the same object where the datamodule has the same statistics."""
+        """The batch in the model's units and precision; the same object where the datamodule's are the same."""
         source = getattr(self.datamodule, 'latest', None)
         for transform in self._units.get(source, ()):
             batch = transform(batch)
-        return batch
+        dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
+        other = {key: value.to(dtype) for key, value in batch.items() if _is_image(key, value) and value.dtype != dtype}
+        return {**batch, **other} if other else batch
 
     def statistics_of(self, measured: Mapping[str, Any], names: Collection[str]) -> tuple[str | None, Statistics]:
         """Choose the statistics that images of one source are normalised with.
@@ -365,6 +397,21 @@ class OmniSatTask(BaseTask):
             return {kind: taken[None][kind] for kind in KINDS}
         sources = plain_sources(taken)
         return {**first_of(sources), 'sources': sources}
+
+
+def _unchanged(batch: Any) -> Any:
+    """Return a batch as it is; :meth:`OmniSatTask.renormalise` casts its images."""
+    return batch
+
+
+def _is_image(key: str, value: Any) -> bool:
+    """Whether an entry of a batch is an image, of floating-point numbers."""
+    return key.startswith('image') and isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _of_missing_bands(name: str) -> bool:
+    """Whether a parameter tells of missing bands; these are the last ones of an optimizer."""
+    return name.split('.')[-1] == MISSING
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:

@@ -219,7 +219,8 @@ class OmniSatPretraining(OmniSatTask):
             ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None.
         """
         out = self(self.renormalise(batch))
-        return {'fused': out.fused, 'available': out.available, 'bounds': batch.get('bounds')}
+        fused = out.fused.to(torch.promote_types(out.fused.dtype, torch.float32))  # NumPy has no bfloat16
+        return {'fused': fused, 'available': out.available, 'bounds': batch.get('bounds')}
 
     def compute(self, batch: Sample, stage: str, *key: int) -> tuple[Tensor, Views]:
         """The weighted sum of the terms of a batch, logged with all figures.

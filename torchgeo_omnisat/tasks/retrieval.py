@@ -57,7 +57,7 @@ class PatchRetrieval:
         """
         for (i, first), (j, second) in self.pairs:
             both = seen[..., i] & seen[..., j]
-            ticket = torch.rand(int(both.sum()), 1, generator=generator).to(tokens.device)
+            ticket = torch.rand(int(both.sum()), 1, generator=generator, dtype=torch.float32).to(tokens.device)
             rows = torch.cat([ticket, tokens[i][both].float(), tokens[j][both].float()], dim=1)
             kept = self._kept.get((first, second))
             self._kept[first, second] = self._lowest(rows if kept is None else torch.cat([kept, rows]))

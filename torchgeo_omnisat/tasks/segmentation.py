@@ -214,7 +214,8 @@ class OmniSatSegmentation(SupervisedTask):
         if any(modality.image_key in batch for modality in self.modalities.values()):
             probabilities = self.without_ignored(self(self.renormalise(batch))).softmax(dim=1)
         else:
-            probabilities = torch.zeros(len(windows), self.hparams['num_classes'], *size, device=windows.device)
+            shape = len(windows), self.hparams['num_classes'], *size
+            probabilities = torch.zeros(shape, dtype=torch.float32, device=windows.device)
         seen = seen_bits(batch, self.modalities, size)
         return {'probabilities': probabilities, 'seen': seen, 'window': windows, 'bounds': None, 'transform': None}
 

@@ -165,6 +165,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         Args:
             checkpoint: What was read.
         """
+        super().on_load_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.told:
             return

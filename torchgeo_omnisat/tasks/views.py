@@ -162,7 +162,7 @@ class Pretrainer(nn.Module):
         counts = torch.zeros_like(errors, dtype=torch.int64)
         if self.reconstruction is not None:
             visible = seen & ~hidden.unsqueeze(-1)
-            chance = torch.tensor(chances, device=some.device)
+            chance = torch.tensor(chances, dtype=torch.float32, device=some.device)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
             wanted = torch.ones_like(hidden) if everything else hidden
@@ -227,7 +227,7 @@ def draw(
     counts = [int(n) for n in torch.cat(gather(torch.tensor([tiles], device=device))).tolist()]
     own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
     random = generator(key)
-    numbers = torch.rand(sum(counts), 2, modalities, generator=random)
+    numbers = torch.rand(sum(counts), 2, modalities, generator=random, dtype=torch.float32)
     hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)
     return Draws(hidden[own].to(device), numbers[own].to(device))
 

@@ -68,7 +68,7 @@ class Transform(nn.Module, ABC):
     def random(self, batch: Mapping[str, Tensor], *shape: int) -> Tensor:
         """Uniform numbers from 0 to 1, ``(B, *shape)``, one draw for all samples if they share it."""
         like = next(iter(batch.values()))
-        numbers = torch.rand(1 if self.same_on_batch else len(like), *shape, device=like.device)
+        numbers = torch.rand(1 if self.same_on_batch else len(like), *shape, dtype=torch.float32, device=like.device)
         return numbers.expand(len(like), *shape)
 
     def extra_repr(self) -> str:

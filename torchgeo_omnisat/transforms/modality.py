@@ -53,7 +53,7 @@ class ModalityDropout(Transform):
         if not present:
             return {}
         there = torch.stack([batch[m.valid_key].any(-1) for m in present], dim=-1)
-        chance = torch.tensor([self.p[m.name] for m in present], device=there.device)
+        chance = torch.tensor([self.p[m.name] for m in present], dtype=torch.float32, device=there.device)
         random, tickets = self.random(batch, 2, len(present)).unbind(1)
         return {'kept': keep_some(there, chance, random, tickets)}
 

@@ -19,7 +19,8 @@ Statistics = Mapping[str, Tensor | Sequence[float]]
 class Normalize(nn.Module):
     """Every band less its mean, divided by its standard deviation; NaN stays NaN.
 
-    A band without deviation (0) is divided by 1, so that a constant becomes 0.
+    A band without deviation (0) is divided by 1, so that a constant becomes 0. Statistics are never
+    rounded to the precision of an image.
 
     Args:
         modalities: The modalities whose images are to be changed.
@@ -65,7 +66,8 @@ class Normalize(nn.Module):
         for modality in self.modalities.values():
             if modality.image_key in batch:
                 mean, std = self.statistics(modality, batch)
-                changed[modality.image_key] = self.convert(batch[modality.image_key], mean, std)
+                image = batch[modality.image_key]
+                changed[modality.image_key] = self.convert(image, mean, std).to(image.dtype)
         return {**batch, **changed}
 
     def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class Normalize(nn.Module):
             mean, std = _measure(image, batch[modality.valid_key], modality.temporal)
         else:
             mean, std = (
-                self.get_buffer(f'{kind}_{modality.name}').to(image)[:, None, None] for kind in ('mean', 'std')
+                self.get_buffer(f'{kind}_{modality.name}').to(image.device)[:, None, None] for kind in ('mean', 'std')
             )
         return mean, torch.where(std > 0, std, 1)
 
