@@ -28,7 +28,8 @@ class TestModality:
             S2.gsd = 20.0  # type: ignore[misc]
 
     def test_names_that_a_module_dict_owns(self) -> None:
-        names = [name for name in dir(nn.ModuleDict()) if re.fullmatch('[a-z][a-z0-9_]*', name)]
+        owned = {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}
+        names = [name for name in owned if re.fullmatch('[a-z][a-z0-9_]*', name)]
         assert len(names) > 50
         for name in (*names, 'fusion', 'encoders', 'mask', 'class'):
             with pytest.raises(ValueError, match=repr(name)):

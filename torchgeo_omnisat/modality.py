@@ -17,16 +17,17 @@ Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other']
 #: radar backscatter in decibels or in linear power, metres.
 Unit = Literal['reflectance', 'dn', 'db', 'power', 'metres', 'unknown']
 
-#: Attributes of ``torch.nn.ModuleDict``, which holds a module for each modality name; tested against torch.
+#: Attributes of ``torch.nn.ModuleDict`` and ``ParameterDict``, which hold parts of a model by modality name; tested
+#: against torch.
 _MODULE_DICT = (
-    'add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval '
-    'extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys '
-    'load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop '
+    'add_module apply bfloat16 buffers call_super_init children clear compile copy cpu cuda double dump_patches eval '
+    'extra_repr float forward fromkeys get get_buffer get_extra_state get_parameter get_submodule half ipu items keys '
+    'load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop popitem '
     'register_backward_hook register_buffer register_forward_hook register_forward_pre_hook '
     'register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook '
     'register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook '
-    'register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty '
-    'train training type update values xpu zero_grad'
+    'register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule setdefault share_memory state_dict to '
+    'to_empty train training type update values xpu zero_grad'
 )
 #: Names of the parts of a model and of the other keys of a sample.
 _PARTS = 'backbone decoder encoder encoders fusion head heads label mask model modalities prediction'
@@ -215,11 +216,14 @@ def as_modalities(
         The modalities under their names, in the order given.
 
     Raises:
-        ValueError: If two share a name, or there is none.
+        ValueError: If two share a name, there is none, or a mapping has one under another name.
     """
-    if isinstance(modalities, Mapping):
-        modalities = modalities.values()
-    found = [m if isinstance(m, Modality) else Modality(**m) for m in modalities]
+    keys = list(modalities) if isinstance(modalities, Mapping) else None
+    values = modalities.values() if isinstance(modalities, Mapping) else modalities
+    found = [m if isinstance(m, Modality) else Modality(**m) for m in values]
+    for key, modality in zip(keys or (), found, strict=False):
+        if key != modality.name:
+            raise ValueError(f'modality {modality.name!r} is under the key {key!r}, expected its name as the key')
     by_name = {m.name: m for m in found}
     if not found or len(by_name) < len(found):
         raise ValueError(f'expected one or more modalities of distinct names, got {[m.name for m in found]}')

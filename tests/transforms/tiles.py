@@ -9,13 +9,13 @@ from torch import Tensor
 
 from torchgeo_omnisat import Modality
 
-AERIAL = Modality('aerial', ('R',), 0.2, False)
-SPOT = Modality('spot', ('R',), 1.0, False)
-S2 = Modality('s2', ('B04', 'B08'), 10.0, True)
-S1A = Modality('s1a', ('VV', 'VH', 'VV-VH'), 10.0, True)
+AERIAL = Modality('aerial', ('R',), 0.2, False, 'optical', 'dn')
+SPOT = Modality('spot', ('R',), 1.0, False, 'optical', 'dn')
+S2 = Modality('s2', ('B04', 'B08'), 10.0, True, 'optical', 'dn')
+S1A = Modality('s1a', ('VV', 'VH', 'VV-VH'), 10.0, True, 'radar', 'db')
 MODALITIES = {m.name: m for m in (AERIAL, SPOT, S2)}
 #: Sensors of 10 m and one of 5, cheap to make, with all kinds of bands.
-SENSORS = {m.name: m for m in (S2, S1A, Modality('spot', ('R', 'G', 'B'), 5.0, False))}
+SENSORS = {m.name: m for m in (S2, S1A, Modality('spot', ('R', 'G', 'B'), 5.0, False, 'optical', 'dn'))}
 SIDE = 50.0
 LABEL_GSD = 2.0
 LEFT, TOP = 400000.0, 6800000.0

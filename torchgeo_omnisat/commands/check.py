@@ -19,6 +19,7 @@ from ..datamodules.stream import stream
 from ..datasets.inspection import below, inspect
 from ..datasets.integrity import KINDS, Findings, Problem, Report
 from ..tasks.outputs import replacing
+from ..transforms.intensity import say_unknown
 from .data import data_parser, one_error, parse_data
 
 #: At most so many rows of the table are printed; the file has all.
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.samples and hasattr(datamodule, 'contents'):
         print(datamodule.contents(), end='\n\n')
     print(table(report))
+    if line := say_unknown(getattr(datamodule, 'modalities', {}).values()):
+        print(line)
     if args.output is not None:
         with replacing(args.output) as path:
             report.write(path)
@@ -107,6 +110,7 @@ def walk(
             problems.append(_about_dataset(error, root))
             continue
         samples[split], root = len(dataset), dataset.path
+        datamodule.modalities = dict(dataset.modalities)
         look = partial(inspect, dataset, max_nan=max_nan, allow_missing=allow_missing)
         results: Any = stream(look, len(dataset), num_workers, f'Check {split}')
         for findings in results:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from ..transforms import (
     RandomSpeckle,
     RandomTemporalDropout,
 )
+from ..transforms.intensity import say_unknown
 from .guard import Guard, GuardMode, check_mode, make_guard
 from .measuring import MeasuringDataModule
 from .resuming import ResumableDataModule
@@ -93,7 +95,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
                 left out of every split, and it is said of how many.
             dihedral: Whether to turn and mirror training tiles.
             temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added to radar images in training; 0 for none.
+            speckle: Looks of the speckle added in training to radar images of a known unit; 0 for none.
             jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
             batches: Whether the samples of a training batch come from anywhere, or are
                 neighbours on the ground: harder to tell from each other.
@@ -122,6 +124,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         self.speckle = speckle
         self.jitter = jitter
         self.batches = batches
+        self._said_facts = False
 
     @property
     def label_names(self) -> list[str]:
@@ -162,6 +165,8 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             self.test_dataset = made.get('test', self.test_dataset)
         dataset: Any = next(iter(made.values()))
         self.modalities = dict(dataset.modalities)
+        if stage == 'fit':
+            self.say_facts()
         self.mean, self.std = self.statistics(dataset)
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.train_aug = self.augmentation()
@@ -191,9 +196,11 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
                 counts.add_label(sample['label'], self.label_names)
         return counts
 
-    def in_decibels(self, name: str) -> bool:
-        """Whether radar images of a modality are in dB; in linear power if not."""
-        return True
+    def say_facts(self) -> None:
+        """Say once what is not simulated in training, because facts of a modality are unknown."""
+        if not self._said_facts and (line := say_unknown(self.modalities.values())):
+            rank_zero_info(line)
+        self._said_facts = True
 
     def augmentation(self) -> MultimodalAugmentation:
         """What a training batch goes through: geometry, time and speckle in raw units, then the rest."""
@@ -204,8 +211,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if self.temporal_dropout:
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
         if self.speckle:
-            units = {unit: [m for name, m in known.items() if self.in_decibels(name) == unit] for unit in (True, False)}
-            steps += [RandomSpeckle(some, self.speckle, unit) for unit, some in units.items() if some]
+            steps.append(RandomSpeckle(known, self.speckle))
         steps.append(Normalize(known, self.mean, self.std))
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))

@@ -205,10 +205,6 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             counted[split] = count_labels(self.make_dataset(split, every=True), self.labels)
         return counted[split]
 
-    def in_decibels(self, name: str) -> bool:
-        """Whether images are in dB; of other readers than ours nothing says that they are not."""
-        return bool(getattr(self.labelled.given[name], 'decibels', True))
-
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Changes that make a dataset to be measured: all tiles, once."""
         return {'every': True}
@@ -242,8 +238,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         if stage == 'predict':
             self._setup_map()
             return
+        self.modalities = self.labelled.modalities
         if stage == 'fit':
             self.start_anew()
+            self.say_facts()
         wanted = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}[stage]
         for name in wanted:
             if name == wanted[0] or not self.grounds[name].is_empty:

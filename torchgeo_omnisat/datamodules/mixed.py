@@ -202,12 +202,13 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         for old, modality in module.modalities.items():
             new = self._named(name, old)
             renamed = replace(modality, name=new)
-            known = self.modalities.setdefault(new, renamed)
-            if known != renamed:
+            known = self.modalities.get(new, renamed)
+            if not known.agrees(renamed):
                 raise ValueError(
                     f'{new!r} of {name!r} is {renamed}, but another datamodule has {known}; expected the same, or '
                     f"rename={{{name!r}: {{{old!r}: '{new}_{name}'}}}}"
                 )
+            self.modalities[new] = known.joined(renamed)
             self.mean.setdefault(new, module.mean[old])
             self.std.setdefault(new, module.std[old])
         named = {old: self._named(name, old) for old in module.modalities}

@@ -124,8 +124,7 @@ def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str
     Args:
         backbone: Name of a builder.
         modalities: The modalities; see :class:`OmniSat`.
-        series: Name of the one series for ``'utae'``; None for ``'s2'`` if there is one, else
-            for the only one.
+        series: Name of the one series for ``'utae'``; None for the only optical one, or the only one.
 
     Returns:
         Of ``'utae'`` one series, of ``'dual_stream'`` every series, otherwise all.
@@ -141,10 +140,12 @@ def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str
         raise ValueError(f'{backbone} takes series, expected one among the modalities {list(known)}')
     if backbone == 'dual_stream':
         return {name: known[name] for name in found}
-    choice = series or ('s2' if 's2' in found else found[0])
-    if choice not in found or (series is None and choice != 's2' and len(found) > 1):
+    choices = [series] if series else [name for name in found if known[name].kind == 'optical'] or found
+    if series is None and all(known[name].kind is None for name in found):
+        choices = [name for name in found if name == 's2'] or found  # as before modalities had a kind
+    if len(choices) > 1 or choices[0] not in found:
         raise ValueError(f'series of utae is {series!r}, expected one of {found}')
-    return {choice: known[choice]}
+    return {choices[0]: known[choices[0]]}
 
 
 def dual_stream(modalities: Any, **kwargs: Any) -> LateFusion:

@@ -264,7 +264,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         area = getattr(self._datamodule, 'area', None)
         key = {
             'weights': digest_state(self._module.state_dict()),
-            'hyper_parameters': dict(self._module.hparams),
+            'hyper_parameters': self._hyper_parameters(),
             'precision': str(self._trainer.precision) if self._trainer else None,
             'grid': [grid.crs.to_wkt(), list(grid.transform)[:6], grid.height, grid.width],
             'tiling': asdict(self._tiling),
@@ -275,6 +275,12 @@ class GeoTIFFWriter(BasePredictionWriter):
         }
         plain: dict[str, Any] = json.loads(json.dumps(key, default=str))
         return plain
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters without facts of modalities that change no pixel of a map."""
+        told = dict(self._module.hparams)
+        kept = ('name', 'bands', 'gsd', 'temporal')
+        return told | {'modalities': [{key: one[key] for key in kept} for one in told.get('modalities') or ()]}
 
     def _await(self) -> None:
         """Wait until all processes are through."""

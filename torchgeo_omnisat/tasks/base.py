@@ -342,6 +342,15 @@ class OmniSatTask(BaseTask):
             )
         return {name: _plain(name, value) for name, value in found.items()}
 
+    def _learn_facts(self, modalities: Mapping[str, Modality]) -> None:
+        """Keep facts that a checkpoint from before they were stated lacks; the model stays as it is."""
+        if modalities == self.known:
+            return
+        told, taken = self.hparams, list(self.modalities)
+        args = dict(told['backbone_args'] or {})
+        args |= {'series': taken[0]} if told['backbone'] == 'utae' else {}
+        self.save_hyperparameters({'modalities': _plain('modalities', modalities), 'backbone_args': args or None})
+
     def _meet(self, datamodule: Any) -> None:
         """Refuse a datamodule that does not fit the model, and settle in which units its images come."""
         self._units = {}
@@ -350,9 +359,10 @@ class OmniSatTask(BaseTask):
             return
         who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.known
         for name, modality in theirs.items():
-            if modality != ours.get(name):
+            if name not in ours or not ours[name].agrees(modality):
                 known = ours.get(name, f'{list(ours)} alone')
                 raise ValueError(f'{who} has {modality}, but the model was built for {known}')
+        self._learn_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         for name in self.required:
             value = _plain(name, getattr(datamodule, name, None))
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
@@ -103,6 +104,10 @@ class RobustnessTest(LightningModule):
         self.sensors = sensors(names, self.groups)
         self.subset_scores = self.task.make_scores(self.sensors).to(self.device)
         self.degraded: dict[tuple[str, float], tuple[Degradation, SubsetScores]] = {}
+        series = [name for name in names if self.task.modalities[name].temporal]
+        unknown = [name for name in series if self.task.modalities[name].kind is None]
+        if 'clouds' in self.levels and unknown:
+            rank_zero_info(f'No clouds are simulated for {", ".join(unknown)}, whose kind is unknown: state kind')
         for kind, levels in self.levels.items():
             if not any(KINDS[kind].transform.concerns(self.task.modalities[name]) for name in names):
                 continue

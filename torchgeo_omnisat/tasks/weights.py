@@ -6,6 +6,7 @@
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from ..modality import Modality
 from ..models.bands import add_missing
 from .files import read_weights
 from .statistics import KINDS, Sources, Statistics, choose
+
+#: Modules of a backbone that hold one part for each modality.
+_BY_MODALITY = ('encoders', 'heads', 'embeddings')
 
 
 class Inherited(NamedTuple):
@@ -69,13 +73,15 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read safely, or no part of it fits.
+        ValueError: If it cannot be read safely, no part of it fits, or a modality was in another unit.
     """
     state, told = read_weights(path)
     own = backbone.state_dict()
     found, expected = _parts(add_missing(_strip(state, own), own), modalities), _parts(own, modalities)
     there = told.get('modalities') or ()
-    bands = {m['name']: list(m['bands']) for m in (there.values() if isinstance(there, Mapping) else there)}
+    known = {m['name']: m for m in (there.values() if isinstance(there, Mapping) else there)}
+    bands = {name: list(m['bands']) for name, m in known.items()}
+    _check_units({name: m.get('unit', 'unknown') for name, m in known.items()}, modalities, path)
     reasons = {}
     for part in (part for part in expected if part in found):
         reasons[part] = _difference(expected[part], found[part])
@@ -167,8 +173,20 @@ def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> d
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state.items():
         path = key.split('.')
-        parts[next((step for step in path if step in names), path[0])][key] = value
+        own = (step for holder, step in pairwise(path) if holder in _BY_MODALITY and step in names)
+        parts[next(own, path[0])][key] = value
     return dict(parts)
+
+
+def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality], path: str | Path) -> None:
+    """Refuse weights of a modality in another unit than that of the data."""
+    for name, unit in trained.items():
+        own = modalities[name].unit if name in modalities else 'unknown'
+        if 'unknown' not in (unit, own) and unit != own:
+            raise ValueError(
+                f'{path} was trained on {name!r} with the unit {unit!r}, but that of the data is {own!r}, expected the '
+                f'same; convert the data, or call the modality by another name'
+            )
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,6 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from .base import Params, Transform, probability
-from .intensity import optical
 
 
 class Degradation(Transform):
@@ -132,7 +131,7 @@ class FewerDates(Partial):
 class CloudCover(Partial):
     """A part of what an optical series saw is hidden, in blobs, on some days throughout.
 
-    What series that is follows from its bands, those of Sentinel-2. What is hidden is NaN,
+    These are the series of ``kind='optical'``. What is hidden is NaN,
     and a date that is hidden throughout is no longer valid: the model is told, as by a mask of
     clouds. For clouds that are not masked see :class:`.RandomClouds`.
 
@@ -149,7 +148,7 @@ class CloudCover(Partial):
     @staticmethod
     def concerns(modality: Modality) -> bool:
         """Optical series alone."""
-        return modality.temporal and optical(modality)
+        return modality.temporal and modality.kind == 'optical'
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Flags (T, H, W) of what is hidden: blobs on the ground, many on some days and none on others."""

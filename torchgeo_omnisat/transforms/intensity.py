@@ -16,24 +16,25 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from .base import Params, Transform, interval, keep_some, probability
 
-#: Bands of Sentinel-2: from below, clouds are between them and the ground.
-_OPTICAL = re.compile(r'B(0?[1-9]|1[0-2]|8A)', re.IGNORECASE)
-#: Polarisations of a radar, and ratios of two of them.
-_RADAR = re.compile(r'([VH]{2})(?:[-/]([VH]{2}))?')
+#: Least and greatest brightness of a cloud, by unit.
+_BRIGHTNESS: dict[str, tuple[float, float]] = {'reflectance': (0.3, 0.9), 'dn': (3000.0, 9000.0)}
+#: Bands of a radar: polarisations, and ratios of two of them. In dB a difference is a ratio.
+_BANDS = {'db': re.compile(r'([VH]{2})(?:[-/]([VH]{2}))?'), 'power': re.compile(r'([VH]{2})(?:/([VH]{2}))?')}
 
 
 class RandomClouds(Transform):
     """Some dates of an optical series are hidden by blobs of cloud with soft edges.
 
-    What series that is follows from its bands, those of Sentinel-2. Each date is hit with
-    probability *p*, but one valid date always stays clear. NaN stays NaN.
+    These are the series of ``kind='optical'``, in reflectance or digital numbers. Each date is hit
+    with probability *p*, but one valid date always stays clear. NaN stays NaN.
 
     Args:
         modalities: The modalities of the batch.
         p: Probability of clouds on each valid date.
         cover: Least and greatest part of the tile that is hidden; edges are half transparent.
-        brightness: Least and greatest value of a cloud, in the units of the images:
-            reflectance x 10000 unless told otherwise.
+        brightness: Least and greatest value of a cloud, in the unit of the images. By default 0.3 to 0.9 of
+            reflectance, and 3000 to 9000 of digital numbers, which are taken for reflectance x
+            10000; a series of another or unknown unit then has no clouds.
         told: Whether ``valid`` is made False where there are clouds. If not, the model
             has to find out by itself.
         blobs: Roughly how many blobs there is room for along a side of the tile.
@@ -48,7 +49,7 @@ class RandomClouds(Transform):
         modalities: Mapping[str, Modality] | Iterable[Modality],
         p: float = 0.2,
         cover: tuple[float, float] = (0.2, 0.8),
-        brightness: tuple[float, float] = (3000.0, 9000.0),
+        brightness: tuple[float, float] | None = None,
         told: bool = False,
         blobs: int = 3,
         same_on_batch: bool = False,
@@ -57,7 +58,7 @@ class RandomClouds(Transform):
         self.p = probability(p)
         self.cover = interval(cover, 'cover', 0.0)
         probability(self.cover[1], 'cover')
-        self.brightness = interval(brightness, 'brightness', -math.inf)
+        self.brightness = None if brightness is None else interval(brightness, 'brightness', -math.inf)
         self.told = told
         if blobs < 1:
             raise ValueError(f'blobs is {blobs}, expected at least 1')
@@ -65,7 +66,11 @@ class RandomClouds(Transform):
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """The optical series that a batch has the keys of."""
-        return (m for m in super().present(batch) if m.temporal and optical(m))
+        return (m for m in super().present(batch) if m.temporal and m.kind == 'optical' and self._light(m))
+
+    def _light(self, modality: Modality) -> tuple[float, float] | None:
+        """Return the least and greatest brightness in a modality, None if that depends on a unit that is unknown."""
+        return self.brightness or _BRIGHTNESS.get(modality.unit)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Of each series: which dates, how bright (B, T), and how far each place is inside a cloud (B, T, n, n)."""
@@ -80,7 +85,8 @@ class RandomClouds(Transform):
             rank = ((1 - low - (high - low) * cover) * (side * side - 1)).round().long()
             edge = field.sort(-1).values.gather(-1, rank[..., None])
             drawn[f'{m.name}_dates'] = valid & ~keep_some(valid, self.p, random, tickets)
-            drawn[f'{m.name}_light'] = self.brightness[0] + (self.brightness[1] - self.brightness[0]) * light
+            darkest, brightest = self._light(m) or (0.0, 0.0)
+            drawn[f'{m.name}_light'] = darkest + (brightest - darkest) * light
             drawn[f'{m.name}_inside'] = (field - edge).view(*valid.shape, side, side)
         return drawn
 
@@ -102,28 +108,28 @@ class RandomClouds(Transform):
 class RandomSpeckle(Transform):
     """Backscatter is multiplied by gamma noise of mean 1 and variance 1 / *looks*, in linear power.
 
-    Which bands are backscatter follows from their names, polarisations such as ``VV``; a
-    modality with any other band is left as it is.
-    ``VV-VH``, the ratio in dB, and ``VV/VH``, that of linear power, follow from the noise
-    of the two, so that it stays their ratio.
+    These are the modalities of ``kind='radar'`` whose unit is ``'db'`` or ``'power'``. Their bands are
+    called by polarisations such as ``VV``; a band of another name is left as it is. ``VV-VH``, the
+    ratio in dB, and ``VV/VH`` follow from the noise of the two, so that they stay their ratio.
 
     Args:
         modalities: The modalities of the batch.
         looks: Number of looks; the fewer, the noisier.
-        decibel: Whether images are in dB, else in linear power. They are in physical
+        decibel: Whether modalities of unknown kind or unit, with bands called by polarisations, are
+            in dB, else in linear power; None leaves them as they are. Images are in physical
             units in both cases, not normalised.
         p: Probability that a sample's series becomes noisier.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *looks* is not positive or *p* no probability.
+        ValueError: If *looks* is not positive, *p* no probability, or *decibel* contradicts a unit.
     """
 
     def __init__(
         self,
         modalities: Mapping[str, Modality] | Iterable[Modality],
         looks: float = 10.0,
-        decibel: bool = True,
+        decibel: bool | None = None,
         p: float = 1.0,
         same_on_batch: bool = False,
     ) -> None:
@@ -133,10 +139,24 @@ class RandomSpeckle(Transform):
         self.looks = float(looks)
         self.decibel = decibel
         self.p = probability(p)
+        for m in self.modalities.values():
+            if decibel is not None and m.unit == ('power' if decibel else 'db'):
+                raise ValueError(f'decibel is {decibel}, but unit of {m.name!r} is {m.unit!r}, expected decibel=None')
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """The modalities with backscatter that a batch has the keys of."""
-        return (m for m in super().present(batch) if _polarisations(m))
+        return (m for m in super().present(batch) if self._noisy(m))
+
+    def _in_decibels(self, modality: Modality) -> bool | None:
+        """Return whether a modality is radar in dB, or in linear power; None if it is neither."""
+        known = {'db': True, 'power': False, 'unknown': self.decibel}
+        is_radar = modality.kind == 'radar' or (modality.kind is None and self.decibel is not None)
+        return known.get(modality.unit) if is_radar else None
+
+    def _noisy(self, modality: Modality) -> dict[int, tuple[str, str | None]]:
+        """Return the polarisations of each band with noise: its own, and the one that it is divided by."""
+        in_decibels = self._in_decibels(modality)
+        return {} if in_decibels is None else polarisations(modality, 'db' if in_decibels else 'power')
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """``<name>`` (B, T, P, H, W): the noise of each polarisation in dB."""
@@ -144,7 +164,8 @@ class RandomSpeckle(Transform):
         for m in self.present(batch):
             image = batch[m.image_key]
             lead = image.shape[:2] if m.temporal else image.shape[:1]
-            shape = (1 if self.same_on_batch else lead[0], *lead[1:], len(_polarisations(m)), *image.shape[-2:])
+            count = len(_names(self._noisy(m)))
+            shape = (1 if self.same_on_batch else lead[0], *lead[1:], count, *image.shape[-2:])
             looks = torch.tensor(self.looks, device=image.device)
             noise = 10 * Gamma(looks, looks, validate_args=False).sample(shape).log10()
             noise = noise.expand(len(image), *shape[1:])
@@ -159,12 +180,14 @@ class RandomSpeckle(Transform):
         changed = dict(batch)
         for m in self.present(batch):
             image, noise = batch[m.image_key], params[m.name]
-            speckled = image.clone()
-            for band, (plus, minus) in _noise_of_bands(m).items():
-                gain = noise[..., plus, :, :] if minus is None else noise[..., plus, :, :] - noise[..., minus, :, :]
-                gain = gain.to(image.dtype) if self.decibel else (10 ** (gain / 10)).to(image.dtype)
+            speckled, noisy, in_decibels = image.clone(), self._noisy(m), self._in_decibels(m)
+            names = _names(noisy)
+            for band, (over, under) in noisy.items():
+                gain = noise[..., names.index(over), :, :]
+                gain = gain if under is None else gain - noise[..., names.index(under), :, :]
+                gain = gain.to(image.dtype) if in_decibels else (10 ** (gain / 10)).to(image.dtype)
                 old = image[..., band, :, :]
-                speckled[..., band, :, :] = old + gain if self.decibel else old * gain
+                speckled[..., band, :, :] = old + gain if in_decibels else old * gain
             changed[m.image_key] = speckled
         return changed
 
@@ -246,25 +269,44 @@ class RandomJitter(Transform):
         return changed
 
 
-def optical(modality: Modality) -> bool:
-    """Whether all bands are those of Sentinel-2."""
-    return all(_OPTICAL.fullmatch(band) for band in modality.bands)
+def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | None]]:
+    """Return the polarisation of each band of a radar, and the one that it is divided by.
+
+    Args:
+        modality: A modality that states that it is radar.
+        unit: ``'db'`` or ``'power'``.
+
+    Returns:
+        The polarisations by number of the band; bands of other names are left out.
+    """
+    matches = ((index, _BANDS[unit].fullmatch(band.upper())) for index, band in enumerate(modality.bands))
+    return {index: (match[1], match[2]) for index, match in matches if match}
 
 
-def _parts(band: str) -> tuple[str, str | None] | None:
-    """The polarisation that a band is and the one it is divided by; None if it is not from a radar."""
-    match = _RADAR.fullmatch(band.upper())
-    return (match[1], match[2]) if match else None
+def say_unknown(modalities: Iterable[Modality]) -> str:
+    """Return a line that says for which modalities nothing is simulated, and why; empty if there is none.
+
+    Args:
+        modalities: The modalities of the data.
+    """
+    lacking = {modality.name: _lack(modality) for modality in modalities}
+    told = ', '.join(f'{name} ({lack})' for name, lack in lacking.items() if lack)
+    hint = 'state kind and unit, such as `kind: radar, unit: db` or `kind: optical, unit: dn`'
+    return f'No speckle or clouds are simulated for {told}: {hint}' if told else ''
 
 
-def _polarisations(modality: Modality) -> list[str]:
-    """Every polarisation that a band is or is made of; none if there is another band."""
-    parts = [_parts(band) for band in modality.bands]
-    return [] if None in parts else sorted({name for pair in parts if pair for name in pair if name})
+def _lack(modality: Modality) -> str:
+    """Return which fact a simulation needs and a modality lacks."""
+    if modality.kind is None:
+        return f'kind{" and unit" * (modality.unit == "unknown")} unknown'
+    simulated = modality.kind == 'radar' or (modality.kind == 'optical' and modality.temporal)
+    if simulated and modality.unit == 'unknown':
+        return 'unit unknown'
+    if modality.kind == 'radar' and modality.unit in _BANDS and not polarisations(modality, modality.unit):
+        return f'no band of {", ".join(modality.bands)} is called by its polarisation, such as VV'
+    return ''
 
 
-def _noise_of_bands(modality: Modality) -> dict[int, tuple[int, int | None]]:
-    """Which noise each band has, and which it is divided by."""
-    order = _polarisations(modality)
-    parts = [pair for band in modality.bands if (pair := _parts(band))]
-    return {i: (order.index(over), order.index(under) if under else None) for i, (over, under) in enumerate(parts)}
+def _names(noisy: Mapping[int, tuple[str, str | None]]) -> list[str]:
+    """Return every polarisation that bands are made of, in the order of their noise."""
+    return sorted({name for pair in noisy.values() for name in pair if name})
