@@ -18,9 +18,9 @@ from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.modality import Modality
 
 MODALITIES = {
-    's2': Modality('s2', ('B02', 'B03', 'B04'), 10, True),
-    's1a': Modality('s1a', ('VV', 'VH'), 10, True),
-    'spot': Modality('spot', ('R',), 5, False),
+    's2': Modality('s2', ('B02', 'B03', 'B04'), 10, True, 'optical', 'dn'),
+    's1a': Modality('s1a', ('VV', 'VH'), 10, True, 'radar', 'db'),
+    'spot': Modality('spot', ('R',), 5, False, 'optical', 'dn'),
 }
 TOLD: dict[str, Any] = {
     'backbone': 'omnisat_tiny',
