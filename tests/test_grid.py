@@ -21,6 +21,13 @@ def test_windows_go_to_coordinates_and_back() -> None:
     assert grid.window((664750, 5612390, 664760, 5612420)) == (-2, -1, 3, 1)  # beyond the grid
 
 
+def test_windows_between_pixels_keep_their_size() -> None:
+    """Halves go up, all of them: to even numbers, every other of these windows would have no row."""
+    grid = Grid(LAMBERT, Affine(10, 0, 0, 0, -10, 0), 50, 50)
+    windows = [grid.window((10 * i + 5, -10 * i - 15, 10 * i + 15, -10 * i - 5)) for i in range(4)]
+    assert windows == [(i + 1, i + 1, 1, 1) for i in range(4)]
+
+
 @pytest.mark.parametrize('step', [0.2, 10.0, 10.24])
 def test_over_covers_a_box_on_the_lattice_of_its_corner(step: float) -> None:
     corner = (700000.0, 6600000.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from torchgeo_omnisat.modality import Modality, as_modalities, subset_name, subsets
+from torchgeo_omnisat.modality import Modality, as_modalities, half_up, subset_name, subsets
 
 S2 = Modality('s2', ('B02', 'B03', 'B04'), 10.0, True)
 SPOT = Modality(name='spot', bands=('R', 'G', 'B'), gsd=1, temporal=False)
@@ -119,3 +119,32 @@ class TestSubsets:
 
     def test_name_is_sorted(self) -> None:
         assert subset_name(('spot', 's2', 's1a')) == 's1a+s2+spot'
+
+
+class TestSubsetsOfMany:
+    def test_up_to_five_all(self) -> None:
+        assert [len(subsets('abcdefg'[:count])) for count in range(1, 6)] == [1, 3, 7, 15, 31]
+
+    def test_more_are_all_all_but_one_and_single_ones(self) -> None:
+        found = subsets('abcdefg')
+        assert found[0] == tuple('abcdefg')
+        assert found[1:8] == [tuple(n for n in 'abcdefg' if n != gone) for gone in 'gfedcba']
+        assert found[8:] == [(name,) for name in 'abcdefg']
+        assert len(subsets('abcdefg', 'all')) == 127
+        assert len(subsets('abcdef')) == 13
+
+    def test_some_by_name(self) -> None:
+        assert subsets(['s2', 's1a', 'spot'], ['spot', 's1a+s2']) == [('s2', 's1a', 'spot'), ('s2', 's1a'), ('spot',)]
+
+    @pytest.mark.parametrize(('which', 'named'), [('most', 'most'), (['s2', 's2+dem'], 's2[+]dem'), ([''], "''")])
+    def test_refused(self, which: Any, named: str) -> None:
+        with pytest.raises(ValueError, match=named):
+            subsets(['s2', 's1a'], which)
+
+
+@pytest.mark.parametrize(
+    ('count', 'whole'),
+    [(0.5, 1), (1.5, 2), (2.5, 3), (3.5, 4), (2.4999999, 3), (2.499, 2), (2.6, 3), (-0.5, 0), (7, 7)],
+)
+def test_halves_go_up(count: float, whole: int) -> None:
+    assert half_up(count) == whole

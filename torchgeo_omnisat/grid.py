@@ -10,6 +10,8 @@ from typing import Any
 from pyproj import CRS
 from rasterio import Affine
 
+from .modality import half_up
+
 #: What of a pixel rounding may lose.
 ROUNDING = 1e-6
 
@@ -87,8 +89,8 @@ class Grid:
         """Row, column, height and width of a box, to the nearest pixel."""
         (x, y), step = self.corner, self.step
         xmin, ymin, xmax, ymax = bounds
-        row, column = round((y - ymax) / step), round((xmin - x) / step)
-        return row, column, round((y - ymin) / step) - row, round((xmax - x) / step) - column
+        row, column = half_up((y - ymax) / step), half_up((xmin - x) / step)
+        return row, column, half_up((y - ymin) / step) - row, half_up((xmax - x) / step) - column
 
     def slices(self, row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
         """A window as TorchGeo's geodatasets take it: x and y, each from the least to the greatest."""

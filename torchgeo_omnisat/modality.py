@@ -230,22 +230,43 @@ def as_modalities(
     return by_name
 
 
+#: Subsets to score: all of them, all up to five modalities, or the names of some.
+Which = Literal['auto', 'all'] | Sequence[str]
+
+
 def half_up(count: float) -> int:
     """Return the nearest whole number; what lies within 1e-6 of a half goes up, never to the even neighbour."""
     return math.floor(count + 0.5 + 1e-6)
 
 
-def subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Every subset of the modalities that is not empty, the largest first.
+def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]]:
+    """Return subsets of the modalities that are not empty, the largest first.
 
     Args:
         names: M names.
+        which: ``'all'`` for all 2^M - 1. ``'auto'`` does the same for up to five modalities; for more it
+            keeps to all of them, all but one, and single ones, 2 M + 1 in all. Or names of subsets
+            such as ``'s1a+s2'``, to which that of all modalities is added.
 
     Returns:
-        The 2^M - 1 subsets, each in the order of *names*.
+        The subsets, each in the order of *names*.
+
+    Raises:
+        ValueError: If *which* is neither, or a subset has no modality or an unknown one.
     """
     names = tuple(names)
-    return [subset for size in range(len(names), 0, -1) for subset in combinations(names, size)]
+    every = (subset for size in range(len(names), 0, -1) for subset in combinations(names, size))
+    if which == 'all' or (which == 'auto' and len(names) <= 5):
+        return list(every)
+    if which == 'auto':
+        return [names, *combinations(names, len(names) - 1), *combinations(names, 1)]
+    if isinstance(which, str):
+        raise ValueError(f"subsets is {which!r}, expected 'auto', 'all' or a list of names such as 's1a+s2'")
+    asked = [set(name.split('+')) for name in which]
+    if unknown := [name for name, parts in zip(which, asked, strict=True) if not parts <= set(names)]:
+        raise ValueError(f'subsets has {unknown}, expected some of {list(names)}, joined as {subset_name(names)!r}')
+    chosen = {names, *(tuple(name for name in names if name in parts) for parts in asked)}
+    return sorted(chosen, key=lambda subset: (-len(subset), [names.index(name) for name in subset]))
 
 
 def subset_name(names: Iterable[str]) -> str:

@@ -197,6 +197,30 @@ def test_majority_matches_naive_loop() -> None:
     assert found[0, 0] == -1
 
 
+class Many(Oracle):
+    """A backbone of six modalities."""
+
+    modalities = tuple('abcdef')
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        told = F.one_hot(majority(batch['mask'], (4, 4), None), 6).float()
+        return self.restrict(SimpleNamespace(grid=(4, 4), maps=dict.fromkeys(self.modalities, told)), self.modalities)
+
+    def restrict(self, out: Any, names: Any) -> Any:
+        maps = {name: out.maps[name] for name in names}
+        return SimpleNamespace(grid=(4, 4), maps=maps, fused=next(iter(maps.values())))
+
+
+def test_subsets_of_many_modalities() -> None:
+    """All six, all but one, single ones: 13 of 63."""
+    few = Blocks(0, 4)
+    names = {name.split('/')[1] for name in probed(ProbeCallback(), few, few, backbone=Many())}
+    assert len(names) == 13
+    assert {'a+b+c+d+e+f', 'a+b+c+d+e', 'a'} <= names
+    chosen = probed(ProbeCallback(subsets=['a+b']), few, few, backbone=Many())
+    assert {name.split('/')[1] for name in chosen} == {'a+b+c+d+e+f', 'a+b'}
+
+
 def test_modes_come_back_as_they_were() -> None:
     module = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
     module[1].eval()

@@ -50,6 +50,15 @@ def read(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_some_subsets(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['--ckpt', str(folder / 'all.ckpt'), '--groups', 's1=s1a,s1d', '--degrade', '--subsets', 'spot+s2', 's1']
+    assert run(folder, tmp_path / 'out', *words) == 0
+    assert [row['setting'] for row in read(tmp_path / 'out')] == ['s1+s2+spot', 's2+spot', 's1']
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path / 'out', *words, 's3')
+    assert 's3' in capsys.readouterr().err
+
+
 def test_one_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, tmp_path / 'out', '--ckpt', str(folder / 'all.ckpt'), '--groups', 's1=s1a,s1d') == 0
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == FILES

@@ -2,12 +2,15 @@
 # Licensed under the MIT License.
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from torchgeo_omnisat.batch import collate, drop
-from torchgeo_omnisat.modality import subset_name, subsets
+from torchgeo_omnisat.modality import Modality, as_modalities, subset_name, subsets
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv
@@ -58,3 +61,38 @@ class TestSubsets:
             make_trainer(tmp_path, logger=False).test(OmniSatSegmentation(**TOLD), make_loader([make_sample(0)]))
         assert [path.name for path in tmp_path.iterdir()] == ['subsets.csv']
         assert (tmp_path / 'subsets.csv').read_text() == 'old'
+
+
+SEVEN = [Modality(name, ('a',), 10.0, False) for name in 'abcdefg']
+
+
+def many(index: int) -> dict[str, Tensor]:
+    """A sample of seven images."""
+    generator = torch.Generator().manual_seed(index)
+    sample = {'mask': torch.randint(0, 4, (8, 8), generator=generator)}
+    for modality in SEVEN:
+        sample[modality.image_key] = torch.randn(1, 8, 8, generator=generator)
+        sample |= {modality.dates_key: torch.zeros(1, dtype=torch.int64), modality.valid_key: torch.ones(1).bool()}
+    return sample
+
+
+@pytest.mark.parametrize(('which', 'count'), [('auto', 15), ('all', 127), (['a+c', 'b'], 3)])
+def test_decodes_grow_with_the_subsets_that_are_asked_for(which: Any, count: int, tmp_path: Path) -> None:
+    """Seven modalities have 127 subsets, each of which costs a decode of every batch."""
+    small = {'widths': [16, 16], 'image_widths': [16, 16, 16, 16]}
+    told = {'num_classes': 4, 'patch_size': 40.0, 'label_gsd': 10.0, 'backbone_args': small}
+    task, decodes = OmniSatSegmentation('omnisat_tiny', SEVEN, **told, subsets=which), []
+    decode = task.model.decode
+    task.model.decode = lambda out: decodes.append(len(out.maps)) or decode(out)
+    loader = DataLoader([many(0), many(1)], 2, collate_fn=lambda s: collate(s, as_modalities(SEVEN)))
+    make_trainer(tmp_path, logger=False).test(task, loader, verbose=False)
+    assert len(decodes) == count
+    assert decodes == sorted(decodes, reverse=True)
+    assert len(read_csv(tmp_path / 'subsets.csv')) == count
+    assert 'subsets' not in task.hparams
+
+
+def test_subset_of_a_modality_that_the_data_lack(tmp_path: Path) -> None:
+    task = OmniSatSegmentation(**TOLD, subsets=['s2+dem'])
+    with pytest.raises(ValueError, match='dem'):
+        make_trainer(tmp_path, logger=False).test(task, make_loader([make_sample(0)]), verbose=False)

@@ -5,9 +5,9 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class ProbeCallback(Callback):
     """Fits k nearest neighbours and a linear classifier on the embeddings of a frozen backbone.
 
     Some labelled tiles of the training split, without augmentation, are fitted and some of the
-    validation split are scored, by macro F1, for every subset of the modalities; a tile is
+    validation split are scored, by macro F1, for subsets of the modalities; a tile is
     encoded once. A patch is one fused token, its class the most frequent one in its part of
     ``mask``, the ignored one aside; a tile is the mean of its patches, and has ``label``.
 
@@ -61,6 +61,8 @@ class ProbeCallback(Callback):
         max_patches: The most patches of each split.
         neighbours: Number k of nearest neighbours, by the angle between embeddings.
         seed: Seed of the choice of tiles and patches.
+        subsets: Subsets of the modalities: all up to five modalities, and for more all of them, all but
+            one, and single ones; ``'all'``; or names such as ``s1a+s2``.
 
     Raises:
         ValueError: If a number is not positive.
@@ -73,13 +75,14 @@ class ProbeCallback(Callback):
         max_patches: int = 4096,
         neighbours: int = 5,
         seed: int = 0,
+        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
         numbers = {'every_n_epochs': every_n_epochs, 'max_tiles': max_tiles, 'max_patches': max_patches}
         for name, value in (numbers | {'neighbours': neighbours}).items():
             if value < 1:
                 raise ValueError(f'{name} is {value}, expected at least 1')
         self.every_n_epochs, self.max_tiles, self.max_patches = every_n_epochs, max_tiles, max_patches
-        self.neighbours, self.seed = neighbours, seed
+        self.neighbours, self.seed, self.subsets = neighbours, seed, subsets
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a task without a backbone, and data that are not known.
@@ -146,7 +149,8 @@ class ProbeCallback(Callback):
             with context():
                 out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
             patches = majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
-            for subset in subsets(name for name in out.maps):
+            every = subsets(getattr(task.model.backbone, 'modalities', out.maps), self.subsets)
+            for subset in (subset for subset in every if set(subset) <= set(out.maps)):
                 with context():
                     part = task.model.backbone.restrict(out, subset)
                 fused, seen = part.fused.float(), task.model.backbone.seen(part.maps, out.grid).any(-1)

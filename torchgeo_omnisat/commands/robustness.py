@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, datamodule = parse_data(make_parser(), argv)
     with one_error('robustness'):
         labelled, groups = read_labels(args.ckpt), read_groups(args.groups)
+        which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
         tasks = {label: [load_task(path) for path in paths] for label, paths in labelled.items()}
         datamodule.prepare_data()
         datamodule.setup('test')
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scored = []
         for label, models in tasks.items():
             kinds = args.degrade if len(models) == 1 else ()
-            tests = [RobustnessTest(task, groups, kinds, seed=args.seed) for task in models]
+            tests = [RobustnessTest(task, groups, kinds, seed=args.seed, subsets=which) for task in models]
             for path, test in zip(labelled[label], tests, strict=True):
                 print(f'{label}: {path}', file=sys.stderr)
                 run(test, datamodule, there, args.accelerator)
@@ -94,6 +95,14 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         '--degrade', nargs='*', default=list(KINDS), choices=list(KINDS), help=f'default: {" ".join(KINDS)}'
+    )
+    parser.add_argument(
+        '--subsets',
+        nargs='+',
+        default=['auto'],
+        metavar='SENSOR+SENSOR',
+        help='subsets of the sensors to score: all, names such as s1+s2, or auto (default): every one of up to five '
+        'sensors, and of more all, all but one, and single ones',
     )
     parser.add_argument('--seed', type=int, default=0, help='of what is degraded (default: 0)')
     parser.add_argument('--accelerator', default='auto', help='of Lightning (default: auto)')

@@ -29,6 +29,7 @@ from ..datasets.multimodal import MultimodalGeoDataset
 from ..datasets.polygons import Polygons
 from ..datasets.tiles import AreaTiles
 from ..grid import Grid
+from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from .base import MultimodalDataModule
@@ -282,7 +283,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         # Tiles begin where pixels of all modalities meet, so the map does.
         around = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner).bounds
         self.grid = Grid.over(dataset.crs, around, self.label_gsd, dataset.corner)
-        size = round(self.tile_size / self.label_gsd)
+        size = half_up(self.tile_size / self.label_gsd)
         patch = patch_pixels(dataset.step, self.label_gsd)
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]

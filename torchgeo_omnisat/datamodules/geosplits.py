@@ -60,7 +60,7 @@ def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axi
     xmin, ymin, xmax, ymax = dataset.area.bounds
     (low, high), origin = ((xmin, xmax), dataset.corner[0]) if axis == 'x' else ((ymin, ymax), dataset.corner[1])
     edges = low + np.cumsum([0.0, *fractions]) * (high - low)
-    inner = origin + dataset.lattice * np.round((edges[1:-1] - origin) / dataset.lattice)
+    inner = origin + dataset.lattice * np.floor((edges[1:-1] - origin) / dataset.lattice + 0.5)
     edges = np.array([low, *inner.clip(low, high), high])
     if axis == 'x':
         return {name: shapely.box(edges[i], ymin, edges[i + 1], ymax) for i, name in enumerate(SPLITS)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from torchgeo.datasets.flair import TASKS, AvailableBands
 
-from ..modality import Modality
+from ..modality import Modality, half_up
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .integrity import Dates, Expected
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS
@@ -196,7 +196,7 @@ def size_of(files: Files) -> tuple[int, int]:
     for name, gsd in sizes.items():
         if name in files:
             with suppress(RasterioError), rasterio.open(files[name]) as source:
-                return round(source.height * gsd / fine), round(source.width * gsd / fine)
+                return half_up(source.height * gsd / fine), half_up(source.width * gsd / fine)
     return 0, 0
 
 
@@ -219,7 +219,7 @@ def expect(
         path = Path(files['mask'])
         return (Expected(path, shape, 'integer', classes=classes, channel=channel, crs=_CRS, crs_unused=True),)
     modality = product.modality
-    ground = [round(side * MODALITIES['aerial'].gsd / modality.gsd) for side in size]
+    ground = [half_up(side * MODALITIES['aerial'].gsd / modality.gsd) for side in size]
     bands = [(product.name, len(modality.bands))] + [(CLOUDS, 2)] * (modality.name == 's2')
     series = modality.temporal
     images = [

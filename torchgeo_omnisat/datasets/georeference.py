@@ -19,6 +19,7 @@ from shapely.affinity import affine_transform
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
+from ..modality import half_up
 from .arguments import parse_span
 from .headers import Header
 from .series import DAY
@@ -37,7 +38,7 @@ def window_grid(crs: Any, x: slice, y: slice) -> Grid:
     """
     if not math.isclose(x.step, y.step, rel_tol=1e-4):
         raise ValueError(f'pixels of {x.step} x {y.step} were asked for, expected square ones')
-    rows, columns = (max(0, round((axis.stop - axis.start) / x.step)) for axis in (y, x))
+    rows, columns = (max(0, half_up((axis.stop - axis.start) / x.step)) for axis in (y, x))
     return Grid(CRS.from_user_input(crs), Affine(x.step, 0, x.start, 0, -x.step, y.stop), rows, columns)
 
 

@@ -19,7 +19,7 @@ from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ..grid import Grid
-from ..modality import Modality
+from ..modality import Modality, half_up
 from .classes import ClassMap
 from .figures import draw_any
 from .georeference import where
@@ -295,7 +295,7 @@ def _in_metres(crs: CRS) -> bool:
 def pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
     """The pixels of a window, which is a whole number of them."""
     xmin, ymin, xmax, ymax = window
-    rows, columns = round((ymax - ymin) / gsd), round((xmax - xmin) / gsd)
+    rows, columns = half_up((ymax - ymin) / gsd), half_up((xmax - xmin) / gsd)
     return Grid(crs, Affine(gsd, 0, xmin, 0, -gsd, ymax), rows, columns)
 
 

@@ -19,7 +19,7 @@ from torchgeo.datasets import PASTIS, NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, check_integrity
 
-from ..modality import Modality
+from ..modality import Modality, half_up
 from .arguments import (
     MISSING,
     check_choice,
@@ -203,7 +203,7 @@ class PASTISMultimodal(NonGeoDataset):
         yield Part('mask', (mask,), partial(self._read_mask, patch))
         for name, source in self._sources.items():
             modality, series = self.modalities[name], source.dates is not None
-            ground = [round(side * self.label_gsd / modality.gsd) for side in size]
+            ground = [half_up(side * self.label_gsd / modality.gsd) for side in size]
             shape = (*(None,) * series, len(source.modality.bands), *ground)
             acquired = source.dates is not None and patch.properties.get(source.dates) is not None
             path, crs = self._file(source.path, patch), None if series else 0
@@ -244,7 +244,7 @@ class PASTISMultimodal(NonGeoDataset):
         if self.missing == 'allow' and not path.exists():
             return {}
         days = self._days(patch, source)
-        ground = tuple(round(side * self.label_gsd / modality.gsd) for side in size)
+        ground = tuple(half_up(side * self.label_gsd / modality.gsd) for side in size)
         shape = (len(days), len(bands), *ground) if modality.temporal else (len(bands), *ground)
         expected = f'{source.dtype} {shape}: ' + (f'{len(days)} dates in {self.index}, ' if modality.temporal else '')
         expected += f'{len(bands)} bands, and {modality.gsd} m pixels on the ground of its labels'

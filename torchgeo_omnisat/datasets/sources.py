@@ -24,7 +24,7 @@ from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
-from ..modality import Modality
+from ..modality import Modality, half_up
 from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .decoding import GREATEST, as_numbers
 from .frames import ALWAYS, days_of, decoding_of, merge_of, opened, overlapping, read_frames
@@ -310,7 +310,7 @@ def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
         return round(gsd, 3)
     if anchor is None:
         return float(f'{gsd:.2g}')
-    return anchor * max(1, round(gsd / anchor)) if gsd > anchor else anchor / max(1, round(anchor / gsd))
+    return anchor * max(1, half_up(gsd / anchor)) if gsd > anchor else anchor / max(1, half_up(anchor / gsd))
 
 
 def period(indexes: Sequence[GeoDataFrame]) -> tuple[pd.Timestamp, pd.Timestamp]:

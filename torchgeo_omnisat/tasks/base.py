@@ -60,7 +60,7 @@ class OmniSatTask(BaseTask):
     optional: ClassVar[tuple[str, ...]] = ()
 
     #: Arguments of one run, which no checkpoint keeps.
-    ignore = ('weights', 'statistics')
+    ignore: tuple[str, ...] = ('weights', 'statistics')
 
     weights: str | None
     statistics: str | None

@@ -12,7 +12,7 @@ from torchgeo.datasets.utils import Sample
 from torchmetrics.classification import MultilabelF1Score
 
 from ..losses import MultiLabelLoss
-from ..modality import Modality
+from ..modality import Modality, Which
 from ..models import OmniSatClassifier
 from ..transforms import ModalityDropout
 from .robustness import ClassificationScores
@@ -53,6 +53,9 @@ class OmniSatClassification(SupervisedTask):
         sources: Mean and standard deviation by source, of a model that was trained on a mixture.
         statistics: The source whose statistics images are normalised with, where the model or *weights*
             know several and the data do not tell which; of one run, no checkpoint keeps it.
+        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
+            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. No
+            checkpoint keeps it.
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'label_names', 'patch_size')
@@ -79,9 +82,10 @@ class OmniSatClassification(SupervisedTask):
         patience: int = 10,
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
+        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
         """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights, self.statistics = weights, statistics
+        self.weights, self.statistics, self.subsets = weights, statistics, subsets
         super().__init__()
 
     def build(self) -> nn.Module:
@@ -132,9 +136,9 @@ class OmniSatClassification(SupervisedTask):
         figure: Figure = self.datamodule.plot(sample, suptitle=f'label: {said}')
         return figure
 
-    def make_scores(self, names: Iterable[str]) -> ClassificationScores:
+    def make_scores(self, names: Iterable[str], which: Which = 'auto') -> ClassificationScores:
         """F1 for every subset."""
-        return ClassificationScores(names, len(self.hparams['label_names']))
+        return ClassificationScores(names, len(self.hparams['label_names']), which)
 
     def _listed(self, values: Tensor) -> str:
         """Names of the labels above one half."""

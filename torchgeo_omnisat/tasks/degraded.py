@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality, as_modalities
+from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
 from .robustness import Row, SubsetScores
@@ -71,6 +71,7 @@ class RobustnessTest(LightningModule):
             task are left out.
         levels: Other levels by kind.
         seed: Seed of the degradations.
+        subsets: Subsets of the sensors; see :func:`.subsets`.
 
     Raises:
         ValueError: If a kind is unknown; when the test begins, if a modality is in two groups, or a
@@ -84,12 +85,13 @@ class RobustnessTest(LightningModule):
         kinds: Sequence[str] = tuple(KINDS),
         levels: Mapping[str, Sequence[float]] | None = None,
         seed: int = 0,
+        subsets: Which = 'auto',
     ) -> None:
         """Check the arguments; the rest waits for the data."""
         super().__init__()
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f'degradations {unknown} are unknown, expected some of {list(KINDS)}')
-        self.task, self.seed = task, seed
+        self.task, self.seed, self.subsets = task, seed, subsets
         self.groups = {sensor: tuple(names) for sensor, names in (groups or {}).items()}
         self.levels = {kind: tuple((levels or {}).get(kind, KINDS[kind].levels)) for kind in kinds}
 
@@ -102,7 +104,7 @@ class RobustnessTest(LightningModule):
         theirs = getattr(self.task.datamodule, 'modalities', None)
         names = [name for name in self.task.modalities if theirs is None or name in as_modalities(theirs)]
         self.sensors = sensors(names, self.groups)
-        self.subset_scores = self.task.make_scores(self.sensors).to(self.device)
+        self.subset_scores = self.task.make_scores(self.sensors, self.subsets).to(self.device)
         self.degraded: dict[tuple[str, float], tuple[Degradation, SubsetScores]] = {}
         series = [name for name in names if self.task.modalities[name].temporal]
         unknown = [name for name in series if self.task.modalities[name].kind is None]

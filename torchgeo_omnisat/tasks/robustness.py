@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ..modality import subset_name, subsets
+from ..modality import Which, subset_name, subsets
 from .outputs import replacing
 
 
@@ -89,10 +89,11 @@ Row = SubsetRow | LabelRow
 
 
 class SubsetScores(Metric, ABC):
-    """Counts for every subset of the modalities, summed over all processes.
+    """Counts for subsets of the modalities, summed over all processes.
 
     Args:
         names: Names of M modalities.
+        which: Which of their subsets; see :func:`.subsets`.
         shape: Shape of what is counted for one subset.
     """
 
@@ -100,9 +101,9 @@ class SubsetScores(Metric, ABC):
     counts: Tensor
     full_state_update = False
 
-    def __init__(self, names: Iterable[str], *shape: int) -> None:
+    def __init__(self, names: Iterable[str], which: Which, *shape: int) -> None:
         super().__init__()
-        self.subsets = subsets(names)
+        self.subsets = subsets(names, which)
         rows = len(self.subsets)
         self.add_state('counted', torch.zeros(rows, *shape, dtype=torch.int64), dist_reduce_fx='sum')
         self.add_state('counts', torch.zeros(rows, 3, dtype=torch.int64), dist_reduce_fx='sum')
@@ -150,10 +151,13 @@ class SegmentationScores(SubsetScores):
         names: Names of M modalities.
         num_classes: Number of classes K.
         ignore_index: Label that is not scored.
+        which: Which subsets; see :func:`.subsets`.
     """
 
-    def __init__(self, names: Iterable[str], num_classes: int, ignore_index: int | None = None) -> None:
-        super().__init__(names, num_classes, num_classes)
+    def __init__(
+        self, names: Iterable[str], num_classes: int, ignore_index: int | None = None, which: Which = 'auto'
+    ) -> None:
+        super().__init__(names, which, num_classes, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
@@ -181,10 +185,11 @@ class ClassificationScores(SubsetScores):
     Args:
         names: Names of M modalities.
         num_labels: Number of labels K.
+        which: Which subsets; see :func:`.subsets`.
     """
 
-    def __init__(self, names: Iterable[str], num_labels: int) -> None:
-        super().__init__(names, num_labels, 3)
+    def __init__(self, names: Iterable[str], num_labels: int, which: Which = 'auto') -> None:
+        super().__init__(names, which, num_labels, 3)
 
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
         """The counts ``(K, 3)`` of a batch of probabilities; more than one half is a yes."""

@@ -19,7 +19,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import available
 from ..losses import CrossEntropyDice
-from ..modality import Modality
+from ..modality import Modality, Which
 from ..models import OmniSat, OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
@@ -69,6 +69,9 @@ class OmniSatSegmentation(SupervisedTask):
         sources: Mean and standard deviation by source, of a model that was trained on a mixture.
         statistics: The source whose statistics images are normalised with, where the model or *weights*
             know several and the data do not tell which; of one run, no checkpoint keeps it.
+        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
+            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. No
+            checkpoint keeps it.
 
     Raises:
         ValueError: If an argument is not as described, or does not fit the others; of what the
@@ -106,9 +109,10 @@ class OmniSatSegmentation(SupervisedTask):
         patience: int = 10,
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
+        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
         """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights, self.statistics = weights, statistics
+        self.weights, self.statistics, self.subsets = weights, statistics, subsets
         super().__init__()
 
     @property
@@ -238,9 +242,9 @@ class OmniSatSegmentation(SupervisedTask):
         figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
         return figure
 
-    def make_scores(self, names: Iterable[str]) -> SegmentationScores:
+    def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SegmentationScores:
         """Confusion for every subset."""
-        return SegmentationScores(names, self.hparams['num_classes'], self.hparams['ignore_index'])
+        return SegmentationScores(names, self.hparams['num_classes'], self.hparams['ignore_index'], which)
 
 
 def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:

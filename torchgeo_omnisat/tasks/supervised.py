@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric
 
-from ..modality import as_modalities
+from ..modality import Which, as_modalities
 from .base import OmniSatTask
 from .robustness import SubsetScores, write_table
 from .upset import write_subsets
@@ -35,6 +35,9 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     target: ClassVar[str]
     #: The metric that is logged for every subset of the modalities.
     headline: ClassVar[str]
+    #: The argument ``subsets``.
+    subsets: Which = 'auto'
+    ignore = (*OmniSatTask.ignore, 'subsets')
     criterion: nn.Module
     dropout: nn.Module
     #: Batches of each validation of which a figure is drawn.
@@ -49,8 +52,8 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         """The figure of a sample, by the datamodule."""
 
     @abstractmethod
-    def make_scores(self, names: Iterable[str]) -> SubsetScores:
-        """What counts for every subset of the modalities of these names."""
+    def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SubsetScores:
+        """Return what counts for subsets of the modalities of these names; see :func:`.subsets`."""
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The loss of a batch, some modalities of which are dropped.
@@ -93,7 +96,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     def on_test_start(self) -> None:
         """Make room for the scores of every subset of the modalities that the data has."""
         theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
-        self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs])
+        self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs], self.subsets)
         self.subset_scores.to(self.device)
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -184,7 +184,8 @@ class RandomGroundCrop(GroundTransform):
     def _window(self, window: Tensor, corner: Tensor, size: tuple[float, float]) -> Tensor:
         """Row, column, height and width on the output grid."""
         pixels = window[:, 2:].double() / torch.tensor(size, device=window.device)
-        start, side = (corner * self.patch_size * pixels).round(), (self.size * pixels).round()
+        lengths = corner * self.patch_size * pixels, self.size * pixels
+        start, side = ((length + 0.5 + 1e-6).floor() for length in lengths)  # halves up, as everywhere
         return torch.cat([window[:, :2] + start.to(window.dtype), side.to(window.dtype)], -1)
 
 
