@@ -45,6 +45,12 @@ class TestModality:
         assert 'kind' not in S2.as_dict()
         for change in ({'kind': 'radar'}, {'unit': 'db'}, {'wavelengths': (1, 2, 3)}, {'gsd': 20}, {'temporal': False}):
             assert not known.agrees(replace(known, **change))
+        assert known.agrees(replace(known, wavelengths=(492.7, 559.8, 664.6)))  # a catalogue's and the maker's
+
+    def test_joined_keeps_what_either_knows(self) -> None:
+        kind, unit = replace(S2, kind='optical'), replace(S2, unit='dn', wavelengths=(490.0, 560.0, 665.0))
+        assert kind.joined(unit) == unit.joined(kind) == replace(unit, kind='optical')
+        assert S2.joined(S2) == S2
 
     @pytest.mark.parametrize(
         ('fact', 'value'),
@@ -108,6 +114,11 @@ class TestAsModalities:
             as_modalities([S2, S2.select(('B02',))])
         with pytest.raises(ValueError, match=r'expected one or more modalities .* got \[\]'):
             as_modalities([])
+
+    def test_a_key_is_the_name(self) -> None:
+        assert as_modalities({'s2': S2.as_dict()}) == {'s2': S2}
+        with pytest.raises(ValueError, match="'s2' is under the key 'sentinel2'"):
+            as_modalities({'sentinel2': S2, 'spot': SPOT})
 
 
 class TestSubsets:

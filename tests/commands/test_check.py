@@ -278,6 +278,16 @@ class TestCommand:
         assert main([*words, '--data.rasters={s2: {path: s3}}']) == 1
         assert "path of 's2' is '" in capsys.readouterr().out
 
+    def test_unknown_facts_are_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in 's1', 's2':
+            write(tmp_path / name / 'a_20210615.tif', ramp(16, 16))
+        words = ['check', '--data=MultimodalGeoDataModule', f'--data.root={tmp_path}', '--data.tile_size=80']
+        rasters = {'s1': {'path': 's1'}, 's2': {'path': 's2', 'kind': 'optical', 'unit': 'dn'}}
+        main([*words, f'--data.rasters={json.dumps(rasters)}', '--workers=0'])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if 'simulated' in line]
+        assert 's1 (kind and unit unknown)' in line
+        assert 's2' not in line
+
     def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
         monkeypatch.setattr(datamodule, 'dataset_class', dict)

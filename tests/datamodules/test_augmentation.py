@@ -92,6 +92,12 @@ def test_speckle_is_in_decibel_before_normalisation(root: Path) -> None:
     assert gain.var().item() == pytest.approx(0.2, rel=0.15)
 
 
+def test_facts_that_are_known_need_no_word(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level('INFO'):
+        make(root)
+    assert 'simulated' not in caplog.text
+
+
 def test_a_training_sample_can_be_shown(root: Path) -> None:
     datamodule = make(root)
     batch = datamodule.train_aug(next(iter(datamodule.train_dataloader())))

@@ -342,3 +342,59 @@ def test_a_file_of_splits_needs_their_names(root: Path, tmp_path: Path) -> None:
     frame.to_file(tmp_path / 'regions.gpkg')
     with pytest.raises(ValueError, match=r"regions.gpkg has the columns \['part', 'geometry'\], expected 'split' with"):
         _ = make(root, split={'file': str(tmp_path / 'regions.gpkg')}).grounds
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Linear power and elevation without names of bands."""
+    root = tmp_path_factory.mktemp('scenes')
+    rng = np.random.default_rng(0)
+    for folder, low, high in (('s1', 0.02, 0.12), ('dem', 100, 200)):
+        image = rng.uniform(low, high, (2, 32, 32)).astype(np.float32)
+        for stamp in ('20210101', '20210201'):
+            write(root / folder / f'a_{stamp}.tif', image)
+    return root
+
+
+class TestFacts:
+    """Radar, its unit and optical images are what settings state; unnamed bands state nothing."""
+
+    def augmented(self, root: Path, **settings: Any) -> tuple[Any, Any]:
+        """Radar before and after augmentation, in raw units."""
+        rasters = {'s1': {'path': 's1', **settings}, 'dem': {'path': 'dem'}}
+        datamodule = MultimodalGeoDataModule(str(root), rasters, tile_size=160, temporal_dropout=0, jitter=0)
+        datamodule.dihedral = False
+        datamodule.setup('fit')
+        batch = next(iter(datamodule.train_dataloader()))
+        after = datamodule.train_aug(batch)
+        assert torch.allclose(after['image_dem'], datamodule.aug(batch)['image_dem'])
+        mean, std = (numbers['s1'][:, None, None] for numbers in (datamodule.mean, datamodule.std))
+        return batch['image_s1'], after['image_s1'] * std + mean
+
+    @pytest.mark.parametrize(
+        'settings', [{}, {'all_bands': ['VV', 'VH']}, {'kind': 'radar', 'all_bands': ['VV', 'VH']}]
+    )
+    def test_nothing_is_simulated_where_nothing_is_stated(
+        self, scenes: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
+    ) -> None:
+        with caplog.at_level('INFO'):
+            before, after = self.augmented(scenes, **settings)
+        assert torch.allclose(before, after, atol=1e-5)
+        (line,) = [record.message for record in caplog.records if 'simulated' in record.message]
+        assert ('s1 (unit unknown)' if 'kind' in settings else 's1 (kind and unit unknown)') in line
+        assert 'dem (kind and unit unknown)' in line
+
+    def test_power_stays_positive_and_keeps_its_mean(self, scenes: Path) -> None:
+        torch.manual_seed(0)
+        before, after = self.augmented(scenes, kind='radar', unit='power', all_bands=['VV', 'VH'])
+        assert after.min() > -1e-6
+        assert (after / before).mean().item() == pytest.approx(1, abs=0.03)
+        assert (after / before).std().item() == pytest.approx(0.1**0.5, rel=0.1)
+
+    def test_fit_says_it_once(self, scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
+        rasters = {'s1': {'path': 's1'}}
+        datamodule = MultimodalGeoDataModule(str(scenes), rasters, tile_size=160)
+        with caplog.at_level('INFO'):
+            datamodule.setup('fit')
+            datamodule.setup('fit')
+        assert caplog.text.count('simulated') == 1

@@ -5,6 +5,7 @@
 
 import contextlib
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,18 @@ def test_arguments(parts: dict[str, Any]) -> None:
         MixedDataModule(parts, rename={'made': {'s3': 's4'}}).setup('fit')
     with pytest.raises(ValueError, match=r'expected one datamodule to predict'):
         MixedDataModule(parts).setup('predict')
+
+
+def test_what_one_source_knows_of_a_modality_is_kept(parts: dict[str, Any]) -> None:
+    datamodule = MixedDataModule(parts)
+    datamodule.setup('fit')
+    plain = {name: replace(m, kind=None, unit='unknown') for name, m in parts['pastis'].modalities.items()}
+    power = plain | {'s1a': replace(plain['s1a'], unit='power')}
+    for changed in (plain, power):
+        parts['pastis'].setup = lambda stage, changed=changed: setattr(parts['pastis'], 'modalities', changed)
+        if changed is plain:
+            datamodule.setup('fit')
+            assert {m.unit for m in datamodule.modalities.values()} == {'dn', 'db'}
+        else:
+            with pytest.raises(ValueError, match=r"'s1a' of 'made' is .*unit='db'.*has .*unit='power'"):
+                datamodule.setup('fit')

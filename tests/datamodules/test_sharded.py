@@ -5,6 +5,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,19 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'shards.json').write_text('{"shards"')
     with pytest.raises(ValueError, match=r'shards.json cannot be read \('):
         ShardedDataModule(str(tmp_path))
+
+
+def test_shards_from_before_facts_were_stated(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = Path(shutil.copytree(shards, tmp_path / 'old'))
+    told = json.loads((old / 'shards.json').read_text())
+    for modality in told['modalities']:
+        for fact in ('kind', 'unit', 'wavelengths'):
+            modality.pop(fact, None)
+    (old / 'shards.json').write_text(json.dumps(told))
+    with caplog.at_level('INFO'):
+        for root in (shards, old):
+            task = OmniSatSegmentation('omnisat_tiny')
+            make_trainer(tmp_path, max_steps=1).fit(task, datamodule=ShardedDataModule(str(root)))
+            assert task.modalities['s1a'].unit == ('db' if root == shards else 'unknown')
+    (line,) = [record.message for record in caplog.records if 'simulated' in record.message]
+    assert 's1a (kind and unit unknown)' in line

@@ -93,6 +93,15 @@ def test_what_a_backbone_takes(backbone: str, series: str | None, names: tuple[s
     assert list(taken(backbone, [MODALITIES[name] for name in names], series)) == expected
 
 
+def test_utae_takes_the_only_optical_series() -> None:
+    optical, radar = (Modality(name, ('a',), 10, True, kind) for name, kind in (('a', 'optical'), ('s2', 'radar')))  # type: ignore[arg-type]
+    assert list(taken('utae', [radar, optical])) == ['a']
+    assert list(taken('utae', [radar])) == ['s2']
+    other = Modality('s2', ('a',), 10, True, 'optical')
+    with pytest.raises(ValueError, match=re.escape("series of utae is None, expected one of ['s2', 'a']")):
+        taken('utae', [other, optical])
+
+
 @pytest.mark.parametrize(
     ('backbone', 'series', 'modalities', 'message'),
     [

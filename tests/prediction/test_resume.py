@@ -137,8 +137,9 @@ def test_other_arguments_never_mix(tmp_path: Path, change: str) -> None:
 
 @pytest.mark.parametrize('change', ['area', 'batch_size', 'precision'])
 def test_whatever_strips_depend_on_is_in_their_name(tmp_path: Path, change: str) -> None:
-    def key(**changes: Any) -> Any:
+    def key(facts: dict[str, Any] | None = None, **changes: Any) -> Any:
         task, writer = make_task(), GeoTIFFWriter(str(tmp_path / 'map.tif'))
+        task.hparams['modalities'] = [modality | (facts or {}) for modality in task.hparams['modalities']]
         trainer = make_trainer(tmp_path, writer, precision=changes.pop('precision', '32-true'))
         writer._trainer, writer._module, writer._datamodule = trainer, task, PlaneDataModule(**AREA)
         vars(writer._datamodule).update(changes)
@@ -147,6 +148,7 @@ def test_whatever_strips_depend_on_is_in_their_name(tmp_path: Path, change: str)
 
     told = {'area': shapely.box(0, 0, 9, 9), 'batch_size': 77, 'precision': 'bf16-true'}
     assert key() == key() != key(**{change: told[change]})
+    assert key() == key({'kind': 'other', 'unit': 'dn'})  # what a checkpoint learns on the way changes no pixel
 
 
 def test_only_one_run_at_a_time(tmp_path: Path) -> None:

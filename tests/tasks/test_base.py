@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,57 @@ class TestStatistics:
         fresh = OmniSatSegmentation('omnisat_tiny')
         make_trainer(tmp_path, max_steps=1).fit(fresh, datamodule=Elsewhere(root=str(root), **arguments))  # type: ignore[arg-type]
         assert fresh.hparams['mean']['s2'] != told['mean']['s2']
+
+
+class TestFacts:
+    """Checkpoints from before kind and unit were stated, and data in another unit than the model's."""
+
+    @staticmethod
+    def aged(checkpoint: Path, folder: Path, **facts: Any) -> Path:
+        """Write a checkpoint whose modalities state *facts* alone."""
+        content = torch.load(checkpoint, weights_only=True)
+        told = content['hyper_parameters']
+        told['modalities'] = [
+            {key: m[key] for key in ('name', 'bands', 'gsd', 'temporal')} | facts.get(m['name'], {})
+            for m in told['modalities']
+        ]
+        torch.save(content, folder / 'aged.ckpt')
+        return folder / 'aged.ckpt'
+
+    def test_a_checkpoint_without_facts_learns_them(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        task = OmniSatSegmentation.load_from_checkpoint(self.aged(fitted, tmp_path), weights_only=True)
+        assert {m.unit for m in task.modalities.values()} == {'unknown'}
+        datamodule = make_datamodule(root)
+        make_trainer(tmp_path, limit_test_batches=1).test(task, datamodule=datamodule)
+        assert task.modalities == datamodule.modalities
+        assert task.modalities['s1a'].unit == 'db'
+
+    def test_training_goes_on(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        path = self.aged(fitted, tmp_path)
+        step = torch.load(path, weights_only=True)['global_step']
+        trainer, task = make_trainer(tmp_path, max_steps=step + 1), OmniSatSegmentation('omnisat_tiny')
+        trainer.fit(task, datamodule=make_datamodule(root), ckpt_path=path)
+        assert trainer.global_step == step + 1
+        assert task.modalities['s1a'].kind == 'radar'
+
+    def test_another_unit_is_refused(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        path = self.aged(fitted, tmp_path, s1a={'kind': 'radar', 'unit': 'power'})
+        task = OmniSatSegmentation.load_from_checkpoint(path, weights_only=True)
+        with pytest.raises(ValueError, match=r"unit='db'.*but the model was built for .*unit='power'"):
+            make_trainer(tmp_path).test(task, datamodule=make_datamodule(root))
+
+    def test_the_series_of_a_baseline_stays_the_same(self) -> None:
+        """Of a checkpoint without facts the name decided; learning that two series are optical changes nothing."""
+        names = ('s2', 'planet')
+        plain = [MODALITIES['s2'], replace(MODALITIES['s2'], name='planet')]
+        old = [replace(m, kind=None, unit='unknown') for m in plain]
+        task = OmniSatSegmentation(**TOLD | {'backbone': 'utae', 'modalities': old})
+        assert list(task.modalities) == ['s2']
+        stub: Any = SimpleNamespace(modalities=dict(zip(names, plain, strict=True)), mean=None, std=None)
+        task._trainer = SimpleNamespace(predicting=True)  # type: ignore[assignment]
+        task._meet(stub)
+        assert list(task.modalities) == ['s2']
+        assert task.modalities['s2'].kind == 'optical'
 
 
 class TestFigures:

@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,25 @@ class TestWeights:
         with caplog.at_level('INFO'):
             OmniSatSegmentation(**TOLD | {'modalities': swapped}, weights=str(path))
         assert "ignored: s1a (bands ['VV', 'VH'] instead of ['VH', 'VV'])" in caplog.text
+
+    def test_another_unit_is_refused(self, tmp_path: Path) -> None:
+        path, _ = self.save(tmp_path / 'a.ckpt')
+        power = [replace(m, unit='power') if m.name == 's1a' else m for m in MODALITIES.values()]
+        with pytest.raises(ValueError, match=r"a.ckpt was trained on 's1a' with the unit 'db', .* is 'power'"):
+            OmniSatSegmentation(**TOLD | {'modalities': power}, weights=str(path))
+        unknown = [replace(m, kind=None, unit='unknown') for m in MODALITIES.values()]
+        OmniSatSegmentation(**TOLD | {'modalities': unknown}, weights=str(path))
+
+    @pytest.mark.parametrize('name', ['norm', 'query', 'weight', 'blocks'])
+    def test_a_modality_called_as_a_part_of_the_fusion(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+    ) -> None:
+        both = [MODALITIES['s2'], replace(MODALITIES['spot'], name=name)]
+        path, _ = self.save(tmp_path / 'a.ckpt', modalities=both)
+        with caplog.at_level('INFO'):
+            OmniSatSegmentation(**TOLD | {'modalities': both[:1]}, weights=str(path))
+        (said,) = [record.message for record in caplog.records if str(path) in record.message]
+        assert said.endswith(f'loaded: s2, fusion; new: nothing; ignored: {name}')
 
     def test_statistics_come_with_what_is_loaded_alone(self, tmp_path: Path) -> None:
         numbers = {name: [float(len(name))] * len(modality.bands) for name, modality in MODALITIES.items()}

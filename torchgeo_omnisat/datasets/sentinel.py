@@ -89,7 +89,7 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
             tuple(bands),
             transforms,
             cache,
-            wavelengths=S2_WAVELENGTHS if set(bands) <= S2_WAVELENGTHS.keys() else None,
+            wavelengths=S2_WAVELENGTHS,
             date_range=date_range,
             max_dates=max_dates,
             clouds=clouds,
