@@ -26,6 +26,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from ..grid import Grid
 from ..modality import Kind, Modality, Unit
 from .arguments import check_max_dates, state_facts
+from .bandfiles import Scenes, band_files
 from .decoding import Decoding, as_numbers
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
 from .georeference import Span, as_span, metres, outline, resolution, where, window_grid
@@ -106,7 +107,8 @@ class RasterTimeSeries(RasterDataset):
                 group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``. By
                 default eight digits are a date, which single images need not have.
             date_format: How a date is written, such as ``'%Y%m%d'``.
-            separate_files: Whether every band has a file of its own.
+            separate_files: Whether every band has a file of its own. By default files of one band, one day
+                and one ground are stacked if their names differ in a band, such as ``B02``.
             nodata: A number, or several, that are nodata besides what the files state.
             replace_nodata: The same, instead of the numbers that the files state; ``[]`` is no number at all.
                 Masks in and beside files still count.
@@ -141,6 +143,7 @@ class RasterTimeSeries(RasterDataset):
         for key, value in given.items():
             if value is not None:
                 setattr(self, key, value)
+        self._is_together = separate_files is False
         self.kind, self.unit = state_facts(self.name, self.kind, self.unit, self.decibels or decibels)
         self.decibels = self.unit == 'db'
         self._wavelengths = wavelengths
@@ -231,6 +234,12 @@ class RasterTimeSeries(RasterDataset):
             return {}
         return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
 
+    def _update_filepath(self, band: str, filepath: str) -> str:
+        """Return the file of another band of an image."""
+        if filepath in self._scenes:
+            return self._scenes[filepath][band]
+        return super()._update_filepath(band, filepath)
+
     def decoding(self, filepath: str, band: str | None) -> Decoding:
         """Return which pixels of a file are valid, and whether they are scaled.
 
@@ -251,8 +260,16 @@ class RasterTimeSeries(RasterDataset):
             raise self._nothing()
         times = [self._filepath_to_timestamp(file) for file in files]
         headers = [read_header(file) for file in files]
+        self._known: dict[str, Header] = {}
+        self._stack_files(headers, times)
+        if self._scenes:
+            scenes = [(*pair,) for pair in zip(headers, times, strict=True) if pair[0].path in self._scenes]
+            self._known = {header.path: header for header in headers}
+            headers, times = map(list, zip(*scenes, strict=True))
+            files = [header.path for header in headers]
         self._name_bands(headers, bands)
         self._scale(headers)
+        self._known = {}
         first = headers[0]
         if first.crs is None and crs is None:
             raise ValueError(f'{first.path} cannot be read (it states no CRS), expected a georeferenced raster')
@@ -263,6 +280,25 @@ class RasterTimeSeries(RasterDataset):
         when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
         shapes = [outline(header, crs) for header in headers]
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
+
+    def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
+        """Take files that hold one band each as the bands of images, if names say so and nothing else is told."""
+        self._scenes: Scenes = {}
+        if self.separate_files or self._is_together:
+            return
+        self._scenes = band_files(self.name, headers, times, skip_alpha=True)
+        if not self._scenes:
+            return
+        found = tuple(next(iter(self._scenes.values())))
+        if self.all_bands and not set(self.all_bands) <= set(found):
+            raise ValueError(
+                f'all_bands of {self.name!r} is {tuple(self.all_bands)}, but its files hold one band each, {found} by '
+                'their names; expected some of these'
+            )
+        self.separate_files, self.all_bands = True, tuple(self.all_bands or found)
+        warnings.warn(
+            f'files of {self.name!r} hold one band each and are stacked: {", ".join(self.all_bands)}', stacklevel=4
+        )
 
     def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
         """Settle what the bands are called, and where they are in each file."""
@@ -316,7 +352,14 @@ class RasterTimeSeries(RasterDataset):
                 numbers = [places[self.all_bands.index(band)] for band in self.bands]
             return tuple((header.scales[number - 1], header.offsets[number - 1]) for number in numbers)
         others = [self._update_filepath(band, header.path) for band in self.bands]
-        files = [header, *(read_header(path) for path in others if path != header.path and not is_remote(path))]
+        files = [
+            header,
+            *(
+                self._known.get(path) or read_header(path)
+                for path in others
+                if path != header.path and not is_remote(path)
+            ),
+        ]
         return tuple((file.scales[0], file.offsets[0]) for file in files)
 
     def _pattern(self) -> re.Pattern[str]:
