@@ -11,8 +11,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.transform import array_bounds
+from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
@@ -189,9 +191,9 @@ class FLAIR(NonGeoDataset):
         sample: Sample = {}
         for name in self.modalities:
             sample |= readers[name](patch, (stored.shape[0], stored.shape[1]))
-        classes = (torch.from_numpy(stored) - 1).clamp_(max=self.num_classes - 1)
+        classes = self._classes(stored)
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
-        sample['mask'] = classes.long()
+        sample['mask'] = classes
         sample['label'] = torch.from_numpy(occurring(classes.numpy(), scored))
         extent = (np.nan,) * 4 if transform.is_identity else array_bounds(*stored.shape, transform)
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
@@ -220,7 +222,7 @@ class FLAIR(NonGeoDataset):
         path, code = self._file('labels', patch), self.crs.to_epsg()
         size = read_size([path, self._file('aerial', patch)])
         mask = Expected(path, (1, *size), 'uint8', classes=(1, len(CLASSES)), crs=code, crs_unused=True)
-        yield Part('mask', (mask,), partial(read_mask, path))
+        yield Part('mask', (mask,), lambda: self._classes(read_mask(path)[0]))
         if 'aerial' in self.modalities:
             shape = (len(MODALITIES['aerial'].bands), *size)
             image = Expected(self._file('aerial', patch), shape, 'uint8', optional=True, crs=code)
@@ -229,6 +231,10 @@ class FLAIR(NonGeoDataset):
             area = self._areas[patch.domain, patch.zone]
             files, dates = expect_series(area, self._file('s2', patch), self.path / CENTROIDS)
             yield Part('s2', files, partial(self._read_s2, patch, size), dates, self.modalities['s2'])
+
+    def _classes(self, stored: NDArray[np.uint8]) -> Tensor:
+        """Return the classes (H, W) of numbers from 1; rare ones are one class."""
+        return (torch.from_numpy(stored) - 1).clamp_(max=self.num_classes - 1).long()
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """The aerial image, heights in metres."""

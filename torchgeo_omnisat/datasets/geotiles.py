@@ -3,7 +3,9 @@
 
 """GeoTiles: a joined area cut into tiles, on a grid or at random, to be asked for by number."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
+from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
@@ -147,7 +150,12 @@ class GeoTiles(NonGeoDataset):
     def parts(self, index: int) -> Iterator[Part]:
         """The files below a tile, for :mod:`torchgeo_omnisat.datasets.inspection`."""
         row, column = map(int, self.places[index])
-        return parts(self.dataset, self.grid.slices(row, column, self.across, self.across))
+        x, y = self.grid.slices(row, column, self.across, self.across)[:2]
+        for part in parts(self.dataset, (x, y)):
+            if part.name == 'mask':
+                yield replace(part, read=partial(self._read_mask, part.read, self.dataset.snap(x, y)))
+            else:
+                yield part
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show a sample as :meth:`.MultimodalGeoDataset.plot` does."""
@@ -160,6 +168,12 @@ class GeoTiles(NonGeoDataset):
         if place is None:
             raise NoRoomError(self.split, self.area, self.size, largest_tile(self.dataset))
         return place
+
+    def _read_mask(self, read: Callable[[], Tensor], window: Sequence[float]) -> Tensor:
+        """Return the labels of a window, without those beyond the ground."""
+        (xmin, ymin, xmax, ymax), step = window, self.dataset.label_gsd
+        bounds = torch.tensor([xmin, xmax, step, ymin, ymax], dtype=torch.float64)
+        return self._ignore_beyond({'mask': read(), 'bounds': bounds})['mask']
 
     def _ignore_beyond(self, sample: Sample) -> Sample:
         """A sample whose labels beyond the ground are ignored."""

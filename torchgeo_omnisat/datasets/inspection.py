@@ -34,7 +34,13 @@ class _Fault:
     warning: bool = False
 
 
-def inspect(dataset: Checkable, index: int, max_nan: float, allow_missing: bool) -> Findings:
+def inspect(
+    dataset: Checkable,
+    index: int,
+    max_nan: float,
+    allow_missing: bool,
+    observe: Callable[[str, Any], None] | None = None,
+) -> Findings:
     """Look at every file of a sample.
 
     Args:
@@ -42,6 +48,7 @@ def inspect(dataset: Checkable, index: int, max_nan: float, allow_missing: bool)
         index: Which sample.
         max_nan: Greatest share of the pixels of a modality that may not be measured.
         allow_missing: Whether an image of which nothing says that it was acquired may be missing.
+        observe: Called with the name of each part and what was read of it.
 
     Returns:
         What was found. Where a file is not what it should be it is not read any further.
@@ -55,7 +62,7 @@ def inspect(dataset: Checkable, index: int, max_nan: float, allow_missing: bool)
             continue
         faults = list(_look(part))
         if all(fault.warning for fault in faults):
-            faults += _read(part, max_nan)
+            faults += _read(part, max_nan, observe)
         for fault in faults:
             file = below(fault.path, dataset.path)
             found.problems.append(Problem(sample, part.name, file, fault.kind, fault.reason, fault.warning))
@@ -185,7 +192,7 @@ def _order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
         yield _Fault(path, 'dates', f'has {unique[counts > 1][0]} {counts.max()} times, expected each date once')
 
 
-def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
+def _read(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[_Fault]:
     """What can be told of a part from its numbers."""
     try:
         for file in part.files:
@@ -196,6 +203,8 @@ def _read(part: Part, max_nan: float) -> Iterator[_Fault]:
                     yield _Fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
                     return
         sample = part.read()
+        if observe is not None:
+            observe(part.name, sample)
     except _DAMAGE as error:
         paths = [file.path for file in part.files] or [Path(part.name)]  # what is remote is no file
         path = next((path for path in paths if str(path) in str(error)), paths[0])

@@ -32,6 +32,9 @@ KINDS = {
     'label': 'a label is none of the classes',
     'nan': 'too much of the images was not measured',
     'empty': 'a modality has no valid image',
+    'values': 'values are implausible for the unit that is stated',
+    'settings': 'an argument of the data is refused',
+    'training': 'a step of training fails',
 }
 
 
@@ -166,6 +169,8 @@ class Report:
         samples: How many samples of each split were looked at.
         problems: What is wrong, warnings among it.
         absent: How many samples have no image of a modality, which nothing says they should.
+        statistics: Rows of the tables of values, dates and labels, by table; see
+            :func:`torchgeo_omnisat.validation.values.describe`. Empty in older reports.
     """
 
     layout: str
@@ -173,6 +178,7 @@ class Report:
     samples: Mapping[str, int]
     problems: Sequence[Problem]
     absent: Mapping[str, int] = field(default_factory=dict)
+    statistics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[Problem]:
@@ -208,7 +214,8 @@ class Report:
         expected = 'expected what `python -m torchgeo_omnisat check --output FILE` writes'
         try:
             content: dict[str, Any] = json.loads(path.read_text())
-            return cls(**{**content, 'problems': [Problem(**problem) for problem in content['problems']]})
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            return cls(**{**known, 'problems': [Problem(**problem) for problem in content['problems']]})
         except FileNotFoundError:
             raise FileNotFoundError(f'{path} does not exist, {expected}') from None
         except (OSError, ValueError, KeyError, TypeError) as error:

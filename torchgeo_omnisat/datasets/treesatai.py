@@ -196,8 +196,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
             sample |= self._read_series(name, series)
         if not any(modality.image_key in sample for modality in self.modalities.values()):
             sample |= blank(next(iter(self.modalities.values())), self.extent)
-        shares = self.shares[name]
-        sample['label'] = torch.tensor([shares.get(genus, 0.0) > THRESHOLD for genus in self.classes]).float()
+        sample['label'] = self._label(name)
         sample['bounds'] = bounds_of(place, min(modality.gsd for modality in self.modalities.values()), sample)
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -226,7 +225,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         """The label and the modalities of a plot, to be checked; several frames of one day are usual."""
         name = self.names[index]
         labels = self.path / LABELS
-        yield Part('label', (Expected(labels),), partial(check_shares, labels, self.shares, name), fault='label')
+        yield Part('label', (Expected(labels),), partial(self._checked_label, name), fault='label')
         for modality in self.modalities.values():
             every, side = self.all_modalities[modality.name].bands, modality.pixels(self.extent)
             if modality.name in SERIES:
@@ -242,6 +241,15 @@ class TreeSatAITimeSeries(NonGeoDataset):
                 path = self._aerial_file(name)
                 image = Expected(path, (len(every), *(side + 2 * MARGIN,) * 2), 'uint8', optional=True, crs=0)
                 yield Part(modality.name, (image,), lambda: self._read_aerial(name)[0], None, modality)
+
+    def _label(self, name: str) -> Tensor:
+        """Return which genera (K,) a plot has, as 0 or 1."""
+        shares = self.shares[name]
+        return torch.tensor([shares.get(genus, 0.0) > THRESHOLD for genus in self.classes]).float()
+
+    def _checked_label(self, name: str) -> Tensor:
+        check_shares(self.path / LABELS, self.shares, name)
+        return self._label(name)
 
     def _series_file(self, name: str) -> Path:
         """The file of the series of a plot, or what it is called."""

@@ -1,0 +1,116 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Check: read every tile of every split, list what is wrong, and summarise the values."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torchgeo.datasets import DatasetNotFoundError
+
+from ..datamodules import MultimodalDataModule
+from ..datamodules.stream import stream
+from ..datasets.inspection import below, inspect
+from ..datasets.integrity import Findings, Problem, Report
+from ..modality import Modality
+from .findings import WARNINGS
+from .values import SplitValues, describe
+
+SPLITS = ('train', 'val', 'test')
+
+
+def walk(
+    datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
+) -> Report:
+    """Read every tile of every split that is there.
+
+    Args:
+        datamodule: The data. What it is told to exclude is read too.
+        max_nan: Greatest fraction of the pixels of a modality that may be invalid.
+        num_workers: Number of processes that read; the report does not depend on it.
+        ignore: Kinds of problem to pass over.
+
+    Returns:
+        The problems, and a summary of values, dates and labels.
+
+    Raises:
+        DatasetNotFoundError: If no split is there.
+        TypeError: If the dataset does not state what its files should hold.
+    """
+    report, _ = read_all(datamodule, max_nan, num_workers, ignore)
+    return report
+
+
+def read_all(
+    datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
+) -> tuple[Report, dict[str, SplitValues]]:
+    """Read every tile as :func:`walk` does; return the report, and the summary of each split that was read."""
+    kind = datamodule.dataset_class
+    if not hasattr(kind, 'parts'):
+        raise TypeError(f'{kind.__name__} does not say what its files should hold, expected a dataset with parts')
+    datamodule.exclude = None
+    changes: dict[str, Any] = datamodule.whole_series()
+    changes |= {'missing': 'check'} if 'missing' in datamodule.kwargs else {}
+    allow_missing = datamodule.kwargs.get('missing', 'allow') == 'allow'
+    root = Path(datamodule.kwargs.get('root', getattr(datamodule, 'root', '.'))).expanduser()
+    problems: list[Problem] = []
+    absent: Counter[str] = Counter()
+    splits: dict[str, SplitValues] = {}
+    lost = []
+    for split in SPLITS:
+        try:
+            if split in getattr(datamodule, 'left_out', tuple)():
+                continue
+            dataset = datamodule.make_dataset(split, **changes)
+        except DatasetNotFoundError as error:
+            lost.append(error)
+            continue
+        except (ValueError, OSError, RuntimeError) as error:
+            problems.append(about_dataset(error, root))
+            continue
+        root = dataset.path
+        datamodule.modalities = dict(dataset.modalities)
+        splits[split] = _empty(datamodule, dataset.modalities)
+        look = partial(_look, dataset, splits[split], max_nan, allow_missing)
+        results: Any = stream(look, len(dataset), num_workers, f'Check {split}')
+        for findings, values in results:
+            problems += findings.problems
+            absent.update(findings.absent)
+            splits[split].merge(values)
+    if len(lost) == len(SPLITS):
+        raise lost[0]
+    for absent_split in lost:
+        print(f'Not checked: {absent_split}', file=sys.stderr)
+    problems += [problem for find in WARNINGS for problem in find(datamodule, splits)]
+    kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
+    samples = {split: values.tiles for split, values in splits.items()}
+    return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), describe(splits)), splits
+
+
+def about_dataset(error: Exception, root: Path) -> Problem:
+    """Return what keeps a dataset from being made at all; the file is the longest path that the error names."""
+    words = [Path(word.strip('\'",;:')) for word in str(error).split() if word.startswith(str(root))]
+    path = max(words, key=lambda word: len(word.parts), default=None)
+    kind = 'missing' if isinstance(error, FileNotFoundError) else 'settings' if path is None else 'unreadable'
+    return Problem('', '', '' if path is None else below(path, root), kind, ' '.join(str(error).split()))
+
+
+def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) -> SplitValues:
+    """Return the summary of a split of which nothing is read yet."""
+    labels = list(getattr(datamodule, 'labels', None) or ())
+    names = datamodule.label_names if labels else ()
+    return SplitValues(dict(modalities), labels, datamodule.ignore_index, names)
+
+
+def _look(
+    dataset: Any, nothing: SplitValues, max_nan: float, allow_missing: bool, index: int
+) -> tuple[Findings, SplitValues]:
+    """Read one tile: its problems and its summary."""
+    values = SplitValues(nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names)
+    values.tiles = 1
+    observe: Callable[[str, Any], None] = values.observe
+    return inspect(dataset, index, max_nan, allow_missing, observe), values

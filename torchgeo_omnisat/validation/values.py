@@ -1,0 +1,229 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Values: summary of the pixels, acquisition dates and labels of tiles, one tile in memory at a time."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..datamodules.plausibility import BandSummary
+from ..datamodules.statistics import Moments
+from ..datasets.labelcounts import LabelCounts
+from ..modality import Modality
+
+
+class ModalityValues:
+    """Running summary of one modality: its valid pixels by band, its dates and its coverage.
+
+    Args:
+        bands: Number of bands.
+    """
+
+    def __init__(self, bands: int) -> None:
+        self.moments = Moments(bands)
+        self.low: NDArray[np.float64] = np.full(bands, np.inf)
+        self.high: NDArray[np.float64] = np.full(bands, -np.inf)
+        #: Pixels of one band on all dates, valid or not.
+        self.pixels = 0
+        #: Number of valid dates of each tile that has the modality.
+        self.dates: list[int] = []
+        #: Valid days since 1970-01-01 of any tile.
+        self.days: set[int] = set()
+
+    def add(self, sample: Sample, modality: Modality) -> None:
+        """Add the images of a tile, if it has any.
+
+        Args:
+            sample: With the three keys of the modality.
+            modality: The modality.
+        """
+        if modality.image_key not in sample:
+            return
+        image, valid = sample[modality.image_key], sample[modality.valid_key]
+        frames = image.reshape(-1, *image.shape[-3:])
+        self.pixels += len(frames) * image.shape[-2] * image.shape[-1]
+        if not valid.any():
+            return
+        self.dates.append(int(valid.sum()))
+        used = frames[valid]
+        self.moments.add(used)
+        values = used.movedim(1, 0).flatten(1).numpy()
+        finite = np.isfinite(values)
+        self.low = np.minimum(self.low, np.min(values, 1, where=finite, initial=np.inf))
+        self.high = np.maximum(self.high, np.max(values, 1, where=finite, initial=-np.inf))
+        self.days |= set(sample[modality.dates_key][valid].tolist()) - {0}
+
+    def merge(self, other: 'ModalityValues') -> None:
+        """Add what another summary holds."""
+        self.moments.merge(other.moments)
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.pixels += other.pixels
+        self.dates += other.dates
+        self.days |= other.days
+
+    def summaries(self) -> list[BandSummary]:
+        """Return a summary of each band; NaN where it has no valid pixel."""
+        count = self.moments.count
+        found = []
+        for band, pixels in enumerate(count.tolist()):
+            low, high = float(self.low[band]), float(self.high[band])
+            mean, std = float(self.moments.mean[band]), math.sqrt(self.moments.squares[band] / max(1, pixels))
+            numbers = (low, mean, high, std) if pixels else (math.nan,) * 4
+            found.append(BandSummary(*numbers, valid=pixels / max(1, self.pixels)))
+        return found
+
+
+@dataclass
+class SplitValues:
+    """Summary of the tiles of a split.
+
+    Args:
+        modalities: The modalities, by name.
+        labels: Names of the classes.
+        ignore_index: The label that is no class.
+        label_names: Names of the classes that a tile label tells of, in its order.
+    """
+
+    modalities: dict[str, Modality]
+    labels: Sequence[str] = ()
+    ignore_index: int | None = None
+    label_names: Sequence[str] = ()
+    values: dict[str, ModalityValues] = field(init=False)
+    counts: LabelCounts = field(init=False)
+    #: Tiles that were read.
+    tiles: int = 0
+    #: Tiles with at least one label.
+    labelled_tiles: int = 0
+    #: What is counted by class: ``'pixels'`` or ``'tiles'``; empty without labels.
+    counted: str = ''
+
+    def __post_init__(self) -> None:
+        """Start from nothing."""
+        self.values = {name: ModalityValues(len(modality.bands)) for name, modality in self.modalities.items()}
+        self.counts = LabelCounts.none(self.labels)
+
+    def observe(self, name: str, found: Any) -> None:
+        """Add what was read of a part of a tile.
+
+        Args:
+            name: A modality, ``'mask'`` or ``'label'``.
+            found: Its three tensors, or the tensor of labels.
+
+        Raises:
+            ValueError: If a mask has a label that is no class.
+        """
+        if name in self.values:
+            self.values[name].add(found, self.modalities[name])
+        elif name in ('mask', 'label') and isinstance(found, Tensor) and self.labels:
+            if name == 'mask':
+                self.counts.add_mask(found, self.labels, self.ignore_index)
+            else:
+                self.counts.add_label(found, self.label_names)
+            self.labelled_tiles += self.counts.labelled > 0
+            self.counted = 'pixels' if name == 'mask' else 'tiles'
+
+    def merge(self, other: 'SplitValues') -> None:
+        """Add what another summary holds."""
+        self.tiles += other.tiles
+        self.labelled_tiles += other.labelled_tiles
+        self.counted = self.counted or other.counted
+        for name, values in self.values.items():
+            values.merge(other.values[name])
+        add_counts(self.counts, other.counts)
+
+
+def add_counts(counts: LabelCounts, other: LabelCounts) -> None:
+    """Add the labels of other tiles to *counts*."""
+    for name in counts.pixels:
+        counts.pixels[name] += other.pixels[name]
+        counts.tiles[name] += other.tiles[name]
+    counts.total += other.total
+    counts.total_tiles += other.total_tiles
+    counts.ignored += other.ignored
+
+
+def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
+    """Return the summary of several splits together, at least one."""
+    first = next(iter(splits.values()))
+    every = SplitValues(first.modalities, first.labels, first.ignore_index, first.label_names)
+    for values in splits.values():
+        every.merge(values)
+    return every
+
+
+def describe(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
+    """Return the summary of all splits in plain types, rows by table.
+
+    Args:
+        splits: What was read of each split.
+
+    Returns:
+        ``modalities``: dates and coverage; ``bands``: values of valid pixels; ``splits`` and ``classes``:
+        labels. What is not known is None. Nothing if no split was read.
+    """
+    if not splits:
+        return {}
+    every = joined(splits)
+    return {
+        'modalities': [_coverage(modality, every) for modality in every.modalities.values()],
+        'bands': [row for modality in every.modalities.values() for row in _bands(modality, every)],
+        'splits': [_labelled(split, values) for split, values in splits.items() if every.counted],
+        'classes': [row for split, values in splits.items() if every.counted for row in _classes(split, values)],
+    }
+
+
+def _coverage(modality: Modality, every: SplitValues) -> dict[str, Any]:
+    values = every.values[modality.name]
+    days = [str(np.datetime64(day, 'D')) for day in (min(values.days), max(values.days))] if values.days else [None] * 2
+    return {
+        'modality': modality.name,
+        'kind': modality.kind,
+        'unit': modality.unit,
+        'gsd': modality.gsd,
+        'temporal': modality.temporal,
+        'tiles': len(values.dates),
+        'of': every.tiles,
+        'dates': len(values.days),
+        'dates_per_tile': statistics.median(values.dates) if values.dates else None,
+        'first': days[0],
+        'last': days[1],
+    }
+
+
+def _bands(modality: Modality, every: SplitValues) -> list[dict[str, Any]]:
+    summaries = every.values[modality.name].summaries()
+    return [
+        {'modality': modality.name, 'band': band, 'unit': modality.unit}
+        | {name: value if math.isfinite(value) else None for name, value in summary._asdict().items()}
+        for band, summary in zip(modality.bands, summaries, strict=True)
+    ]
+
+
+def _labelled(split: str, values: SplitValues) -> dict[str, Any]:
+    counts = values.counts
+    return {
+        'split': split,
+        'counted': values.counted,
+        'tiles': values.tiles,
+        'labelled_tiles': values.labelled_tiles,
+        'labelled': counts.labelled,
+        'of': counts.total,
+    }
+
+
+def _classes(split: str, values: SplitValues) -> list[dict[str, Any]]:
+    counts = values.counts
+    total = counts.labelled if values.counted == 'pixels' else values.tiles
+    return [
+        {'split': split, 'class': name, 'tiles': counts.tiles[name], 'pixels': pixels, 'share': pixels / max(1, total)}
+        for index, (name, pixels) in enumerate(counts.pixels.items())
+        if index != values.ignore_index
+    ]
