@@ -182,7 +182,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             ValueError: If a mask has a label that is no class.
         """
         dataset: Any = self.make_dataset(split)
-        counts = LabelCounts.none(self.labels)
+        counts = LabelCounts.none(self.labels, self.ignore_index)
         for index in range(len(dataset)):
             part = (
                 next((one for one in dataset.parts(index) if one.name == 'mask'), None)

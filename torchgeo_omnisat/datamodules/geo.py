@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
@@ -244,6 +245,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             self.start_anew()
             self.say_facts()
         wanted = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}[stage]
+        self._look_at_labels(wanted)
         for name in wanted:
             if name == wanted[0] or not self.grounds[name].is_empty:
                 setattr(self, f'{name}_dataset', self.make_dataset(name))
@@ -288,6 +290,26 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
         self._know(dataset)
+
+    def _look_at_labels(self, splits: Sequence[str]) -> None:
+        """Say what the labels of some splits are, and what they lack; nothing to do where they are not learnt.
+
+        Raises:
+            ValueError: If codes stand for no class, or there is nothing to learn from.
+        """
+        task = self.trainer.lightning_module if self.trainer else None
+        if self.mask is None or getattr(task, 'target', 'mask') is None:
+            return
+        for split in splits:
+            if self.grounds[split].is_empty:
+                continue
+            counts = self.label_counts(split)
+            rank_zero_info(counts.summary(split))
+            warned = counts.warnings(split, self.ignore_index)
+            if split == 'train' and not counts.labelled:
+                raise ValueError(f'{warned[0]}; expected some labels to learn from')
+            for text in warned:
+                rank_zero_warn(text)
 
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""

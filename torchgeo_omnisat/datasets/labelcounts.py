@@ -13,6 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
 from torch import Tensor
+from tqdm import tqdm
 
 from .classes import NO_LABEL, UNKNOWN
 from .geotiles import GeoTiles
@@ -29,7 +30,7 @@ class LabelCounts:
     """What a split has of each class, by name.
 
     Args:
-        pixels: Labelled pixels; of tile labels, tiles.
+        pixels: Labelled pixels by class; where whole tiles have labels, tiles.
         tiles: Tiles with at least one such pixel.
         total: All pixels on the ground of the split.
         total_tiles: All tiles.
@@ -45,9 +46,10 @@ class LabelCounts:
     nodata: list[tuple[str, float, str]] = field(default_factory=list)
 
     @classmethod
-    def none(cls, labels: Sequence[str]) -> 'LabelCounts':
-        """Return counts of nothing."""
-        return cls(dict.fromkeys(labels, 0), dict.fromkeys(labels, 0))
+    def none(cls, labels: Sequence[str], ignore_index: int | None = None) -> 'LabelCounts':
+        """Return counts of nothing, for all classes but the ignored one."""
+        names = [name for number, name in enumerate(labels) if number != ignore_index]
+        return cls(dict.fromkeys(names, 0), dict.fromkeys(names, 0))
 
     @property
     def labelled(self) -> int:
@@ -62,6 +64,35 @@ class LabelCounts:
     def shares(self) -> dict[str, float]:
         """Return the fraction of the labelled pixels that each class has."""
         return {name: count / max(1, self.labelled) for name, count in self.pixels.items()}
+
+    def summary(self, split: str) -> str:
+        """Return one line about a split: labelled pixels of all classes and of each."""
+        each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
+        return f'Labels of {split!r}: {self.labelled} of {self.total} pixels ({each})'
+
+    def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
+        """Return what is missing in a split, in a sentence each.
+
+        Args:
+            split: ``'train'``, of which a class that never occurs is told too, ``'val'`` or ``'test'``.
+            ignore_index: The class number of what has no label.
+        """
+        told = []
+        because = [
+            f'{self.ignored} pixels are {ignore_index}, which is ignore_index and no label: if it is a class, classes '
+            'in the mask maps it to its name'
+        ] * bool(self.ignored)
+        because += [
+            f'nodata of {path} is {nodata:g}, the number of class {name!r}: its pixels have no label'
+            for path, nodata, name in self.nodata[:3]
+        ]
+        if not self.labelled:
+            told.append('; '.join([f'{split!r} has no labelled pixel, so no loss and no score', *because]))
+        elif self.lacking and split == 'train':
+            told.append('; '.join([f'no pixel of {split!r} has the label {self.lacking}', *because]))
+        elif self.nodata and split == 'train':
+            told += because[-1:]
+        return told
 
     def add_mask(self, mask: Tensor, labels: Sequence[str], ignore_index: int | None) -> None:
         """Count the mask ``(H, W)`` of one tile.
@@ -96,13 +127,14 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
 
     Args:
         tiles: The tiles of a split.
-        labels: Names of the classes; an ignored one has no labelled pixels.
+        labels: Names of the classes; an ignored one is left out.
 
     Raises:
         ValueError: If codes stand for no class, with all of them and how many pixels have each.
     """
-    join, counts = tiles.dataset, LabelCounts.none(labels)
+    join = tiles.dataset
     source, ignored = join.labels, join.ignore_index
+    counts = LabelCounts.none(labels, ignored)
     assert source is not None
     counts.nodata = [
         (path, nodata, labels[number])
@@ -112,7 +144,8 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
     _, _, period = join._disambiguate_slice(slice(None))
     side, span = round(tiles.size / join.label_gsd), (period.start, period.stop)
     unknown, files = Counter[float](), dict[str, None]()
-    for row, column, members in _blocks(tiles, max(1, BLOCK // side)):
+    blocks = list(_blocks(tiles, max(1, BLOCK // side)))
+    for row, column, members in tqdm(blocks, desc=f'Labels of {tiles.split}', disable=None, leave=False):
         height, width = members.shape
         window = tiles.grid.box(row, column, height * tiles.across, width * tiles.across)
         grid = pixels(join.crs, window, join.label_gsd)
@@ -168,5 +201,6 @@ def _add(counts: LabelCounts, numbers: NDArray[np.int64], side: int, labels: Seq
     size = len(labels)
     table = np.bincount(tile[known] * size + numbers[known], minlength=rows * columns * size).reshape(-1, size)
     for name, pixel, some in zip(labels, table.sum(0).tolist(), (table > 0).sum(0).tolist(), strict=True):
-        counts.pixels[name] += pixel
-        counts.tiles[name] += some
+        if name in counts.pixels:
+            counts.pixels[name] += pixel
+            counts.tiles[name] += some

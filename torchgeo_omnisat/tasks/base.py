@@ -149,7 +149,11 @@ class OmniSatTask(BaseTask):
             plateau = ReduceLROnPlateau(
                 optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
             )
-            return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': plateau, 'monitor': self.monitor}}
+            # A validation without labels has no loss: not strict, Lightning warns and goes on.
+            return {
+                'optimizer': optimizer,
+                'lr_scheduler': {'scheduler': plateau, 'monitor': self.monitor, 'strict': False},
+            }
         total = self.trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise ValueError(
@@ -312,6 +316,9 @@ class OmniSatTask(BaseTask):
         """Where results go: the first logger's folder or the trainer's. Read this on every process."""
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
+    def check_classes(self, who: str, datamodule: Any) -> None:
+        """Refuse a datamodule with other classes than the model; nothing to do for a task without any."""
+
     def _check_statistics(self) -> None:
         """Refuse statistics that were told for other modalities or bands."""
         if self.hparams['modalities'] is None:
@@ -363,6 +370,7 @@ class OmniSatTask(BaseTask):
                 known = ours.get(name, f'{list(ours)} alone')
                 raise ValueError(f'{who} has {modality}, but the model was built for {known}')
         self._learn_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
+        self.check_classes(who, datamodule)
         for name in self.required:
             value = _plain(name, getattr(datamodule, name, None))
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,9 @@ class OmniSatPretraining(OmniSatTask):
         ValueError: If there are fewer than two modalities to compare, no term has a weight, or
             an argument is out of range.
     """
+
+    #: Key of what is learnt in the batch: nothing, so nobody need look at labels.
+    target: ClassVar[str | None] = None
 
     def __init__(
         self,

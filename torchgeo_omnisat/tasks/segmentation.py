@@ -152,6 +152,11 @@ class OmniSatSegmentation(SupervisedTask):
         for name in ('task', 'num_labels'):
             self.hparams.pop(name)
 
+    def labelled(self, batch: Sample) -> Tensor:
+        """Return which samples of a batch have a labelled pixel, ``(B,)``."""
+        mask, ignored = batch['mask'], self.hparams['ignore_index']
+        return super().labelled(batch) if ignored is None else (mask != ignored).flatten(1).any(1)
+
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """Logits and loss of a training batch; see *subset_weight* and *distill*."""
         weight, distill = self.hparams['subset_weight'], self.hparams['distill']

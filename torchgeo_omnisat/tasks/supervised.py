@@ -3,6 +3,7 @@
 
 """SupervisedTask: learn a target, and score every subset of the modalities on it."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from torchmetrics import Metric
 
 from ..modality import Which, as_modalities
 from .base import OmniSatTask
+from .labelled import MeanLoss, check_classes, go_without
 from .robustness import SubsetScores, write_table
 from .upset import write_subsets
 
@@ -55,6 +57,15 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SubsetScores:
         """Return what counts for subsets of the modalities of these names; see :func:`.subsets`."""
 
+    def labelled(self, batch: Sample) -> Tensor:
+        """Return which samples of a batch have a label, ``(B,)``."""
+        return torch.ones(len(batch[self.target]), dtype=torch.bool, device=batch[self.target].device)
+
+    def configure_metrics(self) -> None:
+        """TorchGeo's metrics, and the mean loss of each stage."""
+        super().configure_metrics()
+        self.train_mean_loss, self.val_mean_loss, self.test_mean_loss = MeanLoss(), MeanLoss(), MeanLoss()
+
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The loss of a batch, some modalities of which are dropped.
 
@@ -69,7 +80,10 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         batch = self.renormalise(batch)
         logits, loss = self.learn(batch)
         self.train_metrics.update(self.answer(logits), self.truth(batch))
-        self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
+        labelled = self.labelled(batch).sum()
+        self._loss_of('train').update(loss, labelled)
+        if labelled > 0:
+            self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
         self.say_blind(batch)
         return loss + self.idle()
 
@@ -122,23 +136,26 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of an epoch of training."""
-        with _no_false_alarm():
-            super().on_train_epoch_end()
+        self._finish('train')
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of a validation."""
-        with _no_false_alarm():
-            super().on_validation_epoch_end()
+        self._finish('val')
 
     def on_test_epoch_end(self) -> None:
         """Log everything; write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
 
         In a ``fast_dev_run`` no file is written.
         """
-        with _no_false_alarm():
-            super().on_test_epoch_end()
+        self._finish('test')
         rows = self.subset_scores.compute()
-        self.log_dict({f'test_{self.headline}/{row.subset}': row.score for row in rows if row.samples})
+        self.log_dict(
+            {
+                f'test_{self.headline}/{row.subset}': row.score
+                for row in rows
+                if row.samples and not math.isnan(row.score)
+            }
+        )
         folder = self.folder
         if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
             data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
@@ -169,6 +186,9 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             checkpoint: What was read.
         """
         super().on_load_checkpoint(checkpoint)
+        told = checkpoint.get('hyper_parameters', {})
+        for name in ('labels', 'label_names'):
+            check_classes('the data or the configuration', self.hparams.get(name), told.get(name), order_alone=False)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.told:
             return
@@ -179,6 +199,25 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
                 if key in counted and trainer.is_global_zero:
                     setattr(metric, key, counted[key].to(value.device))
 
+    def check_classes(self, who: str, datamodule: Any) -> None:
+        """Refuse a datamodule with other classes than the model, or the same in another order.
+
+        Raises:
+            ValueError: If classes differ, or no label of the data is a class of the model.
+        """
+        for name in ('labels', 'label_names'):
+            if name in self.hparams:
+                theirs = getattr(datamodule, name, None)
+                check_classes(who, theirs, self.hparams[name], order_alone=self.trainer.predicting)
+        theirs, ours = getattr(datamodule, 'ignore_index', None), self.hparams.get('ignore_index')
+        if theirs is None or ours is None or theirs == ours:
+            return
+        if 0 <= theirs < self.hparams['num_classes']:
+            raise ValueError(
+                f'ignore_index of {who} is {theirs}, the number of a class, but the model was trained with {ours}: '
+                f'pixels without a label would count as class {theirs}; expected ignore_index {ours} in both'
+            )
+
     def truth(self, batch: Sample) -> Tensor:
         """The target as integers, as the metrics want it."""
         return batch[self.target].to(torch.int64)
@@ -186,9 +225,28 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
         """Log the loss and update the metrics of a stage."""
         loss = self.criterion(logits, batch[self.target])
-        self.log(f'{stage}_loss', loss, batch_size=len(logits), sync_dist=True)
+        self._loss_of(stage).update(loss, self.labelled(batch).sum())
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
         self.say_blind(batch)
+
+    def _loss_of(self, stage: str) -> MeanLoss:
+        """Return the mean loss of a stage."""
+        mean: MeanLoss = getattr(self, f'{stage}_mean_loss')
+        return mean
+
+    def _finish(self, stage: str) -> None:
+        """Log the loss and the metrics of an epoch, unless nothing in it has a label."""
+        mean, metrics = self._loss_of(stage), getattr(self, f'{stage}_metrics')
+        loss, weight = mean.compute().unbind()
+        mean.reset()
+        if weight > 0:
+            if stage != 'train':
+                self.log(f'{stage}_loss', loss, sync_dist=True)
+            with _no_false_alarm():
+                self.log_dict(metrics.compute())
+        elif not self.trainer.sanity_checking:
+            go_without(self.trainer, stage)
+        metrics.reset()
 
 
 def _states(metric: Metric) -> list[tuple[str, Tensor]]:
