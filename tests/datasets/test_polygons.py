@@ -130,3 +130,111 @@ def test_the_layer_that_is_named_is_read(tmp_path: Path) -> None:
         frame.to_file(tmp_path / 'fields.gpkg', layer=layer)
     labels = Polygons(tmp_path / 'fields.gpkg', column='crop', labels=LABELS, layer='y2021')
     assert row(labels, 3)[:5:2] == [2, 0, 1]
+
+
+@pytest.mark.parametrize('crops', [[201, 311, 6798], ['201', '311', '6798'], [201.0, 311.0, 6798.0]])
+def test_codes_are_mapped_to_classes(tmp_path: Path, crops: list[Any]) -> None:
+    path = fields(tmp_path / 'fields.gpkg', crops)
+    labels = Polygons(path, column='crop', classes={201: 'wheat', '311': 'maize', 6798: 'wheat'}, outside='maize')
+    assert row(labels, 3)[:5] == [0, 1, 1, 1, 0]
+    rest = Polygons(path, column='crop', labels=LABELS, classes={311: 'maize', 201: None}, other='meadow')
+    assert row(rest, 3)[:5:2] == [-1, 1, 2]
+    with pytest.raises(ValueError, match=r'201.*\(1 polygon\).*6798.*\(1 polygon\).*311'):
+        Polygons(path, column='crop', classes={311: 'maize'})
+
+
+def test_text_codes_keep_their_zeros(tmp_path: Path) -> None:
+    path = fields(tmp_path / 'fields.gpkg', ['010', '10', '011'])
+    assert row(Polygons(path, column='crop', classes={'010': 'a', 10: 'b', '011': 'c'}), 3)[:5:2] == [0, 1, 2]
+
+
+@pytest.mark.parametrize('value', [99, -1, 3])
+def test_numbers_that_are_no_class_are_refused(tmp_path: Path, value: int) -> None:
+    with pytest.raises(ValueError, match=rf'{value} \(1 polygon\)'):
+        Polygons(fields(tmp_path / 'fields.gpkg', [0, 1, value]), column='crop', labels=LABELS)
+
+
+def test_several_classes_need_a_column(tmp_path: Path) -> None:
+    path = fields(tmp_path / 'fields.gpkg', ['wheat', 'maize'])
+    with pytest.raises(ValueError, match=r"\['wheat', 'maize', 'meadow'\].*column.*\['crop', 'owner'\]"):
+        Polygons(path, labels=LABELS)
+    with pytest.raises(ValueError, match='column'):
+        Polygons(path, labels=('ground', 'house'), outside='house')
+    assert Polygons(path, labels=('ground', 'house'), outside='ground').outside == 0
+
+
+def test_a_folder_of_shapefiles_is_read_by_its_shapes_alone(tmp_path: Path) -> None:
+    folder = tmp_path / 'shp [2021]'
+    folder.mkdir()
+    fields(folder / 'fields.shp', ['wheat', 'maize', 'meadow'])
+    (folder / 'fields.csv').write_text('a,b\n1,2\n')
+    (folder / '._fields.shp').write_text('')
+    labels = Polygons(folder, column='crop', labels=LABELS)
+    assert labels.files == [str(folder / 'fields.shp')]
+    assert row(labels, 3)[:5:2] == [0, 1, 2]
+    (tmp_path / 'none').mkdir()
+    (tmp_path / 'none/a.txt').write_text('')
+    with pytest.raises(ValueError, match=r"none has the files \['a.txt'\], expected some of"):
+        Polygons(tmp_path / 'none', column='crop', labels=LABELS)
+
+
+def points(path: Path, crops: list[Any], crs: str = UTM) -> Path:
+    """A point 23 m right and 47 m below of where each field begins."""
+    shapes = [shapely.Point(X + 100 * i + 23, Y - 47) for i in range(len(crops))]
+    frame = gpd.GeoDataFrame({'crop': crops}, geometry=shapes, crs=UTM).to_crs(crs)
+    if path.suffix == '.csv':
+        names = ('lon', 'lat') if crs == 'EPSG:4326' else ('x', 'y')
+        table = frame.drop(columns='geometry').assign(**{names[0]: frame.geometry.x, names[1]: frame.geometry.y})
+        table.to_csv(path, index=False, sep=';' if crs == 'EPSG:4326' else ',')
+    else:
+        frame.to_file(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('name', 'crs'), [('p.gpkg', UTM), ('p.geojson', 'EPSG:4326'), ('p.csv', 'EPSG:4326'), ('p.csv', UTM)]
+)
+def test_points_label_the_pixel_that_they_fall_in(tmp_path: Path, name: str, crs: str) -> None:
+    path = points(tmp_path / name, ['meadow', 'wheat', 'maize'], crs)
+    labels = Polygons(path, crs=UTM, column='crop', labels=LABELS)
+    assert labels.sparse
+    mask = labels[slice(X, X + 300, 10.0), slice(Y - 80, Y, 10.0)]['mask']
+    assert mask[4, [2, 12, 22]].tolist() == [2, 0, 1]
+    assert (mask != -1).sum() == 3
+    wide = Polygons(path, crs=UTM, column='crop', labels=LABELS, buffer=15)
+    mask = wide[slice(X, X + 300, 10.0), slice(Y - 80, Y, 10.0)]['mask']
+    assert [(mask == k).sum().item() for k in range(3)] == [8, 8, 8]  # centres within 15 m of (3, 3) in a pixel
+
+
+def test_codes_of_a_table_keep_their_zeros(tmp_path: Path) -> None:
+    (tmp_path / 'p.csv').write_text('Longitude,Latitude,code\n4.4,51,010\n4.5,51,10\n4.6,51,\n')
+    labels = Polygons(tmp_path / 'p.csv', column='code', classes={'010': 'a', 10: 'b'})
+    assert labels.frames[str(tmp_path / 'p.csv')].number.tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ('text', 'settings', 'value'),
+    [
+        ('a,b,crop\n1,2,wheat\n', {}, r"\['a', 'b', 'crop'\], expected lon and lat"),
+        ('x,y,crop\n1,2,wheat\n', {'crs': None}, r"\['x', 'y'\], expected crs"),
+        ('lon,lat,crop\n4,51,wheat\n600000,51,wheat\n', {}, r'600000.* in row 2'),
+        ('lon,lat,crop\n4,51,wheat\n4,north,wheat\n', {}, 'north.* in row 2'),
+        ('lon,lat,crop\n4,51,wheat\n', {'outside': 'maize'}, "outside of the mask is 'maize'"),
+        ('lon,lat,crop\n4,51,wheat\n', {'column': None}, r"column.*\['lon', 'lat', 'crop'\]"),
+        ('lon,lat,crop\n4,51,NA\n', {}, r"'NA' \(1 point\)"),
+    ],
+)
+def test_errors_about_points(tmp_path: Path, text: str, settings: dict[str, Any], value: str) -> None:
+    (tmp_path / 'p.csv').write_text(text)
+    with pytest.raises(ValueError, match=value):
+        Polygons(tmp_path / 'p.csv', **{'crs': UTM, 'column': 'crop', 'labels': LABELS, **settings})
+
+
+def test_lines_and_mixtures_are_refused(tmp_path: Path) -> None:
+    line = shapely.LineString([(X, Y), (X + 100, Y - 100)])
+    gpd.GeoDataFrame({'crop': ['wheat']}, geometry=[line], crs=UTM).to_file(tmp_path / 'line.gpkg')
+    with pytest.raises(ValueError, match=r"line.gpkg has \['LineString'\]"):
+        Polygons(tmp_path / 'line.gpkg', column='crop', labels=LABELS)
+    both = [fields(tmp_path / 'a.gpkg', ['wheat']), points(tmp_path / 'b.gpkg', ['maize'])]
+    with pytest.raises(ValueError, match=r'b.gpkg has points and .*a.gpkg polygons'):
+        Polygons(both, column='crop', labels=LABELS)

@@ -151,9 +151,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     @cached_property
     def labelled(self) -> MultimodalGeoDataset:
         """The rasters where there are labels; everywhere, if there are none at all."""
-        return self._join(
-            None if self.mask is None else label_dataset(self.mask, self.root, self.labels, self.ignore_index)
-        )
+        mask = None if self.mask is None else label_dataset(self.mask, self.root, self.labels, self.ignore_index)
+        if isinstance(mask, Polygons) and mask.sparse:
+            mask.widen(self.tile_size)  # or no tile would have room around a single point
+        return self._join(mask)
 
     @cached_property
     def unlabelled(self) -> MultimodalGeoDataset:
@@ -162,8 +163,13 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     @cached_property
     def grounds(self) -> dict[str, Any]:
-        """The ground of each split, in the CRS of the tiles."""
-        return split_ground(self.labelled, self.split, self.root)
+        """The ground of each split, in the CRS of the tiles; around points alone, so that each tile has some."""
+        grounds = split_ground(self.labelled, self.split, self.root)
+        labels = self.labelled.labels
+        if labels is not None and labels.sparse:
+            near = labels.around(self.tile_size)
+            grounds = {name: ground.intersection(near) for name, ground in grounds.items()}
+        return grounds
 
     @property
     def label_gsd(self) -> float:  # type: ignore[override]

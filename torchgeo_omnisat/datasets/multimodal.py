@@ -221,6 +221,8 @@ class MultimodalGeoDataset(GeoDataset):
             anchor = anchor or source.modality.gsd
         assert anchor is not None
         self.label_gsd = anchor
+        if self.labels is not None:
+            self.labels.widen(anchor)
         gsds = [anchor, *(source.modality.gsd for source in self.sources.values())]
         self.lattice = common_step(gsds)
         self.step = self.lattice if self.patch_size is None else common_step([*gsds, self.patch_size])

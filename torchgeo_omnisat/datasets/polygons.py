@@ -31,6 +31,9 @@ TABLES = ('.json', '.csv', '.zip')
 DEGREES = (('lon', 'lat'), ('longitude', 'latitude'), ('long', 'lat'), ('lng', 'lat'))
 COORDINATES = (('x', 'y'), ('easting', 'northing'))
 
+#: What a box around points is larger than them, so that one point has a box too, in units of the CRS.
+EDGE = 1e-6
+
 _POINTS = {'Point', 'MultiPoint'}
 _SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
 
@@ -147,6 +150,11 @@ class Polygons(VectorDataset):
                 rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
+    def widen(self, metres: float) -> None:
+        """Extend the ground of the labels, which is the box around each file."""
+        wide = _buffered(self.index.geometry, metres, join_style='mitre')
+        self.index = self.index.set_geometry(wide.envelope)
+
     def _frame(self, path: str) -> gpd.GeoDataFrame:
         """Polygons of a file in the CRS of the labels."""
         if self.frames[path].crs != self.crs:
@@ -155,7 +163,8 @@ class Polygons(VectorDataset):
 
     def _index(self, crs: CRS) -> gpd.GeoDataFrame:
         """Return the box around each file; files are always valid."""
-        boxes = [shapely.box(*frame.to_crs(crs).total_bounds) for frame in self.frames.values()]
+        bounds = [frame.to_crs(crs).total_bounds for frame in self.frames.values()]
+        boxes = [shapely.box(x - EDGE, y - EDGE, u + EDGE, v + EDGE) for x, y, u, v in bounds]
         when = pd.IntervalIndex.from_tuples([ALWAYS] * len(boxes), closed='both', name='datetime')
         return gpd.GeoDataFrame({'filepath': list(self.frames)}, index=when, geometry=boxes, crs=crs)
 
@@ -293,9 +302,9 @@ def _parquet(path: str) -> pd.DataFrame:
         return pd.read_parquet(path)
 
 
-def _buffered(shapes: gpd.GeoSeries, metres: float) -> gpd.GeoSeries:
+def _buffered(shapes: gpd.GeoSeries, metres: float, **style: Any) -> gpd.GeoSeries:
     """Return shapes with metres around them, in their CRS."""
     if not metres or shapes.empty:
         return shapes
     metric = shapes.to_crs(shapes.estimate_utm_crs())
-    return metric.buffer(metres).to_crs(shapes.crs)
+    return metric.buffer(metres, **style).to_crs(shapes.crs)

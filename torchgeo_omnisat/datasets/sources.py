@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import shapely
 import torch
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
@@ -221,6 +222,29 @@ class LabelSource(Source):
         if self.plain:
             self.dataset.is_image = False
             self._check_header(self.dataset.index.filepath.iloc[0])
+
+    @property
+    def sparse(self) -> bool:
+        """Whether labels are points, a pixel each."""
+        return bool(getattr(self.dataset, 'sparse', False))
+
+    def widen(self, margin: float) -> None:
+        """Extend the ground of points, whose box may have no area, to all of their pixels."""
+        if self.sparse:
+            boxes = [
+                shapely.box(x - margin, y - margin, u + margin, v + margin) for x, y, u, v in self.index.bounds.values
+            ]
+            self.dataset.index = self.index.set_geometry(boxes, crs=self.index.crs)
+
+    def around(self, distance: float) -> Any:
+        """Return the squares that reach a distance beyond each point, joined; tiles of that size hold its pixel."""
+        frames = [self.dataset._frame(path) for path in self.index.filepath]
+        bounds = np.concatenate([frame.bounds.to_numpy() for frame in frames])
+        lower, upper = np.split(np.unique(bounds, axis=0), 2, axis=1)
+        left, bottom = (lower - distance).T
+        right, top = (upper + distance).T
+        edge = 1e-4 * distance  # a point between two pixels is in the right or lower one
+        return shapely.union_all(shapely.box(left + edge, bottom, right, top - edge))
 
     def read(self, grid: Grid, span: Span, ignore_index: int) -> Tensor:
         """Classes (H, W) of a window, *ignore_index* where there are none.
