@@ -270,11 +270,18 @@ class TestCommand:
         assert "read 4 tiles (2 of 'train', 2 of 'test')" in out
         assert 'Problems: none' in out
         write(tmp_path / 's2/a_20210501.tif', ramp(16, 16, 1))
+        assert main(words) == 1
+        assert 's2/a_20210501.tif has the bands' in capsys.readouterr().out
+        (tmp_path / 's2/a_20210501.tif').unlink()
         write(tmp_path / 'other/crops.tif', np.full((16, 16), 7, np.uint8))
         assert main([*words, '--data.mask={path: other}']) == 1
         out = capsys.readouterr().out
-        assert 's2/a_20210501.tif  shape: has shape (1, 16, 16), expected (2, any, any)' in out
-        assert 'other/crops.tif    label: has the codes 7 (64 pixels), expected classes 0 to 1 (a, b)' in out
+        assert out.count('label:') == 1, 'codes are told once, not tile by tile'
+        assert 'other/crops.tif has the codes 7 (256 pixels), expected classes 0 to 1 (a, b)' in out
+        for value, told in ((0, "no pixel of 'train' has the label ['b']"), (255, "'train' has no labelled pixel")):
+            write(tmp_path / f'l{value}.tif', np.full((16, 16), value, np.uint8))
+            main([*words, f'--data.mask={{path: l{value}.tif}}'])
+            assert told in capsys.readouterr().out
         assert main([*words, '--data.rasters={s2: {path: s3}}']) == 1
         assert "path of 's2' is '" in capsys.readouterr().out
 

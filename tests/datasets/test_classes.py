@@ -51,9 +51,9 @@ def test_numbers_that_float32_cannot_tell_apart_are_none() -> None:
 
 
 def test_unknown_codes_are_one_error_with_all_of_them() -> None:
-    error = ClassMap((), {10: 'tree'}).unknown({60.0: 7, 20.0: 1, 'x': 3}, 'l.tif')
+    error = ClassMap((), {10: 'tree'}).unknown({60.0: 7, 20.0: 1, 'x': 3}, ['l.tif'])
     assert all(text in str(error) for text in ('l.tif', '60 (7 pixels)', '20 (1 pixel)', "'x' (3 pixels)", 'tree'))
-    assert 'whole numbers' in str(ClassMap(('a', 'b')).unknown({1.5: 4}, 'l.tif'))
+    assert 'whole numbers' in str(ClassMap(('a', 'b')).unknown({1.5: 4}, ['l.tif']))
 
 
 @pytest.mark.parametrize(

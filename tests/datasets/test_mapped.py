@@ -174,3 +174,14 @@ def test_errors() -> None:
         MappedDataset(made, [S2], {'s2': 'img'})[0]
     with pytest.raises(ValueError, match=r"'image' is \(5, 4, 4\) for 's2', expected 12 channels"):
         MappedDataset(made, [S2], {'s2': 'image'})[0]
+
+
+@pytest.mark.parametrize('mask', [torch.full((4, 4), 0.5), torch.full((4, 4), torch.nan), torch.ones(4, 4) * 1j])
+def test_masks_that_are_no_whole_numbers_are_refused(mask: torch.Tensor) -> None:
+    made = Made(image=torch.zeros(2, 4, 4), mask=mask)
+    with pytest.raises(ValueError, match=r"'mask' has .* among its pixels, expected whole numbers"):
+        MappedDataset(made, [S1], {'s1': 'image', 'mask': 'mask'})[0]
+    whole = MappedDataset(
+        Made(image=torch.zeros(2, 4, 4), mask=torch.ones(4, 4)), [S1], {'s1': 'image', 'mask': 'mask'}
+    )
+    assert whole[0]['mask'].tolist() == [[1] * 4] * 4

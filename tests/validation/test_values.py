@@ -91,7 +91,7 @@ class TestRegion:
     def test_tables(self, report: Report) -> None:
         assert 's1        radar    db    10 m  2 of 4 (50 %)      1           1  2021-04-05' in modality_table(report)
         assert band_table(report).splitlines()[2].split()[:4] == ['s2', 'B04', 'dn', '1']
-        assert class_table(report).splitlines()[-1].split() == 'forest 2 64 50 % 2 64 100 %'.split()
+        assert class_table(report).splitlines()[-1].split() == ['forest', '2', '64', '50', '%', '2', '64', '100', '%']
 
     def test_files(self, report: Report, tmp_path: Path) -> None:
         report.write(tmp_path / 'a.json')

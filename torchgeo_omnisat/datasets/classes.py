@@ -4,8 +4,9 @@
 """Classes: the codes of label files, and which class each stands for."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,32 @@ def class_names(classes: Mapping[Any, Any], other: str | None = None) -> list[st
     """Return the class names of a mapping from codes, each once, in order; that of other codes is the last."""
     names = [str(name) for name in classes.values() if name is not None]
     return list(dict.fromkeys([*names, *([] if other is None else [str(other)])]))
+
+
+class UnknownCodesError(ValueError):
+    """Codes in label files stand for no class.
+
+    Args:
+        classes: The mapping that does not have them.
+        counts: How often each code is there.
+        files: Where they are.
+        what: What has the codes.
+    """
+
+    def __init__(self, classes: 'ClassMap', counts: Mapping[Any, int], files: Sequence[str], what: str) -> None:
+        self.classes, self.counts, self.files, self.what = classes, Counter(counts), list(files), what
+        super().__init__(classes.unknown_text(counts, files, what))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the error anew: worker processes hand it over."""
+        return type(self), (self.classes, self.counts, self.files, self.what)
+
+    @classmethod
+    def joined(cls, errors: Sequence[Self]) -> Self:
+        """Return one error for several about the same labels."""
+        counts = sum((error.counts for error in errors), Counter[Any]())
+        files = dict.fromkeys(path for error in errors for path in error.files)
+        return cls(errors[0].classes, counts, list(files), errors[0].what)
 
 
 class ClassMap:
@@ -104,14 +131,19 @@ class ClassMap:
         numbers[(values != np.round(values)) | (np.abs(values) >= GREATEST)] = UNKNOWN
         return np.where(known, numbers, NO_LABEL)
 
-    def unknown(self, counts: Mapping[Any, int], where: str, what: str = 'pixels') -> ValueError:
+    def unknown(self, counts: Mapping[Any, int], files: Sequence[str], what: str = 'pixels') -> UnknownCodesError:
         """Return the error about codes that stand for no class.
 
         Args:
             counts: How often each code is there.
-            where: The files.
+            files: Where they are.
             what: What has the codes.
         """
+        return UnknownCodesError(self, counts, files, what)
+
+    def unknown_text(self, counts: Mapping[Any, int], files: Sequence[str], what: str) -> str:
+        """Return what the error says."""
+        where = ', '.join(files[:3]) + f' and {len(files) - 3} more' * (len(files) > 3) or 'mask'
         listed = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
         codes = ', '.join(
             f'{_shown(code)} ({count} {what if count > 1 else what[:-1]})' for code, count in listed[:100]
@@ -133,7 +165,7 @@ class ClassMap:
             hint = (
                 f'map codes to class names in the mask, classes: {{{first}: NAME}}, or take the rest with other: NAME'
             )
-        return ValueError(f'{where} has the codes {codes}{more}, expected {wanted}; {hint}')
+        return f'{where} has the codes {codes}{more}, expected {wanted}; {hint}'
 
     def _listed(self) -> str:
         """Return the codes for an error."""

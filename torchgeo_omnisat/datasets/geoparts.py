@@ -35,7 +35,7 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     if join.labels is not None:
         grid = pixels(join.crs, window, join.label_gsd)
         rows = join.labels.rows(grid, span, prefer=True)
-        read = partial(join.labels.read, grid, span, join.ignore_index)
+        read = partial(join.labels.read, grid, span, join.ignore_index, strict=False)  # codes are looked at as a whole
         yield Part('mask', _files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 

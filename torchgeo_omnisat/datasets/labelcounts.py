@@ -167,9 +167,7 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
         _add(counts, numbers, side, labels, ignored)
         counts.total_tiles += int(members.sum())
     if unknown:
-        named = list(files)
-        where = ', '.join(named[:3]) + f' and {len(named) - 3} more' * (len(named) > 3)
-        raise source.classes.unknown(unknown, where or 'mask')
+        raise source.classes.unknown(unknown, list(files))
     return counts
 
 

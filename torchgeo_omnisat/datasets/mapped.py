@@ -96,7 +96,7 @@ class MappedDataset(NonGeoDataset):
         for modality in self.modalities.values():
             sample |= self._image(given, modality)
         if 'mask' in self.keys:
-            sample['mask'] = self._mask(self._get(given, 'mask').long())
+            sample['mask'] = self._mask(self._get(given, 'mask'))
         if 'label' in self.keys:
             sample['label'] = self._label(self._get(given, 'label'))
         return sample
@@ -151,7 +151,17 @@ class MappedDataset(NonGeoDataset):
         return torch.tensor([parse_day(day, f'dates of {name!r}') for day in told]) if told else None
 
     def _mask(self, mask: Tensor) -> Tensor:
-        """Classes (H, W), the layer that was chosen."""
+        """Return classes (H, W), the layer that was chosen.
+
+        Raises:
+            ValueError: If they are no whole numbers.
+        """
+        if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
+            found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
+            raise ValueError(
+                f'{self.keys["mask"]["key"]!r} has {found} among its pixels, expected whole numbers as classes'
+            )
+        mask = mask.long()
         if 'channels' in self.keys['mask']:
             if mask.ndim != 3:
                 raise ValueError(f'mask is {tuple(mask.shape)}, expected layers, or no channels among keys of the mask')

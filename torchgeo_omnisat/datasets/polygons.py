@@ -277,9 +277,8 @@ class Polygons(VectorDataset):
             drawn = gpd.GeoDataFrame({'number': numbers.to_numpy()}, geometry=shapes, crs=frame.crs)
             frames[path] = drawn[~drawn.geometry.is_empty]
         if unknown:
-            files = ', '.join(strange[:3]) + f' and {len(strange) - 3} more' * (len(strange) > 3)
-            what = 'points' if self.sparse else 'polygons'
-            raise self.codes.unknown(unknown, f'column {self.label_name!r} of {files}', what)
+            where = [f'column {self.label_name!r} of {path}' for path in strange]
+            raise self.codes.unknown(unknown, where, 'points' if self.sparse else 'polygons')
         return frames
 
     def _tell_lacking(self) -> None:

@@ -246,13 +246,14 @@ class LabelSource(Source):
         edge = 1e-4 * distance  # a point between two pixels is in the right or lower one
         return shapely.union_all(shapely.box(left + edge, bottom, right, top - edge))
 
-    def read(self, grid: Grid, span: Span, ignore_index: int) -> Tensor:
+    def read(self, grid: Grid, span: Span, ignore_index: int, strict: bool = True) -> Tensor:
         """Classes (H, W) of a window, *ignore_index* where there are none.
 
         Args:
             grid: The window in pixels of the labels.
             span: First and last instant; labels from another time will do where there are none of this.
             ignore_index: What to fill with.
+            strict: Whether codes that stand for no class are an error, else they are no label.
 
         Raises:
             ValueError: If a pixel is none of the classes.
@@ -260,10 +261,10 @@ class LabelSource(Source):
         codes = self.codes(grid, span)
         numbers = self.classes.pixels(codes)
         strange = numbers == UNKNOWN
-        if strange.any():
+        if strict and strange.any():
             found = Counter(codes[strange].tolist())
-            raise self.classes.unknown(found, ', '.join(self.paths(grid, span)) or 'mask')
-        return torch.from_numpy(np.where(numbers == NO_LABEL, ignore_index, numbers))
+            raise self.classes.unknown(found, self.paths(grid, span))
+        return torch.from_numpy(np.where(strange | (numbers == NO_LABEL), ignore_index, numbers))
 
     def codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
         """Return the codes (H, W) of a window as the files have them, NaN where there are none."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..datamodules.plausibility import implausible
+from ..datasets.classes import UnknownCodesError
 from ..datasets.integrity import Problem
 from .values import SplitValues, joined
 
@@ -25,5 +26,25 @@ def find_implausible_values(datamodule: Any, splits: Mapping[str, SplitValues]) 
                 yield Problem('', name, '', 'values', sentence, warning=True)
 
 
+def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
+    """Yield codes that stand for no class, together, and what `fit` says about classes without a pixel."""
+    unknown: list[UnknownCodesError] = []
+    for split, values in splits.items():
+        counts = values.counts
+        if getattr(datamodule, 'mask', None) is not None:
+            try:
+                counts = datamodule.label_counts(split)
+            except UnknownCodesError as error:
+                unknown.append(error)
+                continue
+        elif values.counted != 'pixels' or counts.labelled:
+            continue  # published data often lack a rare class, which the table of classes shows
+        for sentence in counts.warnings(split, datamodule.ignore_index):
+            fails = split == 'train' and not counts.labelled
+            yield Problem('', 'mask', '', 'label', sentence, warning=not fails)
+    if unknown:
+        yield Problem('', 'mask', '', 'label', str(UnknownCodesError.joined(unknown)))
+
+
 #: What is looked for; a new finder is added here.
-WARNINGS: tuple[Finder, ...] = (find_implausible_values,)
+WARNINGS: tuple[Finder, ...] = (find_implausible_values, find_missing_labels)
