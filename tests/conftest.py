@@ -5,6 +5,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ def _close_figures() -> Iterator[None]:
     """No figure outlives its test."""
     yield
     plt.close('all')
+
+
+@pytest.fixture(autouse=True)
+def _random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of what surrounds a model need no trained one."""
+    if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
+        monkeypatch.setattr(base.OmniSatTask, 'allow_random', True)
 
 
 @pytest.fixture(scope='session')

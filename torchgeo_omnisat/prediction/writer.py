@@ -124,8 +124,11 @@ class GeoTIFFWriter(BasePredictionWriter):
 
         The datamodule calls this when it makes its dataloader: the weights are there by then.
         """
-        trainer = self._trainer
+        trainer, module = self._trainer, self._module
         assert trainer is not None
+        refuse: Any = getattr(module, 'refuse_random', None)
+        if refuse is not None:
+            refuse()  # before the folder of an older run is touched
         labels = self._legend()
         tiling: Tiling = self._datamodule.tiling
         columns = MEMORY * 2**20 // ((len(labels) + 2) * 4 * tiling.size)
@@ -174,6 +177,13 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Add the tiles of a batch, and keep every strip that is final with them."""
         probabilities = prediction['probabilities'].float().cpu().numpy()
         seen = prediction['seen'].cpu().numpy().astype(np.uint16)
+        if not np.isfinite(probabilities).all():
+            number = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
+            place = None if prediction.get('window') is None else prediction['window'][number].tolist()
+            raise ValueError(
+                f'probabilities of tile {number} of batch {batch_idx} (window {place}) are NaN or infinite, which no '
+                'map can hold: expected finite probabilities from predict_step'
+            )
         if self._tiles is not None:
             places = [None] * len(seen) if prediction['bounds'] is None else prediction['bounds'].tolist()
             for index, *tile in zip(batch_indices or (), probabilities, seen, places, strict=True):

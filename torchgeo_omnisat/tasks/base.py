@@ -29,6 +29,7 @@ from ..modality import Modality, as_modalities
 from ..models.bands import MISSING
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
+from .finite import Watch, gradient_norm, refuse_weights
 from .outputs import replacing
 from .statistics import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
 from .weights import Inherited, inherit
@@ -59,6 +60,10 @@ class OmniSatTask(BaseTask):
     #: Hyper-parameters that are taken from the datamodule too, if it has them.
     optional: ClassVar[tuple[str, ...]] = ()
 
+    #: Whether what is predicted depends on more than the backbone.
+    heads_count: ClassVar[bool] = False
+    #: Whether random weights may be evaluated; for tests of what surrounds a model.
+    allow_random: ClassVar[bool] = False
     #: Arguments of one run, which no checkpoint keeps.
     ignore: tuple[str, ...] = ('weights', 'statistics')
 
@@ -67,6 +72,8 @@ class OmniSatTask(BaseTask):
     _said_blind: bool
     _units: dict[str | None, tuple[nn.Module, ...]]
     _inherited: Inherited
+    _watch: Watch
+    _fresh: dict[str, tuple[int, int]]
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -97,8 +104,10 @@ class OmniSatTask(BaseTask):
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
         self._said_blind, self._units, self._inherited = False, {}, Inherited()
+        self._watch = Watch()
         self._check_statistics()
         self.model = self.build() if self.told else None
+        self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
 
     def configure_model(self) -> None:
         """Ask the datamodule and build, unless that is done; Lightning calls this before every run.
@@ -193,10 +202,84 @@ class OmniSatTask(BaseTask):
         value = 1.0 if gradient_clip_val is None else gradient_clip_val
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_algorithm != 'value':
             model: Any = self.trainer.model  # which alone knows the norm of all shards
-            if value:
-                model.clip_grad_norm_(value)
+            norm = model.clip_grad_norm_(value or math.inf)
+            self._watch.begin(self.global_step + 1, norm, optimizer.param_groups[0]['lr'], self._scaled)
             return
-        self.clip_gradients(optimizer, value, gradient_clip_algorithm)
+        by_norm = bool(value) and gradient_clip_algorithm != 'value'
+        parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+        norm = gradient_norm(parameters, value if by_norm else math.inf)
+        self._watch.begin(self.global_step + 1, norm, optimizer.param_groups[0]['lr'], self._scaled)
+        if not by_norm:
+            self.clip_gradients(optimizer, value, gradient_clip_algorithm)
+
+    def on_train_start(self) -> None:
+        """Begin to watch over the gradients."""
+        self._watch = Watch()
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Keep the loss of a step, for the error if its gradient is not finite.
+
+        Args:
+            loss: The loss, divided by the batches that gradients are accumulated over.
+        """
+        self._watch.loss = loss.detach() * self.trainer.accumulate_grad_batches
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """Keep the loss of a step as it was before a scaler scaled it.
+
+        Args:
+            outputs: The loss.
+            batch: The batch.
+            batch_idx: Its index.
+        """
+        loss = outputs['loss'] if isinstance(outputs, Mapping) else outputs
+        if self._watch.pending is not None and isinstance(loss, Tensor):
+            self._watch.pending = self._watch.pending._replace(loss=loss.detach())
+
+    def on_validation_start(self) -> None:
+        """Refuse random weights, and stop a training that is no longer finite before it is validated."""
+        self.refuse_random()
+        self._watch.check(self._scaled)
+
+    def on_test_start(self) -> None:
+        """Refuse random weights."""
+        self.refuse_random()
+
+    def on_predict_start(self) -> None:
+        """Refuse random weights."""
+        self.refuse_random()
+
+    def on_train_end(self) -> None:
+        """Stop a training whose last step was not finite."""
+        self._watch.check(self._scaled)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write weights that are not finite, so that the last good checkpoint stays.
+
+        Args:
+            checkpoint: What is about to be written.
+
+        Raises:
+            ValueError: If training is no longer finite.
+        """
+        self._watch.check(self._scaled)
+        refuse_weights(checkpoint.get('state_dict') or {}, f'the model after step {self.global_step}')
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that are not finite.
+
+        Args:
+            checkpoint: What was read.
+
+        Raises:
+            ValueError: With the first tensor that is not finite.
+        """
+        refuse_weights(checkpoint.get('state_dict') or {}, 'the checkpoint')
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a scaler skips steps without a finite gradient, as that of float16 does."""
+        return getattr(self.trainer.precision_plugin, 'scaler', None) is not None
 
     def build_backbone(self) -> models.OmniSat:
         """The backbone, with the weights of a checkpoint if there are any, frozen if it is to be.
@@ -331,6 +414,31 @@ class OmniSatTask(BaseTask):
             for kind in KINDS:
                 check_bands(f'{kind} of the source {source!r}', entry[kind], held)
 
+    def refuse_random(self) -> None:
+        """Refuse to validate, test or predict with weights that were neither trained nor loaded.
+
+        Raises:
+            ValueError: If all weights are random, or those of the head of a supervised task.
+        """
+        trainer: Any = self._trainer
+        state = getattr(trainer, 'state', None)
+        if self.allow_random or state is None or state.fn not in ('validate', 'test', 'predict'):
+            return
+        now = {name: _version(parameter) for name, parameter in self.model.named_parameters()}
+        fresh = {name for name, version in now.items() if self._fresh.get(name) == version}
+        heads = {name for name in now if not name.startswith('backbone.')}
+        if fresh == set(now) and self.weights is None:
+            what = f'the model of {type(self).__name__} has random weights'
+        elif self.heads_count and heads and heads <= fresh:
+            parts = ', '.join(dict.fromkeys(name.split('.')[0] for name in now if name in heads))
+            what = f'{parts} of {type(self).__name__} has random weights (weights are for the backbone alone)'
+        else:
+            return
+        raise ValueError(
+            f'{what}, and {state.fn.value} would give noise: expected --ckpt_path FILE of a trained model, or in '
+            'Python load_from_checkpoint, load_state_dict or a training before'
+        )
+
     @property
     def _wanted(self) -> list[str]:
         """What is still to be asked."""
@@ -450,6 +558,11 @@ def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
 
     return factor
+
+
+def _version(parameter: nn.Parameter) -> tuple[int, int]:
+    """Return what changes if a parameter is trained or loaded: its identity, and how often it was written to."""
+    return id(parameter), 0 if parameter.is_inference() else parameter._version
 
 
 def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:

@@ -15,6 +15,7 @@ from ..losses import MultiLabelLoss
 from ..modality import Modality, Which
 from ..models import OmniSatClassifier
 from ..transforms import ModalityDropout
+from .finite import refuse_output
 from .robustness import ClassificationScores
 from .supervised import SupervisedTask
 
@@ -123,6 +124,7 @@ class OmniSatClassification(SupervisedTask):
             ``probabilities`` ``(B, K)``, and ``bounds`` as in the batch or None.
         """
         logits = self(self.renormalise(batch))
+        refuse_output(logits, batch, batch_idx, self.model)
         self.say_blind(batch)
         return {'probabilities': self.answer(logits), 'bounds': batch.get('bounds')}
 

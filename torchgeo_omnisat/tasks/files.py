@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..modality import as_modalities
+from .finite import refuse_weights
 from .outputs import replacing
 from .statistics import KINDS, plain_sources
 
@@ -41,15 +42,19 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read safely.
+        ValueError: If it cannot be read safely, or weights are NaN or infinite.
     """
     path = Path(path)
     if (path / MODEL).exists() or (path / CONFIG).exists():
-        return _read_tensors(path / MODEL), read_config(path)
+        tensors, config = _read_tensors(path / MODEL), read_config(path)
+        refuse_weights(tensors, str(path / MODEL))
+        return tensors, config
     if not path.is_file():
         raise FileNotFoundError(f'weights {str(path)!r} is no file, expected a checkpoint or a folder with {CONFIG}')
     if path.suffix == '.safetensors':
-        return _read_tensors(path), {}
+        tensors = _read_tensors(path)
+        refuse_weights(tensors, str(path))
+        return tensors, {}
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
@@ -62,7 +67,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = checkpoint.get('state_dict', checkpoint)
     told = checkpoint.get('hyper_parameters')
     state = content if isinstance(content, dict) else {}
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}, told if isinstance(told, dict) else {}
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    refuse_weights(tensors, str(path))
+    return tensors, told if isinstance(told, dict) else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLo
 from ..modality import Modality, subset_name
 from ..transforms import ModalityDropout
 from .base import OmniSatTask
+from .finite import refuse_loss, refuse_output
 from .retrieval import PatchRetrieval, draw_similarity, spread
 from .views import Pretrainer, Views, draw, generator
 
@@ -222,6 +223,7 @@ class OmniSatPretraining(OmniSatTask):
             ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None.
         """
         out = self(self.renormalise(batch))
+        refuse_output(out.fused, batch, batch_idx, self.model)
         fused = out.fused.to(torch.promote_types(out.fused.dtype, torch.float32))  # NumPy has no bfloat16
         return {'fused': fused, 'available': out.available, 'bounds': batch.get('bounds')}
 
@@ -298,7 +300,9 @@ class OmniSatPretraining(OmniSatTask):
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         """Loss and figures of a batch of an evaluation."""
-        _, views = self.compute(batch, stage, batch_idx)
+        loss, views = self.compute(batch, stage, batch_idx)
+        refuse_output(views.patches.movedim(1, 0), batch, batch_idx, self.model)
+        refuse_loss(loss, batch_idx, self.model)
         key = (self.hparams['seed'], STAGES[stage], batch_idx, self.global_rank)
         self._retrieval.update(views.patches, views.seen, generator(key))
         if batch_idx == 0 and 'tile' in self.terms:

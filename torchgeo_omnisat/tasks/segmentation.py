@@ -24,6 +24,7 @@ from ..models import OmniSat, OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..transforms import ModalityDropout
+from .finite import refuse_output
 from .robustness import SegmentationScores
 from .supervised import SupervisedTask
 
@@ -189,8 +190,9 @@ class OmniSatSegmentation(SupervisedTask):
             in the batch.
         """
         if 'window' in batch:
-            return self._predict_tiles(batch)
+            return self._predict_tiles(batch, batch_idx)
         logits = self(self.renormalise(batch))
+        refuse_output(logits, batch, batch_idx, self.model)
         self.say_blind(batch)
         return {
             'probabilities': self.without_ignored(logits).softmax(dim=1),
@@ -208,6 +210,7 @@ class OmniSatSegmentation(SupervisedTask):
 
     def on_predict_start(self) -> None:
         """Say so where predictions are only returned: single tiles have no map to go to."""
+        super().on_predict_start()
         trainer: Any = self.trainer
         if not any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks):
             who = type(self.datamodule).__name__ if self.datamodule else 'the dataloader'
@@ -216,12 +219,14 @@ class OmniSatSegmentation(SupervisedTask):
                 'MultimodalGeoDataModule has one; GeoTIFFWriter among the callbacks writes single tiles into a folder.'
             )
 
-    def _predict_tiles(self, batch: Sample) -> dict[str, Tensor | None]:
+    def _predict_tiles(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
         """What :meth:`predict_step` makes of tiles of an area; nothing is known where nothing was seen."""
         windows = batch['window']
         size = int(windows[0, 2]), int(windows[0, 3])
         if any(modality.image_key in batch for modality in self.modalities.values()):
-            probabilities = self.without_ignored(self(self.renormalise(batch))).softmax(dim=1)
+            logits = self(self.renormalise(batch))
+            refuse_output(logits, batch, batch_idx, self.model)
+            probabilities = self.without_ignored(logits).softmax(dim=1)
         else:
             shape = len(windows), self.hparams['num_classes'], *size
             probabilities = torch.zeros(shape, dtype=torch.float32, device=windows.device)

@@ -21,6 +21,7 @@ from torchmetrics import Metric
 
 from ..modality import Which, as_modalities
 from .base import OmniSatTask
+from .finite import refuse_output
 from .labelled import MeanLoss, check_classes, go_without
 from .robustness import SubsetScores, write_table
 from .upset import write_subsets
@@ -44,6 +45,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     dropout: nn.Module
     #: Batches of each validation of which a figure is drawn.
     figures = 4
+    heads_count: ClassVar[bool] = True
 
     @abstractmethod
     def answer(self, logits: Tensor) -> Tensor:
@@ -101,6 +103,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             dataloader_idx: Index of the dataloader.
         """
         logits = self(self.renormalise(batch))
+        refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, batch, 'val')
         if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
             sample = {key: value[0].detach().cpu() for key, value in batch.items()}
@@ -109,6 +112,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     def on_test_start(self) -> None:
         """Make room for the scores of every subset of the modalities that the data has."""
+        super().on_test_start()
         theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
         self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs], self.subsets)
         self.subset_scores.to(self.device)
@@ -123,6 +127,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         """
         out = self.model.backbone(self.renormalise(batch))
         logits = self.model.decode(out)
+        refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, batch, 'test')
         order = list(self.modalities)
         for subset in self.subset_scores.subsets:
@@ -170,6 +175,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         Args:
             checkpoint: What is about to be written.
         """
+        super().on_save_checkpoint(checkpoint)
         if self.told:
             checkpoint['train_metrics'] = {
                 name: {

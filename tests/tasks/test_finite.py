@@ -1,0 +1,205 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Random weights and NaN never become a result."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torchgeo.main import main
+
+from torchgeo_omnisat.prediction import GeoTIFFWriter
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.base import OmniSatTask, warmup_cosine
+from torchgeo_omnisat.tasks.finite import SKIPPED, Watch
+
+from ..prediction.areas import TOLD as AREA
+from ..prediction.areas import PlaneDataModule
+from .helpers import TOLD, command, make_loader, make_sample, make_trainer
+
+STAGES = ('test', 'validate', 'predict')
+PRETRAINING: dict[str, Any] = {key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}
+SAMPLES = [make_sample(index) for index in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def _refused(_random_weights: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OmniSatTask, 'allow_random', False)
+
+
+def run(stage: str, task: OmniSatTask, folder: Path, **kwargs: Any) -> Any:
+    return getattr(make_trainer(folder), stage)(task, make_loader(SAMPLES), **kwargs)
+
+
+class TestRandom:
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_no_weights(self, stage: str, tmp_path: Path) -> None:
+        for task in (OmniSatSegmentation(**TOLD), OmniSatPretraining(**PRETRAINING).double().float()):
+            with pytest.raises(ValueError, match='random weights'):
+                run(stage, task, tmp_path)
+        assert not list(tmp_path.rglob('*.csv'))
+
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_command_line(self, stage: str, root: Path, tmp_path: Path) -> None:
+        with pytest.raises((ValueError, SystemExit)):
+            main(command(root, tmp_path, stage, '--model.backbone', 'omnisat_tiny'))
+        assert not list(tmp_path.rglob('subsets.csv'))
+
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_trained_or_loaded(self, stage: str, fitted: Path, root: Path, tmp_path: Path) -> None:
+        main(command(root, tmp_path, stage, '--ckpt_path', str(fitted)))
+        trained = OmniSatSegmentation(**TOLD)
+        make_trainer(tmp_path, max_steps=1).fit(trained, make_loader(SAMPLES))
+        run(stage, trained, tmp_path)
+        path = tmp_path / 'trained.ckpt'
+        trained.trainer.save_checkpoint(path)
+        run(stage, OmniSatSegmentation.load_from_checkpoint(path, weights_only=True), tmp_path)
+        run(stage, OmniSatSegmentation(**TOLD), tmp_path, ckpt_path=str(path), weights_only=True)
+        for assign in (False, True):
+            loaded = OmniSatSegmentation(**TOLD)
+            loaded.model.load_state_dict(trained.model.state_dict(), assign=assign)
+            run(stage, loaded, tmp_path)
+
+    def test_weights_of_a_backbone_leave_the_head(self, tmp_path: Path) -> None:
+        pretrained = OmniSatPretraining(**PRETRAINING)
+        make_trainer(tmp_path, max_steps=1).fit(pretrained, make_loader(SAMPLES))
+        path = tmp_path / 'pretrained.ckpt'
+        pretrained.trainer.save_checkpoint(path)
+        with pytest.raises(ValueError, match=r'decoder.*random weights'):
+            run('predict', OmniSatSegmentation(**TOLD, weights=str(path)), tmp_path)
+        run('predict', OmniSatPretraining(**PRETRAINING, weights=str(path)), tmp_path)
+
+    def test_an_area(self, tmp_path: Path) -> None:
+        writer = GeoTIFFWriter(str(tmp_path / 'map.tif'))
+        with pytest.raises(ValueError, match='random weights'):
+            make_trainer(tmp_path, callbacks=[writer]).predict(
+                OmniSatSegmentation(**AREA), datamodule=PlaneDataModule()
+            )
+        assert not list(tmp_path.rglob('*map.tif*'))
+
+
+def spoil(task: OmniSatTask, part: str) -> str:
+    """Make a weight NaN, and return its name."""
+    name, parameter = next((n, p) for n, p in task.named_parameters() if part in n and p.ndim > 1)
+    with torch.no_grad():
+        parameter.flatten()[0] = torch.nan
+    return name
+
+
+class TestNaN:
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_checkpoint(self, stage: str, fitted: Path, tmp_path: Path) -> None:
+        checkpoint = torch.load(fitted, weights_only=True)
+        name = next(name for name, value in checkpoint['state_dict'].items() if 'decoder' in name and value.ndim > 1)
+        checkpoint['state_dict'][name].view(-1)[3] = torch.nan
+        path = tmp_path / 'nan.ckpt'
+        torch.save(checkpoint, path)
+        with pytest.raises(ValueError, match=name):
+            OmniSatSegmentation.load_from_checkpoint(path, weights_only=True)
+        with pytest.raises(ValueError, match=name):
+            run(stage, OmniSatSegmentation(**TOLD), tmp_path, ckpt_path=str(path))
+        if stage == 'test':
+            with pytest.raises(ValueError, match=r'nan.ckpt.*' + name):
+                OmniSatSegmentation(**TOLD, weights=str(path))
+
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_weights_in_memory_name_the_layer(self, stage: str, tmp_path: Path) -> None:
+        classes = {k: v for k, v in TOLD.items() if k in PRETRAINING}
+        tasks = [OmniSatSegmentation(**TOLD), OmniSatPretraining(**PRETRAINING)]
+        if stage == 'predict':
+            tasks.append(OmniSatClassification(**classes, label_names=['a', 'b']))
+        for task in tasks:
+            task.load_state_dict(task.state_dict())
+            name = spoil(task, 'backbone.fusion')
+            with pytest.raises(ValueError, match=name.removeprefix('model.')):
+                run(stage, task, tmp_path)
+
+    @pytest.mark.parametrize('stage', STAGES)
+    def test_an_output_names_the_tile(self, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = OmniSatSegmentation(**TOLD)
+        task.load_state_dict(task.state_dict())
+        decode, calls = task.model.decode, []
+
+        def spoiled(out: Any) -> Tensor:
+            logits: Tensor = decode(out)
+            calls.append(len(logits))
+            if sum(calls) == 4:  # the second batch
+                logits[1, 0, 3, 3] = torch.nan
+            return logits
+
+        monkeypatch.setattr(task.model, 'decode', spoiled)
+        task.model.backbone.restrict = lambda out, names: out
+        if stage == 'test':
+            monkeypatch.setattr(task, 'make_scores', lambda names: type(task).make_scores(task, names[:1]))
+        with pytest.raises(ValueError, match=r'tile 1 of batch 1, bounds \[3'):
+            run(stage, task, tmp_path)
+
+    def test_a_map_is_not_written(self, tmp_path: Path) -> None:
+        class Broken(OmniSatSegmentation):
+            def predict_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor | None]:
+                found = super().predict_step(*args, **kwargs)
+                return {**found, 'probabilities': found['probabilities'] * torch.nan}  # type: ignore[operator]
+
+        task = Broken(**AREA)
+        task.load_state_dict(task.state_dict())
+        writer = GeoTIFFWriter(str(tmp_path / 'map.tif'))
+        with pytest.raises(ValueError, match=r'window \[0, 0, '):
+            make_trainer(tmp_path, callbacks=[writer]).predict(task, datamodule=PlaneDataModule())
+        assert not (tmp_path / 'map.tif').exists()
+
+
+class TestTraining:
+    @pytest.mark.parametrize('kind', ['loss', 'gradient'])
+    @pytest.mark.parametrize('clip', [None, 0, 5.0])
+    def test_it_stops_and_keeps_the_last_good_checkpoint(self, kind: str, clip: float | None, tmp_path: Path) -> None:
+        class Broken(OmniSatSegmentation):
+            def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+                loss = super().training_step(batch, batch_idx, dataloader_idx)
+                if self.global_step < 4:
+                    return loss
+                if kind == 'loss':
+                    return loss * torch.nan
+                loss.register_hook(lambda gradient: gradient * torch.nan)
+                return loss
+
+        task = Broken(**TOLD, lr=0.0123)
+        rate = 0.0123 * warmup_cosine(9, 0.05)(4)
+        keep = ModelCheckpoint(tmp_path, 'step-{step}', every_n_train_steps=1, save_last=True)
+        settings: dict[str, Any] = {'enable_checkpointing': True, 'callbacks': [keep], 'max_steps': 9}
+        with pytest.raises(ValueError, match=f'step 5: the loss is .*learning rate of {rate:g}'):
+            make_trainer(tmp_path, **settings, gradient_clip_val=clip).fit(task, make_loader(SAMPLES))
+        last = torch.load(tmp_path / 'last.ckpt', weights_only=True)
+        assert last['global_step'] == 4
+        assert all(value.isfinite().all() for value in last['state_dict'].values())
+
+    def test_pretraining_stops_without_checkpoints_too(self, tmp_path: Path) -> None:
+        class Broken(OmniSatPretraining):
+            def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+                return super().training_step(batch, batch_idx, dataloader_idx) * torch.nan
+
+        with pytest.raises(ValueError, match='step 1: the loss is nan'):
+            make_trainer(tmp_path, max_steps=1).fit(Broken(**PRETRAINING), make_loader(SAMPLES))
+
+    def test_nan_is_not_saved(self, tmp_path: Path) -> None:
+        task = OmniSatSegmentation(**TOLD)
+        trainer = make_trainer(tmp_path, max_steps=1)
+        trainer.fit(task, make_loader(SAMPLES))
+        name = spoil(task, 'decoder')
+        with pytest.raises(ValueError, match=name):
+            trainer.save_checkpoint(tmp_path / 'nan.ckpt')
+        assert not (tmp_path / 'nan.ckpt').exists()
+
+    def test_a_scaler_may_skip_some_steps(self) -> None:
+        watch = Watch()
+        watch.loss = torch.tensor(0.5)
+        for number in range(2 * SKIPPED):
+            watch.begin(number, torch.tensor(torch.inf if number % SKIPPED else 1.0), 0.1, scaled=True)
+        watch.begin(99, torch.tensor(1.0), 0.1, scaled=True)
+        for number in range(SKIPPED):
+            watch.begin(number, torch.tensor(torch.nan), 0.1, scaled=True)
+        with pytest.raises(ValueError, match=r'loss is 0\.5'):
+            watch.check(scaled=True)

@@ -1,0 +1,168 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Finite numbers: NaN in weights, outputs or training is an error that says where it is."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+#: Steps in a row without a finite gradient that a scaler of float16 takes to find its scale; it skips them.
+SKIPPED = 25
+
+
+class Step(NamedTuple):
+    """Optimiser step that is not checked yet: its numbers may still be computed on the device.
+
+    Attributes:
+        number: Number of the step.
+        loss: Loss of this rank.
+        norm: Norm of the gradient over all ranks.
+        rate: Learning rate.
+    """
+
+    number: int
+    loss: Tensor
+    norm: Tensor
+    rate: float
+
+
+class Watch:
+    """Watch over the gradient norms of a training, which are the same on every rank, so that all of them stop.
+
+    The norm of a step is read when the next one is under way. Thus nothing waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None
+        self.pending: Step | None = None
+        self.skipped = 0
+
+    def begin(self, number: int, norm: Tensor, rate: float, scaled: bool) -> None:
+        """Check the step before, and keep the one that is about to be taken.
+
+        Args:
+            number: Number of the step.
+            norm: Norm of its gradient.
+            rate: Learning rate.
+            scaled: Whether a scaler skips steps without a finite gradient.
+
+        Raises:
+            ValueError: If the gradient of the step before was not finite.
+        """
+        self.check(scaled)
+        self.pending = Step(number, norm.detach() if self.loss is None else self.loss, norm.detach(), float(rate))
+
+    def check(self, scaled: bool = False) -> None:
+        """Check the step that was kept.
+
+        Args:
+            scaled: Whether a scaler skips steps without a finite gradient.
+
+        Raises:
+            ValueError: If its gradient was not finite.
+        """
+        step, self.pending = self.pending, None
+        if step is None:
+            return
+        if step.norm.isfinite().item():
+            self.skipped = 0
+            return
+        self.skipped += 1
+        if scaled and self.skipped < SKIPPED:
+            return
+        raise ValueError(
+            f'training is no longer finite at step {step.number}: the loss is {step.loss.item():g} and the norm of its '
+            f'gradient {step.norm.item():g}, with a learning rate of {step.rate:g}. The last checkpoint is from before '
+            'that; expected a lower lr, a longer warmup, or data without extreme values'
+        )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clip the norm of the gradients and return what it was.
+
+    Args:
+        parameters: The parameters.
+        limit: Greatest norm; infinity to leave them as they are.
+    """
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    return nn.utils.clip_grad_norm_(given, limit)
+
+
+def first_not_finite(tensors: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor with NaN or infinity; None if all are finite."""
+    floating = {k: v for k, v in tensors.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()}
+    flags = {name: value.isfinite().all() for name, value in floating.items()}
+    if not flags or all(stacked.all() for stacked in _by_device(flags.values())):
+        return None
+    return next(name for name, flag in flags.items() if not flag)
+
+
+def _by_device(flags: Iterable[Tensor]) -> list[Tensor]:
+    """Return flags in one tensor a device, so that each is waited for once."""
+    groups: dict[torch.device, list[Tensor]] = {}
+    for flag in flags:
+        groups.setdefault(flag.device, []).append(flag)
+    return [torch.stack(group) for group in groups.values()]
+
+
+def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Args:
+        tensors: Tensors by name.
+        source: What they are from.
+
+    Raises:
+        ValueError: With the name of the first that is not finite.
+    """
+    name = first_not_finite(tensors)
+    if name is not None:
+        bad, count = int((~tensors[name].isfinite()).sum()), tensors[name].numel()
+        raise ValueError(
+            f'{source} has NaN or infinity in {name} ({bad} of {count} numbers): expected finite weights, such as '
+            'those of an earlier checkpoint'
+        )
+
+
+def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, model: nn.Module) -> None:
+    """Refuse an output with NaN or infinity, which would be class 0.
+
+    Args:
+        output: What a model made of a batch, ``(B, ...)``.
+        batch: The batch.
+        batch_idx: Its index.
+        model: The model.
+
+    Raises:
+        ValueError: With the first tile that is not finite, or the weights that are not.
+    """
+    flags = output.detach().isfinite().flatten(1).all(1)
+    if flags.all():
+        return
+    refuse_weights(dict(model.named_parameters()), 'the model')
+    tile = int((~flags).nonzero()[0])
+    place = [f'{key} {batch[key][tile].tolist()}' for key in ('bounds', 'window') if key in batch]
+    raise ValueError(
+        f'the model gives NaN or infinity for tile {tile} of batch {", ".join([str(batch_idx), *place])}, although its '
+        'weights are finite: expected images without extreme values, or a precision of 32 bit'
+    )
+
+
+def refuse_loss(loss: Tensor, batch_idx: int, model: nn.Module) -> None:
+    """Refuse a loss of an evaluation that is NaN or infinite.
+
+    Args:
+        loss: The loss of a batch.
+        batch_idx: Its index.
+        model: The model.
+
+    Raises:
+        ValueError: With the batch, or the weights that are not finite.
+    """
+    if loss.isfinite():
+        return
+    refuse_weights(dict(model.named_parameters()), 'the model')
+    raise ValueError(f'the loss of batch {batch_idx} is {loss.item():g}, although the weights are finite')
