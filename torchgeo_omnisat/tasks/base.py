@@ -173,12 +173,18 @@ class OmniSatTask(BaseTask):
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room in the optimizer's state for the terms of missing bands, which older checkpoints lack.
+        """Refuse weights that are not finite, and make room in the optimizer's state for the terms of missing bands.
+
+        Older checkpoints lack these.
 
         Args:
             checkpoint: What was read; changed in place.
+
+        Raises:
+            ValueError: With the first tensor that is not finite.
         """
         saved = checkpoint.get('state_dict', {})
+        refuse_weights(saved, 'the checkpoint')
         trained = [name for name, p in self.named_parameters() if p.requires_grad and _of_missing_bands(name)]
         count = sum(name not in saved for name in trained)
         for state in checkpoint.get('optimizer_states', ()):
@@ -264,17 +270,6 @@ class OmniSatTask(BaseTask):
         """
         self._watch.check(self._scaled)
         refuse_weights(checkpoint.get('state_dict') or {}, f'the model after step {self.global_step}')
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that are not finite.
-
-        Args:
-            checkpoint: What was read.
-
-        Raises:
-            ValueError: With the first tensor that is not finite.
-        """
-        refuse_weights(checkpoint.get('state_dict') or {}, 'the checkpoint')
 
     @property
     def _scaled(self) -> bool:
