@@ -134,7 +134,7 @@ class TestNaN:
         monkeypatch.setattr(task.model, 'decode', spoiled)
         task.model.backbone.restrict = lambda out, names: out
         if stage == 'test':
-            monkeypatch.setattr(task, 'make_scores', lambda names: type(task).make_scores(task, names[:1]))
+            monkeypatch.setattr(task, 'make_scores', lambda names, *more: type(task).make_scores(task, names, *more))
         with pytest.raises(ValueError, match=r'tile 1 of batch 1, bounds \[3'):
             run(stage, task, tmp_path)
 
