@@ -3,6 +3,7 @@
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -46,9 +47,38 @@ class TestNormalize:
             expected = (batch['image_spot'][0, c] - MEAN['spot'][c]) / STD['spot'][c]
             assert torch.allclose(normal['image_spot'][0, c], expected)
 
-    def test_constant_band_survives(self, batch: dict[str, Tensor]) -> None:
-        batch['image_s2'][:, :, 1] = 2000
-        assert not Normalize(MODALITIES, MEAN, STD)(batch)['image_s2'][:, :, 1].any()
+    @pytest.mark.parametrize(
+        ('mean', 'std', 'constant'),
+        [
+            (2000.0, 0.0, True),
+            (2000.0, 1e-30, True),
+            (0.0, 1e-30, True),
+            (2000.0, 5e-4, True),  # neighbouring float32 numbers are 1.2e-4 apart there
+            (-2000.0, 5e-4, True),
+            (2000.0, 0.1, False),
+            (0.0, 1e-8, False),  # such as a concentration
+        ],
+    )
+    def test_constant_band_is_zero_whatever_it_holds(
+        self, batch: dict[str, Tensor], mean: float, std: float, constant: bool
+    ) -> None:
+        batch['image_s2'][0, 0, 1, 0, 0] = torch.nan
+        statistics = {'mean': {**MEAN, 's2': [1000.0, mean]}, 'std': {**STD, 's2': [100.0, std]}}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            normal = Normalize(MODALITIES, **statistics)(batch)['image_s2']
+        raw = Denormalize(MODALITIES, **statistics)({**batch, 'image_s2': normal})['image_s2']
+        assert len(said) == constant
+        assert all('s2: B03' in str(one.message) for one in said)
+        assert normal[0, 0, 1, 0, 0].isnan()
+        assert bool(normal[:, :, 1].nan_to_num().any()) == (not constant)
+        assert normal[:, :, 0].any()
+        if constant:
+            assert raw[0, 0, 1].nan_to_num(mean).eq(mean).all()
+
+    def test_an_image_measured_by_itself(self, batch: dict[str, Tensor]) -> None:
+        batch['image_s2'][:, :, 1] = 0.1  # whose mean is not quite 0.1
+        assert not Normalize(MODALITIES)(batch)['image_s2'][:, :, 1].any()
 
     def test_leaves_its_input_and_all_else_alone(self, batch: dict[str, Tensor]) -> None:
         before = copy.deepcopy(batch)
@@ -113,6 +143,7 @@ class TestNormalize:
 
 class TestDenormalize:
     def test_undoes(self, batch: dict[str, Tensor]) -> None:
+        batch['image_s2'][:, :, 1] = 2000  # the constant band
         batch['image_s2'][0, 0, 0, 0, 0] = torch.nan
         again = Denormalize(MODALITIES, MEAN, STD)(Normalize(MODALITIES, MEAN, STD)(batch))
         for key, value in batch.items():

@@ -212,7 +212,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
         if self.speckle:
             steps.append(RandomSpeckle(known, self.speckle))
-        steps.append(Normalize(known, self.mean, self.std))
+        steps.append(self.aug)  # the same one, which warned of constant bands
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
         return MultimodalAugmentation(known, *steps)

@@ -3,7 +3,10 @@
 
 """Normalize: raw units to zero mean and unit deviation, and back."""
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +18,18 @@ from .base import refuse_tensor
 #: Numbers by the name of the modality, one a band.
 Statistics = Mapping[str, Tensor | Sequence[float]]
 
+#: A band is constant if its standard deviation is below so many times the precision of its mean in float32,
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+#: or below this, whatever its mean.
+SMALLEST = 1e-20
+
 
 class Normalize(nn.Module):
     """Every band less its mean, divided by its standard deviation; NaN stays NaN.
 
-    A band without deviation (0) is divided by 1, so that a constant becomes 0. Statistics are never
-    rounded to the precision of an image.
+    A constant band, one whose standard deviation is 0 or lost in the rounding of its mean, becomes
+    exactly 0, of which one warning names the bands. Statistics are never rounded to the precision of
+    an image.
 
     Args:
         modalities: The modalities whose images are to be changed.
@@ -32,6 +41,9 @@ class Normalize(nn.Module):
         ValueError: If only one of *mean* and *std* is given, a modality is missing in
             them, the bands are not as many, or a number is not finite or negative.
     """
+
+    #: What the standard deviation of a constant band is taken for.
+    constant: ClassVar[float] = math.inf
 
     def __init__(
         self,
@@ -48,6 +60,7 @@ class Normalize(nn.Module):
             for modality in self.modalities.values():
                 for kind, statistics in (('mean', mean), ('std', std)):
                     self.register_buffer(f'{kind}_{modality.name}', _per_band(statistics, kind, modality))
+            self._warn_constant()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Sample:
         """Change the units of every image.
@@ -83,11 +96,25 @@ class Normalize(nn.Module):
             mean, std = (
                 self.get_buffer(f'{kind}_{modality.name}').to(image.device)[:, None, None] for kind in ('mean', 'std')
             )
-        return mean, torch.where(std > 0, std, 1)
+        std = std.masked_fill(is_constant(mean, std), self.constant)
+        return mean, std
+
+    def _warn_constant(self) -> None:
+        """Name the constant bands in one warning."""
+        found = {}
+        for name, modality in self.modalities.items():
+            flags = is_constant(self.get_buffer(f'mean_{name}'), self.get_buffer(f'std_{name}')).tolist()
+            found[name] = [band for band, flag in zip(modality.bands, flags, strict=True) if flag]
+        if said := '; '.join(f'{name}: {", ".join(bands)}' for name, bands in found.items() if bands):
+            warnings.warn(
+                f'constant bands are 0 after normalisation, and tell the model nothing ({said}): expected bands '
+                'whose standard deviation is above the rounding of their mean',
+                stacklevel=3,
+            )
 
 
 class Denormalize(Normalize):
-    """What :class:`Normalize` did with the same statistics, undone.
+    """What :class:`Normalize` did with the same statistics, undone; a constant band becomes its mean.
 
     Args:
         modalities: The modalities whose images are to be changed.
@@ -98,14 +125,29 @@ class Denormalize(Normalize):
         ValueError: As :class:`Normalize`.
     """
 
+    constant: ClassVar[float] = 0.0
+
     def __init__(
         self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: Statistics, std: Statistics
     ) -> None:
         super().__init__(modalities, mean, std)
 
+    def _warn_constant(self) -> None:
+        """Say nothing: :class:`Normalize` does."""
+
     def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Normalised units to raw ones, of tensors that broadcast."""
         return image * std + mean
+
+
+def is_constant(mean: Tensor, std: Tensor) -> Tensor:
+    """Return flags of the bands whose standard deviation is 0, or nothing but rounding.
+
+    Args:
+        mean: Mean of each band, in raw units.
+        std: Standard deviation, likewise.
+    """
+    return std <= torch.clamp(ROUNDING * mean.abs(), min=SMALLEST)
 
 
 def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
