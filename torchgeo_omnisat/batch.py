@@ -22,12 +22,17 @@ means *not measured here*.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from .modality import Modality
+
+#: Key of a batch without a sample that counts: a rank that has a batch less than others gets one, since
+#: steps of an evaluation exchange messages.
+FILLER = 'filler'
 
 
 def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sample:
@@ -79,6 +84,16 @@ def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -
     absent = torch.zeros(len(some), dtype=torch.bool, device=some.device)
     columns = [batch[m.valid_key].any(-1) if m.valid_key in batch else absent for m in modalities.values()]
     return torch.stack(columns, dim=-1)
+
+
+def fill(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sample, or a batch, that does not count, with nothing valid in it.
+
+    Args:
+        batch: A sample or a batch; it is not changed.
+    """
+    absent = {key: torch.zeros_like(value) for key, value in batch.items() if key.startswith('valid_')}
+    return {**batch, **absent, FILLER: torch.tensor(True)}
 
 
 def drop(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> Sample:

@@ -6,7 +6,7 @@
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -34,7 +34,7 @@ from ..transforms.intensity import say_unknown
 from .guard import Guard, GuardMode, check_mode, make_guard
 from .measuring import MeasuringDataModule
 from .resuming import ResumableDataModule
-from .sampling import Anywhere, Order, Region
+from .sampling import Anywhere, DealtDataset, DealtSampler, Order, Region
 
 #: What a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
@@ -212,7 +212,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
         if self.speckle:
             steps.append(RandomSpeckle(known, self.speckle))
-        steps.append(self.aug)  # the same one, which warned of constant bands
+        steps.append(cast(nn.Module, self.aug))  # the same one, which warned of constant bands
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
         return MultimodalAugmentation(known, *steps)
@@ -298,9 +298,15 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             'persistent_workers': self.num_workers > 0,
             'pin_memory': torch.cuda.is_available(),
         }
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if split != 'train':
+            settings['generator'] = torch.Generator()  # or workers would draw a seed from the user's
+            if processes > 1:
+                settings['sampler'] = DealtSampler(dataset, batch_size, rank, processes, fill=split != 'predict')
+                dataset = DealtDataset(dataset)
+                # Of fewer tiles than ranks some ranks predict none.
+                self.allow_zero_length_dataloader_with_multiple_devices = split == 'predict'
             return DataLoader(dataset, batch_size=batch_size, **settings)
-        processes = self.trainer.world_size if self.trainer else 1
         drop_last = len(dataset) // processes >= batch_size
         order = self.order(dataset, batch_size * processes)
         return self.resumable_loader(dataset, order, batch_size, drop_last, **settings)

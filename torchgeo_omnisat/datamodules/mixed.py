@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from ..modality import Modality
 from .base import MultimodalDataModule
 from .mixing import Batches, MixedLoader
 from .resuming import ResumableDataModule
+from .sampling import DealtSampler
 
 #: Key under which a batch says which datamodule it is from, until that has augmented it.
 SOURCE = 'source'
@@ -235,7 +237,9 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         datasets = [getattr(module, f'{split}_dataset') for module in parts]
         batches = Batches(datasets, [module.collate_fn for module in parts], [module.batch_size for module in parts])
         workers = max((module.num_workers for module in parts), default=0)
-        return DataLoader(batches, batch_size=None, num_workers=workers)
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = DealtSampler(batches, 1, rank, ranks)
+        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator())
 
 
 class _Tagging:

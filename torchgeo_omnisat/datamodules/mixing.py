@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
-from .sampling import Place, mix
+from ..batch import fill
+from .sampling import Filler, Place, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:
@@ -113,11 +114,13 @@ class Batches(Dataset[Sample]):
         """Number of batches."""
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> Sample:
-        """One batch."""
-        source, members = self.parts[index]
+    def __getitem__(self, index: Any) -> Sample:
+        """One batch, or a :class:`.Filler`."""
+        filler = isinstance(index, Filler)
+        source, members = self.parts[index.item if filler else index]
+        members = members[:1] if filler else members
         batch: Sample = self.collate_fns[source]([self.datasets[source][member] for member in members])
-        return batch
+        return fill(batch) if filler else batch
 
     def _lay_out(self, sizes: Sequence[int]) -> Iterator[tuple[int, range]]:
         """The dataset of each batch, and its samples."""

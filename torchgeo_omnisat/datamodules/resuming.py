@@ -6,21 +6,27 @@
 Whatever is drawn for a sample or a batch follows from (seed, epoch, its number), so that a
 checkpoint needs the seed and the number of batches that were trained on, not the state of
 any generator, and not what workers happened to read ahead.
+
+Transforms, layers and users draw from the global generators of Python, NumPy and PyTorch. These are
+seeded while a sample is read, and while a batch is augmented and trained on; afterwards they are as
+the user left them (:func:`borrowed`).
 """
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Sample
 
-from .sampling import Draw, EpochSampler, Order, Place, mix
+from .sampling import Draw, EpochSampler, Order, Place, RepeatedSampler, mix
 
 
 class SeededDataset(Dataset[Sample]):
@@ -40,7 +46,7 @@ class SeededDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         """One sample; the process's own random numbers stay as they were."""
         with isolate_rng(include_cuda=False):
-            seed_draws(draw.seed)
+            seed_draws(draw.seed, devices=False)
             return self.dataset[draw.item]
 
 
@@ -100,13 +106,23 @@ class ResumableDataModule(LightningDataModule):
             self.start_anew()  # whoever looks at batches by hand gets others each time
         self.choose_seed()
         self.cut_epoch({'samples': len(order), 'batch_size': batch_size, 'processes': processes})
-        sampler = EpochSampler(order, self.place, batch_size, drop_last, rank, processes)
+        kind = RepeatedSampler if getattr(trainer, 'overfit_batches', 0) else EpochSampler
+        sampler = kind(order, self.place, batch_size, drop_last, rank, processes)
+        if trainer is not None:
+            SeededStep.install(trainer.strategy, self.place)
         return ResumableLoader(
-            SeededDataset(dataset), batch_size=batch_size, sampler=sampler, drop_last=drop_last, **kwargs
+            SeededDataset(dataset),
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
+            **kwargs,
         )
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Seed what is drawn for a training batch, here and in the step that follows, and augment it.
+        """Augment or normalise a batch; what is drawn for a training batch follows from the seed and its number.
+
+        The training step goes on from there (:class:`SeededStep`).
 
         Args:
             batch: A batch.
@@ -116,10 +132,15 @@ class ResumableDataModule(LightningDataModule):
             The batch as the datamodule augments or normalises it.
         """
         trainer = self.trainer
-        if trainer and trainer.training and self.place.seed is not None:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            seed_draws(mix(self.place.seed, self.place.epoch, done, 1 + trainer.global_rank))
-        augmented: Sample = super().on_after_batch_transfer(batch, dataloader_idx)
+        augmented: Sample
+        if not trainer or not trainer.training or self.place.seed is None:
+            augmented = super().on_after_batch_transfer(batch, dataloader_idx)
+            return augmented
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        seed = mix(self.place.seed, self.place.epoch, done, 1 + trainer.global_rank)
+        with borrowed(lambda: seed_draws(seed)):
+            augmented = super().on_after_batch_transfer(batch, dataloader_idx)
+            self.place.draws = _collect_rng_states()
         return augmented
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,8 +199,53 @@ class ResumableDataModule(LightningDataModule):
         self.place.seed = seed
 
 
-def seed_draws(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch on every device."""
+class SeededStep:
+    """The training step of a strategy, whose draws go on from those of the batch's augmentation.
+
+    Args:
+        step: The training step.
+        place: Holds the state of the draws.
+    """
+
+    def __init__(self, step: Callable[..., Any], place: Place) -> None:
+        self.step, self.place = step, place
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the step; the user's random numbers stay as they were."""
+        draws, self.place.draws = self.place.draws, None
+        if draws is None:
+            return self.step(*args, **kwargs)
+        with borrowed(lambda: _set_rng_states(draws)):
+            return self.step(*args, **kwargs)
+
+    @classmethod
+    def install(cls, strategy: Any, place: Place) -> None:
+        """Put the step of a strategy in its place, once."""
+        step = strategy.training_step
+        strategy.training_step = cls(step.step if isinstance(step, cls) else step, place)
+
+
+@contextmanager
+def borrowed(begin: Callable[[], object]) -> Iterator[None]:
+    """Use the global generators, from the state that *begin* gives them, and put the user's state back."""
+    before = _collect_rng_states()
+    try:
+        begin()
+        yield
+    finally:
+        _set_rng_states(before)
+
+
+def seed_draws(seed: int, devices: bool = True) -> None:
+    """Seed Python, NumPy and PyTorch.
+
+    Args:
+        seed: The seed.
+        devices: Whether to seed PyTorch on every device, or on the processor alone.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the draws of others)
-    torch.manual_seed(seed)
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

@@ -4,13 +4,16 @@
 """Sampling: which samples make a batch, in an order that follows from (seed, epoch) alone."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
+
+from ..batch import fill
 
 
 class Order(Protocol):
@@ -103,11 +106,13 @@ class Place:
         seed: What every draw follows from; None until it is needed.
         epoch: The epoch.
         batches: How many batches of it are done, when it is taken up again.
+        draws: Where the random numbers of the batch at hand are, between its augmentation and its step.
     """
 
     seed: int | None = None
     epoch: int = 0
     batches: int = 0
+    draws: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 class Draw(NamedTuple):
@@ -179,6 +184,82 @@ class EpochSampler(DistributedSampler[Draw]):
         """
         if epoch != self.place.epoch:
             self.place.epoch, self.place.batches = epoch, 0
+
+
+class RepeatedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
+    """The same samples with the same draws in every epoch, for ``--trainer.overfit_batches``.
+
+    Lightning leaves a ``SequentialSampler`` where it is, and puts one of its own, which draws
+    nothing, in the place of any other.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch as the first one.
+
+        Args:
+            epoch: Its number.
+        """
+        if epoch != getattr(self, 'begun', epoch):
+            self.place.batches = 0
+        self.begun = epoch
+
+
+class Filler(NamedTuple):
+    """A sample that a rank reads for want of another one, and that does not count."""
+
+    item: int
+
+
+class DealtDataset(Dataset[Any]):
+    """A dataset that can be asked for a :class:`Filler`.
+
+    Args:
+        dataset: The samples.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        """One sample."""
+        return fill(self.dataset[item.item]) if isinstance(item, Filler) else self.dataset[item]
+
+
+class DealtSampler(DistributedSampler[Any], SequentialSampler):
+    """Deals samples to the ranks in their order, each of them once.
+
+    Every rank has as many batches, because steps of an evaluation exchange messages: a rank that has
+    a batch less gets one of a single :class:`Filler`.
+
+    Args:
+        dataset: The samples.
+        batch_size: Samples in a batch of one rank.
+        rank: Which rank this is.
+        world_size: Number of ranks.
+        fill: Whether a rank may get a filler; otherwise it has a batch less.
+    """
+
+    def __init__(
+        self, dataset: Sized, batch_size: int = 1, rank: int = 0, world_size: int = 1, fill: bool = True
+    ) -> None:
+        """Deal."""
+        super().__init__(dataset, world_size, rank, shuffle=False)  # type: ignore[arg-type]
+        self.items: list[Any] = list(range(rank, len(dataset), world_size))
+        most = math.ceil(len(range(0, len(dataset), world_size)) / batch_size)
+        if fill and math.ceil(len(self.items) / batch_size) < most:
+            self.items.append(Filler(0))
+
+    def __len__(self) -> int:
+        """Number of samples of this rank."""
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples of this rank."""
+        return iter(self.items)
 
 
 def mix(*numbers: int) -> int:

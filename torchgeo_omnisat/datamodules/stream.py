@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -38,7 +39,12 @@ def stream(function: Callable[[int], Any], length: int, num_workers: int, title:
     """
     places = range(first, length)
     loader: DataLoader[Any] = DataLoader(
-        _Each(function, length), batch_size=None, sampler=places, num_workers=num_workers, collate_fn=_as_it_is
+        _Each(function, length),
+        batch_size=None,
+        sampler=places,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
     )
     yield from tqdm(loader, initial=first, total=length, desc=title, unit=' samples', disable=None, leave=False)
 

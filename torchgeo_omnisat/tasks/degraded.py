@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
+from ..batch import FILLER
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
@@ -128,6 +129,8 @@ class RobustnessTest(LightningModule):
         Raises:
             ValueError: If the batch has no target.
         """
+        if FILLER in batch:
+            return
         task = self.task
         if task.target not in batch:
             raise ValueError(f'the data have no {task.target!r} to score, expected what {type(task).__name__} learns')

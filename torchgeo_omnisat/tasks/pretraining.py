@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
-from ..batch import available
+from ..batch import FILLER, available
 from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, processes, too_close
 from ..modality import Modality, subset_name
 from ..transforms import ModalityDropout
@@ -240,7 +240,8 @@ class OmniSatPretraining(OmniSatTask):
         """
         batch = self.renormalise(batch)
         grid = self.model.grid(batch)
-        self.say_blind(batch)
+        if FILLER not in batch:
+            self.say_blind(batch)
         told, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
@@ -251,7 +252,9 @@ class OmniSatPretraining(OmniSatTask):
         views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, count)
         losses = {}
-        if 'tile' in terms and (stage == 'train' or self._tiles(count) > 1):
+        # Of all ranks, as Lightning's mean over ranks wants the same number in each.
+        counted = count if stage == 'train' else self._tiles(0 if FILLER in batch else count)
+        if 'tile' in terms and (stage == 'train' or counted > 1):
             losses['tile'] = self._contrast_tiles(views, exclude, stage)
         if 'patch' in terms:
             losses['patch'] = self.patch_contrast(views.patches, views.seen, exclude)
@@ -261,9 +264,9 @@ class OmniSatPretraining(OmniSatTask):
             self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
         loss = sum((terms[name] * value for name, value in losses.items()), start=views.patches.new_zeros(()))
         if losses:
-            self._log(f'{stage}_loss', loss, count, stage, prog_bar=True)
+            self._log(f'{stage}_loss', loss, counted, stage, prog_bar=True)
         for name, value in losses.items():
-            self._log(f'{stage}_{name}_loss', value, count, stage)
+            self._log(f'{stage}_{name}_loss', value, counted, stage)
         if 'patch' in terms:
             self._log_spread(f'{stage}_patch_spread', views.patches, views.seen, stage)
         return loss, views
@@ -277,7 +280,7 @@ class OmniSatPretraining(OmniSatTask):
         pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
         for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
             self._log_each(f'{stage}_tile_{kind}', pairs, values, found.counts, stage)
-        self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], len(held), stage)
+        self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], 1, stage)
         self._log_spread(f'{stage}_tile_spread', views.tiles, held, stage)
         return found.loss
 

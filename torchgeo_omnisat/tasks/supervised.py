@@ -19,6 +19,7 @@ from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric
 
+from ..batch import FILLER
 from ..modality import Which, as_modalities
 from .base import OmniSatTask
 from .finite import refuse_output
@@ -130,7 +131,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, batch, 'test')
         order = list(self.modalities)
-        for subset in self.subset_scores.subsets:
+        for subset in () if FILLER in batch else self.subset_scores.subsets:
             held = out.available[:, [order.index(name) for name in subset]]
             answer = None
             if subset == self.subset_scores.subsets[0]:
@@ -230,6 +231,8 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
         """Log the loss and update the metrics of a stage."""
+        if FILLER in batch:
+            return
         loss = self.criterion(logits, batch[self.target])
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
