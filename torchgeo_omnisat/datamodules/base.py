@@ -154,7 +154,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
                 the test split.
         """
         if stage == 'fit':
-            self.start_anew()
+            self.begin()
         made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
         self.say_excluded(made)
         self.train_dataset = made.get('train', self.train_dataset)

@@ -248,7 +248,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             return
         self.modalities = self.labelled.modalities
         if stage == 'fit':
-            self.start_anew()
+            self.begin()
             self.say_facts()
         wanted = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}[stage]
         self._look_at_labels(wanted)

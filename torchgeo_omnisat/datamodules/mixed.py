@@ -106,7 +106,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         if stage == 'predict':
             raise ValueError(f'a mixture of {list(self.datamodules)} has no map, expected one datamodule to predict')
         if stage == 'fit':
-            self.start_anew()
+            self.begin()
         self.modalities: dict[str, Modality] = {}
         self.mean, self.std, self.sources = {}, {}, {}
         for index, (name, module) in enumerate(zip(self.datamodules, self._parts(), strict=True)):

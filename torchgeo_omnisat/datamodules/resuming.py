@@ -69,8 +69,8 @@ class ResumableDataModule(LightningDataModule):
     """A datamodule that goes on in the middle of an epoch, with the draws it would have had.
 
     A subclass makes its training loader with :meth:`resumable_loader`, and calls
-    :meth:`start_anew` when it is set up to fit. The seed is that of Lightning's
-    ``seed_everything`` if there was one, else drawn from PyTorch's generator.
+    :meth:`begin` when it is set up to fit. The seed is that of Lightning's
+    ``seed_everything`` if there was one, else the one number that is then drawn from PyTorch's generator.
     """
 
     place: Place
@@ -82,8 +82,14 @@ class ResumableDataModule(LightningDataModule):
     def start_anew(self) -> None:
         """Forget where an earlier training was."""
         self.place = Place()
+        self._seed: int | None = None
         self._shape: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Start anew, with a seed of its own."""
+        self.start_anew()
+        self._seed = _draw_seed()
 
     def resumable_loader(
         self, dataset: Dataset[Sample], order: Order, batch_size: int, drop_last: bool, **kwargs: Any
@@ -193,7 +199,7 @@ class ResumableDataModule(LightningDataModule):
         """Have one seed for all processes, if there is none yet."""
         if self.place.seed is not None:
             return
-        seed = int(torch.empty((), dtype=torch.int64).random_())
+        seed = _draw_seed() if self._seed is None else self._seed
         if self.trainer is not None:
             seed = int(self.trainer.strategy.broadcast(int(os.environ.get('PL_GLOBAL_SEED', seed))))
         self.place.seed = seed
@@ -223,6 +229,10 @@ class SeededStep:
         """Put the step of a strategy in its place, once."""
         step = strategy.training_step
         strategy.training_step = cls(step.step if isinstance(step, cls) else step, place)
+
+
+def _draw_seed() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_())
 
 
 @contextmanager
