@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
-from torchgeo_omnisat.datasets.files import measured, occurring, read_array, read_frames, seen
+from tests.geo_tree import write as write_raster
+from torchgeo_omnisat.datasets.files import measured, occurring, read_array, read_frames, read_raster, seen
 
 FRAMES = {
     'all': np.arange(9),
@@ -69,6 +71,7 @@ class TestReadFrames:
 @pytest.mark.parametrize('dtype', ['float16', 'float32'])
 def test_what_is_not_finite_is_not_measured(dtype: str) -> None:
     stored = np.array([1.5, np.inf, -np.inf, np.nan, -2.25], dtype=dtype)
+    stored[1] = 1e30 if dtype == 'float32' else np.inf
     image = measured(stored, dtype, -2.25, Path('x'))
     assert np.array_equal(image, [1.5, np.nan, np.nan, np.nan, np.nan], equal_nan=True)
 
@@ -91,3 +94,32 @@ def test_classes_that_occur() -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'none.npy does not exist, expected a mask'):
         read_array(tmp_path / 'none.npy', 'a mask')
+
+
+@pytest.mark.parametrize('internal', [False, True])
+@pytest.mark.parametrize('hide', [False, True])
+def test_masks_and_nodata_beside_published_rasters_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, internal: bool, hide: bool
+) -> None:
+    shown = np.ones((6, 6), np.uint8) * 255
+    shown[2] = 0
+    path = write_raster(tmp_path / 'a.tif', np.full((3, 6, 6), 7, np.uint8))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, 'r+') as file:
+        file.write_mask(shown)
+    if hide:
+        monkeypatch.setenv('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
+    for _ in range(2):
+        array, nodata, _, mask = read_raster(path, 'an image')
+        image = measured(array, 'uint8', nodata, path, shown=mask)
+        assert np.isnan(image).any((0, 2)).tolist() == [False, False, True, False, False, False]
+    other = write_raster(tmp_path / 'b.tif', np.full((3, 6, 6), 7, np.uint8))
+    (tmp_path / 'b.tif.aux.xml').write_text(
+        '<PAMDataset><PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand></PAMDataset>'
+    )
+    assert read_raster(other, 'an image').nodata == 7
+
+
+def test_complex_rasters_are_refused(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / 'a.tif', np.full((1, 6, 6), 3 + 4j, np.complex64))
+    with pytest.raises(ValueError, match=r'a\.tif holds complex64'):
+        read_raster(path, 'an image')

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from torchgeo.datasets import SEN12MS, SSL4EOS12, BigEarthNet, EuroSAT, NonGeoDataset
 
@@ -185,3 +186,27 @@ def test_masks_that_are_no_whole_numbers_are_refused(mask: torch.Tensor) -> None
         Made(image=torch.zeros(2, 4, 4), mask=torch.ones(4, 4)), [S1], {'s1': 'image', 'mask': 'mask'}
     )
     assert whole[0]['mask'].tolist() == [[1] * 4] * 4
+
+
+def test_what_is_not_finite_was_not_measured() -> None:
+    image = torch.ones(12, 4, 4)
+    image[0, 0] = torch.tensor([torch.inf, -torch.inf, 1e30, torch.nan])
+    found = read(MappedDataset(Made(image=image), [S2], {'s2': 'image'}))['image_s2']
+    assert found.isnan().sum().item() == 12  # of three samples
+    assert found.nan_to_num().max() == 1
+    with pytest.raises(ValueError, match=r"'image' of 's2' holds complex64 pixels, expected real ones"):
+        MappedDataset(Made(image=image.to(torch.complex64)), [S2], {'s2': 'image'})[0]
+
+
+def test_files_beside_those_of_foreign_datasets_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / 'a.tif', np.ones((12, 4, 4), np.uint8))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, 'r+') as file:
+        file.write_mask(np.eye(4, dtype=np.uint8) * 255)
+    monkeypatch.setenv('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
+
+    class Masked(Made):
+        def __getitem__(self, index: int) -> Any:
+            with rasterio.open(path) as file:
+                return {'image': torch.from_numpy(file.read(masked=True).astype(np.float32).filled(np.nan))}
+
+    assert MappedDataset(Masked(), [S2], {'s2': 'image'})[0]['image_s2'].isfinite().sum().item() == 48

@@ -151,6 +151,13 @@ def test_whatever_strips_depend_on_is_in_their_name(tmp_path: Path, change: str)
     assert key() == key({'kind': 'other', 'unit': 'dn'})  # what a checkpoint learns on the way changes no pixel
 
 
+@pytest.mark.parametrize('name', ['map.tif', 'map [v1].tif'])
+def test_unfinished_runs_of_an_output_are_found(tmp_path: Path, name: str) -> None:
+    folder, other = WorkFolder(tmp_path / name, {'a': 1}), WorkFolder(tmp_path / name, {'a': 2})
+    other.open(claim=True)
+    assert folder.others() == [other.path]
+
+
 def test_only_one_run_at_a_time(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path / 'map.tif', {'a': 1})
     folder.open(claim=True)

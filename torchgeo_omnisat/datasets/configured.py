@@ -13,6 +13,7 @@ from torchgeo.datasets import GeoDataset
 from ..modality import Kind
 from .arguments import class_at
 from .frames import is_remote
+from .opening import sidecars
 from .polygons import TABLES, VECTORS, Polygons
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -133,5 +134,6 @@ def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     arguments = dict(settings.get('init_args') or {})
     if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
         arguments['paths'] = str(root / arguments['paths'])
-    dataset: GeoDataset = kind(**arguments)
+    with sidecars():
+        dataset: GeoDataset = kind(**arguments)
     return dataset

@@ -15,11 +15,14 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
-from rasterio.transform import Affine
 from torchgeo.datasets.utils import extract_archive
 
 from .addresses import known, piece_of_array, piece_of_raster
+from .decoding import GREATEST
+from .headers import refuse_complex
+from .opening import open_raster, sidecars
 
 #: So many bytes are read at a time: few enough to stay in the processor's cache, enough to keep a disk busy.
 _CACHED = 2**21
@@ -60,11 +63,13 @@ class Raster(NamedTuple):
         array: All bands, ``(C, H, W)``; where they alternate from pixel to pixel, a view of them as stored.
         nodata: The number by which it says *not measured*.
         transform: From pixels to the ground.
+        shown: Where its mask, within or beside the file, shows something, ``(H, W)``; None without one.
     """
 
     array: NDArray[np.generic]
     nodata: float | None
-    transform: Affine
+    transform: rasterio.Affine
+    shown: NDArray[np.bool_] | None = None
 
 
 def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> Raster:
@@ -99,21 +104,37 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
 
 def _survey(path: Path, decoded: list[Raster]) -> tuple[Any, ...]:
     """Shape, place, nodata and transform of a raster, which is put into *decoded* if it lies in no single piece."""
-    with rasterio.open(path) as source:
-        place = piece_of_raster(source)
+    with sidecars(), open_raster(str(path)) as source:
+        refuse_complex(source.dtypes, path)
+        place = None if _is_masked(source) else piece_of_raster(source)
         if place is None:
-            decoded.append(Raster(source.read(), source.nodata, source.transform))
+            decoded.append(_whole(source))
         return (source.count, source.height, source.width), place, source.nodata, source.transform
 
 
 def _decode(path: Path) -> Raster:
     """What GDAL makes of a raster."""
-    with rasterio.open(path) as source:
-        return Raster(source.read(), source.nodata, source.transform)
+    with sidecars(), open_raster(str(path)) as source:
+        return _whole(source)
+
+
+def _whole(source: Any) -> Raster:
+    shown = source.read_masks(1) > 0 if _is_masked(source) else None
+    return Raster(source.read(), source.nodata, source.transform, shown)
+
+
+def _is_masked(source: Any) -> bool:
+    """Whether a raster has a mask; near infrared is declared to be alpha by default, so alpha is none here."""
+    return source.mask_flag_enums[0] == [MaskFlags.per_dataset]
 
 
 def measured(
-    array: NDArray[np.generic], dtype: str, nodata: float | None, path: Path, out: NDArray[np.float32] | None = None
+    array: NDArray[np.generic],
+    dtype: str,
+    nodata: float | None,
+    path: Path,
+    out: NDArray[np.float32] | None = None,
+    shown: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Numbers as float32 with NaN where nothing was measured.
 
@@ -123,6 +144,7 @@ def measured(
         nodata: The number that says *not measured*.
         path: The file, for an error.
         out: Where to put them; None for a new array.
+        shown: Where a mask shows something, ``(H, W)``; None for everywhere.
 
     Returns:
         The array, finite but for NaN.
@@ -135,12 +157,15 @@ def measured(
         # PyTorch has the processor's instructions for half precision and for bytes, NumPy has not.
         torch.from_numpy(image).copy_(torch.from_numpy(np.require(array, requirements='W')))
     else:
-        np.copyto(image, array, casting='same_kind' if array.dtype.kind == 'f' else 'unsafe')
+        with np.errstate(over='ignore'):
+            np.copyto(image, array, casting='same_kind' if array.dtype.kind == 'f' else 'unsafe')
+    if shown is not None:
+        image[..., ~shown] = np.nan
     if array.dtype.kind in 'iu':
         if nodata is not None and array.size and float(array.min()) <= nodata:
             image[array == nodata] = np.nan
         return image
-    known = np.isfinite(image)
+    known = np.abs(image) <= GREATEST
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
     if nodata is not None:

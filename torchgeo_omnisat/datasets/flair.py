@@ -242,8 +242,8 @@ class FLAIR(NonGeoDataset):
         if self.missing == 'allow' and not path.exists():
             return {}
         shape = (len(modality.bands), *size)
-        array = read_raster(path, f'uint8 {shape}: {modality.bands} on the pixels of its labels', shape).array
-        image = measured(array, 'uint8', None, path)
+        raster = read_raster(path, f'uint8 {shape}: {modality.bands} on the pixels of its labels', shape)
+        image = measured(raster.array, 'uint8', None, path, shown=raster.shown)
         image[modality.bands.index('nDSM')] /= _STEPS
         days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)
         return tensors(asked, pick(asked, modality.bands, image), days, np.ones(1, dtype=bool))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
@@ -21,6 +20,7 @@ from ..modality import Modality
 from .download import Archive
 from .figures import S2_COMPOSITES, Composite
 from .files import read_raster
+from .opening import open_raster
 from .series import S2_BANDS, S2_FACTS, parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
@@ -163,7 +163,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
         ValueError: If it is truncated, no such raster, or holds other numbers.
     """
     expected = f'uint8 (1, H, W) of classes 1 to {len(CLASSES)}'
-    array, _, transform = read_raster(path, expected)
+    array, _, transform, _ = read_raster(path, expected)
     if len(array) != 1 or array.dtype != np.uint8:
         raise ValueError(f'{path} holds {array.dtype} {array.shape}, expected {expected}')
     mask = np.ascontiguousarray(array[0], dtype=np.uint8)
@@ -175,7 +175,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
 def read_size(paths: Iterable[Path]) -> tuple[int, int]:
     """Height and width of the first raster that can be opened; 0 and 0 if none can."""
     for path in paths:
-        with suppress(RasterioError), rasterio.open(path) as source:
+        with suppress(RasterioError), open_raster(str(path)) as source:
             return source.height, source.width
     return 0, 0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
-import rasterio
 import torch
 from einops import EinopsError
 from matplotlib.figure import Figure
@@ -48,6 +47,7 @@ from .flairhub_layout import (
 from .flairhub_tables import area_of, key_of, read_splits, read_tables, table_of
 from .frames import decibel_mean
 from .integrity import Part
+from .opening import open_raster
 from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import choose_clear, finite_mean, merge_days
 
@@ -217,7 +217,7 @@ class FLAIRHUBMultimodal(FLAIRHUB):
         sample['label'] = torch.from_numpy(
             occurring(mask.numpy(), len(self.classes) if self.ignore_index is None else self.ignore_index)
         )
-        with rasterio.open(files['mask']) as source:
+        with open_raster(str(files['mask'])) as source:
             extent = (np.nan,) * 4 if source.transform.is_identity else source.bounds
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self._prepare is None else self._prepare(sample)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import rasterio
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from torchgeo.datasets.flair import TASKS, AvailableBands
 
 from ..modality import Modality, half_up
+from .decoding import GREATEST
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .integrity import Dates, Expected
+from .opening import open_raster, sidecars
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS
 
 #: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
@@ -148,7 +149,7 @@ def damaged(files: Files, products: Iterable[str]) -> str | Path:
     paths = {files[product]: bands.get(cast(Any, product), 2 if product == CLOUDS else 1) for product in products}
     for path, count in paths.items():
         try:
-            with rasterio.open(path) as source:
+            with open_raster(str(path)) as source:
                 if len(source.read()) % count:
                     return path
         except RasterioError:
@@ -179,9 +180,11 @@ def measured_of(
     power = product.radar and not decibels
     if power and (image < 0).any():
         raise ValueError(f'{path} holds numbers below 0, expected power; decibels=True takes them for dB')
-    with rasterio.open(path) as source:
+    with sidecars(), open_raster(str(path)) as source:
         nodata = source.nodata
-    unknown = ~np.isfinite(image) if nodata is None else ~np.isfinite(image) | (image == nodata)
+    unknown = ~(np.abs(image) <= GREATEST)
+    if nodata is not None:
+        unknown |= image == nodata
     if power:
         unknown |= image == 0
     elif modality.temporal:
@@ -195,7 +198,7 @@ def size_of(files: Files) -> tuple[int, int]:
     sizes = {'mask': fine, CLOUDS: GSD} | {product.name: product.modality.gsd for product in PRODUCTS.values()}
     for name, gsd in sizes.items():
         if name in files:
-            with suppress(RasterioError), rasterio.open(files[name]) as source:
+            with suppress(RasterioError), open_raster(str(files[name])) as source:
                 return half_up(source.height * gsd / fine), half_up(source.width * gsd / fine)
     return 0, 0
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..modality import Modality
 from .integrity import Checkable, Dates, Expected, Findings, Part, Problem
+from .opening import open_raster
 
 #: What a damaged file gives rise to. Any other error is ours, and not the file's.
 _DAMAGE = (ValueError, OSError, RuntimeError, LookupError, EOFError, RasterioError)
@@ -120,7 +120,7 @@ def _array_header(file: Expected) -> _Header:
 def _raster_header(file: Expected) -> _Header:
     """Of a raster."""
     _no_header(file)
-    with rasterio.open(file.path) as source:
+    with open_raster(str(file.path)) as source:
         shape: tuple[int, ...] = (source.count, source.height, source.width)
         bands = file.shape[1] if file.shape is not None and len(file.shape) == 4 else None
         if bands and source.count % bands == 0:
@@ -221,7 +221,7 @@ def _range(file: Expected) -> tuple[int, int]:
     if file.path.suffix == '.npy':
         labels = np.load(file.path, mmap_mode='r')[file.channel]
     else:
-        with rasterio.open(file.path) as source:
+        with open_raster(str(file.path)) as source:
             labels = source.read(file.channel + 1)
     return int(labels.min()), int(labels.max())
 

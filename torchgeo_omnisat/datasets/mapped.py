@@ -14,7 +14,10 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from .decoding import GREATEST
 from .figures import draw_any
+from .headers import refuse_complex
+from .opening import sidecars
 from .series import DAY, parse_day
 
 
@@ -91,7 +94,8 @@ class MappedDataset(NonGeoDataset):
         Raises:
             ValueError: If it has other keys or shapes than was said.
         """
-        given = self.dataset[index]
+        with sidecars():
+            given = self.dataset[index]
         sample: Sample = {}
         for modality in self.modalities.values():
             sample |= self._image(given, modality)
@@ -116,7 +120,9 @@ class MappedDataset(NonGeoDataset):
     def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
         """Image, dates and valid of a modality."""
         told, bands = self.keys[modality.name], len(modality.bands)
-        image = self._get(given, modality.name).float()
+        image = self._get(given, modality.name)
+        refuse_complex([str(image.dtype).removeprefix('torch.')], f'{told["key"]!r} of {modality.name!r}')
+        image = image.float()
         if 'channels' in told:
             image = image[..., list(told['channels']), :, :]
         if modality.temporal and image.ndim == 3 and len(image) % bands == 0:
@@ -128,6 +134,7 @@ class MappedDataset(NonGeoDataset):
             )
         if 'nodata' in told:
             image = image.masked_fill(torch.eq(image, float(told['nodata'])), torch.nan)
+        image = image.masked_fill(~(image.abs() <= GREATEST), torch.nan)
         count = len(image) if modality.temporal else 1
         days = self._days(given, modality.name)
         days = torch.zeros(count, dtype=torch.int64) if days is None else days

@@ -255,8 +255,8 @@ class PASTISMultimodal(NonGeoDataset):
             image = read_frames(path, expected, shape, frames, source.dtype, source.nodata)
             image, days = merge_days(image, days[frames], source.merge)
         else:
-            array, nodata, _ = read_raster(path, expected, shape)
-            image = measured(array, source.dtype, nodata, path)
+            array, nodata, _, shown = read_raster(path, expected, shape)
+            image = measured(array, source.dtype, nodata, path, shown=shown)
         image = pick(modality, bands, image)
         return tensors(modality, image, days, seen(image.reshape(len(days), -1)))
 

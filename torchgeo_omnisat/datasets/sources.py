@@ -31,6 +31,7 @@ from .decoding import GREATEST, as_numbers
 from .frames import ALWAYS, days_of, decoding_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
 from .headers import refuse_complex
+from .opening import sidecars
 from .polygons import Polygons
 from .raster import RasterTimeSeries, newest, read_modality
 
@@ -82,7 +83,8 @@ class Source:
         xmin, ymin, xmax, ymax = grid.bounds
         period = slice(rows.index.left.min(), rows.index.right.max())
         try:
-            return self.dataset[slice(xmin, xmax, grid.step), slice(ymin, ymax, grid.step), period]
+            with sidecars():
+                return self.dataset[slice(xmin, xmax, grid.step), slice(ymin, ymax, grid.step), period]
         except IndexError:
             return {}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import rasterio
 import torch
 from matplotlib.figure import Figure
 from rasterio.crs import CRS
@@ -35,6 +34,7 @@ from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
 from .integrity import Dates, Expected, Part
+from .opening import open_raster
 from .samples import blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import finite_mean, merge_days
 from .treesatai_layout import (
@@ -272,9 +272,11 @@ class TreeSatAITimeSeries(NonGeoDataset):
         path = self._aerial_file(name)
         shape = (len(every), *(modality.pixels(self.extent) + 2 * MARGIN,) * 2)
         expected = f'uint8 {shape}: {self.extent} m of {modality.gsd} m pixels and {MARGIN} more on every side'
-        array, nodata, transform = read_raster(path, expected, shape)
+        array, nodata, transform, shown = read_raster(path, expected, shape)
         channels = [every.index(band) for band in modality.bands]
-        image = measured(array[channels, MARGIN:-MARGIN, MARGIN:-MARGIN], 'uint8', nodata, path)
+        inside = slice(MARGIN, -MARGIN)
+        shown = None if shown is None else shown[inside, inside]
+        image = measured(array[channels, inside, inside], 'uint8', nodata, path, shown=shown)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         parts = (image, np.zeros(1, dtype=np.int64), valid)
         return tensors(modality, *parts), around(transform, array.shape)
@@ -306,7 +308,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
         if path is None:
             return None, NOWHERE
         try:
-            with rasterio.open(path) as source:
+            with open_raster(str(path)) as source:
                 return source.crs, around(source.transform, source.shape)
         except RasterioError as error:
             raise ValueError(f'{path} cannot be read ({error}), expected the aerial image of a plot') from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .addresses import Piece, piece_of_hdf5
+from .decoding import GREATEST
 from .series import choose_clear, parse_dates
 from .treesatai_layout import MODALITIES, SERIES, Series
 
@@ -189,7 +190,11 @@ def read_frames(
     if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
         stored = stored[frames - first]
     image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
-    known = (image > 0) & (image < np.inf) if series.radar else np.isfinite(image) & (image != 0).any(1, keepdims=True)
+    known = (
+        (image > 0) & (image <= GREATEST)
+        if series.radar
+        else (np.abs(image) <= GREATEST) & (image != 0).any(1, keepdims=True)
+    )
     if not known.all():
         image[~known] = np.nan
     return image

@@ -9,6 +9,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class WorkFolder:
 
     def others(self) -> list[Path]:
         """Folders that unfinished runs with other arguments left for the same output."""
-        return sorted(path for path in self.output.parent.glob(f'.{self.output.name}.*') if path != self.path)
+        return sorted(path for path in self.output.parent.glob(f'.{escape(self.output.name)}.*') if path != self.path)
 
     def _write(self, name: str, write: Any) -> None:
         """Have a file written under another name, which is then its own."""
