@@ -150,6 +150,9 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
         ]
         offsets = dataset.offsets(path) if hasattr(dataset, 'offsets') else 0
         return np.concatenate(bands) + offsets
+    unlike: dict[str, str] = getattr(dataset, 'unlike', {})
+    if path in unlike:
+        raise ValueError(unlike[path])
     numbers = dataset.band_indexes
     known: dict[str, tuple[int, ...]] = getattr(dataset, 'band_numbers', {})
     if path in known:  # whose bands are in another order than those of the first file

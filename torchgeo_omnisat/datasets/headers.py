@@ -183,7 +183,7 @@ def band_numbers(
     elif len(numbers) == len(first.numbers(skip_alpha)) and (told or not _contradict(header, first)):
         return numbers[: len(names)]
     raise ValueError(
-        f'{header.path} has the bands {_list(header, skip_alpha)}, expected {_list(first, skip_alpha)} as in '
+        f'{header.path} has {_list(header, skip_alpha)}, expected {_list(first, skip_alpha)} as in '
         f'{first.path}: filename_glob chooses files, bands chooses bands that all of them describe, and all_bands '
         'names bands by position'
     )
@@ -195,8 +195,10 @@ def _contradict(header: Header, first: Header) -> bool:
     return any(one and other and one != other for one, other in pairs)
 
 
-def _list(header: Header, skip_alpha: bool) -> list[str]:
-    return [header.descriptions[number - 1] or f'(band {number})' for number in header.numbers(skip_alpha)]
+def _list(header: Header, skip_alpha: bool) -> str:
+    numbers = header.numbers(skip_alpha)
+    names = [header.descriptions[number - 1] for number in numbers]
+    return f'{len(numbers)} bands' + f' {names}' * any(names)
 
 
 def refuse_dates(header: Header, names: tuple[str, ...]) -> None:

@@ -310,15 +310,19 @@ class RasterTimeSeries(RasterDataset):
         self._check_bands(bands)
         self.bands = tuple(bands or self.all_bands)
         self.band_numbers: dict[str, tuple[int, ...]] = {}
+        self.unlike: dict[str, str] = {}
         if self.separate_files:
             return
         refuse_dates(first, self.all_bands)
         wanted = {*bands, *([self.clouds.band] if self.clouds else [])} if bands else None
-        for header in headers:
-            found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
-            if header is first:
-                usual = found
-            elif found != usual:
+        usual = band_numbers(first, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+        for header in headers[1:]:
+            try:
+                found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+            except ValueError as error:
+                self.unlike[header.path] = str(error)  # raised where the file is read, so that check tells of all
+                continue
+            if found != usual:
                 self.band_numbers[header.path] = found
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
@@ -326,6 +330,8 @@ class RasterTimeSeries(RasterDataset):
         """Apply scale and offset of files where they differ, or where a physical unit is stated; say so."""
         stated: dict[tuple[tuple[float, float], ...], str] = {}
         for header in headers if self.tags_scale else ():
+            if header.path in self.unlike:
+                continue
             stated.setdefault(self._stated_scales(header), header.path)
         self.scaled = bool({pair for found in stated for pair in found} - {(1, 0)}) and (
             len(stated) > 1 or self.unit not in ('dn', 'unknown')
