@@ -117,9 +117,10 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
-        if self._trainer is not None:
-            # A plugin such as bf16-true would round bounds by kilometres, and images before they are normalised.
-            vars(self.trainer.precision_plugin)['convert_input'] = _unchanged
+        plugin = getattr(self._trainer, 'precision_plugin', None)
+        if plugin is not None:
+            # One such as bf16-true would round bounds by kilometres, and images before they are normalised.
+            vars(plugin)['convert_input'] = _unchanged
         if self.model is None:
             self.save_hyperparameters(self._ask(datamodule))
             self.configure_models()
