@@ -4,7 +4,10 @@
 """``python -m torchgeo_omnisat``: TorchGeo's command line without any hook, and our own commands."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+
+from torchgeo_omnisat import errors
 
 #: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
@@ -14,7 +17,7 @@ COMMANDS = {
     'stats': 'measure mean and deviation of every band of the training data',
     'robustness': 'score a model with missing and degraded sensors',
     'shard': 'write samples into large files, for many nodes and object stores',
-    'check': 'walk a dataset and tell what is wrong with its files',
+    'check': 'values, dates and labels of a dataset, and all that training would trip over',
 }
 TORCHGEO = {
     'fit': 'train a model',
@@ -38,7 +41,17 @@ def main(argv: list[str] | None = None) -> int:
         print(_help())
         return 0
     if words[0] in COMMANDS:
-        return int(import_module(f'torchgeo_omnisat.commands.{words[0]}').main(words[1:]))
+        with errors.one_line(f'python -m torchgeo_omnisat {words[0]}'):
+            return int(import_module(f'torchgeo_omnisat.commands.{words[0]}').main(words[1:]))
+    if words[0] not in TORCHGEO and not words[0].startswith('-'):
+        near = get_close_matches(words[0], [*TORCHGEO, *COMMANDS], 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        print(
+            f'python -m torchgeo_omnisat: error: unknown command {words[0]!r}, expected one of '
+            f'{", ".join([*TORCHGEO, *COMMANDS])}{hint}',
+            file=sys.stderr,
+        )
+        return 2
     torchgeo = import_module('torchgeo.main')
     import_module('torchgeo_omnisat.plugin').load()
     torchgeo.main(argv)

@@ -7,32 +7,70 @@ A short name is found among the classes that are imported, so importing this mod
 what makes ``--model omnisat`` and ``--data PASTISMultimodalDataModule`` work.
 """
 
+import re
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
-from . import datamodules, tasks
+from . import datamodules, errors, tasks
 from .registry import register_models
 
 #: What one of our models learns from when the command line names no data.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
 
 
+class BriefParser(LightningArgumentParser):
+    """Parser that refuses an argument in one line, the sentence of the class that refuses it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and exit with status 2; with ``OMNISAT_TRACEBACK=1``, all that jsonargparse says.
+
+        Args:
+            message: What is wrong.
+            ex: The error behind it.
+        """
+        if errors.wants_traceback() or not self.exit_on_error:
+            super().error(message, ex)
+        parser: Any = getattr(ex, 'subcommand_parser', None) or self
+        self.exit(2, f'{parser.prog.replace("[options] ", "")}: error: {errors.of_parser(message)}\n')
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Return the help without the mark-up of docstrings."""
+        return plain(super().format_help(*args, **kwargs))
+
+
 class OmniSatCLI(LightningCLI):
-    """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours."""
+    """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours.
+
+    With a model or data of ours, what a user can get wrong ends the program with one line instead of a traceback
+    (:mod:`torchgeo_omnisat.errors`). Whoever calls TorchGeo's ``main`` from Python gets the error as it is.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Run the command line."""
+        words = kwargs.get('args')
+        ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
+        if ours:
+            kwargs.setdefault('parser_class', BriefParser)
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:
+            if ours:
+                errors.shorten(error, f'{_program()} {getattr(self, "subcommand", None) or ""}'.strip())
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Call the program what the user typed, ``python -m torchgeo_omnisat`` rather than ``__main__.py``."""
-        program = Path(sys.argv[0])
-        if program.name == '__main__.py':
-            kwargs.setdefault('prog', f'python -m {program.parent.name}')
+        if Path(sys.argv[0]).name == '__main__.py':
+            kwargs.setdefault('prog', _program())
         return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -48,6 +86,17 @@ class OmniSatCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Say that the data are made up, before anything is read or trained."""
         announce_default_data(self.config[self.subcommand].get('data'))
+
+
+def plain(text: str) -> str:
+    """Return text without the mark-up of reStructuredText, such as the roles of docstrings.
+
+    Args:
+        text: A docstring, or a help made of some.
+    """
+    text = re.sub(r':(?:py:)?[a-z]+:`(?:[^`<]*<)?[~.!]?([^`>]*)>?`', lambda role: role[1].rpartition('~')[-1], text)
+    text = re.sub(r'``([^`]*)``', r'\1', text)
+    return re.sub(r'(?<![\w*])\*(\w+)\*(?![\w*])', r'\1', text)
 
 
 def announce_default_data(data: Any) -> None:
@@ -102,10 +151,16 @@ def _announce(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _is_ours(model: str | None) -> bool:
-    """Whether that is the name or the path of a task of this package."""
+def _program() -> str:
+    """Return what the user typed."""
+    program = Path(sys.argv[0])
+    return f'python -m {program.parent.name}' if program.name == '__main__.py' else program.name
+
+
+def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
+    """Whether that is the name or the path of a class of this package, a task or another descendant of *base*."""
     package = tasks.__name__.partition('.')[0] + '.'
-    names = {task.__name__ for task in _descendants(BaseTask) if task.__module__.startswith(package)}
+    names = {task.__name__ for task in _descendants(base) if task.__module__.startswith(package)}
     return model is not None and (model in names or model.startswith(package))
 
 

@@ -251,7 +251,7 @@ class TestCommand:
     def test_nothing_there_is_one_error(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as error:
             main(['check', '--data=FLAIRDataModule', f'--data.root={tmp_path}'])
-        assert error.value.code == 2
+        assert error.value.code == 1
         assert 'check: DatasetNotFoundError: Dataset not found' in capsys.readouterr().err
 
     def test_rasters(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

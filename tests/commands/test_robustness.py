@@ -151,7 +151,7 @@ def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: p
     for message, words in cases.items():
         with pytest.raises(SystemExit) as ended:
             run(folder, tmp_path / 'out', '--ckpt', *map(str, words))
-        assert ended.value.code == 2
+        assert ended.value.code == 1
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith('python -m torchgeo_omnisat robustness: '), message
         assert message in said

@@ -3,15 +3,17 @@
 
 """Check: what is in a dataset, and what is wrong with it."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ActionYesNo
+from jsonargparse.typing import ClosedUnitInterval
+
 from ..datasets.integrity import KINDS
 from ..tasks.outputs import replacing
 from ..transforms.intensity import say_unknown
-from ..validation import table, walk
+from ..validation import check, table, walk
 from ..validation.tables import write_csv
 from .data import data_parser, one_error, parse_data
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'what --output wrote: --data.exclude FILE.',
     )
     parser.add_argument('--output', type=Path, help='JSON file to write, or CSV if it is called *.csv')
-    parser.add_argument('--max-nan', type=fraction, default=0.25, help='greatest fraction of invalid pixels')
+    parser.add_argument('--max-nan', type=ClosedUnitInterval, default=0.25, help='greatest fraction of invalid pixels')
     parser.add_argument(
         '--ignore',
         nargs='+',
@@ -44,11 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar='KIND',
         help=f'kinds of problem to pass over: {", ".join(KINDS)}',
     )
+    parser.add_argument(
+        '--dry-run',
+        action=ActionYesNo(no_prefix='no-'),
+        default=True,
+        help='build the model of --config, and train and validate it on one batch on the CPU; --no-dry-run does not',
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     parser.add_argument('--workers', type=int, default=cores, help='number of processes that read')
     args, datamodule = parse_data(parser, argv)
     with one_error('check'):
-        report = walk(datamodule, args.max_nan, args.workers, args.ignore)
+        report = check(datamodule, args.training, args.max_nan, args.workers, args.ignore, args.dry_run)
     if report.samples and hasattr(datamodule, 'contents'):
         print(f'Files\n{datamodule.contents()}', end='\n\n')
     print(table(report))
@@ -62,11 +70,3 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report.write(path)
         print(f'Written to {args.output}')
     return 1 if report.faults else 0
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'expected a fraction from 0 to 1, got {number}')
-    return number

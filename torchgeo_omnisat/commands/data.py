@@ -4,18 +4,17 @@
 """Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
 
 import logging
-import re
-import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from .. import errors
 from ..datamodules import MultimodalDataModule
-from ..plugin import DEFAULT_DATA, announce_default_data, requested
+from ..plugin import DEFAULT_DATA, BriefParser, announce_default_data, requested
 
 #: What a file for ``torchgeo fit`` says as well, which our commands pass over.
 TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 'ckpt_path', 'weights_only', 'verbose')
@@ -28,7 +27,7 @@ def data_parser(command: str, description: str) -> ArgumentParser:
         command: The command, as the user types it.
         description: What it does.
     """
-    parser = ArgumentParser(
+    parser = BriefParser(
         prog=f'python -m torchgeo_omnisat {command}',
         description=f'{description} Without --data: the synthetic landscapes of `fit`. '
         '--data.help NAME lists the arguments of a datamodule.',
@@ -50,43 +49,32 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
         argv: The words of the command line.
 
     Returns:
-        The arguments and the datamodule, which has read nothing yet.
+        The arguments, with those of :data:`TRAINING` as ``training``, and the datamodule, which has read
+        nothing yet.
     """
     words = None if argv is None else list(argv)
     if requested('data', words) is None:
         # Where data are named there is no default: its arguments would be taken for theirs.
         parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
     args = parser.parse_args(words)
-    for name in TRAINING:
-        args.pop(name, None)
+    training = {name: args.pop(name, None) for name in TRAINING}
     announce_default_data(args.data)
     with one_error(parser.prog.rpartition(' ')[-1]):
         try:
             datamodule: MultimodalDataModule = parser.instantiate_classes(args).data
         except ValueError as error:
-            raise ValueError(_of_class(str(error))) from None
+            raise ValueError(errors.of_parser(str(error))) from None
+    args['training'] = training
     return args, datamodule
 
 
-def _of_class(message: str) -> str:
-    """What a class said of its arguments, without the parser's words around it."""
-    errors = message.partition('Errors:\n')[2].partition('\nGiven value')[0]
-    said = [error.strip() for error in re.split(r'^  - ', errors, flags=re.MULTILINE)]
-    return '; '.join(text for text in said if text and not text.startswith('Expected a <')) or message
-
-
-@contextmanager
-def one_error(command: str) -> Iterator[None]:
-    """What is wrong with the data or the arguments is told in a line, and ends the command with status 2.
+def one_error(command: str) -> AbstractContextManager[None]:
+    """Return a context in which what a user can get wrong ends the command with one line and status 1.
 
     Args:
         command: The command, as the user types it.
     """
-    try:
-        yield
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f'python -m torchgeo_omnisat {command}: {type(error).__name__}: {error}', file=sys.stderr)
-        raise SystemExit(2) from error
+    return errors.one_line(f'python -m torchgeo_omnisat {command}')
 
 
 @contextmanager

@@ -108,6 +108,9 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             TypeError: If the dataset has no such argument.
             ValueError: If *batches* or *guard* is none of these.
         """
+        for name, value, least in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0)):
+            if value < least:
+                raise ValueError(f'{name} is {value}, expected at least {least}')
         signature(dataset_class).bind_partial(**kwargs)  # or a misspelt one would only be refused once data are read
         if batches not in ('anywhere', 'region'):
             raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")

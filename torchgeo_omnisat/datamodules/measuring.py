@@ -136,10 +136,21 @@ class MeasuringDataModule(ExcludingDataModule):
         for name in held:
             bands = [as_bands(entries[name][group]) for group in sizes if entries[name][group]['mean']]
             if not bands:
-                raise ValueError(
-                    f'{name!r} has not one valid image with a finite pixel in the {len(groups)} training samples of '
-                    f'{train.path}, expected some to measure its mean and deviation; leave it out of modalities'
-                )
+                raise no_valid_pixel(name, len(groups), train.path)
             mean, std = torch.stack([torch.stack(group) for group in bands]).mean(0)
             numbers[name] = (mean, std)
         return numbers
+
+
+def no_valid_pixel(name: str, samples: int, path: Path) -> ValueError:
+    """Return the error of a modality that cannot be measured.
+
+    Args:
+        name: The modality.
+        samples: How many training samples there are.
+        path: Directory of the data.
+    """
+    return ValueError(
+        f'{name!r} has not one valid image with a finite pixel in the {samples} training samples of {path}, expected '
+        'some to measure its mean and standard deviation; leave it out of modalities'
+    )

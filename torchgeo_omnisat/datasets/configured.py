@@ -118,7 +118,8 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
     for one, far in zip(located, beyond, strict=True):
         if not far and not Path(one).exists():
             raise FileNotFoundError(
-                f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root {str(root)!r}'
+                f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
+                f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')
             )
     dataset: GeoDataset = kind(paths=located if isinstance(path, list | tuple) else located[0], **settings)
     return dataset

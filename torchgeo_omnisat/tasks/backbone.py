@@ -48,10 +48,18 @@ def make_backbone(
     modalities = modalities_of(backbone, known, arguments)
     if left := [name for name in known if name not in modalities]:
         rank_zero_info(f'{backbone} takes {", ".join(modalities)}; not used: {", ".join(left)}')
-    if backbone not in models.LATE_FUSION:
-        return getattr(models, backbone)(modalities, **{'patch_size': patch_size, **arguments})
-    given = {name: value for name, value in arguments.items() if (backbone, name) != ('utae', 'series')}
-    return models.late_fusion(modalities, **{'patch_size': label_gsd or patch_size, **given})
+    try:
+        if backbone not in models.LATE_FUSION:
+            return getattr(models, backbone)(modalities, **{'patch_size': patch_size, **arguments})
+        given = {name: value for name, value in arguments.items() if (backbone, name) != ('utae', 'series')}
+        return models.late_fusion(modalities, **{'patch_size': label_gsd or patch_size, **given})
+    except (TypeError, AssertionError, AttributeError, LookupError) as error:
+        if not arguments:
+            raise
+        raise ValueError(
+            f'backbone_args is {dict(arguments)!r}, which {backbone} does not take ({error or type(error).__name__}), '
+            'expected arguments of its builder in torchgeo_omnisat.models'
+        ) from error
 
 
 def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Inherited:

@@ -62,7 +62,8 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     def labelled(self, batch: Sample) -> Tensor:
         """Return which samples of a batch have a label, ``(B,)``."""
-        return torch.ones(len(batch[self.target]), dtype=torch.bool, device=batch[self.target].device)
+        target = self.target_of(batch)
+        return torch.ones(len(target), dtype=torch.bool, device=target.device)
 
     def configure_metrics(self) -> None:
         """TorchGeo's metrics, and the mean loss of each stage."""
@@ -93,7 +94,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """Logits and loss of a training batch in the model's units, some modalities of which are dropped."""
         logits = self(self.dropout(batch))
-        return logits, self.criterion(logits, batch[self.target])
+        return logits, self.criterion(logits, self.target_of(batch))
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of a batch, and a figure of its first sample.
@@ -225,15 +226,29 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
                 f'pixels without a label would count as class {theirs}; expected ignore_index {ours} in both'
             )
 
+    def target_of(self, batch: Sample) -> Tensor:
+        """Return the target of a batch.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.target not in batch:
+            others = [key for key in ('mask', 'label', 'target') if key in batch]
+            raise ValueError(
+                f'{type(self).__name__} learns {self.target!r}, but batches have {others or "no labels"}: expected '
+                'data with such labels, or another task'
+            )
+        return batch[self.target]
+
     def truth(self, batch: Sample) -> Tensor:
         """The target as integers, as the metrics want it."""
-        return batch[self.target].to(torch.int64)
+        return self.target_of(batch).to(torch.int64)
 
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
         """Log the loss and update the metrics of a stage."""
         if FILLER in batch:
             return
-        loss = self.criterion(logits, batch[self.target])
+        loss = self.criterion(logits, self.target_of(batch))
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
         self.say_blind(batch)

@@ -3,10 +3,11 @@
 
 """Validation: what `check` finds in a dataset before it is trained on.
 
-``check.py`` reads every tile, ``values.py`` summarises what was read, ``tables.py`` prints it.
+``check.py`` reads every tile, ``values.py`` summarises what was read, ``findings.py`` warns of it, ``trial.py``
+tries a step of training, ``tables.py`` prints everything.
 """
 
-from .check import walk
+from .check import check, walk
 from .tables import table
 
-__all__ = ['table', 'walk']
+__all__ = ['check', 'table', 'walk']

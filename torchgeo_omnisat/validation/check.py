@@ -5,7 +5,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ..datamodules.stream import stream
 from ..datasets.inspection import below, inspect
 from ..datasets.integrity import Findings, Problem, Report
 from ..modality import Modality
-from .findings import WARNINGS
+from .findings import FINDERS
+from .trial import try_training
 from .values import SplitValues, describe
 
 SPLITS = ('train', 'val', 'test')
@@ -43,6 +45,36 @@ def walk(
     """
     report, _ = read_all(datamodule, max_nan, num_workers, ignore)
     return report
+
+
+def check(
+    datamodule: MultimodalDataModule,
+    settings: Mapping[str, Any],
+    max_nan: float = 0.25,
+    num_workers: int = 0,
+    ignore: Sequence[str] = (),
+    dry_run: bool = True,
+) -> Report:
+    """Read every tile as :func:`walk` does, then try what `fit` would do.
+
+    Args:
+        datamodule: The data.
+        settings: ``model`` and ``trainer`` as a file for `fit` has them.
+        max_nan: As of :func:`walk`, likewise the next two.
+        num_workers: Number of processes that read.
+        ignore: Kinds of problem to pass over.
+        dry_run: Whether to build the model and, if no file has a problem, train on a batch.
+    """
+    exclude = datamodule.exclude
+    report, splits = read_all(datamodule, max_nan, num_workers, ignore)
+    if not dry_run or any(problem.kind == 'label' and not problem.sample for problem in report.faults):
+        return report  # fit would look at the labels first, and say the same
+    datamodule.exclude = exclude if exclude and Path(exclude).expanduser().exists() else None
+    sentence = try_training(datamodule, settings, splits, step=not report.faults)
+    said = 'training' in ignore or any(problem.reason in (sentence or '') for problem in report.faults)
+    if sentence is None or said:
+        return report
+    return replace(report, problems=[*report.problems, Problem('', '', '', 'training', sentence)])
 
 
 def read_all(
@@ -85,7 +117,9 @@ def read_all(
         raise lost[0]
     for absent_split in lost:
         print(f'Not checked: {absent_split}', file=sys.stderr)
-    problems += [problem for find in WARNINGS for problem in find(datamodule, splits)]
+    found = [problem for find in FINDERS for problem in find(datamodule, splits)]
+    whole = {problem.kind for problem in found if not problem.warning}  # said once, not of each tile
+    problems = [*(problem for problem in problems if problem.kind not in whole), *found]
     kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
     samples = {split: values.tiles for split, values in splits.items()}
     return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), describe(splits)), splits

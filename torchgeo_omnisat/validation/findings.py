@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Findings: warnings about a whole dataset, from the summary of its tiles."""
+"""Findings: what is wrong with a dataset as a whole, from the summary of its tiles."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -47,4 +47,4 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
 
 
 #: What is looked for; a new finder is added here.
-WARNINGS: tuple[Finder, ...] = (find_implausible_values, find_missing_labels)
+FINDERS: tuple[Finder, ...] = (find_implausible_values, find_missing_labels)

@@ -108,7 +108,7 @@ class SplitValues:
     def __post_init__(self) -> None:
         """Start from nothing."""
         self.values = {name: ModalityValues(len(modality.bands)) for name, modality in self.modalities.items()}
-        self.counts = LabelCounts.none(self.labels)
+        self.counts = LabelCounts.none(self.labels, self.ignore_index)
 
     def observe(self, name: str, found: Any) -> None:
         """Add what was read of a part of a tile.
@@ -224,6 +224,5 @@ def _classes(split: str, values: SplitValues) -> list[dict[str, Any]]:
     total = counts.labelled if values.counted == 'pixels' else values.tiles
     return [
         {'split': split, 'class': name, 'tiles': counts.tiles[name], 'pixels': pixels, 'share': pixels / max(1, total)}
-        for index, (name, pixels) in enumerate(counts.pixels.items())
-        if index != values.ignore_index
+        for name, pixels in counts.pixels.items()
     ]

@@ -1,0 +1,158 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Trial: build what `fit` builds, and train and validate on one small batch, to find what `fit` would refuse."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+from torchgeo.tasks import BaseTask
+
+from .. import errors
+from ..datamodules.measuring import no_valid_pixel
+from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from .values import SplitValues
+
+#: Tiles in the batch of a trial.
+TILES = 2
+#: Arguments of the trainer that a trial takes; others are about machines and files.
+_TAKEN = ('max_epochs', 'max_steps', 'accumulate_grad_batches', 'gradient_clip_val', 'gradient_clip_algorithm')
+
+
+def try_training(
+    datamodule: Any, settings: Mapping[str, Any], splits: Mapping[str, SplitValues], step: bool = True
+) -> str | None:
+    """Set up data and model as `fit` does; nothing is written, and no generator of the user moves.
+
+    Args:
+        datamodule: The data.
+        settings: ``model`` and ``trainer`` as a file for `fit` has them. Without a model, the smallest one
+            that fits the data is taken.
+        splits: What was read, whose statistics are used instead of reading the tiles again.
+        step: Whether to train and validate on a batch, and not only to build everything.
+
+    Returns:
+        The sentence that `fit` would end with; None if it would not.
+    """
+    workers, size = datamodule.num_workers, datamodule.batch_size
+    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, _quiet():
+        torch.manual_seed(0)
+        try:
+            task, trainer = _build(settings, splits, folder)
+            datamodule.num_workers, datamodule.batch_size = 0, min(size, TILES)
+            if 'train' in splits:
+                datamodule.statistics = _Measured(datamodule, splits['train'])
+            trainer.callbacks.append(_Stop(step))  # type: ignore[attr-defined]
+            trainer.fit(task, datamodule=datamodule)
+        except _StopError:
+            pass
+        except Exception as error:
+            kind = f'{type(error).__name__}: '
+            return (errors.describe(error) or '').removeprefix(kind) or kind + ' '.join(str(error).split())
+        finally:
+            datamodule.num_workers, datamodule.batch_size = workers, size
+            datamodule.__dict__.pop('statistics', None)
+    return None
+
+
+class _StopError(Exception):
+    """The end of a trial."""
+
+
+class _Stop(Callback):
+    """Ends training after one batch, or before it."""
+
+    def __init__(self, step: bool) -> None:
+        self.step = step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.step:
+            raise _StopError
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+class _Measured:
+    """Statistics from the summary of the training split, in place of a datamodule's own."""
+
+    def __init__(self, datamodule: Any, train: SplitValues) -> None:
+        self.official, self.train = datamodule.official, train
+
+    def __call__(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        mean, std = {}, {}
+        for name, modality in dataset.modalities.items():
+            numbers = self.official(dataset, dataset.all_modalities[name])
+            if numbers is None:
+                moments = self.train.values[name].moments.as_dict()
+                if not moments['mean']:
+                    raise no_valid_pixel(name, self.train.tiles, dataset.path)
+                numbers = torch.tensor(moments['mean']), torch.tensor(moments['std'])
+            chosen = [self.train.modalities[name].bands.index(band) for band in modality.bands]
+            mean[name], std[name] = (number[chosen].float() for number in numbers)
+        return mean, std
+
+
+def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folder: str) -> tuple[Any, Trainer]:
+    """Return the task and a trainer for one batch on the CPU.
+
+    Raises:
+        ValueError: If an argument is refused.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(Trainer, 'trainer')
+    parser.add_lightning_class_args(BaseTask, 'model', subclass_mode=True, required=False)
+    given = {name: settings[name] for name in ('trainer', 'model') if settings.get(name)}
+    try:
+        config = parser.parse_object(given)
+        made = parser.instantiate_classes(config)
+    except Exception as error:
+        if 'Errors:' in str(error) or type(error).__name__ == 'ArgumentError':
+            raise ValueError(errors.of_parser(str(error))) from None
+        raise
+    trained = {name: config.trainer[name] for name in _TAKEN if config.trainer.get(name) is not None}
+    trainer = Trainer(
+        accelerator='cpu',
+        devices=1,
+        limit_train_batches=1,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **trained,
+    )
+    return made.get('model') or _default(splits), trainer
+
+
+def _default(splits: Mapping[str, SplitValues]) -> Any:
+    """Return the smallest task that fits the labels that were read."""
+    counted = next((values.counted for values in splits.values() if values.counted), '')
+    kinds: dict[str, type[Any]] = {'pixels': OmniSatSegmentation, 'tiles': OmniSatClassification}
+    return kinds.get(counted, OmniSatPretraining)(backbone='omnisat_tiny')
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without notices, hints and warnings."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
