@@ -17,6 +17,7 @@ from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, Om
 from torchgeo_omnisat.tasks.base import OmniSatTask, warmup_cosine
 from torchgeo_omnisat.tasks.finite import SKIPPED, Watch
 
+from .. import processes
 from ..prediction.areas import TOLD as AREA
 from ..prediction.areas import PlaneDataModule
 from .helpers import TOLD, command, make_loader, make_sample, make_trainer
@@ -38,10 +39,13 @@ def run(stage: str, task: OmniSatTask, folder: Path, **kwargs: Any) -> Any:
 class TestRandom:
     @pytest.mark.parametrize('stage', STAGES)
     def test_no_weights(self, stage: str, tmp_path: Path) -> None:
-        for task in (OmniSatSegmentation(**TOLD), OmniSatPretraining(**PRETRAINING).double().float()):
+        pretraining = OmniSatPretraining(**PRETRAINING).double().float()
+        for task in (OmniSatSegmentation(**TOLD), pretraining)[: 1 if stage == 'validate' else 2]:
             with pytest.raises(ValueError, match='random weights'):
                 run(stage, task, tmp_path)
         assert not list(tmp_path.rglob('*.csv'))
+        if stage == 'validate':  # to compare with
+            run(stage, pretraining, tmp_path)
 
     @pytest.mark.parametrize('stage', STAGES)
     def test_command_line(self, stage: str, root: Path, tmp_path: Path) -> None:
@@ -153,7 +157,27 @@ class TestNaN:
         assert not (tmp_path / 'map.tif').exists()
 
 
+def stop(folder: Path) -> None:
+    """Train with two processes, of which one alone has a loss that is NaN."""
+
+    class Broken(OmniSatSegmentation):
+        def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+            loss = super().training_step(batch, batch_idx, dataloader_idx)
+            return loss * torch.nan if self.global_rank == 1 and self.global_step == 2 else loss
+
+    keep = ModelCheckpoint(folder, 'step-{step}', every_n_train_steps=1, save_last=True)
+    settings: dict[str, Any] = {'enable_checkpointing': True, 'callbacks': [keep], 'max_steps': 6}
+    trainer = make_trainer(folder, devices=2, strategy='ddp_fork', **settings)
+    trainer.fit(Broken(**TOLD), make_loader(SAMPLES))
+
+
 class TestTraining:
+    @pytest.mark.slow
+    def test_all_processes_stop(self, tmp_path: Path) -> None:
+        assert processes.run(tmp_path, stop, tmp_path, timeout=240) == 1
+        assert 'training is no longer finite at step 3' in (tmp_path / 'error.txt').read_text()
+        assert torch.load(tmp_path / 'last.ckpt', weights_only=True)['global_step'] == 2
+
     @pytest.mark.parametrize('kind', ['loss', 'gradient'])
     @pytest.mark.parametrize('clip', [None, 0, 5.0])
     def test_it_stops_and_keeps_the_last_good_checkpoint(self, kind: str, clip: float | None, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class OmniSatTask(BaseTask):
     #: Whether what is predicted depends on more than the backbone.
     heads_count: ClassVar[bool] = False
     #: Whether random weights may be evaluated; for tests of what surrounds a model.
-    allow_random: ClassVar[bool] = False
+    allow_random: bool = False
     #: Arguments of one run, which no checkpoint keeps.
     ignore: tuple[str, ...] = ('weights', 'statistics')
 
@@ -411,14 +411,17 @@ class OmniSatTask(BaseTask):
                 check_bands(f'{kind} of the source {source!r}', entry[kind], held)
 
     def refuse_random(self) -> None:
-        """Refuse to validate, test or predict with weights that were neither trained nor loaded.
+        """Refuse to test or predict with weights that were neither trained nor loaded, and to validate a head of such.
+
+        A backbone may be validated before it is pre-trained, to compare with.
 
         Raises:
             ValueError: If all weights are random, or those of the head of a supervised task.
         """
         trainer: Any = self._trainer
         state = getattr(trainer, 'state', None)
-        if self.allow_random or state is None or state.fn not in ('validate', 'test', 'predict'):
+        stages = ('validate', 'test', 'predict') if self.heads_count else ('test', 'predict')
+        if self.allow_random or state is None or state.fn not in stages:
             return
         now = {name: _version(parameter) for name, parameter in self.model.named_parameters()}
         fresh = {name for name, version in now.items() if self._fresh.get(name) == version}
