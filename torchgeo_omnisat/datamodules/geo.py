@@ -46,7 +46,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
         root: /data/region
         rasters:
-          s2: {path: s2, gsd: 10, nodata: 0, kind: optical, unit: dn}
+          s2: {path: s2, gsd: 10, kind: optical, unit: dn}
           s1: {path: s1, gsd: 10, kind: radar, unit: db}
           aerial: {path: aerial, gsd: 0.2, temporal: false, kind: optical, unit: dn}
         mask: {path: fields.gpkg, column: crop, outside: none}

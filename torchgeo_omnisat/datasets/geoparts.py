@@ -64,7 +64,10 @@ def _files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
     scenes = [path for path in rows.get('filepath', []) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True)
     shape = (_bands(sorted(dataset.index.filepath)[0]), None, None) if together and scenes else None
-    return tuple(Expected(Path(path), shape) for scene in scenes for path in files_of(dataset, scene))
+    unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
+    return tuple(
+        Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)
+    )
 
 
 @cache
