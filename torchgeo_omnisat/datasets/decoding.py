@@ -33,6 +33,7 @@ class Decoding(NamedTuple):
         alpha: Whether a band that is declared to be alpha is a mask.
         scaled: Whether scale and offset of the bands apply, after nodata is left out.
         scale: Scale and offset that apply then, of all bands; None for those in the file.
+        crs: CRS of a file that states none.
     """
 
     nodata: tuple[float, ...] = ()
@@ -40,6 +41,7 @@ class Decoding(NamedTuple):
     alpha: bool = True
     scaled: bool = False
     scale: tuple[float, float] | None = None
+    crs: Any = None
 
     def scale_of(self, source: Any, band: int) -> tuple[float, float]:
         """Return scale and offset that apply to a band of an open file."""

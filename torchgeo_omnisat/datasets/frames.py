@@ -183,7 +183,8 @@ def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -
     else:
         place = dataset.all_bands.index(clouds.band)
         index = getattr(dataset, 'band_numbers', {}).get(path, range(1, place + 2))[place]
-    return clouds(read_raster(path, (index,), grid, None, True, dataset.cache)[0])
+    assumed = Decoding(crs=getattr(dataset, 'assumed_crs', None))
+    return clouds(read_raster(path, (index,), grid, assumed, True, dataset.cache)[0])
 
 
 def read_raster(
@@ -219,7 +220,7 @@ def read_raster(
                 bands = list(indexes or source.indexes)
                 if max(bands) > source.count:
                     raise ValueError(f'it has {source.count} bands')
-                place = _place(source, grid)
+                place = _place(source, grid, decoding.crs)
                 if place is None:
                     return _warped(source, bands, grid, decoding, nearest)
                 return _cut(source, bands, *place, decoding)
@@ -232,7 +233,7 @@ def read_raster(
 
 def _warped(source: Any, bands: list[int], grid: Grid, decoding: Decoding, nearest: bool) -> NDArray[np.float32]:
     """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
-    window = _reached(source, grid)
+    window = _reached(source, grid, decoding.crs)
     if window is not None and window.width * window.height * len(bands) > LARGEST and grid.height > 1:
         half = grid.height // 2
         upper, lower = Grid(grid.crs, grid.transform, half, grid.width), grid.transform @ Affine.translation(0, half)
@@ -241,10 +242,10 @@ def _warped(source: Any, bands: list[int], grid: Grid, decoding: Decoding, neare
     image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
     if window is None:
         return image
-    crs, transform = georeference(source)
+    crs, transform = _located(source, decoding.crs)
     method = Resampling.nearest
     if not nearest:
-        method = Resampling.average if _pixel(source, grid) < FINER * grid.step else Resampling.bilinear
+        method = Resampling.average if _pixel(source, grid, decoding.crs) < FINER * grid.step else Resampling.bilinear
     reproject(
         decode(source, bands, window, decoding),
         image,
@@ -261,9 +262,9 @@ def _warped(source: Any, bands: list[int], grid: Grid, decoding: Decoding, neare
     return image
 
 
-def _reached(source: Any, grid: Grid) -> Window | None:
+def _reached(source: Any, grid: Grid, assumed: Any) -> Window | None:
     """The part of an open file that the pixels of a grid are made of; None if it does not reach them."""
-    crs, transform = georeference(source)
+    crs, transform = _located(source, assumed)
     xmin, ymin, xmax, ymax = grid.bounds
     x, y = map(np.ravel, np.meshgrid(np.linspace(xmin, xmax, 22), np.linspace(ymin, ymax, 22)))
     if not _same(crs, grid.crs):
@@ -283,11 +284,11 @@ def _reached(source: Any, grid: Grid) -> Window | None:
     return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
 
 
-def _place(source: Any, grid: Grid) -> tuple[int, int, int, int] | None:
+def _place(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] | None:
     """The pixels of a grid as row, column, height and width of a file; None if they are not the file's own."""
-    a, b, x, d, e, y = tuple(source.transform)[:6]
+    crs, (a, b, x, d, e, y, *_) = _located(source, assumed)
     step, (left, top) = grid.step, grid.corner
-    if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _same(source.crs, grid.crs):
+    if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _same(crs, grid.crs):
         return None
     row, column = (y - top) / step, (left - x) / step
     if max(abs(row - round(row)), abs(column - round(column))) > 1e-6:
@@ -309,6 +310,12 @@ def _cut(
     return image
 
 
+def _located(source: Any, assumed: Any) -> tuple[Any, Affine]:
+    """The CRS and transform of an open file, whose CRS is *assumed* where it states none."""
+    crs, transform = georeference(source)
+    return assumed if crs is None else crs, transform
+
+
 @functools.lru_cache(maxsize=128)
 def _same(source: Any, grid: Any) -> bool:
     """Whether the CRS of a file is that of a grid; a file that does not say has that one."""
@@ -324,9 +331,9 @@ def _kept_open(path: str, process: int) -> Any:
 atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are closed after the interpreter
 
 
-def _pixel(source: Any, grid: Grid) -> float:
+def _pixel(source: Any, grid: Grid, assumed: Any) -> float:
     """About how large the pixels of a file are in units of a grid's CRS."""
-    crs, transform = georeference(source)
+    crs, transform = _located(source, assumed)
     side = math.sqrt(abs(transform.determinant))
     if _same(crs, grid.crs):
         return side

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import rasterio
 import shapely
@@ -14,13 +15,14 @@ import torch
 from pyproj import CRS
 from rasterio import Affine
 from rasterio.transform import array_bounds
-from rasterio.warp import calculate_default_transform, transform_geom
+from rasterio.warp import calculate_default_transform
 from shapely.affinity import affine_transform
 from torchgeo.datasets.utils import Sample
 
 from ..grid import Grid
 from ..modality import half_up
 from .arguments import parse_span
+from .distortion import projected
 from .headers import Header
 from .series import DAY
 
@@ -75,12 +77,16 @@ def metres(crs: Any, step: float) -> float:
 
 
 def outline(header: Header, crs: Any) -> Any:
-    """Return the ground of a file in another CRS; a file that states no CRS has that one."""
+    """Return the ground of a file in another CRS; a file that states no CRS has that one.
+
+    Raises:
+        ValueError: If its pixels would be much distorted there.
+    """
     a, b, x, d, e, y = header.transform[:6]  # whose pixels may lie askew
     shape = affine_transform(shapely.box(0, 0, header.width, header.height), (a, b, d, e, x, y))
     if header.crs is None or header.crs == crs:
         return shape
-    return shapely.geometry.shape(transform_geom(header.crs, crs, shapely.geometry.mapping(bendable(shape))))
+    return projected(np.array([bendable(shape)]), header.crs, crs, [header.path])[0]
 
 
 def resolution(header: Header, crs: Any) -> tuple[float, float]:
@@ -95,6 +101,41 @@ def resolution(header: Header, crs: Any) -> tuple[float, float]:
     is_same = source == target and (width, height) == (header.width, header.height)
     place = header.transform if is_same and header.transform.almost_equals(place) else place
     return place.a, -place.e
+
+
+def pixel_side(header: Header) -> float:
+    """Return the side of a file's pixels in units of its CRS."""
+    return math.sqrt(abs(header.transform.determinant))
+
+
+def describe_grids(headers: Sequence[Header], crs: Any) -> str:
+    """Return how many files lie on another pixel grid than the first, and how they differ; nothing if none does.
+
+    Args:
+        headers: The files of one modality.
+        crs: CRS of files that state none.
+    """
+    first, found = headers[0], dict[str, list[str]]()
+    side, (x, y), own = pixel_side(first), (first.transform.c, first.transform.f), first.crs or crs
+    for header in headers[1:]:
+        theirs = header.crs or crs
+        if theirs != own:
+            how = f'CRS {":".join(CRS.from_user_input(theirs).to_authority() or ["another"])}'
+        elif abs(pixel_side(header) / side - 1) > 1e-6:
+            how = f'pixels of {pixel_side(header):g}'
+        else:
+            shifts = [(there - here) / side for there, here in ((header.transform.c, x), (header.transform.f, y))]
+            shift = max(abs(value - round(value)) for value in shifts)
+            how = f'shifted by {shift:.2g} of a pixel' if shift > 0.01 else ''
+        if how:
+            found.setdefault(how, []).append(header.path)
+    if not found:
+        return ''
+    count, example = sum(map(len, found.values())), next(iter(found.values()))[0]
+    return (
+        f'{count} of {len(headers)} files lie on another pixel grid than {first.path} ({", ".join(list(found)[:5])}, '
+        f'such as {example})'
+    )
 
 
 def bendable(shapes: Any) -> Any:

@@ -110,11 +110,16 @@ def georeference(source: Any) -> tuple[Any, Affine]:
         ValueError: If it has neither.
     """
     if not source.transform.is_identity:
-        return source.crs, source.transform
+        return stated_crs(source.crs), source.transform
     points, crs = source.gcps
     if not points or crs is None:
         raise ValueError('it states no transform and no ground control points')
     return crs, from_gcps(points)
+
+
+def stated_crs(crs: Any) -> Any:
+    """Return a CRS that lies somewhere on the Earth; None for none and for a local one (``LOCAL_CS``)."""
+    return crs if crs is not None and (crs.is_projected or crs.is_geographic) else None
 
 
 def refuse_complex(dtypes: Any, path: Any) -> None:

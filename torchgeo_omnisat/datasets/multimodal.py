@@ -5,6 +5,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -233,6 +234,27 @@ class MultimodalGeoDataset(GeoDataset):
         straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # a file of another CRS lies askew
         bounds = (index if straight.empty else straight).total_bounds
         self.corner = (float(bounds[0]), float(bounds[3]))
+        self._tell_shifts(crs)
+
+    def _tell_shifts(self, crs: CRS) -> None:
+        """Warn of rasters whose pixels do not meet the grid of the samples, though their CRS is the same."""
+        steps = {name: source.modality.gsd for name, source in self.sources.items()} | {'mask': self.label_gsd}
+        for name, dataset in {**self.given, 'mask': self.labels_given}.items():
+            if not isinstance(dataset, RasterDataset) or dataset.crs != crs:
+                continue
+            index, step = dataset.index, min(steps[name], float(dataset.res[0]))
+            straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
+            if straight.empty:
+                continue
+            xmin, _, _, ymax = straight.geometry.iloc[0].bounds
+            offsets = ((xmin - self.corner[0]) / step, (ymax - self.corner[1]) / step)
+            shift = max(abs(offset - round(offset)) for offset in offsets)
+            if shift > 0.01:
+                warnings.warn(
+                    f'{name}: its pixels of {step:g} m lie {shift:.2g} of a pixel beside the grid of the tiles, which '
+                    f'begins at {self.corner}; they are resampled',
+                    stacklevel=4,
+                )
 
     def _joined(self) -> GeoDataFrame:
         """Where there is what is required, or anything, and labels if there are any."""

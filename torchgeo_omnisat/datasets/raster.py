@@ -29,7 +29,7 @@ from .arguments import check_max_dates, state_facts
 from .bandfiles import Scenes, band_files
 from .decoding import Decoding, as_numbers
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
-from .georeference import Span, as_span, metres, outline, resolution, where, window_grid
+from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
 from .headers import DAY, Header, band_names, band_numbers, read_header, refuse_dates
 from .products import describe_others
 from .series import choose_dates
@@ -94,7 +94,8 @@ class RasterTimeSeries(RasterDataset):
         Args:
             paths: Directories, files, or whatever GDAL opens: URLs, ``/vsicurl/``,
                 ``/vsis3/`` and the like.
-            crs: CRS of the samples; that of the first file by default.
+            crs: CRS of the samples, and of files that state none or a local one (``LOCAL_CS``); that of the
+                first file by default. Files that state another are reprojected.
             res: Side of a pixel in units of *crs*; that of the first file by default.
             bands: Bands to read, in this order; all by default.
             transforms: What to do with a sample.
@@ -247,7 +248,7 @@ class RasterTimeSeries(RasterDataset):
             filepath: A file of the index.
             band: Of a scene with separate files, which of them.
         """
-        return Decoding(self.added_nodata, self.replaced_nodata, self.alpha_masks, self.scaled)
+        return Decoding(self.added_nodata, self.replaced_nodata, self.alpha_masks, self.scaled, crs=self.assumed_crs)
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
         """Read the header of every file, once, and index where and when it lies."""
@@ -271,14 +272,21 @@ class RasterTimeSeries(RasterDataset):
         self._scale(headers)
         self._known = {}
         first = headers[0]
-        if first.crs is None and crs is None:
-            raise ValueError(f'{first.path} cannot be read (it states no CRS), expected a georeferenced raster')
+        if crs is None and (lost := [header.path for header in headers if header.crs is None]):
+            raise ValueError(
+                f'{lost[0]} states no CRS, or a local one (LOCAL_CS), as do {len(lost)} of {len(headers)} files of '
+                f"{self.name!r}; expected a georeferenced raster, or crs in its settings, such as crs: 'EPSG:2154'"
+            )
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
             crs = CRS.from_user_input(first.crs if crs is None else crs)
-        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
         self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
         when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
+        self.assumed_crs = crs
+        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
         shapes = [outline(header, crs) for header in headers]
+        if told := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=3)
+        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:

@@ -16,9 +16,12 @@ import numpy as np
 import pandas as pd
 import shapely
 import torch
+from einops import rearrange
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import CRS
+from rasterio import Affine
+from rasterio.errors import RasterioError
 from rasterio.features import geometry_mask
 from torch import Tensor
 from torchgeo.datasets import GeoDataset, RasterDataset
@@ -28,10 +31,11 @@ from ..grid import Grid
 from ..modality import Modality, half_up
 from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .decoding import GREATEST, as_numbers
-from .frames import ALWAYS, days_of, decoding_of, merge_of, opened, overlapping, read_frames
+from .distortion import distorted, projected, refuse_distorted
+from .frames import ALWAYS, FINER, days_of, decoding_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
 from .headers import refuse_complex
-from .opening import sidecars
+from .opening import open_raster, sidecars
 from .polygons import Polygons
 from .raster import RasterTimeSeries, newest, read_modality
 
@@ -221,6 +225,7 @@ class LabelSource(Source):
         """Have rasters read as classes, even where they are not declared as such."""
         super().__init__('mask', dataset, crs, date_range)
         self.classes = ClassMap() if classes is None or isinstance(dataset, Polygons) else classes
+        self.native = metres(dataset.crs, float(dataset.res[0])) if isinstance(dataset, RasterDataset) else 0.0
         if self.plain:
             self.dataset.is_image = False
             self._check_header(self.dataset.index.filepath.iloc[0])
@@ -269,7 +274,29 @@ class LabelSource(Source):
         return torch.from_numpy(np.where(strange | (numbers == NO_LABEL), ignore_index, numbers))
 
     def codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
-        """Return the codes (H, W) of a window as the files have them, NaN where there are none."""
+        """Return the codes (H, W) of a window, NaN where there are none.
+
+        Of a raster that is finer, a pixel has a code of the class that most of its ground has: the first
+        class of several, and none where less than half of the ground has a label.
+        """
+        finer = self._finer(grid.step)
+        if finer == 1:
+            return self._codes(grid, span)
+        fine = Grid(grid.crs, grid.transform @ Affine.scale(1 / finer), grid.height * finer, grid.width * finer)
+        return majority(self._codes(fine, span), finer, self.classes)
+
+    def _finer(self, step: float) -> int:
+        """Return how many pixels of the labels, at most 64, are looked at along the side of one that is wanted."""
+        if not isinstance(self.dataset, RasterDataset):
+            return 1
+        ratio = step / getattr(self.dataset, 'finest', self.native)
+        if ratio < 1 / FINER:
+            return 1
+        whole = abs(ratio - round(ratio)) < 1e-3
+        return min(round(ratio) if whole else 2 * math.ceil(ratio), 64)
+
+    def _codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
+        """Return the codes (H, W) at the centres of pixels, as the files have them."""
         rows = self.rows(grid, span, prefer=True)
         mask = np.full((grid.height, grid.width), np.nan, np.float32)
         if not rows.empty and self.plain:
@@ -326,6 +353,34 @@ class LabelSource(Source):
             return sorted(value for value in values if not math.isnan(value))
 
 
+def majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
+    """Return for blocks of labels a code of the class that most of their pixels have.
+
+    Args:
+        codes: Codes (H * count, W * count), NaN where there are none.
+        count: Side of a block in pixels.
+        classes: Which class each code is. A code of no class goes before all others, so that it is found.
+
+    Returns:
+        Codes (H, W): of several classes that are as frequent, that of the first; NaN or the ignored code
+        where less than half of a block has a class.
+    """
+    blocks = rearrange(codes, '(h i) (w j) -> h w (i j)', i=count, j=count)
+    numbers = classes.pixels(blocks)
+    found = np.fmax.reduce(np.where(numbers == NO_LABEL, blocks, np.nan), axis=-1)
+    labelled = 2 * (numbers != NO_LABEL).sum(-1) >= count**2
+    most = np.zeros(labelled.shape, np.int64)
+    for number in sorted(np.unique(numbers), key=lambda number: number == UNKNOWN):
+        if number == NO_LABEL:
+            continue
+        here = numbers == number
+        shares = here.sum(-1)
+        better = (shares > 0) if number == UNKNOWN else labelled & (shares > most)
+        found = np.where(better, np.fmax.reduce(np.where(here, blocks, np.nan), axis=-1), found)
+        most = np.maximum(most, shares)
+    return found.astype(np.float32)
+
+
 def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
     """Metres a pixel of a dataset.
 
@@ -356,10 +411,22 @@ def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
         with contextlib.redirect_stdout(io.StringIO()):
             moved.crs = crs
         return moved
-    moved = copy.copy(dataset)
-    index = dataset.index
-    moved.index = index if dataset.crs == crs else index.set_geometry(bendable(index.geometry.array)).to_crs(crs)
+    moved, index = copy.copy(dataset), dataset.index
+    names = [str(path) or type(dataset).__name__ for path in index.get('filepath', [''] * len(index))]
+    if not isinstance(dataset, RasterTimeSeries):
+        _check_brought(index, names)
+    if dataset.crs != crs:
+        shapes = projected(np.asarray(bendable(index.geometry.array)), dataset.crs, crs, names)
+        moved.index = index.set_geometry(shapes, crs=crs)
     return moved
+
+
+def _check_brought(index: GeoDataFrame, names: Sequence[str]) -> None:
+    """Refuse files that a dataset which is not ours has brought to a CRS that distorts them."""
+    for number in distorted(np.asarray(index.geometry.array), index.crs):
+        with contextlib.suppress(RasterioError), open_raster(names[number]) as source:
+            if source.crs is not None and source.crs != index.crs:
+                refuse_distorted(index.geometry.iloc[number], index.crs, source.crs, names[number])
 
 
 def _is_plain(dataset: GeoDataset) -> bool:

@@ -1,0 +1,147 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Distortion: ground brought to another CRS, refused where its pixels would be much distorted there."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Proj, Transformer
+
+#: Greatest change of the area of a pixel, and of the ratio of its sides, that counts as the same ground.
+MOST = 0.1
+#: Degrees around the area of use of a CRS in which files that reach farther are taken.
+AROUND = 6.0
+
+
+def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequence[str]) -> NDArray[np.object_]:
+    """Return geometries in another CRS.
+
+    Of ground that reaches far beyond where the CRS is of use, such as that of a map of the world, the
+    part around its area of use is taken.
+
+    Args:
+        shapes: The geometries, with corners along their sides.
+        source: The CRS that they are in.
+        target: The CRS that they are to be in.
+        names: What lies there, for errors.
+
+    Raises:
+        ValueError: If pixels would be much distorted everywhere on such a ground.
+    """
+    source, target = CRS.from_user_input(source), CRS.from_user_input(target)
+    moved = shapely.transform(shapes, _transformer(source, target).transform, interleaved=False)
+    if not _is_distorting(target):
+        return moved
+    there = shapely.transform(shapes, _transformer(source, target.geodetic_crs).transform, interleaved=False)
+    _, place = shapely.get_coordinates(shapes, return_index=True)
+    bad = np.unique(place[_distortion(target, there) > MOST]).tolist()
+    for number in sorted({*bad, *(index for index, one in enumerate(there) if _is_wide(one))}):
+        near = _near(there[number], target)
+        if near is not None:
+            moved[number] = shapely.transform(
+                near, _transformer(target.geodetic_crs, target).transform, interleaved=False
+            )
+        elif number in bad:
+            raise _refusal(names[number], source, target, there[number])
+    return moved
+
+
+def _is_wide(there: Any) -> bool:
+    """Return whether a ground in degrees is part of a map of the world, rather than one that crosses 180 degrees."""
+    west, south, east, north = there.bounds
+    if max(east - west, north - south) < 30:
+        return False
+    return bool(np.diff(np.sort(shapely.get_coordinates(there)[:, 0])).max() < 90)
+
+
+def _near(there: Any, target: CRS) -> Any:
+    """Return the part of a ground in degrees that lies around the area of use of a CRS; None if that is distorted."""
+    authority = target.to_authority()  # a CRS that a file spells out does not state its area of use
+    area = target.area_of_use or (CRS.from_authority(*authority).area_of_use if authority else None)
+    if area is None or area.west > area.east or not np.isfinite(there.bounds).all():
+        return None
+    box = shapely.box(
+        area.west - AROUND, max(area.south - AROUND, -89), area.east + AROUND, min(area.north + AROUND, 89)
+    )
+    near = shapely.make_valid(there).intersection(box)
+    near = shapely.segmentize(near, shapely.length(near) / 64 + 1e-9)
+    return near if near.area > 0 and np.all(_distortion(target, near) <= MOST) else None
+
+
+def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
+    """Return the numbers of geometries, given in a CRS, whose whole ground it distorts."""
+    if not _is_distorting(crs):
+        return np.zeros(0, np.intp)
+    there = shapely.transform(shapes, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
+    _, place = shapely.get_coordinates(shapes, return_index=True)
+    fine = np.unique(place[_distortion(crs, there) <= MOST])
+    return np.setdiff1d(np.arange(len(shapes)), fine)
+
+
+def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
+    """Refuse ground that was brought from another CRS to one that distorts it.
+
+    Args:
+        shape: A geometry in *crs*.
+        crs: The CRS that it was brought to.
+        source: The CRS that it came from.
+        name: What lies there, for the error.
+
+    Raises:
+        ValueError: Always.
+    """
+    there = shapely.transform(shape, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
+    raise _refusal(name, CRS.from_user_input(source), crs, there)
+
+
+def _is_distorting(crs: CRS) -> bool:
+    """Return whether scale tells of distortion: not in degrees, nor in Web Mercator, which has none of its own."""
+    web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
+    return bool(crs.is_projected and not web)
+
+
+def _distortion(crs: CRS, there: Any) -> NDArray[np.float64]:
+    """Return by how much the area or the ratio of sides changes at the corners of a ground in degrees."""
+    lon, lat = shapely.get_coordinates(there).T
+    finite = np.isfinite(lon) & np.isfinite(lat)
+    factors = _proj(crs).get_factors(np.where(finite, lon, 0), np.where(finite, lat, 0), errcheck=False)
+    with np.errstate(all='ignore'):
+        area = np.abs(np.log(factors.areal_scale))
+        sides = np.log(np.divide(factors.tissot_semimajor, factors.tissot_semiminor))
+        change = np.expm1(np.maximum(area, sides))
+    return np.where(finite & np.isfinite(change), change, np.inf)
+
+
+def _refusal(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
+    """Return the error about ground that is distorted."""
+    change = float(_distortion(target, there).min())
+    lon, lat = shapely.get_coordinates(there.centroid if np.isfinite(there.bounds).all() else there)[0]
+    how = f'changes the size or shape of its pixels by {change:.0%}' if np.isfinite(change) else 'does not reach it'
+    return ValueError(
+        f'{what} is in {_named(source)} and lies at {lon:.4g} degrees east, {lat:.4g} north, where {_named(target)}, '
+        f'the CRS of the samples, {how}; expected files within a few hundred kilometres of its area of use. Give '
+        'another crs, or train on each zone by itself'
+    )
+
+
+def _named(crs: CRS) -> str:
+    """Return the code and name of a CRS."""
+    authority = crs.to_authority()
+    return f'{":".join(authority)} ({crs.name})' if authority else crs.name
+
+
+@lru_cache(maxsize=64)
+def _transformer(source: CRS, target: CRS) -> Transformer:
+    """Return the way from one CRS to another, x or longitude first."""
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+@lru_cache(maxsize=64)
+def _proj(crs: CRS) -> Proj:
+    """Return what knows the scale of a CRS."""
+    return Proj(crs)
