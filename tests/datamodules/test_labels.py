@@ -75,8 +75,14 @@ def test_numbers_that_are_no_class_stop_before_training(root: Path, value: int) 
 
 def test_unknown_codes_are_told_at_once(root: Path) -> None:
     mask = {**labels(root, np.array([10, 20, 60, 80], np.uint8)), 'classes': {10: 'a', 20: 'b'}}
-    with pytest.raises(ValueError, match=r'60 \(256 pixels\), 80 \(256 pixels\)'):
-        make(root, mask).setup('fit')
+    for step in MultimodalGeoDataModule.prepare_data, lambda datamodule: datamodule.setup('fit'):
+        with pytest.raises(ValueError, match=r'60 \(256 pixels\), 80 \(256 pixels\)'):
+            step(make(root, mask))
+
+
+def test_codes_may_be_numbers_and_text_at_once(root: Path) -> None:
+    mask = {**labels(root, np.array([10, 20], np.uint8)), 'classes': {10: 'a', '020': 'b'}, 'other': 'b'}
+    make(root, mask).prepare_data()
 
 
 @pytest.mark.parametrize(('dtype', 'value', 'named'), [('float32', 0.5, '0.5'), ('complex64', 1, 'complex64')])

@@ -36,6 +36,9 @@ from ..transforms import Normalize
 from .base import MultimodalDataModule
 from .geosplits import read_area, split_ground
 
+#: Splits whose labels a stage needs.
+_LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
+
 
 class MultimodalGeoDataModule(MultimodalDataModule):
     """Rasters of a region, split on the ground, and predicted as one map.
@@ -227,12 +230,20 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     def groups(self, dataset: Any) -> list[str]:
         """One group, named after all that its statistics depend on."""
-        settings = [self.rasters, self.mask, self.required, self.split, self.tile_size, str(self.crs)]
+        ground = {
+            key: value for key, value in (self.mask or {}).items() if key not in ('classes', 'other')
+        } or self.mask
+        settings = [self.rasters, ground, self.required, self.split, self.tile_size, str(self.crs)]
         digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
         return [f'train {digest}'] * len(dataset)
 
     def prepare_data(self) -> None:
-        """Measure the training ground, in one process alone; a model that knows its statistics needs none for a map."""
+        """Measure the training ground, in one process alone; a model that knows its statistics needs none for a map.
+
+        Labels are counted first, because measuring would stop at the first tile with an unknown code.
+        """
+        stage = self.trainer.state.fn if self.trainer else 'fit'
+        self._look_at_labels(_LABELS.get(stage or 'fit', ()))
         if self._of_model() is None:
             self.statistics(self.make_dataset('train', every=True))
 
@@ -250,7 +261,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         if stage == 'fit':
             self.begin()
             self.say_facts()
-        wanted = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}[stage]
+        wanted = _LABELS[stage]
         self._look_at_labels(wanted)
         for name in wanted:
             if name == wanted[0] or not self.grounds[name].is_empty:
@@ -306,10 +317,12 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
             return
+        said: set[str] = self.__dict__.setdefault('_said_labels', set())
         for split in splits:
-            if self.grounds[split].is_empty:
+            if split in said or self.grounds[split].is_empty:
                 continue
             counts = self.label_counts(split)
+            said.add(split)
             rank_zero_info(counts.summary(split))
             warned = counts.warnings(split, self.ignore_index)
             if split == 'train' and not counts.labelled:
