@@ -120,11 +120,13 @@ def _close_figures() -> Iterator[None]:
     plt.close('all')
 
 
-@pytest.fixture(autouse=True)
-def _random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope='session')
+def _random_weights() -> Iterator[None]:
     """Tests of what surrounds a model need no trained one."""
-    if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
-        monkeypatch.setattr(base.OmniSatTask, 'allow_random', True)
+    with pytest.MonkeyPatch.context() as patch:
+        if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
+            patch.setattr(base.OmniSatTask, 'allow_random', True)
+        yield
 
 
 @pytest.fixture(scope='session')
