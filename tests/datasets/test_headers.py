@@ -166,10 +166,12 @@ def test_sidecars_count_whatever_the_environment_says(
         with rasterio.open(path, 'r+') as file:
             file.write_mask((image > 0).astype(np.uint8) * 255)
     size = {'count': 1, 'height': 8, 'width': 8, 'dtype': 'uint16'}
-    place = rasterio.transform.from_origin(X, Y, 10, 10)
     (tmp_path / 'hdr').mkdir()
-    with rasterio.open(tmp_path / 'hdr/a_20210601.img', 'w', driver='ENVI', crs=UTM, transform=place, **size) as file:
-        file.write(image, 1)
+    image.tofile(tmp_path / 'hdr/a_20210601.img')
+    (tmp_path / 'hdr/a_20210601.hdr').write_text(
+        'ENVI\nsamples = 8\nlines = 8\nbands = 1\nheader offset = 0\ndata type = 12\ninterleave = bsq\n'
+        f'byte order = 0\nmap info = {{UTM, 1, 1, {X}, {Y}, 10, 10, 31, North, WGS-84}}\n'
+    )
     (tmp_path / 'tfw').mkdir()
     with rasterio.open(tmp_path / 'tfw/a_20210601.tif', 'w', driver='GTiff', crs=UTM, **size) as file:
         file.write(image, 1)
