@@ -29,7 +29,11 @@ def evaluate(root: Path, folder: Path, tiles: int, devices: int, kind: str) -> N
     datamodule: Any = make(root, tiles, batch_size=2 if kind == 'pretraining' else 1)
     if kind == 'mixed':
         datamodule = MixedDataModule({'one': datamodule, 'two': make(root, tiles, 'two')})
-    task: Any = (OmniSatPretraining if kind == 'pretraining' else OmniSatSegmentation)('omnisat_tiny', lr=0.0)
+    datamodule.setup('fit')
+    names = ['modalities', 'patch_size', 'mean', 'std']
+    names += [] if kind == 'pretraining' else ['num_classes', 'labels', 'ignore_index', 'label_gsd']
+    told: Any = {name: getattr(datamodule, name) for name in names}  # so that the model is made before any fork
+    task: Any = (OmniSatPretraining if kind == 'pretraining' else OmniSatSegmentation)('omnisat_tiny', lr=0.0, **told)
     strategy = 'ddp_fork' if devices > 1 else 'auto'
     trainer = make_trainer(
         folder, devices=devices, strategy=strategy, max_steps=-1, max_epochs=1, limit_train_batches=1
