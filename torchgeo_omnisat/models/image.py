@@ -23,7 +23,7 @@ class ImageEncoder(nn.Module):
 
     Images that are not valid are not computed. BatchNorm is frozen where its statistics
     come with pre-trained weights, and replaced by GroupNorm where they do not. Its first
-    convolution becomes a :class:`.BandConv2d`; where a backbone begins with a layer of another
+    convolution becomes a ``BandConv2d``; where a backbone begins with a layer of another
     type, missing bands are 0, their mean, instead.
 
     Args:

@@ -45,7 +45,7 @@ class OmniSatTask(BaseTask):
     undoes that first. Where they were not told, those of *weights* come before those that
     the datamodule measured. A model that is trained on a mixture keeps them by source, in
     *sources*; images of one source alone are normalised as that one, which the argument
-    *statistics* names where data do not tell (:func:`~torchgeo_omnisat.tasks.statistics.choose`).
+    *statistics* names where data do not tell (``torchgeo_omnisat.tasks.statistics.choose``).
 
     Any strategy of Lightning trains a task on several devices. DDP is tested; FSDP needs GPUs,
     and its test runs where there are some: it is otherwise untested.
