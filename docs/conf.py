@@ -44,7 +44,7 @@ napoleon_use_ivar = True
 
 # Every name in a docstring has an entry, but for what others document, of which nothing is known offline:
 nitpicky = True
-FOREIGN = 'abc|kornia|lightning|re|segmentation_models_pytorch|torch|torchgeo|torchmetrics|torchvision'
+FOREIGN = 'abc|collections|kornia|lightning|re|segmentation_models_pytorch|torch|torchgeo|torchmetrics|torchvision'
 nitpick_ignore_regex = [
     (r'py:.*', rf'({FOREIGN})(\..*)?'),
     (r'py:exc', r'\w+'),  # errors of Python and TorchGeo under "Raises"
