@@ -188,7 +188,7 @@ def test_sidecars_count_whatever_the_environment_says(
     for kind in 'msk', 'hdr', 'tfw', 'xml':
         series = RasterTimeSeries(tmp_path / kind, filename_glob='*.img' if kind == 'hdr' else '*.tif')
         found[kind] = series.bands, int(series[WINDOW]['image_raster'][0, 0, :, 0].isfinite().sum())
-    assert found == {'msk': (('B1',), 4), 'hdr': (('Band 1',), 8), 'tfw': (('B1',), 8), 'xml': (('red',), 4)}
+    assert found == {'msk': (('B1',), 4), 'hdr': (('B1',), 8), 'tfw': (('B1',), 8), 'xml': (('red',), 4)}
 
 
 def test_ground_control_points_say_where_a_file_lies(tmp_path: Path) -> None:

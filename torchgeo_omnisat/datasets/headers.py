@@ -22,6 +22,8 @@ DAY = (
 )
 #: A day or a month in the name of a band.
 _DATE = re.compile(r'(?<!\d)(?:19|20)\d\d[-_]?(?:0[1-9]|1[0-2])(?:[-_]?(?:0[1-9]|[12]\d|3[01]))?(?!\d)')
+#: A description that says no more than the position.
+_NUMBER = re.compile(r'[Bb]and \d+')
 #: Side of the window in which an alpha band is looked at.
 _LOOK = 512
 
@@ -36,7 +38,7 @@ class Header(NamedTuple):
         width: Its columns.
         height: Its rows.
         dtypes: Type of each band.
-        descriptions: Description of each band.
+        descriptions: Description of each band; None where it is a number alone.
         scales: Scale of each band.
         offsets: Offset of each band.
         colormap: Colours of the first band; empty if there are none.
@@ -90,7 +92,7 @@ def read_header(path: str) -> Header:
                 source.width,
                 source.height,
                 source.dtypes,
-                source.descriptions,
+                _descriptions(source),
                 source.scales,
                 source.offsets,
                 colours,
@@ -129,6 +131,11 @@ def refuse_complex(dtypes: Any, path: Any) -> None:
         raise ValueError(
             f'{path} holds {found[0]} pixels, expected real ones: convert them to amplitude, power or decibels first'
         )
+
+
+def _descriptions(source: Any) -> tuple[str | None, ...]:
+    """Return descriptions without those that a driver makes up: ``Band 1`` of ENVI in some versions of GDAL."""
+    return tuple(None if text is None or _NUMBER.fullmatch(text) else text for text in source.descriptions)
 
 
 def _colormap(source: Any) -> dict[int, Any]:
