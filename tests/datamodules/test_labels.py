@@ -16,6 +16,7 @@ import yaml
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.commands.data import data_parser, parse_data
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.validation import walk
 
 WEST = {'train': [X, Y - 320, X + 320, Y], 'val': [X + 320, Y - 320, X + 640, Y]}
 
@@ -154,3 +155,41 @@ def test_points_say_how_many_pixels_they_label(root: Path, capsys: Any, caplog: 
     (root / 'p.csv').write_text(f'x,y,c\n{X + 5},{Y - 5},a\n{X + 25},{Y - 5},b\n{X + 26},{Y - 6},b\n')
     datamodule = make(root, {'path': 'p.csv', 'column': 'c', 'crs': UTM}, label_gsd=10, split={'train': WEST['train']})
     assert "'train': 2 of" in datamodule.label_counts('train').summary('train')
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'told', 'labelled'),
+    [
+        ([shapely.Point(X + x, Y - 5) for x in (3, 6, 43)], r"1 pixel of 'train' contain points.*no label", 1),
+        (
+            [shapely.box(X, Y - 80, X + x, Y) for x in (80, 40, 40)],
+            r"32 pixels of 'train' lie in polygons.*the last polygon",
+            64,
+        ),
+    ],
+)
+def test_labels_that_contradict_each_other_are_counted(root: Path, shapes: list[Any], told: str, labelled: int) -> None:
+    gpd.GeoDataFrame({'c': ['a', 'b', 'b']}, geometry=shapes, crs=UTM).to_file(root / 'p.gpkg')
+    split = {'axis': 'x', 'fractions': [1, 0, 0]}
+    datamodule = make(root, {'path': 'p.gpkg', 'column': 'c'}, label_gsd=10, split=split)
+    assert datamodule.label_counts('train').labelled == labelled
+    with pytest.warns(UserWarning, match=told):
+        datamodule.setup('fit')
+
+
+def test_files_with_other_bands_stop_before_training(root: Path) -> None:
+    write(root / 's2/b_20210401.tif', ramp(32, 64, 2))
+    write(root / 's2/c_20210402.tif', ramp(32, 64, 3), origin=(X + 5000, Y))  # where no tile lies
+    mask = labels(root, np.array([0, 1], np.uint8))
+    for step in MultimodalGeoDataModule.prepare_data, lambda datamodule: datamodule.setup('fit'):
+        with pytest.raises(ValueError, match=r'b_20210401.tif has 2 bands, expected 1 .*a_20210301.tif.*1 more file'):
+            step(make(root, mask))
+    report = walk(make(root, mask))
+    found = [(problem.kind, problem.file) for problem in report.faults]
+    assert found == [('shape', 's2/b_20210401.tif'), ('shape', 's2/c_20210402.tif')]
+
+
+def test_files_of_another_type_are_named(root: Path) -> None:
+    write(root / 's2/b_20210401.tif', np.ones((32, 64), np.uint16))
+    with pytest.warns(UserWarning, match=r'float32 in .*a_20210301.tif, but uint16 in .*b_20210401.tif'):
+        make(root, labels(root, np.array([0, 1], np.uint8))).setup('fit')

@@ -12,6 +12,7 @@ import pytest
 import shapely
 
 from tests.geo_tree import UTM, X, Y
+from torchgeo_omnisat.datasets.georeference import window_grid
 from torchgeo_omnisat.datasets.polygons import Polygons
 
 LABELS = ('wheat', 'maize', 'meadow')
@@ -204,6 +205,32 @@ def test_points_label_the_pixel_that_they_fall_in(tmp_path: Path, name: str, crs
     wide = Polygons(path, crs=UTM, column='crop', labels=LABELS, buffer=15)
     mask = wide[slice(X, X + 300, 10.0), slice(Y - 80, Y, 10.0)]['mask']
     assert [(mask == k).sum().item() for k in range(3)] == [8, 8, 8]  # centres within 15 m of (3, 3) in a pixel
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_points_of_different_classes_in_a_pixel_label_nothing(tmp_path: Path, several: bool) -> None:
+    where = [(3, 3), (6, 6), (8, 1), (23, 3), (27, 5), (43, 3), (43, 5)]
+    frame = gpd.GeoDataFrame(
+        {'crop': ['wheat', 'maize', 'wheat', 'meadow', 'meadow', 'maize', None]},
+        geometry=[shapely.Point(X + x, Y - y) for x, y in where],
+        crs=UTM,
+    )
+    (tmp_path / 'points').mkdir()
+    for name, rows in (('a', frame[::2]), ('b', frame[1::2])) if several else (('a', frame),):
+        rows.to_file(tmp_path / f'points/{name}.gpkg')
+    labels = Polygons(tmp_path / 'points', column='crop', labels=LABELS)
+    mask = labels[slice(X, X + 60, 10.0), slice(Y - 20, Y, 10.0)]['mask']
+    assert mask[0].tolist() == [-1, -1, 2, -1, 1, -1]
+
+
+def test_ambiguous_pixels_are_found_whatever_the_order(tmp_path: Path) -> None:
+    shapes = [shapely.box(X, Y - 80, X + width, Y) for width in (80, 40, 80)]
+    frame = gpd.GeoDataFrame({'crop': ['wheat', 'maize', 'wheat']}, geometry=shapes, crs=UTM)
+    frame.to_file(tmp_path / 'fields.gpkg')
+    labels = Polygons(tmp_path / 'fields.gpkg', column='crop', labels=LABELS)
+    grid = window_grid(labels.crs, slice(X, X + 100, 10.0), slice(Y - 80, Y, 10.0))
+    assert labels.ambiguous(grid)[0].tolist() == [True] * 4 + [False] * 6
+    assert row(labels, 1)[0] == 0
 
 
 def test_codes_of_a_table_keep_their_zeros(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ..datasets.arguments import name_classes
 from ..datasets.classes import class_names
 from ..datasets.configured import facts_of, image_dataset, label_dataset
 from ..datasets.frames import files_of
-from ..datasets.geoparts import contents
+from ..datasets.geoparts import contents, unlike_files
 from ..datasets.geotiles import GeoTiles
 from ..datasets.labelcounts import LabelCounts, count_labels
 from ..datasets.multimodal import MultimodalGeoDataset
@@ -243,6 +243,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         Labels are counted first, because measuring would stop at the first tile with an unknown code.
         """
         stage = self.trainer.state.fn if self.trainer else 'fit'
+        self._refuse_unlike_files()
         self._look_at_labels(_LABELS.get(stage or 'fit', ()))
         if self._of_model() is None:
             self.statistics(self.make_dataset('train', every=True))
@@ -254,6 +255,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``; a split without ground
                 is left out where others are trained on.
         """
+        self._refuse_unlike_files()
         if stage == 'predict':
             self._setup_map()
             return
@@ -307,6 +309,18 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
         self._know(dataset)
+
+    def _refuse_unlike_files(self) -> None:
+        """Refuse files with other bands than the first of their modality before any pixel is read.
+
+        Raises:
+            ValueError: If there are some, with the first of them and how many there are.
+        """
+        unlike = unlike_files(self.labelled)
+        if unlike:
+            _, message = next(iter(unlike.values()))
+            more = f' (so do {len(unlike) - 1} more files)' if len(unlike) > 1 else ''
+            raise ValueError(message + more)
 
     def _look_at_labels(self, splits: Sequence[str]) -> None:
         """Say what the labels of some splits are, and what they lack; nothing to do where they are not learnt.

@@ -39,6 +39,26 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
         yield Part('mask', _files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 
+def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
+    """Return the files of a join whose bands are not those of the first file of their modality.
+
+    Headers were read when the files were indexed, so no file is opened.
+
+    Args:
+        join: The dataset.
+
+    Returns:
+        Modality (or ``'mask'``) and error message, by path.
+    """
+    sources = {**join.sources, **({} if join.labels is None else {'mask': join.labels})}
+    return {
+        path: (name, source.dataset.unlike[path])
+        for name, source in sources.items()
+        for path in source.index.get('filepath', ())
+        if path in getattr(source.dataset, 'unlike', ())
+    }
+
+
 def contents(join: MultimodalGeoDataset) -> str:
     """A table of what each modality is made of: files, days, bands, pixels.
 

@@ -4,6 +4,7 @@
 """Headers: what raster files say of themselves, read in one opening, and whether the files of a folder are alike."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,6 +212,27 @@ def _list(header: Header, skip_alpha: bool) -> str:
     numbers = header.numbers(skip_alpha)
     names = [header.descriptions[number - 1] for number in numbers]
     return f'{len(numbers)} bands' + f' {names}' * any(names)
+
+
+def describe_types(headers: Sequence[Header]) -> str:
+    """Return which files store their pixels as another type than the first; empty if none does.
+
+    Integers of one size count as alike, and so do all floats.
+    """
+    first = headers[0]
+    others = [header for header in headers if _storage(header) != _storage(first)]
+    if not others:
+        return ''
+    more = f' and {len(others) - 1} more files' * (len(others) > 1)
+    return (
+        f'pixels are {first.dtypes[0]} in {first.path}, but {others[0].dtypes[0]} in {others[0].path}{more}: they are '
+        'read as they are, so all files must have the same unit'
+    )
+
+
+def _storage(header: Header) -> str | int:
+    dtype = np.dtype(header.dtypes[0])
+    return 'float' if dtype.kind == 'f' else dtype.itemsize
 
 
 def refuse_dates(header: Header, names: tuple[str, ...]) -> None:

@@ -35,6 +35,8 @@ class LabelCounts:
         total: All pixels on the ground of the split.
         total_tiles: All tiles.
         ignored: Pixels that have the code which means *no label*.
+        ambiguous: Pixels in polygons, or with points, of different classes.
+        shapes: What these are: ``'points'``, which are not labels there, or ``'polygons'``.
         nodata: Files whose nodata is the number of a class: path, nodata, and class.
     """
 
@@ -43,6 +45,8 @@ class LabelCounts:
     total: int = 0
     total_tiles: int = 0
     ignored: int = 0
+    ambiguous: int = 0
+    shapes: str = ''
     nodata: list[tuple[str, float, str]] = field(default_factory=list)
 
     @classmethod
@@ -92,6 +96,13 @@ class LabelCounts:
             told.append('; '.join([f'no pixel of {split!r} has the label {self.lacking}', *because]))
         elif self.nodata and split == 'train':
             told += because[-1:]
+        if self.ambiguous:
+            pixels = f'{self.ambiguous} pixel{"s" * (self.ambiguous > 1)} of {split!r}'
+            told.append(
+                f'{pixels} contain points of different classes and have no label'
+                if self.shapes == 'points'
+                else f'{pixels} lie in polygons of different classes: the last polygon in the file counts'
+            )
         return told
 
     def add_mask(self, mask: Tensor, labels: Sequence[str], ignore_index: int | None) -> None:
@@ -136,6 +147,7 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
     source, ignored = join.labels, join.ignore_index
     counts = LabelCounts.none(labels, ignored)
     assert source is not None
+    counts.shapes = 'points' if source.sparse else 'polygons'
     counts.nodata = [
         (path, nodata, labels[number])
         for path, (nodata, number) in source.nodata_classes(tiles.area).items()
@@ -155,6 +167,7 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
             inside[:] = True
         inside &= np.kron(members, np.ones((side, side), bool))
         codes = source.codes(grid, span)
+        counts.ambiguous += int((source.ambiguous(grid, span) & inside).sum())
         numbers = np.where(inside, source.classes.pixels(codes), NO_LABEL)
         counts.ignored += int(((codes == ignored) & inside & ((numbers == NO_LABEL) | (numbers == ignored))).sum())
         counts.total += int(inside.sum())

@@ -14,11 +14,13 @@ import pandas as pd
 import shapely
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio.features import rasterize
 from torchgeo.datasets import VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
+from ..grid import Grid
 from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .frames import ALWAYS, is_remote
 from .georeference import where, window_grid
@@ -42,6 +44,9 @@ class Polygons(VectorDataset):
     """Polygons with a class each; ground outside of them has none unless it is told one.
 
     Points are sparse labels: each labels the pixel that it falls in, and nothing else has a label.
+    A pixel with points of different classes is ambiguous and has no label. Where polygons of
+    different classes overlap, the last in the file counts, so that files may be layered; of
+    several files, the last file. :meth:`ambiguous` finds such pixels of both.
     They come from vector files, or from tables with the columns ``lon`` and ``lat``, or ``x`` and
     ``y`` in *crs*.
 
@@ -126,7 +131,7 @@ class Polygons(VectorDataset):
         return list(dict.fromkeys(found))
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """The classes of a window; where polygons overlap, that of the last.
+        """Return the classes of a window, no label in ambiguous pixels of points.
 
         Args:
             index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres].
@@ -142,13 +147,43 @@ class Polygons(VectorDataset):
         rows = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop)) & self.index.intersects(window)]
         if rows.empty:
             raise IndexError(f'no polygon reaches {index}, expected a window within {self.bounds}')
-        mask = np.full((grid.height, grid.width), self.outside, np.int32)
-        for path in rows.filepath:
-            frame = self._frame(path)
-            near = frame.iloc[np.sort(frame.sindex.query(window, predicate='intersects'))]
-            if len(near):
-                rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
+        near = self._near(grid)
+        if self.sparse:
+            near = near[near.number != self.nodata]  # a point without a class does not contradict another
+        mask = self._drawn(near, grid, self.outside)
+        if self.sparse:
+            mask[self._differ(near, grid)] = self.nodata
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
+
+    def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return which pixels (H, W) of a grid lie in polygons, or hold points, of different classes.
+
+        Args:
+            grid: The pixels, in the CRS of the labels.
+        """
+        near = self._near(grid)
+        return self._differ(near[near.number != self.nodata], grid)
+
+    def _near(self, grid: Grid) -> gpd.GeoDataFrame:
+        """Return the geometries that reach a grid, in the order of files and rows."""
+        window = shapely.box(*grid.bounds)
+        frames = [self._frame(path) for path in self.index.filepath[self.index.intersects(window)]]
+        parts = [frame.iloc[np.sort(frame.sindex.query(window, predicate='intersects'))] for frame in frames]
+        return pd.concat(parts) if parts else next(iter(self.frames.values())).iloc[:0]
+
+    def _differ(self, near: gpd.GeoDataFrame, grid: Grid) -> NDArray[np.bool_]:
+        """Return where geometries have more than one class: the least and the greatest number differ."""
+        if near.number.nunique() < 2:
+            return np.zeros((grid.height, grid.width), bool)
+        ordered = near.sort_values('number')
+        return self._drawn(ordered, grid, self.nodata) != self._drawn(ordered[::-1], grid, self.nodata)
+
+    def _drawn(self, near: gpd.GeoDataFrame, grid: Grid, outside: int) -> NDArray[np.int32]:
+        """Return the class numbers (H, W) of geometries drawn one after the other."""
+        mask = np.full((grid.height, grid.width), outside, np.int32)
+        if len(near):
+            rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
+        return mask
 
     def widen(self, metres: float) -> None:
         """Extend the ground of the labels, which is the box around each file."""

@@ -30,7 +30,7 @@ from .bandfiles import Scenes, band_files
 from .decoding import Decoding, as_numbers
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
 from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
-from .headers import DAY, Header, band_names, band_numbers, read_header, refuse_dates
+from .headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from .products import describe_others
 from .series import choose_dates
 
@@ -286,6 +286,8 @@ class RasterTimeSeries(RasterDataset):
         shapes = [outline(header, crs) for header in headers]
         if told := describe_grids(headers, crs):
             warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=3)
+        if self.is_image and not self.scaled and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=3)
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
 
@@ -328,7 +330,7 @@ class RasterTimeSeries(RasterDataset):
             try:
                 found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
             except ValueError as error:
-                self.unlike[header.path] = str(error)  # raised where the file is read, so that check tells of all
+                self.unlike[header.path] = str(error)  # raised when the file is read, so that check lists all of them
                 continue
             if found != usual:
                 self.band_numbers[header.path] = found

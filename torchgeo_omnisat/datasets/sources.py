@@ -314,6 +314,12 @@ class LabelSource(Source):
                 raise ValueError(f'mask gives {tuple(mask.shape)} for a window, expected one layer of classes')
         return mask
 
+    def ambiguous(self, grid: Grid, span: Span) -> NDArray[np.bool_]:
+        """Return where polygons or points of different classes share a pixel ``(H, W)``; nowhere for a raster."""
+        if not isinstance(self.dataset, Polygons) or self.rows(grid, span, prefer=True).empty:
+            return np.zeros((grid.height, grid.width), bool)
+        return self.dataset.ambiguous(grid)
+
     def paths(self, grid: Grid, span: Span) -> list[str]:
         """Return the files that reach a window."""
         rows = self.rows(grid, span, prefer=True)

@@ -118,8 +118,11 @@ def read_all(
     for absent_split in lost:
         print(f'Not checked: {absent_split}', file=sys.stderr)
     found = [problem for find in FINDERS for problem in find(datamodule, splits)]
-    whole = {problem.kind for problem in found if not problem.warning}  # said once, not of each tile
-    problems = [*(problem for problem in problems if problem.kind not in whole), *found]
+    # What concerns the whole dataset is reported once, not for each tile.
+    labels = any(problem.kind == 'label' and not problem.warning for problem in found)
+    files = {problem.file for problem in found if problem.file and not problem.warning}
+    kept = [problem for problem in problems if problem.file not in files and not (labels and problem.kind == 'label')]
+    problems = [*kept, *found]
     kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
     samples = {split: values.tiles for split, values in splits.items()}
     return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), describe(splits)), splits

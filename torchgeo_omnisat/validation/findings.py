@@ -4,10 +4,13 @@
 """Findings: what is wrong with a dataset as a whole, from the summary of its tiles."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..datamodules.plausibility import implausible
 from ..datasets.classes import UnknownCodesError
+from ..datasets.geoparts import unlike_files
+from ..datasets.inspection import below
 from ..datasets.integrity import Problem
 from .values import SplitValues, joined
 
@@ -24,6 +27,14 @@ def find_implausible_values(datamodule: Any, splits: Mapping[str, SplitValues]) 
         if every.values[name].pixels:
             for sentence in implausible(modality, every.values[name].summaries()):
                 yield Problem('', name, '', 'values', sentence, warning=True)
+
+
+def find_unlike_files(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
+    """Yield the raster files whose bands are not those of the first, whether or not a tile lies there."""
+    if splits and hasattr(datamodule, 'labelled'):
+        root = Path(datamodule.root)
+        for path, (name, reason) in unlike_files(datamodule.labelled).items():
+            yield Problem('', name, below(Path(path), root), 'shape', reason)
 
 
 def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
@@ -47,4 +58,4 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
 
 
 #: What is looked for; a new finder is added here.
-FINDERS: tuple[Finder, ...] = (find_implausible_values, find_missing_labels)
+FINDERS: tuple[Finder, ...] = (find_implausible_values, find_unlike_files, find_missing_labels)
