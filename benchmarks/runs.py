@@ -18,9 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.datasets.writing import is_synthetic
+from torchgeo_omnisat.quiet import quiet
 from torchgeo_omnisat.tasks.outputs import replacing
 
 #: The datamodule of each kind of data, and of a part of its labels.
@@ -161,7 +160,7 @@ def torchgeo_command(words: list[str]) -> None:
     """Run ``torchgeo`` with these words in this process, its notices left out."""
     print('$ torchgeo', shlex.join(words), file=sys.stderr, flush=True)
     plugin.load()
-    with _quiet():
+    with quiet(every_warning=True, level=logging.WARNING):
         torchgeo.main.main(words)
 
 
@@ -322,19 +321,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's notices and hints."""
-    loggers = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

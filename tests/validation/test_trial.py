@@ -43,6 +43,15 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     'class weights': (f'{MODEL}/class_weights', [1.0, 2.0, 3.0], '3 class_weights'),
     'other number of classes': (f'{MODEL}/num_classes', 7, '7'),
     'task for other labels': ('model/class_path', 'omnisat_classification', "'label'"),
+    'other modalities': (
+        f'{MODEL}/modalities',
+        [{'name': name, 'bands': ['B02'], 'gsd': 10.0, 'temporal': True} for name in ('s2', 's1')],
+        'B02',
+    ),
+    'statistics of an unknown source': (f'{MODEL}/statistics', 'paris', 'paris'),
+    'unknown precision': ('trainer/precision', 'bf17', 'trainer.precision'),
+    'missing checkpoint': ('ckpt_path', 'nowhere.ckpt', 'nowhere.ckpt'),
+    'no checkpoint': ('ckpt_path', 'fit.yaml', 'a checkpoint cannot be read'),
     'no end of training': ('trainer/max_epochs', -1, 'max_epochs'),
 }
 
@@ -125,6 +134,44 @@ def test_both_fail_with_one_sentence(good: dict[str, Any], name: str, capsys: An
     assert named in fitted
     if named != '99':  # check counts the pixels of all splits, fit those of training
         assert sentence(checked) == sentence(fitted)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(good: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `fit` leaves after three epochs of this configuration."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = copy.deepcopy(good)
+    config['trainer'] |= {'enable_checkpointing': True, 'default_root_dir': str(folder), 'max_epochs': 3}
+    (folder / 'fit.yaml').write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['torchgeo'])
+        main(['fit', '--config', str(folder / 'fit.yaml')])
+    return next(folder.rglob('*.ckpt'))
+
+
+@pytest.mark.parametrize(
+    ('place', 'value', 'named'),
+    [
+        (f'{DATA}/labels', ['b', 'a'], 'labels: [a, b]'),
+        ('trainer/max_epochs', 1, 'max_epochs'),
+    ],
+)
+def test_checkpoints_of_another_model(
+    good: dict[str, Any], checkpoint: Path, place: str, value: Any, named: str, capsys: Any
+) -> None:
+    trainer = {**good['trainer'], 'max_epochs': 4}
+    config = changed({**good, 'trainer': trainer, 'ckpt_path': str(checkpoint)}, place, value)
+    for words in (['check', '--config', config, '--workers', '0'], ['fit', '--config', config]):
+        status, said = run(capsys, *words)
+        assert status != 0
+        assert named in said
+
+
+def test_a_checkpoint_that_fits(good: dict[str, Any], checkpoint: Path, capsys: Any) -> None:
+    trainer = {**good['trainer'], 'max_epochs': 4}
+    config = {**good, 'trainer': trainer, 'ckpt_path': str(checkpoint)}
+    config = changed(config, f'{MODEL}/backbone_args', {'embed_dim': 32})  # the checkpoint's arguments go first
+    assert run(capsys, 'check', '--config', config, '--workers', '0') == (0, '')
 
 
 def test_what_fit_accepts(good: dict[str, Any], capsys: Any) -> None:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--dry-run',
         action=ActionYesNo(no_prefix='no-'),
         default=True,
-        help='build the model of --config, and train and validate it on one batch on the CPU; --no-dry-run does not',
+        help='build the model of --config, load its checkpoint, and train and validate it on one batch on the CPU; '
+        '--no-dry-run does not',
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     parser.add_argument('--workers', type=int, default=cores, help='number of processes that read')

@@ -3,11 +3,9 @@
 
 """Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
 
-import logging
-import warnings
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -75,19 +73,3 @@ def one_error(command: str) -> AbstractContextManager[None]:
         command: The command, as the user types it.
     """
     return errors.one_line(f'python -m torchgeo_omnisat {command}')
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Lightning's notices and hints; the bar stays."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', module='lightning')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

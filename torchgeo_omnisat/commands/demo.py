@@ -17,9 +17,9 @@ import torchgeo.main
 from .. import plugin
 from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
+from ..quiet import quiet
 from ..tasks import OmniSatSegmentation
 from .baseline import score_pixels
-from .data import quiet
 
 #: The model and how long it trains: together minutes on two cores.
 BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20

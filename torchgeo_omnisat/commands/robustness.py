@@ -14,11 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
+from ..quiet import quiet
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.degraded import KINDS, RobustnessTest
 from ..tasks.files import read_weights
 from ..tasks.report import Scored, markdown, write_report
-from .data import data_parser, one_error, parse_data, quiet
+from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:

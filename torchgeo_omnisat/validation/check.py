@@ -59,11 +59,11 @@ def check(
 
     Args:
         datamodule: The data.
-        settings: ``model`` and ``trainer`` as a file for `fit` has them.
-        max_nan: As of :func:`walk`, likewise the next two.
+        settings: ``model``, ``trainer`` and ``ckpt_path`` as a file for `fit` has them.
+        max_nan: Greatest fraction of the pixels of a modality that may be invalid.
         num_workers: Number of processes that read.
         ignore: Kinds of problem to pass over.
-        dry_run: Whether to build the model and, if no file has a problem, train on a batch.
+        dry_run: Whether to build the model, load its checkpoint and, if no file has a problem, train on a batch.
     """
     exclude = datamodule.exclude
     report, splits = read_all(datamodule, max_nan, num_workers, ignore)

@@ -1,23 +1,26 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Trial: build what `fit` builds, and train and validate on one small batch, to find what `fit` would refuse."""
+"""Trial: build what `fit` builds, load its checkpoint, and train and validate on one small batch.
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+It finds what `fit` would refuse before its first epoch ends.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from torchgeo.tasks import BaseTask
 
 from .. import errors
 from ..datamodules.measuring import no_valid_pixel
+from ..quiet import quiet
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from .values import SplitValues
 
@@ -25,6 +28,8 @@ from .values import SplitValues
 TILES = 2
 #: Arguments of the trainer that a trial takes; others are about machines and files.
 _TAKEN = ('max_epochs', 'max_steps', 'accumulate_grad_batches', 'gradient_clip_val', 'gradient_clip_algorithm')
+#: Values of ckpt_path that are no files: Lightning looks for the checkpoint when training starts.
+_LATER = ('best', 'last', 'hpc', 'registry')
 
 
 def try_training(
@@ -34,8 +39,8 @@ def try_training(
 
     Args:
         datamodule: The data.
-        settings: ``model`` and ``trainer`` as a file for `fit` has them. Without a model, the smallest one
-            that fits the data is taken.
+        settings: ``model``, ``trainer``, ``ckpt_path`` and ``weights_only`` as a file for `fit` has them.
+            Without a model, the smallest one that fits the data is taken.
         splits: What was read, whose statistics are used instead of reading the tiles again.
         step: Whether to train and validate on a batch, and not only to build everything.
 
@@ -43,13 +48,14 @@ def try_training(
         The sentence that `fit` would end with; None if it would not.
     """
     workers, size = datamodule.num_workers, datamodule.batch_size
-    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, _quiet():
+    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, quiet(every_warning=True):
         torch.manual_seed(0)
         try:
             task, trainer = _build(settings, splits, folder)
             datamodule.num_workers, datamodule.batch_size = 0, min(size, TILES)
             if 'train' in splits:
                 datamodule.statistics = _Measured(datamodule, splits['train'])
+            trainer.callbacks.append(_Resume(settings))  # type: ignore[attr-defined]
             trainer.callbacks.append(_Stop(step))  # type: ignore[attr-defined]
             trainer.fit(task, datamodule=datamodule)
         except _StopError:
@@ -79,6 +85,24 @@ class _Stop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         trainer.should_stop = True
+
+
+class _Resume(Callback):
+    """Loads the checkpoint of ``ckpt_path`` into model and optimizer; the progress of the training stays aside."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.path, self.weights_only = str(settings.get('ckpt_path') or ''), settings.get('weights_only')
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.path or self.path.partition(':')[0] in _LATER:
+            return
+        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(self.path, weights_only=self.weights_only)
+        epochs, done = trainer.max_epochs, checkpoint.get('epoch', 0)
+        if epochs is not None and epochs != -1 and done > epochs:
+            raise ValueError(f'{self.path} was written in epoch {done}, expected max_epochs >= {done}, not {epochs}')
+        pl_module.on_load_checkpoint(checkpoint)
+        trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
 
 
 class _Measured:
@@ -113,12 +137,16 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
     given = {name: settings[name] for name in ('trainer', 'model') if settings.get(name)}
     try:
         config = parser.parse_object(given)
+        if kept := _hyper_parameters(str(settings.get('ckpt_path') or '')):
+            config = parser.parse_object({'model': kept}, config)
         made = parser.instantiate_classes(config)
     except Exception as error:
         if 'Errors:' in str(error) or type(error).__name__ == 'ArgumentError':
             raise ValueError(errors.of_parser(str(error))) from None
         raise
-    trained = {name: config.trainer[name] for name in _TAKEN if config.trainer.get(name) is not None}
+    on_cpu = isinstance(made.trainer.accelerator, CPUAccelerator)  # or the precision may be one of GPUs alone
+    taken = (*_TAKEN, 'precision') if on_cpu else _TAKEN
+    trained = {name: config.trainer[name] for name in taken if config.trainer.get(name) is not None}
     trainer = Trainer(
         accelerator='cpu',
         devices=1,
@@ -135,24 +163,17 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
     return made.get('model') or _default(splits), trainer
 
 
+def _hyper_parameters(path: str) -> dict[str, Any]:
+    """Return the arguments of the model in a checkpoint, which Lightning prefers to those that are given."""
+    if not Path(path).is_file():
+        return {}
+    kept = dict(torch.load(path, weights_only=True, map_location='cpu').get('hyper_parameters', {}))
+    kept.pop('_instantiator', None)
+    return {'class_path': kept.pop('_class_path'), 'dict_kwargs': kept} if '_class_path' in kept else kept
+
+
 def _default(splits: Mapping[str, SplitValues]) -> Any:
     """Return the smallest task that fits the labels that were read."""
     counted = next((values.counted for values in splits.values() if values.counted), '')
     kinds: dict[str, type[Any]] = {'pixels': OmniSatSegmentation, 'tiles': OmniSatClassification}
     return kinds.get(counted, OmniSatPretraining)(backbone='omnisat_tiny')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without notices, hints and warnings."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
