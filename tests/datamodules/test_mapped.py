@@ -4,7 +4,9 @@
 """MappedDataModule: datasets shaped like TorchGeo's, made up, from YAML and in a mixture."""
 
 import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,3 +179,58 @@ def test_errors(parts: dict[str, dict[str, Any]], changes: dict[str, Any], messa
 def test_what_only_its_dataset_takes_is_refused(parts: dict[str, dict[str, Any]], name: str) -> None:
     with pytest.raises(TypeError, match=f"keyword argument '{name}'"):
         MappedDataModule(**parts['eurosat'], **{name: 'val'})
+
+
+class Masks(Made):
+    """Masks of three classes, of which a split may lack some or have others."""
+
+    values: tuple[int, ...] = (0, 1, 2)
+
+    def target(self, index: int) -> dict[str, Any]:
+        return {'mask': torch.full((8, 8), self.values[index % len(self.values)])}
+
+
+@pytest.mark.parametrize('step', ['prepare_data', 'setup'])
+@pytest.mark.parametrize(
+    ('values', 'most', 'told'),
+    [
+        ((0, 1, 99), None, r"masks of 'train' have the labels 99 \(128 pixels\) in 2 of 6 tiles, first in tile 2"),
+        ((0, -1, 2), None, r'-1 \(128 pixels\).*expected classes 0 to 2 or 255 for no label'),
+        ((0, 1, 99), 3, r'99 \(128 pixels\) in 2 of the 3 of 6 tiles that were read'),
+        ((255,), None, "'train' has no labelled pixel.*384 pixels are 255"),
+        ((0, 1), None, r"no pixel of 'train' has the label \['c'\]"),
+        ((0, 1), 3, ''),
+        ((255,), 3, "'train' has no labelled pixel in the 3 of 6 tiles that were read"),
+        ((0, 1, 2), None, ''),
+    ],
+)
+def test_masks_are_looked_at_before_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    values: tuple[int, ...],
+    most: int | None,
+    told: str,
+) -> None:
+    monkeypatch.setattr(Masks, 'values', values)
+    given = settings(Masks, tmp_path, [OPTICAL], {'s2': 'image', 'mask': 'mask'}, labels=['a', 'b', 'c'])
+    datamodule = MappedDataModule(**given, ignore_index=255)
+    datamodule.max_counted = most
+    state = SimpleNamespace(fn='fit')
+    datamodule.trainer = SimpleNamespace(lightning_module=SimpleNamespace(target='mask'), state=state)  # type: ignore
+    run = datamodule.prepare_data if step == 'prepare_data' else lambda: datamodule.setup('fit')
+    if 99 in values or -1 in values or (255 in values and most is None):
+        with pytest.raises(ValueError, match=told):
+            run()
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        run()
+    assert re.search(told, ' '.join(str(warning.message) for warning in caught))
+    assert bool(told) == any("'train'" in str(warning.message) for warning in caught)
+
+
+def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
+    given = settings(LikeEuroSAT, tmp_path, [OPTICAL], {'s2': 'image', 'label': 'label'}, num_classes=3)
+    with pytest.raises(ValueError, match='label is 3, expected a class from 0 to 2'):
+        MappedDataModule(**given).label_counts('train')

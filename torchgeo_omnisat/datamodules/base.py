@@ -3,13 +3,14 @@
 
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -18,7 +19,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
-from ..datasets.labelcounts import LabelCounts
+from ..datasets.labelcounts import LabelCounts, count_tiles
 from ..datasets.writing import is_synthetic
 from ..modality import Modality
 from ..transforms import (
@@ -38,6 +39,8 @@ from .sampling import Anywhere, DealtDataset, DealtSampler, Order, Region
 
 #: What a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
+#: Splits whose labels a stage needs.
+LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
 class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataModule):
@@ -66,6 +69,10 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
     patch_size: float
     #: Metres a pixel of the mask; not there if the samples have none.
     label_gsd: float
+    #: At most so many tiles of a split, spread evenly, have their labels counted before training; None for all.
+    max_counted: int | None = 200
+    #: Whether classes and splits are those of a published dataset, which may lack a rare class.
+    published: bool = True
 
     modalities: dict[str, Modality]
     mean: dict[str, Tensor]  # type: ignore[assignment]
@@ -147,6 +154,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
     def prepare_data(self) -> None:
         """Download and measure what a stage needs, in one process alone."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
+        self.look_at_labels(LABELS.get(stage or 'fit', ()))
         self.statistics(self.make_dataset(_SPLITS[stage or 'fit'][0]))
 
     def setup(self, stage: str) -> None:
@@ -158,6 +166,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         """
         if stage == 'fit':
             self.begin()
+        self.look_at_labels(LABELS.get(stage, ()))
         made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
         self.say_excluded(made)
         self.train_dataset = made.get('train', self.train_dataset)
@@ -175,29 +184,56 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
 
-    def label_counts(self, split: str) -> LabelCounts:
-        """Return what a split has of each class; every label is read, images are not where that can be avoided.
+    def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
+        """Return what a split has of each class; images are read only where labels cannot be read without them.
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
+            most: At most so many tiles, spread evenly over the split, are read; None for all.
+            target: ``'mask'`` or ``'label'``; by default whichever samples have, the mask first.
 
         Raises:
-            ValueError: If a mask has a label that is no class.
+            ValueError: If masks have labels that are no class, with the tiles and labels.
         """
         dataset: Any = self.make_dataset(split)
-        counts = LabelCounts.none(self.labels, self.ignore_index)
-        for index in range(len(dataset)):
-            part = (
-                next((one for one in dataset.parts(index) if one.name == 'mask'), None)
-                if hasattr(dataset, 'parts')
-                else None
-            )
-            sample = dataset[index] if part is None else {'mask': part.read()}
-            if 'mask' in sample:
-                counts.add_mask(torch.as_tensor(sample['mask']), self.labels, self.ignore_index)
-            elif 'label' in sample:
-                counts.add_label(sample['label'], self.label_names)
-        return counts
+        return count_tiles(dataset, self.labels, self.label_names, self.ignore_index, split, most, target)
+
+    def look_at_labels(self, splits: Sequence[str]) -> None:
+        """Say once what the labels of some splits are, and what they lack, if the task learns from them.
+
+        At most :attr:`max_counted` tiles of a split are read. A warning names classes that no tile has, if all
+        tiles were read and the classes are the user's own; published splits may lack a rare class.
+
+        Args:
+            splits: Names of splits.
+
+        Raises:
+            ValueError: If labels are no class, or no tile of the training split has a label.
+        """
+        task = self.trainer.lightning_module if self.trainer else None
+        target = getattr(task, 'target', None)
+        if target not in ('mask', 'label') or not getattr(self, 'labels', None) or self.max_counted == 0:
+            return
+        said: set[str] = self.__dict__.setdefault('_said_labels', set())
+        for split in splits:
+            if split not in said:
+                said.add(split)
+                self._say_labels(split, self.label_counts(split, self.max_counted, target))
+
+    def _say_labels(self, split: str, counts: LabelCounts) -> None:
+        """Log the labels of a split, and warn of what it lacks.
+
+        Raises:
+            ValueError: If nothing can be learnt from the training split.
+        """
+        if not counts.total:
+            return  # the task names the key that batches lack
+        rank_zero_info(counts.summary(split))
+        warned = [] if self.published and counts.labelled else counts.warnings(split, self.ignore_index)
+        if split == 'train' and not counts.labelled and not counts.of:
+            raise ValueError(f'{warned[0]}; expected some labels to learn from')
+        for text in warned:
+            rank_zero_warn(text)
 
     def say_facts(self) -> None:
         """Say once what is not simulated in training, because facts of a modality are unknown."""

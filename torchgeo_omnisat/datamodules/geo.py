@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
@@ -33,11 +32,8 @@ from ..grid import Grid
 from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
-from .base import MultimodalDataModule
+from .base import LABELS, MultimodalDataModule
 from .geosplits import read_area, split_ground
-
-#: Splits whose labels a stage needs.
-_LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
 class MultimodalGeoDataModule(MultimodalDataModule):
@@ -62,6 +58,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     """
 
     ignore_index: int
+    published = False
     #: What replaces :attr:`tiling` where an interrupted prediction goes on.
     plan: Any = None
 
@@ -202,11 +199,13 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
         return tiles
 
-    def label_counts(self, split: str) -> LabelCounts:
+    def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
         """Return what a split has of each class, counted once; labels are read, images are not.
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
+            most: Not used: the labels of all the ground are counted, by large windows.
+            target: Not used: samples have masks.
 
         Raises:
             ValueError: If codes of the labels stand for no class, or the split has no ground.
@@ -244,7 +243,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         """
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
-        self._look_at_labels(_LABELS.get(stage or 'fit', ()))
+        self.look_at_labels(LABELS.get(stage or 'fit', ()))
         if self._of_model() is None:
             self.statistics(self.make_dataset('train', every=True))
 
@@ -263,8 +262,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         if stage == 'fit':
             self.begin()
             self.say_facts()
-        wanted = _LABELS[stage]
-        self._look_at_labels(wanted)
+        wanted = LABELS[stage]
+        self.look_at_labels(wanted)
         for name in wanted:
             if name == wanted[0] or not self.grounds[name].is_empty:
                 setattr(self, f'{name}_dataset', self.make_dataset(name))
@@ -322,7 +321,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             more = f' (so do {len(unlike) - 1} more files)' if len(unlike) > 1 else ''
             raise ValueError(message + more)
 
-    def _look_at_labels(self, splits: Sequence[str]) -> None:
+    def look_at_labels(self, splits: Sequence[str]) -> None:
         """Say what the labels of some splits are, and what they lack; nothing to do where they are not learnt.
 
         Raises:
@@ -337,12 +336,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 continue
             counts = self.label_counts(split)
             said.add(split)
-            rank_zero_info(counts.summary(split))
-            warned = counts.warnings(split, self.ignore_index)
-            if split == 'train' and not counts.labelled:
-                raise ValueError(f'{warned[0]}; expected some labels to learn from')
-            for text in warned:
-                rank_zero_warn(text)
+            self._say_labels(split, counts)
 
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""

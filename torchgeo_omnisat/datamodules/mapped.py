@@ -37,6 +37,8 @@ class MappedDataModule(MultimodalDataModule):
     Each modality is normalised by what is measured on up to 1000 samples of the training split.
     """
 
+    published = False
+
     def __init__(
         self,
         dataset: dict[str, Any],

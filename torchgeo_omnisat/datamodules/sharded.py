@@ -76,6 +76,8 @@ class ShardedDataModule(MultimodalDataModule):
     everything follows from the seed, and training resumes in the middle of an epoch.
     """
 
+    max_counted = 0  # or one sample each of many shards would be fetched
+
     def __init__(self, root: str = 'data/shards', cache: str | None = None, **kwargs: Any) -> None:
         """Read what the shards hold, but no sample.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+import torch
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
 from torch import Tensor
@@ -34,6 +35,7 @@ class LabelCounts:
         tiles: Tiles with at least one such pixel.
         total: All pixels on the ground of the split.
         total_tiles: All tiles.
+        of: How many tiles there are, if not all of them were read; 0 if they were.
         ignored: Pixels that have the code which means *no label*.
         ambiguous: Pixels in polygons, or with points, of different classes.
         shapes: What these are: ``'points'``, which are not labels there, or ``'polygons'``.
@@ -44,6 +46,7 @@ class LabelCounts:
     tiles: dict[str, int]
     total: int = 0
     total_tiles: int = 0
+    of: int = 0
     ignored: int = 0
     ambiguous: int = 0
     shapes: str = ''
@@ -61,6 +64,11 @@ class LabelCounts:
         return sum(self.pixels.values())
 
     @property
+    def unit(self) -> str:
+        """What is counted: ``'pixel'``, or ``'tile'`` where whole tiles have labels."""
+        return 'tile' if self.total == self.total_tiles else 'pixel'
+
+    @property
     def lacking(self) -> list[str]:
         """Classes without a labelled pixel."""
         return [name for name, count in self.pixels.items() if not count]
@@ -72,7 +80,9 @@ class LabelCounts:
     def summary(self, split: str) -> str:
         """Return one line about a split: labelled pixels of all classes and of each."""
         each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
-        return f'Labels of {split!r}: {self.labelled} of {self.total} pixels ({each})'
+        read = f', {self.total_tiles} of {self.of} tiles read' if self.of else ''
+        counted = f'{self.labelled} of {self.total} pixels ' if self.unit == 'pixel' else 'tiles with each class '
+        return f'Labels of {split!r}{read}: {counted}({each})'
 
     def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
         """Return what is missing in a split, in a sentence each.
@@ -91,9 +101,10 @@ class LabelCounts:
             for path, nodata, name in self.nodata[:3]
         ]
         if not self.labelled:
-            told.append('; '.join([f'{split!r} has no labelled pixel, so no loss and no score', *because]))
-        elif self.lacking and split == 'train':
-            told.append('; '.join([f'no pixel of {split!r} has the label {self.lacking}', *because]))
+            read = f' in the {self.total_tiles} of {self.of} tiles that were read' if self.of else ''
+            told.append('; '.join([f'{split!r} has no labelled {self.unit}{read}, so no loss and no score', *because]))
+        elif self.lacking and split == 'train' and not self.of:
+            told.append('; '.join([f'no {self.unit} of {split!r} has the label {self.lacking}', *because]))
         elif self.nodata and split == 'train':
             told += because[-1:]
         if self.ambiguous:
@@ -129,6 +140,73 @@ class LabelCounts:
         for name, value in zip(names, label.tolist(), strict=True):
             self.pixels[name] += value > 0.5
             self.tiles[name] += value > 0.5
+
+
+def count_tiles(
+    dataset: Any,
+    labels: Sequence[str],
+    label_names: Sequence[str],
+    ignore_index: int | None,
+    split: str,
+    most: int | None = None,
+    target: str | None = None,
+) -> LabelCounts:
+    """Count the labels of a dataset of tiles, one tile in memory at a time.
+
+    Only the labels of a tile are read if the dataset has ``parts``, else the whole sample.
+
+    Args:
+        dataset: Samples with ``mask`` or ``label``; those with neither are not counted.
+        labels: Names of the classes.
+        label_names: Names of the classes that ``label`` has, in its order.
+        ignore_index: The label that is no class.
+        split: Name of the split, for errors.
+        most: At most so many tiles, spread evenly, are read; None for all.
+        target: ``'mask'`` or ``'label'``; by default whichever samples have, the mask first.
+
+    Raises:
+        ValueError: If masks have labels that are no class, with the first tile and all such labels.
+    """
+    counts, size = LabelCounts.none(labels, ignore_index), len(dataset)
+    chosen = range(size)
+    if most is not None and most < size:
+        counts.of = size
+        chosen = np.unique(np.linspace(0, size - 1, most).round().astype(int)).tolist()
+    strange, tiles = Counter[int](), list[int]()
+    for index in tqdm(chosen, desc=f'Labels of {split}', disable=None, leave=False):
+        sample = _label_of(dataset, index, (target,) if target else ('mask', 'label'))
+        if 'mask' in sample:
+            mask = torch.as_tensor(sample['mask'])
+            values, pixels = mask.unique(return_counts=True)
+            found = dict(zip(values.tolist(), pixels.tolist(), strict=True))
+            wrong = {v: n for v, n in found.items() if v != ignore_index and not 0 <= v < len(labels)}
+            strange.update(wrong)
+            tiles += [index] * bool(wrong)
+            if not wrong:
+                counts.add_mask(mask, labels, ignore_index)
+        elif 'label' in sample:
+            counts.add_label(sample['label'], label_names)
+    if strange:
+        listed = ', '.join(f'{value} ({number} pixels)' for value, number in strange.most_common(20))
+        read = f'the {len(chosen)} of {size} tiles that were read' if counts.of else f'{size} tiles'
+        names = getattr(dataset, 'ids', [str(index) for index in range(size)])
+        also = '' if ignore_index is None else f' or {ignore_index} for no label'
+        raise ValueError(
+            f'masks of {split!r} have the labels {listed} in {len(tiles)} of {read}, first in tile {names[tiles[0]]}: '
+            f'expected classes 0 to {len(labels) - 1}{also}'
+        )
+    return counts
+
+
+def _label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]:
+    """Return the labels of a tile under the first key of *wanted* that it has, read without images where possible."""
+    if hasattr(dataset, 'parts'):
+        for part in dataset.parts(index):
+            if part.name in wanted:
+                return {} if part.absent else {part.name: part.read()}
+        return {}
+    sample = dataset[index]
+    return {key: sample[key] for key in wanted[:1] if key in sample} or {k: sample[k] for k in wanted if k in sample}
 
 
 def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:

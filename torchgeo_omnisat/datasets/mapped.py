@@ -181,4 +181,6 @@ class MappedDataset(NonGeoDataset):
             return label.float()
         if self.num_classes is None:
             raise ValueError(f'label is the number {label.item()}, expected num_classes to be given')
+        if not 0 <= label.item() < self.num_classes:
+            raise ValueError(f'label is {label.item()}, expected a class from 0 to {self.num_classes - 1}')
         return torch.nn.functional.one_hot(label.long(), self.num_classes).float()

@@ -55,6 +55,7 @@ def try_training(
             datamodule.num_workers, datamodule.batch_size = 0, min(size, TILES)
             if 'train' in splits:
                 datamodule.statistics = _Measured(datamodule, splits['train'])
+                datamodule.look_at_labels = lambda splits: None  # the labels of all tiles are in the report
             trainer.callbacks.append(_Resume(settings))  # type: ignore[attr-defined]
             trainer.callbacks.append(_Stop(step))  # type: ignore[attr-defined]
             trainer.fit(task, datamodule=datamodule)
@@ -65,7 +66,8 @@ def try_training(
             return (errors.describe(error) or '').removeprefix(kind) or kind + ' '.join(str(error).split())
         finally:
             datamodule.num_workers, datamodule.batch_size = workers, size
-            datamodule.__dict__.pop('statistics', None)
+            for name in ('statistics', 'look_at_labels'):
+                datamodule.__dict__.pop(name, None)
     return None
 
 
