@@ -229,8 +229,9 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if not counts.total:
             return  # the task names the key that batches lack
         rank_zero_info(counts.summary(split))
-        warned = [] if self.published and counts.labelled else counts.warnings(split, self.ignore_index)
-        if split == 'train' and not counts.labelled and not counts.of:
+        rare = self.published and (counts.unit == 'tile' or counts.labelled)
+        warned = [] if rare else counts.warnings(split, self.ignore_index)
+        if split == 'train' and warned and not counts.labelled and not counts.of:
             raise ValueError(f'{warned[0]}; expected some labels to learn from')
         for text in warned:
             rank_zero_warn(text)
