@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Data: how our commands are told of a datamodule, in the words of TorchGeo's command line."""
+"""Data: the arguments of our commands that name a datamodule, those of TorchGeo's command line."""
 
 from argparse import SUPPRESS
 from collections.abc import Sequence

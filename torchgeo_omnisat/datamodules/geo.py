@@ -91,8 +91,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`, ``kind`` and ``unit``
                 among them; ``kind`` ``'sentinel2'``, ``'sentinel1'`` or ``'stac'`` chooses another reader.
                 Or ``class_path`` and ``init_args`` of another geodataset, with ``kind`` and ``unit`` beside.
-            mask: Settings of the labels, likewise; polygons have a ``column`` with the class, its name
-                or its number, and ground ``outside`` of them has no label unless it is told one. Points
+            mask: Settings of the labels, in the same form; polygons have a ``column`` with the class, its name
+                or its number; ground outside of them has no label unless ``outside`` gives its class. Points
                 label the pixel that they fall in. ``classes`` maps other codes to names, as in
                 ``{10: tree, 20: shrub}``, and ``other`` names the class of the rest. Training
                 is restricted to the ground of the labels. None to pretrain, or to predict.

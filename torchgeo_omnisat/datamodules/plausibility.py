@@ -23,7 +23,7 @@ class BandSummary(NamedTuple):
     """Summary statistics of the valid pixels of a band.
 
     Attributes:
-        minimum: Smallest value; NaN if there is no valid pixel, likewise for the others.
+        minimum: Smallest value; NaN if there is no valid pixel, as are the others.
         mean: Mean.
         maximum: Largest value.
         std: Standard deviation.
@@ -204,7 +204,7 @@ def compare(
         modality: The modality, with the facts that are known of it.
         pixels: Valid pixels of several tiles and dates in raw units, ``(N, C)``. NaN is not measured.
         mean: Mean of each band in the checkpoint ``(C,)``.
-        std: Standard deviation of each band, likewise.
+        std: Standard deviation of each band, in the same order.
         tiles: Number of tiles that the pixels are from.
         dates: Number of dates that they are from.
 

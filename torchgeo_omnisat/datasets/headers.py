@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Headers: what raster files say of themselves, read in one opening, and whether the files of a folder are alike."""
+"""Headers: metadata of raster files, read by opening each once, and whether the files of a folder are alike."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _LOOK = 512
 
 
 class Header(NamedTuple):
-    """What a raster file says of itself.
+    """Metadata of a raster file.
 
     Args:
         path: The file.
@@ -44,7 +44,7 @@ class Header(NamedTuple):
         offsets: Offset of each band.
         colormap: Colours of the first band; empty if there are none.
         alpha: Number of the band that is declared to be alpha; None if none is.
-        opaque: Whether the values of that band are those of a mask; None if that cannot be told.
+        opaque: Whether the values of that band are those of a mask; None if that is unknown.
     """
 
     path: str
@@ -161,7 +161,7 @@ def _opaque(source: Any, band: int) -> bool | None:
 
 
 def band_names(header: Header, skip_alpha: bool) -> tuple[str, ...]:
-    """Return what a file calls its bands, numbers where it does not say."""
+    """Return the names of the bands of a file, numbers where it has no descriptions."""
     numbers = header.numbers(skip_alpha)
     names = tuple(header.descriptions[number - 1] or f'B{number}' for number in numbers)
     return names if len(set(names)) == len(names) else tuple(f'B{number}' for number in numbers)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Integrity: what the files of a sample should hold, and how what is wrong with them is told.
+"""Integrity: the expected contents of the files of a sample, and the problems that are found in them.
 
 A dataset that can be checked has ``ids``, a name for each sample, and ``parts``, which says
 of one sample what its files should hold and how they are read. It is made with

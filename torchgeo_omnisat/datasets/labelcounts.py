@@ -85,13 +85,13 @@ class LabelCounts:
         return f'Labels of {split!r}{read}: {counted}({each})'
 
     def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
-        """Return what is missing in a split, in a sentence each.
+        """Return a sentence for each fault of the labels of a split.
 
         Args:
-            split: ``'train'``, of which a class that never occurs is told too, ``'val'`` or ``'test'``.
+            split: ``'train'``, where classes that never occur are named too, ``'val'`` or ``'test'``.
             ignore_index: The class number of what has no label.
         """
-        told = []
+        said = []
         because = [
             f'{self.ignored} pixels are {ignore_index}, which is ignore_index and no label: if it is a class, classes '
             'in the mask maps it to its name'
@@ -102,19 +102,19 @@ class LabelCounts:
         ]
         if not self.labelled:
             read = f' in the {self.total_tiles} of {self.of} tiles that were read' if self.of else ''
-            told.append('; '.join([f'{split!r} has no labelled {self.unit}{read}, so no loss and no score', *because]))
+            said.append('; '.join([f'{split!r} has no labelled {self.unit}{read}, so no loss and no score', *because]))
         elif self.lacking and split == 'train' and not self.of:
-            told.append('; '.join([f'no {self.unit} of {split!r} has the label {self.lacking}', *because]))
+            said.append('; '.join([f'no {self.unit} of {split!r} has the label {self.lacking}', *because]))
         elif self.nodata and split == 'train':
-            told += because[-1:]
+            said += because[-1:]
         if self.ambiguous:
             pixels = f'{self.ambiguous} pixel{"s" * (self.ambiguous > 1)} of {split!r}'
-            told.append(
+            said.append(
                 f'{pixels} contain points of different classes and have no label'
                 if self.shapes == 'points'
                 else f'{pixels} lie in polygons of different classes: the last polygon in the file counts'
             )
-        return told
+        return said
 
     def add_mask(self, mask: Tensor, labels: Sequence[str], ignore_index: int | None) -> None:
         """Count the mask ``(H, W)`` of one tile.

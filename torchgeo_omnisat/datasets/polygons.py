@@ -41,7 +41,7 @@ _SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
 
 
 class Polygons(VectorDataset):
-    """Polygons with a class each; ground outside of them has none unless it is told one.
+    """Polygons with a class each; ground outside of them has none unless *outside* is given.
 
     Points are sparse labels: each labels the pixel that it falls in, and nothing else has a label.
     A pixel with points of different classes is ambiguous and has no label. Where polygons of
@@ -280,7 +280,7 @@ class Polygons(VectorDataset):
             )
 
     def _outside(self, outside: str | int | None) -> int:
-        """Return the class number of what no polygon covers."""
+        """Return the class number of the ground outside of all polygons."""
         if outside is None:
             return self.nodata if self.label_name or self.sparse else 0
         if self.sparse:

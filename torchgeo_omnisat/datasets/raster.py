@@ -41,8 +41,8 @@ class RasterTimeSeries(RasterDataset):
     A TorchGeo ``RasterDataset``, so samplers, splits and set operations take it. Unlike its
     parent, it groups files by day, in the order of time; merges the tiles of one day (mean
     of what was measured, decibels as powers); leaves out files that only touch the window;
-    turns nodata and clouds into NaN; and tells the dates. A date on which nothing was
-    measured stays in the series, not valid.
+    turns nodata and clouds into NaN; and returns the dates. A date without a valid pixel
+    stays in the series, not valid.
 
     A sample has ``image_<name>`` (T, C, H, W) float32, or (C, H, W) if not *temporal*;
     ``dates_<name>`` and ``valid_<name>`` (T,); and in float64 ``bounds`` (9,) and
@@ -206,7 +206,7 @@ class RasterTimeSeries(RasterDataset):
 
         Args:
             index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step in time takes
-                every so manieth day.
+                every n-th day.
 
         Returns:
             The sample.
@@ -292,7 +292,7 @@ class RasterTimeSeries(RasterDataset):
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
-        """Take files that hold one band each as the bands of images, if names say so and nothing else is told."""
+        """Take files that hold one band each as the bands of images, if their names show that."""
         self._scenes: Scenes = {}
         if self.separate_files or self._is_together:
             return
@@ -311,7 +311,7 @@ class RasterTimeSeries(RasterDataset):
         )
 
     def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
-        """Settle what the bands are called, and where they are in each file."""
+        """Set the names of the bands and their numbers in each file."""
         told, first = bool(self.all_bands), headers[0]
         known = next((header.opaque for header in headers if header.opaque is not None), False)
         self.alpha_masks = known and not (told and len(self.all_bands) >= (first.alpha or 0) > 0)

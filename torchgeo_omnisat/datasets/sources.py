@@ -343,7 +343,7 @@ class LabelSource(Source):
         return found
 
     def _check_header(self, path: str) -> list[float]:
-        """Return the nodata of a raster, by its file or as told, and refuse one that has no classes."""
+        """Return the nodata of a raster, from its file or the settings, and refuse one without classes."""
         with opened(path) as source:
             count = len(getattr(self.dataset, 'bands', None) or self.dataset.band_indexes or source.indexes)
             if count != 1 and not self.dataset.separate_files:

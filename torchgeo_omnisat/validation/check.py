@@ -31,7 +31,7 @@ def walk(
     """Read every tile of every split that is there.
 
     Args:
-        datamodule: The data. What it is told to exclude is read too.
+        datamodule: The data. Samples that it excludes are read too.
         max_nan: Greatest fraction of the pixels of a modality that may be invalid.
         num_workers: Number of processes that read; the report does not depend on it.
         ignore: Kinds of problem to pass over.
