@@ -4,6 +4,7 @@
 """Datamodules: datasets to normalised batches, in official splits."""
 
 from .base import MultimodalDataModule
+from .chips import ChipsDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
 from .geo import MultimodalGeoDataModule
@@ -15,6 +16,7 @@ from .synthetic import SyntheticLandscapesDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
 
 __all__ = [
+    'ChipsDataModule',
     'FLAIRDataModule',
     'FLAIRHUBMultimodalDataModule',
     'MappedDataModule',

@@ -3,7 +3,8 @@
 
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -155,7 +156,15 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         """Download and measure what a stage needs, in one process alone."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self.look_at_labels(LABELS.get(stage or 'fit', ()))
-        self.statistics(self.make_dataset(_SPLITS[stage or 'fit'][0]))
+        self.statistics(self.make_dataset(self.splits_of(stage or 'fit')[0]))
+
+    def splits_of(self, stage: str) -> tuple[str, ...]:
+        """Return the splits that a stage reads: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``."""
+        return _SPLITS[stage]
+
+    def left_out(self) -> list[str]:
+        """Return the splits that have no tile; training needs some."""
+        return []
 
     def setup(self, stage: str) -> None:
         """Make the datasets of a stage and learn the statistics.
@@ -167,12 +176,14 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if stage == 'fit':
             self.begin()
         self.look_at_labels(LABELS.get(stage, ()))
-        made = {split: self.make_dataset(split) for split in _SPLITS[stage]}
+        first, *others = self.splits_of(stage)
+        empty = self.left_out() if others else ()
+        made = {split: self.make_dataset(split) for split in (first, *others) if split not in empty}
         self.say_excluded(made)
         self.train_dataset = made.get('train', self.train_dataset)
         self.val_dataset = made.get('val', self.val_dataset)
         if stage == 'predict':
-            self.predict_dataset = made['test']
+            self.predict_dataset = made[first]
         else:
             self.test_dataset = made.get('test', self.test_dataset)
         dataset: Any = next(iter(made.values()))
@@ -216,7 +227,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             return
         said: set[str] = self.__dict__.setdefault('_said_labels', set())
         for split in splits:
-            if split not in said:
+            if split not in said and split not in self.left_out():
                 said.add(split)
                 self._say_labels(split, self.label_counts(split, self.max_counted, target))
 
@@ -235,6 +246,33 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             raise ValueError(f'{warned[0]}; expected some labels to learn from')
         for text in warned:
             rank_zero_warn(text)
+
+    def statistics_of_model(
+        self, modalities: Mapping[str, Modality]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Return mean and standard deviation as the model that predicts has them.
+
+        Args:
+            modalities: Modalities of the data.
+
+        Returns:
+            Both by modality; None if it does not know them all, or nothing is predicted.
+        """
+        trainer, bands = self.trainer, {name: len(m.bands) for name, m in modalities.items()}
+        statistics_of = getattr(trainer.lightning_module, 'statistics_of', None) if trainer else None
+        if trainer is None or not trainer.predicting or statistics_of is None:
+            return None
+        _, told = statistics_of({'mean': None, 'std': None, 'data': self.origin}, list(bands))
+        mean, std = ({name: torch.tensor(told[kind].get(name, [])) for name in bands} for kind in ('mean', 'std'))
+        known = all(len(part[name]) == count for part in (mean, std) for name, count in bands.items())
+        return (mean, std) if known else None
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of validation tiles; none if the split has no tile, of which Lightning need not warn."""
+        if self.val_dataset is None and 'val' in self.left_out():
+            warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
+            return []
+        return super().val_dataloader()
 
     def say_facts(self) -> None:
         """Say once what is not simulated in training, because facts of a modality are unknown."""

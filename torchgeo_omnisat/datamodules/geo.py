@@ -6,14 +6,11 @@
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
@@ -244,7 +241,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
         self.look_at_labels(LABELS.get(stage or 'fit', ()))
-        if self._of_model() is None:
+        if self.statistics_of_model(self.labelled.modalities) is None:
             self.statistics(self.make_dataset('train', every=True))
 
     def setup(self, stage: str) -> None:
@@ -269,13 +266,6 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 setattr(self, f'{name}_dataset', self.make_dataset(name))
         self._know(self.labelled)
         self.train_aug = self.augmentation()
-
-    def val_dataloader(self) -> Any:
-        """The validation tiles; none if the split has no ground for them, of which Lightning need not warn."""
-        if self.val_dataset is None:
-            warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
-            return []
-        return super().val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The tiles of the map, overlapping."""
@@ -341,22 +331,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""
         self.modalities = dataset.modalities
-        self.mean, self.std = self._of_model() or self.statistics(self.make_dataset('train', every=True))
+        known = self.statistics_of_model(dataset.modalities)
+        self.mean, self.std = known or self.statistics(self.make_dataset('train', every=True))
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.collate_fn = partial(collate, modalities=self.modalities)
-
-    def _of_model(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Mean and deviation as the model that makes a map has them; None if it does not, or makes none."""
-        trainer, bands = self.trainer, {name: len(m.bands) for name, m in self.labelled.modalities.items()}
-        if trainer is None or not trainer.predicting:
-            return None
-        statistics_of = getattr(trainer.lightning_module, 'statistics_of', None)
-        if statistics_of is None:
-            return None
-        _, told = statistics_of({'mean': None, 'std': None, 'data': self.origin}, list(bands))
-        mean, std = ({name: torch.tensor(told[kind].get(name, [])) for name in bands} for kind in ('mean', 'std'))
-        known = all(len(part[name]) == count for part in (mean, std) for name, count in bands.items())
-        return (mean, std) if known else None
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
         """The rasters as one dataset."""

@@ -3,6 +3,7 @@
 
 """Datasets: files to samples."""
 
+from .chips import ImageChips
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .mapped import MappedDataset
@@ -18,6 +19,7 @@ from .treesatai import TreeSatAITimeSeries
 __all__ = [
     'FLAIR',
     'FLAIRHUBMultimodal',
+    'ImageChips',
     'MappedDataset',
     'MultimodalGeoDataset',
     'PASTISMultimodal',

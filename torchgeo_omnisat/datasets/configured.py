@@ -30,7 +30,9 @@ KINDS: dict[str, type[GeoDataset]] = {
 }
 
 
-def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
+def image_dataset(
+    name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = KINDS
+) -> GeoDataset:
     """A dataset of images.
 
     Args:
@@ -40,6 +42,7 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
             folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
             ``class_path`` and ``init_args`` of any geodataset.
         root: Directory of the data.
+        readers: Readers by name.
 
     Raises:
         ValueError: If there is no such setting or class.
@@ -48,16 +51,16 @@ def image_dataset(name: str, settings: Mapping[str, Any], root: Path) -> GeoData
     if 'class_path' in settings:
         return _of_class(name, settings, root)
     reader = settings.pop('reader', 'raster')
-    if settings.get('kind') in KINDS:
+    if settings.get('kind') in readers:
         reader = settings.pop('kind')
     kind = settings.get('kind')
-    if reader not in KINDS:
-        raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(KINDS)}')
+    if reader not in readers:
+        raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(readers)}')
     if kind not in (None, *get_args(Kind)):
-        raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*KINDS, *get_args(Kind)]}')
+        raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
     if reader in ('raster', 'stac'):
         settings['name'] = name
-    return _made(name, KINDS[reader], settings, root)
+    return _made(name, readers[reader], settings, root)
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +73,11 @@ def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label_dataset(
-    settings: Mapping[str, Any], root: Path, labels: Sequence[str] = (), ignore_index: int | None = None
+    settings: Mapping[str, Any],
+    root: Path,
+    labels: Sequence[str] = (),
+    ignore_index: int | None = None,
+    reader: type[GeoDataset] = RasterTimeSeries,
 ) -> GeoDataset:
     """A dataset of labels.
 
@@ -81,6 +88,7 @@ def label_dataset(
         root: Directory of the data.
         labels: Names of the classes.
         ignore_index: The class number of what has no label.
+        reader: What reads rasters.
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
     if 'class_path' not in settings and _is_vector(settings, root):
@@ -88,7 +96,7 @@ def label_dataset(
     settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}
     if 'class_path' in settings:
         return _of_class('mask', settings, root)
-    return _made('mask', RasterTimeSeries, {'name': 'mask', 'temporal': False, **settings}, root)
+    return _made('mask', reader, {'name': 'mask', 'temporal': False, **settings}, root)
 
 
 def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:

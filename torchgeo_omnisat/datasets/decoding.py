@@ -34,6 +34,7 @@ class Decoding(NamedTuple):
         scaled: Whether scale and offset of the bands apply, after nodata is left out.
         scale: Scale and offset that apply then, of all bands; None for those in the file.
         crs: CRS of a file that states none.
+        whole: Whether a file is read as a whole, pixel by pixel, wherever it lies.
     """
 
     nodata: tuple[float, ...] = ()
@@ -42,6 +43,7 @@ class Decoding(NamedTuple):
     scaled: bool = False
     scale: tuple[float, float] | None = None
     crs: Any = None
+    whole: bool = False
 
     def scale_of(self, source: Any, band: int) -> tuple[float, float]:
         """Return scale and offset that apply to a band of an open file."""

@@ -125,7 +125,8 @@ def _refusal(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
     return ValueError(
         f'{what} is in {_named(source)} and lies at {lon:.4g} degrees east, {lat:.4g} north, where {_named(target)}, '
         f'the CRS of the samples, {how}; expected files within a few hundred kilometres of its area of use. Give '
-        'another crs, or train on each zone by itself'
+        'another crs, or, if every file is a chip with a mask of the same name, read them with ChipsDataModule (--data '
+        'ChipsDataModule), which keeps each in its own CRS'
     )
 
 

@@ -183,7 +183,7 @@ def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -
     else:
         place = dataset.all_bands.index(clouds.band)
         index = getattr(dataset, 'band_numbers', {}).get(path, range(1, place + 2))[place]
-    assumed = Decoding(crs=getattr(dataset, 'assumed_crs', None))
+    assumed = Decoding(crs=getattr(dataset, 'assumed_crs', None), whole=getattr(dataset, 'whole_files', False))
     return clouds(read_raster(path, (index,), grid, assumed, True, dataset.cache)[0])
 
 
@@ -220,7 +220,7 @@ def read_raster(
                 bands = list(indexes or source.indexes)
                 if max(bands) > source.count:
                     raise ValueError(f'it has {source.count} bands')
-                place = _place(source, grid, decoding.crs)
+                place = _whole(source, grid) if decoding.whole else _place(source, grid, decoding.crs)
                 if place is None:
                     return _warped(source, bands, grid, decoding, nearest)
                 return _cut(source, bands, *place, decoding)
@@ -294,6 +294,15 @@ def _place(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] |
     if max(abs(row - round(row)), abs(column - round(column))) > 1e-6:
         return None
     return round(row), round(column), grid.height, grid.width
+
+
+def _whole(source: Any, grid: Grid) -> tuple[int, int, int, int]:
+    """Return all pixels of an open file as row, column, height and width; refuse another size than the grid's."""
+    if (source.height, source.width) != (grid.height, grid.width):
+        raise ValueError(
+            f'it has {source.height} x {source.width} pixels, expected {grid.height} x {grid.width} of {grid.step:g} m'
+        )
+    return 0, 0, grid.height, grid.width
 
 
 def _cut(

@@ -3,7 +3,7 @@
 
 """Geoparts: what the files of a join are, as a whole and below each tile, for whoever checks them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torchgeo.datasets.utils import GeoSlice
 
+from ..modality import Modality
 from .frames import days_of, files_of, is_remote, opened
 from .integrity import Expected, Part
 from .multimodal import MultimodalGeoDataset, pixels
@@ -31,12 +32,12 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     for name, source in join.sources.items():
         grid = pixels(join.crs, window, source.modality.gsd)
         rows = source.rows(grid, span, prefer=not source.modality.temporal)
-        yield Part(name, _files(source.dataset, rows), partial(source.read, grid, span), absent=rows.empty)
+        yield Part(name, expected_files(source.dataset, rows), partial(source.read, grid, span), absent=rows.empty)
     if join.labels is not None:
         grid = pixels(join.crs, window, join.label_gsd)
         rows = join.labels.rows(grid, span, prefer=True)
         read = partial(join.labels.read, grid, span, join.ignore_index, strict=False)  # codes are looked at as a whole
-        yield Part('mask', _files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
+        yield Part('mask', expected_files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 
 def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
@@ -65,25 +66,38 @@ def contents(join: MultimodalGeoDataset) -> str:
     Args:
         join: The dataset.
     """
+    crs = {name: ':'.join(join.given[name].crs.to_authority() or [join.given[name].crs.name]) for name in join.sources}
+    return file_table([(source.modality, source.index, crs[name]) for name, source in join.sources.items()])
+
+
+def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
+    """Return a table of files, a line for each modality.
+
+    Args:
+        sources: Each modality, the index of its files, and the CRS that they are in.
+    """
     rows = [('modality', 'files', 'days', 'from', 'to', 'm/pixel', 'CRS', 'bands')]
-    for name, source in join.sources.items():
-        index, given = source.index, join.given[name]
+    for modality, index, crs in sources:
         days = np.unique(days_of(index)[days_of(index) > 0])
         first, last = ([str(pd.Timestamp(day, unit='D').date()) for day in days[[0, -1]]]) if len(days) else ('-', '-')
-        crs = ':'.join(given.crs.to_authority() or [given.crs.name])
-        gsd, bands = f'{source.modality.gsd:g}', ' '.join(source.modality.bands)
-        rows.append((name, str(len(index)), str(len(days)), first, last, gsd, crs, bands))
+        gsd, bands = f'{modality.gsd:g}', ' '.join(modality.bands)
+        rows.append((modality.name, str(len(index)), str(len(days)), first, last, gsd, crs, bands))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return '\n'.join(
         '  '.join([*(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
     )
 
 
-def _files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
-    """Local files of rows; a file of all bands has as many as the first of the dataset."""
+def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
+    """Return the local files of rows; a file of all bands has as many as the first of the dataset.
+
+    Args:
+        dataset: Whose files they are.
+        rows: Rows of its index.
+    """
     scenes = [path for path in rows.get('filepath', []) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True)
-    shape = (_bands(sorted(dataset.index.filepath)[0]), None, None) if together and scenes else None
+    shape = (_bands(dataset.index.filepath.min()), None, None) if together and scenes else None
     unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
     return tuple(
         Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)

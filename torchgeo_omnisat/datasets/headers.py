@@ -70,18 +70,19 @@ class Header(NamedTuple):
         return tuple(map(str, names)) if all(names) and len(set(names)) == len(names) else None
 
 
-def read_header(path: str) -> Header:
+def read_header(path: str, located: bool = True) -> Header:
     """Read the header of a raster.
 
     Args:
         path: A file or whatever GDAL reads.
+        located: Whether a file without a transform is an error; else its transform is the identity.
 
     Raises:
         ValueError: If that cannot be read, lies nowhere or holds complex pixels.
     """
     try:
         with sidecars(path), open_raster(path) as source:
-            crs, transform = georeference(source)
+            crs, transform = (None, Affine.identity()) if not located and _is_nowhere(source) else georeference(source)
             colours = _colormap(source)
             alpha = source.colorinterp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in source.colorinterp else None
             if alpha is not None and (source.descriptions[alpha - 1] or 'alpha').lower() != 'alpha':
@@ -118,6 +119,11 @@ def georeference(source: Any) -> tuple[Any, Affine]:
     if not points or crs is None:
         raise ValueError('it states no transform and no ground control points')
     return crs, from_gcps(points)
+
+
+def _is_nowhere(source: Any) -> bool:
+    """Return whether an open file has neither a transform nor ground control points."""
+    return bool(source.transform.is_identity and not (source.gcps[0] and source.gcps[1]))
 
 
 def stated_crs(crs: Any) -> Any:

@@ -4,8 +4,10 @@
 """Opening: the one way in which rasters are opened, so that the files beside them count in every command."""
 
 import re
+import warnings
 
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.session import DummySession
 
 #: What GDAL reads over a network, where looking for files beside each one would cost requests.
@@ -35,5 +37,6 @@ def open_raster(path: str) -> rasterio.DatasetReader:
     Raises:
         RasterioError: If that cannot be opened.
     """
-    with sidecars(path):
+    with sidecars(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)  # an error says so where it matters
         return rasterio.open(path)

@@ -62,6 +62,8 @@ class RasterTimeSeries(RasterDataset):
     decibels = False
     #: Whether scale and offset in files may apply; else the reader knows better.
     tags_scale = True
+    #: Whether a window is always all pixels of a file, wherever it lies.
+    whole_files = False
 
     def __init__(
         self,
@@ -248,7 +250,14 @@ class RasterTimeSeries(RasterDataset):
             filepath: A file of the index.
             band: Of a scene with separate files, which of them.
         """
-        return Decoding(self.added_nodata, self.replaced_nodata, self.alpha_masks, self.scaled, crs=self.assumed_crs)
+        return Decoding(
+            self.added_nodata,
+            self.replaced_nodata,
+            self.alpha_masks,
+            self.scaled,
+            crs=self.assumed_crs,
+            whole=self.whole_files,
+        )
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
         """Read the header of every file, once, and index where and when it lies."""

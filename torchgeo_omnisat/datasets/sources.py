@@ -8,7 +8,7 @@ import copy
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -333,9 +333,12 @@ class LabelSource(Source):
         """
         if not self.plain:
             return {}
-        index = self.index[self.index.intersects(ground)]
+        return self._nodata_of(self.index.filepath[self.index.intersects(ground)])
+
+    def _nodata_of(self, paths: Iterable[str]) -> dict[str, tuple[float, int]]:
+        """Return the nodata of files where it is the number of a class too, by path."""
         found = {}
-        for path in index.filepath:
+        for path in paths:
             for nodata in self._check_header(path):
                 number = self.classes.number(nodata)
                 if number >= 0 and not self.classes.identity:

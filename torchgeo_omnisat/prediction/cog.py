@@ -35,9 +35,9 @@ Colors = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Place:
-    """Where pixels lie that are no :class:`.Grid`, because they are turned."""
+    """Where pixels lie that are no :class:`.Grid`, because they are turned or, without a CRS, lie nowhere."""
 
-    crs: ProjCRS
+    crs: ProjCRS | None
     transform: Affine
     height: int
     width: int
@@ -73,9 +73,11 @@ def write_map(
         'count': len(bands.names),
         'dtype': bands.dtype,
         'nodata': bands.nodata,
-        'crs': CRS.from_wkt(grid.crs.to_wkt('WKT1_GDAL')) if grid.crs.to_epsg() is None else grid.crs.to_epsg(),
-        'transform': grid.transform,
     }
+    if grid.crs is not None:
+        code = grid.crs.to_epsg()
+        profile['crs'] = CRS.from_wkt(grid.crs.to_wkt('WKT1_GDAL')) if code is None else code
+        profile['transform'] = grid.transform
     layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'band', 'bigtiff': 'IF_SAFER'}
     written = 0
     with rasterio.Env(GDAL_CACHEMAX=CACHE):

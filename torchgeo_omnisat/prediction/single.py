@@ -3,6 +3,7 @@
 
 """Single: tiles that make no area become a GeoTIFF each."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class TileFolder:
     Args:
         path: The folder. Older files of these samples are replaced, others stay.
         dataset: Has ``crs`` and ``ids``, and, where its squares lie askew, ``corners``
-            ``(N, 3, 2)``: the upper left, upper right and lower left one of each.
+            ``(N, 3, 2)``: the upper left, upper right and lower left one of each. If samples have a CRS
+            each, ``chip_crs`` instead of ``crs``; None for those that lie nowhere.
         bands: The bands.
         colors: Of the classes, ``(K, 3)``.
     """
@@ -31,7 +33,11 @@ class TileFolder:
         """Make the folder."""
         self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
         self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
-        self.crs, self.ids = CRS.from_user_input(dataset.crs), [name.replace('/', '-') for name in dataset.ids]
+        self.ids = [name.replace('/', '-') for name in dataset.ids]
+        #: CRS of each sample.
+        self.crs: Sequence[CRS | None] = (
+            dataset.chip_crs if hasattr(dataset, 'chip_crs') else [CRS.from_user_input(dataset.crs)] * len(self.ids)
+        )
         path.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, probabilities: NDArray[np.float32], seen: NDArray[np.uint16], bounds: Any) -> None:
@@ -44,7 +50,9 @@ class TileFolder:
             bounds: ``bounds`` of the sample; None if it has none.
         """
         name, (height, width) = self.ids[index], seen.shape
-        place = Place(self.crs, self._transform(index, bounds, height, width), height, width)
+        crs = self.crs[index]
+        transform = Affine.identity() if crs is None else self._transform(index, bounds, height, width)
+        place = Place(crs, transform, height, width)
         made, scratch = (self.path / f'.{name}.{kind}' for kind in ('part', 'scratch'))
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
         write_map(made, scratch, place, self.bands, parts, self.colors)

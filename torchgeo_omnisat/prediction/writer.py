@@ -103,7 +103,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         single = getattr(datamodule, 'tiling', None) is None
         if not single and self.output and Path(self.output).suffix.lower() not in ('.tif', '.tiff'):
             raise ValueError(f"output of a map is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
-        if single and (getattr(dataset, 'crs', None) is None or not hasattr(dataset, 'ids')):
+        lies_somewhere = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
+        if single and not (lies_somewhere and hasattr(dataset, 'ids')):
             raise ValueError(
                 f'GeoTIFFWriter maps an area, but {type(datamodule).__name__} has none: expected a datamodule with '
                 '`grid` and `tiling` for prediction, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'

@@ -48,6 +48,8 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
             except UnknownCodesError as error:
                 unknown.append(error)
                 continue
+            except (ValueError, OSError):
+                continue  # a file that cannot be read, which is reported with its tile
         elif not values.counted or (datamodule.published and (values.counted == 'tiles' or counts.labelled)):
             continue  # published splits may lack a rare class, which the table of classes shows
         for sentence in counts.warnings(split, datamodule.ignore_index):
