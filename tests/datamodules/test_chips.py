@@ -18,7 +18,7 @@ from tests.chips_tree import LABELS, MASK, PLACES, RASTERS, write_chips
 from tests.geo_tree import write
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.datamodules import ChipsDataModule
+from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
 from torchgeo_omnisat.datasets.classes import UnknownCodesError
 from torchgeo_omnisat.prediction.cog import class_colors
 from torchgeo_omnisat.prediction.encoding import Bands
@@ -131,6 +131,13 @@ def test_maps_lie_where_their_chips_lie(tmp_path: Path) -> None:
     folder.write(0, probabilities, seen, None)
     with rasterio.open(tmp_path / 'out/chip0.tif') as file:
         assert (file.crs, file.transform) == (None, Affine.identity())
+
+
+def test_the_reader_of_regions_names_this_one(tmp_path: Path) -> None:
+    write_chips(tmp_path, 2)
+    datamodule = MultimodalGeoDataModule(str(tmp_path), {'s2': RASTERS['s2'] | {'temporal': False}})
+    with pytest.raises(ValueError, match=r'chip1\.tif is in EPSG:32616 .* EPSG:32632 .* ChipsDataModule'):
+        datamodule.contents()
 
 
 @pytest.mark.slow

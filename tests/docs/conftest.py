@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from shapely.geometry import box
 
+from tests.chips_tree import write_chips
 from tests.conftest import write_pastis
 from tests.geo_tree import UTM, X, Y, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
@@ -51,6 +52,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     'treesatai': lambda root: write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3)),
     'region': write_region,
     'belgium': write_belgium,
+    'chips': lambda root: write_chips(root, 5, series=('20210315', '20210615')),
 }
 
 

@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).parents[2] / 'docs' / 'configs'
 #: The made-up data that each configuration reads, by the directory that it names.
 DATA = {
     'belgium-crops': {'data/belgium-crops': 'belgium'},
+    'chips': {'data/chips': 'chips'},
     'flair': {'data/FLAIR': 'flair'},
     'flair-hub': {'data/FLAIR-HUB': 'flair-hub'},
     'mixed': {'data/PASTIS-R': 'pastis', 'data/FLAIR': 'flair'},
