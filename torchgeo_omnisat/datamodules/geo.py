@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..batch import collate
 from ..datasets.arguments import name_classes
 from ..datasets.classes import class_names
 from ..datasets.configured import facts_of, image_dataset, label_dataset
-from ..datasets.frames import files_of
+from ..datasets.fingerprint import Fingerprint, stamps
 from ..datasets.geoparts import contents, unlike_files
 from ..datasets.geotiles import GeoTiles
 from ..datasets.labelcounts import LabelCounts, count_labels
@@ -207,10 +206,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         Raises:
             ValueError: If codes of the labels stand for no class, or the split has no ground.
         """
-        counted: dict[str, LabelCounts] = self.__dict__.setdefault('_label_counts', {})
-        if split not in counted:
-            counted[split] = count_labels(self.make_dataset(split, every=True), self.labels)
-        return counted[split]
+        counted: dict[str, tuple[str, LabelCounts]] = self.__dict__.setdefault('_label_counts', {})
+        now = self._label_files()
+        if split not in counted or counted[split][0] != now:
+            counted[split] = now, count_labels(self.make_dataset(split, every=True), self.labels)
+        return counted[split][1]
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Changes that make a dataset to be measured: all tiles, once."""
@@ -273,12 +273,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     def fingerprint(self) -> list[Any]:
         """Which files the map is made of, so that an interrupted prediction knows them again."""
-        sources = [source.dataset for source in self.unlabelled.sources.values()]
-        scenes = [(data, path) for data in sources for path in data.index.get('filepath', [])]
-        paths = sorted({path for scene in scenes for path in files_of(*scene)})
-        stats = [(path, os.stat(path) if os.path.isfile(path) else None) for path in paths]
-        files = [[path, *((s.st_size, s.st_mtime_ns) if s else ())] for path, s in stats]
-        return [*files, self.predict_area, self.rasters]
+        paths = [path for name in self.rasters for path in self.unlabelled.image_files(name)]
+        return [*stamps(paths, self.root), self.predict_area, self.rasters]
 
     def _setup_map(self) -> None:
         """The area to predict, its pixels and its tiles."""
@@ -320,13 +316,19 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
             return
-        said: set[str] = self.__dict__.setdefault('_said_labels', set())
+        said: set[tuple[str, str]] = self.__dict__.setdefault('_said_labels', set())
+        now = self._label_files()
         for split in splits:
-            if split in said or self.grounds[split].is_empty:
+            if (split, now) in said or self.grounds[split].is_empty:
                 continue
             counts = self.label_counts(split)
-            said.add(split)
+            said.add((split, now))
             self._say_labels(split, counts)
+
+    def _label_files(self) -> str:
+        """Return what differs once a file of the labels was written anew."""
+        labels = self.labelled.labels
+        return Fingerprint.of(stamps([] if labels is None else labels.files(), self.root)).digest
 
     def _know(self, dataset: MultimodalGeoDataset) -> None:
         """What tasks and loaders ask for."""

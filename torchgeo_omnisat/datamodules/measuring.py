@@ -15,7 +15,18 @@ from torch import Tensor
 
 from ..modality import Modality
 from .excluding import ExcludingDataModule
-from .statistics import FILENAME, Bands, Entries, as_bands, holds, load_statistics, measure, partial_of, save_statistics
+from .statistics import (
+    FILENAME,
+    Bands,
+    Entries,
+    as_bands,
+    changed,
+    holds,
+    load_statistics,
+    measure,
+    partial_of,
+    save_statistics,
+)
 
 
 class MeasuringDataModule(ExcludingDataModule):
@@ -114,6 +125,8 @@ class MeasuringDataModule(ExcludingDataModule):
         sizes = Counter(groups)
         held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
         other = [name for name in train.modalities if name in entries and name not in held]
+        stale = {name: how for name in held if (how := changed(train, entries, name, groups))}
+        held = [name for name in held if name not in stale]
         for then, names in (
             ('they are measured anew', [name for name in other if name in needed]),
             ('what is published is taken', [name for name in other if name not in needed]),
@@ -123,6 +136,11 @@ class MeasuringDataModule(ExcludingDataModule):
                     f'{FILENAME} of {train.path} knows {", ".join(names)} of other samples or settings than these '
                     f'{len(groups)} samples: {then}'
                 )
+        for name, how in stale.items():
+            rank_zero_info(
+                f'{FILENAME} of {train.path} is older than the files of {name}: {how}; '
+                + ('they are measured anew' if name in needed else 'what is published is taken')
+            )
         if lacking := [name for name in needed if name not in held]:
             if getattr(train, 'missing', None) == 'allow':
                 part = copy(train)

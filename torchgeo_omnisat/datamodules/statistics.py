@@ -1,7 +1,13 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Statistics: mean and deviation of every band, measured in one pass and kept."""
+"""Statistics: mean and deviation of every band, measured in one pass and kept.
+
+An entry keeps the fingerprint of the files that were measured (:mod:`torchgeo_omnisat.datasets.fingerprint`) and
+is measured anew when one of them has another size or modification time. The status of each measured file is
+asked for once whenever statistics are wanted. Entries without a fingerprint, such as ones written by hand, hold
+whatever the files are.
+"""
 
 import contextlib
 import hashlib
@@ -23,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
+from ..datasets.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ..modality import Modality
 from .stream import stream
 
@@ -34,7 +41,7 @@ EVERY = 10.0
 #: Mean and standard deviation, one number a band.
 Bands = tuple[Tensor, Tensor]
 #: By modality and group: lists ``mean`` and ``std``, empty where there is nothing to measure, how
-#: many ``samples`` were measured ``of`` how many.
+#: many ``samples`` were measured ``of`` how many, and the fingerprint of their ``files``, if a dataset tells them.
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -132,7 +139,13 @@ def measure(
     places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
     sizes, seen = Counter(groups), Counter(groups[place] for place in places)
+    prints: dict[str, dict[str, Any]] = {}  # taken before anything is read
+    for name in modalities:
+        for group in seen:
+            if files := files_of(dataset, name, [place for place in places if groups[place] == group]):
+                prints.setdefault(name, {})[group] = Fingerprint.of(*files).as_dict()
     what = [about, type(dataset).__name__, list(groups), list(places), [m.as_dict() for m in modalities.values()]]
+    what.append(prints)
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
     first = 0 if keep is None else _resume(keep, digest, found)
     title, saved = f'Statistics of {", ".join(modalities)}', -np.inf
@@ -147,9 +160,59 @@ def measure(
     if keep is not None:
         keep.unlink(missing_ok=True)
     return {
-        name: {group: {**one.as_dict(), 'samples': seen[group], 'of': sizes[group]} for group, one in parts.items()}
+        name: {
+            group: {
+                **one.as_dict(),
+                'samples': seen[group],
+                'of': sizes[group],
+                **({'files': prints[name][group]} if group in prints.get(name, {}) else {}),
+            }
+            for group, one in parts.items()
+        }
         for name, parts in found.items()
     }
+
+
+def files_of(dataset: Any, name: str, indices: Sequence[int]) -> tuple[list[Stamp], list[str]] | None:
+    """Return size and time of the files that samples of a modality are read from, and the names of these samples.
+
+    Args:
+        dataset: The dataset, which tells its files by ``image_files(name, indices)``.
+        name: The modality.
+        indices: Numbers of the samples.
+
+    Returns:
+        What :meth:`.Fingerprint.of` takes; None if the dataset tells no files.
+    """
+    told = getattr(dataset, 'image_files', None)
+    paths = [] if told is None else told(name, indices)
+    if not paths:
+        return None
+    ids = getattr(dataset, 'ids', None)
+    return stamps(paths, dataset.path), [] if ids is None else [ids[index] for index in indices]
+
+
+def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) -> str:
+    """Return how the files of a modality differ from those that were measured; nothing if they do not.
+
+    Args:
+        dataset: The dataset.
+        entries: What was measured of it, of every group.
+        name: The modality.
+        groups: The group of each sample.
+    """
+    known = {group: entries[name][group] for group in dict.fromkeys(groups)}
+    whole = all(entry.get('samples') == entry.get('of') for entry in known.values())
+    most = len(groups) if whole else sum(entry.get('samples', 0) for entry in known.values())
+    places = range(len(groups)) if most >= len(groups) else _spread(len(groups), most)
+    for group, entry in known.items():
+        then = entry.get('files')
+        if not isinstance(then, Mapping):
+            continue
+        now = files_of(dataset, name, [place for place in places if groups[place] == group])
+        if now is not None and Fingerprint.of(*now).digest != then.get('digest'):
+            return describe_change(then, now[0])
+    return ''
 
 
 def read_statistics(path: Path, key: str, bands: int) -> Bands:

@@ -3,7 +3,6 @@
 
 """Addresses: where arrays lie in files, so that a file that is known is read without being parsed again."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -16,8 +15,10 @@ from numpy.typing import NDArray
 from rasterio.enums import Interleaving
 from rasterio.io import DatasetReader
 
+from .fingerprint import State, state_of
+
 #: What is known of a file, with what tells whether it is still the same file, by path and kind.
-_KNOWN: dict[tuple[str, Any], tuple[tuple[int, int, int], Any]] = {}
+_KNOWN: dict[tuple[str, Any], tuple[State | None, Any]] = {}
 #: So many files are known at most; a few hundred bytes each.
 _MOST = 2**18
 
@@ -81,7 +82,7 @@ def known[T](path: Path, expected: str, kind: Any, find: Callable[[], T]) -> Ite
     with file:
         # From its first byte on the kernel reads a file ahead; where reading begins with much, it waits for all of it.
         file.read(1)
-        state, key = _state(file.fileno()), (str(path), kind)
+        state, key = state_of(file.fileno()), (str(path), kind)
         entry = _KNOWN.get(key)
         if entry is None or entry[0] != state:
             if len(_KNOWN) >= _MOST:
@@ -96,12 +97,6 @@ def known[T](path: Path, expected: str, kind: Any, find: Callable[[], T]) -> Ite
 def forget() -> None:
     """Know nothing of any file."""
     _KNOWN.clear()
-
-
-def _state(file: int) -> tuple[int, int, int]:
-    """What differs once somebody has written to a file, or put another in its place."""
-    status = os.fstat(file)
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def piece_of_array(array: NDArray[Any]) -> Piece | None:

@@ -3,7 +3,7 @@
 
 """FLAIR: land cover of France from aerial images and a year of Sentinel-2."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -231,6 +231,20 @@ class FLAIR(NonGeoDataset):
             area = self._areas[patch.domain, patch.zone]
             files, dates = expect_series(area, self._file('s2', patch), self.path / CENTROIDS)
             yield Part('s2', files, partial(self._read_s2, patch, size), dates, self.modalities['s2'])
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
+        """Return the files that a modality of some samples is read from, whether they are there or not.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the samples.
+        """
+        patches = [self.patches[index] for index in indices]
+        if name == 'aerial':
+            return [self._file('aerial', patch) for patch in patches]
+        areas = {self._areas[patch.domain, patch.zone] for patch in patches} - {None}
+        files = [path for area in areas if area for path in (area.data, area.masks, area.products)]
+        return [*files, self.path / CENTROIDS]
 
     def _classes(self, stored: NDArray[np.uint8]) -> Tensor:
         """Return the classes (H, W) of numbers from 1; rare ones are one class."""

@@ -4,7 +4,7 @@
 """FLAIR-HUB: what TorchGeo's loader reads, with dates, clouds, and the keys of a batch."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -252,6 +252,17 @@ class FLAIRHUBMultimodal(FLAIRHUB):
                 dates = dates_of(table, self._days[name].get(key), self._undated[name].get(key))
             read = partial(self._read_alone, files, modality, size)
             yield Part(name, expect(files, product, size, self.dataset_type, dates), read, dates, modality)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
+        """Return the files that a modality of some samples is read from, whether they are there or not.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the samples.
+        """
+        products = [PRODUCTS[name].name, *([CLOUDS] if name == 's2' else [])]
+        rows = [self.files[index] for index in indices]
+        return [Path(files[product]) for files in rows for product in products if product in files]
 
     def _load(self, index: int) -> Sample:
         """What TorchGeo's loader gives for a patch, of the files that are there."""

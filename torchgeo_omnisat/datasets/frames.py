@@ -26,6 +26,7 @@ from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ..grid import Grid
 from .decoding import Decoding, as_numbers, decode
+from .fingerprint import State, raster_state
 from .headers import georeference
 from .opening import open_raster, sidecars
 from .series import Merge, finite_mean
@@ -203,7 +204,8 @@ def read_raster(
         grid: The pixels, which may be of another size and in another CRS.
         nodata: Numbers that are nodata besides what the file states, or all of how to decode it.
         nearest: Whether to take the nearest pixel, as classes need it.
-        cache: Whether to keep the file open.
+        cache: Whether to keep the file open. One that changes on a disk is opened anew; that costs a status request
+            for each read.
 
     Returns:
         Float32 ``(C, H, W)``. Where the pixels are those of the file, they are copied: a warp
@@ -215,7 +217,7 @@ def read_raster(
     decoding = nodata if isinstance(nodata, Decoding) else Decoding(as_numbers(nodata))
     try:
         with sidecars(path):  # what a virtual raster is made of is opened when it is read
-            source = _kept_open(path, os.getpid()) if cache else open_raster(path)
+            source = _kept_open(path, os.getpid(), raster_state(path)) if cache else open_raster(path)
             try:
                 bands = list(indexes or source.indexes)
                 if max(bands) > source.count:
@@ -332,8 +334,11 @@ def _same(source: Any, grid: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=128)
-def _kept_open(path: str, process: int) -> Any:
-    """An open file; GDAL's handles do not survive a fork, so each process has its own."""
+def _kept_open(path: str, process: int, state: tuple[State | None, ...]) -> Any:
+    """Return an open file, the same for as long as its state is.
+
+    GDAL's handles do not survive a fork, so each process has its own.
+    """
     return open_raster(path)
 
 

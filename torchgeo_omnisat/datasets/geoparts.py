@@ -4,7 +4,7 @@
 """Geoparts: what the files of a join are, as a whole and below each tile, for whoever checks them."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from torchgeo.datasets.utils import GeoSlice
 
 from ..modality import Modality
+from .fingerprint import State, state_of
 from .frames import days_of, files_of, is_remote, opened
 from .integrity import Expected, Part
 from .multimodal import MultimodalGeoDataset, pixels
@@ -97,15 +98,19 @@ def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
     """
     scenes = [path for path in rows.get('filepath', []) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True)
-    shape = (_bands(dataset.index.filepath.min()), None, None) if together and scenes else None
+    shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
     unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
     return tuple(
         Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)
     )
 
 
-@cache
-def _bands(path: str) -> int:
-    """How many bands a file has."""
+def _bands_of(path: str) -> int:
+    """Return how many bands a file has."""
+    return _bands(path, state_of(path))
+
+
+@lru_cache(maxsize=1024)
+def _bands(path: str, state: State | None) -> int:
     with opened(path) as source:
         return int(source.count)

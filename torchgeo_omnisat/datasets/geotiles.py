@@ -3,7 +3,7 @@
 
 """GeoTiles: a joined area cut into tiles, on a grid or at random, to be asked for by number."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,15 @@ class GeoTiles(NonGeoDataset):
             row, column = self._draw(np.random.default_rng(int(torch.randint(2**62, ()))))
         sample = self.dataset[self.grid.slices(int(row), int(column), self.across, self.across)]
         return self._ignore_beyond(sample)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that a modality is read from on the ground of all tiles.
+
+        Args:
+            name: The modality.
+            indices: Numbers of samples, which make no difference: tiles share files.
+        """
+        return self.dataset.image_files(name)
 
     def parts(self, index: int) -> Iterator[Part]:
         """The files below a tile, for :mod:`torchgeo_omnisat.datasets.inspection`."""

@@ -3,7 +3,8 @@
 
 """MappedDataset: any TorchGeo dataset in our keys."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality, as_modalities
 from .decoding import GREATEST
 from .figures import draw_any
+from .fingerprint import walk
 from .headers import refuse_complex
 from .opening import sidecars
 from .series import DAY, parse_day
@@ -105,6 +107,24 @@ class MappedDataset(NonGeoDataset):
             sample['label'] = self._label(self._get(given, 'label'))
         return sample
 
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that some samples are read from, as far as the dataset tells.
+
+        These are the paths in its ``files`` or ``samples``, if it has one entry for each sample, else all data
+        files below its ``root``, unless they are more than 100,000 (:func:`.walk`).
+
+        Args:
+            name: The modality, which makes no difference.
+            indices: Numbers of the samples.
+        """
+        root = getattr(self.dataset, 'root', None)
+        for listed in (getattr(self.dataset, what, None) for what in ('files', 'samples')):
+            if isinstance(listed, Sequence) and len(listed) == len(self):
+                found = [path for index in indices for path in _paths(listed[index], root)]
+                if found:
+                    return found
+        return walk(root) if isinstance(root, str | Path) else []
+
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality of a sample, and its classes by their numbers."""
         names = [str(index) for index in range(self.num_classes or 0)]
@@ -184,3 +204,17 @@ class MappedDataset(NonGeoDataset):
         if not 0 <= label.item() < self.num_classes:
             raise ValueError(f'label is {label.item()}, expected a class from 0 to {self.num_classes - 1}')
         return torch.nn.functional.one_hot(label.long(), self.num_classes).float()
+
+
+def _paths(entry: Any, root: Any) -> Iterator[str]:
+    """Yield the paths of files in an entry of a list of samples: a path, or a dict, list or tuple with some."""
+    if isinstance(entry, Mapping):
+        entry = list(entry.values())
+    if isinstance(entry, list | tuple):
+        for part in entry:
+            yield from _paths(part, root)
+    elif isinstance(entry, str | Path):
+        for path in (str(entry), os.path.join(root, entry) if isinstance(root, str | Path) else ''):
+            if os.path.isfile(path):
+                yield path
+                return

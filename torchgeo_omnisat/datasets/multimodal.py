@@ -158,6 +158,14 @@ class MultimodalGeoDataset(GeoDataset):
         part.index = part._joined()
         return part
 
+    def image_files(self, name: str) -> list[str]:
+        """Return the files that a modality is read from on the ground of the join.
+
+        Args:
+            name: The modality.
+        """
+        return self.sources[name].files(self.area)
+
     def __getitem__(self, index: GeoSlice) -> Sample:
         """Every modality in a window.
 
@@ -237,14 +245,29 @@ class MultimodalGeoDataset(GeoDataset):
         self._tell_shifts(crs)
 
     def _tell_shifts(self, crs: CRS) -> None:
-        """Warn of rasters whose pixels do not meet the grid of the samples, though their CRS is the same."""
+        """Warn of rasters that are resampled because they are in another CRS or on another pixel grid."""
         steps = {name: source.modality.gsd for name, source in self.sources.items()} | {'mask': self.label_gsd}
         for name, dataset in {**self.given, 'mask': self.labels_given}.items():
-            if not isinstance(dataset, RasterDataset) or dataset.crs != crs:
+            if not isinstance(dataset, RasterDataset):
+                continue
+            if dataset.crs != crs:
+                theirs, ours = (':'.join(one.to_authority() or [one.name]) for one in (dataset.crs, crs))
+                warnings.warn(f'{name} is in {theirs}, the tiles are in {ours}; it is resampled', stacklevel=4)
+                continue
+            ratio = max(steps[name], float(dataset.res[0])) / min(steps[name], float(dataset.res[0]))
+            if abs(ratio - round(ratio)) > 1e-6:
+                warnings.warn(
+                    f'{name}: its pixels have {float(dataset.res[0]):.10g} m, those of the tiles {steps[name]:g} m; '
+                    'they are resampled',
+                    stacklevel=4,
+                )
                 continue
             index, step = dataset.index, min(steps[name], float(dataset.res[0]))
             straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
             if straight.empty:
+                warnings.warn(
+                    f'{name}: its pixels lie askew to the grid of the tiles; they are resampled', stacklevel=4
+                )
                 continue
             xmin, _, _, ymax = straight.geometry.iloc[0].bounds
             offsets = ((xmin - self.corner[0]) / step, (ymax - self.corner[1]) / step)

@@ -4,7 +4,7 @@
 """PASTIS: a year of crops seen by Sentinel-2, Sentinel-1 and, once, SPOT."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -210,6 +210,15 @@ class PASTISMultimodal(NonGeoDataset):
             image = Expected(path, shape, source.dtype, series=series, optional=not acquired, crs=crs)
             dates = Dates(self.path / self.index, partial(self._days, patch, source)) if series else None
             yield Part(name, (image,), partial(self._read, patch, name, size), dates, modality)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
+        """Return the files that a modality of some samples is read from, whether they are there or not.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the samples.
+        """
+        return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
 
     def _size(self, patch: Patch) -> tuple[int, ...]:
         """Pixels of the mask, by what most files of a patch say."""

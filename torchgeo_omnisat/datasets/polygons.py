@@ -22,6 +22,7 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ..grid import Grid
 from .classes import NO_LABEL, UNKNOWN, ClassMap
+from .fingerprint import vector_state
 from .frames import ALWAYS, is_remote
 from .georeference import where, window_grid
 
@@ -52,7 +53,8 @@ class Polygons(VectorDataset):
 
     Its parent takes all that no polygon covers for class 0, knows no names, reads whole files
     anew for every window, and finds their polygons by two corners of the window, which in
-    another CRS is not all of it. Here files are read once and searched by a spatial index.
+    another CRS is not all of it. Here files are read once, until they are written anew, and searched by a
+    spatial index.
 
     Args:
         paths: A vector file, several, or directories of them.
@@ -94,6 +96,7 @@ class Polygons(VectorDataset):
         self.codes = ClassMap(labels, classes, other, ignore_index)
         self.names, self.buffer = self.codes.numbers, buffer
         files = self.files
+        self._states = {path: vector_state(path) for path in files}
         read = {path: self._read(path) for path in files}
         kinds = {path: set(frame.geom_type) <= _POINTS for path, frame in read.items()}
         if len(set(kinds.values())) > 1:
@@ -191,7 +194,13 @@ class Polygons(VectorDataset):
         self.index = self.index.set_geometry(wide.envelope)
 
     def _frame(self, path: str) -> gpd.GeoDataFrame:
-        """Polygons of a file in the CRS of the labels."""
+        """Return the polygons of a file in the CRS of the labels; one that was written anew is read anew.
+
+        The ground of the labels stays what it was.
+        """
+        if (state := vector_state(path)) != self._states[path]:
+            self.frames |= self._numbered({path: self._read(path)})
+            self._states[path] = state
         if self.frames[path].crs != self.crs:
             self.frames[path] = self.frames[path].to_crs(self.crs)
         return self.frames[path]

@@ -32,7 +32,8 @@ from ..modality import Modality, half_up
 from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .decoding import GREATEST, as_numbers
 from .distortion import distorted, projected, refuse_distorted
-from .frames import ALWAYS, FINER, days_of, decoding_of, merge_of, opened, overlapping, read_frames
+from .fingerprint import raster_state
+from .frames import ALWAYS, FINER, days_of, decoding_of, files_of, merge_of, opened, overlapping, read_frames
 from .georeference import Span, as_span, bendable, metres
 from .headers import refuse_complex
 from .opening import open_raster, sidecars
@@ -71,6 +72,7 @@ class Source:
                 )
             self.dataset.index = kept
         self.plain = _is_plain(self.dataset)
+        self._states: dict[str, Any] = {}
 
     @property
     def index(self) -> GeoDataFrame:
@@ -84,6 +86,7 @@ class Source:
 
     def ask(self, grid: Grid, rows: GeoDataFrame) -> Sample:
         """What the dataset itself says about a window in the period of rows, or nothing."""
+        self._forget_old(rows)
         xmin, ymin, xmax, ymax = grid.bounds
         period = slice(rows.index.left.min(), rows.index.right.max())
         try:
@@ -91,6 +94,23 @@ class Source:
                 return self.dataset[slice(xmin, xmax, grid.step), slice(ymin, ymax, grid.step), period]
         except IndexError:
             return {}
+
+    def files(self, ground: Any = None) -> list[str]:
+        """Return the files that the dataset is read from, those of all bands; nothing if its index has none.
+
+        Args:
+            ground: A geometry in the CRS of the join that they are to reach; None for all files.
+        """
+        index = self.index if ground is None else self.index[self.index.intersects(ground)]
+        described = [str(self.dataset.collection)] if hasattr(self.dataset, 'collection') else []
+        return described + _files(self.dataset, index)
+
+    def _forget_old(self, rows: GeoDataFrame) -> None:
+        """Make TorchGeo, which keeps files open by their names alone, open them anew if one of *rows* has changed."""
+        states = {path: raster_state(path) for path in _files(self.dataset, rows)}
+        if any(self._states.get(path, state) != state for path, state in states.items()):
+            RasterDataset._cached_load_warp_file.cache_clear()
+        self._states |= states
 
     def fit(self, found: Tensor, rows: GeoDataFrame, grid: Grid) -> NDArray[np.float32]:
         """What a dataset said, as float32 with NaN beyond its files and where its nodata is.
@@ -428,6 +448,13 @@ def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
         shapes = projected(np.asarray(bendable(index.geometry.array)), dataset.crs, crs, names)
         moved.index = index.set_geometry(shapes, crs=crs)
     return moved
+
+
+def _files(dataset: Any, index: GeoDataFrame) -> list[str]:
+    """Return the files of rows of an index; that of a union or an intersection has several columns of them."""
+    columns = [column for column in index.columns if str(column).startswith('filepath')]
+    paths = {str(path) for column in columns for path in index[column] if isinstance(path, str) and path}
+    return sorted({file for path in paths for file in files_of(dataset, path)})
 
 
 def _check_brought(index: GeoDataFrame, names: Sequence[str]) -> None:

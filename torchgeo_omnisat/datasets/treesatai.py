@@ -3,7 +3,7 @@
 
 """TreeSatAI Time-Series: which trees grow on a plot, seen from the air and for a year from space."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -241,6 +241,16 @@ class TreeSatAITimeSeries(NonGeoDataset):
                 path = self._aerial_file(name)
                 image = Expected(path, (len(every), *(side + 2 * MARGIN,) * 2), 'uint8', optional=True, crs=0)
                 yield Part(modality.name, (image,), lambda: self._read_aerial(name)[0], None, modality)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
+        """Return the files that a modality of some samples is read from, whether they are there or not.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the samples.
+        """
+        place = self._series_file if name in SERIES else self._aerial_file
+        return [place(self.names[index]) for index in indices]
 
     def _label(self, name: str) -> Tensor:
         """Return which genera (K,) a plot has, as 0 or 1."""
