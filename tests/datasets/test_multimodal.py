@@ -4,6 +4,8 @@
 """MultimodalGeoDataset: the same ground in every modality, and what is missing is missing."""
 
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 import torch
 from matplotlib.figure import Figure
+from rasterio import Affine
 from torch.utils.data import DataLoader
 from torchgeo.datasets import (
     CDL,
@@ -440,3 +444,48 @@ def test_one_modality_a_dataset(children: dict[str, Any]) -> None:
     both = MultimodalGeoDataset({'s2': children['s2'], 's1': children['s1']})
     with pytest.raises(ValueError, match=r"'all' has the modalities \['s2', 's1'\], expected a dataset of one"):
         MultimodalGeoDataset({'all': both})
+
+
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ({'origin': (X + 3, Y)}, r'other: its pixels of 10 m lie 0.3 of a pixel beside the grid of the tiles'),
+        ({'origin': (X, Y - 4)}, r'other: its pixels of 10 m lie 0.4 of a pixel beside the grid of the tiles'),
+        ({'step': 9.0}, r'other: its pixels have 9 m, those of the tiles 10 m; they are resampled'),
+        (
+            {'origin': (183200.0, 5708800.0), 'crs': 'EPSG:32632'},
+            r'other is in EPSG:32632, the tiles are in EPSG:32631; it is resampled',
+        ),
+        ({'origin': (X + 20, Y - 30)}, ''),
+        ({'step': 20.0}, ''),
+    ],
+)
+@pytest.mark.parametrize('labels', [False, True])
+def test_no_two_grids_are_mixed_silently(tmp_path: Path, other: dict[str, Any], message: str, labels: bool) -> None:
+    """What lies on other pixels is resampled to those of the tiles, and that is said."""
+    write(tmp_path / 's2/a_20210101.tif', ramp(64, 64))
+    write(tmp_path / 'other/b.tif', np.ones((64, 64), np.uint8), **other)
+    s2 = RasterTimeSeries(tmp_path / 's2', name='s2')
+    more = RasterTimeSeries(tmp_path / 'other', name='other', temporal=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        if labels:
+            joined = MultimodalGeoDataset({'s2': s2}, mask=more, crs=UTM, label_gsd=10)
+        else:
+            gsd = {'other': 20 if other.get('step') == 20 else 10}
+            joined = MultimodalGeoDataset({'s2': s2, 'other': more}, gsd=gsd)
+    texts = [str(warning.message) for warning in said if 'resampled' in str(warning.message)]
+    assert len(texts) == bool(message)
+    assert all(re.search(message.replace('other', '(other|mask|s2)'), text) for text in texts)
+    assert joined[window(16, 16)]['image_s2'].shape == (1, 1, 16, 16)
+
+
+def test_a_grid_that_lies_askew_is_said(tmp_path: Path) -> None:
+    write(tmp_path / 's2/a_20210101.tif', ramp(64, 64))
+    place = Affine.translation(X, Y) @ Affine.rotation(30) @ Affine.scale(10, -10)
+    size = {'count': 1, 'height': 40, 'width': 40, 'dtype': 'float32'}
+    with rasterio.open(tmp_path / 'b.tif', 'w', driver='GTiff', crs=UTM, transform=place, **size) as file:
+        file.write(ramp(40, 40))
+    askew = RasterTimeSeries(tmp_path / 'b.tif', name='askew', res=10, temporal=False)
+    with pytest.warns(UserWarning, match='askew: its pixels lie askew to the grid of the tiles; they are resampled'):
+        MultimodalGeoDataset({'s2': RasterTimeSeries(tmp_path / 's2', name='s2'), 'askew': askew})

@@ -7,13 +7,17 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import torch
+from pyproj import CRS
+from rasterio import Affine
 from torch import Tensor
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter
@@ -133,6 +137,32 @@ def test_other_arguments_never_mix(tmp_path: Path, change: str) -> None:
         mixed = predict(tmp_path, PlaneDataModule(**area), task, **options)
     alone = predict(tmp_path / 'alone', PlaneDataModule(**area), task, **options)
     assert np.array_equal(read(mixed), read(alone))
+
+
+@pytest.mark.parametrize('change', ['shift', 'crs', 'step'])
+def test_another_grid_never_mixes(tmp_path: Path, change: str) -> None:
+    """As many rows and columns as before, elsewhere: not one strip of the map that was cut off is taken."""
+    datamodule = PlaneDataModule(**AREA)
+    count_tiles(datamodule, 12)
+    killed(lambda: predict(tmp_path, datamodule))
+    (left,) = tmp_path.glob('.map.tif.*')
+    before = {path.name: path.read_bytes() for path in left.glob('*.npz')}
+    assert before
+    other = PlaneDataModule(**AREA)
+    grid = other.grid
+    other.grid = {
+        'shift': replace(grid, transform=grid.transform @ Affine.translation(0.3, 0)),
+        'crs': replace(grid, crs=CRS.from_epsg(32632)),
+        'step': replace(grid, transform=Affine(10.001, 0, 600000, 0, -10.001, 5600000)),
+    }[change]
+    counter, every = count_tiles(other), sum(len(other.tiling.tiles(strip)) for strip in other.tiling.strips())
+    with pytest.warns(UserWarning, match='runs with other arguments left'):
+        path = predict(tmp_path, other)
+    assert counter[0] == every
+    assert {path.name: path.read_bytes() for path in left.glob('*.npz')} == before
+    with rasterio.open(path) as file:
+        assert file.transform.almost_equals(other.grid.transform)
+        assert file.crs == other.grid.crs
 
 
 @pytest.mark.parametrize('change', ['area', 'batch_size', 'precision'])
