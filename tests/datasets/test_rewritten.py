@@ -111,6 +111,7 @@ def test_an_archive(tmp_path: Path) -> None:
     assert series[WINDOW]['image_s'].unique().tolist() == [1]
     before = state_of(f'/vsizip/{tmp_path}/a.zip/a_20210101.tif')
     pack(2)
+    assert series[WINDOW]['image_s'].unique().tolist() == [2]
     assert state_of(f'/vsizip/{{{tmp_path}/a.zip}}/a_20210101.tif') not in (before, None)
     assert state_of('/vsicurl/https://example.org/a.tif') is None
 
