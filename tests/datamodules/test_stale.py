@@ -39,7 +39,8 @@ def images(root: Path, scale: float, seed: int = 0) -> None:
 
 def region(root: Path, **changes: Any) -> MultimodalGeoDataModule:
     rasters = {'s2': {'path': 's2', 'gsd': 10}, 'dem': {'path': 'dem', 'gsd': 10, 'temporal': False}}
-    return MultimodalGeoDataModule(str(root), **{'rasters': rasters, 'tile_size': 80, 'label_gsd': 10} | changes)
+    told: dict[str, Any] = {'rasters': rasters, 'tile_size': 80, 'label_gsd': 10}
+    return MultimodalGeoDataModule(str(root), **told | changes)
 
 
 def shift(path: Path) -> None:
@@ -60,14 +61,15 @@ class TestRasters:
             with caplog.at_level('INFO'):
                 again.setup('fit')
             assert again.mean['s2'].item() == pytest.approx(0.1, rel=0.05)
+            assert again.train_dataset is not None
             assert again.train_dataset[0]['image_s2'].mean() < 1
             said = [record.getMessage() for record in caplog.records if FILENAME in record.getMessage()]
             assert len(said) == (again is datamodule)
         images(tmp_path, 1)
         with caplog.at_level('INFO'):
             region(tmp_path).setup('fit')
-        (said,) = (record.getMessage() for record in caplog.records if FILENAME in record.getMessage())
-        assert 'older than the files of s2: 2 of 2 files are newer, such as s2/a_20210611.tif' in said
+        (line,) = (record.getMessage() for record in caplog.records if FILENAME in record.getMessage())
+        assert 'older than the files of s2: 2 of 2 files are newer, such as s2/a_20210611.tif' in line
         assert load_statistics(tmp_path)['dem'] == before['dem']
 
     def test_files_on_other_ground_do_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,12 @@ def test_rasters_and_raster_labels(tmp_path: Path, way: str, temporal: bool) -> 
 def test_files_stay_open_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fill(tmp_path / 'a_20210101.tif', 1)
     series, opened, original = RasterTimeSeries(path, name='s'), list[str](), rasterio.open
-    monkeypatch.setattr(rasterio, 'open', lambda path, *args: (opened.append(path), original(path, *args))[1])
+
+    def count(path: str, *args: Any) -> Any:
+        opened.append(path)
+        return original(path, *args)
+
+    monkeypatch.setattr(rasterio, 'open', count)
     for _ in range(3):
         series[WINDOW]
     assert len(opened) == 1
