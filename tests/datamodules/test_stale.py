@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.chips_tree import LABELS, MASK, RASTERS, write_chips
 from tests.conftest import write_pastis
 from tests.flair_tree import write_tree
 from tests.geo_tree import write
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.datamodules import (
+    ChipsDataModule,
     FLAIRDataModule,
     FLAIRHUBMultimodalDataModule,
     MultimodalGeoDataModule,
@@ -154,9 +156,21 @@ def treesatai(root: Path) -> Any:
     return TreeSatAITimeSeriesDataModule(str(root / 'trees'), modalities=('s2', 'aerial'))
 
 
+def chips(root: Path) -> Any:
+    write_chips(root, 5, series=('20210601',))
+    rasters = RASTERS | {'s1': {'path': 's1', 'gsd': 20, 'temporal': True}}
+    return ChipsDataModule(str(root), rasters=rasters, mask=MASK, labels=LABELS)
+
+
 @pytest.mark.parametrize(
     ('make', 'name', 'other'),
-    [(pastis, 's2', 'spot'), (flair, 's2', 'aerial'), (flairhub, 's2', 's1a'), (treesatai, 'aerial', 's2')],
+    [
+        (pastis, 's2', 'spot'),
+        (flair, 's2', 'aerial'),
+        (flairhub, 's2', 's1a'),
+        (treesatai, 'aerial', 's2'),
+        (chips, 's2', 's1'),
+    ],
 )
 def test_every_dataset_tells_its_files(make: Any, name: str, other: str, tmp_path: Path) -> None:
     datamodule = make(tmp_path)

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -34,7 +34,7 @@ from .chipsplits import SPLITS, split_chips
 from .classes import ClassMap
 from .configured import image_dataset, label_dataset
 from .figures import draw_any
-from .frames import ALWAYS
+from .frames import ALWAYS, files_of
 from .geoparts import expected_files
 from .integrity import Expected, Part
 from .raster import read_modality
@@ -229,6 +229,17 @@ class ImageChips(NonGeoDataset):
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality of a sample, its classes and, if there, the prediction."""
         return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that a modality of some chips is read from.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the chips.
+        """
+        chips = [chip for chip in (self.ids[index] for index in indices) if name in self._rows[chip]]
+        paths = [path for chip in chips for path in self._paths(name, self._rows[chip][name])]
+        return [file for path in paths for file in files_of(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the files of a chip, for :mod:`torchgeo_omnisat.datasets.inspection`."""
