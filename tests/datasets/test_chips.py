@@ -277,6 +277,13 @@ class TestSplits:
         assert deal[0] == deal[1] != deal[2]
         assert deal[0]['test'] == []
 
+    @pytest.mark.parametrize(('count', 'expected'), [(3, [1, 1, 1]), (6, [4, 1, 1]), (10, [6, 2, 2])])
+    def test_fractions_are_met_and_no_split_is_empty(self, tmp_path: Path, count: int, expected: list[int]) -> None:
+        names: dict[str, list[str]] = {f'{index}': [] for index in range(count)}
+        far = squares(*[(6 + 0.2 * index, 50) for index in range(count)])
+        parts = split_chips(names, far, {'fractions': [0.6, 0.2, 0.2]}, tmp_path)
+        assert [len(parts[name]) for name in ('train', 'val', 'test')] == expected
+
     def test_ids_group_chips(self, tmp_path: Path) -> None:
         names: dict[str, list[str]] = {f'region{index // 4}_{index}': [] for index in range(12)}
         nowhere = np.array([shapely.Polygon()] * 12)

@@ -89,8 +89,11 @@ def _by_fractions(
     order = order[np.argsort(-sizes[order], kind='stable')]
     wanted = np.array(fractions) * len(ids)
     dealt, held = np.zeros(len(sizes), int), np.zeros(len(SPLITS))
-    for group in order:
-        lack = np.divide(wanted - held, wanted, out=np.full(len(SPLITS), -np.inf), where=wanted > 0)
+    for place, group in enumerate(order):
+        empty = (held == 0) & (wanted > 0)
+        lack = wanted - held
+        if len(order) - place <= empty.sum():  # the last groups are for splits that have none yet
+            lack = np.where(empty, lack, -np.inf)
         dealt[group] = int(lack.argmax())
         held[dealt[group]] += sizes[group]
     return {

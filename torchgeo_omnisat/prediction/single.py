@@ -3,6 +3,7 @@
 
 """Single: tiles that make no area become a GeoTIFF each."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
+from rasterio.errors import NotGeoreferencedWarning
 
 from .cog import Colors, Place, write_map
 from .encoding import Bands
@@ -55,7 +57,9 @@ class TileFolder:
         place = Place(crs, transform, height, width)
         made, scratch = (self.path / f'.{name}.{kind}' for kind in ('part', 'scratch'))
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
-        write_map(made, scratch, place, self.bands, parts, self.colors)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)  # as that of a chip that lies nowhere
+            write_map(made, scratch, place, self.bands, parts, self.colors)
         made.replace(self.path / f'{name}.tif')
 
     def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
