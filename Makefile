@@ -25,7 +25,7 @@ test: .venv/.tests  ## run the tests
 
 test-min: .venv/pyvenv.cfg  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min
-	@$(UV) pip install --quiet --python .venv-min --resolution lowest-direct --editable '.[tests,stac]'
+	@$(UV) pip install --quiet --python .venv-min --resolution lowest-direct --editable '.[tests,stac,netcdf]'
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv-min/bin/python -m pytest $(ARGS)
 
 lint: .venv/.tests .venv/.style  ## style, types and import layers

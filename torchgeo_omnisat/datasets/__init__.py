@@ -8,6 +8,7 @@ from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .mapped import MappedDataset
 from .multimodal import MultimodalGeoDataset
+from .netcdf import NetCDFTimeSeries
 from .pastis import PASTISMultimodal
 from .raster import RasterTimeSeries
 from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -22,6 +23,7 @@ __all__ = [
     'ImageChips',
     'MappedDataset',
     'MultimodalGeoDataset',
+    'NetCDFTimeSeries',
     'PASTISMultimodal',
     'RasterTimeSeries',
     'STACTimeSeries',

@@ -13,6 +13,7 @@ from torchgeo.datasets import GeoDataset
 from ..modality import Kind
 from .arguments import class_at
 from .frames import is_remote
+from .netcdf import NetCDFTimeSeries
 from .opening import sidecars
 from .polygons import TABLES, VECTORS, Polygons
 from .raster import RasterTimeSeries
@@ -27,6 +28,7 @@ KINDS: dict[str, type[GeoDataset]] = {
     'sentinel1': Sentinel1TimeSeries,
     'sentinel2': Sentinel2TimeSeries,
     'stac': STACTimeSeries,
+    'netcdf': NetCDFTimeSeries,
 }
 
 
@@ -38,8 +40,8 @@ def image_dataset(
     Args:
         name: Name of the modality.
         settings: ``path``, below *root*, or a list of them or of URLs, and the arguments of a reader.
-            ``kind`` chooses it, ``'raster'``, ``'sentinel2'``, ``'sentinel1'`` or ``'stac'``, or states what a
-            folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
+            ``kind`` chooses it, ``'raster'``, ``'sentinel2'``, ``'sentinel1'``, ``'stac'`` or ``'netcdf'``, or
+            states what a folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
             ``class_path`` and ``init_args`` of any geodataset.
         root: Directory of the data.
         readers: Readers by name.
@@ -58,7 +60,7 @@ def image_dataset(
         raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(readers)}')
     if kind not in (None, *get_args(Kind)):
         raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
-    if reader in ('raster', 'stac'):
+    if reader in ('raster', 'stac', 'netcdf'):
         settings['name'] = name
     return _made(name, readers[reader], settings, root)
 
@@ -82,7 +84,8 @@ def label_dataset(
     """A dataset of labels.
 
     Args:
-        settings: As those of images, with ``classes`` and ``other`` where codes stand for classes;
+        settings: As those of images, with ``classes`` and ``other`` where codes stand for classes; ``kind`` or
+            ``reader`` is ``'raster'`` or ``'netcdf'``;
             for polygons and points ``path`` is a vector file, a table of points, or a directory of
             them, and ``column``, ``outside`` and ``buffer`` are those of :class:`.Polygons`.
         root: Directory of the data.
@@ -96,7 +99,11 @@ def label_dataset(
     settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}
     if 'class_path' in settings:
         return _of_class('mask', settings, root)
-    return _made('mask', reader, {'name': 'mask', 'temporal': False, **settings}, root)
+    readers = {'raster': reader} | ({'netcdf': NetCDFTimeSeries} if reader is RasterTimeSeries else {})
+    chosen = settings.pop('kind', settings.pop('reader', 'raster'))
+    if chosen not in readers:
+        raise ValueError(f'kind of the mask is {chosen!r}, expected one of {list(readers)}, or none for polygons')
+    return _made('mask', readers[chosen], {'name': 'mask', 'temporal': False, **settings}, root)
 
 
 def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:

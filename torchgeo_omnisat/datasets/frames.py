@@ -124,20 +124,49 @@ def read_frames(
         Images ``(T, C, H, W)`` in the order of time, NaN where nothing was measured, the
         day of each, and whether it shows anything and not too many clouds.
     """
-    days = days_of(rows)
+    days, files = days_of(rows), rows.filepath.to_numpy()
     images, valid = [], []
+    every = hidden = None
+    if 'frame' in rows:  # files of several dates are read once, not once a date
+        every = read_stacks(dataset, rows, grid, dataset.bands, not dataset.is_image)
+        hidden = None if clouds is None else clouds(read_stacks(dataset, rows, grid, (clouds.band,), True)[:, 0])
     for day in np.unique(days):
-        paths = rows.filepath[days == day]
-        frames = np.stack([read_file(dataset, path, grid) for path in paths])
+        here = days == day
+        frames = np.stack([read_file(dataset, path, grid) for path in files[here]]) if every is None else every[here]
         shown = np.isfinite(frames).any(1)
         usable = bool(shown.any())
         if clouds is not None:
-            cloudy = np.stack([read_clouds(dataset, path, grid, clouds) for path in paths]) & shown
+            if hidden is None:
+                cloudy = np.stack([read_clouds(dataset, path, grid, clouds) for path in files[here]]) & shown
+            else:
+                cloudy = hidden[here] & shown
             frames[np.broadcast_to(cloudy[:, None], frames.shape)] = np.nan
             usable = bool(np.isfinite(frames).any() and cloudy.sum() < clouds.cover * shown.sum())
         images.append(frames[0] if len(frames) == 1 else merge(frames))
         valid.append(usable)
     return np.stack(images), np.unique(days), np.array(valid)
+
+
+def read_stacks(
+    dataset: Any, rows: GeoDataFrame, grid: Grid, bands: Sequence[str], nearest: bool
+) -> NDArray[np.float32]:
+    """Read files that hold several dates each.
+
+    Args:
+        dataset: Its ``read_stack`` reads some frames of one file.
+        rows: Frames, each with its file.
+        grid: The pixels to read them on.
+        bands: Which bands.
+        nearest: Whether to take the nearest pixel.
+
+    Returns:
+        Float32 ``(N, C, H, W)`` in the order of the rows.
+    """
+    image = np.empty((len(rows), len(bands), grid.height, grid.width), dtype=np.float32)
+    numbers = rows.frame.to_numpy()
+    for path, places in rows.reset_index(drop=True).groupby('filepath', sort=False).indices.items():
+        image[places] = dataset.read_stack(path, numbers[places], grid, bands, nearest)
+    return image
 
 
 def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float32]:
@@ -222,10 +251,10 @@ def read_raster(
                 bands = list(indexes or source.indexes)
                 if max(bands) > source.count:
                     raise ValueError(f'it has {source.count} bands')
-                place = _whole(source, grid) if decoding.whole else _place(source, grid, decoding.crs)
-                if place is None:
-                    return _warped(source, bands, grid, decoding, nearest)
-                return _cut(source, bands, *place, decoding)
+                read = functools.partial(decode, source, bands, decoding=decoding)
+                if decoding.whole:
+                    return _cut(source, len(bands), *_whole(source, grid), read)
+                return resample(source, len(bands), grid, read, nearest, decoding.crs)
             finally:
                 if not cache:
                     source.close()
@@ -233,23 +262,47 @@ def read_raster(
         raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
 
 
-def _warped(source: Any, bands: list[int], grid: Grid, decoding: Decoding, nearest: bool) -> NDArray[np.float32]:
+def resample(
+    source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
+) -> NDArray[np.float32]:
+    """Read the pixels of a grid, as they are where they are those of the file.
+
+    Args:
+        source: A raster that is open, or what describes one alike: its CRS, transform, width and height.
+        count: How many bands there are.
+        grid: The pixels.
+        read: Reads a part of the file, ``(C, H, W)``, NaN where it is not valid.
+        nearest: Whether to take the nearest pixel; else finer pixels are averaged, others interpolated.
+        assumed: CRS of a file that states none.
+
+    Returns:
+        Float32 ``(C, H, W)``, NaN outside of the file.
+    """
+    place = _place(source, grid, assumed)
+    if place is None:
+        return _warped(source, count, grid, read, nearest, assumed)
+    return _cut(source, count, *place, read)
+
+
+def _warped(
+    source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
+) -> NDArray[np.float32]:
     """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
-    window = _reached(source, grid, decoding.crs)
-    if window is not None and window.width * window.height * len(bands) > LARGEST and grid.height > 1:
+    window = _reached(source, grid, assumed)
+    if window is not None and window.width * window.height * count > LARGEST and grid.height > 1:
         half = grid.height // 2
         upper, lower = Grid(grid.crs, grid.transform, half, grid.width), grid.transform @ Affine.translation(0, half)
         parts = (upper, Grid(grid.crs, lower, grid.height - half, grid.width))
-        return np.concatenate([_warped(source, bands, part, decoding, nearest) for part in parts], axis=1)
-    image = np.full((len(bands), grid.height, grid.width), np.nan, dtype=np.float32)
+        return np.concatenate([_warped(source, count, part, read, nearest, assumed) for part in parts], axis=1)
+    image = np.full((count, grid.height, grid.width), np.nan, dtype=np.float32)
     if window is None:
         return image
-    crs, transform = _located(source, decoding.crs)
+    crs, transform = _located(source, assumed)
     method = Resampling.nearest
     if not nearest:
-        method = Resampling.average if _pixel(source, grid, decoding.crs) < FINER * grid.step else Resampling.bilinear
+        method = Resampling.average if _pixel(source, grid, assumed) < FINER * grid.step else Resampling.bilinear
     reproject(
-        decode(source, bands, window, decoding),
+        read(window),
         image,
         src_crs=crs or grid.crs,
         src_transform=transform @ Affine.translation(window.col_off, window.row_off),
@@ -308,16 +361,22 @@ def _whole(source: Any, grid: Grid) -> tuple[int, int, int, int]:
 
 
 def _cut(
-    source: Any, bands: list[int], row: int, column: int, height: int, width: int, decoding: Decoding
+    source: Any,
+    count: int,
+    row: int,
+    column: int,
+    height: int,
+    width: int,
+    read: Callable[[Window], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
     """Bands of part of an open file, NaN beyond it and where it is not valid, as in a warp."""
-    image = np.full((len(bands), height, width), np.nan, dtype=np.float32)
+    image = np.full((count, height, width), np.nan, dtype=np.float32)
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + height, source.height), min(column + width, source.width)
     if top < bottom and left < right:
         window = Window(left, top, right - left, bottom - top)
         inside = image[:, top - row : bottom - row, left - column : right - column]
-        inside[:] = decode(source, bands, window, decoding)
+        inside[:] = read(window)
     return image
 
 

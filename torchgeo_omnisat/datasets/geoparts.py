@@ -82,7 +82,8 @@ def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
         days = np.unique(days_of(index)[days_of(index) > 0])
         first, last = ([str(pd.Timestamp(day, unit='D').date()) for day in days[[0, -1]]]) if len(days) else ('-', '-')
         gsd, bands = f'{modality.gsd:g}', ' '.join(modality.bands)
-        rows.append((modality.name, str(len(index)), str(len(days)), first, last, gsd, crs, bands))
+        files = index.filepath.nunique() if 'frame' in index else len(index)
+        rows.append((modality.name, str(files), str(len(days)), first, last, gsd, crs, bands))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return '\n'.join(
         '  '.join([*(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
@@ -96,8 +97,8 @@ def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
         dataset: Whose files they are.
         rows: Rows of its index.
     """
-    scenes = [path for path in rows.get('filepath', []) if path and not is_remote(path)]
-    together = not getattr(dataset, 'separate_files', True)
+    scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
+    together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
     shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
     unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
     return tuple(

@@ -129,7 +129,9 @@ def _raster_header(file: Expected) -> _Header:
 
 
 def _hdf5_header(file: Expected) -> _Header:
-    """Of an array in an HDF5 file."""
+    """Of an array in an HDF5 file; of a NetCDF file with that ending nothing but that it is there."""
+    if file.key is None:
+        return _no_header(file)
     with h5py.File(file.path, 'r') as source:
         if file.key not in source:
             raise LookupError(file.key)

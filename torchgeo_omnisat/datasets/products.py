@@ -33,6 +33,8 @@ def describe_others(path: str, pattern: str) -> str:
         for ending, count in endings.most_common()
         if ending.lower() in RASTERS and not pattern.endswith(ending)
     ]
+    if found and found[0][0].lower() == '.nc':
+        return f' {path} holds {found[0][1]} NetCDF files: set kind: netcdf, or reader: netcdf beside another kind.'
     if found:
         return f' {path} holds {found[0][1]} files {"*" + found[0][0]!r}: set filename_glob to that.'
     return ''

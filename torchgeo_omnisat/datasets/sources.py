@@ -367,6 +367,9 @@ class LabelSource(Source):
 
     def _check_header(self, path: str) -> list[float]:
         """Return the nodata of a raster, from its file or the settings, and refuse one without classes."""
+        if hasattr(self.dataset, 'label_nodata'):
+            own: list[float] = self.dataset.label_nodata(path)
+            return own
         with opened(path) as source:
             count = len(getattr(self.dataset, 'bands', None) or self.dataset.band_indexes or source.indexes)
             if count != 1 and not self.dataset.separate_files:
