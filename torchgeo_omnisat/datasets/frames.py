@@ -147,6 +147,26 @@ def read_frames(
     return np.stack(images), np.unique(days), np.array(valid)
 
 
+def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime64]) -> GeoDataFrame:
+    """Return an index with a row for each date of files that hold several.
+
+    Args:
+        index: A row for each file.
+        counts: How many dates each file holds.
+        days: The dates of all files; NaT keeps the period of the row.
+
+    Returns:
+        The index, with the number of the date in its file as ``frame``.
+    """
+    rows = index.iloc[np.repeat(np.arange(len(index)), counts)]
+    first = pd.DatetimeIndex(days.astype('datetime64[ns]'))
+    last = first + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
+    left, right = first.where(first.notna(), rows.index.left), last.where(first.notna(), rows.index.right)
+    rows = rows.set_index(pd.IntervalIndex.from_arrays(left, right, closed='both', name=index.index.name))
+    rows['frame'] = np.concatenate([np.arange(count) for count in counts])
+    return rows
+
+
 def read_stacks(
     dataset: Any, rows: GeoDataFrame, grid: Grid, bands: Sequence[str], nearest: bool
 ) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ DAY = (
     r'02(?:0[1-9]|1\d|2[0-8]))|(?:19|20)(?:[02468][048]|[13579][26])0229)'
 )
 #: A day or a month in the name of a band.
-_DATE = re.compile(r'(?<!\d)(?:19|20)\d\d[-_]?(?:0[1-9]|1[0-2])(?:[-_]?(?:0[1-9]|[12]\d|3[01]))?(?!\d)')
+DATE = re.compile(r'(?<!\d)(?:19|20)\d\d[-_]?(?:0[1-9]|1[0-2])(?:[-_]?(?:0[1-9]|[12]\d|3[01]))?(?!\d)')
 #: A description that says no more than the position.
 _NUMBER = re.compile(r'[Bb]and \d+')
 #: Side of the window in which an alpha band is looked at.
@@ -251,9 +251,9 @@ def refuse_dates(header: Header, names: tuple[str, ...]) -> None:
     Raises:
         ValueError: If bands are named after different dates.
     """
-    dates = {found.group() for name in names if (found := _DATE.search(name))}
+    dates = {found.group() for name in names if (found := DATE.search(name))}
     if len(dates) > 1:
         raise ValueError(
-            f'{header.path} has bands of the dates {sorted(dates)[:3]}, expected the bands of one image: write a file '
-            'for each date, with the date in its name'
+            f'{header.path} has bands of the dates {sorted(dates)[:3]}, expected the bands of one image: '
+            'stack: {dates: descriptions} reads all dates from one file; else write a file for each date'
         )

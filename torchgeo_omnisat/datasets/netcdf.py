@@ -22,7 +22,7 @@ from ..grid import Grid
 from ..modality import Kind, Unit
 from .cf import Cube, read_cube, read_frames_of
 from .decoding import Decoding
-from .frames import Clouds, resample
+from .frames import Clouds, repeat, resample
 from .georeference import describe_grids, metres, outline, pixel_side, resolution
 from .headers import DAY
 from .raster import RasterTimeSeries
@@ -196,15 +196,11 @@ class NetCDFTimeSeries(RasterTimeSeries):
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first.header, crs)
         if self._told_temporal is None:
             self.temporal = self.time_series = any(cube.time is not None for cube in cubes)
-        counts = [len(cube.days) for cube in cubes]
-        times = [time for cube in cubes for time in self._times(cube)]
-        shapes = np.repeat(np.array([outline(header, crs) for header in headers]), counts)
-        columns = {
-            'filepath': np.repeat([header.path for header in headers], counts),
-            'frame': np.concatenate([np.arange(count) for count in counts]),
-        }
-        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
-        self.index = GeoDataFrame(columns, index=when, geometry=shapes, crs=crs)
+        columns = {'filepath': [header.path for header in headers]}
+        when = pd.IntervalIndex.from_tuples(list(map(self._period, cubes)), closed='both', name='datetime')
+        shapes = [outline(header, crs) for header in headers]
+        index = GeoDataFrame(columns, index=when, geometry=shapes, crs=crs)
+        self.index = repeat(index, [len(cube.days) for cube in cubes], np.concatenate([cube.days for cube in cubes]))
 
     def _next(self, path: str, first: Cube, crs: Any) -> Cube:
         """Read what another file states; it has the variables of the first."""
@@ -228,19 +224,16 @@ class NetCDFTimeSeries(RasterTimeSeries):
                 'expected the same in all files: state the unit of unpacked values instead'
             )
 
-    def _times(self, cube: Cube) -> list[tuple[pd.Timestamp, pd.Timestamp]]:
-        """Return first and last instant of each frame of a file."""
+    def _period(self, cube: Cube) -> tuple[Any, Any]:
+        """Return first and last instant of a file whose dates are not stated."""
         path = cube.header.path
-        if np.isnat(cube.days).any():
-            span = self._filepath_to_timestamp(path)
-            if self.temporal and span == (self.mint, self.maxt):
-                raise ValueError(
-                    f'{path} has no coordinate of dates, nor one in its name, expected dates for a series: name the '
-                    'coordinate by time, or state temporal: false for single images'
-                )
-            return [span]
-        days = [pd.Timestamp(day) for day in cube.days.astype('datetime64[s]')]
-        return [(day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)) for day in days]
+        span = self._filepath_to_timestamp(path) if np.isnat(cube.days).any() else (self.mint, self.maxt)
+        if self.temporal and np.isnat(cube.days).any() and span == (self.mint, self.maxt):
+            raise ValueError(
+                f'{path} has no coordinate of dates, nor one in its name, expected dates for a series: name the '
+                'coordinate by time, or state temporal: false for single images'
+            )
+        return span
 
     def _nothing(self) -> DatasetNotFoundError:
         """The error of a folder without such files."""

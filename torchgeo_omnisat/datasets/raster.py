@@ -28,11 +28,12 @@ from ..modality import Kind, Modality, Unit
 from .arguments import check_max_dates, state_facts
 from .bandfiles import Scenes, band_files
 from .decoding import Decoding, as_numbers
-from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames
+from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames, read_raster, repeat
 from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
 from .headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from .products import describe_others
 from .series import choose_dates
+from .stacks import Frames, Stack
 
 
 class RasterTimeSeries(RasterDataset):
@@ -90,6 +91,7 @@ class RasterTimeSeries(RasterDataset):
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
+        stack: Stack | Mapping[str, Any] | None = None,
     ) -> None:
         r"""Index the files; their pixels are not read.
 
@@ -125,6 +127,8 @@ class RasterTimeSeries(RasterDataset):
             date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
             max_dates: How many days of a sample to read, spread evenly; None for all.
             clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
+            stack: The dates that are stacked in each file as its bands: :class:`.Stack` or its arguments. Files
+                need no date in their names then.
 
         Raises:
             DatasetNotFoundError: If there are no such files.
@@ -146,7 +150,8 @@ class RasterTimeSeries(RasterDataset):
         for key, value in given.items():
             if value is not None:
                 setattr(self, key, value)
-        self._is_together = separate_files is False
+        self.stack = None if stack is None else Stack.of(stack)
+        self._is_together = separate_files is False or self.stack is not None
         self.kind, self.unit = state_facts(self.name, self.kind, self.unit, self.decibels or decibels)
         self.decibels = self.unit == 'db'
         self._wavelengths = wavelengths
@@ -154,7 +159,7 @@ class RasterTimeSeries(RasterDataset):
         self.replaced_nodata = None if replace_nodata is None else as_numbers(replace_nodata, 'replace_nodata')
         check_max_dates(max_dates)
         if (
-            not self.temporal
+            (not self.temporal or self.stack is not None)
             and filename_regex is None
             and type(self).filename_regex == RasterTimeSeries.filename_regex
         ):
@@ -277,7 +282,10 @@ class RasterTimeSeries(RasterDataset):
             self._known = {header.path: header for header in headers}
             headers, times = map(list, zip(*scenes, strict=True))
             files = [header.path for header in headers]
-        self._name_bands(headers, bands)
+        if self.stack is None:
+            self._name_bands(headers, bands)
+        else:
+            self._name_frames(self.stack, headers, bands)
         self._scale(headers)
         self._known = {}
         first = headers[0]
@@ -299,6 +307,9 @@ class RasterTimeSeries(RasterDataset):
             warnings.warn(f'{self.name}: {told}', stacklevel=3)
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
+        if self.stack is not None:
+            stacked = [self.frames[path].days for path in files]
+            self.index = repeat(self.index, list(map(len, stacked)), np.concatenate(stacked))
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
         """Take files that hold one band each as the bands of images, if their names show that."""
@@ -345,6 +356,50 @@ class RasterTimeSeries(RasterDataset):
                 self.band_numbers[header.path] = found
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
+    def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+        """Settle what the bands of a date are called, and which bands of each file are of which date."""
+        if self.separate_files:
+            raise ValueError(f'stack of {self.name!r} is given, and separate_files too, expected one of both')
+        told = tuple(self.all_bands or ())
+        self.alpha_masks = next((header.opaque for header in headers if header.opaque is not None), False)
+        self.frames: dict[str, Frames] = {}
+        self.unlike = {}
+        for header in headers:
+            self.frames[header.path] = stack.frames(header, self.alpha_masks, told)
+            first = self.frames[headers[0].path]
+            wanted = {*(bands or first.names), *([self.clouds.band] if self.clouds else [])}
+            missing = wanted - set(self.frames[header.path].names)
+            if missing and header is not headers[0]:
+                raise ValueError(
+                    f'{header.path} lacks the bands {sorted(missing)} of each date, expected those of '
+                    f'{headers[0].path}, {list(first.names)}: filename_glob chooses files, bands chooses bands'
+                )
+        self.all_bands = first.names
+        self._check_bands(bands)
+        self.bands, self.band_indexes = tuple(bands or self.all_bands), None
+
+    def read_stack(self, path: str, frames: Any, grid: Grid, bands: Sequence[str], nearest: bool) -> Any:
+        """Read some dates that are stacked in a file.
+
+        Args:
+            path: A file of the index.
+            frames: Numbers of the dates in the file.
+            grid: The pixels to read them on.
+            bands: Names of bands.
+            nearest: Whether to take the nearest pixel.
+
+        Returns:
+            Float32 ``(F, C, H, W)``, NaN where nothing was measured.
+        """
+        numbers = self.frames[path].select(bands)[frames]
+        image = np.full((*numbers.shape, grid.height, grid.width), np.nan, np.float32)
+        here = numbers > 0
+        if here.any():
+            image[here] = read_raster(
+                path, numbers[here].tolist(), grid, self.decoding(path, None), nearest, self.cache
+            )
+        return image
+
     def _scale(self, headers: Sequence[Header]) -> None:
         """Apply scale and offset of files where they differ, or where a physical unit is stated; say so."""
         stated: dict[tuple[tuple[float, float], ...], str] = {}
@@ -370,11 +425,14 @@ class RasterTimeSeries(RasterDataset):
 
     def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
         """Return scale and offset of each band; of separate files over a network those of the first band."""
+        if self.stack is not None:
+            places = self.frames[header.path].select(self.bands)
+            return tuple(sorted({(header.scales[i - 1], header.offsets[i - 1]) for i in places[places > 0].tolist()}))
         if not self.separate_files:
             numbers: Sequence[int] = self.band_indexes or ()
             if header.path in self.band_numbers:
-                places = self.band_numbers[header.path]
-                numbers = [places[self.all_bands.index(band)] for band in self.bands]
+                own = self.band_numbers[header.path]
+                numbers = [own[self.all_bands.index(band)] for band in self.bands]
             return tuple((header.scales[number - 1], header.offsets[number - 1]) for number in numbers)
         others = [self._update_filepath(band, header.path) for band in self.bands]
         files = [
