@@ -227,7 +227,7 @@ class TestArchives:
                 for path in sorted(p for top in tree.glob(holds) for p in (top, *top.rglob('*')) if p.is_file()):
                     file.write(path, path.relative_to(tree))
             path = place / archive.filename
-            changed = replace(archive, url=path.as_uri(), digest=md5(path.read_bytes()).hexdigest())
+            changed = replace(archive, source=path.as_uri(), digest=md5(path.read_bytes()).hexdigest())
             monkeypatch.setitem(flair_layout.ARCHIVES, holds, changed)
         return place
 
@@ -259,7 +259,7 @@ class TestArchives:
     def test_corrupted(self, archives: Path) -> None:
         path = archives / 'flair_labels_train.zip'
         path.write_bytes(path.read_bytes()[:-30])
-        with pytest.raises(RuntimeError, match=rf'Dataset found, but corrupted\. {path} has not the MD5'):
+        with pytest.raises(RuntimeError, match=rf'Dataset found, but corrupted\. {path} has not the md5'):
             FLAIR(archives, checksum=True)
         with pytest.raises(RuntimeError, match=rf'Dataset found, but corrupted\. {path} cannot be unpacked'):
             FLAIR(archives)

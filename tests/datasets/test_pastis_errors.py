@@ -245,7 +245,7 @@ class TestArchive:
             PASTISMultimodal(tmp_path / 'new', download=True, checksum=True)
 
     def test_corrupted(self, archive: Path) -> None:
-        with pytest.raises(RuntimeError, match=r'Dataset found, but corrupted\. .*PASTIS-R\.zip has not the MD5 4887'):
+        with pytest.raises(RuntimeError, match=r'Dataset found, but corrupted\. .*PASTIS-R\.zip has not the md5 4887'):
             PASTISMultimodal(archive.parent, checksum=True)
 
     @pytest.mark.parametrize('share', [0, 0.5, 0.99])

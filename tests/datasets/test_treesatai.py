@@ -269,7 +269,7 @@ class TestErrors:
         for folder in ('labels', 'aerial', 'sentinel-ts'):
             archive(tree, folder, tmp_path)
             path = tmp_path / f'{folder}.zip'
-            changed = replace(ARCHIVES[folder], url=path.as_uri(), digest=sha256(path.read_bytes()).hexdigest())
+            changed = replace(ARCHIVES[folder], source=path.as_uri(), digest=sha256(path.read_bytes()).hexdigest())
             monkeypatch.setitem(ARCHIVES, folder, changed)
         root = tmp_path / 'new'
         sample = load(root, download=True, checksum=True)[0]

@@ -1,88 +1,78 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Download: large files over lines that break, resumed, checked, and named when they are whole.
+"""Downloads of public datasets, by huggingface_hub from the hub and by TorchGeo from elsewhere.
 
-The loose files of a dataset on Hugging Face are each checked against what the hub states of it.
+A file takes its name once it is complete and has its digest; until then it lies in a hidden folder.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
-import ssl
-import time
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from http.client import HTTPException, IncompleteRead
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urljoin
-from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from tqdm import tqdm
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.hf_api import RepoSibling
+from torchgeo.datasets.utils import check_integrity, download_url
+from tqdm.contrib.concurrent import thread_map
 
 from .files import extract_directory
 
-#: Seconds without a byte after which a line is taken for broken.
-TIMEOUT = 60.0
-#: Seconds to wait after the first failure; doubled after each further one.
-BACKOFF = 1.0
-#: Where the Hugging Face hub is.
-ENDPOINT = 'https://huggingface.co'
+#: Address of the Hugging Face hub; None for the one that ``HF_ENDPOINT`` or huggingface_hub names.
+ENDPOINT: str | None = None
 
-_CHUNK = 2**16
-#: Digests by their length.
-_KINDS = {32: 'MD5', 40: "git's SHA-1", 64: 'SHA-256'}
+#: Name of a digest by its length.
+_ALGORITHMS = {32: 'md5', 64: 'sha256'}
+#: Files that are downloaded at a time.
+_THREADS = 8
+#: Seconds to wait for a list of files.
+_TIMEOUT = 60.0
+#: Where files of the hub lie until they are complete.
+_PARTS = '.download'
+_CORRUPTED = 'Dataset found, but corrupted.'
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive and what is known of it.
+    """A published archive.
 
     Args:
-        url: Where it is.
-        filename: What it is called on disk.
-        holds: The directory or file that it unpacks to; a pattern such as ``*.json`` where
-            only that is known.
+        source: Its URL, or the dataset on Hugging Face that holds it, such as
+            ``'IGNF/TreeSatAI-Time-Series'``.
+        filename: Its name on disk, and on Hugging Face.
+        holds: The directory or file that it unpacks to, or a pattern such as ``*.json``.
         digest: Its MD5 or SHA-256, if that is published.
     """
 
-    url: str
+    source: str
     filename: str
     holds: str
     digest: str | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of a repository.
-
-    Args:
-        path: Where it is in there.
-        digest: The SHA-256 of a large file, else what git calls it.
-    """
-
-    path: str
-    digest: str
-
-
 def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool = False) -> bool:
-    """See that what an archive holds lies below *root*; unpack or download it if need be.
+    """Make sure that the content of an archive lies in *root*; unpack or download it if needed.
 
     Args:
         archive: The archive.
-        root: Where it, and what it holds, belong.
-        download: Whether to download it if it is not there.
-        checksum: Whether to compare its digest before it is unpacked.
+        root: Directory of the archive and of its content.
+        download: Whether to download the archive if it is missing.
+        checksum: Whether to verify an archive that is there already. Downloads are always verified.
 
     Returns:
-        Whether it is there now; False if nothing is and *download* is False.
+        Whether the content is there; False if it is missing and *download* is False.
 
     Raises:
         RuntimeError: If the archive is damaged.
@@ -90,239 +80,160 @@ def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool 
     """
     if any(root.glob(archive.holds)):
         return True
-    path, digest = root / archive.filename, archive.digest if checksum else None
+    path = root / archive.filename
     if not path.exists() and not download:
         return False
-    fetch(archive.url, path, digest)
+    if path.exists() and not checksum:
+        pass
+    elif '://' in archive.source:
+        fetch(archive.source, path, archive.digest, checksum)
+    else:
+        pinned = {} if archive.digest is None else {archive.filename: archive.digest}
+        download_files(archive.source, [archive.filename], root, checksum, pinned)
     extract_directory(path, archive.holds)
     return True
 
 
-def fetch(url: str, path: Path, digest: str | None = None, attempts: int = 6) -> Path:
-    """Download a file; what came before the line broke is kept and continued from.
+def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = False) -> None:
+    """Download a file with :func:`torchgeo.datasets.utils.download_url`.
 
-    Bytes are collected in ``.<name>.part`` beside *path*, which takes its name once it is
-    complete and checked. A later call, even of another process, continues there by an HTTP
-    range, provided that the server still has the same file (size, and ETag or date); else
-    it starts over. Of several processes one downloads, the others wait.
+    If several processes ask for the file, one downloads it and the others wait.
 
     Args:
-        url: Where it is.
-        path: What to call it. If it is there, nothing is downloaded.
-        digest: What it should have: an MD5 (32 digits), a SHA-256 (64) or what git calls a file (40);
-            None does not check.
-        attempts: How often in a row to fail without a byte before giving up.
-
-    Returns:
-        *path*.
+        url: URL of the file.
+        path: Where to store it. Nothing is downloaded if it exists.
+        digest: Its MD5 (32 digits) or SHA-256 (64 digits), if known. Without one, a ``.zip`` must
+            at least have the structure of one.
+        checksum: Whether to verify a file that exists.
 
     Raises:
-        ConnectionError: If the server refuses or cannot be reached. What came is kept.
-        RuntimeError: If the file has not the digest. What came is deleted; a file that was
-            there before is not.
-        OSError: If the disk has no room for it.
+        ConnectionError: If the file cannot be downloaded.
+        RuntimeError: If it is damaged.
     """
-    part, lock = (path.with_name(f'.{path.name}.{end}') for end in ('part', 'lock'))
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            if not path.exists():
-                _complete(url, part, attempts)
-                if digest is not None and (found := _digest(part, digest)) != digest:
-                    size, kind = part.stat().st_size, _KINDS[len(digest)]
-                    _forget(part)
-                    said = f'{url} gave {size} bytes of {kind} {found}, expected {digest}'
-                    raise RuntimeError(f'Download corrupted: {said}')
-                os.replace(part, path)
-                _forget(part)
-        lock.unlink(missing_ok=True)
-    elif digest is not None and (found := _digest(path, digest)) != digest:
-        kind = _KINDS[len(digest)]
-        raise RuntimeError(f'Dataset found, but corrupted. {path} has not the {kind} {digest} but {found}')
-    return path
+    expected = {} if digest is None else {_ALGORITHMS[len(digest)]: digest}
+    with _lock(path.parent):
+        if path.exists():
+            if checksum and not check_integrity(path, **expected):
+                raise RuntimeError(f'{_CORRUPTED} {path} has not the {" ".join(*expected.items())}')
+            return
+        with _hidden(path.parent) as folder:
+            try:
+                download_url(url, folder, path.name, **expected)
+            except (OSError, ValueError, HTTPException) as error:
+                raise ConnectionError(f'{url} cannot be downloaded ({error}), expected a file') from error
+            except RuntimeError as error:
+                said = f', expected the {" ".join(*expected.items())}' * bool(expected)
+                raise RuntimeError(f'Download corrupted: {url} ({error}){said}') from error
+            if path.suffix == '.zip' and not zipfile.is_zipfile(folder / path.name):
+                raise RuntimeError(f'Download corrupted: {url} gave no zip archive')
+            os.replace(folder / path.name, path)
 
 
-def _complete(url: str, part: Path, attempts: int) -> None:
-    """Ask for what is missing until nothing is."""
-    failures = 0
-    while True:
-        before = _size(part)
-        try:
-            if _continue(url, part):
-                return
-            reason = 'the connection was closed early'
-        except HTTPError as error:
-            if error.code == 416 and before:  # longer than what the server has
-                _forget(part)
-            elif error.code < 500 and error.code not in (408, 429):
-                raise ConnectionError(f'{url} gave {error.code} {error.reason}, expected a file') from None
-            reason = f'{error.code} {error.reason}'
-        except (URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            reason = str(getattr(error, 'reason', None) or error or type(error).__name__)
-        failures = 0 if _size(part) > before else failures + 1
-        if failures >= attempts:
-            raise ConnectionError(
-                f'{url} cannot be downloaded ({reason}) after {failures} attempts without a byte, expected a file; '
-                f'{_size(part)} bytes are kept in {part}, from where the next download continues'
-            )
-        time.sleep(BACKOFF * 2**failures if failures else 0)
+def download_files(
+    repository: str,
+    patterns: Sequence[str],
+    root: Path,
+    checksum: bool = False,
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Download the files of a dataset on Hugging Face that are missing in *root*.
 
-
-def _continue(url: str, part: Path) -> bool:
-    """One request for what is missing; whether nothing is missing after it."""
-    have, known = _size(part), _known(part)
-    headers = {'User-Agent': 'torchgeo_omnisat', 'Accept-Encoding': 'identity'}
-    if have and known.get('url') == url:
-        if have == known['total']:
-            return True  # cut off before it was named
-        headers['Range'] = f'bytes={have}-'
-        if known['tag']:
-            headers['If-Range'] = known['tag']
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
-        start, total = _span(response, have)
-        if start and (start != have or total != known.get('total')):
-            _forget(part)  # another file by now
-            return False
-        etag = response.headers.get('ETag') or ''
-        tag = etag if etag.startswith('"') else response.headers.get('Last-Modified', '')
-        _remember(part, {'url': url, 'tag': tag, 'total': total})
-        if total is not None and (free := shutil.disk_usage(part.parent).free) < total - start:
-            raise OSError(f'{part.parent} has {free} bytes left, expected room for {total - start} more of {url}')
-        with part.open('ab' if start else 'wb') as file, _bar(part, start, total) as bar:
-            for chunk in _chunks(response):
-                file.write(chunk)
-                bar.update(len(chunk))
-    return total is None or _size(part) == total
-
-
-def _span(response: Any, have: int) -> tuple[int, int | None]:
-    """The first byte that a response holds, and the number of bytes of the whole file, if known."""
-    if response.status == 206:
-        match = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', response.headers.get('Content-Range', ''))
-        if match is None:
-            return have, None
-        return int(match[1]), None if match[2] == '*' else int(match[2])
-    length = response.headers.get('Content-Length')
-    return 0, None if length is None else int(length)
-
-
-def _chunks(response: Any) -> Iterator[bytes]:
-    """What arrives, to the last byte before a break."""
-    try:
-        while chunk := response.read(_CHUNK):
-            yield chunk
-    except IncompleteRead as error:
-        yield error.partial
-        raise
-
-
-@contextmanager
-def _bar(part: Path, start: int, total: int | None) -> Iterator[Any]:
-    """A progress bar where someone looks at it."""
-    name = part.name[1 : -len('.part')]
-    with tqdm(total=total, initial=start, desc=name, unit='B', unit_scale=True, disable=None, leave=False) as bar:
-        yield bar
-
-
-def _size(part: Path) -> int:
-    """Bytes that are there."""
-    return part.stat().st_size if part.exists() else 0
-
-
-def _notes(part: Path) -> Path:
-    """Where it is kept what a part is a part of."""
-    return part.with_name(f'{part.name}.json')
-
-
-def _known(part: Path) -> dict[str, Any]:
-    """What a part is a part of; nothing if that is not known."""
-    try:
-        notes = json.loads(_notes(part).read_text())
-        return {key: notes[key] for key in ('url', 'tag', 'total')}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _remember(part: Path, notes: dict[str, Any]) -> None:
-    """Keep what a part is a part of."""
-    temporary = part.with_name(f'{part.name}.tmp')
-    temporary.write_text(json.dumps(notes))
-    os.replace(temporary, _notes(part))
-
-
-def _forget(part: Path) -> None:
-    """Delete a part and what is known of it."""
-    for path in (part, _notes(part)):
-        path.unlink(missing_ok=True)
-
-
-def _digest(path: Path, like: str) -> str:
-    """The digest of a file, of the kind of another."""
-    kinds: dict[int, Callable[[], Any]] = {
-        32: lambda: hashlib.md5(usedforsecurity=False),
-        # What git calls a file is the SHA-1 of its size and its content.
-        40: lambda: hashlib.sha1(f'blob {path.stat().st_size}\0'.encode(), usedforsecurity=False),
-        64: hashlib.sha256,
-    }
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, kinds[len(like)]).hexdigest()
-
-
-def obtain_files(repository: str, patterns: Sequence[str], root: Path, checksum: bool = False) -> None:
-    """Download the files of a dataset that are not there, one after the other.
-
-    A download that was cut off is continued by the next call (:func:`~.download.fetch`). What is
-    downloaded is always compared with the digest that the hub states.
+    Each file is compared with the digest that the hub lists for it. An interrupted download is
+    continued by the next call.
 
     Args:
-        repository: Such as ``'IGNF/PASTIS-HD'``.
-        patterns: Which files, such as ``'DATA_S2/*.npy'``, in the order in which to get them.
-        root: Where they belong.
-        checksum: Whether to check files that are there already, too.
+        repository: Name of the dataset, such as ``'IGNF/PASTIS-HD'``.
+        patterns: Patterns of files, such as ``'DATA_S2/*.npy'``, downloaded in this order.
+        root: Directory of the files.
+        checksum: Whether to verify the files that exist, too.
+        digests: Known SHA-256 of files, which the hub has to list.
 
     Raises:
         RuntimeError: If a file is damaged.
-        ConnectionError: If the hub cannot be reached, or has no such file.
+        ConnectionError: If the hub cannot be reached, or has no such files.
     """
-    for pattern in patterns:
-        folder = str(PurePosixPath(pattern).parent)
-        entries = [e for e in list_folder(repository, folder) if fnmatchcase(e.path, pattern)]
-        if not entries:
-            raise ConnectionError(f'{ENDPOINT}/datasets/{repository} has no file {pattern}, expected one at least')
-        for entry in tqdm(entries, desc=pattern, unit=' files', disable=None, leave=False):
-            path = root / entry.path
-            digest = entry.digest if checksum or not path.exists() else None
-            fetch(f'{ENDPOINT}/datasets/{repository}/resolve/main/{quote(entry.path)}', path, digest)
+    revision, listed = _list(repository)
+    for name, digest in digests.items():
+        if listed.get(name, digest) != digest:
+            raise RuntimeError(f'Download corrupted: {repository} lists {name} as {listed[name]}, expected {digest}')
+    with _lock(root):
+        for pattern in patterns:
+            chosen = [name for name in listed if fnmatchcase(name, pattern)]
+            if not chosen:
+                raise ConnectionError(f'{repository} on Hugging Face has no file {pattern}, expected one at least')
+            job = partial(_obtain_file, repository, revision, listed, root, checksum)
+            thread_map(job, chosen, max_workers=_THREADS, desc=pattern, unit=' files', disable=None, leave=False)
+        shutil.rmtree(root / _PARTS, ignore_errors=True)
 
 
-def list_folder(repository: str, folder: str) -> Iterator[Entry]:
-    """The files of one folder of a dataset, page after page.
+def _obtain_file(
+    repository: str, revision: str | None, listed: Mapping[str, str], root: Path, checksum: bool, name: str
+) -> None:
+    """Download or verify a file."""
+    path = root / name
+    if path.exists():
+        if checksum and not _matches(path, listed[name]):
+            raise RuntimeError(f'{_CORRUPTED} {path} has not the digest {listed[name]} of {repository}')
+        return
+    place: Any = {'repo_type': 'dataset', 'revision': revision, 'local_dir': root / _PARTS, 'endpoint': ENDPOINT}
+    try:
+        part = Path(hf_hub_download(repository, name, **place))
+    except Exception as error:  # the transport of huggingface_hub has errors of its own, which change with versions
+        raise ConnectionError(f'{name} of {repository} cannot be downloaded ({error})') from error
+    if not _matches(part, listed[name]):
+        part.unlink()
+        raise RuntimeError(f'Download corrupted: {name} of {repository} has not the digest {listed[name]}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, path)
 
-    Args:
-        repository: Such as ``'IGNF/PASTIS-HD'``.
-        folder: Such as ``'DATA_S2'``; ``'.'`` for the repository itself.
+
+def _list(repository: str) -> tuple[str | None, dict[str, str]]:
+    """Return the revision of a dataset on Hugging Face and the digests of its files, in one request."""
+    try:
+        info = HfApi(endpoint=ENDPOINT).dataset_info(repository, files_metadata=True, timeout=_TIMEOUT)
+        return info.sha, {file.rfilename: _digest(file) for file in info.siblings or ()}
+    except Exception as error:
+        raise ConnectionError(
+            f'The files of {repository} on Hugging Face cannot be listed ({type(error).__name__}: {error}), '
+            'expected names inside the dataset with their digests'
+        ) from error
+
+
+def _digest(file: RepoSibling) -> str:
+    """Return the SHA-256 of a large file, or git's name of a small one.
 
     Raises:
-        ConnectionError: If the hub cannot be reached, or says something else.
+        ValueError: If the file would lie elsewhere, or has no digest.
     """
-    url: str | None = f'{ENDPOINT}/api/datasets/{repository}/tree/main/{quote("" if folder == "." else folder)}'
-    while url:
-        content, link = _page(url)
-        for entry in content:
-            if entry['type'] == 'file':
-                yield Entry(entry['path'], entry['lfs']['oid'] if entry.get('lfs') else entry['oid'])
-        following = re.search(r'<([^>]+)>;\s*rel="next"', link)
-        url = urljoin(url, following[1]) if following else None
+    parts = PurePosixPath(file.rfilename).parts
+    if not parts or parts[0] == '/' or '..' in parts:
+        raise ValueError(f'name {file.rfilename!r}')
+    digest = file.lfs['sha256'] if file.lfs else file.blob_id
+    if not isinstance(digest, str) or not re.fullmatch(r'[0-9a-f]{40}|[0-9a-f]{64}', digest):
+        raise ValueError(f'digest {digest!r} of {file.rfilename}')
+    return digest
 
 
-def _page(url: str) -> tuple[list[dict[str, Any]], str]:
-    """One page of a list, and what it says of the next."""
-    expected = 'expected a list of files with their digests'
-    try:
-        with urlopen(Request(url, headers={'User-Agent': 'torchgeo_omnisat'}), timeout=TIMEOUT) as response:
-            content, link = json.load(response), response.headers.get('Link', '')
-    except (URLError, OSError, ValueError) as error:
-        raise ConnectionError(f'{url} cannot be read ({error}), {expected}') from error
-    if not (isinstance(content, list) and all({'type', 'path', 'oid'} <= set(entry) for entry in content)):
-        raise ConnectionError(f'{url} gave {str(content)[:80]}, {expected}')
-    return content, link
+def _matches(path: Path, digest: str) -> bool:
+    """Whether a file has a SHA-256, or the SHA-1 that git names it by: of its size and content."""
+    header = f'blob {path.stat().st_size}\0'.encode()
+    made: Any = hashlib.sha256 if len(digest) == 64 else partial(hashlib.sha1, header, usedforsecurity=False)
+    with path.open('rb') as stream:
+        return hashlib.file_digest(stream, made).hexdigest() == digest
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Let one process at a time download into a directory."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = root / '.download.lock'
+    with FileLock(lock):
+        yield
+    lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _hidden(root: Path) -> Iterator[Path]:
+    """Make a directory that is removed in the end."""
+    with tempfile.TemporaryDirectory(dir=root, prefix='.download-') as folder:
+        yield Path(folder)

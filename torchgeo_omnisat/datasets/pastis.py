@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import PASTIS, NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample, check_integrity
+from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from .arguments import (
@@ -329,13 +329,9 @@ class PASTISMultimodal(NonGeoDataset):
         found = self._find(root)
         if found is None:
             archive = root / self.filename
-            if archive.exists():
-                if self.checksum and not check_integrity(archive, self.md5):
-                    raise RuntimeError(f'Dataset found, but corrupted. {archive} has not the MD5 {self.md5}')
-            elif self.download:
-                fetch(self.url, archive, self.md5 if self.checksum else None)
-            else:
+            if not archive.exists() and not self.download:
                 raise not_found(self, f'Expected {self.index} there or in a directory PASTIS-HD or PASTIS-R of it.')
+            fetch(self.url, archive, self.md5, self.checksum)
             extract_directory(archive, self.directory)
             found = self._find(root)
         if found is None:

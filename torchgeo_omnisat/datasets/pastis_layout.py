@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from torchgeo.datasets import PASTIS
 
 from ..modality import Modality
-from .download import obtain_files
+from .download import download_files
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, Merge, backscatter_mean, finite_mean
 
@@ -174,7 +174,7 @@ def obtain_hd(root: Path, sources: Sequence[Source], target: str, index: str, ch
     if (root / index).is_file() and all(_files(root, source.path) >= _files(root, target) for source in sources):
         return
     images = [source.path.format('*') for source in sources]
-    obtain_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *images, index], root, checksum)
+    download_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *images, index], root, checksum)
 
 
 def _files(root: Path, path: str) -> int:

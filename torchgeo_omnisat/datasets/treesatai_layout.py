@@ -18,10 +18,10 @@ from .download import Archive
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
 from .series import S2_BANDS, S2_FACTS
 
-URL = 'https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series/resolve/main'
+REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
 #: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
 ARCHIVES: dict[str, Archive] = {
-    name: Archive(f'{URL}/{name}.zip', f'{name}.zip', name, digest)
+    name: Archive(REPOSITORY, f'{name}.zip', name, digest)
     for name, digest in (
         ('labels', 'fb32a4be77c8fbbcd8bd1ad7f47c6fd17d2c0ecfaa6b23e6f4d3c856e54d52a5'),
         ('split', '9d24732c11cb048fd09ed0eabe111e9bbe299b78a4a710e4c9fd7d552244dbcd'),
