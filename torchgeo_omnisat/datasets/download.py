@@ -110,7 +110,7 @@ def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = Fals
         ConnectionError: If the file cannot be downloaded.
         RuntimeError: If it is damaged.
     """
-    expected = {} if digest is None else {_ALGORITHMS[len(digest)]: digest}
+    expected: dict[str, Any] = {} if digest is None else {_ALGORITHMS[len(digest)]: digest}
     with _lock(path.parent):
         if path.exists():
             if checksum and not check_integrity(path, **expected):

@@ -3,11 +3,12 @@
 
 """Files: arrays, rasters and archives, each with one error that names the file."""
 
+import math
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,41 +20,57 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
 
-from .addresses import known, piece_of_array, piece_of_raster
 from .decoding import GREATEST
 from .headers import refuse_complex
 from .opening import open_raster, sidecars
 
 #: So many bytes are read at a time: few enough to stay in the processor's cache, enough to keep a disk busy.
 _CACHED = 2**21
+#: Content of an archive by its size, which labels of one class may reach, and from how many bytes on that counts.
+_GREATEST_RATIO, _SMALL = 200, 2**27
+#: Numbers that a tile may have at most; a file that claims more is refused before memory is allocated.
+MOST_VALUES = 2**28
 
 
 def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
-    """A ``.npy`` file mapped into memory: bytes are read when they are indexed.
+    """Map a ``.npy`` file into memory, so that bytes are read when they are indexed.
 
     Args:
         path: The file.
-        expected: What it should hold, for an error.
-        shape: The shape that it should have, if that is known.
+        expected: Expected content, for an error.
+        shape: Expected shape, if known.
 
     Returns:
         The array, read-only.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, is no such file, or holds something else.
+        ValueError: If it is truncated, no such file, or holds something else.
     """
+    refuse_special(path, expected)
     try:
         array = np.load(path, mmap_mode='r')
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist, expected {expected}') from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, OverflowError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in 'iuf':
         raise ValueError(f'{path} holds {getattr(array, "dtype", type(array).__name__)}, expected {expected}')
     if shape is not None and array.shape != shape:
         raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
     return array
+
+
+def refuse_special(path: Path, expected: str) -> None:
+    """Refuse what is no regular file: a named pipe, for example, would be waited for without end.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If there is something else.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist, expected {expected}')
+    if not path.is_file():
+        what = 'a directory' if path.is_dir() else 'no regular file'
+        raise ValueError(f'{path} cannot be read (it is {what}), expected {expected}')
 
 
 class Raster(NamedTuple):
@@ -73,12 +90,12 @@ class Raster(NamedTuple):
 
 
 def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> Raster:
-    """All bands of a raster; one in a single piece is parsed once, and its bytes are read afterwards.
+    """Read all bands of a raster; its shape is checked before any pixel is read.
 
     Args:
         path: The file.
-        expected: What it should hold, for an error.
-        shape: The shape that it should have, if that is known.
+        expected: Expected content, for an error.
+        shape: Expected shape, if known.
 
     Returns:
         The array, and what the file says of it.
@@ -87,40 +104,17 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no raster, or of another shape.
     """
+    refuse_special(path, expected)
     try:
-        decoded: list[Raster] = []
-        with known(path, expected, 'raster', lambda: _survey(path, decoded)) as (file, fact):
-            found, place, nodata, transform = fact
-            if shape is not None and found != shape:
+        with sidecars(), open_raster(str(path)) as source:
+            refuse_complex(source.dtypes, path)
+            found = source.count, source.height, source.width
+            if (shape is not None and found != shape) or math.prod(found) > MOST_VALUES:
                 raise ValueError(f'{path} has shape {found}, expected {expected}')
-            if place is None:
-                return decoded[0] if decoded else _decode(path)
-            piece, pixel = place
-            array = piece.read(file, 0, np.empty(piece.shape, piece.dtype))
-            return Raster(array.transpose(2, 0, 1) if pixel else array, nodata, transform)
+            shown = source.read_masks(1) > 0 if _is_masked(source) else None
+            return Raster(source.read(), source.nodata, source.transform, shown)
     except RasterioError as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
-
-
-def _survey(path: Path, decoded: list[Raster]) -> tuple[Any, ...]:
-    """Shape, place, nodata and transform of a raster, which is put into *decoded* if it lies in no single piece."""
-    with sidecars(), open_raster(str(path)) as source:
-        refuse_complex(source.dtypes, path)
-        place = None if _is_masked(source) else piece_of_raster(source)
-        if place is None:
-            decoded.append(_whole(source))
-        return (source.count, source.height, source.width), place, source.nodata, source.transform
-
-
-def _decode(path: Path) -> Raster:
-    """What GDAL makes of a raster."""
-    with sidecars(), open_raster(str(path)) as source:
-        return _whole(source)
-
-
-def _whole(source: Any) -> Raster:
-    shown = source.read_masks(1) > 0 if _is_masked(source) else None
-    return Raster(source.read(), source.nodata, source.transform, shown)
 
 
 def _is_masked(source: Any) -> bool:
@@ -175,12 +169,12 @@ def measured(
     return image
 
 
-def read_array(path: Path, expected: str) -> NDArray[np.generic]:
-    """All of a ``.npy`` file, as :func:`open_array` has it."""
-    with known(path, expected, 'npy', lambda: piece_of_array(open_array(path, expected))) as (file, piece):
-        if piece is None:
-            return np.array(open_array(path, expected))
-        return piece.read(file, 0, np.empty(piece.shape, piece.dtype))
+def read_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
+    """Read all of a ``.npy`` file; see :func:`open_array`."""
+    array = open_array(path, expected, shape)
+    if array.size > MOST_VALUES:
+        raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
+    return np.array(array)
 
 
 def read_frames(
@@ -191,17 +185,16 @@ def read_frames(
     dtype: str,
     nodata: float | None,
 ) -> NDArray[np.float32]:
-    """Some frames of a ``.npy`` file, as :func:`measured` gives them.
+    """Read some frames of a ``.npy`` file as :func:`measured` gives them.
 
-    They are read and converted few at a time, which stay in the processor's cache, and by reading
-    the file, which the kernel does ahead, as it does not where pages of a map are touched.
+    Few are converted at a time, so that they stay in the processor's cache.
 
     Args:
         path: The file.
-        expected: What it should hold, for an error.
-        shape: The shape that it should have, ``(T, ...)``.
-        frames: Which frames, in the order in which they are wanted; at least one.
-        dtype: What it should be stored as.
+        expected: Expected content, for an error.
+        shape: Expected shape ``(T, ...)``.
+        frames: Indices of the frames, in the order in which they are wanted; at least one.
+        dtype: Type that the file should have.
         nodata: The number that says *not measured*.
 
     Raises:
@@ -209,18 +202,15 @@ def read_frames(
         ValueError: If it is truncated, no such file, of another shape, or if NaN or infinity is
             among what should be integers.
     """
-    with known(path, expected, 'npy', lambda: piece_of_array(open_array(path, expected))) as (file, piece):
-        if piece is None or piece.shape != shape:
-            return measured(open_array(path, expected, shape)[frames], dtype, nodata, path)
-        image = np.empty((len(frames), *shape[1:]), dtype=np.float32)
-        buffer = np.empty((max(1, min(len(frames), _CACHED // max(piece.row, 1))), *shape[1:]), dtype=piece.dtype)
-        starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 2) != 1)
-        for first, stop in pairwise([*starts.tolist(), len(frames)]):
-            for place in range(first, stop, len(buffer)):
-                part = buffer[: min(len(buffer), stop - place)]
-                piece.read(file, int(frames[first]) + place - first, part)
-                measured(part, dtype, nodata, path, image[place : place + len(part)])
-        return image
+    array = open_array(path, expected, shape)
+    image = np.empty((len(frames), *shape[1:]), dtype=np.float32)
+    step = max(1, _CACHED // max(array[:1].nbytes, 1))
+    for first in range(0, len(frames), step):
+        chosen = frames[first : first + step]
+        in_a_row = bool((np.diff(chosen) == 1).all())
+        part = array[chosen[0] : chosen[-1] + 1] if in_a_row else array[chosen]
+        measured(part, dtype, nodata, path, image[first : first + len(chosen)])
+    return image
 
 
 def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -238,22 +228,24 @@ def occurring(mask: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]
 
 
 def extract_directory(archive: Path, directory: str) -> None:
-    """Unpack one directory, or one file, of an archive beside it, whole or not at all.
+    """Unpack one directory, or one file, of a zip archive beside it, completely or not at all.
 
-    The archive is unpacked into a temporary directory, from which nothing but
-    *directory* is kept, so what an archive puts elsewhere never gets anywhere.
+    The archive is unpacked into a temporary directory, from which nothing but *directory* is kept,
+    so what an archive puts elsewhere never gets anywhere.
 
     Args:
         archive: The archive.
         directory: Name of the directory or file in it, or a pattern of it.
 
     Raises:
-        RuntimeError: If the archive is damaged or holds no such directory.
+        RuntimeError: If the archive is damaged, encrypted, larger than the disk or implausibly
+            compressed, or holds no such directory.
     """
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f'.{archive.stem}-') as temporary:
         try:
+            _check_size(archive)
             extract_archive(archive, temporary)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error
         found = next(Path(temporary).glob(directory), None)
         if found is None:
@@ -263,3 +255,14 @@ def extract_directory(archive: Path, directory: str) -> None:
             os.replace(found, place)
         except OSError as error:
             raise RuntimeError(f'{place} is in the way of {archive}, expected to unpack it there: {error}') from error
+
+
+def _check_size(archive: Path) -> None:
+    """Refuse an archive whose content, as declared, fills the disk or is a bomb; no more than that is unpacked."""
+    with zipfile.ZipFile(archive) as file:
+        total = sum(entry.file_size for entry in file.infolist())
+    size, free = archive.stat().st_size, shutil.disk_usage(archive.parent).free
+    if total > free:
+        raise OSError(f'it holds {total} bytes, expected at most the {free} that are free')
+    if total > max(_GREATEST_RATIO * size, _SMALL):
+        raise OSError(f'its {size} bytes hold {total}, expected at most {_GREATEST_RATIO} times as many')

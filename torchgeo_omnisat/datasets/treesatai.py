@@ -19,7 +19,6 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .addresses import known
 from .arguments import (
     MISSING,
     check_choice,
@@ -56,7 +55,7 @@ from .treesatai_layout import (
     read_labels,
     read_split,
 )
-from .treesatai_series import plan, read_file_days, read_frames, survey
+from .treesatai_series import images_of, open_series, plan, read_clear, read_days, read_file_days, read_frames
 
 
 class TreeSatAITimeSeries(NonGeoDataset):
@@ -294,18 +293,17 @@ class TreeSatAITimeSeries(NonGeoDataset):
     def _read_series(self, name: str, modalities: Sequence[Modality]) -> Sample:
         """The three tensors of each of some series, one frame a day."""
         path = self._series_file(name)
-        asked = (tuple(modality.name for modality in modalities), self.extent, self.cloud_probability, self.cloud_cover)
         sample: Sample = {}
-        with known(path, 'HDF5 with series of Sentinel-1 and -2', asked, partial(survey, path, *asked)) as (
-            file,
-            found,
-        ):
-            for modality, said in zip(modalities, found, strict=True):
+        with open_series(path) as file:
+            for modality in modalities:
                 series, every = SERIES[modality.name], self.all_modalities[modality.name].bands
-                frames, days, clear = plan(said.days, said.clear, self._span, self.max_dates)
+                stored = read_days(file, series, path)
+                images = images_of(file, modality.name, len(stored) // 8, self.extent, path)
+                clouds = read_clear(file, series, images.shape, self.cloud_probability, self.cloud_cover, path)
+                frames, days, clear = plan(stored, clouds, self._span, self.max_dates)
                 if len(frames) == 0:
                     continue
-                image, merged = merge_days(read_frames(file, said, series, frames, path), days, finite_mean)
+                image, merged = merge_days(read_frames(images, series, frames), days, finite_mean)
                 image = pick(modality, every, image)
                 image = 10 * np.log10(image) if series.radar else image
                 valid = clear & np.isfinite(image).any((1, 2, 3))

@@ -3,26 +3,28 @@
 
 """The series of TreeSatAI Time-Series: products, clouds and frames of an HDF5 file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from io import FileIO
 from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .addresses import Piece, piece_of_hdf5
 from .decoding import GREATEST
+from .files import refuse_special
 from .series import choose_clear, parse_dates
 from .treesatai_layout import MODALITIES, SERIES, Series
 
+EXPECTED = 'HDF5 with series of Sentinel-1 and -2'
+#: Names of products that a series may have at most.
+_MOST_DATES = 10_000
+
 
 @contextmanager
-def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
-    """A file of series, whose faults are told with its name.
+def open_series(path: Path) -> Iterator[h5py.File]:
+    """Open a file of series; every fault of its structure is an error with its name.
 
     Args:
         path: The file.
@@ -31,21 +33,38 @@ def open_series(path: Path) -> Iterator[Mapping[str, h5py.Dataset]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no HDF5, or lacks a dataset.
     """
+    refuse_special(path, EXPECTED)
     try:
         with h5py.File(path, 'r') as file:
             yield file
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} does not exist, expected HDF5 with series of Sentinel-1 and -2') from None
-    except (OSError, KeyError) as error:
-        raise ValueError(f'{path} cannot be read ({error}), expected HDF5 with series of Sentinel-1 and -2') from error
+    except (OSError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected {EXPECTED}') from error
 
 
-def read_days(file: Mapping[str, h5py.Dataset], series: Series, path: Path) -> bytes:
+def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
+    """Return a dataset whose values lie in the file itself.
+
+    Raises:
+        KeyError: If there is none, or if its values lie in other files, which a file from elsewhere
+            must not choose.
+    """
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+        raise KeyError(f'{key} is no dataset of the file itself')
+    found = file[key]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise KeyError(f'{key} is no dataset of the file itself')
+    return found
+
+
+def read_days(file: h5py.File, series: Series, path: Path) -> bytes:
     """Days since 1970-01-01 of the frames, as bytes of int64, from the names of their products."""
     key = f'{series.prefix}-products'
+    stored = dataset_of(file, key)
+    if stored.ndim != 1 or len(stored) > _MOST_DATES or stored.dtype.kind not in 'OSU':
+        raise ValueError(f'{key} of {path} is {stored.dtype} {stored.shape}, expected names of products (T,)')
     try:
-        return _product_days(tuple(file[key][()].tolist()), series.date_field)
-    except ValueError as error:
+        return _product_days(tuple(stored[()].tolist()), series.date_field)
+    except (ValueError, AttributeError) as error:
         raise ValueError(f'{key} of {path}: {error}') from error
 
 
@@ -69,7 +88,7 @@ def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
 
 
 def read_hidden(
-    file: Mapping[str, h5py.Dataset], series: Series, shape: Sequence[int], probability: float, path: Path
+    file: h5py.File, series: Series, shape: Sequence[int], probability: float, path: Path
 ) -> NDArray[np.float64]:
     """Share of each frame that is under snow or clouds.
 
@@ -90,7 +109,7 @@ def read_hidden(
     key = f'{series.prefix}-masks'
     if series.radar or key not in file:
         return np.zeros(shape[0])
-    dataset = file[key]
+    dataset = dataset_of(file, key)
     if dataset.ndim != 4 or dataset.shape[1] < 2 or (dataset.shape[0], *dataset.shape[2:]) != tuple(shape):
         expected = f'({shape[0]}, 2, {shape[1]}, {shape[2]}), snow and cloud first, or more channels that are empty'
         raise ValueError(f'{key} of {path} has shape {dataset.shape}, expected {expected}')
@@ -99,51 +118,43 @@ def read_hidden(
     return hidden
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a file says of a series, but for its pixels.
+def read_clear(
+    file: h5py.File, series: Series, shape: Sequence[int], probability: float, cover: float, path: Path
+) -> bytes:
+    """Read which frames are not under snow or clouds, packed into bits.
 
     Args:
-        days: Days since 1970-01-01 of the T frames, as bytes that plots under one orbit share.
-        clear: Which frames are not under clouds, packed into bits.
+        file: The open file.
+        series: Which series.
         shape: T, C, H and W of its images.
-        piece: Where they lie; None if the file is to be asked for them.
+        probability: From which probability on, in %, a pixel is hidden.
+        cover: Which share of such pixels makes a frame not clear.
+        path: The file, for an error.
     """
-
-    days: bytes
-    clear: bytes
-    shape: tuple[int, ...]
-    piece: Piece | None
+    hidden = read_hidden(file, series, (shape[0], *shape[2:]), probability, path)
+    return np.packbits(hidden < cover).tobytes()
 
 
-def survey(path: Path, names: Sequence[str], extent: float, probability: float, cover: float) -> tuple[Survey, ...]:
-    """What a file says of series, all but their pixels.
+def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:
+    """Return the images of a series, ``(T, C, H, W)``, not read yet.
 
     Args:
-        path: The file.
-        names: The modalities.
+        file: The open file.
+        name: The modality.
+        count: Number of dates.
         extent: Side of the plot in metres.
-        probability: From which probability on, in %, a pixel is hidden by snow or clouds.
-        cover: Which share of such pixels makes a frame not clear.
+        path: The file, for an error.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or a series is not as described.
+        ValueError: If they have another shape or are no numbers.
     """
-    found = []
-    with open_series(path) as file:
-        for name in names:
-            series, modality = SERIES[name], MODALITIES[name]
-            days, side = read_days(file, series, path), modality.pixels(extent)
-            shape = (len(days) // 8, len(modality.bands), side, side)
-            clear = read_hidden(file, series, (shape[0], side, side), probability, path) < cover
-            key = f'{series.prefix}-data'
-            dataset = file[key]
-            if dataset.shape != shape or dataset.dtype.kind not in 'iuf':
-                what = f'{shape[0]} products of {shape[1]} bands and {side} by {side} pixels'
-                raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {shape}: {what}')
-            found.append(Survey(days, np.packbits(clear).tobytes(), shape, piece_of_hdf5(dataset)))
-    return tuple(found)
+    modality, key = MODALITIES[name], f'{SERIES[name].prefix}-data'
+    side = modality.pixels(extent)
+    shape, dataset = (count, len(modality.bands), side, side), dataset_of(file, key)
+    if dataset.shape != shape or dataset.dtype.kind not in 'iuf':
+        what = f'{count} products of {shape[1]} bands and {side} by {side} pixels'
+        raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {shape}: {what}')
+    return dataset
 
 
 @lru_cache(maxsize=4096)
@@ -153,8 +164,8 @@ def plan(
     """Which frames of a series are read, their days, and on which of these, each once, anything is clear.
 
     Args:
-        days: As in :class:`Survey`.
-        clear: As in :class:`Survey`.
+        days: Days since 1970-01-01 of the T frames, as bytes of int64.
+        clear: Which frames are not under clouds, packed into bits.
         span: First and last day to keep.
         max_dates: How many days to keep.
     """
@@ -164,29 +175,18 @@ def plan(
     return frames, every[frames], np.isin(np.unique(every[frames]), every[flags])
 
 
-def read_frames(
-    file: FileIO, found: Survey, series: Series, frames: NDArray[np.int64], path: Path
-) -> NDArray[np.float32]:
-    """Some frames of a series, NaN where nothing was measured, radar still in linear power.
+def read_frames(images: h5py.Dataset, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read some frames of a series, NaN where nothing was measured, radar still in linear power.
 
     Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
 
     Args:
-        file: The open file.
-        found: What it says of the series.
+        images: The images ``(T, C, H, W)``, as :func:`images_of` returns them.
         series: Which series.
-        frames: Which frames, in the order in which they are wanted.
-        path: Where the file is.
-
-    Raises:
-        EOFError: If it ends early.
+        frames: Indices of the frames, in the order in which they are wanted.
     """
     first, last = int(frames.min()), int(frames.max())
-    if found.piece is None:
-        with open_series(path) as hdf5:
-            stored = hdf5[f'{series.prefix}-data'][first : last + 1]
-    else:
-        stored = found.piece.read(file, first, np.empty((last + 1 - first, *found.shape[1:]), found.piece.dtype))
+    stored = images[first : last + 1]
     if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
         stored = stored[frames - first]
     image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
