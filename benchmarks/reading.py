@@ -41,7 +41,7 @@ import torch
 from rasterio.transform import from_origin
 from torch.utils.data import DataLoader
 
-from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries, addresses
+from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries
 
 #: Seconds that one worker reads for, about, when two are compared with it.
 PASS = 1.5
@@ -144,9 +144,7 @@ def raw(spans: list[tuple[Path, int, int]]) -> None:
         np.fromfile(path, np.uint8, count=length, offset=offset)
 
 
-def speed(
-    dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds: int, cold: bool, first: bool
-) -> dict[str, float]:
+def speed(dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds: int, cold: bool) -> dict[str, float]:
     """Ratio of speeds and milliseconds of both, each sample by the fastest of some rounds; median over samples.
 
     Args:
@@ -154,7 +152,6 @@ def speed(
         where: The bytes of each sample.
         rounds: How often each is read.
         cold: Whether the kernel has forgotten the file.
-        first: Whether the process has never seen it.
     """
     times: dict[int, list[list[float]]] = {index: [] for index in where}
     for index, spans in list(where.items()) * rounds:
@@ -164,8 +161,6 @@ def speed(
             action()
             if cold:
                 forget(paths)
-            if first:
-                addresses.forget()
             both.append(1e3 * seconds(action))
         times[index].append(both)
     paired = statistics.median(raw / ours for rows in times.values() for raw, ours in rows)
@@ -216,10 +211,10 @@ def main() -> None:
         ):
             where = write(root / title, args.count)
             dataset = make(root / title)
-            for cold, first in ((True, False), (True, True), (False, False), (False, True)):
-                row = speed(dataset, where, args.rounds, cold, first)
-                bound = {'bound': BOUNDS[title]} if cold and not first else {}
-                rows[f'{title}, from {"disk" if cold else "memory"}{", first time" * first}'] = row | bound
+            for cold in (True, False):
+                row = speed(dataset, where, args.rounds, cold)
+                bound = {'bound': BOUNDS[title]} if cold else {}
+                rows[f'{title}, from {"disk" if cold else "memory"}'] = row | bound
             gain = scaling(dataset, where, args.rounds)
             rows[f'{title}, two workers against one'] = {'ratio': gain, 'bound': BOUNDS['workers']}
     load = os.getloadavg()[0]

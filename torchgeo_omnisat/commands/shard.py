@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..datamodules.sharded import describe
 from ..datamodules.stream import stream
 from ..datasets.shards import FILE, encode, write_split
@@ -66,15 +68,21 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
     if lacking := [split for split, dataset in datasets.items() if dataset is None]:
         raise ValueError(f'{type(datamodule).__name__} has nothing in {lacking}, expected samples in every split')
-    temporary = output.with_name(f'.{output.name}.part')
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    shards = {}
-    for split, dataset in datasets.items():
-        samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
-        shards[split] = write_split(samples, temporary / split, megabytes)
-    (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')
-    temporary.replace(output)
+    temporary, lock = (output.with_name(f'.{output.name}.{end}') for end in ('part', 'lock'))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            shards = {}
+            for split, dataset in datasets.items():
+                samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
+                shards[split] = write_split(samples, temporary / split, megabytes)
+            (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')
+            temporary.replace(output)
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(f'output is {output}, which another process is writing: expected another folder') from None
     return shards
 
 

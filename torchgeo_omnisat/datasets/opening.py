@@ -1,17 +1,29 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Opening: the one way in which rasters are opened, so that the files beside them count in every command."""
+"""Opening: the one way in which rasters are opened.
 
+The files beside a raster count in every command, and its ending says which driver opens it, so
+that what is called a GeoTIFF cannot be a virtual raster that reads other files or addresses.
+"""
+
+import os
 import re
 import warnings
 
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.session import DummySession
 
 #: What GDAL reads over a network, where looking for files beside each one would cost requests.
 NETWORK = re.compile(r'https?://|/vsi(?:curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)')
+
+#: Driver that has to open a file of some ending.
+DRIVERS = {'.tif': 'GTiff', '.tiff': 'GTiff', '.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
+#: Drivers of files that lead to other files or addresses, and the ending that such a file has to have.
+LEADING = {
+    'VRT': '.vrt', 'GTI': '.gti', 'WMS': '.wms', 'WMTS': '.wmts', 'WCS': '.wcs', 'STACTA': '.json', 'STACIT': '.json',
+}  # fmt: skip
 
 
 def sidecars(path: str = '') -> rasterio.Env:
@@ -35,8 +47,13 @@ def open_raster(path: str) -> rasterio.DatasetReader:
         path: A file or whatever GDAL reads.
 
     Raises:
-        RasterioError: If that cannot be opened.
+        RasterioError: If that cannot be opened, or is of another format than its ending says.
     """
+    ending = os.path.splitext(path)[1].lower()
     with sidecars(path), warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)  # an error says so where it matters
-        return rasterio.open(path)
+        source = rasterio.open(path, driver=DRIVERS.get(ending))
+    if LEADING.get(source.driver, ending) != ending:
+        source.close()
+        raise RasterioIOError(f'it is a {source.driver}, which leads to other files, expected {LEADING[source.driver]}')
+    return source

@@ -9,6 +9,7 @@ modalities and have series of any length, which litdata's own encoding of tensor
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from .figures import draw_any
 
 #: Says what the shards of a folder hold.
 FILE = 'shards.json'
+#: Names of shards.
+_SHARD = re.compile(r'[A-Za-z0-9_-]+\.bin')
 #: Types that hold images and masks in fewer bytes, where they hold them exactly.
 _NARROW = (torch.uint8, torch.int16, torch.float16)
 
@@ -106,6 +109,32 @@ def read_description(root: str) -> dict[str, Any]:
     return described
 
 
+def check_index(address: str) -> None:
+    """Refuse an index of shards that would have other code or files read than those of the folder.
+
+    Args:
+        address: Folder or address of the shards of a split.
+
+    Raises:
+        ValueError: If there is no index, a shard lies elsewhere, or a sample is not a run of bytes: litdata
+            would unpickle some other formats.
+    """
+    import fsspec
+
+    index = f'{address.removeprefix("local:")}/index.json'
+    try:
+        with fsspec.open(index) as file:
+            content = json.load(file)
+        names = [chunk['filename'] for chunk in content['chunks']]
+        config = {key: content['config'][key] for key in ('data_format', 'item_loader', 'encryption', 'compression')}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f'{index} cannot be read ({error!r}), expected what shard wrote') from error
+    if strange := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
+        raise ValueError(f'{index} names the shard {strange[0]!r}, expected files of its own folder')
+    if config != {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': None, 'compression': None}:
+        raise ValueError(f'{index} states {config}, expected bytes that are neither encrypted nor compressed')
+
+
 class ShardedDataset(NonGeoDataset):
     """A split of what ``python -m torchgeo_omnisat shard`` wrote.
 
@@ -146,6 +175,7 @@ class ShardedDataset(NonGeoDataset):
             raise IndexError(f'index is {index}, expected less than {len(self)}')
         if self._opened is None or self._opened[0] != os.getpid():
             address = f'{self.root.rstrip("/")}/{self.split}'
+            check_index(address)
             where = None if self.cache is None else str(Path(self.cache) / self.split)
             self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
         return decode(bytes(self._opened[1][index % len(self)]))

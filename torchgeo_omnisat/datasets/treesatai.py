@@ -32,6 +32,7 @@ from .arguments import (
 from .download import obtain
 from .figures import Palette, draw
 from .files import measured, read_raster
+from .fingerprint import state_of
 from .integrity import Dates, Expected, Part
 from .opening import open_raster
 from .samples import blank, bounds_of, keep_seen, pick, refuse_missing, tensors
@@ -55,7 +56,7 @@ from .treesatai_layout import (
     read_labels,
     read_split,
 )
-from .treesatai_series import images_of, open_series, plan, read_clear, read_days, read_file_days, read_frames
+from .treesatai_series import images_of, open_series, plan, read_file_days, read_frames, survey
 
 
 class TreeSatAITimeSeries(NonGeoDataset):
@@ -294,15 +295,15 @@ class TreeSatAITimeSeries(NonGeoDataset):
         """The three tensors of each of some series, one frame a day."""
         path = self._series_file(name)
         sample: Sample = {}
+        names, clouds = tuple(modality.name for modality in modalities), (self.cloud_probability, self.cloud_cover)
+        found = survey(path, state_of(path), names, self.extent, *clouds)
         with open_series(path) as file:
-            for modality in modalities:
+            for modality, (stored, shown) in zip(modalities, found, strict=True):
                 series, every = SERIES[modality.name], self.all_modalities[modality.name].bands
-                stored = read_days(file, series, path)
-                images = images_of(file, modality.name, len(stored) // 8, self.extent, path)
-                clouds = read_clear(file, series, images.shape, self.cloud_probability, self.cloud_cover, path)
-                frames, days, clear = plan(stored, clouds, self._span, self.max_dates)
+                frames, days, clear = plan(stored, shown, self._span, self.max_dates)
                 if len(frames) == 0:
                     continue
+                images = images_of(file, modality.name, len(stored) // 8, self.extent, path)
                 image, merged = merge_days(read_frames(images, series, frames), days, finite_mean)
                 image = pick(modality, every, image)
                 image = 10 * np.log10(image) if series.radar else image

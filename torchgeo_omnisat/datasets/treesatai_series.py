@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .decoding import GREATEST
 from .files import refuse_special
+from .fingerprint import State
 from .series import choose_clear, parse_dates
 from .treesatai_layout import MODALITIES, SERIES, Series
 
@@ -133,6 +134,32 @@ def read_clear(
     """
     hidden = read_hidden(file, series, (shape[0], *shape[2:]), probability, path)
     return np.packbits(hidden < cover).tobytes()
+
+
+@lru_cache(maxsize=2**16)
+def survey(
+    path: Path, state: State | None, names: Sequence[str], extent: float, probability: float, cover: float
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Read dates and clouds of series, once for as long as a file does not change.
+
+    Args:
+        path: The file.
+        state: Its state.
+        names: The modalities.
+        extent: Side of the plot in metres.
+        probability: From which probability on, in %, a pixel is hidden by snow or clouds.
+        cover: Which share of such pixels makes a frame not clear.
+
+    Returns:
+        For each modality days since 1970-01-01 as bytes of int64, and which frames are clear, packed into bits.
+    """
+    found = []
+    with open_series(path) as file:
+        for name in names:
+            days = read_days(file, SERIES[name], path)
+            images = images_of(file, name, len(days) // 8, extent, path)
+            found.append((days, read_clear(file, SERIES[name], images.shape, probability, cover, path)))
+    return tuple(found)
 
 
 def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:

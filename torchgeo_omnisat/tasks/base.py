@@ -29,6 +29,7 @@ from ..modality import Modality, as_modalities
 from ..models.bands import MISSING
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
+from .files import refuse_address
 from .finite import Watch, gradient_norm, refuse_weights
 from .outputs import replacing
 from .statistics import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
@@ -99,6 +100,19 @@ class OmniSatTask(BaseTask):
         """The trainer's datamodule; None without a trainer or if it has none."""
         return getattr(self._trainer, 'datamodule', None)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> Any:
+        """Load a task from a checkpoint, of which nothing but tensors and plain types is unpickled.
+
+        Args:
+            checkpoint_path: A file, or an address from which it is downloaded.
+            **kwargs: Arguments of Lightning's method of this name, and hyper-parameters to replace.
+
+        Returns:
+            The task.
+        """
+        return super().load_from_checkpoint(checkpoint_path, **{'weights_only': True, **kwargs})
+
     def configure_models(self) -> None:
         """Build the model if enough is known, otherwise leave that to the trainer."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
@@ -117,6 +131,7 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
+        refuse_address(getattr(self._trainer, 'ckpt_path', None))
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
             # One such as bf16-true would round bounds by kilometres, and images before they are normalised.

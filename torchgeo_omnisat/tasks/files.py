@@ -72,6 +72,19 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, told if isinstance(told, dict) else {}
 
 
+def refuse_address(path: Any) -> None:
+    """Refuse a checkpoint at an address, which Lightning would unpickle with any code in it.
+
+    Args:
+        path: The trainer's ``ckpt_path``.
+
+    Raises:
+        ValueError: If it is an address.
+    """
+    if isinstance(path, str | Path) and re.match(r'https?:/', str(path)):
+        raise ValueError(f'ckpt_path is {str(path)!r}, expected a file: download it first, or load it by weights')
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What the backbone in a folder is to be built with, checked.
 

@@ -1,0 +1,130 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Code from outside: nothing but tensors and plain types is unpickled."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from tests.tasks.helpers import TOLD
+from torchgeo_omnisat.datasets.files import open_array
+from torchgeo_omnisat.datasets.shards import check_index
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.files import read_weights
+
+
+class Touch:
+    """A pickle of it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    return tmp_path / 'CODE_RAN'
+
+
+TASKS = [OmniSatSegmentation, OmniSatClassification, OmniSatPretraining]
+
+
+@pytest.mark.parametrize('place', ['state_dict', 'hyper_parameters', 'callbacks', 'extra'])
+@pytest.mark.parametrize('task', TASKS)
+def test_checkpoint(task: Any, place: str, tmp_path: Path, mark: Path) -> None:
+    content = {'state_dict': {}, 'hyper_parameters': {}, 'pytorch-lightning_version': '2.6.0'} | {place: Touch(mark)}
+    torch.save(content, tmp_path / 'evil.ckpt')
+    with pytest.raises(pickle.UnpicklingError):
+        task.load_from_checkpoint(tmp_path / 'evil.ckpt')
+    with pytest.raises(ValueError, match=r'evil\.ckpt cannot be read as a checkpoint of tensors'):
+        read_weights(tmp_path / 'evil.ckpt')
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize('address', ['http://127.0.0.1:9/a.ckpt', 'https://127.0.0.1:9/a.ckpt'])
+@pytest.mark.parametrize('stage', ['fit', 'validate', 'test', 'predict'])
+def test_checkpoint_at_an_address(address: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning downloads and unpickles it with any code in it, unless it is refused before."""
+    asked: list[str] = []
+    monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda url, **_: asked.append(url))
+    task = OmniSatSegmentation('omnisat_tiny', **TOLD)
+    trainer = Trainer(accelerator='cpu', logger=False, default_root_dir=tmp_path, enable_checkpointing=False)
+    with pytest.raises(ValueError, match='ckpt_path is .*, expected a file'):
+        getattr(trainer, stage)(task, torch.utils.data.DataLoader([{}]), ckpt_path=address)
+    assert not asked
+
+
+def test_task_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(url: str, **how: Any) -> None:
+        asked.append(how['weights_only'])
+        raise ConnectionError
+
+    monkeypatch.setattr('torch.hub.load_state_dict_from_url', download)
+    with pytest.raises(ConnectionError):
+        OmniSatSegmentation.load_from_checkpoint('https://127.0.0.1:9/a.ckpt')
+    assert asked == [True]
+
+
+def test_array_of_objects(tmp_path: Path, mark: Path) -> None:
+    np.save(tmp_path / 'a.npy', np.array([Touch(mark)], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r'a\.npy cannot be read'):
+        open_array(tmp_path / 'a.npy', 'an array')
+    (tmp_path / 'b.npy').write_bytes(pickle.dumps(Touch(mark)))
+    with pytest.raises(ValueError, match=r'b\.npy cannot be read'):
+        open_array(tmp_path / 'b.npy', 'an array')
+    assert not mark.exists()
+
+
+GOOD = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': None, 'compression': None}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'config': GOOD | {'data_format': ['pickle']}},
+        {'config': GOOD | {'data_format': ['bytes', 'pickle']}},
+        {'config': GOOD | {'data_format': 'bytes'}},
+        {'config': GOOD | {'data_format': []}},
+        {'config': GOOD | {'item_loader': 'ParquetLoader'}},
+        {'config': GOOD | {'encryption': {'algorithm': 'x'}}},
+        {'config': GOOD | {'compression': 'zstd'}},
+        {'config': {}},
+        {'config': None},
+        {'chunks': [{'filename': '../../file.bin'}]},
+        {'chunks': [{'filename': '/etc/passwd'}]},
+        {'chunks': [{'filename': 'a/b.bin'}]},
+        {'chunks': [{'filename': '..'}]},
+        {'chunks': [{'filename': 'x.bin\n'}]},
+        {'chunks': [{'filename': 3}]},
+        {'chunks': [{}]},
+        {'chunks': 7},
+        {'chunks': None},
+    ],
+    ids=str,
+)
+def test_index_of_shards(change: dict[str, Any], tmp_path: Path) -> None:
+    good = {'chunks': [{'filename': 'chunk-0-0.bin'}], 'config': GOOD}
+    (tmp_path / 'index.json').write_text(json.dumps(good))
+    check_index(str(tmp_path))
+    (tmp_path / 'index.json').write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=r'index\.json'):
+        check_index(str(tmp_path))
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '[' * 100_000, '\0', '{"chunks": NaN}'], ids=lambda text: text[:9])
+def test_index_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'index.json').write_text(text)
+    with pytest.raises(ValueError, match=r'index\.json cannot be read'):
+        check_index(str(tmp_path))
