@@ -57,9 +57,9 @@ def test_checkpoint_at_an_address(address: str, stage: str, tmp_path: Path, monk
     """Lightning downloads and unpickles it with any code in it, unless it is refused before."""
     asked: list[str] = []
     monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda url, **_: asked.append(url))
-    task = OmniSatSegmentation('omnisat_tiny', **TOLD)
+    task = OmniSatSegmentation(**TOLD)
     trainer = Trainer(accelerator='cpu', logger=False, default_root_dir=tmp_path, enable_checkpointing=False)
-    with pytest.raises(ValueError, match='ckpt_path is .*, expected a file'):
+    with pytest.raises(ValueError, match=r'ckpt_path is .*, expected a file'):
         getattr(trainer, stage)(task, torch.utils.data.DataLoader([{}]), ckpt_path=address)
     assert not asked
 
