@@ -101,17 +101,31 @@ class OmniSatTask(BaseTask):
         return getattr(self._trainer, 'datamodule', None)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Any:
         """Load a task from a checkpoint, of which nothing but tensors and plain types is unpickled.
 
         Args:
             checkpoint_path: A file, or an address from which it is downloaded.
-            **kwargs: Arguments of Lightning's method of this name, and hyper-parameters to replace.
+            map_location: Device of the tensors.
+            hparams_file: YAML file of hyper-parameters, if the checkpoint has none.
+            strict: Whether all parameters have to be there.
+            weights_only: Whether to refuse any other content. A checkpoint may hold code that False would run.
+            **kwargs: Hyper-parameters to replace.
 
         Returns:
             The task.
         """
-        return super().load_from_checkpoint(checkpoint_path, **{'weights_only': True, **kwargs})
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+        )
 
     def configure_models(self) -> None:
         """Build the model if enough is known, otherwise leave that to the trainer."""
