@@ -6,6 +6,10 @@
 import json
 import os
 import pickle
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from tests.tasks.helpers import TOLD
+from tests.tasks.helpers import TOLD, make_loader, make_sample
 from torchgeo_omnisat.datasets.files import open_array
 from torchgeo_omnisat.datasets.shards import check_index
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
@@ -51,17 +55,28 @@ def test_checkpoint(task: Any, place: str, tmp_path: Path, mark: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize('address', ['http://127.0.0.1:9/a.ckpt', 'https://127.0.0.1:9/a.ckpt'])
+@pytest.fixture
+def server(tmp_path: Path, socket_enabled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server of the files in the test's folder, and a cache of its own for what is downloaded."""
+    monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path / 'hub'))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={'poll_interval': 0.01})
+        thread.start()
+        yield f'http://127.0.0.1:{http.server_port}'
+        http.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize('stage', ['fit', 'validate', 'test', 'predict'])
-def test_checkpoint_at_an_address(address: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning downloads and unpickles it with any code in it, unless it is refused before."""
-    asked: list[str] = []
-    monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda url, **_: asked.append(url))
+def test_checkpoint_at_an_address(stage: str, tmp_path: Path, mark: Path, server: str) -> None:
+    """Lightning would unpickle a download with any code in it."""
+    torch.save({'state_dict': {}, 'extra': Touch(mark)}, tmp_path / f'{stage}.ckpt')
     task = OmniSatSegmentation(**TOLD)
     trainer = Trainer(accelerator='cpu', logger=False, default_root_dir=tmp_path, enable_checkpointing=False)
-    with pytest.raises(ValueError, match=r'ckpt_path is .*, expected a file'):
-        getattr(trainer, stage)(task, torch.utils.data.DataLoader([{}]), ckpt_path=address)
-    assert not asked
+    with pytest.raises(pickle.UnpicklingError):
+        getattr(trainer, stage)(task, make_loader([make_sample()]), ckpt_path=f'{server}/{stage}.ckpt')
+    assert not mark.exists()
 
 
 def test_task_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

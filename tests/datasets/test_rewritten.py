@@ -69,9 +69,9 @@ def test_files_stay_open_until_they_change(tmp_path: Path, monkeypatch: pytest.M
     path = fill(tmp_path / 'a_20210101.tif', 1)
     series, opened, original = RasterTimeSeries(path, name='s'), list[str](), rasterio.open
 
-    def count(path: str, *args: Any) -> Any:
+    def count(path: str, *args: Any, **kwargs: Any) -> Any:
         opened.append(path)
-        return original(path, *args)
+        return original(path, *args, **kwargs)
 
     monkeypatch.setattr(rasterio, 'open', count)
     for _ in range(3):

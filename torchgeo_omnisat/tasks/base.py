@@ -29,7 +29,7 @@ from ..modality import Modality, as_modalities
 from ..models.bands import MISSING
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
-from .files import refuse_address
+from .files import load_safely
 from .finite import Watch, gradient_norm, refuse_weights
 from .outputs import replacing
 from .statistics import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
@@ -145,7 +145,8 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
-        refuse_address(getattr(self._trainer, 'ckpt_path', None))
+        if self._trainer is not None:
+            load_safely(self._trainer.strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
             # One such as bf16-true would round bounds by kilometres, and images before they are normalised.

@@ -9,7 +9,8 @@ what it is to be built with. It is read and written where it lies; nothing is do
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,21 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, told if isinstance(told, dict) else {}
 
 
-def refuse_address(path: Any) -> None:
-    """Refuse a checkpoint at an address, which Lightning would unpickle with any code in it.
+def load_safely(strategy: Any) -> None:
+    """Have a trainer unpickle nothing but tensors and plain types, unless it is asked to by ``weights_only=False``.
+
+    Lightning would run any code of a checkpoint that is downloaded from an address.
 
     Args:
-        path: The trainer's ``ckpt_path``.
-
-    Raises:
-        ValueError: If it is an address.
+        strategy: The trainer's strategy; its checkpoint plugin is changed in place.
     """
-    if isinstance(path, str | Path) and re.match(r'https?:/', str(path)):
-        raise ValueError(f'ckpt_path is {str(path)!r}, expected a file: download it first, or load it by weights')
+    plugin = strategy.checkpoint_io
+    if 'load_checkpoint' not in vars(plugin):
+        vars(plugin)['load_checkpoint'] = partial(_tensors_alone, plugin.load_checkpoint)
+
+
+def _tensors_alone(load: Callable[..., Any], *args: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
+    return load(*args, weights_only=True if weights_only is None else weights_only, **kwargs)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
