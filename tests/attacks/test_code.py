@@ -75,7 +75,7 @@ def test_checkpoint_at_an_address(stage: str, tmp_path: Path, mark: Path, server
     task = OmniSatSegmentation(**TOLD)
     trainer = Trainer(accelerator='cpu', logger=False, default_root_dir=tmp_path, enable_checkpointing=False)
     with pytest.raises(pickle.UnpicklingError):
-        getattr(trainer, stage)(task, make_loader([make_sample()]), ckpt_path=f'{server}/{stage}.ckpt')
+        getattr(trainer, stage)(task, make_loader([make_sample(0)]), ckpt_path=f'{server}/{stage}.ckpt')
     assert not mark.exists()
 
 
