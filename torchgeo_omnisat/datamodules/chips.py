@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..datasets.arguments import name_classes
 from ..datasets.chips import ImageChips
 from ..datasets.chipsplits import SPLITS
-from ..datasets.classes import UnknownCodesError, class_names
+from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
 from ..datasets.geoparts import file_table
 from ..datasets.labelcounts import LabelCounts
 from .base import MultimodalDataModule
@@ -116,6 +116,7 @@ class ChipsDataModule(MultimodalDataModule):
         )
         self.mask = mask
         self.num_classes = len(self.labels)
+        refuse_ignored_class(self.labels, ignore_index)
         self.ignore_index = ignore_index
         self.colors = colors
         self.patch_size = patch_size

@@ -15,7 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.arguments import name_classes
-from ..datasets.classes import class_names
+from ..datasets.classes import class_names, refuse_ignored_class
 from ..datasets.configured import facts_of, image_dataset, label_dataset
 from ..datasets.fingerprint import Fingerprint, stamps
 from ..datasets.geoparts import contents, unlike_files
@@ -132,6 +132,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             labels = class_names(mask['classes'], mask.get('other'))
         self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
         self.num_classes = len(self.labels)
+        refuse_ignored_class(self.labels, ignore_index)
         self.ignore_index = ignore_index
         self.colors = colors
         self.required = tuple(required)

@@ -14,6 +14,7 @@ import shapely
 from ..datasets import MultimodalGeoDataset
 from ..datasets.georeference import bendable
 from ..datasets.geotiles import disjoint
+from ..datasets.opening import refuse_other_format
 
 #: The splits, in the order of fractions.
 SPLITS = ('train', 'val', 'test')
@@ -83,6 +84,7 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
         ValueError: If the file cannot be read.
     """
     try:
+        refuse_other_format(str(path))
         frame = gpd.read_file(path).to_crs(crs)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error

@@ -232,7 +232,7 @@ def read_statistics(path: Path, key: str, bands: int) -> Bands:
     expected = f"expected {key!r} with 'mean' and 'std' of {bands} finite numbers each"
     try:
         mean, std = as_bands(json.loads(path.read_text())[key])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{path} cannot be used ({type(error).__name__}: {error}), {expected}') from error
     for kind, value in (('mean', mean), ('std', std)):
         if tuple(value.shape) != (bands,) or not value.isfinite().all() or (kind == 'std' and value.lt(0).any()):
@@ -364,7 +364,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one if there is none."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -221,7 +221,7 @@ def _read_table(path: Path, column: str) -> dict[str, list[str]]:
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
             lists = {part: table.loc[table[column] == part].iloc[:, 0].tolist() for part in SPLITS}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f'{path} cannot be read ({type(error).__name__}: {error}), expected a table with names and a column '
             f'{column!r}, or JSON with a list of names for each of {SPLITS}'

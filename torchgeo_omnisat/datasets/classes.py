@@ -213,3 +213,20 @@ def _is_whole(code: str) -> bool:
     """Return whether a code is a whole number."""
     whole = _WHOLE.fullmatch(code)
     return whole is not None and '.' not in code
+
+
+def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
+    """Refuse the default of *ignore_index* where it is one of many classes, which would never be learnt.
+
+    Args:
+        labels: Names of the classes.
+        ignore_index: The label of what has none.
+
+    Raises:
+        ValueError: If it is 255 and there are more classes.
+    """
+    if ignore_index == 255 and len(labels) > ignore_index:
+        raise ValueError(
+            f'ignore_index is 255, which is {labels[255]!r} of {len(labels)} labels, expected a number that is no '
+            f'class, such as {len(labels)}'
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
@@ -75,6 +75,7 @@ class Palette:
     colors: Sequence[str]
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw(
     sample: Sample,
     modalities: Mapping[str, Modality],
@@ -130,6 +131,7 @@ def draw(
     return figure
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_any(
     sample: Sample,
     modalities: Mapping[str, Modality],

@@ -3,6 +3,7 @@
 
 """Files: arrays, rasters and archives, each with one error that names the file."""
 
+import json
 import math
 import os
 import shutil
@@ -71,6 +72,27 @@ def refuse_special(path: Path, expected: str) -> None:
     if not path.is_file():
         what = 'a directory' if path.is_dir() else 'no regular file'
         raise ValueError(f'{path} cannot be read (it is {what}), expected {expected}')
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        expected: Expected content, for an error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, or holds something else.
+    """
+    refuse_special(path, expected)
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} holds {type(content).__name__}, expected {expected}')
+    return content
 
 
 class Raster(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import open_array
-from .flair_layout import MODALITIES, Patch, read_json
+from .files import open_array, read_json
+from .flair_layout import MODALITIES, Patch
 from .integrity import Dates, Expected
 from .series import parse_day
 
@@ -67,14 +67,14 @@ def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) ->
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or a patch is missing in it.
     """
-    expected = 'expected {"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
+    expected = '{"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
     entries = read_json(path, expected)
     centroids = {}
     for number in (patch.number for patch in patches):
         entry = entries.get(f'IMG_{number}.tif')
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(place, int) for place in entry)):
             if strict:
-                raise ValueError(f'{path} holds {entry!r} for IMG_{number}.tif, {expected}')
+                raise ValueError(f'{path} holds {entry!r} for IMG_{number}.tif, expected {expected}')
             continue
         centroids[number] = (entry[0], entry[1])
     return centroids

@@ -3,13 +3,11 @@
 
 """The layout of FLAIR #1 and #2: archives, directories, bands, classes, domains and side files."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from rasterio.transform import Affine
 from ..modality import Modality
 from .download import Archive
 from .figures import S2_COMPOSITES, Composite
-from .files import read_raster
+from .files import read_json, read_raster
 from .opening import open_raster
 from .series import S2_BANDS, S2_FACTS, parse_day
 
@@ -189,21 +187,8 @@ def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[s
     numbers = {patch.number for patch in patches}
     dates = {}
     for path in paths:
-        for name, entry in read_json(path, 'expected {"IMG_000000": {"date": "2021-07-09", ...}, ...}').items():
+        for name, entry in read_json(path, '{"IMG_000000": {"date": "2021-07-09", ...}, ...}').items():
             number = name.removeprefix('IMG_').removesuffix('.tif')
             if number in numbers and isinstance(entry, Mapping) and entry.get('date'):
                 dates[number] = parse_day(entry['date'], f'{name} of {path}')
     return dates
-
-
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, {expected}')
-    try:
-        entries = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
-    if not isinstance(entries, dict):
-        raise ValueError(f'{path} holds {type(entries).__name__}, {expected}')
-    return entries

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..modality import Modality
 from .flairhub_layout import PRODUCTS
+from .opening import refuse_other_format
 from .series import parse_dates
 
 #: What is wrong with single rows, by area or patch, for whoever is to tell of it.
@@ -147,6 +148,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, {expected}')
     try:
+        refuse_other_format(str(path))
         with fiona.open(path, ignore_geometry=True) as rows:
             for row in rows:
                 properties: Mapping[str, Any] = row.properties

@@ -218,5 +218,5 @@ class Report:
             return cls(**{**known, 'problems': [Problem(**problem) for problem in content['problems']]})
         except FileNotFoundError:
             raise FileNotFoundError(f'{path} does not exist, {expected}') from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error

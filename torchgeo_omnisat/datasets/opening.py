@@ -7,6 +7,7 @@ The files beside a raster count in every command, and its ending says which driv
 that what is called a GeoTIFF cannot be a virtual raster that reads other files or addresses.
 """
 
+import codecs
 import os
 import re
 import warnings
@@ -25,6 +26,15 @@ LEADING = {
     'VRT': '.vrt', 'GTI': '.gti', 'WMS': '.wms', 'WMTS': '.wmts', 'WCS': '.wcs', 'STACTA': '.json', 'STACIT': '.json',
 }  # fmt: skip
 
+#: Beginning of vector files of some ending.
+VECTORS = {
+    '.gpkg': b'SQLite format 3\0',
+    '.shp': b'\0\0\x27\x0a',
+    '.fgb': b'fgb',
+    '.geojson': b'{',
+    '.json': b'{',
+}
+
 
 def sidecars(path: str = '') -> rasterio.Env:
     """Return a context in which GDAL heeds masks and headers beside a file.
@@ -38,6 +48,24 @@ def sidecars(path: str = '') -> rasterio.Env:
     """
     value = 'EMPTY_DIR' if NETWORK.search(path) else 'FALSE'
     return rasterio.Env(session=DummySession(), GDAL_DISABLE_READDIR_ON_OPEN=value)
+
+
+def refuse_other_format(path: str) -> None:
+    """Refuse a vector file that is of another format than its ending says, such as a virtual one.
+
+    Args:
+        path: The file; one that is not on a disk is left to the driver.
+
+    Raises:
+        ValueError: If it does not begin as files of its ending do.
+    """
+    magic = VECTORS.get(os.path.splitext(path)[1].lower())
+    if magic is None or not os.path.isfile(path):
+        return
+    with open(path, 'rb') as file:
+        start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip(b' \t\r\n')
+    if not start.startswith(magic):
+        raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r}, as files of its ending do')
 
 
 def open_raster(path: str) -> rasterio.DatasetReader:

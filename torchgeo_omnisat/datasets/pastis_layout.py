@@ -3,6 +3,7 @@
 
 """The layout of PASTIS: its files, bands, classes, folds and index."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchgeo.datasets import PASTIS
 from ..modality import Modality
 from .download import download_files
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
+from .opening import refuse_other_format
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, Merge, backscatter_mean, finite_mean
 
 #: Folds of training, validation and test, by the number of the official split.
@@ -145,6 +147,7 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
     """
     expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
     try:
+        refuse_other_format(str(path))
         with fiona.open(path) as features:
             crs = CRS.from_wkt(features.crs_wkt)
             found = [(feature.geometry, dict(feature.properties)) for feature in features]
@@ -155,9 +158,13 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
         try:
             number, fold = int(properties['ID_PATCH']), int(properties['Fold'])
             patch = Patch(number, fold, fiona.bounds(geometry), _corners(geometry), properties)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(f'feature {place} of {path} has {sorted(properties)}, {expected}') from error
+        if fold not in FOLDS:
+            raise ValueError(f'patch {number} of {path} has the fold {fold}, expected one of {list(FOLDS)}')
         patches.append(patch)
+    if twice := [number for number, count in Counter(patch.id for patch in patches).items() if count > 1]:
+        raise ValueError(f'{path} has {len(twice)} ids several times, such as {twice[0]}, expected each once')
     return patches, crs
 
 

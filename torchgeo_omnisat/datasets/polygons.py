@@ -25,6 +25,7 @@ from .classes import NO_LABEL, UNKNOWN, ClassMap
 from .fingerprint import vector_state
 from .frames import ALWAYS, is_remote
 from .georeference import where, window_grid
+from .opening import refuse_other_format
 
 #: Suffixes of vector files in a folder.
 VECTORS = ('.gpkg', '.geojson', '.shp', '.parquet', '.fgb', '.gml', '.kml')
@@ -223,6 +224,7 @@ class Polygons(VectorDataset):
             elif path.lower().endswith('.parquet'):
                 frame = _parquet(path)
             else:
+                refuse_other_format(path)
                 frame = gpd.read_file(path, layer=self.layer)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(

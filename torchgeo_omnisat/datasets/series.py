@@ -180,6 +180,8 @@ def _literal(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return ast.literal_eval(text)
+    except RecursionError as error:
+        raise ValueError(f'{_short(text)} is nested too deeply') from error
 
 
 def _short(value: Any) -> str:

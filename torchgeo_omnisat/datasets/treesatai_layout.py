@@ -4,7 +4,6 @@
 """The layout of TreeSatAI Time-Series: archives, files, bands, genera and splits."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torchgeo.datasets import TreeSatAI
 from ..modality import Modality
 from .download import Archive
 from .figures import S1_COMPOSITES, S2_COMPOSITES, Composite
+from .files import read_json
 from .series import S2_BANDS, S2_FACTS
 
 REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
@@ -89,14 +89,14 @@ def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the file is not of that form, or names an unknown genus.
     """
-    expected = 'expected {"<name>.tif": [["Betula", 0.72], ...]}'
+    expected = '{"<name>.tif": [["Betula", 0.72], ...]}'
     try:
         plots = {
             name.removesuffix('.tif'): {str(genus): float(share) for genus, share in shares}
-            for name, shares in json.loads(path.read_text()).items()
+            for name, shares in read_json(path, expected).items()
         }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'{path} cannot be read ({error}), {expected}') from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     for name in plots if strict else ():
         check_shares(path, plots, name)
     return plots

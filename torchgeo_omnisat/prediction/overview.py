@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -19,6 +20,7 @@ SIDE = 1024
 NODATA = (220, 220, 224)
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str = '') -> Figure:
     """Draw the classes of a map, of which no more is read than is drawn.
 

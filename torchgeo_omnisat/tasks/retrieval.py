@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -106,6 +107,7 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
     return (squares - means.square()).clamp(min=0).sqrt().mean(1) * math.sqrt(embeddings.shape[-1])
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
     """A figure of matrices of cosines; where modalities agree, the diagonal is bright.
 

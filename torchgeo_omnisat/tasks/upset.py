@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,6 +38,7 @@ def write_subsets(rows: Sequence[Row], path: Path, data: str) -> None:
     write_figure(draw_subsets({'': {row.subset: row.score for row in rows}}, rows[0].title, f'data: {data}'), path)
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and close it.
 
@@ -49,6 +51,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure:
     """The scores of every subset as bars, above dots that say which sensors it has.
 
@@ -87,6 +90,7 @@ def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure
     return figure
 
 
+@rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_degradations(
     models: Mapping[str, Mapping[str, Mapping[float, float]]], axes_of: Mapping[str, str], score: str, title: str
 ) -> Figure:

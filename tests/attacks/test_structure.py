@@ -1,0 +1,174 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Malformed structures: JSON, GeoJSON, vectors and HDF5 that are not as documented, each one error with the file."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from torchgeo_omnisat import Modality
+from torchgeo_omnisat.datamodules.geosplits import read_polygons
+from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
+from torchgeo_omnisat.datasets.chipsplits import _read_table
+from torchgeo_omnisat.datasets.classes import refuse_ignored_class
+from torchgeo_omnisat.datasets.figures import draw_any
+from torchgeo_omnisat.datasets.files import read_json
+from torchgeo_omnisat.datasets.flairhub_tables import _rows
+from torchgeo_omnisat.datasets.integrity import Report
+from torchgeo_omnisat.datasets.pastis_layout import read_index
+from torchgeo_omnisat.datasets.series import parse_dates
+from torchgeo_omnisat.datasets.treesatai_layout import SERIES, read_labels
+from torchgeo_omnisat.datasets.treesatai_series import open_series, read_days
+from torchgeo_omnisat.tasks.files import read_config
+
+DEEP = '[' * 100_000
+JSON = ['', '\0', DEEP, '{"a":' * 100_000, '[]', '7', 'NaN', '"text"', 'null', '{"a": {}', '{"a": 1}}']
+READERS: list[Callable[[Path], Any]] = [
+    lambda path: read_json(path, 'an object'),
+    lambda path: read_labels(path),
+    lambda path: read_statistics(path, 'Fold_1', 2),
+    lambda path: Report.read(path),
+]
+
+
+@pytest.mark.parametrize('read', READERS, ids=['json', 'labels', 'statistics', 'report'])
+@pytest.mark.parametrize('text', JSON, ids=lambda text: text[:9])
+def test_json(tmp_path: Path, text: str, read: Callable[[Path], Any]) -> None:
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(ValueError, match=r'a\.json'):
+        read(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('text', JSON, ids=lambda text: text[:9])
+def test_json_of_folders(tmp_path: Path, text: str) -> None:
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(ValueError, match=r'config\.json'):
+        read_config(tmp_path)
+    (tmp_path / 'split.json').write_text(text)
+    with pytest.raises(ValueError, match=r'split\.json'):
+        _read_table(tmp_path / 'split.json', 'split')
+    (tmp_path / 'STATISTICS.json').write_text(text)
+    assert load_statistics(tmp_path) == {}  # what is damaged is measured anew
+
+
+FEATURE: dict[str, Any] = {
+    'type': 'Feature',
+    'geometry': {'type': 'Polygon', 'coordinates': [[[0, 0], [0, 1], [1, 1], [0, 0]]]},
+    'properties': {'ID_PATCH': 1, 'Fold': 1, 'dates-S2': {'0': 20190101}},
+}
+
+
+def index(path: Path, *features: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({'type': 'FeatureCollection', 'features': list(features)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    'features',
+    [
+        [FEATURE | {'geometry': None}],
+        [FEATURE | {'geometry': {'type': 'Polygon', 'coordinates': []}}],
+        [FEATURE | {'geometry': {'type': 'GeometryCollection', 'geometries': []}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'ID_PATCH': None}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'ID_PATCH': 'one'}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'ID_PATCH': 1e999}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'Fold': 0}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'Fold': 6}}],
+        [FEATURE | {'properties': FEATURE['properties'] | {'Fold': -1}}],
+        [FEATURE | {'properties': {'Fold': 1}}],
+        [FEATURE, FEATURE],
+    ],
+    ids=str,
+)
+def test_index_of_pastis(tmp_path: Path, features: list[Any]) -> None:
+    assert len(read_index(index(tmp_path / 'good.geojson', FEATURE))[0]) == 1
+    with pytest.raises(ValueError, match=r'metadata\.geojson'):
+        read_index(index(tmp_path / 'metadata.geojson', *features))
+
+
+OGR_VRT = '<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>{}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
+VECTORS: list[Callable[[Path], Any]] = [
+    lambda path: read_polygons(path, 'EPSG:4326'),
+    lambda path: read_index(path),
+    lambda path: list(_rows(path, 'dates')),
+]
+
+
+@pytest.mark.parametrize('read', VECTORS, ids=['split', 'index', 'table'])
+@pytest.mark.parametrize('ending', ['gpkg', 'geojson', 'shp', 'fgb'])
+def test_vector_that_is_virtual(tmp_path: Path, ending: str, read: Callable[[Path], Any]) -> None:
+    source = index(tmp_path / 'secret.geojson', FEATURE)
+    path = tmp_path / f'a.{ending}'
+    for text in (
+        OGR_VRT.format(source),
+        f'\n {OGR_VRT.format(source)}',
+        f'<?xml version="1.0"?>{OGR_VRT.format(source)}',
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf'a\.{ending} begins with'):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    'dates', [DEEP, "{'a':" * 2000, '[', '{"0": 99999999}', 'open("x")'], ids=lambda text: text[:9]
+)
+def test_dates(dates: str) -> None:
+    with pytest.raises(ValueError, match='dates of a patch'):
+        parse_dates(dates, 'dates of a patch')
+
+
+@pytest.mark.parametrize(
+    'products',
+    [
+        np.zeros((2,), np.int64),
+        np.zeros((2,), [('a', 'i4'), ('b', 'f4')]),
+        np.array(b'S1A', dtype=object),
+        np.array([[b'a', b'b']], dtype='S1'),
+        np.array([b'no date'], dtype='S7'),
+        np.array([b'a_b_99999999_c'], dtype='S14'),
+        np.zeros(20_000, 'S1'),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_products_of_treesatai(tmp_path: Path, products: np.ndarray) -> None:
+    series = SERIES['s2']
+    with h5py.File(tmp_path / 'a.h5', 'w') as file:
+        file.create_dataset(f'{series.prefix}-products', data=products)
+    with pytest.raises(ValueError, match=r'a\.h5'), open_series(tmp_path / 'a.h5') as file:
+        read_days(file, series, tmp_path / 'a.h5')
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'a')
+    with pytest.raises(ValueError, match=r'cannot be read \(it is no regular file\)'), open_series(tmp_path / 'a'):
+        pass
+    with pytest.raises(ValueError, match=r'cannot be read \(it is no regular file\)'):
+        read_json(tmp_path / 'a', 'an object')
+
+
+@pytest.mark.parametrize('name', ['$x_{$', '$\\frac{$', '\\$', '<b>', '\x1b[31m', 'a' * 300])
+def test_names_of_classes_in_figures(name: str, tmp_path: Path) -> None:
+    """Matplotlib would take them for formulas."""
+    image = {'image_s': torch.rand(3, 4, 4), 'dates_s': torch.zeros(1).long(), 'valid_s': torch.ones(1).bool()}
+    sample = image | {'mask': torch.zeros(4, 4, dtype=torch.int64)}
+    modality = Modality('s', ('R', 'G', 'B'), 1.0, False)
+    figure = draw_any(sample, {'s': modality}, [name, 'b'], None, True, name)
+    figure.savefig(tmp_path / 'a.png', dpi=20)
+    plt.close(figure)
+
+
+def test_class_that_is_the_default_of_no_label() -> None:
+    labels = [f'class {number}' for number in range(300)]
+    with pytest.raises(ValueError, match="ignore_index is 255, which is 'class 255' of 300 labels"):
+        refuse_ignored_class(labels, 255)
+    refuse_ignored_class(labels, 300)
+    refuse_ignored_class(labels[:20], 19)
