@@ -111,3 +111,28 @@ def test_stacks_among_the_rasters_of_a_region(tmp_path: Path) -> None:
     datamodule = MultimodalGeoDataModule(str(tmp_path), {'s2': settings}, tile_size=80)
     assert datamodule.make_dataset('train', every=True)[0]['image_s2'].shape == (2, 2, 8, 8)
     assert datamodule.contents().splitlines()[1].split()[1:5] == ['1', '2', '2021-01-01', '2021-02-01']
+
+
+def test_stack_that_contradicts_its_files(tmp_path: Path) -> None:
+    write(tmp_path / 'a.tif', ramp(16, 16, 2), bands=('B04_20210601', 'B04_20210301'))
+    with pytest.raises(ValueError, match=r"band 1 of .*a.tif is described as 'B04_20210601', but it is of 2021-03-01"):
+        RasterTimeSeries(tmp_path, stack={'dates': [20210301, 20210601]})
+    RasterTimeSeries(tmp_path, stack={'dates': [20210601, 20210301]})
+    write(tmp_path / 'a.tif', ramp(16, 16, 4), bands=('B04', 'B04', 'B08', 'B08'))
+    with pytest.raises(ValueError, match=r"order of stack is 'date-band', but .*\['B04', 'B08'\].* 'band-date'"):
+        RasterTimeSeries(tmp_path, stack={'dates': [20210301, 20210601]})
+    with pytest.raises(ValueError, match=r"dates of stack has \['2021-06-01'\] more than once"):
+        RasterTimeSeries(tmp_path, stack={'dates': ['2021-06', 20210601]})
+
+
+def test_stack_of_more_bands_than_the_first(tmp_path: Path) -> None:
+    write(tmp_path / 'a.tif', ramp(16, 16, 4))
+    write(tmp_path / 'b.tif', ramp(16, 16, 6), (X + 160, Y))
+    with pytest.raises(ValueError, match=r'b.tif has 3 bands of each date of stack, expected 2 as .*a.tif'):
+        RasterTimeSeries(tmp_path, stack={'dates': DATES[:2]})
+
+
+def test_unknown_argument_of_clouds(tmp_path: Path) -> None:
+    write(tmp_path / 'a_20210601.tif', ramp(16, 16, 2), bands=('B04', 'SCL'))
+    with pytest.raises(ValueError, match=r"clouds is \{'band': 'SCL', 'classes': \[8\]\}, expected band, and values"):
+        RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'classes': [8]})

@@ -8,8 +8,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,24 @@ class Clouds:
             )
         if not 0 < self.cover <= 1:
             raise ValueError(f'cover of clouds is {self.cover}, expected a share above 0 and up to 1')
+
+    @classmethod
+    def of(cls, settings: Any) -> 'Clouds':
+        """Return the clouds of settings as a file has them.
+
+        Args:
+            settings: Clouds, or their arguments by name.
+
+        Raises:
+            ValueError: If these are not arguments of clouds.
+        """
+        if isinstance(settings, cls):
+            return settings
+        known = {field.name for field in fields(cls)}
+        if not isinstance(settings, Mapping) or set(settings) - known or 'band' not in settings:
+            found = dict(settings) if isinstance(settings, Mapping) else settings
+            raise ValueError(f'clouds is {found!r}, expected band, and values or threshold, and cover')
+        return cls(**settings)
 
     def __call__(self, band: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Where *band* says cloud; not where it says nothing."""

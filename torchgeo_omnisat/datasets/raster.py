@@ -33,7 +33,7 @@ from .georeference import Span, as_span, describe_grids, metres, outline, pixel_
 from .headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from .products import describe_others
 from .series import choose_dates
-from .stacks import Frames, Stack
+from .stacks import DESCRIPTIONS, Frames, Stack
 
 
 class RasterTimeSeries(RasterDataset):
@@ -164,7 +164,7 @@ class RasterTimeSeries(RasterDataset):
             and type(self).filename_regex == RasterTimeSeries.filename_regex
         ):
             self.filename_regex = f'(?:{self.filename_regex})?'  # a single image needs no date
-        self.clouds = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
+        self.clouds = None if clouds is None else Clouds.of(clouds)
         self.max_dates = max_dates
         self.date_range = date_range
         self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
@@ -369,6 +369,12 @@ class RasterTimeSeries(RasterDataset):
             first = self.frames[headers[0].path]
             wanted = {*(bands or first.names), *([self.clouds.band] if self.clouds else [])}
             missing = wanted - set(self.frames[header.path].names)
+            counts = [found.numbers.shape[1] for found in (first, self.frames[header.path])]
+            if stack.dates != DESCRIPTIONS and counts[0] != counts[1] and not missing:
+                raise ValueError(
+                    f'{header.path} has {counts[1]} bands of each date of stack, expected {counts[0]} as '
+                    f'{headers[0].path}: filename_glob chooses files'
+                )
             if missing and header is not headers[0]:
                 raise ValueError(
                     f'{header.path} lacks the bands {sorted(missing)} of each date, expected those of '

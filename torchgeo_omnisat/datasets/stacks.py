@@ -48,6 +48,8 @@ class Stack:
                 f"dates of stack is {self.dates!r}, expected a list such as [20210601, 20210701], or 'descriptions'"
             )
         days = [_day(str(date)) for date in self.dates]
+        if twice := sorted({day for day in days if days.count(day) > 1}):
+            raise ValueError(f'dates of stack has {twice} more than once, expected each date once')
         object.__setattr__(self, 'dates', tuple(days))
 
     @classmethod
@@ -88,13 +90,37 @@ class Stack:
             raise ValueError(
                 f'{header.path} has {len(numbers)} bands, expected the {len(self.dates)} dates of stack{bands}'
             )
-        by_date = self.order == ORDERS[0]
-        places = np.array(numbers).reshape(-1, count) if by_date else np.array(numbers).reshape(count, -1).T
-        own = [{_bare(header.descriptions[number - 1] or '') for number in column} for column in places.T]
-        told = [next(iter(found)) if len(found) == 1 else '' for found in own]
+        self._refuse_dates(header, numbers, texts, count)
+        orders = {
+            ORDERS[0]: np.array(numbers).reshape(-1, count),
+            ORDERS[1]: np.array(numbers).reshape(count, -1).T,
+        }
+        places = orders[self.order]
         if not names:
-            names = told if all(told) and len(set(told)) == count else [f'B{band}' for band in range(1, count + 1)]
+            names = _names(header, places)
+            other = next(order for order in ORDERS if order != self.order)
+            if not names and (told := _names(header, orders[other])) and count > 1:
+                raise ValueError(
+                    f'order of stack is {self.order!r}, but by their descriptions the bands of {header.path} are '
+                    f'{told} of each date in the order {other!r}, expected that'
+                )
+            names = names or [f'B{band}' for band in range(1, count + 1)]
         return Frames(tuple(names), np.array(self.dates, 'datetime64[D]'), places)
+
+    def _refuse_dates(self, header: Header, numbers: Sequence[int], texts: Sequence[str], count: int) -> None:
+        """Refuse dates other than those that all bands are described with."""
+        found = [DATE.search(text) for text in texts]
+        stated = [None if match is None else _day(match.group()) for match in found]
+        days = [str(day) for day in self.dates]
+        given = [day for day in days for _ in range(count)] if self.order == ORDERS[0] else days * count
+        if None in stated or set(stated) != set(given):
+            return
+        for number, text, day, own in zip(numbers, texts, given, stated, strict=True):
+            if own != day:
+                raise ValueError(
+                    f'band {number} of {header.path} is described as {text!r}, but it is of {day} by dates and order '
+                    'of stack: give dates: descriptions, or the dates in the order of the file'
+                )
 
 
 class Frames(NamedTuple):
@@ -139,6 +165,13 @@ def _described(header: Header, numbers: Sequence[int], texts: Sequence[str], nam
     else:
         table = [[of_day.get(name, 0) for name in known] for of_day in found.values()]
     return Frames(tuple(known), np.array(list(found), 'datetime64[D]'), np.array(table))
+
+
+def _names(header: Header, places: NDArray[np.int64]) -> list[str]:
+    """Return what the bands of a date are called, if descriptions agree on that for all dates ``(T, C)``."""
+    own = [{_bare(header.descriptions[number - 1] or '') for number in column} for column in places.T]
+    told = [next(iter(found)) if len(found) == 1 else '' for found in own]
+    return told if all(told) and len(set(told)) == len(told) else []
 
 
 def _bare(text: str) -> str:
