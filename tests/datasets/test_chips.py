@@ -312,3 +312,10 @@ class TestSplits:
         (tmp_path / 's.json').write_text('{"train": ["x"]}')
         with pytest.raises(ValueError, match=r"'x' in s\.json names no chip"):
             split_chips(names, squares((0, 0), (1, 0)), {'file': 's.json'}, tmp_path)
+
+
+def test_types_of_files(tmp_path: Path) -> None:
+    crs, corner = PLACES[1]
+    write(write_chips(tmp_path) / 's2/chip1.tif', np.full((4, 16, 16), 0.3, np.float32), corner, crs=crs)
+    with pytest.warns(UserWarning, match=r's2: pixels are uint16 in .*chip0.tif, but float32 in .*chip1.tif'):
+        ImageChips(tmp_path, RASTERS, MASK, LABELS, split='all')

@@ -4,6 +4,7 @@
 """NetCDFTimeSeries: the values, dates and places that files state by the CF conventions, and errors that name both."""
 
 import builtins
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -454,3 +455,44 @@ def test_worldcereal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert 'B08' in capsys.readouterr().out
     main(['fit', '--config', str(tmp_path / 'run.yaml')])
     assert list(tmp_path.rglob('*.ckpt'))
+
+
+def test_numbers_that_are_no_dates(tmp_path: Path) -> None:
+    days = np.array([1, 2, 3], np.int32)
+    data = xr.open_dataset(cube(tmp_path / 'a.nc'), decode_cf=False).load()
+    data.assign_coords(time=('time', days)).to_netcdf(tmp_path / 'b.nc', engine='h5netcdf')
+    with pytest.raises(ValueError, match=r"'time' of .*b.nc cannot be read as dates \('1' is no date such as 20210615"):
+        NetCDFTimeSeries(tmp_path / 'b.nc', time='time')
+    data.isel(time=slice(0)).to_netcdf(tmp_path / 'c.nc', engine='h5netcdf')
+    with pytest.raises(ValueError, match=r"'time' of .*c.nc has no date"):
+        NetCDFTimeSeries(tmp_path / 'c.nc')
+
+
+def test_file_that_is_replaced_by_one_of_equal_size_and_time(tmp_path: Path) -> None:
+    path = cube(tmp_path / 'a.nc')
+    series = NetCDFTimeSeries(path)
+    before, status = series[WINDOW]['image_raster'], path.stat()
+    image = np.full((3, 16, 16), 5, np.float32)
+    cube(tmp_path / 'new/a.nc', {'B04': image, 'B08': image}).replace(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert (before != 5).all()
+    assert (series[WINDOW]['image_raster'] == 5).all()
+
+
+def test_units_of_files(tmp_path: Path) -> None:
+    cube(tmp_path / 'a.nc', attrs={'units': 'K'})
+    cube(tmp_path / 'b.nc', attrs={'units': 'degC'}, origin=(X + 160, Y))
+    with pytest.warns(UserWarning, match=r"'B0.' of 'raster' has the units 'K' in .*a.nc and 'degC' in .*b.nc"):
+        NetCDFTimeSeries(tmp_path)
+    cube(tmp_path / 'c.nc', attrs={'units': 'dB'})
+    with pytest.warns(UserWarning, match=r"has the units 'dB', but unit of 'raster' is 'power'"):
+        NetCDFTimeSeries(tmp_path / 'c.nc', kind='radar', unit='power')
+
+
+def test_types_of_files(tmp_path: Path) -> None:
+    cube(tmp_path / 'a.nc')
+    image = np.full((3, 16, 16), 4000, np.int16)
+    cube(tmp_path / 'b.nc', {'B04': image, 'B08': image}, origin=(X + 160, Y))
+    with pytest.warns(UserWarning, match=r'pixels are float32 in .*a.nc, but int16 in .*b.nc'):
+        NetCDFTimeSeries(tmp_path)

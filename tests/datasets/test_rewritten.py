@@ -204,3 +204,14 @@ class TestFingerprint:
         dataset = MappedDataset(given, [{'name': 'a', 'bands': ['x'], 'gsd': 10, 'temporal': False}], {'a': 'image'})
         expected = {'files': paths[1:], 'samples': paths[1:], 'root': paths, '': []}[attribute]
         assert sorted(dataset.image_files('a', [1])) == [str(path) for path in expected]
+
+
+def test_file_of_equal_size_and_time_that_is_written_in_place(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a_20210101.tif', np.full((8, 8), 1, np.uint8))
+    window, status = (slice(X, X + 80), slice(Y - 80, Y)), path.stat()
+    series = RasterTimeSeries(tmp_path)
+    assert series[window]['image_raster'].unique().tolist() == [1]
+    path.write_bytes(write(tmp_path / 'other/b.tif', np.full((8, 8), 2, np.uint8)).read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_ino == status.st_ino
+    assert series[window]['image_raster'].unique().tolist() == [2]

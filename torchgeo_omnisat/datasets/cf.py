@@ -5,6 +5,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rasterio import Affine
 from rasterio.windows import Window
 
 from .decoding import GREATEST, Decoding, say_strange
+from .fingerprint import State, state_of
 from .headers import Header, refuse_complex, stated_crs
 
 #: Names of an axis in attributes, in units and, where a file states neither, of the coordinate itself.
@@ -29,6 +31,8 @@ _UNITS = {'X': 'degrees_east degree_east degrees_e degree_e', 'Y': 'degrees_nort
 _NAMES = {'X': ('x', 'lon', 'longitude', 'easting'), 'Y': ('y', 'lat', 'latitude', 'northing'), 'T': ('time', 't')}
 #: Attributes that spell out a CRS, in the order in which they are looked at.
 _CRS_KEYS = ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg', 'crs', 'proj4', 'proj4text')
+#: A day, or the first one of a month or a year.
+_ISO = re.compile(r'\d{4}(-\d\d){0,2}')
 #: Calendars of which a day is that of our calendar.
 _CALENDARS = ('standard', 'gregorian', 'proleptic_gregorian')
 
@@ -43,6 +47,7 @@ class Cube(NamedTuple):
         time: Dimension of the dates; None if there is none.
         flipped: Whether rows, and columns, are stored the other way round.
         days: Date of each frame; NaT of a single one without a date.
+        units: Attribute ``units`` of each variable; empty where there is none.
     """
 
     header: Header
@@ -51,6 +56,7 @@ class Cube(NamedTuple):
     time: str | None
     flipped: tuple[bool, bool]
     days: NDArray[np.datetime64]
+    units: tuple[str, ...] = ()
 
 
 class Packing(NamedTuple):
@@ -134,7 +140,8 @@ def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, c
                 "such as crs: 'EPSG:32631'"
             )
         days = _days(file, first, when, path, time)
-    return Cube(header, x, y, when if when in first.dims else None, (height > 0, width < 0), days)
+        units = tuple(str(_plain(variable.attrs.get('units', ''))).strip() for variable in variables.values())
+    return Cube(header, x, y, when if when in first.dims else None, (height > 0, width < 0), days, units)
 
 
 def open_cube(path: str) -> Any:
@@ -183,8 +190,7 @@ def read_frames_of(
         ValueError: If the file cannot be read.
     """
     path = cube.header.path
-    stat = os.stat(path)
-    file = _kept_open(path, stat.st_mtime_ns, stat.st_size, os.getpid()) if cache else open_cube(path)
+    file = _kept_open(path, os.getpid(), state_of(path)) if cache else open_cube(path)
     try:
         return _read_frames(file, cube, names, frames, window, decoding)
     finally:
@@ -427,6 +433,8 @@ def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None
             f'{name!r} of {path} cannot be read as dates ({error}), expected a CF time such as "days since 1970-01-01" '
             'in a standard calendar'
         ) from error
+    if not len(days):
+        raise ValueError(f'{name!r} of {path} has no date, expected at least one')
     if np.isnat(days).any():
         raise ValueError(f'{name!r} of {path} lacks {np.isnat(days).sum()} of {len(days)} dates, expected all')
     return days
@@ -447,7 +455,10 @@ def _decoded(coordinate: Any, name: str) -> NDArray[np.datetime64]:
             values = np.array([f'{day.year:04d}-{day.month:02d}-{day.day:02d}' for day in values])
         return values.astype('datetime64[D]')
     texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-    return np.array([_iso(text) for text in texts], 'datetime64[D]')
+    days = [_iso(text) for text in texts]
+    if wrong := [text for text, day in zip(texts, days, strict=True) if not _ISO.fullmatch(day)]:
+        raise ValueError(f'{wrong[0]!r} is no date such as 20210615, and it has no units')
+    return np.array(days, 'datetime64[D]')
 
 
 def _iso(text: str) -> str:
@@ -476,6 +487,6 @@ def _runs(frames: NDArray[np.int64], chunk: int) -> Iterable[NDArray[np.intp]]:
 
 
 @functools.lru_cache(maxsize=32)
-def _kept_open(path: str, changed: int, size: int, process: int) -> Any:
+def _kept_open(path: str, process: int, state: State | None) -> Any:
     """An open file; handles of HDF5 are not shared between processes, and a file that was written anew is another."""
     return open_cube(path)

@@ -6,6 +6,7 @@
 import copy
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..grid import Grid
 from .classes import ClassMap
 from .frames import ALWAYS
 from .georeference import DEGREE, Span, metres, outline, pixel_side
-from .headers import DAY, Header, read_header
+from .headers import DAY, Header, describe_types, read_header
 from .raster import RasterTimeSeries
 from .sources import LabelSource
 
@@ -201,6 +202,8 @@ class ChipFiles(RasterTimeSeries):
         self._name_bands(headers, bands)
         self._scale(headers)
         self.unlike |= damaged
+        if self.name != 'mask' and not self.scaled and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=3)
         first = headers[0]
         self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
         when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')

@@ -17,8 +17,8 @@ from rasterio.errors import RasterioError
 
 from .opening import open_raster
 
-#: What differs once a file was written to or replaced: inode, size and modification time in ns.
-State = tuple[int, int, int]
+#: What differs once a file was written to or replaced: inode, size, and times in ns of modification and of change.
+State = tuple[int, int, int, int]
 #: What a path is called in a fingerprint, its size and its modification time in ns; None where it cannot be asked for.
 Stamp = tuple[str, int | None, int | None]
 
@@ -46,13 +46,14 @@ def state_of(file: str | Path | int) -> State | None:
         file: A path, or the descriptor of an open file. Of a file in an archive the archive counts.
 
     Returns:
-        Inode, size and modification time; None for URLs, buckets and files that are not there.
+        Inode, size, modification time, and the time of change, which no program can set back; None for URLs,
+        buckets and files that are not there.
     """
     try:
         status = os.stat(_on_disk(file) if isinstance(file, str) and file.startswith('/vsi') else file)
     except (OSError, ValueError):
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def raster_state(path: str) -> tuple[State | None, ...]:
@@ -121,7 +122,7 @@ def stamps(paths: Iterable[str | Path], root: str | Path) -> list[Stamp]:
         for path in (folder + name for name in {*names, *_beside(folder, names)}):
             state = state_of(path)
             called = path.removeprefix(start).replace(os.sep, '/')
-            found[called] = (called, None, None) if state is None else (called, *state[1:])
+            found[called] = (called, None, None) if state is None else (called, *state[1:3])
     return [found[called] for called in sorted(found)]
 
 

@@ -24,7 +24,7 @@ from .cf import Cube, read_cube, read_frames_of
 from .decoding import Decoding
 from .frames import Clouds, repeat, resample
 from .georeference import describe_grids, metres, outline, pixel_side, resolution
-from .headers import DAY
+from .headers import DAY, describe_types
 from .raster import RasterTimeSeries
 
 
@@ -187,12 +187,16 @@ class NetCDFTimeSeries(RasterTimeSeries):
         self.cubes: dict[str, Cube] = {cube.header.path: cube for cube in cubes}
         self.scaled = self.unit != 'dn'
         self._check_scales()
+        self._compare_units(cubes)
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
             crs = CRS.from_user_input(first.header.crs if crs is None else crs)
         self.assumed_crs, self.alpha_masks, self.cmap = crs, False, None
         self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
         if told := describe_grids(headers, crs):
             warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=4)
+        packed = self.scaled and any({*header.scales} != {1.0} or any(header.offsets) for header in headers)
+        if self.is_image and not packed and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=4)
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first.header, crs)
         if self._told_temporal is None:
             self.temporal = self.time_series = any(cube.time is not None for cube in cubes)
@@ -223,6 +227,27 @@ class NetCDFTimeSeries(RasterTimeSeries):
                 f"unit of {self.name!r} is 'dn', but {one} and {other} state other scale_factor or add_offset, "
                 'expected the same in all files: state the unit of unpacked values instead'
             )
+
+    def _compare_units(self, cubes: Sequence[Cube]) -> None:
+        """Warn of files that state other units than the first, or than the unit of the modality."""
+        first = cubes[0]
+        stated = zip(*(cube.units for cube in cubes), strict=True)
+        for band, units in zip(first.header.descriptions, stated, strict=True):
+            places = {text: units.index(text) for text in dict.fromkeys(units) if text}
+            if len(places) > 1:
+                listed = ' and '.join(f'{text!r} in {cubes[place].header.path}' for text, place in places.items())
+                warnings.warn(
+                    f'variable {band!r} of {self.name!r} has the units {listed}: values are read as they are, expected '
+                    'the same units in all files',
+                    stacklevel=5,
+                )
+            told = {text.lower() for text in places} & {'db', 'decibel', 'decibels'}
+            if told and band in self.bands and self.unit not in ('db', 'unknown'):
+                warnings.warn(
+                    f'variable {band!r} of {first.header.path} has the units {next(iter(places))!r}, but unit of '
+                    f'{self.name!r} is {self.unit!r}, expected unit: db',
+                    stacklevel=5,
+                )
 
     def _period(self, cube: Cube) -> tuple[Any, Any]:
         """Return first and last instant of a file whose dates are not stated."""
