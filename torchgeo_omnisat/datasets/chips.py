@@ -242,7 +242,7 @@ class ImageChips(NonGeoDataset):
         return [file for path in paths for file in files_of(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files of a chip, for :mod:`torchgeo_omnisat.datasets.inspection`."""
+        """Yield the files of a chip, for ``datasets.inspection``."""
         name = self.ids[index]
         fault = 'shape' if name in self.faults else 'unreadable'
         for modality in self.modalities.values():

@@ -111,7 +111,7 @@ class MappedDataset(NonGeoDataset):
         """Return the files that some samples are read from, as far as the dataset tells.
 
         These are the paths in its ``files`` or ``samples``, if it has one entry for each sample, else all data
-        files below its ``root``, unless they are more than 100,000 (:func:`.walk`).
+        files below its ``root``, unless they are more than 100,000 (``fingerprint.walk``).
 
         Args:
             name: The modality, which makes no difference.
