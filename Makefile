@@ -20,8 +20,9 @@ env: .venv/.tests .venv/.style  ## create .venv with all that developing takes
 demo: .venv/.package  ## made-up landscapes to a trained model and its scores, in demo/
 	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo $(ARGS)
 
+# A process for each core, and one thread for each process: most tests are too small for more.
 test: .venv/.tests  ## run the tests
-	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PYTHON) -m pytest $(ARGS)
+	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-min: .venv/pyvenv.cfg  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min

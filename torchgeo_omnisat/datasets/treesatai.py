@@ -56,7 +56,7 @@ from .treesatai_layout import (
     read_labels,
     read_split,
 )
-from .treesatai_series import images_of, open_series, plan, read_file_days, read_frames, survey
+from .treesatai_series import open_series, plan, read_file_days, read_frames, survey
 
 
 class TreeSatAITimeSeries(NonGeoDataset):
@@ -303,8 +303,7 @@ class TreeSatAITimeSeries(NonGeoDataset):
                 frames, days, clear = plan(stored, shown, self._span, self.max_dates)
                 if len(frames) == 0:
                     continue
-                images = images_of(file, modality.name, len(stored) // 8, self.extent, path)
-                image, merged = merge_days(read_frames(images, series, frames), days, finite_mean)
+                image, merged = merge_days(read_frames(file, series, frames), days, finite_mean)
                 image = pick(modality, every, image)
                 image = 10 * np.log10(image) if series.radar else image
                 valid = clear & np.isfinite(image).any((1, 2, 3))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -202,18 +203,18 @@ def plan(
     return frames, every[frames], np.isin(np.unique(every[frames]), every[flags])
 
 
-def read_frames(images: h5py.Dataset, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+def read_frames(file: h5py.File, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read some frames of a series, NaN where nothing was measured, radar still in linear power.
 
     Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
 
     Args:
-        images: The images ``(T, C, H, W)``, as :func:`images_of` returns them.
+        file: The open file, which :func:`survey` has checked.
         series: Which series.
         frames: Indices of the frames, in the order in which they are wanted.
     """
     first, last = int(frames.min()), int(frames.max())
-    stored = images[first : last + 1]
+    stored = _rows(file, f'{series.prefix}-data', first, last + 1)
     if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
         stored = stored[frames - first]
     image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
@@ -225,3 +226,13 @@ def read_frames(images: h5py.Dataset, series: Series, frames: NDArray[np.int64])
     if not known.all():
         image[~known] = np.nan
     return image
+
+
+def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
+    """Read part of the first axis of a dataset by h5py's low level, in a third of the time of its high one."""
+    dataset = h5py.h5d.open(file.id, key.encode())
+    rows = np.empty((stop - first, *dataset.shape[1:]), dataset.dtype)
+    space = dataset.get_space()
+    space.select_hyperslab((first, *(0,) * (rows.ndim - 1)), rows.shape)
+    dataset.read(h5py.h5s.create_simple(rows.shape), space, rows)
+    return rows
