@@ -247,6 +247,15 @@ class TestFaults:
         with pytest.raises(ValueError, match='label_gsd is 15'):
             make(tmp_path, label_gsd=15)
 
+    @pytest.mark.parametrize('mask', [MASK, None])
+    def test_labels_that_do_not_fill_a_chip_are_refused(self, tmp_path: Path, mask: Any) -> None:
+        write_chips(tmp_path, 1)
+        settings = {'label_gsd': 30, 'mask': mask}
+        with pytest.raises(ValueError, match=r'16 x 16 pixels \(160 x 160 m\), expected a whole number .* 30 m'):
+            make(tmp_path, **settings)
+        cut = make(tmp_path, **settings, tile_size=120)
+        assert cut[0]['image_s2'].shape == (4, 12, 12)
+
 
 def squares(*corners: tuple[float, float]) -> NDArray[np.object_]:
     return np.array([shapely.box(x, y, x + 0.01, y + 0.01) for x, y in corners])

@@ -399,6 +399,7 @@ class ImageChips(NonGeoDataset):
                 if min(grid.size) < self.tile_size - grid.gsd / 2:
                     self._note_size(chip, grid, f'{self.tile_size:g} m a side', every)
             return
+        labelled = next(iter(self.files)) if self.masks is None else 'mask'
         shapes = {name: Counter[tuple[int, int]]() for name in self._sources}
         for _, name, grid in every:
             shapes[name][grid.grid.height, grid.grid.width] += 1
@@ -406,8 +407,13 @@ class ImageChips(NonGeoDataset):
             (height, width), count = shapes[name].most_common(1)[0]
             if (grid.grid.height, grid.grid.width) != (height, width):
                 self._note_size(chip, grid, f'{height} x {width} as {count} files of {name!r}', every)
-            if any(abs(length / self.label_gsd - round(length / self.label_gsd)) > 0.5 for length in grid.size):
-                text = f'{grid.path} is no whole number of labels of {self.label_gsd:g} m'
+            rests = [abs(length - round(length / self.label_gsd) * self.label_gsd) for length in grid.size]
+            if name == labelled and max(rests) > grid.gsd / 4:
+                text = (
+                    f'{grid.path} has {grid.grid.height} x {grid.grid.width} pixels ({grid.size[0]:g} x '
+                    f'{grid.size[1]:g} m), expected a whole number of labels of {self.label_gsd:g} m: change label_gsd '
+                    'or cut chips by tile_size'
+                )
                 self.faults.setdefault(chip, (grid.path, text))
 
     def _note_size(self, chip: str, grid: ChipGrid, expected: str, every: Sequence[tuple[str, str, ChipGrid]]) -> None:
