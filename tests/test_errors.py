@@ -89,7 +89,7 @@ class TestDescribe:
         (tmp_path / 'a.ckpt').write_bytes(b'nothing')
         said = errors.describe(raised(torch.load, tmp_path / 'a.ckpt'))
         assert said is not None
-        assert said.startswith('a checkpoint cannot be read')
+        assert said.startswith(f'{tmp_path / "a.ckpt"} cannot be read as a checkpoint: ')
         said = errors.describe(raised(torch.nn.Linear(2, 2).load_state_dict, torch.nn.Linear(3, 2).state_dict()))
         assert said is not None
         assert 'size mismatch for weight' in said

@@ -40,7 +40,8 @@ def describe(error: BaseException) -> str | None:
         return f'{type(error).__name__}: {of_parser(str(error))}'
     frames = _frames(error.__traceback__)
     if _reads_checkpoint(frames) and not isinstance(error, FileNotFoundError):
-        return f'a checkpoint cannot be read: {_line(str(error) or type(error).__name__, "", 400)}'
+        reason = _line(str(error) or type(error).__name__, '', 400)
+        return f'{_checkpoint_of(error.__traceback__)} cannot be read as a checkpoint: {reason}'
     told = _of_worker(error)
     if told is not None:
         kind, message, deliberate = told
@@ -124,6 +125,17 @@ def _frames(traceback: TracebackType | None) -> list[tuple[str, str, str]]:
 
 def _reads_checkpoint(frames: list[tuple[str, str, str]]) -> bool:
     return any(file.endswith(os.path.join('torch', 'serialization.py')) for _, file, _ in frames)
+
+
+def _checkpoint_of(traceback: TracebackType | None) -> str:
+    """Return the file that torch was reading."""
+    while traceback is not None:
+        code, values = traceback.tb_frame.f_code, traceback.tb_frame.f_locals
+        if code.co_name == 'load' and code.co_filename.endswith(os.path.join('torch', 'serialization.py')):
+            file = values.get('f')
+            return str(file if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'a file'))
+        traceback = traceback.tb_next
+    return 'a file'
 
 
 def _of_worker(error: BaseException) -> tuple[str, str, bool] | None:

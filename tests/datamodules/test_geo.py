@@ -95,7 +95,8 @@ def test_settings_of_labels_are_passed_on(root: Path) -> None:
 
 def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)})
-    datamodule.setup('fit')
+    with pytest.warns(UserWarning, match="'val' is left out: it has no tile with labels"):
+        datamodule.setup('fit')
     assert datamodule.grounds['val'].is_empty
     assert datamodule.val_dataloader() == []
 

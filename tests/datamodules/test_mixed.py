@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MixedDataModule, PASTISMultimodalDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.datamodules.mixing import MixedLoader, schedule
 from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place
+from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks.labelled import check_parts
 
 
 @pytest.fixture
@@ -283,3 +286,20 @@ def test_what_one_source_knows_of_a_modality_is_kept(parts: dict[str, Any]) -> N
         else:
             with pytest.raises(ValueError, match=r"'s1a' of 'made' is .*unit='db'.*has .*unit='power'"):
                 datamodule.setup('fit')
+
+
+@pytest.mark.parametrize('other', [['c', 'a', 'b'], ['a', 'b', 'd'], ['a', 'b']])
+def test_sources_of_other_classes_are_refused(other: list[str]) -> None:
+    parts = {'one': SimpleNamespace(labels=['a', 'b', 'c']), 'two': SimpleNamespace(labels=other)}
+    with pytest.raises(ValueError, match=r"labels of 'two' are .* those of 'one' are .* expected the same"):
+        check_parts(parts, 'labels')
+    check_parts(parts | {'two': SimpleNamespace(labels=['a', 'b', 'c'])}, 'labels')
+    check_parts(parts | {'two': SimpleNamespace(labels=['0', '1', '2'])}, 'labels')
+    check_parts(parts, 'label_names')
+
+
+def test_training_on_sources_of_other_classes_is_refused(parts: dict[str, Any], tmp_path: Path) -> None:
+    parts['made'].labels = parts['made'].labels[::-1]
+    trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"labels of 'made' are .* expected the same"):
+        trainer.fit(OmniSatSegmentation('omnisat_tiny', num_classes=20), datamodule=MixedDataModule(parts))

@@ -1,8 +1,10 @@
 """Pixel values that contradict the unit that is stated, or the statistics of a checkpoint."""
 
+from typing import Any
+
 import pytest
 
-from torchgeo_omnisat.datamodules.plausibility import BandSummary, implausible
+from torchgeo_omnisat.datamodules.plausibility import BandSummary, implausible, implausible_statistics
 from torchgeo_omnisat.modality import Modality
 
 RADAR = {'bands': ('VV', 'VH'), 'gsd': 10.0, 'temporal': True, 'kind': 'radar'}
@@ -69,3 +71,19 @@ def test_constant_and_empty_bands_are_named():
 def test_there_is_one_summary_for_each_band():
     with pytest.raises(ValueError, match=r'1 .*B08'):
         implausible(Modality('source', **OPTICAL), NUMBERS[:1])
+
+
+@pytest.mark.parametrize(
+    ('unit', 'mean', 'likely'),
+    [
+        ('power', (-12.0, -18.0), 'look like decibels'),
+        ('db', (0.08, 0.02), 'look like linear power'),
+        ('power', (0.08, 0.02), ''),
+        ('db', (-12.0, -18.0), ''),
+        ('unknown', (-12.0, 4000.0), ''),
+    ],
+)
+def test_statistics_alone(unit: Any, mean: tuple[float, float], likely: str) -> None:
+    radar = Modality('s1', ('VV', 'VH'), 10.0, True, 'radar', unit)
+    found = implausible_statistics(radar, mean, (2.0, 3.0))
+    assert (likely in found[0]) if likely else not found

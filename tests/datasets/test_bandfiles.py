@@ -4,6 +4,7 @@
 """Bandfiles: bands of one image in files of their own are stacked or refused, never averaged."""
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,7 +98,12 @@ def test_a_band_that_is_missing_is_named(tmp_path: Path) -> None:
 )
 def test_images_of_one_day_are_averaged(tmp_path: Path, names: list[str]) -> None:
     files(tmp_path, names)
-    assert RasterTimeSeries(tmp_path)[WINDOW]['image_raster'][:, :, 0, 0].tolist() == [[0.5]]
+    with pytest.warns(UserWarning, match=r'2 files of .* they are averaged'):
+        series = RasterTimeSeries(tmp_path)
+    assert series[WINDOW]['image_raster'][:, :, 0, 0].tolist() == [[0.5]]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        RasterTimeSeries(tmp_path, separate_files=False)
 
 
 def test_given_bands_are_those_in_names(tmp_path: Path) -> None:

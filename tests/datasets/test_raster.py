@@ -354,3 +354,10 @@ def test_real_monthly_series(belgium: Path) -> None:
     assert day('2021-01-01') not in sample['dates_s2']  # the month without an image
     assert sample['dates_s2'].diff().gt(0).all()
     assert series.crs == UTM
+
+
+def test_files_without_a_date_of_the_calendar_are_named(tmp_path: Path) -> None:
+    for stamp in ('20210601', '20211301'):
+        write(tmp_path / f'S2_{stamp}.tif', ramp(4, 4))
+    with pytest.warns(UserWarning, match=r'1 files of .* are not read, such as .*S2_20211301\.tif'):
+        RasterTimeSeries(tmp_path)

@@ -51,7 +51,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     'statistics of an unknown source': (f'{MODEL}/statistics', 'paris', 'paris'),
     'unknown precision': ('trainer/precision', 'bf17', 'trainer.precision'),
     'missing checkpoint': ('ckpt_path', 'nowhere.ckpt', 'nowhere.ckpt'),
-    'no checkpoint': ('ckpt_path', 'fit.yaml', 'a checkpoint cannot be read'),
+    'no checkpoint': ('ckpt_path', 'fit.yaml', 'fit.yaml cannot be read as a checkpoint'),
     'no end of training': ('trainer/max_epochs', -1, 'max_epochs'),
 }
 

@@ -35,6 +35,7 @@ from ..transforms import (
 from ..transforms.intensity import say_unknown
 from .guard import Guard, GuardMode, check_mode, make_guard
 from .measuring import MeasuringDataModule
+from .plausibility import implausible_statistics
 from .resuming import ResumableDataModule
 from .sampling import Anywhere, DealtDataset, DealtSampler, Order, Region
 
@@ -191,6 +192,9 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if stage == 'fit':
             self.say_facts()
         self.mean, self.std = self.statistics(dataset)
+        if stage == 'fit':
+            self.say_left_out()
+            self.say_implausible()
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
@@ -279,6 +283,21 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         if not self._said_facts and (line := say_unknown(self.modalities.values())):
             rank_zero_info(line)
         self._said_facts = True
+
+    def say_implausible(self) -> None:
+        """Warn once of statistics that do not fit the unit that a modality states."""
+        if self.__dict__.setdefault('_said_implausible', False):
+            return
+        self._said_implausible = True
+        for name, modality in self.modalities.items():
+            for sentence in implausible_statistics(modality, self.mean[name].tolist(), self.std[name].tolist()):
+                rank_zero_warn(sentence)
+
+    def say_left_out(self) -> None:
+        """Warn once of splits without a tile, without which a model is trained."""
+        for split in self.left_out() if not self.__dict__.setdefault('_said_left_out', False) else ():
+            rank_zero_warn(describe_left_out(split))
+        self._said_left_out = True
 
     def augmentation(self) -> MultimodalAugmentation:
         """What a training batch goes through: geometry, time and speckle in raw units, then the rest."""
@@ -388,3 +407,11 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         drop_last = len(dataset) // processes >= batch_size
         order = self.order(dataset, batch_size * processes)
         return self.resumable_loader(dataset, order, batch_size, drop_last, **settings)
+
+
+def describe_left_out(split: str) -> str:
+    """Return what is said of a split without a tile."""
+    return (
+        f'{split!r} is left out: it has no tile with labels. split divides the data otherwise; its fractions along an '
+        'axis are of the extent of the labels, not of their area'
+    )

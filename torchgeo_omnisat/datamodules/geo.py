@@ -266,6 +266,9 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             if name == wanted[0] or not self.grounds[name].is_empty:
                 setattr(self, f'{name}_dataset', self.make_dataset(name))
         self._know(self.labelled)
+        if stage == 'fit':
+            self.say_left_out()
+            self.say_implausible()
         self.train_aug = self.augmentation()
 
     def predict_dataloader(self) -> DataLoader[Sample]:

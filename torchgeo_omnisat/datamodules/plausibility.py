@@ -82,6 +82,23 @@ def implausible(modality: Modality, bands: Sequence[BandSummary]) -> list[str]:
     return [f'{modality.name}: {cause}: {", ".join(names)}' for cause, names in found.items()]
 
 
+def implausible_statistics(modality: Modality, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """Return what is implausible for the stated unit, by mean and standard deviation alone.
+
+    Args:
+        modality: The modality, with the facts that are known of it.
+        mean: Mean of each band.
+        std: Standard deviation of each band.
+
+    Returns:
+        As :func:`implausible`; nothing where no unit is stated.
+    """
+    if modality.unit == 'unknown':
+        return []
+    bands = [BandSummary(m, m, math.nextafter(m, math.inf), s) for m, s in zip(mean, std, strict=True)]
+    return implausible(modality, bands)
+
+
 def _implausible_band(modality: Modality, band: BandSummary, bands: Sequence[BandSummary]) -> str:
     """Return the likely cause of implausible values of a band; empty if there is none."""
     if not math.isfinite(band.mean):

@@ -132,6 +132,10 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
     located = [str(one if far else root / one) for one, far in zip(several, beyond, strict=True)]
     for one, far in zip(located, beyond, strict=True):
         if not far and not Path(one).exists():
+            if not root.exists():
+                raise FileNotFoundError(
+                    f'root is {str(root)!r}, which does not exist, expected the folder of the files'
+                )
             raise FileNotFoundError(
                 f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
                 f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')

@@ -169,6 +169,9 @@ class RasterTimeSeries(RasterDataset):
         self.date_range = date_range
         self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
         self._index_files(crs, res, bands)
+        if self.filename_regex == RasterTimeSeries.filename_regex:  # whoever writes one chooses files by it
+            self._say_undated()
+            self._say_averaged()
         self._check_index()
         if wavelengths is not None:
             _ = self.modalities  # one for each band
@@ -207,6 +210,31 @@ class RasterTimeSeries(RasterDataset):
             single = is_remote(str(path)) or os.path.isfile(path)
             files.update([as_gdal(str(path))] if single else matching(path, self.filename_glob))
         return sorted(files)
+
+    def _say_undated(self) -> None:
+        """Warn of files that would be read if their names had a date."""
+        pattern = re.compile(self.filename_regex, re.VERBOSE)
+        lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
+        if lost:
+            warnings.warn(
+                f'{len(lost)} files of {self.name!r} are not read, such as {lost[0]}: filename_regex finds no date of '
+                'the calendar in their names; filename_glob chooses files',
+                stacklevel=3,
+            )
+
+    def _say_averaged(self) -> None:
+        """Warn of files of one day with the same bounds, which are averaged: are they bands?"""
+        if not self.temporal or self.separate_files or self._is_together:
+            return
+        alike = self.index.geometry.bounds.assign(day=self.index.index.left).duplicated(keep=False)
+        if alike.any():
+            first, second = sorted(self.index.filepath[alike.to_numpy()])[:2]
+            warnings.warn(
+                f'{int(alike.sum())} files of {self.name!r} share the day and the bounds of others, such as {first} and '
+                f'{second}: they are averaged. Bands in files of their own are stacked if their names end with them, '
+                'such as _B02',
+                stacklevel=3,
+            )
 
     def __getitem__(self, index: GeoSlice) -> Sample:
         """What was measured in a window.

@@ -86,8 +86,24 @@ def load_safely(strategy: Any) -> None:
         vars(plugin)['load_checkpoint'] = partial(_tensors_alone, plugin.load_checkpoint)
 
 
-def _tensors_alone(load: Callable[..., Any], *args: Any, weights_only: bool | None = None, **kwargs: Any) -> Any:
-    return load(*args, weights_only=True if weights_only is None else weights_only, **kwargs)
+def _tensors_alone(
+    load: Callable[..., Any], path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+) -> Any:
+    try:
+        content = load(path, *args, weights_only=True if weights_only is None else weights_only, **kwargs)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as a checkpoint ({_reason(error)}), expected one that a training wrote, of tensors '
+            'and plain types alone'
+        ) from error
+    if not isinstance(content, dict) or not {'state_dict', 'pytorch-lightning_version'} <= set(content):
+        raise ValueError(
+            f'{path} is no checkpoint of a training, expected one with a state_dict; weights alone are loaded by '
+            f'--model.weights {path}'
+        )
+    return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 """Labelled: the mean loss over samples that have labels, and what happens where there are none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,27 @@ def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | 
             f'{missing or "none"} are missing and {extra or "none"} unknown; expected '
             f'labels: [{", ".join(ours)}]'
         )
+
+
+def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
+    """Refuse a mixture whose parts have different classes, or the same in another order.
+
+    Args:
+        parts: The datamodules of the mixture, by name; empty if there is none.
+        attribute: Where each has the names of its classes.
+
+    Raises:
+        ValueError: With the classes of two parts that differ.
+    """
+    held = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
+    named = {name: labels for name, labels in held.items() if labels and not _numbered(labels)}
+    first = next(iter(named), '')
+    for name, labels in named.items():
+        if labels != named[first]:
+            raise ValueError(
+                f'labels of {name!r} are {labels} and those of {first!r} are {named[first]}, expected the same in the '
+                f'same order: class 0 would be {labels[0]!r} in one source and {named[first][0]!r} in the other'
+            )
 
 
 def _numbered(names: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ from ..batch import FILLER
 from ..modality import Which, as_modalities
 from .base import OmniSatTask
 from .finite import refuse_output
-from .labelled import MeanLoss, check_classes, go_without
+from .labelled import MeanLoss, check_classes, check_parts, go_without
 from .robustness import SubsetScores, write_table
 from .upset import write_subsets
 
@@ -217,6 +217,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             if name in self.hparams:
                 theirs = getattr(datamodule, name, None)
                 check_classes(who, theirs, self.hparams[name], order_alone=self.trainer.predicting)
+                check_parts(getattr(datamodule, 'datamodules', {}), name)
         theirs, ours = getattr(datamodule, 'ignore_index', None), self.hparams.get('ignore_index')
         if theirs is None or ours is None or theirs == ours:
             return

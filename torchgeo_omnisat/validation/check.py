@@ -14,6 +14,7 @@ from typing import Any
 from torchgeo.datasets import DatasetNotFoundError
 
 from ..datamodules import MultimodalDataModule
+from ..datamodules.base import describe_left_out
 from ..datamodules.stream import stream
 from ..datasets.inspection import below, inspect
 from ..datasets.integrity import Findings, Problem, Report
@@ -96,6 +97,7 @@ def read_all(
     for split in SPLITS:
         try:
             if split in getattr(datamodule, 'left_out', tuple)():
+                problems.append(Problem(split, 'mask', '', 'label', describe_left_out(split), warning=True))
                 continue
             dataset = datamodule.make_dataset(split, **changes)
         except DatasetNotFoundError as error:
