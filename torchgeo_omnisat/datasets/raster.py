@@ -226,12 +226,14 @@ class RasterTimeSeries(RasterDataset):
         """Warn of files of one day with the same bounds, which are averaged: are they bands?"""
         if not self.temporal or self.separate_files or self._is_together:
             return
-        alike = self.index.geometry.bounds.assign(day=self.index.index.left).duplicated(keep=False)
+        places = self.index.geometry.bounds.assign(day=self.index.index.left)
+        alike = places.duplicated(keep=False).to_numpy()
         if alike.any():
-            first, second = sorted(self.index.filepath[alike.to_numpy()])[:2]
+            same = (places == places.iloc[int(alike.argmax())]).all(axis=1).to_numpy()
+            first, second = sorted(self.index.filepath[same])[:2]
             warnings.warn(
-                f'{int(alike.sum())} files of {self.name!r} share the day and the bounds of others, such as {first} and '
-                f'{second}: they are averaged. Bands in files of their own are stacked if their names end with them, '
+                f'{int(alike.sum())} files of {self.name!r} share day and bounds with others, such as {first} and '
+                f'{second}: they are averaged. Bands in files of their own are stacked if their names end with a band, '
                 'such as _B02',
                 stacklevel=3,
             )
