@@ -303,3 +303,12 @@ def test_training_on_sources_of_other_classes_is_refused(parts: dict[str, Any], 
     trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     with pytest.raises(ValueError, match=r"labels of 'made' are .* expected the same"):
         trainer.fit(OmniSatSegmentation('omnisat_tiny', num_classes=20), datamodule=MixedDataModule(parts))
+
+
+def test_guard_of_all_sources(parts: dict[str, Any]) -> None:
+    MixedDataModule(parts)
+    assert {part.guard for part in parts.values()} == {'warn'}
+    MixedDataModule(parts, guard='error')
+    assert {part.guard for part in parts.values()} == {'error'}
+    with pytest.raises(ValueError, match="guard is 'never', expected one of"):
+        MixedDataModule(parts, guard='never')  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from .base import MultimodalDataModule
+from .guard import GuardMode, check_mode
 from .mixing import Batches, MixedLoader
 from .resuming import ResumableDataModule
 from .sampling import DealtSampler
@@ -53,6 +54,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         temperature: float = 1.0,
         rename: dict[str, dict[str, str]] | None = None,
         patch_size: float | None = None,
+        guard: GuardMode | None = None,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
@@ -63,6 +65,8 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             rename: Other names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
             patch_size: Side of the ground that a token stands for, in metres; that of the
                 datamodules by default, if they agree.
+            guard: What happens where the first tiles do not fit the statistics of a checkpoint:
+                ``'warn'``, ``'error'`` or ``'off'``, in all datamodules; by default as each has it.
 
         Raises:
             ValueError: If there is no datamodule, or *temperature* is below 1.
@@ -83,6 +87,10 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         if patch_size is None and len(set(sizes.values())) > 1:
             raise ValueError(f'patches of the datamodules are {sizes} m, expected patch_size to be given')
         self.patch_size = first.patch_size if patch_size is None else patch_size
+        if guard is not None:
+            check_mode(guard)
+            for module in self.datamodules.values():
+                module.guard = guard
 
     @property
     def synthetic(self) -> bool:
