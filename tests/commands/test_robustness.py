@@ -96,6 +96,10 @@ def test_dedicated_models_beside_it(folder: Path, tmp_path: Path) -> None:
     for directory in ('DATA_S1A', 'DATA_S1D', 'DATA_SPOT'):
         for path in filter(Path.is_file, (without / directory).rglob('*')):
             path.write_bytes(b'')
+    kept = json.loads((without / 'STATISTICS.json').read_text())
+    for entry in (entry for groups in kept.values() for entry in groups.values()):
+        entry.pop('files')  # as written by hand, or the files that changed would be measured anew
+    (without / 'STATISTICS.json').write_text(json.dumps(kept))
     datamodule = SyntheticLandscapesDataModule(str(without), modalities=('s2',), **DATA)
     trainer = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     (scores,) = trainer.test(task, datamodule=datamodule, verbose=False)

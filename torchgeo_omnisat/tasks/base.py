@@ -145,8 +145,8 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
-        if self._trainer is not None:
-            load_safely(self._trainer.strategy)
+        if (strategy := getattr(self._trainer, 'strategy', None)) is not None:
+            load_safely(strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
             # One such as bf16-true would round bounds by kilometres, and images before they are normalised.
