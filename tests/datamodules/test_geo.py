@@ -95,10 +95,18 @@ def test_settings_of_labels_are_passed_on(root: Path) -> None:
 
 def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)})
-    with pytest.warns(UserWarning, match="'val' is left out: it has no tile with labels"):
-        datamodule.setup('fit')
+    datamodule.setup('fit')
     assert datamodule.grounds['val'].is_empty
     assert datamodule.val_dataloader() == []
+
+
+def test_a_fraction_that_meets_no_ground_is_a_warning(root: Path) -> None:
+    datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.25, 0.25)})
+    datamodule.grounds = datamodule.grounds | {'val': shapely.Polygon()}  # as between labels that are far apart
+    with pytest.warns(UserWarning, match="'val' is left out: it has no tile with labels"):
+        datamodule.setup('fit')
+    assert datamodule.lost_splits() == ['val']
+    assert make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)}).lost_splits() == []
 
 
 def test_test_tiles_count_every_pixel_once(root: Path) -> None:

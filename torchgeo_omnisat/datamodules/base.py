@@ -293,9 +293,13 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
             for sentence in implausible_statistics(modality, self.mean[name].tolist(), self.std[name].tolist()):
                 rank_zero_warn(sentence)
 
+    def lost_splits(self) -> list[str]:
+        """Return the splits that have no tile although they were asked for."""
+        return []
+
     def say_left_out(self) -> None:
-        """Warn once of splits without a tile, without which a model is trained."""
-        for split in self.left_out() if not self.__dict__.setdefault('_said_left_out', False) else ():
+        """Warn once of splits that were asked for and have no tile, so that a model is trained without them."""
+        for split in self.lost_splits() if not self.__dict__.setdefault('_said_left_out', False) else ():
             rank_zero_warn(describe_left_out(split))
         self._said_left_out = True
 

@@ -225,6 +225,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         """Splits that have no ground; training needs some."""
         return [name for name, ground in self.grounds.items() if name != 'train' and ground.is_empty]
 
+    def lost_splits(self) -> list[str]:
+        """Splits that have no ground although their fraction is not 0, or they have a box."""
+        fractions = dict(zip(('train', 'val', 'test'), self.split.get('fractions', ()), strict=False))
+        return [name for name in self.left_out() if fractions.get(name) or name in self.split]
+
     def groups(self, dataset: Any) -> list[str]:
         """One group, named after all that its statistics depend on."""
         ground = {

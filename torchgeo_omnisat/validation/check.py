@@ -97,7 +97,8 @@ def read_all(
     for split in SPLITS:
         try:
             if split in getattr(datamodule, 'left_out', tuple)():
-                problems.append(Problem(split, 'mask', '', 'label', describe_left_out(split), warning=True))
+                if split in datamodule.lost_splits():
+                    problems.append(Problem(split, 'mask', '', 'label', describe_left_out(split), warning=True))
                 continue
             dataset = datamodule.make_dataset(split, **changes)
         except DatasetNotFoundError as error:
