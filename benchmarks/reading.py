@@ -43,7 +43,7 @@ from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeri
 #: Seconds that one worker reads for, about, when two are compared with it.
 PASS = 1.5
 #: The least share of numpy.fromfile's speed, and the least gain by a second worker.
-BOUNDS = {'PASTIS': 0.34, 'TreeSatAI (HDF5)': 0.2, 'FLAIR (GeoTIFF)': 0.2, 'workers': 1.6}
+BOUNDS = {'PASTIS': 0.7, 'TreeSatAI (HDF5)': 0.5, 'FLAIR (GeoTIFF)': 0.5, 'workers': 1.6}
 
 
 def write_pastis(root: Path, count: int) -> dict[int, list[tuple[Path, int, int]]]:

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Made-up chips of 16 x 16 pixels, each in its own UTM zone."""
+"""Synthetic chips of 16 x 16 pixels, each in its own UTM zone."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -51,7 +51,7 @@ class OmniSatCLI(LightningCLI):
     """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours.
 
     With a model or data of ours, what a user can get wrong ends the program with one line instead of a traceback
-    (:mod:`torchgeo_omnisat.errors`). Whoever calls TorchGeo's ``main`` from Python gets the error as it is.
+    (:mod:`torchgeo_omnisat.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

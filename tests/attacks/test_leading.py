@@ -56,7 +56,7 @@ def test_map_service(tmp_path: Path, ending: str) -> None:
 
 
 def test_virtual_raster_by_its_own_ending(tmp_path: Path, secret: Path) -> None:
-    """Whoever calls it by its name wants it."""
+    """A virtual raster that is called .vrt is read."""
     (tmp_path / 'mosaic.vrt').write_text(VRT.format(secret))
     with open_raster(str(tmp_path / 'mosaic.vrt')) as source:
         assert (source.read() == 42).all()

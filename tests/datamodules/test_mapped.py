@@ -217,7 +217,7 @@ def test_masks_are_looked_at_before_training(
     datamodule = MappedDataModule(**given, ignore_index=255)
     datamodule.max_counted = most
     state = SimpleNamespace(fn='fit')
-    datamodule.trainer = SimpleNamespace(lightning_module=SimpleNamespace(target='mask'), state=state)  # type: ignore
+    datamodule.trainer = SimpleNamespace(lightning_module=SimpleNamespace(target='mask'), state=state)  # type: ignore[assignment]
     run = datamodule.prepare_data if step == 'prepare_data' else lambda: datamodule.setup('fit')
     if 99 in values or -1 in values or (255 in values and most is None):
         with pytest.raises(ValueError, match=told):

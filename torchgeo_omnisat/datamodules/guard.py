@@ -32,7 +32,7 @@ class Guard:
     Args:
         modalities: The modalities of the tiles, by name.
         mean: Mean of each band by modality, as the model has it; modalities that it lacks are not compared.
-        std: Standard deviation, likewise.
+        std: Standard deviation of each band by modality, as the model has it.
         mode: Whether findings are a warning or an error.
         total: Number of batches that there are, if that is known: the guard concludes with the last.
     """

@@ -187,7 +187,7 @@ class ImageChips(NonGeoDataset):
         Args:
             split: ``'train'``, ``'val'``, ``'test'`` or ``'all'``.
             missing: As for the constructor.
-            exclude: Likewise.
+            exclude: As for the constructor.
             with_masks: Whether samples have masks, without which they are an error.
         """
         if split != 'all':

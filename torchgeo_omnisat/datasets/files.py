@@ -83,7 +83,7 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no JSON, or holds something else.
+        ValueError: If it is not valid JSON, or not an object.
     """
     refuse_special(path, expected)
     try:

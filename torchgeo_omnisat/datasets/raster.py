@@ -169,7 +169,7 @@ class RasterTimeSeries(RasterDataset):
         self.date_range = date_range
         self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
         self._index_files(crs, res, bands)
-        if self.filename_regex == RasterTimeSeries.filename_regex:  # whoever writes one chooses files by it
+        if self.filename_regex == RasterTimeSeries.filename_regex:  # a regular expression of the user selects files
             self._say_undated()
             self._say_averaged()
         self._check_index()

@@ -38,7 +38,7 @@ class Stack:
     order: str = ORDERS[0]
 
     def __post_init__(self) -> None:
-        """Refuse what is no date, or none of the orders."""
+        """Raise a ValueError for invalid dates or an unknown order."""
         if self.order not in ORDERS:
             raise ValueError(f'order of stack is {self.order!r}, expected one of {list(ORDERS)}')
         if self.dates == DESCRIPTIONS:
