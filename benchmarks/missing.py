@@ -11,7 +11,7 @@ from runs import described, pretty, spread
 
 from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.tasks.outputs import replacing
-from torchgeo_omnisat.tasks.upset import draw_subsets, write_figure
+from torchgeo_omnisat.tasks.plots import draw_subsets, write_figure
 
 #: Lines of the table of runs.
 Lines = Sequence[Mapping[str, str]]

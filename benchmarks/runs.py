@@ -29,9 +29,9 @@ import torchgeo.main
 from filelock import FileLock, Timeout
 
 from torchgeo_omnisat import plugin
-from torchgeo_omnisat.datasets.writing import is_synthetic
-from torchgeo_omnisat.quiet import quiet
+from torchgeo_omnisat.datasets.synthetic.writing import is_synthetic
 from torchgeo_omnisat.tasks.outputs import replacing
+from torchgeo_omnisat.utils.quiet import quiet
 
 #: The datamodule of each kind of data, and of a part of its labels.
 DATAMODULES = {

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
-from torchgeo_omnisat.datasets.treesatai_layout import LABELS, MODALITIES, SERIES
+from torchgeo_omnisat.datasets.treesatai import LABELS, MODALITIES, SERIES
 
 __all__ = ['MODALITIES', 'NAMES', 'archive', 'h5', 'rewrite', 'write_treesatai_tree']
 

@@ -7,7 +7,7 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-from torchgeo_omnisat import errors
+from torchgeo_omnisat.utils import errors
 
 #: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {

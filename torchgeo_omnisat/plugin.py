@@ -20,8 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
-from . import datamodules, errors, tasks
+from . import datamodules, tasks
 from .registry import register_models
+from .utils import errors
 
 #: What one of our models learns from when the command line names no data.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
@@ -51,7 +52,7 @@ class OmniSatCLI(LightningCLI):
     """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours.
 
     With a model or data of ours, what a user can get wrong ends the program with one line instead of a traceback
-    (:mod:`torchgeo_omnisat.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
+    (:mod:`torchgeo_omnisat.utils.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchgeo_omnisat import transforms as T
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datasets import SyntheticLandscapes
-from torchgeo_omnisat.datasets.pastis_layout import COLORS
+from torchgeo_omnisat.datasets.pastis import COLORS
 from torchgeo_omnisat.modality import Modality
 
 #: What is shown of each modality: three dates of Sentinel-2, one of radar, and the single image.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from torchgeo_omnisat.datasets.files import extract_directory, open_array, read_array, read_frames, read_raster
+from torchgeo_omnisat.datasets.io.files import extract_directory, open_array, read_array, read_frames, read_raster
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from tests.tasks.helpers import TOLD, make_loader, make_sample
-from torchgeo_omnisat.datasets.files import open_array
+from torchgeo_omnisat.datasets.io.files import open_array
 from torchgeo_omnisat.datasets.shards import check_index
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
-from torchgeo_omnisat.tasks.files import read_weights
+from torchgeo_omnisat.tasks.checkpoints import read_weights
 
 
 class Touch:

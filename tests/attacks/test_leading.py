@@ -12,10 +12,10 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
-from torchgeo_omnisat.datasets.files import read_raster
-from torchgeo_omnisat.datasets.headers import read_header
-from torchgeo_omnisat.datasets.opening import open_raster
-from torchgeo_omnisat.datasets.treesatai_series import dataset_of, open_series
+from torchgeo_omnisat.datasets.io.files import read_raster
+from torchgeo_omnisat.datasets.io.headers import read_header
+from torchgeo_omnisat.datasets.io.opening import open_raster
+from torchgeo_omnisat.datasets.treesatai import dataset_of, open_series
 
 VRT = """<VRTDataset rasterXSize="4" rasterYSize="4"><SRS>EPSG:32631</SRS>
 <GeoTransform>600000, 10, 0, 5700000, 0, -10</GeoTransform><VRTRasterBand dataType="Byte" band="1"><SimpleSource>

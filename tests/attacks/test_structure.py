@@ -16,19 +16,18 @@ import pytest
 import torch
 
 from torchgeo_omnisat import Modality
-from torchgeo_omnisat.datamodules.geosplits import read_polygons
+from torchgeo_omnisat.datamodules.geo import read_polygons
 from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
-from torchgeo_omnisat.datasets.chipsplits import _read_table
+from torchgeo_omnisat.datasets.chips.splits import _read_table
 from torchgeo_omnisat.datasets.classes import refuse_ignored_class
-from torchgeo_omnisat.datasets.figures import draw_any
-from torchgeo_omnisat.datasets.files import read_json
-from torchgeo_omnisat.datasets.flairhub_tables import _rows
+from torchgeo_omnisat.datasets.flairhub import _rows
 from torchgeo_omnisat.datasets.integrity import Report
-from torchgeo_omnisat.datasets.pastis_layout import read_index
+from torchgeo_omnisat.datasets.io.files import read_json
+from torchgeo_omnisat.datasets.pastis import read_index
+from torchgeo_omnisat.datasets.plotting import draw_any
 from torchgeo_omnisat.datasets.series import parse_dates
-from torchgeo_omnisat.datasets.treesatai_layout import SERIES, read_labels
-from torchgeo_omnisat.datasets.treesatai_series import open_series, read_days
-from torchgeo_omnisat.tasks.files import read_config
+from torchgeo_omnisat.datasets.treesatai import SERIES, open_series, read_days, read_labels
+from torchgeo_omnisat.tasks.checkpoints import read_config
 
 DEEP = '[' * 100_000
 JSON = ['', '\0', DEEP, '{"a":' * 100_000, '[]', '7', 'NaN', '"text"', 'null', '{"a": {}', '{"a": 1}}']

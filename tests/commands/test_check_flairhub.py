@@ -18,7 +18,7 @@ from tests.commands.test_check import find, truncate, without_crs
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import FLAIRHUBMultimodalDataModule
-from torchgeo_omnisat.datasets.flairhub_tables import table_of
+from torchgeo_omnisat.datasets.flairhub import table_of
 
 SIZES = ('count', 'height', 'width')
 HUB_S2 = ('SENTINEL2_TS', 'SENTINEL2_MSK-SC')

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands.robustness import read_labels
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
-from torchgeo_omnisat.datasets.writing import MANIFEST
+from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 DATA = {'num_tiles': 10, 'size': 8, 'dates': (2, 3)}

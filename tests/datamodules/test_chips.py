@@ -20,9 +20,7 @@ from torchgeo_omnisat import plugin
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
 from torchgeo_omnisat.datasets.classes import UnknownCodesError
-from torchgeo_omnisat.prediction.cog import class_colors
-from torchgeo_omnisat.prediction.encoding import Bands
-from torchgeo_omnisat.prediction.single import TileFolder
+from torchgeo_omnisat.prediction.raster import Bands, TileFolder, class_colors
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers')
 

@@ -11,7 +11,7 @@ import geopandas as gpd
 import pytest
 import shapely
 
-from torchgeo_omnisat.datamodules.geosplits import read_area, split_ground
+from torchgeo_omnisat.datamodules.geo import read_area, split_ground
 
 
 @pytest.mark.parametrize(('axis', 'edges'), [('x', (43, 83)), ('y', (47, 87))])

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MixedDataModule, PASTISMultimodalDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datamodules.mixing import MixedLoader, schedule
+from torchgeo_omnisat.datamodules.mixed import MixedLoader, schedule
 from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place
 from torchgeo_omnisat.tasks import OmniSatSegmentation
-from torchgeo_omnisat.tasks.labelled import check_parts
+from torchgeo_omnisat.tasks.supervised import check_parts
 
 
 @pytest.fixture

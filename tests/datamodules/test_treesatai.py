@@ -11,7 +11,7 @@ import torch
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.datamodules import FLAIRDataModule, PASTISMultimodalDataModule, TreeSatAITimeSeriesDataModule
 from torchgeo_omnisat.datasets import TreeSatAITimeSeries
-from torchgeo_omnisat.datasets.treesatai_layout import GENERA
+from torchgeo_omnisat.datasets.treesatai import GENERA
 
 
 @pytest.fixture(scope='module')

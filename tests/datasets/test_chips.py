@@ -18,8 +18,8 @@ from tests.chips_tree import LABELS, MASK, PLACES, RASTERS, write_chips
 from tests.geo_tree import write
 from torchgeo_omnisat import collate
 from torchgeo_omnisat.datasets import ImageChips
-from torchgeo_omnisat.datasets.chipfiles import centres
-from torchgeo_omnisat.datasets.chipsplits import split_chips
+from torchgeo_omnisat.datasets.chips.files import centres
+from torchgeo_omnisat.datasets.chips.splits import split_chips
 
 SERIES = {'path': 's1', 'temporal': True, 'kind': 'radar', 'unit': 'db'}
 

@@ -18,7 +18,7 @@ from tests.conftest import SHARED, save
 from tests.flair_tree import DATES, aerial, labels, series, write_image, write_products, write_tree
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import FLAIR
-from torchgeo_omnisat.datasets.flair_layout import CLASSES, TEST_DOMAINS, VAL_DOMAINS, split_of
+from torchgeo_omnisat.datasets.flair import CLASSES, TEST_DOMAINS, VAL_DOMAINS, split_of
 from torchgeo_omnisat.modality import subsets
 
 ZONE = 'D001_2019/Z1_AA'

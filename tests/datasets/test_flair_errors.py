@@ -18,8 +18,9 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from tests.conftest import SHARED, save
 from tests.flair_tree import aerial, labels, series, write_image, write_products, write_tree
-from torchgeo_omnisat.datasets import FLAIR, flair_layout
-from torchgeo_omnisat.datasets.flair_layout import ARCHIVES, CENTROIDS
+from torchgeo_omnisat.datasets import FLAIR
+from torchgeo_omnisat.datasets import flair as flair_layout
+from torchgeo_omnisat.datasets.flair import ARCHIVES, CENTROIDS
 
 ZONE = 'D001_2019/Z1_AA'
 

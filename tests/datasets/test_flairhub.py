@@ -19,8 +19,7 @@ from torchgeo.datasets import FLAIRHUB, DatasetNotFoundError, RGBBandsMissingErr
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub, write_table
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import FLAIRHUBMultimodal
-from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS
-from torchgeo_omnisat.datasets.flairhub_tables import table_of
+from torchgeo_omnisat.datasets.flairhub import CLOUDS, MODALITIES, PRODUCTS, table_of
 from torchgeo_omnisat.modality import subsets
 
 PATCH = 'D005-2018_AA-S1-0_0-1'

@@ -61,7 +61,7 @@ def test_counts_of_the_whole(root: Path) -> None:
 
 
 def test_no_image_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('torchgeo_omnisat.datasets.sources.ImageSource.read', None)
+    monkeypatch.setattr('torchgeo_omnisat.datasets.geo.sources.ImageSource.read', None)
     assert make(root).label_counts('train').pixels['c'] == 64
 
 

@@ -19,7 +19,7 @@ from torchgeo.datasets import RGBBandsMissingError
 from tests.conftest import SHARED, SPOT, edit, save, write_pastis, write_spot
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import PASTISMultimodal
-from torchgeo_omnisat.datasets.pastis_layout import FOLDS
+from torchgeo_omnisat.datasets.pastis import FOLDS
 from torchgeo_omnisat.modality import subsets
 
 

@@ -14,10 +14,11 @@ import rasterio
 import torch
 
 from torchgeo_omnisat.batch import check, collate
-from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes, writing
-from torchgeo_omnisat.datasets.landscape import CROPS, Landscape, draw_landscape
-from torchgeo_omnisat.datasets.render import render_s1, render_s2, render_spot
-from torchgeo_omnisat.datasets.writing import MANIFEST, Recipe, draw_tile, is_synthetic, write_landscapes
+from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
+from torchgeo_omnisat.datasets.synthetic import writing
+from torchgeo_omnisat.datasets.synthetic.landscape import CROPS, Landscape, draw_landscape
+from torchgeo_omnisat.datasets.synthetic.rendering import render_s1, render_s2, render_spot
+from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, Recipe, draw_tile, is_synthetic, write_landscapes
 
 SMALL: dict[str, Any] = {'num_tiles': 12, 'seed': 0, 'size': 8, 'dates': (3, 6)}
 RECIPE = Recipe(**SMALL)

@@ -19,7 +19,7 @@ from torchgeo.datasets import DatasetNotFoundError, RGBBandsMissingError
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datasets import TreeSatAITimeSeries
-from torchgeo_omnisat.datasets.treesatai_layout import ARCHIVES, GENERA, LABELS
+from torchgeo_omnisat.datasets.treesatai import ARCHIVES, GENERA, LABELS
 from torchgeo_omnisat.modality import subsets
 
 from ..treesatai_tree import MODALITIES, NAMES, archive, h5, rewrite, write_treesatai_tree

@@ -19,7 +19,7 @@ import torchgeo.main
 from lightning.pytorch.cli import LightningCLI
 
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.datasets import synthetic
+from torchgeo_omnisat.datasets.synthetic import dataset as synthetic
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

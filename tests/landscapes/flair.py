@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy.ndimage import zoom
 
-from torchgeo_omnisat.datasets.flair_layout import AERIAL_GSD, CENTROIDS, CLASSES, DIRECTORIES, S2_GSD
-from torchgeo_omnisat.datasets.landscape import (
+from torchgeo_omnisat.datasets.flair import AERIAL_GSD, CENTROIDS, CLASSES, DIRECTORIES, S2_GSD
+from torchgeo_omnisat.datasets.synthetic.landscape import (
     BUILT,
     CROPS,
     GSD,
@@ -27,8 +27,8 @@ from torchgeo_omnisat.datasets.landscape import (
     draw_landscape,
     smooth_noise,
 )
-from torchgeo_omnisat.datasets.render import render_s2, render_spot
-from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.synthetic.rendering import render_s2, render_spot
+from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, write_image, write_once
 
 #: Version of what is drawn.
 VERSION = 1

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from torchgeo_omnisat.datasets.flair_layout import CLASSES
-from torchgeo_omnisat.datasets.flairhub_layout import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette
-from torchgeo_omnisat.datasets.flairhub_tables import table_of
-from torchgeo_omnisat.datasets.landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
-from torchgeo_omnisat.datasets.render import render_s1, render_spot
-from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.flair import CLASSES
+from torchgeo_omnisat.datasets.flairhub import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette, table_of
+from torchgeo_omnisat.datasets.synthetic.landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
+from torchgeo_omnisat.datasets.synthetic.rendering import render_s1, render_spot
+from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, write_image, write_once
 
 from .flair import render_aerial, render_clouded
 

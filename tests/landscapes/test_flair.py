@@ -13,9 +13,9 @@ import torch
 from tests.landscapes.flair import GROUND, FLAIRRecipe, render_aerial, write_flair
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datasets import FLAIR
-from torchgeo_omnisat.datasets.flair_layout import CLASSES
-from torchgeo_omnisat.datasets.landscape import CROPS, draw_landscape
-from torchgeo_omnisat.datasets.writing import Recipe, is_synthetic, write_landscapes
+from torchgeo_omnisat.datasets.flair import CLASSES
+from torchgeo_omnisat.datasets.synthetic.landscape import CROPS, draw_landscape
+from torchgeo_omnisat.datasets.synthetic.writing import Recipe, is_synthetic, write_landscapes
 
 SMALL = FLAIRRecipe(zones=5, size=12, dates=6)
 

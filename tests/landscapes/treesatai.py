@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from torchgeo_omnisat.datasets.landscape import CROPS, Array, Indices, Landscape, draw_landscape
-from torchgeo_omnisat.datasets.render import render_s1
-from torchgeo_omnisat.datasets.treesatai_layout import EXTENT, GENERA, LABELS, MARGIN, SERIES
-from torchgeo_omnisat.datasets.writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.synthetic.landscape import CROPS, Array, Indices, Landscape, draw_landscape
+from torchgeo_omnisat.datasets.synthetic.rendering import render_s1
+from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, write_image, write_once
+from torchgeo_omnisat.datasets.treesatai import EXTENT, GENERA, LABELS, MARGIN, SERIES
 
 from .flair import render_aerial, render_clouded
 

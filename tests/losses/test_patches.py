@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchgeo_omnisat.losses import PatchContrastiveLoss
-from torchgeo_omnisat.losses.patches import _seen
+from torchgeo_omnisat.losses.contrastive import _seen
 
 PUBLISHED = Path(__file__).parents[3] / 'shared' / 'fixtures' / 'contrastive.pt'
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchgeo_omnisat.models.bands import BandConv2d, BandLinear
+from torchgeo_omnisat.models.encoders.bands import BandConv2d, BandLinear
 
 from .conftest import MODALITIES, S1A, S2, SPOT, assert_same, random_batch
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.tiling import Strip
-from torchgeo_omnisat.prediction.work import WorkFolder
+from torchgeo_omnisat.prediction.writer import WorkFolder
 
 from .areas import PlaneDataModule
 from .test_writer import make_task, make_trainer, predict, read
@@ -80,7 +80,7 @@ def test_killed_in_the_middle_of_a_strip(tmp_path: Path, whole: Any, monkeypatch
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr('torchgeo_omnisat.prediction.work._compress', half)
+        patch.setattr('torchgeo_omnisat.prediction.writer._compress', half)
         killed(lambda: predict(tmp_path, PlaneDataModule(**AREA)))
     assert np.array_equal(read(predict(tmp_path, PlaneDataModule(**AREA))), whole)
 

@@ -13,9 +13,7 @@ import rasterio
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.prediction import GeoTIFFWriter
-from torchgeo_omnisat.prediction.cog import class_colors
-from torchgeo_omnisat.prediction.encoding import Bands
-from torchgeo_omnisat.prediction.single import TileFolder
+from torchgeo_omnisat.prediction.raster import Bands, TileFolder, class_colors
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from .test_writer import make_trainer

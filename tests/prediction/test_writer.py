@@ -186,7 +186,7 @@ class TestModalities:
         assert seen_bits(batch, {'dem': MODALITIES['dem']}, (5, 5))[0, 0].tolist() == [0, 0, 1, 0, 0]
 
     def test_eight_need_a_wider_type(self) -> None:
-        from torchgeo_omnisat.prediction.encoding import Bands
+        from torchgeo_omnisat.prediction.raster import Bands
 
         assert Bands(LABELS, [str(i) for i in range(7)]).dtype == 'uint8'
         wide = Bands(LABELS, [str(i) for i in range(8)])

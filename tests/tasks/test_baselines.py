@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchgeo.main import main
 
-from tests.models.test_weights import BANDS, published_state
+from tests.models.encoders.test_weights import BANDS, published_state
 from torchgeo_omnisat.batch import drop
 from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models import UTAE_Weights

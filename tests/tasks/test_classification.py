@@ -13,8 +13,8 @@ from torchgeo.main import main
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.batch import collate, drop
 from torchgeo_omnisat.datamodules import TreeSatAITimeSeriesDataModule
-from torchgeo_omnisat.datasets.treesatai_layout import GENERA
-from torchgeo_omnisat.datasets.treesatai_layout import LABELS as LABELS_FILE
+from torchgeo_omnisat.datasets.treesatai import GENERA
+from torchgeo_omnisat.datasets.treesatai import LABELS as LABELS_FILE
 from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.tasks import OmniSatClassification, omnisat_classification
 

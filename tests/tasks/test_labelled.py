@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
-from torchgeo_omnisat.tasks.labelled import MeanLoss, check_classes
+from torchgeo_omnisat.tasks.supervised import MeanLoss, check_classes
 
 from .helpers import TOLD, make_datamodule, make_loader, make_sample, make_trainer
 

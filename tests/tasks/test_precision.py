@@ -13,9 +13,9 @@ from torch import Tensor
 from torchgeo.main import main
 
 from torchgeo_omnisat.callbacks import ProbeCallback
+from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SinusoidDates, TemporalAttention
+from torchgeo_omnisat.models.encoders.utae import collapse
 from torchgeo_omnisat.models.fusion import ModalityAttention
-from torchgeo_omnisat.models.temporal import AnnualDates, SinusoidDates, TemporalAttention
-from torchgeo_omnisat.models.utae import collapse
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.segmentation import divergence
 from torchgeo_omnisat.tasks.views import draw

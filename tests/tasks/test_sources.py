@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from torchgeo_omnisat.datamodules import MixedDataModule, MultimodalGeoDataModule
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub
-from torchgeo_omnisat.tasks.statistics import Sources, choose
+from torchgeo_omnisat.tasks.normalization import Sources, choose
 
 from ..geo_tree import write
 from .helpers import make_trainer

@@ -21,9 +21,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import tqdm
 
 from ..datasets import PASTISMultimodal, SyntheticLandscapes
-from ..datasets.pastis_layout import FOLDS
+from ..datasets.pastis import FOLDS
 from ..datasets.series import DAY
-from ..datasets.writing import is_synthetic
+from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality, subset_name
 
 Features = NDArray[np.float32]

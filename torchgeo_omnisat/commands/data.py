@@ -10,9 +10,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .. import errors
 from ..datamodules import MultimodalDataModule
 from ..plugin import DEFAULT_DATA, BriefParser, announce_default_data, requested
+from ..utils import errors
 
 #: What a file for ``torchgeo fit`` says as well, which our commands pass over.
 TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 'ckpt_path', 'weights_only', 'verbose')

@@ -17,8 +17,8 @@ import torchgeo.main
 from .. import plugin
 from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
-from ..quiet import quiet
 from ..tasks import OmniSatSegmentation
+from ..utils.quiet import quiet
 from .baseline import score_pixels
 
 #: The model and how long it trains: together minutes on two cores.

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from ..tasks.files import CONFIG, MODEL
+from ..tasks.checkpoints import CONFIG, MODEL
 from ..tasks.hub import export_hub
 
 

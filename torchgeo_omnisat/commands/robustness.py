@@ -14,11 +14,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
-from ..quiet import quiet
+from ..evaluation.report import Scored, markdown, write_report
+from ..evaluation.robustness import KINDS, RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
-from ..tasks.degraded import KINDS, RobustnessTest
-from ..tasks.files import read_weights
-from ..tasks.report import Scored, markdown, write_report
+from ..tasks.checkpoints import read_weights
+from ..utils.quiet import quiet
 from .data import data_parser, one_error, parse_data
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..datamodules.sharded import describe
-from ..datamodules.stream import stream
+from ..datamodules.statistics import stream
 from ..datasets.shards import FILE, encode, write_split
 from .data import data_parser, one_error, parse_data
 

@@ -3,12 +3,12 @@
 
 """Datamodules: datasets to normalised batches, in official splits."""
 
+from .adapters import MappedDataModule
 from .base import MultimodalDataModule
 from .chips import ChipsDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
 from .geo import MultimodalGeoDataModule
-from .mapped import MappedDataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
 from .sharded import ShardedDataModule

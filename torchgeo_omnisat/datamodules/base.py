@@ -21,7 +21,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.labelcounts import LabelCounts, count_tiles
-from ..datasets.writing import is_synthetic
+from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality
 from ..transforms import (
     Denormalize,

@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..datasets.arguments import name_classes
-from ..datasets.chips import ImageChips
-from ..datasets.chipsplits import SPLITS
+from ..datasets.chips.dataset import ImageChips
+from ..datasets.chips.splits import SPLITS
 from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
-from ..datasets.geoparts import file_table
+from ..datasets.geo.parts import file_table
 from ..datasets.labelcounts import LabelCounts
 from .base import MultimodalDataModule
 

@@ -11,7 +11,7 @@ import torch
 from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
-from ..datasets.flair_layout import AERIAL_MEAN, AERIAL_STD, class_names
+from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, class_names
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands

@@ -9,7 +9,7 @@ from torchgeo.datamodules import flair as published
 
 from ..datasets import FLAIRHUBMultimodal
 from ..datasets.arguments import check_choice
-from ..datasets.flairhub_layout import SPLITS, TYPES, ignored, palette
+from ..datasets.flairhub import SPLITS, TYPES, ignored, palette
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands

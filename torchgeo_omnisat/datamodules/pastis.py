@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..datasets import PASTISMultimodal
-from ..datasets.pastis_layout import CLASSES, FOLDS
+from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands, read_statistics

@@ -3,7 +3,7 @@
 
 """Statistics: mean and deviation of every band, measured in one pass and kept.
 
-An entry keeps the fingerprint of the files that were measured (:mod:`torchgeo_omnisat.datasets.fingerprint`) and
+An entry keeps the fingerprint of the files that were measured (:mod:`torchgeo_omnisat.datasets.io.fingerprint`) and
 is measured anew when one of them has another size or modification time. The status of each measured file is
 asked for once whenever statistics are wanted. Entries without a fingerprint, such as ones written by hand, hold
 whatever the files are.
@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,11 +27,56 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Sample
+from tqdm import tqdm
 
-from ..datasets.fingerprint import Fingerprint, Stamp, describe_change, stamps
+from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ..modality import Modality
-from .stream import stream
+
+
+class _Each(Dataset[Any]):
+    """The result of a function at every place."""
+
+    def __init__(self, function: Callable[[int], Any], length: int) -> None:
+        self.function, self.length = function, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(index)
+
+
+def stream(function: Callable[[int], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:
+    """Call a function in worker processes, with a progress bar where someone looks at it.
+
+    Args:
+        function: What to call with the places *first* to *length* - 1.
+        length: How many places there are.
+        num_workers: Number of processes; 0 for this one.
+        title: What the bar says.
+        first: Where to begin.
+
+    Yields:
+        The results in the order of the places, whichever worker had them.
+    """
+    places = range(first, length)
+    loader: DataLoader[Any] = DataLoader(
+        _Each(function, length),
+        batch_size=None,
+        sampler=places,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
+    )
+    yield from tqdm(loader, initial=first, total=length, desc=title, unit=' samples', disable=None, leave=False)
+
+
+def _as_it_is(result: Any) -> Any:
+    """No tensor is made of what a function found out."""
+    return result
+
 
 #: Where a dataset keeps what was measured.
 FILENAME = 'STATISTICS.json'

@@ -6,7 +6,7 @@
 from typing import Any, Literal
 
 from ..datasets import TreeSatAITimeSeries
-from ..datasets.treesatai_layout import GENERA
+from ..datasets.treesatai import GENERA
 from .base import MultimodalDataModule
 
 

@@ -3,18 +3,18 @@
 
 """Datasets: files to samples."""
 
-from .chips import ImageChips
+from .adapters import MappedDataset
+from .chips.dataset import ImageChips
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
-from .mapped import MappedDataset
-from .multimodal import MultimodalGeoDataset
-from .netcdf import NetCDFTimeSeries
+from .geo.join import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
-from .raster import RasterTimeSeries
-from .sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
+from .rasters.netcdf import NetCDFTimeSeries
+from .rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
+from .rasters.stac import STACTimeSeries
+from .rasters.timeseries import RasterTimeSeries
 from .shards import ShardedDataset
-from .stac import STACTimeSeries
-from .synthetic import SyntheticLandscapes
+from .synthetic.dataset import SyntheticLandscapes
 from .treesatai import TreeSatAITimeSeries
 
 __all__ = [

@@ -4,52 +4,448 @@
 """FLAIR-HUB: what TorchGeo's loader reads, with dates, clouds, and the keys of a batch."""
 
 import copy
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import fiona
 import numpy as np
 import torch
 from einops import EinopsError
+from fiona.errors import FionaError
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from torchgeo.datasets import FLAIRHUB
+from torchgeo.datasets.flair import TASKS, AvailableBands
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality
+from ..modality import Modality, half_up
 from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
-from .figures import draw
-from .files import occurring
-from .flairhub_layout import (
-    CLOUDS,
-    COMPOSITES,
-    MODALITIES,
-    PRODUCTS,
-    SPLITS,
-    TYPES,
-    Files,
-    choose_domains,
-    damaged,
-    dates_of,
-    expect,
-    holds,
-    ignored,
-    label_product,
-    lacking_labels,
-    measured_of,
-    palette,
-    size_of,
-)
-from .flairhub_tables import area_of, key_of, read_splits, read_tables, table_of
-from .frames import decibel_mean
-from .integrity import Part
-from .opening import open_raster
+from .integrity import Dates, Expected, Part
+from .io.decoding import GREATEST
+from .io.files import occurring
+from .io.opening import open_raster, refuse_other_format, sidecars
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
+from .rasters.frames import decibel_mean
 from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
-from .series import choose_clear, finite_mean, merge_days
+from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
+
+#: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
+GSD = 10.24
+#: Splits of the table ``GLOBAL_ALL_MTD_SPLIT.gpkg``, TorchGeo's default first.
+SPLITS = ('split_1', 'split_2', 'split_3', 'split_4', 'split_5', 'split_flairchallenge', 'split_toy')
+#: What the labels may say: land cover, and crops in three depths.
+TYPES = tuple(TASKS)
+#: The probabilities of snow and clouds, which belong to ``'s2'``.
+CLOUDS: AvailableBands = 'SENTINEL2_MSK-SC'
+
+
+#: Paths of a patch by product, and its name.
+type Files = Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What TorchGeo's loader calls a modality, and where its dates are.
+
+    Args:
+        modality: The modality with all its bands.
+        name: What the loader is asked for.
+        table: The table of its dates; None where no date is taken from one.
+    """
+
+    modality: Modality
+    name: AvailableBands
+    table: str | None = None
+
+    @property
+    def radar(self) -> bool:
+        """Whether it is Sentinel-1."""
+        return self.modality.kind == 'radar'
+
+
+_RGBI = ('R', 'G', 'B', 'NIR')
+#: Every product, in the order of the modalities.
+PRODUCTS: dict[str, Product] = {
+    product.modality.name: product
+    for product in (
+        Product(Modality('aerial', _RGBI, 0.2, False, 'optical', 'dn'), 'AERIAL_RGBI', 'AERIAL'),
+        Product(Modality('spot', _RGBI, 1.6, False, 'optical', 'dn', SPOT_WAVELENGTHS), 'SPOT_RGBI', 'SPOT'),
+        Product(Modality('dem', ('DSM', 'DTM'), 0.2, False, 'elevation', 'metres'), 'DEM_ELEV'),
+        Product(Modality('aerial_rlt', ('PAN',), 0.4, False, 'optical', 'dn'), 'AERIAL-RLT_PAN'),
+        Product(Modality('s2', S2_BANDS, GSD, True, **S2_FACTS), 'SENTINEL2_TS', 'SENTINEL2'),
+        Product(Modality('s1a', ('VV', 'VH'), GSD, True, 'radar', 'db'), 'SENTINEL1-ASC_TS', 'SENTINEL1-ASC'),
+        Product(Modality('s1d', ('VV', 'VH'), GSD, True, 'radar', 'db'), 'SENTINEL1-DESC_TS', 'SENTINEL1-DESC'),
+    )
+}
+MODALITIES: dict[str, Modality] = {name: product.modality for name, product in PRODUCTS.items()}
+
+_COLOURS = (Composite('true colour', ('R', 'G', 'B'), alike=True), Composite('colour infrared', ('NIR', 'R', 'G')))
+COMPOSITES: dict[str, tuple[Composite, ...]] = {
+    'aerial': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
+    'spot': (*_COLOURS, *(Composite(band, (band,)) for band in _RGBI)),
+    'dem': (Composite('surface', ('DSM',)), Composite('terrain', ('DTM',))),
+    'aerial_rlt': (Composite('panchromatic', ('PAN',)),),
+    's2': S2_COMPOSITES,
+    's1a': S1_COMPOSITES,
+    's1d': S1_COMPOSITES,
+}
+
+#: Of every raster.
+_CRS = 2154
+#: Products that are photographs, stored as bytes.
+_BYTES = ('AERIAL_RGBI', 'AERIAL-RLT_PAN')
+#: Channels of labels, by what they say, and which of them that is.
+_CHANNELS = {'land_cover': (1, 0), 'crop_type': (3, 0), 'crop_type_2': (3, 1), 'crop_type_3': (3, 2)}
+
+
+def palette(dataset_type: str) -> Palette:
+    """Names and colours of the classes, which are TorchGeo's."""
+    names, cmap = TASKS[dataset_type]['classes'], TASKS[dataset_type]['cmap']
+    return Palette(names, [to_hex(cmap(index)) for index in range(len(names))])
+
+
+def ignored(dataset_type: str) -> int | None:
+    """The class that neither trains nor scores: land that is ``'undefined'``."""
+    names = TASKS[dataset_type]['classes']
+    return names.index('undefined') if 'undefined' in names else None
+
+
+def label_product(dataset_type: str) -> str:
+    """What the loader calls the product of the labels."""
+    return 'AERIAL_LABEL-COSIA' if dataset_type == 'land_cover' else 'ALL_LABEL-LPIS'
+
+
+def holds(root: Path, domain: str, product: str) -> bool:
+    """Whether a root has a product of a domain such as ``'D004-2021'``, unpacked or not."""
+    if product == PRODUCTS['aerial_rlt'].name:
+        domain = f'{domain[:-4]}195X'
+    return any((root / f'{domain}_{product}{end}').exists() for end in ('', '.zip'))
+
+
+def choose_domains(
+    root: Path, asked: Sequence[str] | None, known: Mapping[str, Sequence[str]], labels: str, download: bool
+) -> dict[str, list[str]]:
+    """Years by domain, of what is asked for.
+
+    Args:
+        root: Where the dataset is.
+        asked: Domains and years, such as ``'D004-2021'``; None for those of which *root* has
+            labels, or for all if it has none or may download them.
+        known: Years by domain of all there are.
+        labels: The product of the labels.
+        download: Whether what is lacking is to be downloaded.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    every = [f'{domain}-{year}' for domain, years in known.items() for year in years]
+    if asked is not None and (isinstance(asked, str) or not asked or not set(asked) <= set(every)):
+        raise ValueError(f"domains is {asked!r}, expected some of FLAIR-HUB's, such as {tuple(every[:2])}")
+    held = [] if download else [domain for domain in every if holds(root, domain, labels)]
+    years: dict[str, list[str]] = {}
+    for name in asked or held or every:
+        domain, year = name.split('-')
+        years.setdefault(domain, []).append(year)
+    return years
+
+
+def damaged(files: Files, products: Iterable[str]) -> str | Path:
+    """The first file that cannot be read, or is a series of no whole number of frames; else the first of all."""
+    bands = {product.name: len(product.modality.bands) for product in PRODUCTS.values() if product.modality.temporal}
+    paths = {files[product]: bands.get(cast(Any, product), 2 if product == CLOUDS else 1) for product in products}
+    for path, count in paths.items():
+        try:
+            with open_raster(str(path)) as source:
+                if len(source.read()) % count:
+                    return path
+        except RasterioError:
+            return path
+    return next(iter(paths))
+
+
+def measured_of(
+    files: Files, product: Product, image: NDArray[np.float32], size: Sequence[int], decibels: bool
+) -> NDArray[np.float32]:
+    """An image, or a series, with NaN where nothing was measured; radar that is power still is.
+
+    Args:
+        files: The paths of the patch.
+        product: What it is of.
+        image: All bands of it, ``(..., C, H, W)``.
+        size: Rows and columns of the labels.
+        decibels: Whether radar is in dB.
+
+    Raises:
+        ValueError: If it does not cover the ground of its labels, or power is below 0.
+    """
+    path, modality = files[product.name], product.modality
+    gsd = MODALITIES['aerial'].gsd
+    shape = (len(modality.bands), *(modality.pixels(round(side * gsd, 6)) for side in size))
+    if image.shape[-3:] != shape:
+        raise ValueError(f'{path} holds {image.shape[-3:]}, expected {shape}: the ground of its labels')
+    power = product.radar and not decibels
+    if power and (image < 0).any():
+        raise ValueError(f'{path} holds numbers below 0, expected power; decibels=True takes them for dB')
+    with sidecars(), open_raster(str(path)) as source:
+        nodata = source.nodata
+    unknown = ~(np.abs(image) <= GREATEST)
+    if nodata is not None:
+        unknown |= image == nodata
+    if power:
+        unknown |= image == 0
+    elif modality.temporal:
+        unknown |= (image == 0).all(1, keepdims=True)
+    return np.where(unknown, np.float32(np.nan), image)
+
+
+def size_of(files: Files) -> tuple[int, int]:
+    """Rows and columns of the labels, by the first raster of a patch that can be opened; 0 and 0 if none can."""
+    fine = MODALITIES['aerial'].gsd
+    sizes = {'mask': fine, CLOUDS: GSD} | {product.name: product.modality.gsd for product in PRODUCTS.values()}
+    for name, gsd in sizes.items():
+        if name in files:
+            with suppress(RasterioError), open_raster(str(files[name])) as source:
+                return half_up(source.height * gsd / fine), half_up(source.width * gsd / fine)
+    return 0, 0
+
+
+def expect(
+    files: Files, product: Product | None, size: Sequence[int], dataset_type: str, dates: Dates | None = None
+) -> tuple[Expected, ...]:
+    """What the files of a modality should hold, the images first.
+
+    Args:
+        files: The paths of the patch.
+        product: Which modality; None for the labels.
+        size: Rows and columns of the labels.
+        dataset_type: What the labels say.
+        dates: When its images were taken.
+    """
+    if product is None:
+        channels, channel = _CHANNELS[dataset_type]
+        classes = (0, len(palette(dataset_type).labels) - 1)
+        shape = (channels, *size)
+        path = Path(files['mask'])
+        return (Expected(path, shape, 'integer', classes=classes, channel=channel, crs=_CRS, crs_unused=True),)
+    modality = product.modality
+    ground = [half_up(side * MODALITIES['aerial'].gsd / modality.gsd) for side in size]
+    bands = [(product.name, len(modality.bands))] + [(CLOUDS, 2)] * (modality.name == 's2')
+    series = modality.temporal
+    images = [
+        Expected(
+            Path(files[name]),
+            (*(None,) * series, count, *ground),
+            'uint8' if name in _BYTES else 'number',
+            series=series,
+            optional=True,
+            crs=_CRS,
+        )
+        for name, count in bands
+    ]
+    return (*images, *([Expected(dates.path)] if series and dates is not None else []))
+
+
+def dates_of(table: Path, days: Any, fault: Exception | None) -> Dates:
+    """What a table says of an area or a patch. Days need not be in order, and may come twice.
+
+    Args:
+        table: The table.
+        days: The days of the frames, the day of the image, or None if that is not known.
+        fault: What is wrong with the row.
+    """
+    return Dates(table, partial(_days, days, fault), ordered=False)
+
+
+def _days(days: Any, fault: Exception | None) -> NDArray[np.int64]:
+    """The days, or what is wrong with them."""
+    if fault is not None:
+        raise fault
+    return np.atleast_1d(np.asarray(0 if days is None else days, dtype=np.int64))
+
+
+def lacking_labels(
+    root: Path,
+    patches: Iterable[str],
+    domains: Collection[str],
+    found: Sequence[Mapping[str, str | Path]],
+    labels: str,
+    products: Sequence[str],
+) -> list[dict[str, str | Path]]:
+    """The files of patches that have images and no labels.
+
+    Args:
+        root: Where the dataset is.
+        patches: Every patch of the split.
+        domains: The domains that are asked for, such as ``'D004-2021'``.
+        found: The files of the patches with labels.
+        labels: The product of the labels.
+        products: The products that are asked for.
+    """
+    known = {str(files['patch_id']) for files in found}
+    lacking = []
+    for patch in patches:
+        if patch in known or patch.partition('_')[0] not in domains:
+            continue
+        files: dict[str, str | Path] = {'mask': _path(root, patch, labels), 'patch_id': patch}
+        files |= {product: _path(root, patch, product) for product in products}
+        if any(Path(files[product]).exists() for product in products):
+            lacking.append(files)
+    return lacking
+
+
+def _path(root: Path, patch: str, product: str) -> Path:
+    """Where an image of a patch is."""
+    domain, area, place = patch.split('_')
+    domain = f'{domain[:-4]}195X' if product == PRODUCTS['aerial_rlt'].name else domain
+    return root / f'{domain}_{product}' / area / f'{domain}_{product}_{area}_{place}.tif'
+
+
+#: What is wrong with single rows, by area or patch, for whoever is to tell of it.
+type Faults = dict[str, Exception]
+
+
+def area_of(patch: str) -> str:
+    """Domain and area of a patch: ``'D004-2021_AA-S1-32'`` of ``'D004-2021_AA-S1-32_0-0'``."""
+    return '_'.join(patch.split('_')[:2])
+
+
+def key_of(patch: str, modality: Modality) -> str:
+    """What the days of a modality go by: the area of its series, or the patch of an image."""
+    return area_of(patch) if modality.temporal else patch
+
+
+def table_of(root: Path, name: str) -> Path:
+    """Where the dates of a product are."""
+    return root / 'GLOBAL_ALL_MTD' / f'GLOBAL_{name}_MTD_DATES.gpkg'
+
+
+def read_tables(
+    root: Path, names: Iterable[str], patches: Collection[str], tell: bool
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Faults]]:
+    """The days of modalities, by area or patch.
+
+    Args:
+        root: The dataset.
+        names: The modalities; those without a table are passed over.
+        patches: The patches that are needed.
+        tell: Whether to give what is wrong with a table, and not to raise it.
+
+    Returns:
+        Days, and what is wrong with those that are lacking, by modality and area or patch.
+
+    Raises:
+        FileNotFoundError: If there is no table of a series.
+        ValueError: If a table is damaged.
+    """
+    days: dict[str, Mapping[str, Any]] = {}
+    undated: dict[str, Faults] = {}
+    for name in names:
+        product = PRODUCTS[name]
+        if product.table is None:
+            continue
+        table, keys = table_of(root, product.table), {key_of(patch, product.modality) for patch in patches}
+        read = read_series_days if product.modality.temporal else read_image_days
+        undated[name] = {}
+        try:
+            days[name] = read(table, keys, undated[name] if tell else None)
+        except (OSError, ValueError) as error:
+            if not tell:
+                raise
+            days[name], undated[name] = {}, dict.fromkeys(keys, error)
+    return days, undated
+
+
+def read_series_days(path: Path, areas: Collection[str], faults: Faults | None = None) -> dict[str, NDArray[np.int64]]:
+    """The days of the series of each area, which all its patches share.
+
+    Args:
+        path: The table: a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and
+            ``patch_id`` or ``zone_id``, which begins with domain and area.
+        areas: The areas that are needed.
+        faults: Where to put what is wrong with an area; None to raise it.
+
+    Returns:
+        Days since 1970-01-01 in the order of the frames, by area.
+
+    Raises:
+        FileNotFoundError: If there is no such table.
+        ValueError: If it is damaged, or an area is missing in it.
+    """
+    days: dict[str, NDArray[np.int64]] = {}
+    for key, dates in _rows(path, 'acquisition_dates'):
+        area = area_of(key)
+        if area in areas and area not in days:
+            with _noting(faults, area):
+                days[area] = parse_dates(dates, f"'acquisition_dates' of {key!r} in {path}")
+    for area in sorted(set(areas) - set(days) - set(faults or ())):
+        with _noting(faults, area):
+            raise ValueError(f'{path} has no row of {area!r}, expected one for each of {len(areas)} areas')
+    return days
+
+
+def read_image_days(path: Path, patches: Collection[str], faults: Faults | None = None) -> dict[str, int]:
+    """The day of the image of each patch, as far as it is known.
+
+    Args:
+        path: The table: columns ``patch_id`` and ``date``, such as ``20210614``; of a day or
+            month ``00`` nothing is known.
+        patches: The patches that are needed.
+        faults: Where to put what is wrong with a patch; None to raise it.
+
+    Returns:
+        Days since 1970-01-01 by patch.
+
+    Raises:
+        ValueError: If the table is damaged, or a date is not in the calendar.
+    """
+    days = {}
+    for key, date in _rows(path, 'date') if path.exists() else ():
+        stamp = str(date or '').replace('-', '')
+        if key in patches and stamp[4:6] not in ('', '00') and stamp[6:8] not in ('', '00'):
+            with _noting(faults, key):
+                days[key] = int(parse_dates([stamp[:8]], f"'date' of {key!r} in {path}")[0])
+    return days
+
+
+def read_splits(path: Path, column: str) -> dict[str, str]:
+    """Which split each patch of any domain is of, ``'train'``, ``'valid'`` or ``'test'``."""
+    return {key: str(split) for key, split in _rows(path, column)}
+
+
+@contextmanager
+def _noting(faults: Faults | None, key: str) -> Iterator[None]:
+    """Put what is wrong with a row where it is told of, if it is."""
+    try:
+        yield
+    except ValueError as error:
+        if faults is None:
+            raise
+        faults[key] = error
+
+
+def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    """Key and content of every row of a table."""
+    expected = f"expected a GeoPackage with the columns 'patch_id' or 'zone_id', and {column!r}"
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist, {expected}')
+    try:
+        refuse_other_format(str(path))
+        with fiona.open(path, ignore_geometry=True) as rows:
+            for row in rows:
+                properties: Mapping[str, Any] = row.properties
+                key = properties['patch_id'] if 'patch_id' in properties else properties['zone_id']
+                yield str(key), properties[column]
+    except (FionaError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error
 
 
 class FLAIRHUBMultimodal(FLAIRHUB):

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .classes import NO_LABEL, UNKNOWN
-from .geotiles import GeoTiles
-from .multimodal import pixels
+from .geo.join import pixels
+from .geo.tiles import GeoTiles
 
 #: About how many labels a side are read at once.
 BLOCK = 1024

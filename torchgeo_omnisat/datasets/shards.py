@@ -22,7 +22,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
-from .figures import draw_any
+from .plotting import draw_any
 
 #: Says what the shards of a folder hold.
 FILE = 'shards.json'

@@ -3,18 +3,25 @@
 
 """TreeSatAI Time-Series: which trees grow on a plot, seen from the air and for a year from space."""
 
+import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import h5py
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from rasterio.transform import Affine
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets import NonGeoDataset, TreeSatAI
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
@@ -29,34 +36,411 @@ from .arguments import (
     parse_span,
     select_bands,
 )
-from .download import obtain
-from .figures import Palette, draw
-from .files import measured, read_raster
-from .fingerprint import state_of
 from .integrity import Dates, Expected, Part
-from .opening import open_raster
+from .io.decoding import GREATEST
+from .io.download import Archive, obtain
+from .io.files import measured, read_json, read_raster, refuse_special
+from .io.fingerprint import State, state_of
+from .io.opening import open_raster
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
 from .samples import blank, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .series import finite_mean, merge_days
-from .treesatai_layout import (
-    ARCHIVES,
-    COMPOSITES,
-    EXTENT,
-    GENERA,
-    LABELS,
-    MARGIN,
-    MODALITIES,
-    NOWHERE,
-    SERIES,
-    THRESHOLD,
-    Bounds,
-    around,
-    check_shares,
-    find_series,
-    listed,
-    read_labels,
-    read_split,
-)
-from .treesatai_series import open_series, plan, read_file_days, read_frames, survey
+from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
+
+REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
+#: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
+ARCHIVES: dict[str, Archive] = {
+    name: Archive(REPOSITORY, f'{name}.zip', name, digest)
+    for name, digest in (
+        ('labels', 'fb32a4be77c8fbbcd8bd1ad7f47c6fd17d2c0ecfaa6b23e6f4d3c856e54d52a5'),
+        ('split', '9d24732c11cb048fd09ed0eabe111e9bbe299b78a4a710e4c9fd7d552244dbcd'),
+        ('aerial', '158bfb707406c9ecf27e3df1b3838d9d3e014b4024fd54bd3a6f692d9938c01c'),
+        ('sentinel-ts', '06648ae998ec185c39747a06a8957e311e8df854af8a1fa59329b6a2c7db48d7'),
+    )
+}
+LABELS = 'labels/TreeSatBA_v9_60m_multi_labels.json'
+
+#: Side of a plot in metres; the aerial images have two pixels more on every side.
+EXTENT, MARGIN = 60.0, 2
+#: xmin, ymin, xmax, ymax in metres.
+type Bounds = tuple[float, float, float, float]
+NOWHERE: Bounds = (float('nan'),) * 4
+#: A genus counts where it covers more of the plot than this share.
+THRESHOLD = 0.07
+
+
+@dataclass(frozen=True)
+class Series:
+    """Where a series lies in a file.
+
+    Args:
+        prefix: What its data, masks and products begin with.
+        date_field: Which part of a product's name, between underscores, is its date.
+        radar: Whether it is linear power, to be read as dB.
+    """
+
+    prefix: str
+    date_field: int
+    radar: bool = False
+
+
+SERIES = {'s2': Series('sen-2', 2), 's1a': Series('sen-1-asc', 4, True), 's1d': Series('sen-1-des', 4, True)}
+#: Every modality with all its bands.
+MODALITIES: dict[str, Modality] = {
+    's2': Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
+    's1a': Modality('s1a', ('VV', 'VH'), 10.0, True, 'radar', 'db'),
+    's1d': Modality('s1d', ('VV', 'VH'), 10.0, True, 'radar', 'db'),
+    'aerial': Modality('aerial', ('NIR', 'G', 'B', 'R'), 0.2, False, 'optical', 'dn'),
+}
+COMPOSITES: dict[str, tuple[Composite, ...]] = {
+    's2': S2_COMPOSITES,
+    's1a': S1_COMPOSITES,
+    's1d': S1_COMPOSITES,
+    'aerial': (
+        Composite('true colour', ('R', 'G', 'B'), alike=True),
+        Composite('infrared', ('NIR',)),
+    ),
+}
+#: The genera, in the order of the label.
+GENERA: tuple[str, ...] = TreeSatAI.classes
+
+
+def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
+    """What share of each plot the genera cover, by the name of the plot.
+
+    Args:
+        path: The JSON file.
+        strict: Whether to refuse what is no share of a genus.
+
+    Returns:
+        Shares from 0 to 1 by genus, by name without ``.tif``.
+
+    Raises:
+        ValueError: If the file is not of that form, or names an unknown genus.
+    """
+    expected = '{"<name>.tif": [["Betula", 0.72], ...]}'
+    try:
+        plots = {
+            name.removesuffix('.tif'): {str(genus): float(share) for genus, share in shares}
+            for name, shares in read_json(path, expected).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
+    for name in plots if strict else ():
+        check_shares(path, plots, name)
+    return plots
+
+
+def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str) -> None:
+    """Refuse a plot whose label is not there, or is no share of a genus.
+
+    Args:
+        path: The file that the plots are from, for an error.
+        plots: Shares by genus, by name.
+        name: Which plot.
+
+    Raises:
+        FileNotFoundError: If it has no label.
+        ValueError: If its label is wrong.
+    """
+    expected = f'expected [["<genus>", <share from 0 to 1>], ...] of {list(GENERA)}'
+    if name not in plots:
+        raise FileNotFoundError(f'{path} has no entry for {name!r}, {expected}')
+    wrong = {genus: share for genus, share in plots[name].items() if genus not in GENERA or not 0 <= share <= 1.001}
+    if wrong:
+        raise ValueError(f'{name!r} in {path} has {wrong}, {expected}')
+
+
+def listed(root: Path) -> set[str]:
+    """Names in the published lists of all splits, without ``.tif``."""
+    paths = [*root.glob('*_filenames.lst'), *root.glob('split/*_filenames.lst')]
+    return {Path(line.strip()).name.removesuffix('.tif') for path in paths for line in path.read_text().splitlines()}
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """Names of the plots of a split, from the published lists.
+
+    Where there is no list for validation (the first release, on Zenodo, has none), a tenth of
+    the training list is held out: the names whose SHA-256 comes first.
+
+    Args:
+        root: The dataset; the lists lie in it or in its directory ``split``.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Returns:
+        The names without ``.tif``, in the order of the list.
+
+    Raises:
+        FileNotFoundError: If the list is not there.
+        ValueError: If it is empty.
+    """
+    lists = {}
+    for kind in ('train', 'val', 'test'):
+        places = [root / 'split' / f'{kind}_filenames.lst', root / f'{kind}_filenames.lst']
+        found = next((place for place in places if place.is_file()), None)
+        if found is not None:
+            lines = (Path(line.strip()).name.removesuffix('.tif') for line in found.read_text().splitlines())
+            lists[kind] = [line for line in lines if line]
+        elif kind == split and not (kind == 'val' and 'train' in lists):
+            raise FileNotFoundError(
+                f'{places[0]} does not exist, expected the list of files of split {split!r}; '
+                'split=None takes everything that is there'
+            )
+    if 'train' in lists and 'val' not in lists:
+        ranked = sorted(lists['train'], key=lambda name: hashlib.sha256(name.encode()).digest())
+        lists['val'] = ranked[: max(1, len(ranked) // 10)]
+    names = lists[split]
+    if split == 'train':
+        held_out = set(lists['val'])
+        names = [name for name in names if name not in held_out]
+    if not names:
+        raise ValueError(f'split {split!r} of {root} is empty, expected at least one file in its list')
+    return names
+
+
+def around(transform: Affine, shape: Sequence[int]) -> Bounds:
+    """The plot in the middle of an image of so many rows and columns."""
+    height, width = shape[-2:]
+    x = transform.c + transform.a * width / 2 + transform.b * height / 2
+    y = transform.f + transform.d * width / 2 + transform.e * height / 2
+    return x - EXTENT / 2, y - EXTENT / 2, x + EXTENT / 2, y + EXTENT / 2
+
+
+def find_series(directory: Path) -> dict[str, Path]:
+    """Files of series by the name of their plot.
+
+    Args:
+        directory: Where files ``<name>_<year>.h5`` lie.
+
+    Raises:
+        ValueError: If a plot has files of two years.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(directory.glob('*.h5')):
+        match = re.fullmatch(r'(.+)_\d{4}', path.stem)
+        name = match[1] if match else path.stem
+        if name in found:
+            raise ValueError(f'{path} and {found[name]} are of one plot, expected one file a plot')
+        found[name] = path
+    return found
+
+
+EXPECTED = 'HDF5 with series of Sentinel-1 and -2'
+#: Names of products that a series may have at most.
+_MOST_DATES = 10_000
+
+
+@contextmanager
+def open_series(path: Path) -> Iterator[h5py.File]:
+    """Open a file of series; every fault of its structure is an error with its name.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no HDF5, or lacks a dataset.
+    """
+    refuse_special(path, EXPECTED)
+    try:
+        with h5py.File(path, 'r') as file:
+            yield file
+    except (OSError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected {EXPECTED}') from error
+
+
+def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
+    """Return a dataset whose values lie in the file itself.
+
+    Raises:
+        KeyError: If there is none, or if its values lie in other files, which a file from elsewhere
+            must not choose.
+    """
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+        raise KeyError(f'{key} is no dataset of the file itself')
+    found = file[key]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise KeyError(f'{key} is no dataset of the file itself')
+    return found
+
+
+def read_days(file: h5py.File, series: Series, path: Path) -> bytes:
+    """Days since 1970-01-01 of the frames, as bytes of int64, from the names of their products."""
+    key = f'{series.prefix}-products'
+    stored = dataset_of(file, key)
+    if stored.ndim != 1 or len(stored) > _MOST_DATES or stored.dtype.kind not in 'OSU':
+        raise ValueError(f'{key} of {path} is {stored.dtype} {stored.shape}, expected names of products (T,)')
+    try:
+        return _product_days(tuple(stored[()].tolist()), series.date_field)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{key} of {path}: {error}') from error
+
+
+@lru_cache(maxsize=512)
+def _product_days(products: Sequence[bytes | str], place: int) -> bytes:
+    """Days since 1970-01-01 in the names of products, which all plots under an orbit share."""
+    stamps = []
+    for stored in products:
+        name = stored.decode() if isinstance(stored, bytes) else stored
+        parts = name.split('_', place + 1)
+        if len(parts) <= place:
+            raise ValueError(f'has {name!r}, expected a date in field {place} of the name')
+        stamps.append(parts[place][:8])
+    return parse_dates(stamps, 'the names of products').tobytes()
+
+
+def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
+    """Days since 1970-01-01 of the frames of a file that is not open yet."""
+    with open_series(path) as file:
+        return np.frombuffer(read_days(file, series, path), dtype=np.int64)
+
+
+def read_hidden(
+    file: h5py.File, series: Series, shape: Sequence[int], probability: float, path: Path
+) -> NDArray[np.float64]:
+    """Share of each frame that is under snow or clouds.
+
+    Args:
+        file: The open file.
+        series: Which series; one without masks is hidden nowhere.
+        shape: T, H and W of its images.
+        probability: From which probability on, in %, a pixel is hidden. One whose
+            probability is not known is hidden too.
+        path: The file, for an error.
+
+    Returns:
+        Shares (T,) from 0 to 1.
+
+    Raises:
+        ValueError: If the masks do not fit the images.
+    """
+    key = f'{series.prefix}-masks'
+    if series.radar or key not in file:
+        return np.zeros(shape[0])
+    dataset = dataset_of(file, key)
+    if dataset.ndim != 4 or dataset.shape[1] < 2 or (dataset.shape[0], *dataset.shape[2:]) != tuple(shape):
+        expected = f'({shape[0]}, 2, {shape[1]}, {shape[2]}), snow and cloud first, or more channels that are empty'
+        raise ValueError(f'{key} of {path} has shape {dataset.shape}, expected {expected}')
+    clear = (dataset[:, :2] < probability).all(1)
+    hidden: NDArray[np.float64] = 1 - clear.mean((1, 2))
+    return hidden
+
+
+def read_clear(
+    file: h5py.File, series: Series, shape: Sequence[int], probability: float, cover: float, path: Path
+) -> bytes:
+    """Read which frames are not under snow or clouds, packed into bits.
+
+    Args:
+        file: The open file.
+        series: Which series.
+        shape: T, C, H and W of its images.
+        probability: From which probability on, in %, a pixel is hidden.
+        cover: Which share of such pixels makes a frame not clear.
+        path: The file, for an error.
+    """
+    hidden = read_hidden(file, series, (shape[0], *shape[2:]), probability, path)
+    return np.packbits(hidden < cover).tobytes()
+
+
+@lru_cache(maxsize=2**16)
+def survey(
+    path: Path, state: State | None, names: Sequence[str], extent: float, probability: float, cover: float
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Read dates and clouds of series, once for as long as a file does not change.
+
+    Args:
+        path: The file.
+        state: Its state.
+        names: The modalities.
+        extent: Side of the plot in metres.
+        probability: From which probability on, in %, a pixel is hidden by snow or clouds.
+        cover: Which share of such pixels makes a frame not clear.
+
+    Returns:
+        For each modality days since 1970-01-01 as bytes of int64, and which frames are clear, packed into bits.
+    """
+    found = []
+    with open_series(path) as file:
+        for name in names:
+            days = read_days(file, SERIES[name], path)
+            images = images_of(file, name, len(days) // 8, extent, path)
+            found.append((days, read_clear(file, SERIES[name], images.shape, probability, cover, path)))
+    return tuple(found)
+
+
+def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:
+    """Return the images of a series, ``(T, C, H, W)``, not read yet.
+
+    Args:
+        file: The open file.
+        name: The modality.
+        count: Number of dates.
+        extent: Side of the plot in metres.
+        path: The file, for an error.
+
+    Raises:
+        ValueError: If they have another shape or are no numbers.
+    """
+    modality, key = MODALITIES[name], f'{SERIES[name].prefix}-data'
+    side = modality.pixels(extent)
+    shape, dataset = (count, len(modality.bands), side, side), dataset_of(file, key)
+    if dataset.shape != shape or dataset.dtype.kind not in 'iuf':
+        what = f'{count} products of {shape[1]} bands and {side} by {side} pixels'
+        raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {shape}: {what}')
+    return dataset
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    days: bytes, clear: bytes, span: tuple[int, int] | None, max_dates: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Which frames of a series are read, their days, and on which of these, each once, anything is clear.
+
+    Args:
+        days: Days since 1970-01-01 of the T frames, as bytes of int64.
+        clear: Which frames are not under clouds, packed into bits.
+        span: First and last day to keep.
+        max_dates: How many days to keep.
+    """
+    every = np.frombuffer(days, dtype=np.int64)
+    flags = np.unpackbits(np.frombuffer(clear, dtype=np.uint8), count=len(every)).astype(bool)
+    frames = choose_clear(every, flags, span, max_dates)
+    return frames, every[frames], np.isin(np.unique(every[frames]), every[flags])
+
+
+def read_frames(file: h5py.File, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read some frames of a series, NaN where nothing was measured, radar still in linear power.
+
+    Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
+
+    Args:
+        file: The open file, which :func:`survey` has checked.
+        series: Which series.
+        frames: Indices of the frames, in the order in which they are wanted.
+    """
+    first, last = int(frames.min()), int(frames.max())
+    stored = _rows(file, f'{series.prefix}-data', first, last + 1)
+    if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
+        stored = stored[frames - first]
+    image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
+    known = (
+        (image > 0) & (image <= GREATEST)
+        if series.radar
+        else (np.abs(image) <= GREATEST) & (image != 0).any(1, keepdims=True)
+    )
+    if not known.all():
+        image[~known] = np.nan
+    return image
+
+
+def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
+    """Read part of the first axis of a dataset by h5py's low level, in a third of the time of its high one."""
+    dataset = h5py.h5d.open(file.id, key.encode())
+    rows = np.empty((stop - first, *dataset.shape[1:]), dataset.dtype)
+    space = dataset.get_space()
+    space.select_hyperslab((first, *(0,) * (rows.ndim - 1)), rows.shape)
+    dataset.read(h5py.h5s.create_simple(rows.shape), space, rows)
+    return rows
 
 
 class TreeSatAITimeSeries(NonGeoDataset):

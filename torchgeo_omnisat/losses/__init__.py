@@ -3,8 +3,7 @@
 
 """Losses."""
 
-from .contrastive import CrossModalInfoNCE, TileContrast, too_close
-from .patches import PatchContrastiveLoss
+from .contrastive import CrossModalInfoNCE, PatchContrastiveLoss, TileContrast, too_close
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .supervised import CrossEntropyDice, MultiLabelLoss
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
-from . import processes
+from ..utils import distributed as processes
 
 #: Mean length of the Gregorian year, in days.
 YEAR = 365.2425

@@ -3,16 +3,16 @@
 
 """Models."""
 
+from .attention_maps import Attention, attention
 from .classification import OmniSatClassifier
-from .image import ImageEncoder
-from .late import LATE_FUSION, LateFusion, dual_stream, late_fusion
-from .listening import Attention, attention
-from .ltae import LTAEEncoder
+from .encoders.image import ImageEncoder
+from .encoders.ltae import LTAEEncoder
+from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
+from .encoders.utae import UTAE, UTAEEncoder
+from .encoders.weights import UTAE_Weights, utae
+from .late_fusion import LATE_FUSION, LateFusion, dual_stream, late_fusion
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny
-from .patches import ImagePatchEncoder, SeriesPatchEncoder
 from .segmentation import OmniSatSegmenter
-from .utae import UTAE, UTAEEncoder
-from .weights import UTAE_Weights, utae
 
 __all__ = [
     'LATE_FUSION',

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities, half_up
-from .encoders import Encoder, build_encoders
+from .encoders.registry import Encoder, build_encoders
 from .fusion import Fusion
 
 

@@ -3,10 +3,8 @@
 
 """Prediction over areas, out to maps."""
 
-from .loading import area_loader, tile_loader
-from .seen import seen_bits
-from .stitching import Stitcher
-from .tiling import Strip, Tiling, Window, patch_pixels
+from .raster import seen_bits
+from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
 from .writer import GeoTIFFWriter
 
 __all__ = [

@@ -1,27 +1,19 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Tiling: an area as overlapping tiles, and as strips that are final one after the other.
-
-Everything is counted in pixels of the output grid. Tiles begin at multiples of a ground
-patch, so that a patch is the same ground in every tile that holds it, and are spread evenly
-up to the border, which the last one passes by less than a patch; if the area is smaller
-than a tile, that one tile passes it by more.
-
-A *strip* are the rows between the beginnings of two rows of tiles, within one *band* of
-columns. It depends on the tiles that touch it and on nothing else, whatever was predicted
-before: that is what lets a run end anywhere, go on later, and be shared.
-"""
+"""Cut an area into overlapping tiles, load them as batches, and stitch their predictions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchgeo.datasets.utils import Sample
 
 
 class Window(NamedTuple):
@@ -184,3 +176,157 @@ def patch_pixels(patch_size: float, gsd: float, most: int = 64) -> int:
         if pixels > 0.5 and abs(pixels - round(pixels)) < 1e-6 * pixels:
             return round(pixels)
     return 1
+
+
+class Stitcher:
+    """Weighted mean of overlapping tiles, one strip at a time.
+
+    Rows of tiles come in the order of :meth:`.Tiling.passes`. No more is held than one row
+    of tiles over one band, whatever the area.
+
+    Args:
+        tiling: The tiles.
+        classes: Number of classes K.
+    """
+
+    def __init__(self, tiling: Tiling, classes: int) -> None:
+        self.tiling, self.classes = tiling, classes
+        self.strip: Strip | None = None
+        self.total = np.zeros((0, 0, 0), np.float32)
+        self.weight = np.zeros((0, 0), np.float32)
+        self.seen = np.zeros((0, 0), np.uint16)
+
+    def begin(self, strip: Strip) -> None:
+        """Start a row of tiles; rows above it are forgotten, those below the last one kept."""
+        last, self.strip = self.strip, strip
+        if last == Strip(strip.band, strip.row - 1):
+            done = self.tiling.rows[strip.row] - self.tiling.rows[strip.row - 1]
+            for held in (self.total, self.weight, self.seen):
+                held[..., :-done, :] = held[..., done:, :]
+                held[..., max(0, self.tiling.size - done) :, :] = 0
+            return
+        size = self.tiling.size, self.tiling.extent(strip).width
+        self.total = np.zeros((self.classes, *size), np.float32)
+        self.weight, self.seen = np.zeros(size, np.float32), np.zeros(size, np.uint16)
+
+    def add(self, window: Window, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> None:
+        """Add one tile of the row.
+
+        Args:
+            window: Where it lies.
+            probabilities: ``(K, height, width)``.
+            seen: ``(height, width)``, a bit for every modality that measured the pixel.
+        """
+        assert self.strip is not None
+        left, right = self.tiling.bands[self.strip.band]
+        begin, end = max(window.column, left), min(window.column + window.width, right)
+        inside, outside = slice(begin - window.column, end - window.column), slice(begin - left, end - left)
+        weights = self.tiling.weights[:, inside]
+        self.total[:, :, outside] += weights * probabilities[:, :, inside]
+        self.weight[:, outside] += weights
+        self.seen[:, outside] |= seen[:, inside]
+
+    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+        """The strip of the row that was added.
+
+        Returns:
+            Probabilities ``(K, rows, columns)`` and the bits of the modalities.
+        """
+        assert self.strip is not None
+        rows = self.tiling.extent(self.strip).height
+        return self.total[:, :rows] / self.weight[:rows], self.seen[:rows].copy()
+
+
+class Tiles(Protocol):
+    """What reads one tile of an area; :class:`.AreaTiles` does."""
+
+    def __getitem__(self, window: Window) -> Sample:
+        """The sample of a tile, with the key ``window``; no modality needs to be there."""
+
+
+class TileBatches(Dataset[Sample]):
+    """Batches of tiles, none of which lies in two rows of tiles.
+
+    So the batch that a tile sits in does not depend on where a run began or on how many
+    processes share the work, and results are the same to the last bit.
+
+    Args:
+        tiles: What reads a tile.
+        tiling: The tiling of the area.
+        strips: The strips to predict.
+        batch_size: Tiles in a batch.
+        collate_fn: Joins samples.
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        tiling: Tiling,
+        strips: Sequence[Strip],
+        batch_size: int,
+        collate_fn: Callable[[list[Sample]], Sample],
+    ) -> None:
+        self.tiles, self.collate_fn, self.batch_size, self.tiling = tiles, collate_fn, batch_size, tiling
+        self.parts = list(self._split(strips))
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One batch."""
+        strip, begin = self.parts[index]
+        windows = self.tiling.tiles(strip)[begin : begin + self.batch_size]
+        return self.collate_fn([self.tiles[window] for window in windows])
+
+    def _split(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, int]]:
+        """A row of tiles and the index of the first one of a batch."""
+        for strip, _ in self.tiling.passes(strips):
+            for begin in range(0, len(self.tiling.tiles(strip)), self.batch_size):
+                yield strip, begin
+
+
+def tile_loader(
+    tiles: Tiles,
+    tiling: Tiling,
+    collate_fn: Callable[[list[Sample]], Sample],
+    strips: Sequence[Strip] | None = None,
+    batch_size: int = 4,
+    num_workers: int = 0,
+) -> DataLoader[Sample]:
+    """The dataloader of an area for ``predict``.
+
+    Args:
+        tiles: What reads a tile.
+        tiling: The tiling of the area.
+        collate_fn: Joins samples, :func:`.collate` with the modalities.
+        strips: The strips to predict, all by default. A :class:`.GeoTIFFWriter` chooses
+            those that this process is to do and that are not done yet.
+        batch_size: Tiles in a batch.
+        num_workers: Processes that read.
+
+    Returns:
+        Batches with ``window``, which Lightning does not share among processes again.
+    """
+    batches = TileBatches(tiles, tiling, tiling.strips() if strips is None else strips, batch_size, collate_fn)
+    in_order: DistributedSampler[Sample] = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)
+    return DataLoader(batches, batch_size=None, sampler=in_order, num_workers=num_workers)
+
+
+def area_loader(datamodule: Any) -> DataLoader[Sample]:
+    """What the ``predict_dataloader`` of a datamodule with an area returns.
+
+    Args:
+        datamodule: Has ``predict_dataset`` (:class:`.AreaTiles`), ``tiling``, ``collate_fn``,
+            ``batch_size``, ``num_workers``, and ``plan``: None, unless a
+            :class:`.GeoTIFFWriter` put its own there.
+    """
+    tiling, strips = datamodule.plan() if datamodule.plan else (datamodule.tiling, None)
+    return tile_loader(
+        datamodule.predict_dataset,
+        tiling,
+        datamodule.collate_fn,
+        strips,
+        datamodule.batch_size,
+        datamodule.num_workers,
+    )

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from .. import models
 from ..modality import Modality
-from ..models.late import taken
-from ..models.weights import load_encoder
+from ..models.encoders.weights import load_encoder
+from ..models.late_fusion import taken
 from .weights import Inherited, load_backbone
 
 #: Backbones by name: every size of OmniSat, and the baselines.

@@ -26,13 +26,13 @@ from torchgeo.tasks import BaseTask
 from .. import models
 from ..batch import available
 from ..modality import Modality, as_modalities
-from ..models.bands import MISSING
+from ..models.encoders.bands import MISSING
 from ..transforms import Denormalize, Normalize
 from .backbone import load_weights, make_backbone, modalities_of
-from .files import load_safely
+from .checkpoints import load_safely
 from .finite import Watch, gradient_norm, refuse_weights
+from .normalization import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
 from .outputs import replacing
-from .statistics import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
 from .weights import Inherited, inherit
 
 
@@ -46,7 +46,7 @@ class OmniSatTask(BaseTask):
     undoes that first. Where they were not told, those of *weights* come before those that
     the datamodule measured. A model that is trained on a mixture keeps them by source, in
     *sources*; images of one source alone are normalised as that one, which the argument
-    *statistics* names where data do not tell (``torchgeo_omnisat.tasks.statistics.choose``).
+    *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
 
     Any strategy of Lightning trains a task on several devices. DDP is tested; FSDP needs GPUs,
     and its test runs where there are some: it is otherwise untested.

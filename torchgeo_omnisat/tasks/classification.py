@@ -16,7 +16,7 @@ from ..modality import Modality, Which
 from ..models import OmniSatClassifier
 from ..transforms import ModalityDropout
 from .finite import refuse_output
-from .robustness import ClassificationScores
+from .subsets import ClassificationScores
 from .supervised import SupervisedTask
 
 

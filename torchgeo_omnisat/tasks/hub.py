@@ -13,7 +13,7 @@ from ..modality import as_modalities
 from ..models import OmniSat
 from .backbone import make_backbone
 from .base import OmniSatTask
-from .files import CONFIG, KEPT, PREFIX, read_config, read_weights, write_hub
+from .checkpoints import CONFIG, KEPT, PREFIX, read_config, read_weights, write_hub
 
 
 def export_hub(source: OmniSatTask | str | Path, folder: str | Path) -> None:

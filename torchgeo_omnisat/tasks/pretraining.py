@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..batch import FILLER, available
-from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, processes, too_close
+from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, too_close
 from ..modality import Modality, subset_name
 from ..transforms import ModalityDropout
+from ..utils import distributed as processes
 from .base import OmniSatTask
 from .finite import refuse_loss, refuse_output
 from .retrieval import PatchRetrieval, draw_similarity, spread

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..losses import processes
+from ..utils import distributed as processes
 
 
 class Found(NamedTuple):

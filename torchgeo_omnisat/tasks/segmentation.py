@@ -25,7 +25,7 @@ from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..transforms import ModalityDropout
 from .finite import refuse_output
-from .robustness import SegmentationScores
+from .subsets import SegmentationScores
 from .supervised import SupervisedTask
 
 

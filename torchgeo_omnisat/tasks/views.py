@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..losses import MaskedReconstruction, draw_hidden
-from ..losses.processes import gather, rank
 from ..models import OmniSat, OmniSatOutput
 from ..transforms.base import keep_some
+from ..utils.distributed import gather, rank
 
 
 class Draws(NamedTuple):

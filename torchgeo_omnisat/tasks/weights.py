@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ..modality import Modality
-from ..models.bands import add_missing
-from .files import read_weights
-from .statistics import KINDS, Sources, Statistics, choose
+from ..models.encoders.bands import add_missing
+from .checkpoints import read_weights
+from .normalization import KINDS, Sources, Statistics, choose
 
 #: Modules of a backbone that hold one part for each modality.
 _BY_MODALITY = ('encoders', 'heads', 'embeddings')

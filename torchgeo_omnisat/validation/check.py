@@ -15,9 +15,8 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from ..datamodules import MultimodalDataModule
 from ..datamodules.base import describe_left_out
-from ..datamodules.stream import stream
-from ..datasets.inspection import below, inspect
-from ..datasets.integrity import Findings, Problem, Report
+from ..datamodules.statistics import stream
+from ..datasets.integrity import Findings, Problem, Report, below, inspect
 from ..modality import Modality
 from .findings import FINDERS
 from .trial import try_training

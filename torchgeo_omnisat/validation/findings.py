@@ -9,9 +9,8 @@ from typing import Any
 
 from ..datamodules.plausibility import implausible
 from ..datasets.classes import UnknownCodesError
-from ..datasets.geoparts import unlike_files
-from ..datasets.inspection import below
-from ..datasets.integrity import Problem
+from ..datasets.geo.parts import unlike_files
+from ..datasets.integrity import Problem, below
 from .values import SplitValues, joined
 
 #: Given the datamodule and the summary of each split that was read, yields what is found.

@@ -18,10 +18,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from torchgeo.tasks import BaseTask
 
-from .. import errors
 from ..datamodules.measuring import no_valid_pixel
-from ..quiet import quiet
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from ..utils import errors
+from ..utils.quiet import quiet
 from .values import SplitValues
 
 #: Tiles in the batch of a trial.

@@ -1,0 +1,54 @@
+"""Dates are weighed and added up where they were measured."""
+
+import torch
+
+from torchgeo_omnisat.models import UTAE, UTAEEncoder
+from torchgeo_omnisat.models.encoders.utae import collapse
+
+from ..conftest import assert_same
+
+
+def test_collapse_matches_naive_loop():
+    """Two samples of three and two dates; the weights go to where a pixel was measured."""
+    torch.manual_seed(0)
+    shape, index = torch.Size([2, 3]), torch.tensor([0, 1, 2, 3, 5])
+    level, weights = torch.randn(5, 8, 6, 6), torch.rand(5, 4, 6, 6)
+    seen = torch.rand(5, 1, 6, 6) > 0.4
+    expected = torch.zeros(2, 8, 6, 6)
+    for sample, dates in ((0, (0, 1, 2)), (1, (3, 4))):
+        for head in range(4):
+            total = sum(weights[s, head] * seen[s, 0] for s in dates).clamp(min=1e-3)
+            for channel in (2 * head, 2 * head + 1):
+                expected[sample, channel] = (
+                    sum(level[s, channel] * weights[s, head] * seen[s, 0] for s in dates) / total
+                )
+    assert_same(collapse(level, weights, seen, index, shape), expected, 1e-5)
+
+
+def test_dates_that_all_saw_a_pixel_keep_their_weights():
+    level, weights = torch.randn(2, 4, 4, 4), torch.rand(2, 2, 4, 4)
+    seen = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    expected = (level.unflatten(1, (2, 2)) * weights[:, :, None]).sum(0).flatten(0, 1)
+    assert_same(collapse(level, weights, seen, None, torch.Size([1, 2]))[0], expected, 1e-6)
+
+
+def test_weights_add_up_to_one():
+    encoder = UTAEEncoder(3, (16, 32), num_heads=8)
+    valid = torch.tensor([[True, True, False], [False, False, False]])
+    maps, weights = encoder.attend(torch.randn(2, 3, 3, 8, 8), torch.tensor([[17_800, 17_900, 0]] * 2), valid)
+    assert [tuple(x.shape) for x in maps] == [(2, 16, 8, 8), (2, 32, 4, 4)]
+    assert_same(weights[0].sum(0), torch.ones(8, 4, 4))
+    assert weights[0, 2].abs().sum() == weights[1].abs().sum() == 0
+
+
+def test_padding_is_invisible_to_utae():
+    """As a model of its own, in training mode."""
+    torch.manual_seed(0)
+    model = UTAE(3, 5).train()
+    image, dates = torch.randn(2, 4, 3, 16, 16), torch.arange(17_800, 18_200, 100).repeat(2, 1)
+    valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    logits = model(image, dates, valid)
+    assert logits.shape == (2, 5, 16, 16)
+    assert logits.min() < 0
+    assert_same(model(image[1:, :2], dates[1:, :2], valid[1:, :2])[0], logits[1])
+    assert model(image[..., :13, :11], dates, valid).shape == (2, 5, 13, 11)

@@ -1,0 +1,51 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Two processes (gloo, CPU) learn what one would from their joint batch, whatever each lacks.
+
+Some minutes after they began they are ended, so that waiting for each other is a failure.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ..losses import ranks
+from ..processes import succeed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes made of every case."""
+    folder = tmp_path_factory.mktemp('processes')
+    outputs = [folder / f'{rank}.pt' for rank in range(2)]
+    succeed(folder, ranks.start, folder / 'store', outputs, timeout=240)
+    return [torch.load(output, weights_only=True) for output in outputs]
+
+
+@pytest.mark.parametrize('kind', ranks.KINDS)
+@pytest.mark.parametrize('case', ranks.CASES)
+def test_two_processes_are_as_one(found: list[dict[str, Any]], case: str, kind: str) -> None:
+    expected = ranks.outcome(kind, ranks.joint(case))
+    assert expected['loss'].isfinite()
+    for one in found:
+        torch.testing.assert_close(one[f'{case}/{kind}'], expected, rtol=1e-5, atol=1e-6)
+    learnt = any(gradient.any() for gradient in expected['gradients'].values())
+    assert learnt or kind in ('tiles apart', 'places apart') or case == 'nowhere'
+
+
+@pytest.mark.parametrize('kind', ['tiles', 'patches'])
+def test_process_of_constants_takes_part(found: list[dict[str, Any]], kind: str) -> None:
+    first, second = (one[f'constants/{kind}'] for one in found)
+    torch.testing.assert_close(first / 2, ranks.constants(kind, constant=False))
+    assert not second.any()
+
+
+def test_every_process_refuses_what_one_of_them_has(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert one['NaN in rank 1'].startswith('embeddings of modalities [0, 1] are NaN or infinite in tiles [2, 3]')
+        assert one['one tile'].startswith('there is 1 tile in all processes together')
+        assert one['other widths'].startswith('modalities and width are [(2, 2), (2, 3)]')

@@ -1,0 +1,220 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MappedDataset: any TorchGeo dataset in our keys."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Sample
+
+from ..modality import Modality, as_modalities
+from .io.decoding import GREATEST
+from .io.fingerprint import walk
+from .io.headers import refuse_complex
+from .io.opening import sidecars
+from .plotting import draw_any
+from .series import DAY, parse_day
+
+
+class MappedDataset(NonGeoDataset):
+    """A TorchGeo ``NonGeoDataset`` whose samples are put into our keys.
+
+    .. code-block:: python
+
+        MappedDataset(
+            SEN12MS(root),
+            {'s1': Modality('s1', ('VV', 'VH'), 10, False), 's2': Modality('s2', S2_BANDS, 10, False)},
+            {'s1': {'key': 'image', 'channels': [0, 1]}, 's2': {'key': 'image', 'channels': range(2, 15)}},
+        )
+
+    Args:
+        dataset: The dataset.
+        modalities: What its images are.
+        keys: For each modality the key of its image, or ``{'key': ..., 'channels': [...]}`` for
+            some of its channels, with ``nodata``, and ``dates`` where they are known: days such
+            as ``['2019-07-01']``, or the key of seconds since 1970, by which a series is sorted.
+            For ``'mask'`` and ``'label'`` the key of what is there to learn, and of a mask with
+            several layers the one among its ``channels``. The channels of a series whose dates
+            lie one behind the other are split up.
+        num_classes: Of a ``'label'`` that is one number: how many there are.
+        path: Directory of the data, where statistics are kept.
+        split: Name of the split.
+
+    Raises:
+        ValueError: If *keys* does not fit *modalities*.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        modalities: Sequence[Modality | Mapping[str, Any]] | Mapping[str, Modality | Mapping[str, Any]],
+        keys: Mapping[str, str | Mapping[str, Any]],
+        num_classes: int | None = None,
+        path: str = '.',
+        split: str = 'train',
+    ) -> None:
+        """See that every modality has a key."""
+        self.dataset = dataset
+        self.modalities = as_modalities(modalities)
+        self.keys = {name: {'key': told} if isinstance(told, str) else dict(told) for name, told in keys.items()}
+        expected = {*self.modalities}
+        if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label'}:
+            raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)} and perhaps 'mask' and 'label'")
+        self.num_classes = num_classes
+        self.path, self.split = Path(path), split
+
+    @property
+    def all_modalities(self) -> dict[str, Modality]:
+        """The same: every band that is configured is read."""
+        return self.modalities
+
+    @property
+    def ids(self) -> list[str]:
+        """The numbers of the samples."""
+        return [str(index) for index in range(len(self))]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            The sample in our keys.
+
+        Raises:
+            ValueError: If it has other keys or shapes than was said.
+        """
+        with sidecars():
+            given = self.dataset[index]
+        sample: Sample = {}
+        for modality in self.modalities.values():
+            sample |= self._image(given, modality)
+        if 'mask' in self.keys:
+            sample['mask'] = self._mask(self._get(given, 'mask'))
+        if 'label' in self.keys:
+            sample['label'] = self._label(self._get(given, 'label'))
+        return sample
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that some samples are read from, as far as the dataset tells.
+
+        These are the paths in its ``files`` or ``samples``, if it has one entry for each sample, else all data
+        files below its ``root``, unless they are more than 100,000 (``fingerprint.walk``).
+
+        Args:
+            name: The modality, which makes no difference.
+            indices: Numbers of the samples.
+        """
+        root = getattr(self.dataset, 'root', None)
+        for listed in (getattr(self.dataset, what, None) for what in ('files', 'samples')):
+            if isinstance(listed, Sequence) and len(listed) == len(self):
+                found = [path for index in indices for path in _paths(listed[index], root)]
+                if found:
+                    return found
+        return walk(root) if isinstance(root, str | Path) else []
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality of a sample, and its classes by their numbers."""
+        names = [str(index) for index in range(self.num_classes or 0)]
+        return draw_any(sample, self.modalities, names, None, show_titles, suptitle)
+
+    def _get(self, given: Mapping[str, Any], name: str) -> Tensor:
+        """What is under a key of the dataset."""
+        key = self.keys[name]['key']
+        if key not in given:
+            raise ValueError(f'keys maps {name!r} to {key!r}, expected one of {sorted(given)}')
+        return torch.as_tensor(given[key])
+
+    def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
+        """Image, dates and valid of a modality."""
+        told, bands = self.keys[modality.name], len(modality.bands)
+        image = self._get(given, modality.name)
+        refuse_complex([str(image.dtype).removeprefix('torch.')], f'{told["key"]!r} of {modality.name!r}')
+        image = image.float()
+        if 'channels' in told:
+            image = image[..., list(told['channels']), :, :]
+        if modality.temporal and image.ndim == 3 and len(image) % bands == 0:
+            image = image.unflatten(0, (-1, bands))
+        if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
+            raise ValueError(
+                f'{told["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
+                f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels chooses some'
+            )
+        if 'nodata' in told:
+            image = image.masked_fill(torch.eq(image, float(told['nodata'])), torch.nan)
+        image = image.masked_fill(~(image.abs() <= GREATEST), torch.nan)
+        count = len(image) if modality.temporal else 1
+        days = self._days(given, modality.name)
+        days = torch.zeros(count, dtype=torch.int64) if days is None else days
+        if len(days) != count:
+            raise ValueError(
+                f'dates of {modality.name!r} are {told["dates"]}, of which there are {len(days)}, expected {count}'
+            )
+        if modality.temporal and isinstance(told.get('dates'), str):
+            days, order = days.sort(stable=True)
+            image = image[order]
+        valid = image.isfinite().reshape(count, -1).any(1)
+        return dict(zip(modality.keys, (image, days, valid), strict=True))
+
+    def _days(self, given: Mapping[str, Any], name: str) -> Tensor | None:
+        """Days since 1970-01-01 of a modality, if they are known."""
+        told = self.keys[name].get('dates') or ()
+        if isinstance(told, str):
+            if told not in given:
+                raise ValueError(f'dates of {name!r} are under {told!r}, expected one of {sorted(given)}, or days')
+            return torch.as_tensor(given[told]).double().reshape(-1).div(DAY).floor().long()
+        return torch.tensor([parse_day(day, f'dates of {name!r}') for day in told]) if told else None
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        """Return classes (H, W), the layer that was chosen.
+
+        Raises:
+            ValueError: If they are no whole numbers.
+        """
+        if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
+            found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
+            raise ValueError(
+                f'{self.keys["mask"]["key"]!r} has {found} among its pixels, expected whole numbers as classes'
+            )
+        mask = mask.long()
+        if 'channels' in self.keys['mask']:
+            if mask.ndim != 3:
+                raise ValueError(f'mask is {tuple(mask.shape)}, expected layers, or no channels among keys of the mask')
+            mask = mask[list(self.keys['mask']['channels'])]
+        return mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+
+    def _label(self, label: Tensor) -> Tensor:
+        """Targets (K,), of a number as well as of several at once."""
+        if label.ndim == 1:
+            return label.float()
+        if self.num_classes is None:
+            raise ValueError(f'label is the number {label.item()}, expected num_classes to be given')
+        if not 0 <= label.item() < self.num_classes:
+            raise ValueError(f'label is {label.item()}, expected a class from 0 to {self.num_classes - 1}')
+        return torch.nn.functional.one_hot(label.long(), self.num_classes).float()
+
+
+def _paths(entry: Any, root: Any) -> Iterator[str]:
+    """Yield the paths of files in an entry of a list of samples: a path, or a dict, list or tuple with some."""
+    if isinstance(entry, Mapping):
+        entry = list(entry.values())
+    if isinstance(entry, list | tuple):
+        for part in entry:
+            yield from _paths(part, root)
+    elif isinstance(entry, str | Path):
+        for path in (str(entry), os.path.join(root, entry) if isinstance(root, str | Path) else ''):
+            if os.path.isfile(path):
+                yield path
+                return

@@ -1,0 +1,549 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""ImageChips: folders of images and masks with the same names, each chip in its own CRS."""
+
+import copy
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import shapely
+import torch
+from geopandas import GeoDataFrame
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pyproj import CRS
+from rasterio import Affine
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import Sample
+
+from ...grid import Grid
+from ...modality import Modality
+from ..arguments import MISSING, check_choice, leave_out
+from ..classes import ClassMap
+from ..geo.config import image_dataset, label_dataset
+from ..geo.parts import expected_files
+from ..geo.sources import common_step
+from ..integrity import Expected, Part
+from ..plotting import draw_any
+from ..rasters.frames import ALWAYS, files_of
+from ..rasters.timeseries import read_modality
+from ..samples import bounds_of
+from .files import ChipFiles, ChipGrid, ChipLabels, centres
+from .splits import SPLITS, split_chips
+
+#: What reads the files of a chip.
+READERS = {'raster': ChipFiles}
+
+
+class _Crop(NamedTuple):
+    """Where a sample is cut from a chip, in metres from its upper left corner."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def of(self, image: Tensor, gsd: float) -> Tensor:
+        """Return the part of an image (..., H, W)."""
+        top, left, height, width = (round(length / gsd) for length in self)
+        if (top, left, height, width) == (0, 0, *image.shape[-2:]):
+            return image
+        return image[..., top : top + height, left : left + width].contiguous()
+
+
+class ImageChips(NonGeoDataset):
+    """Chips: small images that are samples already, with masks of the same names.
+
+    Every sensor has a folder, and so have the masks. Files of one name are one chip. Pixels are those of the files,
+    never resampled: each chip stays in its own CRS, and may be a PNG or TIFF that lies nowhere. A sensor without a
+    file of a chip is missing from that sample.
+
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every sensor that is there (see
+    :mod:`torchgeo_omnisat.batch`), NaN where pixels are not valid, ``mask`` (H, W), and ``bounds`` (9,) and
+    ``transform`` (9,) in the CRS of the chip (:attr:`chip_crs`), NaN if it lies nowhere.
+    """
+
+    layout: ClassVar[str] = 'Chips'
+
+    def __init__(
+        self,
+        root: PathLike = 'data',
+        rasters: Mapping[str, Mapping[str, Any]] | None = None,
+        mask: Mapping[str, Any] | None = None,
+        labels: Sequence[str] = (),
+        split: str | None = 'train',
+        splits: Mapping[str, Any] | None = None,
+        tile_size: float | None = None,
+        label_gsd: float | None = None,
+        ignore_index: int = 255,
+        missing: Literal['error', 'allow', 'check'] = 'allow',
+        exclude: Collection[str] = (),
+        transforms: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        """Read the headers of all files; pixels are not read.
+
+        Args:
+            root: Directory of the data.
+            rasters: Settings by name of the modality: ``path``, a folder below *root*, ``gsd``, and arguments of
+                :class:`.RasterTimeSeries`. ``temporal`` is False by default. ``filename_regex`` has a group ``id``
+                that tells the files of one chip, and ``date`` for a series; by default the name without suffix,
+                up to the date of a series. Folders below *path* are part of the id.
+            mask: Settings of the masks, rasters of one band: as those of images, with ``classes`` and ``other``
+                where pixels are codes. None if there are none.
+            labels: Names of the classes.
+            split: ``'train'``, ``'val'`` or ``'test'``; ``'all'`` or None for every chip.
+            splits: How chips are split (:func:`.split_chips`); by default 60, 20 and 20 % of blocks of 5 km.
+            tile_size: Side in metres of the square that is cut from the centre of each chip. By default samples
+                are whole chips, which then have to be of one size.
+            label_gsd: Metres a pixel of the labels, a multiple of those of the masks; theirs by default, or those
+                of the first of *rasters*.
+            ignore_index: The label of what has none.
+            missing: What it is that a chip has no file of a sensor: an ``'error'``, or, if ``'allow'``, a
+                modality absent from that sample; ``'check'`` refuses nothing yet. A missing mask is always an error,
+                but for *split* ``'all'``, whose samples have none.
+            exclude: Ids of samples to leave out.
+            transforms: What to do with a sample.
+
+        Raises:
+            DatasetNotFoundError: If a folder has no such file.
+            FileNotFoundError: If a folder or a file is missing.
+            ValueError: If an argument is not as described, or the files of a chip do not fit each other.
+        """
+        check_choice(missing=(missing, MISSING), split=(split, (*SPLITS, 'all', None)))
+        if not rasters:
+            raise ValueError("rasters is empty, expected settings by name such as {'s2': {'path': 's2', 'gsd': 10}}")
+        self.root, self.path = root, Path(root).expanduser()
+        self.splits = splits or {'fractions': (0.6, 0.2, 0.2)}
+        self.tile_size, self.ignore_index, self.labels = tile_size, ignore_index, list(labels)
+        self.transforms = transforms
+        self.files = {name: self._open(name, settings) for name, settings in rasters.items()}
+        self.masks: ChipLabels | None = None
+        if mask is not None:
+            files, coded = self._open('mask', mask), {key: mask.get(key) for key in ('classes', 'other')}
+            self.masks = ChipLabels(files, ClassMap(self.labels, coded['classes'], coded['other'], ignore_index))
+        self._index()
+        self._settle(label_gsd)
+        self._keep(split or 'all', missing, exclude, split not in ('all', None))
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, by name."""
+        return {name: next(iter(self.files[name].modalities.values())) for name in self.names}
+
+    @modalities.setter
+    def modalities(self, chosen: Mapping[str, Modality]) -> None:
+        """Read some of the modalities only."""
+        self.names = tuple(chosen)
+
+    @property
+    def all_modalities(self) -> dict[str, Modality]:
+        """The same: every band that is configured is read."""
+        return self.modalities
+
+    @property
+    def crs(self) -> CRS | None:
+        """CRS of the first chip that has one; others may be in another."""
+        return next(filter(None, self.chip_crs), None)
+
+    @property
+    def chip_crs(self) -> list[CRS | None]:
+        """CRS of each chip; None for one that lies nowhere."""
+        return [place.crs for place in self._places]
+
+    @property
+    def positions(self) -> NDArray[np.float64] | None:
+        """Centres (N, 2) in metres on an equal-area map of the world; None if some chip lies nowhere."""
+        shapes = np.array([self._outlines[name] for name in self.ids])
+        return None if shapely.is_empty(shapes).any() else centres(shapes)
+
+    @cached_property
+    def assigned(self) -> dict[str, list[str]]:
+        """Ids of the chips of each split."""
+        names = {
+            chip: [os.path.basename(path) for source, places in rows.items() for path in self._paths(source, places)]
+            for chip, rows in self._rows.items()
+        }
+        return split_chips(names, np.array([self._outlines[name] for name in names]), self.splits, self.path)
+
+    def part(
+        self,
+        split: str,
+        missing: Literal['error', 'allow', 'check'] = 'allow',
+        exclude: Collection[str] = (),
+        with_masks: bool = True,
+    ) -> 'ImageChips':
+        """Return the chips of a split, without reading headers again.
+
+        Args:
+            split: ``'train'``, ``'val'``, ``'test'`` or ``'all'``.
+            missing: As for the constructor.
+            exclude: As for the constructor.
+            with_masks: Whether samples have masks, without which they are an error.
+        """
+        if split != 'all':
+            _ = self.assigned  # so that all parts share it
+        part = copy.copy(self)
+        part._keep(split, missing, exclude, with_masks and split != 'all')
+        return part
+
+    def __len__(self) -> int:
+        """Number of chips."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one chip.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            The sample.
+
+        Raises:
+            ValueError: If a file cannot be read, does not fit the others, or has codes that stand for no class.
+        """
+        name = self.ids[index]
+        self._refuse_faulty(name)
+        sample: Sample = {}
+        for modality in self.modalities.values():
+            sample |= self._read_images(modality, name)
+        if self.masks is not None and self.with_masks and 'mask' in self._rows[name]:
+            sample['mask'] = self.read_mask(index)
+        place = self._places[index]
+        corners = place.grid.bounds if place.crs is not None else (math.nan,) * 4
+        sample['bounds'] = bounds_of(corners, place.grid.step if place.crs is not None else math.nan, sample)
+        transform = torch.tensor(tuple(place.grid.transform)[:9], dtype=torch.float64)
+        sample['transform'] = transform if place.crs is not None else torch.full_like(transform, math.nan)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality of a sample, its classes and, if there, the prediction."""
+        return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that a modality of some chips is read from.
+
+        Args:
+            name: The modality.
+            indices: Numbers of the chips.
+        """
+        chips = [chip for chip in (self.ids[index] for index in indices) if name in self._rows[chip]]
+        paths = [path for chip in chips for path in self._paths(name, self._rows[chip][name])]
+        return [file for path in paths for file in files_of(self.files[name], path)]
+
+    def parts(self, index: int) -> Iterator[Part]:
+        """Yield the files of a chip, for ``datasets.inspection``."""
+        name = self.ids[index]
+        fault = 'shape' if name in self.faults else 'unreadable'
+        for modality in self.modalities.values():
+            there, files = modality.name in self._rows[name], self.files[modality.name]
+            expected = expected_files(files, self._index_of(modality.name, name)) if there else self._lost(files, name)
+            absent = not there and self.missing == 'allow'
+            read = partial(self._checked, name, expected, partial(self._read_images, modality, name))
+            yield Part(modality.name, expected, read, None, modality, fault, absent)
+        if self.masks is not None:
+            there, files = 'mask' in self._rows[name], self.masks.dataset
+            expected = expected_files(files, self._index_of('mask', name)) if there else self._lost(files, name)
+            read = partial(self._checked, name, expected, partial(self.read_mask, index, strict=False))
+            yield Part('mask', expected, read, fault='shape' if name in self.faults else 'label')
+
+    def read_mask(self, index: int, strict: bool = True) -> Tensor:
+        """Return the classes (H, W) of a chip.
+
+        Args:
+            index: Its number.
+            strict: Whether codes that stand for no class are an error, else they are no label.
+
+        Raises:
+            ValueError: If the file cannot be read or has such codes.
+        """
+        name = self.ids[index]
+        assert self.masks is not None
+        own = self._grids[name]['mask']
+        height, width = (round(length / self.label_gsd) for length in own.size)
+        part = self.masks.of(self._index_of('mask', name))
+        classes = part.read_chip(height, width, self.label_gsd, self.ignore_index, strict)
+        return self._crop(name).of(classes, self.label_gsd)
+
+    def masked(self) -> list[int]:
+        """Return the numbers of the chips that have a mask that fits."""
+        return [index for index, name in enumerate(self.ids) if 'mask' in self._rows[name] and name not in self.faults]
+
+    def nodata_classes(self, indices: Sequence[int]) -> dict[str, tuple[float, int]]:
+        """Return the nodata of masks where it is the number of a class too, by path.
+
+        Args:
+            indices: Numbers of chips that have a mask.
+        """
+        paths = [self._grids[self.ids[index]]['mask'].path for index in indices]
+        return {} if self.masks is None else self.masks.nodata_of(paths)
+
+    def describe_crs(self, name: str) -> str:
+        """Return the CRS that the files of a modality are in, such as ``EPSG:32631 and 2 more``."""
+        found = [grids[name].crs for grids in self._grids.values() if name in grids]
+        codes = [code for code, _ in Counter(_code(crs) for crs in found).most_common()]
+        return codes[0] + f' and {len(codes) - 1} more' * (len(codes) > 1)
+
+    def _open(self, name: str, settings: Mapping[str, Any]) -> ChipFiles:
+        """Return the files of a modality or of the masks; folders of splits may be above theirs."""
+        path = settings.get('path')
+        if 'class_path' in settings or not isinstance(path, str):
+            raise ValueError(f'settings of {name!r} are {dict(settings)}, expected path, the folder of its chips')
+        given: dict[str, Any] = {'cache': False, **settings}
+        bases = {self.path / path: ''}
+        if not (self.path / path).exists():
+            folders = [folder for folder in self.splits.get('folders', ()) if folder is not None]
+            above = {self.path / folder / path: folder for folder in folders if (self.path / folder / path).is_dir()}
+            if above:
+                bases, given['path'] = above, [str(Path(folder) / path) for folder in above.values()]
+        files: Any
+        if name == 'mask':
+            files = label_dataset(given, self.path, self.labels, self.ignore_index, ChipFiles)
+        else:
+            files = image_dataset(name, given, self.path, READERS)
+        if not isinstance(files, ChipFiles):
+            raise ValueError(f'settings of {name!r} are {dict(settings)}, expected masks that are rasters')
+        gsd = None if settings.get('gsd') is None else float(settings['gsd'])
+        if name == 'mask' and gsd is None and not files.located:  # masks that lie nowhere cover their images
+            image = next(iter(self.files.values()))
+            gsd = image.side * image.width / files.width
+        files.settle_gsd(gsd)
+        chips = [_full_id(path, chip, bases) for path, chip in zip(files.index.filepath, files.index.chip, strict=True)]
+        files.index['chip'] = chips
+        files.bases = bases
+        _refuse_same(name, files)
+        return files
+
+    def _index(self) -> None:
+        """Find the files of each chip; those without an image of any sensor are no chips."""
+        self.names = tuple(self.files)
+        sources = {**self.files, **({} if self.masks is None else {'mask': self.masks.dataset})}
+        self._sources: dict[str, ChipFiles] = sources
+        groups = {name: files.index.groupby('chip').indices for name, files in sources.items()}
+        found = sorted({chip for name in self.files for chip in groups[name]})
+        self._rows = {chip: {name: rows[chip] for name, rows in groups.items() if chip in rows} for chip in found}
+        if self.masks is not None and (lost := sorted(set(groups['mask']) - set(found))):
+            text = f'{len(lost)} of {len(groups["mask"])} masks have no image of their name, such as {lost[0]!r}'
+            if len(lost) == len(groups['mask']):
+                raise ValueError(
+                    f'{text}, where images have names such as {found[0]!r}: expected equal names; filename_regex in '
+                    "the settings tells which part of them is the id, such as '(?P<id>.*)_mask'"
+                )
+            warnings.warn(text, stacklevel=3)
+
+    def _settle(self, label_gsd: float | None) -> None:
+        """Settle the pixels of each chip and of its labels, and find what does not fit."""
+        #: What is wrong with a chip, the file and the error, by id.
+        self.faults: dict[str, tuple[str, str]] = {}
+        self._grids: dict[str, dict[str, ChipGrid]] = {}
+        self._outlines: dict[str, Any] = {}
+        for chip, rows in self._rows.items():
+            self._grids[chip] = self._grids_of(chip, rows)
+            self._outlines[chip] = self._outline(chip, rows)
+        own = next(iter(self.files.values())).side if self.masks is None else self.masks.dataset.side
+        self.label_gsd = own if label_gsd is None else float(label_gsd)
+        ratio = self.label_gsd / own
+        if self.masks is not None and (ratio < 1 - 1e-6 or abs(ratio - round(ratio)) > 1e-6):
+            raise ValueError(f'label_gsd is {label_gsd}, expected a multiple of the {own:g} m of the masks')
+        self._check_sizes()
+
+    def _grids_of(self, chip: str, rows: Mapping[str, NDArray[np.intp]]) -> dict[str, ChipGrid]:
+        """Return the pixels of each sensor of a chip; note files that do not fit each other."""
+        grids: dict[str, ChipGrid] = {}
+        for name, places in rows.items():
+            files = self._sources[name]
+            for path in self._paths(name, places):
+                if path in files.unlike:
+                    self.faults.setdefault(chip, (path, files.unlike[path]))
+                if path not in files.headers:
+                    continue
+                try:
+                    grid = files.grid_of(path)
+                except ValueError as error:
+                    self.faults.setdefault(chip, (path, str(error)))
+                    continue
+                grids.setdefault(name, grid)
+                finest = min(grids.values(), key=lambda one: (one.crs is None, one.gsd))
+                if difference := finest.differs(grid):
+                    text = f'{difference}, expected the same ground within half a pixel of the finer one'
+                    self.faults.setdefault(chip, (path, text))
+        return grids
+
+    def _outline(self, chip: str, rows: Mapping[str, NDArray[np.intp]]) -> Any:
+        """Return the outline of a chip in longitude and latitude; empty if it lies nowhere."""
+        shapes = (self._sources[name].index.geometry.iloc[places[0]] for name, places in rows.items())
+        return next((shape for shape in shapes if not shape.is_empty), shapely.Polygon())
+
+    def _check_sizes(self) -> None:
+        """Note chips of another size than most, or smaller than the tiles."""
+        every = [(chip, name, grid) for chip, grids in self._grids.items() for name, grid in grids.items()]
+        if self.tile_size is not None:
+            lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
+            self._step = common_step(lengths)
+            if self.tile_size <= 0 or abs(self.tile_size / self._step - round(self.tile_size / self._step)) > 1e-6:
+                raise ValueError(
+                    f'tile_size is {self.tile_size:g} m, expected a multiple of {self._step:g} m, where pixels of all '
+                    'modalities meet'
+                )
+            for chip, _, grid in every:
+                if min(grid.size) < self.tile_size - grid.gsd / 2:
+                    self._note_size(chip, grid, f'{self.tile_size:g} m a side', every)
+            return
+        labelled = next(iter(self.files)) if self.masks is None else 'mask'
+        shapes = {name: Counter[tuple[int, int]]() for name in self._sources}
+        for _, name, grid in every:
+            shapes[name][grid.grid.height, grid.grid.width] += 1
+        for chip, name, grid in every:
+            (height, width), count = shapes[name].most_common(1)[0]
+            if (grid.grid.height, grid.grid.width) != (height, width):
+                self._note_size(chip, grid, f'{height} x {width} as {count} files of {name!r}', every)
+            rests = [abs(length - round(length / self.label_gsd) * self.label_gsd) for length in grid.size]
+            if name == labelled and max(rests) > grid.gsd / 4:
+                text = (
+                    f'{grid.path} has {grid.grid.height} x {grid.grid.width} pixels ({grid.size[0]:g} x '
+                    f'{grid.size[1]:g} m), expected a whole number of labels of {self.label_gsd:g} m: change label_gsd '
+                    'or cut chips by tile_size'
+                )
+                self.faults.setdefault(chip, (grid.path, text))
+
+    def _note_size(self, chip: str, grid: ChipGrid, expected: str, every: Sequence[tuple[str, str, ChipGrid]]) -> None:
+        """Note a chip of another size."""
+        lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
+        smallest, step = min(min(one.size) for _, _, one in every), common_step(lengths)
+        largest = math.floor(smallest / step + 1e-6) * step
+        height, width = grid.grid.height, grid.grid.width
+        text = (
+            f'{grid.path} has {height} x {width} pixels ({grid.size[0]:g} x {grid.size[1]:g} m), expected {expected}: '
+            f'tile_size cuts all chips to one size, at most {largest:g}'
+        )
+        self.faults.setdefault(chip, (grid.path, text))
+
+    def _keep(
+        self, split: str, missing: Literal['error', 'allow', 'check'], exclude: Collection[str], with_masks: bool
+    ) -> None:
+        """Keep the chips of a split, and refuse what is wrong with them."""
+        self.split, self.missing, self.with_masks = split, missing, with_masks
+        ids = list(self._rows) if split == 'all' else self.assigned[split]
+        if not ids:
+            raise ValueError(
+                f'split {dict(self.splits)} leaves no chip for {split!r}, expected some of {len(self._rows)}'
+            )
+        self.ids, self.excluded = leave_out(ids, ids, exclude, self._rows, self.path)
+        self._places = [self._place(name) for name in self.ids]
+        if missing == 'check':
+            return
+        for name in self.ids:
+            self._refuse_faulty(name)
+        wanted = [*(self.files if missing == 'error' else ()), *(['mask'] if self.masks and self.with_masks else [])]
+        for source in wanted:
+            lost = [name for name in self.ids if source not in self._rows[name]]
+            if lost:
+                expected = self._lost(self._sources[source], lost[0])[0].path
+                raise FileNotFoundError(
+                    f'{expected} does not exist, expected one for each of the {len(self.ids)} chips of {split!r}, of '
+                    f'which {len(lost)} have none; leave them out of split, or list them by check --output and exclude'
+                )
+
+    def _refuse_faulty(self, name: str) -> None:
+        """Refuse a chip whose files do not fit each other or the other chips."""
+        if name in self.faults:
+            more = f' (as {len(self.faults) - 1} more chips)' if len(self.faults) > 1 else ''
+            raise ValueError(self.faults[name][1] + more)
+
+    def _checked(self, name: str, files: Sequence[Expected], read: Callable[[], Any]) -> Any:
+        """Read part of a chip unless its files do not fit the others."""
+        path, text = self.faults.get(name, ('', ''))
+        if any(str(file.path) == path for file in files):
+            raise ValueError(text)
+        return read()
+
+    def _read_images(self, modality: Modality, name: str) -> Sample:
+        """Return the three tensors of a modality, or nothing."""
+        if modality.name not in self._rows[name]:
+            return {}
+        rows, grid = self._index_of(modality.name, name), self._grids[name][modality.name].grid
+        sample = read_modality(self.files[modality.name], rows, grid, modality)
+        image = self._crop(name).of(sample[modality.image_key], modality.gsd)
+        if image is not sample[modality.image_key]:
+            frames = image if modality.temporal else image[None]
+            sample[modality.valid_key] &= frames.isfinite().flatten(1).any(1)
+        return sample | {modality.image_key: image}
+
+    def _index_of(self, source: str, name: str) -> GeoDataFrame:
+        """Return the files of a chip in the order of time."""
+        rows = self._sources[source].index.iloc[self._rows[name][source]]
+        return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
+
+    def _lost(self, files: ChipFiles, name: str) -> tuple[Expected, ...]:
+        """Return the file that a chip would have, with the suffix of the others."""
+        suffix = os.path.splitext(files.index.filepath.iloc[0])[1]
+        base, above = next((pair for pair in files.bases.items() if name.startswith(f'{pair[1]}/')), (None, ''))
+        folder = base or next(iter(files.bases))
+        name = name.removeprefix(f'{above}/') if base else name
+        return (Expected(folder / f'{name}{suffix}', optional=files.name != 'mask'),)
+
+    def _paths(self, source: str, places: NDArray[np.intp]) -> list[str]:
+        """Return the files at places of an index."""
+        paths: list[str] = self._sources[source].index.filepath.iloc[places].tolist()
+        return paths
+
+    def _crop(self, name: str) -> _Crop:
+        """Return the part of a chip that is its sample."""
+        grids = self._grids[name]
+        height, width = min(grids.values(), key=lambda grid: grid.gsd).size
+        if self.tile_size is None:
+            return _Crop(0, 0, height, width)
+        top, left = (
+            math.floor((length - self.tile_size) / 2 / self._step + 1e-6) * self._step for length in (height, width)
+        )
+        return _Crop(max(0, top), max(0, left), self.tile_size, self.tile_size)
+
+    def _place(self, name: str) -> ChipGrid:
+        """Return the pixels of the labels of a sample."""
+        finest = min(self._grids[name].values(), key=lambda one: (one.crs is None, one.gsd), default=None)
+        if finest is None:
+            crs: Any = None
+            return ChipGrid('', None, Grid(crs, Affine(1, 0, 0, 0, -1, 0), 1, 1), 1.0)
+        crop, (x, y), unit = self._crop(name), finest.grid.corner, finest.grid.step / finest.gsd
+        step = self.label_gsd * unit
+        height, width = (max(1, round(length / self.label_gsd)) for length in (crop.height, crop.width))
+        transform = Affine(step, 0, x + crop.left * unit, 0, -step, y - crop.top * unit)
+        return ChipGrid(finest.path, finest.crs, Grid(finest.grid.crs, transform, height, width), self.label_gsd)
+
+
+def _full_id(path: str, chip: str, bases: Mapping[Path, str]) -> str:
+    """Return the id of a chip with the folders that its file lies in."""
+    base = next(base for base in bases if Path(path).is_relative_to(base))
+    folder = Path(path).parent.relative_to(base)
+    return '/'.join([*filter(None, [bases[base]]), *folder.parts, chip])
+
+
+def _refuse_same(name: str, files: ChipFiles) -> None:
+    """Refuse two files of one chip and one date."""
+    index = files.index
+    keys = list(zip(index.chip, index.index.left, strict=True))
+    first: dict[Any, str] = {}
+    for key, path in zip(keys, index.filepath, strict=True):
+        if key in first:
+            day = '' if key[1] == ALWAYS[0] else f' on {key[1]:%Y-%m-%d}'
+            raise ValueError(
+                f'{first[key]} and {path} are both the chip {key[0]!r} of {name!r}{day}, expected one file with all '
+                "bands for each chip and date; the group 'id' of filename_regex tells chips apart, and temporal: true "
+                'reads several dates'
+            )
+        first[key] = path
+
+
+def _code(crs: CRS | None) -> str:
+    """Return the code of a CRS."""
+    return 'none' if crs is None else ':'.join(crs.to_authority() or [crs.name])

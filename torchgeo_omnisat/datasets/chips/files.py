@@ -1,0 +1,299 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Chip files: rasters that are read as a whole, each on its own pixel grid, and the chip that each belongs to."""
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import shapely
+from geopandas import GeoDataFrame
+from matplotlib.colors import ListedColormap
+from numpy.typing import NDArray
+from pyproj import CRS
+from rasterio import Affine
+from torch import Tensor
+
+from ...grid import Grid
+from ..classes import ClassMap
+from ..geo.sources import LabelSource
+from ..io.headers import DAY, Header, describe_types, read_header
+from ..rasters.frames import ALWAYS
+from ..rasters.georeference import DEGREE, Span, metres, outline, pixel_side
+from ..rasters.timeseries import RasterTimeSeries
+
+#: CRS in which the outlines of chips are compared.
+WORLD = CRS.from_epsg(4326)
+#: What names of rasters end with.
+SUFFIXES = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.jp2', '.bmp', '.img', '.vrt', '.webp')
+#: The id of a single image: its name without the suffix.
+SINGLE = r'(?P<id>.+)\.\w+$'
+#: The id of an image of a series: its name up to the date.
+SERIES = rf'(?P<id>.+?)[_.-]?(?<!\d)(?P<date>{DAY})(?!\d)'
+
+
+class ChipGrid(NamedTuple):
+    """Pixels of a chip file, and where they lie.
+
+    Args:
+        path: The file.
+        crs: Its CRS; None if it lies nowhere.
+        grid: Its pixels, in units of *crs*; in metres from the upper left corner if it lies nowhere.
+        gsd: Nominal metres a pixel.
+    """
+
+    path: str
+    crs: CRS | None
+    grid: Grid
+    gsd: float
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Height and width in metres."""
+        return self.grid.height * self.gsd, self.grid.width * self.gsd
+
+    def differs(self, other: 'ChipGrid') -> str:
+        """Return how the ground of another file differs by more than half a pixel of the finer one; empty if not."""
+        half = min(self.gsd, other.gsd) / 2
+        if self.crs is None or other.crs is None:
+            differences = [abs(one - its) for one, its in zip(self.size, other.size, strict=True)]
+            sizes = f'{other.path} covers {_size(other)} and {self.path} {_size(self)}'
+            return sizes if max(differences) > half * (1 + 1e-6) else ''
+        if self.crs != other.crs:
+            return f'{other.path} is in {_code(other.crs)} and {self.path} in {_code(self.crs)}'
+        finer = self if self.gsd <= other.gsd else other
+        units = finer.grid.step / finer.gsd
+        bounds = zip(self.grid.bounds, other.grid.bounds, strict=True)
+        difference = max(abs(one - its) for one, its in bounds) / units
+        if difference <= half * (1 + 1e-6):
+            return ''
+        return f'the borders of {other.path} and {self.path} differ by up to {difference:.4g} m'
+
+
+class ChipFiles(RasterTimeSeries):
+    """Rasters of one sensor that are chips, each in its own CRS, or in none.
+
+    A file is read as a whole and never resampled. Its name has the id of its chip. The index has the ids as
+    ``chip`` and outlines in longitude and latitude, empty for files that lie nowhere.
+    """
+
+    filename_glob = '*'
+    filename_regex = SINGLE
+    name = 'chips'
+    temporal = False
+    whole_files = True
+    #: Nominal metres a pixel of all files.
+    side = 1.0
+    #: Folders that the files are below, and the folder of a split above each.
+    bases: Mapping[Path, str] = {}
+
+    @property
+    def gsd(self) -> float:
+        """Metres a pixel."""
+        return self.side
+
+    @property
+    def files(self) -> list[str]:
+        """Files that match; of those that any pattern matches the rasters."""
+        chosen = os.path.splitext(self.filename_glob)[1] not in ('', '.*')
+        return [path for path in super().files if chosen or path.lower().endswith(SUFFIXES)]
+
+    @property
+    def located(self) -> bool:
+        """Whether some file lies somewhere."""
+        return any(header.crs is not None for header in self.headers.values())
+
+    @property
+    def width(self) -> int:
+        """Columns of the first file."""
+        return next(iter(self.headers.values())).width
+
+    def settle_gsd(self, stated: float | None) -> None:
+        """Set the nominal metres a pixel: what is stated, or else what most files have.
+
+        Args:
+            stated: What the settings state.
+
+        Raises:
+            ValueError: If nothing states it.
+        """
+        sides = [side for header in self.headers.values() if (side := self._sides(header))]
+        if stated is None and not sides:
+            raise ValueError(
+                f'{next(iter(self.headers))} states neither CRS nor transform, nor does any file of {self.name!r}; '
+                'expected gsd in its settings, metres a pixel, such as gsd: 10'
+            )
+        rounded = [round(high, 3) if low == high else float(f'{high:.2g}') for low, high in sides]
+        self.side = float(max(set(rounded), key=rounded.count) if stated is None else stated)
+        self.finest = self.side
+
+    def grid_of(self, path: str) -> ChipGrid:
+        """Return the pixel grid of a file.
+
+        Args:
+            path: A file of the index.
+
+        Raises:
+            ValueError: If its pixels have another size than the nominal one, or are turned.
+        """
+        header = self.headers[path]
+        sides = self._sides(header)
+        if sides is None:
+            return ChipGrid(path, None, nowhere(header.height, header.width, self.side), self.side)
+        if not sides[0] * 0.99 <= self.side <= sides[1] * 1.01:
+            raise ValueError(
+                f'{path} has pixels of {sides[1]:.6g} m, expected {self.side:g} m, the gsd of {self.name!r}'
+            )
+        try:
+            crs = _as_crs(header.crs)
+            return ChipGrid(path, crs, Grid(crs, header.transform, header.height, header.width), self.side)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+
+    def _sides(self, header: Header) -> tuple[float, float] | None:
+        """Return the shorter and the longer side of a file's pixels in metres; None if it lies nowhere."""
+        if header.crs is None:
+            return None
+        crs, side = _as_crs(header.crs), pixel_side(header)
+        if not crs.is_geographic:
+            return metres(crs, side), metres(crs, side)
+        _, latitude = header.transform @ (header.width / 2, header.height / 2)
+        return side * DEGREE * math.cos(math.radians(latitude)), side * DEGREE
+
+    def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
+        """Read the header of every file, once, and index which chip it shows and when."""
+        if self.separate_files or res is not None:
+            what = 'separate_files' if self.separate_files else 'res'
+            raise ValueError(f'settings of {self.name!r} have {what}, expected chips with all bands in one file')
+        if self.temporal and self.filename_regex == SINGLE:
+            self.filename_regex = SERIES
+        pattern = self._pattern()
+        self._check_dated(pattern)
+        if 'id' not in pattern.groupindex:
+            raise ValueError(
+                f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<id>...)', which "
+                'tells the files of one chip'
+            )
+        matches = {path: pattern.match(os.path.basename(path)) for path in self.files}
+        ids = {path: match['id'] for path, match in matches.items() if match}
+        if not ids:
+            raise self._nothing()
+        times = [self._filepath_to_timestamp(path) for path in ids]
+        self.assumed_crs = None if crs is None else CRS.from_user_input(crs)
+        damaged: dict[str, str] = {}
+        self.headers = {}
+        for path in ids:
+            try:
+                self.headers[path] = self._read_header(path)
+            except ValueError as error:  # raised when the chip is read, so that check lists all of them
+                damaged[path] = str(error)
+        if not self.headers:
+            raise ValueError(next(iter(damaged.values())))
+        headers = list(self.headers.values())
+        self._scenes, self._known = {}, {}
+        self._name_bands(headers, bands)
+        self._scale(headers)
+        self.unlike |= damaged
+        if self.name != 'mask' and not self.scaled and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=3)
+        first = headers[0]
+        self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
+        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
+        located = {path: outline(header, WORLD) for path, header in self.headers.items() if header.crs is not None}
+        shapes = [located.get(path, shapely.Polygon()) for path in ids]
+        columns = {'filepath': list(ids), 'chip': list(ids.values())}
+        self.index = GeoDataFrame(columns, index=when, geometry=shapes, crs=WORLD)
+        self._res = (1.0, 1.0)
+
+    def _read_header(self, path: str) -> Header:
+        """Return the header of a file, without CRS if it lies nowhere."""
+        header = read_header(path, located=False)
+        if header.transform.is_identity:
+            return header._replace(crs=None)
+        return header if header.crs is not None else header._replace(crs=self.assumed_crs)
+
+    def _check_index(self) -> None:
+        """Pass: the pixels of each file are looked at by themselves."""
+
+
+class ChipLabels(LabelSource):
+    """Masks of chips.
+
+    Args:
+        files: The masks.
+        classes: Which class each code is.
+    """
+
+    dataset: ChipFiles
+
+    def __init__(self, files: ChipFiles, classes: ClassMap) -> None:
+        super().__init__(files, WORLD, None, classes)
+
+    def of(self, rows: GeoDataFrame) -> 'ChipLabels':
+        """Return these labels for one chip.
+
+        Args:
+            rows: Its rows of the index.
+        """
+        part, part.dataset = copy.copy(self), copy.copy(self.dataset)
+        part.dataset.index = rows
+        return part
+
+    def rows(self, grid: Grid, span: Span, prefer: bool) -> GeoDataFrame:
+        """Return all files, wherever the grid lies."""
+        return self.index
+
+    def read_chip(self, height: int, width: int, gsd: float, ignore_index: int, strict: bool) -> Tensor:
+        """Return the classes (H, W) of one chip, as :meth:`.LabelSource.read` does.
+
+        Args:
+            height: Rows.
+            width: Columns.
+            gsd: Metres a pixel, a multiple of those of the files.
+            ignore_index: The label of what has none.
+            strict: Whether codes that stand for no class are an error.
+        """
+        return self.read(nowhere(height, width, gsd), ALWAYS, ignore_index, strict)
+
+    def nodata_of(self, paths: Sequence[str]) -> dict[str, tuple[float, int]]:
+        """Return the nodata of files where it is the number of a class too, by path."""
+        return self._nodata_of(paths)
+
+
+def nowhere(height: int, width: int, gsd: float) -> Grid:
+    """Return pixels that lie nowhere, in metres from the upper left corner."""
+    crs: Any = None
+    return Grid(crs, Affine(gsd, 0, 0, 0, -gsd, 0), height, width)
+
+
+def centres(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
+    """Return the centres (N, 2) of outlines in longitude and latitude, in metres of an equal-area map of the world."""
+    places = shapely.transform(shapely.centroid(shapes), _to_map)
+    return shapely.get_coordinates(places)
+
+
+def _to_map(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
+    longitude, latitude = np.radians(lonlat).T
+    radius = math.degrees(1) * DEGREE
+    return np.stack([radius * longitude, radius * np.sin(latitude)], axis=1)
+
+
+@lru_cache(maxsize=256)
+def _as_crs(crs: Any) -> CRS:
+    return CRS.from_user_input(crs)
+
+
+def _code(crs: CRS) -> str:
+    return ':'.join(crs.to_authority() or [crs.name])
+
+
+def _size(place: ChipGrid) -> str:
+    return '{:g} x {:g} m'.format(*place.size)

@@ -1,0 +1,159 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Configured: geodatasets from plain settings, as a YAML file has them."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from torchgeo.datasets import GeoDataset
+
+from ...modality import Kind
+from ..arguments import class_at
+from ..io.opening import sidecars
+from ..rasters.frames import is_remote
+from ..rasters.netcdf import NetCDFTimeSeries
+from ..rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
+from ..rasters.stac import STACTimeSeries
+from ..rasters.timeseries import RasterTimeSeries
+from .polygons import TABLES, VECTORS, Polygons
+
+#: Settings that state facts of a modality, whatever reads it.
+FACTS = ('kind', 'unit', 'wavelengths')
+#: Readers by name.
+KINDS: dict[str, type[GeoDataset]] = {
+    'raster': RasterTimeSeries,
+    'sentinel1': Sentinel1TimeSeries,
+    'sentinel2': Sentinel2TimeSeries,
+    'stac': STACTimeSeries,
+    'netcdf': NetCDFTimeSeries,
+}
+
+
+def image_dataset(
+    name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = KINDS
+) -> GeoDataset:
+    """A dataset of images.
+
+    Args:
+        name: Name of the modality.
+        settings: ``path``, below *root*, or a list of them or of URLs, and the arguments of a reader.
+            ``kind`` chooses it, ``'raster'``, ``'sentinel2'``, ``'sentinel1'``, ``'stac'`` or ``'netcdf'``, or
+            states what a folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
+            ``class_path`` and ``init_args`` of any geodataset.
+        root: Directory of the data.
+        readers: Readers by name.
+
+    Raises:
+        ValueError: If there is no such setting or class.
+    """
+    settings = {key: value for key, value in settings.items() if key != 'gsd'}
+    if 'class_path' in settings:
+        return _of_class(name, settings, root)
+    reader = settings.pop('reader', 'raster')
+    if settings.get('kind') in readers:
+        reader = settings.pop('kind')
+    kind = settings.get('kind')
+    if reader not in readers:
+        raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(readers)}')
+    if kind not in (None, *get_args(Kind)):
+        raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
+    if reader in ('raster', 'stac', 'netcdf'):
+        settings['name'] = name
+    return _made(name, readers[reader], settings, root)
+
+
+def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that are stated beside the class of a geodataset, which does not know them itself.
+
+    Args:
+        settings: Settings of a modality.
+    """
+    return {key: settings[key] for key in FACTS if key in settings} if 'class_path' in settings else {}
+
+
+def label_dataset(
+    settings: Mapping[str, Any],
+    root: Path,
+    labels: Sequence[str] = (),
+    ignore_index: int | None = None,
+    reader: type[GeoDataset] = RasterTimeSeries,
+) -> GeoDataset:
+    """A dataset of labels.
+
+    Args:
+        settings: As those of images, with ``classes`` and ``other`` where codes stand for classes; ``kind`` or
+            ``reader`` is ``'raster'`` or ``'netcdf'``;
+            for polygons and points ``path`` is a vector file, a table of points, or a directory of
+            them, and ``column``, ``outside`` and ``buffer`` are those of :class:`.Polygons`.
+        root: Directory of the data.
+        labels: Names of the classes.
+        ignore_index: The class number of what has no label.
+        reader: What reads rasters.
+    """
+    settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
+    if 'class_path' not in settings and _is_vector(settings, root):
+        return _made('mask', Polygons, {'labels': labels, 'ignore_index': ignore_index, **settings}, root)
+    settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}
+    if 'class_path' in settings:
+        return _of_class('mask', settings, root)
+    readers = {'raster': reader} | ({'netcdf': NetCDFTimeSeries} if reader is RasterTimeSeries else {})
+    chosen = settings.pop('kind', settings.pop('reader', 'raster'))
+    if chosen not in readers:
+        raise ValueError(f'kind of the mask is {chosen!r}, expected one of {list(readers)}, or none for polygons')
+    return _made('mask', readers[chosen], {'name': 'mask', 'temporal': False, **settings}, root)
+
+
+def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
+    """Whether labels are polygons or points."""
+    path = settings.get('path', '')
+    several = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
+    if 'column' in settings or any(one.lower().endswith((*VECTORS, *TABLES)) for one in several):
+        return True
+    folders = [root / one for one in several if (root / one).is_dir()]
+    inside = {file.suffix.lower() for folder in folders for file in folder.rglob('*')}
+    return bool(inside & set(VECTORS)) and not inside & {'.tif', '.tiff', '.vrt', '.img', '.jp2'}
+
+
+def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
+    """An instance of a class, whose arguments are checked first."""
+    settings = dict(settings)
+    known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
+    known -= {*FACTS} if name == 'mask' else set()
+    if 'path' not in settings or (unknown := set(settings) - known):
+        wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
+        known |= set() if name == 'mask' else {'gsd', 'kind', 'reader'}
+        raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
+    path = settings.pop('path')
+    several = path if isinstance(path, list | tuple) else [path]
+    beyond = [is_remote(str(one)) or str(one).startswith('/vsi') for one in several]  # what GDAL opens, a Path spoils
+    located = [str(one if far else root / one) for one, far in zip(several, beyond, strict=True)]
+    for one, far in zip(located, beyond, strict=True):
+        if not far and not Path(one).exists():
+            if not root.exists():
+                raise FileNotFoundError(
+                    f'root is {str(root)!r}, which does not exist, expected the folder of the files'
+                )
+            raise FileNotFoundError(
+                f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
+                f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')
+            )
+    dataset: GeoDataset = kind(paths=located if isinstance(path, list | tuple) else located[0], **settings)
+    return dataset
+
+
+def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
+    """An instance of any geodataset; paths among its arguments are below *root*."""
+    kind = class_at(settings['class_path'], GeoDataset, repr(name))
+    if unknown := set(settings) - {'class_path', 'init_args'} - (set() if name == 'mask' else {*FACTS}):
+        raise ValueError(
+            f'settings of {name!r} have {sorted(unknown)} beside class_path, expected init_args of the class'
+        )
+    arguments = dict(settings.get('init_args') or {})
+    if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
+        arguments['paths'] = str(root / arguments['paths'])
+    with sidecars():
+        dataset: GeoDataset = kind(**arguments)
+    return dataset

@@ -1,0 +1,351 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""MultimodalGeoDataset: geodatasets joined in space, each with its own pixels and dates."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from geopandas import GeoDataFrame
+from matplotlib.figure import Figure
+from pyproj import CRS
+from rasterio import Affine
+from torchgeo.datasets import GeoDataset, RasterDataset
+from torchgeo.datasets.utils import GeoSlice, Sample
+
+from ...grid import Grid
+from ...modality import Modality, half_up
+from ..classes import ClassMap
+from ..plotting import draw_any
+from ..rasters.georeference import where
+from .sources import ImageSource, LabelSource, common_step, native_gsd, period
+
+
+class MultimodalGeoDataset(GeoDataset):
+    """Geodatasets joined in space: every modality of a window, as far as it is there.
+
+    Unlike TorchGeo's intersections, every dataset keeps its own pixels and dates, and one
+    that has nothing in a window is missing from the sample instead of an error. All are
+    brought to one CRS in metres. It is itself a geodataset, for TorchGeo's samplers and
+    splits; its period is that of its series.
+
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every modality
+    that is there (see :mod:`torchgeo_omnisat.batch`), NaN where it was not measured,
+    ``mask`` (H, W) if there are labels, and ``bounds`` and ``transform`` of the labels'
+    pixels in float64.
+
+    So that every modality covers exactly the same ground, a window is moved to the nearest
+    place where pixels of all of them meet, and takes the nearest size that is a whole
+    number of pixels and patches: what was asked for, if that is such a window already.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, GeoDataset],
+        mask: GeoDataset | None = None,
+        required: Sequence[str] = (),
+        crs: Any = None,
+        gsd: Mapping[str, float] | None = None,
+        label_gsd: float | None = None,
+        patch_size: float | None = None,
+        date_ranges: Mapping[str, tuple[str, str]] | None = None,
+        ignore_index: int = 255,
+        area: Any = None,
+        labels: Sequence[str] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+        classes: Mapping[Any, Any] | None = None,
+        other: str | None = None,
+    ) -> None:
+        """Join the indexes; nothing is read.
+
+        Args:
+            datasets: Datasets of images by name of the modality: ours, or any of TorchGeo's,
+                of which those with ``time_series=True`` are series.
+            mask: Labels, raster or vector, to whose ground the join is restricted.
+            required: Names of modalities to whose common ground the join is restricted;
+                without any, it is all the ground that some modality covers.
+            crs: CRS of samples, in metres; that of the labels or else of the first dataset
+                by default, or, if these are in degrees or Web Mercator, the UTM zone.
+            gsd: Metres a pixel by modality; what the dataset has by default.
+            label_gsd: Metres a pixel of the labels and unit of samplers; by default that of
+                raster labels, else of the first modality.
+            patch_size: A length in metres of which tiles are to be multiples.
+            date_ranges: First and last day to take, by modality, and of the labels as ``mask``.
+            ignore_index: The class where there are no labels.
+            area: A geometry in *crs* to restrict the join to.
+            labels: Names of the classes. Pixels of raster labels are their numbers, from 0.
+            transforms: What to do with a sample.
+            facts: ``kind``, ``unit`` and ``wavelengths`` by modality, of datasets that do not state them.
+            classes: Class name by code, where pixels of raster labels are other codes.
+            other: Class of all codes that *classes* does not have.
+
+        Raises:
+            ValueError: If an argument is not as described, or there is no common ground.
+        """
+        self.given = dict(datasets)
+        self.labels_given = mask
+        self.required = _names('required', required, self.given)
+        self.gsd = dict(gsd or {})
+        self.date_ranges = dict(date_ranges or {})
+        self.facts = dict(facts or {})
+        _names('gsd', list(self.gsd), self.given)
+        _names('facts', list(self.facts), self.given)
+        _names('date_ranges', list(self.date_ranges), [*self.given, 'mask'])
+        for name, dataset in {**self.given, **({} if mask is None else {'mask': mask})}.items():
+            if not isinstance(dataset, GeoDataset):
+                raise ValueError(f'{name!r} is {type(dataset).__name__}, expected a GeoDataset')
+        if not self.given:
+            raise ValueError('datasets is empty, expected at least one modality')
+        self.patch_size, self.ignore_index = patch_size, ignore_index
+        self.label_names, self.transforms = labels, transforms
+        self._label_gsd, self._area = label_gsd, area
+        self.classes = ClassMap(labels or (), classes, other, ignore_index)
+        self._build(_metric(crs, self.given, mask))
+        self.index = self._joined()
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, by name."""
+        return {name: source.modality for name, source in self.sources.items()}
+
+    @property
+    def crs(self) -> CRS:
+        """CRS of samples."""
+        return self.index.crs
+
+    @crs.setter
+    def crs(self, crs: Any) -> None:
+        """Bring everything to another CRS in metres."""
+        if self.crs != crs:
+            index = self.index.to_crs(crs)
+            self._build(_metric(crs, self.given, self.labels_given))
+            self.index = index
+
+    @property
+    def area(self) -> Any:
+        """The ground of the join, a geometry in :attr:`crs`."""
+        return self.index.geometry.union_all()
+
+    def clip(self, area: Any) -> 'MultimodalGeoDataset':
+        """This dataset on part of its ground.
+
+        Args:
+            area: A geometry in :attr:`crs`.
+
+        Returns:
+            A dataset that shares the files.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        part = copy.copy(self)
+        covered = tuple(map(round, self.area.bounds))
+        what = f'an area with the bounds {area.bounds}, where the data cover {covered}'
+        part.index = self._rows(self.area.intersection(area), what)
+        return part
+
+    def unlabelled(self) -> 'MultimodalGeoDataset':
+        """This dataset without its labels, on all the ground of its images; pixels stay where they are."""
+        part = copy.copy(self)
+        part.labels = None
+        part.index = part._joined()
+        return part
+
+    def image_files(self, name: str) -> list[str]:
+        """Return the files that a modality is read from on the ground of the join.
+
+        Args:
+            name: The modality.
+        """
+        return self.sources[name].files(self.area)
+
+    def __getitem__(self, index: GeoSlice) -> Sample:
+        """Every modality in a window.
+
+        Args:
+            index: [xmin:xmax, ymin:ymax, tmin:tmax]. Series are restricted to the period; of
+                single images and labels the ones in it go before others. Steps are ignored.
+
+        Returns:
+            The sample, with the window as it was taken in ``bounds``.
+
+        Raises:
+            IndexError: If the window is outside of the ground of the join.
+        """
+        x, y, t = self._disambiguate_slice(index)
+        window = self.snap(x, y)
+        shape = shapely.box(*window)
+        if not self.index.intersects(shape).any() or self.index.intersection(shape).area.sum() == 0:
+            raise IndexError(f'the window {window} is outside of the data, expected one within {self.bounds[:2]}')
+        span = (t.start, t.stop)
+        sample: Sample = {}
+        for source in self.sources.values():
+            sample |= source.read(pixels(self.crs, window, source.modality.gsd), span)
+        grid = pixels(self.crs, window, self.label_gsd)
+        if self.labels is not None:
+            sample['mask'] = self.labels.read(grid, span, self.ignore_index)
+        sample |= where(grid, span)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def snap(self, x: slice, y: slice) -> tuple[float, float, float, float]:
+        """The nearest window in which pixels of all modalities meet: xmin, ymin, xmax, ymax."""
+        left = self.corner[0] + self.lattice * _nearest((x.start - self.corner[0]) / self.lattice)
+        top = self.corner[1] - self.lattice * _nearest((self.corner[1] - y.stop) / self.lattice)
+        width, height = (self.step * max(1, _nearest((axis.stop - axis.start) / self.step)) for axis in (x, y))
+        return left, top - height, left + width, top
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show every modality, some of its dates, the mask and, if there, the prediction.
+
+        Args:
+            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
+            show_titles: Whether to write what is what.
+            suptitle: A title for the whole figure.
+
+        Returns:
+            The figure.
+        """
+        return draw_any(sample, self.modalities, self.label_names, self.ignore_index, show_titles, suptitle)
+
+    def _build(self, crs: CRS) -> None:
+        """Bring the datasets to a CRS and find the pixels that they share."""
+        self.labels = None
+        if self.labels_given is not None:
+            self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'), self.classes)
+        anchor = self._label_gsd
+        if anchor is None and isinstance(self.labels_given, RasterDataset):
+            anchor = native_gsd(self.labels_given)
+        self.sources: dict[str, ImageSource] = {}
+        for name, dataset in self.given.items():
+            gsd, facts = self.gsd.get(name), self.facts.get(name)
+            source = ImageSource(name, dataset, crs, self.date_ranges.get(name), gsd, anchor, facts)
+            self.sources[name] = source
+            anchor = anchor or source.modality.gsd
+        assert anchor is not None
+        self.label_gsd = anchor
+        if self.labels is not None:
+            self.labels.widen(anchor)
+        gsds = [anchor, *(source.modality.gsd for source in self.sources.values())]
+        self.lattice = common_step(gsds)
+        self.step = self.lattice if self.patch_size is None else common_step([*gsds, self.patch_size])
+        self._res = (anchor, anchor)
+        rasters = [self.labels_given] if isinstance(self.labels_given, RasterDataset) else []
+        aligned = [dataset for dataset in [*rasters, *self.given.values()] if dataset.crs == crs]
+        index = aligned[0].index if aligned else next(iter(self.sources.values())).index
+        straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # a file of another CRS lies askew
+        bounds = (index if straight.empty else straight).total_bounds
+        self.corner = (float(bounds[0]), float(bounds[3]))
+        self._tell_shifts(crs)
+
+    def _tell_shifts(self, crs: CRS) -> None:
+        """Warn of rasters that are resampled because they are in another CRS or on another pixel grid."""
+        steps = {name: source.modality.gsd for name, source in self.sources.items()} | {'mask': self.label_gsd}
+        for name, dataset in {**self.given, 'mask': self.labels_given}.items():
+            if not isinstance(dataset, RasterDataset):
+                continue
+            if dataset.crs != crs:
+                theirs, ours = (':'.join(one.to_authority() or [one.name]) for one in (dataset.crs, crs))
+                warnings.warn(f'{name} is in {theirs}, the tiles are in {ours}; it is resampled', stacklevel=4)
+                continue
+            ratio = max(steps[name], float(dataset.res[0])) / min(steps[name], float(dataset.res[0]))
+            if abs(ratio - round(ratio)) > 1e-6:
+                warnings.warn(
+                    f'{name}: its pixels have {float(dataset.res[0]):.10g} m, those of the tiles {steps[name]:g} m; '
+                    'they are resampled',
+                    stacklevel=4,
+                )
+                continue
+            index, step = dataset.index, min(steps[name], float(dataset.res[0]))
+            straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
+            if straight.empty:
+                warnings.warn(
+                    f'{name}: its pixels lie askew to the grid of the tiles; they are resampled', stacklevel=4
+                )
+                continue
+            xmin, _, _, ymax = straight.geometry.iloc[0].bounds
+            offsets = ((xmin - self.corner[0]) / step, (ymax - self.corner[1]) / step)
+            shift = max(abs(offset - round(offset)) for offset in offsets)
+            if shift > 0.01:
+                warnings.warn(
+                    f'{name}: its pixels of {step:g} m lie {shift:.2g} of a pixel beside the grid of the tiles, which '
+                    f'begins at {self.corner}; they are resampled',
+                    stacklevel=4,
+                )
+
+    def _joined(self) -> GeoDataFrame:
+        """Where there is what is required, or anything, and labels if there are any."""
+        grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}
+        ground = shapely.union_all(list(grounds.values()))
+        parts = {name: grounds[name] for name in self.required}
+        if self.labels is not None:
+            parts['mask'] = self.labels.index.geometry.union_all()
+        if self._area is not None:
+            parts['area'] = self._area
+        for part in parts.values():
+            ground = ground.intersection(part)
+        covered = {name: tuple(np.round(part.bounds).tolist()) for name, part in {**grounds, **parts}.items()}
+        return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
+
+    def _rows(self, ground: Any, what: str) -> GeoDataFrame:
+        """An index of the polygons of a ground."""
+        shapes = [shape for shape in shapely.get_parts(ground) if shape.area > 0]
+        if not shapes:
+            raise ValueError(f'there is no ground in {what}, expected some in {self._crs_name}')
+        series = [source.index for source in self.sources.values() if source.modality.temporal]
+        start, stop = period(series or [source.index for source in self.sources.values()])
+        when = pd.IntervalIndex.from_tuples([(start, stop)] * len(shapes), closed='both', name='datetime')
+        crs = next(iter(self.sources.values())).index.crs
+        return GeoDataFrame({'filepath': ''}, index=when, geometry=shapes, crs=crs)
+
+    @property
+    def _crs_name(self) -> str:
+        """The CRS, for an error."""
+        return str(next(iter(self.sources.values())).index.crs.name)
+
+
+def _names(what: str, names: Sequence[str], known: Any) -> tuple[str, ...]:
+    """Names that are all known, or an error."""
+    if isinstance(names, str) or not set(names) <= set(known):
+        raise ValueError(f'{what} names {names!r}, expected some of {list(known)}')
+    return tuple(names)
+
+
+def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | None) -> CRS:
+    """A CRS in metres: the one given, that of a dataset, or the UTM zone of one in degrees.
+
+    Raises:
+        ValueError: If the one given is not in metres.
+    """
+    if crs is None:
+        found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
+        metric = [crs for crs in found if _in_metres(crs)]
+        return metric[0] if metric else next(iter(datasets.values())).index.estimate_utm_crs()
+    crs = CRS.from_user_input(crs)
+    if not _in_metres(crs):
+        raise ValueError(f'crs is {crs.name!r}, expected a projected one in metres, such as that of a UTM zone')
+    return crs
+
+
+def _in_metres(crs: CRS) -> bool:
+    """Whether a unit is a metre on the ground; those of Web Mercator shrink towards the poles."""
+    web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
+    return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
+
+
+def pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
+    """The pixels of a window, which is a whole number of them."""
+    xmin, ymin, xmax, ymax = window
+    rows, columns = half_up((ymax - ymin) / gsd), half_up((xmax - xmin) / gsd)
+    return Grid(crs, Affine(gsd, 0, xmin, 0, -gsd, ymax), rows, columns)
+
+
+def _nearest(value: float) -> int:
+    """The nearest whole number; halves go up, so that windows side by side stay so."""
+    return math.floor(value + 0.5 + 1e-9)

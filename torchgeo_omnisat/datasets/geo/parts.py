@@ -1,0 +1,117 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Geoparts: what the files of a join are, as a whole and below each tile, for whoever checks them."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torchgeo.datasets.utils import GeoSlice
+
+from ...modality import Modality
+from ..integrity import Expected, Part
+from ..io.fingerprint import State, state_of
+from ..rasters.frames import days_of, files_of, is_remote, opened
+from .join import MultimodalGeoDataset, pixels
+
+
+def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
+    """The files of each modality and of the labels that reach a window, and how they are read.
+
+    A modality may cover any part of a window, so how much of it was measured is not looked at.
+
+    Args:
+        join: The dataset.
+        index: The window, as the join takes it.
+    """
+    x, y, t = join._disambiguate_slice(index)
+    window, span = join.snap(x, y), (t.start, t.stop)
+    for name, source in join.sources.items():
+        grid = pixels(join.crs, window, source.modality.gsd)
+        rows = source.rows(grid, span, prefer=not source.modality.temporal)
+        yield Part(name, expected_files(source.dataset, rows), partial(source.read, grid, span), absent=rows.empty)
+    if join.labels is not None:
+        grid = pixels(join.crs, window, join.label_gsd)
+        rows = join.labels.rows(grid, span, prefer=True)
+        read = partial(join.labels.read, grid, span, join.ignore_index, strict=False)  # codes are looked at as a whole
+        yield Part('mask', expected_files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
+
+
+def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
+    """Return the files of a join whose bands are not those of the first file of their modality.
+
+    Headers were read when the files were indexed, so no file is opened.
+
+    Args:
+        join: The dataset.
+
+    Returns:
+        Modality (or ``'mask'``) and error message, by path.
+    """
+    sources = {**join.sources, **({} if join.labels is None else {'mask': join.labels})}
+    return {
+        path: (name, source.dataset.unlike[path])
+        for name, source in sources.items()
+        for path in source.index.get('filepath', ())
+        if path in getattr(source.dataset, 'unlike', ())
+    }
+
+
+def contents(join: MultimodalGeoDataset) -> str:
+    """A table of what each modality is made of: files, days, bands, pixels.
+
+    Args:
+        join: The dataset.
+    """
+    crs = {name: ':'.join(join.given[name].crs.to_authority() or [join.given[name].crs.name]) for name in join.sources}
+    return file_table([(source.modality, source.index, crs[name]) for name, source in join.sources.items()])
+
+
+def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
+    """Return a table of files, a line for each modality.
+
+    Args:
+        sources: Each modality, the index of its files, and the CRS that they are in.
+    """
+    rows = [('modality', 'files', 'days', 'from', 'to', 'm/pixel', 'CRS', 'bands')]
+    for modality, index, crs in sources:
+        days = np.unique(days_of(index)[days_of(index) > 0])
+        first, last = ([str(pd.Timestamp(day, unit='D').date()) for day in days[[0, -1]]]) if len(days) else ('-', '-')
+        gsd, bands = f'{modality.gsd:g}', ' '.join(modality.bands)
+        files = index.filepath.nunique() if 'frame' in index else len(index)
+        rows.append((modality.name, str(files), str(len(days)), first, last, gsd, crs, bands))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return '\n'.join(
+        '  '.join([*(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+
+
+def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
+    """Return the local files of rows; a file of all bands has as many as the first of the dataset.
+
+    Args:
+        dataset: Whose files they are.
+        rows: Rows of its index.
+    """
+    scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
+    together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
+    shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
+    unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
+    return tuple(
+        Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)
+    )
+
+
+def _bands_of(path: str) -> int:
+    """Return how many bands a file has."""
+    return _bands(path, state_of(path))
+
+
+@lru_cache(maxsize=1024)
+def _bands(path: str, state: State | None) -> int:
+    with opened(path) as source:
+        return int(source.count)

@@ -1,0 +1,355 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Polygons: vector files as labels, polygons or points, whose classes have names, numbers or codes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from pyproj import CRS
+from rasterio.features import rasterize
+from torchgeo.datasets import VectorDataset
+from torchgeo.datasets.utils import GeoSlice, Sample
+
+from ...grid import Grid
+from ..classes import NO_LABEL, UNKNOWN, ClassMap
+from ..io.fingerprint import vector_state
+from ..io.opening import refuse_other_format
+from ..rasters.frames import ALWAYS, is_remote
+from ..rasters.georeference import where, window_grid
+
+#: Suffixes of vector files in a folder.
+VECTORS = ('.gpkg', '.geojson', '.shp', '.parquet', '.fgb', '.gml', '.kml')
+#: Suffixes of files that may hold something else too; a folder's are read if it has no others.
+TABLES = ('.json', '.csv', '.zip')
+#: Names of the columns of coordinates in a table, in lower case.
+DEGREES = (('lon', 'lat'), ('longitude', 'latitude'), ('long', 'lat'), ('lng', 'lat'))
+COORDINATES = (('x', 'y'), ('easting', 'northing'))
+
+#: What a box around points is larger than them, so that one point has a box too, in units of the CRS.
+EDGE = 1e-6
+
+_POINTS = {'Point', 'MultiPoint'}
+_SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
+
+
+class Polygons(VectorDataset):
+    """Polygons with a class each; ground outside of them has none unless *outside* is given.
+
+    Points are sparse labels: each labels the pixel that it falls in, and nothing else has a label.
+    A pixel with points of different classes is ambiguous and has no label. Where polygons of
+    different classes overlap, the last in the file counts, so that files may be layered; of
+    several files, the last file. :meth:`ambiguous` finds such pixels of both.
+    They come from vector files, or from tables with the columns ``lon`` and ``lat``, or ``x`` and
+    ``y`` in *crs*.
+
+    Its parent takes all that no polygon covers for class 0, knows no names, reads whole files
+    anew for every window, and finds their polygons by two corners of the window, which in
+    another CRS is not all of it. Here files are read once, until they are written anew, and searched by a
+    spatial index.
+
+    Args:
+        paths: A vector file, several, or directories of them.
+        crs: CRS of the labels; that of the first file by default.
+        column: Which column has the class: one of *labels*, its number, or a code of *classes*.
+            None: every polygon is class 1, and the rest is class 0.
+        outside: Class of the ground outside of all polygons, a name or a number; None for no label.
+            A polygon whose column is empty has no label in any case.
+        layer: Which layer of a file; the first by default.
+        labels: Names of the classes; by default those of *classes*.
+        classes: Class name by code, where *column* has other codes: numbers or text.
+        other: Class of all codes that *classes* does not have.
+        ignore_index: A code without a label.
+        buffer: Metres by which points and polygons are enlarged.
+
+    Raises:
+        ValueError: If a file cannot be read, or has no such column, or codes in it that stand for no class.
+    """
+
+    #: What samples hold where there is no label; joins take it for that.
+    nodata = -1
+
+    def __init__(
+        self,
+        paths: Any = 'data',
+        crs: Any = None,
+        column: str | None = None,
+        outside: str | int | None = None,
+        layer: str | int | None = None,
+        labels: Sequence[str] = (),
+        classes: Mapping[Any, Any] | None = None,
+        other: str | None = None,
+        ignore_index: int | None = None,
+        buffer: float = 0.0,
+    ) -> None:
+        self.told_crs = crs
+        self.paths, self.transforms, self.layer = paths, None, layer
+        self.label_name, self.task, self._res = column, 'semantic_segmentation', (0.0001, 0.0001)
+        self.codes = ClassMap(labels, classes, other, ignore_index)
+        self.names, self.buffer = self.codes.numbers, buffer
+        files = self.files
+        self._states = {path: vector_state(path) for path in files}
+        read = {path: self._read(path) for path in files}
+        kinds = {path: set(frame.geom_type) <= _POINTS for path, frame in read.items()}
+        if len(set(kinds.values())) > 1:
+            one, two = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (True, False))
+            raise ValueError(f'{one} has points and {two} polygons, expected one of both in the mask')
+        #: Whether these are points: labels of single pixels.
+        self.sparse = kinds[files[0]]
+        if column is None:
+            self._check_single(read[files[0]], outside)
+        self.outside = self._outside(outside)
+        self.frames = self._numbered(read)
+        self.index = self._index(CRS.from_user_input(crs or self.frames[files[0]].crs))
+        if column:
+            self._tell_lacking()
+
+    @property
+    def files(self) -> list[str]:
+        """The vector files: those named one by one, and those in directories, without their side files.
+
+        Raises:
+            ValueError: If a directory has none.
+        """
+        several = self.paths if isinstance(self.paths, list | tuple) else [self.paths]
+        found: list[str] = []
+        for path in map(str, several):
+            if not Path(path).is_dir() or Path(path).suffix.lower() == '.gdb' or is_remote(path):
+                found.append(path)
+                continue
+            inside = sorted(one for one in Path(path).rglob('*') if not one.name.startswith('.'))
+            groups = [[one for one in inside if one.suffix.lower() in group] for group in (VECTORS, TABLES)]
+            if not any(groups):
+                names = [one.name for one in inside[:3]]
+                raise ValueError(f'{path} has the files {names}, expected some of {[*VECTORS, *TABLES]}')
+            found += map(str, groups[0] or groups[1])
+        return list(dict.fromkeys(found))
+
+    def __getitem__(self, index: GeoSlice) -> Sample:
+        """Return the classes of a window, no label in ambiguous pixels of points.
+
+        Args:
+            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres].
+
+        Returns:
+            The sample, its ``mask`` (H, W) with :attr:`nodata` where there is no label.
+
+        Raises:
+            IndexError: If no file reaches the window.
+        """
+        x, y, t = self._disambiguate_slice(index)
+        grid, window = window_grid(self.crs, x, y), shapely.box(x.start, y.start, x.stop, y.stop)
+        rows = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop)) & self.index.intersects(window)]
+        if rows.empty:
+            raise IndexError(f'no polygon reaches {index}, expected a window within {self.bounds}')
+        near = self._near(grid)
+        if self.sparse:
+            near = near[near.number != self.nodata]  # a point without a class does not contradict another
+        mask = self._drawn(near, grid, self.outside)
+        if self.sparse:
+            mask[self._differ(near, grid)] = self.nodata
+        return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
+
+    def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return which pixels (H, W) of a grid lie in polygons, or hold points, of different classes.
+
+        Args:
+            grid: The pixels, in the CRS of the labels.
+        """
+        near = self._near(grid)
+        return self._differ(near[near.number != self.nodata], grid)
+
+    def _near(self, grid: Grid) -> gpd.GeoDataFrame:
+        """Return the geometries that reach a grid, in the order of files and rows."""
+        window = shapely.box(*grid.bounds)
+        frames = [self._frame(path) for path in self.index.filepath[self.index.intersects(window)]]
+        parts = [frame.iloc[np.sort(frame.sindex.query(window, predicate='intersects'))] for frame in frames]
+        return pd.concat(parts) if parts else next(iter(self.frames.values())).iloc[:0]
+
+    def _differ(self, near: gpd.GeoDataFrame, grid: Grid) -> NDArray[np.bool_]:
+        """Return where geometries have more than one class: the least and the greatest number differ."""
+        if near.number.nunique() < 2:
+            return np.zeros((grid.height, grid.width), bool)
+        ordered = near.sort_values('number')
+        return self._drawn(ordered, grid, self.nodata) != self._drawn(ordered[::-1], grid, self.nodata)
+
+    def _drawn(self, near: gpd.GeoDataFrame, grid: Grid, outside: int) -> NDArray[np.int32]:
+        """Return the class numbers (H, W) of geometries drawn one after the other."""
+        mask = np.full((grid.height, grid.width), outside, np.int32)
+        if len(near):
+            rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
+        return mask
+
+    def widen(self, metres: float) -> None:
+        """Extend the ground of the labels, which is the box around each file."""
+        wide = _buffered(self.index.geometry, metres, join_style='mitre')
+        self.index = self.index.set_geometry(wide.envelope)
+
+    def _frame(self, path: str) -> gpd.GeoDataFrame:
+        """Return the polygons of a file in the CRS of the labels; one that was written anew is read anew.
+
+        The ground of the labels stays what it was.
+        """
+        if (state := vector_state(path)) != self._states[path]:
+            self.frames |= self._numbered({path: self._read(path)})
+            self._states[path] = state
+        if self.frames[path].crs != self.crs:
+            self.frames[path] = self.frames[path].to_crs(self.crs)
+        return self.frames[path]
+
+    def _index(self, crs: CRS) -> gpd.GeoDataFrame:
+        """Return the box around each file; files are always valid."""
+        bounds = [frame.to_crs(crs).total_bounds for frame in self.frames.values()]
+        boxes = [shapely.box(x - EDGE, y - EDGE, u + EDGE, v + EDGE) for x, y, u, v in bounds]
+        when = pd.IntervalIndex.from_tuples([ALWAYS] * len(boxes), closed='both', name='datetime')
+        return gpd.GeoDataFrame({'filepath': list(self.frames)}, index=when, geometry=boxes, crs=crs)
+
+    def _read(self, path: str) -> gpd.GeoDataFrame:
+        """Return polygons or points of a file, with what its column has."""
+        try:
+            if path.lower().endswith('.csv'):
+                text = {self.label_name: str} if self.label_name else None  # or 010 would be 10
+                frame: Any = pd.read_csv(
+                    path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=['']
+                )
+            elif path.lower().endswith('.parquet'):
+                frame = _parquet(path)
+            else:
+                refuse_other_format(path)
+                frame = gpd.read_file(path, layer=self.layer)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f'{path} cannot be read ({error}), expected a vector file with polygons or points, or a table of points'
+            ) from error
+        if not isinstance(frame, gpd.GeoDataFrame):
+            frame = self._located(path, frame)
+        columns = list(frame.columns.drop(frame.geometry.name))
+        if self.label_name and self.label_name not in columns:
+            raise ValueError(f'{path} has the columns {columns}, expected {self.label_name!r}, the column of the mask')
+        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+        kinds = set(frame.geom_type)
+        if not kinds or not (kinds <= _POINTS or kinds <= _SURFACES):
+            raise ValueError(
+                f'{path} has {sorted(kinds) or "no geometries"}, expected polygons or points; lines become polygons by '
+                'a buffer'
+            )
+        if frame.crs is None and self.told_crs is None:
+            xmin, ymin, xmax, ymax = frame.total_bounds
+            raise ValueError(
+                f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
+                f'polygons reach from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
+            )
+        return frame if frame.crs is not None else frame.set_crs(self.told_crs)
+
+    def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
+        """Return the points of a table.
+
+        Raises:
+            ValueError: If it has no coordinates.
+        """
+        names = {str(column).strip().lower(): column for column in table.columns}
+        pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
+        if not pairs:
+            raise ValueError(
+                f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y, of points'
+            )
+        degrees = pairs[0] in DEGREES
+        if not degrees and self.told_crs is None:
+            raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
+        x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
+        bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
+        if bad.any():
+            first = table.loc[bad.idxmax(), [names[name] for name in pairs[0]]].to_dict()
+            kind = 'degrees (lon from -180 to 180, lat from -90 to 90)' if degrees else 'numbers'
+            raise ValueError(
+                f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such rows)'
+            )
+        crs = 'EPSG:4326' if degrees else self.told_crs
+        return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
+
+    def _check_single(self, frame: gpd.GeoDataFrame, outside: str | int | None) -> None:
+        """Refuse to give every polygon the same class where there is more than one to choose from.
+
+        Raises:
+            ValueError: If there are several classes and no column.
+        """
+        labels, columns = self.codes.labels, list(frame.columns.drop(frame.geometry.name))
+        several = len(labels) > 2 or self.sparse or self.codes.other != UNKNOWN or outside in (1, *labels[1:])
+        if labels and several:
+            raise ValueError(
+                f'the mask has no column, but there are the labels {labels}, expected column, which names '
+                f'the class of each polygon or point; {self.files[0]} has {columns}'
+            )
+
+    def _outside(self, outside: str | int | None) -> int:
+        """Return the class number of the ground outside of all polygons."""
+        if outside is None:
+            return self.nodata if self.label_name or self.sparse else 0
+        if self.sparse:
+            raise ValueError(
+                f'outside of the mask is {outside!r}, but {self.files[0]} has points, which label their pixels alone: '
+                'expected no outside'
+            )
+        if outside not in [*self.names, *self.names.values()]:
+            raise ValueError(f'outside of the mask is {outside!r}, expected one of the labels {list(self.names)}')
+        return self.names[outside] if isinstance(outside, str) else outside
+
+    def _numbered(self, read: Mapping[str, gpd.GeoDataFrame]) -> dict[str, gpd.GeoDataFrame]:
+        """Return the geometries of each file with the ``number`` of their class.
+
+        Raises:
+            ValueError: If codes stand for no class, with all of them.
+        """
+        frames, unknown, strange = {}, Counter[Any](), []
+        for path, frame in read.items():
+            values = frame[self.label_name] if self.label_name else pd.Series(1, frame.index)
+            missing = values.isna()
+            known = {value: self.codes.number(value) for value in values[~missing].unique()} if self.label_name else {}
+            numbers = values.map(known).where(~missing, NO_LABEL) if self.label_name else values
+            new = Counter(values[numbers == UNKNOWN].tolist())
+            unknown += new
+            strange += [path] * bool(new)
+            numbers = numbers.where(numbers != NO_LABEL, self.nodata).astype(np.int64)
+            shapes = shapely.force_2d(_buffered(frame.geometry, self.buffer).array)
+            drawn = gpd.GeoDataFrame({'number': numbers.to_numpy()}, geometry=shapes, crs=frame.crs)
+            frames[path] = drawn[~drawn.geometry.is_empty]
+        if unknown:
+            where = [f'column {self.label_name!r} of {path}' for path in strange]
+            raise self.codes.unknown(unknown, where, 'points' if self.sparse else 'polygons')
+        return frames
+
+    def _tell_lacking(self) -> None:
+        """Warn of classes that no polygon has."""
+        found = {self.outside}.union(*(frame.number for frame in self.frames.values()))
+        lacking = [name for name, number in self.names.items() if number not in found]
+        if lacking:
+            hint = f'; "outside: {lacking[0]}" in the mask would make the ground around them {lacking[0]!r}'
+            rank_zero_warn(
+                f'no {"point" if self.sparse else "polygon"} of {self.paths} is {lacking}'
+                + hint * (self.outside == self.nodata and not self.sparse)
+            )
+
+
+def _parquet(path: str) -> pd.DataFrame:
+    """Return a GeoParquet file, or a table without geometries."""
+    try:
+        return gpd.read_parquet(path)
+    except ValueError:
+        return pd.read_parquet(path)
+
+
+def _buffered(shapes: gpd.GeoSeries, metres: float, **style: Any) -> gpd.GeoSeries:
+    """Return shapes with metres around them, in their CRS."""
+    if not metres or shapes.empty:
+        return shapes
+    metric = shapes.to_crs(shapes.estimate_utm_crs())
+    return metric.buffer(metres, **style).to_crs(shapes.crs)

@@ -1,0 +1,453 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""GeoTiles: a joined area cut into tiles, on a grid or at random, to be asked for by number."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import shapely
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rasterio.features import geometry_mask
+from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Sample
+
+from ...grid import Grid
+from ...modality import Modality
+from ..integrity import Part
+from .join import MultimodalGeoDataset
+from .parts import parts
+
+#: Blocks that a search keeps at once; beyond it, places are tried rather than searched.
+MOST = 20_000
+#: Fraction of a piece's rectangle in which tiles must fit for it to be drawn from as a whole.
+ENOUGH = 1 / 8
+#: Attempts of one draw, each of which succeeds with a probability of about ENOUGH or more.
+TRIES = 10_000
+
+#: Top, left, bottom and right (N, 4) of blocks of tile positions; the last two are exclusive.
+Blocks = NDArray[np.int64]
+
+
+class TilePlaces:
+    """The positions on a grid at which a tile lies within the ground.
+
+    The ground is searched piece by piece with a quadtree of positions, so what lies between
+    pieces costs nothing. Nothing depends on the number of vertices but the one preparation.
+
+    Args:
+        ground: A geometry in the CRS of *grid*. A tile may pass it by a millionth of a pixel.
+        grid: Its pixels count the positions.
+        across: Side of a tile in pixels.
+    """
+
+    def __init__(self, ground: Any, grid: Grid, across: int) -> None:
+        """Prepare the ground, once; positions are searched by :meth:`fits` and :meth:`draw`."""
+        self.grid, self.across = grid, across
+        self.ground = ground.buffer(1e-6 * grid.step, join_style='mitre')
+        shapely.prepare(self.ground)
+        self._leaves: list[NDArray[np.int64]] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the ground again in another process."""
+        self.__dict__.update(state)
+        shapely.prepare(self.ground)
+
+    def fits(self) -> bool:
+        """Whether there is any place for a tile."""
+        open_ = [self._root(piece) for piece in shapely.get_parts(self.ground)]
+        stack = [block for block in open_ if block is not None]
+        while stack:
+            inside, mixed = self._sort(_children(stack.pop()))
+            if len(inside):
+                return True
+            stack += np.array_split(mixed, max(1, len(mixed) // 256)) if len(mixed) else []
+        return False
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Draw the row and column of a tile within the ground; None if there is no place.
+
+        The centre of the tile is uniform over the ground; tiles that would pass the rectangle of
+        their piece are pulled back into it: otherwise pixels at its border would hardly ever be drawn.
+        """
+        if self._leaves is None:
+            self._leaves = self._search()
+        blocks, low, high = self._leaves
+        if not len(blocks):
+            return None
+        weights = np.prod((high - low).astype(np.float64), axis=1)
+        edges = np.cumsum(weights / weights.sum())
+        for _ in range(TRIES):
+            chosen = 0 if len(blocks) == 1 else min(int(np.searchsorted(edges, rng.random(), 'right')), len(blocks) - 1)
+            row, column = (
+                min(max(int(rng.integers(low[chosen, axis], high[chosen, axis])), int(first)), int(last) - 1)
+                for axis, (first, last) in enumerate(zip(blocks[chosen, :2], blocks[chosen, 2:], strict=True))
+            )
+            if self.ground.contains(shapely.box(*self.grid.box(row, column, self.across, self.across))):
+                return row, column
+        return None
+
+    def _search(self) -> list[NDArray[np.int64]]:
+        """Blocks to draw from, and the ranges (N, 2) from which rows and columns are drawn before they are pulled back.
+
+        A piece that fills most of its rectangle is one block. Of others there are as many smaller
+        ones as it takes for draws to succeed.
+        """
+        half = self.across // 2
+        found: list[list[NDArray[np.int64]]] = [[], [], []]
+        for piece in shapely.get_parts(self.ground):
+            root = self._root(piece)
+            if root is None:
+                continue
+            blocks = self._refine(root, half)
+            for part, values in zip(found, (blocks, *_ranges(blocks, root, half)), strict=True):
+                part.append(values)
+        return [np.concatenate(part) if part else np.zeros((0, 2), np.int64) for part in found]
+
+    def _refine(self, root: Blocks, half: int) -> Blocks:
+        """Blocks of a piece that hold all its places: *root* itself, if enough of it are places."""
+
+        def weight(blocks: Blocks) -> float:
+            low, high = _ranges(blocks, root, half)
+            return float(np.prod((high - low).astype(np.float64), axis=1).sum())
+
+        inside, mixed = self._sort(root)
+        while len(mixed) and len(mixed) < MOST and weight(inside) < (weight(inside) + weight(mixed)) / 4:
+            more, mixed = self._sort(_children(mixed))
+            inside = np.concatenate([inside, more])
+        return root if weight(inside) >= ENOUGH * weight(root) else np.concatenate([inside, mixed])
+
+    def _root(self, piece: Any) -> Blocks | None:
+        """All positions at which a tile lies in the rectangle of a piece; None if it is too small."""
+        (x, y), step = self.grid.corner, self.grid.step
+        xmin, ymin, xmax, ymax = piece.bounds
+        top, left = np.ceil((y - ymax) / step), np.ceil((xmin - x) / step)
+        bottom, right = (np.floor(far / step) - self.across + 1 for far in (y - ymin, xmax - x))
+        if top >= bottom or left >= right:
+            return None
+        return np.array([[top, left, bottom, right]], np.int64)
+
+    def _sort(self, blocks: Blocks) -> tuple[Blocks, Blocks]:
+        """Blocks all of whose positions are places, and those that may have some."""
+        top, left, bottom, right = blocks.T
+        hulls = self._boxes(top, left, bottom - 1 + self.across, right - 1 + self.across)
+        full = shapely.contains(self.ground, hulls)
+        # What all tiles of a block share must lie within the ground, or none of them does.
+        cores = self._boxes(
+            np.minimum(bottom - 1, top + self.across),
+            np.minimum(right - 1, left + self.across),
+            np.maximum(bottom - 1, top + self.across),
+            np.maximum(right - 1, left + self.across),
+        )
+        shared = (bottom - 1 < top + self.across) & (right - 1 < left + self.across)
+        single = (bottom - top == 1) & (right - left == 1)
+        possible = (
+            ~full
+            & ~single
+            & np.where(shared, shapely.contains(self.ground, cores), shapely.intersects(self.ground, hulls))
+        )
+        return blocks[full], blocks[possible]
+
+    def _boxes(self, top: Any, left: Any, bottom: Any, right: Any) -> Any:
+        """Rectangles of rows and columns."""
+        (x, y), step = self.grid.corner, self.grid.step
+        return shapely.box(x + left * step, y - bottom * step, x + right * step, y - top * step)
+
+
+def tiles_over(ground: Any, grid: Grid, across: int) -> Blocks:
+    """Rows and columns (N, 2) of the tiles side by side, from the corner of a grid on, that reach into the ground.
+
+    Args:
+        ground: A geometry in the CRS of *grid*; of what lies between its pieces nothing is listed.
+        grid: Its pixels count rows and columns.
+        across: Side of a tile in pixels.
+    """
+    shapely.prepare(ground)
+    (x, y), side, margin = grid.corner, grid.step * across, 1e-6 * grid.step  # what only touches a tile is not in it
+    blocks = np.array([[0, 0, -(-grid.height // across), -(-grid.width // across)]], np.int64)
+    while True:
+        top, left, bottom, right = blocks.T
+        boxes = shapely.box(
+            x + left * side + margin, y - bottom * side + margin, x + right * side - margin, y - top * side - margin
+        )
+        blocks = blocks[shapely.intersects(ground, boxes)]
+        if ((blocks[:, 2:] - blocks[:, :2]) == 1).all():
+            break
+        blocks = _children(blocks)
+    starts = blocks[:, :2] * across
+    return starts[np.lexsort((starts[:, 1], starts[:, 0]))]
+
+
+def _children(blocks: Blocks) -> Blocks:
+    """The quarters of blocks, without empty ones."""
+    top, left, bottom, right = blocks.T
+    row, column = (top + bottom + 1) // 2, (left + right + 1) // 2
+    quarters = [(top, left, row, column), (top, column, row, right), (row, left, bottom, column)]
+    children = np.concatenate([np.stack(part, axis=1) for part in (*quarters, (row, column, bottom, right))])
+    return children[(children[:, 0] < children[:, 2]) & (children[:, 1] < children[:, 3])]
+
+
+def _ranges(blocks: Blocks, root: Blocks, half: int) -> tuple[Blocks, Blocks]:
+    """First and last (exclusive) numbers of rows and columns to draw from: beyond the rectangle by half a tile."""
+    low = blocks[:, :2] - half * (blocks[:, :2] == root[0, :2])
+    high = blocks[:, 2:] + half * (blocks[:, 2:] == root[0, 2:])
+    return low, high
+
+
+class AreaTiles:
+    """Reads one window of a grid at a time; where the data have nothing, so has the sample.
+
+    Samples have the images, ``dates`` and ``valid`` of every modality that is there, and
+    ``window``: row, column, height and width on the grid.
+
+    Args:
+        dataset: A GeoDataset whose samples follow :mod:`torchgeo_omnisat.batch`. It answers
+            slices of x, y and time, and raises IndexError where it has nothing.
+        grid: The pixels of the map, in the CRS of *dataset*.
+
+    Raises:
+        ValueError: If the grid is in another CRS, or nowhere touches the data.
+    """
+
+    def __init__(self, dataset: Any, grid: Grid) -> None:
+        if grid.crs != dataset.crs:
+            raise ValueError(f'the grid is in {grid.crs.to_string()}, expected the CRS of the data, {dataset.crs}')
+        x, y, self.time = dataset.bounds
+        xmin, ymin, xmax, ymax = grid.bounds
+        if x.start >= xmax or x.stop <= xmin or y.start >= ymax or y.stop <= ymin:
+            raise ValueError(
+                f'the area {grid.bounds} lies outside of the data, which cover x from {x.start} to {x.stop} and y from '
+                f'{y.start} to {y.stop} in {grid.crs.to_string()}'
+            )
+        self.dataset, self.grid = dataset, grid
+
+    def __getitem__(self, window: Sequence[int]) -> Sample:
+        """The sample of a window, which may pass the border of the grid."""
+        row, column, height, width = window
+        x, y = self.grid.slices(row, column, height, width)
+        try:
+            sample = self.dataset[x, y, slice(self.time.start, self.time.stop)]
+        except IndexError:
+            sample = {}
+        if 'bounds' in sample:
+            corner, asked = (float(sample['bounds'][0]), float(sample['bounds'][4])), (x.start, y.stop)
+            if max(abs(here - there) for here, there in zip(corner, asked, strict=True)) > self.grid.step / 2:
+                raise ValueError(
+                    f'the data have pixels at {corner} where the grid has them at {asked}, '
+                    'expected a grid whose tiles begin where pixels of all modalities meet'
+                )
+        kinds = ('image_', 'dates_', 'valid_')
+        kept: Sample = {key: value for key, value in sample.items() if key.startswith(kinds)}
+        return kept | {'window': torch.tensor([row, column, height, width])}
+
+
+class NoRoomError(ValueError):
+    """The ground of a split has no room for a tile.
+
+    Args:
+        split: What the ground is for.
+        ground: Its geometry.
+        size: Side of the tile in metres.
+        largest: Side of the largest tile that would fit, in metres; 0 if none does.
+    """
+
+    def __init__(self, split: str, ground: Any, size: float, largest: float) -> None:
+        self.split, self.size, self.largest = split, size, largest
+        xmin, ymin, xmax, ymax = ground.bounds
+        count = len(shapely.get_parts(ground))
+        pieces = f'{count} pieces within ' if count > 1 else ''
+        super().__init__(
+            f'the ground of {split!r}, {pieces}{xmax - xmin:g} x {ymax - ymin:g} m, has no room for a tile of '
+            f'{size:g} m, expected '
+            + (f'a tile_size of at most {largest:g}' if largest else 'a larger ground: no tile fits, however small')
+        )
+
+
+class GeoTiles(NonGeoDataset):
+    """Tiles of the ground of a join, side by side, or as many as are wanted at random.
+
+    Tiles side by side begin at the upper left corner of the ground and pass its border;
+    random ones lie within it. Labels beyond the ground are ignored, so that splits which
+    meet within a tile do not see each other's.
+
+    Args:
+        dataset: The join, on the ground of one split.
+        size: Side of a tile in metres, a multiple of the join's ``step``.
+        count: How many tiles to draw; each access draws anew. None for tiles side by side.
+        path: Directory of the data, where statistics are kept.
+        split: What the ground is for.
+
+    Raises:
+        ValueError: If *size* is no such length, or the ground has no room for a random tile.
+    """
+
+    layout: ClassVar[str] = 'Rasters'
+
+    def __init__(
+        self,
+        dataset: MultimodalGeoDataset,
+        size: float,
+        count: int | None = None,
+        path: str = '.',
+        split: str = 'train',
+    ) -> None:
+        """Lay out the tiles; nothing is read."""
+        if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
+            raise ValueError(
+                f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and the pixels of '
+                'all modalities meet'
+            )
+        self.dataset, self.size, self.count = dataset, size, count
+        self.path, self.split = Path(path), split
+        self.area = dataset.area
+        self.grid = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner)
+        self.across = round(size / dataset.lattice)
+        shapely.prepare(self.area)
+        self._room: TilePlaces | None = None
+        if count is None:
+            self.places = tiles_over(self.area, self.grid, self.across)
+            return
+        self.places = np.zeros((count, 2), np.int64)
+        self._room = TilePlaces(self.area, self.grid, self.across)
+        self._draw(np.random.default_rng(0))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the ground again in another process."""
+        self.__dict__.update(state)
+        shapely.prepare(self.area)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities, by name."""
+        return self.dataset.modalities
+
+    @property
+    def all_modalities(self) -> dict[str, Modality]:
+        """The same: every band that is configured is read."""
+        return self.dataset.modalities
+
+    @property
+    def ids(self) -> list[str]:
+        """What to call each tile: the coordinates of its centre, or, at random, its number."""
+        if self.positions is None:
+            return [str(index) for index in range(len(self))]
+        return [f'{x:.10g}_{y:.10g}' for x, y in self.positions]
+
+    @property
+    def positions(self) -> NDArray[np.float64] | None:
+        """Centres (N, 2) in metres; None for tiles that are drawn anew each time."""
+        if self.count is not None:
+            return None
+        (x, y), step = self.grid.corner, self.grid.step
+        middle = self.places + self.across / 2
+        return np.stack([x + middle[:, 1] * step, y - middle[:, 0] * step], axis=1)
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One tile.
+
+        Args:
+            index: Its number. Of random tiles each access draws another, by PyTorch's generator.
+
+        Returns:
+            The sample.
+        """
+        row, column = self.places[index]
+        if self.count is not None:
+            row, column = self._draw(np.random.default_rng(int(torch.randint(2**62, ()))))
+        sample = self.dataset[self.grid.slices(int(row), int(column), self.across, self.across)]
+        return self._ignore_beyond(sample)
+
+    def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
+        """Return the files that a modality is read from on the ground of all tiles.
+
+        Args:
+            name: The modality.
+            indices: Numbers of samples, which make no difference: tiles share files.
+        """
+        return self.dataset.image_files(name)
+
+    def parts(self, index: int) -> Iterator[Part]:
+        """The files below a tile, for :mod:`torchgeo_omnisat.datasets.integrity`."""
+        row, column = map(int, self.places[index])
+        x, y = self.grid.slices(row, column, self.across, self.across)[:2]
+        for part in parts(self.dataset, (x, y)):
+            if part.name == 'mask':
+                yield replace(part, read=partial(self._read_mask, part.read, self.dataset.snap(x, y)))
+            else:
+                yield part
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Show a sample as :meth:`.MultimodalGeoDataset.plot` does."""
+        return self.dataset.plot(sample, show_titles, suptitle)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Row and column of a tile within the ground, see :meth:`.TilePlaces.draw`."""
+        assert self._room is not None
+        place = self._room.draw(rng)
+        if place is None:
+            raise NoRoomError(self.split, self.area, self.size, largest_tile(self.dataset))
+        return place
+
+    def _read_mask(self, read: Callable[[], Tensor], window: Sequence[float]) -> Tensor:
+        """Return the labels of a window, without those beyond the ground."""
+        (xmin, ymin, xmax, ymax), step = window, self.dataset.label_gsd
+        bounds = torch.tensor([xmin, xmax, step, ymin, ymax], dtype=torch.float64)
+        return self._ignore_beyond({'mask': read(), 'bounds': bounds})['mask']
+
+    def _ignore_beyond(self, sample: Sample) -> Sample:
+        """A sample whose labels beyond the ground are ignored."""
+        if 'mask' not in sample:
+            return sample
+        xmin, xmax, step, ymin, ymax = sample['bounds'][:5].tolist()
+        if self.area.contains(shapely.box(xmin, ymin, xmax, ymax)):
+            return sample
+        grid = Grid.over(self.dataset.crs, (xmin, ymin, xmax, ymax), step)
+        beyond = geometry_mask([self.area], tuple(sample['mask'].shape), grid.transform)
+        mask = sample['mask'].masked_fill(torch.from_numpy(beyond), self.dataset.ignore_index)
+        return {**sample, 'mask': mask}
+
+
+def largest_tile(dataset: MultimodalGeoDataset) -> float:
+    """Side in metres of the largest tile that lies within the ground of a join.
+
+    Args:
+        dataset: The join, on the ground of one split.
+
+    Returns:
+        A multiple of the join's ``step``; 0 if no tile fits.
+    """
+    area, step = dataset.area, round(dataset.step / dataset.lattice)
+    grid = Grid.over(dataset.crs, area.bounds, dataset.lattice, dataset.corner)
+    room = TilePlaces(area, grid, step)
+    fitting, beyond = 0, min(grid.height, grid.width) // step + 1
+    while beyond - fitting > 1:
+        room.across = (fitting + beyond) // 2 * step
+        fitting, beyond = (room.across // step, beyond) if room.fits() else (fitting, room.across // step)
+    return fitting * dataset.step
+
+
+def disjoint(grounds: Sequence[tuple[str, object]]) -> None:
+    """Refuse splits that share ground.
+
+    Args:
+        grounds: Names and geometries.
+
+    Raises:
+        ValueError: If two of them overlap.
+    """
+    for number, (name, ground) in enumerate(grounds):
+        for other, part in grounds[:number]:
+            shared = shapely.area(shapely.intersection(ground, part))
+            if shared > 1e-9 * shapely.area(ground):
+                raise ValueError(f'{other!r} and {name!r} share {shared:g} m2, expected splits that do not overlap')

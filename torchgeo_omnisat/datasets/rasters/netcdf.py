@@ -1,0 +1,271 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""NetCDFTimeSeries: NetCDF files, each with all dates of a place, as a series."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+from einops import rearrange
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from pyproj import CRS
+from torchgeo.datasets import DatasetNotFoundError
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import Sample
+
+from ...grid import Grid
+from ...modality import Kind, Unit
+from ..io.decoding import Decoding
+from ..io.headers import DAY, describe_types
+from .cf import Cube, read_cube, read_frames_of
+from .frames import Clouds, repeat, resample
+from .georeference import describe_grids, metres, outline, pixel_side, resolution
+from .timeseries import RasterTimeSeries
+
+
+class NetCDFTimeSeries(RasterTimeSeries):
+    """NetCDF files as one modality: variables are bands, and a file may hold any number of dates.
+
+    Pixels, dates, CRS, nodata, scale and offset are those that the files state by the CF conventions. The
+    files may be of several places, each with dates of its own. Windows and dates are read as they are needed.
+    Needs xarray and h5netcdf: ``pip install torchgeo-omnisat[netcdf]``.
+
+    - The dates are the coordinate with ``axis`` T, with ``standard_name`` time, or in units such as ``days since
+      1970-01-01``, in a standard calendar. Files without one are single images, or have a date of eight
+      digits in their names.
+    - Rows and columns are the coordinates with ``axis`` Y and X, ``standard_name`` or units that say so, or of the
+      names y and x, lat and lon, in either direction.
+    - The CRS is that of ``grid_mapping``, by ``crs_wkt``, ``spatial_ref`` or the parameters of CF.
+    - Pixels are invalid where they are ``_FillValue``, ``missing_value`` or outside of ``valid_range``.
+    - Scale and offset apply, but to digital numbers (*unit* ``'dn'``), which stay as they are stored.
+    """
+
+    filename_glob = '*.nc'
+    filename_regex = rf'(?:.*?(?<!\d)(?P<date>{DAY})(?!\d))?'
+    separate_files = False
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = None,
+        bands: Sequence[str] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+        *,
+        variable: str | None = None,
+        time: str | None = None,
+        name: str | None = None,
+        temporal: bool | None = None,
+        filename_glob: str | None = None,
+        nodata: float | Sequence[float] | None = None,
+        replace_nodata: float | Sequence[float] | None = None,
+        kind: Kind | None = None,
+        unit: Unit | None = None,
+        wavelengths: Sequence[float] | Mapping[str, float] | None = None,
+        decibels: bool | None = None,
+        date_range: tuple[str, str] | None = None,
+        max_dates: int | None = None,
+        clouds: Clouds | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Index the dates of the files; their pixels are not read.
+
+        Args:
+            paths: Directories or files.
+            crs: CRS of the samples, and of files that state none; that of the first file by default.
+            res: Side of a pixel in units of *crs*; that of the first file by default.
+            bands: Variables to read, in this order; by default all with the dimensions of the first.
+            transforms: What to do with a sample.
+            cache: Whether to keep files open, in each process for itself.
+            variable: The only band; short for *bands* of one.
+            time: Name of the coordinate of dates, where files do not state which it is. It may hold numbers or
+                texts such as ``20210615`` or ``2021-06-15``.
+            name: Name of the modality.
+            temporal: Whether this is a series; by default it is if files have several dates.
+            filename_glob: Which files to take, such as ``'S2_L2A_10m_*.nc'``; those named ``'*.nc'`` by default.
+            nodata: A number, or several, that are nodata besides what the files state, as stored.
+            replace_nodata: The same, instead of ``_FillValue`` and ``missing_value``.
+            kind: What the sensor measures; see :class:`RasterTimeSeries`, as for all that follow.
+            unit: Unit of the pixels, after scale and offset; ``'dn'`` for the numbers that are stored.
+            wavelengths: Central wavelengths of *bands* in nanometres.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
+            date_range: First and last day to take.
+            max_dates: How many days of a sample to read, spread evenly.
+            clouds: Which variable tells of clouds, and how.
+
+        Raises:
+            DatasetNotFoundError: If there are no such files.
+            ImportError: If xarray or h5netcdf are not installed.
+            ValueError: If an argument is not as described, or a file cannot be read or lacks a variable.
+        """
+        if variable is not None and bands is not None:
+            raise ValueError(f'variable is {variable!r} and bands is {list(bands)}, expected one of both')
+        self.time = time
+        self._told_temporal = temporal
+        super().__init__(
+            paths,
+            crs,
+            res,
+            bands if variable is None else (variable,),
+            transforms,
+            cache,
+            name=name,
+            temporal=temporal,
+            filename_glob=filename_glob,
+            nodata=nodata,
+            replace_nodata=replace_nodata,
+            kind=kind,
+            unit=unit,
+            wavelengths=wavelengths,
+            decibels=decibels,
+            date_range=date_range,
+            max_dates=max_dates,
+            clouds=clouds,
+        )
+
+    def read_stack(
+        self, path: str, frames: NDArray[np.int64], grid: Grid, bands: Sequence[str], nearest: bool
+    ) -> NDArray[np.float32]:
+        """Read some dates of a file.
+
+        Args:
+            path: A file of the index.
+            frames: Numbers of the dates in the file.
+            grid: The pixels to read them on.
+            bands: Names of variables.
+            nearest: Whether to take the nearest pixel.
+
+        Returns:
+            Float32 ``(F, C, H, W)``, NaN where nothing was measured.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        cube, decoding = self.cubes[path], self.decoding(path, None)
+
+        def read(window: Any) -> NDArray[np.float32]:
+            return rearrange(read_frames_of(cube, bands, frames, window, decoding, self.cache), 'f c h w -> (f c) h w')
+
+        image = resample(cube.header, len(frames) * len(bands), grid, read, nearest, self.assumed_crs)
+        return rearrange(image, '(f c) h w -> f c h w', f=len(frames))
+
+    def label_nodata(self, path: str) -> list[float]:
+        """Return the numbers that stand for no label in a file.
+
+        Args:
+            path: A file of the index.
+
+        Raises:
+            ValueError: If there are several variables.
+        """
+        if len(self.bands) != 1:
+            raise ValueError(
+                f'{path} has the variables {list(self.bands)}, expected one with the number of a class as pixels: '
+                f'variable in the mask takes one, such as variable: {self.bands[0]}'
+            )
+        return sorted(self.decoding(path, None).numbers(None))
+
+    def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
+        """Read what every file states, once, and index its dates."""
+        files = self.files
+        if not files:
+            raise self._nothing()
+        wanted = None if bands is None else list(bands)
+        if self.clouds is not None and wanted is not None and self.clouds.band not in wanted:
+            wanted.append(self.clouds.band)
+        first = read_cube(files[0], wanted, self.time, crs)
+        self.all_bands = tuple(map(str, first.header.descriptions))
+        self._check_bands(bands)
+        self.bands = tuple(bands or self.all_bands)
+        cubes = [first, *(self._next(file, first, crs) for file in files[1:])]
+        headers = [cube.header for cube in cubes]
+        self.cubes: dict[str, Cube] = {cube.header.path: cube for cube in cubes}
+        self.scaled = self.unit != 'dn'
+        self._check_scales()
+        self._compare_units(cubes)
+        with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+            crs = CRS.from_user_input(first.header.crs if crs is None else crs)
+        self.assumed_crs, self.alpha_masks, self.cmap = crs, False, None
+        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
+        if told := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=4)
+        packed = self.scaled and any({*header.scales} != {1.0} or any(header.offsets) for header in headers)
+        if self.is_image and not packed and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=4)
+        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first.header, crs)
+        if self._told_temporal is None:
+            self.temporal = self.time_series = any(cube.time is not None for cube in cubes)
+        columns = {'filepath': [header.path for header in headers]}
+        when = pd.IntervalIndex.from_tuples(list(map(self._period, cubes)), closed='both', name='datetime')
+        shapes = [outline(header, crs) for header in headers]
+        index = GeoDataFrame(columns, index=when, geometry=shapes, crs=crs)
+        self.index = repeat(index, [len(cube.days) for cube in cubes], np.concatenate([cube.days for cube in cubes]))
+
+    def _next(self, path: str, first: Cube, crs: Any) -> Cube:
+        """Read what another file states; it has the variables of the first."""
+        try:
+            return read_cube(path, self.all_bands, self.time, crs)
+        except ValueError as error:
+            if 'has no variable' not in str(error):
+                raise
+            raise ValueError(
+                f'{error}; {first.header.path} has {list(self.all_bands)}: bands chooses variables that all files '
+                'have, filename_glob chooses files'
+            ) from None
+
+    def _check_scales(self) -> None:
+        """Refuse digital numbers whose scale differs from file to file."""
+        stated = {(cube.header.scales, cube.header.offsets): path for path, cube in self.cubes.items()}
+        if not self.scaled and len(stated) > 1:
+            one, other = list(stated.values())[:2]
+            raise ValueError(
+                f"unit of {self.name!r} is 'dn', but {one} and {other} state other scale_factor or add_offset, "
+                'expected the same in all files: state the unit of unpacked values instead'
+            )
+
+    def _compare_units(self, cubes: Sequence[Cube]) -> None:
+        """Warn of files that state other units than the first, or than the unit of the modality."""
+        first = cubes[0]
+        stated = zip(*(cube.units for cube in cubes), strict=True)
+        for band, units in zip(first.header.descriptions, stated, strict=True):
+            places = {text: units.index(text) for text in dict.fromkeys(units) if text}
+            if len(places) > 1:
+                listed = ' and '.join(f'{text!r} in {cubes[place].header.path}' for text, place in places.items())
+                warnings.warn(
+                    f'variable {band!r} of {self.name!r} has the units {listed}: values are read as they are, expected '
+                    'the same units in all files',
+                    stacklevel=5,
+                )
+            told = {text.lower() for text in places} & {'db', 'decibel', 'decibels'}
+            if told and band in self.bands and self.unit not in ('db', 'unknown'):
+                warnings.warn(
+                    f'variable {band!r} of {first.header.path} has the units {next(iter(places))!r}, but unit of '
+                    f'{self.name!r} is {self.unit!r}, expected unit: db',
+                    stacklevel=5,
+                )
+
+    def _period(self, cube: Cube) -> tuple[Any, Any]:
+        """Return first and last instant of a file whose dates are not stated."""
+        path = cube.header.path
+        span = self._filepath_to_timestamp(path) if np.isnat(cube.days).any() else (self.mint, self.maxt)
+        if self.temporal and np.isnat(cube.days).any() and span == (self.mint, self.maxt):
+            raise ValueError(
+                f'{path} has no coordinate of dates, nor one in its name, expected dates for a series: name the '
+                'coordinate by time, or state temporal: false for single images'
+            )
+        return span
+
+    def _nothing(self) -> DatasetNotFoundError:
+        """The error of a folder without such files."""
+        error = DatasetNotFoundError(self)
+        error.args = (f'{error} Expected NetCDF files {self.filename_glob!r}; filename_glob chooses others.',)
+        return error
+
+    def decoding(self, filepath: str, band: str | None) -> Decoding:
+        """Return which pixels of a file are valid, and whether they are scaled."""
+        return Decoding(self.added_nodata, self.replaced_nodata, False, self.scaled, crs=self.assumed_crs)

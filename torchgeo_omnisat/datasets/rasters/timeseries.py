@@ -1,0 +1,607 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""RasterTimeSeries: any folder of rasters as a series with dates."""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from glob import glob
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+from geopandas import GeoDataFrame
+from matplotlib.colors import ListedColormap
+from pyproj import CRS
+from torchgeo.datasets import DatasetNotFoundError, RasterDataset
+from torchgeo.datasets.utils import GeoSlice, Sample, find_files
+from torchgeo.datasets.utils import Path as PathLike
+
+from ...grid import Grid
+from ...modality import Kind, Modality, Unit
+from ..arguments import check_max_dates, state_facts
+from ..io.decoding import Decoding, as_numbers
+from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
+from ..series import choose_dates
+from .bandfiles import Scenes, band_files
+from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames, read_raster, repeat
+from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
+from .products import describe_others
+from .stacks import DESCRIPTIONS, Frames, Stack
+
+
+class RasterTimeSeries(RasterDataset):
+    """Rasters as one modality: a series with its dates, or a single image.
+
+    A TorchGeo ``RasterDataset``, so samplers, splits and set operations take it. Unlike its
+    parent, it groups files by day, in the order of time; merges the tiles of one day (mean
+    of what was measured, decibels as powers); leaves out files that only touch the window;
+    turns nodata and clouds into NaN; and returns the dates. A date without a valid pixel
+    stays in the series, not valid.
+
+    A sample has ``image_<name>`` (T, C, H, W) float32, or (C, H, W) if not *temporal*;
+    ``dates_<name>`` and ``valid_<name>`` (T,); and in float64 ``bounds`` (9,) and
+    ``transform`` (9,) as in TorchGeo. Of rasters that are no series the newest is on top.
+
+    Subclasses may set the class attributes of TorchGeo's ``RasterDataset`` instead of
+    giving arguments: ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``,
+    ``separate_files``, ``nodata``; and ours: ``name``, ``temporal``, ``kind``, ``unit``.
+    """
+
+    filename_glob = '*.tif'
+    filename_regex = rf'.*?(?<!\d)(?P<date>{DAY})(?!\d)'
+    name = 'raster'
+    temporal = True
+    kind: Kind | None = None
+    unit: Unit = 'unknown'
+    decibels = False
+    #: Whether scale and offset in files may apply; else the reader knows better.
+    tags_scale = True
+    #: Whether a window is always all pixels of a file, wherever it lies.
+    whole_files = False
+
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = None,
+        bands: Sequence[str] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+        *,
+        name: str | None = None,
+        temporal: bool | None = None,
+        all_bands: Sequence[str] | None = None,
+        filename_glob: str | None = None,
+        filename_regex: str | None = None,
+        date_format: str | None = None,
+        separate_files: bool | None = None,
+        nodata: float | Sequence[float] | None = None,
+        replace_nodata: float | Sequence[float] | None = None,
+        kind: Kind | None = None,
+        unit: Unit | None = None,
+        wavelengths: Sequence[float] | Mapping[str, float] | None = None,
+        decibels: bool | None = None,
+        date_range: tuple[str, str] | None = None,
+        max_dates: int | None = None,
+        clouds: Clouds | Mapping[str, Any] | None = None,
+        stack: Stack | Mapping[str, Any] | None = None,
+    ) -> None:
+        r"""Index the files; their pixels are not read.
+
+        Args:
+            paths: Directories, files, or whatever GDAL opens: URLs, ``/vsicurl/``,
+                ``/vsis3/`` and the like.
+            crs: CRS of the samples, and of files that state none or a local one (``LOCAL_CS``); that of the
+                first file by default. Files that state another are reprojected.
+            res: Side of a pixel in units of *crs*; that of the first file by default.
+            bands: Bands to read, in this order; all by default.
+            transforms: What to do with a sample.
+            cache: Whether to keep files open.
+            name: Name of the modality, such as ``'s2'``.
+            temporal: Whether this is a series; else a sample is one image.
+            all_bands: Names of the bands in the files; what the first file calls them by default.
+            filename_glob: Which files to take, such as ``'*_B02_10m.jp2'``.
+            filename_regex: What their names begin with, in :mod:`re`'s verbose syntax: the
+                group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``. By
+                default eight digits are a date, which single images need not have.
+            date_format: How a date is written, such as ``'%Y%m%d'``.
+            separate_files: Whether every band has a file of its own. By default files of one band, one day
+                and one ground are stacked if their names differ in a band, such as ``B02``.
+            nodata: A number, or several, that are nodata besides what the files state.
+            replace_nodata: The same, instead of the numbers that the files state; ``[]`` is no number at all.
+                Masks in and beside files still count.
+            kind: What the sensor measures: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
+                ``'embedding'`` or ``'other'``; unknown by default, and what depends on it is off.
+            unit: Unit of the pixels: ``'reflectance'`` (0 to 1), ``'dn'`` (such as reflectance x 10000),
+                ``'db'`` (radar, whose overlaps are averaged in linear power), ``'power'`` (radar) or
+                ``'metres'``; unknown by default.
+            wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
+            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
+            date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
+            max_dates: How many days of a sample to read, spread evenly; None for all.
+            clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
+            stack: The dates that are stacked in each file as its bands: :class:`.Stack` or its arguments. Files
+                need no date in their names then.
+
+        Raises:
+            DatasetNotFoundError: If there are no such files.
+            ValueError: If an argument is not as described or a file cannot be read.
+        """
+        given = {
+            'name': name,
+            'temporal': temporal,
+            'all_bands': None if all_bands is None else tuple(all_bands),
+            'filename_glob': filename_glob,
+            'filename_regex': filename_regex,
+            'date_format': date_format,
+            'separate_files': separate_files,
+            'nodata': nodata,
+            'kind': kind,
+            'unit': unit,
+            'decibels': decibels,
+        }
+        for key, value in given.items():
+            if value is not None:
+                setattr(self, key, value)
+        self.stack = None if stack is None else Stack.of(stack)
+        self._is_together = separate_files is False or self.stack is not None
+        self.kind, self.unit = state_facts(self.name, self.kind, self.unit, self.decibels or decibels)
+        self.decibels = self.unit == 'db'
+        self._wavelengths = wavelengths
+        self.added_nodata = as_numbers(self.nodata)
+        self.replaced_nodata = None if replace_nodata is None else as_numbers(replace_nodata, 'replace_nodata')
+        check_max_dates(max_dates)
+        if (
+            (not self.temporal or self.stack is not None)
+            and filename_regex is None
+            and type(self).filename_regex == RasterTimeSeries.filename_regex
+        ):
+            self.filename_regex = f'(?:{self.filename_regex})?'  # a single image needs no date
+        self.clouds = None if clouds is None else Clouds.of(clouds)
+        self.max_dates = max_dates
+        self.date_range = date_range
+        self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
+        self._index_files(crs, res, bands)
+        if self.filename_regex == RasterTimeSeries.filename_regex:  # a regular expression of the user selects files
+            self._say_undated()
+            self._say_averaged()
+        self._check_index()
+        if wavelengths is not None:
+            _ = self.modalities  # one for each band
+        self._keep_dates()
+
+    @property
+    def gsd(self) -> float:
+        """Metres a pixel."""
+        return metres(self.crs, self.res[0])
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The one modality, by name."""
+        bands, wavelengths = tuple(self.bands), self._wavelengths
+        if isinstance(wavelengths, Mapping):
+            if missing := [band for band in bands if band not in wavelengths]:
+                raise ValueError(f'wavelengths of {self.name!r} has {sorted(wavelengths)}, expected {missing} too')
+            wavelengths = [wavelengths[band] for band in bands]
+        return {
+            self.name: Modality(
+                self.name,
+                bands,
+                self.gsd,
+                self.temporal,
+                self.kind,
+                self.unit,
+                None if wavelengths is None else tuple(wavelengths),
+            )
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """Files in directories that match, and whatever was named one by one."""
+        files: set[str] = set()
+        for path in [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths:
+            single = is_remote(str(path)) or os.path.isfile(path)
+            files.update([as_gdal(str(path))] if single else matching(path, self.filename_glob))
+        return sorted(files)
+
+    def _say_undated(self) -> None:
+        """Warn of files that would be read if their names had a date."""
+        pattern = re.compile(self.filename_regex, re.VERBOSE)
+        lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
+        if lost:
+            warnings.warn(
+                f'{len(lost)} files of {self.name!r} are not read, such as {lost[0]}: filename_regex finds no date of '
+                'the calendar in their names; filename_glob chooses files',
+                stacklevel=3,
+            )
+
+    def _say_averaged(self) -> None:
+        """Warn of files of one day with the same bounds, which are averaged: are they bands?"""
+        if not self.temporal or self.separate_files or self._is_together:
+            return
+        places = self.index.geometry.bounds.assign(day=self.index.index.left)
+        alike = places.duplicated(keep=False).to_numpy()
+        if alike.any():
+            same = (places == places.iloc[int(alike.argmax())]).all(axis=1).to_numpy()
+            first, second = sorted(self.index.filepath[same])[:2]
+            warnings.warn(
+                f'{int(alike.sum())} files of {self.name!r} share day and bounds with others, such as {first} and '
+                f'{second}: they are averaged. Bands in files of their own are stacked if their names end with a band, '
+                'such as _B02',
+                stacklevel=3,
+            )
+
+    def __getitem__(self, index: GeoSlice) -> Sample:
+        """What was measured in a window.
+
+        Args:
+            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step in time takes
+                every n-th day.
+
+        Returns:
+            The sample.
+
+        Raises:
+            IndexError: If no file reaches the window.
+        """
+        x, y, t = self._disambiguate_slice(index)
+        grid = window_grid(self.crs, x, y)
+        sample = self.read(grid, (t.start, t.stop), t.step)
+        if not sample:
+            raise IndexError(f'no file of {self.name!r} reaches {index}, expected a window within {self.bounds}')
+        sample |= where(grid, (t.start, t.stop))
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def read(self, grid: Grid, span: Span, every: int = 1) -> Sample:
+        """The three tensors of the modality, or nothing if no file reaches the window.
+
+        Args:
+            grid: The pixels to read, in the CRS of the dataset.
+            span: First and last instant.
+            every: Which days to take of a series.
+        """
+        rows = overlapping(self, grid, span)
+        if rows.empty:
+            return {}
+        return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
+
+    def _update_filepath(self, band: str, filepath: str) -> str:
+        """Return the file of another band of an image."""
+        if filepath in self._scenes:
+            return self._scenes[filepath][band]
+        return super()._update_filepath(band, filepath)
+
+    def decoding(self, filepath: str, band: str | None) -> Decoding:
+        """Return which pixels of a file are valid, and whether they are scaled.
+
+        Args:
+            filepath: A file of the index.
+            band: Of a scene with separate files, which of them.
+        """
+        return Decoding(
+            self.added_nodata,
+            self.replaced_nodata,
+            self.alpha_masks,
+            self.scaled,
+            crs=self.assumed_crs,
+            whole=self.whole_files,
+        )
+
+    def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
+        """Read the header of every file, once, and index where and when it lies."""
+        if self.separate_files and not self.all_bands:
+            raise ValueError(f'all_bands of {self.name!r} is not given, expected the bands that have separate files')
+        pattern = self._pattern()
+        self._check_dated(pattern)
+        files = [file for file in self.files if pattern.match(os.path.basename(file))]
+        if not files:
+            raise self._nothing()
+        times = [self._filepath_to_timestamp(file) for file in files]
+        headers = [read_header(file) for file in files]
+        self._known: dict[str, Header] = {}
+        self._stack_files(headers, times)
+        if self._scenes:
+            scenes = [(*pair,) for pair in zip(headers, times, strict=True) if pair[0].path in self._scenes]
+            self._known = {header.path: header for header in headers}
+            headers, times = map(list, zip(*scenes, strict=True))
+            files = [header.path for header in headers]
+        if self.stack is None:
+            self._name_bands(headers, bands)
+        else:
+            self._name_frames(self.stack, headers, bands)
+        self._scale(headers)
+        self._known = {}
+        first = headers[0]
+        if crs is None and (lost := [header.path for header in headers if header.crs is None]):
+            raise ValueError(
+                f'{lost[0]} states no CRS, or a local one (LOCAL_CS), as do {len(lost)} of {len(headers)} files of '
+                f"{self.name!r}; expected a georeferenced raster, or crs in its settings, such as crs: 'EPSG:2154'"
+            )
+        with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+            crs = CRS.from_user_input(first.crs if crs is None else crs)
+        self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
+        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
+        self.assumed_crs = crs
+        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
+        shapes = [outline(header, crs) for header in headers]
+        if told := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=3)
+        if self.is_image and not self.scaled and (told := describe_types(headers)):
+            warnings.warn(f'{self.name}: {told}', stacklevel=3)
+        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
+        self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
+        if self.stack is not None:
+            stacked = [self.frames[path].days for path in files]
+            self.index = repeat(self.index, list(map(len, stacked)), np.concatenate(stacked))
+
+    def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
+        """Take files that hold one band each as the bands of images, if their names show that."""
+        self._scenes: Scenes = {}
+        if self.separate_files or self._is_together:
+            return
+        self._scenes = band_files(self.name, headers, times, skip_alpha=True)
+        if not self._scenes:
+            return
+        found = tuple(next(iter(self._scenes.values())))
+        if self.all_bands and not set(self.all_bands) <= set(found):
+            raise ValueError(
+                f'all_bands of {self.name!r} is {tuple(self.all_bands)}, but its files hold one band each, {found} by '
+                'their names; expected some of these'
+            )
+        self.separate_files, self.all_bands = True, tuple(self.all_bands or found)
+        warnings.warn(
+            f'files of {self.name!r} hold one band each and are stacked: {", ".join(self.all_bands)}', stacklevel=4
+        )
+
+    def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+        """Set the names of the bands and their numbers in each file."""
+        told, first = bool(self.all_bands), headers[0]
+        known = next((header.opaque for header in headers if header.opaque is not None), False)
+        self.alpha_masks = known and not (told and len(self.all_bands) >= (first.alpha or 0) > 0)
+        if not told:
+            self.all_bands = band_names(first, self.alpha_masks)
+        self._check_bands(bands)
+        self.bands = tuple(bands or self.all_bands)
+        self.band_numbers: dict[str, tuple[int, ...]] = {}
+        self.unlike: dict[str, str] = {}
+        if self.separate_files:
+            return
+        refuse_dates(first, self.all_bands)
+        wanted = {*bands, *([self.clouds.band] if self.clouds else [])} if bands else None
+        usual = band_numbers(first, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+        for header in headers[1:]:
+            try:
+                found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+            except ValueError as error:
+                self.unlike[header.path] = str(error)  # raised when the file is read, so that check lists all of them
+                continue
+            if found != usual:
+                self.band_numbers[header.path] = found
+        self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
+
+    def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+        """Settle what the bands of a date are called, and which bands of each file are of which date."""
+        if self.separate_files:
+            raise ValueError(f'stack of {self.name!r} is given, and separate_files too, expected one of both')
+        told = tuple(self.all_bands or ())
+        self.alpha_masks = next((header.opaque for header in headers if header.opaque is not None), False)
+        self.frames: dict[str, Frames] = {}
+        self.unlike = {}
+        for header in headers:
+            self.frames[header.path] = stack.frames(header, self.alpha_masks, told)
+            first = self.frames[headers[0].path]
+            wanted = {*(bands or first.names), *([self.clouds.band] if self.clouds else [])}
+            missing = wanted - set(self.frames[header.path].names)
+            counts = [found.numbers.shape[1] for found in (first, self.frames[header.path])]
+            if stack.dates != DESCRIPTIONS and counts[0] != counts[1] and not missing:
+                raise ValueError(
+                    f'{header.path} has {counts[1]} bands of each date of stack, expected {counts[0]} as '
+                    f'{headers[0].path}: filename_glob chooses files'
+                )
+            if missing and header is not headers[0]:
+                raise ValueError(
+                    f'{header.path} lacks the bands {sorted(missing)} of each date, expected those of '
+                    f'{headers[0].path}, {list(first.names)}: filename_glob chooses files, bands chooses bands'
+                )
+        self.all_bands = first.names
+        self._check_bands(bands)
+        self.bands, self.band_indexes = tuple(bands or self.all_bands), None
+
+    def read_stack(self, path: str, frames: Any, grid: Grid, bands: Sequence[str], nearest: bool) -> Any:
+        """Read some dates that are stacked in a file.
+
+        Args:
+            path: A file of the index.
+            frames: Numbers of the dates in the file.
+            grid: The pixels to read them on.
+            bands: Names of bands.
+            nearest: Whether to take the nearest pixel.
+
+        Returns:
+            Float32 ``(F, C, H, W)``, NaN where nothing was measured.
+        """
+        numbers = self.frames[path].select(bands)[frames]
+        image = np.full((*numbers.shape, grid.height, grid.width), np.nan, np.float32)
+        here = numbers > 0
+        if here.any():
+            image[here] = read_raster(
+                path, numbers[here].tolist(), grid, self.decoding(path, None), nearest, self.cache
+            )
+        return image
+
+    def _scale(self, headers: Sequence[Header]) -> None:
+        """Apply scale and offset of files where they differ, or where a physical unit is stated; say so."""
+        stated: dict[tuple[tuple[float, float], ...], str] = {}
+        for header in headers if self.tags_scale else ():
+            if header.path in self.unlike:
+                continue
+            stated.setdefault(self._stated_scales(header), header.path)
+        self.scaled = bool({pair for found in stated for pair in found} - {(1, 0)}) and (
+            len(stated) > 1 or self.unit not in ('dn', 'unknown')
+        )
+        if not self.scaled:
+            return
+        examples = ' and '.join(f'{found} in {os.path.basename(path)}' for found, path in [*stated.items()][:2])
+        unit = ''
+        if self.unit == 'dn':
+            self.unit, unit = 'unknown', '; that is no longer the unit dn, so state another'
+        why = 'differ' if len(stated) > 1 else f'lead to the unit {self.unit}'
+        warnings.warn(
+            f'scale and offset of the files of {self.name!r} {why} ({examples}): pixels are stored * scale + offset'
+            f'{unit}',
+            stacklevel=4,
+        )
+
+    def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
+        """Return scale and offset of each band; of separate files over a network those of the first band."""
+        if self.stack is not None:
+            places = self.frames[header.path].select(self.bands)
+            return tuple(sorted({(header.scales[i - 1], header.offsets[i - 1]) for i in places[places > 0].tolist()}))
+        if not self.separate_files:
+            numbers: Sequence[int] = self.band_indexes or ()
+            if header.path in self.band_numbers:
+                own = self.band_numbers[header.path]
+                numbers = [own[self.all_bands.index(band)] for band in self.bands]
+            return tuple((header.scales[number - 1], header.offsets[number - 1]) for number in numbers)
+        others = [self._update_filepath(band, header.path) for band in self.bands]
+        files = [
+            header,
+            *(
+                self._known.get(path) or read_header(path)
+                for path in others
+                if path != header.path and not is_remote(path)
+            ),
+        ]
+        return tuple((file.scales[0], file.offsets[0]) for file in files)
+
+    def _pattern(self) -> re.Pattern[str]:
+        """What names of files begin with."""
+        try:
+            return re.compile(self.filename_regex, re.VERBOSE)
+        except re.error as error:
+            raise ValueError(
+                f'filename_regex of {self.name!r} is {self.filename_regex!r}, expected a regular expression such as '
+                f"'S2_(?P<date>\\d{{8}})' ({error})"
+            ) from None
+
+    def _nothing(self) -> DatasetNotFoundError:
+        """The error of a folder without such files."""
+        error = DatasetNotFoundError(self)
+        files = self.files
+        wanted = (
+            'a date such as 20210615' if DAY in self.filename_regex else repr(' '.join(self.filename_regex.split()))
+        )
+        others = '; filename_regex and date_format tell how a date is written'
+        error.args = (
+            f'{error} Expected files {self.filename_glob!r} whose names match {wanted}, found {len(files)}'
+            + (f' such as {os.path.basename(files[0])!r} that do not{others}.' if files else '.')
+            + self._hint(),
+        )
+        return error
+
+    def _hint(self) -> str:
+        """What the folders hold instead of such files."""
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
+        return next((hint for path in paths if (hint := describe_others(str(path), self.filename_glob))), '')
+
+    def _check_bands(self, bands: Sequence[str] | None) -> None:
+        """Refuse unknown bands."""
+        wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
+        unknown = [band for band in wanted if band not in self.all_bands]
+        if unknown:
+            raise ValueError(
+                f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}; '
+                'all_bands tells what bands of files are called that do not say so'
+            )
+
+    def _check_dated(self, pattern: re.Pattern[str]) -> None:
+        """Refuse a series whose file names have no date."""
+        groups = pattern.groupindex
+        if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
+            raise ValueError(
+                f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<date>...)', "
+                'for a series has dates'
+            )
+
+    def _check_index(self) -> None:
+        """Refuse pixels that are not square."""
+        if not math.isclose(*self.res, rel_tol=1e-4):
+            raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; give res')
+
+    def _keep_dates(self) -> None:
+        """Leave the files of the range of dates."""
+        span = as_span(self.date_range)
+        if span is None:
+            return
+        kept = self.index[self.index.index.overlaps(pd.Interval(*span, closed='both'))]
+        if kept.empty:
+            raise ValueError(
+                f'date_range of {self.name!r} is {self.date_range}, expected one with some of its {len(self.index)} '
+                f'files from {self.index.index.left.min():%Y-%m-%d} to {self.index.index.right.max():%Y-%m-%d}'
+            )
+        self.index = kept
+
+    def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
+        """As the parent's, but a single image may have no date."""
+        match = re.match(self.filename_regex, os.path.basename(filepath), re.VERBOSE)
+        if match and match.groupdict().get('date', '') is None:
+            return self.mint, self.maxt
+        try:
+            return super()._filepath_to_timestamp(filepath)
+        except ValueError:
+            found = {key: text for key, text in (match.groupdict() if match else {}).items() if key != 'band'}
+            raise ValueError(
+                f'filename_regex of {self.name!r} finds {found} in {os.path.basename(filepath)!r}, expected a date '
+                f'as date_format says, {self.date_format!r}'
+            ) from None
+
+
+def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modality, every: int = 1) -> Sample:
+    """The tensors of a modality, from files.
+
+    Args:
+        dataset: Whose files they are; a :class:`RasterTimeSeries` or one of TorchGeo's.
+        rows: Files, at least one.
+        grid: The pixels to read.
+        modality: What to call it, whether it is a series, and its unit.
+        every: Which days to take of a series.
+
+    Returns:
+        Image, dates and valid.
+    """
+    merge = merge_of(modality.unit == 'db')
+    if modality.temporal:
+        days = days_of(rows)
+        rows = rows[np.isin(days, np.unique(days)[::every])]
+        rows = rows.iloc[choose_dates(days_of(rows), None, getattr(dataset, 'max_dates', None))]
+    image, days, valid = read_frames(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
+    if not modality.temporal:
+        image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
+    return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+
+
+def newest(frames: Any) -> Any:
+    """Of frames ``(T, C, H, W)`` in the order of time, the last that was measured at each pixel."""
+    image = frames[0]
+    for frame in frames[1:]:
+        image = np.where(np.isfinite(frame), frame, image)
+    return image
+
+
+def matching(path: PathLike, pattern: str) -> list[str]:
+    """Return the files below a path whose names match a pattern.
+
+    Args:
+        path: A folder, which may have brackets in its name, a file, or an archive or a bucket of GDAL's.
+        pattern: What names are like, such as ``'*.tif'``.
+    """
+    if os.path.isdir(path):
+        return [os.path.join(path, file) for file in glob(os.path.join('**', pattern), root_dir=path, recursive=True)]
+    return find_files(path, pattern)

@@ -1,0 +1,120 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Report: what robustness came out as, in CSV, JSON, Markdown and two figures."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..tasks.outputs import replacing
+from ..tasks.plots import draw_degradations, draw_subsets, write_figure
+from ..tasks.subsets import Row
+from .robustness import KINDS
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came out for one model.
+
+    Args:
+        label: What it is called.
+        rows: A row a subset of its sensors.
+        degraded: Levels with their rows by kind of degradation, the clean level first.
+    """
+
+    label: str
+    rows: Sequence[Row]
+    degraded: Mapping[str, Sequence[tuple[float, Row]]] = field(default_factory=dict)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The rows, flat: which model, what was tested, at which setting, and what came out."""
+        for row in self.rows:
+            yield {'model': self.label, 'test': 'sensors', 'setting': row.subset, **_cells(row)}
+        for kind, levels in self.degraded.items():
+            for level, row in levels:
+                yield {'model': self.label, 'test': kind, 'setting': f'{level:g}', **_cells(row)}
+
+
+def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstances: Mapping[str, Any]) -> list[Path]:
+    """Write everything; each file is there whole or not at all.
+
+    Args:
+        scored: What came out, at least one model.
+        folder: Where the files go; older ones are replaced.
+        data: What was scored; said in every file.
+        circumstances: What else is to be known of the scores, in plain types, for the JSON file.
+
+    Returns:
+        The files.
+    """
+    records = [{**record, 'data': data} for model in scored for record in model.records()]
+    files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
+    with replacing(files['robustness.csv']) as path, path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(
+            {k: f'{v:.6f}' if isinstance(v, float) else v for k, v in record.items()} for record in records
+        )
+    with replacing(files['robustness.json']) as path:
+        plain = [{k: None if v != v else v for k, v in record.items()} for record in records]
+        path.write_text(json.dumps({'data': data, **circumstances, 'scores': plain}, indent=1) + '\n')
+    with replacing(files['robustness.md']) as path:
+        path.write_text(markdown(scored, data))
+    title = scored[0].rows[0].title
+    subsets = {model.label: {row.subset: row.score for row in model.rows} for model in scored}
+    files['subsets.png'] = folder / 'subsets.png'
+    write_figure(draw_subsets(subsets, title, f'Sensors at test time\ndata: {data}'), files['subsets.png'])
+    lines = {m.label: {k: {at: r.score for at, r in v} for k, v in m.degraded.items()} for m in scored if m.degraded}
+    if lines:
+        files['degradations.png'] = folder / 'degradations.png'
+        axes = {name: kind.axis for name, kind in KINDS.items()}
+        figure = draw_degradations(
+            lines, axes, title, f'Sensors that see less; {scored[0].rows[0].subset}, data: {data}'
+        )
+        write_figure(figure, files['degradations.png'])
+    return list(files.values())
+
+
+def markdown(scored: Sequence[Scored], data: str) -> str:
+    """Two tables, a column a model: the subsets of the sensors, and the degradations.
+
+    Args:
+        scored: What came out.
+        data: What was scored.
+    """
+    title = scored[0].rows[0].title
+    head = ['| ' + ' | '.join(['{}', *(model.label for model in scored), 'samples']) + ' |']
+    head.append('| --- |' + ' --- |' * (len(scored) + 1))
+    subsets = sorted(
+        {row.subset: row for model in scored for row in model.rows}.values(), key=lambda row: -row.modalities
+    )
+    lines = [f'# Robustness\n\n{title} in %, data: **{data}**.\n', head[0].format('sensors'), head[1]]
+    for row in subsets:
+        found = [next((r for r in model.rows if r.subset == row.subset), None) for model in scored]
+        lines.append(_line(row.subset, found))
+    degraded = dict.fromkeys((k, at) for model in scored for k, levels in model.degraded.items() for at, _ in levels)
+    if degraded:
+        lines += ['', head[0].format('degraded'), head[1]]
+    for kind, level in degraded:
+        found = [dict(model.degraded.get(kind, ())).get(level) for model in scored]
+        lines.append(_line(f'{KINDS[kind].axis}: {"no noise" if math.isinf(level) else f"{level:g}"}', found))
+    note = 'Samples without any of the sensors are left out of a row. What is degraded is drawn from a seed.'
+    return '\n'.join([*lines, '', note]) + '\n'
+
+
+def _line(name: str, found: Sequence[Row | None]) -> str:
+    """A line of a table; a dash where a model has no score."""
+    scores = ['-' if row is None or row.score != row.score else f'{100 * row.score:.1f}' for row in found]
+    samples = sorted({row.samples for row in found if row is not None})
+    return '| ' + ' | '.join([name, *scores, ', '.join(map(str, samples))]) + ' |'
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    """The columns of a row; what it counts as modalities are sensors here."""
+    cells = {key: value for key, value in row._asdict().items() if key != 'subset'}
+    return {'sensors': cells.pop('modalities'), **cells}

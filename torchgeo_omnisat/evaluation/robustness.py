@@ -1,0 +1,220 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""RobustnessTest: a trained task with some of its sensors, and with sensors that see less."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchgeo.datasets.utils import Sample
+
+from ..batch import FILLER
+from ..modality import Modality, Which, as_modalities
+from ..models.omnisat import OmniSatOutput
+from ..tasks.subsets import Row, SubsetScores
+from ..tasks.supervised import SupervisedTask
+from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way of seeing less.
+
+    Args:
+        transform: What does it.
+        argument: Which argument of *transform* says how much.
+        factor: What a level is multiplied by to become that argument.
+        clean: The level at which nothing is lost.
+        levels: The levels that are scored besides.
+        axis: What a level is, with its unit.
+    """
+
+    transform: type[Degradation]
+    argument: str
+    factor: float
+    clean: float
+    levels: tuple[float, ...]
+    axis: str
+
+    def make(self, modalities: Mapping[str, Modality], level: float, seed: int) -> Degradation:
+        """The transform of a level."""
+        make: Any = self.transform
+        made: Degradation = make(modalities, seed=seed, **{self.argument: self.factor * level})
+        return made
+
+
+#: Degradations by name.
+KINDS = {
+    'dates': Kind(FewerDates, 'share', 0.01, 100, (50, 25, 10), 'dates of each series kept (%)'),
+    'clouds': Kind(CloudCover, 'share', 0.01, 0, (25, 50, 75, 90), 'optical series under clouds (%)'),
+    'noise': Kind(GaussianNoise, 'snr', 1, math.inf, (20, 10, 5, 0), 'signal to noise, every sensor (dB)'),
+    'cover': Kind(PartialCover, 'share', 0.01, 100, (75, 50, 25), 'tile covered by the image (%)'),
+}
+
+
+class RobustnessTest(LightningModule):
+    """Scores a trained task for every subset of its sensors and every degradation.
+
+    Each tile is encoded once; what a degradation changes is encoded again, all else is
+    reused. Draws are determined by *seed* and the place of a tile in the test split.
+
+    Args:
+        task: The trained task.
+        groups: Modalities by the sensor that they belong to, such as ``{'s1': ('s1a', 's1d')}``;
+            any other modality is a sensor of its own.
+        kinds: Names of the degradations in :data:`KINDS`; those that concern no modality of the
+            task are left out.
+        levels: Other levels by kind.
+        seed: Seed of the degradations.
+        subsets: Subsets of the sensors; see :func:`.subsets`.
+
+    Raises:
+        ValueError: If a kind is unknown; when the test begins, if a modality is in two groups, or a
+            group is called as a modality of another.
+    """
+
+    def __init__(
+        self,
+        task: SupervisedTask,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        kinds: Sequence[str] = tuple(KINDS),
+        levels: Mapping[str, Sequence[float]] | None = None,
+        seed: int = 0,
+        subsets: Which = 'auto',
+    ) -> None:
+        """Check the arguments; the rest waits for the data."""
+        super().__init__()
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise ValueError(f'degradations {unknown} are unknown, expected some of {list(KINDS)}')
+        self.task, self.seed, self.subsets = task, seed, subsets
+        self.groups = {sensor: tuple(names) for sensor, names in (groups or {}).items()}
+        self.levels = {kind: tuple((levels or {}).get(kind, KINDS[kind].levels)) for kind in kinds}
+
+    def configure_model(self) -> None:
+        """Have the task meet its datamodule; Lightning calls this before the test."""
+        self.task.configure_model()
+
+    def on_test_start(self) -> None:
+        """Make room for what is counted, from the modalities that task and data share."""
+        theirs = getattr(self.task.datamodule, 'modalities', None)
+        names = [name for name in self.task.modalities if theirs is None or name in as_modalities(theirs)]
+        self.sensors = sensors(names, self.groups)
+        self.subset_scores = self.task.make_scores(self.sensors, self.subsets).to(self.device)
+        self.degraded: dict[tuple[str, float], tuple[Degradation, SubsetScores]] = {}
+        series = [name for name in names if self.task.modalities[name].temporal]
+        unknown = [name for name in series if self.task.modalities[name].kind is None]
+        if 'clouds' in self.levels and unknown:
+            rank_zero_info(f'No clouds are simulated for {", ".join(unknown)}, whose kind is unknown: state kind')
+        for kind, levels in self.levels.items():
+            if not any(KINDS[kind].transform.concerns(self.task.modalities[name]) for name in names):
+                continue
+            for level in levels:
+                made = KINDS[kind].make(self.task.modalities, level, self.seed)
+                self.degraded[kind, level] = made, self.task.make_scores(['all']).to(self.device)
+        self.tested = 0
+
+    def test_step(self, batch: Sample, batch_idx: int) -> None:
+        """Count a batch for every subset and every degradation.
+
+        Args:
+            batch: A batch with the target.
+            batch_idx: Index of the batch.
+
+        Raises:
+            ValueError: If the batch has no target.
+        """
+        if FILLER in batch:
+            return
+        task = self.task
+        if task.target not in batch:
+            raise ValueError(f'the data have no {task.target!r} to score, expected what {type(task).__name__} learns')
+        target = task.truth(batch)
+        places = torch.arange(self.tested, self.tested + len(target), device=target.device)
+        self.tested += len(target)
+        batch = {**task.renormalise(batch), 'index': places}
+        seen = any(modality.image_key in batch for modality in task.modalities.values())
+        out = task.model.backbone(batch) if seen else None
+        for subset in self.subset_scores.subsets:
+            self._count_subset(subset, out, target)
+        for transform, scores in self.degraded.values():
+            changed = None if out is None else self._encode_again(out, batch, transform)
+            self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target))
+
+    def _count_subset(self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor) -> None:
+        """Count a batch for one subset of the sensors, from what was made of all of them."""
+        held = self._held(subset, out, target)
+        if out is not None and held.any() and len(subset) < len(self.sensors):
+            out = self.task.model.backbone.restrict(out, [name for sensor in subset for name in self.sensors[sensor]])
+        self._count(self.subset_scores, subset, out, target, held)
+
+    def _held(self, subset: Iterable[str], out: OmniSatOutput | None, target: Tensor) -> Tensor:
+        """Which samples have any of the modalities of each sensor, ``(B, S)`` bool."""
+        order = list(self.task.modalities)
+        columns = [[order.index(name) for name in self.sensors[sensor]] for sensor in subset]
+        if out is None:
+            return torch.zeros(len(target), len(columns), dtype=torch.bool, device=target.device)
+        return torch.stack([out.available[:, some].any(1) for some in columns], dim=1)
+
+    def _encode_again(self, out: OmniSatOutput, batch: Sample, transform: Degradation) -> OmniSatOutput:
+        """What would have come out had the batch been degraded; the modalities concerned alone are encoded."""
+        changed, concerned = transform(batch), list(transform.present(batch))
+        if not concerned:
+            return out
+        backbone = self.task.model.backbone
+        again = backbone.encode({key: changed[key] for modality in concerned for key in modality.keys})
+        joined: OmniSatOutput = backbone.join({**out.maps, **again})
+        return joined
+
+    def _count(
+        self,
+        scores: SubsetScores,
+        subset: tuple[str, ...],
+        out: OmniSatOutput | None,
+        target: Tensor,
+        held: Tensor,
+    ) -> None:
+        """Decode and count."""
+        decoded = out is not None and held.any()
+        answer = self.task.answer(self.task.model.decode(out)) if decoded else None
+        scores.update(subset, answer, target, held)
+
+    def results(self) -> tuple[list[Row], dict[str, list[tuple[float, Row]]]]:
+        """Rows of the subsets, all sensors first, and rows by degradation, the clean level first."""
+        rows = self.subset_scores.compute()
+        found: dict[str, list[tuple[float, Row]]] = {}
+        for (kind, level), (_, scores) in self.degraded.items():
+            (row,) = scores.compute()
+            whole = row._replace(subset=rows[0].subset, modalities=rows[0].modalities)
+            found.setdefault(kind, [(KINDS[kind].clean, rows[0])]).append((level, whole))
+        return rows, found
+
+
+def sensors(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Which modalities each sensor has, of those that are there.
+
+    Args:
+        names: Names of the modalities.
+        groups: Modalities by the sensor that they belong to.
+
+    Returns:
+        Modalities by sensor, in the order of *names*; a modality in no group is a sensor.
+
+    Raises:
+        ValueError: If a modality is in two groups, or a group has the name of another modality.
+    """
+    of = {name: sensor for sensor, members in groups.items() for name in members}
+    if len(of) < sum(len(members) for members in groups.values()):
+        raise ValueError(f'groups are {dict(groups)}, expected each modality once')
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        sensor = of.get(name, name)
+        found[sensor] = (*found.get(sensor, ()), name)
+    if taken := [sensor for sensor, members in groups.items() if sensor in names and sensor not in members]:
+        raise ValueError(f'groups are called {taken}, expected names that no other modality has')
+    return found

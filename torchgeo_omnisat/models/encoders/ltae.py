@@ -1,0 +1,67 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Series without convolutions over single dates: pixels and dates first, ground after."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .bands import BandLinear
+from .packing import put, rows, take
+from .temporal import TemporalAttention
+from .utae import DownBlock
+
+
+class LTAEEncoder(nn.Module):
+    """A feature pyramid of a series whose dates are collapsed pixel by pixel.
+
+    The order of OmniSat's published series encoder (arXiv 2404.08351): an MLP on the bands
+    of each pixel and date, temporal attention with one query a head, and only then the
+    neighbourhood. Convolutions see one image instead of T, which is much cheaper than
+    :class:`~torchgeo_omnisat.models.encoders.utae.UTAEEncoder`.
+
+    Args:
+        in_channels: Number of bands.
+        widths: Channels of each level; every level halves the resolution of the one before.
+        num_heads: Heads of the temporal attention; the first width is a multiple of it.
+        key_dim: Width of a query.
+    """
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int] = (64, 64, 64, 128), num_heads: int = 16, key_dim: int = 8
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(widths)
+        self.strides = tuple(2**level for level in range(len(widths)))
+        width = widths[0]
+        self.pixel = nn.Sequential(BandLinear(in_channels, width), nn.GELU(), nn.Linear(width, width))
+        # A norm over the dates of a pixel would take away how bright it is, which nothing else keeps here.
+        self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim, in_norm=False)
+        self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
+
+    def forward(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> list[Tensor]:
+        """Encode series.
+
+        Args:
+            image: The bands; not finite where one was not measured.
+            dates: Days since 1970-01-01.
+            valid: Which dates count. The others are not even computed.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
+        """
+        index = rows(valid)
+        packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
+        series = put(self.pixel(packed), index, valid.numel()).unflatten(0, valid.shape)
+        seen = put(packed.isfinite().any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        collapsed, _ = self.temporal(series, dates, seen)
+        maps = [rearrange(collapsed, 'b (h w) c -> b c h w', h=image.shape[-2])]
+        for block in self.down_blocks:
+            maps.append(block(maps[-1]))
+        return maps

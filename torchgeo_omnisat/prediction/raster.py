@@ -1,0 +1,395 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Write maps as Cloud-Optimized GeoTIFFs: bands, legend and overview."""
+
+import struct
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import rasterio
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps, rc_context
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from pyproj import CRS as ProjCRS
+from rasterio import Affine
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.shutil import copy
+from rasterio.windows import Window as RasterWindow
+from torch import Tensor
+
+from ..grid import Grid
+from ..modality import Modality
+from .tiling import Window
+
+
+def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], size: tuple[int, int]) -> Tensor:
+    """A bit for every modality that measured a pixel on at least one valid date.
+
+    Args:
+        batch: A batch, with or without images; ``window`` if it may have none.
+        modalities: The modalities of the model; bit i is number i.
+        size: Height and width of the output.
+
+    Returns:
+        ``(B, H, W)`` int32. An output pixel counts as measured if any pixel inside it was,
+        or, where those of the modality are larger, the one that holds its centre.
+    """
+    some = next(batch[key] for key in ('window', *(m.valid_key for m in modalities.values())) if key in batch)
+    bits = torch.zeros(len(some), *size, dtype=torch.int32, device=some.device)
+    for index, modality in enumerate(modalities.values()):
+        if modality.image_key not in batch:
+            continue
+        finite = batch[modality.image_key].isfinite().any(-3)
+        finite = finite if modality.temporal else finite[:, None]
+        measured = (finite & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
+        finer = measured.shape[-2] >= size[0] and measured.shape[-1] >= size[1]
+        fitted = F.adaptive_max_pool2d(measured, size) if finer else F.interpolate(measured, size, mode='nearest-exact')
+        bits |= (fitted[:, 0] > 0).int() << index
+    return bits
+
+
+#: How probabilities are stored.
+Precision = Literal['uint8', 'uint16', 'none']
+#: The stored number that means 1. A step is 0.004 or less than 0.00002.
+_ONE = {'uint8': 250, 'uint16': 60000}
+
+
+@dataclass(frozen=True)
+class Bands:
+    """The bands of a map: class, modalities, and the probability of each class.
+
+    A GeoTIFF has one type for all bands: ``uint8``, or ``uint16`` where that is asked for or
+    there are more than 254 classes or 7 modalities. Its greatest number is nodata.
+
+    Args:
+        labels: Names of the K classes; a pixel's class is the index among them.
+        modalities: Names of the modalities; bit i of the second band is number i.
+        precision: How probabilities are stored; ``'none'`` leaves them out.
+
+    Raises:
+        ValueError: If there are more than 15 modalities or 65534 classes, or there is no
+            such precision.
+    """
+
+    labels: Sequence[str]
+    modalities: Sequence[str]
+    precision: Precision = 'uint8'
+
+    def __post_init__(self) -> None:
+        """Refuse what no band can hold."""
+        if self.precision not in (*_ONE, 'none'):
+            raise ValueError(f'probabilities is {self.precision!r}, expected one of {[*_ONE, "none"]}')
+        if len(self.modalities) > 15 or len(self.labels) > 65534:
+            raise ValueError(
+                f'a map has at most 15 modalities and 65534 classes, got {len(self.modalities)} and {len(self.labels)}'
+            )
+
+    @property
+    def dtype(self) -> str:
+        """Type of all bands."""
+        small = len(self.labels) < 255 and len(self.modalities) < 8 and self.precision != 'uint16'
+        return 'uint8' if small else 'uint16'
+
+    @property
+    def nodata(self) -> int:
+        """What every band holds where no modality measured anything."""
+        return int(np.iinfo(self.dtype).max)
+
+    @property
+    def scale(self) -> float:
+        """Probability of a step: a stored number times this is a probability."""
+        return 1 / _ONE[self.dtype]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the bands."""
+        shown = () if self.precision == 'none' else self.labels
+        return ['class', 'modalities', *(f'probability {label}' for label in shown)]
+
+    def encode(self, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
+        """The bands of a part of the map.
+
+        Args:
+            probabilities: ``(K, H, W)``.
+            seen: ``(H, W)``, bits of the modalities.
+
+        Returns:
+            ``(bands, H, W)``.
+        """
+        bands = np.empty((len(self.names), *seen.shape), self.dtype)
+        bands[0], bands[1] = probabilities.argmax(0), seen
+        if self.precision != 'none':
+            for band, probability in zip(bands[2:], probabilities, strict=True):
+                band[:] = np.rint(probability / self.scale)
+        bands[:, seen == 0] = self.nodata
+        return bands
+
+
+#: Side of a block in pixels, and megabytes of blocks that GDAL may hold.
+BLOCK, CACHE = 256, 64
+#: The TIFF tag of a colour table.
+_COLORMAP = 320
+
+Colors = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pixels lie that are no :class:`.Grid`, because they are turned or, without a CRS, lie nowhere."""
+
+    crs: ProjCRS | None
+    transform: Affine
+    height: int
+    width: int
+
+
+def write_map(
+    path: Path,
+    scratch: Path,
+    grid: Grid | Place,
+    bands: Bands,
+    parts: Iterable[tuple[Window, NDArray[Any]]],
+    colors: Colors,
+    tags: Mapping[str, str] | None = None,
+) -> int:
+    """Write parts as they come, then overviews, then all of it in the order of a COG.
+
+    Args:
+        path: The file. It is written in place: whoever calls this renames it.
+        scratch: Another file on the same disk, of about the same size, which is removed.
+        grid: Where the pixels lie.
+        bands: The bands, whose class names and modalities become tags.
+        parts: Windows and their bands, ``(bands, height, width)``; nodata elsewhere.
+        colors: Red, green and blue of every class, ``(K, 3)``.
+        tags: Further tags of the file.
+
+    Returns:
+        Number of pixels that are not nodata.
+    """
+    profile = {
+        'driver': 'GTiff',
+        'height': grid.height,
+        'width': grid.width,
+        'count': len(bands.names),
+        'dtype': bands.dtype,
+        'nodata': bands.nodata,
+    }
+    if grid.crs is not None:
+        code = grid.crs.to_epsg()
+        profile['crs'] = CRS.from_wkt(grid.crs.to_wkt('WKT1_GDAL')) if code is None else code
+        profile['transform'] = grid.transform
+    layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'band', 'bigtiff': 'IF_SAFER'}
+    written = 0
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+        with rasterio.open(scratch, 'w', **profile, **layout, compress='lzw') as file:
+            _label(file, bands, tags or {})
+            for window, values in parts:
+                where = RasterWindow(window.column, window.row, window.width, window.height)
+                file.write(values, window=where)
+                written += int((values[1] != bands.nodata).sum())
+        if factors := _factors(grid):
+            with rasterio.open(scratch, 'r+') as file:
+                file.build_overviews(factors, Resampling.nearest)
+        options = {'compress': 'DEFLATE', 'photometric': 'PALETTE', 'copy_src_overviews': True}
+        copy(scratch, path, driver='GTiff', **layout, **options)
+    scratch.unlink()
+    set_colors(path, colors)
+    return written
+
+
+def class_colors(count: int, colors: Sequence[Any] | None = None) -> Colors:
+    """Red, green and blue of every class, ``(K, 3)``.
+
+    Args:
+        count: Number of classes.
+        colors: A colour for every class; those of a qualitative colour map by default.
+
+    Raises:
+        ValueError: If there are not as many colours as classes.
+    """
+    if colors is None:
+        wheel = colormaps['tab10' if count <= 10 else 'tab20'] if count <= 20 else colormaps['gist_rainbow']
+        colors = [wheel(index if count <= 20 else index / (count - 1)) for index in range(count)]
+    if len(colors) != count:
+        raise ValueError(f'there are {len(colors)} colors, expected one for each of {count} classes')
+    return np.rint(255 * np.array([to_rgb(color) for color in colors])).astype(np.uint8)
+
+
+def set_colors(path: Path, colors: Colors) -> int:
+    """Fill in the colour tables that a GeoTIFF has.
+
+    GDAL lays them out in a file of several bands but does not fill them, so this does. No
+    byte of the file moves.
+
+    Args:
+        path: A GeoTIFF that was made with ``photometric='PALETTE'``.
+        colors: ``(K, 3)``; numbers from K up become black.
+
+    Returns:
+        How many tables there were: one, and one for every overview.
+    """
+    with path.open('r+b') as file:
+        places = list(_color_tables(file))
+        for order, offset, entries in places:
+            table = np.zeros((3, entries), f'{order}u2')
+            table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
+            file.seek(offset)
+            file.write(table.tobytes())
+    return len(places)
+
+
+def _color_tables(file: BinaryIO) -> Iterable[tuple[str, int, int]]:
+    """Byte order, place and entries of each colour table of a TIFF or BigTIFF."""
+    head = file.read(16)
+    order = {b'II': '<', b'MM': '>'}[head[:2]]
+    big = struct.unpack_from(f'{order}H', head, 2) == (43,)
+    word, count_format, entry = ('Q', 'Q', 20) if big else ('I', 'H', 12)
+    (place,) = struct.unpack_from(order + word, head, 8 if big else 4)
+    while place:
+        file.seek(place)
+        (count,) = struct.unpack(order + count_format, file.read(struct.calcsize(count_format)))
+        entries = file.read(count * entry)
+        (place,) = struct.unpack(order + word, file.read(struct.calcsize(word)))
+        for begin in range(0, len(entries), entry):
+            tag, _, values, offset = struct.unpack_from(f'{order}HH{word}{word}', entries, begin)
+            if tag == _COLORMAP:
+                yield order, offset, values // 3
+
+
+def _label(file: Any, bands: Bands, tags: Mapping[str, str]) -> None:
+    """Say inside the file what its bands and numbers mean."""
+    file.update_tags(**tags)
+    file.descriptions = bands.names
+    file.update_tags(1, **{f'CLASS_{index}': label for index, label in enumerate(bands.labels)})
+    file.update_tags(2, **{f'BIT_{index}': name for index, name in enumerate(bands.modalities)})
+    file.scales = [1.0, 1.0, *(bands.scale for _ in bands.names[2:])]
+
+
+def _factors(grid: Grid | Place) -> list[int]:
+    """By how much overviews are smaller, until one is a block."""
+    factors, factor = [], 2
+    while max(grid.height, grid.width) > factor / 2 * BLOCK:
+        factors.append(factor)
+        factor *= 2
+    return factors
+
+
+#: Longest side of the map in the picture, in pixels.
+SIDE = 1024
+#: Colour of what was not measured.
+NODATA = (220, 220, 224)
+
+
+@rc_context({'text.parse_math': False})  # a class may be called $x$
+def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str = '') -> Figure:
+    """Draw the classes of a map, of which no more is read than is drawn.
+
+    Args:
+        path: What :func:`.write_map` wrote.
+        labels: Names of the classes.
+        colors: ``(K, 3)``.
+        title: A title.
+
+    Returns:
+        The figure; the legend has the classes that occur, and their share of the map.
+    """
+    with rasterio.open(path) as file:
+        factor = max(1.0, max(file.height, file.width) / SIDE)
+        shape = max(1, round(file.height / factor)), max(1, round(file.width / factor))
+        classes = file.read(1, out_shape=shape)
+        nodata, bounds, crs = file.nodata, file.bounds, file.crs
+    table = np.tile(np.array(NODATA, np.uint8), (int(nodata) + 1, 1))
+    table[: len(colors)] = colors
+    figure = Figure(figsize=(9, 6.5), layout='constrained')
+    axes = figure.add_subplot()
+    axes.imshow(table[classes], extent=(bounds.left, bounds.right, bounds.bottom, bounds.top), interpolation='nearest')
+    axes.ticklabel_format(useOffset=False, style='plain')
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel(crs.to_string() if crs and crs.is_epsg_code else '', fontsize=8)
+    axes.set_title(title, fontsize=10)
+    counts = np.bincount(classes.ravel(), minlength=len(labels))[: len(labels)]
+    total = max(1, int(counts.sum()))
+    shown = [
+        Patch(facecolor=_fraction(colors[index]), label=f'{labels[index]}  {counts[index] / total:.1%}')
+        for index in range(len(labels))
+        if counts[index]
+    ]
+    if counts.sum() < classes.size:
+        shown.append(Patch(facecolor=_fraction(NODATA), label='nodata'))
+    axes.legend(handles=shown, loc='upper left', bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+    return figure
+
+
+def _fraction(color: Sequence[int] | Colors) -> tuple[float, float, float]:
+    """A colour as matplotlib takes it."""
+    red, green, blue = (float(part) / 255 for part in color)
+    return red, green, blue
+
+
+class TileFolder:
+    """A folder with a GeoTIFF for every sample of a dataset, named by its id.
+
+    Args:
+        path: The folder. Older files of these samples are replaced, others stay.
+        dataset: Has ``crs`` and ``ids``, and, where its squares lie askew, ``corners``
+            ``(N, 3, 2)``: the upper left, upper right and lower left one of each. If samples have a CRS
+            each, ``chip_crs`` instead of ``crs``; None for those that lie nowhere.
+        bands: The bands.
+        colors: Of the classes, ``(K, 3)``.
+    """
+
+    def __init__(self, path: Path, dataset: Any, bands: Bands, colors: Colors) -> None:
+        """Make the folder."""
+        self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
+        self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
+        self.ids = [name.replace('/', '-') for name in dataset.ids]
+        #: CRS of each sample.
+        self.crs: Sequence[ProjCRS | None] = (
+            dataset.chip_crs if hasattr(dataset, 'chip_crs') else [ProjCRS.from_user_input(dataset.crs)] * len(self.ids)
+        )
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, index: int, probabilities: NDArray[np.float32], seen: NDArray[np.uint16], bounds: Any) -> None:
+        """Write the file of a sample under a temporary name, and rename it.
+
+        Args:
+            index: Number of the sample.
+            probabilities: ``(K, H, W)``.
+            seen: ``(H, W)``, bits of the modalities.
+            bounds: ``bounds`` of the sample; None if it has none.
+        """
+        name, (height, width) = self.ids[index], seen.shape
+        crs = self.crs[index]
+        transform = Affine.identity() if crs is None else self._transform(index, bounds, height, width)
+        place = Place(crs, transform, height, width)
+        made, scratch = (self.path / f'.{name}.{kind}' for kind in ('part', 'scratch'))
+        parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)  # as that of a chip that lies nowhere
+            write_map(made, scratch, place, self.bands, parts, self.colors)
+        made.replace(self.path / f'{name}.tif')
+
+    def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
+        """From column and row of a sample to x and y."""
+        if self.corners is not None:
+            corner, right, low = self.corners[index]
+            (a, d), (b, e) = (right - corner) / width, (low - corner) / height
+            return Affine(a, b, corner[0], d, e, corner[1])
+        xmin, xmax, step, ymin, ymax = (float(number) for number in bounds[:5]) if bounds is not None else [np.nan] * 5
+        if not np.allclose([(xmax - xmin) / width, (ymax - ymin) / height], step, rtol=1e-3):
+            raise ValueError(
+                f'sample {self.ids[index]!r} of {type(self.dataset).__name__} has the bounds {bounds} and {height} x '
+                f'{width} pixels: expected bounds of that many pixels, or a dataset with corners'
+            )
+        return Affine(step, 0, xmin, 0, -step, ymax)

@@ -1,0 +1,169 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Files of weights: checkpoints, and folders in the layout of the Hugging Face hub.
+
+Such a folder holds ``model.safetensors``, the tensors of a backbone, and ``config.json``,
+what it is to be built with. It is read and written where it lies; nothing is downloaded.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..modality import as_modalities
+from .finite import refuse_weights
+from .normalization import KINDS, plain_sources
+from .outputs import replacing
+
+#: Names of the two files, as the hub has them.
+MODEL, CONFIG = 'model.safetensors', 'config.json'
+#: What a configuration keeps of a task's hyper-parameters.
+KEPT = ('backbone', 'backbone_args', 'modalities', 'patch_size', 'label_gsd', 'mean', 'std', 'sources')
+#: Where a task has its backbone.
+PREFIX = 'model.backbone.'
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and what was told of the model they are from.
+
+    Args:
+        path: A checkpoint, a file with a state dict, also as safetensors, or a folder.
+
+    Returns:
+        The tensors, and the hyper-parameters; none if the file has none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read safely, or weights are NaN or infinite.
+    """
+    path = Path(path)
+    if (path / MODEL).exists() or (path / CONFIG).exists():
+        tensors, config = _read_tensors(path / MODEL), read_config(path)
+        refuse_weights(tensors, str(path / MODEL))
+        return tensors, config
+    if not path.is_file():
+        raise FileNotFoundError(f'weights {str(path)!r} is no file, expected a checkpoint or a folder with {CONFIG}')
+    if path.suffix == '.safetensors':
+        tensors = _read_tensors(path)
+        refuse_weights(tensors, str(path))
+        return tensors, {}
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as a checkpoint of tensors and plain types alone, expected one that '
+            f'torch.load(weights_only=True) accepts: {_reason(error)}'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dictionary with a state_dict')
+    content = checkpoint.get('state_dict', checkpoint)
+    told = checkpoint.get('hyper_parameters')
+    state = content if isinstance(content, dict) else {}
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    refuse_weights(tensors, str(path))
+    return tensors, told if isinstance(told, dict) else {}
+
+
+def load_safely(strategy: Any) -> None:
+    """Have a trainer unpickle nothing but tensors and plain types, unless it is asked to by ``weights_only=False``.
+
+    Lightning would run any code of a checkpoint that is downloaded from an address.
+
+    Args:
+        strategy: The trainer's strategy; its checkpoint plugin is changed in place.
+    """
+    plugin = strategy.checkpoint_io
+    if 'load_checkpoint' not in vars(plugin):
+        vars(plugin)['load_checkpoint'] = partial(_tensors_alone, plugin.load_checkpoint)
+
+
+def _tensors_alone(
+    load: Callable[..., Any], path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+) -> Any:
+    try:
+        content = load(path, *args, weights_only=True if weights_only is None else weights_only, **kwargs)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as a checkpoint ({_reason(error)}), expected one that a training wrote, of tensors '
+            'and plain types alone'
+        ) from error
+    if not isinstance(content, dict) or not {'state_dict', 'pytorch-lightning_version'} <= set(content):
+        raise ValueError(
+            f'{path} is no checkpoint of a training, expected one with a state_dict; weights alone are loaded by '
+            f'--model.weights {path}'
+        )
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the backbone in a folder is to be built with, checked.
+
+    Raises:
+        FileNotFoundError: If the folder has no configuration.
+        ValueError: If it is damaged, or not of one of our models.
+    """
+    path = folder / CONFIG
+    expected = f'expected what export_hub writes: {", ".join(KEPT)}'
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist, {expected}')
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        modalities = [modality.as_dict() for modality in as_modalities(config['modalities']).values()]
+        arguments = config['backbone_args'] or {}
+        # A name with a colon or a slash would make timm ask the network.
+        names = [str(name) for name in dict(arguments.get('encoders') or {}).values()]
+        numbers = {
+            k: {name: [float(x) for x in v] for name, v in config[k].items()} if config[k] else None for k in KINDS
+        }
+        sources = plain_sources(config['sources']) if config.get('sources') else None
+        if not isinstance(config['backbone'], str) or not all(re.fullmatch('[A-Za-z0-9_.]+', name) for name in names):
+            raise ValueError(f'backbone {config["backbone"]!r} with encoders {names}')
+        kept = {key: config[key] for key in KEPT if key != 'sources'}
+        return {**kept, **numbers, 'sources': sources, 'modalities': modalities, 'backbone_args': arguments}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{path} cannot be used ({_reason(error)}), {expected}') from error
+
+
+def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write a folder; each of its files is there whole or not at all.
+
+    Args:
+        folder: The folder; it is made, and files of these names in it are replaced.
+        backbone: What the tensors are taken from.
+        config: What it is to be built with, in plain types.
+    """
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.state_dict().items()}
+    with replacing(folder / MODEL) as path:
+        save_file(tensors, path, metadata={'format': 'pt'})
+    with replacing(folder / CONFIG) as path:
+        text = json.dumps({'library_name': 'torchgeo_omnisat', 'model_type': 'omnisat', **config}, indent=2)
+        path.write_text(text + '\n', encoding='utf-8')
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist, expected the tensors of a model')
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f'{path} cannot be read as safetensors, expected what export_hub writes: {_reason(error)}'
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or its kind if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
