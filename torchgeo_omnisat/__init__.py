@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._moved import install
+
 if TYPE_CHECKING:
     from .batch import collate
     from .modality import Modality
@@ -16,6 +18,8 @@ __all__ = ['Modality', 'OmniSat', '__version__', 'collate']
 
 #: Where each public name lives. Importing the package imports none of them (PEP 562).
 _HOMES = {'Modality': '.modality', 'OmniSat': '.models', 'collate': '.batch'}
+
+install()
 
 
 def __getattr__(name: str) -> Any:

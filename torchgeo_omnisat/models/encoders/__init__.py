@@ -2,3 +2,7 @@
 # Licensed under the MIT License.
 
 """Encoders: from the images of one modality to feature maps."""
+
+from .registry import Encoder, build_encoders
+
+__all__ = ('Encoder', 'build_encoders')

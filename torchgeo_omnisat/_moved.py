@@ -1,0 +1,120 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Keep the import paths of modules that moved."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+PACKAGE = __name__.rpartition('.')[0]
+#: New path of each module by its old one, below the package.
+MOVED = {
+    'datamodules.geosplits': 'datamodules.geo',
+    'datamodules.mapped': 'datamodules.adapters',
+    'datamodules.mixing': 'datamodules.mixed',
+    'datamodules.stream': 'datamodules.statistics',
+    'datasets.bandfiles': 'datasets.rasters.bandfiles',
+    'datasets.cf': 'datasets.rasters.cf',
+    'datasets.chipfiles': 'datasets.chips.files',
+    'datasets.chipsplits': 'datasets.chips.splits',
+    'datasets.configured': 'datasets.geo.config',
+    'datasets.decoding': 'datasets.io.decoding',
+    'datasets.distortion': 'datasets.rasters.distortion',
+    'datasets.download': 'datasets.io.download',
+    'datasets.figures': 'datasets.plotting',
+    'datasets.files': 'datasets.io.files',
+    'datasets.fingerprint': 'datasets.io.fingerprint',
+    'datasets.flair_areas': 'datasets.flair',
+    'datasets.flair_layout': 'datasets.flair',
+    'datasets.flairhub_layout': 'datasets.flairhub',
+    'datasets.flairhub_tables': 'datasets.flairhub',
+    'datasets.frames': 'datasets.rasters.frames',
+    'datasets.geoparts': 'datasets.geo.parts',
+    'datasets.georeference': 'datasets.rasters.georeference',
+    'datasets.geotiles': 'datasets.geo.tiles',
+    'datasets.headers': 'datasets.io.headers',
+    'datasets.inspection': 'datasets.integrity',
+    'datasets.landscape': 'datasets.synthetic.landscape',
+    'datasets.mapped': 'datasets.adapters',
+    'datasets.multimodal': 'datasets.geo.join',
+    'datasets.netcdf': 'datasets.rasters.netcdf',
+    'datasets.opening': 'datasets.io.opening',
+    'datasets.pastis_layout': 'datasets.pastis',
+    'datasets.places': 'datasets.geo.tiles',
+    'datasets.polygons': 'datasets.geo.polygons',
+    'datasets.products': 'datasets.rasters.products',
+    'datasets.raster': 'datasets.rasters.timeseries',
+    'datasets.render': 'datasets.synthetic.rendering',
+    'datasets.sentinel': 'datasets.rasters.sentinel',
+    'datasets.sources': 'datasets.geo.sources',
+    'datasets.stac': 'datasets.rasters.stac',
+    'datasets.stacks': 'datasets.rasters.stacks',
+    'datasets.tiles': 'datasets.geo.tiles',
+    'datasets.treesatai_layout': 'datasets.treesatai',
+    'datasets.treesatai_series': 'datasets.treesatai',
+    'datasets.writing': 'datasets.synthetic.writing',
+    'errors': 'utils.errors',
+    'losses.patches': 'losses.contrastive',
+    'models.bands': 'models.encoders.bands',
+    'models.image': 'models.encoders.image',
+    'models.late': 'models.late_fusion',
+    'models.ltae': 'models.encoders.ltae',
+    'models.packing': 'models.encoders.packing',
+    'models.patches': 'models.encoders.patches',
+    'models.published': 'models.encoders.published',
+    'models.temporal': 'models.encoders.temporal',
+    'models.utae': 'models.encoders.utae',
+    'models.weights': 'models.encoders.weights',
+    'prediction.cog': 'prediction.raster',
+    'prediction.encoding': 'prediction.raster',
+    'prediction.loading': 'prediction.tiling',
+    'prediction.overview': 'prediction.raster',
+    'prediction.parcels': 'prediction.vector',
+    'prediction.seen': 'prediction.raster',
+    'prediction.single': 'prediction.raster',
+    'prediction.stitching': 'prediction.tiling',
+    'prediction.work': 'prediction.writer',
+    'quiet': 'utils.quiet',
+    'tasks.degraded': 'evaluation.robustness',
+    'tasks.files': 'tasks.checkpoints',
+    'tasks.labelled': 'tasks.supervised',
+    'tasks.report': 'evaluation.report',
+    'tasks.robustness': 'tasks.subsets',
+    'tasks.statistics': 'tasks.normalization',
+    'tasks.upset': 'tasks.plots',
+}
+
+
+class MovedFinder(MetaPathFinder, Loader):
+    """Import the module that an old path stands for, with a :class:`DeprecationWarning`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for old paths, and None for all others."""
+        package, _, name = fullname.partition('.')
+        return ModuleSpec(fullname, self) if package == PACKAGE and name in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module of the new path."""
+        old = spec.name.partition('.')[2]
+        warnings.warn(f'{spec.name} is now {PACKAGE}.{MOVED[old]}: change the import', DeprecationWarning, stacklevel=2)
+        module = import_module(f'{PACKAGE}.{MOVED[old]}')
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own spec back; it was run when its new path was imported."""
+        if module.__spec__ is not None:
+            module.__spec__ = module.__spec__.loader_state
+
+
+def install() -> None:
+    """Add the finder to :data:`sys.meta_path`, once."""
+    if not any(type(finder).__name__ == MovedFinder.__name__ for finder in sys.meta_path):
+        sys.meta_path.append(MovedFinder())
