@@ -11,19 +11,19 @@ from torchgeo_omnisat.utils import errors
 
 #: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
-    'demo': 'made-up landscapes to a trained model, its scores and pictures',
-    'export': 'the backbone of a checkpoint as a folder for the Hugging Face hub',
-    'baseline': 'score a classifier of single pixels, to compare a model with',
-    'stats': 'measure mean and deviation of every band of the training data',
+    'demo': 'train on synthetic landscapes, score the model and draw its predictions',
+    'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
+    'baseline': 'score a pixel-wise MLP as a baseline',
+    'stats': 'compute mean and standard deviation of every band of the training data',
     'robustness': 'score a model with missing and degraded sensors',
-    'shard': 'write samples into large files, for many nodes and object stores',
-    'check': 'values, dates and labels of a dataset, and all that training would trip over',
+    'shard': 'write samples into large files, for clusters and object stores',
+    'check': 'check files, values, dates and labels of a dataset before training',
 }
 TORCHGEO = {
     'fit': 'train a model',
-    'validate': 'score it on the validation data',
-    'test': 'score it on the test data, for every subset of the modalities',
-    'predict': 'apply it',
+    'validate': 'score a model on the validation data',
+    'test': 'score a model on the test data, for every subset of the modalities',
+    'predict': 'apply a model and write its maps',
 }
 
 
@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('-h', '--help'):
         print(_help())
+        return 0
+    if words[0] in COMMANDS and {'-h', '--help'} & set(words):
+        import_module('torchgeo_omnisat.commands.parsers').PARSERS[words[0]]().print_help()
         return 0
     if words[0] in COMMANDS:
         with errors.one_line(f'python -m torchgeo_omnisat {words[0]}'):
@@ -61,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 def _help() -> str:
     """What there is to run, a line each."""
     lines = ['usage: python -m torchgeo_omnisat COMMAND ...', '']
-    lines += ['The command line of TorchGeo, which knows our models and data:']
+    lines += ['Commands of TorchGeo, with our models and datamodules:']
     lines += [f'  {name:<11}{text}' for name, text in TORCHGEO.items()]
-    lines += ['', 'Our own:']
+    lines += ['', 'Our own commands:']
     lines += [f'  {name:<11}{text}' for name, text in COMMANDS.items()]
     lines += ['', 'python -m torchgeo_omnisat fit --model omnisat trains on synthetic landscapes,']
     lines += ['python -m torchgeo_omnisat COMMAND --help says more.']

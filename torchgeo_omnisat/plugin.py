@@ -7,7 +7,6 @@ A short name is found among the classes that are imported, so importing this mod
 what makes ``--model omnisat`` and ``--data PASTISMultimodalDataModule`` work.
 """
 
-import re
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Mapping
@@ -23,29 +22,34 @@ from torchgeo.tasks import BaseTask
 from . import datamodules, tasks
 from .registry import register_models
 from .utils import errors
+from .utils.help import PlainHelpFormatter
 
 #: What one of our models learns from when the command line names no data.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
 
 
-class BriefParser(LightningArgumentParser):
-    """Parser that refuses an argument in one line, the sentence of the class that refuses it."""
+class PlainParser(LightningArgumentParser):
+    """Parser with help texts without the mark-up of docstrings."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create the parser."""
+        super().__init__(*args, **{'formatter_class': PlainHelpFormatter, **kwargs})
+
+
+class BriefParser(PlainParser):
+    """Parser that reports an invalid argument in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and exit with status 2; with ``OMNISAT_TRACEBACK=1``, all that jsonargparse says.
+        """Print the error and exit with status 2; with ``OMNISAT_TRACEBACK=1``, print all that jsonargparse reports.
 
         Args:
-            message: What is wrong.
-            ex: The error behind it.
+            message: Description of the error.
+            ex: The exception that caused it.
         """
         if errors.wants_traceback() or not self.exit_on_error:
             super().error(message, ex)
         parser: Any = getattr(ex, 'subcommand_parser', None) or self
         self.exit(2, f'{parser.prog.replace("[options] ", "")}: error: {errors.of_parser(message)}\n')
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Return the help without the mark-up of docstrings."""
-        return plain(super().format_help(*args, **kwargs))
 
 
 class OmniSatCLI(LightningCLI):
@@ -59,8 +63,7 @@ class OmniSatCLI(LightningCLI):
         """Run the command line."""
         words = kwargs.get('args')
         ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
-        if ours:
-            kwargs.setdefault('parser_class', BriefParser)
+        kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
         try:
             super().__init__(*args, **kwargs)
         except Exception as error:
@@ -87,17 +90,6 @@ class OmniSatCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Say that the data are made up, before anything is read or trained."""
         announce_default_data(self.config[self.subcommand].get('data'))
-
-
-def plain(text: str) -> str:
-    """Return text without the mark-up of reStructuredText, such as the roles of docstrings.
-
-    Args:
-        text: A docstring, or a help made of some.
-    """
-    text = re.sub(r':(?:py:)?[a-z]+:`(?:[^`<]*<)?[~.!]?([^`>]*)>?`', lambda role: role[1].rpartition('~')[-1], text)
-    text = re.sub(r'``([^`]*)``', r'\1', text)
-    return re.sub(r'(?<![\w*])\*(\w+)\*(?![\w*])', r'\1', text)
 
 
 def announce_default_data(data: Any) -> None:

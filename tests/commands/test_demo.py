@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchgeo_omnisat.commands import demo
+from torchgeo_omnisat.commands import demo, parsers
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,7 +24,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert (output / 'subsets.png').stat().st_size > 0
     assert len(list((output / 'pictures').glob('*.png'))) == 2  # a fifth of the tiles is held out
     checkpoint = torch.load(output / 'omnisat.ckpt', weights_only=True)
-    assert checkpoint['hyper_parameters']['backbone'] == demo.BACKBONE
+    assert checkpoint['hyper_parameters']['backbone'] == parsers.BACKBONE
 
     printed = capsys.readouterr().out
     assert 'synthetic' in printed

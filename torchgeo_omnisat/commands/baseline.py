@@ -3,7 +3,6 @@
 
 """Baseline: a classifier of single pixels, to tell an easy landscape from a good model."""
 
-import argparse
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,14 +24,14 @@ from ..datasets.pastis import FOLDS
 from ..datasets.series import DAY
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality, subset_name
+from . import parsers
+from .parsers import SYNTHETIC_ROOT
 
 Features = NDArray[np.float32]
 Days = NDArray[np.int64]
 
 #: Days between the dates that series are interpolated to.
 STEP = 20
-#: Where the landscapes are that this command writes if it is not told of others.
-SYNTHETIC_ROOT = 'data/synthetic'
 
 
 def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tuple[int, int]) -> Features:
@@ -118,15 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, 0 for success.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m torchgeo_omnisat baseline',
-        description='Mean IoU of a perceptron that sees one pixel at a time, to compare a model with.',
-    )
-    parser.add_argument('--root', help=f'files of PASTIS or of synthetic landscapes (default: {SYNTHETIC_ROOT})')
-    parser.add_argument('--fold', type=int, default=1, choices=list(FOLDS), help='official split (default: 1)')
-    parser.add_argument('--max-pixels', type=int, default=30000, help='pixels to learn from (default: 30000)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the perceptron (default: 0)')
-    args = parser.parse_args(argv)
+    args = parsers.baseline().parse_args(argv)
     root = Path(args.root or SYNTHETIC_ROOT)
     if args.root is None and not root.exists():
         SyntheticLandscapes(root)

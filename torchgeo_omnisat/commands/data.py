@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ..datamodules import MultimodalDataModule
 from ..plugin import DEFAULT_DATA, BriefParser, announce_default_data, requested
 from ..utils import errors
+from .parsers import CONFIG_HELP, describe
 
 #: What a file for ``torchgeo fit`` says as well, which our commands pass over.
 TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 'ckpt_path', 'weights_only', 'verbose')
@@ -27,12 +28,9 @@ def data_parser(command: str, description: str) -> ArgumentParser:
     """
     parser = BriefParser(
         prog=f'python -m torchgeo_omnisat {command}',
-        description=f'{description} Without --data: the synthetic landscapes of `fit`. '
-        '--data.help NAME lists the arguments of a datamodule.',
+        description=describe(description),
     )
-    parser.add_argument(
-        '-c', '--config', action='config', help='YAML file with any of these arguments; that of `fit` will do'
-    )
+    parser.add_argument('-c', '--config', action='config', help=CONFIG_HELP)
     for name in TRAINING:
         parser.add_argument(f'--{name}', type=Any, help=SUPPRESS)
     parser.add_subclass_arguments(MultimodalDataModule, 'data', required=False, help='the datamodule and its arguments')

@@ -3,7 +3,6 @@
 
 """Demo: made-up landscapes to a trained model, its scores and pictures, through TorchGeo's command line."""
 
-import argparse
 import csv
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,9 @@ from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
 from ..tasks import OmniSatSegmentation
 from ..utils.quiet import quiet
+from . import parsers
 from .baseline import score_pixels
 
-#: The model and how long it trains: together minutes on two cores.
-BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20
 #: Held-out tiles of which a picture is drawn.
 PICTURES = 4
 
@@ -36,15 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, 0 for success.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m torchgeo_omnisat demo',
-        description='Train on synthetic landscapes and score every subset of the sensors on held-out ones.',
-    )
-    parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for all results (default: demo)')
-    parser.add_argument('--backbone', default=BACKBONE, help=f'builder of the model (default: {BACKBONE})')
-    parser.add_argument('--tiles', type=_positive, default=TILES, help=f'landscapes to make up (default: {TILES})')
-    parser.add_argument('--epochs', type=_positive, default=EPOCHS, help=f'passes over them (default: {EPOCHS})')
-    args = parser.parse_args(argv)
+    args = parsers.demo().parse_args(argv)
     data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
     checkpoint, table = args.output / 'omnisat.ckpt', args.output / 'subsets.csv'
 
@@ -144,11 +134,3 @@ def report(table: Path, pixels: Mapping[str, float]) -> str:
         pixel = f'{pixels[subset]:>22.3f}' if subset in pixels else ''
         lines.append(f'{subset:<22}{score:>8.3f}{pixel}')
     return '\n'.join([*lines, ''])
-
-
-def _positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'expected at least 1, got {number}')
-    return number

@@ -9,16 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
 from ..evaluation.report import Scored, markdown, write_report
-from ..evaluation.robustness import KINDS, RobustnessTest
+from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.checkpoints import read_weights
 from ..utils.quiet import quiet
+from . import parsers
 from .data import data_parser, one_error, parse_data
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, 0 for success.
     """
-    args, datamodule = parse_data(make_parser(), argv)
+    args, datamodule = parse_data(parsers.robustness(data_parser), argv)
     with one_error('robustness'):
         labelled, groups = read_labels(args.ckpt), read_groups(args.groups)
         which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
@@ -67,47 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown(scored, data))
     print('\n'.join(map(str, files)))
     return 0
-
-
-def make_parser() -> ArgumentParser:
-    """The arguments of the command."""
-    parser = data_parser(
-        'robustness',
-        'Scores trained models on the test split: for every subset of their sensors, and with sensors that see less '
-        '(fewer dates, clouds, noise, an image of a part of the tile). Each tile is encoded once. Writes '
-        'robustness.csv, .json and .md, subsets.png and degradations.png.',
-    )
-    parser.add_argument(
-        '--ckpt',
-        nargs='+',
-        required=True,
-        metavar='LABEL=FILE',
-        help='checkpoints of OmniSatSegmentation or OmniSatClassification, drawn side by side, called by their file '
-        'names where no label is told; several of one label '
-        'are dedicated models, of which each is scored with all of its own sensors alone',
-    )
-    parser.add_argument('--output', type=Path, default=Path('robustness'), help='folder (default: robustness)')
-    parser.add_argument(
-        '--groups',
-        nargs='+',
-        default=[],
-        metavar='SENSOR=MODALITY,...',
-        help='modalities that come and go together, such as s1=s1a,s1d',
-    )
-    parser.add_argument(
-        '--degrade', nargs='*', default=list(KINDS), choices=list(KINDS), help=f'default: {" ".join(KINDS)}'
-    )
-    parser.add_argument(
-        '--subsets',
-        nargs='+',
-        default=['auto'],
-        metavar='SENSOR+SENSOR',
-        help='subsets of the sensors to score: all, names such as s1+s2, or auto (default): every one of up to five '
-        'sensors, and of more all, all but one, and single ones',
-    )
-    parser.add_argument('--seed', type=int, default=0, help='of what is degraded (default: 0)')
-    parser.add_argument('--accelerator', default='auto', help='of Lightning (default: auto)')
-    return parser
 
 
 def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[str], accelerator: str) -> None:

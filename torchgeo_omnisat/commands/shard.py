@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from ..datamodules.sharded import describe
 from ..datamodules.statistics import stream
 from ..datasets.shards import FILE, encode, write_split
+from . import parsers
 from .data import data_parser, one_error, parse_data
 
 
@@ -27,14 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, 0 for success.
     """
-    parser = data_parser(
-        'shard',
-        'Write the samples of a datamodule, as it reads them, into large files that ShardedDataModule trains from, '
-        'on disk or copied to an object store. Modalities, bands and dates that are not read are not written.',
-    )
-    parser.add_argument('--output', type=Path, required=True, help='folder to write, which is not there yet')
-    parser.add_argument('--megabytes', type=float, default=64.0, help='about the size of a file')
-    args, datamodule = parse_data(parser, argv)
+    args, datamodule = parse_data(parsers.shard(data_parser), argv)
     with one_error('shard'):
         shards = write(datamodule, args.output, args.megabytes)
     for split, lengths in shards.items():

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ..datamodules.statistics import Entries
 from ..modality import Modality
+from . import parsers
 from .data import data_parser, one_error, parse_data
 
 
@@ -20,14 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 if a modality has nothing to measure or nothing could be kept.
     """
-    parser = data_parser(
-        'stats',
-        'Mean and standard deviation of every band over the valid dates and finite pixels of all training samples, '
-        'in one pass. A pass that was cut off is continued. They are kept in STATISTICS.json beside the data (in '
-        "PyTorch's cache if that is read-only), where every later command on the same --data.root finds them; they "
-        'come before published ones.',
-    )
-    _, datamodule = parse_data(parser, argv)
+    _, datamodule = parse_data(parsers.stats(data_parser), argv)
     with one_error('stats'):
         train, entries, path = datamodule.measure()
     print(report(train.modalities, entries))

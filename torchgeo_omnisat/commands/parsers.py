@@ -1,0 +1,245 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Command-line arguments of our commands, without the libraries that run them.
+
+Nothing here imports torch, Lightning or TorchGeo, so that ``COMMAND --help`` prints within a second or two.
+"""
+
+import argparse
+import ast
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval
+
+from ..utils.help import PlainHelpFormatter
+
+#: Creates a parser with the arguments of a datamodule, from the name of the command and its description.
+MakeParser = Callable[[str, str], ArgumentParser]
+
+#: Directory of the landscapes that `baseline` generates if no other is given.
+SYNTHETIC_ROOT = 'data/synthetic'
+#: Official splits of PASTIS.
+FOLDS = (1, 2, 3, 4, 5)
+#: Model and length of the training of `demo`: together minutes on two cores.
+BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20
+#: Files that `export` writes.
+EXPORTED = ('config.json', 'model.safetensors')
+#: Degradations that `robustness` simulates.
+DEGRADATIONS = ('dates', 'clouds', 'noise', 'cover')
+#: Kinds of problem that `check` reports.
+PROBLEMS = (
+    'missing',
+    'unreadable',
+    'shape',
+    'dtype',
+    'dates',
+    'crs',
+    'label',
+    'nan',
+    'empty',
+    'values',
+    'settings',
+    'training',
+)
+
+
+def outline(command: str, description: str) -> ArgumentParser:
+    """Create a parser that documents ``--data`` and ``--config`` without importing any datamodule.
+
+    Args:
+        command: The command, as the user types it.
+        description: What it does.
+
+    Returns:
+        A parser to print the help of; it does not parse the arguments of a datamodule.
+    """
+    parser = ArgumentParser(
+        prog=f'python -m torchgeo_omnisat {command}',
+        description=describe(description),
+        formatter_class=PlainHelpFormatter,
+    )
+    parser.add_argument('-c', '--config', help=CONFIG_HELP)
+    group = parser.add_argument_group('Data')
+    group.add_argument('--data.help', metavar='NAME', help='list the arguments of a datamodule and exit')
+    group.add_argument(
+        '--data',
+        metavar='NAME',
+        help=f'datamodule, with its arguments as in --data.root DIR; one of {", ".join(datamodules())}, '
+        'or the import path of your own',
+    )
+    return parser
+
+
+CONFIG_HELP = 'YAML file with any of these arguments; a configuration of `fit` is accepted too'
+
+
+def describe(description: str) -> str:
+    """Return the description of a command that reads a datamodule."""
+    return f'{description} Without --data, the synthetic landscapes of `fit` are used.'
+
+
+def datamodules() -> list[str]:
+    """Return the names of our datamodules, from the source of their package."""
+    spec = find_spec('torchgeo_omnisat')
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    source = Path(spec.submodule_search_locations[0], 'datamodules', '__init__.py').read_text()
+    lists = [node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [name for name in ast.literal_eval(lists[-1]) if name != 'MultimodalDataModule']
+
+
+def stats(make: MakeParser = outline) -> ArgumentParser:
+    """Create the parser of ``stats``."""
+    return make(
+        'stats',
+        'Compute the mean and standard deviation of every band over the valid dates and finite pixels of all training '
+        'samples, in one pass; an interrupted pass is continued. They are written to STATISTICS.json beside the data '
+        "(in PyTorch's cache if that is read-only), where every later command on the same --data.root reads them; "
+        'they take precedence over published ones.',
+    )
+
+
+def check(make: MakeParser = outline) -> ArgumentParser:
+    """Create the parser of ``check``."""
+    parser = make(
+        'check',
+        'Read every file of every split, with all bands and dates, and print values, dates, labels and problems. '
+        'Exit status 1 if there is a problem. Warnings are about defects that published files have too and no '
+        'training needs, or about implausible values. Training leaves out the tiles with a problem if it reads the '
+        'file of --output: --data.exclude FILE.',
+    )
+    parser.add_argument('--output', type=Path, help='JSON file to write, or CSV if its name ends in .csv')
+    parser.add_argument('--max-nan', type=ClosedUnitInterval, default=0.25, help='maximum fraction of invalid pixels')
+    parser.add_argument(
+        '--ignore',
+        nargs='+',
+        default=[],
+        choices=list(PROBLEMS),
+        metavar='KIND',
+        help=f'kinds of problem to ignore: {", ".join(PROBLEMS)}',
+    )
+    parser.add_argument(
+        '--dry-run',
+        action=ActionYesNo(no_prefix='no-'),
+        default=True,
+        help='build the model of --config, load its checkpoint, and train and validate it on one batch on the CPU; '
+        'disable with --no-dry-run',
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    parser.add_argument('--workers', type=int, default=cores, help='number of processes that read')
+    return parser
+
+
+def shard(make: MakeParser = outline) -> ArgumentParser:
+    """Create the parser of ``shard``."""
+    parser = make(
+        'shard',
+        'Write the samples of a datamodule into large files that ShardedDataModule reads, from disk or from an '
+        'object store. Only the modalities, bands and dates that the datamodule reads are written.',
+    )
+    parser.add_argument('--output', type=Path, required=True, help='folder to create; it must not exist')
+    parser.add_argument('--megabytes', type=float, default=64.0, help='approximate size of a file')
+    return parser
+
+
+def robustness(make: MakeParser = outline) -> ArgumentParser:
+    """Create the parser of ``robustness``."""
+    parser = make(
+        'robustness',
+        'Score trained models on the test split: for every subset of their sensors, and with degraded sensors '
+        '(fewer dates, clouds, noise, partial coverage). Each tile is encoded once. Writes '
+        'robustness.csv, .json and .md, subsets.png and degradations.png.',
+    )
+    parser.add_argument(
+        '--ckpt',
+        nargs='+',
+        required=True,
+        metavar='LABEL=FILE',
+        help='checkpoints of OmniSatSegmentation or OmniSatClassification, drawn side by side; the label defaults to '
+        'the name of the file. Several checkpoints of one label are dedicated models, each scored with all of its '
+        'own sensors only',
+    )
+    parser.add_argument('--output', type=Path, default=Path('robustness'), help='folder for the results')
+    parser.add_argument(
+        '--groups',
+        nargs='+',
+        default=[],
+        metavar='SENSOR=MODALITY,...',
+        help='modalities of one sensor, present or absent together, such as s1=s1a,s1d',
+    )
+    parser.add_argument(
+        '--degrade', nargs='*', default=list(DEGRADATIONS), choices=list(DEGRADATIONS), help='degradations to simulate'
+    )
+    parser.add_argument(
+        '--subsets',
+        nargs='+',
+        default=['auto'],
+        metavar='SENSOR+SENSOR',
+        help='subsets of the sensors to score: all, names such as s1+s2, or auto: every subset of up to five '
+        'sensors; of more sensors all, all but one, and single ones',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the degradations')
+    parser.add_argument('--accelerator', default='auto', help='accelerator of Lightning')
+    return parser
+
+
+def baseline() -> argparse.ArgumentParser:
+    """Create the parser of ``baseline``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat baseline',
+        description='Print the mean IoU of a pixel-wise MLP, as a baseline for a model.',
+    )
+    parser.add_argument('--root', help=f'directory of PASTIS or of synthetic landscapes (default: {SYNTHETIC_ROOT})')
+    parser.add_argument('--fold', type=int, default=1, choices=list(FOLDS), help='official split (default: 1)')
+    parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the MLP (default: 0)')
+    return parser
+
+
+def demo() -> argparse.ArgumentParser:
+    """Create the parser of ``demo``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat demo',
+        description='Train on synthetic landscapes and score every subset of the sensors on held-out ones.',
+    )
+    parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for all results (default: demo)')
+    parser.add_argument('--backbone', default=BACKBONE, help=f'builder of the model (default: {BACKBONE})')
+    parser.add_argument('--tiles', type=_positive, default=TILES, help=f'landscapes to generate (default: {TILES})')
+    parser.add_argument('--epochs', type=_positive, default=EPOCHS, help=f'number of epochs (default: {EPOCHS})')
+    return parser
+
+
+def export() -> argparse.ArgumentParser:
+    """Create the parser of ``export``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat export',
+        description='Write the backbone of a checkpoint to a folder for the Hugging Face Hub.',
+    )
+    parser.add_argument('--ckpt', type=Path, required=True, help='checkpoint of one of our tasks')
+    parser.add_argument('--output', type=Path, required=True, help=f'folder for {" and ".join(EXPORTED)}')
+    return parser
+
+
+#: Parsers by command.
+PARSERS: dict[str, Callable[[], Any]] = {
+    'demo': demo,
+    'export': export,
+    'baseline': baseline,
+    'stats': stats,
+    'robustness': robustness,
+    'shard': shard,
+    'check': check,
+}
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected at least 1, got {number}')
+    return number
