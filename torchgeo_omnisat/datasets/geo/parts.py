@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Geoparts: what the files of a join are, as a whole and below each tile, for whoever checks them."""
+"""Expected files of a join, for the whole dataset and for each tile."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -20,13 +20,13 @@ from .join import MultimodalGeoDataset, pixels
 
 
 def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
-    """The files of each modality and of the labels that reach a window, and how they are read.
+    """Yield the files of each modality and of the labels that intersect a window, and how to read them.
 
-    A modality may cover any part of a window, so how much of it was measured is not looked at.
+    A modality may cover any fraction of a window, so its valid fraction is not checked.
 
     Args:
-        join: The dataset.
-        index: The window, as the join takes it.
+        join: Joined dataset.
+        index: Spatiotemporal slice of the window.
     """
     x, y, t = join._disambiguate_slice(index)
     window, span = join.snap(x, y), (t.start, t.stop)
@@ -37,17 +37,19 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     if join.labels is not None:
         grid = pixels(join.crs, window, join.label_gsd)
         rows = join.labels.rows(grid, span, prefer=True)
-        read = partial(join.labels.read, grid, span, join.ignore_index, strict=False)  # codes are looked at as a whole
+        read = partial(
+            join.labels.read, grid, span, join.ignore_index, strict=False
+        )  # codes are checked for the whole split
         yield Part('mask', expected_files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 
 def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
-    """Return the files of a join whose bands are not those of the first file of their modality.
+    """Return the files of a join whose bands differ from those of the first file of their modality.
 
     Headers were read when the files were indexed, so no file is opened.
 
     Args:
-        join: The dataset.
+        join: Joined dataset.
 
     Returns:
         Modality (or ``'mask'``) and error message, by path.
@@ -62,20 +64,20 @@ def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
 
 
 def contents(join: MultimodalGeoDataset) -> str:
-    """A table of what each modality is made of: files, days, bands, pixels.
+    """Return a table of the files, acquisition dates, GSD, CRS and bands of each modality.
 
     Args:
-        join: The dataset.
+        join: Joined dataset.
     """
     crs = {name: ':'.join(join.given[name].crs.to_authority() or [join.given[name].crs.name]) for name in join.sources}
     return file_table([(source.modality, source.index, crs[name]) for name, source in join.sources.items()])
 
 
 def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
-    """Return a table of files, a line for each modality.
+    """Return a table of files, one row per modality.
 
     Args:
-        sources: Each modality, the index of its files, and the CRS that they are in.
+        sources: Modality, index of its files, and their CRS.
     """
     rows = [('modality', 'files', 'days', 'from', 'to', 'm/pixel', 'CRS', 'bands')]
     for modality, index, crs in sources:
@@ -91,23 +93,22 @@ def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
 
 
 def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
-    """Return the local files of rows; a file of all bands has as many as the first of the dataset.
+    """Return the local files of index rows. A file of all bands is expected to have as many as the first file.
 
     Args:
-        dataset: Whose files they are.
+        dataset: Raster dataset.
         rows: Rows of its index.
     """
     scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
     shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
-    unlike = getattr(dataset, 'unlike', scenes)  # others have the bands that are read, besides alpha or more
+    unlike = getattr(dataset, 'unlike', scenes)  # other files have the requested bands, and perhaps more such as alpha
     return tuple(
         Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)
     )
 
 
 def _bands_of(path: str) -> int:
-    """Return how many bands a file has."""
     return _bands(path, state_of(path))
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Sources: any TorchGeo geodataset as one modality, or as labels, of a join."""
+"""Adapters of TorchGeo geodatasets: each is one modality, or the labels, of a join."""
 
 import contextlib
 import copy
@@ -40,25 +40,28 @@ from ..rasters.georeference import Span, as_span, bendable, metres
 from ..rasters.timeseries import RasterTimeSeries, newest, read_modality
 from .polygons import Polygons
 
-#: Methods that, as TorchGeo wrote them, do no more to pixels than we do when we read the files.
+#: Methods of TorchGeo's RasterDataset that only read pixels. A subclass that overrides one is read by its own code.
 _READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_warp_file')
 
 
 class Source:
-    """A dataset in the CRS of a join, in a period of its own.
+    """Dataset reprojected to the CRS of a join and restricted to a period.
 
-    Where TorchGeo's own code reads the files, ours does instead, which tells what was not
-    measured; where a subclass changed it, that subclass is asked.
+    Files of a plain ``RasterDataset`` are read by our own code, which keeps track of nodata.
+    A subclass that overrides the reading methods is read through its ``__getitem__``.
 
     Args:
-        name: What to call it in errors.
-        dataset: A dataset; it is not changed.
+        name: Name for error messages.
+        dataset: Dataset; it is not changed.
         crs: CRS of the join.
-        date_range: First and last day to take; None for all.
+        date_range: First and last day, inclusive; None for all.
+
+    Raises:
+        ValueError: If the dataset has no files in *date_range*.
     """
 
     def __init__(self, name: str, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
-        """Take a copy of the dataset into the CRS, and the files of its period."""
+        """Copy the dataset into the CRS and select the files of the period."""
         self.name = name
         self.dataset: Any = _moved(dataset, crs)
         self.span = as_span(date_range)
@@ -76,16 +79,16 @@ class Source:
 
     @property
     def index(self) -> GeoDataFrame:
-        """Where and when there is something."""
+        """Spatiotemporal index of the files."""
         return self.dataset.index
 
     def rows(self, grid: Grid, span: Span, prefer: bool) -> GeoDataFrame:
-        """What reaches a window in a period; with *prefer*, whatever else there is rather than nothing."""
+        """Return the index rows that intersect a window in a period; with *prefer*, those of any period if none do."""
         rows = overlapping(self.dataset, grid, span)
         return overlapping(self.dataset, grid, None) if rows.empty and prefer else rows
 
     def ask(self, grid: Grid, rows: GeoDataFrame) -> Sample:
-        """What the dataset itself says about a window in the period of rows, or nothing."""
+        """Return the dataset's own sample of a window in the period of *rows*; an empty dict if there is none."""
         self._forget_old(rows)
         xmin, ymin, xmax, ymax = grid.bounds
         period = slice(rows.index.left.min(), rows.index.right.max())
@@ -96,30 +99,30 @@ class Source:
             return {}
 
     def files(self, ground: Any = None) -> list[str]:
-        """Return the files that the dataset is read from, those of all bands; nothing if its index has none.
+        """Return all files of the dataset, those of all bands; an empty list if its index has no paths.
 
         Args:
-            ground: A geometry in the CRS of the join that they are to reach; None for all files.
+            ground: Geometry in the CRS of the join that the files must intersect; None for all files.
         """
         index = self.index if ground is None else self.index[self.index.intersects(ground)]
         described = [str(self.dataset.collection)] if hasattr(self.dataset, 'collection') else []
         return described + _files(self.dataset, index)
 
     def _forget_old(self, rows: GeoDataFrame) -> None:
-        """Make TorchGeo, which keeps files open by their names alone, open them anew if one of *rows* has changed."""
+        """Clear TorchGeo's cache of open files, which is keyed by path alone, if a file of *rows* has changed."""
         states = {path: raster_state(path) for path in _files(self.dataset, rows)}
         if any(self._states.get(path, state) != state for path, state in states.items()):
             RasterDataset._cached_load_warp_file.cache_clear()
         self._states |= states
 
-    def fit(self, found: Tensor, rows: GeoDataFrame, grid: Grid) -> NDArray[np.float32]:
-        """What a dataset said, as float32 with NaN beyond its files and where its nodata is.
+    def mask_nodata(self, pixels: Tensor, rows: GeoDataFrame, grid: Grid) -> NDArray[np.float32]:
+        """Return pixels as float32, with NaN for nodata and outside the footprints of *rows*.
 
         Raises:
-            ValueError: If that is of another size than was asked for.
+            ValueError: If the size of *pixels* is not that of *grid*, or pixels are complex.
         """
-        refuse_complex([found.numpy().dtype], f'{self.name!r}')
-        values = found.numpy().astype(np.float32)
+        refuse_complex([pixels.numpy().dtype], f'{self.name!r}')
+        values = pixels.numpy().astype(np.float32)
         if values.shape[-2:] != (grid.height, grid.width):
             raise ValueError(
                 f'{self.name!r} gives {tuple(values.shape)} for a window of {grid.height} x {grid.width} pixels of '
@@ -133,19 +136,19 @@ class Source:
 
 
 class ImageSource(Source):
-    """A dataset as one modality.
+    """Image dataset as one modality of a join.
 
     Args:
         name: Name of the modality.
-        dataset: A dataset of images: one of ours with one modality, or one of TorchGeo's.
+        dataset: Dataset of images: one of ours with a single modality, or one of TorchGeo's.
         crs: CRS of the join.
-        date_range: First and last day to take; None for all.
-        gsd: Metres a pixel; by default what the dataset has, where that is a round number.
-        anchor: A gsd of which others are multiples or parts, where they are not round.
+        date_range: First and last day, inclusive; None for all.
+        gsd: GSD in metres; None for the native one, rounded by :func:`native_gsd`.
+        anchor: GSD of which those that are not round become a multiple or a fraction.
         facts: ``kind``, ``unit`` and ``wavelengths`` of a dataset that does not state them itself.
 
     Raises:
-        ValueError: If the dataset states other facts.
+        ValueError: If the dataset has several modalities, or states other facts.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class ImageSource(Source):
         anchor: float | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """See what the images are."""
+        """Determine the modality of the dataset."""
         super().__init__(name, dataset, crs, date_range)
         gsd = native_gsd(dataset, anchor) if gsd is None else gsd
         own = getattr(dataset, 'modalities', None)
@@ -176,12 +179,11 @@ class ImageSource(Source):
             self.modality = self.modality.joined(stated)
 
     def read(self, grid: Grid, span: Span) -> Sample:
-        """Image, dates and valid of a window, or nothing.
+        """Return image, dates and valid of a window; an empty dict if no file intersects it.
 
         Args:
-            grid: The window in pixels of this modality.
-            span: First and last instant. A single image from another time will do where
-                there is none of this.
+            grid: Pixel grid of the window.
+            span: First and last instant. Where no single image is from this period, one of another period is read.
         """
         rows = self.rows(grid, span, prefer=not self.modality.temporal)
         if rows.empty:
@@ -195,24 +197,24 @@ class ImageSource(Source):
         return self._ask_days(grid, rows) if self.modality.temporal else self._ask_image(grid, rows)
 
     def _ask_image(self, grid: Grid, rows: GeoDataFrame) -> Sample:
-        """One image, by TorchGeo's code; it has a date if all its files have the same."""
+        """Read one image through TorchGeo; its date is 0 unless all files have the same date."""
         sample = self.ask(grid, rows)
         if not sample:
             return {}
-        image = self.fit(sample['image'], rows, grid)
+        image = self.mask_nodata(sample['image'], rows, grid)
         days = np.unique(days_of(rows))
         return self._keys(
             image, days if len(days) == 1 else np.zeros(1, np.int64), np.isfinite(image).any(keepdims=True)
         )
 
     def _ask_days(self, grid: Grid, rows: GeoDataFrame) -> Sample:
-        """A series, by TorchGeo's code, asked once a day."""
+        """Read a time series through TorchGeo, one query per acquisition date."""
         frames, days = [], []
         for day in np.unique(days_of(rows)):
             of_day = rows[days_of(rows) == day]
             sample = self.ask(grid, of_day)
             if sample:
-                image = self.fit(sample['image'], of_day, grid)
+                image = self.mask_nodata(sample['image'], of_day, grid)
                 frames.append(merge_of(self.modality.unit == 'db')(image) if image.ndim == 4 else image)
                 days.append(day)
         if not frames:
@@ -221,19 +223,18 @@ class ImageSource(Source):
         return self._keys(image, np.array(days, np.int64), np.isfinite(image).reshape(len(image), -1).any(1))
 
     def _keys(self, image: NDArray[Any], days: NDArray[np.int64], valid: NDArray[np.bool_]) -> Sample:
-        """The three tensors."""
         arrays = (image, days, valid.reshape(-1))
         return dict(zip(self.modality.keys, map(torch.from_numpy, arrays), strict=True))
 
 
 class LabelSource(Source):
-    """A dataset of classes, raster or vector.
+    """Raster or vector dataset of class labels.
 
     Args:
-        dataset: The labels; it is not changed.
+        dataset: Labels; the dataset is not changed.
         crs: CRS of the join.
-        date_range: First and last day to take; None for all.
-        classes: Which class each code of a raster is; by default any whole number is its own class.
+        date_range: First and last day, inclusive; None for all.
+        classes: Mapping from the codes of a raster to classes; None if codes are class indices.
 
     Raises:
         ValueError: If a raster has several bands, or complex pixels.
@@ -242,7 +243,7 @@ class LabelSource(Source):
     def __init__(
         self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None, classes: ClassMap | None = None
     ) -> None:
-        """Have rasters read as classes, even where they are not declared as such."""
+        """Set rasters to be read as masks, even if they are declared as images."""
         super().__init__('mask', dataset, crs, date_range)
         self.classes = ClassMap() if classes is None or isinstance(dataset, Polygons) else classes
         self.native = metres(dataset.crs, float(dataset.res[0])) if isinstance(dataset, RasterDataset) else 0.0
@@ -252,11 +253,11 @@ class LabelSource(Source):
 
     @property
     def sparse(self) -> bool:
-        """Whether labels are points, a pixel each."""
+        """Whether labels are points, which label one pixel each."""
         return bool(getattr(self.dataset, 'sparse', False))
 
     def widen(self, margin: float) -> None:
-        """Extend the ground of points, whose box may have no area, to all of their pixels."""
+        """Buffer points by a margin in metres, so that their bounding box has an area."""
         if self.sparse:
             boxes = [
                 shapely.box(x - margin, y - margin, u + margin, v + margin) for x, y, u, v in self.index.bounds.values
@@ -264,7 +265,11 @@ class LabelSource(Source):
             self.dataset.index = self.index.set_geometry(boxes, crs=self.index.crs)
 
     def around(self, distance: float) -> Any:
-        """Return the squares that reach a distance beyond each point, joined; tiles of that size hold its pixel."""
+        """Return the union of squares around all points; a tile in it contains the pixel of a point.
+
+        Args:
+            distance: Half the side of a square, in metres.
+        """
         frames = [self.dataset._frame(path) for path in self.index.filepath]
         bounds = np.concatenate([frame.bounds.to_numpy() for frame in frames])
         lower, upper = np.split(np.unique(bounds, axis=0), 2, axis=1)
@@ -274,16 +279,16 @@ class LabelSource(Source):
         return shapely.union_all(shapely.box(left + edge, bottom, right, top - edge))
 
     def read(self, grid: Grid, span: Span, ignore_index: int, strict: bool = True) -> Tensor:
-        """Classes (H, W) of a window, *ignore_index* where there are none.
+        """Return the class indices (H, W) of a window, *ignore_index* where there is no label.
 
         Args:
-            grid: The window in pixels of the labels.
-            span: First and last instant; labels from another time will do where there are none of this.
-            ignore_index: What to fill with.
-            strict: Whether codes that stand for no class are an error, else they are no label.
+            grid: Pixel grid of the window.
+            span: First and last instant. Where no labels are from this period, those of another period are read.
+            ignore_index: Index of pixels without a label.
+            strict: Whether a code that is not a class is an error; otherwise its pixels have no label.
 
         Raises:
-            ValueError: If a pixel is none of the classes.
+            ValueError: If *strict* and a code is not a class.
         """
         codes = self.codes(grid, span)
         numbers = self.classes.pixels(codes)
@@ -296,8 +301,8 @@ class LabelSource(Source):
     def codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
         """Return the codes (H, W) of a window, NaN where there are none.
 
-        Of a raster that is finer, a pixel has a code of the class that most of its ground has: the first
-        class of several, and none where less than half of the ground has a label.
+        Labels finer than the grid are aggregated by majority vote. A tie goes to the first class. A pixel
+        of which less than half is labelled is NaN.
         """
         finer = self._finer(grid.step)
         if finer == 1:
@@ -306,7 +311,7 @@ class LabelSource(Source):
         return majority(self._codes(fine, span), finer, self.classes)
 
     def _finer(self, step: float) -> int:
-        """Return how many pixels of the labels, at most 64, are looked at along the side of one that is wanted."""
+        """Return how many label pixels, at most 64, are read along the side of one output pixel."""
         if not isinstance(self.dataset, RasterDataset):
             return 1
         ratio = step / getattr(self.dataset, 'finest', self.native)
@@ -316,7 +321,7 @@ class LabelSource(Source):
         return min(round(ratio) if whole else 2 * math.ceil(ratio), 64)
 
     def _codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
-        """Return the codes (H, W) at the centres of pixels, as the files have them."""
+        """Return the codes (H, W) at the pixel centres, without aggregation."""
         rows = self.rows(grid, span, prefer=True)
         mask = np.full((grid.height, grid.width), np.nan, np.float32)
         if not rows.empty and self.plain:
@@ -327,7 +332,7 @@ class LabelSource(Source):
                 raise ValueError(
                     f'mask gives samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
                 )
-            mask = self.fit(sample['mask'], rows, grid)
+            mask = self.mask_nodata(sample['mask'], rows, grid)
             if mask.ndim == 3 and len(mask) == 1:
                 mask = mask[0]
             if mask.ndim != 2:
@@ -335,18 +340,21 @@ class LabelSource(Source):
         return mask
 
     def ambiguous(self, grid: Grid, span: Span) -> NDArray[np.bool_]:
-        """Return where polygons or points of different classes share a pixel ``(H, W)``; nowhere for a raster."""
+        """Return a mask (H, W) of pixels that polygons or points of different classes share; False for a raster."""
         if not isinstance(self.dataset, Polygons) or self.rows(grid, span, prefer=True).empty:
             return np.zeros((grid.height, grid.width), bool)
         return self.dataset.ambiguous(grid)
 
     def paths(self, grid: Grid, span: Span) -> list[str]:
-        """Return the files that reach a window."""
+        """Return the files that intersect a window."""
         rows = self.rows(grid, span, prefer=True)
         return [str(path) for path in rows.get('filepath', []) if path]
 
     def nodata_classes(self, ground: Any) -> dict[str, tuple[float, int]]:
-        """Return the nodata of files on a ground where it is the number of a class too, by path.
+        """Return nodata value and class index of files whose nodata value is also a class code, by path.
+
+        Args:
+            ground: Geometry in the CRS of the join that the files must intersect.
 
         Raises:
             ValueError: If a raster has several bands, or complex pixels.
@@ -356,7 +364,6 @@ class LabelSource(Source):
         return self._nodata_of(self.index.filepath[self.index.intersects(ground)])
 
     def _nodata_of(self, paths: Iterable[str]) -> dict[str, tuple[float, int]]:
-        """Return the nodata of files where it is the number of a class too, by path."""
         found = {}
         for path in paths:
             for nodata in self._check_header(path):
@@ -366,7 +373,7 @@ class LabelSource(Source):
         return found
 
     def _check_header(self, path: str) -> list[float]:
-        """Return the nodata of a raster, from its file or the settings, and refuse one without classes."""
+        """Return the nodata values of a label raster; raise ValueError if it has several bands or complex pixels."""
         if hasattr(self.dataset, 'label_nodata'):
             own: list[float] = self.dataset.label_nodata(path)
             return own
@@ -386,16 +393,16 @@ class LabelSource(Source):
 
 
 def majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
-    """Return for blocks of labels a code of the class that most of their pixels have.
+    """Aggregate blocks of label codes by majority vote.
 
     Args:
-        codes: Codes (H * count, W * count), NaN where there are none.
+        codes: Codes (H * count, W * count), NaN where there is no label.
         count: Side of a block in pixels.
-        classes: Which class each code is. A code of no class goes before all others, so that it is found.
+        classes: Class of each code. A code that is not a class wins over all others, so that it is reported.
 
     Returns:
-        Codes (H, W): of several classes that are as frequent, that of the first; NaN or the ignored code
-        where less than half of a block has a class.
+        Codes (H, W). A tie goes to the first class. NaN or the ignored code where less than half of a block
+        is labelled.
     """
     blocks = rearrange(codes, '(h i) (w j) -> h w (i j)', i=count, j=count)
     numbers = classes.pixels(blocks)
@@ -406,18 +413,18 @@ def majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArr
         if number == NO_LABEL:
             continue
         here = numbers == number
-        shares = here.sum(-1)
-        better = (shares > 0) if number == UNKNOWN else labelled & (shares > most)
+        votes = here.sum(-1)
+        better = (votes > 0) if number == UNKNOWN else labelled & (votes > most)
         found = np.where(better, np.fmax.reduce(np.where(here, blocks, np.nan), axis=-1), found)
-        most = np.maximum(most, shares)
+        most = np.maximum(most, votes)
     return found.astype(np.float32)
 
 
 def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
-    """Metres a pixel of a dataset.
+    """Return the GSD of a dataset in metres.
 
-    Where that is no whole number of millimetres, as after a reprojection or in degrees, it
-    is the nearest multiple or part of *anchor*, or two digits of it.
+    A GSD that is not a whole number of millimetres, as after a reprojection or in degrees, is rounded
+    to the nearest multiple or fraction of *anchor*, or to two digits without one.
     """
     gsd = metres(dataset.crs, float(dataset.res[0]))
     if not dataset.crs.is_geographic and abs(gsd * 1000 - round(gsd * 1000)) < 1e-6:
@@ -428,7 +435,7 @@ def native_gsd(dataset: GeoDataset, anchor: float | None = None) -> float:
 
 
 def period(indexes: Sequence[GeoDataFrame]) -> tuple[pd.Timestamp, pd.Timestamp]:
-    """From the first to the last date of several indexes; always, if none has a date."""
+    """Return the first and the last date of several indexes; all time if none has a date."""
     dated = [index.index[(index.index.left != ALWAYS[0])] for index in indexes]
     dated = [intervals for intervals in dated if len(intervals)]
     if not dated:
@@ -437,8 +444,8 @@ def period(indexes: Sequence[GeoDataFrame]) -> tuple[pd.Timestamp, pd.Timestamp]
 
 
 def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
-    """A copy of a dataset in another CRS."""
-    if hasattr(dataset, 'datasets'):  # a union or an intersection, which moves those that it is made of
+    """Return a copy of a dataset in another CRS."""
+    if hasattr(dataset, 'datasets'):  # the setter of a union or an intersection changes its members
         moved = copy.deepcopy(dataset)
         with contextlib.redirect_stdout(io.StringIO()):
             moved.crs = crs
@@ -454,14 +461,14 @@ def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
 
 
 def _files(dataset: Any, index: GeoDataFrame) -> list[str]:
-    """Return the files of rows of an index; that of a union or an intersection has several columns of them."""
+    """Return the files of an index, which has several columns of paths for a union or an intersection."""
     columns = [column for column in index.columns if str(column).startswith('filepath')]
     paths = {str(path) for column in columns for path in index[column] if isinstance(path, str) and path}
     return sorted({file for path in paths for file in files_of(dataset, path)})
 
 
 def _check_brought(index: GeoDataFrame, names: Sequence[str]) -> None:
-    """Refuse files that a dataset which is not ours has brought to a CRS that distorts them."""
+    """Raise ValueError if a dataset of TorchGeo has reprojected files to a CRS that distorts them."""
     for number in distorted(np.asarray(index.geometry.array), index.crs):
         with contextlib.suppress(RasterioError), open_raster(names[number]) as source:
             if source.crs is not None and source.crs != index.crs:
@@ -469,7 +476,7 @@ def _check_brought(index: GeoDataFrame, names: Sequence[str]) -> None:
 
 
 def _is_plain(dataset: GeoDataset) -> bool:
-    """Whether pixels of files are what a dataset gives, by methods that are as TorchGeo or we wrote them."""
+    """Return whether a dataset returns pixels of its files unchanged, by methods that no subclass overrides."""
     if not isinstance(dataset, RasterDataset) or dataset.transforms is not None:
         return False
     known = (RasterDataset, RasterTimeSeries)
@@ -477,13 +484,13 @@ def _is_plain(dataset: GeoDataset) -> bool:
 
 
 def _is_series(dataset: GeoDataset) -> bool:
-    """Whether a dataset of TorchGeo's stacks dates."""
+    """Return whether a dataset of TorchGeo stacks acquisition dates."""
     parts = getattr(dataset, 'datasets', ())
     return any(map(_is_series, parts)) if parts else bool(getattr(dataset, 'time_series', False))
 
 
 def _bands(dataset: GeoDataset) -> tuple[str, ...]:
-    """Names of the channels: those of the dataset, else of the first file, else numbers."""
+    """Return the band names of the dataset, else of its first file, else ``B1``, ``B2``, ..."""
     names = getattr(dataset, 'bands', None)
     if names:
         return tuple(names)
@@ -502,10 +509,10 @@ def _bands(dataset: GeoDataset) -> tuple[str, ...]:
 
 
 def common_step(lengths: Sequence[float]) -> float:
-    """The least length that is a whole number of each of several.
+    """Return the least common multiple of lengths in metres.
 
     Raises:
-        ValueError: If it is more than a hundred times the greatest.
+        ValueError: If it is more than a hundred times the greatest length.
     """
     micrometres = [round(length * 1e6) for length in lengths]
     step = math.lcm(*micrometres) / 1e6
