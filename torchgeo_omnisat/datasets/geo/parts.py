@@ -39,7 +39,7 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
         rows = join.labels.rows(grid, span, prefer=True)
         read = partial(
             join.labels.read, grid, span, join.ignore_index, strict=False
-        )  # codes are checked for the whole split
+        )  # codes are checked by split
         yield Part('mask', expected_files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 
