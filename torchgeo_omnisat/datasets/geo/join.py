@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""MultimodalGeoDataset: geodatasets joined in space, each with its own pixels and dates."""
+"""Spatial join of geodatasets of different native resolution and acquisition dates."""
 
 import copy
 import math
@@ -28,21 +28,20 @@ from .sources import ImageSource, LabelSource, common_step, native_gsd, period
 
 
 class MultimodalGeoDataset(GeoDataset):
-    """Geodatasets joined in space: every modality of a window, as far as it is there.
+    """Spatial join of geodatasets, each at its native resolution and with its own acquisition dates.
 
-    Unlike TorchGeo's intersections, every dataset keeps its own pixels and dates, and one
-    that has nothing in a window is missing from the sample instead of an error. All are
-    brought to one CRS in metres. It is itself a geodataset, for TorchGeo's samplers and
-    splits; its period is that of its series.
+    Unlike TorchGeo's ``IntersectionDataset``, the join does not resample datasets to one
+    resolution, and a dataset without files in a window is missing from the sample instead of
+    raising an error. All datasets are reprojected to one CRS in metres. The join is a
+    ``GeoDataset`` for TorchGeo's samplers and splits; its period is that of its time series.
 
-    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every modality
-    that is there (see :mod:`torchgeo_omnisat.batch`), NaN where it was not measured,
-    ``mask`` (H, W) if there are labels, and ``bounds`` and ``transform`` of the labels'
-    pixels in float64.
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every available
+    modality (see :mod:`torchgeo_omnisat.batch`), with NaN for nodata; ``mask`` (H, W) if there
+    are labels; and ``bounds`` and ``transform`` of the label pixels in float64.
 
-    So that every modality covers exactly the same ground, a window is moved to the nearest
-    place where pixels of all of them meet, and takes the nearest size that is a whole
-    number of pixels and patches: what was asked for, if that is such a window already.
+    A window is moved to the nearest position where the pixel grids of all modalities align, and
+    its size is rounded to a whole number of pixels and patches, so that all modalities cover
+    exactly the same ground. A window that is aligned already is not changed.
     """
 
     def __init__(
@@ -63,28 +62,28 @@ class MultimodalGeoDataset(GeoDataset):
         classes: Mapping[Any, Any] | None = None,
         other: str | None = None,
     ) -> None:
-        """Join the indexes; nothing is read.
+        """Initialize the join from the indexes of the datasets; no pixel is read.
 
         Args:
-            datasets: Datasets of images by name of the modality: ours, or any of TorchGeo's,
-                of which those with ``time_series=True`` are series.
-            mask: Labels, raster or vector, to whose ground the join is restricted.
-            required: Names of modalities to whose common ground the join is restricted;
-                without any, it is all the ground that some modality covers.
-            crs: CRS of samples, in metres; that of the labels or else of the first dataset
-                by default, or, if these are in degrees or Web Mercator, the UTM zone.
-            gsd: Metres a pixel by modality; what the dataset has by default.
-            label_gsd: Metres a pixel of the labels and unit of samplers; by default that of
-                raster labels, else of the first modality.
-            patch_size: A length in metres of which tiles are to be multiples.
-            date_ranges: First and last day to take, by modality, and of the labels as ``mask``.
-            ignore_index: The class where there are no labels.
-            area: A geometry in *crs* to restrict the join to.
-            labels: Names of the classes. Pixels of raster labels are their numbers, from 0.
-            transforms: What to do with a sample.
+            datasets: Image datasets by name of the modality: ours, or any of TorchGeo's, of which
+                those with ``time_series=True`` are time series.
+            mask: Raster or vector labels; the join is restricted to their footprint.
+            required: Modalities to whose common footprint the join is restricted; if empty, the join is
+                the union of all footprints.
+            crs: CRS of samples, in metres. Defaults to that of the labels, else of the first dataset,
+                or to the UTM zone if these are in degrees or Web Mercator.
+            gsd: GSD in metres by modality; defaults to the native one.
+            label_gsd: GSD of the labels in metres, and resolution of the join for samplers. Defaults to
+                that of raster labels, else of the first modality.
+            patch_size: Length in metres of which the size of tiles is a multiple.
+            date_ranges: First and last day, inclusive, by modality, and ``mask`` for the labels.
+            ignore_index: Index of pixels without a label.
+            area: Geometry in *crs* to which the join is restricted.
+            labels: Class names. Pixels of raster labels are class indices, from 0.
+            transforms: Transform applied to each sample.
             facts: ``kind``, ``unit`` and ``wavelengths`` by modality, of datasets that do not state them.
-            classes: Class name by code, where pixels of raster labels are other codes.
-            other: Class of all codes that *classes* does not have.
+            classes: Class name by code, if pixels of raster labels are other codes.
+            other: Class of all codes that are not in *classes*.
 
         Raises:
             ValueError: If an argument is not as described, or there is no common ground.
@@ -112,7 +111,7 @@ class MultimodalGeoDataset(GeoDataset):
 
     @property
     def modalities(self) -> dict[str, Modality]:
-        """The modalities, by name."""
+        """Modalities by name."""
         return {name: source.modality for name, source in self.sources.items()}
 
     @property
@@ -122,7 +121,7 @@ class MultimodalGeoDataset(GeoDataset):
 
     @crs.setter
     def crs(self, crs: Any) -> None:
-        """Bring everything to another CRS in metres."""
+        """Reproject all datasets to another CRS in metres."""
         if self.crs != crs:
             index = self.index.to_crs(crs)
             self._build(_metric(crs, self.given, self.labels_given))
@@ -130,20 +129,20 @@ class MultimodalGeoDataset(GeoDataset):
 
     @property
     def area(self) -> Any:
-        """The ground of the join, a geometry in :attr:`crs`."""
+        """Footprint of the join, a geometry in :attr:`crs`."""
         return self.index.geometry.union_all()
 
     def clip(self, area: Any) -> 'MultimodalGeoDataset':
-        """This dataset on part of its ground.
+        """Restrict the join to an area.
 
         Args:
-            area: A geometry in :attr:`crs`.
+            area: Geometry in :attr:`crs`.
 
         Returns:
-            A dataset that shares the files.
+            Join of the same datasets.
 
         Raises:
-            ValueError: If nothing is left.
+            ValueError: If *area* does not intersect the footprint of the join.
         """
         part = copy.copy(self)
         covered = tuple(map(round, self.area.bounds))
@@ -152,32 +151,32 @@ class MultimodalGeoDataset(GeoDataset):
         return part
 
     def unlabelled(self) -> 'MultimodalGeoDataset':
-        """This dataset without its labels, on all the ground of its images; pixels stay where they are."""
+        """Return the join without labels, on the whole footprint of its images and the same pixel grid."""
         part = copy.copy(self)
         part.labels = None
         part.index = part._joined()
         return part
 
     def image_files(self, name: str) -> list[str]:
-        """Return the files that a modality is read from on the ground of the join.
+        """Return the files of a modality that intersect the footprint of the join.
 
         Args:
-            name: The modality.
+            name: Name of the modality.
         """
         return self.sources[name].files(self.area)
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """Every modality in a window.
+        """Return the sample of a window.
 
         Args:
-            index: [xmin:xmax, ymin:ymax, tmin:tmax]. Series are restricted to the period; of
-                single images and labels the ones in it go before others. Steps are ignored.
+            index: [xmin:xmax, ymin:ymax, tmin:tmax]. Time series are restricted to the period; single
+                images and labels of the period are preferred over others. Steps are ignored.
 
         Returns:
-            The sample, with the window as it was taken in ``bounds``.
+            Sample with the aligned window in ``bounds``.
 
         Raises:
-            IndexError: If the window is outside of the ground of the join.
+            IndexError: If the window does not intersect the footprint of the join.
         """
         x, y, t = self._disambiguate_slice(index)
         window = self.snap(x, y)
@@ -195,27 +194,27 @@ class MultimodalGeoDataset(GeoDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def snap(self, x: slice, y: slice) -> tuple[float, float, float, float]:
-        """The nearest window in which pixels of all modalities meet: xmin, ymin, xmax, ymax."""
+        """Return the nearest window aligned with the pixel grids of all modalities: xmin, ymin, xmax, ymax."""
         left = self.corner[0] + self.lattice * _nearest((x.start - self.corner[0]) / self.lattice)
         top = self.corner[1] - self.lattice * _nearest((self.corner[1] - y.stop) / self.lattice)
         width, height = (self.step * max(1, _nearest((axis.stop - axis.start) / self.step)) for axis in (x, y))
         return left, top - height, left + width, top
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality, some of its dates, the mask and, if there, the prediction.
+        """Plot every modality, some of its dates, the mask and, if available, the prediction.
 
         Args:
-            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure.
+            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
+            show_titles: Whether to show a title above each panel.
+            suptitle: Title of the figure.
 
         Returns:
-            The figure.
+            Matplotlib figure.
         """
         return draw_any(sample, self.modalities, self.label_names, self.ignore_index, show_titles, suptitle)
 
     def _build(self, crs: CRS) -> None:
-        """Bring the datasets to a CRS and find the pixels that they share."""
+        """Reproject the datasets to a CRS and determine their common pixel grid."""
         self.labels = None
         if self.labels_given is not None:
             self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'), self.classes)
@@ -239,7 +238,7 @@ class MultimodalGeoDataset(GeoDataset):
         rasters = [self.labels_given] if isinstance(self.labels_given, RasterDataset) else []
         aligned = [dataset for dataset in [*rasters, *self.given.values()] if dataset.crs == crs]
         index = aligned[0].index if aligned else next(iter(self.sources.values())).index
-        straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # a file of another CRS lies askew
+        straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # reprojected footprints are rotated
         bounds = (index if straight.empty else straight).total_bounds
         self.corner = (float(bounds[0]), float(bounds[3]))
         self._tell_shifts(crs)
@@ -280,7 +279,7 @@ class MultimodalGeoDataset(GeoDataset):
                 )
 
     def _joined(self) -> GeoDataFrame:
-        """Where there is what is required, or anything, and labels if there are any."""
+        """Return the index of the join: the common footprint of required modalities, labels and area."""
         grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}
         ground = shapely.union_all(list(grounds.values()))
         parts = {name: grounds[name] for name in self.required}
@@ -294,7 +293,7 @@ class MultimodalGeoDataset(GeoDataset):
         return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
 
     def _rows(self, ground: Any, what: str) -> GeoDataFrame:
-        """An index of the polygons of a ground."""
+        """Return an index with a row for each polygon of a footprint."""
         shapes = [shape for shape in shapely.get_parts(ground) if shape.area > 0]
         if not shapes:
             raise ValueError(f'there is no ground in {what}, expected some in {self._crs_name}')
@@ -306,22 +305,21 @@ class MultimodalGeoDataset(GeoDataset):
 
     @property
     def _crs_name(self) -> str:
-        """The CRS, for an error."""
         return str(next(iter(self.sources.values())).index.crs.name)
 
 
-def _names(what: str, names: Sequence[str], known: Any) -> tuple[str, ...]:
-    """Names that are all known, or an error."""
-    if isinstance(names, str) or not set(names) <= set(known):
-        raise ValueError(f'{what} names {names!r}, expected some of {list(known)}')
+def _names(what: str, names: Sequence[str], expected: Any) -> tuple[str, ...]:
+    """Return the names of an argument; raise ValueError if one is not expected."""
+    if isinstance(names, str) or not set(names) <= set(expected):
+        raise ValueError(f'{what} names {names!r}, expected some of {list(expected)}')
     return tuple(names)
 
 
 def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | None) -> CRS:
-    """A CRS in metres: the one given, that of a dataset, or the UTM zone of one in degrees.
+    """Return a CRS in metres: *crs*, that of a dataset, or the UTM zone of a dataset in degrees.
 
     Raises:
-        ValueError: If the one given is not in metres.
+        ValueError: If *crs* is not in metres.
     """
     if crs is None:
         found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
@@ -334,18 +332,18 @@ def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | Non
 
 
 def _in_metres(crs: CRS) -> bool:
-    """Whether a unit is a metre on the ground; those of Web Mercator shrink towards the poles."""
+    """Return whether the unit of a CRS is a metre on the ground, which it is not in Web Mercator."""
     web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
     return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
 
 
 def pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:
-    """The pixels of a window, which is a whole number of them."""
+    """Return the pixel grid of a window whose sides are multiples of *gsd*."""
     xmin, ymin, xmax, ymax = window
     rows, columns = half_up((ymax - ymin) / gsd), half_up((xmax - xmin) / gsd)
     return Grid(crs, Affine(gsd, 0, xmin, 0, -gsd, ymax), rows, columns)
 
 
 def _nearest(value: float) -> int:
-    """The nearest whole number; halves go up, so that windows side by side stay so."""
+    """Round to the nearest integer, halves up, so that adjacent windows stay adjacent."""
     return math.floor(value + 0.5 + 1e-9)

@@ -37,9 +37,7 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     if join.labels is not None:
         grid = pixels(join.crs, window, join.label_gsd)
         rows = join.labels.rows(grid, span, prefer=True)
-        read = partial(
-            join.labels.read, grid, span, join.ignore_index, strict=False
-        )  # codes are checked by split
+        read = partial(join.labels.read, grid, span, join.ignore_index, strict=False)  # codes are checked by split
         yield Part('mask', expected_files(join.labels.dataset, rows), read, fault='label', absent=rows.empty)
 
 

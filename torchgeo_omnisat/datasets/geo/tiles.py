@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""GeoTiles: a joined area cut into tiles, on a grid or at random, to be asked for by number."""
+"""Tiles of a joined dataset, on a grid or at random positions."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,11 +25,11 @@ from ..integrity import Part
 from .join import MultimodalGeoDataset
 from .parts import parts
 
-#: Blocks that a search keeps at once; beyond it, places are tried rather than searched.
+#: Maximum number of blocks of a search; above it, positions are sampled by rejection.
 MOST = 20_000
-#: Fraction of a piece's rectangle in which tiles must fit for it to be drawn from as a whole.
+#: Minimum fraction of a polygon's bounding box with valid positions for the box to be sampled as a whole.
 ENOUGH = 1 / 8
-#: Attempts of one draw, each of which succeeds with a probability of about ENOUGH or more.
+#: Attempts of one draw, each of which succeeds with a probability of about ENOUGH or higher.
 TRIES = 10_000
 
 #: Top, left, bottom and right (N, 4) of blocks of tile positions; the last two are exclusive.
@@ -37,19 +37,19 @@ Blocks = NDArray[np.int64]
 
 
 class TilePlaces:
-    """The positions on a grid at which a tile lies within the ground.
+    """Sampler of tile positions on a grid whose tiles lie within a footprint.
 
-    The ground is searched piece by piece with a quadtree of positions, so what lies between
-    pieces costs nothing. Nothing depends on the number of vertices but the one preparation.
+    Each polygon of the footprint is searched with a quadtree of positions, so gaps between polygons
+    cost nothing. Only the preparation of the geometry depends on its number of vertices.
 
     Args:
-        ground: A geometry in the CRS of *grid*. A tile may pass it by a millionth of a pixel.
-        grid: Its pixels count the positions.
+        ground: Footprint, a geometry in the CRS of *grid*. A tile may exceed it by a millionth of a pixel.
+        grid: Pixel grid of the positions.
         across: Side of a tile in pixels.
     """
 
     def __init__(self, ground: Any, grid: Grid, across: int) -> None:
-        """Prepare the ground, once; positions are searched by :meth:`fits` and :meth:`draw`."""
+        """Prepare the geometry; positions are searched by :meth:`fits` and :meth:`draw`."""
         self.grid, self.across = grid, across
         self.ground = ground.buffer(1e-6 * grid.step, join_style='mitre')
         shapely.prepare(self.ground)
@@ -61,7 +61,7 @@ class TilePlaces:
         shapely.prepare(self.ground)
 
     def fits(self) -> bool:
-        """Whether there is any place for a tile."""
+        """Return whether there is a position for a tile."""
         open_ = [self._root(piece) for piece in shapely.get_parts(self.ground)]
         stack = [block for block in open_ if block is not None]
         while stack:
@@ -72,10 +72,10 @@ class TilePlaces:
         return False
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Draw the row and column of a tile within the ground; None if there is no place.
+        """Draw the row and column of a tile within the footprint; None if no tile fits.
 
-        The centre of the tile is uniform over the ground; tiles that would pass the rectangle of
-        their piece are pulled back into it: otherwise pixels at its border would hardly ever be drawn.
+        The centre of the tile is uniform over the footprint. A tile that would exceed the bounding box
+        of its polygon is moved back into it, as pixels at the border would otherwise rarely be drawn.
         """
         if self._leaves is None:
             self._leaves = self._search()
@@ -95,10 +95,10 @@ class TilePlaces:
         return None
 
     def _search(self) -> list[NDArray[np.int64]]:
-        """Blocks to draw from, and the ranges (N, 2) from which rows and columns are drawn before they are pulled back.
+        """Return the blocks to draw from, and the ranges (N, 2) of rows and columns before tiles are moved back.
 
-        A piece that fills most of its rectangle is one block. Of others there are as many smaller
-        ones as it takes for draws to succeed.
+        A polygon that fills most of its bounding box is one block. Others are split into smaller blocks
+        until draws succeed often enough.
         """
         half = self.across // 2
         found: list[list[NDArray[np.int64]]] = [[], [], []]
@@ -112,7 +112,7 @@ class TilePlaces:
         return [np.concatenate(part) if part else np.zeros((0, 2), np.int64) for part in found]
 
     def _refine(self, root: Blocks, half: int) -> Blocks:
-        """Blocks of a piece that hold all its places: *root* itself, if enough of it are places."""
+        """Return blocks that contain all positions of a polygon: *root* itself, if enough of its positions are valid."""
 
         def weight(blocks: Blocks) -> float:
             low, high = _ranges(blocks, root, half)
@@ -125,7 +125,7 @@ class TilePlaces:
         return root if weight(inside) >= ENOUGH * weight(root) else np.concatenate([inside, mixed])
 
     def _root(self, piece: Any) -> Blocks | None:
-        """All positions at which a tile lies in the rectangle of a piece; None if it is too small."""
+        """Return the block of positions in the bounding box of a polygon; None if it is smaller than a tile."""
         (x, y), step = self.grid.corner, self.grid.step
         xmin, ymin, xmax, ymax = piece.bounds
         top, left = np.ceil((y - ymax) / step), np.ceil((xmin - x) / step)
@@ -135,11 +135,11 @@ class TilePlaces:
         return np.array([[top, left, bottom, right]], np.int64)
 
     def _sort(self, blocks: Blocks) -> tuple[Blocks, Blocks]:
-        """Blocks all of whose positions are places, and those that may have some."""
+        """Return the blocks whose positions are all valid, and those with some that may be."""
         top, left, bottom, right = blocks.T
         hulls = self._boxes(top, left, bottom - 1 + self.across, right - 1 + self.across)
         full = shapely.contains(self.ground, hulls)
-        # What all tiles of a block share must lie within the ground, or none of them does.
+        # The intersection of all tiles of a block must lie within the footprint, or none of the tiles does.
         cores = self._boxes(
             np.minimum(bottom - 1, top + self.across),
             np.minimum(right - 1, left + self.across),
@@ -156,21 +156,20 @@ class TilePlaces:
         return blocks[full], blocks[possible]
 
     def _boxes(self, top: Any, left: Any, bottom: Any, right: Any) -> Any:
-        """Rectangles of rows and columns."""
         (x, y), step = self.grid.corner, self.grid.step
         return shapely.box(x + left * step, y - bottom * step, x + right * step, y - top * step)
 
 
 def tiles_over(ground: Any, grid: Grid, across: int) -> Blocks:
-    """Rows and columns (N, 2) of the tiles side by side, from the corner of a grid on, that reach into the ground.
+    """Return rows and columns (N, 2) of the adjacent tiles of a grid that intersect a footprint.
 
     Args:
-        ground: A geometry in the CRS of *grid*; of what lies between its pieces nothing is listed.
-        grid: Its pixels count rows and columns.
+        ground: Footprint, a geometry in the CRS of *grid*.
+        grid: Pixel grid; the first tile begins at its corner.
         across: Side of a tile in pixels.
     """
     shapely.prepare(ground)
-    (x, y), side, margin = grid.corner, grid.step * across, 1e-6 * grid.step  # what only touches a tile is not in it
+    (x, y), side, margin = grid.corner, grid.step * across, 1e-6 * grid.step  # excludes tiles that only touch
     blocks = np.array([[0, 0, -(-grid.height // across), -(-grid.width // across)]], np.int64)
     while True:
         top, left, bottom, right = blocks.T
@@ -186,7 +185,7 @@ def tiles_over(ground: Any, grid: Grid, across: int) -> Blocks:
 
 
 def _children(blocks: Blocks) -> Blocks:
-    """The quarters of blocks, without empty ones."""
+    """Split blocks into quarters, without empty ones."""
     top, left, bottom, right = blocks.T
     row, column = (top + bottom + 1) // 2, (left + right + 1) // 2
     quarters = [(top, left, row, column), (top, column, row, right), (row, left, bottom, column)]
@@ -195,25 +194,25 @@ def _children(blocks: Blocks) -> Blocks:
 
 
 def _ranges(blocks: Blocks, root: Blocks, half: int) -> tuple[Blocks, Blocks]:
-    """First and last (exclusive) numbers of rows and columns to draw from: beyond the rectangle by half a tile."""
+    """Return the ranges (exclusive at the end) of rows and columns, extended by half a tile at the bounding box."""
     low = blocks[:, :2] - half * (blocks[:, :2] == root[0, :2])
     high = blocks[:, 2:] + half * (blocks[:, 2:] == root[0, 2:])
     return low, high
 
 
 class AreaTiles:
-    """Reads one window of a grid at a time; where the data have nothing, so has the sample.
+    """Dataset of the windows of an output grid, for prediction.
 
-    Samples have the images, ``dates`` and ``valid`` of every modality that is there, and
+    Samples have the images, ``dates`` and ``valid`` of every available modality, and
     ``window``: row, column, height and width on the grid.
 
     Args:
-        dataset: A GeoDataset whose samples follow :mod:`torchgeo_omnisat.batch`. It answers
-            slices of x, y and time, and raises IndexError where it has nothing.
-        grid: The pixels of the map, in the CRS of *dataset*.
+        dataset: GeoDataset whose samples follow :mod:`torchgeo_omnisat.batch`. It is indexed by
+            slices of x, y and time, and raises IndexError outside its footprint.
+        grid: Pixel grid of the map, in the CRS of *dataset*.
 
     Raises:
-        ValueError: If the grid is in another CRS, or nowhere touches the data.
+        ValueError: If the grid is in another CRS, or does not intersect the data.
     """
 
     def __init__(self, dataset: Any, grid: Grid) -> None:
@@ -229,7 +228,7 @@ class AreaTiles:
         self.dataset, self.grid = dataset, grid
 
     def __getitem__(self, window: Sequence[int]) -> Sample:
-        """The sample of a window, which may pass the border of the grid."""
+        """Return the sample of a window, which may exceed the grid; only ``window`` where there are no data."""
         row, column, height, width = window
         x, y = self.grid.slices(row, column, height, width)
         try:
@@ -237,11 +236,11 @@ class AreaTiles:
         except IndexError:
             sample = {}
         if 'bounds' in sample:
-            corner, asked = (float(sample['bounds'][0]), float(sample['bounds'][4])), (x.start, y.stop)
-            if max(abs(here - there) for here, there in zip(corner, asked, strict=True)) > self.grid.step / 2:
+            corner, expected = (float(sample['bounds'][0]), float(sample['bounds'][4])), (x.start, y.stop)
+            if max(abs(here - there) for here, there in zip(corner, expected, strict=True)) > self.grid.step / 2:
                 raise ValueError(
-                    f'the data have pixels at {corner} where the grid has them at {asked}, '
-                    'expected a grid whose tiles begin where pixels of all modalities meet'
+                    f'the data have pixels at {corner} where the grid has them at {expected}, '
+                    'expected a grid that is aligned with the pixels of all modalities'
                 )
         kinds = ('image_', 'dates_', 'valid_')
         kept: Sample = {key: value for key, value in sample.items() if key.startswith(kinds)}
@@ -249,13 +248,13 @@ class AreaTiles:
 
 
 class NoRoomError(ValueError):
-    """The ground of a split has no room for a tile.
+    """Error of a split whose footprint is too small for a tile.
 
     Args:
-        split: What the ground is for.
-        ground: Its geometry.
+        split: Name of the split.
+        ground: Footprint of the split.
         size: Side of the tile in metres.
-        largest: Side of the largest tile that would fit, in metres; 0 if none does.
+        largest: Side of the largest tile that fits, in metres; 0 if none does.
     """
 
     def __init__(self, split: str, ground: Any, size: float, largest: float) -> None:
@@ -271,21 +270,21 @@ class NoRoomError(ValueError):
 
 
 class GeoTiles(NonGeoDataset):
-    """Tiles of the ground of a join, side by side, or as many as are wanted at random.
+    """Dataset of tiles of a join: adjacent tiles, or a number of random ones.
 
-    Tiles side by side begin at the upper left corner of the ground and pass its border;
-    random ones lie within it. Labels beyond the ground are ignored, so that splits which
-    meet within a tile do not see each other's.
+    Adjacent tiles begin at the upper left corner of the footprint and may exceed its border;
+    random tiles lie within it. Labels outside the footprint are ignored, so that no label of
+    another split is used where two splits share a tile.
 
     Args:
-        dataset: The join, on the ground of one split.
+        dataset: Join, restricted to the footprint of one split.
         size: Side of a tile in metres, a multiple of the join's ``step``.
-        count: How many tiles to draw; each access draws anew. None for tiles side by side.
-        path: Directory of the data, where statistics are kept.
-        split: What the ground is for.
+        count: Number of random tiles; each access draws a new position. None for adjacent tiles.
+        path: Directory of the data, where statistics are stored.
+        split: Name of the split.
 
     Raises:
-        ValueError: If *size* is no such length, or the ground has no room for a random tile.
+        ValueError: If *size* is not such a multiple, or no tile fits in the footprint.
     """
 
     layout: ClassVar[str] = 'Rasters'
@@ -298,7 +297,7 @@ class GeoTiles(NonGeoDataset):
         path: str = '.',
         split: str = 'train',
     ) -> None:
-        """Lay out the tiles; nothing is read."""
+        """Initialize the positions of the tiles; no pixel is read."""
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
             raise ValueError(
                 f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and the pixels of '
@@ -325,24 +324,24 @@ class GeoTiles(NonGeoDataset):
 
     @property
     def modalities(self) -> dict[str, Modality]:
-        """The modalities, by name."""
+        """Modalities by name."""
         return self.dataset.modalities
 
     @property
     def all_modalities(self) -> dict[str, Modality]:
-        """The same: every band that is configured is read."""
+        """Modalities with all bands, which are those that are read."""
         return self.dataset.modalities
 
     @property
     def ids(self) -> list[str]:
-        """What to call each tile: the coordinates of its centre, or, at random, its number."""
+        """Name of each tile: the coordinates of its centre, or its index if positions are random."""
         if self.positions is None:
             return [str(index) for index in range(len(self))]
         return [f'{x:.10g}_{y:.10g}' for x, y in self.positions]
 
     @property
     def positions(self) -> NDArray[np.float64] | None:
-        """Centres (N, 2) in metres; None for tiles that are drawn anew each time."""
+        """Centres (N, 2) of the tiles in metres; None for random tiles."""
         if self.count is not None:
             return None
         (x, y), step = self.grid.corner, self.grid.step
@@ -350,17 +349,17 @@ class GeoTiles(NonGeoDataset):
         return np.stack([x + middle[:, 1] * step, y - middle[:, 0] * step], axis=1)
 
     def __len__(self) -> int:
-        """Number of tiles."""
+        """Return the number of tiles."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> Sample:
-        """One tile.
+        """Return a tile.
 
         Args:
-            index: Its number. Of random tiles each access draws another, by PyTorch's generator.
+            index: Index of the tile. A random tile is drawn with PyTorch's global generator.
 
         Returns:
-            The sample.
+            Sample of the join.
         """
         row, column = self.places[index]
         if self.count is not None:
@@ -369,16 +368,16 @@ class GeoTiles(NonGeoDataset):
         return self._ignore_beyond(sample)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
-        """Return the files that a modality is read from on the ground of all tiles.
+        """Return the files of a modality that intersect the footprint of all tiles.
 
         Args:
-            name: The modality.
-            indices: Numbers of samples, which make no difference: tiles share files.
+            name: Name of the modality.
+            indices: Indices of samples; ignored, as tiles share files.
         """
         return self.dataset.image_files(name)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """The files below a tile, for :mod:`torchgeo_omnisat.datasets.integrity`."""
+        """Yield the files that intersect a tile, for :mod:`torchgeo_omnisat.datasets.integrity`."""
         row, column = map(int, self.places[index])
         x, y = self.grid.slices(row, column, self.across, self.across)[:2]
         for part in parts(self.dataset, (x, y)):
@@ -388,11 +387,10 @@ class GeoTiles(NonGeoDataset):
                 yield part
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show a sample as :meth:`.MultimodalGeoDataset.plot` does."""
+        """Plot a sample, see :meth:`.MultimodalGeoDataset.plot`."""
         return self.dataset.plot(sample, show_titles, suptitle)
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Row and column of a tile within the ground, see :meth:`.TilePlaces.draw`."""
         assert self._room is not None
         place = self._room.draw(rng)
         if place is None:
@@ -400,13 +398,13 @@ class GeoTiles(NonGeoDataset):
         return place
 
     def _read_mask(self, read: Callable[[], Tensor], window: Sequence[float]) -> Tensor:
-        """Return the labels of a window, without those beyond the ground."""
+        """Return the labels of a window, without those outside the footprint."""
         (xmin, ymin, xmax, ymax), step = window, self.dataset.label_gsd
         bounds = torch.tensor([xmin, xmax, step, ymin, ymax], dtype=torch.float64)
         return self._ignore_beyond({'mask': read(), 'bounds': bounds})['mask']
 
     def _ignore_beyond(self, sample: Sample) -> Sample:
-        """A sample whose labels beyond the ground are ignored."""
+        """Set labels outside the footprint to ``ignore_index``."""
         if 'mask' not in sample:
             return sample
         xmin, xmax, step, ymin, ymax = sample['bounds'][:5].tolist()
@@ -419,13 +417,13 @@ class GeoTiles(NonGeoDataset):
 
 
 def largest_tile(dataset: MultimodalGeoDataset) -> float:
-    """Side in metres of the largest tile that lies within the ground of a join.
+    """Return the side in metres of the largest tile that fits in the footprint of a join.
 
     Args:
-        dataset: The join, on the ground of one split.
+        dataset: Join, restricted to the footprint of one split.
 
     Returns:
-        A multiple of the join's ``step``; 0 if no tile fits.
+        Multiple of the join's ``step``; 0 if no tile fits.
     """
     area, step = dataset.area, round(dataset.step / dataset.lattice)
     grid = Grid.over(dataset.crs, area.bounds, dataset.lattice, dataset.corner)
@@ -438,13 +436,13 @@ def largest_tile(dataset: MultimodalGeoDataset) -> float:
 
 
 def disjoint(grounds: Sequence[tuple[str, object]]) -> None:
-    """Refuse splits that share ground.
+    """Check that splits do not overlap.
 
     Args:
-        grounds: Names and geometries.
+        grounds: Names and footprints of the splits.
 
     Raises:
-        ValueError: If two of them overlap.
+        ValueError: If two footprints overlap.
     """
     for number, (name, ground) in enumerate(grounds):
         for other, part in grounds[:number]:
