@@ -112,7 +112,7 @@ class TilePlaces:
         return [np.concatenate(part) if part else np.zeros((0, 2), np.int64) for part in found]
 
     def _refine(self, root: Blocks, half: int) -> Blocks:
-        """Return blocks that contain all positions of a polygon: *root* itself, if enough of its positions are valid."""
+        """Return blocks that contain all positions of a polygon: *root* itself, if enough of them are valid."""
 
         def weight(blocks: Blocks) -> float:
             low, high = _ranges(blocks, root, half)
