@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Configured: geodatasets from plain settings, as a YAML file has them."""
+"""Build geodatasets from the settings of a YAML configuration."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from ..rasters.stac import STACTimeSeries
 from ..rasters.timeseries import RasterTimeSeries
 from .polygons import TABLES, VECTORS, Polygons
 
-#: Settings that state facts of a modality, whatever reads it.
+#: Settings that describe a modality, independent of its reader.
 FACTS = ('kind', 'unit', 'wavelengths')
 #: Readers by name.
 KINDS: dict[str, type[GeoDataset]] = {
@@ -35,19 +35,19 @@ KINDS: dict[str, type[GeoDataset]] = {
 def image_dataset(
     name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = KINDS
 ) -> GeoDataset:
-    """A dataset of images.
+    """Build an image dataset.
 
     Args:
         name: Name of the modality.
-        settings: ``path``, below *root*, or a list of them or of URLs, and the arguments of a reader.
-            ``kind`` chooses it, ``'raster'``, ``'sentinel2'``, ``'sentinel1'``, ``'stac'`` or ``'netcdf'``, or
-            states what a folder of rasters is, such as ``'radar'``; then ``reader`` may choose another. Or
-            ``class_path`` and ``init_args`` of any geodataset.
+        settings: ``path`` relative to *root*, or a list of paths or URLs, and the arguments of a reader.
+            ``kind`` is the name of a reader (``'raster'``, ``'sentinel2'``, ``'sentinel1'``, ``'stac'`` or
+            ``'netcdf'``), or the kind of the modality, such as ``'radar'``; ``reader`` then selects a reader.
+            Alternatively ``class_path`` and ``init_args`` of any geodataset.
         root: Directory of the data.
         readers: Readers by name.
 
     Raises:
-        ValueError: If there is no such setting or class.
+        ValueError: If a setting or class does not exist.
     """
     settings = {key: value for key, value in settings.items() if key != 'gsd'}
     if 'class_path' in settings:
@@ -66,7 +66,7 @@ def image_dataset(
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts that are stated beside the class of a geodataset, which does not know them itself.
+    """Return the facts of a modality that are set next to the ``class_path`` of its dataset.
 
     Args:
         settings: Settings of a modality.
@@ -81,17 +81,17 @@ def label_dataset(
     ignore_index: int | None = None,
     reader: type[GeoDataset] = RasterTimeSeries,
 ) -> GeoDataset:
-    """A dataset of labels.
+    """Build a label dataset.
 
     Args:
-        settings: As those of images, with ``classes`` and ``other`` where codes stand for classes; ``kind`` or
-            ``reader`` is ``'raster'`` or ``'netcdf'``;
-            for polygons and points ``path`` is a vector file, a table of points, or a directory of
-            them, and ``column``, ``outside`` and ``buffer`` are those of :class:`.Polygons`.
+        settings: Settings as for images, with ``classes`` and ``other`` to map codes to classes. ``kind`` or
+            ``reader`` is ``'raster'`` or ``'netcdf'``. For polygons and points, ``path`` is a vector file, a
+            table of points, or a directory of them, and ``column``, ``outside`` and ``buffer`` are arguments
+            of :class:`.Polygons`.
         root: Directory of the data.
-        labels: Names of the classes.
-        ignore_index: The class number of what has no label.
-        reader: What reads rasters.
+        labels: Class names.
+        ignore_index: Index of pixels without a label.
+        reader: Reader of rasters.
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
     if 'class_path' not in settings and _is_vector(settings, root):
@@ -107,7 +107,7 @@ def label_dataset(
 
 
 def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
-    """Whether labels are polygons or points."""
+    """Return whether labels are polygons or points."""
     path = settings.get('path', '')
     several = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
     if 'column' in settings or any(one.lower().endswith((*VECTORS, *TABLES)) for one in several):
@@ -118,7 +118,7 @@ def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
 
 
 def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
-    """An instance of a class, whose arguments are checked first."""
+    """Create an instance of a class after its arguments have been checked."""
     settings = dict(settings)
     known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
     known -= {*FACTS} if name == 'mask' else set()
@@ -128,7 +128,7 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
         raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]
-    beyond = [is_remote(str(one)) or str(one).startswith('/vsi') for one in several]  # what GDAL opens, a Path spoils
+    beyond = [is_remote(str(one)) or str(one).startswith('/vsi') for one in several]  # Path would change URLs
     located = [str(one if far else root / one) for one, far in zip(several, beyond, strict=True)]
     for one, far in zip(located, beyond, strict=True):
         if not far and not Path(one).exists():
@@ -145,7 +145,7 @@ def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoD
 
 
 def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
-    """An instance of any geodataset; paths among its arguments are below *root*."""
+    """Create an instance of any geodataset; its paths are relative to *root*."""
     kind = class_at(settings['class_path'], GeoDataset, repr(name))
     if unknown := set(settings) - {'class_path', 'init_args'} - (set() if name == 'mask' else {*FACTS}):
         raise ValueError(
