@@ -132,7 +132,7 @@ def requested(part: str, args: Any) -> str | None:
         known, _ = peek.parse_known_args(args)
         if known.named:
             return str(known.named)
-        configs = [yaml.safe_load(Path(path).read_text()) for path in known.config]
+        configs = [yaml.safe_load(Path(path).read_text(encoding='utf-8')) for path in known.config]
     except (ArgumentError, OSError, ValueError, yaml.YAMLError):
         return None  # the real parser explains it better
     return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)

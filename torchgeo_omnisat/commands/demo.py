@@ -127,7 +127,7 @@ def report(table: Path, pixels: Mapping[str, float]) -> str:
         table: What ``torchgeo test`` wrote.
         pixels: Mean IoU of the baseline for some of the subsets.
     """
-    with table.open(newline='') as file:
+    with table.open(encoding='utf-8', newline='') as file:
         scores = {row['subset']: float(row['mean_iou']) for row in csv.DictReader(file)}
     lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"one pixel at a time":>22}']
     for subset, score in scores.items():

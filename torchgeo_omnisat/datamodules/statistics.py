@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ..modality import Modality
+from ..utils.jsonfile import load_json
 
 
 class _Each(Dataset[Any]):
@@ -82,6 +83,8 @@ def _as_it_is(result: Any) -> Any:
 FILENAME = 'STATISTICS.json'
 #: Seconds after which what a pass has so far is kept once more.
 EVERY = 10.0
+#: Deviations beyond this are squared in float64; sums of smaller squares stay in float32.
+LARGE = 1e15
 
 #: Mean and standard deviation, one number a band.
 Bands = tuple[Tensor, Tensor]
@@ -119,6 +122,8 @@ class Moments:
             # Deviations from about the mean are small, so float32 has all the digits that count.
             about = mean.astype(values.dtype)
             deviation = np.where(finite, values - about[:, None], 0)
+            if max(deviation.max(initial=0), -deviation.min(initial=0)) > LARGE:
+                deviation = deviation.astype(np.float64)
             squares = np.square(deviation).sum(1, dtype=np.float64) - count * (mean - about) ** 2
             self._join(count, mean, np.maximum(squares, 0))
 
@@ -276,7 +281,7 @@ def read_statistics(path: Path, key: str, bands: int) -> Bands:
     """
     expected = f"expected {key!r} with 'mean' and 'std' of {bands} finite numbers each"
     try:
-        mean, std = as_bands(json.loads(path.read_text())[key])
+        mean, std = as_bands(load_json(path)[key])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{path} cannot be used ({type(error).__name__}: {error}), {expected}') from error
     for kind, value in (('mean', mean), ('std', std)):
@@ -408,7 +413,7 @@ def _is_entry(entry: Any) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one if there is none."""
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path)
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -274,7 +274,7 @@ def read_products(path: Path) -> NDArray[np.int64]:
         ValueError: If a line is no such name.
     """
     days = []
-    for number, line in enumerate(path.read_text(errors='replace').split(), start=1):
+    for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').split(), start=1):
         where = f'line {number} of {path}'
         if re.match(r'S2[A-Z]_\w{6}_\d{8}T', line) is None:
             expected = "expected a product name such as 'S2A_MSIL2A_20210119T104351...'"

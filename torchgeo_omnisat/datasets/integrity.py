@@ -25,6 +25,7 @@ from rasterio.errors import RasterioError
 from torch import Tensor
 
 from ..modality import Modality
+from ..utils.jsonfile import load_json
 from .io.opening import open_raster
 
 #: Every kind of problem, and what it means.
@@ -207,7 +208,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + '\n')
+        path.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -219,7 +220,7 @@ class Report:
         """
         expected = 'expected what `python -m torchgeo_omnisat check --output FILE` writes'
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = load_json(path)
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             return cls(**{**known, 'problems': [Problem(**problem) for problem in content['problems']]})
         except FileNotFoundError:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import Sentinel2
 
+from ..utils.jsonfile import parse_json
+
 #: Seconds in a day.
 DAY = 86400
 #: Bands of Sentinel-2 at 10 and 20 m, which every dataset here has in this order.
@@ -177,11 +179,9 @@ def when(dates: Iterable[Tensor]) -> tuple[float, float]:
 def _literal(text: str) -> Any:
     """What a string says in JSON, else in Python."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError:
         return ast.literal_eval(text)
-    except RecursionError as error:
-        raise ValueError(f'{_short(text)} is nested too deeply') from error
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,6 @@ The files are litdata's chunks. Every sample is one run of bytes, so that sample
 modalities and have series of any length, which litdata's own encoding of tensors refuses.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
+from ..utils.jsonfile import load_json, parse_json
 from .plotting import draw_any
 
 #: Says what the shards of a folder hold.
@@ -82,7 +82,7 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
         writer[index] = sample
     writer.done()
     writer.merge(1)
-    return [chunk['chunk_size'] for chunk in json.loads((folder / 'index.json').read_text())['chunks']]
+    return [chunk['chunk_size'] for chunk in load_json(folder / 'index.json')['chunks']]
 
 
 def read_description(root: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def read_description(root: str) -> dict[str, Any]:
     address = f'{root.rstrip("/")}/{FILE}'
     try:
         with fsspec.open(address) as file:
-            described: dict[str, Any] = json.load(file)
+            described: dict[str, Any] = parse_json(file.read())
     except ValueError as error:
         raise ValueError(f'{address} cannot be read ({error}), expected what shard wrote') from error
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def check_index(address: str) -> None:
     index = f'{address.removeprefix("local:")}/index.json'
     try:
         with fsspec.open(index) as file:
-            content = json.load(file)
+            content = parse_json(file.read())
         names = [chunk['filename'] for chunk in content['chunks']]
         config = {key: content['config'][key] for key in ('data_format', 'item_loader', 'encryption', 'compression')}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

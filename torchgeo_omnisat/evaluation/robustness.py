@@ -146,6 +146,10 @@ class RobustnessTest(LightningModule):
             changed = None if out is None else self._encode_again(out, batch, transform)
             self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target))
 
+    def on_test_end(self) -> None:
+        """Warn of values that count as not observed."""
+        self.task.warn_extreme()
+
     def _count_subset(self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor) -> None:
         """Count a batch for one subset of the sensors, from what was made of all of them."""
         held = self._held(subset, out, target)

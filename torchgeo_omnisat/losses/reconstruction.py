@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
+from ..utils.observed import observed
 
 #: Mean length of the Gregorian year, in days.
 YEAR = 365.2425
@@ -273,7 +274,7 @@ def _targets(
 
 def _cells(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
     """Images averaged to *size* over the pixels that were measured; NaN where none was."""
-    measured = images.isfinite()
+    measured = observed(images)
     images = images.masked_fill(~measured, torch.nan if tuple(images.shape[-2:]) == size else 0)
     if tuple(images.shape[-2:]) == size:
         return images

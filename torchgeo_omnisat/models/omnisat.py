@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities, half_up
+from ..utils.observed import observed
 from .encoders.registry import Encoder, build_encoders
 from .fusion import Fusion
 
@@ -158,8 +159,8 @@ class OmniSat(nn.Module):
             if modality.image_key not in batch:
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
-            finite = image.isfinite()
-            measured, image = finite.any(-3, keepdim=True), image.masked_fill(~finite, torch.nan)
+            known = observed(image)
+            measured, image = known.any(-3, keepdim=True), image.masked_fill(~known, torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
                 maps = encoder(image, dates, valid)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..grid import Grid
 from ..modality import Modality
+from ..utils.observed import observed
 from .tiling import Window
 
 
@@ -50,9 +51,9 @@ def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], s
     for index, modality in enumerate(modalities.values()):
         if modality.image_key not in batch:
             continue
-        finite = batch[modality.image_key].isfinite().any(-3)
-        finite = finite if modality.temporal else finite[:, None]
-        measured = (finite & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
+        known = observed(batch[modality.image_key]).any(-3)
+        known = known if modality.temporal else known[:, None]
+        measured = (known & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
         finer = measured.shape[-2] >= size[0] and measured.shape[-1] >= size[1]
         fitted = F.adaptive_max_pool2d(measured, size) if finer else F.interpolate(measured, size, mode='nearest-exact')
         bits |= (fitted[:, 0] > 0).int() << index
@@ -118,7 +119,7 @@ class Bands:
         return ['class', 'modalities', *(f'probability {label}' for label in shown)]
 
     def encode(self, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
-        """The bands of a part of the map.
+        """Return the bands of a part of the map; nodata where nothing was observed or no class has a probability.
 
         Args:
             probabilities: ``(K, H, W)``.
@@ -132,7 +133,7 @@ class Bands:
         if self.precision != 'none':
             for band, probability in zip(bands[2:], probabilities, strict=True):
                 band[:] = np.rint(probability / self.scale)
-        bands[:, seen == 0] = self.nodata
+        bands[:, (seen == 0) | ~(probabilities.max(0) > 0)] = self.nodata
         return bands
 
 

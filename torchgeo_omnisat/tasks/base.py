@@ -28,6 +28,7 @@ from ..batch import available
 from ..modality import Modality, as_modalities
 from ..models.encoders.bands import MISSING
 from ..transforms import Denormalize, Normalize
+from ..utils.observed import ImplausibleCounts
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import load_safely
 from .finite import Watch, gradient_norm, refuse_weights
@@ -74,6 +75,7 @@ class OmniSatTask(BaseTask):
     _units: dict[str | None, tuple[nn.Module, ...]]
     _inherited: Inherited
     _watch: Watch
+    _implausible: ImplausibleCounts
     _fresh: dict[str, tuple[int, int]]
 
     @abstractmethod
@@ -132,7 +134,7 @@ class OmniSatTask(BaseTask):
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
         self._said_blind, self._units, self._inherited = False, {}, Inherited()
-        self._watch = Watch()
+        self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
         self.model = self.build() if self.told else None
         self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
@@ -159,12 +161,13 @@ class OmniSatTask(BaseTask):
         self._meet(datamodule)
 
     def teardown(self, stage: str) -> None:
-        """Give the precision plugin back as it was.
+        """Give the precision plugin back as it was, and warn of implausible values.
 
         Args:
             stage: What ends.
         """
         vars(self.trainer.precision_plugin).pop('convert_input', None)
+        self.warn_extreme()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and either a linear warm-up with a cosine by step, or TorchGeo's plateau.
@@ -340,6 +343,9 @@ class OmniSatTask(BaseTask):
         source = getattr(self.datamodule, 'latest', None)
         for transform in self._units.get(source, ()):
             batch = transform(batch)
+        for name, modality in self.modalities.items():
+            if modality.image_key in batch:
+                self._implausible.add(name, batch[modality.image_key], batch[modality.valid_key])
         dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
         other = {key: value.to(dtype) for key, value in batch.items() if _is_image(key, value) and value.dtype != dtype}
         return {**batch, **other} if other else batch
@@ -395,6 +401,10 @@ class OmniSatTask(BaseTask):
                 f'{list(self.modalities)}: their output depends on nothing that was seen (said once)',
                 stacklevel=2,
             )
+
+    def warn_extreme(self) -> None:
+        """Warn, once a run, of values that no sensor measures and that count as not observed."""
+        self._implausible.warn()
 
     def show(self, tag: str, draw: Callable[[], Figure]) -> None:
         """Hand a figure to the loggers that take figures, else write it as PNG. Call this on every process.

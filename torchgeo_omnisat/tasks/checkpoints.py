@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..modality import as_modalities
+from ..utils.jsonfile import load_json
 from .finite import refuse_weights
 from .normalization import KINDS, plain_sources
 from .outputs import replacing
@@ -118,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist, {expected}')
     try:
-        config = json.loads(path.read_text(encoding='utf-8'))
+        config = load_json(path)
         modalities = [modality.as_dict() for modality in as_modalities(config['modalities']).values()]
         arguments = config['backbone_args'] or {}
         # A name with a colon or a slash would make timm ask the network.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from ..utils.observed import finite
 from .base import Params, Transform
 from .ground import RandomDihedral
 from .intensity import RandomSpeckle
@@ -60,7 +61,7 @@ class KorniaIntensity(Transform):
         changed = dict(batch)
         for m in self.present(batch):
             series = _series(m, batch).float()
-            known = series.isfinite()
+            known = finite(series)
             counted = known & batch[m.valid_key][..., None, None, None]
             low = series.masked_fill(~counted, torch.inf).flatten(1).amin(-1).nan_to_num(posinf=0)
             high = series.masked_fill(~counted, -torch.inf).flatten(1).amax(-1).nan_to_num(neginf=1)

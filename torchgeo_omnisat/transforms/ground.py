@@ -13,6 +13,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.observed import finite
 from .base import Params, Transform, interval, probability
 from .georeference import extent, move
 
@@ -52,8 +53,8 @@ class GroundTransform(Transform):
         """The batch with ``valid`` False where not a finite pixel is left."""
         for modality in self.present(batch):
             image, valid = batch[modality.image_key], batch[modality.valid_key]
-            finite = image.isfinite().flatten(2 if modality.temporal else 1).any(-1).view(len(valid), -1)
-            batch[modality.valid_key] = valid & finite
+            shown = finite(image).flatten(2 if modality.temporal else 1).any(-1).view(len(valid), -1)
+            batch[modality.valid_key] = valid & shown
         return batch
 
 
@@ -292,12 +293,12 @@ def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
 def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
     """``(B, N, H, W)`` at a grid, over what is finite; NaN outside, and where most of it is NaN."""
     pixels = image.float()
-    finite = pixels.isfinite()
-    value = F.grid_sample(pixels.masked_fill(~finite, 0), grid, padding_mode='border', align_corners=False)
-    weight = F.grid_sample(finite.float(), grid, padding_mode='border', align_corners=False)
+    known = finite(pixels)
+    value = F.grid_sample(pixels.masked_fill(~known, 0), grid, padding_mode='border', align_corners=False)
+    weight = F.grid_sample(known.float(), grid, padding_mode='border', align_corners=False)
     inside = (grid.abs() <= 1).all(-1)[:, None]
-    known = inside & (weight >= 0.5)
-    return torch.where(known, value / weight, torch.nan).to(image.dtype)
+    covered = inside & (weight >= 0.5)
+    return torch.where(covered, value / weight, torch.nan).to(image.dtype)
 
 
 def _nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from ..utils.observed import finite
 from .base import refuse_tensor
 
 #: Numbers by the name of the modality, one a band.
@@ -168,8 +169,10 @@ def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
 def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each sample's bands over its finite pixels of valid dates."""
     dims = (-4, -2, -1) if temporal else (-2, -1)
-    known = image.isfinite() & (valid[..., None, None, None] if temporal else valid[..., None, None])
+    known = finite(image) & (valid[..., None, None, None] if temporal else valid[..., None, None])
     count = known.sum(dims, keepdim=True).clamp(min=1)
     mean = torch.where(known, image, 0).sum(dims, keepdim=True) / count
-    variance = torch.where(known, image - mean, 0).square().sum(dims, keepdim=True) / count
-    return mean, variance.sqrt()
+    deviation = torch.where(known, image - mean, 0)
+    peak = deviation.abs().amax(dims, keepdim=True).clamp(min=SMALLEST)  # squares of large values leave float32
+    variance = (deviation / peak).square().sum(dims, keepdim=True) / count
+    return mean, peak * variance.sqrt()

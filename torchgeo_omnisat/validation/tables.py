@@ -172,7 +172,7 @@ def write_csv(report: Report, path: Path) -> None:
     rows += [
         ('problems', '', problem.part, problem.sample, problem.kind, _said(problem)) for problem in report.problems
     ]
-    with path.open('w', newline='') as file:
+    with path.open('w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(('table', 'split', 'modality', 'item', 'quantity', 'value'))
         writer.writerows(rows)

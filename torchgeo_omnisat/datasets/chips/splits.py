@@ -3,7 +3,6 @@
 
 """Splits of chips: by fractions of groups that are near each other, by folders, or by lists of names."""
 
-import json
 import re
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...utils.jsonfile import load_json
 from .files import centres
 
 #: The splits, in the order of fractions, folders and files.
@@ -207,7 +207,7 @@ def _refuse_twice(parts: Mapping[str, Sequence[str]], where: str) -> None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected the name of a chip in each line') from None
 
@@ -216,7 +216,7 @@ def _read_table(path: Path, column: str) -> dict[str, list[str]]:
     """Return the names in each split of a CSV table or a JSON file."""
     try:
         if path.suffix.lower() == '.json':
-            content = json.loads(path.read_text())
+            content = load_json(path)
             lists = {part: list(map(str, names)) for part, names in content.items() if part in SPLITS}
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)

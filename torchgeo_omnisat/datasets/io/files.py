@@ -3,7 +3,6 @@
 
 """Files: arrays, rasters and archives, each with one error that names the file."""
 
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
 
+from ...utils.jsonfile import parse_json
 from .decoding import GREATEST
 from .headers import refuse_complex
 from .opening import open_raster, sidecars
@@ -87,7 +87,7 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     """
     refuse_special(path, expected)
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected {expected}') from error
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample, lazy_import
 
 from ...modality import Kind, Unit
+from ...utils.jsonfile import load_json
 from ..arguments import state_facts
 from ..io.decoding import Decoding
 from ..io.headers import Header
@@ -207,7 +208,7 @@ def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
     """The scene of each item, under the file of the first band."""
     pystac = lazy_import('pystac')
     try:
-        collection = pystac.ItemCollection.from_file(str(path))
+        collection = pystac.ItemCollection.from_dict(load_json(path))
     except Exception as error:  # whatever JSON and pystac find wrong
         raise ValueError(f'{path} cannot be read ({error}), expected a STAC ItemCollection') from error
     found = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from tqdm import tqdm
 
+from ...utils.jsonfile import load_json
 from .landscape import GSD, VOID, Indices, draw_landscape
 from .rendering import render_s1, render_s2, render_spot
 
@@ -187,7 +188,7 @@ def _holds(root: Path, recipe: 'DataclassInstance') -> bool:
             raise ValueError(f'{root} holds other files, expected synthetic landscapes, an empty directory or none')
         return False
     asked = json.loads(json.dumps(asdict(recipe)))
-    found = json.loads(manifest.read_text())
+    found = load_json(manifest)
     differing = [name for name in asked if found.get(name) != asked[name]]
     if differing:
         there, here = ([f'{name}={values.get(name)}' for name in differing] for values in (found, asked))

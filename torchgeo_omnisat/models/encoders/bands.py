@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...utils.observed import observed
+
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
 MISSING = 'missing'
 
 
 class BandConv2d(nn.Conv2d):
-    """A convolution of images of which single bands may be missing, said by NaN or infinity.
+    """A convolution of images of which single bands may be missing.
+
+    A number that is not :func:`.observed`, such as NaN, is one of a missing band.
 
     A missing band adds nothing, so its weights have no influence there. Where other bands of the
     pixel were measured, a term is added that depends on which bands are missing and on nothing
@@ -43,7 +47,7 @@ class BandConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(S, C, H, W)``."""
-        missing = ~x.isfinite()
+        missing = ~observed(x)
         if _none(missing):
             return super().forward(x)
         out = super().forward(x.masked_fill(missing, 0))
@@ -69,7 +73,7 @@ class BandLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels ``(..., C)``."""
-        missing = ~x.isfinite()
+        missing = ~observed(x)
         if _none(missing):
             return super().forward(x)
         out = super().forward(x.masked_fill(missing, 0))

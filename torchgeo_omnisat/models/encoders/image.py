@@ -14,6 +14,7 @@ from timm.models import is_model_in_modules
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from ...utils.observed import observed
 from .bands import BandConv2d
 from .packing import put, rows, take
 
@@ -67,7 +68,7 @@ class ImageEncoder(nn.Module):
         index = rows(valid)
         packed = take(image, index)
         if not self.takes_missing:
-            packed = packed.masked_fill(~packed.isfinite(), 0)
+            packed = packed.masked_fill(~observed(packed), 0)
         packed = packed.contiguous(memory_format=torch.channels_last)
         return [put(x, index, len(valid)) for x in self.backbone(packed)]
 

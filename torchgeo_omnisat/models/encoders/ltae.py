@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...utils.observed import observed
 from .bands import BandLinear
 from .packing import put, rows, take
 from .temporal import TemporalAttention
@@ -59,7 +60,7 @@ class LTAEEncoder(nn.Module):
         index = rows(valid)
         packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
         series = put(self.pixel(packed), index, valid.numel()).unflatten(0, valid.shape)
-        seen = put(packed.isfinite().any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        seen = put(observed(packed).any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
         collapsed, _ = self.temporal(series, dates, seen)
         maps = [rearrange(collapsed, 'b (h w) c -> b c h w', h=image.shape[-2])]
         for block in self.down_blocks:

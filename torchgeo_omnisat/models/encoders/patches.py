@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...utils.observed import observed
 from .packing import put, rows, take
 from .published import (
     IMAGE_ARGUMENTS,
@@ -83,7 +84,7 @@ class SeriesPatchEncoder(nn.Module):
         """
         index, side = rows(valid), self.patch_size
         patches = rearrange(take(image.flatten(0, 1), index), 's c (h p) (w q) -> s (h w) (c p q)', p=side, q=side)
-        missing = ~patches.isfinite()
+        missing = ~observed(patches)
         x = rearrange(patches.masked_fill(missing, 0), 's n c -> (s n) c')
         for layer in self.embed:
             x = layer(x)
@@ -145,7 +146,7 @@ class ImagePatchEncoder(nn.Module):
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
         """One token a patch; pixels that are not finite were not measured, and count as 0."""
         side = self.patch_size
-        image = image.masked_fill(~image.isfinite(), 0)
+        image = image.masked_fill(~observed(image), 0)
         patches = rearrange(image, 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side)
         return rearrange(self.layers(patches), '(b n) d 1 1 -> b n d', b=len(image))
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...utils.observed import observed
 from .bands import BandConv2d
 from .packing import add_up, put, rows, take
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
@@ -135,7 +136,7 @@ class UTAEEncoder(nn.Module):
         """The maps of :meth:`forward`, and the weights of the dates at the coarsest level."""
         index = rows(valid)
         packed = take(image.flatten(0, 1), index)
-        seen = packed.isfinite().any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
+        seen = observed(packed).any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
         packed = packed.contiguous(memory_format=torch.channels_last)
         pyramid = [self._run(self.in_conv, packed)]
         for level, block in enumerate(self.down_blocks):
