@@ -31,6 +31,8 @@ _MODULE_DICT = (
 )
 #: Names of the parts of a model and of the other keys of a sample.
 _PARTS = 'backbone decoder encoder encoders fusion head heads label mask model modalities prediction'
+#: Greatest number of bands of a modality.
+MOST_BANDS = 10_000
 _RESERVED = frozenset(_MODULE_DICT.split()) | frozenset(_PARTS.split())
 
 
@@ -84,6 +86,8 @@ class Modality:
             )
         if not self.bands or len(set(self.bands)) < len(self.bands):
             raise ValueError(f'bands of {self.name!r} must be distinct and at least one, got {self.bands}')
+        if len(self.bands) > MOST_BANDS:
+            raise ValueError(f'bands of {self.name!r} are {len(self.bands)}, expected at most {MOST_BANDS}')
         if not (math.isfinite(self.gsd) and self.gsd > 0):
             raise ValueError(f'gsd of {self.name!r} must be a positive number of metres, got {self.gsd}')
         self._check_facts()

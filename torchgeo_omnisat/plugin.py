@@ -22,6 +22,7 @@ from torchgeo.tasks import BaseTask
 from . import datamodules, tasks
 from .registry import register_models
 from .utils import errors
+from .utils.configs import load_config
 from .utils.help import PlainHelpFormatter
 
 #: What one of our models learns from when the command line names no data.
@@ -62,7 +63,11 @@ class OmniSatCLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Run the command line."""
         words = kwargs.get('args')
-        ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
+        try:
+            ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
+        except ValueError as error:
+            errors.shorten(error, _program())
+            raise
         kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
         try:
             super().__init__(*args, **kwargs)
@@ -121,6 +126,9 @@ def requested(part: str, args: Any) -> str | None:
         part: ``'model'`` or ``'data'``.
         args: A list of words, the nested dictionary that Lightning accepts too, or None for
             the words of this process.
+
+    Raises:
+        ValueError: If aliases of a configuration expand to an implausible size.
     """
     args = sys.argv[1:] if args is None else args
     if isinstance(args, Mapping):
@@ -132,9 +140,13 @@ def requested(part: str, args: Any) -> str | None:
         known, _ = peek.parse_known_args(args)
         if known.named:
             return str(known.named)
-        configs = [yaml.safe_load(Path(path).read_text(encoding='utf-8')) for path in known.config]
-    except (ArgumentError, OSError, ValueError, yaml.YAMLError):
+        texts = {path: Path(path).read_text(encoding='utf-8') for path in known.config}
+    except (ArgumentError, OSError, ValueError):
         return None  # the real parser explains it better
+    try:
+        configs = [load_config(text, path) for path, text in texts.items()]
+    except yaml.YAMLError:
+        return None
     return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
 
 

@@ -3,6 +3,7 @@
 
 """Files that lead elsewhere: a file of a dataset reads no other file and no address."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rasterio.errors import RasterioError
 from torchgeo_omnisat.datasets.io.files import read_raster
 from torchgeo_omnisat.datasets.io.headers import read_header
 from torchgeo_omnisat.datasets.io.opening import open_raster
+from torchgeo_omnisat.datasets.rasters.stac import STACTimeSeries
 from torchgeo_omnisat.datasets.treesatai import dataset_of, open_series
 
 VRT = """<VRTDataset rasterXSize="4" rasterYSize="4"><SRS>EPSG:32631</SRS>
@@ -124,3 +126,76 @@ def test_hdf5(tmp_path: Path, other: Path, write: Any) -> None:
         write(file, other)
     with pytest.raises(ValueError, match=r'series\.h5 cannot be read .*data'), open_series(path) as file:
         dataset_of(file, 'data')[()]
+
+
+class TestSTAC:
+    """Items name files of their folder and addresses; nothing else, unless it is asked for."""
+
+    def write(self, root: Path, href: str, **properties: Any) -> Path:
+        data = root / 'data'
+        data.mkdir()
+        place = {'crs': 'EPSG:32631', 'transform': rasterio.Affine(10, 0, 6e5, 0, -10, 57e5)}
+        for path in (data / 'in side.tif', root / 'outside.tif'):
+            with rasterio.open(path, 'w', 'GTiff', 4, 4, 1, dtype='uint8', **place) as file:
+                file.write(np.full((1, 4, 4), 42, np.uint8))
+        item = {
+            'type': 'Feature',
+            'stac_version': '1.0.0',
+            'id': 'scene-7',
+            'geometry': None,
+            'properties': {'datetime': '2021-06-01T10:00:00Z'} | properties.pop('properties', {}),
+            'links': [],
+            'assets': {'x': {'href': href.format(root=root, data=data)} | properties},
+        }
+        (data / 'items.json').write_text(json.dumps({'type': 'FeatureCollection', 'features': [item]}))
+        return data / 'items.json'
+
+    @pytest.mark.parametrize(
+        'href', ['in side.tif', './a/../in side.tif', '{data}/in side.tif', 'file://{data}/in%20side.tif']
+    )
+    def test_inside(self, href: str, tmp_path: Path) -> None:
+        series = STACTimeSeries(self.write(tmp_path, href), bands=('x',))
+        assert (series[series.bounds]['image_s2'] == 42).all()
+
+    @pytest.mark.parametrize(
+        'href', ['../outside.tif', '{root}/outside.tif', 'file://{root}/outside.tif', 'file://localhost{root}/outside.tif',
+                 'FILE://{data}/../outside.tif', 'file://{data}/%2e%2e/outside.tif']
+    )  # fmt: skip
+    def test_outside(self, href: str, tmp_path: Path) -> None:
+        path = self.write(tmp_path, href)
+        with pytest.raises(ValueError, match=r"item 'scene-7' of .*items\.json .* outside the folder"):
+            STACTimeSeries(path, bands=('x',))
+        series = STACTimeSeries(path, bands=('x',), allow_outside=True)
+        assert (series[series.bounds]['image_s2'] == 42).all()
+
+    @pytest.mark.parametrize('allow', [False, True])
+    @pytest.mark.parametrize(
+        'href', ['/vsizip/{root}/a.zip/a.tif', '/vsicurl/http://127.0.0.1:9/a.tif', 'file:///vsimem/a.tif',
+                 'file://other/a.tif', 'ftp://127.0.0.1/a.tif', 'gopher://x/a.tif', 'vrt://{root}/outside.tif']
+    )  # fmt: skip
+    def test_of_no_known_scheme(self, href: str, allow: bool, tmp_path: Path) -> None:
+        path = self.write(tmp_path, href)
+        with pytest.raises(ValueError, match=r"item 'scene-7' of .*items\.json"):
+            STACTimeSeries(path, bands=('x',), allow_outside=allow)
+
+    @pytest.mark.parametrize(
+        'change',
+        [
+            {'properties': {'datetime': '9999-01-01T00:00:00Z'}},
+            {'properties': {'datetime': '9999-12-31T23:59:59-12:00'}},
+            {'properties': {'datetime': '0001-01-01T00:00:00+12:00'}},
+            {'properties': {'datetime': '1600-01-01T00:00:00Z'}},
+            {'raster:bands': [{'scale': float('nan'), 'offset': 0}]},
+            {'raster:bands': [{'scale': float('inf'), 'offset': 0}]},
+            {'raster:bands': [{'scale': 'a', 'offset': 0}]},
+            {'raster:bands': [{'nodata': 'a'}]},
+            {'raster:bands': 7},
+            {'bands': [7]},
+            {'eo:bands': [{'center_wavelength': 'a'}]},
+        ],
+        ids=str,
+    )
+    def test_item(self, change: dict[str, Any], tmp_path: Path) -> None:
+        path = self.write(tmp_path, 'in side.tif', **change)
+        with pytest.raises(ValueError, match=r"item 'scene-7' of .*items\.json"):
+            STACTimeSeries(path, bands=('x',))

@@ -3,6 +3,7 @@
 
 """Numbers that no sensor measures: they count as not observed, and are counted."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import Trainer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.prediction.areas import TOLD as AREA
@@ -20,9 +22,10 @@ from tests.prediction.areas import PlaneDataModule, PlaneTiles
 from tests.tasks.helpers import MODALITIES, TOLD, make_batch, make_loader, make_sample
 from torchgeo_omnisat.datamodules.statistics import Moments, read_statistics
 from torchgeo_omnisat.modality import Modality
+from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.raster import Bands
-from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub, load_hub
 from torchgeo_omnisat.transforms import Normalize
 from torchgeo_omnisat.utils.observed import GREATEST, ImplausibleCounts, finite, observed
 
@@ -191,3 +194,87 @@ def test_statistics_file(text: str, tmp_path: Path) -> None:
     (tmp_path / 'NORM.json').write_text(text)
     with pytest.raises(ValueError, match=r'NORM\.json'):
         read_statistics(tmp_path / 'NORM.json', 'train', 1)
+
+
+@pytest.fixture(scope='module')
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    statistics = {n: [1.0] * len(m.bands) for n, m in MODALITIES.items()}
+    told = {key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}
+    folder = tmp_path_factory.mktemp('hub')
+    export_hub(OmniSatPretraining(**told, mean=statistics, std=statistics), folder)
+    return folder
+
+
+S2_DICT = MODALITIES['s2'].as_dict()
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({'mean': {'s2': [math.nan] * 3}}, 'mean'),
+        ({'mean': {'s2': [1.0, math.inf, 1.0]}}, 'mean'),
+        ({'std': {'s2': [0.0, 0.0, 0.0]}}, 'std'),
+        ({'std': {'s2': [1.0, -1.0, 1.0]}}, 'std'),
+        ({'std': {'s2': [1.0, math.nan, 1.0]}}, 'std'),
+        ({'sources': {'a': {'mean': {'s2': [0.0]}, 'std': {'s2': [-1.0]}}}}, "std of 's2' of the source 'a'"),
+        ({'patch_size': math.inf}, 'patch_size'),
+        ({'patch_size': math.nan}, 'patch_size'),
+        ({'patch_size': 1e-9}, 'patch_size'),
+        ({'patch_size': 0}, 'patch_size'),
+        ({'patch_size': -40.0}, 'patch_size'),
+        ({'patch_size': 'a'}, "'a'"),
+        ({'label_gsd': math.inf}, 'label_gsd'),
+        ({'label_gsd': -1}, 'label_gsd'),
+        ({'backbone_args': {'depth': 10**6}}, 'depth'),
+        ({'backbone_args': {'depth': -1}}, 'depth'),
+        ({'backbone_args': {'depth': 2.5}}, 'depth'),
+        ({'backbone_args': {'embed_dim': 10**9}}, 'embed_dim'),
+        ({'backbone_args': {'embed_dim': 16384}}, 'embed_dim'),
+        ({'backbone_args': {'embed_dim': 0}}, 'embed_dim'),
+        ({'backbone_args': {'num_heads': 0}}, 'num_heads'),
+        ({'backbone_args': {'num_heads': math.nan}}, 'num_heads'),
+        ({'backbone_args': {'widths': [10**9, 32, 64]}}, 'widths'),
+        ({'backbone_args': {'widths': [0, 32, 64]}}, 'widths'),
+        ({'backbone_args': {'image_widths': [10**9] * 4}}, 'image_widths'),
+        ({'backbone_args': 7}, ''),
+        ({'modalities': 10**9}, ''),
+        ({'modalities': [S2_DICT | {'gsd': 0}]}, 'gsd'),
+        ({'modalities': [S2_DICT | {'gsd': math.inf}]}, 'gsd'),
+        ({'modalities': [S2_DICT | {'bands': 10**9}]}, ''),
+        ({'modalities': [S2_DICT | {'bands': [f'b{i}' for i in range(20_000)]}]}, 'bands'),
+    ],
+    ids=lambda change: str(change)[:60],
+)
+def test_hub_configuration(hub: Path, change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    config = json.loads((hub / 'config.json').read_text())
+    (tmp_path / 'model.safetensors').symlink_to(hub / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f'(?s){tmp_path}.*{named}'):
+        load_hub(tmp_path)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf], ids=str)
+def test_hub_weights(hub: Path, value: float, tmp_path: Path) -> None:
+    tensors = load_file(hub / 'model.safetensors')
+    next(iter(tensors.values())).flatten()[0] = value
+    save_file(tensors, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').symlink_to(hub / 'config.json')
+    with pytest.raises(ValueError, match=r'model\.safetensors has NaN or infinity'):
+        load_hub(tmp_path)
+
+
+@pytest.mark.parametrize('value', [math.inf, math.nan, 0.0, -10.0, 1e-9], ids=str)
+def test_sizes(value: float) -> None:
+    with pytest.raises(ValueError, match='pixels'):
+        Modality('s2', ('B02',), 7.0, True).pixels(value)
+    with pytest.raises(ValueError, match='patch_size'):
+        omnisat_tiny(MODALITIES, patch_size=value)
+    if value != 1e-9:
+        with pytest.raises(ValueError, match='gsd'):
+            Modality('s2', ('B02',), value, True)
+
+
+def test_batch_of_none() -> None:
+    batch = {key: value[:0] for key, value in make_batch(1).items()}
+    with pytest.raises(ValueError, match='batch has no samples'):
+        omnisat_tiny(MODALITIES)(batch)

@@ -49,7 +49,9 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
         nothing yet.
     """
     words = None if argv is None else list(argv)
-    if requested('data', words) is None:
+    with one_error(parser.prog.rpartition(' ')[-1]):
+        named = requested('data', words)
+    if named is None:
         # Where data are named there is no default: its arguments would be taken for theirs.
         parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
     args = parser.parse_args(words)

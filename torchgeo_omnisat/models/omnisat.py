@@ -23,6 +23,9 @@ from ..utils.observed import observed
 from .encoders.registry import Encoder, build_encoders
 from .fusion import Fusion
 
+#: Largest width of tokens and feature maps, and largest number of blocks.
+LARGEST_WIDTH, LARGEST_DEPTH = 16384, 256
+
 
 class FeatureMaps(NamedTuple):
     """What one modality's encoder saw.
@@ -105,7 +108,8 @@ class OmniSat(nn.Module):
 
     Raises:
         ValueError: If an encoder is named for a modality that is not there, or is unknown, or
-            *embed_dim* is not a multiple of four times *num_heads*.
+            *embed_dim* is not a multiple of four times *num_heads*, or a size is not positive and finite
+            or implausibly large.
     """
 
     def __init__(
@@ -122,6 +126,8 @@ class OmniSat(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
+        finest = min(modality.gsd for modality in self.modalities.values())
+        _check_sizes(finest, patch_size, embed_dim, depth, num_heads, (*widths, *image_widths))
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
         self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths, checkpointing))
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
@@ -252,6 +258,8 @@ class OmniSat(nn.Module):
             raise ValueError(f'batch holds {unknown}, but the model was built for {sorted(known)} alone')
         if not images:
             raise ValueError(f'batch has no image among {sorted(batch)}, expected at least one of {sorted(known)}')
+        if not len(batch[images[0]]):
+            raise ValueError(f'batch has no samples, {images[0]} has shape {tuple(batch[images[0]].shape)}')
         for key in images:
             modality = known[key]
             missing = [k for k in modality.keys if k not in batch]
@@ -259,6 +267,20 @@ class OmniSat(nn.Module):
             if missing or batch[key].ndim != ndim or batch[key].shape[-3] != bands:
                 expected = f'({"B, T" if modality.temporal else "B"}, {bands}, H, W) with its dates and valid'
                 raise ValueError(f'{key} has shape {tuple(batch[key].shape)} and lacks {missing}, expected {expected}')
+
+
+def _check_sizes(
+    finest: float, patch_size: float, embed_dim: int, depth: int, num_heads: int, widths: Sequence[int]
+) -> None:
+    """Refuse sizes that no model has, before memory is allocated."""
+    if not finest / 100 <= patch_size < math.inf:
+        raise ValueError(f'patch_size is {patch_size} m, expected a finite length, at least a pixel of {finest} m')
+    whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
+    whole |= {f'widths[{place}]': width for place, width in enumerate(widths)}
+    for name, value in whole.items():
+        least, most = int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f'{name} is {value!r}, expected a whole number from {least} to {most}')
 
 
 def channels_last(module: nn.Module) -> None:

@@ -45,6 +45,7 @@ def make_backbone(
     """
     if backbone not in BACKBONES:
         raise ValueError(f'backbone is {backbone!r}, expected one of {list(BACKBONES)}')
+    refuse_sizes(arguments)
     modalities = modalities_of(backbone, known, arguments)
     if left := [name for name in known if name not in modalities]:
         rank_zero_info(f'{backbone} takes {", ".join(modalities)}; not used: {", ".join(left)}')
@@ -60,6 +61,26 @@ def make_backbone(
             f'backbone_args is {dict(arguments)!r}, which {backbone} does not take ({error or type(error).__name__}), '
             'expected arguments of its builder in torchgeo_omnisat.models'
         ) from error
+
+
+def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
+    """Refuse numbers that are the size of no model, before memory is allocated.
+
+    Args:
+        arguments: Arguments of a builder, in plain types.
+        name: What to call them in an error.
+
+    Raises:
+        ValueError: If a number is not finite, negative or too large.
+    """
+    if isinstance(arguments, Mapping):
+        for key, value in arguments.items():
+            refuse_sizes(value, f'{name}.{key}')
+    elif isinstance(arguments, list | tuple):
+        for value in arguments:
+            refuse_sizes(value, name)
+    elif isinstance(arguments, int | float) and not 0 <= arguments <= models.omnisat.LARGEST_WIDTH:
+        raise ValueError(f'{name} is {arguments}, expected a number from 0 to {models.omnisat.LARGEST_WIDTH}')
 
 
 def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Inherited:

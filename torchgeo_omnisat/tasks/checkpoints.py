@@ -8,6 +8,7 @@ what it is to be built with. It is read and written where it lies; nothing is do
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -128,12 +129,28 @@ def read_config(folder: Path) -> dict[str, Any]:
             k: {name: [float(x) for x in v] for name, v in config[k].items()} if config[k] else None for k in KINDS
         }
         sources = plain_sources(config['sources']) if config.get('sources') else None
+        _check_statistics('', numbers)
+        for name, entry in (sources or {}).items():
+            _check_statistics(f' of the source {name!r}', entry)
+        for name in ('patch_size', 'label_gsd'):
+            if config[name] is not None and not 0 < float(config[name]) < math.inf:
+                raise ValueError(f'{name} is {config[name]!r}, expected a finite number of metres')
         if not isinstance(config['backbone'], str) or not all(re.fullmatch('[A-Za-z0-9_.]+', name) for name in names):
             raise ValueError(f'backbone {config["backbone"]!r} with encoders {names}')
         kept = {key: config[key] for key in KEPT if key != 'sources'}
         return {**kept, **numbers, 'sources': sources, 'modalities': modalities, 'backbone_args': arguments}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f'{path} cannot be used ({_reason(error)}), {expected}') from error
+
+
+def _check_statistics(label: str, entry: Mapping[str, Any]) -> None:
+    """Refuse statistics that no image can be normalised with."""
+    for kind in KINDS:
+        for name, numbers in (entry[kind] or {}).items():
+            strange = [x for x in numbers if not math.isfinite(x) or (kind == 'std' and x < 0)]
+            if strange or (kind == 'std' and not any(numbers)):
+                expected = 'finite numbers' if kind == 'mean' else 'finite numbers, none negative and not all 0'
+                raise ValueError(f'{kind} of {name!r}{label} is {numbers}, expected {expected}')
 
 
 def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:

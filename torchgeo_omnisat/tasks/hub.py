@@ -63,9 +63,18 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
     """The backbone of a configuration with its tensors, all of them."""
     try:
         modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
+        _check_size(arguments, tensors)
         backbone = make_backbone(config['backbone'], modalities, config['patch_size'], config['label_gsd'], arguments)
         backbone.load_state_dict(tensors)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         first = ' '.join(str(error).split())[:300]
         raise ValueError(f'{source} holds no backbone that {CONFIG} describes: {first}') from error
     return backbone
+
+
+def _check_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a configuration of a much larger model than the tensors are of, before memory is allocated."""
+    sizes = {name: arguments.get(name, 1) for name in ('embed_dim', 'depth')}
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    if all(isinstance(value, int) for value in sizes.values()) and sizes['depth'] * sizes['embed_dim'] ** 2 > stored:
+        raise ValueError(f'{sizes} is a larger model than that of the {stored} stored numbers')

@@ -18,7 +18,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: If it is no JSON, is nested too deeply, or has an object with a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
 

@@ -3,12 +3,15 @@
 
 """STACTimeSeries: a series whose files a STAC ItemCollection names."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
@@ -30,6 +33,9 @@ from .timeseries import RasterTimeSeries
 APPLIED = ('earthsearch:boa_offset_applied', 'sentinel:boa_offset_applied')
 BASELINES = ('s2:processing_baseline', 'sentinel:processing_baseline', 'processing:version')
 
+#: Schemes of addresses that items may name, and GDAL's handler of each; that of web addresses is found by GDAL.
+SCHEMES = {'https': '', 'http': '', 's3': '/vsis3/', 'gs': '/vsigs/', 'az': '/vsiaz/'}
+
 
 class STACTimeSeries(RasterTimeSeries):
     """The assets of STAC items as a series, on this disk or elsewhere.
@@ -37,7 +43,9 @@ class STACTimeSeries(RasterTimeSeries):
     Every band is an asset of its own. Files are read where they lie, in the ranges that a
     window needs; credentials and caches are GDAL's business (``AWS_*``,
     ``GDAL_HTTP_*``, ``VSI_CACHE``), as environment variables or in a ``rasterio.Env``. Needs
-    pystac: ``pip install torchgeo_omnisat[stac]``.
+    pystac: ``pip install torchgeo_omnisat[stac]``. Addresses (``https://``, ``s3://``, ``gs://``, ``az://``) are
+    followed; of files on this disk, also as ``file://``, only those in the folder of the collection are read, unless
+    *allow_outside* is given. Paths of GDAL's virtual file systems (``/vsi``) are refused.
 
     Sentinel-2 of all processing baselines is brought to one scale, as by
     :class:`.Sentinel2TimeSeries`. What is added since 04.00 is told by, the first that an item has,
@@ -74,6 +82,7 @@ class STACTimeSeries(RasterTimeSeries):
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
         harmonize: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         """Read the items, and the header of the first band of each.
 
@@ -98,10 +107,12 @@ class STACTimeSeries(RasterTimeSeries):
             max_dates: How many days of a sample to read, spread evenly.
             clouds: Which band tells of clouds, and how.
             harmonize: Whether to take off what is added to Sentinel-2 since baseline 04.00.
+            allow_outside: Whether items may name files of this disk outside the folder of *paths*.
 
         Raises:
             DependencyNotFoundError: If pystac is not installed.
-            ValueError: If that is no ItemCollection, an item lacks an asset or a date, or *kind* or *unit*
+            ValueError: If that is no ItemCollection, an item lacks an asset or a date, or names a file outside
+                the folder, or *kind* or *unit*
                 contradict the items.
         """
         if not bands:
@@ -111,7 +122,7 @@ class STACTimeSeries(RasterTimeSeries):
         self.collection = Path(str(paths))
         self.assets = dict(assets or {})
         wanted = (*bands, *([told.band] if told else ()))
-        self.items = _items(self.collection, {band: self.assets.get(band, band) for band in wanted})
+        self.items = _items(self.collection, {band: self.assets.get(band, band) for band in wanted}, allow_outside)
         facts = {scene.facts for scene in self.items.values()}
         own = Facts() if len(facts) > 1 else facts.pop()
         kind, unit = state_facts(name, kind, unit, decibels)
@@ -204,7 +215,7 @@ class Scene(NamedTuple):
     facts: Facts
 
 
-def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
+def _items(path: Path, assets: Mapping[str, str], allow_outside: bool) -> dict[str, Scene]:
     """The scene of each item, under the file of the first band."""
     pystac = lazy_import('pystac')
     try:
@@ -213,22 +224,34 @@ def _items(path: Path, assets: Mapping[str, str]) -> dict[str, Scene]:
         raise ValueError(f'{path} cannot be read ({error}), expected a STAC ItemCollection') from error
     found = {}
     for item in collection:
-        lacking = [asset for asset in assets.values() if asset not in item.assets]
-        when = item.datetime or item.common_metadata.start_datetime
-        if lacking or when is None:
-            what = f'lacks the assets {lacking}' if lacking else 'has no date'
-            raise ValueError(f'item {item.id!r} of {path} {what}, expected {list(assets.values())} and a datetime')
-        files = {band: _located(item.assets[asset], item, path) for band, asset in assets.items()}
-        day = pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize()
-        offsets = {band: _offset(item, asset) for band, asset in assets.items()}
-        nodata = {band: _nodata(item, asset) for band, asset in assets.items()}
-        scales = {band: _scale(item.assets[asset].extra_fields) for band, asset in assets.items()}
-        found[next(iter(files.values()))] = Scene(
-            day, files, offsets, nodata, scales, _facts(item, list(assets.values()))
-        )
+        try:
+            scene = _scene(item, assets, path, allow_outside)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise ValueError(f'item {item.id!r} of {path} cannot be used: {error}') from error
+        found[next(iter(scene.files.values()))] = scene
     if not found:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection of some')
     return found
+
+
+def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool) -> Scene:
+    """Return what an item says of *assets*; see :func:`_items`."""
+    lacking = [asset for asset in assets.values() if asset not in item.assets]
+    when = item.datetime or item.common_metadata.start_datetime
+    if lacking or when is None:
+        what = f'it lacks the assets {lacking}' if lacking else 'it has no date'
+        raise ValueError(f'{what}, expected {list(assets.values())} and a datetime')
+    if not pd.Timestamp.min.year < when.year < pd.Timestamp.max.year:
+        raise ValueError(f'its date is {when.isoformat()}, expected a year from 1678 to 2261')
+    files = {band: _located(item.assets[asset], item, path, allow_outside) for band, asset in assets.items()}
+    return Scene(
+        pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize(),
+        files,
+        {band: _offset(item, asset) for band, asset in assets.items()},
+        {band: _nodata(item, asset) for band, asset in assets.items()},
+        {band: _scale(item.assets[asset].extra_fields) for band, asset in assets.items()},
+        _facts(item, list(assets.values())),
+    )
 
 
 def _is_sentinel2(item: Any) -> bool:
@@ -275,7 +298,10 @@ def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
     raster = _raster(asset)
     for prefix in ('', 'raster:'):
         if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
-            return float(raster[f'{prefix}scale']), float(raster[f'{prefix}offset'])
+            scale, offset = float(raster[f'{prefix}scale']), float(raster[f'{prefix}offset'])
+            if not (math.isfinite(scale) and math.isfinite(offset)):
+                raise ValueError(f'its scale is {scale} and its offset {offset}, expected finite numbers')
+            return scale, offset
     return None
 
 
@@ -301,12 +327,30 @@ def _is_spectral(asset: Mapping[str, Any], name: str) -> bool:
     return bool(re.match(r'B\d', name)) or len(colours) == 1
 
 
-def _located(asset: Any, item: Any, path: Path) -> str:
-    """Where an asset lies; what is relative is so to its item, or else to the collection."""
+def _located(asset: Any, item: Any, path: Path, allow_outside: bool) -> str:
+    """Return where an asset lies; what is relative is so to its item, or else to the collection.
+
+    Raises:
+        ValueError: If that is a local file outside the folder of the collection and those are not allowed, or
+            neither a file nor an address.
+    """
     absolute = asset.get_absolute_href() if item.get_self_href() else None
-    href = str(absolute or asset.href).removeprefix('file://')
-    for scheme, handler in (('s3://', '/vsis3/'), ('gs://', '/vsigs/'), ('az://', '/vsiaz/')):
-        href = href.replace(scheme, handler, 1) if href.startswith(scheme) else href
-    if '://' in href or os.path.isabs(href):
-        return as_gdal(href)
-    return str(path.parent / href)
+    href = str(absolute or asset.href)
+    scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]*)://', href)
+    if scheme and scheme[1].lower() in SCHEMES:
+        handler = SCHEMES[scheme[1].lower()]
+        return handler + href[len(scheme[0]) :] if handler else as_gdal(href)
+    expected = f'expected a file below {path.parent}, or an address of one of {[*SCHEMES]}'
+    local = href
+    if scheme:
+        parts = urlsplit(href)
+        if scheme[1].lower() != 'file' or parts.netloc not in ('', 'localhost'):
+            raise ValueError(f'its asset {href!r} is neither, {expected}')
+        local = url2pathname(parts.path)
+    if local.startswith('/vsi'):
+        raise ValueError(f'its asset {href!r} is a path of GDAL, {expected}')
+    folder = os.path.abspath(path.parent)
+    place = os.path.normpath(os.path.join(folder, local))
+    if not allow_outside and os.path.commonpath([folder, place]) != folder:
+        raise ValueError(f'its asset {href!r} lies outside the folder of the items, {expected}; or allow_outside: true')
+    return place if os.path.isabs(local) else os.path.normpath(path.parent / local)
