@@ -20,7 +20,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
     except RecursionError:
-        raise ValueError('it is nested too deeply') from None
+        raise ValueError('it is nested too deeply: maximum recursion depth exceeded') from None
 
 
 def load_json(path: Path | str) -> Any:
