@@ -8,7 +8,8 @@ Each process makes all cases in turn, with find-unused DDP around the model, and
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,49 @@ def constants(kind: str, constant: bool) -> Tensor:
     x = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(3)).requires_grad_(not constant)
     seen = torch.full((2, 2), not constant)
     loss = CrossModalInfoNCE()(x.mean(2), seen) if kind == 'tiles' else PatchContrastiveLoss()(x, seen)
-    loss.backward()
+    if loss.requires_grad:  # otherwise the other rank must not wait for this one
+        loss.backward()
     return torch.zeros_like(x) if x.grad is None else x.grad
+
+
+def collectives(kind: str, tiles: dict[str, Any], known: Sequence[int] | None) -> list[str]:
+    """Collectives of the forward pass of a loss and of its backward pass, without those of DDP."""
+    model = Model(kind)
+    x, available = model.head(tiles['x'][..., :FEATURES] @ torch.ones(FEATURES, WIDTH)), tiles['available']
+    with recorded() as calls:
+        if kind == 'reconstruction':
+            batch = {k: v for k, v in tiles['batch'].items() if k != 'hidden'}
+            loss = model.loss(x.mean(0), batch, tiles['batch']['hidden'], GRID)
+        elif kind == 'tiles':
+            loss = model.loss.contrast(x.mean(2), available, counts=known).loss
+        else:
+            loss = model.loss.compare(x, available, counts=known).loss
+        calls.append('backward')
+        loss.backward()
+    return calls
+
+
+@contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Names of the collectives that Python calls, all of the default group."""
+    calls: list[str] = []
+    names = ('all_gather', 'all_gather_into_tensor', 'all_reduce', 'broadcast', 'new_group')
+    originals = {name: getattr(dist, name) for name in names}
+
+    def record(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name if kwargs.get('group') in (None, dist.group.WORLD) else f'{name} of another group')
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in names:
+        setattr(dist, name, record(name))
+    try:
+        yield calls
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 def refusal(x: Tensor, available: Tensor) -> str:
@@ -146,6 +188,8 @@ def main(rank: int, store: str, output: str) -> None:
             found[f'{case}/{kind}'] = outcome(
                 kind, mine, lambda m: DistributedDataParallel(m, find_unused_parameters=True)
             )
+        for kind in ('tiles', 'patches', 'places', 'reconstruction'):
+            found[f'{case}/{kind}/collectives'] = [collectives(kind, mine, known) for known in (None, sizes)]
     for kind in ('tiles', 'patches'):
         found[f'constants/{kind}'] = constants(kind, constant=rank == 1)
     ones = torch.ones(2, 2, dtype=torch.bool)

@@ -3,7 +3,9 @@
 
 """A step of pre-training and a validation, by one process or by two, and what came of them."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from tests.losses.ranks import recorded
 from tests.tasks.helpers import MODALITIES, TOLD, make_sample, make_trainer
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.tasks import OmniSatPretraining
@@ -58,15 +61,24 @@ class Keep(Callback):
         self.folder, self.case = folder, case
         self.gradients: dict[str, Tensor] = {}
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.stack = ExitStack()
+        self.calls = self.stack.enter_context(recorded())
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.calls.append('backward')
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.stack.close()
+
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         named = module.named_parameters()
         self.gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = {name: value.detach() for name, value in trainer.callback_metrics.items()}
-        torch.save(
-            {'gradients': self.gradients, 'metrics': metrics}, self.folder / f'{self.case}-{trainer.global_rank}.pt'
-        )
+        found = {'gradients': self.gradients, 'metrics': metrics, 'collectives': self.calls}
+        torch.save(found, self.folder / f'{self.case}-{trainer.global_rank}.pt')
 
 
 def main(processes: int, folder: Path) -> None:

@@ -32,7 +32,10 @@ def test_two_processes_equal_one(folders: list[Path], case: str) -> None:
     )
     assert one['metrics']['train_loss'] > 0
     assert any(gradient.any() for name, gradient in one['gradients'].items() if 'encoders.spot' in name)
+    # Sizes, bounds, tiles, patches twice, reconstruction; nothing after, but what DDP sends.
+    expected = ['all_gather'] * 5 + ['all_reduce', 'backward']
     for process in two:
+        assert process['collectives'] == expected
         assert set(process['metrics']) == set(one['metrics'])
         for name, value in one['metrics'].items():
             if '_patch_top' not in name:  # which candidates are drawn depends on the processes

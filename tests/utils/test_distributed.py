@@ -37,6 +37,18 @@ def test_two_processes_are_as_one(found: list[dict[str, Any]], case: str, kind: 
     assert learnt or kind in ('tiles apart', 'places apart') or case == 'nowhere'
 
 
+@pytest.mark.parametrize('case', ranks.CASES)
+def test_collectives_are_few_and_the_same_on_every_rank(found: list[dict[str, Any]], case: str) -> None:
+    """In the forward pass alone: DDP and FSDP send in the backward pass, when parameters are ready."""
+    expected = {'tiles': 1, 'patches': 2, 'places': 2}
+    for one in found:
+        for kind, count in expected.items():
+            asking, knowing = one[f'{case}/{kind}/collectives']
+            assert knowing == ['all_gather'] * count + ['backward']
+            assert asking == ['all_gather', *knowing]
+        assert one[f'{case}/reconstruction/collectives'] == [['all_reduce', 'backward']] * 2
+
+
 @pytest.mark.parametrize('kind', ['tiles', 'patches'])
 def test_process_of_constants_takes_part(found: list[dict[str, Any]], kind: str) -> None:
     first, second = (one[f'constants/{kind}'] for one in found)

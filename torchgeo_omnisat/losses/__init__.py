@@ -3,7 +3,7 @@
 
 """Losses."""
 
-from .contrastive import CrossModalInfoNCE, PatchContrastiveLoss, TileContrast, too_close
+from .contrastive import CrossModalInfoNCE, PatchContrast, PatchContrastiveLoss, TileContrast, too_close
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .supervised import CrossEntropyDice, MultiLabelLoss
 
@@ -12,6 +12,7 @@ __all__ = [
     'CrossModalInfoNCE',
     'MaskedReconstruction',
     'MultiLabelLoss',
+    'PatchContrast',
     'PatchContrastiveLoss',
     'Reconstruction',
     'TileContrast',

@@ -4,13 +4,13 @@
 """Contrastive losses between modalities, on tiles and on patches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -30,6 +30,8 @@ class TileContrast(NamedTuple):
         top1: Part of the tiles whose nearest candidate is the tile itself, ``(P,)``.
         top5: Part of the tiles that are among their own five nearest candidates, ``(P,)``.
         counts: Tiles that have both modalities, ``(P,)``.
+        embeddings: The normalised embeddings of all G tiles, ``(M, G, D)``, without gradient.
+        available: Which of the G tiles has which modality, ``(G, M)``.
     """
 
     loss: Tensor
@@ -38,6 +40,8 @@ class TileContrast(NamedTuple):
     top1: Tensor
     top5: Tensor
     counts: Tensor
+    embeddings: Tensor
+    available: Tensor
 
 
 class CrossModalInfoNCE(nn.Module):
@@ -47,10 +51,11 @@ class CrossModalInfoNCE(nn.Module):
     Language Supervision", 2021, arXiv 2103.00020) for any number of modalities: for each
     pair, every tile that has both is to be told from the other tiles that have both, in
     both directions. The loss is the mean over all tiles, pairs and directions. Embeddings
-    are normalised here. The tiles of all processes are candidates, and gradients come back
-    from all of them: with DDP, which averages gradients, processes together learn what a
-    single one would from their joint batch, and each of them is told the joint loss. They
-    may have different numbers of tiles, and none or few of the modalities.
+    are normalised here. The tiles of all ranks are candidates: every rank computes the joint loss
+    of the gathered tiles (as OpenCLIP without ``local_loss``), so that with DDP or FSDP, which
+    average gradients, they learn what a single process would from the joint batch. Ranks may have
+    different numbers of tiles, and none or few of the modalities. One collective gathers the
+    embeddings, another one the numbers of tiles unless they are known; both are in the forward pass.
 
     The temperature is learned: the parameter ``log_temperature``, of shape (1,), clamped
     where it is used.
@@ -94,6 +99,7 @@ class CrossModalInfoNCE(nn.Module):
         embeddings: Float[Tensor, 'm b d'],
         available: Bool[Tensor, 'b m'],
         exclude: Bool[Tensor, 'b g'] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> TileContrast:
         """Compare the embeddings of B tiles, and those of other processes.
 
@@ -103,6 +109,8 @@ class CrossModalInfoNCE(nn.Module):
             exclude: Which of the G tiles of all processes, in the order of the ranks, are no
                 negatives for which tile, such as :func:`too_close` tells. A tile itself is
                 always its own candidate.
+            counts: Number of tiles of each rank, if they are known, in all ranks alike; otherwise
+                the ranks exchange them, which is a second collective.
 
         Returns:
             The loss, and the figures of each pair.
@@ -113,41 +121,53 @@ class CrossModalInfoNCE(nn.Module):
                 finite, or shapes do not fit.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._contrast(embeddings, available, exclude)
+            return self._contrast(embeddings, available, exclude, counts)
 
-    def _contrast(self, embeddings: Tensor, available: Tensor, exclude: Tensor | None) -> TileContrast:
+    def _contrast(
+        self, embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
+    ) -> TileContrast:
         """As :meth:`contrast`, in single precision or better."""
-        start, tiles = _agree(embeddings, available, exclude)
-        own = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
-        x = embeddings.transpose(0, 1).to(torch.promote_types(embeddings.dtype, torch.float32))
-        x = processes.gather_with_gradient(x.masked_fill(~available.unsqueeze(-1), 0), self.log_temperature)
-        seen = torch.cat(processes.gather(available))
+        counts, excluding = _agree(embeddings, available, exclude, counts)
+        modalities, _, width = embeddings.shape
+        tiles, device = sum(counts), embeddings.device
+        x = rearrange(embeddings, 'm b d -> b (m d)').to(torch.promote_types(embeddings.dtype, torch.float32))
+        x = x.masked_fill(~available.repeat_interleave(width, 1), 0)
+        columns = [x, available.to(x.dtype)]
+        if excluding:
+            apart = available.new_zeros(len(x), tiles) if exclude is None else exclude
+            columns.append(apart.to(x.dtype))
+        x, seen, *apart_everywhere = processes.gather_with_gradient(torch.cat(columns, 1), counts).split(
+            [modalities * width, modalities, *([tiles] if excluding else [])], 1
+        )
+        x, seen = x.unflatten(1, (modalities, width)), seen.detach() > 0.5
         _refuse_strange(x.detach())
         x = F.normalize(x, dim=-1)
 
-        first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
+        first, second = torch.triu_indices(modalities, modalities, 1, device=device)
         anchor, other = torch.cat([first, second]), torch.cat([second, first])
         both = (seen[:, anchor] & seen[:, other]).T
-        candidates = both.unsqueeze(1).expand(-1, len(own), -1)
-        if exclude is not None:
-            candidates = candidates & ~exclude
-        candidates = candidates | (own.unsqueeze(1) == torch.arange(tiles, device=own.device))
-        logits = torch.einsum('bpd,gpd->pbg', x[own][:, anchor], x[:, other]) / self.temperature
-        logits = logits.masked_fill(~candidates, -math.inf)
-        right = logits[:, torch.arange(len(own), device=own.device), own]
-        each = torch.where(both[:, own], logits.logsumexp(-1) - right, 0)
+        itself = torch.eye(tiles, dtype=torch.bool, device=device)
+        candidates = both.unsqueeze(1)
+        for flags in apart_everywhere:
+            candidates = candidates & (flags.detach() < 0.5)
+        logits = torch.einsum('bpd,gpd->pbg', x[:, anchor], x[:, other]) / self.temperature
+        logits = logits.masked_fill(~(candidates | itself), -math.inf)
+        right = logits.diagonal(dim1=1, dim2=2)
+        each = torch.where(both, logits.logsumexp(-1) - right, 0)
 
         ahead = (logits >= right.unsqueeze(-1)).sum(-1) - 1  # a tie is no success: collapse must not look like one
-        hits = [both[:, own] & (ahead < k) for k in (1, 5)]
-        sums = torch.stack([value.sum(1).to(each.dtype) for value in (each, *hits, both[:, own])])
-        sums = processes.total(sums).unflatten(1, (2, -1)).sum(1)
+        hits = [both & (ahead < k) for k in (1, 5)]
+        sums = torch.stack([value.detach().sum(1).to(each.dtype) for value in (each, *hits, both)])
+        sums = sums.unflatten(1, (2, -1)).sum(1)
         losses, top1, top5 = sums[:3] / sums[3]
         pairs = tuple((int(a), int(b)) for a, b in zip(first.tolist(), second.tolist(), strict=True))
-        loss = processes.shared_mean(each.sum(), sums[3].sum())
-        return TileContrast(loss, pairs, losses, top1, top5, (sums[3] / 2).long())
+        loss = each.sum() / sums[3].sum().clamp(min=1)
+        return TileContrast(loss, pairs, losses, top1, top5, (sums[3] / 2).long(), x.detach().transpose(0, 1), seen)
 
 
-def too_close(bounds: Float[Tensor, 'b c'], within: float = 0.0) -> Bool[Tensor, 'b g']:
+def too_close(
+    bounds: Float[Tensor, 'b c'], within: float = 0.0, counts: Sequence[int] | None = None
+) -> Bool[Tensor, 'b g']:
     """Which tiles of all processes are no negatives, as they share or nearly share the ground.
 
     Args:
@@ -157,6 +177,7 @@ def too_close(bounds: Float[Tensor, 'b c'], within: float = 0.0) -> Bool[Tensor,
             tile is close to none.
         within: Distance of centres, in metres, below which tiles are too close; boxes that
             overlap always are.
+        counts: Number of tiles of each rank, if they are known.
 
     Returns:
         Flags ``(B, G)``: another tile, of the G of all processes in the order of the ranks,
@@ -171,24 +192,26 @@ def too_close(bounds: Float[Tensor, 'b c'], within: float = 0.0) -> Bool[Tensor,
     if not within >= 0:
         raise ValueError(f'within is {within}, expected a number of metres, not negative')
     mine = bounds[:, columns[bounds.shape[-1]]].double()
-    parts = processes.gather(mine)
+    parts = processes.gather(mine, counts)
     low, high = torch.cat(parts).unflatten(-1, (2, 2)).unbind(1)
-    start = sum(len(part) for part in parts[: processes.rank()])
-    own = torch.arange(start, start + len(mine), device=mine.device)
+    own = torch.arange(len(low), device=mine.device)[processes.own_rows([len(part) for part in parts])]
     overlap = ((low[own].unsqueeze(1) < high) & (low < high[own].unsqueeze(1))).all(-1)
     centre = (low + high) / 2
     near = (centre[own].unsqueeze(1) - centre).norm(dim=-1) < within
     return (overlap | near) & (own.unsqueeze(1) != torch.arange(len(low), device=own.device))
 
 
-def _agree(embeddings: Tensor, available: Tensor, exclude: Tensor | None) -> tuple[int, int]:
-    """First tile of this process among those of all, and their number, once shapes fit in every process."""
+def _agree(
+    embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
+) -> tuple[Sequence[int], bool]:
+    """Return the number of tiles of each rank, and whether any excludes some, once shapes fit in every rank."""
     modalities, count, width = embeddings.shape
     fits = tuple(available.shape) == (count, modalities)
     excluded = (count, -1) if exclude is None else tuple(exclude.shape)
-    mine = torch.tensor([[modalities, count, width, fits, *excluded]], device=embeddings.device)
-    shapes = torch.cat(processes.gather(mine)).tolist()
-    tiles = sum(row[1] for row in shapes)
+    mine = (modalities, count, width, int(fits), *excluded)
+    shapes = [list(mine)] if counts is not None else processes.gather_numbers(*mine, device=embeddings.device)
+    counts = [row[1] for row in shapes] if counts is None else counts
+    tiles = sum(counts)
     if min(row[0] for row in shapes) < 2:
         raise ValueError(f'embeddings have {shapes[0][0]} modality, expected two or more to compare')
     if len({(row[0], row[2]) for row in shapes}) > 1:
@@ -199,7 +222,7 @@ def _agree(embeddings: Tensor, available: Tensor, exclude: Tensor | None) -> tup
         raise ValueError(f'exclude is {[tuple(r[4:]) for r in shapes]} in the processes, expected (B, {tiles})')
     if tiles < 2:
         raise ValueError(f'there is {tiles} tile in all processes together, expected two or more to compare')
-    return sum(row[1] for row in shapes[: processes.rank()]), tiles
+    return counts, any(row[5] != -1 for row in shapes)
 
 
 def _refuse_strange(x: Float[Tensor, 'g m d']) -> None:
@@ -230,6 +253,20 @@ class _Clamp(Function):
         return grad[0].masked_fill(outwards, 0), None, None
 
 
+class PatchContrast(NamedTuple):
+    """What :class:`PatchContrastiveLoss` makes of the tokens of all ranks.
+
+    Attributes:
+        loss: The loss, a scalar with gradient.
+        tokens: The normalised tokens that were compared, ``(M, G, N, D)``, without gradient.
+        available: Which of them are available, ``(G, N, M)``.
+    """
+
+    loss: Tensor
+    tokens: Tensor
+    available: Tensor
+
+
 class PatchContrastiveLoss(nn.Module):
     """The published MIL-NCE over patches, for any availability and in little memory.
 
@@ -242,10 +279,13 @@ class PatchContrastiveLoss(nn.Module):
     The similarities are computed in square blocks, each for both of its directions, and
     once more in the backward pass, so that memory grows with the number of tokens alone.
 
-    The published loss sees the tokens of one process. Here those of all processes are in
-    the denominator; with DDP, which averages gradients, processes together learn what a
-    single one would from their joint batch, and the cost of each grows with their number.
-    ``gather=False`` compares each process's own tokens, as published.
+    The published loss sees the tokens of one process. Here those of all ranks are in
+    the denominator; with DDP or FSDP, which average gradients, ranks together learn what a
+    single process would from their joint batch, and the cost of each grows with their number.
+    ``gather=False`` compares each rank's own tokens, as published. The forward pass gathers
+    tokens and then the denominators, and before that the numbers of tiles unless they are known.
+    The gradient is computed from these: it is that of the mean over all ranks, whatever scalar the
+    loss is multiplied by as long as it is the same in every rank.
 
     The published encoders see a patch alone. One that sees the whole tile also sees where in
     it a patch lies, which all modalities share, and tells patches apart by that and nothing
@@ -285,6 +325,16 @@ class PatchContrastiveLoss(nn.Module):
         available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
         exclude: Bool[Tensor, 'b g'] | None = None,
     ) -> Float[Tensor, '']:
+        """Return the loss alone; see :meth:`compare`."""
+        return self.compare(tokens, available, exclude).loss
+
+    def compare(
+        self,
+        tokens: Float[Tensor, 'm b n d'],
+        available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
+        exclude: Bool[Tensor, 'b g'] | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> PatchContrast:
         """Compare tokens.
 
         Args:
@@ -293,9 +343,10 @@ class PatchContrastiveLoss(nn.Module):
                 hold does not matter.
             exclude: Which of the G tiles of all processes are no negatives for which tile, as
                 :func:`.too_close` tells, which is symmetric. A tile's own are always compared.
+            counts: Number of tiles of each rank, if they are known, in all ranks alike.
 
         Returns:
-            The loss, a scalar; 0 where no patch has two modalities.
+            The loss, 0 where no patch has two modalities, and the tokens that were compared.
 
         Raises:
             ValueError: If there are fewer than two modalities, an available token is not
@@ -304,51 +355,60 @@ class PatchContrastiveLoss(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             seen = _seen(tokens, available)
             x = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).masked_fill(~seen.unsqueeze(-1), 0)
-            strange = (~x.detach().isfinite().all(-1)).sum()
-            if count := int(processes.total(strange) if self.gather else strange):
-                raise ValueError(f'{count} tokens that are available are NaN or infinite, expected finite numbers')
-            return self._compare(F.normalize(x, dim=-1), seen, exclude)
+            if not self.gather:
+                counts = [x.shape[1]]
+            elif counts is None:
+                counts = self._counts(x)
+            return self._compare(x, seen, exclude, counts)
+
+    def _counts(self, x: Float[Tensor, 'm b n d']) -> list[int]:
+        """Return the number of tiles of each rank."""
+        modalities, tiles, patches, width = x.shape
+        shapes = processes.gather_numbers(tiles, modalities, patches, width, device=x.device)
+        if len({tuple(row[1:]) for row in shapes}) > 1:
+            found = [tuple(row[1:]) for row in shapes]
+            raise ValueError(f'modalities, patches and width are {found}, expected the same in all ranks')
+        return [row[0] for row in shapes]
 
     def _compare(
-        self, x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], exclude: Tensor | None
-    ) -> Float[Tensor, '']:
-        """The loss of normalised tokens."""
-        anchors = seen & (seen.sum(0) > 1)
+        self, x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], exclude: Tensor | None, counts: Sequence[int]
+    ) -> PatchContrast:
+        if exclude is not None and tuple(exclude.shape) != (x.shape[1], sum(counts)):
+            raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {sum(counts)}): the tiles compared')
+        own = processes.own_rows(counts) if self.gather else slice(0, x.shape[1])
+        everyone, there = self._gathered(x, seen, counts)
+        if strange := int((~everyone.isfinite().all(-1)).sum()):
+            raise ValueError(f'{strange} tokens that are available are NaN or infinite, expected finite numbers')
+        x, everyone = F.normalize(x, dim=-1), F.normalize(everyone, dim=-1)
         positives = _positives(x, seen, self.temperature)
-        compared = self._with_everything if self.negatives == 'everywhere' else self._with_its_place
-        local = (compared(x, seen, exclude, positives) - positives)[anchors].sum()
-        count = anchors.sum()
-        return processes.shared_mean(local, processes.total(count)) if self.gather else local / count.clamp(min=1)
+        here = processes.rank() if self.gather else 0
+        kind = _Everywhere if self.negatives == 'everywhere' else _SamePlace
+        negatives = kind(self.temperature, self.block_size, there, exclude, list(counts), own, here)
+        with torch.no_grad():
+            sums = negatives.log_sums(x.detach(), everyone, positives.detach())
+            anchors = there & (there.sum(0) > 1)
+            known = self._gather(torch.stack([sums, positives.detach()]).transpose(0, 2), counts).transpose(0, 2)
+            terms = (known[0] - known[1]).masked_fill(~anchors, 0)
+            count = anchors.sum().clamp(min=1)
+            scales = known[0].neg().exp().masked_fill(~anchors, 0)
+        mine = anchors[:, own]
+        local: Tensor = _SumOfLogSums.apply(x, everyone, sums, scales, mine, negatives)
+        loss = (local - positives.masked_fill(~mine, 0).sum()) * (processes.world_size() if self.gather else 1) / count
+        loss = loss + (terms.sum() / count - loss).detach()
+        return PatchContrast(loss, everyone, rearrange(there, 'm g n -> g n m'))
 
-    def _with_everything(self, x: Tensor, seen: Tensor, exclude: Tensor | None, _: Tensor) -> Float[Tensor, 'm b n']:
-        """Log-sum-exp over all tokens, but those of a token's own modality and tile."""
-        block = repeat(torch.arange(seen[..., 0].numel(), device=x.device), '(m b) -> m b n', m=len(x), n=x.shape[2])
-        apart = _apart(len(x), x.shape[1], exclude, self.gather, x.device)
-        witness = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
-        sums = _LogSumExp.apply(
-            x[seen] * self.temperature**-0.5, witness, block[seen], apart, self.block_size, self.gather
-        )
-        return x.new_zeros(seen.shape).masked_scatter(seen, sums)
+    def _gathered(
+        self, x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], counts: Sequence[int]
+    ) -> tuple[Float[Tensor, 'm g n d'], Bool[Tensor, 'm g n']]:
+        """Return the tokens of all ranks without gradient, and which are available, in one collective."""
+        if not self.gather or processes.world_size() == 1:
+            return x.detach(), seen
+        rows = torch.cat([x.detach(), seen.unsqueeze(-1).to(x.dtype)], -1).transpose(0, 1)
+        gathered = self._gather(rows, counts).transpose(0, 1)
+        return gathered[..., :-1].contiguous(), gathered[..., -1] > 0.5
 
-    def _with_its_place(
-        self, x: Tensor, seen: Tensor, exclude: Tensor | None, positives: Tensor
-    ) -> Float[Tensor, 'm b n']:
-        """Log-sum-exp over the tokens of the same place in other tiles, and a token's positives."""
-        witness = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
-        y, there, start = x.transpose(0, 1), seen.transpose(0, 1), 0
-        if self.gather:
-            start = sum(len(part) for part in processes.gather(there)[: processes.rank()])
-            y, there = processes.gather_with_gradient(y, witness), torch.cat(processes.gather(there))
-        own = torch.arange(start, start + x.shape[1], device=x.device)
-        other = own.unsqueeze(1) != torch.arange(len(y), device=x.device)
-        if exclude is not None:
-            if exclude.shape != other.shape:
-                raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {len(y)}): the tiles compared')
-            other = other & ~exclude
-        candidates = rearrange(other, 'b g -> 1 b 1 g 1') & rearrange(there, 'g k n -> 1 1 n g k')
-        similar = torch.einsum('mbnd,gknd->mbngk', x, y) / self.temperature
-        negatives = similar.masked_fill(~candidates, torch.finfo(x.dtype).min).flatten(3).logsumexp(-1)
-        return torch.logaddexp(negatives, positives)
+    def _gather(self, rows: Float[Tensor, 'b ...'], counts: Sequence[int]) -> Float[Tensor, 'g ...']:
+        return torch.cat(processes.gather(rows, counts)) if self.gather else rows.detach()
 
 
 def _seen(tokens: Tensor, available: Tensor) -> Bool[Tensor, 'm b n']:
@@ -372,83 +432,168 @@ def _positives(x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], tempera
     return similar.masked_fill(same | ~seen, torch.finfo(x.dtype).min).logsumexp(1)
 
 
-def _apart(
-    modalities: int, tiles: int, exclude: Tensor | None, everywhere: bool, device: torch.device
-) -> list[Bool[Tensor, 'i j']]:
-    """For each process, which of our (modality, tile) are never compared with which of its own, on the CPU."""
-    counts = torch.cat(processes.gather(torch.tensor([tiles], device=device))).tolist() if everywhere else [tiles]
-    if exclude is None:
-        exclude = torch.zeros(tiles, sum(counts), dtype=torch.bool)
-    if tuple(exclude.shape) != (tiles, sum(counts)):
-        raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {sum(counts)}): the tiles compared')
-    here = processes.rank() if everywhere else 0
-    parts = list(exclude.cpu().split(counts, dim=1))
-    parts[here] = parts[here] & ~torch.eye(tiles, dtype=torch.bool)
-    tables = [repeat(part, 'b g -> (m b) (k g)', m=modalities, k=modalities) for part in parts]
-    tables[here] = tables[here] | torch.eye(modalities * tiles, dtype=torch.bool)
-    return tables
+class _SumOfLogSums(Function):
+    """Sum over the anchors of this rank of the log-sum-exp of what they are compared with.
 
-
-class _LogSumExp(Function):
-    """For each token, the log-sum-exp of its products with all tokens that it is compared with.
-
-    Tokens come in the order of their (modality, tile), so few blocks need a mask. Products are
-    bounded, so their exponentials need no maximum taken off, and one block of them serves the
-    tokens of its rows and those of its columns.
+    The gradient also holds what this rank's tokens add to the log-sum-exps of the anchors of other
+    ranks, which is known without asking them: a product of two tokens is the same both ways.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        witness: Tensor,
-        block: Int[Tensor, ' t'],
-        apart: list[Tensor],
-        size: int,
-        everywhere: bool,
+        everyone: Tensor,
+        log_sums: Tensor,
+        scales: Tensor,
+        anchors: Tensor,
+        negatives: '_Everywhere | _SamePlace',
     ) -> Tensor:
-        parts = processes.gather(x) if everywhere else [x]
-        blocks = processes.gather(block) if everywhere else [block]
-        ctx.here, ctx.apart, ctx.size, ctx.everywhere = processes.rank() if everywhere else 0, apart, size, everywhere
-        sums = torch.zeros_like(x[:, 0])
-        for part, i, j, weights in _weights(x, block, parts, blocks, ctx):
-            sums[i] += weights.sum(1)
-            if part == ctx.here and i != j:
-                sums[j] += weights.sum(0)
-        sums.clamp_(min=torch.finfo(x.dtype).tiny)
-        ctx.save_for_backward(x, block, sums, *parts, *blocks)
-        return sums.log()
+        ctx.negatives = negatives
+        ctx.save_for_backward(x, everyone, scales)
+        return log_sums.masked_fill(~anchors, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, block, sums, *others = ctx.saved_tensors
-        parts, blocks = others[: len(ctx.apart)], others[len(ctx.apart) :]
-        scale = grad[0] / sums
-        scales = processes.gather(scale) if ctx.everywhere else [scale]
-        result = torch.zeros_like(x)
+        x, everyone, scales = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            for part, i, j, weights in _weights(x, block, parts, blocks, ctx):
-                weights *= scale[i].unsqueeze(1) + scales[part][j]
-                result[i].addmm_(weights, parts[part][j])
-                if part == ctx.here and i != j:
-                    result[j].addmm_(weights.T, x[i])
-        return result, None, None, None, None, None
+            return grad[0] * ctx.negatives.gradient(x, everyone, scales), None, None, None, None, None
+
+
+class _Negatives:
+    """Tokens that those of this rank are compared with.
+
+    Products are bounded, so their exponentials need no maximum taken off.
+
+    Args:
+        temperature: Temperature.
+        block_size: Side of a block of similarities.
+        there: Which token of all ranks is available, ``(M, G, N)``.
+        exclude: Which tiles of all ranks are no negatives of which tile of this one, ``(B, G)``.
+        counts: Number of tiles of each rank.
+        own: Tiles of this rank among all.
+        here: Index of this rank in *counts*.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        block_size: int,
+        there: Tensor,
+        exclude: Tensor | None,
+        counts: list[int],
+        own: slice,
+        here: int,
+    ) -> None:
+        self.temperature, self.block_size, self.there = temperature, block_size, there
+        self.exclude, self.counts, self.own, self.here = exclude, counts, own, here
+
+
+class _Everywhere(_Negatives):
+    """All tokens but those of a token's own modality and tile.
+
+    Tokens come in the order of their (modality, tile), so few blocks need a mask. One block of
+    products serves the tokens of its rows and those of its columns.
+    """
+
+    def log_sums(self, x: Tensor, everyone: Tensor, positives: Tensor) -> Float[Tensor, 'm b n']:
+        """Return the log-sum-exp of each token of this rank."""
+        seen, parts, blocks, apart = self._parts(x, everyone)
+        sums = torch.zeros_like(parts[self.here][:, 0])
+        for part, i, j, weights in _weights(parts, blocks, apart, self.here, self.block_size):
+            sums[i] += weights.sum(1)
+            if part == self.here and i != j:
+                sums[j] += weights.sum(0)
+        sums.clamp_(min=torch.finfo(x.dtype).tiny)
+        return x.new_zeros(seen.shape).masked_scatter(seen, sums.log())
+
+    def gradient(self, x: Tensor, everyone: Tensor, scales: Tensor) -> Float[Tensor, 'm b n d']:
+        """Return the gradient of the sum over all anchors, ``scales`` being one over their sums."""
+        seen, parts, blocks, apart = self._parts(x, everyone)
+        scale = [s[t] for s, t in zip(scales.split(self.counts, 1), self.there.split(self.counts, 1), strict=True)]
+        result = torch.zeros_like(parts[self.here])
+        for part, i, j, weights in _weights(parts, blocks, apart, self.here, self.block_size):
+            weights *= scale[self.here][i].unsqueeze(1) + scale[part][j]
+            result[i].addmm_(weights, parts[part][j])
+            if part == self.here and i != j:
+                result[j].addmm_(weights.T, parts[self.here][i])
+        result *= self.temperature**-0.5
+        return torch.zeros_like(x).masked_scatter(seen.unsqueeze(-1), result)
+
+    def _parts(self, x: Tensor, everyone: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the tokens of each rank that are available, the (modality, tile) of each, and which are apart."""
+        there = self.there.split(self.counts, 1)
+        tokens = list(everyone.split(self.counts, 1))
+        tokens[self.here] = x.detach()
+        blocks = [
+            repeat(torch.arange(t[..., 0].numel(), device=x.device), '(m b) -> m b n', m=len(t), n=t.shape[2])[t]
+            for t in there
+        ]
+        parts = [y[t] * self.temperature**-0.5 for y, t in zip(tokens, there, strict=True)]
+        return there[self.here], parts, blocks, self._apart(*x.shape[:2])
+
+    def _apart(self, modalities: int, tiles: int) -> list[Bool[Tensor, 'i j']]:
+        """For each rank, which of our (modality, tile) are never compared with which of its own, on the CPU."""
+        exclude = torch.zeros(tiles, sum(self.counts), dtype=torch.bool) if self.exclude is None else self.exclude.cpu()
+        parts = list(exclude.split(self.counts, dim=1))
+        parts[self.here] = parts[self.here] & ~torch.eye(tiles, dtype=torch.bool)
+        tables = [repeat(part, 'b g -> (m b) (k g)', m=modalities, k=modalities) for part in parts]
+        tables[self.here] = tables[self.here] | torch.eye(modalities * tiles, dtype=torch.bool)
+        return tables
+
+
+class _SamePlace(_Negatives):
+    """The tokens of the same place in other tiles, and a token's positives; some places at a time."""
+
+    def log_sums(self, x: Tensor, everyone: Tensor, positives: Tensor) -> Float[Tensor, 'm b n']:
+        """Return the log-sum-exp of each token of this rank."""
+        sums = [weights.sum(-1) for _, weights in self._blocks(x, everyone, itself=False)]
+        negatives = rearrange(torch.cat(sums).log(), 'n (m b) -> m b n', m=len(x))
+        return torch.logaddexp(negatives, positives)
+
+    def gradient(self, x: Tensor, everyone: Tensor, scales: Tensor) -> Float[Tensor, 'm b n d']:
+        """Return the gradient of the sum over all anchors, ``scales`` being one over their sums."""
+        rows, columns = (rearrange(s, 'm b n -> n (m b)') for s in (scales[:, self.own], scales))
+        tokens = rearrange(everyone, 'm g n d -> n (m g) d')
+        parts = [
+            (weights * (rows[at].unsqueeze(2) + columns[at].unsqueeze(1))) @ tokens[at]
+            for at, weights in self._blocks(x, everyone, itself=True)
+        ]
+        return rearrange(torch.cat(parts), 'n (m b) d -> m b n d', m=len(x)) / self.temperature
+
+    def _blocks(self, x: Tensor, everyone: Tensor, itself: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Yield places, and the exponentials ``(n, M B, M G)`` of their similarities, 0 where not compared."""
+        modalities, places = x.shape[0], x.shape[2]
+        all_tiles = torch.arange(everyone.shape[1], device=x.device)
+        same = all_tiles[self.own].unsqueeze(1) == all_tiles
+        other = ~same if self.exclude is None else ~same & ~self.exclude
+        compared = repeat(other, 'b g -> m b k g', m=modalities, k=modalities)
+        if itself:
+            elsewhere = ~torch.eye(modalities, dtype=torch.bool, device=x.device)
+            compared = compared | (elsewhere[:, None, :, None] & same[None, :, None, :])
+        compared = rearrange(compared, 'm b k g -> (m b) (k g)')
+        left, right = rearrange(x, 'm b n d -> n (m b) d'), rearrange(everyone, 'm g n d -> n d (m g)')
+        there, mine = (rearrange(flags, 'm g n -> n (m g)') for flags in (self.there, self.there[:, self.own]))
+        for at in _slices(places, max(1, self.block_size**2 // max(1, compared.numel()))):
+            weights = (torch.bmm(left[at], right[at]) / self.temperature).exp_()
+            yield at, weights.masked_fill_(~(compared & there[at].unsqueeze(1) & mine[at].unsqueeze(2)), 0)
 
 
 def _weights(
-    x: Tensor, block: Tensor, parts: list[Tensor], blocks: list[Tensor], ctx: Any
+    parts: list[Tensor], blocks: list[Tensor], tables: list[Tensor], here: int, size: int
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
-    """Exponentials of the products of our tokens *i* with the tokens *j* of a process, 0 where not compared.
+    """Exponentials of the products of our tokens *i* with the tokens *j* of a rank, 0 where not compared.
 
     Of our own tokens with each other, only one of two symmetric blocks.
     """
-    for part, (y, theirs, apart) in enumerate(zip(parts, blocks, ctx.apart, strict=True)):
-        ranges = [(i, _range(block, i)) for i in _slices(len(x), ctx.size)]
-        for j in _slices(len(y), ctx.size):
+    x, block = parts[here], blocks[here]
+    ranges = [(i, _range(block, i)) for i in _slices(len(x), size)]
+    for part, (y, theirs, apart) in enumerate(zip(parts, blocks, tables, strict=True)):
+        for j in _slices(len(y), size):
             columns = _range(theirs, j)
             for i, rows in ranges:
-                if part == ctx.here and i.start > j.start:
+                if part == here and i.start > j.start:
                     continue
                 near = apart[rows, columns]
                 if near.all():

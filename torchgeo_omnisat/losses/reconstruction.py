@@ -184,8 +184,7 @@ class MaskedReconstruction(nn.Module):
 
     def mean(self, errors: Float[Tensor, ' m'], counts: Int[Tensor, ' m']) -> Reconstruction:
         """The loss of all processes, from the :meth:`errors` of this one."""
-        everywhere = processes.total(counts)
-        means = processes.shared_mean(errors, everywhere)
+        means, everywhere = processes.shared_mean(errors, counts)
         losses = means.detach().masked_fill(everywhere == 0, torch.nan)
         return Reconstruction(means.sum() / (everywhere > 0).sum().clamp(min=1), losses, everywhere)
 

@@ -246,19 +246,25 @@ class OmniSatPretraining(OmniSatTask):
         told, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
-        draws = draw((told['seed'], STAGES[stage], *key), count, len(names), grid, ratio, self.device)
+        # The one exchange of sizes of a step; everything after it knows them.
+        filler = FILLER in batch
+        ranks = processes.gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
+        counts = [row[0] for row in ranks]
+        draws = draw((told['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
         how = told['hide'] == 'pixels', told['micro_batch_size'], compare, told['rebuild'] == 'all'
         views = self.model.views(batch, draws, chances, *how)
-        exclude = self._exclude(batch, count)
+        exclude = self._exclude(batch, counts) if any(row[1] for row in ranks) else None
         losses = {}
         # Of all ranks, as Lightning's mean over ranks wants the same number in each.
-        counted = count if stage == 'train' else self._tiles(0 if FILLER in batch else count)
+        counted = count if stage == 'train' else sum(row[0] for row in ranks if not row[2])
         if 'tile' in terms and (stage == 'train' or counted > 1):
-            losses['tile'] = self._contrast_tiles(views, exclude, stage)
+            losses['tile'] = self._contrast_tiles(views, exclude, counts, stage)
         if 'patch' in terms:
-            losses['patch'] = self.patch_contrast(views.patches, views.seen, exclude)
+            patches = self.patch_contrast.compare(views.patches, views.seen, exclude, counts)
+            losses['patch'] = patches.loss
+            self._log_spread(f'{stage}_patch_spread', patches.tokens, patches.available, stage)
         if 'reconstruction' in terms:
             rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
             losses['reconstruction'] = rebuilt.loss
@@ -268,34 +274,28 @@ class OmniSatPretraining(OmniSatTask):
             self._log(f'{stage}_loss', loss, counted, stage, prog_bar=True)
         for name, value in losses.items():
             self._log(f'{stage}_{name}_loss', value, counted, stage)
-        if 'patch' in terms:
-            self._log_spread(f'{stage}_patch_spread', views.patches, views.seen, stage)
         return loss, views
 
-    def _contrast_tiles(self, views: Views, exclude: Tensor | None, stage: str) -> Tensor:
+    def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
         """The contrast of tiles, with its figures logged by pair of modalities."""
         assert self.tile_contrast is not None
-        held = views.seen.any(1)
-        found = self.tile_contrast.contrast(views.tiles, held, exclude)
+        found = self.tile_contrast.contrast(views.tiles, views.seen.any(1), exclude, counts)
         names = list(self.modalities)
         pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
         for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
             self._log_each(f'{stage}_tile_{kind}', pairs, values, found.counts, stage)
         self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], 1, stage)
-        self._log_spread(f'{stage}_tile_spread', views.tiles, held, stage)
+        self._log_spread(f'{stage}_tile_spread', found.embeddings, found.available, stage)
         return found.loss
 
-    def _exclude(self, batch: Sample, count: int) -> Tensor | None:
-        """Which tiles are no negatives for which; None if no process knows where its tiles lie."""
+    def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
+        """Return which tiles are no negatives for which; tiles of a batch without bounds are close to none."""
         within = self.hparams['exclude_within']
-        if within is None or not processes.anywhere('bounds' in batch, self.device):
+        if within is None:
             return None
+        count = len(available(batch, self.modalities))
         unknown = torch.full((count, 9), torch.nan, dtype=torch.float64, device=self.device)
-        return too_close(batch.get('bounds', unknown), within)
-
-    def _tiles(self, count: int) -> int:
-        """Number of tiles of all processes."""
-        return int(processes.total(torch.tensor(count, device=self.device)))
+        return too_close(batch.get('bounds', unknown), within, counts)
 
     def _begin(self) -> None:
         """Begin an evaluation."""

@@ -97,13 +97,12 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
         available: Which of them count, ``(..., M)``.
 
     Returns:
-        Over all processes; NaN where a modality has none.
+        One number a modality, on every rank the same if all ranks gave the same; NaN where a modality has none.
     """
     counted = available.movedim(-1, 0).flatten(1)
     x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).masked_fill(~counted.unsqueeze(-1), 0)
-    sums = torch.cat([x.sum(1), x.square().sum(1), counted.sum(1, keepdim=True)], dim=1)
-    total = processes.total(sums.double())
-    means, squares = (total[:, :-1] / total[:, -1:]).chunk(2, dim=1)
+    count = counted.sum(1, keepdim=True)
+    means, squares = (x.double().sum(1) / count, x.double().square().sum(1) / count)
     return (squares - means.square()).clamp(min=0).sqrt().mean(1) * math.sqrt(embeddings.shape[-1])
 
 

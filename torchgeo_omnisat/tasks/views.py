@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..losses import MaskedReconstruction, draw_hidden
 from ..models import OmniSat, OmniSatOutput
 from ..transforms.base import keep_some
-from ..utils.distributed import gather, rank
+from ..utils.distributed import own_rows
 
 
 class Draws(NamedTuple):
@@ -212,20 +212,24 @@ def project(embeddings: Tensor, heads: nn.ModuleDict) -> Tensor:
 
 
 def draw(
-    key: Sequence[int], tiles: int, modalities: int, grid: tuple[int, int], ratio: float, device: torch.device
+    key: Sequence[int],
+    counts: Sequence[int],
+    modalities: int,
+    grid: tuple[int, int],
+    ratio: float,
+    device: torch.device,
 ) -> Draws:
     """Draws that follow from a key, the same for a tile however many processes share the batch.
 
     Args:
         key: Whole numbers, not negative, such as the seed and the step; the same in every process.
-        tiles: Number B of tiles in this process.
+        counts: Number of tiles of each rank.
         modalities: Number M of modalities.
         grid: Rows and columns of the ground grid, N in all; one patch or more stays visible.
         ratio: Part of the patches to hide.
         device: Where the draws are wanted.
     """
-    counts = [int(n) for n in torch.cat(gather(torch.tensor([tiles], device=device))).tolist()]
-    own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+    own = own_rows(counts)
     random = generator(key)
     numbers = torch.rand(sum(counts), 2, modalities, generator=random, dtype=torch.float32)
     hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)

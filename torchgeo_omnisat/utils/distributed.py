@@ -1,12 +1,14 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Processes: what the losses of one training share between its processes.
+"""Collectives of the losses.
 
-Every process makes the same calls in the same order, whatever it holds, so that none waits
-for another. With a single process nothing is sent.
+All of them use the default process group, and all of them are called in the forward pass, by every
+rank in the same order whatever modalities it has. The backward pass sends nothing, so nothing can
+come between the messages of DDP or FSDP. With a single process nothing is sent at all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,110 +17,114 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-#: The default group and ours beside it: DDP's messages must not come between those of a loss, and a process that
-#: lacks a modality sends DDP's earlier than the others do.
-_groups: dict[str, Any] = {'default': None, 'losses': None}
-
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather(x: Tensor) -> list[Tensor]:
-    """The rows of every process, which may differ in number, without gradient.
+def own_rows(counts: Sequence[int]) -> slice:
+    """Return which rows of those of all ranks belong to this one.
 
     Args:
-        x: Rows of this process, ``(B, ...)``; all but B is equal in every process.
+        counts: Number of rows of each rank.
+    """
+    start = sum(counts[: rank()])
+    return slice(start, start + counts[rank()])
 
-    Returns:
-        The rows of each process, in the order of the ranks.
+
+def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
+    """Return the whole numbers of every rank, in one collective.
+
+    Args:
+        *numbers: Numbers of this rank, as many as in the others.
+        device: Device of the process group.
     """
     if world_size() == 1:
-        return [x]
-    lengths = [int(n) for n in torch.cat(_all_gather(torch.tensor([len(x)], device=x.device))).tolist()]
-    padded = x.new_zeros(max(lengths), *x.shape[1:])
-    padded[: len(x)] = x.detach()
-    if x.dtype == torch.bool:
-        return [part.bool()[:n] for part, n in zip(_all_gather(padded.byte()), lengths, strict=True)]
-    return [part[:n] for part, n in zip(_all_gather(padded), lengths, strict=True)]
+        return [list(numbers)]
+    table: list[list[int]] = torch.stack(_all_gather(torch.tensor(numbers, device=device))).tolist()
+    return table
 
 
-def gather_with_gradient(x: Tensor, witness: Tensor) -> Tensor:
-    """The rows of every process, one below the other; gradients of all processes come back.
+def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
+    """Return the rows of every rank, without gradient.
 
     Args:
-        x: Rows of this process, ``(B, ...)``.
-        witness: Anything with a gradient. It gets none from here, but makes sure that this
-            process takes part in the backward pass, also if *x* is a constant.
+        x: Rows of this rank, ``(B, ...)``; all but B is equal in every rank.
+        counts: Number of rows of each rank; None to ask for them, which is a collective more.
 
     Returns:
-        All rows, in the order of the ranks.
+        The rows of each rank, in the order of the ranks.
+    """
+    if world_size() == 1:
+        return [x.detach()]
+    if counts is None:
+        counts = [row[0] for row in gather_numbers(len(x), device=x.device)]
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x.detach()
+    return [part[:count] for part, count in zip(_all_gather(padded), counts, strict=True)]
+
+
+def gather_with_gradient(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the rows of every rank, one below the other, for a loss that every rank computes in full.
+
+    The gradient of this rank's rows is that of the loss times the number of ranks, so that the
+    average over ranks, which DDP and FSDP take, is the gradient of the loss.
+
+    Args:
+        x: Rows of this rank, ``(B, ...)``.
+        counts: Number of rows of each rank.
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _GatherRows.apply(x, witness)
+    gathered: Tensor = _Gather.apply(x, counts)
     return gathered
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over all processes, without gradient."""
+    """Return the sum over all ranks, without gradient."""
     x = x.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(x, group=_group())
+        dist.all_reduce(x)
     return x
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether a flag is set in any process."""
-    return bool(total(torch.tensor(int(flag), device=device)))
+def shared_mean(local: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean over the terms of all ranks, the same in each, and their number, in one collective.
 
-
-def shared_mean(local: Tensor, count: Tensor) -> Tensor:
-    """The mean over the terms of all processes, the same value in each.
-
-    Its gradient in one process is that of its own terms times the number of processes. DDP
-    averages gradients over processes, and the result is that of one process with all terms.
+    The gradient in one rank is that of its own terms times the number of ranks, as in
+    :func:`gather_with_gradient`.
 
     Args:
-        local: Sum over this process's terms, or several of them.
-        count: Number of terms of all processes, likewise; without any the mean is 0.
+        local: Sum over this rank's terms, or several sums.
+        count: Number of this rank's terms, of the same shape. The mean of no terms is 0.
     """
-    count = count.to(local.dtype).clamp(min=1)
-    mean = local * world_size() / count
-    return mean if world_size() == 1 else mean + (total(local) / count - mean).detach()
+    if world_size() == 1:
+        return local / count.clamp(min=1), count
+    sums, counts = total(torch.stack([local.detach().double(), count.double()]))
+    everywhere = counts.clamp(min=1)
+    mean = local * world_size() / everywhere.to(local.dtype)
+    return mean + ((sums / everywhere).to(mean.dtype) - mean).detach(), counts.to(count.dtype)
 
 
-class _GatherRows(Function):
-    """Forward: all rows. Backward: the sum of every process's gradients of this process's rows."""
-
+class _Gather(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, witness: Tensor) -> Tensor:
-        parts = gather(x)
-        ctx.lengths = [len(part) for part in parts]
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.own = own_rows(counts)
+        return torch.cat(gather(x, counts))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        return total(grad[0]).split(ctx.lengths)[rank()], None
-
-
-def _group() -> Any:
-    """The processes, as a group of our own beside the default one."""
-    default = dist.group.WORLD
-    if _groups['default'] is not default:
-        _groups.update(default=default, losses=dist.new_group())
-    return _groups['losses']
+        return grad[0][ctx.own] * world_size(), None
 
 
 def _all_gather(x: Tensor) -> list[Tensor]:
-    """Tensors of equal shape of every process."""
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous(), group=_group())
+    dist.all_gather(parts, x.contiguous())
     return parts
