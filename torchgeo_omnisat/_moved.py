@@ -14,8 +14,10 @@ from types import ModuleType
 PACKAGE = __name__.rpartition('.')[0]
 #: New path of each module by its old one, below the package.
 MOVED = {
+    'datamodules.excluding': 'datamodules.base',
     'datamodules.geosplits': 'datamodules.geo',
     'datamodules.mapped': 'datamodules.adapters',
+    'datamodules.measuring': 'datamodules.base',
     'datamodules.mixing': 'datamodules.mixed',
     'datamodules.stream': 'datamodules.statistics',
     'datasets.bandfiles': 'datasets.rasters.bandfiles',
@@ -50,6 +52,7 @@ MOVED = {
     'datasets.products': 'datasets.rasters.products',
     'datasets.raster': 'datasets.rasters.timeseries',
     'datasets.render': 'datasets.synthetic.rendering',
+    'datasets.samples': 'datasets.base',
     'datasets.sentinel': 'datasets.rasters.sentinel',
     'datasets.sources': 'datasets.geo.sources',
     'datasets.stac': 'datasets.rasters.stac',

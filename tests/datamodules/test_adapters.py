@@ -175,7 +175,7 @@ def test_errors(parts: dict[str, dict[str, Any]], changes: dict[str, Any], messa
         MappedDataModule(**{**parts['eurosat'], **changes})
 
 
-@pytest.mark.parametrize('name', ['split', 'path', 'spekle', 'exclude'])
+@pytest.mark.parametrize('name', ['split', 'path', 'spekle'])
 def test_what_only_its_dataset_takes_is_refused(parts: dict[str, dict[str, Any]], name: str) -> None:
     with pytest.raises(TypeError, match=f"keyword argument '{name}'"):
         MappedDataModule(**parts['eurosat'], **{name: 'val'})

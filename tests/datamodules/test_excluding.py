@@ -8,16 +8,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import write_pastis
 from tests.datamodules.test_pastis import Probe, trainer
+from tests.datasets.test_base import Plain, PlainDataModule
+from tests.geo_tree import ramp, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import (
     FLAIRDataModule,
     MultimodalDataModule,
+    MultimodalGeoDataModule,
     PASTISMultimodalDataModule,
     TreeSatAITimeSeriesDataModule,
 )
@@ -152,3 +156,28 @@ def test_round_trip(tmp_path: Path) -> None:
     report.write(tmp_path / 'r.json')
     assert Report.read(tmp_path / 'r.json') == report
     assert report.samples_at_fault == {'a': ('nan',)}
+
+
+def test_tiles_of_rasters(tmp_path: Path) -> None:
+    """The ground of a tile with a problem is in no split; other tiles stay where they are."""
+    write(tmp_path / 's2/a_20200901.tif', ramp(32, 64, 2), bands=('B04', 'B08'))
+    write(tmp_path / 'labels/a.tif', (np.arange(32 * 64).reshape(32, 64) % 3).astype(np.uint8))
+    settings: dict[str, Any] = {'rasters': {'s2': {'path': 's2', 'gsd': 10}}, 'mask': {'path': 'labels'}}
+    settings |= {'labels': ['a', 'b', 'c'], 'tile_size': 80}
+    every = MultimodalGeoDataModule(str(tmp_path), **settings).make_dataset('test').ids
+    report = write_report(tmp_path / 'check.json', every[1], layout='Rasters')
+    datamodule = MultimodalGeoDataModule(str(tmp_path), exclude=report, **settings)
+    with pytest.warns(UserWarning, match=f"1 of {len(every)} samples of 'test' are left out"):
+        datamodule.setup('test')
+    assert datamodule.test_dataset.ids == [name for name in every if name != every[1]]  # type: ignore[union-attr]
+    datamodule = MultimodalGeoDataModule(
+        str(tmp_path), exclude=write_report(tmp_path / 'check.json', 'no tile', layout='Rasters'), **settings
+    )
+    with pytest.raises(ValueError, match='no tile'):
+        datamodule.setup('test')
+
+
+def test_report_about_another_dataset_is_rejected_wherever_samples_cannot_be_checked(tmp_path: Path) -> None:
+    datamodule = PlainDataModule(Plain, root=str(tmp_path), exclude=write_report(tmp_path / 'check.json', '1'))
+    with pytest.raises(ValueError, match='Plain'):
+        datamodule.setup('fit')

@@ -79,7 +79,7 @@ class TestRasters:
         write(tmp_path / 's2/b_20210601.tif', np.ones((16, 32), np.float32), (600320.0, 5700000.0))
         split = {'axis': 'x', 'fractions': [0.4, 0.3, 0.3]}
         region(tmp_path, split=split).setup('fit')
-        monkeypatch.setattr('torchgeo_omnisat.datamodules.measuring.measure', None)
+        monkeypatch.setattr('torchgeo_omnisat.datamodules.base.measure', None)
         shift(tmp_path / 's2/b_20210601.tif')
         region(tmp_path, split=split).setup('fit')
         shift(tmp_path / 's2/a_20210601.tif')
@@ -96,7 +96,7 @@ class TestRasters:
             entries['s2'] = {group: {'mean': [7], 'std': [3]} for group in entries['s2']}
             (tmp_path / 'two' / FILENAME).write_text(json.dumps(entries))
             images(tmp_path / 'two', 1e-4)
-        monkeypatch.setattr('torchgeo_omnisat.datamodules.measuring.measure', None)
+        monkeypatch.setattr('torchgeo_omnisat.datamodules.base.measure', None)
         datamodule = region(tmp_path / 'two')
         datamodule.setup('fit')
         assert datamodule.mean['s2'].item() == pytest.approx(7 if kept == 'by hand' else 1000, rel=0.05)

@@ -66,12 +66,12 @@ class MappedDataModule(MultimodalDataModule):
             label_gsd: Metres a pixel of the mask; that of the first modality by default.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
                 ``{'val': {'split': 'test'}}``; ``split`` with that name by default.
-            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If an argument is not as described.
         """
-        super().__init__(MappedDataset, exclude=None, batches='anywhere', **kwargs)
+        super().__init__(MappedDataset, **kwargs)
         if self.kwargs:
             raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
         if not isinstance(dataset, dict) or 'class_path' not in dataset:

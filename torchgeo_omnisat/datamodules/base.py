@@ -4,22 +4,25 @@
 """What all datamodules share: collation, normalisation and what a task asks for."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
+from ..datasets.base import MultimodalDataset
+from ..datasets.integrity import Report
 from ..datasets.labelcounts import LabelCounts, count_tiles
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality
@@ -34,10 +37,21 @@ from ..transforms import (
 )
 from ..transforms.intensity import say_unknown
 from .guard import Guard, GuardMode, check_mode, make_guard
-from .measuring import MeasuringDataModule
 from .plausibility import implausible_statistics
 from .resuming import ResumableDataModule
 from .sampling import Anywhere, DealtDataset, DealtSampler, Order, Region
+from .statistics import (
+    FILENAME,
+    Bands,
+    Entries,
+    as_bands,
+    changed,
+    holds,
+    load_statistics,
+    measure,
+    partial_of,
+    save_statistics,
+)
 
 #: What a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
@@ -45,7 +59,7 @@ _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'pr
 LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
-class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataModule):
+class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     """Batches of samples with several modalities, normalised once they are on the device.
 
     Training batches are augmented there too: turned and mirrored, with fewer dates and more
@@ -73,16 +87,23 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
     label_gsd: float
     #: At most so many tiles of a split, spread evenly, have their labels counted before training; None for all.
     max_counted: int | None = 200
+    #: At most so many training samples, spread evenly, are measured unless `stats` is called; None for all.
+    max_measured: int | None = 1000
     #: Whether classes and splits are those of a published dataset, which may lack a rare class.
     published: bool = True
 
+    dataset_class: Any
+    #: What the dataset is made with.
+    kwargs: dict[str, Any]
+    #: Report of `check`; its samples with a problem are left out of every split. None leaves nothing out.
+    exclude: str | None = None
     modalities: dict[str, Modality]
     mean: dict[str, Tensor]  # type: ignore[assignment]
     std: dict[str, Tensor]  # type: ignore[assignment]
 
     def __init__(
         self,
-        dataset_class: type[NonGeoDataset],
+        dataset_class: type[MultimodalDataset],
         batch_size: int = 4,
         num_workers: int = 0,
         exclude: str | None = None,
@@ -137,6 +158,165 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         self.jitter = jitter
         self.batches = batches
         self._said_facts = False
+
+    @cached_property
+    def report(self) -> Report:
+        """What `check` found.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is something else, or is about another dataset.
+        """
+        path = Path(self.exclude or '').expanduser()
+        report = Report.read(path)
+        if report.layout != self.dataset_class.layout:
+            raise ValueError(
+                f'exclude is {str(path)!r}, which is about {report.layout} in {report.root}, '
+                f'expected a report about {self.dataset_class.layout}'
+            )
+        return report
+
+    def exclusion(self) -> dict[str, Any]:
+        """The argument by which a dataset leaves samples out; nothing if it is to leave out none."""
+        return {} if self.exclude is None else {'exclude': tuple(self.report.samples_at_fault)}
+
+    @rank_zero_only
+    def say_excluded(self, datasets: Mapping[str, Any]) -> None:
+        """Say of how many samples each split was made smaller, and why.
+
+        Args:
+            datasets: The datasets by split.
+        """
+        if self.exclude is None:
+            return
+        kinds = self.report.samples_at_fault
+        for split, dataset in datasets.items():
+            reasons = Counter(', '.join(kinds[name]) for name in dataset.excluded)
+            why = '; '.join(f'{count} {reason}' for reason, count in reasons.most_common())
+            number, total = len(dataset.excluded), len(dataset.excluded) + len(dataset)
+            said = f'{number} of {total} samples of {split!r} are left out, as {self.exclude} says' + (
+                f': {why}' * bool(why)
+            )
+            if split == 'train' or not number:
+                rank_zero_info(said)
+            else:
+                warnings.warn(f'{said}. Scores are of the other {len(dataset)} samples alone', stacklevel=2)
+
+    def selection(self, split: str) -> dict[str, Any]:
+        """Arguments that ask the dataset for ``'train'``, ``'val'`` or ``'test'``."""
+        return {'split': split}
+
+    def make_dataset(self, split: str, **changes: Any) -> Any:
+        """The dataset of ``'train'``, ``'val'`` or ``'test'``.
+
+        Args:
+            split: Which split.
+            **changes: Arguments of the dataset that are to differ from the datamodule's.
+        """
+        return self.dataset_class(**{**self.kwargs, **self.selection(split), **self.exclusion(), **changes})
+
+    def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Changes that make a dataset of all bands and dates, of some modalities or of those in use."""
+        whole = {'bands': None, 'max_dates': None, 'date_range': None}
+        selects = names is not None and 'modalities' in signature(self.dataset_class).parameters
+        chosen: dict[str, Any] = {'modalities': tuple(names or ())} if selects else {}
+        return chosen | {name: value for name, value in whole.items() if name in self.kwargs}
+
+    def official(self, dataset: Any, modality: Modality) -> Bands | None:
+        """Published mean and deviation of all bands of a modality; None if there is none."""
+        return None
+
+    def groups(self, dataset: Any) -> list[str]:
+        """The group of each sample: each is measured by itself, and their statistics are averaged."""
+        return [dataset.split] * len(dataset)
+
+    def measured_dataset(self, dataset: Any, names: Sequence[str]) -> Any:
+        """What statistics of some modalities are measured on: the training split, all bands and dates."""
+        return self.make_dataset('train', **self.whole_series(names))
+
+    def measure(self) -> tuple[Any, Entries, Path | None]:
+        """Measure every training sample in one pass, and keep what comes out for all that follow.
+
+        A pass that was cut off is continued.
+
+        Returns:
+            The training split, mean and deviation of all its bands by modality and group, and
+            the file that keeps them, None if none could be written.
+        """
+        train = self.make_dataset('train', **self.whole_series())
+        about: dict[str, Any] = {
+            'ids': train.ids,
+            **{name: value for name, value in self.kwargs.items() if name != 'root'},
+        }
+        keep = partial_of(train.path)
+        entries = measure(train, train.modalities, self.groups(train), None, self.num_workers, keep, about)
+        return train, entries, save_statistics(train.path, entries)
+
+    def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean and deviation of the training split, for every band of *dataset*.
+
+        Args:
+            dataset: Any split, which says where the files are and what bands are in use.
+
+        Returns:
+            Mean and standard deviation by modality.
+
+        Raises:
+            ValueError: If a file is not as described, or there is nothing to measure.
+        """
+        every, entries = dataset.all_modalities, load_statistics(dataset.path)
+        numbers = {name: self.official(dataset, every[name]) for name in dataset.modalities}
+        asked = [name for name, official in numbers.items() if official is None or name in entries]
+        if asked:
+            # Of one modality alone, samples that lack it would be left out.
+            whole = getattr(dataset, 'missing', None) == 'allow'
+            train = self.measured_dataset(dataset, list(dataset.modalities) if whole else asked)
+            numbers |= self._measured(train, entries, [name for name in asked if numbers[name] is None])
+        mean, std = {}, {}
+        for name, modality in dataset.modalities.items():
+            channels = [every[name].bands.index(band) for band in modality.bands]
+            mean[name], std[name] = (number[channels].float() for number in numbers[name] or ())
+        return mean, std
+
+    def _measured(self, train: Any, entries: Entries, needed: Collection[str]) -> dict[str, Bands]:
+        """Statistics of what was measured on a dataset; what is needed and was not is measured now."""
+        groups = self.groups(train)
+        sizes = Counter(groups)
+        held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
+        other = [name for name in train.modalities if name in entries and name not in held]
+        stale = {name: how for name in held if (how := changed(train, entries, name, groups))}
+        held = [name for name in held if name not in stale]
+        for then, names in (
+            ('they are measured anew', [name for name in other if name in needed]),
+            ('what is published is taken', [name for name in other if name not in needed]),
+        ):
+            if names:
+                rank_zero_info(
+                    f'{FILENAME} of {train.path} knows {", ".join(names)} of other samples or settings than these '
+                    f'{len(groups)} samples: {then}'
+                )
+        for name, how in stale.items():
+            rank_zero_info(
+                f'{FILENAME} of {train.path} is older than the files of {name}: {how}; '
+                + ('they are measured anew' if name in needed else 'what is published is taken')
+            )
+        if lacking := [name for name in needed if name not in held]:
+            if getattr(train, 'missing', None) == 'allow':
+                part = copy(train)
+                part.modalities = {name: train.modalities[name] for name in lacking}
+            else:
+                part = self.measured_dataset(train, lacking)
+            measured = measure(part, {name: part.modalities[name] for name in lacking}, groups, self.max_measured)
+            save_statistics(train.path, measured)
+            entries, held = {**entries, **measured}, [*held, *lacking]
+        numbers = {}
+        for name in held:
+            bands = [as_bands(entries[name][group]) for group in sizes if entries[name][group]['mean']]
+            if not bands:
+                raise no_valid_pixel(name, len(groups), train.path)
+            mean, std = torch.stack([torch.stack(group) for group in bands]).mean(0)
+            numbers[name] = (mean, std)
+        return numbers
 
     @property
     def label_names(self) -> list[str]:
@@ -368,7 +548,7 @@ class MultimodalDataModule(ResumableDataModule, MeasuringDataModule, NonGeoDataM
         dataset = self._valid_attribute('val_dataset', 'test_dataset', 'predict_dataset', 'train_dataset')
         return dataset.plot(raw, show_titles=show_titles, suptitle=suptitle)
 
-    def order(self, dataset: NonGeoDataset, size: int) -> Order:
+    def order(self, dataset: MultimodalDataset, size: int) -> Order:
         """The order in which a dataset is trained on.
 
         Args:
@@ -418,4 +598,18 @@ def describe_left_out(split: str) -> str:
     return (
         f'{split!r} is left out: it has no tile with labels. split divides the data otherwise; its fractions along an '
         'axis are of the extent of the labels, not of their area'
+    )
+
+
+def no_valid_pixel(name: str, samples: int, path: Path) -> ValueError:
+    """Return the error of a modality that cannot be measured.
+
+    Args:
+        name: The modality.
+        samples: How many training samples there are.
+        path: Directory of the data.
+    """
+    return ValueError(
+        f'{name!r} has not one valid image with a finite pixel in the {samples} training samples of {path}, expected '
+        'some to measure its mean and standard deviation; leave it out of modalities'
     )

@@ -228,12 +228,12 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for all that the
                 rasters cover.
             overlap: What neighbouring tiles of a prediction share, as a fraction.
-            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If an argument is not as described.
         """
-        super().__init__(GeoTiles, exclude=None, batches='anywhere', **kwargs)
+        super().__init__(GeoTiles, **kwargs)
         if self.kwargs:
             raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
         known = list(rasters or {})
@@ -261,6 +261,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.predict_area = predict_area
         self.overlap = overlap
         self._label_gsd = label_gsd
+        self._excluded: dict[str, list[str]] = {}
 
     @cached_property
     def labelled(self) -> MultimodalGeoDataset:
@@ -283,7 +284,25 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         if labels is not None and labels.sparse:
             near = labels.around(self.tile_size)
             grounds = {name: ground.intersection(near) for name, ground in grounds.items()}
-        return grounds
+        if self.exclude is None:
+            return grounds
+        boxes = {name: self._box(name) for name in self.report.samples_at_fault}
+        for split, ground in grounds.items():
+            self._excluded[split] = [name for name, box in boxes.items() if ground.intersection(box).area > 0]
+        return {name: ground.difference(shapely.union_all([*boxes.values()])) for name, ground in grounds.items()}
+
+    def _box(self, name: str) -> Any:
+        """Return the ground of a tile, of which the name is its centre.
+
+        Raises:
+            ValueError: If it is not the name of a tile.
+        """
+        try:
+            x, y = map(float, name.split('_'))
+        except ValueError:
+            raise ValueError(f'exclude is {self.exclude!r}, which names {name!r}, expected X_Y of a tile') from None
+        half = self.tile_size / 2
+        return shapely.box(x - half, y - half, x + half, y + half)
 
     @property
     def label_gsd(self) -> float:  # type: ignore[override]
@@ -311,6 +330,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         if split == 'train' and not every:
             count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))
             tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
+        tiles.excluded = self._excluded.get(split, [])
         return tiles
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
@@ -352,7 +372,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         ground = {
             key: value for key, value in (self.mask or {}).items() if key not in ('classes', 'other')
         } or self.mask
-        settings = [self.rasters, ground, self.required, self.split, self.tile_size, str(self.crs)]
+        settings: list[Any] = [self.rasters, ground, self.required, self.split, self.tile_size, str(self.crs)]
+        settings += [] if self.exclude is None else [sorted(self.report.samples_at_fault)]
         digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
         return [f'train {digest}'] * len(dataset)
 
@@ -384,9 +405,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             self.say_facts()
         wanted = LABELS[stage]
         self.look_at_labels(wanted)
-        for name in wanted:
-            if name == wanted[0] or not self.grounds[name].is_empty:
-                setattr(self, f'{name}_dataset', self.make_dataset(name))
+        made = [self.make_dataset(name) for name in wanted if name == wanted[0] or not self.grounds[name].is_empty]
+        for dataset in made:
+            setattr(self, f'{dataset.split}_dataset', dataset)
+        self.say_excluded({dataset.split: dataset for dataset in made})
         self._know(self.labelled)
         if stage == 'fit':
             self.say_left_out()

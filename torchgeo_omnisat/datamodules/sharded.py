@@ -84,12 +84,12 @@ class ShardedDataModule(MultimodalDataModule):
         Args:
             root: Folder, or an address that litdata knows, such as ``s3://bucket/folder``.
             cache: Folder for what is fetched from an address; one of litdata's by default.
-            **kwargs: Arguments of :class:`.MultimodalDataModule`, but *exclude* and *batches*.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If there are no shards.
         """
-        super().__init__(ShardedDataset, exclude=None, batches='anywhere', root=root, cache=cache, **kwargs)
+        super().__init__(ShardedDataset, root=root, cache=cache, **kwargs)
         self.told = read_description(root)
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
             if self.told[name] is not None:
@@ -134,5 +134,11 @@ class ShardedDataModule(MultimodalDataModule):
         raise TypeError('shards bring their statistics, expected the datamodule that they were written from')
 
     def order(self, dataset: Any, size: int) -> Order:
-        """The order in which a dataset is trained on."""
+        """Return the order in which a dataset is trained on.
+
+        Raises:
+            ValueError: If *batches* is ``'region'``: shards store no positions.
+        """
+        if self.batches != 'anywhere':
+            return super().order(dataset, size)
         return ByShard(dataset.lengths, self.batch_size, size // self.batch_size)

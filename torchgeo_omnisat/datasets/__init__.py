@@ -4,6 +4,7 @@
 """Datasets: files to samples."""
 
 from .adapters import MappedDataset
+from .base import MultimodalDataset
 from .chips.dataset import ImageChips
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
@@ -22,6 +23,7 @@ __all__ = [
     'FLAIRHUBMultimodal',
     'ImageChips',
     'MappedDataset',
+    'MultimodalDataset',
     'MultimodalGeoDataset',
     'NetCDFTimeSeries',
     'PASTISMultimodal',

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from .base import MultimodalDataset
 from .io.decoding import GREATEST
 from .io.fingerprint import walk
 from .io.headers import refuse_complex
@@ -23,7 +23,7 @@ from .plotting import draw_any
 from .series import DAY, parse_day
 
 
-class MappedDataset(NonGeoDataset):
+class MappedDataset(MultimodalDataset):
     """A TorchGeo ``NonGeoDataset`` whose samples are put into our keys.
 
     .. code-block:: python
@@ -69,16 +69,6 @@ class MappedDataset(NonGeoDataset):
             raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)} and perhaps 'mask' and 'label'")
         self.num_classes = num_classes
         self.path, self.split = Path(path), split
-
-    @property
-    def all_modalities(self) -> dict[str, Modality]:
-        """The same: every band that is configured is read."""
-        return self.modalities
-
-    @property
-    def ids(self) -> list[str]:
-        """The numbers of the samples."""
-        return [str(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         """Number of samples."""

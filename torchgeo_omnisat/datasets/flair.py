@@ -19,18 +19,17 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine, array_bounds
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
+from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
 from .io.opening import open_raster
 from .plotting import S2_COMPOSITES, Composite, Palette, draw
-from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
@@ -357,7 +356,7 @@ def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tupl
 _STEPS = 5
 
 
-class FLAIR(NonGeoDataset):
+class FLAIR(MultimodalDataset):
     """FLAIR #1 and #2: aerial images with heights, Sentinel-2 around them, and land cover.
 
     ======  ==============================================  =======  =========================

@@ -29,13 +29,13 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
+from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.files import occurring
 from .io.opening import open_raster, refuse_other_format, sidecars
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
 from .rasters.frames import decibel_mean
-from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
 
 #: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
@@ -448,7 +448,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error
 
 
-class FLAIRHUBMultimodal(FLAIRHUB):
+class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     """FLAIR-HUB as TorchGeo's :class:`~torchgeo.datasets.FLAIRHUB` reads it, and what that leaves out.
 
     ==========  ==============================================  =======  ========================

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from torch import Tensor
-from torchgeo.datasets import PASTIS, NonGeoDataset
+from torchgeo.datasets import PASTIS
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
@@ -35,12 +35,12 @@ from .arguments import (
     parse_span,
     select_bands,
 )
+from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import download_files, fetch
 from .io.files import extract_directory, measured, occurring, read_array, read_frames, read_raster, seen
 from .io.opening import refuse_other_format
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
-from .samples import bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import (
     S2_BANDS,
     S2_FACTS,
@@ -230,7 +230,7 @@ def _corners(geometry: Any) -> tuple[tuple[float, float], ...]:
     return tuple(min(points, key=lambda point: x * point[0] + y * point[1]) for x, y in ((1, -1), (-1, -1), (1, 1)))
 
 
-class PASTISMultimodal(NonGeoDataset):
+class PASTISMultimodal(MultimodalDataset):
     """PASTIS-R and PASTIS-HD: series of Sentinel-2 and Sentinel-1, SPOT, and crops.
 
     ======  ==============================================  =======  ====================

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load, save
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
 from ..utils.jsonfile import load_json, parse_json
-from .plotting import draw_any
+from .base import MultimodalDataset
 
 #: Says what the shards of a folder hold.
 FILE = 'shards.json'
@@ -135,7 +133,7 @@ def check_index(address: str) -> None:
         raise ValueError(f'{index} states {config}, expected bytes that are neither encrypted nor compressed')
 
 
-class ShardedDataset(NonGeoDataset):
+class ShardedDataset(MultimodalDataset):
     """A split of what ``python -m torchgeo_omnisat shard`` wrote.
 
     A shard of an object store is fetched when a sample of it is first wanted, into *cache*.
@@ -154,8 +152,8 @@ class ShardedDataset(NonGeoDataset):
         told = read_description(root)
         if split not in told['shards']:
             raise ValueError(f'split is {split!r}, expected one of {list(told["shards"])} that {root} holds')
-        self.root, self.split, self.cache = root, split, cache
-        self.labels: list[str] = told['labels']
+        self.root, self.path, self.split, self.cache = root, Path(root), split, cache
+        self.labels = told['labels']
         self.modalities = as_modalities(told['modalities'])
         #: Number of samples in each shard.
         self.lengths = tuple(told['shards'][split])
@@ -183,10 +181,6 @@ class ShardedDataset(NonGeoDataset):
     def __getstate__(self) -> Mapping[str, Any]:
         """Everything but open files."""
         return {**self.__dict__, '_opened': None}
-
-    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality of a sample."""
-        return draw_any(sample, self.modalities, self.labels, None, show_titles, suptitle)
 
 
 def _litdata(part: str = '') -> Any:

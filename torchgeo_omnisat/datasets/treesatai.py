@@ -21,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset, TreeSatAI
+from torchgeo.datasets import TreeSatAI
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
@@ -36,6 +36,7 @@ from .arguments import (
     parse_span,
     select_bands,
 )
+from .base import MultimodalDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.download import Archive, obtain
@@ -43,7 +44,6 @@ from .io.files import measured, read_json, read_raster, refuse_special
 from .io.fingerprint import State, state_of
 from .io.opening import open_raster
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
-from .samples import blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
 
 REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
@@ -443,7 +443,7 @@ def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
     return rows
 
 
-class TreeSatAITimeSeries(NonGeoDataset):
+class TreeSatAITimeSeries(MultimodalDataset):
     """TreeSatAI Time-Series: forest plots of 60 m in Lower Saxony, and their tree genera.
 
     ======  ==============================================  =======  ====================

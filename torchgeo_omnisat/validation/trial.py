@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from torchgeo.tasks import BaseTask
 
-from ..datamodules.measuring import no_valid_pixel
+from ..datamodules.base import no_valid_pixel
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from ..utils import errors
 from ..utils.quiet import quiet

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
 from ..arguments import MISSING, check_choice, leave_out
+from ..base import MultimodalDataset, bounds_of
 from ..classes import ClassMap
 from ..geo.config import image_dataset, label_dataset
 from ..geo.parts import expected_files
@@ -37,7 +37,6 @@ from ..integrity import Expected, Part
 from ..plotting import draw_any
 from ..rasters.frames import ALWAYS, files_of
 from ..rasters.timeseries import read_modality
-from ..samples import bounds_of
 from .files import ChipFiles, ChipGrid, ChipLabels, centres
 from .splits import SPLITS, split_chips
 
@@ -61,7 +60,7 @@ class _Crop(NamedTuple):
         return image[..., top : top + height, left : left + width].contiguous()
 
 
-class ImageChips(NonGeoDataset):
+class ImageChips(MultimodalDataset):
     """Chips: small images that are samples already, with masks of the same names.
 
     Every sensor has a folder, and so have the masks. Files of one name are one chip. Pixels are those of the files,
@@ -146,11 +145,6 @@ class ImageChips(NonGeoDataset):
         self.names = tuple(chosen)
 
     @property
-    def all_modalities(self) -> dict[str, Modality]:
-        """The same: every band that is configured is read."""
-        return self.modalities
-
-    @property
     def crs(self) -> CRS | None:
         """CRS of the first chip that has one; others may be in another."""
         return next(filter(None, self.chip_crs), None)
@@ -195,6 +189,11 @@ class ImageChips(NonGeoDataset):
         part = copy.copy(self)
         part._keep(split, missing, exclude, with_masks and split != 'all')
         return part
+
+    @property
+    def ids(self) -> list[str]:
+        """Name of each chip."""
+        return self._ids
 
     def __len__(self) -> int:
         """Number of chips."""
@@ -438,7 +437,7 @@ class ImageChips(NonGeoDataset):
             raise ValueError(
                 f'split {dict(self.splits)} leaves no chip for {split!r}, expected some of {len(self._rows)}'
             )
-        self.ids, self.excluded = leave_out(ids, ids, exclude, self._rows, self.path)
+        self._ids, self.excluded = leave_out(ids, ids, exclude, self._rows, self.path)
         self._places = [self._place(name) for name in self.ids]
         if missing == 'check':
             return

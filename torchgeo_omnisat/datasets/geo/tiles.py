@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
+from ..base import MultimodalDataset
 from ..integrity import Part
 from .join import MultimodalGeoDataset
 from .parts import parts
@@ -269,7 +269,7 @@ class NoRoomError(ValueError):
         )
 
 
-class GeoTiles(NonGeoDataset):
+class GeoTiles(MultimodalDataset):
     """Dataset of tiles of a join: adjacent tiles, or a number of random ones.
 
     Adjacent tiles begin at the upper left corner of the footprint and may exceed its border;
@@ -323,13 +323,8 @@ class GeoTiles(NonGeoDataset):
         shapely.prepare(self.area)
 
     @property
-    def modalities(self) -> dict[str, Modality]:
+    def modalities(self) -> dict[str, Modality]:  # type: ignore[override]
         """Modalities by name."""
-        return self.dataset.modalities
-
-    @property
-    def all_modalities(self) -> dict[str, Modality]:
-        """Modalities with all bands, which are those that are read."""
         return self.dataset.modalities
 
     @property

@@ -1,20 +1,96 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Samples: which of them can be read, and what each is made of."""
+"""Base class of the datasets, and what their samples are made of."""
 
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from .plotting import draw_any
 from .series import when
+
+
+class MultimodalDataset(NonGeoDataset):
+    """Abstract base class of datasets with several modalities.
+
+    A subclass sets :attr:`modalities` and implements ``__len__`` and ``__getitem__``, which returns a sample as in
+    :mod:`torchgeo_omnisat.batch`. Everything else that :class:`.MultimodalDataModule` needs has a default here.
+
+    Two methods are optional. ``parts(index)`` lists the files of a sample and what they should contain, for
+    ``python -m torchgeo_omnisat check``. ``image_files(name, indices)`` lists the files that a modality of some
+    samples is read from; statistics are computed again when one of them changes.
+    """
+
+    #: Modalities by name, with the bands that are read.
+    modalities: dict[str, Modality]
+    #: Directory of the dataset, where statistics are kept too.
+    path: Path
+    #: Directory or address that the dataset was created with.
+    root: Any
+    #: Name of the split; None where there are none.
+    split: Any = 'train'
+    #: Name of the file layout in reports of ``check``; the name of the class by default.
+    layout: ClassVar[str] = ''
+    #: Names of the samples that ``exclude`` left out.
+    excluded: Sequence[str] = ()
+    #: Names of the classes, for figures; None for their numbers.
+    labels: Any = None
+    #: Label that neither trains nor scores; None if there is none.
+    ignore_index: Any = None
+
+    def __init__(self, root: PathLike = 'data', split: str = 'train') -> None:
+        """Keep the arguments.
+
+        Args:
+            root: Directory of the dataset.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+        """
+        self.root, self.path, self.split = root, Path(root).expanduser(), split
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name the layout after the first class that has it."""
+        super().__init_subclass__(**kwargs)
+        cls.layout = cls.layout or cls.__name__
+
+    @property
+    def all_modalities(self) -> dict[str, Modality]:
+        """Modalities with all bands that the files have, those of :attr:`modalities` by default."""
+        return self.modalities
+
+    @property
+    def ids(self) -> list[str]:
+        """Name of each sample, its index by default."""
+        return [str(index) for index in range(len(self))]
+
+    @property
+    def positions(self) -> NDArray[np.float64] | None:
+        """Centre of each sample ``(N, 2)`` in metres; None if unknown."""
+        return None
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Plot every modality of a sample, the mask and, if there is one, the prediction.
+
+        Args:
+            sample: Sample in raw units, with ``prediction`` (H, W) to compare it.
+            show_titles: Whether to write titles.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
 
 
 def refuse_missing(lost: Sequence[Path], count: int) -> None:
