@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from torchgeo_omnisat.utils import errors
+from torchgeo_omnisat.utils.console import use_utf8
 
 #: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
@@ -74,4 +75,5 @@ def _help() -> str:
 
 
 if __name__ == '__main__':
+    use_utf8()
     sys.exit(main())

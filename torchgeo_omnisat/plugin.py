@@ -23,6 +23,7 @@ from . import datamodules, tasks
 from .registry import register_models
 from .utils import errors
 from .utils.configs import load_config
+from .utils.console import printable, say, use_utf8
 from .utils.help import PlainHelpFormatter
 
 #: What one of our models learns from when the command line names no data.
@@ -50,7 +51,7 @@ class BriefParser(PlainParser):
         if errors.wants_traceback() or not self.exit_on_error:
             super().error(message, ex)
         parser: Any = getattr(ex, 'subcommand_parser', None) or self
-        self.exit(2, f'{parser.prog.replace("[options] ", "")}: error: {errors.of_parser(message)}\n')
+        self.exit(2, f'{parser.prog.replace("[options] ", "")}: error: {printable(errors.of_parser(message))}\n')
 
 
 class OmniSatCLI(LightningCLI):
@@ -63,6 +64,8 @@ class OmniSatCLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Run the command line."""
         words = kwargs.get('args')
+        if words is None and Path(sys.argv[0]).name == 'torchgeo':
+            use_utf8()
         try:
             ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
         except ValueError as error:
@@ -153,7 +156,7 @@ def requested(part: str, args: Any) -> str | None:
 @rank_zero_only
 def _announce(message: str) -> None:
     """Print a line at once, in the first process alone."""
-    print(message, file=sys.stderr, flush=True)
+    say(message, error=True)
 
 
 def _program() -> str:

@@ -24,6 +24,7 @@ from ..datasets.pastis import FOLDS
 from ..datasets.series import DAY
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality, subset_name
+from ..utils.console import say
 from . import parsers
 from .parsers import SYNTHETIC_ROOT
 
@@ -123,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         SyntheticLandscapes(root)
     every = PASTISMultimodal(root, missing='allow')
     kind = 'synthetic landscapes' if is_synthetic(every.path) else 'PASTIS'
-    print(f'Per-pixel perceptron on {kind} ({root}), fold {args.fold}:')
+    say(f'Per-pixel perceptron on {kind} ({root}), fold {args.fold}:')
     for names in dict.fromkeys((tuple(every.modalities)[:1], tuple(every.modalities))):
         train, test = (PASTISMultimodal(root, FOLDS[args.fold][k], names, missing='allow') for k in (0, 2))
         score = score_pixels(train, test, args.max_pixels, seed=args.seed)
-        print(f'  {subset_name(names):<20} mean IoU {score:.3f}', flush=True)
+        say(f'  {subset_name(names):<20} mean IoU {score:.3f}')
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..tasks.outputs import replacing
 from ..transforms.intensity import say_unknown
+from ..utils.console import say
 from ..validation import check, table, walk
 from ..validation.tables import write_csv
 from . import parsers
@@ -28,15 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_error('check'):
         report = check(datamodule, args.training, args.max_nan, args.workers, args.ignore, args.dry_run)
     if report.samples and hasattr(datamodule, 'contents'):
-        print(f'Files\n{datamodule.contents()}', end='\n\n')
-    print(table(report))
+        say(f'Files\n{datamodule.contents()}', end='\n\n')
+    say(table(report))
     if line := say_unknown(getattr(datamodule, 'modalities', {}).values()):
-        print(line)
+        say(line)
     if args.output is not None:
         with replacing(args.output) as path:
             if args.output.suffix == '.csv':
                 write_csv(report, path)
             else:
                 report.write(path)
-        print(f'Written to {args.output}')
+        say(f'Written to {args.output}')
     return 1 if report.faults else 0

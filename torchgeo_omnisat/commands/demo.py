@@ -17,6 +17,7 @@ from .. import plugin
 from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
 from ..tasks import OmniSatSegmentation
+from ..utils.console import say
 from ..utils.quiet import quiet
 from . import parsers
 from .baseline import score_pixels
@@ -42,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     datamodule = SyntheticLandscapesDataModule(**data)
     datamodule.setup('test')
     pictures = draw_pictures(datamodule, checkpoint, args.output / 'pictures')
-    print('A perceptron that sees one pixel at a time, on the same landscapes ...', flush=True)
+    say('A perceptron that sees one pixel at a time, on the same landscapes ...')
     pixels = {subset_name(names): score_single_pixels(data, names) for names in (list(datamodule.modalities), ['s2'])}
-    print(report(table, pixels))
-    print('\n'.join(map(str, ['Left behind:', checkpoint, table, table.with_suffix('.png'), *pictures])))
+    say(report(table, pixels))
+    say('\n'.join(map(str, ['Left behind:', checkpoint, table, table.with_suffix('.png'), *pictures])))
     return 0
 
 
@@ -77,7 +78,7 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
     test = {'ckpt_path': checkpoint, 'verbose': 'false'}
     for command, options in {'fit': shared | fit, 'test': shared | test}.items():
         words = [command, *(word for name, value in options.items() for word in (f'--{name}', str(value)))]
-        print('$ torchgeo', shlex.join(words), flush=True)
+        say('$ torchgeo', shlex.join(words))
         with quiet():
             torchgeo.main.main(words)
 

@@ -5,6 +5,7 @@
 
 from ..tasks.checkpoints import CONFIG, MODEL
 from ..tasks.hub import export_hub
+from ..utils.console import say
 from . import parsers
 
 
@@ -19,5 +20,5 @@ def main(argv: list[str]) -> int:
     """
     words = parsers.export().parse_args(argv)
     export_hub(words.ckpt, words.output)
-    print(f'{words.output / MODEL}\n{words.output / CONFIG}\nFine-tune with --model.weights {words.output}')
+    say(f'{words.output / MODEL}\n{words.output / CONFIG}\nFine-tune with --model.weights {words.output}')
     return 0

@@ -3,7 +3,6 @@
 
 """Robustness: what a missing or degraded sensor costs a trained model."""
 
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.checkpoints import read_weights
+from ..utils.console import say
 from ..utils.quiet import quiet
 from . import parsers
 from .data import data_parser, one_error, parse_data
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             kinds = args.degrade if len(models) == 1 else ()
             tests = [RobustnessTest(task, groups, kinds, seed=args.seed, subsets=which) for task in models]
             for path, test in zip(labelled[label], tests, strict=True):
-                print(f'{label}: {path}', file=sys.stderr)
+                say(f'{label}: {path}', error=True)
                 run(test, datamodule, there, args.accelerator)
             scored.append(join(label, [Scored(label, *test.results()) for test in tests]))
         if len(titles := {model.rows[0].title for model in scored}) > 1:
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 'versions': {name: version(name) for name in ('torch', 'torchgeo', 'torchgeo_omnisat')},
             },
         )
-    print(markdown(scored, data))
-    print('\n'.join(map(str, files)))
+    say(markdown(scored, data))
+    say('\n'.join(map(str, files)))
     return 0
 
 

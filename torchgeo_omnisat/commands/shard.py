@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from ..datamodules.sharded import describe
 from ..datamodules.statistics import stream
 from ..datasets.shards import FILE, encode, write_split
+from ..utils.console import say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_error('shard'):
         shards = write(datamodule, args.output, args.megabytes)
     for split, lengths in shards.items():
-        print(f'{split}: {sum(lengths)} samples in {len(lengths)} files')
-    print(f'Wrote {args.output}, for --data ShardedDataModule --data.root {args.output}')
+        say(f'{split}: {sum(lengths)} samples in {len(lengths)} files')
+    say(f'Wrote {args.output}, for --data ShardedDataModule --data.root {args.output}')
     return 0
 
 

@@ -3,11 +3,11 @@
 
 """Stats: mean and deviation of every band of the training data, measured in one pass."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from ..datamodules.statistics import Entries
 from ..modality import Modality
+from ..utils.console import say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 
@@ -24,13 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, datamodule = parse_data(parsers.stats(data_parser), argv)
     with one_error('stats'):
         train, entries, path = datamodule.measure()
-    print(report(train.modalities, entries))
+    say(report(train.modalities, entries))
     empty = [name for name, groups in entries.items() if not any(entry['mean'] for entry in groups.values())]
     for name in empty:
-        print(f'{name!r} has not one valid image with a finite pixel in {train.path}', file=sys.stderr)
+        say(f'{name!r} has not one valid image with a finite pixel in {train.path}', error=True)
     if path is None:
         return 1
-    print(f'Kept in {path}, which training, testing and prediction on {train.path} read.')
+    say(f'Kept in {path}, which training, testing and prediction on {train.path} read.')
     return 1 if empty else 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..tasks.outputs import replacing
 from ..tasks.plots import draw_degradations, draw_subsets, write_figure
 from ..tasks.subsets import Row
+from ..utils.console import printable, table_cell
 from .robustness import KINDS
 
 
@@ -54,7 +55,7 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
     """
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
-    with replacing(files['robustness.csv']) as path, path.open('w', newline='') as file:
+    with replacing(files['robustness.csv']) as path, path.open('w', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(
@@ -62,19 +63,23 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
         )
     with replacing(files['robustness.json']) as path:
         plain = [{k: None if v != v else v for k, v in record.items()} for record in records]
-        path.write_text(json.dumps({'data': data, **circumstances, 'scores': plain}, indent=1) + '\n')
+        path.write_text(json.dumps({'data': data, **circumstances, 'scores': plain}, indent=1) + '\n', encoding='utf-8')
     with replacing(files['robustness.md']) as path:
-        path.write_text(markdown(scored, data))
+        path.write_text(markdown(scored, data), encoding='utf-8')
     title = scored[0].rows[0].title
-    subsets = {model.label: {row.subset: row.score for row in model.rows} for model in scored}
+    subsets = {printable(model.label): {row.subset: row.score for row in model.rows} for model in scored}
     files['subsets.png'] = folder / 'subsets.png'
-    write_figure(draw_subsets(subsets, title, f'Sensors at test time\ndata: {data}'), files['subsets.png'])
-    lines = {m.label: {k: {at: r.score for at, r in v} for k, v in m.degraded.items()} for m in scored if m.degraded}
+    write_figure(draw_subsets(subsets, title, f'Sensors at test time\ndata: {printable(data)}'), files['subsets.png'])
+    lines = {
+        printable(m.label): {k: {at: r.score for at, r in v} for k, v in m.degraded.items()}
+        for m in scored
+        if m.degraded
+    }
     if lines:
         files['degradations.png'] = folder / 'degradations.png'
         axes = {name: kind.axis for name, kind in KINDS.items()}
         figure = draw_degradations(
-            lines, axes, title, f'Sensors that see less; {scored[0].rows[0].subset}, data: {data}'
+            lines, axes, title, f'Sensors that see less; {scored[0].rows[0].subset}, data: {printable(data)}'
         )
         write_figure(figure, files['degradations.png'])
     return list(files.values())
@@ -88,18 +93,22 @@ def markdown(scored: Sequence[Scored], data: str) -> str:
         data: What was scored.
     """
     title = scored[0].rows[0].title
-    head = ['| ' + ' | '.join(['{}', *(model.label for model in scored), 'samples']) + ' |']
+    head = ['| ' + ' | '.join(['{kind}', *(table_cell(model.label) for model in scored), 'samples']) + ' |']
     head.append('| --- |' + ' --- |' * (len(scored) + 1))
     subsets = sorted(
         {row.subset: row for model in scored for row in model.rows}.values(), key=lambda row: -row.modalities
     )
-    lines = [f'# Robustness\n\n{title} in %, data: **{data}**.\n', head[0].format('sensors'), head[1]]
+    lines = [
+        f'# Robustness\n\n{title} in %, data: **{table_cell(data)}**.\n',
+        head[0].replace('{kind}', 'sensors', 1),
+        head[1],
+    ]
     for row in subsets:
         found = [next((r for r in model.rows if r.subset == row.subset), None) for model in scored]
         lines.append(_line(row.subset, found))
     degraded = dict.fromkeys((k, at) for model in scored for k, levels in model.degraded.items() for at, _ in levels)
     if degraded:
-        lines += ['', head[0].format('degraded'), head[1]]
+        lines += ['', head[0].replace('{kind}', 'degraded', 1), head[1]]
     for kind, level in degraded:
         found = [dict(model.degraded.get(kind, ())).get(level) for model in scored]
         lines.append(_line(f'{KINDS[kind].axis}: {"no noise" if math.isinf(level) else f"{level:g}"}', found))
@@ -111,7 +120,7 @@ def _line(name: str, found: Sequence[Row | None]) -> str:
     """A line of a table; a dash where a model has no score."""
     scores = ['-' if row is None or row.score != row.score else f'{100 * row.score:.1f}' for row in found]
     samples = sorted({row.samples for row in found if row is not None})
-    return '| ' + ' | '.join([name, *scores, ', '.join(map(str, samples))]) + ' |'
+    return '| ' + ' | '.join([table_cell(name), *scores, ', '.join(map(str, samples))]) + ' |'
 
 
 def _cells(row: Row) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..grid import Grid
 from ..modality import Modality
+from ..utils.console import printable
 from ..utils.observed import observed
 from .tiling import Window
 
@@ -74,7 +75,7 @@ class Bands:
     there are more than 254 classes or 7 modalities. Its greatest number is nodata.
 
     Args:
-        labels: Names of the K classes; a pixel's class is the index among them.
+        labels: Names of the K classes; a pixel's class is the index among them. Control characters are escaped.
         modalities: Names of the modalities; bit i of the second band is number i.
         precision: How probabilities are stored; ``'none'`` leaves them out.
 
@@ -89,6 +90,7 @@ class Bands:
 
     def __post_init__(self) -> None:
         """Refuse what no band can hold."""
+        object.__setattr__(self, 'labels', tuple(map(printable, self.labels)))
         if self.precision not in (*_ONE, 'none'):
             raise ValueError(f'probabilities is {self.precision!r}, expected one of {[*_ONE, "none"]}')
         if len(self.modalities) > 15 or len(self.labels) > 65534:
@@ -318,11 +320,11 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
     axes.ticklabel_format(useOffset=False, style='plain')
     axes.tick_params(labelsize=7)
     axes.set_xlabel(crs.to_string() if crs and crs.is_epsg_code else '', fontsize=8)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(printable(title), fontsize=10)
     counts = np.bincount(classes.ravel(), minlength=len(labels))[: len(labels)]
     total = max(1, int(counts.sum()))
     shown = [
-        Patch(facecolor=_fraction(colors[index]), label=f'{labels[index]}  {counts[index] / total:.1%}')
+        Patch(facecolor=_fraction(colors[index]), label=f'{printable(labels[index])}  {counts[index] / total:.1%}')
         for index in range(len(labels))
         if counts[index]
     ]

@@ -20,16 +20,15 @@ def load_config(text: str, path: str) -> object:
         ValueError: If aliases refer to themselves or the values are more than :data:`MOST_VALUES`.
         yaml.YAMLError: If it is no YAML.
     """
-    node = yaml.compose(text, yaml.SafeLoader)
-    if node is not None:
-        try:
-            count = _expanded(node, {})
-        except RecursionError:
-            raise ValueError(f'{path} is nested too deeply, expected a configuration') from None
-        if count > MOST_VALUES:
-            raise ValueError(
-                f'{path} holds more than {MOST_VALUES} values once its aliases are expanded, expected a configuration'
-            )
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        count = 0 if node is None else _expanded(node, {})
+    except RecursionError:
+        raise ValueError(f'{path} is nested too deeply, expected a configuration') from None
+    if count > MOST_VALUES:
+        raise ValueError(
+            f'{path} holds more than {MOST_VALUES} values once its aliases are expanded, expected a configuration'
+        )
     return yaml.safe_load(text)
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from .console import say
+
 #: Environment variable that asks for tracebacks.
 VARIABLE = 'OMNISAT_TRACEBACK'
 #: Packages whose ``raise`` statements speak to their users.
@@ -67,7 +69,7 @@ def shorten(error: BaseException, program: str) -> None:
 
     def hook(kind: type[BaseException], raised: BaseException, traceback: TracebackType | None) -> Any:
         if raised is error:
-            print(f'{program}: {message}', file=sys.stderr)
+            say(f'{program}: {message}', error=True)
         else:
             shown(kind, raised, traceback)
 
@@ -87,7 +89,7 @@ def one_line(program: str) -> Iterator[None]:
         message = None if wants_traceback() else describe(error)
         if message is None:
             raise
-        print(f'{program}: {message}', file=sys.stderr)
+        say(f'{program}: {message}', error=True)
         raise SystemExit(1) from error
 
 

@@ -3,7 +3,6 @@
 
 """Check: read every tile of every split, list what is wrong, and summarise the values."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from ..datamodules.base import describe_left_out
 from ..datamodules.statistics import stream
 from ..datasets.integrity import Findings, Problem, Report, below, inspect
 from ..modality import Modality
+from ..utils.console import say
 from .findings import FINDERS
 from .trial import try_training
 from .values import SplitValues, describe
@@ -118,7 +118,7 @@ def read_all(
     if len(lost) == len(SPLITS):
         raise lost[0]
     for absent_split in lost:
-        print(f'Not checked: {absent_split}', file=sys.stderr)
+        say(f'Not checked: {absent_split}', error=True)
     found = [problem for find in FINDERS for problem in find(datamodule, splits)]
     # What concerns the whole dataset is reported once, not for each tile.
     labels = any(problem.kind == 'label' and not problem.warning for problem in found)

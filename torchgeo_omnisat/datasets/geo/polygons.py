@@ -37,6 +37,8 @@ COORDINATES = (('x', 'y'), ('easting', 'northing'))
 
 #: What a box around points is larger than them, so that one point has a box too, in units of the CRS.
 EDGE = 1e-6
+#: Greatest coordinate, in units of any CRS.
+FARTHEST = 1e9
 
 _POINTS = {'Point', 'MultiPoint'}
 _SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
@@ -242,6 +244,9 @@ class Polygons(VectorDataset):
                 f'{path} has {sorted(kinds) or "no geometries"}, expected polygons or points; lines become polygons by '
                 'a buffer'
             )
+        bounds = frame.total_bounds.tolist()
+        if not all(abs(number) <= FARTHEST for number in bounds):
+            raise ValueError(f'{path} reaches from {bounds[:2]} to {bounds[2:]}, expected coordinates on the ground')
         if frame.crs is None and self.told_crs is None:
             xmin, ymin, xmax, ymax = frame.total_bounds
             raise ValueError(
