@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Polygons: vector files as labels, polygons or points, whose classes have names, numbers or codes."""
+"""Labels from vector files: polygons or points with class names, indices or codes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,36 +45,35 @@ _SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
 
 
 class Polygons(VectorDataset):
-    """Polygons with a class each; ground outside of them has none unless *outside* is given.
+    """Dataset of polygons or points as labels; pixels outside of all polygons have none unless *outside* is given.
 
-    Points are sparse labels: each labels the pixel that it falls in, and nothing else has a label.
+    Points are sparse labels: each labels the pixel that contains it, and other pixels have no label.
     A pixel with points of different classes is ambiguous and has no label. Where polygons of
-    different classes overlap, the last in the file counts, so that files may be layered; of
-    several files, the last file. :meth:`ambiguous` finds such pixels of both.
-    They come from vector files, or from tables with the columns ``lon`` and ``lat``, or ``x`` and
-    ``y`` in *crs*.
+    different classes overlap, the last one in the file, or in the last of several files, wins, so
+    that files may be layered. :meth:`ambiguous` returns such pixels of both.
+    Labels are read from vector files, or from tables with the columns ``lon`` and ``lat``, or ``x``
+    and ``y`` in *crs*.
 
-    Its parent takes all that no polygon covers for class 0, knows no names, reads whole files
-    anew for every window, and finds their polygons by two corners of the window, which in
-    another CRS is not all of it. Here files are read once, until they are written anew, and searched by a
-    spatial index.
+    Unlike TorchGeo's ``VectorDataset``, pixels outside of all polygons are not class 0, classes have
+    names, files are read once until they change and are searched by a spatial index, and a window in
+    another CRS is reprojected as a whole rather than by two of its corners.
 
     Args:
-        paths: A vector file, several, or directories of them.
-        crs: CRS of the labels; that of the first file by default.
-        column: Which column has the class: one of *labels*, its number, or a code of *classes*.
-            None: every polygon is class 1, and the rest is class 0.
-        outside: Class of the ground outside of all polygons, a name or a number; None for no label.
-            A polygon whose column is empty has no label in any case.
-        layer: Which layer of a file; the first by default.
-        labels: Names of the classes; by default those of *classes*.
-        classes: Class name by code, where *column* has other codes: numbers or text.
-        other: Class of all codes that *classes* does not have.
-        ignore_index: A code without a label.
-        buffer: Metres by which points and polygons are enlarged.
+        paths: One or more vector files, or directories of them.
+        crs: CRS of the labels; defaults to that of the first file.
+        column: Column of the class: one of *labels*, its index, or a code of *classes*.
+            None: every polygon is class 1, and all other pixels are class 0.
+        outside: Class of pixels outside of all polygons, a name or an index; None for no label.
+            A polygon without a value in *column* never has a label.
+        layer: Layer of the files; defaults to the first.
+        labels: Class names; defaults to those of *classes*.
+        classes: Class name by code, if values of *column* are other codes: numbers or text.
+        other: Class of all codes that are not in *classes*.
+        ignore_index: Code of geometries without a label.
+        buffer: Buffer around points and polygons, in metres.
 
     Raises:
-        ValueError: If a file cannot be read, or has no such column, or codes in it that stand for no class.
+        ValueError: If a file cannot be read or lacks *column*, or a code is not a class.
     """
 
     #: What samples hold where there is no label; joins take it for that.
@@ -117,10 +116,10 @@ class Polygons(VectorDataset):
 
     @property
     def files(self) -> list[str]:
-        """The vector files: those named one by one, and those in directories, without their side files.
+        """Vector files of *paths* and of its directories, without sidecar files.
 
         Raises:
-            ValueError: If a directory has none.
+            ValueError: If a directory contains none.
         """
         several = self.paths if isinstance(self.paths, list | tuple) else [self.paths]
         found: list[str] = []
@@ -137,16 +136,16 @@ class Polygons(VectorDataset):
         return list(dict.fromkeys(found))
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """Return the classes of a window, no label in ambiguous pixels of points.
+        """Return the labels of a window; ambiguous pixels of points have none.
 
         Args:
             index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres].
 
         Returns:
-            The sample, its ``mask`` (H, W) with :attr:`nodata` where there is no label.
+            Sample with ``mask`` (H, W), :attr:`nodata` where there is no label.
 
         Raises:
-            IndexError: If no file reaches the window.
+            IndexError: If no file intersects the window.
         """
         x, y, t = self._disambiguate_slice(index)
         grid, window = window_grid(self.crs, x, y), shapely.box(x.start, y.start, x.stop, y.stop)
@@ -162,44 +161,44 @@ class Polygons(VectorDataset):
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
     def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return which pixels (H, W) of a grid lie in polygons, or hold points, of different classes.
+        """Return a mask (H, W) of the pixels that polygons or points of different classes share.
 
         Args:
-            grid: The pixels, in the CRS of the labels.
+            grid: Pixel grid in the CRS of the labels.
         """
         near = self._near(grid)
         return self._differ(near[near.number != self.nodata], grid)
 
     def _near(self, grid: Grid) -> gpd.GeoDataFrame:
-        """Return the geometries that reach a grid, in the order of files and rows."""
+        """Return the geometries that intersect a grid, in the order of files and rows."""
         window = shapely.box(*grid.bounds)
         frames = [self._frame(path) for path in self.index.filepath[self.index.intersects(window)]]
         parts = [frame.iloc[np.sort(frame.sindex.query(window, predicate='intersects'))] for frame in frames]
         return pd.concat(parts) if parts else next(iter(self.frames.values())).iloc[:0]
 
     def _differ(self, near: gpd.GeoDataFrame, grid: Grid) -> NDArray[np.bool_]:
-        """Return where geometries have more than one class: the least and the greatest number differ."""
+        """Return a mask of pixels with several classes, where the lowest and the highest class index differ."""
         if near.number.nunique() < 2:
             return np.zeros((grid.height, grid.width), bool)
         ordered = near.sort_values('number')
         return self._drawn(ordered, grid, self.nodata) != self._drawn(ordered[::-1], grid, self.nodata)
 
     def _drawn(self, near: gpd.GeoDataFrame, grid: Grid, outside: int) -> NDArray[np.int32]:
-        """Return the class numbers (H, W) of geometries drawn one after the other."""
+        """Rasterize the class indices (H, W) of geometries in their order."""
         mask = np.full((grid.height, grid.width), outside, np.int32)
         if len(near):
             rasterize(zip(near.geometry, near.number, strict=True), out=mask, transform=grid.transform)
         return mask
 
     def widen(self, metres: float) -> None:
-        """Extend the ground of the labels, which is the box around each file."""
+        """Buffer the footprint of the labels, the bounding box of each file."""
         wide = _buffered(self.index.geometry, metres, join_style='mitre')
         self.index = self.index.set_geometry(wide.envelope)
 
     def _frame(self, path: str) -> gpd.GeoDataFrame:
-        """Return the polygons of a file in the CRS of the labels; one that was written anew is read anew.
+        """Return the geometries of a file in the CRS of the labels.
 
-        The ground of the labels stays what it was.
+        A file that has changed is read again; the footprint of the labels is not updated.
         """
         if (state := vector_state(path)) != self._states[path]:
             self.frames |= self._numbered({path: self._read(path)})
@@ -209,17 +208,17 @@ class Polygons(VectorDataset):
         return self.frames[path]
 
     def _index(self, crs: CRS) -> gpd.GeoDataFrame:
-        """Return the box around each file; files are always valid."""
+        """Return an index of the bounding boxes of files, which are valid at all times."""
         bounds = [frame.to_crs(crs).total_bounds for frame in self.frames.values()]
         boxes = [shapely.box(x - EDGE, y - EDGE, u + EDGE, v + EDGE) for x, y, u, v in bounds]
         when = pd.IntervalIndex.from_tuples([ALWAYS] * len(boxes), closed='both', name='datetime')
         return gpd.GeoDataFrame({'filepath': list(self.frames)}, index=when, geometry=boxes, crs=crs)
 
     def _read(self, path: str) -> gpd.GeoDataFrame:
-        """Return polygons or points of a file, with what its column has."""
+        """Return the geometries of a file with the values of the class column."""
         try:
             if path.lower().endswith('.csv'):
-                text = {self.label_name: str} if self.label_name else None  # or 010 would be 10
+                text = {self.label_name: str} if self.label_name else None  # keeps the leading zeros of codes
                 frame: Any = pd.read_csv(
                     path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=['']
                 )
@@ -259,7 +258,7 @@ class Polygons(VectorDataset):
         """Return the points of a table.
 
         Raises:
-            ValueError: If it has no coordinates.
+            ValueError: If it has no columns of coordinates.
         """
         names = {str(column).strip().lower(): column for column in table.columns}
         pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
@@ -282,7 +281,7 @@ class Polygons(VectorDataset):
         return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
 
     def _check_single(self, frame: gpd.GeoDataFrame, outside: str | int | None) -> None:
-        """Refuse to give every polygon the same class where there is more than one to choose from.
+        """Check that a single class is meant if no column is given.
 
         Raises:
             ValueError: If there are several classes and no column.
@@ -296,7 +295,7 @@ class Polygons(VectorDataset):
             )
 
     def _outside(self, outside: str | int | None) -> int:
-        """Return the class number of the ground outside of all polygons."""
+        """Return the class index of pixels outside of all polygons."""
         if outside is None:
             return self.nodata if self.label_name or self.sparse else 0
         if self.sparse:
@@ -309,10 +308,10 @@ class Polygons(VectorDataset):
         return self.names[outside] if isinstance(outside, str) else outside
 
     def _numbered(self, read: Mapping[str, gpd.GeoDataFrame]) -> dict[str, gpd.GeoDataFrame]:
-        """Return the geometries of each file with the ``number`` of their class.
+        """Return the geometries of each file with their class index as ``number``.
 
         Raises:
-            ValueError: If codes stand for no class, with all of them.
+            ValueError: If codes are not classes; the message lists all of them.
         """
         frames, unknown, strange = {}, Counter[Any](), []
         for path, frame in read.items():
@@ -333,7 +332,7 @@ class Polygons(VectorDataset):
         return frames
 
     def _tell_lacking(self) -> None:
-        """Warn of classes that no polygon has."""
+        """Warn of classes without a polygon."""
         found = {self.outside}.union(*(frame.number for frame in self.frames.values()))
         lacking = [name for name, number in self.names.items() if number not in found]
         if lacking:
@@ -345,7 +344,7 @@ class Polygons(VectorDataset):
 
 
 def _parquet(path: str) -> pd.DataFrame:
-    """Return a GeoParquet file, or a table without geometries."""
+    """Read a GeoParquet file, or a Parquet table without geometries."""
     try:
         return gpd.read_parquet(path)
     except ValueError:
@@ -353,7 +352,7 @@ def _parquet(path: str) -> pd.DataFrame:
 
 
 def _buffered(shapes: gpd.GeoSeries, metres: float, **style: Any) -> gpd.GeoSeries:
-    """Return shapes with metres around them, in their CRS."""
+    """Buffer shapes by a distance in metres, whatever the unit of their CRS."""
     if not metres or shapes.empty:
         return shapes
     metric = shapes.to_crs(shapes.estimate_utm_crs())

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""RasterTimeSeries: any folder of rasters as a series with dates."""
+"""Time series from folders of rasters."""
 
 import math
 import os
@@ -37,21 +37,21 @@ from .stacks import DESCRIPTIONS, Frames, Stack
 
 
 class RasterTimeSeries(RasterDataset):
-    """Rasters as one modality: a series with its dates, or a single image.
+    """Dataset of rasters as one modality: a time series or a single image.
 
-    A TorchGeo ``RasterDataset``, so samplers, splits and set operations take it. Unlike its
-    parent, it groups files by day, in the order of time; merges the tiles of one day (mean
-    of what was measured, decibels as powers); leaves out files that only touch the window;
-    turns nodata and clouds into NaN; and returns the dates. A date without a valid pixel
-    stays in the series, not valid.
+    It is a TorchGeo ``RasterDataset`` for samplers, splits and set operations. Unlike its
+    parent, it groups files by acquisition date in chronological order; merges files of one date
+    (mean of valid pixels, decibels in linear power); excludes files that only touch the window;
+    sets nodata and clouds to NaN; and returns the dates. A date without a valid pixel stays in
+    the time series with ``valid`` False.
 
     A sample has ``image_<name>`` (T, C, H, W) float32, or (C, H, W) if not *temporal*;
-    ``dates_<name>`` and ``valid_<name>`` (T,); and in float64 ``bounds`` (9,) and
-    ``transform`` (9,) as in TorchGeo. Of rasters that are no series the newest is on top.
+    ``dates_<name>`` and ``valid_<name>`` (T,); and ``bounds`` (9,) and ``transform`` (9,) in
+    float64 as in TorchGeo. If not *temporal*, each pixel is that of the newest file.
 
-    Subclasses may set the class attributes of TorchGeo's ``RasterDataset`` instead of
-    giving arguments: ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``,
-    ``separate_files``, ``nodata``; and ours: ``name``, ``temporal``, ``kind``, ``unit``.
+    Subclasses may set class attributes of TorchGeo's ``RasterDataset`` instead of arguments:
+    ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``, ``separate_files``,
+    ``nodata``; and ours: ``name``, ``temporal``, ``kind``, ``unit``.
     """
 
     filename_glob = '*.tif'
@@ -61,9 +61,9 @@ class RasterTimeSeries(RasterDataset):
     kind: Kind | None = None
     unit: Unit = 'unknown'
     decibels = False
-    #: Whether scale and offset in files may apply; else the reader knows better.
+    #: Whether scale and offset stated in files are applied.
     tags_scale = True
-    #: Whether a window is always all pixels of a file, wherever it lies.
+    #: Whether a window is always a whole file.
     whole_files = False
 
     def __init__(
@@ -93,46 +93,44 @@ class RasterTimeSeries(RasterDataset):
         clouds: Clouds | Mapping[str, Any] | None = None,
         stack: Stack | Mapping[str, Any] | None = None,
     ) -> None:
-        r"""Index the files; their pixels are not read.
+        r"""Initialize the dataset from the headers of its files; no pixel is read.
 
         Args:
-            paths: Directories, files, or whatever GDAL opens: URLs, ``/vsicurl/``,
-                ``/vsis3/`` and the like.
-            crs: CRS of the samples, and of files that state none or a local one (``LOCAL_CS``); that of the
-                first file by default. Files that state another are reprojected.
-            res: Side of a pixel in units of *crs*; that of the first file by default.
-            bands: Bands to read, in this order; all by default.
-            transforms: What to do with a sample.
+            paths: Directories, files, or paths that GDAL opens: URLs, ``/vsicurl/``, ``/vsis3/`` and so on.
+            crs: CRS of the samples, and of files without a CRS or with a local one (``LOCAL_CS``). Defaults to
+                that of the first file. Files in another CRS are reprojected.
+            res: Pixel size in units of *crs*; defaults to that of the first file.
+            bands: Bands to read, in this order; None for all.
+            transforms: Transform applied to each sample.
             cache: Whether to keep files open.
             name: Name of the modality, such as ``'s2'``.
-            temporal: Whether this is a series; else a sample is one image.
-            all_bands: Names of the bands in the files; what the first file calls them by default.
-            filename_glob: Which files to take, such as ``'*_B02_10m.jp2'``.
-            filename_regex: What their names begin with, in :mod:`re`'s verbose syntax: the
-                group ``date``, or ``start`` and ``stop``, and, of separate files, ``band``. By
-                default eight digits are a date, which single images need not have.
-            date_format: How a date is written, such as ``'%Y%m%d'``.
-            separate_files: Whether every band has a file of its own. By default files of one band, one day
-                and one ground are stacked if their names differ in a band, such as ``B02``.
-            nodata: A number, or several, that are nodata besides what the files state.
-            replace_nodata: The same, instead of the numbers that the files state; ``[]`` is no number at all.
-                Masks in and beside files still count.
-            kind: What the sensor measures: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
-                ``'embedding'`` or ``'other'``; unknown by default, and what depends on it is off.
+            temporal: Whether the files are a time series; otherwise a sample is one image.
+            all_bands: Names of the bands in the files; defaults to the descriptions in the first file.
+            filename_glob: Pattern of the file names, such as ``'*_B02_10m.jp2'``.
+            filename_regex: Regular expression for the beginning of file names, in :mod:`re`'s verbose syntax, with
+                the group ``date``, or ``start`` and ``stop``, and ``band`` for separate files. By default
+                eight digits are a date, which is optional for single images.
+            date_format: Format of dates, such as ``'%Y%m%d'``.
+            separate_files: Whether each band is in a separate file. By default, files with one band, of the same
+                date and bounds, are stacked if their names differ in a band, such as ``B02``.
+            nodata: One or several nodata values in addition to those that files state.
+            replace_nodata: One or several nodata values instead of those that files state; ``[]`` for none.
+                Internal and external masks still apply.
+            kind: Kind of the sensor: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
+                ``'embedding'`` or ``'other'``. Augmentations and checks that depend on it are off if it is None.
             unit: Unit of the pixels: ``'reflectance'`` (0 to 1), ``'dn'`` (such as reflectance x 10000),
-                ``'db'`` (radar, whose overlaps are averaged in linear power), ``'power'`` (radar) or
-                ``'metres'``; unknown by default.
+                ``'db'`` (radar, averaged in linear power), ``'power'`` (radar) or ``'metres'``; None if unknown.
             wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
-            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day to take, such as ``('2020-09-01', '2021-08-31')``.
-            max_dates: How many days of a sample to read, spread evenly; None for all.
-            clouds: Which band tells of clouds, and how: :class:`Clouds` or its arguments.
-            stack: The dates that are stacked in each file as its bands: :class:`.Stack` or its arguments. Files
-                need no date in their names then.
+            decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
+            date_range: First and last day, inclusive, such as ``('2020-09-01', '2021-08-31')``.
+            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
+            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
+            stack: Dates that are stacked as the bands of each file: :class:`.Stack` or its arguments. File
+                names then need no date.
 
         Raises:
-            DatasetNotFoundError: If there are no such files.
-            ValueError: If an argument is not as described or a file cannot be read.
+            DatasetNotFoundError: If no file is found.
+            ValueError: If an argument is invalid or a file cannot be read.
         """
         given = {
             'name': name,
@@ -163,28 +161,28 @@ class RasterTimeSeries(RasterDataset):
             and filename_regex is None
             and type(self).filename_regex == RasterTimeSeries.filename_regex
         ):
-            self.filename_regex = f'(?:{self.filename_regex})?'  # a single image needs no date
+            self.filename_regex = f'(?:{self.filename_regex})?'  # the date of a single image is optional
         self.clouds = None if clouds is None else Clouds.of(clouds)
         self.max_dates = max_dates
         self.date_range = date_range
         self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
         self._index_files(crs, res, bands)
-        if self.filename_regex == RasterTimeSeries.filename_regex:  # a regular expression of the user selects files
+        if self.filename_regex == RasterTimeSeries.filename_regex:  # a custom regular expression selects files
             self._say_undated()
             self._say_averaged()
         self._check_index()
         if wavelengths is not None:
-            _ = self.modalities  # one for each band
+            _ = self.modalities  # checks that there is a wavelength per band
         self._keep_dates()
 
     @property
     def gsd(self) -> float:
-        """Metres a pixel."""
+        """GSD in metres."""
         return metres(self.crs, self.res[0])
 
     @property
     def modalities(self) -> dict[str, Modality]:
-        """The one modality, by name."""
+        """Modality of the dataset, by name."""
         bands, wavelengths = tuple(self.bands), self._wavelengths
         if isinstance(wavelengths, Mapping):
             if missing := [band for band in bands if band not in wavelengths]:
@@ -204,7 +202,7 @@ class RasterTimeSeries(RasterDataset):
 
     @property
     def files(self) -> list[str]:
-        """Files in directories that match, and whatever was named one by one."""
+        """Files of *paths* and matching files of its directories."""
         files: set[str] = set()
         for path in [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths:
             single = is_remote(str(path)) or os.path.isfile(path)
@@ -212,7 +210,7 @@ class RasterTimeSeries(RasterDataset):
         return sorted(files)
 
     def _say_undated(self) -> None:
-        """Warn of files that would be read if their names had a date."""
+        """Warn of files that are not read because their names have no date."""
         pattern = re.compile(self.filename_regex, re.VERBOSE)
         lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
         if lost:
@@ -223,7 +221,7 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def _say_averaged(self) -> None:
-        """Warn of files of one day with the same bounds, which are averaged: are they bands?"""
+        """Warn of files of one date with the same bounds, which are averaged although they may be bands."""
         if not self.temporal or self.separate_files or self._is_together:
             return
         places = self.index.geometry.bounds.assign(day=self.index.index.left)
@@ -239,17 +237,17 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """What was measured in a window.
+        """Return the sample of a window.
 
         Args:
-            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step in time takes
-                every n-th day.
+            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step n in time reads
+                every n-th date.
 
         Returns:
-            The sample.
+            Sample with images, dates, valid flags, bounds and transform.
 
         Raises:
-            IndexError: If no file reaches the window.
+            IndexError: If no file intersects the window.
         """
         x, y, t = self._disambiguate_slice(index)
         grid = window_grid(self.crs, x, y)
@@ -260,12 +258,12 @@ class RasterTimeSeries(RasterDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def read(self, grid: Grid, span: Span, every: int = 1) -> Sample:
-        """The three tensors of the modality, or nothing if no file reaches the window.
+        """Return image, dates and valid of a window; an empty dict if no file intersects it.
 
         Args:
-            grid: The pixels to read, in the CRS of the dataset.
+            grid: Pixel grid of the window, in the CRS of the dataset.
             span: First and last instant.
-            every: Which days to take of a series.
+            every: Step between the dates of a time series.
         """
         rows = overlapping(self, grid, span)
         if rows.empty:
@@ -279,11 +277,11 @@ class RasterTimeSeries(RasterDataset):
         return super()._update_filepath(band, filepath)
 
     def decoding(self, filepath: str, band: str | None) -> Decoding:
-        """Return which pixels of a file are valid, and whether they are scaled.
+        """Return nodata, scale and offset of a file.
 
         Args:
-            filepath: A file of the index.
-            band: Of a scene with separate files, which of them.
+            filepath: File of the index.
+            band: Band of a scene with separate files.
         """
         return Decoding(
             self.added_nodata,
@@ -295,7 +293,7 @@ class RasterTimeSeries(RasterDataset):
         )
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
-        """Read the header of every file, once, and index where and when it lies."""
+        """Read the header of every file once, and build the spatiotemporal index."""
         if self.separate_files and not self.all_bands:
             raise ValueError(f'all_bands of {self.name!r} is not given, expected the bands that have separate files')
         pattern = self._pattern()
@@ -342,7 +340,7 @@ class RasterTimeSeries(RasterDataset):
             self.index = repeat(self.index, list(map(len, stacked)), np.concatenate(stacked))
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
-        """Take files that hold one band each as the bands of images, if their names show that."""
+        """Stack files of one band into images, if their names differ only in the band."""
         self._scenes: Scenes = {}
         if self.separate_files or self._is_together:
             return
@@ -361,7 +359,7 @@ class RasterTimeSeries(RasterDataset):
         )
 
     def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
-        """Set the names of the bands and their numbers in each file."""
+        """Set the names of the bands and their indices in each file."""
         told, first = bool(self.all_bands), headers[0]
         known = next((header.opaque for header in headers if header.opaque is not None), False)
         self.alpha_masks = known and not (told and len(self.all_bands) >= (first.alpha or 0) > 0)
@@ -387,7 +385,7 @@ class RasterTimeSeries(RasterDataset):
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
     def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
-        """Settle what the bands of a date are called, and which bands of each file are of which date."""
+        """Set the names of the bands of a date, and assign the bands of each file to dates."""
         if self.separate_files:
             raise ValueError(f'stack of {self.name!r} is given, and separate_files too, expected one of both')
         told = tuple(self.all_bands or ())
@@ -415,17 +413,17 @@ class RasterTimeSeries(RasterDataset):
         self.bands, self.band_indexes = tuple(bands or self.all_bands), None
 
     def read_stack(self, path: str, frames: Any, grid: Grid, bands: Sequence[str], nearest: bool) -> Any:
-        """Read some dates that are stacked in a file.
+        """Read dates that are stacked in a file.
 
         Args:
-            path: A file of the index.
-            frames: Numbers of the dates in the file.
-            grid: The pixels to read them on.
-            bands: Names of bands.
-            nearest: Whether to take the nearest pixel.
+            path: File of the index.
+            frames: Indices of the dates in the file.
+            grid: Pixel grid of the output.
+            bands: Names of the bands.
+            nearest: Whether to use nearest-neighbor resampling.
 
         Returns:
-            Float32 ``(F, C, H, W)``, NaN where nothing was measured.
+            Float32 array (F, C, H, W), NaN for nodata.
         """
         numbers = self.frames[path].select(bands)[frames]
         image = np.full((*numbers.shape, grid.height, grid.width), np.nan, np.float32)
@@ -437,7 +435,7 @@ class RasterTimeSeries(RasterDataset):
         return image
 
     def _scale(self, headers: Sequence[Header]) -> None:
-        """Apply scale and offset of files where they differ, or where a physical unit is stated; say so."""
+        """Apply scale and offset of files with a warning, if they differ between files or a physical unit is stated."""
         stated: dict[tuple[tuple[float, float], ...], str] = {}
         for header in headers if self.tags_scale else ():
             if header.path in self.unlike:
@@ -460,7 +458,7 @@ class RasterTimeSeries(RasterDataset):
         )
 
     def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
-        """Return scale and offset of each band; of separate files over a network those of the first band."""
+        """Return scale and offset of each band; for remote separate files, those of the first band."""
         if self.stack is not None:
             places = self.frames[header.path].select(self.bands)
             return tuple(sorted({(header.scales[i - 1], header.offsets[i - 1]) for i in places[places > 0].tolist()}))
@@ -482,7 +480,7 @@ class RasterTimeSeries(RasterDataset):
         return tuple((file.scales[0], file.offsets[0]) for file in files)
 
     def _pattern(self) -> re.Pattern[str]:
-        """What names of files begin with."""
+        """Return the regular expression of file names."""
         try:
             return re.compile(self.filename_regex, re.VERBOSE)
         except re.error as error:
@@ -492,7 +490,7 @@ class RasterTimeSeries(RasterDataset):
             ) from None
 
     def _nothing(self) -> DatasetNotFoundError:
-        """The error of a folder without such files."""
+        """Return the error for a folder without matching files."""
         error = DatasetNotFoundError(self)
         files = self.files
         wanted = (
@@ -507,12 +505,12 @@ class RasterTimeSeries(RasterDataset):
         return error
 
     def _hint(self) -> str:
-        """What the folders hold instead of such files."""
+        """Describe the files that the folders contain instead."""
         paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
         return next((hint for path in paths if (hint := describe_others(str(path), self.filename_glob))), '')
 
     def _check_bands(self, bands: Sequence[str] | None) -> None:
-        """Refuse unknown bands."""
+        """Raise ValueError for bands that do not exist."""
         wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
         unknown = [band for band in wanted if band not in self.all_bands]
         if unknown:
@@ -522,7 +520,7 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def _check_dated(self, pattern: re.Pattern[str]) -> None:
-        """Refuse a series whose file names have no date."""
+        """Raise ValueError if file names of a time series have no date."""
         groups = pattern.groupindex
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(
@@ -531,12 +529,12 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def _check_index(self) -> None:
-        """Refuse pixels that are not square."""
+        """Raise ValueError if pixels are not square."""
         if not math.isclose(*self.res, rel_tol=1e-4):
             raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; give res')
 
     def _keep_dates(self) -> None:
-        """Leave the files of the range of dates."""
+        """Select the files within ``date_range``."""
         span = as_span(self.date_range)
         if span is None:
             return
@@ -549,7 +547,7 @@ class RasterTimeSeries(RasterDataset):
         self.index = kept
 
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
-        """As the parent's, but a single image may have no date."""
+        """Return the period of a file; that of a single image without a date is unbounded."""
         match = re.match(self.filename_regex, os.path.basename(filepath), re.VERBOSE)
         if match and match.groupdict().get('date', '') is None:
             return self.mint, self.maxt
@@ -564,14 +562,14 @@ class RasterTimeSeries(RasterDataset):
 
 
 def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modality, every: int = 1) -> Sample:
-    """The tensors of a modality, from files.
+    """Read a modality from files.
 
     Args:
-        dataset: Whose files they are; a :class:`RasterTimeSeries` or one of TorchGeo's.
-        rows: Files, at least one.
-        grid: The pixels to read.
-        modality: What to call it, whether it is a series, and its unit.
-        every: Which days to take of a series.
+        dataset: :class:`RasterTimeSeries`, or a raster dataset of TorchGeo.
+        rows: Index rows of the files, at least one.
+        grid: Pixel grid of the output.
+        modality: Modality of the files.
+        every: Step between the dates of a time series.
 
     Returns:
         Image, dates and valid.
@@ -588,7 +586,7 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
 
 
 def newest(frames: Any) -> Any:
-    """Of frames ``(T, C, H, W)`` in the order of time, the last that was measured at each pixel."""
+    """Return the newest valid value of each pixel of images (T, C, H, W) in chronological order."""
     image = frames[0]
     for frame in frames[1:]:
         image = np.where(np.isfinite(frame), frame, image)
@@ -599,8 +597,8 @@ def matching(path: PathLike, pattern: str) -> list[str]:
     """Return the files below a path whose names match a pattern.
 
     Args:
-        path: A folder, which may have brackets in its name, a file, or an archive or a bucket of GDAL's.
-        pattern: What names are like, such as ``'*.tif'``.
+        path: Folder, whose name may contain brackets, file, or GDAL path of an archive or a bucket.
+        pattern: Glob pattern of file names, such as ``'*.tif'``.
     """
     if os.path.isdir(path):
         return [os.path.join(path, file) for file in glob(os.path.join('**', pattern), root_dir=path, recursive=True)]
