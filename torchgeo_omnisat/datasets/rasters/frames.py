@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Frames: what the files of a raster dataset show of a window, day by day."""
+"""Reading of the files of a raster dataset on the pixel grid of a window, by acquisition date."""
 
 import atexit
 import functools
@@ -31,28 +31,28 @@ from ..io.headers import georeference
 from ..io.opening import open_raster, sidecars
 from ..series import Merge, finite_mean
 
-#: Where a file, a day or a period lies that no file name tells.
+#: Period of a file without a date.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
-#: A file whose pixels are smaller than this share of those asked for is averaged, else interpolated.
+#: Pixels smaller than this fraction of those of the grid are averaged; others are interpolated.
 FINER = 0.75
-#: So many numbers of a file are warped at a time.
+#: Maximum number of values that are warped at a time.
 LARGEST = 2**27
 
 
 @dataclass(frozen=True)
 class Clouds:
-    """Which pixels are cloud, and how many of them spoil a date.
+    """Cloud mask from a band of classes or probabilities.
 
-    Cloudy pixels become NaN.
+    Cloudy pixels are set to NaN. A date with too many of them is not valid.
 
     Args:
-        band: The band that tells, such as ``'SCL'``.
-        values: Its values that mean cloud, such as Sentinel-2's (3, 8, 9, 10).
-        threshold: Instead of *values*, from which value on it is cloud.
-        cover: From which share of cloudy pixels on a date is not valid.
+        band: Band with the classes or probabilities, such as ``'SCL'``.
+        values: Classes that are clouds, such as (3, 8, 9, 10) for Sentinel-2.
+        threshold: Minimum value of a cloudy pixel, instead of *values*.
+        cover: Minimum fraction of cloudy pixels of a date that is not valid.
 
     Raises:
-        ValueError: If not exactly one of *values* and *threshold* is given, or *cover* is no share.
+        ValueError: If not exactly one of *values* and *threshold* is given, or *cover* is not a fraction.
     """
 
     band: str
@@ -61,49 +61,49 @@ class Clouds:
     cover: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what says too little or too much."""
+        """Validate the arguments."""
         object.__setattr__(self, 'values', tuple(self.values))
         if bool(self.values) == (self.threshold is not None):
             raise ValueError(
                 f'clouds in {self.band!r} have values={self.values}, threshold={self.threshold}, expected one of both'
             )
         if not 0 < self.cover <= 1:
-            raise ValueError(f'cover of clouds is {self.cover}, expected a share above 0 and up to 1')
+            raise ValueError(f'cover of clouds is {self.cover}, expected a fraction above 0 and up to 1')
 
     @classmethod
     def of(cls, settings: Any) -> 'Clouds':
-        """Return the clouds of settings as a file has them.
+        """Create an instance from a configuration.
 
         Args:
-            settings: Clouds, or their arguments by name.
+            settings: Instance, or its arguments by name.
 
         Raises:
-            ValueError: If these are not arguments of clouds.
+            ValueError: If the arguments are invalid.
         """
         if isinstance(settings, cls):
             return settings
-        known = {field.name for field in fields(cls)}
-        if not isinstance(settings, Mapping) or set(settings) - known or 'band' not in settings:
-            found = dict(settings) if isinstance(settings, Mapping) else settings
-            raise ValueError(f'clouds is {found!r}, expected band, and values or threshold, and cover')
+        allowed = {field.name for field in fields(cls)}
+        if not isinstance(settings, Mapping) or set(settings) - allowed or 'band' not in settings:
+            given = dict(settings) if isinstance(settings, Mapping) else settings
+            raise ValueError(f'clouds is {given!r}, expected band, and values or threshold, and cover')
         return cls(**settings)
 
     def __call__(self, band: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Where *band* says cloud; not where it says nothing."""
+        """Return the mask of cloudy pixels; False where *band* is NaN."""
         return np.isin(band, self.values) if self.threshold is None else band >= self.threshold
 
 
 def overlapping(dataset: GeoDataset, grid: Grid, span: tuple[pd.Timestamp, pd.Timestamp] | None) -> GeoDataFrame:
-    """Rows of an index that reach a pixel of a window and a moment of a period.
+    """Return the rows of an index that intersect a window and a period.
 
     Args:
-        dataset: A dataset in the CRS of *grid*.
-        grid: The window.
-        span: The period.
+        dataset: Dataset in the CRS of *grid*.
+        grid: Pixel grid of the window.
+        span: First and last instant; None for all.
 
     Returns:
-        The rows in the order of time. Files that only touch the window are not among them:
-        one must reach as far as the centre of a pixel.
+        Rows in chronological order, without files that only touch the window: a file must
+        contain the centre of a pixel.
     """
     index = dataset.index
     if span is not None:
@@ -115,12 +115,12 @@ def overlapping(dataset: GeoDataset, grid: Grid, span: tuple[pd.Timestamp, pd.Ti
     shapes = touched.geometry.to_numpy()
     shared = shapely.area(shapely.intersection(shapes, shapely.box(*grid.bounds)))
     within = shapely.intersects(shapes, core) & (shared > 0)
-    found = touched[within]
-    return found.iloc[np.argsort(found.index.left.to_numpy(), kind='stable')]
+    rows = touched[within]
+    return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
 
 
 def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
-    """Days since 1970-01-01 on which the files of rows begin; 0 for those without a date."""
+    """Return the acquisition dates of rows in days since 1970-01-01; 0 for files without a date."""
     epoch = pd.Timestamp(0)
     left = rows.index.left
     return ((left.where(left != ALWAYS[0], epoch) - epoch) // pd.Timedelta(days=1)).to_numpy(np.int64)
@@ -129,18 +129,18 @@ def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
 def read_frames(
     dataset: RasterDataset, rows: GeoDataFrame, grid: Grid, merge: Merge = finite_mean, clouds: Clouds | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """One image a day.
+    """Read one image per acquisition date.
 
     Args:
-        dataset: Whose files they are.
-        rows: Files, at least one.
-        grid: The pixels to read them on.
-        merge: What makes the files of one day one image.
-        clouds: What is cloud.
+        dataset: Dataset of the files.
+        rows: Rows of its index, at least one.
+        grid: Pixel grid of the images.
+        merge: Function that merges the files of one date.
+        clouds: Cloud mask.
 
     Returns:
-        Images ``(T, C, H, W)`` in the order of time, NaN where nothing was measured, the
-        day of each, and whether it shows anything and not too many clouds.
+        Images ``(T, C, H, W)`` in chronological order, NaN where pixels are not valid; dates ``(T,)`` in
+        days since 1970-01-01; and ``(T,)`` whether a date has valid pixels and few enough clouds.
     """
     days, files = days_of(rows), rows.filepath.to_numpy()
     images, valid = [], []
@@ -151,30 +151,30 @@ def read_frames(
     for day in np.unique(days):
         here = days == day
         frames = np.stack([read_file(dataset, path, grid) for path in files[here]]) if every is None else every[here]
-        shown = np.isfinite(frames).any(1)
-        usable = bool(shown.any())
+        observed = np.isfinite(frames).any(1)
+        usable = bool(observed.any())
         if clouds is not None:
             if hidden is None:
-                cloudy = np.stack([read_clouds(dataset, path, grid, clouds) for path in files[here]]) & shown
+                cloudy = np.stack([read_clouds(dataset, path, grid, clouds) for path in files[here]]) & observed
             else:
-                cloudy = hidden[here] & shown
+                cloudy = hidden[here] & observed
             frames[np.broadcast_to(cloudy[:, None], frames.shape)] = np.nan
-            usable = bool(np.isfinite(frames).any() and cloudy.sum() < clouds.cover * shown.sum())
+            usable = bool(np.isfinite(frames).any() and cloudy.sum() < clouds.cover * observed.sum())
         images.append(frames[0] if len(frames) == 1 else merge(frames))
         valid.append(usable)
     return np.stack(images), np.unique(days), np.array(valid)
 
 
 def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime64]) -> GeoDataFrame:
-    """Return an index with a row for each date of files that hold several.
+    """Return an index with one row per date of files that contain several dates.
 
     Args:
-        index: A row for each file.
-        counts: How many dates each file holds.
-        days: The dates of all files; NaT keeps the period of the row.
+        index: Index with one row per file.
+        counts: Number of dates of each file.
+        days: Dates of all files; NaT keeps the period of the row.
 
     Returns:
-        The index, with the number of the date in its file as ``frame``.
+        Index with the column ``frame``, the position of the date in its file.
     """
     rows = index.iloc[np.repeat(np.arange(len(index)), counts)]
     first = pd.DatetimeIndex(days.astype('datetime64[ns]'))
@@ -188,14 +188,14 @@ def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime
 def read_stacks(
     dataset: Any, rows: GeoDataFrame, grid: Grid, bands: Sequence[str], nearest: bool
 ) -> NDArray[np.float32]:
-    """Read files that hold several dates each.
+    """Read files that contain several dates.
 
     Args:
-        dataset: Its ``read_stack`` reads some frames of one file.
-        rows: Frames, each with its file.
-        grid: The pixels to read them on.
-        bands: Which bands.
-        nearest: Whether to take the nearest pixel.
+        dataset: Dataset whose ``read_stack`` reads the dates of one file.
+        rows: Rows of its index, one per date.
+        grid: Pixel grid of the images.
+        bands: Names of the bands.
+        nearest: Whether to use nearest-neighbour resampling.
 
     Returns:
         Float32 ``(N, C, H, W)`` in the order of the rows.
@@ -208,7 +208,7 @@ def read_stacks(
 
 
 def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float32]:
-    """The bands of one file, or of the files of one scene, ``(C, H, W)``."""
+    """Return the bands ``(C, H, W)`` of one file, or of the files of one scene."""
     nearest = not dataset.is_image
     if dataset.separate_files:
         files = {band: dataset._update_filepath(band, path) for band in dataset.bands}
@@ -223,13 +223,13 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
         raise ValueError(unlike[path])
     numbers = dataset.band_indexes
     known: dict[str, tuple[int, ...]] = getattr(dataset, 'band_numbers', {})
-    if path in known:  # whose bands are in another order than those of the first file
+    if path in known:  # the order of bands differs from that of the first file
         numbers = [known[path][dataset.all_bands.index(band)] for band in dataset.bands]
     return read_raster(path, numbers, grid, decoding_of(dataset, path, None), nearest, dataset.cache)
 
 
 def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding:
-    """Return which pixels of a file, or of one band of a scene, are valid."""
+    """Return nodata, scale and offset of a file, or of one band of a scene."""
     if hasattr(dataset, 'decoding'):
         own: Decoding = dataset.decoding(path, band)
         return own
@@ -237,7 +237,7 @@ def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding
 
 
 def files_of(dataset: Any, path: str) -> list[str]:
-    """All files of a scene that an index knows by one of them."""
+    """Return all files of a scene, given the one in the index."""
     if not path or not getattr(dataset, 'separate_files', False):
         return [path]
     clouds = getattr(dataset, 'clouds', None)
@@ -245,7 +245,7 @@ def files_of(dataset: Any, path: str) -> list[str]:
 
 
 def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -> NDArray[np.bool_]:
-    """Where a scene is cloudy, ``(H, W)``."""
+    """Return the cloud mask ``(H, W)`` of a scene."""
     if dataset.separate_files:
         path, index = dataset._update_filepath(clouds.band, path), 1
     else:
@@ -263,27 +263,27 @@ def read_raster(
     nearest: bool,
     cache: bool,
 ) -> NDArray[np.float32]:
-    """Bands of a raster on other pixels, NaN outside of it and where nothing was measured.
+    """Read bands of a raster on a pixel grid.
 
     Args:
-        path: A file or whatever GDAL reads, such as a URL.
-        indexes: Bands from 1 on; None for all.
-        grid: The pixels, which may be of another size and in another CRS.
-        nodata: Numbers that are nodata besides what the file states, or all of how to decode it.
-        nearest: Whether to take the nearest pixel, as classes need it.
-        cache: Whether to keep the file open. One that changes on a disk is opened anew; that costs a status request
-            for each read.
+        path: File, or a path that GDAL opens, such as a URL.
+        indexes: Band indices, from 1 on; None for all.
+        grid: Pixel grid, which may have another pixel size and CRS than the file.
+        nodata: Nodata values in addition to that of the file, or a complete decoding.
+        nearest: Whether to use nearest-neighbour resampling, as for class labels.
+        cache: Whether to keep the file open. It is reopened if it changes, which costs a status request
+            per read.
 
     Returns:
-        Float32 ``(C, H, W)``. Where the pixels are those of the file, they are copied: a warp
-        of a small tile costs ten times as much.
+        Float32 ``(C, H, W)``, NaN outside of the file and where pixels are not valid. Pixels on the grid of the
+        file are copied, as warping a small tile takes ten times as long.
 
     Raises:
-        ValueError: If that cannot be read.
+        ValueError: If the file cannot be read.
     """
     decoding = nodata if isinstance(nodata, Decoding) else Decoding(as_numbers(nodata))
     try:
-        with sidecars(path):  # what a virtual raster is made of is opened when it is read
+        with sidecars(path):  # the sources of a virtual raster are opened when it is read
             source = _kept_open(path, os.getpid(), raster_state(path)) if cache else open_raster(path)
             try:
                 bands = list(indexes or source.indexes)
@@ -291,7 +291,7 @@ def read_raster(
                     raise ValueError(f'it has {source.count} bands')
                 read = functools.partial(decode, source, bands, decoding=decoding)
                 if decoding.whole:
-                    return _cut(source, len(bands), *_whole(source, grid), read)
+                    return _read_window(source, len(bands), *_whole_window(source, grid), read)
                 return resample(source, len(bands), grid, read, nearest, decoding.crs)
             finally:
                 if not cache:
@@ -303,42 +303,43 @@ def read_raster(
 def resample(
     source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
 ) -> NDArray[np.float32]:
-    """Read the pixels of a grid, as they are where they are those of the file.
+    """Read a file on a pixel grid; pixels that are already on it are copied.
 
     Args:
-        source: A raster that is open, or what describes one alike: its CRS, transform, width and height.
-        count: How many bands there are.
-        grid: The pixels.
-        read: Reads a part of the file, ``(C, H, W)``, NaN where it is not valid.
-        nearest: Whether to take the nearest pixel; else finer pixels are averaged, others interpolated.
-        assumed: CRS of a file that states none.
+        source: Open raster, or an object with its CRS, transform, width and height.
+        count: Number of bands.
+        grid: Pixel grid.
+        read: Function that reads a window of the file, ``(C, H, W)``, NaN where pixels are not valid.
+        nearest: Whether to use nearest-neighbour resampling; otherwise finer pixels are averaged, and others
+            interpolated bilinearly.
+        assumed: CRS of a file without one.
 
     Returns:
         Float32 ``(C, H, W)``, NaN outside of the file.
     """
-    place = _place(source, grid, assumed)
+    place = _aligned_window(source, grid, assumed)
     if place is None:
-        return _warped(source, count, grid, read, nearest, assumed)
-    return _cut(source, count, *place, read)
+        return _warp(source, count, grid, read, nearest, assumed)
+    return _read_window(source, count, *place, read)
 
 
-def _warped(
+def _warp(
     source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
 ) -> NDArray[np.float32]:
-    """Bands of an open file on other pixels; what is finer is averaged, unless the nearest is to be taken."""
-    window = _reached(source, grid, assumed)
+    """Warp an open file to a pixel grid."""
+    window = _source_window(source, grid, assumed)
     if window is not None and window.width * window.height * count > LARGEST and grid.height > 1:
         half = grid.height // 2
         upper, lower = Grid(grid.crs, grid.transform, half, grid.width), grid.transform @ Affine.translation(0, half)
         parts = (upper, Grid(grid.crs, lower, grid.height - half, grid.width))
-        return np.concatenate([_warped(source, count, part, read, nearest, assumed) for part in parts], axis=1)
+        return np.concatenate([_warp(source, count, part, read, nearest, assumed) for part in parts], axis=1)
     image = np.full((count, grid.height, grid.width), np.nan, dtype=np.float32)
     if window is None:
         return image
-    crs, transform = _located(source, assumed)
+    crs, transform = _crs_and_transform(source, assumed)
     method = Resampling.nearest
     if not nearest:
-        method = Resampling.average if _pixel(source, grid, assumed) < FINER * grid.step else Resampling.bilinear
+        method = Resampling.average if _pixel_size(source, grid, assumed) < FINER * grid.step else Resampling.bilinear
     reproject(
         read(window),
         image,
@@ -349,18 +350,18 @@ def _warped(
         dst_transform=grid.transform,
         dst_nodata=np.nan,
         resampling=method,
-        UNIFIED_SRC_NODATA='NO',  # every band says for itself what was measured
+        UNIFIED_SRC_NODATA='NO',  # each band has its own nodata pixels
     )
     image[~np.isfinite(image)] = np.nan
     return image
 
 
-def _reached(source: Any, grid: Grid, assumed: Any) -> Window | None:
-    """The part of an open file that the pixels of a grid are made of; None if it does not reach them."""
-    crs, transform = _located(source, assumed)
+def _source_window(source: Any, grid: Grid, assumed: Any) -> Window | None:
+    """Return the window of an open file that covers a pixel grid; None if they do not intersect."""
+    crs, transform = _crs_and_transform(source, assumed)
     xmin, ymin, xmax, ymax = grid.bounds
     x, y = map(np.ravel, np.meshgrid(np.linspace(xmin, xmax, 22), np.linspace(ymin, ymax, 22)))
-    if not _same(crs, grid.crs):
+    if not _is_same_crs(crs, grid.crs):
         try:
             x, y = map(np.array, warp.transform(grid.crs, crs, x, y))
         except RasterioError:
@@ -371,17 +372,17 @@ def _reached(source: Any, grid: Grid, assumed: Any) -> Window | None:
     sides = []
     for places, count, size in ((columns, grid.width, source.width), (rows, grid.height, source.height)):
         least, most = places.min(), places.max()
-        margin = 3 + (most - least) * (2 / max(1, count) + 0.02)  # what is interpolated, and how lines are bent
+        margin = 3 + (most - least) * (2 / max(1, count) + 0.02)  # for interpolation and the curvature of lines
         sides.append((max(0, math.floor(least - margin)), min(size, math.ceil(most + margin))))
     (left, right), (top, bottom) = sides
     return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
 
 
-def _place(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] | None:
-    """The pixels of a grid as row, column, height and width of a file; None if they are not the file's own."""
-    crs, (a, b, x, d, e, y, *_) = _located(source, assumed)
+def _aligned_window(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] | None:
+    """Return row, column, height and width of a grid in a file; None if their pixels are not aligned."""
+    crs, (a, b, x, d, e, y, *_) = _crs_and_transform(source, assumed)
     step, (left, top) = grid.step, grid.corner
-    if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _same(crs, grid.crs):
+    if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _is_same_crs(crs, grid.crs):
         return None
     row, column = (y - top) / step, (left - x) / step
     if max(abs(row - round(row)), abs(column - round(column))) > 1e-6:
@@ -389,8 +390,8 @@ def _place(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] |
     return round(row), round(column), grid.height, grid.width
 
 
-def _whole(source: Any, grid: Grid) -> tuple[int, int, int, int]:
-    """Return all pixels of an open file as row, column, height and width; refuse another size than the grid's."""
+def _whole_window(source: Any, grid: Grid) -> tuple[int, int, int, int]:
+    """Return row, column, height and width of an open file; raise ValueError unless its size is that of the grid."""
     if (source.height, source.width) != (grid.height, grid.width):
         raise ValueError(
             f'it has {source.height} x {source.width} pixels, expected {grid.height} x {grid.width} of {grid.step:g} m'
@@ -398,7 +399,7 @@ def _whole(source: Any, grid: Grid) -> tuple[int, int, int, int]:
     return 0, 0, grid.height, grid.width
 
 
-def _cut(
+def _read_window(
     source: Any,
     count: int,
     row: int,
@@ -407,7 +408,7 @@ def _cut(
     width: int,
     read: Callable[[Window], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Bands of part of an open file, NaN beyond it and where it is not valid, as in a warp."""
+    """Read a window of an open file, NaN beyond its border and where pixels are not valid."""
     image = np.full((count, height, width), np.nan, dtype=np.float32)
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + height, source.height), min(column + width, source.width)
@@ -418,35 +419,35 @@ def _cut(
     return image
 
 
-def _located(source: Any, assumed: Any) -> tuple[Any, Affine]:
-    """The CRS and transform of an open file, whose CRS is *assumed* where it states none."""
+def _crs_and_transform(source: Any, assumed: Any) -> tuple[Any, Affine]:
+    """Return the CRS, or *assumed* if there is none, and the transform of an open file."""
     crs, transform = georeference(source)
     return assumed if crs is None else crs, transform
 
 
 @functools.lru_cache(maxsize=128)
-def _same(source: Any, grid: Any) -> bool:
-    """Whether the CRS of a file is that of a grid; a file that does not say has that one."""
+def _is_same_crs(source: Any, grid: Any) -> bool:
+    """Return whether the CRS of a file is that of a grid, as is assumed of a file without one."""
     return source is None or bool(source == grid)
 
 
 @functools.lru_cache(maxsize=128)
 def _kept_open(path: str, process: int, state: tuple[State | None, ...]) -> Any:
-    """Return an open file, the same for as long as its state is.
+    """Return an open file, cached until it changes.
 
-    GDAL's handles do not survive a fork, so each process has its own.
+    GDAL's handles do not survive a fork, so each process opens the file itself.
     """
     return open_raster(path)
 
 
-atexit.register(_kept_open.cache_clear)  # GDAL complains of files that are closed after the interpreter
+atexit.register(_kept_open.cache_clear)  # GDAL reports an error if files are closed after the interpreter
 
 
-def _pixel(source: Any, grid: Grid, assumed: Any) -> float:
-    """About how large the pixels of a file are in units of a grid's CRS."""
-    crs, transform = _located(source, assumed)
+def _pixel_size(source: Any, grid: Grid, assumed: Any) -> float:
+    """Return the approximate pixel size of a file in units of the CRS of a grid."""
+    crs, transform = _crs_and_transform(source, assumed)
     side = math.sqrt(abs(transform.determinant))
-    if _same(crs, grid.crs):
+    if _is_same_crs(crs, grid.crs):
         return side
     x, y = transform @ (source.width / 2, source.height / 2)
     try:
@@ -457,18 +458,18 @@ def _pixel(source: Any, grid: Grid, assumed: Any) -> float:
 
 
 def decibel_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean in linear power over frames ``(F, C, H, W)`` of decibels, of what is finite."""
+    """Return the mean of the finite pixels of frames ``(F, C, H, W)`` in decibels, computed in linear power."""
     powers = np.power(10, frames / 10, dtype=np.float32)
     return (10 * np.log10(finite_mean(powers))).astype(np.float32)
 
 
 def merge_of(decibels: bool) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """The mean that suits the unit of a dataset."""
+    """Return the function that averages images in decibels, or in another unit."""
     return decibel_mean if decibels else finite_mean
 
 
 def opened(path: str) -> Any:
-    """A raster, or one error that names it."""
+    """Open a raster; raise ValueError with its path if it cannot be read."""
     try:
         return open_raster(path)
     except RasterioError as error:
@@ -476,10 +477,10 @@ def opened(path: str) -> Any:
 
 
 def as_gdal(path: str) -> str:
-    """A path as GDAL takes it: a URL goes through its cache of ranges."""
+    """Return a path that GDAL opens; a URL is read in ranges through ``/vsicurl/``."""
     return f'/vsicurl/{path}' if re.match('https?://', path) else path
 
 
 def is_remote(path: str) -> bool:
-    """Whether GDAL alone can open that, and it is one file: an archive or a bucket is listed like a directory."""
+    """Return whether a path is a single file that only GDAL opens; archives and buckets are listed as directories."""
     return bool(re.match(r'https?://|/vsicurl|/vsi.*\.(tiff?|jp2|vrt)$', path, re.IGNORECASE))
