@@ -411,7 +411,7 @@ def test_plot(joined: MultimodalGeoDataset) -> None:
 
 
 def test_pixels_are_square(root: Path) -> None:
-    with pytest.raises(ValueError, match=r'pixels of 10 x 20 were asked for, expected square ones'):
+    with pytest.raises(ValueError, match=r'pixel size of the window is 10 x 20, expected square'):
         window_grid(UTM, slice(X, X + 160, 10), slice(Y - 160, Y, 20))
 
 

@@ -82,7 +82,7 @@ def test_coarser_bands_of_the_same_ground_are_stacked(tmp_path: Path) -> None:
 )
 def test_what_may_be_bands_is_refused(tmp_path: Path, names: list[str]) -> None:
     files(tmp_path, names)
-    with pytest.raises(ValueError, match=r'same ground on the same day: .*separate_files.*all_bands.*filename_regex'):
+    with pytest.raises(ValueError, match=r'same date and bounds: .*separate_files.*all_bands.*filename_regex'):
         RasterTimeSeries(tmp_path)
     assert RasterTimeSeries(tmp_path, separate_files=False)[WINDOW]['image_raster'][0, 0, 0, 0] == 0.5
 

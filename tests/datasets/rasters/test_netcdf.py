@@ -192,7 +192,7 @@ def test_dates_of_files_without_a_coordinate(tmp_path: Path) -> None:
     single = NetCDFTimeSeries(tmp_path)
     assert not single.temporal
     assert single[WINDOW]['image_raster'].shape == (2, 8, 8)
-    with pytest.raises(ValueError, match=r'dem.nc has no coordinate of dates, .* temporal: false'):
+    with pytest.raises(ValueError, match=r'dem.nc has no time coordinate, .* temporal: false'):
         NetCDFTimeSeries(tmp_path, temporal=True)
     dated = (tmp_path / 'dem.nc').rename(tmp_path / 's2_20210615.nc')
     assert dates(NetCDFTimeSeries(dated, temporal=True)[WINDOW]) == ['2021-06-15']

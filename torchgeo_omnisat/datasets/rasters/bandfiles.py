@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Bandfiles: folders in which every band of an image has a file of its own, known by their names."""
+"""Detection of images whose bands are in separate files, by the file names."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from rasterio.transform import array_bounds
 
 from ..io.headers import Header
 
-#: What bands, indices and masks are called in names of files, in the order in which they are stacked.
+#: Names of bands, indices and masks in file names, in the order in which they are stacked.
 # fmt: off
 _WORDS = (
     'coastal', 'aerosol', 'blue', 'green', 'yellow', 'red', 'rededge', 'nir', 'swir', 'tir', 'pan', 'vv', 'vh',
@@ -28,26 +28,26 @@ _BAND = re.compile(rf'(?<![a-z])(?:b(?:and)?\d{{1,2}}a?|(?:{"|".join(_WORDS)})\d
 _SPLIT = re.compile(r'[\\/_\-. ]+')
 _RESOLUTION = re.compile(r'\d+(?:cm|m)$', re.IGNORECASE)
 
-#: Files whose grounds share more than this fraction of both together show the same.
+#: Minimum intersection over union of the bounds of files of one image.
 ALIKE = 0.9
-#: The files of an image by band, under the file of its first band.
+#: Files of each image by band, keyed by the file of its first band.
 Scenes = dict[str, dict[str, str]]
 
 
 def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_alpha: bool) -> Scenes:
-    """Find which files are the bands of one image: those of one day and one ground, whose names differ in the band.
+    """Group files that are the bands of one image: same date and bounds, names that differ in the band.
 
     Args:
-        name: Name of the modality, for an error.
-        headers: The files.
-        times: When each was acquired.
-        skip_alpha: Whether an alpha band counts for none.
+        name: Name of the modality, for errors.
+        headers: Headers of the files.
+        times: Acquisition date of each file.
+        skip_alpha: Whether to ignore alpha bands.
 
     Returns:
-        The files of each image by band; empty if files hold whole images.
+        Files of each image by band; empty if each file is an image.
 
     Raises:
-        ValueError: If files hold parts of images, and names do not tell which.
+        ValueError: If files are bands of an image, but their names do not state which.
     """
     if any(len(header.numbers(skip_alpha)) > 1 for header in headers):
         return {}
@@ -72,14 +72,14 @@ def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_
                 f'{[band for band in bands if band not in partial]} of {name!r}, expected one of each of {bands}'
             )
     raise ValueError(
-        f'{several[0][0]} and {os.path.basename(several[0][1])} show the same ground on the same day: if they are '
+        f'{several[0][0]} and {os.path.basename(several[0][1])} have the same date and bounds: if they are '
         f'bands of one image, give separate_files: true, all_bands, and a filename_regex with the groups date and band '
         f'for {name!r}; if one is a mask, exclude it by filename_glob; separate_files: false takes their mean'
     )
 
 
 def _groups(headers: Sequence[Header], times: Sequence[Any]) -> list[list[str]]:
-    """Return the files of one day and, but for borders, one ground."""
+    """Group files with the same date and nearly the same bounds."""
     moments = defaultdict(list)
     for header, time in zip(headers, times, strict=True):
         moments[time, str(header.crs)].append(header)
@@ -97,25 +97,25 @@ def _groups(headers: Sequence[Header], times: Sequence[Any]) -> list[list[str]]:
 
 
 def _tokens(path: str) -> list[str]:
-    """Return the words of a path; those that say how large pixels are do not count."""
+    """Return the words of a path without pixel sizes."""
     text = re.sub(r'(?i)(?<![a-z])(b|band)[-_ ](?=\d{1,2}a?(?![\da-z]))', r'\1', os.path.splitext(path)[0])
     return [token for token in _SPLIT.split(text) if token and not _RESOLUTION.match(token)]
 
 
 def _differing(names: Sequence[Sequence[str]]) -> list[int]:
-    """Return the places at which names differ; one that some lack counts."""
+    """Return the positions at which names differ, including those that only some names have."""
     least = min(map(len, names))
     longer = range(least, max(map(len, names)))
     return [place for place in range(least) if len({name[place] for name in names}) > 1] + list(longer)
 
 
 def _repeated(several: Sequence[Sequence[str]], split: dict[str, list[str]], places: set[int]) -> bool:
-    """Return whether the same words tell files apart on several days, as those of bands would."""
+    """Return whether file names differ in the same words on several dates, as for bands."""
     if len(several) < 2 or len(places) != 1:
         return False
     place = next(iter(places))
     words = [{tuple(split[path][place : place + 1]) for path in paths} for paths in several]
-    return all(found == words[0] for found in words)
+    return all(of_day == words[0] for of_day in words)
 
 
 def _scene(paths: Sequence[str], split: dict[str, list[str]], place: int) -> dict[str, str]:
@@ -128,6 +128,6 @@ def _scene(paths: Sequence[str], split: dict[str, list[str]], place: int) -> dic
 
 
 def _order(band: str) -> tuple[Any, ...]:
-    """Return where a band comes: by wavelength if it is a word, else by number."""
+    """Return the sort key of a band: by wavelength if it is a word, else by its number."""
     word, number, rest = re.fullmatch(r'(\D*)(\d*)(\D*)', band).groups()  # type: ignore[union-attr]
     return (_WORDS.index(word.lower()) if word.lower() in _WORDS else -1, word, int(number or 0), rest)

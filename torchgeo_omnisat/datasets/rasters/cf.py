@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""CF: what a NetCDF file states of its variables: their pixels, dates, CRS, and how numbers are packed."""
+"""Reader of NetCDF variables that follow the CF conventions: pixel grid, dates, CRS and packing."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ from ..io.decoding import GREATEST, Decoding, say_strange
 from ..io.fingerprint import State, state_of
 from ..io.headers import Header, refuse_complex, stated_crs
 
-#: Names of an axis in attributes, in units and, where a file states neither, of the coordinate itself.
+#: Axes by ``standard_name``, by units and, if a file has neither, by the name of the coordinate.
 _STATED = {
     'X': ('projection_x_coordinate', 'longitude', 'grid_longitude'),
     'Y': ('projection_y_coordinate', 'latitude', 'grid_latitude'),
@@ -29,25 +29,25 @@ _STATED = {
 }
 _UNITS = {'X': 'degrees_east degree_east degrees_e degree_e', 'Y': 'degrees_north degree_north degrees_n degree_n'}
 _NAMES = {'X': ('x', 'lon', 'longitude', 'easting'), 'Y': ('y', 'lat', 'latitude', 'northing'), 'T': ('time', 't')}
-#: Attributes that spell out a CRS, in the order in which they are looked at.
+#: Attributes with a CRS, in order of precedence.
 _CRS_KEYS = ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg', 'crs', 'proj4', 'proj4text')
-#: A day, or the first one of a month or a year.
+#: Date, month or year.
 _ISO = re.compile(r'\d{4}(-\d\d){0,2}')
-#: Calendars of which a day is that of our calendar.
+#: Calendars whose dates are those of the Gregorian calendar.
 _CALENDARS = ('standard', 'gregorian', 'proleptic_gregorian')
 
 
 class Cube(NamedTuple):
-    """What a NetCDF file states of variables that share pixels and dates.
+    """Metadata of the variables of a NetCDF file, which share pixel grid and dates.
 
     Args:
-        header: CRS and pixels, north up; ``descriptions`` are the names of the variables.
+        header: CRS and pixel grid, north up; ``descriptions`` are the names of the variables.
         x: Dimension of the columns.
         y: Dimension of the rows.
-        time: Dimension of the dates; None if there is none.
-        flipped: Whether rows, and columns, are stored the other way round.
-        days: Date of each frame; NaT of a single one without a date.
-        units: Attribute ``units`` of each variable; empty where there is none.
+        time: Dimension of the dates; None for a single date.
+        flipped: Whether rows are stored from south to north, and columns from east to west.
+        days: Date of each frame; NaT for a single one without a date.
+        units: Attribute ``units`` of each variable; empty if it has none.
     """
 
     header: Header
@@ -60,15 +60,15 @@ class Cube(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """How numbers of a variable are stored.
+    """Packing of a variable: value = stored value * scale + offset.
 
     Args:
-        fill: Numbers that are nodata.
-        low: Least valid number, as stored.
-        high: Greatest valid number, as stored.
-        scale: What stored numbers are multiplied by.
-        offset: What is added then.
-        unsigned: Whether signed integers stand for unsigned ones.
+        fill: Nodata values, as stored.
+        low: Minimum valid value, as stored.
+        high: Maximum valid value, as stored.
+        scale: Scale factor.
+        offset: Offset, added after scaling.
+        unsigned: Whether signed integers represent unsigned ones.
     """
 
     fill: tuple[float, ...] = ()
@@ -80,18 +80,18 @@ class Packing(NamedTuple):
 
 
 def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, crs: Any = None) -> Cube:
-    """Read what a NetCDF file states; its pixels are not read.
+    """Read the metadata of a NetCDF file; no pixel is read.
 
     Args:
-        path: The file.
-        bands: Names of variables; None for all that have the pixels of the first.
-        time: Name of the coordinate of dates, where the file does not state which it is.
-        crs: CRS of a file that states none.
+        path: Path of the file.
+        bands: Names of variables; None for all on the pixel grid of the first.
+        time: Name of the time coordinate, if the file does not state it.
+        crs: CRS of a file without one.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ImportError: If xarray or h5netcdf are not installed.
-        ValueError: If it cannot be read, lacks a variable, or its pixels are not on a regular grid.
+        ValueError: If the file cannot be read, lacks a variable, or its pixels are not on a regular grid.
     """
     with open_cube(path) as file:
         names = _bands(file, path) if bands is None else list(bands)
@@ -145,15 +145,15 @@ def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, c
 
 
 def open_cube(path: str) -> Any:
-    """Open a NetCDF file through xarray; nothing is decoded and no pixel is read.
+    """Open a NetCDF file with xarray; nothing is decoded and no pixel is read.
 
     Args:
-        path: A file of NetCDF 4, or of NetCDF 3.
+        path: Path of a NetCDF 3 or NetCDF 4 file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ImportError: If xarray or h5netcdf are not installed.
-        ValueError: If it cannot be read.
+        ValueError: If the file cannot be read.
     """
     try:
         import h5netcdf  # noqa: F401
@@ -166,21 +166,21 @@ def open_cube(path: str) -> Any:
         is_classic = file.read(3) == b'CDF'
     try:
         return xarray.open_dataset(path, engine='scipy' if is_classic else 'h5netcdf', decode_cf=False, cache=False)
-    except Exception as error:  # whatever xarray, h5netcdf and h5py find wrong
+    except Exception as error:  # any error of xarray, h5netcdf and h5py
         raise ValueError(f'{path} cannot be read ({error}), expected a NetCDF file') from error
 
 
 def read_frames_of(
     cube: Cube, names: Sequence[str], frames: NDArray[np.int64], window: Window, decoding: Decoding, cache: bool = True
 ) -> NDArray[np.float32]:
-    """Read part of some dates of variables.
+    """Read a window of several dates.
 
     Args:
-        cube: The file.
+        cube: Metadata of the file.
         names: Names of the variables.
-        frames: Numbers of the dates.
-        window: The part, within the file, north up.
-        decoding: What is nodata, and whether to unpack.
+        frames: Indices of the dates.
+        window: Window within the file, north up.
+        decoding: Nodata values, and whether to apply scale and offset.
         cache: Whether to keep the file open.
 
     Returns:
@@ -217,7 +217,7 @@ def _read_frames(
             time = {} if cube.time is None else {cube.time: slice(int(here.min()), int(here.max()) + 1)}
             try:
                 stored = variable.isel(where | time).transpose(*axes).values
-            except Exception as error:  # whatever h5py finds wrong
+            except Exception as error:  # any error of h5py
                 raise ValueError(
                     f'{cube.header.path} cannot be read ({error}), expected the variable {name!r}'
                 ) from error
@@ -228,10 +228,10 @@ def _read_frames(
 
 
 def packing_of(variable: Any) -> Packing:
-    """Return how the numbers of a variable are stored, by its attributes.
+    """Return the packing of a variable from its attributes.
 
     Args:
-        variable: Of a file that is open.
+        variable: Variable of an open file.
     """
     attrs, dtype = variable.attrs, variable.dtype
     unsigned = dtype.kind == 'i' and str(_plain(attrs.get('_Unsigned', ''))).lower() == 'true'
@@ -244,7 +244,9 @@ def packing_of(variable: Any) -> Packing:
     low, high = np.concatenate(limits).astype(np.float64)
     numbers = np.concatenate([*fill, []]).astype(np.float64)
     is_float = any(np.asarray(attrs.get(f'valid_{key}', 0)).dtype.kind == 'f' for key in ('range', 'min', 'max'))
-    if is_float and dtype.kind != 'f' and (scale, offset) != (1, 0):  # CF: of the type of unpacked numbers
+    if (
+        is_float and dtype.kind != 'f' and (scale, offset) != (1, 0)
+    ):  # CF: limits of the type of unpacked values are unpacked
         low, high = sorted(((low - offset) / scale, (high - offset) / scale))
     if unsigned:
         span = 2.0 ** (8 * dtype.itemsize)
@@ -253,13 +255,13 @@ def packing_of(variable: Any) -> Packing:
 
 
 def unpack(stored: NDArray[Any], packing: Packing, decoding: Decoding, path: str) -> NDArray[np.float32]:
-    """Return numbers as float32, NaN where they are not valid.
+    """Unpack values to float32, NaN where they are not valid.
 
     Args:
-        stored: Numbers as they are stored.
-        packing: How they are stored.
-        decoding: Numbers that are nodata besides or instead, and whether scale and offset apply.
-        path: The file, for a warning.
+        stored: Values as stored.
+        packing: Packing of the variable.
+        decoding: Additional or other nodata values, and whether to apply scale and offset.
+        path: Path of the file, for a warning.
     """
     if packing.unsigned:
         stored = stored.view(stored.dtype.str.replace('i', 'u'))
@@ -279,7 +281,7 @@ def unpack(stored: NDArray[Any], packing: Packing, decoding: Decoding, path: str
 
 
 def _bands(file: Any, path: str) -> list[str]:
-    """Return the variables of most dimensions that share those of the first of these."""
+    """Return the variables with the most dimensions that have the dimensions of the first of them."""
     spatial = {name: variable for name, variable in file.variables.items() if _is_spatial(file, variable)}
     if not spatial:
         raise ValueError(
@@ -297,7 +299,7 @@ def _is_spatial(file: Any, variable: Any) -> bool:
 
 
 def _axis(name: str, variable: Any) -> str:
-    """Return which axis a coordinate is: X, Y, T or none, by what CF has files state, else by its name."""
+    """Return the axis of a coordinate, X, Y, T or '', from its CF attributes, else from its name."""
     attrs = {key: str(_plain(value)) for key, value in variable.attrs.items() if np.size(value) == 1}
     axis = attrs.get('axis', '').upper()
     if axis in _NAMES:
@@ -312,18 +314,18 @@ def _axis(name: str, variable: Any) -> str:
 
 
 def _dimensions(file: Any, name: str, path: str, time: str | None) -> tuple[str, str, str | None]:
-    """Return the dimensions of columns, rows and dates of a variable; dates may also be a scalar coordinate."""
+    """Return the dimensions of columns, rows and dates of a variable; None for a scalar time coordinate."""
     variable = file.variables[name]
     axes = {dim: _axis(dim, file.variables[dim]) if dim in file.variables else '' for dim in variable.dims}
-    found = {axis: [dim for dim, own in axes.items() if own == axis] for axis in 'XYT'}
-    if len(found['X']) != 1 or len(found['Y']) != 1:
+    dims = {axis: [dim for dim, own in axes.items() if own == axis] for axis in 'XYT'}
+    if len(dims['X']) != 1 or len(dims['Y']) != 1:
         raise ValueError(
             f'variable {name!r} of {path} has the dimensions {list(variable.dims)}, expected one of x and one of y '
-            'with coordinates that say so (axis, standard_name, or the names x, y, lon, lat); pixels whose '
-            'coordinates have two dimensions are to be resampled to a regular grid first'
+            'with coordinates (axis, standard_name, or the names x, y, lon, lat): resample pixels whose coordinates '
+            'have two dimensions to a regular grid first'
         )
-    x, y = found['X'][0], found['Y'][0]
-    when = _told_time(file, variable, path, time) if time is not None else next(iter(found['T']), None)
+    x, y = dims['X'][0], dims['Y'][0]
+    when = _named_time(file, variable, path, time) if time is not None else next(iter(dims['T']), None)
     others = [dim for dim in variable.dims if dim not in (x, y, when) and variable.sizes[dim] > 1]
     if others:
         raise ValueError(
@@ -333,8 +335,8 @@ def _dimensions(file: Any, name: str, path: str, time: str | None) -> tuple[str,
     return x, y, when
 
 
-def _told_time(file: Any, variable: Any, path: str, time: str) -> str | None:
-    """Return the dimension of the coordinate of dates that is named; None of a single date."""
+def _named_time(file: Any, variable: Any, path: str, time: str) -> str | None:
+    """Return the dimension of the configured time coordinate; None for a single date."""
     if time not in file.variables:
         raise ValueError(f'time is {time!r}, expected a coordinate of {path}, one of {list(file.variables)}')
     dims = file.variables[time].dims
@@ -346,13 +348,13 @@ def _told_time(file: Any, variable: Any, path: str, time: str) -> str | None:
 
 
 def _positions(file: Any, dim: str) -> NDArray[np.float64]:
-    """Return the coordinates of pixels along an axis."""
+    """Return the pixel coordinates along an axis."""
     packing = packing_of(file.variables[dim])
     return np.atleast_1d(file.variables[dim].values).astype(np.float64) * packing.scale + packing.offset
 
 
 def _edge(values: NDArray[np.float64], others: NDArray[np.float64], dim: str, path: str) -> tuple[float, float]:
-    """Return the least edge of the pixels along an axis, and the step from one to the next, negative if downwards."""
+    """Return the minimum edge of the pixels along an axis, and their step, negative if coordinates decrease."""
     count = len(values)
     if not np.isfinite(values).all() or max(count, len(others)) < 2:
         raise ValueError(f'{dim!r} of {path} is {values[:3]}, expected the coordinates of at least two pixels')
@@ -370,7 +372,7 @@ def _edge(values: NDArray[np.float64], others: NDArray[np.float64], dim: str, pa
 
 
 def _western(left: float, step: float, count: int, path: str) -> float:
-    """Return the western edge from -180 to 180 of a file in degrees that count on beyond 180."""
+    """Return the western edge, from -180 to 180, of a file with longitudes above 180."""
     if left < 180 - step:
         raise ValueError(
             f'{path} has longitudes from {left:g} to {left + step * count:g}, expected -180 to 180: roll them, as by '
@@ -380,7 +382,7 @@ def _western(left: float, step: float, count: int, path: str) -> float:
 
 
 def _crs(file: Any, variable: Any, x: str, y: str, path: str) -> CRS | None:
-    """Return the CRS that a file states: that of the grid mapping, else of the variable or the file, else degrees."""
+    """Return the CRS of the grid mapping, else of the variable or the file, else WGS 84 for degrees."""
     mapping = str(_plain(variable.attrs.get('grid_mapping', ''))).replace(':', ' ').split()
     named = [name for name in (*mapping[:1], 'spatial_ref', 'crs') if name in file.variables]
     for name in dict.fromkeys(named):
@@ -403,7 +405,7 @@ def _crs(file: Any, variable: Any, x: str, y: str, path: str) -> CRS | None:
 
 
 def _spelled(attrs: Mapping[str, Any], path: str) -> CRS | None:
-    """Return the CRS that attributes spell out."""
+    """Return the CRS in attributes; None if there is none."""
     for key in _CRS_KEYS:
         text = str(attrs.get(key, '')).strip().removeprefix('+init=')
         if not text:
@@ -428,7 +430,7 @@ def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None
     coordinate = file.variables[name]
     try:
         days = _decoded(coordinate, name)
-    except Exception as error:  # whatever xarray and cftime find wrong
+    except Exception as error:  # any error of xarray and cftime
         raise ValueError(
             f'{name!r} of {path} cannot be read as dates ({error}), expected a CF time such as "days since 1970-01-01" '
             'in a standard calendar'
@@ -441,7 +443,7 @@ def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None
 
 
 def _decoded(coordinate: Any, name: str) -> NDArray[np.datetime64]:
-    """Return the days of a coordinate: CF times, or dates as numbers or texts such as 20210615 or 2021-06-15."""
+    """Decode a time coordinate: CF times, or dates as numbers or strings such as 20210615 or 2021-06-15."""
     import xarray
 
     values = np.atleast_1d(coordinate.values)
@@ -451,7 +453,7 @@ def _decoded(coordinate: Any, name: str) -> NDArray[np.datetime64]:
             raise ValueError(f'its calendar is {calendar!r}')
         decoded = xarray.decode_cf(xarray.Dataset({name: coordinate}))[name].values
         values = np.atleast_1d(decoded)
-        if values.dtype.kind == 'O':  # cftime, of years that nanoseconds do not reach
+        if values.dtype.kind == 'O':  # cftime, for years beyond the range of nanoseconds
             values = np.array([f'{day.year:04d}-{day.month:02d}-{day.day:02d}' for day in values])
         return values.astype('datetime64[D]')
     texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
@@ -467,20 +469,20 @@ def _iso(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return an attribute as a number or a text, whichever way it was written."""
+    """Return an attribute as a Python number or string."""
     value = np.asarray(value)
     value = value.item() if value.size == 1 else value
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _chunk(variable: Any, time: str | None) -> int:
-    """Return how many dates a chunk of a file holds."""
+    """Return the number of dates per chunk of a file."""
     chunks = variable.encoding.get('chunksizes')
     return int(chunks[variable.dims.index(time)]) if chunks and time is not None else 1
 
 
 def _runs(frames: NDArray[np.int64], chunk: int) -> Iterable[NDArray[np.intp]]:
-    """Return the places of frames that are read at once: those of the same chunks, or without a gap."""
+    """Yield the positions of frames that are read at once: those of the same or adjacent chunks."""
     order = np.argsort(frames, kind='stable')
     chunks = frames[order] // chunk
     return np.split(order, np.flatnonzero(np.diff(chunks) > 1) + 1)
@@ -488,5 +490,5 @@ def _runs(frames: NDArray[np.int64], chunk: int) -> Iterable[NDArray[np.intp]]:
 
 @functools.lru_cache(maxsize=32)
 def _kept_open(path: str, process: int, state: State | None) -> Any:
-    """An open file; handles of HDF5 are not shared between processes, and a file that was written anew is another."""
+    """Return an open file, cached per process until it changes; HDF5 handles are not shared between processes."""
     return open_cube(path)

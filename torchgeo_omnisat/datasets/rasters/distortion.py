@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Distortion: ground brought to another CRS, refused where its pixels would be much distorted there."""
+"""Reprojection of footprints, with an error where the CRS distorts their pixels."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,26 +12,26 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Proj, Transformer
 
-#: Greatest change of the area of a pixel, and of the ratio of its sides, that counts as the same ground.
+#: Maximum relative change of the area of a pixel and of the ratio of its sides.
 MOST = 0.1
-#: Degrees around the area of use of a CRS in which files that reach farther are taken.
+#: Margin in degrees around the area of use of a CRS to which large files are cropped.
 AROUND = 6.0
 
 
 def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequence[str]) -> NDArray[np.object_]:
-    """Return geometries in another CRS.
+    """Reproject footprints.
 
-    Of ground that reaches far beyond where the CRS is of use, such as that of a map of the world, the
-    part around its area of use is taken.
+    A footprint that extends far beyond the area of use of the CRS, such as a map of the world, is
+    cropped to its surroundings.
 
     Args:
-        shapes: The geometries, with corners along their sides.
-        source: The CRS that they are in.
-        target: The CRS that they are to be in.
-        names: What lies there, for errors.
+        shapes: Footprints, with vertices along their sides.
+        source: CRS of *shapes*.
+        target: CRS of the result.
+        names: Name of each footprint, for errors.
 
     Raises:
-        ValueError: If pixels would be much distorted everywhere on such a ground.
+        ValueError: If *target* distorts the pixels of a whole footprint.
     """
     source, target = CRS.from_user_input(source), CRS.from_user_input(target)
     moved = shapely.transform(shapes, _transformer(source, target).transform, interleaved=False)
@@ -52,7 +52,7 @@ def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequ
 
 
 def _is_wide(there: Any) -> bool:
-    """Return whether a ground in degrees is part of a map of the world, rather than one that crosses 180 degrees."""
+    """Return whether a footprint in degrees is large; one that crosses 180 degrees is not."""
     west, south, east, north = there.bounds
     if max(east - west, north - south) < 30:
         return False
@@ -60,8 +60,8 @@ def _is_wide(there: Any) -> bool:
 
 
 def _near(there: Any, target: CRS) -> Any:
-    """Return the part of a ground in degrees that lies around the area of use of a CRS; None if that is distorted."""
-    authority = target.to_authority()  # a CRS that a file spells out does not state its area of use
+    """Crop a footprint in degrees to the surroundings of the area of use of a CRS; None if it is distorted there."""
+    authority = target.to_authority()  # a CRS from WKT has no area of use
     area = target.area_of_use or (CRS.from_authority(*authority).area_of_use if authority else None)
     if area is None or area.west > area.east or not np.isfinite(there.bounds).all():
         return None
@@ -74,7 +74,7 @@ def _near(there: Any, target: CRS) -> Any:
 
 
 def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
-    """Return the numbers of geometries, given in a CRS, whose whole ground it distorts."""
+    """Return the indices of the footprints that their CRS distorts everywhere."""
     if not _is_distorting(crs):
         return np.zeros(0, np.intp)
     there = shapely.transform(shapes, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
@@ -84,13 +84,13 @@ def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
 
 
 def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
-    """Refuse ground that was brought from another CRS to one that distorts it.
+    """Raise the error of a footprint that is distorted by its CRS.
 
     Args:
-        shape: A geometry in *crs*.
-        crs: The CRS that it was brought to.
-        source: The CRS that it came from.
-        name: What lies there, for the error.
+        shape: Footprint in *crs*.
+        crs: CRS to which it was reprojected.
+        source: CRS from which it was reprojected.
+        name: Name of the footprint, for the error.
 
     Raises:
         ValueError: Always.
@@ -100,13 +100,13 @@ def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
 
 
 def _is_distorting(crs: CRS) -> bool:
-    """Return whether scale tells of distortion: not in degrees, nor in Web Mercator, which has none of its own."""
+    """Return whether a CRS is checked for distortion, unlike geographic CRSs and Web Mercator."""
     web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
     return bool(crs.is_projected and not web)
 
 
 def _distortion(crs: CRS, there: Any) -> NDArray[np.float64]:
-    """Return by how much the area or the ratio of sides changes at the corners of a ground in degrees."""
+    """Return the relative change of area or aspect ratio at the vertices of a footprint in degrees."""
     lon, lat = shapely.get_coordinates(there).T
     finite = np.isfinite(lon) & np.isfinite(lat)
     factors = _proj(crs).get_factors(np.where(finite, lon, 0), np.where(finite, lat, 0), errcheck=False)
@@ -118,7 +118,7 @@ def _distortion(crs: CRS, there: Any) -> NDArray[np.float64]:
 
 
 def _refusal(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
-    """Return the error about ground that is distorted."""
+    """Return the error of a distorted footprint."""
     change = float(_distortion(target, there).min())
     lon, lat = shapely.get_coordinates(there.centroid if np.isfinite(there.bounds).all() else there)[0]
     how = f'changes the size or shape of its pixels by {change:.0%}' if np.isfinite(change) else 'does not reach it'
@@ -138,11 +138,11 @@ def _named(crs: CRS) -> str:
 
 @lru_cache(maxsize=64)
 def _transformer(source: CRS, target: CRS) -> Transformer:
-    """Return the way from one CRS to another, x or longitude first."""
+    """Return a cached transformer, x or longitude first."""
     return Transformer.from_crs(source, target, always_xy=True)
 
 
 @lru_cache(maxsize=64)
 def _proj(crs: CRS) -> Proj:
-    """Return what knows the scale of a CRS."""
+    """Return a cached projection, which computes scale factors."""
     return Proj(crs)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Georeference: windows, periods and outlines, as TorchGeo and as our samples have them."""
+"""Windows, periods and footprints of files, as in TorchGeo and in samples."""
 
 import math
 from collections.abc import Sequence
@@ -26,26 +26,26 @@ from ..io.headers import Header
 from ..series import DAY
 from .distortion import projected
 
-#: First and last instant; None for always.
+#: First and last instant; None for all time.
 Span = tuple[pd.Timestamp, pd.Timestamp] | None
-#: Metres of a degree of latitude.
+#: Length of a degree of latitude in metres.
 DEGREE = 111_320.0
 
 
 def window_grid(crs: Any, x: slice, y: slice) -> Grid:
-    """The pixels of a window in TorchGeo's slices, whose steps are the side of a pixel.
+    """Return the pixel grid of a window in TorchGeo's slices, whose steps are the pixel size.
 
     Raises:
-        ValueError: If pixels are not square or there is none.
+        ValueError: If pixels are not square, or there is none.
     """
     if not math.isclose(x.step, y.step, rel_tol=1e-4):
-        raise ValueError(f'pixels of {x.step} x {y.step} were asked for, expected square ones')
+        raise ValueError(f'pixel size of the window is {x.step} x {y.step}, expected square pixels')
     rows, columns = (max(0, half_up((axis.stop - axis.start) / x.step)) for axis in (y, x))
     return Grid(CRS.from_user_input(crs), Affine(x.step, 0, x.start, 0, -x.step, y.stop), rows, columns)
 
 
 def where(grid: Grid, span: Span) -> Sample:
-    """``bounds`` and ``transform`` of a window, in TorchGeo's order and in float64."""
+    """Return ``bounds`` (9,) and ``transform`` (9,) of a window, in TorchGeo's order and in float64."""
     xmin, ymin, xmax, ymax = grid.bounds
     first, last = (math.nan, math.nan) if span is None else (moment.timestamp() for moment in span)
     bounds = (xmin, xmax, grid.step, ymin, ymax, grid.step, first, last, 1)
@@ -56,10 +56,10 @@ def where(grid: Grid, span: Span) -> Sample:
 
 
 def as_span(date_range: Sequence[str] | None) -> Span:
-    """First and last instant of a range of days; None for always.
+    """Return the first and last instant of a date range; None for all time.
 
     Raises:
-        ValueError: If these are not two days, the first before the last.
+        ValueError: If these are not two dates in chronological order.
     """
     days = parse_span(date_range)
     if days is None:
@@ -69,7 +69,7 @@ def as_span(date_range: Sequence[str] | None) -> Span:
 
 
 def metres(crs: Any, step: float) -> float:
-    """A length in units of a CRS in metres; a degree is one of latitude."""
+    """Convert a length in units of a CRS to metres; a degree is one of latitude."""
     crs = CRS.from_user_input(crs)
     if crs.is_geographic:
         return step * DEGREE
@@ -77,12 +77,12 @@ def metres(crs: Any, step: float) -> float:
 
 
 def outline(header: Header, crs: Any) -> Any:
-    """Return the ground of a file in another CRS; a file that states no CRS has that one.
+    """Return the footprint of a file in a CRS, which is also that of files without one.
 
     Raises:
-        ValueError: If its pixels would be much distorted there.
+        ValueError: If the CRS distorts the pixels of the file.
     """
-    a, b, x, d, e, y = header.transform[:6]  # whose pixels may lie askew
+    a, b, x, d, e, y = header.transform[:6]  # may be rotated
     shape = affine_transform(shapely.box(0, 0, header.width, header.height), (a, b, d, e, x, y))
     if header.crs is None or header.crs == crs:
         return shape
@@ -90,7 +90,7 @@ def outline(header: Header, crs: Any) -> Any:
 
 
 def resolution(header: Header, crs: Any) -> tuple[float, float]:
-    """Return the width and height of a file's pixels in a CRS; square ones where they have to be resampled anyhow."""
+    """Return the width and height of the pixels of a file in a CRS; square ones if they are resampled anyway."""
     source = crs if header.crs is None else header.crs
     bounds = array_bounds(header.height, header.width, header.transform)
     left, right, bottom, top = (*sorted(bounds[::2]), *sorted(bounds[1::2]))
@@ -104,16 +104,16 @@ def resolution(header: Header, crs: Any) -> tuple[float, float]:
 
 
 def pixel_side(header: Header) -> float:
-    """Return the side of a file's pixels in units of its CRS."""
+    """Return the pixel size of a file in units of its CRS."""
     return math.sqrt(abs(header.transform.determinant))
 
 
 def describe_grids(headers: Sequence[Header], crs: Any) -> str:
-    """Return how many files lie on another pixel grid than the first, and how they differ; nothing if none does.
+    """Describe the files on another pixel grid than the first; an empty string if there are none.
 
     Args:
-        headers: The files of one modality.
-        crs: CRS of files that state none.
+        headers: Headers of the files of one modality.
+        crs: CRS of files without one.
     """
     first, found = headers[0], dict[str, list[str]]()
     side, (x, y), own = pixel_side(first), (first.transform.c, first.transform.f), first.crs or crs
@@ -133,11 +133,11 @@ def describe_grids(headers: Sequence[Header], crs: Any) -> str:
         return ''
     count, example = sum(map(len, found.values())), next(iter(found.values()))[0]
     return (
-        f'{count} of {len(headers)} files lie on another pixel grid than {first.path} ({", ".join(list(found)[:5])}, '
+        f'{count} of {len(headers)} files are on another pixel grid than {first.path} ({", ".join(list(found)[:5])}, '
         f'such as {example})'
     )
 
 
 def bendable(shapes: Any) -> Any:
-    """The same ground with corners along its sides, which are straight in one CRS and bent in another."""
+    """Add vertices along the sides of geometries, as straight lines are curved in another CRS."""
     return shapely.segmentize(shapes, shapely.length(shapes) / 64 + 1e-9)  # a box around one point has no length

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""NetCDFTimeSeries: NetCDF files, each with all dates of a place, as a series."""
+"""Time series from NetCDF files."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,20 +29,20 @@ from .timeseries import RasterTimeSeries
 
 
 class NetCDFTimeSeries(RasterTimeSeries):
-    """NetCDF files as one modality: variables are bands, and a file may hold any number of dates.
+    """Dataset of NetCDF files as one modality, with variables as bands and any number of dates per file.
 
-    Pixels, dates, CRS, nodata, scale and offset are those that the files state by the CF conventions. The
-    files may be of several places, each with dates of its own. Windows and dates are read as they are needed.
-    Needs xarray and h5netcdf: ``pip install torchgeo-omnisat[netcdf]``.
+    Pixel grid, dates, CRS, nodata, scale and offset follow the CF conventions. Files may cover several
+    areas, with different dates. Windows and dates are read lazily.
+    Requires xarray and h5netcdf: ``pip install torchgeo-omnisat[netcdf]``.
 
-    - The dates are the coordinate with ``axis`` T, with ``standard_name`` time, or in units such as ``days since
+    - Dates are the coordinate with ``axis`` T, with ``standard_name`` time, or in units such as ``days since
       1970-01-01``, in a standard calendar. Files without one are single images, or have a date of eight
       digits in their names.
-    - Rows and columns are the coordinates with ``axis`` Y and X, ``standard_name`` or units that say so, or of the
-      names y and x, lat and lon, in either direction.
+    - Rows and columns are the coordinates with ``axis`` Y and X, by ``standard_name``, by units, or with the
+      names y and x, lat and lon, in ascending or descending order.
     - The CRS is that of ``grid_mapping``, by ``crs_wkt``, ``spatial_ref`` or the parameters of CF.
     - Pixels are invalid where they are ``_FillValue``, ``missing_value`` or outside of ``valid_range``.
-    - Scale and offset apply, but to digital numbers (*unit* ``'dn'``), which stay as they are stored.
+    - Scale and offset are applied, except for digital numbers (*unit* ``'dn'``).
     """
 
     filename_glob = '*.nc'
@@ -73,40 +73,40 @@ class NetCDFTimeSeries(RasterTimeSeries):
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
     ) -> None:
-        """Index the dates of the files; their pixels are not read.
+        """Initialize the dataset from the metadata of its files; no pixel is read.
 
         Args:
             paths: Directories or files.
-            crs: CRS of the samples, and of files that state none; that of the first file by default.
-            res: Side of a pixel in units of *crs*; that of the first file by default.
-            bands: Variables to read, in this order; by default all with the dimensions of the first.
-            transforms: What to do with a sample.
-            cache: Whether to keep files open, in each process for itself.
-            variable: The only band; short for *bands* of one.
-            time: Name of the coordinate of dates, where files do not state which it is. It may hold numbers or
-                texts such as ``20210615`` or ``2021-06-15``.
+            crs: CRS of the samples, and of files without one. Defaults to that of the first file.
+            res: Pixel size in units of *crs*; defaults to that of the first file.
+            bands: Variables to read, in this order. Defaults to all with the dimensions of the first.
+            transforms: Transform applied to each sample.
+            cache: Whether to keep files open, in each process.
+            variable: Only variable to read, instead of *bands*.
+            time: Name of the time coordinate, if files do not state it. Its values may be numbers or
+                strings such as ``20210615`` or ``2021-06-15``.
             name: Name of the modality.
-            temporal: Whether this is a series; by default it is if files have several dates.
-            filename_glob: Which files to take, such as ``'S2_L2A_10m_*.nc'``; those named ``'*.nc'`` by default.
-            nodata: A number, or several, that are nodata besides what the files state, as stored.
-            replace_nodata: The same, instead of ``_FillValue`` and ``missing_value``.
-            kind: What the sensor measures; see :class:`RasterTimeSeries`, as for all that follow.
-            unit: Unit of the pixels, after scale and offset; ``'dn'`` for the numbers that are stored.
-            wavelengths: Central wavelengths of *bands* in nanometres.
-            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day to take.
-            max_dates: How many days of a sample to read, spread evenly.
-            clouds: Which variable tells of clouds, and how.
+            temporal: Whether the files are a time series. By default they are if a file has a time dimension.
+            filename_glob: Pattern of the file names, such as ``'S2_L2A_10m_*.nc'``; defaults to ``'*.nc'``.
+            nodata: One or several nodata values, as stored, in addition to those that files state.
+            replace_nodata: One or several nodata values instead of ``_FillValue`` and ``missing_value``.
+            kind: Kind of the sensor, see :class:`RasterTimeSeries`.
+            unit: Unit of the pixels after scale and offset; ``'dn'`` for the stored values.
+            wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
+            decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
+            date_range: First and last day, inclusive.
+            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
+            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
 
         Raises:
-            DatasetNotFoundError: If there are no such files.
+            DatasetNotFoundError: If no file is found.
             ImportError: If xarray or h5netcdf are not installed.
-            ValueError: If an argument is not as described, or a file cannot be read or lacks a variable.
+            ValueError: If an argument is invalid, a file cannot be read, or lacks a variable.
         """
         if variable is not None and bands is not None:
             raise ValueError(f'variable is {variable!r} and bands is {list(bands)}, expected one of both')
         self.time = time
-        self._told_temporal = temporal
+        self._configured_temporal = temporal
         super().__init__(
             paths,
             crs,
@@ -131,17 +131,17 @@ class NetCDFTimeSeries(RasterTimeSeries):
     def read_stack(
         self, path: str, frames: NDArray[np.int64], grid: Grid, bands: Sequence[str], nearest: bool
     ) -> NDArray[np.float32]:
-        """Read some dates of a file.
+        """Read several dates of a file.
 
         Args:
-            path: A file of the index.
-            frames: Numbers of the dates in the file.
-            grid: The pixels to read them on.
-            bands: Names of variables.
-            nearest: Whether to take the nearest pixel.
+            path: File of the index.
+            frames: Indices of the dates in the file.
+            grid: Pixel grid of the images.
+            bands: Names of the variables.
+            nearest: Whether to use nearest-neighbour resampling.
 
         Returns:
-            Float32 ``(F, C, H, W)``, NaN where nothing was measured.
+            Float32 ``(F, C, H, W)``, NaN where pixels are not valid.
 
         Raises:
             ValueError: If the file cannot be read.
@@ -155,23 +155,23 @@ class NetCDFTimeSeries(RasterTimeSeries):
         return rearrange(image, '(f c) h w -> f c h w', f=len(frames))
 
     def label_nodata(self, path: str) -> list[float]:
-        """Return the numbers that stand for no label in a file.
+        """Return the nodata values of a label file.
 
         Args:
-            path: A file of the index.
+            path: File of the index.
 
         Raises:
             ValueError: If there are several variables.
         """
         if len(self.bands) != 1:
             raise ValueError(
-                f'{path} has the variables {list(self.bands)}, expected one with the number of a class as pixels: '
-                f'variable in the mask takes one, such as variable: {self.bands[0]}'
+                f'{path} has the variables {list(self.bands)}, expected one with class indices: set variable of the '
+                f'mask, such as variable: {self.bands[0]}'
             )
         return sorted(self.decoding(path, None).numbers(None))
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
-        """Read what every file states, once, and index its dates."""
+        """Read the metadata of every file once, and build the spatiotemporal index."""
         files = self.files
         if not files:
             raise self._nothing()
@@ -192,13 +192,13 @@ class NetCDFTimeSeries(RasterTimeSeries):
             crs = CRS.from_user_input(first.header.crs if crs is None else crs)
         self.assumed_crs, self.alpha_masks, self.cmap = crs, False, None
         self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
-        if told := describe_grids(headers, crs):
-            warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=4)
+        if difference := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {difference}; they are resampled', stacklevel=4)
         packed = self.scaled and any({*header.scales} != {1.0} or any(header.offsets) for header in headers)
-        if self.is_image and not packed and (told := describe_types(headers)):
-            warnings.warn(f'{self.name}: {told}', stacklevel=4)
+        if self.is_image and not packed and (difference := describe_types(headers)):
+            warnings.warn(f'{self.name}: {difference}', stacklevel=4)
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first.header, crs)
-        if self._told_temporal is None:
+        if self._configured_temporal is None:
             self.temporal = self.time_series = any(cube.time is not None for cube in cubes)
         columns = {'filepath': [header.path for header in headers]}
         when = pd.IntervalIndex.from_tuples(list(map(self._period, cubes)), closed='both', name='datetime')
@@ -207,7 +207,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
         self.index = repeat(index, [len(cube.days) for cube in cubes], np.concatenate([cube.days for cube in cubes]))
 
     def _next(self, path: str, first: Cube, crs: Any) -> Cube:
-        """Read what another file states; it has the variables of the first."""
+        """Read the metadata of another file, which must have the variables of the first."""
         try:
             return read_cube(path, self.all_bands, self.time, crs)
         except ValueError as error:
@@ -219,7 +219,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             ) from None
 
     def _check_scales(self) -> None:
-        """Refuse digital numbers whose scale differs from file to file."""
+        """Raise ValueError if digital numbers have different scales in different files."""
         stated = {(cube.header.scales, cube.header.offsets): path for path, cube in self.cubes.items()}
         if not self.scaled and len(stated) > 1:
             one, other = list(stated.values())[:2]
@@ -229,7 +229,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             )
 
     def _compare_units(self, cubes: Sequence[Cube]) -> None:
-        """Warn of files that state other units than the first, or than the unit of the modality."""
+        """Warn of files whose units differ from those of the first file or of the modality."""
         first = cubes[0]
         stated = zip(*(cube.units for cube in cubes), strict=True)
         for band, units in zip(first.header.descriptions, stated, strict=True):
@@ -241,8 +241,8 @@ class NetCDFTimeSeries(RasterTimeSeries):
                     'the same units in all files',
                     stacklevel=5,
                 )
-            told = {text.lower() for text in places} & {'db', 'decibel', 'decibels'}
-            if told and band in self.bands and self.unit not in ('db', 'unknown'):
+            is_decibels = bool({text.lower() for text in places} & {'db', 'decibel', 'decibels'})
+            if is_decibels and band in self.bands and self.unit not in ('db', 'unknown'):
                 warnings.warn(
                     f'variable {band!r} of {first.header.path} has the units {next(iter(places))!r}, but unit of '
                     f'{self.name!r} is {self.unit!r}, expected unit: db',
@@ -250,22 +250,27 @@ class NetCDFTimeSeries(RasterTimeSeries):
                 )
 
     def _period(self, cube: Cube) -> tuple[Any, Any]:
-        """Return first and last instant of a file whose dates are not stated."""
+        """Return the first and last instant of a file without a time coordinate, from its name."""
         path = cube.header.path
         span = self._filepath_to_timestamp(path) if np.isnat(cube.days).any() else (self.mint, self.maxt)
         if self.temporal and np.isnat(cube.days).any() and span == (self.mint, self.maxt):
             raise ValueError(
-                f'{path} has no coordinate of dates, nor one in its name, expected dates for a series: name the '
-                'coordinate by time, or state temporal: false for single images'
+                f'{path} has no time coordinate, and no date in its name, expected dates for a time series: set time '
+                'to the name of the coordinate, or temporal: false for single images'
             )
         return span
 
     def _nothing(self) -> DatasetNotFoundError:
-        """The error of a folder without such files."""
+        """Return the error of paths without NetCDF files."""
         error = DatasetNotFoundError(self)
         error.args = (f'{error} Expected NetCDF files {self.filename_glob!r}; filename_glob chooses others.',)
         return error
 
     def decoding(self, filepath: str, band: str | None) -> Decoding:
-        """Return which pixels of a file are valid, and whether they are scaled."""
+        """Return nodata, scale and offset of a file.
+
+        Args:
+            filepath: File of the index.
+            band: Name of a band; ignored.
+        """
         return Decoding(self.added_nodata, self.replaced_nodata, False, self.scaled, crs=self.assumed_crs)

@@ -1,23 +1,23 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Products: what a folder holds instead of the files that were expected, for an error that says what to do."""
+"""Hints for the error of a folder without the expected files."""
 
 import os
 from collections import Counter
 
-#: Endings of files that GDAL reads, and that a pattern may have missed.
+#: Extensions of files that GDAL reads.
 RASTERS = ('.tif', '.tiff', '.jp2', '.img', '.vrt', '.nc', '.hdf', '.h5', '.dat', '.bil', '.asc', '.png')
-#: How many files of a folder are looked at.
+#: Maximum number of files of a folder that are listed.
 _MOST = 10_000
 
 
 def describe_others(path: str, pattern: str) -> str:
-    """Return a hint at what to do with a path that holds no file as expected; empty if there is none.
+    """Return a hint on how to read a path without matching files; an empty string if there is none.
 
     Args:
-        path: A folder or a file.
-        pattern: What names of files were expected to be like.
+        path: Directory or file.
+        pattern: Pattern that no file name matches.
     """
     names = _names(path)
     products = [name for name in names if '.safe' in name.lower()]
@@ -41,10 +41,10 @@ def describe_others(path: str, pattern: str) -> str:
 
 
 def _names(path: str) -> list[str]:
-    """Names of files and folders below a path, and its own."""
-    found = [os.path.basename(os.path.normpath(path))]
+    """Return the names of a path and of the files and folders below it."""
+    names = [os.path.basename(os.path.normpath(path))]
     for _, folders, files in os.walk(path):
-        found += sorted(folders) + sorted(files)
-        if len(found) > _MOST:
+        names += sorted(folders) + sorted(files)
+        if len(names) > _MOST:
             break
-    return found
+    return names

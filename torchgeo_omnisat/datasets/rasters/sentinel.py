@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Sentinel-1 and Sentinel-2 as series, from products and from plain band files."""
+"""Sentinel-1 and Sentinel-2 time series, from products or band files."""
 
 import os
 import re
@@ -21,26 +21,26 @@ from ..series import S2_WAVELENGTHS
 from .frames import Clouds
 from .timeseries import RasterTimeSeries
 
-#: Processing baseline in the name of a Sentinel-2 product; the first that shifts reflectances, by
-#: how much (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and what stands for none.
+#: Processing baseline in the name of a Sentinel-2 product; the first that adds an offset to reflectances,
+#: that offset (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and the value for unknown.
 BASELINE = re.compile(r'S2[A-D]_MSIL[12][AC]_\d{8}T\d{6}_N(\d{4})_')
 FIRST_SHIFTED, SHIFT, UNKNOWN_BASELINE = 400, 1000, 9999
 
 
 class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
-    """Sentinel-2 as a series, from files named like TorchGeo's ``Sentinel2`` has them.
+    """Dataset of Sentinel-2 time series, from files named as for TorchGeo's ``Sentinel2``.
 
-    These are the files of a SAFE product, ``R10m/T31UFS_20200801T104629_B02_10m.jp2`` and
-    so on, wherever below *paths* they lie, or band files of such names in one directory,
-    ``T31UFS_20200801T104629_B02.tif``. Bands of 20 m are interpolated to *res*. The tiles
-    of one day are merged. The scene classification can tell of clouds:
+    It reads the files of SAFE products in any subdirectory of *paths*, such as
+    ``R10m/T31UFS_20200801T104629_B02_10m.jp2``, or band files in one directory, such as
+    ``T31UFS_20200801T104629_B02.tif``. Bands of 20 m are interpolated to *res*. The tiles of one date
+    are merged. The scene classification can be used as cloud mask:
     ``clouds={'band': 'SCL', 'values': (3, 8, 9, 10)}``.
 
-    Since processing baseline 04.00 (products from 2022-01-25 on, and older ones that were
-    processed again) ESA adds 1000 to every reflectance. The baseline is in the name of the
-    product, ``S2A_MSIL2A_20220201T105251_N0400_R051_T31UFS_...``: where it is 0400 or above, 1000
-    is taken off again, so that all dates are on one scale. Band files outside of such a folder
-    stay as they are, unless they state scale and offset. 0 is nodata, and stays so.
+    Since processing baseline 04.00 (products from 2022-01-25 on, and reprocessed older ones), ESA adds
+    1000 to every reflectance. The baseline is in the name of the product, such as
+    ``S2A_MSIL2A_20220201T105251_N0400_R051_T31UFS_...``. 1000 is subtracted from 0400 on, so that all
+    dates have the same scale. Band files outside of such a folder are only corrected by the scale and
+    offset that they state. 0 is nodata.
     """
 
     name = 's2'
@@ -65,19 +65,19 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         clouds: Clouds | Mapping[str, Any] | None = None,
         harmonize: bool = True,
     ) -> None:
-        """Index the files of the first band.
+        """Initialize the dataset from the headers of the files of the first band.
 
         Args:
-            paths: See :class:`RasterTimeSeries`, as for all that follow but the last.
-            crs: CRS of the samples.
-            res: Side of a pixel.
-            bands: Bands to read.
-            transforms: What to do with a sample.
+            paths: Directories or files, see :class:`RasterTimeSeries`.
+            crs: CRS of the samples; defaults to that of the first file.
+            res: Pixel size in units of *crs*.
+            bands: Bands to read, in this order.
+            transforms: Transform applied to each sample.
             cache: Whether to keep files open.
-            date_range: First and last day to take.
-            max_dates: How many days to read.
-            clouds: Which band tells of clouds, and how.
-            harmonize: Whether to take off the 1000 that is added since baseline 04.00.
+            date_range: First and last day, inclusive.
+            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
+            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
+            harmonize: Whether to subtract the 1000 that ESA adds since baseline 04.00.
         """
         self.harmonize = harmonize
         self.filename_glob = self.filename_glob.format(bands[0])
@@ -96,18 +96,18 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         )
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
-        """What is to be added to each band of a scene, ``(C, 1, 1)``."""
-        found = BASELINE.findall(filepath)
-        added = shift(found[-1]) if found else -self.tag_offsets.get(filepath, 0)
+        """Return the offset to add to each band of a scene, ``(C, 1, 1)``."""
+        baselines = BASELINE.findall(filepath)
+        added = shift(baselines[-1]) if baselines else -self.tag_offsets.get(filepath, 0)
         offsets = [-added if band.startswith('B') and self.harmonize else 0 for band in self.bands]
         return np.array(offsets, np.float32)[:, None, None]
 
     def _scale(self, headers: Sequence[Header]) -> None:
-        """Keep digital numbers, and what the files say is to be added to them."""
+        """Keep digital numbers, and collect the offsets that files state."""
         self.scaled, self.tag_offsets = False, stated_offsets(headers)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
-        """The file of another band of a scene, in its own folder if the product has folders by resolution."""
+        """Return the file of another band of a scene; SAFE products have a folder per resolution."""
         directory, filename = os.path.split(filepath)
         match = re.match(self.filename_regex, filename, re.VERBOSE)
         assert match is not None
@@ -121,16 +121,16 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
 
 
 def shift(baseline: str) -> int:
-    """What a processing baseline of Sentinel-2 adds to reflectances.
+    """Return the offset that a processing baseline of Sentinel-2 adds to reflectances.
 
     Args:
-        baseline: As in the name of a product, ``'0400'``.
+        baseline: Baseline as in the name of a product, such as ``'0400'``.
     """
     return SHIFT if baseline.isdigit() and FIRST_SHIFTED <= int(baseline) < UNKNOWN_BASELINE else 0
 
 
 def stated_offsets(headers: Sequence[Header]) -> dict[str, float]:
-    """Return what files state is to be added to their digital numbers, by path.
+    """Return the offset in digital numbers that each file states, by path.
 
     Args:
         headers: Headers of files of the first band.
@@ -143,11 +143,11 @@ def stated_offsets(headers: Sequence[Header]) -> dict[str, float]:
 
 
 class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
-    """Sentinel-1 as a series, from terrain-corrected files named like TorchGeo's ``Sentinel1`` has them.
+    """Dataset of Sentinel-1 time series, from terrain-corrected files named as for TorchGeo's ``Sentinel1``.
 
-    These are the products of the Alaska Satellite Facility, a file a polarisation:
-    ``S1A_IW_20210101T055005_DVP_RTC10_G_gduned_1A2B_VV.tif``. Whether they hold decibels (``d``),
-    power (``p``) or amplitude (``a``) is in their names, and must be the same in all.
+    It reads the products of the Alaska Satellite Facility, with one file per polarisation:
+    ``S1A_IW_20210101T055005_DVP_RTC10_G_gduned_1A2B_VV.tif``. The file name states decibels (``d``),
+    power (``p``) or amplitude (``a``), which must be the same for all files.
     """
 
     name = 's1'
@@ -167,10 +167,20 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
         date_range: tuple[str, str] | None = None,
         max_dates: int | None = None,
     ) -> None:
-        """Index the files of the first polarisation; see :class:`RasterTimeSeries`.
+        """Initialize the dataset from the headers of the files of the first polarisation.
+
+        Args:
+            paths: Directories or files, see :class:`RasterTimeSeries`.
+            crs: CRS of the samples; defaults to that of the first file.
+            res: Pixel size in units of *crs*.
+            bands: Polarisations to read, in this order.
+            transforms: Transform applied to each sample.
+            cache: Whether to keep files open.
+            date_range: First and last day, inclusive.
+            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
 
         Raises:
-            ValueError: If power, amplitude and decibels are mixed.
+            ValueError: If files are in different scales, or *bands* of different transmitted polarisations.
         """
         if len({band[:1] for band in bands}) != 1:
             raise ValueError(

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""STACTimeSeries: a series whose files a STAC ItemCollection names."""
+"""Time series from the items of a STAC ItemCollection."""
 
 import math
 import os
@@ -29,7 +29,7 @@ from .frames import Clouds, as_gdal
 from .sentinel import shift, stated_offsets
 from .timeseries import RasterTimeSeries
 
-#: Properties of an item that say that what was added is off again, and what was added.
+#: Properties of an item that state that the offset is already subtracted, and its processing baseline.
 APPLIED = ('earthsearch:boa_offset_applied', 'sentinel:boa_offset_applied')
 BASELINES = ('s2:processing_baseline', 'sentinel:processing_baseline', 'processing:version')
 
@@ -38,23 +38,24 @@ SCHEMES = {'https': '', 'http': '', 's3': '/vsis3/', 'gs': '/vsigs/', 'az': '/vs
 
 
 class STACTimeSeries(RasterTimeSeries):
-    """The assets of STAC items as a series, on this disk or elsewhere.
+    """Dataset of time series from the assets of local or remote STAC items.
 
-    Every band is an asset of its own. Files are read where they lie, in the ranges that a
-    window needs; credentials and caches are GDAL's business (``AWS_*``,
-    ``GDAL_HTTP_*``, ``VSI_CACHE``), as environment variables or in a ``rasterio.Env``. Needs
-    pystac: ``pip install torchgeo_omnisat[stac]``. Addresses (``https://``, ``s3://``, ``gs://``, ``az://``) are
-    followed; of files on this disk, also as ``file://``, only those in the folder of the collection are read, unless
-    *allow_outside* is given. Paths of GDAL's virtual file systems (``/vsi``) are refused.
+    Each band is a separate asset. Remote files are read by range requests, without a download of whole
+    files. Configure credentials and caches through GDAL (``AWS_*``, ``GDAL_HTTP_*``, ``VSI_CACHE``), as
+    environment variables or in a ``rasterio.Env``. Requires pystac: ``pip install torchgeo_omnisat[stac]``.
 
-    Sentinel-2 of all processing baselines is brought to one scale, as by
-    :class:`.Sentinel2TimeSeries`. What is added since 04.00 is told by, the first that an item has,
-    ``boa_offset_applied`` (of ``earthsearch`` or ``sentinel``; true: it is off already), the
-    ``offset`` and ``scale`` of the raster extension, and ``s2:processing_baseline`` or
-    ``processing:version``. Catalogues are known to err in the first: look at the dates of 2022.
+    Assets may be URLs (``https://``, ``s3://``, ``gs://``, ``az://``) or local paths, also as ``file://``. Local
+    files must be in the folder of the collection, unless *allow_outside* is True. Paths of GDAL's virtual file
+    systems (``/vsi``) are not allowed.
 
-    Sentinel-2 items state that their images are optical, in digital numbers; items of the SAR extension
-    state radar; and the EO extension states central wavelengths. Units of other items are unknown.
+    Sentinel-2 images of all processing baselines are harmonized as in :class:`.Sentinel2TimeSeries`. The
+    offset that is added since 04.00 is taken from the first of these that an item has:
+    ``boa_offset_applied`` (of ``earthsearch`` or ``sentinel``; true if it is already subtracted), ``offset``
+    and ``scale`` of the raster extension, and ``s2:processing_baseline`` or ``processing:version``. Some
+    catalogues have errors in the first, so check images of 2022.
+
+    Sentinel-2 items are optical, in digital numbers. Items with the SAR extension are radar. Central
+    wavelengths are those of the EO extension. The unit of other items is unknown.
     """
 
     filename_regex = '(?P<date>.*)'
@@ -84,44 +85,43 @@ class STACTimeSeries(RasterTimeSeries):
         harmonize: bool = True,
         allow_outside: bool = False,
     ) -> None:
-        """Read the items, and the header of the first band of each.
+        """Initialize the dataset from the items, and the header of the first band of each.
 
         Args:
-            paths: The ItemCollection, a JSON file.
-            crs: CRS of the samples; that of the first file by default.
-            res: Side of a pixel in units of *crs*; that of the first band by default.
+            paths: JSON file of the ItemCollection.
+            crs: CRS of the samples; defaults to that of the first file.
+            res: Pixel size in units of *crs*; defaults to that of the first band.
             bands: Bands to read, in this order.
-            transforms: What to do with a sample.
+            transforms: Transform applied to each sample.
             cache: Whether to keep files open.
-            assets: What the asset of a band is called, where that is not the band's name.
+            assets: Asset of each band whose asset has another name.
             name: Name of the modality.
-            temporal: Whether this is a series.
-            nodata: A number, or several, that are nodata besides what files and items state, and besides 0
-                of Sentinel-2.
-            replace_nodata: The same, instead of all of these.
-            kind: What the sensor measures; what the items state by default.
-            unit: Unit of the pixels; what the items state by default.
-            wavelengths: Central wavelengths of *bands* in nanometres; what the items state by default.
-            decibels: True is short for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day to take.
-            max_dates: How many days of a sample to read, spread evenly.
-            clouds: Which band tells of clouds, and how.
-            harmonize: Whether to take off what is added to Sentinel-2 since baseline 04.00.
-            allow_outside: Whether items may name files of this disk outside the folder of *paths*.
+            temporal: Whether the items are a time series; otherwise a sample is one image.
+            nodata: One or several nodata values in addition to those that files and items state, and to 0 for
+                Sentinel-2.
+            replace_nodata: One or several nodata values instead of all of these.
+            kind: Kind of the sensor; defaults to that of the items.
+            unit: Unit of the pixels; defaults to that of the items.
+            wavelengths: Central wavelengths of *bands* in nanometres; defaults to those of the items.
+            decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
+            date_range: First and last day, inclusive.
+            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
+            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
+            harmonize: Whether to subtract the offset that ESA adds to Sentinel-2 since baseline 04.00.
+            allow_outside: Whether items may refer to local files outside the folder of *paths*.
 
         Raises:
             DependencyNotFoundError: If pystac is not installed.
-            ValueError: If that is no ItemCollection, an item lacks an asset or a date, or names a file outside
-                the folder, or *kind* or *unit*
-                contradict the items.
+            ValueError: If the file is not an ItemCollection, an item lacks an asset or a date, or refers to a
+                file outside the folder, or *kind* or *unit* contradict the items.
         """
         if not bands:
             raise ValueError(f'bands of {name!r} is empty, expected names of assets')
-        told = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
+        mask = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
         self.harmonize = harmonize
         self.collection = Path(str(paths))
         self.assets = dict(assets or {})
-        wanted = (*bands, *([told.band] if told else ()))
+        wanted = (*bands, *([mask.band] if mask else ()))
         self.items = _items(self.collection, {band: self.assets.get(band, band) for band in wanted}, allow_outside)
         facts = {scene.facts for scene in self.items.values()}
         own = Facts() if len(facts) > 1 else facts.pop()
@@ -149,22 +149,22 @@ class STACTimeSeries(RasterTimeSeries):
             else wavelengths,
             date_range=date_range,
             max_dates=max_dates,
-            clouds=told,
+            clouds=mask,
         )
 
     @property
     def files(self) -> list[str]:
-        """The file of the first band of each item."""
+        """File of the first band of each item."""
         return sorted(self.items)
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
-        """What is to be added to each band of an item, ``(C, 1, 1)``."""
-        told, stated = self.items[filepath].offsets, self.tag_offsets.get(filepath, 0)
-        offsets = [stated if told[band] is None else told[band] for band in self.bands]
+        """Return the offset to add to each band of an item, ``(C, 1, 1)``."""
+        of_item, of_file = self.items[filepath].offsets, self.tag_offsets.get(filepath, 0)
+        offsets = [of_file if of_item[band] is None else of_item[band] for band in self.bands]
         return np.array(offsets if self.harmonize else [0] * len(offsets), np.float32)[:, None, None]
 
     def _scale(self, headers: Sequence[Header]) -> None:
-        """Keep digital numbers of Sentinel-2; bring others to physical values where items or files differ."""
+        """Keep digital numbers of Sentinel-2; apply scale and offset of others if items or files differ."""
         self.tag_offsets = {}
         if all(scene.facts.unit == 'dn' for scene in self.items.values()):
             self.scaled, self.tag_offsets = False, stated_offsets(headers)
@@ -172,7 +172,7 @@ class STACTimeSeries(RasterTimeSeries):
             super()._scale(headers)
 
     def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
-        """Return scale and offset of each band, by its item, else by its file."""
+        """Return scale and offset of each band, from its item, else from its file."""
         scales = [self.items[header.path].scales[band] for band in self.bands]
         if None not in scales:
             return tuple(scale for scale in scales if scale is not None)
@@ -180,24 +180,24 @@ class STACTimeSeries(RasterTimeSeries):
         return tuple(own or scale for own, scale in pairs)
 
     def decoding(self, filepath: str, band: str | None) -> Decoding:
-        """Return which pixels of a file are valid, by what its item states too."""
+        """Return nodata, scale and offset of a file, including those that its item states."""
         usual = super().decoding(filepath, band)
         stated = self.items[filepath].nodata.get(band or '', ())
         nodata = usual.nodata if self.replaced_nodata is not None else (*usual.nodata, *stated)
         return usual._replace(nodata=nodata, scale=self.items[filepath].scales.get(band or ''))
 
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
-        """The day of an item, whole, as that of a file name is."""
+        """Return the first and last instant of the date of an item."""
         day = self.items[str(filepath)].day
         return day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
-        """The file of another band of an item."""
+        """Return the file of another band of an item."""
         return self.items[filepath].files[band]
 
 
 class Facts(NamedTuple):
-    """Kind, unit, and the central wavelength of each band in nanometres, as far as an item states them."""
+    """Kind, unit, and central wavelength of each band in nanometres that an item states."""
 
     kind: Kind | None = None
     unit: Unit = 'unknown'
@@ -205,7 +205,7 @@ class Facts(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What an item says: its day; by band the file, what to add to its pixels, nodata and scale; and its facts."""
+    """Metadata of an item: date; file, offset, nodata values and scale by band; and facts."""
 
     day: pd.Timestamp
     files: dict[str, str]
@@ -216,26 +216,26 @@ class Scene(NamedTuple):
 
 
 def _items(path: Path, assets: Mapping[str, str], allow_outside: bool) -> dict[str, Scene]:
-    """The scene of each item, under the file of the first band."""
+    """Return the scene of each item, keyed by the file of its first band."""
     pystac = lazy_import('pystac')
     try:
         collection = pystac.ItemCollection.from_dict(load_json(path))
-    except Exception as error:  # whatever JSON and pystac find wrong
+    except Exception as error:  # any error of JSON and pystac
         raise ValueError(f'{path} cannot be read ({error}), expected a STAC ItemCollection') from error
-    found = {}
+    scenes_by_path = {}
     for item in collection:
         try:
             scene = _scene(item, assets, path, allow_outside)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f'item {item.id!r} of {path} cannot be used: {error}') from error
-        found[next(iter(scene.files.values()))] = scene
-    if not found:
-        raise ValueError(f'{path} holds no items, expected a STAC ItemCollection of some')
-    return found
+        scenes_by_path[next(iter(scene.files.values()))] = scene
+    if not scenes_by_path:
+        raise ValueError(f'{path} holds no items, expected a STAC ItemCollection with at least one')
+    return scenes_by_path
 
 
 def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool) -> Scene:
-    """Return what an item says of *assets*; see :func:`_items`."""
+    """Return the metadata of *assets* of an item."""
     lacking = [asset for asset in assets.values() if asset not in item.assets]
     when = item.datetime or item.common_metadata.start_datetime
     if lacking or when is None:
@@ -243,7 +243,7 @@ def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool
         raise ValueError(f'{what}, expected {list(assets.values())} and a datetime')
     if not pd.Timestamp.min.year < when.year < pd.Timestamp.max.year:
         raise ValueError(f'its date is {when.isoformat()}, expected a year from 1678 to 2261')
-    files = {band: _located(item.assets[asset], item, path, allow_outside) for band, asset in assets.items()}
+    files = {band: _asset_path(item.assets[asset], item, path, allow_outside) for band, asset in assets.items()}
     return Scene(
         pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize(),
         files,
@@ -255,14 +255,14 @@ def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool
 
 
 def _is_sentinel2(item: Any) -> bool:
-    """Whether an item states that it is Sentinel-2."""
-    told = item.properties
-    named = any(str(told.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
-    return named or 's2:processing_baseline' in told
+    """Return whether an item states that it is Sentinel-2."""
+    properties = item.properties
+    named = any(str(properties.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
+    return named or 's2:processing_baseline' in properties
 
 
 def _facts(item: Any, names: Sequence[str]) -> Facts:
-    """What an item states of the assets *names*."""
+    """Return the facts that an item states of the assets *names*."""
     wavelengths = []
     for name in names:
         asset = item.assets[name].extra_fields
@@ -277,24 +277,24 @@ def _facts(item: Any, names: Sequence[str]) -> Facts:
 
 
 def _offset(item: Any, name: str) -> float | None:
-    """Return what is to be added to the pixels of an asset so that Sentinel-2 of all baselines is on one scale.
+    """Return the offset to add to an asset so that Sentinel-2 of all baselines has the same scale.
 
-    None if the item does not say, so that its file may.
+    None if the item does not state it; then that of the file applies.
     """
-    told, asset = item.properties, item.assets[name].extra_fields
-    if not _is_sentinel2(item) or any(told.get(flag) for flag in APPLIED):
+    properties, asset = item.properties, item.assets[name].extra_fields
+    if not _is_sentinel2(item) or any(properties.get(flag) for flag in APPLIED):
         return 0.0
     scale = _scale(asset)
     if scale is not None:
         return float(round(scale[1] / scale[0]))
     if not _is_spectral(asset, name):
         return 0.0
-    baseline = next((told[key] for key in BASELINES if key in told), None)
+    baseline = next((properties[key] for key in BASELINES if key in properties), None)
     return None if baseline is None else -float(shift(str(baseline).replace('.', '')))
 
 
 def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return scale and offset that an asset states; None if it states none."""
+    """Return scale and offset of an asset; None if it states none."""
     raster = _raster(asset)
     for prefix in ('', 'raster:'):
         if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
@@ -306,7 +306,7 @@ def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _nodata(item: Any, name: str) -> tuple[float, ...]:
-    """Return what an item states to be nodata of an asset, and 0 of what Sentinel-2 measures, as ESA defines it."""
+    """Return the nodata values of an asset, including 0 for bands of Sentinel-2, as ESA defines it."""
     asset = item.assets[name].extra_fields
     raster = _raster(asset)
     stated = [float(raster[key]) for key in ('nodata', 'raster:nodata') if raster.get(key) is not None]
@@ -315,24 +315,24 @@ def _nodata(item: Any, name: str) -> tuple[float, ...]:
 
 
 def _raster(asset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an asset states of the pixels of its first band."""
+    """Return the properties of an asset and of its first band."""
     bands = asset.get('raster:bands') or asset.get('bands') or [{}]
     return {**asset, **bands[0]}
 
 
 def _is_spectral(asset: Mapping[str, Any], name: str) -> bool:
-    """Return whether an asset of Sentinel-2 is a band: classes have no wavelength, pictures have several."""
+    """Return whether an asset of Sentinel-2 is a spectral band, unlike classes and RGB previews."""
     bands = asset.get('eo:bands') or asset.get('bands') or asset.get('raster:bands') or [{}]
     colours = [key for band in bands for key in band if key.endswith('common_name')]
     return bool(re.match(r'B\d', name)) or len(colours) == 1
 
 
-def _located(asset: Any, item: Any, path: Path, allow_outside: bool) -> str:
-    """Return where an asset lies; what is relative is so to its item, or else to the collection.
+def _asset_path(asset: Any, item: Any, path: Path, allow_outside: bool) -> str:
+    """Return the path of an asset; a relative one is resolved against its item, or else the collection.
 
     Raises:
-        ValueError: If that is a local file outside the folder of the collection and those are not allowed, or
-            neither a file nor an address.
+        ValueError: If it is a local file outside the folder of the collection that is not allowed, or neither a
+            file nor a URL.
     """
     absolute = asset.get_absolute_href() if item.get_self_href() else None
     href = str(absolute or asset.href)

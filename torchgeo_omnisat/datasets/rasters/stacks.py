@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Stacks: rasters whose bands are dates, or dates times bands."""
+"""Rasters with several dates stacked as bands."""
 
 import re
 from collections import defaultdict
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 
 from ..io.headers import DATE, Header
 
-#: In which order the bands of a file are.
+#: Order of the bands of a file.
 ORDERS = ('date-band', 'band-date')
-#: What stands for the dates of the descriptions of bands.
+#: Value of ``dates`` for those in the band descriptions.
 DESCRIPTIONS = 'descriptions'
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Dates that the bands of each file are.
+    """Dates and order of the bands of files that stack several dates.
 
     Args:
-        dates: The dates in the order of the file, such as ``20210615``, ``'2021-06-15'`` or ``'2021-06'`` (the
-            first of that month); ``'descriptions'`` for those in the descriptions of the bands.
+        dates: Dates in the order of the file, such as ``20210615``, ``'2021-06-15'`` or ``'2021-06'`` (the
+            first of that month); ``'descriptions'`` for those in the band descriptions.
         order: ``'date-band'`` for all bands of the first date, then those of the next; ``'band-date'`` for all
-            dates of the first band, then those of the next. Descriptions need none.
+            dates of the first band, then those of the next. Ignored for descriptions.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is invalid.
     """
 
     dates: Any = DESCRIPTIONS
@@ -54,13 +54,13 @@ class Stack:
 
     @classmethod
     def of(cls, settings: Any) -> 'Stack':
-        """Return the stack of settings as a file has them.
+        """Create an instance from a configuration.
 
         Args:
-            settings: A stack, or its arguments by name.
+            settings: Instance, or its arguments by name.
 
         Raises:
-            ValueError: If these are not arguments of a stack.
+            ValueError: If the arguments are invalid.
         """
         if isinstance(settings, cls):
             return settings
@@ -70,15 +70,15 @@ class Stack:
         return cls(**settings)
 
     def frames(self, header: Header, skip_alpha: bool, names: Sequence[str] = ()) -> 'Frames':
-        """Return what each band of a file is.
+        """Assign the bands of a file to dates.
 
         Args:
-            header: The file.
-            skip_alpha: Whether an alpha band counts for none.
-            names: Names of the bands of one date, in their order; by default those of descriptions, or numbers.
+            header: Header of the file.
+            skip_alpha: Whether to ignore an alpha band.
+            names: Names of the bands of one date, in order; defaults to the descriptions, or numbers.
 
         Raises:
-            ValueError: If the bands of the file are not these dates.
+            ValueError: If the bands of the file do not match the dates.
         """
         numbers = header.numbers(skip_alpha)
         texts = [header.descriptions[number - 1] or '' for number in numbers]
@@ -99,18 +99,18 @@ class Stack:
         if not names:
             names = _names(header, places)
             other = next(order for order in ORDERS if order != self.order)
-            if not names and (told := _names(header, orders[other])) and count > 1:
+            if not names and (described := _names(header, orders[other])) and count > 1:
                 raise ValueError(
                     f'order of stack is {self.order!r}, but by their descriptions the bands of {header.path} are '
-                    f'{told} of each date in the order {other!r}, expected that'
+                    f'{described} of each date in the order {other!r}, expected that'
                 )
             names = names or [f'B{band}' for band in range(1, count + 1)]
         return Frames(tuple(names), np.array(self.dates, 'datetime64[D]'), places)
 
     def _refuse_dates(self, header: Header, numbers: Sequence[int], texts: Sequence[str], count: int) -> None:
-        """Refuse dates other than those that all bands are described with."""
-        found = [DATE.search(text) for text in texts]
-        stated = [None if match is None else _day(match.group()) for match in found]
+        """Raise ValueError if band descriptions have the same dates in another order."""
+        matches = [DATE.search(text) for text in texts]
+        stated = [None if match is None else _day(match.group()) for match in matches]
         days = [str(day) for day in self.dates]
         given = [day for day in days for _ in range(count)] if self.order == ORDERS[0] else days * count
         if None in stated or set(stated) != set(given):
@@ -124,12 +124,12 @@ class Stack:
 
 
 class Frames(NamedTuple):
-    """What the bands of a file are.
+    """Assignment of the bands of a file to dates.
 
     Args:
         names: Names of the bands of a date.
-        days: The dates, ``(T,)``.
-        numbers: Number of each band in the file, ``(T, C)``; 0 where a date lacks a band.
+        days: Dates ``(T,)``.
+        numbers: Band indices ``(T, C)`` in the file, from 1 on; 0 where a date lacks a band.
     """
 
     names: tuple[str, ...]
@@ -137,12 +137,12 @@ class Frames(NamedTuple):
     numbers: NDArray[np.int64]
 
     def select(self, bands: Sequence[str]) -> NDArray[np.int64]:
-        """Return the numbers of some bands, ``(T, C)``."""
+        """Return the indices ``(T, C)`` of bands in the file."""
         return self.numbers[:, [self.names.index(band) for band in bands]]
 
 
 def _described(header: Header, numbers: Sequence[int], texts: Sequence[str], names: Sequence[str]) -> Frames:
-    """Return what the bands of a file are by their descriptions."""
+    """Assign the bands of a file to dates by their descriptions."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for number, text in zip(numbers, texts, strict=True):
         date = DATE.search(text)
@@ -168,14 +168,14 @@ def _described(header: Header, numbers: Sequence[int], texts: Sequence[str], nam
 
 
 def _names(header: Header, places: NDArray[np.int64]) -> list[str]:
-    """Return what the bands of a date are called, if descriptions agree on that for all dates ``(T, C)``."""
-    own = [{_bare(header.descriptions[number - 1] or '') for number in column} for column in places.T]
-    told = [next(iter(found)) if len(found) == 1 else '' for found in own]
-    return told if all(told) and len(set(told)) == len(told) else []
+    """Return the band names of a date, if the descriptions of all dates ``(T, C)`` agree; else an empty list."""
+    described = [{_bare(header.descriptions[number - 1] or '') for number in column} for column in places.T]
+    names = [next(iter(texts)) if len(texts) == 1 else '' for texts in described]
+    return names if all(names) and len(set(names)) == len(names) else []
 
 
 def _bare(text: str) -> str:
-    """Return the description of a band without dates and times."""
+    """Return a band description without dates and times."""
     return re.sub(r'[\s_\-.:]+', '_', re.sub(rf'{DATE.pattern}(?:T\d{{6}})?', '', text)).strip('_')
 
 
