@@ -30,7 +30,7 @@ pytest.importorskip('h5netcdf')
 WINDOW = slice(X, X + 80), slice(Y - 80, Y)
 DAYS = ('2021-06-01', '2021-03-01', '2021-09-01')
 REAL = SHARED / 'worldcereal-tiles'
-PAGE = Path(__file__).parents[2] / 'docs/howto/rasters.md'
+PAGE = Path(__file__).parents[3] / 'docs/howto/rasters.md'
 
 
 def cube(
