@@ -97,7 +97,7 @@ class TestPixels:
         picture(tmp_path / 'masks/a.png', mask)
         with pytest.raises(ValueError, match=r'a\.png states neither .* gsd'):
             make(tmp_path, rasters={'s2': {'path': 's2'}})
-        with pytest.warns(UserWarning, match='lie nowhere'):
+        with pytest.warns(UserWarning, match='have no georeference'):
             chips = make(tmp_path, 'train', splits={'fractions': [1, 0, 0]})
         sample = chips[0]
         assert np.array_equal(sample['image_s2'].numpy(), image)

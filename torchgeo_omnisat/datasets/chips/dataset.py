@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""ImageChips: folders of images and masks with the same names, each chip in its own CRS."""
+"""Dataset of image chips and masks with the same file names, each chip in its own CRS."""
 
 import copy
 import math
@@ -40,12 +40,12 @@ from ..rasters.timeseries import read_modality
 from .files import ChipFiles, ChipGrid, ChipLabels, centres
 from .splits import SPLITS, split_chips
 
-#: What reads the files of a chip.
+#: Readers of the files of a chip.
 READERS = {'raster': ChipFiles}
 
 
 class _Crop(NamedTuple):
-    """Where a sample is cut from a chip, in metres from its upper left corner."""
+    """Window of a chip, in metres from its upper left corner."""
 
     top: float
     left: float
@@ -53,7 +53,7 @@ class _Crop(NamedTuple):
     width: float
 
     def of(self, image: Tensor, gsd: float) -> Tensor:
-        """Return the part of an image (..., H, W)."""
+        """Crop an image (..., H, W)."""
         top, left, height, width = (round(length / gsd) for length in self)
         if (top, left, height, width) == (0, 0, *image.shape[-2:]):
             return image
@@ -61,15 +61,15 @@ class _Crop(NamedTuple):
 
 
 class ImageChips(MultimodalDataset):
-    """Chips: small images that are samples already, with masks of the same names.
+    """Dataset of image chips, small images with masks of the same file names.
 
-    Every sensor has a folder, and so have the masks. Files of one name are one chip. Pixels are those of the files,
-    never resampled: each chip stays in its own CRS, and may be a PNG or TIFF that lies nowhere. A sensor without a
-    file of a chip is missing from that sample.
+    Each sensor has a folder, and so do the masks. Files of the same name are one chip. Pixels are never
+    resampled: each chip keeps its CRS, and may be a PNG or TIFF without georeference. A sensor without a file
+    of a chip is missing from that sample.
 
-    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every sensor that is there (see
-    :mod:`torchgeo_omnisat.batch`), NaN where pixels are not valid, ``mask`` (H, W), and ``bounds`` (9,) and
-    ``transform`` (9,) in the CRS of the chip (:attr:`chip_crs`), NaN if it lies nowhere.
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every available sensor (see
+    :mod:`torchgeo_omnisat.batch`), NaN where pixels are not valid; ``mask`` (H, W); and ``bounds`` (9,) and
+    ``transform`` (9,) in the CRS of the chip (:attr:`chip_crs`), NaN if it is not georeferenced.
     """
 
     layout: ClassVar[str] = 'Chips'
@@ -89,34 +89,34 @@ class ImageChips(MultimodalDataset):
         exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        """Read the headers of all files; pixels are not read.
+        """Initialize the dataset from the headers of all files; no pixel is read.
 
         Args:
             root: Directory of the data.
-            rasters: Settings by name of the modality: ``path``, a folder below *root*, ``gsd``, and arguments of
-                :class:`.RasterTimeSeries`. ``temporal`` is False by default. ``filename_regex`` has a group ``id``
-                that tells the files of one chip, and ``date`` for a series; by default the name without suffix,
-                up to the date of a series. Folders below *path* are part of the id.
-            mask: Settings of the masks, rasters of one band: as those of images, with ``classes`` and ``other``
-                where pixels are codes. None if there are none.
+            rasters: Settings by name of the modality: ``path``, a folder below *root*; ``gsd``; and arguments of
+                :class:`.RasterTimeSeries`. ``temporal`` defaults to False. ``filename_regex`` has a group ``id``
+                for the id of a chip, and ``date`` for a time series. By default the id is the name without
+                extension, up to the date of a time series. Folders below *path* are part of the id.
+            mask: Settings of the masks, rasters of one band: those of images, and ``classes`` and ``other``
+                if pixels are codes. None if there are no masks.
             labels: Names of the classes.
             split: ``'train'``, ``'val'`` or ``'test'``; ``'all'`` or None for every chip.
-            splits: How chips are split (:func:`.split_chips`); by default 60, 20 and 20 % of blocks of 5 km.
-            tile_size: Side in metres of the square that is cut from the centre of each chip. By default samples
-                are whole chips, which then have to be of one size.
-            label_gsd: Metres a pixel of the labels, a multiple of those of the masks; theirs by default, or those
-                of the first of *rasters*.
-            ignore_index: The label of what has none.
-            missing: What it is that a chip has no file of a sensor: an ``'error'``, or, if ``'allow'``, a
-                modality absent from that sample; ``'check'`` refuses nothing yet. A missing mask is always an error,
-                but for *split* ``'all'``, whose samples have none.
-            exclude: Ids of samples to leave out.
-            transforms: What to do with a sample.
+            splits: Settings of the split, see :func:`.split_chips`. Defaults to 60, 20 and 20 % of blocks of 5 km.
+            tile_size: Side in metres of a centre crop of each chip. By default samples are whole chips, which
+                must have the same size.
+            label_gsd: GSD of the labels in metres, a multiple of that of the masks. Defaults to that of the
+                masks, or of the first of *rasters*.
+            ignore_index: Index of pixels without a label.
+            missing: Handling of chips without a file of a sensor: ``'error'`` raises; ``'allow'`` leaves the
+                modality out of the sample; ``'check'`` defers all errors. A missing mask is always an error,
+                except for *split* ``'all'``, whose samples have no masks.
+            exclude: Ids of samples to exclude.
+            transforms: Transform applied to each sample.
 
         Raises:
-            DatasetNotFoundError: If a folder has no such file.
+            DatasetNotFoundError: If a folder has no matching file.
             FileNotFoundError: If a folder or a file is missing.
-            ValueError: If an argument is not as described, or the files of a chip do not fit each other.
+            ValueError: If an argument is invalid, or the files of a chip do not match.
         """
         check_choice(missing=(missing, MISSING), split=(split, (*SPLITS, 'all', None)))
         if not rasters:
@@ -131,17 +131,17 @@ class ImageChips(MultimodalDataset):
             files, coded = self._open('mask', mask), {key: mask.get(key) for key in ('classes', 'other')}
             self.masks = ChipLabels(files, ClassMap(self.labels, coded['classes'], coded['other'], ignore_index))
         self._index()
-        self._settle(label_gsd)
+        self._set_grids(label_gsd)
         self._keep(split or 'all', missing, exclude, split not in ('all', None))
 
     @property
     def modalities(self) -> dict[str, Modality]:
-        """The modalities, by name."""
+        """Modalities by name."""
         return {name: next(iter(self.files[name].modalities.values())) for name in self.names}
 
     @modalities.setter
     def modalities(self, chosen: Mapping[str, Modality]) -> None:
-        """Read some of the modalities only."""
+        """Set the modalities to read."""
         self.names = tuple(chosen)
 
     @property
@@ -151,12 +151,12 @@ class ImageChips(MultimodalDataset):
 
     @property
     def chip_crs(self) -> list[CRS | None]:
-        """CRS of each chip; None for one that lies nowhere."""
+        """CRS of each chip; None for one without georeference."""
         return [place.crs for place in self._places]
 
     @property
     def positions(self) -> NDArray[np.float64] | None:
-        """Centres (N, 2) in metres on an equal-area map of the world; None if some chip lies nowhere."""
+        """Centres (N, 2) in metres in an equal-area projection; None if a chip is not georeferenced."""
         shapes = np.array([self._outlines[name] for name in self.ids])
         return None if shapely.is_empty(shapes).any() else centres(shapes)
 
@@ -180,12 +180,12 @@ class ImageChips(MultimodalDataset):
 
         Args:
             split: ``'train'``, ``'val'``, ``'test'`` or ``'all'``.
-            missing: As for the constructor.
-            exclude: As for the constructor.
-            with_masks: Whether samples have masks, without which they are an error.
+            missing: See the constructor.
+            exclude: See the constructor.
+            with_masks: Whether samples must have masks.
         """
         if split != 'all':
-            _ = self.assigned  # so that all parts share it
+            _ = self.assigned  # computed once for all parts
         part = copy.copy(self)
         part._keep(split, missing, exclude, with_masks and split != 'all')
         return part
@@ -196,23 +196,23 @@ class ImageChips(MultimodalDataset):
         return self._ids
 
     def __len__(self) -> int:
-        """Number of chips."""
+        """Return the number of chips."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one chip.
+        """Return the sample of a chip.
 
         Args:
-            index: Its number.
+            index: Index of the chip.
 
         Returns:
-            The sample.
+            Sample with images, dates, valid flags, mask, bounds and transform.
 
         Raises:
-            ValueError: If a file cannot be read, does not fit the others, or has codes that stand for no class.
+            ValueError: If a file cannot be read, does not match the others, or has codes without a class.
         """
         name = self.ids[index]
-        self._refuse_faulty(name)
+        self._check_faults(name)
         sample: Sample = {}
         for modality in self.modalities.values():
             sample |= self._read_images(modality, name)
@@ -226,45 +226,51 @@ class ImageChips(MultimodalDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality of a sample, its classes and, if there, the prediction."""
+        """Plot all modalities of a sample, its labels and its prediction, if any."""
         return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
-        """Return the files that a modality of some chips is read from.
+        """Return the files of a modality of several chips.
 
         Args:
-            name: The modality.
-            indices: Numbers of the chips.
+            name: Name of the modality.
+            indices: Indices of the chips.
         """
         chips = [chip for chip in (self.ids[index] for index in indices) if name in self._rows[chip]]
         paths = [path for chip in chips for path in self._paths(name, self._rows[chip][name])]
         return [file for path in paths for file in files_of(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files of a chip, for ``datasets.inspection``."""
+        """Yield the files of a chip, for :mod:`torchgeo_omnisat.datasets.integrity`."""
         name = self.ids[index]
         fault = 'shape' if name in self.faults else 'unreadable'
         for modality in self.modalities.values():
             there, files = modality.name in self._rows[name], self.files[modality.name]
-            expected = expected_files(files, self._index_of(modality.name, name)) if there else self._lost(files, name)
+            expected = (
+                expected_files(files, self._index_of(modality.name, name))
+                if there
+                else self._expected_file(files, name)
+            )
             absent = not there and self.missing == 'allow'
             read = partial(self._checked, name, expected, partial(self._read_images, modality, name))
             yield Part(modality.name, expected, read, None, modality, fault, absent)
         if self.masks is not None:
             there, files = 'mask' in self._rows[name], self.masks.dataset
-            expected = expected_files(files, self._index_of('mask', name)) if there else self._lost(files, name)
+            expected = (
+                expected_files(files, self._index_of('mask', name)) if there else self._expected_file(files, name)
+            )
             read = partial(self._checked, name, expected, partial(self.read_mask, index, strict=False))
             yield Part('mask', expected, read, fault='shape' if name in self.faults else 'label')
 
     def read_mask(self, index: int, strict: bool = True) -> Tensor:
-        """Return the classes (H, W) of a chip.
+        """Return the class indices (H, W) of a chip.
 
         Args:
-            index: Its number.
-            strict: Whether codes that stand for no class are an error, else they are no label.
+            index: Index of the chip.
+            strict: Whether a code that is not a class is an error; otherwise its pixels have no label.
 
         Raises:
-            ValueError: If the file cannot be read or has such codes.
+            ValueError: If the file cannot be read, or *strict* and a code is not a class.
         """
         name = self.ids[index]
         assert self.masks is not None
@@ -275,26 +281,26 @@ class ImageChips(MultimodalDataset):
         return self._crop(name).of(classes, self.label_gsd)
 
     def masked(self) -> list[int]:
-        """Return the numbers of the chips that have a mask that fits."""
+        """Return the indices of the chips with a mask that matches the images."""
         return [index for index, name in enumerate(self.ids) if 'mask' in self._rows[name] and name not in self.faults]
 
     def nodata_classes(self, indices: Sequence[int]) -> dict[str, tuple[float, int]]:
-        """Return the nodata of masks where it is the number of a class too, by path.
+        """Return nodata value and class index of masks whose nodata value is also a class code, by path.
 
         Args:
-            indices: Numbers of chips that have a mask.
+            indices: Indices of chips with a mask.
         """
         paths = [self._grids[self.ids[index]]['mask'].path for index in indices]
         return {} if self.masks is None else self.masks.nodata_of(paths)
 
     def describe_crs(self, name: str) -> str:
-        """Return the CRS that the files of a modality are in, such as ``EPSG:32631 and 2 more``."""
+        """Describe the CRSs of the files of a modality, such as ``EPSG:32631 and 2 more``."""
         found = [grids[name].crs for grids in self._grids.values() if name in grids]
         codes = [code for code, _ in Counter(_code(crs) for crs in found).most_common()]
         return codes[0] + f' and {len(codes) - 1} more' * (len(codes) > 1)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> ChipFiles:
-        """Return the files of a modality or of the masks; folders of splits may be above theirs."""
+        """Open the files of a modality or of the masks, which may be in the folders of splits."""
         path = settings.get('path')
         if 'class_path' in settings or not isinstance(path, str):
             raise ValueError(f'settings of {name!r} are {dict(settings)}, expected path, the folder of its chips')
@@ -313,18 +319,20 @@ class ImageChips(MultimodalDataset):
         if not isinstance(files, ChipFiles):
             raise ValueError(f'settings of {name!r} are {dict(settings)}, expected masks that are rasters')
         gsd = None if settings.get('gsd') is None else float(settings['gsd'])
-        if name == 'mask' and gsd is None and not files.located:  # masks that lie nowhere cover their images
+        if (
+            name == 'mask' and gsd is None and not files.located
+        ):  # masks without georeference have the size of their images
             image = next(iter(self.files.values()))
             gsd = image.side * image.width / files.width
         files.settle_gsd(gsd)
         chips = [_full_id(path, chip, bases) for path, chip in zip(files.index.filepath, files.index.chip, strict=True)]
         files.index['chip'] = chips
         files.bases = bases
-        _refuse_same(name, files)
+        _check_duplicates(name, files)
         return files
 
     def _index(self) -> None:
-        """Find the files of each chip; those without an image of any sensor are no chips."""
+        """Group the files of each chip; masks without an image are not chips."""
         self.names = tuple(self.files)
         sources = {**self.files, **({} if self.masks is None else {'mask': self.masks.dataset})}
         self._sources: dict[str, ChipFiles] = sources
@@ -340,9 +348,9 @@ class ImageChips(MultimodalDataset):
                 )
             warnings.warn(text, stacklevel=3)
 
-    def _settle(self, label_gsd: float | None) -> None:
-        """Settle the pixels of each chip and of its labels, and find what does not fit."""
-        #: What is wrong with a chip, the file and the error, by id.
+    def _set_grids(self, label_gsd: float | None) -> None:
+        """Set the pixel grids of each chip and of its labels, and collect mismatches."""
+        #: File and error message of a faulty chip, by id.
         self.faults: dict[str, tuple[str, str]] = {}
         self._grids: dict[str, dict[str, ChipGrid]] = {}
         self._outlines: dict[str, Any] = {}
@@ -357,7 +365,7 @@ class ImageChips(MultimodalDataset):
         self._check_sizes()
 
     def _grids_of(self, chip: str, rows: Mapping[str, NDArray[np.intp]]) -> dict[str, ChipGrid]:
-        """Return the pixels of each sensor of a chip; note files that do not fit each other."""
+        """Return the pixel grid of each sensor of a chip; collect files that do not match."""
         grids: dict[str, ChipGrid] = {}
         for name, places in rows.items():
             files = self._sources[name]
@@ -379,12 +387,12 @@ class ImageChips(MultimodalDataset):
         return grids
 
     def _outline(self, chip: str, rows: Mapping[str, NDArray[np.intp]]) -> Any:
-        """Return the outline of a chip in longitude and latitude; empty if it lies nowhere."""
+        """Return the footprint of a chip in longitude and latitude; empty if it is not georeferenced."""
         shapes = (self._sources[name].index.geometry.iloc[places[0]] for name, places in rows.items())
         return next((shape for shape in shapes if not shape.is_empty), shapely.Polygon())
 
     def _check_sizes(self) -> None:
-        """Note chips of another size than most, or smaller than the tiles."""
+        """Collect chips of another size than most, or smaller than *tile_size*."""
         every = [(chip, name, grid) for chip, grids in self._grids.items() for name, grid in grids.items()]
         if self.tile_size is not None:
             lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
@@ -396,7 +404,7 @@ class ImageChips(MultimodalDataset):
                 )
             for chip, _, grid in every:
                 if min(grid.size) < self.tile_size - grid.gsd / 2:
-                    self._note_size(chip, grid, f'{self.tile_size:g} m a side', every)
+                    self._add_size_fault(chip, grid, f'{self.tile_size:g} m a side', every)
             return
         labelled = next(iter(self.files)) if self.masks is None else 'mask'
         shapes = {name: Counter[tuple[int, int]]() for name in self._sources}
@@ -405,7 +413,7 @@ class ImageChips(MultimodalDataset):
         for chip, name, grid in every:
             (height, width), count = shapes[name].most_common(1)[0]
             if (grid.grid.height, grid.grid.width) != (height, width):
-                self._note_size(chip, grid, f'{height} x {width} as {count} files of {name!r}', every)
+                self._add_size_fault(chip, grid, f'{height} x {width} as {count} files of {name!r}', every)
             rests = [abs(length - round(length / self.label_gsd) * self.label_gsd) for length in grid.size]
             if name == labelled and max(rests) > grid.gsd / 4:
                 text = (
@@ -415,8 +423,10 @@ class ImageChips(MultimodalDataset):
                 )
                 self.faults.setdefault(chip, (grid.path, text))
 
-    def _note_size(self, chip: str, grid: ChipGrid, expected: str, every: Sequence[tuple[str, str, ChipGrid]]) -> None:
-        """Note a chip of another size."""
+    def _add_size_fault(
+        self, chip: str, grid: ChipGrid, expected: str, every: Sequence[tuple[str, str, ChipGrid]]
+    ) -> None:
+        """Collect the error of a chip of another size."""
         lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
         smallest, step = min(min(one.size) for _, _, one in every), common_step(lengths)
         largest = math.floor(smallest / step + 1e-6) * step
@@ -430,7 +440,7 @@ class ImageChips(MultimodalDataset):
     def _keep(
         self, split: str, missing: Literal['error', 'allow', 'check'], exclude: Collection[str], with_masks: bool
     ) -> None:
-        """Keep the chips of a split, and refuse what is wrong with them."""
+        """Keep the chips of a split, and raise an error if one is faulty or a file is missing."""
         self.split, self.missing, self.with_masks = split, missing, with_masks
         ids = list(self._rows) if split == 'all' else self.assigned[split]
         if not ids:
@@ -442,32 +452,32 @@ class ImageChips(MultimodalDataset):
         if missing == 'check':
             return
         for name in self.ids:
-            self._refuse_faulty(name)
+            self._check_faults(name)
         wanted = [*(self.files if missing == 'error' else ()), *(['mask'] if self.masks and self.with_masks else [])]
         for source in wanted:
             lost = [name for name in self.ids if source not in self._rows[name]]
             if lost:
-                expected = self._lost(self._sources[source], lost[0])[0].path
+                expected = self._expected_file(self._sources[source], lost[0])[0].path
                 raise FileNotFoundError(
                     f'{expected} does not exist, expected one for each of the {len(self.ids)} chips of {split!r}, of '
                     f'which {len(lost)} have none; leave them out of split, or list them by check --output and exclude'
                 )
 
-    def _refuse_faulty(self, name: str) -> None:
-        """Refuse a chip whose files do not fit each other or the other chips."""
+    def _check_faults(self, name: str) -> None:
+        """Raise ValueError if the files of a chip do not match each other or the other chips."""
         if name in self.faults:
             more = f' (as {len(self.faults) - 1} more chips)' if len(self.faults) > 1 else ''
             raise ValueError(self.faults[name][1] + more)
 
     def _checked(self, name: str, files: Sequence[Expected], read: Callable[[], Any]) -> Any:
-        """Read part of a chip unless its files do not fit the others."""
+        """Read part of a chip; raise ValueError if one of its files is faulty."""
         path, text = self.faults.get(name, ('', ''))
         if any(str(file.path) == path for file in files):
             raise ValueError(text)
         return read()
 
     def _read_images(self, modality: Modality, name: str) -> Sample:
-        """Return the three tensors of a modality, or nothing."""
+        """Return image, dates and valid of a modality; an empty dict if it is missing."""
         if modality.name not in self._rows[name]:
             return {}
         rows, grid = self._index_of(modality.name, name), self._grids[name][modality.name].grid
@@ -479,12 +489,12 @@ class ImageChips(MultimodalDataset):
         return sample | {modality.image_key: image}
 
     def _index_of(self, source: str, name: str) -> GeoDataFrame:
-        """Return the files of a chip in the order of time."""
+        """Return the files of a chip in chronological order."""
         rows = self._sources[source].index.iloc[self._rows[name][source]]
         return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
 
-    def _lost(self, files: ChipFiles, name: str) -> tuple[Expected, ...]:
-        """Return the file that a chip would have, with the suffix of the others."""
+    def _expected_file(self, files: ChipFiles, name: str) -> tuple[Expected, ...]:
+        """Return the expected file of a chip that is missing, with the extension of the others."""
         suffix = os.path.splitext(files.index.filepath.iloc[0])[1]
         base, above = next((pair for pair in files.bases.items() if name.startswith(f'{pair[1]}/')), (None, ''))
         folder = base or next(iter(files.bases))
@@ -492,12 +502,12 @@ class ImageChips(MultimodalDataset):
         return (Expected(folder / f'{name}{suffix}', optional=files.name != 'mask'),)
 
     def _paths(self, source: str, places: NDArray[np.intp]) -> list[str]:
-        """Return the files at places of an index."""
+        """Return the files at positions of an index."""
         paths: list[str] = self._sources[source].index.filepath.iloc[places].tolist()
         return paths
 
     def _crop(self, name: str) -> _Crop:
-        """Return the part of a chip that is its sample."""
+        """Return the window of a chip that is its sample."""
         grids = self._grids[name]
         height, width = min(grids.values(), key=lambda grid: grid.gsd).size
         if self.tile_size is None:
@@ -508,7 +518,7 @@ class ImageChips(MultimodalDataset):
         return _Crop(max(0, top), max(0, left), self.tile_size, self.tile_size)
 
     def _place(self, name: str) -> ChipGrid:
-        """Return the pixels of the labels of a sample."""
+        """Return the pixel grid of the labels of a sample."""
         finest = min(self._grids[name].values(), key=lambda one: (one.crs is None, one.gsd), default=None)
         if finest is None:
             crs: Any = None
@@ -521,14 +531,14 @@ class ImageChips(MultimodalDataset):
 
 
 def _full_id(path: str, chip: str, bases: Mapping[Path, str]) -> str:
-    """Return the id of a chip with the folders that its file lies in."""
+    """Return the id of a chip, prefixed with the folders of its file."""
     base = next(base for base in bases if Path(path).is_relative_to(base))
     folder = Path(path).parent.relative_to(base)
     return '/'.join([*filter(None, [bases[base]]), *folder.parts, chip])
 
 
-def _refuse_same(name: str, files: ChipFiles) -> None:
-    """Refuse two files of one chip and one date."""
+def _check_duplicates(name: str, files: ChipFiles) -> None:
+    """Raise ValueError if a chip has two files of one date."""
     index = files.index
     keys = list(zip(index.chip, index.index.left, strict=True))
     first: dict[Any, str] = {}

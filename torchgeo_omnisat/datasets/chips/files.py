@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Chip files: rasters that are read as a whole, each on its own pixel grid, and the chip that each belongs to."""
+"""Rasters that are read as whole images, each on its own pixel grid."""
 
 import copy
 import math
@@ -30,24 +30,24 @@ from ..rasters.frames import ALWAYS
 from ..rasters.georeference import DEGREE, Span, metres, outline, pixel_side
 from ..rasters.timeseries import RasterTimeSeries
 
-#: CRS in which the outlines of chips are compared.
+#: CRS in which the footprints of chips are compared.
 WORLD = CRS.from_epsg(4326)
-#: What names of rasters end with.
+#: Extensions of rasters.
 SUFFIXES = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.jp2', '.bmp', '.img', '.vrt', '.webp')
-#: The id of a single image: its name without the suffix.
+#: Id of a single image: its name without extension.
 SINGLE = r'(?P<id>.+)\.\w+$'
-#: The id of an image of a series: its name up to the date.
+#: Id of an image of a time series: its name up to the date.
 SERIES = rf'(?P<id>.+?)[_.-]?(?<!\d)(?P<date>{DAY})(?!\d)'
 
 
 class ChipGrid(NamedTuple):
-    """Pixels of a chip file, and where they lie.
+    """Pixel grid of a chip file.
 
     Args:
-        path: The file.
-        crs: Its CRS; None if it lies nowhere.
-        grid: Its pixels, in units of *crs*; in metres from the upper left corner if it lies nowhere.
-        gsd: Nominal metres a pixel.
+        path: Path of the file.
+        crs: CRS; None if the file is not georeferenced.
+        grid: Pixel grid in units of *crs*, or in metres from the upper left corner without georeference.
+        gsd: Nominal GSD in metres.
     """
 
     path: str
@@ -61,7 +61,7 @@ class ChipGrid(NamedTuple):
         return self.grid.height * self.gsd, self.grid.width * self.gsd
 
     def differs(self, other: 'ChipGrid') -> str:
-        """Return how the ground of another file differs by more than half a pixel of the finer one; empty if not."""
+        """Describe how the bounds of another file differ by more than half a pixel of the finer one; else ''."""
         half = min(self.gsd, other.gsd) / 2
         if self.crs is None or other.crs is None:
             differences = [abs(one - its) for one, its in zip(self.size, other.size, strict=True)]
@@ -79,10 +79,10 @@ class ChipGrid(NamedTuple):
 
 
 class ChipFiles(RasterTimeSeries):
-    """Rasters of one sensor that are chips, each in its own CRS, or in none.
+    """Dataset of chips of one sensor, each in its own CRS or without georeference.
 
-    A file is read as a whole and never resampled. Its name has the id of its chip. The index has the ids as
-    ``chip`` and outlines in longitude and latitude, empty for files that lie nowhere.
+    A file is read as a whole and never resampled. Its name contains the id of its chip. The index has the
+    column ``chip`` with the ids, and footprints in longitude and latitude, empty without georeference.
     """
 
     filename_glob = '*'
@@ -90,40 +90,40 @@ class ChipFiles(RasterTimeSeries):
     name = 'chips'
     temporal = False
     whole_files = True
-    #: Nominal metres a pixel of all files.
+    #: Nominal GSD of all files in metres.
     side = 1.0
-    #: Folders that the files are below, and the folder of a split above each.
+    #: Parent folders of the files, and the folder of the split of each.
     bases: Mapping[Path, str] = {}
 
     @property
     def gsd(self) -> float:
-        """Metres a pixel."""
+        """GSD in metres."""
         return self.side
 
     @property
     def files(self) -> list[str]:
-        """Files that match; of those that any pattern matches the rasters."""
+        """Files that match the pattern; only rasters if it has no extension."""
         chosen = os.path.splitext(self.filename_glob)[1] not in ('', '.*')
         return [path for path in super().files if chosen or path.lower().endswith(SUFFIXES)]
 
     @property
     def located(self) -> bool:
-        """Whether some file lies somewhere."""
+        """Whether any file is georeferenced."""
         return any(header.crs is not None for header in self.headers.values())
 
     @property
     def width(self) -> int:
-        """Columns of the first file."""
+        """Width of the first file in pixels."""
         return next(iter(self.headers.values())).width
 
     def settle_gsd(self, stated: float | None) -> None:
-        """Set the nominal metres a pixel: what is stated, or else what most files have.
+        """Set the nominal GSD: the configured one, or else that of most files.
 
         Args:
-            stated: What the settings state.
+            stated: Configured GSD in metres; None for that of the files.
 
         Raises:
-            ValueError: If nothing states it.
+            ValueError: If it is not configured, and no file is georeferenced.
         """
         sides = [side for header in self.headers.values() if (side := self._sides(header))]
         if stated is None and not sides:
@@ -139,10 +139,10 @@ class ChipFiles(RasterTimeSeries):
         """Return the pixel grid of a file.
 
         Args:
-            path: A file of the index.
+            path: File of the index.
 
         Raises:
-            ValueError: If its pixels have another size than the nominal one, or are turned.
+            ValueError: If its pixel size differs from the nominal GSD, or its pixels are rotated.
         """
         header = self.headers[path]
         sides = self._sides(header)
@@ -159,7 +159,7 @@ class ChipFiles(RasterTimeSeries):
             raise ValueError(f'{path}: {error}') from None
 
     def _sides(self, header: Header) -> tuple[float, float] | None:
-        """Return the shorter and the longer side of a file's pixels in metres; None if it lies nowhere."""
+        """Return the shorter and the longer pixel side of a file in metres; None without georeference."""
         if header.crs is None:
             return None
         crs, side = _as_crs(header.crs), pixel_side(header)
@@ -169,7 +169,7 @@ class ChipFiles(RasterTimeSeries):
         return side * DEGREE * math.cos(math.radians(latitude)), side * DEGREE
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
-        """Read the header of every file, once, and index which chip it shows and when."""
+        """Read the header of every file once, and build the index of chips and dates."""
         if self.separate_files or res is not None:
             what = 'separate_files' if self.separate_files else 'res'
             raise ValueError(f'settings of {self.name!r} have {what}, expected chips with all bands in one file')
@@ -202,8 +202,8 @@ class ChipFiles(RasterTimeSeries):
         self._name_bands(headers, bands)
         self._scale(headers)
         self.unlike |= damaged
-        if self.name != 'mask' and not self.scaled and (told := describe_types(headers)):
-            warnings.warn(f'{self.name}: {told}', stacklevel=3)
+        if self.name != 'mask' and not self.scaled and (difference := describe_types(headers)):
+            warnings.warn(f'{self.name}: {difference}', stacklevel=3)
         first = headers[0]
         self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
         when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
@@ -214,22 +214,22 @@ class ChipFiles(RasterTimeSeries):
         self._res = (1.0, 1.0)
 
     def _read_header(self, path: str) -> Header:
-        """Return the header of a file, without CRS if it lies nowhere."""
+        """Return the header of a file; its CRS is None without georeference."""
         header = read_header(path, located=False)
         if header.transform.is_identity:
             return header._replace(crs=None)
         return header if header.crs is not None else header._replace(crs=self.assumed_crs)
 
     def _check_index(self) -> None:
-        """Pass: the pixels of each file are looked at by themselves."""
+        """Skip the checks of a common pixel grid, as each file has its own."""
 
 
 class ChipLabels(LabelSource):
-    """Masks of chips.
+    """Labels of chips, from raster masks.
 
     Args:
-        files: The masks.
-        classes: Which class each code is.
+        files: Mask files.
+        classes: Mapping from codes to classes.
     """
 
     dataset: ChipFiles
@@ -238,44 +238,44 @@ class ChipLabels(LabelSource):
         super().__init__(files, WORLD, None, classes)
 
     def of(self, rows: GeoDataFrame) -> 'ChipLabels':
-        """Return these labels for one chip.
+        """Return a copy for one chip.
 
         Args:
-            rows: Its rows of the index.
+            rows: Rows of its files in the index.
         """
         part, part.dataset = copy.copy(self), copy.copy(self.dataset)
         part.dataset.index = rows
         return part
 
     def rows(self, grid: Grid, span: Span, prefer: bool) -> GeoDataFrame:
-        """Return all files, wherever the grid lies."""
+        """Return all rows of the index, regardless of the grid."""
         return self.index
 
     def read_chip(self, height: int, width: int, gsd: float, ignore_index: int, strict: bool) -> Tensor:
-        """Return the classes (H, W) of one chip, as :meth:`.LabelSource.read` does.
+        """Return the class indices (H, W) of one chip, see :meth:`.LabelSource.read`.
 
         Args:
-            height: Rows.
-            width: Columns.
-            gsd: Metres a pixel, a multiple of those of the files.
-            ignore_index: The label of what has none.
-            strict: Whether codes that stand for no class are an error.
+            height: Height of the output in pixels.
+            width: Width of the output in pixels.
+            gsd: GSD of the output in metres, a multiple of that of the files.
+            ignore_index: Index of pixels without a label.
+            strict: Whether a code that is not a class is an error; otherwise its pixels have no label.
         """
         return self.read(nowhere(height, width, gsd), ALWAYS, ignore_index, strict)
 
     def nodata_of(self, paths: Sequence[str]) -> dict[str, tuple[float, int]]:
-        """Return the nodata of files where it is the number of a class too, by path."""
+        """Return nodata value and class index of files whose nodata value is also a class code, by path."""
         return self._nodata_of(paths)
 
 
 def nowhere(height: int, width: int, gsd: float) -> Grid:
-    """Return pixels that lie nowhere, in metres from the upper left corner."""
+    """Return a pixel grid without georeference, in metres from the upper left corner."""
     crs: Any = None
     return Grid(crs, Affine(gsd, 0, 0, 0, -gsd, 0), height, width)
 
 
 def centres(shapes: NDArray[np.object_]) -> NDArray[np.float64]:
-    """Return the centres (N, 2) of outlines in longitude and latitude, in metres of an equal-area map of the world."""
+    """Project the centres of footprints in degrees to metres (N, 2) of an equal-area projection of the world."""
     places = shapely.transform(shapely.centroid(shapes), _to_map)
     return shapely.get_coordinates(places)
 

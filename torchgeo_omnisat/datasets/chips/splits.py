@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Splits of chips: by fractions of groups that are near each other, by folders, or by lists of names."""
+"""Splits of chips by fractions of spatial groups, by folders, or by lists of names."""
 
 import re
 import warnings
@@ -20,34 +20,34 @@ from scipy.sparse.csgraph import connected_components
 from ...utils.jsonfile import load_json
 from .files import centres
 
-#: The splits, in the order of fractions, folders and files.
+#: Names of the splits, in the order of fractions, folders and files.
 SPLITS = ('train', 'val', 'test')
-#: Sharing more than this fraction of the smaller of two chips is an overlap.
+#: Maximum fraction of the smaller of two chips that may be shared without counting as an overlap.
 OVERLAP = 0.01
 
 
 def split_chips(
     names: Mapping[str, Sequence[str]], shapes: NDArray[np.object_], split: Mapping[str, Any], root: Path
 ) -> dict[str, list[str]]:
-    """Return the ids of the chips of each split.
+    """Assign chips to splits.
 
     Args:
-        names: Id of each chip, and the names of its files.
-        shapes: Outline of each chip in longitude and latitude; empty if it lies nowhere.
-        split: ``{'fractions': [0.6, 0.2, 0.2], 'seed': 0, 'block': 5000}`` deals groups of chips at random. A
-            group is the chips whose centres lie in one square block of so many metres, or instead those for
-            which the regular expression *group_by* finds the same text in the id; chips that overlap are
-            always in one group. Or ``{'folders': ['train', 'val', 'test']}``, names of folders above the files;
-            or ``{'files': ['train.txt', 'val.txt', 'test.txt']}``, lists with a name a line; or
-            ``{'file': 'split.csv', 'column': 'split'}``, a table whose first column has names, or JSON with a
+        names: Names of the files of each chip, by id.
+        shapes: Footprint of each chip in longitude and latitude; empty if it is not georeferenced.
+        split: ``{'fractions': [0.6, 0.2, 0.2], 'seed': 0, 'block': 5000}`` assigns groups of chips at random.
+            A group has the chips with centres in one square block, of a side in metres. With the regular
+            expression *group_by*, it has the chips with the same match in their ids. Chips that overlap are
+            always in one group. Or ``{'folders': ['train', 'val', 'test']}``, names of parent folders of the
+            files; or ``{'files': ['train.txt', 'val.txt', 'test.txt']}``, lists with one name per line; or
+            ``{'file': 'split.csv', 'column': 'split'}``, a table with names in the first column, or JSON with a
             list of names for each split. None instead of a folder or list is an empty split.
-        root: Where files are relative to.
+        root: Directory to which the paths of lists are relative.
 
     Returns:
-        Ids by split, in their order. Chips that no folder or list names are in none.
+        Ids of each split, in the order of *names*. Chips in no folder or list are in no split.
 
     Raises:
-        ValueError: If *split* is something else, a name is unknown or in two splits, or there are too few groups.
+        ValueError: If *split* is invalid, a name is unknown or in two splits, or there are too few groups.
     """
     if 'fractions' in split and split.keys() <= {'fractions', 'seed', 'block', 'group_by'}:
         return _by_fractions(list(names), shapes, **split)
@@ -75,7 +75,7 @@ def _by_fractions(
     block: float = 5000.0,
     group_by: str | None = None,
 ) -> dict[str, list[str]]:
-    """Deal groups of chips at random, each to the split that lacks most of its fraction."""
+    """Assign groups of chips in random order, each to the split that lacks most of its fraction."""
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or block <= 0:
         raise ValueError(f'split has fractions {fractions} and block {block}, expected three that make 1, and metres')
     groups = _groups(ids, shapes, block, group_by)
@@ -88,16 +88,16 @@ def _by_fractions(
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]
     wanted = np.array(fractions) * len(ids)
-    dealt, held = np.zeros(len(sizes), int), np.zeros(len(SPLITS))
+    assigned, counts = np.zeros(len(sizes), int), np.zeros(len(SPLITS))
     for place, group in enumerate(order):
-        empty = (held == 0) & (wanted > 0)
-        lack = wanted - held
+        empty = (counts == 0) & (wanted > 0)
+        lack = wanted - counts
         if len(order) - place <= empty.sum():  # the last groups are for splits that have none yet
             lack = np.where(empty, lack, -np.inf)
-        dealt[group] = int(lack.argmax())
-        held[dealt[group]] += sizes[group]
+        assigned[group] = int(lack.argmax())
+        counts[assigned[group]] += sizes[group]
     return {
-        part: [name for name, group in zip(ids, groups, strict=True) if dealt[group] == number]
+        part: [name for name, group in zip(ids, groups, strict=True) if assigned[group] == number]
         for number, part in enumerate(SPLITS)
     }
 
@@ -105,7 +105,7 @@ def _by_fractions(
 def _groups(
     ids: Sequence[str], shapes: NDArray[np.object_], block: float, group_by: str | None
 ) -> NDArray[np.integer[Any]]:
-    """Return the number of the group of each chip."""
+    """Return the index of the group of each chip."""
     located = ~shapely.is_empty(shapes)
     if group_by is not None:
         keys: list[Any] = [_key(group_by, name) for name in ids]
@@ -116,9 +116,9 @@ def _groups(
             keys[index] = tuple(place)
         if not located.all():
             warnings.warn(
-                f'{int((~located).sum())} of {len(ids)} chips lie nowhere, such as {ids[int((~located).argmax())]!r}: '
-                'each is dealt to a split by itself, so neighbours may be in different splits; group_by of split '
-                'keeps those together whose ids share some text',
+                f'{int((~located).sum())} of {len(ids)} chips have no georeference, such as '
+                f'{ids[int((~located).argmax())]!r}: each is assigned to a split by itself, so neighbours may be in '
+                'different splits; group_by of split keeps chips whose ids share some text in one split',
                 stacklevel=4,
             )
     _, numbers = np.unique([repr(key) for key in keys], return_inverse=True)
@@ -131,7 +131,7 @@ def _groups(
 
 
 def _key(group_by: str, name: str) -> str:
-    """Return the part of an id that names its group."""
+    """Return the part of an id that identifies its group."""
     match = re.search(group_by, name)
     if match is None:
         raise ValueError(f'group_by of split is {group_by!r}, expected to find it in the id of every chip, as {name!r}')
@@ -139,7 +139,7 @@ def _key(group_by: str, name: str) -> str:
 
 
 def _overlapping(shapes: NDArray[np.object_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the numbers of chips that overlap, pair by pair."""
+    """Return the indices of the chips of each overlapping pair."""
     one, other = shapely.STRtree(shapes).query(shapes, predicate='intersects')
     one, other = one[one < other], other[one < other]
     shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
@@ -148,7 +148,7 @@ def _overlapping(shapes: NDArray[np.object_]) -> tuple[NDArray[np.intp], NDArray
 
 
 def _warn_of_overlaps(parts: Mapping[str, Sequence[str]], ids: Sequence[str], shapes: NDArray[np.object_]) -> None:
-    """Warn of chips of different splits that show the same ground."""
+    """Warn of chips of different splits that overlap."""
     where = {name: part for part, names in parts.items() for name in names}
     pairs = [(ids[a], ids[b]) for a, b in zip(*_overlapping(shapes), strict=True)]
     leaks = [(a, b) for a, b in pairs if a in where and b in where and where[a] != where[b]]
@@ -162,7 +162,7 @@ def _warn_of_overlaps(parts: Mapping[str, Sequence[str]], ids: Sequence[str], sh
 
 
 def _by_folders(ids: Sequence[str], folders: Sequence[str | None]) -> dict[str, list[str]]:
-    """Return the chips by the folders that their files lie in."""
+    """Assign chips to splits by the folders of their files."""
     parents = {name: set(name.split('/')[:-1]) for name in ids}
     parts = {
         part: [name for name in ids if folder is not None and folder in parents[name]]
@@ -171,14 +171,14 @@ def _by_folders(ids: Sequence[str], folders: Sequence[str | None]) -> dict[str, 
     known = sorted(set().union(*parents.values()))
     if lost := [f for f, part in zip(folders, parts.values(), strict=True) if f is not None and not part]:
         raise ValueError(f'split has the folders {lost}, where no chip is, expected some of {known}, or null for none')
-    _refuse_twice(parts, 'the folders')
+    _check_duplicates(parts, 'the folders')
     return parts
 
 
 def _by_names(
     lists: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]], where: str
 ) -> dict[str, list[str]]:
-    """Return the chips that lists name by their ids, or by the names of their files with or without suffix."""
+    """Assign chips to splits by lists of their ids, or of their file names with or without extension."""
     known: dict[str, set[str]] = {}
     for chip, files in names.items():
         for name in {chip, chip.rpartition('/')[2], *files, *(re.sub(r'\.\w+$', '', file) for file in files)}:
@@ -192,12 +192,12 @@ def _by_names(
         )
     chosen = {part: {chip for name in lists.get(part, ()) for chip in known[name]} for part in SPLITS}
     parts = {part: [chip for chip in names if chip in chosen[part]] for part in SPLITS}
-    _refuse_twice(parts, where)
+    _check_duplicates(parts, where)
     return parts
 
 
-def _refuse_twice(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    """Refuse chips that are in two splits."""
+def _check_duplicates(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise ValueError if a chip is in two splits."""
     counts = Counter(name for names in parts.values() for name in names)
     if twice := [name for name, count in counts.items() if count > 1]:
         both = [part for part, names in parts.items() if twice[0] in names]
@@ -205,7 +205,7 @@ def _refuse_twice(parts: Mapping[str, Sequence[str]], where: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty."""
+    """Return the non-empty lines of a text file."""
     try:
         return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -213,7 +213,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read_table(path: Path, column: str) -> dict[str, list[str]]:
-    """Return the names in each split of a CSV table or a JSON file."""
+    """Return the names of each split from a CSV table or a JSON file."""
     try:
         if path.suffix.lower() == '.json':
             content = load_json(path)
