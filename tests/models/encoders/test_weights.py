@@ -21,8 +21,7 @@ from torch import Tensor
 from torchgeo.models import get_model
 
 from torchgeo_omnisat import Modality
-from torchgeo_omnisat.models import UTAE, OmniSat, UTAE_Weights, UTAEEncoder
-from torchgeo_omnisat.models.encoders import utae
+from torchgeo_omnisat.models import UTAE, OmniSat, UTAE_Weights, UTAEEncoder, utae
 from torchgeo_omnisat.models.encoders.published import UTAE_NAMES, renamed
 from torchgeo_omnisat.models.encoders.weights import load_encoder, published_encoder, read_published
 from torchgeo_omnisat.registry import register_models
