@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from runs import Run, described, pretty, spread
 
 from torchgeo_omnisat import tasks
-from torchgeo_omnisat.tasks.outputs import replacing
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 HERE = Path(__file__).parent
 #: Sensors, and the modalities of each.
@@ -230,9 +230,9 @@ def draw(tables: Tables) -> Figure:
 def report(tables: Tables, made: 'Plan') -> str:
     """Write the tables as Markdown and the figure as PNG beside the CSV, and return the Markdown."""
     text, figure = markdown(tables), draw(tables)
-    with replacing(made.path('ablation', '.md')) as path:
+    with atomic_file(made.path('ablation', '.md')) as path:
         path.write_text(text)
-    with replacing(made.path('ablation', '.png')) as path:
+    with atomic_file(made.path('ablation', '.png')) as path:
         figure.savefig(path, format='png', dpi=110)
     plt.close(figure)
     return text

@@ -130,10 +130,10 @@ def main() -> None:
         )
     most = max(row['megabytes'] for row in results) - first
     print(f'{most:.0f} MB more than the first, at most {BOUND} MB allowed: {"pass" if most <= BOUND else "FAIL"}')
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps({'synthetic': True, 'classes': CLASSES, 'rows': results}, indent=1) + '\n')
-    temporary.replace(args.output)
+    from torchgeo_omnisat.utils.atomic import atomic_file
+
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(json.dumps({'synthetic': True, 'classes': CLASSES, 'rows': results}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from speed import pastis_hd_tile, seconds
 from torch import nn
 
 from torchgeo_omnisat import models, transforms
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: The most that the default may cost, as a part of the training step.
 BOUND = 0.10
@@ -69,10 +70,8 @@ def main() -> None:
             augment(batch)
             ratios[name].append(seconds(lambda augment=augment: augment(batch)) / whole)
     medians = {name: statistics.median(values) for name, values in ratios.items()}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps({'threads': args.threads, 'bound': BOUND, 'rows': medians}, indent=1) + '\n')
-    temporary.replace(args.output)
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(json.dumps({'threads': args.threads, 'bound': BOUND, 'rows': medians}, indent=1) + '\n')
     print('| augmentation of one PASTIS-HD tile | part of a training step of omnisat_small |\n| --- | --- |')
     for name, median in medians.items():
         verdict = f' (bound {BOUND:.0%}: {"pass" if median < BOUND else "FAIL"})' if name == DEFAULT else ''

@@ -35,6 +35,7 @@ from sklearn.preprocessing import StandardScaler
 
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'docs/configs/belgium-crops.yaml'
@@ -125,7 +126,8 @@ def main() -> None:
     print(f'{"":<22}{"mean IoU":>10}{"accuracy":>10}   IoU of the classes that occur')
     for name, row in rows.items():
         print(f'{name:<22}{row["mean_iou"]:>10.3f}{row["overall_accuracy"]:>10.3f}   {row["iou"]}')
-    (args.output / 'scores.json').write_text(json.dumps({'seed': args.seed, 'rows': rows}, indent=1) + '\n')
+    with atomic_file(args.output / 'scores.json') as temporary:
+        temporary.write_text(json.dumps({'seed': args.seed, 'rows': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

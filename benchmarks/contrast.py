@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from torchgeo_omnisat.losses import PatchContrastiveLoss
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: The most that forward and backward may take, in matrix products of all pairs, and in GB.
 MOST_TIME, MOST_MEMORY = 6.0, 1.0
@@ -109,10 +110,8 @@ def main() -> None:
         'gigabytes': memory,
         'passed': ratio < MOST_TIME and memory < MOST_MEMORY,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps(result, indent=1) + '\n')
-    temporary.replace(args.output)
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + '\n')
     print('| contrast of patches, forward and backward | measured | bound | |\n| --- | --- | --- | --- |')
     for name, value, bound in (
         ('matrix products of all pairs', ratio, MOST_TIME),

@@ -19,7 +19,7 @@ from ablation import WHOLE, parser, plan
 from matplotlib.figure import Figure
 from runs import described, spread
 
-from torchgeo_omnisat.tasks.outputs import replacing
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Parts of the labels.
 PARTS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -60,7 +60,7 @@ def main() -> None:
         for name, parts in wanted.items()
     }
     figure = draw(curves)
-    with replacing(made.path('curves', '.png')) as path:
+    with atomic_file(made.path('curves', '.png')) as path:
         figure.savefig(path, format='png', dpi=110)
     print('curve,labels,mean_iou,deviation,runs')
     for name, points in curves.items():

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchgeo_omnisat.utils.atomic import atomic_file
+
 HERE = Path(__file__).parent
 
 
@@ -154,9 +156,8 @@ def draw(rows: list[dict[str, Any]], exponents: dict[str, dict[str, Any]], path:
         first, last = axis == next(iter(exponents)), axis == list(exponents)[-1]
         panel.set_ylabel('time of a step (Y)' if first else '', fontsize=8, color='#0072B2')
         right.set_ylabel('memory of a step (MB)' if last else '', fontsize=8, color='#D55E00')
-    temporary = path.with_suffix('.tmp')
-    figure.savefig(temporary, dpi=110, format='png')
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')
     plt.close(figure)
 
 
@@ -203,15 +204,12 @@ def main() -> None:
 def save(rows: list[dict[str, Any]], exponents: dict[str, dict[str, Any]], folder: Path, threads: int) -> None:
     """Write numbers, table and figure."""
     machine = {'cores': os.cpu_count(), 'threads': threads, 'torch': version('torch')}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / 'growth.tmp'
-    temporary.write_text(json.dumps({'machine': machine, 'exponents': exponents, 'rows': rows}, indent=1) + '\n')
-    temporary.replace(folder / 'growth.json')
-    with temporary.open('w', newline='') as file:
+    with atomic_file(folder / 'growth.json') as path:
+        path.write_text(json.dumps({'machine': machine, 'exponents': exponents, 'rows': rows}, indent=1) + '\n')
+    with atomic_file(folder / 'growth.csv') as path, path.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(folder / 'growth.csv')
     draw(rows, exponents, folder / 'growth.png')
 
 

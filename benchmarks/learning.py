@@ -31,6 +31,7 @@ from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.datamodules import FLAIRDataModule, TreeSatAITimeSeriesDataModule
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Plots or zones, and passes over them: five minutes on one core.
 SIZES = {'treesatai': (600, 25), 'flair': (20, 3)}
@@ -111,8 +112,8 @@ def main() -> None:
     row = {'data': 'synthetic', 'task': args.task, 'size': args.size, 'steps': trainer.global_step}
     row |= report(args.task, scores, target, datamodule)
     row |= {'machine': {'processor': platform.processor() or platform.machine(), 'cores': os.cpu_count()}}
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f'learning_{args.task}.json').write_text(json.dumps(row, indent=1) + '\n')
+    with atomic_file(args.output / f'learning_{args.task}.json') as temporary:
+        temporary.write_text(json.dumps(row, indent=1) + '\n')
     print(
         f'{args.task} (synthetic): {row["metric"]} {row["score"]} on held-out samples, {row["trivial"]} without images'
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from runs import described, pretty, spread
 
 from torchgeo_omnisat.modality import subset_name, subsets
-from torchgeo_omnisat.tasks.outputs import replacing
 from torchgeo_omnisat.tasks.plots import draw_subsets, write_figure
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Lines of the table of runs.
 Lines = Sequence[Mapping[str, str]]
@@ -77,7 +77,7 @@ def report(
     found = columns(tested, dedicated, sensors)
     data = described(run for done in (*tested.values(), *dedicated.values()) for run in done)
     text = markdown(found, data)
-    with replacing(path('robustness', '.md')) as file:
+    with atomic_file(path('robustness', '.md')) as file:
         file.write_text(text)
     scores = {
         name: {'+'.join(chosen): mean / 100 for chosen, (mean, _) in column.items()} for name, column in found.items()

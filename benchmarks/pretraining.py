@@ -23,7 +23,7 @@ from pathlib import Path
 import runs
 from ablation import HERE, REBUILDING, SCRATCH, SIZES, make_run
 
-from torchgeo_omnisat.tasks.outputs import replacing
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Terms of the pre-training, by what a line is called; None is no pre-training.
 TERMS: dict[str, Mapping[str, float] | None] = {
@@ -90,7 +90,7 @@ def main() -> None:
         '| --- | --- | --- | --- | --- | --- |',
         *(line(name, rows, found['none']) for name, rows in found.items()),
     ]
-    with replacing(args.results / f'pretraining-{args.steps}.md') as path:
+    with atomic_file(args.results / f'pretraining-{args.steps}.md') as path:
         path.write_text('\n'.join(text) + '\n')
     print('\n'.join(text))
 

@@ -39,6 +39,7 @@ from rasterio.transform import from_origin
 from torch.utils.data import DataLoader
 
 from torchgeo_omnisat.datasets import FLAIR, PASTISMultimodal, TreeSatAITimeSeries
+from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Seconds that one worker reads for, about, when two are compared with it.
 PASS = 1.5
@@ -215,10 +216,8 @@ def main() -> None:
             gain = scaling(dataset, where, args.rounds)
             rows[f'{title}, two workers against one'] = {'ratio': gain, 'bound': BOUNDS['workers']}
     load = os.getloadavg()[0]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps({'cores': os.cpu_count(), 'load': load, 'rows': rows}, indent=1) + '\n')
-    temporary.replace(args.output)
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(json.dumps({'cores': os.cpu_count(), 'load': load, 'rows': rows}, indent=1) + '\n')
     print(f'{os.cpu_count()} cores, load {load:.1f}\n')
     print('| reading | ratio | bound | ms: fromfile, dataset |\n| --- | --- | --- | --- |')
     for title, row in rows.items():

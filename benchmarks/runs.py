@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.datasets.synthetic.writing import is_synthetic
-from torchgeo_omnisat.tasks.outputs import replacing
+from torchgeo_omnisat.utils.atomic import atomic_file
 from torchgeo_omnisat.utils.quiet import quiet
 
 #: The datamodule of each kind of data, and of a part of its labels.
@@ -204,7 +204,7 @@ def keep(table: Path, row: Mapping[str, Any]) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.with_name(f'.{table.name}.lock')):
         rows = {**read(table), row['key']: row}
-        with replacing(table) as temporary, temporary.open('w', newline='') as file:
+        with atomic_file(table) as temporary, temporary.open('w', newline='') as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
             writer.writerows(rows.values())

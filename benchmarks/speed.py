@@ -282,10 +282,10 @@ def main() -> None:
         'threads': args.threads,
     }
     versions = {name: version(name) for name in ('torch', 'torchgeo', 'timm')}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix('.tmp')
-    temporary.write_text(json.dumps({'machine': machine, 'versions': versions, 'rows': results}, indent=1) + '\n')
-    temporary.replace(args.output)
+    from torchgeo_omnisat.utils.atomic import atomic_file
+
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(json.dumps({'machine': machine, 'versions': versions, 'rows': results}, indent=1) + '\n')
     print(table(results))
 
 

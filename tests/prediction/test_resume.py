@@ -89,7 +89,7 @@ def test_killed_in_the_middle_of_a_strip(tmp_path: Path, whole: Any, monkeypatch
 def test_killed_while_the_map_is_put_together(
     tmp_path: Path, whole: Any, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = 'cog' if moment == 'set_colors' else 'writer'
+    module = 'raster' if moment == 'set_colors' else 'writer'
     with monkeypatch.context() as patch:
         patch.setattr(
             f'torchgeo_omnisat.prediction.{module}.{moment}', lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_a_broken_strip_is_named(tmp_path: Path) -> None:
     folder.open(claim=True)
     (folder.path / '0000-000001.npz').write_bytes(b'half')
     (strip,) = folder.done()
-    with pytest.raises(ValueError, match=r'0000-000001.npz cannot be read .* expected a finished strip: remove it'):
+    with pytest.raises(ValueError, match=r'0000-000001.npz cannot be read .* expected a finished strip: predict again'):
         folder.load(strip)
 
 

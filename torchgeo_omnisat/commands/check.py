@@ -5,8 +5,8 @@
 
 from collections.abc import Sequence
 
-from ..tasks.outputs import replacing
 from ..transforms.intensity import say_unknown
+from ..utils.atomic import atomic_file
 from ..utils.console import say
 from ..validation import check, table, walk
 from ..validation.tables import write_csv
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if line := say_unknown(getattr(datamodule, 'modalities', {}).values()):
         say(line)
     if args.output is not None:
-        with replacing(args.output) as path:
+        with atomic_file(args.output) as path:
             if args.output.suffix == '.csv':
                 write_csv(report, path)
             else:

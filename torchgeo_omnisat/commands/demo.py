@@ -17,6 +17,7 @@ from .. import plugin
 from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
 from ..tasks import OmniSatSegmentation
+from ..utils.atomic import atomic_file
 from ..utils.console import say
 from ..utils.quiet import quiet
 from . import parsers
@@ -111,12 +112,12 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
     tiles = [dataset[index] for index in range(min(PICTURES, len(dataset)))]
     batch = datamodule.aug(datamodule.collate_fn(tiles))
     batch['prediction'] = task.classes(task(batch))
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = [folder / f'held_out_{index}.png' for index in range(len(tiles))]
     for index, path in enumerate(pictures):
         sample = {key: value[index] for key, value in batch.items()}
         figure = datamodule.plot(sample, suptitle='A synthetic landscape that was held out from training')
-        figure.savefig(path)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary)
         plt.close(figure)
     return pictures
 

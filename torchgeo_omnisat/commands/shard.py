@@ -4,17 +4,15 @@
 """Shard: the samples of a datamodule in a few large files."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..datamodules.sharded import describe
 from ..datamodules.statistics import stream
 from ..datasets.shards import FILE, encode, write_split
+from ..utils.atomic import atomic_folder
 from ..utils.console import say
 from . import parsers
 from .data import data_parser, one_error, parse_data
@@ -63,20 +61,16 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
     if lacking := [split for split, dataset in datasets.items() if dataset is None]:
         raise ValueError(f'{type(datamodule).__name__} has nothing in {lacking}, expected samples in every split')
-    temporary, lock = (output.with_name(f'.{output.name}.{end}') for end in ('part', 'lock'))
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+        with atomic_folder(output, exclusive=True) as temporary:
+            if output.exists():
+                raise ValueError(f'output is {output}, which another process has just written: expected another folder')
             shards = {}
             for split, dataset in datasets.items():
                 samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
                 shards[split] = write_split(samples, temporary / split, megabytes)
             (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')
-            temporary.replace(output)
-            lock.unlink(missing_ok=True)
-    except Timeout:
+    except BlockingIOError:
         raise ValueError(f'output is {output}, which another process is writing: expected another folder') from None
     return shards
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,8 @@ from tqdm import tqdm
 
 from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ..modality import Modality
+from ..utils.atomic import atomic_file
+from ..utils.cache import cache_folder
 from ..utils.jsonfile import load_json
 
 
@@ -299,7 +300,10 @@ def as_bands(entry: Mapping[str, Any]) -> Bands:
 def places_of(root: Path) -> list[Path]:
     """Where the statistics of a dataset may be: in *root*, or, where that is read-only, in PyTorch's cache."""
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return [root / FILENAME, Path(torch.hub.get_dir()) / 'torchgeo_omnisat' / digest / FILENAME]
+    places = [root / FILENAME]
+    with contextlib.suppress(FileNotFoundError):
+        places.append(cache_folder() / 'torchgeo_omnisat' / digest / FILENAME)
+    return places
 
 
 def load_statistics(root: Path) -> Entries:
@@ -348,7 +352,9 @@ def save_statistics(root: Path, entries: Entries) -> Path | None:
         with contextlib.suppress(OSError):
             _write(place, merged)
             return place
-    warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places_of(root)]}', stacklevel=2)
+    places = places_of(root)
+    hint = ', and this user has no home: set TORCH_HOME to a folder that can be written' * (len(places) == 1)
+    warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places]}{hint}', stacklevel=2)
     return None
 
 
@@ -421,11 +427,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file, whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tasks.outputs import replacing
 from ..tasks.plots import draw_degradations, draw_subsets, write_figure
 from ..tasks.subsets import Row
+from ..utils.atomic import atomic_file
 from ..utils.console import printable, table_cell
 from .robustness import KINDS
 
@@ -55,16 +55,16 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
     """
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
-    with replacing(files['robustness.csv']) as path, path.open('w', encoding='utf-8', newline='') as file:
+    with atomic_file(files['robustness.csv']) as path, path.open('w', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(
             {k: f'{v:.6f}' if isinstance(v, float) else v for k, v in record.items()} for record in records
         )
-    with replacing(files['robustness.json']) as path:
+    with atomic_file(files['robustness.json']) as path:
         plain = [{k: None if v != v else v for k, v in record.items()} for record in records]
         path.write_text(json.dumps({'data': data, **circumstances, 'scores': plain}, indent=1) + '\n', encoding='utf-8')
-    with replacing(files['robustness.md']) as path:
+    with atomic_file(files['robustness.md']) as path:
         path.write_text(markdown(scored, data), encoding='utf-8')
     title = scored[0].rows[0].title
     subsets = {printable(model.label): {row.subset: row.score for row in model.rows} for model in scored}

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..grid import Grid
 from ..modality import Modality
+from ..utils.atomic import atomic_file
 from ..utils.console import printable
 from ..utils.observed import observed
 from .tiling import Window
@@ -376,12 +377,11 @@ class TileFolder:
         crs = self.crs[index]
         transform = Affine.identity() if crs is None else self._transform(index, bounds, height, width)
         place = Place(crs, transform, height, width)
-        made, scratch = (self.path / f'.{name}.{kind}' for kind in ('part', 'scratch'))
+        path = self.path / f'{name}.tif'
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
-        with warnings.catch_warnings():
+        with atomic_file(path) as made, warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)  # as that of a chip that lies nowhere
-            write_map(made, scratch, place, self.bands, parts, self.colors)
-        made.replace(self.path / f'{name}.tif')
+            write_map(made, made.with_name('scratch'), place, self.bands, parts, self.colors)
 
     def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
         """From column and row of a sample to x and y."""

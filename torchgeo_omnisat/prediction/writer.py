@@ -5,12 +5,13 @@
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from glob import escape
 from pathlib import Path
@@ -28,9 +29,23 @@ from rasterio.windows import transform as window_transform
 from tqdm import tqdm
 
 from ..grid import Grid
+from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
 from .raster import Bands, Precision, TileFolder, class_colors, draw_overview, write_map
 from .tiling import Stitcher, Strip, Tiling, Window, share
 from .vector import write_parcels
+
+#: Digits of the digest in the name of a folder of strips.
+_DIGITS = 16
+#: File of such a folder that says what its strips depend on.
+_MANIFEST = 'manifest.json'
+#: Names of strips.
+_STRIP = re.compile(r'([0-9]+)-([0-9]+)\.npz')
+#: Seconds between two looks at what other processes have finished.
+_PAUSE = 0.2
+#: Seconds that a process waits for the one of its rank in a run that has just ended.
+_PATIENCE = 10
+#: Number of looks in a row that must find a process gone.
+_LOOKS = 10
 
 
 class WorkFolder:
@@ -47,34 +62,88 @@ class WorkFolder:
     def __init__(self, output: Path, key: Mapping[str, Any]) -> None:
         self.output, self.key = output, dict(key)
         text = json.dumps(self.key, sort_keys=True)
-        self.path = output.parent / f'.{output.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}'
+        digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+        self.path = output.with_name(hidden_name(output.name, f'.{digest}'))
         self._lock = FileLock(self.path / 'lock')
+        self._rank_lock: FileLock | None = None
+        self._claimed = False
 
-    def open(self, claim: bool) -> None:
+    def open(self, claim: bool, rank: int = 0) -> None:
         """Make the folder, and claim it for this run if this is its first process.
 
         Args:
             claim: Whether to refuse if another run works in it.
+            rank: Rank of this process, whose lock says that it is alive.
 
         Raises:
             RuntimeError: If another run does.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if not claim:
-            return
         try:
-            self._lock.acquire(timeout=0)
+            if claim:
+                self._lock.acquire(timeout=0)
+            else:
+                self._rank_lock = self._lock_of(rank)
+                self._rank_lock.acquire(timeout=_PATIENCE)
         except Timeout:
             raise RuntimeError(
                 f'{self.output} is being predicted by another run, which works in {self.path}: '
                 'expected to be the only one, or another output'
             ) from None
-        self._write('manifest.json', lambda path: path.write_text(json.dumps(self.key, indent=1)))
+        self._claimed = claim
+        if claim:
+            with atomic_file(self.path / _MANIFEST) as path:
+                path.write_text(json.dumps(self.key, indent=1))
 
     def done(self) -> set[Strip]:
         """The strips that are finished."""
-        found = (path.stem.split('-') for path in self.path.glob('*-*.npz'))
-        return {Strip(int(band), int(row)) for band, row in found}
+        found = (_STRIP.fullmatch(path.name) for path in self.path.glob('*-*.npz'))
+        return {Strip(int(match[1]), int(match[2])) for match in found if match}
+
+    def drop_damaged(self, shape: Callable[[Strip], tuple[int, int, int]]) -> list[Strip]:
+        """Remove finished strips that cannot be read, as a power cut leaves them; they are predicted anew.
+
+        Args:
+            shape: Returns the shape of a strip, ``(bands, rows, columns)``.
+
+        Returns:
+            The strips.
+        """
+        damaged = []
+        for strip in sorted(self.done()):
+            try:
+                whole = self.load(strip).shape == shape(strip)
+            except ValueError:
+                whole = False
+            if not whole:
+                (self.path / _name(strip)).unlink(missing_ok=True)
+                damaged.append(strip)
+        return damaged
+
+    def check(self) -> None:
+        """Make sure that the folder is still there.
+
+        Raises:
+            RuntimeError: If somebody removed it.
+        """
+        if not (self.path / _MANIFEST).exists():
+            raise RuntimeError(
+                f'{self.path}, which holds the finished strips of {self.output}, was removed while predicting: '
+                'expected it to stay until the map is complete; predict again'
+            )
+
+    def is_alive(self, rank: int) -> bool:
+        """Return whether the process of a rank other than 0 works in the folder."""
+        lock = self._lock_of(rank)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _lock_of(self, rank: int) -> FileLock:
+        return FileLock(self.path / f'rank-{rank}.lock')
 
     def save(self, strip: Strip, bands: NDArray[Any]) -> None:
         """Keep a finished strip, ``(bands, rows, columns)``.
@@ -83,8 +152,11 @@ class WorkFolder:
         and the folder gone: then there is nothing to keep.
         """
         try:
-            self._write(_name(strip), lambda path: _compress(path, bands))
+            with atomic_file(self.path / _name(strip), parents=False) as path:
+                _compress(path, bands)
         except FileNotFoundError:
+            if self._claimed:
+                self.check()
             if self.path.exists():
                 raise
 
@@ -98,8 +170,13 @@ class WorkFolder:
         try:
             with np.load(path) as file:
                 return file['bands']
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f'{path} cannot be read ({error}), expected a finished strip: remove it') from error
+        except FileNotFoundError:
+            self.check()
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f'{path} cannot be read ({error}), expected a finished strip: predict again, which makes it anew'
+            ) from error
 
     def temporary(self, name: str) -> Path:
         """A place for a file that is not yet whole, on the file system of the output."""
@@ -110,18 +187,17 @@ class WorkFolder:
     def close(self, finished: bool = False) -> None:
         """Let go of the folder, and remove it if it is no longer needed."""
         self._lock.release()
+        if self._rank_lock is not None:
+            self._rank_lock.release()
         if finished:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def others(self) -> list[Path]:
         """Folders that unfinished runs with other arguments left for the same output."""
-        return sorted(path for path in self.output.parent.glob(f'.{escape(self.output.name)}.*') if path != self.path)
-
-    def _write(self, name: str, write: Any) -> None:
-        """Have a file written under another name, which is then its own."""
-        part = self.path / f'{name}.{os.getpid()}.part'
-        write(part)
-        part.replace(self.path / name)
+        name = self.path.name[:-_DIGITS]
+        same = re.compile(f'{re.escape(name)}[0-9a-f]{{{_DIGITS}}}')
+        found = self.output.parent.glob(f'{escape(name)}*')
+        return sorted(path for path in found if same.fullmatch(path.name) and path != self.path)
 
 
 def digest_state(state: Mapping[str, Any]) -> str:
@@ -251,11 +327,14 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._tiling = replace(tiling, band=columns)
         output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
-        self._work.open(claim=trainer.is_global_zero)
+        self._work.open(trainer.is_global_zero, trainer.global_rank)
+        if trainer.is_global_zero and (damaged := self._work.drop_damaged(self._shape)):
+            rank_zero_warn(f'{output}: {len(damaged)} strips of an earlier run were damaged, and are predicted anew')
         done = self._work.done()
         strips = self._tiling.strips()
         missing = trainer.strategy.broadcast([strip for strip in strips if strip not in done])
-        self._strips = share(missing or strips[-1:], trainer.global_rank, trainer.world_size)
+        self._shares = [share(missing or strips[-1:], rank, trainer.world_size) for rank in range(trainer.world_size)]
+        self._strips = self._shares[trainer.global_rank]
         if len(missing) < len(strips):
             rank_zero_info(f'{output}: {len(missing)} of {len(strips)} strips are left to predict')
         if others := self._work.others():
@@ -408,11 +487,30 @@ class GeoTIFFWriter(BasePredictionWriter):
         kept = ('name', 'bands', 'gsd', 'temporal')
         return told | {'modalities': [{key: one[key] for key in kept} for one in told.get('modalities') or ()]}
 
+    def _shape(self, strip: Strip) -> tuple[int, int, int]:
+        extent = self._tiling.extent(strip)
+        return len(self._bands.names), extent.height, extent.width
+
     def _await(self) -> None:
-        """Wait until all processes are through."""
-        assert self._work is not None
-        while not self._whole(self._work.done()):
-            time.sleep(0.2)
+        """Wait until all processes are through.
+
+        Raises:
+            RuntimeError: If the folder of the strips is removed, or a process ends without its strips.
+        """
+        work = self._work
+        assert work is not None
+        ended = 0
+        while not self._whole(done := work.done()):
+            work.check()
+            late = [rank for rank, strips in enumerate(self._shares) if not done.issuperset(strips)]
+            gone = [rank for rank in late if rank == 0 or not work.is_alive(rank)]
+            ended = ended + 1 if gone else 0
+            if ended > _LOOKS:  # more than once, as another node's files may take a moment to be seen
+                raise RuntimeError(
+                    f'{work.output}: the processes of ranks {gone} ended without all of their strips, expected every '
+                    'strip of the area; predict again, which goes on from the finished ones'
+                )
+            time.sleep(_PAUSE)
 
     def _whole(self, done: set[Strip]) -> bool:
         """Whether nothing of the area is left."""
@@ -421,8 +519,18 @@ class GeoTIFFWriter(BasePredictionWriter):
     def _finish(self) -> None:
         """Write the outputs under temporary names, and rename them."""
         assert self._work is not None
-        work, output, grid = self._work, self._work.output, self._datamodule.grid
+        work, output = self._work, self._work.output
         parts = ((self._tiling.extent(strip), work.load(strip)) for strip in self._tiling.strips())
+        with naming_errors(output, work.path):
+            results = self._make(work, parts)
+        for temporary, final in results:
+            publish(temporary, final)
+        work.close(finished=True)
+        rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
+
+    def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
+        """Write the outputs in the folder of the strips; the files and what they are to be called."""
+        output, grid = work.output, self._datamodule.grid
         made = work.temporary('map.tif')
         tags = {
             'TIFFTAG_SOFTWARE': 'torchgeo_omnisat',
@@ -444,10 +552,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             picture = work.temporary('overview.png')
             draw_overview(made, self._bands.labels, self._colors, output.stem).savefig(picture, dpi=150)
             results.append((picture, output.with_suffix('.png')))
-        for temporary, final in results:
-            temporary.replace(final)
-        work.close(finished=True)
-        rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
+        return results
 
     def _release(self) -> None:
         """Close the bar, unlock the folder, give Lightning its own bar back, and the datamodule its own tiles."""

@@ -28,12 +28,12 @@ from ..batch import available
 from ..modality import Modality, as_modalities
 from ..models.encoders.bands import MISSING
 from ..transforms import Denormalize, Normalize
+from ..utils.atomic import atomic_file
 from ..utils.observed import ImplausibleCounts
 from .backbone import load_weights, make_backbone, modalities_of
-from .checkpoints import load_safely
+from .checkpoints import secure_checkpoints
 from .finite import Watch, gradient_norm, refuse_weights
 from .normalization import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
-from .outputs import replacing
 from .weights import Inherited, inherit
 
 
@@ -148,7 +148,7 @@ class OmniSatTask(BaseTask):
         """
         datamodule = self.datamodule
         if (strategy := getattr(self._trainer, 'strategy', None)) is not None:
-            load_safely(strategy)
+            secure_checkpoints(strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
             # One such as bf16-true would round bounds by kilometres, and images before they are normalised.
@@ -426,7 +426,7 @@ class OmniSatTask(BaseTask):
         for taker in takers:
             taker.add_figure(tag, figure, global_step=self.global_step)
         if not takers:
-            with replacing(folder / 'figures' / tag / f'{self.global_step:06d}.png') as path:
+            with atomic_file(folder / 'figures' / tag / f'{self.global_step:06d}.png') as path:
                 figure.savefig(path, format='png')
         plt.close(figure)
 

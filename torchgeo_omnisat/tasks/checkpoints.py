@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..modality import as_modalities
+from ..utils.atomic import atomic_file
 from ..utils.jsonfile import load_json
 from .finite import refuse_weights
 from .normalization import KINDS, plain_sources
-from .outputs import replacing
 
 #: Names of the two files, as the hub has them.
 MODEL, CONFIG = 'model.safetensors', 'config.json'
@@ -75,10 +76,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, told if isinstance(told, dict) else {}
 
 
-def load_safely(strategy: Any) -> None:
-    """Have a trainer unpickle nothing but tensors and plain types, unless it is asked to by ``weights_only=False``.
+def secure_checkpoints(strategy: Any) -> None:
+    """Have a trainer write complete checkpoints, and unpickle nothing but tensors and plain types.
 
-    Lightning would run any code of a checkpoint that is downloaded from an address.
+    Lightning would run any code of a checkpoint that is downloaded from an address, unless asked not to by
+    ``weights_only``. It copies a checkpoint from the folder for temporary files, and leaves half of one if it is
+    killed meanwhile. Plugins of the user that write checkpoints are left alone.
 
     Args:
         strategy: The trainer's strategy; its checkpoint plugin is changed in place.
@@ -86,6 +89,18 @@ def load_safely(strategy: Any) -> None:
     plugin = strategy.checkpoint_io
     if 'load_checkpoint' not in vars(plugin):
         vars(plugin)['load_checkpoint'] = partial(_tensors_alone, plugin.load_checkpoint)
+    if type(plugin) is TorchCheckpointIO and 'save_checkpoint' not in vars(plugin):
+        vars(plugin)['save_checkpoint'] = partial(_save_whole, plugin.save_checkpoint)
+
+
+def _save_whole(
+    save: Callable[..., None], checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+) -> None:
+    if '://' in str(path) or storage_options is not None:
+        save(checkpoint, path, storage_options)
+        return
+    with atomic_file(Path(path)) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def _tensors_alone(
@@ -162,9 +177,9 @@ def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> N
         config: What it is to be built with, in plain types.
     """
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.state_dict().items()}
-    with replacing(folder / MODEL) as path:
+    with atomic_file(folder / MODEL) as path:
         save_file(tensors, path, metadata={'format': 'pt'})
-    with replacing(folder / CONFIG) as path:
+    with atomic_file(folder / CONFIG) as path:
         text = json.dumps({'library_name': 'torchgeo_omnisat', 'model_type': 'omnisat', **config}, indent=2)
         path.write_text(text + '\n', encoding='utf-8')
 

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .outputs import replacing
+from ..utils.atomic import atomic_file
 from .subsets import Row
 
 #: Colours that are told apart by whoever sees fewer of them (Okabe and Ito), dark and light in turn.
@@ -46,7 +46,7 @@ def write_figure(figure: Figure, path: Path) -> None:
         figure: The figure.
         path: The file; it is there whole or not at all.
     """
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format='png', dpi=150)
     plt.close(figure)
 

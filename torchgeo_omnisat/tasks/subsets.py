@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ..modality import Which, subset_name, subsets
-from .outputs import replacing
+from ..utils.atomic import atomic_file
 
 
 class SubsetRow(NamedTuple):
@@ -217,7 +217,7 @@ def write_table(rows: Sequence[Row], path: Path, data: str) -> None:
         path: The file; it is there whole or not at all.
         data: What was scored, the last column.
     """
-    with replacing(path) as temporary, temporary.open('w', newline='') as file:
+    with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow([*rows[0]._fields, 'data'])
         writer.writerows([*(f'{v:.6f}' if isinstance(v, float) else v for v in row), data] for row in rows)

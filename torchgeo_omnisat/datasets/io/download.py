@@ -7,10 +7,8 @@ A file takes its name once it is complete and has its digest; until then it lies
 """
 
 import hashlib
-import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from huggingface_hub.hf_api import RepoSibling
 from torchgeo.datasets.utils import check_integrity, download_url
 from tqdm.contrib.concurrent import thread_map
 
+from ...utils.atomic import publish, scratch_folder
 from .files import extract_directory
 
 #: Address of the Hugging Face hub; None for the one that ``HF_ENDPOINT`` or huggingface_hub names.
@@ -116,7 +115,7 @@ def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = Fals
             if checksum and not check_integrity(path, **expected):
                 raise RuntimeError(f'{_CORRUPTED} {path} has not the {" ".join(*expected.items())}')
             return
-        with _hidden(path.parent) as folder:
+        with scratch_folder(path) as folder:
             try:
                 download_url(url, folder, path.name, **expected)
             except (OSError, ValueError, HTTPException) as error:
@@ -126,7 +125,7 @@ def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = Fals
                 raise RuntimeError(f'Download corrupted: {url} ({error}){said}') from error
             if path.suffix == '.zip' and not zipfile.is_zipfile(folder / path.name):
                 raise RuntimeError(f'Download corrupted: {url} gave no zip archive')
-            os.replace(folder / path.name, path)
+            publish(folder / path.name, path)
 
 
 def download_files(
@@ -184,7 +183,7 @@ def _obtain_file(
         part.unlink()
         raise RuntimeError(f'Download corrupted: {name} of {repository} has not the digest {listed[name]}')
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, path)
+    publish(part, path)
 
 
 def _list(repository: str) -> tuple[str | None, dict[str, str]]:
@@ -228,12 +227,7 @@ def _lock(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     lock = root / '.download.lock'
     with FileLock(lock):
-        yield
-    lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _hidden(root: Path) -> Iterator[Path]:
-    """Make a directory that is removed in the end."""
-    with tempfile.TemporaryDirectory(dir=root, prefix='.download-') as folder:
-        yield Path(folder)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

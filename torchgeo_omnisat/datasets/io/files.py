@@ -4,9 +4,7 @@
 """Files: arrays, rasters and archives, each with one error that names the file."""
 
 import math
-import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +18,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
 
+from ...utils.atomic import publish, scratch_folder
 from ...utils.jsonfile import parse_json
 from .decoding import GREATEST
 from .headers import refuse_complex
@@ -263,18 +262,18 @@ def extract_directory(archive: Path, directory: str) -> None:
         RuntimeError: If the archive is damaged, encrypted, larger than the disk or implausibly
             compressed, or holds no such directory.
     """
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f'.{archive.stem}-') as temporary:
+    with scratch_folder(archive.with_name(archive.stem)) as temporary:
         try:
             _check_size(archive)
-            extract_archive(archive, temporary)
+            extract_archive(archive, temporary / 'content')
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error
-        found = next(Path(temporary).glob(directory), None)
+        found = next((temporary / 'content').glob(directory), None)
         if found is None:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} holds no directory {directory!r}')
         place = archive.parent / found.name
         try:
-            os.replace(found, place)
+            publish(found, place)
         except OSError as error:
             raise RuntimeError(f'{place} is in the way of {archive}, expected to unpack it there: {error}') from error
 

@@ -4,9 +4,6 @@
 """Writing: made-up landscapes into files of PASTIS-HD's layout, whole or not at all."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from tqdm import tqdm
 
+from ...utils.atomic import atomic_folder
 from ...utils.jsonfile import load_json
 from .landscape import GSD, VOID, Indices, draw_landscape
 from .rendering import render_s1, render_s2, render_spot
@@ -151,17 +149,12 @@ def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[P
     """
     if _holds(root, recipe):
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f'.{root.name}-'))
     try:
-        write(temporary, recipe)
-        temporary.chmod(0o755)
-        os.replace(temporary, root)
+        with atomic_folder(root) as temporary:
+            write(temporary, recipe)
     except OSError:
         if not _holds(root, recipe):
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_image(

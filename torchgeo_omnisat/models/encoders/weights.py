@@ -6,7 +6,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 import zipfile
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 
+from ...utils.atomic import atomic_file
+from ...utils.cache import cache_folder
 from .bands import add_missing
 from .published import UTAE_NAMES, renamed
 from .temporal import SinusoidDates
@@ -87,11 +88,12 @@ class UTAE_Weights(WeightsEnum):
         """
         if not weights_only:
             raise ValueError('weights_only is False, expected True: a pickle may hold any code')
-        folder = Path(torch.hub.get_dir()) / 'checkpoints' / 'utae_pastis'
+        folder = cache_folder() / 'checkpoints' / 'utae_pastis'
         for file in _files(folder, self.url):
             path, stated = folder / file['key'], file['checksum'].removeprefix('md5:')
             if not path.exists():
-                torch.hub.download_url_to_file(file['links']['self'], str(path), progress=progress)
+                with atomic_file(path) as temporary:
+                    torch.hub.download_url_to_file(file['links']['self'], str(temporary), progress=progress)
             _check(path, md5 or (stated if check_hash else None))
             member = _member(path, self.meta['member'])
             if member is not None:
@@ -235,10 +237,8 @@ def _files(folder: Path, url: str) -> list[dict[str, Any]]:
             f'{url} gave {text[:80]!r} ..., expected a record with key, checksum and link: {error}'
         ) from error
     if not known:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f'.record.{os.getpid()}'
-        temporary.write_bytes(text)
-        temporary.replace(kept)
+        with atomic_file(kept) as temporary:
+            temporary.write_bytes(text)
     return files
 
 

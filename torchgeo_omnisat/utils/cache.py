@@ -1,0 +1,22 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""PyTorch's cache: where downloads and measurements lie that have no better place."""
+
+from pathlib import Path
+
+import torch
+
+
+def cache_folder() -> Path:
+    """Return the folder of :func:`torch.hub.get_dir`, by ``TORCH_HOME``, ``XDG_CACHE_HOME`` and ``HOME``.
+
+    Raises:
+        FileNotFoundError: If none of them is set and the user has no home.
+    """
+    folder = Path(torch.hub.get_dir())
+    if folder.parts[:1] and folder.parts[0].startswith('~'):
+        raise FileNotFoundError(
+            f'{folder} is no folder, as this user has no home: expected TORCH_HOME, XDG_CACHE_HOME or HOME to be set'
+        )
+    return folder
