@@ -4,10 +4,12 @@
 """Full disks, killed processes, removed folders and power cuts: outputs are complete or absent, and reruns end."""
 
 import os
+import re
 import resource
 import shutil
 import signal
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +24,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from tests.prediction.areas import PlaneDataModule
 from tests.prediction.test_resume import AREA, killed
 from tests.prediction.test_writer import predict, read
+from torchgeo_omnisat.commands import check
 from torchgeo_omnisat.commands.shard import write as write_shards
 from torchgeo_omnisat.datamodules.statistics import places_of, save_statistics
+from torchgeo_omnisat.datasets.integrity import Problem, Report
 from torchgeo_omnisat.datasets.io.files import extract_directory
 from torchgeo_omnisat.datasets.synthetic.writing import Recipe, write_landscapes
 from torchgeo_omnisat.prediction import writer
@@ -106,6 +110,26 @@ def test_full_disk(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -
     assert not hidden(tmp_path)
     WRITES[name](tmp_path)
     assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize('name', ['report.json', 'report.csv'])
+def test_full_disk_while_check_writes_its_report(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report('data', '', {'train': 1}, [Problem('a', 's2', 'a.npy', 'unreadable', 'x' * 4000)])
+    parsed = defaultdict(lambda: None, output=tmp_path / name)
+    arguments = type('Arguments', (), {'__getattr__': lambda _, key: parsed[key]})()
+    monkeypatch.setattr(check, 'parse_data', lambda *_: (arguments, SimpleNamespace()))
+    monkeypatch.setattr(check, 'check', lambda *_: report)
+    with small_files(2000), pytest.raises(SystemExit) as caught:
+        check.main([])
+    said = capsys.readouterr()
+    assert caught.value.code == 1
+    assert re.search(rf'File too large.*{name}', said.err)
+    assert 'Written' not in said.out
+    assert not list(tmp_path.iterdir())
+    assert check.main([]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize('moment', ['replace', 'fsync', 'close'])

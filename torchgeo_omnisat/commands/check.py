@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if line := say_unknown(getattr(datamodule, 'modalities', {}).values()):
         say(line)
     if args.output is not None:
-        with atomic_file(args.output) as path:
+        with one_error('check'), atomic_file(args.output) as path:
             if args.output.suffix == '.csv':
                 write_csv(report, path)
             else:

@@ -26,8 +26,8 @@ _LOCK = '.omnisat-lock'
 _NAME_MAX = 255
 #: What the operating system says of a disk, quota or file that can grow no further.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Bytes that are written to see whether a disk is full.
-_PROBE = 2**16
+#: Bytes that are written to see whether a disk is full: more than a library writes at once.
+_PROBE = 2**20
 
 #: Locks of this process: record locks do not exclude its own threads.
 _held: set[str] = set()
