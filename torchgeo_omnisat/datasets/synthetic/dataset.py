@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""SyntheticLandscapes: made-up farmland in PASTIS-HD's files."""
+"""Dataset of synthetic landscapes in the file layout of PASTIS-HD."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,27 +15,25 @@ from .writing import Recipe, write_landscapes
 
 
 class SyntheticLandscapes(PASTISMultimodal):
-    """Ten crops on made-up farmland that no sensor, and no pair of sensors, tells apart alone.
+    """Dataset of synthetic farmland with ten crops that require all sensors to be distinguished.
 
-    Everything is drawn from a seed and written once, in the layout of PASTIS-HD, so
-    :class:`PASTISMultimodal` reads the same directory. What comes out of a model here
-    says nothing about real fields; results are to be called synthetic.
+    It is generated from a seed and written once, in the layout of PASTIS-HD, so
+    :class:`PASTISMultimodal` reads the same directory. Results on it say nothing about real fields
+    and must be reported as synthetic.
 
-    A tile is a square of parcels between roads, woods and houses. Sentinel-2 sees the
-    seasons of the crops through clouds, Sentinel-1 their structure under speckle, from
-    two orbits, SPOT rows and trees once. Crops share what two of (S2, S1, SPOT) see and
-    differ in the third (:data:`~torchgeo_omnisat.datasets.synthetic.landscape.CROPS`): winter
-    wheat, barley (S2) and triticale (S1); beet, corn (S1) and potatoes (SPOT); meadow,
-    orchard (SPOT) and fodder (S2); and rapeseed. A single pixel says less than its
-    parcel. Dates are few and differ between tiles and sensors, and some tiles lack SPOT
-    or Sentinel-1 descending.
+    A tile is a square of parcels between roads, woods and buildings. Sentinel-2 shows the phenology of
+    the crops, with clouds; Sentinel-1 their structure, with speckle, from two orbits; and SPOT rows and
+    trees on one date. Crops of a group look the same to two of (S2, S1, SPOT) and differ in the third
+    (:data:`~torchgeo_omnisat.datasets.synthetic.landscape.CROPS`): winter wheat, barley (S2) and
+    triticale (S1); beet, corn (S1) and potatoes (SPOT); meadow, orchard (SPOT) and fodder (S2); and
+    rapeseed. A single pixel is less informative than its parcel. Time series are short, with dates that
+    differ between tiles and sensors. Some tiles lack SPOT or Sentinel-1 descending.
 
-    The seed determines every tile whatever the number of tiles, and a root holds what
-    one set of arguments determines: another set is an error, not a second directory
-    below it, because the root itself is the dataset that others read.
+    A tile depends on the seed, but not on the number of tiles. A directory contains the data of one set
+    of arguments, and opening it with others raises an error.
     """
 
-    #: The data are made up, and whoever shows results from them says so.
+    #: Whether the data are synthetic, so that results are reported as such.
     synthetic: ClassVar[bool] = True
 
     def __init__(
@@ -53,24 +51,24 @@ class SyntheticLandscapes(PASTISMultimodal):
         exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        """Write the landscapes, unless they are there, and read the index.
+        """Write the landscapes unless they exist, and initialize the dataset.
 
         Args:
-            root: Directory to write to: absent, empty, or holding these landscapes.
-            num_tiles: Number of tiles, dealt to the five folds in turn.
-            seed: Seed of every draw.
-            size: Pixels of 10 m a side, a multiple of 4.
-            dates: Least and greatest number of dates of a series.
-            folds: Which of the folds 1 to 5 to take.
+            root: Directory of the data, which is written if it does not exist or is empty.
+            num_tiles: Number of tiles, assigned to the five folds in turn.
+            seed: Random seed.
+            size: Side of a tile in pixels of 10 m, a multiple of 4.
+            dates: Minimum and maximum number of dates of a time series.
+            folds: Folds to use, from 1 to 5.
             modalities: Names of the modalities to read; None for all.
-            bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            date_range: First and last day to read.
-            exclude: Names of samples to leave out.
-            transforms: What to do with a sample.
+            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            date_range: First and last day, inclusive.
+            exclude: Names of samples to exclude.
+            transforms: Transform applied to each sample.
 
         Raises:
-            ValueError: If *root* holds anything else, or an argument is not as described.
+            ValueError: If *root* contains other files, or an argument is invalid.
         """
         write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates))
         super().__init__(

@@ -1,9 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Landscape: made-up farmland, drawn from a seed at one metre a pixel.
+"""Synthetic farmland at a resolution of one metre.
 
-What the ground is, before any sensor looks at it (:mod:`torchgeo_omnisat.datasets.synthetic.rendering`).
+:mod:`torchgeo_omnisat.datasets.synthetic.rendering` simulates the images of each sensor.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from scipy.ndimage import gaussian_filter
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-#: Metres a pixel of Sentinel-2, Sentinel-1 and the labels.
+#: GSD of Sentinel-2, Sentinel-1 and the labels in metres.
 GSD = 10
-#: The class of everything that is no crop, and of parcels that are not told.
+#: Class of everything that is not a crop, and of parcels without a label.
 BACKGROUND, VOID = 0, 19
 
 
 @dataclass(frozen=True)
 class Cover:
-    """What grows or stands on a parcel, in the words of each sensor.
+    """Land cover of a parcel, with its appearance for each sensor.
 
-    Two covers that share a word look alike to that sensor: their images are drawn from
-    one distribution, so nothing but the other sensors tells them apart.
+    Images of two covers with the same appearance have the same distribution, so only other
+    sensors distinguish them.
 
     Args:
-        s2: A season of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.SEASONS`.
-        s1: A backscatter of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.BACKSCATTER`.
-        spot: A texture of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.TEXTURES`.
+        s2: Key of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.SEASONS`.
+        s1: Key of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.BACKSCATTER`.
+        spot: Key of :data:`~torchgeo_omnisat.datasets.synthetic.rendering.TEXTURES`.
     """
 
     s2: str
@@ -39,8 +39,8 @@ class Cover:
     spot: str
 
 
-#: The ten crops, under their PASTIS class. In each group of three, one is told from the
-#: first by one sensor alone, the other by another: no sensor suffices, and no pair does.
+#: The ten crops by PASTIS class. In each group of three, the second and the third each differ from the
+#: first for one sensor only: neither a single sensor nor a pair distinguishes all crops.
 CROPS = {
     2: Cover('winter', 'cereal', 'tramlines'),  # soft winter wheat
     4: Cover('early winter', 'cereal', 'tramlines'),  # winter barley: S2
@@ -62,16 +62,16 @@ BUILT = Cover('built', 'built', 'roofs')
 
 @dataclass(frozen=True)
 class Landscape:
-    """One square of farmland: a map of parcels, and what each of the N parcels is.
+    """Square of farmland with N parcels.
 
     Args:
-        parcels: (S, S) index of the parcel of each square metre.
+        parcels: Parcel index (S, S) of each square metre.
         covers: N covers; parcel 0 is the roads and parcel 1 the verges.
-        label: (N,) PASTIS class, 0 for background and 19 for void.
-        azimuth: (N,) direction of the rows, in radians; SPOT and S1 both see it.
-        delay: (N,) days by which the season is late.
-        vigour: (N,) how well it grows, about 0 with deviation 1; every sensor sees it.
-        soil: (N,) from dark and wet (0) to bright and dry (1).
+        label: PASTIS class (N,), 0 for background and 19 for void.
+        azimuth: Direction (N,) of the rows in radians, which affects SPOT and Sentinel-1.
+        delay: Delay (N,) of the season in days.
+        vigour: Vigour (N,) of the plants, with mean 0 and standard deviation 1, which affects all sensors.
+        soil: Soil (N,) from dark and wet (0) to bright and dry (1).
     """
 
     parcels: Indices
@@ -83,10 +83,10 @@ class Landscape:
     soil: Array
 
     def fragments(self) -> tuple[Indices, Indices, Array]:
-        """The parts of parcels that each 10 m pixel holds.
+        """Intersect parcels with 10 m pixels.
 
         Returns:
-            Pixel, parcel and share of the pixel's area of each part, sorted by pixel.
+            Pixel index, parcel index and fraction of the pixel area of each part, sorted by pixel.
         """
         side = len(self.parcels) // GSD
         pixel = np.arange(side * side).reshape(side, side).repeat(GSD, 0).repeat(GSD, 1)
@@ -94,33 +94,30 @@ class Landscape:
         return key // len(self.covers), key % len(self.covers), count / GSD**2
 
     def ids(self) -> Indices:
-        """(S / 10, S / 10) the parcel that holds most of each 10 m pixel."""
-        pixel, parcel, share = self.fragments()
+        """Return the parcel (S / 10, S / 10) with the largest fraction of each 10 m pixel."""
+        pixel, parcel, fraction = self.fragments()
         last = np.r_[np.flatnonzero(np.diff(pixel)), len(pixel) - 1]
         side = len(self.parcels) // GSD
-        return parcel[np.lexsort((share, pixel))[last]].reshape(side, side)
+        return parcel[np.lexsort((fraction, pixel))[last]].reshape(side, side)
 
 
 def draw_landscape(rng: np.random.Generator, size: int) -> Landscape:
-    """Farmland of *size* by *size* pixels of 10 m.
+    """Draw a landscape.
 
     Args:
-        rng: Where the draws come from.
-        size: Pixels a side.
-
-    Returns:
-        The landscape.
+        rng: Random number generator.
+        size: Side in pixels of 10 m.
     """
-    block, road, angle = _blocks(rng, size * GSD)
-    plots = _strips(rng, block, angle)
+    block, road, angle = _draw_blocks(rng, size * GSD)
+    plots = _draw_parcels(rng, block, angle)
     area = np.bincount(plots.ravel())
     cut = np.unique(np.r_[plots[0], plots[-1], plots[:, 0], plots[:, -1]])
     is_cut = np.isin(np.arange(len(area)), cut)
     first = np.unique(plots.ravel(), return_index=True)[1]
-    covers, label = _sow(rng, block.ravel()[first], len(angle))
+    covers, label = _draw_covers(rng, block.ravel()[first], len(angle))
     corner = (area < 1000) & ~is_cut
     label[is_cut & (area < 3000) & (label > 0) & (rng.random(len(area)) < 0.6)] = VOID
-    parcels = np.where(corner[plots] | _edge(plots), 1, plots + 2)
+    parcels = np.where(corner[plots] | _borders(plots), 1, plots + 2)
     parcels[road] = 0
     count = len(area) + 2
     return Landscape(
@@ -135,14 +132,14 @@ def draw_landscape(rng: np.random.Generator, size: int) -> Landscape:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Array:
-    """Noise of mean 0 and deviation 1, correlated over *sigma* pixels of the last two axes."""
+    """Draw noise with mean 0 and standard deviation 1, correlated over *sigma* pixels of the last two axes."""
     noise = gaussian_filter(rng.standard_normal(shape), (0,) * (len(shape) - 2) + (sigma, sigma), mode='wrap')
-    # White noise through a Gaussian of this width keeps 1 / (4 pi sigma^2) of its variance.
+    # A Gaussian filter of this width reduces the variance of white noise to 1 / (4 pi sigma^2).
     return noise * max(1.0, np.sqrt(4 * np.pi) * sigma)
 
 
-def _blocks(rng: np.random.Generator, extent: int, spacing: int = 190) -> tuple[Indices, NDArray[np.bool_], Array]:
-    """Blocks of fields between roads: the block of each metre, where roads are, each block's direction."""
+def _draw_blocks(rng: np.random.Generator, extent: int, spacing: int = 190) -> tuple[Indices, NDArray[np.bool_], Array]:
+    """Draw blocks of fields: the block of each square metre, a mask of roads, and the direction of each block."""
     ticks = np.arange(-spacing, extent + 2 * spacing, spacing) + rng.uniform(-spacing / 2, spacing / 2)
     sites = np.stack(np.meshgrid(ticks, ticks, indexing='ij'), -1).reshape(-1, 2)
     sites += rng.uniform(-0.35, 0.35, sites.shape) * spacing
@@ -158,8 +155,8 @@ def _blocks(rng: np.random.Generator, extent: int, spacing: int = 190) -> tuple[
     return block, near[1] - near[0] < 7, rng.uniform(0, np.pi, len(sites))
 
 
-def _strips(rng: np.random.Generator, block: Indices, angle: Array) -> Indices:
-    """Every block cut into strips along its direction, every strip into parcels, numbered from 0."""
+def _draw_parcels(rng: np.random.Generator, block: Indices, angle: Array) -> Indices:
+    """Cut each block into strips along its direction, and strips into parcels with indices from 0."""
     plots = np.zeros_like(block)
     for index in np.unique(block):
         row, column = np.nonzero(block == index)
@@ -174,8 +171,8 @@ def _strips(rng: np.random.Generator, block: Indices, angle: Array) -> Indices:
     return np.unique(plots, return_inverse=True)[1].reshape(block.shape)
 
 
-def _sow(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Cover], Indices]:
-    """A cover and a class for each plot; crops come in shuffled rounds, so that none is rare."""
+def _draw_covers(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Cover], Indices]:
+    """Draw a cover and a class for each plot; crops are balanced."""
     wild = rng.random(blocks)[block] + (rng.random(len(block)) < 0.05)
     rounds = [rng.permutation(list(CROPS)) for _ in range(len(block) // len(CROPS) + 1)]
     label = np.concatenate(rounds)[: len(block)]
@@ -187,8 +184,8 @@ def _sow(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Co
     return covers, label
 
 
-def _edge(plots: Indices) -> NDArray[np.bool_]:
-    """The two metres along every border between plots."""
+def _borders(plots: Indices) -> NDArray[np.bool_]:
+    """Return a mask of the two metres along the borders between plots."""
     edge = np.zeros(plots.shape, dtype=bool)
     for axis in (0, 1):
         change = np.diff(plots, axis=axis) != 0

@@ -1,10 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Render: what each sensor sees of a made-up landscape.
+"""Simulated images of a synthetic landscape for each sensor.
 
-Days count from 2018-09-01. Every number of the looks is in the tables at the top, so
-what two covers share and where they differ can be read off.
+Days are counted from 2018-09-01. The tables at the top have all parameters of the appearance of covers.
 """
 
 from dataclasses import dataclass
@@ -29,19 +28,19 @@ SPECTRA = {
 
 @dataclass(frozen=True)
 class Season:
-    """How green a cover is through the year: a double logistic on a green winter.
+    """Phenology of a cover, a double logistic curve above the green fraction in winter.
 
     Args:
-        winter: Green share of the ground in winter, from the day *sown* on.
-        peak: Green share at the height of the season.
-        sown: Day it emerges.
-        rise: Day of steepest growth.
-        fall: Day of steepest senescence.
-        harvest: Day the straw goes.
+        winter: Green fraction of the ground in winter, from the day *sown* on.
+        peak: Green fraction at the peak of the season.
+        sown: Day of emergence.
+        rise: Day of fastest growth.
+        fall: Day of fastest senescence.
+        harvest: Day on which the straw is removed.
         mown: Days between cuts, 0 for none.
-        flower: Share of yellow flowers in April.
-        green: Spectrum of what is green.
-        bare: Spectra of the ground, wet and dry.
+        flower: Fraction of yellow flowers in April.
+        green: Spectrum of the green fraction.
+        bare: Spectra of the wet and the dry ground.
     """
 
     winter: float
@@ -72,14 +71,14 @@ SEASONS = {
 
 @dataclass(frozen=True)
 class Backscatter:
-    """Backscatter in dB: a level and what the growing plants add to it.
+    """Backscatter of a cover in dB, with the contribution of growing plants.
 
     Args:
-        level: VV and VH all year.
-        plants: VV and VH that the plants add while they stand.
-        begin: Day they begin to count.
-        end: Day they are gone.
-        late: VV and VH that the last 70 days before *end* add.
+        level: VV and VH without plants.
+        plants: VV and VH that plants add.
+        begin: First day with plants.
+        end: Last day with plants.
+        late: VV and VH added in the last 70 days before *end*.
     """
 
     level: tuple[float, float]
@@ -104,13 +103,13 @@ BACKSCATTER = {
 
 @dataclass(frozen=True)
 class Texture:
-    """What one metre shows in July: a colour, a pattern and its contrast.
+    """Texture of a cover at a resolution of one metre in July.
 
     Args:
-        colour: Red, green and blue, of 255.
+        colour: Red, green and blue, from 0 to 255.
         pattern: ``'blobs'``, ``'rows'``, ``'grid'``, ``'lines'`` or ``'blocks'``.
-        spacing: Least and greatest distance between repetitions, in metres.
-        contrast: Deviation of the brightness, of 255.
+        spacing: Minimum and maximum distance between repetitions in metres.
+        contrast: Standard deviation of the brightness, which ranges from 0 to 255.
     """
 
     colour: tuple[float, float, float]
@@ -132,23 +131,23 @@ TEXTURES = {
 
 
 def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: bool = True) -> Array:
-    """Sentinel-2 series: mixtures of green, straw and soil, with clouds, shadows and noise.
+    """Simulate a Sentinel-2 time series as mixtures of green, straw and soil, with clouds, shadows and noise.
 
     Args:
-        rng: Where the draws come from.
-        land: What is on the ground.
-        days: (T,) days since 2018-09-01.
-        clouds: Whether there are any.
+        rng: Random number generator.
+        land: Landscape.
+        days: Days (T,) since 2018-09-01.
+        clouds: Whether to add clouds.
 
     Returns:
-        (T, 10, S / 10, S / 10) reflectance x 10000.
+        Reflectance x 10000, (T, 10, S / 10, S / 10).
     """
-    pixel, parcel, share = land.fragments()
+    pixel, parcel, fraction = land.fragments()
     side = len(land.parcels) // GSD
     local = smooth_noise(rng, (3, side, side), 1.0).reshape(3, -1)[:, pixel]
     reflectance = _reflectance(land, parcel, local, days)
     clean = np.zeros((side * side, len(days), 10))
-    np.add.at(clean, pixel, reflectance * share[:, None, None])
+    np.add.at(clean, pixel, reflectance * fraction[:, None, None])
     image = np.moveaxis(clean.reshape(side, side, len(days), 10), (0, 1), (2, 3))
     image *= 1 + 0.04 * rng.standard_normal((len(days), 1, side, side))
     image += rng.normal(0, 40, (len(days), 10, 1, 1)) + rng.normal(0, 90, image.shape)
@@ -156,29 +155,29 @@ def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: 
 
 
 def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: float, looks: int = 3) -> Array:
-    """Sentinel-1 series: backscatter of each cover under gamma speckle.
+    """Simulate a Sentinel-1 time series as backscatter of each cover with gamma-distributed speckle.
 
-    Rows that run across the line of sight are brighter, so the two orbits see a parcel
-    differently, and each has an error of its own there.
+    Rows across the line of sight are brighter, so the two orbits differ for a parcel. Each orbit also has
+    an independent error per parcel.
 
     Args:
-        rng: Where the draws come from.
-        land: What is on the ground.
-        days: (T,) days since 2018-09-01.
-        look: Direction the orbit looks in, in radians.
+        rng: Random number generator.
+        land: Landscape.
+        days: Days (T,) since 2018-09-01.
+        look: Look direction of the orbit in radians.
         looks: Number of looks.
 
     Returns:
-        (T, 3, S / 10, S / 10) VV, VH and VV - VH in dB.
+        VV, VH and VV - VH in dB, (T, 3, S / 10, S / 10).
     """
-    pixel, parcel, share = land.fragments()
+    pixel, parcel, fraction = land.fragments()
     side, count = len(land.parcels) // GSD, len(land.covers)
     facing = 1.2 * np.cos(2 * (land.azimuth - look)) + rng.normal(0, 0.6, count)
     rain = rng.normal(0, 0.8, (len(days), 1))
     mean = _backscatter(land, days) + facing[:, None, None] * (1, 0.6) + rng.normal(0, 0.3, (count, 1, 2)) + rain
     local = 0.6 * smooth_noise(rng, (side, side), 1.0).reshape(-1)[pixel]
     power = np.zeros((side * side, len(days), 2))
-    np.add.at(power, pixel, 10 ** ((mean[parcel] + local[:, None, None]) / 10) * share[:, None, None])
+    np.add.at(power, pixel, 10 ** ((mean[parcel] + local[:, None, None]) / 10) * fraction[:, None, None])
     power *= rng.gamma(looks, 1 / looks, power.shape)
     decibel = 10 * np.log10(power)
     decibel = np.concatenate((decibel, decibel[..., :1] - decibel[..., 1:]), axis=-1)
@@ -186,14 +185,14 @@ def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: fl
 
 
 def render_spot(rng: np.random.Generator, land: Landscape) -> Array:
-    """SPOT image: rows, trees, tramlines and mottling at one metre, of little colour.
+    """Simulate a SPOT image of rows, trees, tramlines and mottling at a resolution of one metre.
 
     Args:
-        rng: Where the draws come from.
-        land: What is on the ground.
+        rng: Random number generator.
+        land: Landscape.
 
     Returns:
-        (3, S, S) red, green and blue, 0 to 255.
+        Red, green and blue, (3, S, S), from 0 to 255.
     """
     textures = [TEXTURES[cover.spot] for cover in land.covers]
     count, parcels = len(textures), land.parcels
@@ -237,12 +236,12 @@ def _blobs(across: Array, along: Array, blobs: Array) -> Array:
     return blobs
 
 
-#: In alphabetical order, as they are looked up by bisection.
+#: Patterns by name, in alphabetical order for ``np.searchsorted``.
 _PATTERNS = {'blobs': _blobs, 'blocks': _blocks, 'grid': _grid, 'lines': _lines, 'rows': _rows}
 
 
 def _reflectance(land: Landscape, parcel: Indices, local: Array, days: Indices) -> Array:
-    """(F, T, 10) reflectance of F fragments; *local* varies season, vigour and soil inside a parcel."""
+    """Return the reflectance (F, T, 10) of F fragments; *local* varies season, vigour and soil within a parcel."""
     seasons = [SEASONS[cover.s2] for cover in land.covers]
     facts = np.array([(s.winter, s.peak, s.sown, s.rise, s.fall, s.harvest, s.mown, s.flower) for s in seasons])
     winter, peak, sown, rise, fall, harvest, mown, flower = (fact[:, None] for fact in facts[parcel].T)
@@ -269,7 +268,7 @@ def _reflectance(land: Landscape, parcel: Indices, local: Array, days: Indices) 
 
 
 def _backscatter(land: Landscape, days: Indices) -> Array:
-    """(N, T, 2) expected VV and VH of each parcel in dB."""
+    """Return the expected VV and VH (N, T, 2) of each parcel in dB."""
     words = [BACKSCATTER[cover.s1] for cover in land.covers]
     level, plants, late = (np.array([getattr(w, name) for w in words])[:, None] for name in ('level', 'plants', 'late'))
     begin, end = (np.array([[getattr(w, name)] for w in words]) for name in ('begin', 'end'))
@@ -280,7 +279,7 @@ def _backscatter(land: Landscape, days: Indices) -> Array:
 
 
 def _add_clouds(rng: np.random.Generator, image: Array) -> Array:
-    """Blobs of cloud with their shadows on a third of the dates, and some dates under full cover."""
+    """Add clouds with shadows to a third of the dates, and full cloud cover to some."""
     count, _, side, _ = image.shape
     cover = np.where(rng.random(count) < 0.35, rng.uniform(0.1, 0.7, count), 0)
     cover = np.where(rng.random(count) < 0.12, 1.0, cover)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Writing: made-up landscapes into files of PASTIS-HD's layout, whole or not at all."""
+"""Atomic writing of synthetic landscapes in the file layout of PASTIS-HD."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ from .rendering import render_s1, render_s2, render_spot
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-#: Version of what is drawn. Whoever changes it re-runs every table of results.
+#: Version of the generator. All tables of results must be recomputed if it changes.
 VERSION = 1
-#: File of a root that says what was written there.
+#: File with the arguments of the landscapes in a directory.
 MANIFEST = 'synthetic.json'
 SPOT = 'SPOT6_RVB_1M00_2019'
 
@@ -35,17 +35,17 @@ _SERIES = ('S2', 'S1A', 'S1D')
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines the landscapes, bit by bit.
+    """Arguments that determine the landscapes, which are reproducible to the bit.
 
     Args:
-        num_tiles: Number of tiles, dealt to the five folds in turn.
-        seed: Seed of every draw.
-        size: Pixels of 10 m a side, a multiple of 4, so that patches of 40 m fit.
-        dates: Least and greatest number of dates of a series.
+        num_tiles: Number of tiles, assigned to the five folds in turn.
+        seed: Random seed.
+        size: Side of a tile in pixels of 10 m, a multiple of 4 for patches of 40 m.
+        dates: Minimum and maximum number of dates of a time series.
         version: Version of the generator.
 
     Raises:
-        ValueError: If one of them makes no landscape.
+        ValueError: If an argument is invalid.
     """
 
     num_tiles: int
@@ -55,7 +55,7 @@ class Recipe:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        """Refuse what makes no landscape."""
+        """Validate the arguments."""
         if self.num_tiles < 1:
             raise ValueError(f'num_tiles must be at least 1, got {self.num_tiles}')
         if self.seed < 0:
@@ -68,14 +68,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile as the files hold it.
+    """Tile as stored in files.
 
     Args:
         number: ``ID_PATCH``.
         arrays: ``S2`` int16 (T, 10, H, W); ``S1A``, ``S1D`` float16 (T, 3, H, W);
-            ``SPOT`` uint8 (3, 10 H, 10 W); ``TARGET`` (3, H, W) uint8, uint16 when
-            there are more than 255 parcels; ``ParcelIDs`` int32 (H, W). What the tile lacks is not among them.
-        dates: Days since 2018-09-01 of each series.
+            ``SPOT`` uint8 (3, 10 H, 10 W); ``TARGET`` (3, H, W) uint8, or uint16 for
+            more than 255 parcels; ``ParcelIDs`` int32 (H, W). Missing modalities are left out.
+        dates: Days since 2018-09-01 of each time series.
     """
 
     number: int
@@ -84,17 +84,14 @@ class Tile:
 
 
 def draw_tile(recipe: Recipe, index: int) -> Tile:
-    """One tile, the same whatever the number of tiles.
+    """Draw a tile, which does not depend on the number of tiles.
 
-    The first tile of each fold has every modality. Of the others some lack SPOT, some
+    The first tile of each fold has every modality. Some of the others lack SPOT or
     Sentinel-1 descending.
 
     Args:
-        recipe: What determines it.
-        index: Its place, from 0.
-
-    Returns:
-        The tile.
+        recipe: Arguments of the landscapes.
+        index: Index of the tile, from 0.
     """
     rng = np.random.default_rng([recipe.seed, index])
     land = draw_landscape(rng, recipe.size)
@@ -121,46 +118,46 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
 
 
 def write_landscapes(root: Path, recipe: Recipe) -> None:
-    """Write the landscapes below *root*, unless they are there.
+    """Write the landscapes to *root* unless they exist.
 
-    Everything goes to a temporary directory beside *root*, which then takes its name,
-    so a root is complete or absent, and of several processes one wins.
+    They are written to a temporary directory next to *root*, which is then renamed. So *root*
+    is complete or absent, even if several processes write it.
 
     Args:
-        root: Directory of the data set.
-        recipe: What determines the landscapes.
+        root: Directory of the dataset.
+        recipe: Arguments of the landscapes.
 
     Raises:
-        ValueError: If *root* holds anything else.
+        ValueError: If *root* contains other files.
     """
     write_once(root, recipe, _write)
 
 
 def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[Path, R], None]) -> None:
-    """Have a directory written whole or not at all, unless what a recipe determines is there.
+    """Write a directory atomically, unless it exists with the same arguments.
 
     Args:
         root: Directory to write to.
-        recipe: A dataclass of plain values, which *write* keeps in :data:`MANIFEST`.
-        write: Writes what the recipe determines into an empty directory.
+        recipe: Arguments, a dataclass of plain values that *write* stores in :data:`MANIFEST`.
+        write: Function that writes the data into an empty directory.
 
     Raises:
-        ValueError: If *root* holds anything else.
+        ValueError: If *root* contains other files.
     """
-    if _holds(root, recipe):
+    if _is_written(root, recipe):
         return
     try:
         with atomic_folder(root) as temporary:
             write(temporary, recipe)
     except OSError:
-        if not _holds(root, recipe):
+        if not _is_written(root, recipe):
             raise
 
 
 def write_image(
     path: Path, image: NDArray[Any], transform: Affine, crs: str = 'EPSG:2154', compress: str = 'deflate', **more: Any
 ) -> None:
-    """Bands ``(C, H, W)`` as GeoTIFF, in a directory that is made if need be."""
+    """Write an image ``(C, H, W)`` as GeoTIFF; create its directory if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = image.shape
     profile = {'dtype': image.dtype, 'count': count, 'height': height, 'width': width, 'crs': crs}
@@ -169,22 +166,22 @@ def write_image(
 
 
 def is_synthetic(root: Path) -> bool:
-    """Whether the dataset in that directory is made up, so that results from it are called so."""
+    """Return whether the dataset in a directory is synthetic, so that results are reported as such."""
     return (root / MANIFEST).exists()
 
 
-def _holds(root: Path, recipe: 'DataclassInstance') -> bool:
-    """Whether these landscapes are there already; an error if anything else is."""
+def _is_written(root: Path, recipe: 'DataclassInstance') -> bool:
+    """Return whether the landscapes exist; raise ValueError if the directory contains other files."""
     manifest = root / MANIFEST
     if not manifest.exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(f'{root} holds other files, expected synthetic landscapes, an empty directory or none')
         return False
-    asked = json.loads(json.dumps(asdict(recipe)))
-    found = load_json(manifest)
-    differing = [name for name in asked if found.get(name) != asked[name]]
+    requested = json.loads(json.dumps(asdict(recipe)))
+    existing = load_json(manifest)
+    differing = [name for name in requested if existing.get(name) != requested[name]]
     if differing:
-        there, here = ([f'{name}={values.get(name)}' for name in differing] for values in (found, asked))
+        there, here = ([f'{name}={values.get(name)}' for name in differing] for values in (existing, requested))
         raise ValueError(
             f'{root} holds synthetic landscapes with {", ".join(there)}, expected {", ".join(here)}: '
             'choose another root, or delete this one'
@@ -193,13 +190,13 @@ def _holds(root: Path, recipe: 'DataclassInstance') -> bool:
 
 
 def _write(root: Path, recipe: Recipe) -> None:
-    """Every file of the layout; the manifest comes last."""
+    """Write all files of the layout; the manifest comes last."""
     for folder in ('DATA_S2', 'DATA_S1A', 'DATA_S1D', 'ANNOTATIONS', f'DATA_SPOT/PASTIS_{SPOT}'):
         (root / folder).mkdir(parents=True)
     features, moments = [], {name: np.zeros((5, 3, 10 if name == 'S2' else 3)) for name in _SERIES}
     for index in tqdm(range(recipe.num_tiles), desc='Synthetic landscapes', disable=None, leave=False):
         tile = draw_tile(recipe, index)
-        transform = _place(index, recipe.size)
+        transform = _tile_transform(index, recipe.size)
         for name, array in tile.arrays.items():
             if name == 'SPOT':
                 path = root / f'DATA_SPOT/PASTIS_{SPOT}/{SPOT}_{tile.number}.tif'
@@ -212,7 +209,7 @@ def _write(root: Path, recipe: Recipe) -> None:
                 moments[name][index % 5] += [(flat**power).sum((0, 2, 3)) for power in range(3)]
         features.append(_feature(tile, index, recipe.size, transform))
     for name in _SERIES:
-        (root / f'NORM_{name}_patch.json').write_text(json.dumps(_norm(moments[name]), indent=1))
+        (root / f'NORM_{name}_patch.json').write_text(json.dumps(_statistics(moments[name]), indent=1))
     crs = {'type': 'name', 'properties': {'name': 'urn:ogc:def:crs:EPSG::2154'}}
     index_of_tiles = {'type': 'FeatureCollection', 'name': 'metadata', 'crs': crs, 'features': features}
     (root / 'metadata.geojson').write_text(json.dumps(index_of_tiles))
@@ -220,7 +217,7 @@ def _write(root: Path, recipe: Recipe) -> None:
 
 
 def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, Any]:
-    """A tile's entry of the index, with the properties of PASTIS-R."""
+    """Return the GeoJSON feature of a tile, with the properties of PASTIS-R."""
     label, parcels = tile.arrays['TARGET'][0], tile.arrays['ParcelIDs']
     dates = {
         f'dates-{name}': {str(t): int(str(_START + day).replace('-', '')) for t, day in enumerate(tile.dates[name])}
@@ -244,8 +241,8 @@ def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, 
     return {'type': 'Feature', 'id': str(tile.number), 'properties': properties, 'geometry': geometry}
 
 
-def _place(index: int, size: int) -> Affine:
-    """Where a tile lies in EPSG:2154: rotated as PASTIS's are, apart from its neighbours, 1 m a pixel."""
+def _tile_transform(index: int, size: int) -> Affine:
+    """Return the transform of a tile in EPSG:2154 at 1 m, rotated as in PASTIS and apart from its neighbours."""
     row, column = divmod(index, 40)
     step = 2 * size * GSD
     turn = np.deg2rad(4.4)
@@ -253,8 +250,8 @@ def _place(index: int, size: int) -> Affine:
     return Affine(cosine, -sine, 700000 + column * step, -sine, -cosine, 6600000 - row * step)
 
 
-def _norm(moments: NDArray[np.float64]) -> dict[str, Any]:
-    """Mean and deviation of each fold; a fold without an image takes those of all."""
+def _statistics(moments: NDArray[np.float64]) -> dict[str, Any]:
+    """Return mean and standard deviation of each fold; those of all folds for a fold without images."""
     norm = {}
     for fold, (count, total, square) in enumerate(moments, start=1):
         if not count.all():
@@ -265,7 +262,7 @@ def _norm(moments: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _draw_days(rng: np.random.Generator, dates: Sequence[int], repeat: int) -> Indices:
-    """Days of one satellite from September 2018 to October 2019, *repeat* days apart at least."""
+    """Draw acquisition dates from September 2018 to October 2019, at least *repeat* days apart."""
     count = int(rng.integers(dates[0], dates[1] + 1))
     cycle = np.arange(rng.integers(repeat), 410, repeat)
     edges = np.linspace(0, len(cycle), count + 1).astype(np.int64)
