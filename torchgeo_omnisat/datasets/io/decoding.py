@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Decoding: which pixels of a raster are valid, and their values; the same however the pixels are then resampled."""
+"""Decoding of raster pixels: validity, nodata, scale and offset."""
 
 import os
 import warnings
@@ -15,26 +15,26 @@ from rasterio.windows import Window
 
 from .headers import refuse_complex
 
-#: No sensor measures numbers beyond this; files write them for nodata that they do not declare.
+#: Maximum absolute value of a valid pixel; larger values are undeclared nodata.
 GREATEST = 1e20
-#: Folders of which it was said that they hold such numbers.
+#: Folders for which a warning of such values was issued.
 _STRANGE: set[str] = set()
 
 
 class Decoding(NamedTuple):
-    """How stored pixels become values.
+    """Nodata, mask, scale and offset for decoding stored pixels.
 
-    A pixel is valid if the mask of the file shows it (internal, ``.msk`` or alpha), if it is neither the
-    nodata of its band nor one that is given, and if it is finite and no greater than 1e20.
+    A pixel is valid if it is not masked by the file (internal mask, ``.msk`` or alpha), is not a nodata
+    value of its band or a given one, and is finite with an absolute value of at most 1e20.
 
     Args:
-        nodata: Numbers that are nodata besides what files state.
-        replaced: Numbers that are nodata instead of what files state; None to heed that.
-        alpha: Whether a band that is declared to be alpha is a mask.
-        scaled: Whether scale and offset of the bands apply, after nodata is left out.
-        scale: Scale and offset that apply then, of all bands; None for those in the file.
-        crs: CRS of a file that states none.
-        whole: Whether a file is read as a whole, pixel by pixel, wherever it lies.
+        nodata: Nodata values in addition to those that files state.
+        replaced: Nodata values instead of those that files state; None to use those of files.
+        alpha: Whether a band that is declared as alpha is a mask.
+        scaled: Whether to apply scale and offset to valid pixels.
+        scale: Scale and offset of all bands; None for those of the file.
+        crs: CRS of a file without one.
+        whole: Whether to read a file as a whole image, regardless of its georeference.
     """
 
     nodata: tuple[float, ...] = ()
@@ -46,30 +46,30 @@ class Decoding(NamedTuple):
     whole: bool = False
 
     def scale_of(self, source: Any, band: int) -> tuple[float, float]:
-        """Return scale and offset that apply to a band of an open file."""
+        """Return scale and offset of a band of an open file."""
         if not self.scaled:
             return 1.0, 0.0
         return self.scale or (float(source.scales[band - 1]), float(source.offsets[band - 1]))
 
     def numbers(self, stated: float | None) -> tuple[float, ...]:
-        """Return the numbers that are nodata in a band.
+        """Return the nodata values of a band.
 
         Args:
-            stated: What its file states; None for nothing.
+            stated: Nodata value that the file states; None for none.
         """
         own = () if stated is None else (float(stated),)
         return (*(own if self.replaced is None else self.replaced), *self.nodata)
 
 
 def as_numbers(value: Any, what: str = 'nodata') -> tuple[float, ...]:
-    """Return one number or several as a tuple; None is no number.
+    """Convert one or several numbers to a tuple; None is an empty tuple.
 
     Args:
-        value: What is given.
-        what: The argument, for an error.
+        value: Number, sequence of numbers, or None.
+        what: Name of the argument, for an error.
 
     Raises:
-        ValueError: If that is something else.
+        ValueError: If *value* is something else.
     """
     try:
         several = () if value is None else value if isinstance(value, Sequence) else (value,)
@@ -81,13 +81,13 @@ def as_numbers(value: Any, what: str = 'nodata') -> tuple[float, ...]:
 
 
 def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding) -> NDArray[np.float32]:
-    """Read part of an open raster.
+    """Read and decode a window of an open raster.
 
     Args:
-        source: The raster.
-        bands: Numbers of the bands.
-        window: The part, within the raster.
-        decoding: What is valid, and whether to scale.
+        source: Open raster.
+        bands: Band indices, from 1 on.
+        window: Window within the raster.
+        decoding: Nodata values, mask, scale and offset.
 
     Returns:
         Float32 ``(C, H, W)``, NaN where pixels are not valid.
@@ -112,7 +112,7 @@ def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding
 
 
 def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return which pixels of a band are measured numbers."""
+    """Return the mask of pixels of a band that are finite and not nodata."""
     valid = np.ones(pixels.shape, dtype=np.bool_)
     for number in nodata:
         valid &= pixels != number
@@ -126,7 +126,7 @@ def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDA
 
 
 def say_strange(path: str, count: int) -> None:
-    """Warn, once a folder, of numbers that no sensor measures."""
+    """Warn, once per folder, of values beyond :data:`GREATEST`."""
     folder = os.path.dirname(path)
     if folder not in _STRANGE:
         _STRANGE.add(folder)
@@ -140,7 +140,7 @@ def say_strange(path: str, count: int) -> None:
 def _masks(
     source: Any, bands: Sequence[int], window: Window, decoding: Decoding
 ) -> list[tuple[list[int], NDArray[np.uint8]]]:
-    """Return the masks of a raster, each with the places among *bands* that it is for; 0 is invalid."""
+    """Return the masks of a raster, each with the positions in *bands* to which it applies; 0 is invalid."""
     found, everywhere = [], list(range(len(bands)))
     flags = [source.mask_flag_enums[band - 1] for band in bands]
     own = [

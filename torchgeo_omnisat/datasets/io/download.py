@@ -1,9 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Downloads of public datasets, by huggingface_hub from the hub and by TorchGeo from elsewhere.
+"""Download of public datasets from the Hugging Face hub or from URLs.
 
-A file takes its name once it is complete and has its digest; until then it lies in a hidden folder.
+Files are downloaded to a hidden folder, and renamed after their digest is verified.
 """
 
 import hashlib
@@ -29,30 +29,30 @@ from tqdm.contrib.concurrent import thread_map
 from ...utils.atomic import publish, scratch_folder
 from .files import extract_directory
 
-#: Address of the Hugging Face hub; None for the one that ``HF_ENDPOINT`` or huggingface_hub names.
+#: URL of the Hugging Face hub; None for ``HF_ENDPOINT`` or the default of huggingface_hub.
 ENDPOINT: str | None = None
 
-#: Name of a digest by its length.
+#: Digest algorithm by the length of the digest.
 _ALGORITHMS = {32: 'md5', 64: 'sha256'}
-#: Files that are downloaded at a time.
+#: Number of files that are downloaded in parallel.
 _THREADS = 8
-#: Seconds to wait for a list of files.
+#: Timeout for a list of files in seconds.
 _TIMEOUT = 60.0
-#: Where files of the hub lie until they are complete.
+#: Folder of incomplete files from the hub.
 _PARTS = '.download'
 _CORRUPTED = 'Dataset found, but corrupted.'
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive.
+    """Published archive.
 
     Args:
-        source: Its URL, or the dataset on Hugging Face that holds it, such as
+        source: URL, or the dataset on Hugging Face with the archive, such as
             ``'IGNF/TreeSatAI-Time-Series'``.
-        filename: Its name on disk, and on Hugging Face.
-        holds: The directory or file that it unpacks to, or a pattern such as ``*.json``.
-        digest: Its MD5 or SHA-256, if that is published.
+        filename: File name on disk, and on Hugging Face.
+        holds: Directory or file in the archive, or a pattern such as ``*.json``.
+        digest: MD5 or SHA-256 if published, else None.
     """
 
     source: str
@@ -62,16 +62,16 @@ class Archive:
 
 
 def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool = False) -> bool:
-    """Make sure that the content of an archive lies in *root*; unpack or download it if needed.
+    """Ensure that the content of an archive is in *root*; download and unpack it if necessary.
 
     Args:
-        archive: The archive.
+        archive: Archive with the content.
         root: Directory of the archive and of its content.
         download: Whether to download the archive if it is missing.
-        checksum: Whether to verify an archive that is there already. Downloads are always verified.
+        checksum: Whether to verify an existing archive. Downloads are always verified.
 
     Returns:
-        Whether the content is there; False if it is missing and *download* is False.
+        Whether the content exists; False if it is missing and *download* is False.
 
     Raises:
         RuntimeError: If the archive is damaged.
@@ -96,14 +96,14 @@ def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool 
 def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = False) -> None:
     """Download a file with :func:`torchgeo.datasets.utils.download_url`.
 
-    If several processes ask for the file, one downloads it and the others wait.
+    If several processes request the file, one downloads it and the others wait.
 
     Args:
         url: URL of the file.
-        path: Where to store it. Nothing is downloaded if it exists.
-        digest: Its MD5 (32 digits) or SHA-256 (64 digits), if known. Without one, a ``.zip`` must
-            at least have the structure of one.
-        checksum: Whether to verify a file that exists.
+        path: Path of the downloaded file. Nothing is downloaded if it exists.
+        digest: MD5 (32 digits) or SHA-256 (64 digits). Without it, a ``.zip`` must at least be a valid
+            archive.
+        checksum: Whether to verify an existing file.
 
     Raises:
         ConnectionError: If the file cannot be downloaded.
@@ -121,8 +121,8 @@ def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = Fals
             except (OSError, ValueError, HTTPException) as error:
                 raise ConnectionError(f'{url} cannot be downloaded ({error}), expected a file') from error
             except RuntimeError as error:
-                said = f', expected the {" ".join(*expected.items())}' * bool(expected)
-                raise RuntimeError(f'Download corrupted: {url} ({error}){said}') from error
+                digests = f', expected the {" ".join(*expected.items())}' * bool(expected)
+                raise RuntimeError(f'Download corrupted: {url} ({error}){digests}') from error
             if path.suffix == '.zip' and not zipfile.is_zipfile(folder / path.name):
                 raise RuntimeError(f'Download corrupted: {url} gave no zip archive')
             publish(folder / path.name, path)
@@ -144,12 +144,12 @@ def download_files(
         repository: Name of the dataset, such as ``'IGNF/PASTIS-HD'``.
         patterns: Patterns of files, such as ``'DATA_S2/*.npy'``, downloaded in this order.
         root: Directory of the files.
-        checksum: Whether to verify the files that exist, too.
-        digests: Known SHA-256 of files, which the hub has to list.
+        checksum: Whether to verify existing files, too.
+        digests: Expected SHA-256 of files, which the hub must list.
 
     Raises:
         RuntimeError: If a file is damaged.
-        ConnectionError: If the hub cannot be reached, or has no such files.
+        ConnectionError: If the hub cannot be reached, or lacks the files.
     """
     revision, listed = _list(repository)
     for name, digest in digests.items():
@@ -177,7 +177,7 @@ def _obtain_file(
     place: Any = {'repo_type': 'dataset', 'revision': revision, 'local_dir': root / _PARTS, 'endpoint': ENDPOINT}
     try:
         part = Path(hf_hub_download(repository, name, **place))
-    except Exception as error:  # the transport of huggingface_hub has errors of its own, which change with versions
+    except Exception as error:  # errors of huggingface_hub differ between versions
         raise ConnectionError(f'{name} of {repository} cannot be downloaded ({error})') from error
     if not _matches(part, listed[name]):
         part.unlink()
@@ -199,10 +199,10 @@ def _list(repository: str) -> tuple[str | None, dict[str, str]]:
 
 
 def _digest(file: RepoSibling) -> str:
-    """Return the SHA-256 of a large file, or git's name of a small one.
+    """Return the SHA-256 of a large file, or the git blob id of a small one.
 
     Raises:
-        ValueError: If the file would lie elsewhere, or has no digest.
+        ValueError: If the path of the file leaves the folder, or it has no digest.
     """
     parts = PurePosixPath(file.rfilename).parts
     if not parts or parts[0] == '/' or '..' in parts:
@@ -214,7 +214,7 @@ def _digest(file: RepoSibling) -> str:
 
 
 def _matches(path: Path, digest: str) -> bool:
-    """Whether a file has a SHA-256, or the SHA-1 that git names it by: of its size and content."""
+    """Return whether a file has a SHA-256 or git blob id (SHA-1 of size and content)."""
     header = f'blob {path.stat().st_size}\0'.encode()
     made: Any = hashlib.sha256 if len(digest) == 64 else partial(hashlib.sha1, header, usedforsecurity=False)
     with path.open('rb') as stream:
@@ -223,7 +223,7 @@ def _matches(path: Path, digest: str) -> bool:
 
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
-    """Let one process at a time download into a directory."""
+    """Lock a directory, so that one process at a time downloads into it."""
     root.mkdir(parents=True, exist_ok=True)
     lock = root / '.download.lock'
     with FileLock(lock):

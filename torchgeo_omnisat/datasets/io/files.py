@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Files: arrays, rasters and archives, each with one error that names the file."""
+"""Readers of arrays, rasters and archives, whose errors name the file."""
 
 import math
 import shutil
@@ -24,11 +24,11 @@ from .decoding import GREATEST
 from .headers import refuse_complex
 from .opening import open_raster, sidecars
 
-#: So many bytes are read at a time: few enough to stay in the processor's cache, enough to keep a disk busy.
+#: Number of bytes that are read at a time, chosen for the processor's cache and the throughput of disks.
 _CACHED = 2**21
-#: Content of an archive by its size, which labels of one class may reach, and from how many bytes on that counts.
+#: Maximum compression ratio of an archive, as of labels of one class, and minimum content in bytes to check it.
 _GREATEST_RATIO, _SMALL = 200, 2**27
-#: Numbers that a tile may have at most; a file that claims more is refused before memory is allocated.
+#: Maximum number of values of a tile; a larger file raises an error before memory is allocated.
 MOST_VALUES = 2**28
 
 
@@ -36,16 +36,16 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
     """Map a ``.npy`` file into memory, so that bytes are read when they are indexed.
 
     Args:
-        path: The file.
+        path: Path of the file.
         expected: Expected content, for an error.
-        shape: Expected shape, if known.
+        shape: Expected shape; None for any.
 
     Returns:
-        The array, read-only.
+        Read-only array.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no such file, or holds something else.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is truncated, not a ``.npy`` file, or has other content.
     """
     refuse_special(path, expected)
     try:
@@ -60,11 +60,11 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
 
 
 def refuse_special(path: Path, expected: str) -> None:
-    """Refuse what is no regular file: a named pipe, for example, would be waited for without end.
+    """Check that a path is a regular file; reading a named pipe, for example, would block forever.
 
     Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: If there is something else.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it is not a regular file.
     """
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, expected {expected}')
@@ -74,14 +74,14 @@ def refuse_special(path: Path, expected: str) -> None:
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file with an object.
 
     Args:
-        path: The file.
+        path: Path of the file.
         expected: Expected content, for an error.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is not valid JSON, or not an object.
     """
     refuse_special(path, expected)
@@ -95,13 +95,13 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 
 
 class Raster(NamedTuple):
-    """What a raster holds.
+    """Content of a raster.
 
     Args:
-        array: All bands, ``(C, H, W)``; where they alternate from pixel to pixel, a view of them as stored.
-        nodata: The number by which it says *not measured*.
-        transform: From pixels to the ground.
-        shown: Where its mask, within or beside the file, shows something, ``(H, W)``; None without one.
+        array: All bands, ``(C, H, W)``; for pixel-interleaved files, a view of the stored layout.
+        nodata: Nodata value; None if the file states none.
+        transform: Affine transform from pixels to coordinates.
+        shown: Valid pixels of its internal or external mask, ``(H, W)``; None without a mask.
     """
 
     array: NDArray[np.generic]
@@ -114,16 +114,16 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
     """Read all bands of a raster; its shape is checked before any pixel is read.
 
     Args:
-        path: The file.
+        path: Path of the file.
         expected: Expected content, for an error.
-        shape: Expected shape, if known.
+        shape: Expected shape; None for any.
 
     Returns:
-        The array, and what the file says of it.
+        Array with nodata value, transform and mask.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no raster, or of another shape.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is truncated, not a raster, or has another shape.
     """
     refuse_special(path, expected)
     try:
@@ -139,7 +139,7 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
 
 
 def _is_masked(source: Any) -> bool:
-    """Whether a raster has a mask; near infrared is declared to be alpha by default, so alpha is none here."""
+    """Return whether a raster has a mask, except for alpha bands, which may be near infrared."""
     return source.mask_flag_enums[0] == [MaskFlags.per_dataset]
 
 
@@ -151,25 +151,25 @@ def measured(
     out: NDArray[np.float32] | None = None,
     shown: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Numbers as float32 with NaN where nothing was measured.
+    """Convert an array to float32, with NaN for nodata.
 
     Args:
-        array: What is in the file.
-        dtype: What it should be stored as; integers leave no room for NaN.
-        nodata: The number that says *not measured*.
-        path: The file, for an error.
-        out: Where to put them; None for a new array.
-        shown: Where a mask shows something, ``(H, W)``; None for everywhere.
+        array: Content of the file.
+        dtype: Expected data type of the file; an integer type excludes NaN.
+        nodata: Nodata value; None for none.
+        path: Path of the file, for an error.
+        out: Output array; None for a new one.
+        shown: Valid pixels of a mask, ``(H, W)``; None for all.
 
     Returns:
-        The array, finite but for NaN.
+        Array of finite values or NaN.
 
     Raises:
-        ValueError: If NaN or infinity is among what should be integers.
+        ValueError: If *dtype* is an integer type, and the array has NaN or infinite values.
     """
     image = np.empty(array.shape, dtype=np.float32) if out is None else out
     if array.dtype in (np.float16, np.uint8):
-        # PyTorch has the processor's instructions for half precision and for bytes, NumPy has not.
+        # PyTorch uses vectorized instructions for float16 and uint8, NumPy does not.
         torch.from_numpy(image).copy_(torch.from_numpy(np.require(array, requirements='W')))
     else:
         with np.errstate(over='ignore'):
@@ -191,7 +191,7 @@ def measured(
 
 
 def read_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
-    """Read all of a ``.npy`` file; see :func:`open_array`."""
+    """Read a whole ``.npy`` file into memory, see :func:`open_array`."""
     array = open_array(path, expected, shape)
     if array.size > MOST_VALUES:
         raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
@@ -206,22 +206,22 @@ def read_frames(
     dtype: str,
     nodata: float | None,
 ) -> NDArray[np.float32]:
-    """Read some frames of a ``.npy`` file as :func:`measured` gives them.
+    """Read frames of a ``.npy`` file as float32, see :func:`measured`.
 
-    Few are converted at a time, so that they stay in the processor's cache.
+    Frames are converted in chunks that fit the processor's cache.
 
     Args:
-        path: The file.
+        path: Path of the file.
         expected: Expected content, for an error.
         shape: Expected shape ``(T, ...)``.
-        frames: Indices of the frames, in the order in which they are wanted; at least one.
-        dtype: Type that the file should have.
-        nodata: The number that says *not measured*.
+        frames: Indices of the frames, in the order of the output; at least one.
+        dtype: Expected data type of the file.
+        nodata: Nodata value; None for none.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no such file, of another shape, or if NaN or infinity is
-            among what should be integers.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is truncated, not a ``.npy`` file, or has another shape, or if *dtype* is an integer
+            type and the array has NaN or infinite values.
     """
     array = open_array(path, expected, shape)
     image = np.empty((len(frames), *shape[1:]), dtype=np.float32)
@@ -235,32 +235,31 @@ def read_frames(
 
 
 def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which frames ``(T, ...)`` have a finite pixel; most have one at once, and are not searched."""
+    """Return which frames ``(T, ...)`` have a finite pixel; the first pixel suffices for most."""
     return np.array([bool(np.isfinite(frame.flat[0]) or np.isfinite(frame).any()) for frame in image])
 
 
 def occurring(mask: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]:
-    """1 for each of the classes 0 to *count* - 1 that a mask holds, 0 for the others."""
+    """Return 1 for each of the classes 0 to *count* - 1 in a mask, and 0 for the others."""
     if mask.dtype == np.uint8:
-        # Looking for a byte is quicker than counting them, for which each would become eight.
-        held = mask.tobytes()
-        return np.array([code in held for code in range(count)], dtype=np.float32)
+        # Searching bytes is faster than np.bincount, which converts each to int64.
+        content = mask.tobytes()
+        return np.array([code in content for code in range(count)], dtype=np.float32)
     return (np.bincount(mask.ravel(), minlength=count)[:count] > 0).astype(np.float32)
 
 
 def extract_directory(archive: Path, directory: str) -> None:
-    """Unpack one directory, or one file, of a zip archive beside it, completely or not at all.
+    """Unpack one directory, or one file, of a zip archive next to it, atomically.
 
-    The archive is unpacked into a temporary directory, from which nothing but *directory* is kept,
-    so what an archive puts elsewhere never gets anywhere.
+    The archive is unpacked into a temporary directory, of which only *directory* is kept.
 
     Args:
-        archive: The archive.
-        directory: Name of the directory or file in it, or a pattern of it.
+        archive: Path of the archive.
+        directory: Name or pattern of the directory or file in the archive.
 
     Raises:
-        RuntimeError: If the archive is damaged, encrypted, larger than the disk or implausibly
-            compressed, or holds no such directory.
+        RuntimeError: If the archive is damaged, encrypted, larger than the free disk space, has an
+            implausible compression ratio, or lacks *directory*.
     """
     with scratch_folder(archive.with_name(archive.stem)) as temporary:
         try:
@@ -279,7 +278,7 @@ def extract_directory(archive: Path, directory: str) -> None:
 
 
 def _check_size(archive: Path) -> None:
-    """Refuse an archive whose content, as declared, fills the disk or is a bomb; no more than that is unpacked."""
+    """Raise OSError if the declared content of an archive exceeds the free disk space, or is a zip bomb."""
     with zipfile.ZipFile(archive) as file:
         total = sum(entry.file_size for entry in file.infolist())
     size, free = archive.stat().st_size, shutil.disk_usage(archive.parent).free

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Fingerprint: size and modification time of files, by which whatever was made from them is known to be out of date."""
+"""Fingerprints of files by size and modification time, to detect that derived data are out of date."""
 
 import functools
 import hashlib
@@ -17,37 +17,35 @@ from rasterio.errors import RasterioError
 
 from .opening import open_raster
 
-#: What differs once a file was written to or replaced: inode, size, and times in ns of modification and of change.
+#: State of a file, which differs after it is changed: inode, size, modification and change time in ns.
 State = tuple[int, int, int, int]
-#: What a path is called in a fingerprint, its size and its modification time in ns; None where it cannot be asked for.
+#: Name of a file in a fingerprint, size and modification time in ns; None if they are not available.
 Stamp = tuple[str, int | None, int | None]
 
-#: Files beside a raster that change what its pixels mean, by the suffix that is added to its name.
+#: Extensions of sidecar files that are appended to the name of a raster.
 ADDED = ('.msk', '.aux.xml')
-#: Files beside a raster or a vector file, by the suffix that replaces that of its name.
+#: Extensions of sidecar files that replace that of a raster or vector file.
 REPLACED = ('.tfw', '.hdr', '.dbf')
-#: Suffixes of the data files that :func:`walk` finds.
+#: Extensions of the data files that :func:`walk` returns.
 DATA = (
     *('.tif', '.tiff', '.jp2', '.img', '.vrt', '.png', '.jpg', '.jpeg', '.npy', '.npz', '.h5', '.hdf5', '.nc', '.mat'),
     *('.pt', '.pth', '.parquet', '.safetensors'),
 )
-#: A folder with more data files than that is not searched.
+#: Maximum number of data files of a folder that is searched.
 MOST = 100_000
 
 _ARCHIVE = re.compile(r'/vsi(?:zip|tar|gzip|7z|rar)/')
 
 
 def state_of(file: str | Path | int) -> State | None:
-    """Return what differs once a file was written to or replaced.
-
-    This is one ``os.stat``.
+    """Return the state of a file with a single ``os.stat``.
 
     Args:
-        file: A path, or the descriptor of an open file. Of a file in an archive the archive counts.
+        file: Path, or descriptor of an open file. For a file in an archive, the state is that of the archive.
 
     Returns:
-        Inode, size, modification time, and the time of change, which no program can set back; None for URLs,
-        buckets and files that are not there.
+        Inode, size, modification time, and change time, which programs cannot set back; None for URLs,
+        buckets and missing files.
     """
     try:
         status = os.stat(_on_disk(file) if isinstance(file, str) and file.startswith('/vsi') else file)
@@ -57,13 +55,13 @@ def state_of(file: str | Path | int) -> State | None:
 
 
 def raster_state(path: str) -> tuple[State | None, ...]:
-    """Return the states of all files that a raster is read from.
+    """Return the states of all files of a raster.
 
     Args:
-        path: A file or whatever GDAL reads.
+        path: File, or a path that GDAL opens.
 
     Returns:
-        States of the file and of its mask and metadata beside it; of a virtual raster, of its sources too.
+        States of the file, of its sidecar files with mask and metadata, and of the sources of a virtual raster.
     """
     state = state_of(path)
     if state is None:
@@ -72,17 +70,17 @@ def raster_state(path: str) -> tuple[State | None, ...]:
 
 
 def vector_state(path: str) -> tuple[State | None, ...]:
-    """Return the states of a vector file and, of a shapefile, of its table."""
+    """Return the states of a vector file and of the table of a shapefile."""
     stem, suffix = os.path.splitext(path)
     return (state_of(path), *([state_of(stem + '.dbf')] if suffix.lower() == '.shp' else []))
 
 
 def sources_of(path: str, state: State | None) -> tuple[str, ...]:
-    """Return the files that a virtual raster is made of, nested ones included; nothing for any other file.
+    """Return the sources of a virtual raster, including nested ones; an empty tuple for any other file.
 
     Args:
-        path: The file.
-        state: Its state: they are found once for each.
+        path: Path of the file.
+        state: State of the file, by which the result is cached.
     """
     return _sources(path, state) if path.lower().endswith('.vrt') else ()
 
@@ -98,16 +96,16 @@ def _sources(path: str, state: State | None) -> tuple[str, ...]:
 
 
 def stamps(paths: Iterable[str | Path], root: str | Path) -> list[Stamp]:
-    """Return size and modification time of files, and of what lies beside rasters.
+    """Return size and modification time of files and of their sidecar files.
 
-    Each folder is listed once, and each file asked for its status once.
+    Each folder is listed once, and the status of each file is read once.
 
     Args:
-        paths: Files, of which those that are not there or not on a disk count by their names alone.
-        root: Directory of the data; files in it are called by their path below it.
+        paths: Files; of missing or remote ones, only the name is used.
+        root: Directory of the data, to which the names of files are relative.
 
     Returns:
-        One entry for each file, in the order of their names.
+        One entry per file, in the order of their names.
     """
     wanted = {str(path) for path in paths}
     wanted |= {
@@ -128,16 +126,16 @@ def stamps(paths: Iterable[str | Path], root: str | Path) -> list[Stamp]:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Size and modification time of files, in a few numbers.
+    """Fingerprint of files by their sizes and modification times.
 
-    Two sets of files of the same names (from the root of the data on), sizes and times to the nanosecond have
-    the same fingerprint, wherever they lie: ``cp -a`` and ``rsync -a`` keep times. A copy with other times counts
-    as changed files, because a file that is written anew has the size of the old one more often than not.
+    Two sets of files have the same fingerprint if their names (relative to the root of the data), sizes and
+    times in nanoseconds are equal. The location of the root does not matter: ``cp -a`` and ``rsync -a`` keep
+    times. A copy with other times counts as changed, because a rewritten file often has the same size.
 
     Args:
         count: Number of files.
-        bytes: Their size in all.
-        newest: Latest modification time, in ns since 1970.
+        bytes: Total size in bytes.
+        newest: Latest modification time in ns since 1970.
         digest: SHA-256 of names, sizes and times, and of the names of samples.
     """
 
@@ -148,27 +146,27 @@ class Fingerprint:
 
     @classmethod
     def of(cls, found: Sequence[Stamp], samples: Sequence[str] = ()) -> Self:
-        """Make the fingerprint of files.
+        """Create the fingerprint of files.
 
         Args:
-            found: What :func:`stamps` returned.
-            samples: Names of the samples that are read from them.
+            found: Entries of :func:`stamps`.
+            samples: Names of the samples in the files.
         """
         text = json.dumps([list(samples), found])
         sizes, times = [size or 0 for _, size, _ in found], [time or 0 for *_, time in found]
         return cls(len(found), sum(sizes), max(times, default=0), hashlib.sha256(text.encode()).hexdigest()[:32])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for a JSON file."""
+        """Return the values as a dict for a JSON file."""
         return asdict(self)
 
 
 def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
-    """Return in a few words how files differ from a fingerprint that is not theirs.
+    """Describe how files differ from an earlier fingerprint.
 
     Args:
-        then: The fingerprint, as :meth:`Fingerprint.as_dict` gave it.
-        found: The files now.
+        then: Earlier fingerprint, from :meth:`Fingerprint.as_dict`.
+        found: Entries of the files now, from :func:`stamps`.
     """
     newer = [(name, time) for name, _, time in found if time is not None and time > then.get('newest', 0)]
     size = sum(size or 0 for _, size, _ in found)
@@ -182,11 +180,11 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
 
 
 def walk(root: str | Path, most: int = MOST) -> list[str]:
-    """Return all data files below a folder; nothing if they are too many.
+    """Return all data files below a folder; an empty list if there are too many.
 
     Args:
-        root: The folder. Hidden files and folders are left out.
-        most: How many files there may be.
+        root: Folder, of which hidden files and folders are ignored.
+        most: Maximum number of files.
     """
     found: list[str] = []
     for path in _walk(str(root)):
@@ -210,19 +208,19 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _beside(folder: str, names: Sequence[str]) -> set[str]:
-    """Return what lies beside files of a folder and belongs to them; nothing if it cannot be listed."""
+    """Return the sidecar files of files of a folder; an empty set if it cannot be listed."""
     try:
-        held = {name for name in os.listdir(folder or '.') if name.lower().endswith((*ADDED, *REPLACED))}
+        present = {name for name in os.listdir(folder or '.') if name.lower().endswith((*ADDED, *REPLACED))}
     except OSError:
         return set()
-    if not held:
-        return held
+    if not present:
+        return present
     own = {name + end for name in names for end in ADDED}
-    return held & (own | {os.path.splitext(name)[0] + end for name in names for end in REPLACED})
+    return present & (own | {os.path.splitext(name)[0] + end for name in names for end in REPLACED})
 
 
 def _on_disk(path: str) -> str:
-    """Return the archive that holds a file of GDAL's ``/vsizip/`` and the like; any other path as it is."""
+    """Return the archive of a file in ``/vsizip/`` or another of GDAL's archive file systems; else the path itself."""
     match = _ARCHIVE.match(path)
     if match is None:
         return path

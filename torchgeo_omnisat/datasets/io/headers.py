@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Headers: metadata of raster files, read by opening each once, and whether the files of a folder are alike."""
+"""Metadata of raster files, and comparison of the files of a folder."""
 
 import re
 from collections.abc import Sequence
@@ -16,35 +16,35 @@ from rasterio.windows import Window
 
 from .opening import open_raster, sidecars
 
-#: Eight digits that are a day of the calendar.
+#: Eight digits of a valid date.
 DAY = (
     r'(?:(?:19|20)\d\d(?:(?:0[13578]|1[02])(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)(?:0[1-9]|[12]\d|30)|'
     r'02(?:0[1-9]|1\d|2[0-8]))|(?:19|20)(?:[02468][048]|[13579][26])0229)'
 )
-#: A day or a month in the name of a band.
+#: Date or month in the name of a band.
 DATE = re.compile(r'(?<!\d)(?:19|20)\d\d[-_]?(?:0[1-9]|1[0-2])(?:[-_]?(?:0[1-9]|[12]\d|3[01]))?(?!\d)')
-#: A description that says no more than the position.
+#: Description that only contains the band index.
 _NUMBER = re.compile(r'[Bb]and \d+')
-#: Side of the window in which an alpha band is looked at.
-_LOOK = 512
+#: Side in pixels of the window in which the values of an alpha band are checked.
+_ALPHA_WINDOW = 512
 
 
 class Header(NamedTuple):
     """Metadata of a raster file.
 
     Args:
-        path: The file.
-        crs: Its CRS; None if it states none.
-        transform: From pixels to the ground.
-        width: Its columns.
-        height: Its rows.
-        dtypes: Type of each band.
-        descriptions: Description of each band; None where it is a number alone.
+        path: Path of the file.
+        crs: CRS; None if the file states none.
+        transform: Affine transform from pixels to coordinates.
+        width: Width in pixels.
+        height: Height in pixels.
+        dtypes: Data type of each band.
+        descriptions: Description of each band; None if it only contains the band index.
         scales: Scale of each band.
         offsets: Offset of each band.
-        colormap: Colours of the first band; empty if there are none.
-        alpha: Number of the band that is declared to be alpha; None if none is.
-        opaque: Whether the values of that band are those of a mask; None if that is unknown.
+        colormap: Colormap of the first band; empty if there is none.
+        alpha: Index of the band that is declared as alpha; None if there is none.
+        opaque: Whether the values of that band are those of a mask; None if unknown.
     """
 
     path: str
@@ -61,11 +61,11 @@ class Header(NamedTuple):
     opaque: bool | None
 
     def numbers(self, skip_alpha: bool) -> tuple[int, ...]:
-        """Return the numbers of the bands, with or without alpha."""
+        """Return the indices of the bands, with or without alpha."""
         return tuple(i for i in range(1, len(self.dtypes) + 1) if not (skip_alpha and i == self.alpha))
 
     def named(self, skip_alpha: bool) -> tuple[str, ...] | None:
-        """Return the descriptions of the bands; None unless every band has one of its own."""
+        """Return the descriptions of the bands; None unless every band has a unique one."""
         names = [self.descriptions[number - 1] for number in self.numbers(skip_alpha)]
         return tuple(map(str, names)) if all(names) and len(set(names)) == len(names) else None
 
@@ -74,11 +74,11 @@ def read_header(path: str, located: bool = True) -> Header:
     """Read the header of a raster.
 
     Args:
-        path: A file or whatever GDAL reads.
-        located: Whether a file without a transform is an error; else its transform is the identity.
+        path: File, or a path that GDAL opens.
+        located: Whether a file without georeference is an error; otherwise its transform is the identity.
 
     Raises:
-        ValueError: If that cannot be read, lies nowhere or holds complex pixels.
+        ValueError: If the file cannot be read, is not georeferenced, or has complex pixels.
     """
     try:
         with sidecars(path), open_raster(path) as source:
@@ -86,7 +86,7 @@ def read_header(path: str, located: bool = True) -> Header:
             colours = _colormap(source)
             alpha = source.colorinterp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in source.colorinterp else None
             if alpha is not None and (source.descriptions[alpha - 1] or 'alpha').lower() != 'alpha':
-                alpha = None  # a band with another name is no alpha, whatever the writer put there by default
+                alpha = None  # a band with another name is not alpha, which some writers declare by default
             header = Header(
                 path,
                 crs,
@@ -108,7 +108,7 @@ def read_header(path: str, located: bool = True) -> Header:
 
 
 def georeference(source: Any) -> tuple[Any, Affine]:
-    """Return the CRS and the transform of an open file, of its ground control points if it has no transform.
+    """Return the CRS and the transform of an open file, from ground control points if it has no transform.
 
     Raises:
         ValueError: If it has neither.
@@ -127,12 +127,12 @@ def _is_nowhere(source: Any) -> bool:
 
 
 def stated_crs(crs: Any) -> Any:
-    """Return a CRS that lies somewhere on the Earth; None for none and for a local one (``LOCAL_CS``)."""
+    """Return a geographic or projected CRS; None for a missing or a local one (``LOCAL_CS``)."""
     return crs if crs is not None and (crs.is_projected or crs.is_geographic) else None
 
 
 def refuse_complex(dtypes: Any, path: Any) -> None:
-    """Refuse complex pixels, of which a model would see the real part alone."""
+    """Raise ValueError for complex pixels, of which only the real part would be read."""
     found = [dtype for dtype in dtypes if str(dtype).startswith('complex')]
     if found:
         raise ValueError(
@@ -141,7 +141,7 @@ def refuse_complex(dtypes: Any, path: Any) -> None:
 
 
 def _descriptions(source: Any) -> tuple[str | None, ...]:
-    """Return descriptions without those that a driver makes up: ``Band 1`` of ENVI in some versions of GDAL."""
+    """Return descriptions without defaults of drivers, such as ``Band 1`` of ENVI in some versions of GDAL."""
     return tuple(None if text is None or _NUMBER.fullmatch(text) else text for text in source.descriptions)
 
 
@@ -153,21 +153,21 @@ def _colormap(source: Any) -> dict[int, Any]:
 
 
 def _opaque(source: Any, band: int) -> bool | None:
-    """Return whether a band shows nothing but transparent and opaque; None if it is transparent all over.
+    """Return whether a band only has transparent and opaque pixels; None if all are transparent.
 
-    Writers declare the fourth of four bands of bytes to be alpha by default, near infrared too.
+    Writers declare the fourth of four uint8 bands as alpha by default, even if it is near infrared.
     """
     dtype = source.dtypes[band - 1]
     if not np.issubdtype(dtype, np.integer):
         return False
-    height, width = min(source.height, _LOOK), min(source.width, _LOOK)
+    height, width = min(source.height, _ALPHA_WINDOW), min(source.width, _ALPHA_WINDOW)
     window = Window((source.width - width) // 2, (source.height - height) // 2, width, height)
     values = set(np.unique(source.read(band, window=window)).tolist())
     return None if values == {0} else values <= {0, 255} or values <= {0, int(np.iinfo(dtype).max)}
 
 
 def band_names(header: Header, skip_alpha: bool) -> tuple[str, ...]:
-    """Return the names of the bands of a file, numbers where it has no descriptions."""
+    """Return the names of the bands of a file: descriptions, or ``B1``, ``B2``, ... if there are none."""
     numbers = header.numbers(skip_alpha)
     names = tuple(header.descriptions[number - 1] or f'B{number}' for number in numbers)
     return names if len(set(names)) == len(names) else tuple(f'B{number}' for number in numbers)
@@ -176,18 +176,18 @@ def band_names(header: Header, skip_alpha: bool) -> tuple[str, ...]:
 def band_numbers(
     header: Header, first: Header, names: tuple[str, ...], wanted: set[str] | None, told: bool, skip_alpha: bool
 ) -> tuple[int, ...]:
-    """Return the numbers of bands in a file, by its descriptions where there are some, else by position.
+    """Return the indices of bands in a file, by its descriptions if there are any, else by position.
 
     Args:
-        header: The file.
-        first: The first file, which *names* are those of.
-        names: Names of the bands.
+        header: Header of the file.
+        first: Header of the first file.
+        names: Names of the bands of the first file.
         wanted: Bands that are read; None for all.
-        told: Whether *names* are given, so that they need not be those in the files.
-        skip_alpha: Whether an alpha band counts for none.
+        told: Whether *names* are configured, so that they may differ from the descriptions.
+        skip_alpha: Whether to ignore an alpha band.
 
     Returns:
-        A number for each of *names*; 0 for a band that the file lacks and that is not read.
+        Index of each of *names*, from 1 on; 0 for a missing band that is not read.
 
     Raises:
         ValueError: If the file has other bands than the first.
@@ -209,7 +209,7 @@ def band_numbers(
 
 
 def _contradict(header: Header, first: Header) -> bool:
-    """Return whether two files describe bands of one position differently."""
+    """Return whether two files have different descriptions of a band."""
     pairs = zip(header.descriptions, first.descriptions, strict=False)
     return any(one and other and one != other for one, other in pairs)
 
@@ -221,9 +221,9 @@ def _list(header: Header, skip_alpha: bool) -> str:
 
 
 def describe_types(headers: Sequence[Header]) -> str:
-    """Return which files store their pixels as another type than the first; empty if none does.
+    """Describe the files whose data type differs from that of the first; an empty string if none does.
 
-    Integers of one size count as alike, and so do all floats.
+    Integers of the same size count as equal, and so do all floats.
     """
     first = headers[0]
     others = [header for header in headers if _storage(header) != _storage(first)]
@@ -242,14 +242,14 @@ def _storage(header: Header) -> str | int:
 
 
 def refuse_dates(header: Header, names: tuple[str, ...]) -> None:
-    """Refuse a file whose bands are dates, which would be one image without any.
+    """Check that the bands of a file are not dates, which would be read as one image.
 
     Args:
-        header: The file.
-        names: Names of its bands.
+        header: Header of the file.
+        names: Names of the bands.
 
     Raises:
-        ValueError: If bands are named after different dates.
+        ValueError: If the names have different dates.
     """
     dates = {found.group() for name in names if (found := DATE.search(name))}
     if len(dates) > 1:

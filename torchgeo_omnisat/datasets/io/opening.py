@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Opening: the one way in which rasters are opened.
+"""Opening of rasters with their sidecar files, by the driver of their extension.
 
-The files beside a raster count in every command, and its ending says which driver opens it, so
-that what is called a GeoTIFF cannot be a virtual raster that reads other files or addresses.
+A file with the extension of a GeoTIFF is never opened as a virtual raster, which could read other
+files or URLs.
 """
 
 import codecs
@@ -16,17 +16,17 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.session import DummySession
 
-#: What GDAL reads over a network, where looking for files beside each one would cost requests.
+#: Remote paths, for which GDAL does not search sidecar files, as that would cost requests.
 NETWORK = re.compile(r'https?://|/vsi(?:curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)')
 
-#: Driver that has to open a file of some ending.
+#: Driver by extension.
 DRIVERS = {'.tif': 'GTiff', '.tiff': 'GTiff', '.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
-#: Drivers of files that lead to other files or addresses, and the ending that such a file has to have.
+#: Required extension of files that refer to other files or URLs, by driver.
 LEADING = {
     'VRT': '.vrt', 'GTI': '.gti', 'WMS': '.wms', 'WMTS': '.wmts', 'WCS': '.wcs', 'STACTA': '.json', 'STACIT': '.json',
 }  # fmt: skip
 
-#: Beginning of vector files of some ending.
+#: Magic number of vector files by extension.
 VECTORS = {
     '.gpkg': b'SQLite format 3\0',
     '.shp': b'\0\0\x27\x0a',
@@ -37,27 +37,27 @@ VECTORS = {
 
 
 def sidecars(path: str = '') -> rasterio.Env:
-    """Return a context in which GDAL heeds masks and headers beside a file.
+    """Return a context in which GDAL reads the sidecar files of a raster, such as masks and headers.
 
     TorchGeo's command line sets ``GDAL_DISABLE_READDIR_ON_OPEN=EMPTY_DIR``, which hides ``.msk``,
-    ``.aux.xml``, ``.tfw`` and ``.hdr`` from ``fit`` alone. Whatever the environment says, they are
-    heeded on a disk and in archives, and not looked for over a network.
+    ``.aux.xml``, ``.tfw`` and ``.hdr`` in ``fit`` only. Regardless of the environment, this context
+    reads them for local files and archives, and not for remote files.
 
     Args:
-        path: The file that is opened.
+        path: Path of the raster.
     """
     value = 'EMPTY_DIR' if NETWORK.search(path) else 'FALSE'
     return rasterio.Env(session=DummySession(), GDAL_DISABLE_READDIR_ON_OPEN=value)
 
 
 def refuse_other_format(path: str) -> None:
-    """Refuse a vector file that is of another format than its ending says, such as a virtual one.
+    """Check that a vector file has the format of its extension, and is not a virtual one.
 
     Args:
-        path: The file; one that is not on a disk is left to the driver.
+        path: Path of the file; a remote one is not checked.
 
     Raises:
-        ValueError: If it does not begin as files of its ending do.
+        ValueError: If it does not begin with the magic number of its extension.
     """
     magic = VECTORS.get(os.path.splitext(path)[1].lower())
     if magic is None or not os.path.isfile(path):
@@ -65,23 +65,25 @@ def refuse_other_format(path: str) -> None:
     with open(path, 'rb') as file:
         start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip(b' \t\r\n')
     if not start.startswith(magic):
-        raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r}, as files of its ending do')
+        raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r} for its extension')
 
 
 def open_raster(path: str) -> rasterio.DatasetReader:
-    """Open a raster with the files beside it.
+    """Open a raster with its sidecar files.
 
     Args:
-        path: A file or whatever GDAL reads.
+        path: File, or a path that GDAL opens.
 
     Raises:
-        RasterioError: If that cannot be opened, or is of another format than its ending says.
+        RasterioError: If it cannot be opened, or has another format than that of its extension.
     """
     ending = os.path.splitext(path)[1].lower()
     with sidecars(path), warnings.catch_warnings():
-        warnings.simplefilter('ignore', NotGeoreferencedWarning)  # an error says so where it matters
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)  # raised as an error where it matters
         source = rasterio.open(path, driver=DRIVERS.get(ending))
     if LEADING.get(source.driver, ending) != ending:
         source.close()
-        raise RasterioIOError(f'it is a {source.driver}, which leads to other files, expected {LEADING[source.driver]}')
+        raise RasterioIOError(
+            f'it is a {source.driver}, which refers to other files, expected {LEADING[source.driver]}'
+        )
     return source
