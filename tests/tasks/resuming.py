@@ -61,10 +61,13 @@ def fit(
     kill: int = 0,
     resume: bool = False,
     keep: Path | None = None,
+    saver: dict[str, Any] | None = None,
+    saved: int = SAVED,
 ) -> dict[str, Any]:
     """Train three epochs of four steps of two tiles; one process returns its :func:`outcome`.
 
-    With *batches* ``'mixed'``, two of the steps are of three tiles that lack a modality.
+    With *batches* ``'mixed'``, two of the steps are of three tiles that lack a modality. *saver* says when
+    checkpoints are written, and *saved* after which step the one was that a training goes on from.
     """
     seed_everything(100 if resume else 3, verbose=False)
 
@@ -79,7 +82,7 @@ def fit(
         datamodule = MixedDataModule(parts, temperature=8)
     else:
         datamodule = make('', 15, batches, 's2', 's1a')
-    saver = ModelCheckpoint(folder, '{step}', every_n_train_steps=3, save_top_k=-1)
+    told_saver: dict[str, Any] = {'every_n_train_steps': 3} if saver is None else saver
     trainer = make_trainer(
         folder,
         max_epochs=3,
@@ -89,9 +92,13 @@ def fit(
         enable_checkpointing=True,
         logger=False,
         limit_val_batches=1,
-        callbacks=[saver, *([Killer(kill)] if kill else []), *([Keep(keep)] if keep else [])],
+        callbacks=[
+            ModelCheckpoint(folder, '{step}', save_top_k=-1, **told_saver),
+            *([Killer(kill)] if kill else []),
+            *([Keep(keep)] if keep else []),
+        ],
     )
     told: dict[str, Any] = {'ema': 0.9} if task == 'OmniSatPretraining' else {}
     model = getattr(tasks, task)(backbone='omnisat_tiny', **told)
-    trainer.fit(model, datamodule, ckpt_path=folder / f'step={SAVED}.ckpt' if resume else None, weights_only=True)
+    trainer.fit(model, datamodule, ckpt_path=folder / f'step={saved}.ckpt' if resume else None, weights_only=True)
     return outcome(trainer, model) if devices == 1 else {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import NonGeoDataModule
@@ -19,7 +20,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
-from torchgeo_omnisat.tasks.base import warmup_cosine
+from torchgeo_omnisat.tasks.base import refuse_strategy, warmup_cosine
 
 from ..processes import succeed
 from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv
@@ -245,3 +246,30 @@ def test_two_processes_that_see_different_modalities(tmp_path: Path) -> None:
     (table,) = tmp_path.rglob('subsets.csv')
     rows = {row['subset']: row for row in read_csv(table)}
     assert [rows[name]['samples'] for name in ('s1a+s2+spot', 's2', 's1a')] == ['4', '2', '1']
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'wrong'),
+    [
+        (ModelParallelStrategy(), 'ModelParallelStrategy'),
+        (FSDPStrategy(use_orig_params=False), 'use_orig_params'),
+        (FSDPStrategy(auto_wrap_policy={torch.nn.Linear}), 'auto_wrap_policy'),
+    ],
+)
+def test_strategy_that_shards_parts_of_a_model_is_refused(strategy: Any, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        refuse_strategy(strategy)
+    refuse_strategy(FSDPStrategy())
+
+
+def test_figure_takes_what_it_shows_alone() -> None:
+    task = OmniSatSegmentation(**TOLD)
+    batch = {
+        **collate([make_sample(0, ('s2', 's1a')), make_sample(1, ('s2',))], MODALITIES),
+        'bounds': torch.zeros(2, 9),
+        'other': torch.zeros(2, 1000),
+    }
+    sample = task._first_of(batch)
+    assert {'image_s2', 'dates_s2', 'valid_s2', 'mask'} <= set(sample)
+    assert not {'bounds', 'other'} & set(sample)
+    assert torch.equal(sample['image_s2'], batch['image_s2'][0])

@@ -143,7 +143,7 @@ class TestTerms:
 
     def test_every_step_hides_other_patches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         batch, task = make_batch(*[('s2', 's1a')] * 4), make_task(tile_weight=0, patch_weight=0, modality_dropout=0.0)
-        monkeypatch.setattr(task, 'idle', lambda: 0)  # asks the trainer
+        monkeypatch.setattr(task, 'zero_loss_over_all_parameters', lambda: 0)  # asks the trainer
         first, other, again = (float(task.training_step(batch, step).detach()) for step in (0, 1, 0))
         assert first == again
         assert first != other

@@ -42,6 +42,25 @@ def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('saver', 'saved'),
+    [({'every_n_train_steps': 4}, 8), ({'save_on_train_epoch_end': False}, 12)],
+    ids=['before a validation', 'after the last validation'],
+)
+def test_metrics_of_a_run_killed_before_the_end_of_an_epoch(
+    root: Path, tmp_path: Path, saver: dict[str, Any], saved: int
+) -> None:
+    """Lightning goes on with the next epoch, or with the end of this one."""
+    told = {'root': root / 'fifteen', 'folder': tmp_path, 'saver': saver}
+    whole, resumed = fit(**told), fit(**told, resume=True, saved=saved)
+    assert_same(resumed['state'], whole['state'])
+    metrics = dict(whole['metrics'])
+    if saved == 12:
+        del metrics['train_loss']  # of the last step, which is not repeated
+    assert_same(resumed['metrics'], metrics)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('batches', ['region', 'mixed'])
 def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: str) -> None:
     whole, killed = (

@@ -452,9 +452,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return (mean, std) if known else None
 
     def val_dataloader(self) -> Any:
-        """Return the loader of validation tiles; none if the split has no tile, of which Lightning need not warn."""
+        """Return the loader of validation tiles; none if the split has no tile, of which Lightning warns."""
         if self.val_dataset is None and 'val' in self.left_out():
-            warnings.filterwarnings('ignore', 'Total length of `list` across ranks is zero')
             return []
         return super().val_dataloader()
 

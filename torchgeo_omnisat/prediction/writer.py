@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -306,8 +305,10 @@ class GeoTIFFWriter(BasePredictionWriter):
             )
         self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
         trainer.predict_loop.return_predictions = False
-        # Lightning misses the indices of samples, which a window makes superfluous.
-        warnings.filterwarnings('ignore', "Couldn't infer the batch indices")
+        # Lightning misses the indices of samples, which a window makes superfluous; its loop says so once.
+        trainer.predict_loop._warning_cache.add(
+            "Couldn't infer the batch indices fetched from your dataloader: `DataLoader`"
+        )
         if not single:
             datamodule.plan = self.plan
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
@@ -37,6 +37,31 @@ from .normalization import KINDS, Sources, Statistics, check_bands, choose, firs
 from .weights import Inherited, inherit
 
 
+def refuse_strategy(strategy: Any) -> None:
+    """Refuse strategies that would shard parts of the model of their own, or nothing.
+
+    A rank whose batch lacks a modality does not call its encoder, so the encoder cannot be a unit of its own,
+    whose parameters all ranks gather and reduce together.
+
+    Args:
+        strategy: The strategy of the trainer.
+
+    Raises:
+        ValueError: If it is FSDP2 (``ModelParallelStrategy``), or FSDP with nested units or flat parameters.
+    """
+    if isinstance(strategy, ModelParallelStrategy):
+        raise ValueError(
+            "strategy is ModelParallelStrategy (FSDP2), which shards no part of this task: expected 'fsdp'"
+        )
+    if isinstance(strategy, FSDPStrategy):
+        for name, wanted in {'auto_wrap_policy': None, 'use_orig_params': True}.items():
+            if (given := strategy.kwargs.get(name, wanted)) is not wanted:
+                raise ValueError(
+                    f'{name} of FSDPStrategy is {given!r}, expected {wanted}: a rank that lacks a modality '
+                    'does not call its encoder, so the whole task is one unit with its original parameters'
+                )
+
+
 class OmniSatTask(BaseTask):
     """A task that learns what it is not told from its datamodule.
 
@@ -49,8 +74,8 @@ class OmniSatTask(BaseTask):
     *sources*; images of one source alone are normalised as that one, which the argument
     *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
 
-    Any strategy of Lightning trains a task on several devices. DDP is tested; FSDP needs GPUs,
-    and its test runs where there are some: it is otherwise untested.
+    Lightning's DDP trains a task on several devices and is tested. ``FSDPStrategy`` needs GPUs, with the task as
+    one unit (:func:`refuse_strategy`); its test runs where there are some.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,
@@ -148,6 +173,7 @@ class OmniSatTask(BaseTask):
         """
         datamodule = self.datamodule
         if (strategy := getattr(self._trainer, 'strategy', None)) is not None:
+            refuse_strategy(strategy)
             secure_checkpoints(strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
@@ -378,8 +404,8 @@ class OmniSatTask(BaseTask):
         held = {kind: self.hparams[kind] or {} for kind in KINDS}
         return None, {kind: {n: held[kind][n] for n in names if all(n in held[k] for k in KINDS)} for kind in KINDS}
 
-    def idle(self) -> Tensor | float:
-        """Zero, as a sum over every trained parameter if there are several processes.
+    def zero_loss_over_all_parameters(self) -> Tensor | float:
+        """Return zero, as a sum over every trained parameter if there are several ranks.
 
         A modality may be absent from the batch of one process and present in another's.
         Added to the loss, this lets every parameter take part everywhere, as
@@ -389,8 +415,8 @@ class OmniSatTask(BaseTask):
             return 0.0
         return 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
-    def say_blind(self, batch: Mapping[str, Tensor]) -> None:
-        """Warn, once a process, of samples without any modality: what they get is a guess."""
+    def warn_without_modalities(self, batch: Mapping[str, Tensor]) -> None:
+        """Warn, once a rank, of samples without any modality: what they get is a guess."""
         if self._said_blind:
             return
         blind = ~available(batch, self.modalities).any(-1)

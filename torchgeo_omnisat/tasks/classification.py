@@ -125,7 +125,7 @@ class OmniSatClassification(SupervisedTask):
         """
         logits = self(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
-        self.say_blind(batch)
+        self.warn_without_modalities(batch)
         return {'probabilities': self.answer(logits), 'bounds': batch.get('bounds')}
 
     def answer(self, logits: Tensor) -> Tensor:

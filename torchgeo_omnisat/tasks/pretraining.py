@@ -180,7 +180,7 @@ class OmniSatPretraining(OmniSatTask):
         Returns:
             The loss.
         """
-        return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.idle()
+        return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.zero_loss_over_all_parameters()
 
     def on_validation_epoch_start(self) -> None:
         """Make room for the patches of a validation."""
@@ -242,7 +242,7 @@ class OmniSatPretraining(OmniSatTask):
         batch = self.renormalise(batch)
         grid = self.model.grid(batch)
         if FILLER not in batch:
-            self.say_blind(batch)
+            self.warn_without_modalities(batch)
         told, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
         ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0

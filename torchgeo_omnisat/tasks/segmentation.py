@@ -193,7 +193,7 @@ class OmniSatSegmentation(SupervisedTask):
             return self._predict_tiles(batch, batch_idx)
         logits = self(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
-        self.say_blind(batch)
+        self.warn_without_modalities(batch)
         return {
             'probabilities': self.without_ignored(logits).softmax(dim=1),
             'seen': seen_bits(batch, self.modalities, (logits.shape[-2], logits.shape[-1])),

@@ -180,6 +180,9 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         Returns:
             The loss.
         """
+        if batch_idx == 0:  # a training killed after the last batch of an epoch goes on without the end of that epoch
+            for metric in self._counting().values():
+                metric.reset()
         batch = self.renormalise(batch)
         logits, loss = self.learn(batch)
         self.train_metrics.update(self.answer(logits), self.truth(batch))
@@ -187,8 +190,8 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         self._loss_of('train').update(loss, labelled)
         if labelled > 0:
             self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
-        self.say_blind(batch)
-        return loss + self.idle()
+        self.warn_without_modalities(batch)
+        return loss + self.zero_loss_over_all_parameters()
 
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """Logits and loss of a training batch in the model's units, some modalities of which are dropped."""
@@ -207,9 +210,14 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, batch, 'val')
         if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
-            sample = {key: value[0].detach().cpu() for key, value in batch.items()}
-            answer = self.answer(logits)[0].cpu()
-            self.show(f'val/{batch_idx}', lambda: self.draw(sample, answer))
+            answer = self.answer(logits)[0]
+            self.show(f'val/{batch_idx}', lambda: self.draw(self._first_of(batch), answer.cpu()))
+
+    def _first_of(self, batch: Sample) -> Sample:
+        """Return what a figure needs of the first sample of a batch, on the CPU."""
+        keys = [key for modality in self.known.values() for key in modality.keys]
+        keys += ['mask', 'label']
+        return {key: batch[key][0].detach().cpu() for key in keys if key in batch}
 
     def on_test_start(self) -> None:
         """Make room for the scores of every subset of the modalities that the data has."""
@@ -283,7 +291,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
                     'updates': metric.update_count,
                     **{key: self.trainer.strategy.reduce(v.clone(), reduce_op='sum') for key, v in _states(metric)},
                 }
-                for name, metric in self.train_metrics.items()
+                for name, metric in self._counting().items()
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -299,7 +307,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.told:
             return
-        for name, metric in self.train_metrics.items():
+        for name, metric in self._counting().items():
             counted = checkpoint.get('train_metrics', {}).get(name, {})
             metric._update_count = counted.get('updates', 0)
             for key, value in _states(metric):
@@ -351,7 +359,11 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         loss = self.criterion(logits, self.target_of(batch))
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
-        self.say_blind(batch)
+        self.warn_without_modalities(batch)
+
+    def _counting(self) -> dict[str, Metric]:
+        """Return what counts during an epoch of training, by name."""
+        return {**dict(self.train_metrics.items()), 'mean_loss': self.train_mean_loss}
 
     def _loss_of(self, stage: str) -> MeanLoss:
         """Return the mean loss of a stage."""

@@ -7,8 +7,10 @@ import io
 import json
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +105,7 @@ class Record:
     files: dict[str, bytes] = field(default_factory=dict)
     stated: dict[str, str] = field(default_factory=dict)  # another MD5 than the file has
     asked: list[str] = field(default_factory=list)
+    delay: float = 0.0
 
     def answer(self) -> bytes:
         sums = {key: self.stated.get(key, md5(content).hexdigest()) for key, content in self.files.items()}
@@ -126,6 +129,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None
 
         def do_GET(self) -> None:
             state.asked.append(self.path)
+            time.sleep(state.delay)
             path = self.path.removesuffix('/content').strip('/')
             body = state.answer() if path == 'record' else state.files[path]
             self.send_response(200)
@@ -152,6 +156,14 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TestDownload:
+    def test_one_of_two_downloads(self, record: Record) -> None:
+        record.files['weights.zip'] = as_zip({'UTAE/Fold_1/model.pth.tar': checkpoint(published_state(1))})
+        record.delay = 0.2
+        with ThreadPoolExecutor(2) as both:
+            states = list(both.map(lambda _: UTAE_Weights.PASTIS_FOLD1.get_state_dict(progress=False), range(2)))
+        assert_same(*states)
+        assert record.asked == ['/record', '/weights.zip/content']
+
     @pytest.mark.parametrize('pack', [as_zip, as_tar])
     def test_each_fold_is_found_checked_and_converted(self, record: Record, pack: Any, tmp_path: Path) -> None:
         states = {fold: published_state(fold) for fold in (1, 2)}

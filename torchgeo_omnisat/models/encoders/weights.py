@@ -10,11 +10,13 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 
@@ -89,12 +91,17 @@ class UTAE_Weights(WeightsEnum):
         if not weights_only:
             raise ValueError('weights_only is False, expected True: a pickle may hold any code')
         folder = cache_folder() / 'checkpoints' / 'utae_pastis'
-        for file in _files(folder, self.url):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / '.download.lock') if os.access(folder, os.W_OK) else nullcontext()
+        with lock:
+            files = _files(folder, self.url)
+        for file in files:
             path, stated = folder / file['key'], file['checksum'].removeprefix('md5:')
-            if not path.exists():
-                with atomic_file(path) as temporary:
-                    torch.hub.download_url_to_file(file['links']['self'], str(temporary), progress=progress)
-            _check(path, md5 or (stated if check_hash else None))
+            with lock:  # one process downloads and checks, the others wait
+                if not path.exists():
+                    with atomic_file(path) as temporary:
+                        torch.hub.download_url_to_file(file['links']['self'], str(temporary), progress=progress)
+                _check(path, md5 or (stated if check_hash else None))
             member = _member(path, self.meta['member'])
             if member is not None:
                 return read_published(member, f'{self.meta["member"]} of {path}')
