@@ -178,7 +178,11 @@ class TestDownload:
             inodes.add(kept.stat().st_ino)
         assert len(inodes) == 1  # what is there is read, and may be where nothing can be written
         assert record.asked == ['/record', f'/{name}/content']
-        assert sorted(p.name for p in (tmp_path / 'hub').rglob('*') if p.is_file()) == ['record.json', name]
+        assert sorted(p.name for p in (tmp_path / 'hub').rglob('*') if p.is_file()) == [
+            '.download.lock',
+            'record.json',
+            name,
+        ]
 
     @pytest.mark.parametrize(
         'weights', [UTAE_Weights.PASTIS_FOLD3, 'UTAE_Weights.PASTIS_FOLD3', 'PASTIS_FOLD3'], ids=str
@@ -223,7 +227,7 @@ class TestDownload:
         members = {'../../escaped': b'x', '../Fold_1/model.pth.tar': checkpoint(published_state(1))}
         record.files = {'a.zip': as_zip(members)}
         utae(weights='PASTIS_FOLD1')
-        assert {p.name for p in tmp_path.rglob('*') if p.is_file()} == {'record.json', 'a.zip'}
+        assert {p.name for p in tmp_path.rglob('*') if p.is_file()} == {'.download.lock', 'record.json', 'a.zip'}
         record.files = {'../b.zip': b''}
         (tmp_path / 'hub/checkpoints/utae_pastis/record.json').unlink()
         with pytest.raises(ValueError, match='expected a record'):
