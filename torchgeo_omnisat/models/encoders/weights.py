@@ -6,6 +6,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
