@@ -1,14 +1,14 @@
-# Every target sets up what it needs: git, make and some Python 3 are enough to begin with.
+# Every target installs what it needs. You need git, make and Python 3.12 or newer.
 # `make help` lists the targets.
 
 .DELETE_ON_ERROR:
 .PHONY: help env demo test test-min lint docs bench build clean
 
 PYTHON = .venv/bin/python
-# A version manager's shim named uv may exist and not work, so ask it for its version.
+# A version manager may provide a uv command that does not work, so run it once.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 LOCAL_UV := $(filter .uv/bin/uv,$(UV))
-# Trust the certificates that the machine trusts (pip and git do), where it has some.
+# Use the certificates of the system if it has any, as pip and git do.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/pki/*),1,0)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Compile what is installed once. Where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and the rest
@@ -18,48 +18,48 @@ export UV_COMPILE_BYTECODE ?= 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
-env: .venv/.tests .venv/.style  ## create .venv with all that developing takes
+env: .venv/.tests .venv/.style  ## create .venv with all development tools
 
 demo: .venv/.package  ## train on synthetic landscapes and write scores and pictures to demo/
 	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo $(ARGS)
 
-# A process for each core, and one thread for each process: most tests are too small for more.
+# One process per core with one thread each: most tests are too small to use more threads.
 test: .venv/.tests  ## run the tests
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-min: .venv/pyvenv.cfg  ## run the tests with the oldest versions that pyproject.toml names, in .venv-min
+test-min: .venv/pyvenv.cfg  ## run the tests with the oldest supported versions, in .venv-min
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min
 	@$(UV) pip install --quiet --python .venv-min --resolution lowest-direct --editable '.[tests,stac,netcdf]'
 	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv-min/bin/python -m pytest $(ARGS)
 
-lint: .venv/.tests .venv/.style  ## style, types and import layers
+lint: .venv/.tests .venv/.style  ## check style, types and import layers
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-# The small models of the tutorials wait for several threads longer than these save.
+# The models of the tutorials are so small that more threads would make them slower.
 docs: export OMP_NUM_THREADS ?= 1
-docs: .venv/.docs  ## the site, into docs/_build/html, and the examples of its pages
+docs: .venv/.docs  ## build the documentation in docs/_build/html and test its examples
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 	@echo 'docs/_build/html/index.html'
 
-bench: .venv/.package  ## memory and speed on full-size tiles, augmentation, the ablation's smallest size
+bench: .venv/.package  ## benchmark memory, speed and augmentation, and run the smallest ablation
 	@$(PYTHON) benchmarks/speed.py
 	@$(PYTHON) benchmarks/augmentation.py
 	@$(PYTHON) benchmarks/ablation.py --smoke --fresh
 
-build: $(LOCAL_UV)  ## the package to release, into dist/, checked
+build: $(LOCAL_UV)  ## build and check the release in dist/
 	@rm -rf dist
 	@$(UV) build --quiet --out-dir dist
 	@$(UV) tool run --quiet twine check --strict dist/*
 	@ls -l dist
 
-clean:  ## remove what other targets made, the environment too
+clean:  ## remove generated files and the virtual environment
 	rm -rf .venv .venv-min .uv demo dist build docs/_build docs/tutorials benchmarks/runs .*_cache .coverage htmlcov
 
-# Stamps: a set-up step runs again only when pyproject.toml has changed.
+# Stamp files: an installation step runs again only when pyproject.toml changes.
 .venv/.package: pyproject.toml .venv/pyvenv.cfg
 	@echo 'Installing torchgeo_omnisat into .venv (PyTorch is large, the first time takes minutes)'
 	@$(UV) pip install --quiet --python .venv --editable .
@@ -77,14 +77,14 @@ clean:  ## remove what other targets made, the environment too
 	@$(UV) pip install --quiet --python .venv --editable '.[docs]'
 	@touch $@
 
-# The version of .python-version, which uv and version managers know; else any that will do.
+# Use the version of .python-version, otherwise any supported version.
 .venv/pyvenv.cfg: | $(LOCAL_UV)
 	@rm -rf .venv
 	@$(UV) venv --quiet --python "$${UV_PYTHON:-$$(cat .python-version)}" .venv 2>/dev/null || \
 	$(UV) venv --quiet --python "$${UV_PYTHON:->=3.12}" .venv || \
 	{ echo 'make: no Python 3.12 or newer: install one, or name the one to use: make UV_PYTHON=/path/to/python TARGET' >&2; exit 1; }
 
-# uv in the checkout alone, by whichever Python 3 works: with venv, else (Debian's bare python3) with pip.
+# Install uv into the repository with any Python 3: with venv, otherwise (minimal python3 on Debian) with pip.
 .uv/bin/uv:
 	@echo 'Installing uv into .uv'
 	@for python in python3 python3.12 python3.13 python3.14 /usr/bin/python3 python; do \

@@ -140,12 +140,12 @@ TESTED = {
 
 
 def default(argument: str) -> Any:
-    """What ``--model omnisat`` takes for an argument that is not told."""
+    """Return the default of an argument of ``--model omnisat``."""
     return inspect.signature(tasks.OmniSatSegmentation).parameters[argument].default
 
 
 def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
-    """The run of a row, at a size, on a fold, from a seed; a row of one modality has none to lose."""
+    """Return the run of a row for a size, fold and seed; a row of one modality has no dropout."""
     modalities = tuple(name for sensor in row.sensors for name in SENSORS[sensor])
     ours, several = row.backbone is None, len(modalities) > 1
     drops, pretrained = ours and row.dropout and several, ours and row.pretrained and several
@@ -170,7 +170,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
 
 
 def budget(done: Iterable[Mapping[str, str]]) -> str:
-    """What every run had and where it ran, from their lines: one value where they agree, else all."""
+    """Return the budget and hardware of all runs: one value where they agree, otherwise all values."""
 
     def values(column: str) -> str:
         return ', '.join(sorted({row[column] for row in rows}))
@@ -191,7 +191,7 @@ def budget(done: Iterable[Mapping[str, str]]) -> str:
 
 
 def markdown(tables: Tables) -> str:
-    """The tables as Markdown; whatever is not done yet is left out."""
+    """Return the tables as Markdown, without runs that are not complete."""
     parts = []
     for title, lines in tables.items():
         table = [f'## {title}', '', '| | sensors | mean IoU (%) | overall accuracy (%) | runs | claimed for PASTIS |']
@@ -210,7 +210,7 @@ def markdown(tables: Tables) -> str:
 
 
 def draw(tables: Tables) -> Figure:
-    """The mean IoU of every row: a dot a run, a line at their mean."""
+    """Plot the mean IoU of every row: one dot per run, a line at their mean."""
     lines = list(dict.fromkeys((row.name, row) for table in tables.values() for row, _ in table))
     found = {row.name: done for table in tables.values() for row, done in table}
     figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.35 * len(lines)), layout='constrained')
@@ -239,7 +239,7 @@ def report(tables: Tables, made: 'Plan') -> str:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that tables and curves share."""
+    """Return a parser with the arguments that tables and curves share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument('--data', choices=list(runs.DATAMODULES), default='synthetic')
     made.add_argument('--root', help='where the data are (synthetic: where they are written)')
@@ -270,7 +270,7 @@ class Plan:
     workers: int
 
     def runs(self, row: Row) -> list[Run]:
-        """The runs of a row."""
+        """Return the runs of a row."""
         return [make_run(row, self.size, self.data, fold, seed) for fold, seed in self.draws]
 
     def complete(self, wanted: Iterable[Run]) -> dict[str, dict[str, str]]:

@@ -55,7 +55,7 @@ def scores(answer: Labels, truth: Labels, classes: int) -> dict[str, Any]:
 
 
 def by_pixel(datamodule: MultimodalGeoDataModule, west: NDArray[np.bool_], truth: Labels, seed: int) -> Labels:
-    """What a perceptron makes of every pixel that has learnt from the western ones."""
+    """Return the prediction of an MLP for every pixel, trained on the western pixels."""
     dataset = datamodule.unlabelled
     xmin, ymin, xmax, ymax = dataset.area.bounds
     sample = dataset[slice(xmin, xmax), slice(ymin, ymax)]
@@ -73,7 +73,7 @@ def by_pixel(datamodule: MultimodalGeoDataModule, west: NDArray[np.bool_], truth
 
 
 def linked(root: Path, folder: Path) -> Path:
-    """A folder with links to the data, so that statistics are kept there and not beside the originals."""
+    """Create a folder with links to the data, so that statistics are not saved beside the originals."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in root.resolve().iterdir():
         if part.is_dir() and not (folder / part.name).exists():

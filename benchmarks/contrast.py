@@ -47,7 +47,7 @@ def prepare(args: argparse.Namespace) -> tuple[torch.Tensor, Callable[[], None]]
 
 
 def gigabytes(args: argparse.Namespace) -> float:
-    """What peak memory grows by, in this process; threads and kernels are warm from a small step."""
+    """Return the growth of the peak memory of this process, after a small step as warm-up."""
     small = argparse.Namespace(**{**vars(args), 'tiles': 2, 'patches': 8})
     prepare(small)[1]()
     _, step = prepare(args)

@@ -19,7 +19,7 @@ class Few(PASTISMultimodalDataModule):
     draw: int
 
     def make_dataset(self, split: str, **changes: Any) -> PASTISMultimodal:
-        """The dataset of a split; of ``'train'`` the part that was drawn, a larger part holding a smaller one."""
+        """Return the dataset of a split; ``'train'`` is a random subset, and larger subsets contain smaller ones."""
         dataset = super().make_dataset(split, **changes)
         if split == 'train':
             every = list(dataset.patches)

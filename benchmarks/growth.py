@@ -123,7 +123,7 @@ def processor(run: Callable[[], None]) -> float:
 
 
 def fit(sizes: list[float], costs: list[float]) -> dict[str, float]:
-    """What a step costs whatever its size, and the exponent of the rest: least squares of relative errors."""
+    """Fit the constant cost of a step and the exponent of the rest by least squares of relative errors."""
     x, y = np.array(sizes), np.array(costs)
     found = []
     for exponent in np.arange(0.5, 2.001, 0.01):
@@ -136,7 +136,7 @@ def fit(sizes: list[float], costs: list[float]) -> dict[str, float]:
 
 
 def draw(rows: list[dict[str, Any]], exponents: dict[str, dict[str, Any]], path: Path) -> None:
-    """A panel an axis: time on the left in blue, memory on the right in orange."""
+    """Plot one panel per axis: time on the left in blue, memory on the right in orange."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(exponents), figsize=(11, 2.9), layout='constrained')
@@ -162,7 +162,7 @@ def draw(rows: list[dict[str, Any]], exponents: dict[str, dict[str, Any]], path:
 
 
 def law(found: dict[str, float], unit: str) -> str:
-    """A fitted law, as matplotlib writes it."""
+    """Return a fitted law in the notation of matplotlib."""
     return f'{found["constant"]:.2g} {unit} + $b\\,x^{{{found["exponent"]:.2f}}}$'
 
 

@@ -66,7 +66,7 @@ def trivial_iou(masks: torch.Tensor, ignore_index: int | None) -> float:
 
 
 def report(task: str, scores: dict[str, Any], target: torch.Tensor, datamodule: Any) -> dict[str, Any]:
-    """The score and the trivial one, means over the classes that occur, and the score of each of these."""
+    """Return the score and the trivial score, averaged over the classes that occur, and those of each class."""
     if task == 'treesatai':
         metric, trivial, names = 'F1Score', trivial_f1(target), datamodule.label_names
         held = target.any(0).tolist()

@@ -20,7 +20,7 @@ OWN = 'dedicated to these'
 
 
 def with_sensors(done: Lines, chosen: Sequence[str], sensors: Sensors) -> list[dict[str, str]]:
-    """The mean IoU of each run with some sensors alone, as lines of that column.
+    """Return rows with the mean IoU of each run for some of the sensors.
 
     Args:
         done: Runs of a model that has all sensors.
@@ -43,7 +43,7 @@ def columns(
 
 
 def markdown(found: Mapping[str, Mapping[tuple[str, ...], tuple[float, float]]], data: str) -> str:
-    """A line a subset, a column a model, and the means over the subsets.
+    """Return a table with one row per subset and one column per model, and the means over the subsets.
 
     Args:
         found: What :func:`columns` gave.

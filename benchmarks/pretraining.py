@@ -40,7 +40,7 @@ def scores(row: Mapping[str, str]) -> tuple[float, float]:
 
 
 def line(name: str, done: Sequence[Mapping[str, str]], scratch: Sequence[Mapping[str, str]]) -> str:
-    """A line of the table; gains are over the run of the same seed without pre-training."""
+    """Return a row of the table; gains are over the run of the same seed without pre-training."""
     cells = [name, str(len(done))]
     for index in (0, 1):
         values, before = ([scores(row)[index] for row in rows] for rows in (done, scratch))

@@ -116,7 +116,7 @@ def write_flair(root: Path, count: int) -> dict[int, list[tuple[Path, int, int]]
 
 
 def _last(path: Path, length: int) -> tuple[Path, int, int]:
-    """The last bytes of a file, where its array lies."""
+    """Return the position of the last bytes of a file, which hold its array."""
     return path, path.stat().st_size - length, length
 
 
@@ -137,7 +137,7 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def raw(spans: list[tuple[Path, int, int]]) -> None:
-    """The bytes alone."""
+    """Read only the bytes."""
     for path, offset, length in spans:
         np.fromfile(path, np.uint8, count=length, offset=offset)
 
@@ -186,7 +186,7 @@ def scaling(dataset: Any, where: dict[int, list[tuple[Path, int, int]]], rounds:
 
 
 def _size(samples: list[dict[str, torch.Tensor]]) -> int:
-    """Reading is measured, not the way from process to process."""
+    """Return the number of bytes instead of the samples, so that their transfer is not measured."""
     return sum(value.numel() for sample in samples for value in sample.values())
 
 

@@ -98,7 +98,7 @@ class Run:
 
 
 def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, list[str]]:
-    """The words of ``torchgeo`` for each step of a run: pre-training if there is one, fit and test.
+    """Return the arguments of ``torchgeo`` for each step of a run: pre-training if any, fit and test.
 
     Args:
         run: The run.
@@ -192,7 +192,7 @@ def complete(runs: Iterable[Run], table: Path, folder: Path, root: str, workers:
 
 
 def read(table: Path) -> dict[str, dict[str, str]]:
-    """The lines of a table by key; none if there is no table."""
+    """Return the rows of a table by key; none if there is no table."""
     if not table.is_file():
         return {}
     with table.open(newline='') as file:
@@ -217,12 +217,12 @@ def spread(rows: Sequence[Mapping[str, str]], column: str = 'mean_iou') -> tuple
 
 
 def pretty(mean: float, deviation: float) -> str:
-    """A mean with its deviation, if there is one."""
+    """Format a mean with its standard deviation, if there is one."""
     return f'{mean:.1f}' + (f' ± {deviation:.1f}' if deviation == deviation else '')
 
 
 def described(done: Iterable[Mapping[str, str]]) -> str:
-    """The data of some runs, called synthetic if they are made up."""
+    """Return the name of the data of some runs, which states whether they are synthetic."""
     return ', '.join(sorted({'synthetic landscapes' if row['made_up'] == 'True' else row['data'] for row in done}))
 
 
@@ -298,12 +298,12 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    """The configuration as cells of a table."""
+    """Return the configuration as cells of a table."""
     return {**asdict(run), 'modalities': '+'.join(run.modalities)}
 
 
 def _commit() -> str:
-    """The commit of the code, with a plus sign if files differ from it; empty where there is no git."""
+    """Return the commit of the code, with a plus sign if files are modified; empty without git."""
     root = Path(__file__).parents[1]
     said = [
         subprocess.run(['git', *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
@@ -316,7 +316,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]

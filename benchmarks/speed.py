@@ -123,7 +123,7 @@ def utae(training: bool) -> Callable[[], None]:
 
 
 def segmenter(builder: str, training: bool) -> Callable[[], None]:
-    """An OmniSat with its decoder, on the whole tile."""
+    """Return a step of an OmniSat with its decoder on the whole tile."""
     from torchgeo_omnisat import models
 
     modalities, batch = pastis_hd_tile()
@@ -132,7 +132,7 @@ def segmenter(builder: str, training: bool) -> Callable[[], None]:
 
 
 def series(dates: int) -> Callable[[], None]:
-    """A training step on a series of so many dates."""
+    """Return a training step on a time series of *dates* dates."""
     import torch
 
     from torchgeo_omnisat import models
@@ -148,7 +148,7 @@ def series(dates: int) -> Callable[[], None]:
 
 
 def pretraining() -> Callable[[], None]:
-    """A step of both contrasts and the reconstruction, on two tiles of half the side."""
+    """Return a step of both contrastive losses and reconstruction, on two tiles of half the side."""
     import torch
 
     from torchgeo_omnisat.tasks import OmniSatPretraining
@@ -224,7 +224,7 @@ def milliseconds(code: str, repeats: int, before: str = 'pass') -> float:
 
 
 def derived(name: str, results: dict[str, dict[str, Any]], repeats: int) -> dict[str, float] | None:
-    """A row that follows from others or needs no yardstick; None if those others are missing."""
+    """Return a row derived from other rows or without a yardstick; None if the other rows are missing."""
     if name.startswith('import'):
         return {'ms': milliseconds('import torchgeo_omnisat', repeats)}
     if name.startswith('the hook'):
@@ -235,7 +235,7 @@ def derived(name: str, results: dict[str, dict[str, Any]], repeats: int) -> dict
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown, beside the published costs and the bounds."""
+    """Return the results as Markdown, with the published costs and the limits."""
     lines = [
         '| one PASTIS-HD tile (S2 T 40, S1A T 50, SPOT 1280 px) | measured | published | at most | |',
         '| --- | --- | --- | --- | --- |',

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSat for TorchGeo: one model for whatever sensors see the ground."""
+"""OmniSat for TorchGeo: multimodal satellite image time series with missing sensors."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -58,7 +58,7 @@ def rows(modalities: dict[str, Modality]) -> dict[str, Callable[[], nn.Module]]:
 
 
 def three_dates(sample: dict[str, Tensor], modalities: dict[str, Modality]) -> dict[str, Tensor]:
-    """The least cloudy three dates of every series."""
+    """Return the three least cloudy dates of every time series."""
     for m in (m for m in modalities.values() if m.temporal):
         order = sample[m.image_key].nanmean((1, 2, 3)).argsort()[:3].sort().values
         sample |= {key: sample[key][order] for key in m.keys}
@@ -66,7 +66,7 @@ def three_dates(sample: dict[str, Tensor], modalities: dict[str, Modality]) -> d
 
 
 def draw(batch: dict[str, Tensor], modalities: dict[str, Modality], seed: int) -> Figure:
-    """The figure."""
+    """Draw the figure."""
     table = rows(modalities)
     columns = len(COLUMNS) + 1
     figure, axes = plt.subplots(len(table), columns, figsize=(columns + 1.5, 1.1 * len(table)))
@@ -88,13 +88,13 @@ def draw(batch: dict[str, Tensor], modalities: dict[str, Modality], seed: int) -
 
 
 def limits(batch: dict[str, Tensor], modality: Modality) -> tuple[np.ndarray, np.ndarray]:
-    """What is black and what is white in every row."""
+    """Return the values of black and white in every row."""
     pixels = pictures(batch, modality).reshape(-1, 3)
     return np.nanquantile(pixels, 0.01, axis=0), np.nanquantile(pixels, 0.99, axis=0)
 
 
 def pictures(batch: dict[str, Tensor], modality: Modality) -> np.ndarray:
-    """The images of the first sample, ``(T, H, W, 3)``."""
+    """Return the images of the first sample, ``(T, H, W, 3)``."""
     image = batch[modality.image_key][0]
     image = image if modality.temporal else image[None]
     channels = [modality.bands.index(band) for band in BANDS[modality.name]]

@@ -23,7 +23,7 @@ TOP, STEP = 4.4, 1.15
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
-    """A rounded box around its centre."""
+    """Draw a rounded box around its centre."""
     corner = (x - width / 2, y - height / 2)
     shape = 'round,pad=0.02,rounding_size=0.1'
     axes.add_patch(FancyBboxPatch(corner, width, height, shape, ec=color, fc=color + '22', lw=1.5))
@@ -31,12 +31,12 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = '#444444') -> None:
-    """An arrow between two points."""
+    """Draw an arrow between two points."""
     axes.annotate('', end, start, arrowprops={'arrowstyle': '-|>', 'color': color, 'lw': 1.4})
 
 
 def ground(axes: Axes, x: float, y: float, colors: list[str], size: float = 0.26) -> None:
-    """A grid of ground patches around its centre, three a side."""
+    """Draw a grid of 3 x 3 ground patches around its centre."""
     for index, color in enumerate(colors):
         row, column = divmod(index, 3)
         corner = (x + (column - 1.5) * size, y + (0.5 - row) * size)
@@ -65,7 +65,7 @@ def inputs(axes: Axes) -> None:
 
 
 def draw() -> plt.Figure:
-    """The figure."""
+    """Draw the figure."""
     figure, axes = plt.subplots(figsize=(11, 5))
     axes.set(xlim=(-0.1, 11.2), ylim=(0.2, 5.5), aspect='equal')
     axes.axis('off')
