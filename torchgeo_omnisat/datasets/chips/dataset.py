@@ -295,8 +295,8 @@ class ImageChips(MultimodalDataset):
 
     def describe_crs(self, name: str) -> str:
         """Describe the CRSs of the files of a modality, such as ``EPSG:32631 and 2 more``."""
-        found = [grids[name].crs for grids in self._grids.values() if name in grids]
-        codes = [code for code, _ in Counter(_code(crs) for crs in found).most_common()]
+        stated = [grids[name].crs for grids in self._grids.values() if name in grids]
+        codes = [code for code, _ in Counter(_code(crs) for crs in stated).most_common()]
         return codes[0] + f' and {len(codes) - 1} more' * (len(codes) > 1)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> ChipFiles:
@@ -337,14 +337,14 @@ class ImageChips(MultimodalDataset):
         sources = {**self.files, **({} if self.masks is None else {'mask': self.masks.dataset})}
         self._sources: dict[str, ChipFiles] = sources
         groups = {name: files.index.groupby('chip').indices for name, files in sources.items()}
-        found = sorted({chip for name in self.files for chip in groups[name]})
-        self._rows = {chip: {name: rows[chip] for name, rows in groups.items() if chip in rows} for chip in found}
-        if self.masks is not None and (lost := sorted(set(groups['mask']) - set(found))):
+        chips = sorted({chip for name in self.files for chip in groups[name]})
+        self._rows = {chip: {name: rows[chip] for name, rows in groups.items() if chip in rows} for chip in chips}
+        if self.masks is not None and (lost := sorted(set(groups['mask']) - set(chips))):
             text = f'{len(lost)} of {len(groups["mask"])} masks have no image of their name, such as {lost[0]!r}'
             if len(lost) == len(groups['mask']):
                 raise ValueError(
-                    f'{text}, where images have names such as {found[0]!r}: expected equal names; filename_regex in '
-                    "the settings tells which part of them is the id, such as '(?P<id>.*)_mask'"
+                    f'{text}, where images have names such as {chips[0]!r}: expected equal names; set filename_regex '
+                    "with a group for the id, such as '(?P<id>.*)_mask'"
                 )
             warnings.warn(text, stacklevel=3)
 
@@ -547,7 +547,7 @@ def _check_duplicates(name: str, files: ChipFiles) -> None:
             day = '' if key[1] == ALWAYS[0] else f' on {key[1]:%Y-%m-%d}'
             raise ValueError(
                 f'{first[key]} and {path} are both the chip {key[0]!r} of {name!r}{day}, expected one file with all '
-                "bands for each chip and date; the group 'id' of filename_regex tells chips apart, and temporal: true "
+                "bands for each chip and date; the group 'id' of filename_regex identifies chips, and temporal: true "
                 'reads several dates'
             )
         first[key] = path

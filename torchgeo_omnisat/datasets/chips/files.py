@@ -179,8 +179,8 @@ class ChipFiles(RasterTimeSeries):
         self._check_dated(pattern)
         if 'id' not in pattern.groupindex:
             raise ValueError(
-                f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<id>...)', which "
-                'tells the files of one chip'
+                f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<id>...)' for "
+                'the id of a chip'
             )
         matches = {path: pattern.match(os.path.basename(path)) for path in self.files}
         ids = {path: match['id'] for path, match in matches.items() if match}

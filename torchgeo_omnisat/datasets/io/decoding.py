@@ -18,7 +18,7 @@ from .headers import refuse_complex
 #: Maximum absolute value of a valid pixel; larger values are undeclared nodata.
 GREATEST = 1e20
 #: Folders for which a warning of such values was issued.
-_STRANGE: set[str] = set()
+_WARNED_FOLDERS: set[str] = set()
 
 
 class Decoding(NamedTuple):
@@ -118,18 +118,18 @@ def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDA
         valid &= pixels != number
     if pixels.dtype.kind == 'f':
         valid &= ~np.isnan(pixels)
-        strange = valid & (np.abs(pixels) > GREATEST)
-        if strange.any():
-            say_strange(source.name, int(strange.sum()))
-            valid &= ~strange
+        huge = valid & (np.abs(pixels) > GREATEST)
+        if huge.any():
+            warn_of_huge_values(source.name, int(huge.sum()))
+            valid &= ~huge
     return valid
 
 
-def say_strange(path: str, count: int) -> None:
+def warn_of_huge_values(path: str, count: int) -> None:
     """Warn, once per folder, of values beyond :data:`GREATEST`."""
     folder = os.path.dirname(path)
-    if folder not in _STRANGE:
-        _STRANGE.add(folder)
+    if folder not in _WARNED_FOLDERS:
+        _WARNED_FOLDERS.add(folder)
         warnings.warn(
             f'{path} holds {count} values that are infinite or beyond {GREATEST:g}: they are invalid, here and in '
             'other files of its folder',

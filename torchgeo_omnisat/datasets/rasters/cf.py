@@ -17,7 +17,7 @@ from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.windows import Window
 
-from ..io.decoding import GREATEST, Decoding, say_strange
+from ..io.decoding import GREATEST, Decoding, warn_of_huge_values
 from ..io.fingerprint import State, state_of
 from ..io.headers import Header, refuse_complex, stated_crs
 
@@ -113,12 +113,12 @@ def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, c
         columns, rows = _positions(file, x), _positions(file, y)
         left, width = _edge(columns, rows, x, path)
         bottom, height = _edge(rows, columns, y, path)
-        found = _crs(file, first, x, y, path)
-        if found is not None and found.is_geographic and left + abs(width) * len(columns) > 180 + abs(width):
+        own = _crs(file, first, x, y, path)
+        if own is not None and own.is_geographic and left + abs(width) * len(columns) > 180 + abs(width):
             left = _western(left, abs(width), len(columns), path)
         transform = Affine(abs(width), 0, left, 0, -abs(height), bottom + abs(height) * len(rows))
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
-            stated = None if found is None else rasterio.crs.CRS.from_wkt(found.to_wkt())
+            stated = None if own is None else rasterio.crs.CRS.from_wkt(own.to_wkt())
         packings = [packing_of(variable) for variable in variables.values()]
         header = Header(
             path,
@@ -270,9 +270,9 @@ def unpack(stored: NDArray[Any], packing: Packing, decoding: Decoding, path: str
         valid &= (stored >= packing.low) & (stored <= packing.high)
     for number in (*(packing.fill if decoding.replaced is None else decoding.replaced), *decoding.nodata):
         valid &= stored != number
-    if stored.dtype.kind == 'f' and (strange := valid & (np.abs(stored) > GREATEST)).any():
-        say_strange(path, int(strange.sum()))
-        valid &= ~strange
+    if stored.dtype.kind == 'f' and (huge := valid & (np.abs(stored) > GREATEST)).any():
+        warn_of_huge_values(path, int(huge.sum()))
+        valid &= ~huge
     plain = not decoding.scaled or (packing.scale, packing.offset) == (1, 0)
     with np.errstate(over='ignore', invalid='ignore'):
         values = stored.astype(np.float32) if plain else (stored * packing.scale + packing.offset).astype(np.float32)

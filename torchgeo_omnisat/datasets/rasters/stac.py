@@ -33,7 +33,7 @@ from .timeseries import RasterTimeSeries
 APPLIED = ('earthsearch:boa_offset_applied', 'sentinel:boa_offset_applied')
 BASELINES = ('s2:processing_baseline', 'sentinel:processing_baseline', 'processing:version')
 
-#: Schemes of addresses that items may name, and GDAL's handler of each; that of web addresses is found by GDAL.
+#: URL schemes of assets, and GDAL's virtual file system of each; that of HTTP is set by :func:`.as_gdal`.
 SCHEMES = {'https': '', 'http': '', 's3': '/vsis3/', 'gs': '/vsigs/', 'az': '/vsiaz/'}
 
 
@@ -352,5 +352,5 @@ def _asset_path(asset: Any, item: Any, path: Path, allow_outside: bool) -> str:
     folder = os.path.abspath(path.parent)
     place = os.path.normpath(os.path.join(folder, local))
     if not allow_outside and os.path.commonpath([folder, place]) != folder:
-        raise ValueError(f'its asset {href!r} lies outside the folder of the items, {expected}; or allow_outside: true')
+        raise ValueError(f'its asset {href!r} is outside the folder of the items, {expected}; or allow_outside: true')
     return place if os.path.isabs(local) else os.path.normpath(path.parent / local)

@@ -168,8 +168,8 @@ class RasterTimeSeries(RasterDataset):
         self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
         self._index_files(crs, res, bands)
         if self.filename_regex == RasterTimeSeries.filename_regex:  # a custom regular expression selects files
-            self._say_undated()
-            self._say_averaged()
+            self._warn_undated()
+            self._warn_averaged()
         self._check_index()
         if wavelengths is not None:
             _ = self.modalities  # checks that there is a wavelength per band
@@ -209,7 +209,7 @@ class RasterTimeSeries(RasterDataset):
             files.update([as_gdal(str(path))] if single else matching(path, self.filename_glob))
         return sorted(files)
 
-    def _say_undated(self) -> None:
+    def _warn_undated(self) -> None:
         """Warn of files that are not read because their names have no date."""
         pattern = re.compile(self.filename_regex, re.VERBOSE)
         lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
@@ -220,7 +220,7 @@ class RasterTimeSeries(RasterDataset):
                 stacklevel=3,
             )
 
-    def _say_averaged(self) -> None:
+    def _warn_averaged(self) -> None:
         """Warn of files of one date with the same bounds, which are averaged although they may be bands."""
         if not self.temporal or self.separate_files or self._is_together:
             return
@@ -230,8 +230,8 @@ class RasterTimeSeries(RasterDataset):
             same = (places == places.iloc[int(alike.argmax())]).all(axis=1).to_numpy()
             first, second = sorted(self.index.filepath[same])[:2]
             warnings.warn(
-                f'{int(alike.sum())} files of {self.name!r} share day and bounds with others, such as {first} and '
-                f'{second}: they are averaged. Bands in files of their own are stacked if their names end with a band, '
+                f'{int(alike.sum())} files of {self.name!r} have the same date and bounds, such as {first} and '
+                f'{second}: they are averaged. Bands in separate files are stacked if their names end with a band, '
                 'such as _B02',
                 stacklevel=3,
             )
@@ -329,10 +329,10 @@ class RasterTimeSeries(RasterDataset):
         self.assumed_crs = crs
         self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
         shapes = [outline(header, crs) for header in headers]
-        if told := describe_grids(headers, crs):
-            warnings.warn(f'{self.name}: {told}; they are resampled', stacklevel=3)
-        if self.is_image and not self.scaled and (told := describe_types(headers)):
-            warnings.warn(f'{self.name}: {told}', stacklevel=3)
+        if difference := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {difference}; they are resampled', stacklevel=3)
+        if self.is_image and not self.scaled and (difference := describe_types(headers)):
+            warnings.warn(f'{self.name}: {difference}', stacklevel=3)
         self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
         if self.stack is not None:
@@ -347,23 +347,23 @@ class RasterTimeSeries(RasterDataset):
         self._scenes = band_files(self.name, headers, times, skip_alpha=True)
         if not self._scenes:
             return
-        found = tuple(next(iter(self._scenes.values())))
-        if self.all_bands and not set(self.all_bands) <= set(found):
+        names = tuple(next(iter(self._scenes.values())))
+        if self.all_bands and not set(self.all_bands) <= set(names):
             raise ValueError(
-                f'all_bands of {self.name!r} is {tuple(self.all_bands)}, but its files hold one band each, {found} by '
+                f'all_bands of {self.name!r} is {tuple(self.all_bands)}, but its files hold one band each, {names} by '
                 'their names; expected some of these'
             )
-        self.separate_files, self.all_bands = True, tuple(self.all_bands or found)
+        self.separate_files, self.all_bands = True, tuple(self.all_bands or names)
         warnings.warn(
             f'files of {self.name!r} hold one band each and are stacked: {", ".join(self.all_bands)}', stacklevel=4
         )
 
     def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
         """Set the names of the bands and their indices in each file."""
-        told, first = bool(self.all_bands), headers[0]
+        is_configured, first = bool(self.all_bands), headers[0]
         known = next((header.opaque for header in headers if header.opaque is not None), False)
-        self.alpha_masks = known and not (told and len(self.all_bands) >= (first.alpha or 0) > 0)
-        if not told:
+        self.alpha_masks = known and not (is_configured and len(self.all_bands) >= (first.alpha or 0) > 0)
+        if not is_configured:
             self.all_bands = band_names(first, self.alpha_masks)
         self._check_bands(bands)
         self.bands = tuple(bands or self.all_bands)
@@ -373,27 +373,27 @@ class RasterTimeSeries(RasterDataset):
             return
         refuse_dates(first, self.all_bands)
         wanted = {*bands, *([self.clouds.band] if self.clouds else [])} if bands else None
-        usual = band_numbers(first, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+        usual = band_numbers(first, first, tuple(self.all_bands), wanted, is_configured, self.alpha_masks)
         for header in headers[1:]:
             try:
-                found = band_numbers(header, first, tuple(self.all_bands), wanted, told, self.alpha_masks)
+                numbers = band_numbers(header, first, tuple(self.all_bands), wanted, is_configured, self.alpha_masks)
             except ValueError as error:
                 self.unlike[header.path] = str(error)  # raised when the file is read, so that check lists all of them
                 continue
-            if found != usual:
-                self.band_numbers[header.path] = found
+            if numbers != usual:
+                self.band_numbers[header.path] = numbers
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
     def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
         """Set the names of the bands of a date, and assign the bands of each file to dates."""
         if self.separate_files:
             raise ValueError(f'stack of {self.name!r} is given, and separate_files too, expected one of both')
-        told = tuple(self.all_bands or ())
+        configured = tuple(self.all_bands or ())
         self.alpha_masks = next((header.opaque for header in headers if header.opaque is not None), False)
         self.frames: dict[str, Frames] = {}
         self.unlike = {}
         for header in headers:
-            self.frames[header.path] = stack.frames(header, self.alpha_masks, told)
+            self.frames[header.path] = stack.frames(header, self.alpha_masks, configured)
             first = self.frames[headers[0].path]
             wanted = {*(bands or first.names), *([self.clouds.band] if self.clouds else [])}
             missing = wanted - set(self.frames[header.path].names)
@@ -496,7 +496,7 @@ class RasterTimeSeries(RasterDataset):
         wanted = (
             'a date such as 20210615' if DAY in self.filename_regex else repr(' '.join(self.filename_regex.split()))
         )
-        others = '; filename_regex and date_format tell how a date is written'
+        others = '; set filename_regex and date_format to the format of their dates'
         error.args = (
             f'{error} Expected files {self.filename_glob!r} whose names match {wanted}, found {len(files)}'
             + (f' such as {os.path.basename(files[0])!r} that do not{others}.' if files else '.')
@@ -516,7 +516,7 @@ class RasterTimeSeries(RasterDataset):
         if unknown:
             raise ValueError(
                 f'bands {unknown} of {self.name!r} are unknown, expected some of {list(self.all_bands)}; '
-                'all_bands tells what bands of files are called that do not say so'
+                'set all_bands to the names of bands without descriptions'
             )
 
     def _check_dated(self, pattern: re.Pattern[str]) -> None:
@@ -525,7 +525,7 @@ class RasterTimeSeries(RasterDataset):
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(
                 f"filename_regex of {self.name!r} is {self.filename_regex!r}, expected a group '(?P<date>...)', "
-                'for a series has dates'
+                'as a time series has dates'
             )
 
     def _check_index(self) -> None:
@@ -554,10 +554,10 @@ class RasterTimeSeries(RasterDataset):
         try:
             return super()._filepath_to_timestamp(filepath)
         except ValueError:
-            found = {key: text for key, text in (match.groupdict() if match else {}).items() if key != 'band'}
+            groups = {key: text for key, text in (match.groupdict() if match else {}).items() if key != 'band'}
             raise ValueError(
-                f'filename_regex of {self.name!r} finds {found} in {os.path.basename(filepath)!r}, expected a date '
-                f'as date_format says, {self.date_format!r}'
+                f'filename_regex of {self.name!r} finds {groups} in {os.path.basename(filepath)!r}, expected a date '
+                f'in the date_format {self.date_format!r}'
             ) from None
 
 
