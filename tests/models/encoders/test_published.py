@@ -10,7 +10,7 @@ from torchgeo_omnisat.models.encoders.temporal import PUBLISHED_REFERENCE
 
 from ..conftest import assert_same
 
-FIXTURES = Path(__file__).parents[2].parent / 'shared' / 'fixtures'
+FIXTURES = Path(__file__).parents[3].parent / 'shared' / 'fixtures'
 pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason='the numeric fixtures are not here')
 
 

@@ -61,7 +61,7 @@ def published_state(seed: int) -> dict[str, Tensor]:
     return state
 
 
-FIXTURE = Path(__file__).parents[2].parent / 'shared' / 'fixtures' / 'utae.pt'
+FIXTURE = Path(__file__).parents[3].parent / 'shared' / 'fixtures' / 'utae.pt'
 
 
 @pytest.mark.skipif(not FIXTURE.is_file(), reason='the numeric fixture is not here')
