@@ -146,7 +146,7 @@ def test_classes_of_clouds_are_not_averaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('clouds', [{}, {'values': (1,), 'threshold': 2}, {'values': (1,), 'cover': 0}])
 def test_clouds_that_say_too_little_or_too_much(series: RasterTimeSeries, clouds: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r'expected (one of both|a share)'):
+    with pytest.raises(ValueError, match=r'expected (one of both|a fraction)'):
         RasterTimeSeries(series.paths, clouds={'band': 'nir', **clouds})
 
 
@@ -181,7 +181,7 @@ def test_copied_pixels_are_those_of_a_warp(
     path = str(write(tmp_path / 'a_20210101.tif', ramp(12, 16, 2), nodata=nodata))
     grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + 10 * corner[0], 0, -10, Y - 10 * corner[1]), 7, 9)
     copied = frames.read_raster(path, (2, 1), grid, None, False, True)
-    monkeypatch.setattr(frames, '_place', lambda *_: None)
+    monkeypatch.setattr(frames, '_aligned_window', lambda *_: None)
     np.testing.assert_array_equal(copied, frames.read_raster(path, (2, 1), grid, None, False, True))
     assert np.isfinite(copied).any() == (corner != (40, 0))
 
@@ -258,10 +258,10 @@ def test_errors_name_what_is_wrong(series: RasterTimeSeries, tmp_path: Path) -> 
     root = Path(str(series.paths))
     with pytest.raises(DatasetNotFoundError, match=r"files '\*.jp2' whose names match .* found 0"):
         RasterTimeSeries(root, filename_glob='*.jp2')
-    with pytest.raises(DatasetNotFoundError, match=r"found 6 such as 'a_20201230.tif' that do not; filename_regex"):
+    with pytest.raises(DatasetNotFoundError, match=r"found 6 such as 'a_20201230.tif' that do not; set filename_regex"):
         RasterTimeSeries(root, filename_regex=r'x(?P<date>\d{8})', all_bands=('B1', 'B2'))
     with pytest.raises(
-        ValueError, match=r"bands \['swir'\] of 'raster' are unknown, expected some of \['red'.*; all_bands tells"
+        ValueError, match=r"bands \['swir'\] of 'raster' are unknown, expected some of \['red'.*; set all_bands"
     ):
         RasterTimeSeries(root, bands=('swir',))
     with pytest.raises(ValueError, match=r'a series has dates'):
