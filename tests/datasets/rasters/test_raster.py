@@ -264,9 +264,11 @@ def test_errors_name_what_is_wrong(series: RasterTimeSeries, tmp_path: Path) -> 
         ValueError, match=r"bands \['swir'\] of 'raster' are unknown, expected some of \['red'.*; set all_bands"
     ):
         RasterTimeSeries(root, bands=('swir',))
-    with pytest.raises(ValueError, match=r'a series has dates'):
+    with pytest.raises(ValueError, match='a time series has dates'):
         RasterTimeSeries(root, filename_regex='.*')
-    with pytest.raises(ValueError, match=r"finds {'date': '20201'} in 'a_20201230.tif', expected a date as date_form"):
+    with pytest.raises(
+        ValueError, match=r"finds {'date': '20201'} in 'a_20201230.tif', expected a date in the date_form"
+    ):
         RasterTimeSeries(root, filename_regex=r'a_(?P<date>\d{5})')
     with pytest.raises(
         ValueError, match=r"filename_regex of 'raster' is 'a_\(\?P<date', expected a regular expression"
