@@ -45,9 +45,11 @@ def report(root: Path, tmp_path: Path) -> Path:
     return tmp_path / 'check.json'
 
 
-def write_report(path: Path, *samples: str, layout: str = 'PASTIS', warning: bool = False) -> str:
+def write_report(
+    path: Path, *samples: str, root: Path | str = '/elsewhere', layout: str = 'PASTIS', warning: bool = False
+) -> str:
     problems = [Problem(sample, 's2', 'a.npy', 'missing', 'gone', warning) for sample in samples]
-    Report(layout, '/elsewhere', {'train': 3}, problems).write(path)
+    Report(layout, str(root), {'train': 3}, problems).write(path)
     return str(path)
 
 
@@ -92,7 +94,7 @@ class TestExcluding:
         assert '10009' not in ids(datamodule, 'train')
 
     def test_warnings_stay(self, pastis: Path, tmp_path: Path) -> None:
-        exclude = write_report(tmp_path / 'check.json', '10000', warning=True)
+        exclude = write_report(tmp_path / 'check.json', '10000', root=pastis, warning=True)
         assert len(PASTISMultimodalDataModule(str(pastis), exclude=exclude).make_dataset('train')) == 6
 
     @pytest.mark.parametrize(
@@ -106,14 +108,16 @@ class TestExcluding:
             write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3))
         whole = kind(str(root))
         first, test = (whole.make_dataset(split).ids[0] for split in ('train', 'test'))
-        exclude = write_report(tmp_path / 'check.json', first, layout=layout)
+        exclude = write_report(tmp_path / 'check.json', first, root=root, layout=layout)
         datamodule = kind(str(root), exclude=exclude)
         datamodule.setup('fit')
         datamodule.setup('test')
         assert first not in ids(datamodule, 'train')
         assert len(ids(datamodule, 'train')) == 2
         assert ids(datamodule, 'test') == [test]
-        datamodule = kind(str(root), exclude=write_report(tmp_path / 'check.json', f'{first}0', layout=layout))
+        datamodule = kind(
+            str(root), exclude=write_report(tmp_path / 'check.json', f'{first}0', root=root, layout=layout)
+        )
         with pytest.raises(ValueError, match=f"exclude names '{first}0', not known to"):
             datamodule.setup('fit')
 
@@ -128,7 +132,7 @@ class TestErrors:
         ],
     )
     def test_samples(self, pastis: Path, tmp_path: Path, samples: tuple[str, ...], match: str) -> None:
-        exclude = write_report(tmp_path / 'check.json', *samples)
+        exclude = write_report(tmp_path / 'check.json', *samples, root=pastis)
         with pytest.raises(ValueError, match=match):
             PASTISMultimodalDataModule(str(pastis), exclude=exclude).setup('fit')
 
@@ -138,6 +142,32 @@ class TestErrors:
             ValueError, match=r'check\.json.* is about FLAIR in /elsewhere, expected a report about PASTIS'
         ):
             PASTISMultimodalDataModule(str(pastis), exclude=exclude).setup('fit')
+
+    @pytest.mark.parametrize('positional', [True, False])
+    def test_another_root(
+        self, pastis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        exclude = write_report(tmp_path / 'check.json', '10000', root=tmp_path / 'other')
+        datamodule = PASTISMultimodalDataModule(*[str(pastis)] * positional, exclude=exclude)
+        ours = pastis if positional else tmp_path / 'data'
+        match = rf'a report about {tmp_path}/other, but root is {ours}.*: run .* check --output FILE. on this root'
+        with pytest.raises(ValueError, match=match):
+            datamodule.setup('fit')
+
+    def test_another_root_of_rasters(self, tmp_path: Path) -> None:
+        report = write_report(tmp_path / 'check.json', '1_2', root='/elsewhere', layout='Rasters')
+        rasters: Any = {'s2': {'path': 's2', 'gsd': 10}}
+        datamodule = MultimodalGeoDataModule(str(tmp_path), rasters=rasters, labels=['a'], exclude=report)
+        with pytest.raises(ValueError, match=f'a report about /elsewhere, but root is {tmp_path}: run'):
+            _ = datamodule.report
+
+    def test_a_link_to_the_root_is_the_same_root(self, pastis: Path, tmp_path: Path) -> None:
+        (tmp_path / 'link').symlink_to(pastis, target_is_directory=True)
+        exclude = write_report(tmp_path / 'check.json', '10000', root=pastis)
+        assert (
+            '10000' not in PASTISMultimodalDataModule(str(tmp_path / 'link'), exclude=exclude).make_dataset('train').ids
+        )
 
     @pytest.mark.parametrize('text', ['', '[]', '{}', '{"problems": [{}]}', '{"layout": "PASTIS", "problems": 3}'])
     def test_no_report(self, pastis: Path, tmp_path: Path, text: str) -> None:
@@ -165,13 +195,15 @@ def test_tiles_of_rasters(tmp_path: Path) -> None:
     settings: dict[str, Any] = {'rasters': {'s2': {'path': 's2', 'gsd': 10}}, 'mask': {'path': 'labels'}}
     settings |= {'labels': ['a', 'b', 'c'], 'tile_size': 80}
     every = MultimodalGeoDataModule(str(tmp_path), **settings).make_dataset('test').ids
-    report = write_report(tmp_path / 'check.json', every[1], layout='Rasters')
+    report = write_report(tmp_path / 'check.json', every[1], root=tmp_path, layout='Rasters')
     datamodule = MultimodalGeoDataModule(str(tmp_path), exclude=report, **settings)
     with pytest.warns(UserWarning, match=f"1 of {len(every)} samples of 'test' are left out"):
         datamodule.setup('test')
     assert datamodule.test_dataset.ids == [name for name in every if name != every[1]]  # type: ignore[union-attr]
     datamodule = MultimodalGeoDataModule(
-        str(tmp_path), exclude=write_report(tmp_path / 'check.json', 'no tile', layout='Rasters'), **settings
+        str(tmp_path),
+        exclude=write_report(tmp_path / 'check.json', 'no tile', root=tmp_path, layout='Rasters'),
+        **settings,
     )
     with pytest.raises(ValueError, match='no tile'):
         datamodule.setup('test')

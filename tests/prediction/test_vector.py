@@ -9,6 +9,7 @@ from typing import Any
 import fiona
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
@@ -129,6 +130,23 @@ def test_on_fine_pixels_a_parcel_over_blocks_is_one_polygon(tmp_path: Path) -> N
 def test_without_probabilities(tmp_path: Path) -> None:
     found = parcels(write(tmp_path, patchwork(), 'none'), smallest=0)
     assert {p['probability'] for p, _ in found} == {None}
+
+
+@pytest.mark.parametrize('block', [1024, 3])
+def test_nodata_of_probabilities_is_no_parcel_and_no_probability(tmp_path: Path, block: int) -> None:
+    """Other programs write a class where all probabilities are nodata, or nodata as one of them."""
+    classes = np.ones((8, 8), int)
+    classes[0, 0] = 2
+    path = write(tmp_path, classes)
+    with rasterio.open(path, 'r+', IGNORE_COG_LAYOUT_BREAK='YES') as file:
+        bands = file.read()
+        bands[2:, 4:] = 255
+        bands[3, 0:2] = 255
+        file.write(bands)
+    ((properties, geometry),) = parcels(path, smallest=0.02, block=block)
+    assert geometry.bounds == (600000, 5600000 - 40, 600080, 5600000)
+    assert (properties['class'], properties['probability']) == (1, 0.6)
+    assert properties['area_ha'] == pytest.approx(0.32)
 
 
 def test_degrees_have_no_hectares(tmp_path: Path) -> None:

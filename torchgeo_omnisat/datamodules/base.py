@@ -165,7 +165,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is something else, or is about another dataset.
+            ValueError: If it is something else, or is about another dataset or another root.
         """
         path = Path(self.exclude or '').expanduser()
         report = Report.read(path)
@@ -174,7 +174,20 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
                 f'exclude is {str(path)!r}, which is about {report.layout} in {report.root}, '
                 f'expected a report about {self.dataset_class.layout}'
             )
+        ours, theirs = self._root(), Path(report.root).resolve()
+        if ours is not None and not (ours.is_relative_to(theirs) or theirs.is_relative_to(ours)):
+            raise ValueError(
+                f'exclude is {str(path)!r}, a report about {report.root}, but root is {ours}: run `python -m '
+                'torchgeo_omnisat check --output FILE` on this root and use its report, or, if the same files were '
+                'moved, set "root" in the report to this root'
+            )
         return report
+
+    def _root(self) -> Path | None:
+        root = self.kwargs.get('root', getattr(self, 'root', None))
+        if root is None and (parameter := signature(self.dataset_class).parameters.get('root')):
+            root = parameter.default
+        return Path(root).expanduser().resolve() if isinstance(root, str | Path) else None
 
     def exclusion(self) -> dict[str, Any]:
         """The argument by which a dataset leaves samples out; nothing if it is to leave out none."""

@@ -35,7 +35,8 @@ class Piece:
         code: The class.
         geometry: Its outline in pixels of the map: whole numbers, so that those of two blocks meet.
         pixels: Its size.
-        confidence: Sum over its pixels of the probability of the class.
+        confidence: Sum over its pixels of the probability of the class, where that is known.
+        known: Number of pixels with a probability of the class.
         parent: A piece of the same parcel; None for the one that stands for all.
         parts: All pieces of the parcel, if this one stands for them.
     """
@@ -44,6 +45,7 @@ class Piece:
     geometry: Any
     pixels: int
     confidence: float
+    known: int
     parent: 'Piece | None' = None
     parts: list['Piece'] = field(default_factory=list)
 
@@ -78,8 +80,9 @@ def write_parcels(
     less than the map, unless one parcel, such as a background, runs through all of it.
 
     Parcels below *smallest* go to their largest neighbour (GDAL's sieve, over pixels that
-    share a side); nodata is no neighbour and never becomes a parcel. One that
-    lies on the border of a block may go to two neighbours.
+    share a side). A pixel is nodata if its class is, or if all its probabilities are; it is no
+    neighbour and never becomes a parcel. One that lies on the border of a block may go to two
+    neighbours.
 
     Args:
         path: What :func:`.write_map` wrote.
@@ -91,7 +94,7 @@ def write_parcels(
 
     Returns:
         Number of parcels. Probability is the mean over the parcel of its class's
-        probability, as the map stores it; null if the map has none.
+        probability, as the map stores it, without nodata; null if there is none.
 
     Raises:
         ValueError: If the map is in degrees, whose pixels have no one area.
@@ -109,7 +112,9 @@ def write_parcels(
         with fiona.open(package, 'w', driver='GPKG', schema=schema, crs_wkt=file.crs.to_wkt(), layer=layer) as sink:
             for piece in _parcels(file, least, block):
                 pixels = sum(part.pixels for part in piece.parts)
-                confidence = sum(part.confidence for part in piece.parts) / pixels
+                confidence, known = (
+                    sum(getattr(part, name) for part in piece.parts) for name in ('confidence', 'known')
+                )
                 outline = unary_union([part.geometry for part in piece.parts])
                 count += 1
                 sink.write(
@@ -118,7 +123,7 @@ def write_parcels(
                         'properties': {
                             'class': piece.code,
                             'name': labels[piece.code],
-                            'probability': round(confidence, 4) if math.isfinite(confidence) else None,
+                            'probability': round(confidence / known, 4) if known else None,
                             'area_ha': round(pixels * hectare, 6),
                         },
                     }
@@ -161,7 +166,7 @@ def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Lab
         side, up, min(left + width + halo, file.width) - side, min(top + height + halo, file.height) - up
     )
     classes = file.read(1, window=around)
-    inside = classes != file.nodata
+    inside = _observed(file, around)
     if least > 1:
         classes = sieve(classes, least, mask=inside, connectivity=4)
     core = np.s_[top - up : top - up + height, left - side : left - side + width]
@@ -173,25 +178,39 @@ def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Lab
         ids[numbered > 0] = numbered[numbered > 0] + len(codes)
         codes += [int(code)] * found
     pixels = np.bincount(ids.ravel(), minlength=len(codes) + 1)
-    sums = np.bincount(ids.ravel(), _confidence(file, classes, inside, top, left).ravel(), len(codes) + 1)
+    confidence = _confidence(file, classes, inside, top, left).ravel()
+    finite = np.isfinite(confidence)
+    known = np.bincount(ids.ravel(), finite, len(codes) + 1)
+    sums = np.bincount(ids.ravel(), np.where(finite, confidence, 0), len(codes) + 1)
     corner = Affine.translation(left, top)
     outlines = {int(number): shape(outline) for outline, number in shapes(ids, ids > 0, 4, corner)}
     return ids, {
-        number: Piece(codes[number - 1], outline, int(pixels[number]), float(sums[number]))
+        number: Piece(codes[number - 1], outline, int(pixels[number]), float(sums[number]), int(known[number]))
         for number, outline in outlines.items()
     }
+
+
+def _observed(file: Any, window: RasterWindow) -> NDArray[np.bool_]:
+    """Return which pixels of a window have a class and, if the map has probabilities, any of them."""
+    inside = file.read_masks(1, window=window) > 0
+    unknown = inside.copy()
+    for band in range(3, file.count + 1):
+        if not unknown.any():
+            break
+        unknown &= file.read_masks(band, window=window) == 0
+    return inside & ~unknown if file.count > 2 else inside
 
 
 def _confidence(
     file: Any, classes: NDArray[Any], inside: NDArray[np.bool_], top: int, left: int
 ) -> NDArray[np.float64]:
-    """The probability of each pixel's class; NaN if the map has no probabilities."""
+    """Return the probability of each pixel's class; NaN where it is nodata or the map has no probabilities."""
     if file.count < 3:
         return np.full(classes.shape, np.nan)
     window = RasterWindow(left, top, classes.shape[1], classes.shape[0])
-    result = np.zeros(classes.shape)
+    result = np.full(classes.shape, np.nan)
     for code in np.unique(classes[inside]):
-        chosen = (classes == code) & inside
         band = int(code) + 3
+        chosen = (classes == code) & inside & (file.read_masks(band, window=window) > 0)
         result[chosen] = file.read(band, window=window)[chosen] * file.scales[band - 1]
     return result
