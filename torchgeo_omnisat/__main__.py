@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    """What there is to run, a line each."""
+    """Return the list of commands, one per line."""
     lines = ['usage: python -m torchgeo_omnisat COMMAND ...', '']
     lines += ['Commands of TorchGeo, with our models and datamodules:']
     lines += [f'  {name:<11}{text}' for name, text in TORCHGEO.items()]

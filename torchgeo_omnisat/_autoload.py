@@ -30,7 +30,7 @@ class _Watcher:
     """A finder that finds nothing by itself, and acts once a module has been executed."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec that the other finders have, with a loader that reports when it is done."""
+        """Return the module spec of the other finders, with a loader that reports when it is done."""
         if name not in ('torchgeo.main', 'torchgeo.tasks') and not name.startswith('torchgeo.models.'):
             return None
         for finder in sys.meta_path:

@@ -97,7 +97,7 @@ def fill(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> Sample:
-    """The batch without some modalities, their content gone with them.
+    """Return the batch with some modalities marked as missing and their content erased.
 
     Args:
         batch: A batch or a sample; it is not changed.
@@ -151,7 +151,7 @@ def check(
 
 
 def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
-    """The three tensors of one modality; zeros and ``valid`` False where nothing is."""
+    """Return the three tensors of one modality; missing entries are zero and not ``valid``."""
     image_key, dates_key, valid_key = modality.keys
     present = [sample for sample in samples if image_key in sample]
     shapes = {tuple(sample[image_key].shape[-2:]) for sample in present}

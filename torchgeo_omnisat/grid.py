@@ -47,7 +47,7 @@ class Grid:
     def over(
         cls, crs: Any, bounds: tuple[float, float, float, float], step: float, corner: tuple[float, float] | None = None
     ) -> 'Grid':
-        """The pixels that cover a box.
+        """Return the pixels that cover a box.
 
         Args:
             crs: Coordinate reference system, or what names one.
@@ -93,6 +93,6 @@ class Grid:
         return row, column, half_up((y - ymin) / step) - row, half_up((xmax - x) / step) - column
 
     def slices(self, row: int, column: int, height: int, width: int) -> tuple[slice, slice]:
-        """A window as TorchGeo's geodatasets take it: x and y, each from the least to the greatest."""
+        """Return a window as slices for the GeoDatasets of TorchGeo: x and y, each from minimum to maximum."""
         xmin, ymin, xmax, ymax = self.box(row, column, height, width)
         return slice(xmin, xmax), slice(ymin, ymax)

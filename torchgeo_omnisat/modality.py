@@ -48,7 +48,7 @@ class Modality:
     Args:
         name: Short name in lower case, such as ``'s2'``.
         bands: Band names in the order of the channels.
-        gsd: Ground sampling distance, in metres a pixel.
+        gsd: Ground sampling distance (GSD) in metres.
         temporal: Whether one sample is a time series.
         kind: What the sensor measures; None if unknown. What depends on it is then off.
         unit: Unit of the pixels of a sample, before they are normalised.
@@ -129,7 +129,7 @@ class Modality:
         return self.image_key, self.dates_key, self.valid_key
 
     def pixels(self, metres: float) -> int:
-        """Number of pixels along a length on the ground.
+        """Return the number of pixels along a length on the ground.
 
         Args:
             metres: The length.
@@ -146,7 +146,7 @@ class Modality:
         return round(count)
 
     def select(self, bands: Sequence[str]) -> 'Modality':
-        """This modality with some of its bands, in the order that is asked for.
+        """Return this modality with some of its bands, in the given order.
 
         Args:
             bands: Names of the bands to keep.
@@ -274,5 +274,5 @@ def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]
 
 
 def subset_name(names: Iterable[str]) -> str:
-    """The name of a subset in logs and tables, such as ``'s1a+s2+spot'``."""
+    """Return the name of a subset in logs and tables, such as ``'s1a+s2+spot'``."""
     return '+'.join(sorted(names))

@@ -96,12 +96,12 @@ class OmniSatCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """Say that the data are made up, before anything is read or trained."""
+        """Print that the data are synthetic, before anything is read or trained."""
         announce_default_data(self.config[self.subcommand].get('data'))
 
 
 def announce_default_data(data: Any) -> None:
-    """Say that the data are made up, if they are those that stand in where none are named.
+    """Print that the data are synthetic, if they are the default because no data are configured.
 
     Args:
         data: ``class_path`` and ``init_args`` of a datamodule, or None.
@@ -123,7 +123,7 @@ def load() -> None:
 
 
 def requested(part: str, args: Any) -> str | None:
-    """The class that a command line asks for, None if that cannot be told.
+    """Return the class that a command line requests, None if it is unknown.
 
     Args:
         part: ``'model'`` or ``'data'``.
@@ -180,7 +180,7 @@ def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
 
 
 def _configured(part: str, config: Any) -> str | None:
-    """The class of the model or the data in a configuration, or in the section of a subcommand."""
+    """Return the class of the model or the data in a configuration, or in the section of a subcommand."""
     if not isinstance(config, Mapping):
         return None
     value = config.get(part)

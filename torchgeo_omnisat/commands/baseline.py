@@ -36,7 +36,7 @@ STEP = 20
 
 
 def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tuple[int, int]) -> Features:
-    """What one modality says of every label pixel, without looking at its neighbours.
+    """Return the features of one modality for every label pixel, without its neighbours.
 
     A series becomes its bands on common dates, interpolated between the two nearest
     valid ones, and what a tenth, half and nine tenths of its dates stay below. A single
@@ -68,7 +68,7 @@ def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tup
 
 
 def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: int = 30000, seed: int = 0) -> float:
-    """Mean IoU of a small multilayer perceptron that sees one pixel at a time.
+    """Return the mean IoU of a small pixel-wise MLP.
 
     Of forests, boosted trees and perceptrons, the perceptron scored best on the
     synthetic landscapes, at a tenth of the time. What is not measured is set to the mean
@@ -138,7 +138,7 @@ def _samples(dataset: PASTISMultimodal) -> Iterator[Sample]:
 
 
 def _all_features(sample: Sample, modalities: Mapping[str, Modality], calendar: Days) -> Features:
-    """The features of every modality side by side, (H W, F)."""
+    """Return the features of all modalities, concatenated (H W, F)."""
     height, width = sample['mask'].shape
     return np.concatenate([pixel_features(sample, m, calendar, (height, width)) for m in modalities.values()], axis=1)
 

@@ -20,7 +20,7 @@ TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 
 
 
 def data_parser(command: str, description: str) -> ArgumentParser:
-    """A parser that knows ``--data NAME --data.root DIR ...`` and ``--config FILE``.
+    """Create a parser for ``--data NAME --data.root DIR ...`` and ``--config FILE``.
 
     Args:
         command: The command, as the user types it.
@@ -38,7 +38,7 @@ def data_parser(command: str, description: str) -> ArgumentParser:
 
 
 def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Namespace, MultimodalDataModule]:
-    """What the command line says, and the datamodule that it asks for.
+    """Return the parsed command line and the datamodule that it configures.
 
     Args:
         parser: From :func:`data_parser`, with the command's own arguments.

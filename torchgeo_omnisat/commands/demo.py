@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Demo: made-up landscapes to a trained model, its scores and pictures, through TorchGeo's command line."""
+"""Demo: train and evaluate a small model on synthetic landscapes with TorchGeo's command line."""
 
 import csv
 import shlex
@@ -123,7 +123,7 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
 
 
 def report(table: Path, pixels: Mapping[str, float]) -> str:
-    """The scores of every subset, with those of the baseline beside them.
+    """Return a table of the scores of every subset, with those of the baseline beside them.
 
     Args:
         table: What ``torchgeo test`` wrote.

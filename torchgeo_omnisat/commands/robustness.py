@@ -120,7 +120,7 @@ def join(label: str, found: Sequence[Scored]) -> Scored:
 
 
 def load_task(path: Path) -> SupervisedTask:
-    """The trained task of a checkpoint.
+    """Load the trained task of a checkpoint.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -169,5 +169,5 @@ def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def describe(datamodule: MultimodalDataModule) -> str:
-    """What is scored; made-up data are called so."""
+    """Return the name of the data; synthetic data are called so."""
     return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')

@@ -76,5 +76,5 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
 
 
 def _encoded(dataset: Any, index: int) -> bytes:
-    """A sample as bytes."""
+    """Return a sample as bytes."""
     return encode(dataset[index])

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Stats: mean and deviation of every band of the training data, measured in one pass."""
+"""Stats: mean and standard deviation of every band of the training data, measured in one pass."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(modalities: Mapping[str, Modality], entries: Entries) -> str:
-    """A table of mean and deviation by modality, group and band.
+    """Return a table of mean and standard deviation by modality, group and band.
 
     Args:
-        modalities: What was measured.
-        entries: What came out.
+        modalities: Modalities of the statistics.
+        entries: Statistics by modality and group.
     """
     lines = [f'{"modality":<10}{"group":<10}{"samples":>8}  {"band":<8}{"mean":>14}{"std":>14}']
     for name, groups in entries.items():

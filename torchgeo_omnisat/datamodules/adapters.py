@@ -34,7 +34,7 @@ class MappedDataModule(MultimodalDataModule):
         num_classes: 19
         patch_size: 40
 
-    Each modality is normalised by what is measured on up to 1000 samples of the training split.
+    Each modality is normalised by the statistics of up to 1000 samples of the training split.
     """
 
     published = False
@@ -63,7 +63,7 @@ class MappedDataModule(MultimodalDataModule):
             labels: Names of the classes.
             num_classes: Their number; as many as *labels* by default.
             ignore_index: The label that is neither learnt nor scored.
-            label_gsd: Metres a pixel of the mask; that of the first modality by default.
+            label_gsd: GSD of the mask in metres; that of the first modality by default.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
                 ``{'val': {'split': 'test'}}``; ``split`` with that name by default.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
@@ -92,7 +92,7 @@ class MappedDataModule(MultimodalDataModule):
             self.label_gsd = next(iter(self.declared.values())).gsd if label_gsd is None else label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> MappedDataset:
-        """The samples of ``'train'``, ``'val'`` or ``'test'`` in our keys.
+        """Return the samples of ``'train'``, ``'val'`` or ``'test'`` with our keys.
 
         Args:
             split: Which split.

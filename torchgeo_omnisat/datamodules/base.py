@@ -83,7 +83,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     ignore_index: int | None = None
     #: Side of the ground that a token stands for, in metres.
     patch_size: float
-    #: Metres a pixel of the mask; not there if the samples have none.
+    #: GSD of the mask in metres; not there if the samples have none.
     label_gsd: float
     #: At most so many tiles of a split, spread evenly, have their labels counted before training; None for all.
     max_counted: int | None = 200
@@ -190,7 +190,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return Path(root).expanduser().resolve() if isinstance(root, str | Path) else None
 
     def exclusion(self) -> dict[str, Any]:
-        """The argument by which a dataset leaves samples out; nothing if it is to leave out none."""
+        """Return the dataset argument that excludes samples; empty if none are excluded."""
         return {} if self.exclude is None else {'exclude': tuple(self.report.samples_at_fault)}
 
     @rank_zero_only
@@ -220,7 +220,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return {'split': split}
 
     def make_dataset(self, split: str, **changes: Any) -> Any:
-        """The dataset of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the dataset of ``'train'``, ``'val'`` or ``'test'``.
 
         Args:
             split: Which split.
@@ -229,22 +229,22 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return self.dataset_class(**{**self.kwargs, **self.selection(split), **self.exclusion(), **changes})
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Changes that make a dataset of all bands and dates, of some modalities or of those in use."""
+        """Return arguments for a dataset with all bands and dates of some modalities, or of those in use."""
         whole = {'bands': None, 'max_dates': None, 'date_range': None}
         selects = names is not None and 'modalities' in signature(self.dataset_class).parameters
         chosen: dict[str, Any] = {'modalities': tuple(names or ())} if selects else {}
         return chosen | {name: value for name, value in whole.items() if name in self.kwargs}
 
     def official(self, dataset: Any, modality: Modality) -> Bands | None:
-        """Published mean and deviation of all bands of a modality; None if there is none."""
+        """Return the published mean and standard deviation of all bands of a modality; None if there is none."""
         return None
 
     def groups(self, dataset: Any) -> list[str]:
-        """The group of each sample: each is measured by itself, and their statistics are averaged."""
+        """Return the group of each sample. Statistics are computed by group and averaged."""
         return [dataset.split] * len(dataset)
 
     def measured_dataset(self, dataset: Any, names: Sequence[str]) -> Any:
-        """What statistics of some modalities are measured on: the training split, all bands and dates."""
+        """Return the dataset for statistics of some modalities: the training split, all bands and dates."""
         return self.make_dataset('train', **self.whole_series(names))
 
     def measure(self) -> tuple[Any, Entries, Path | None]:
@@ -253,7 +253,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         A pass that was cut off is continued.
 
         Returns:
-            The training split, mean and deviation of all its bands by modality and group, and
+            The training split, mean and standard deviation of all its bands by modality and group, and
             the file that keeps them, None if none could be written.
         """
         train = self.make_dataset('train', **self.whole_series())
@@ -266,7 +266,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return train, entries, save_statistics(train.path, entries)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of the training split, for every band of *dataset*.
+        """Mean and standard deviation of the training split, for every band of *dataset*.
 
         Args:
             dataset: Any split, which says where the files are and what bands are in use.
@@ -292,7 +292,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return mean, std
 
     def _measured(self, train: Any, entries: Entries, needed: Collection[str]) -> dict[str, Bands]:
-        """Statistics of what was measured on a dataset; what is needed and was not is measured now."""
+        """Return the statistics of a dataset, and compute those that are missing."""
         groups = self.groups(train)
         sizes = Counter(groups)
         held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
@@ -343,7 +343,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     @property
     def synthetic(self) -> bool:
-        """Whether the samples are made up, so that whoever shows results from them says so."""
+        """Whether the samples are synthetic, so that results are labelled as such."""
         return 'root' in self.kwargs and is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def prepare_data(self) -> None:
@@ -496,7 +496,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self._said_left_out = True
 
     def augmentation(self) -> MultimodalAugmentation:
-        """What a training batch goes through: geometry, time and speckle in raw units, then the rest."""
+        """Return the training augmentation: geometry, time and speckle in raw units, then the rest."""
         known = self.modalities
         steps: list[nn.Module] = []
         if self.dihedral:
@@ -561,7 +561,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return dataset.plot(raw, show_titles=show_titles, suptitle=suptitle)
 
     def order(self, dataset: MultimodalDataset, size: int) -> Order:
-        """The order in which a dataset is trained on.
+        """Return the order in which a dataset is trained on.
 
         Args:
             dataset: The training split; for *batches* ``'region'`` it has ``positions``

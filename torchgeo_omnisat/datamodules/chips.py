@@ -83,7 +83,7 @@ class ChipsDataModule(MultimodalDataModule):
             patch_size: Side of the ground that a token stands for, in metres.
             tile_size: Side in metres of the square that is cut from the centre of each chip; by default samples
                 are whole chips, which then have to be of one size.
-            label_gsd: Metres a pixel of labels and maps, a multiple of those of the masks; theirs by default.
+            label_gsd: GSD of labels and maps in metres, a multiple of those of the masks; theirs by default.
             split: How chips are split: fractions of blocks on the ground, folders, or lists
                 (:func:`.split_chips`); by default 60, 20 and 20 % of blocks of 5 km.
             predict_split: Chips to predict, masks or not: those of a split, or ``'all'``.
@@ -129,7 +129,7 @@ class ChipsDataModule(MultimodalDataModule):
 
     @property
     def label_gsd(self) -> float:  # type: ignore[override]
-        """Metres a pixel of labels and maps."""
+        """GSD of labels and maps in metres."""
         return self.chips.label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> ImageChips:

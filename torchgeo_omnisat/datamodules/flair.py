@@ -23,7 +23,7 @@ class FLAIRDataModule(MultimodalDataModule):
     A split is asked for when a stage needs it, so a root without the test domains trains.
 
     Aerial images are normalised by the published statistics of the training domains, Sentinel-2
-    by what is measured over the valid dates of up to 1000 patches of the training split.
+    by the statistics of the valid dates of up to 1000 patches of the training split.
     """
 
     patch_size = 10.24
@@ -82,13 +82,13 @@ class FLAIRDataModule(MultimodalDataModule):
         self.ignore_index = 12 if num_classes == 13 else None
 
     def official(self, dataset: FLAIR, modality: Modality) -> Bands | None:
-        """The published statistics of the aerial bands; Sentinel-2 has none."""
+        """Return the published statistics of the aerial bands; Sentinel-2 has none."""
         if modality.name != 'aerial':
             return None
         return torch.tensor(AERIAL_MEAN, dtype=torch.float64), torch.tensor(AERIAL_STD, dtype=torch.float64)
 
     def measured_dataset(self, dataset: FLAIR, names: Sequence[str]) -> FLAIR:
-        """The training split, or, where that is not there, *dataset*'s."""
+        """Return the training split, or the split of *dataset* if it does not exist."""
         try:
             return super().measured_dataset(dataset, names)
         except DatasetNotFoundError:

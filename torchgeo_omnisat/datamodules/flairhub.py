@@ -14,7 +14,7 @@ from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import Bands
 
-#: What TorchGeo knows of the mean and deviation of single images.
+#: What TorchGeo knows of the mean and standard deviation of single images.
 _PUBLISHED = {
     'aerial': (published.AERIAL_RGBI_MEAN, published.AERIAL_RGBI_STD),
     'spot': (published.SPOT_RGBI_MEAN, published.SPOT_RGBI_STD),
@@ -26,7 +26,7 @@ _PUBLISHED = {
 class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
     """FLAIR-HUB, trained, validated and tested on one of its official splits.
 
-    Single images are normalised by the published statistics, series by what is measured over the
+    Single images are normalised by the published statistics, series by the statistics of the
     valid dates of up to 1000 patches of the training split.
     """
 
@@ -96,7 +96,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         self.ignore_index = ignored(dataset_type)
 
     def official(self, dataset: Any, modality: Modality) -> Bands | None:
-        """The published statistics of single images; series have none."""
+        """Return the published statistics of single images; time series have none."""
         if modality.name not in _PUBLISHED:
             return None
         mean, std = _PUBLISHED[modality.name]

@@ -39,7 +39,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """The ground of each split.
+    """Return the ground of each split.
 
     Args:
         dataset: The whole.
@@ -73,7 +73,7 @@ def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: 
 
 
 def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axis: str = 'x') -> dict[str, Any]:
-    """Strips across an axis, whose edges lie where pixels of all modalities meet."""
+    """Divide the extent into strips along an axis, with edges on the common pixel grid of all modalities."""
     if axis not in ('x', 'y') or len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"split has axis {axis!r}, fractions {fractions}, expected 'x' or 'y' and three that make 1")
     xmin, ymin, xmax, ymax = dataset.area.bounds
@@ -96,7 +96,7 @@ def _by_file(dataset: MultimodalGeoDataset, root: Path, file: str, column: str =
 
 
 def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
-    """The polygons of a vector file in a CRS.
+    """Read the polygons of a vector file in a CRS.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -218,7 +218,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             crs: CRS of tiles and maps, in metres; by default that of the labels, or else of the first
                 of *rasters*, that is in metres.
             patch_size: Side of the ground that a token stands for, in metres.
-            label_gsd: Metres a pixel of labels and maps; that of raster labels by default, or else of
+            label_gsd: GSD of labels and maps in metres; that of raster labels by default, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.
             length: Training tiles an epoch; as many as fit side by side by default.
@@ -306,11 +306,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     @property
     def label_gsd(self) -> float:  # type: ignore[override]
-        """Metres a pixel of labels and maps."""
+        """GSD of labels and maps in metres."""
         return self.labelled.label_gsd if self._label_gsd is None else self._label_gsd
 
     def make_dataset(self, split: str, every: bool = False, **changes: Any) -> GeoTiles:
-        """The tiles of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the tiles of ``'train'``, ``'val'`` or ``'test'``.
 
         Args:
             split: Which split.
@@ -351,19 +351,19 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return counted[split][1]
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Changes that make a dataset to be measured: all tiles, once."""
+        """Return arguments for a dataset for statistics: all tiles, once."""
         return {'every': True}
 
     def contents(self) -> str:
-        """A table of the rasters: files, days, pixels, bands."""
+        """Return a table of the rasters: files, days, pixels, bands."""
         return contents(self.labelled)
 
     def left_out(self) -> list[str]:
-        """Splits that have no ground; training needs some."""
+        """Return the splits that have no ground; the training split must have some."""
         return [name for name, ground in self.grounds.items() if name != 'train' and ground.is_empty]
 
     def lost_splits(self) -> list[str]:
-        """Splits that have no ground although their fraction is not 0, or they have a box."""
+        """Return the splits that have no ground although their fraction is not 0, or they have a box."""
         fractions = dict(zip(('train', 'val', 'test'), self.split.get('fractions', ()), strict=False))
         return [name for name in self.left_out() if fractions.get(name) or name in self.split]
 
@@ -416,7 +416,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.train_aug = self.augmentation()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """The tiles of the map, overlapping."""
+        """Return the loader of the overlapping tiles of the map."""
         return area_loader(self)
 
     def fingerprint(self) -> list[Any]:
@@ -425,7 +425,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return [*stamps(paths, self.root), self.predict_area, self.rasters]
 
     def _setup_map(self) -> None:
-        """The area to predict, its pixels and its tiles."""
+        """Set the area to predict, its pixels and its tiles."""
         dataset = self.unlabelled
         self.area = dataset.area
         if self.predict_area is not None:
@@ -479,7 +479,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return Fingerprint.of(stamps([] if labels is None else labels.files(), self.root)).digest
 
     def _know(self, dataset: MultimodalGeoDataset) -> None:
-        """What tasks and loaders ask for."""
+        """Set the attributes that tasks and loaders read."""
         self.modalities = dataset.modalities
         known = self.statistics_of_model(dataset.modalities)
         self.mean, self.std = known or self.statistics(self.make_dataset('train', every=True))
@@ -487,7 +487,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.collate_fn = partial(collate, modalities=self.modalities)
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
-        """The rasters as one dataset."""
+        """Join the rasters into one dataset."""
         gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
         images = {name: image_dataset(name, settings, self.root) for name, settings in self.rasters.items()}
         told = {} if mask is None or self.mask is None or isinstance(mask, Polygons) else self.mask

@@ -74,7 +74,7 @@ class Guard:
             self.conclude()
 
     def conclude(self) -> None:
-        """Compare what was seen, and warn or raise.
+        """Compare the observed values, and warn or raise.
 
         Raises:
             ValueError: If the tiles are implausible and the mode is ``'error'``.

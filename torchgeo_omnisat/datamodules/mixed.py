@@ -71,11 +71,11 @@ class MixedLoader(CombinedLoader):
         return self
 
     def __next__(self) -> tuple[Any, int, int]:
-        """A batch, its number, and 0: to Lightning this is one loader."""
+        """Return a batch, its index, and 0, because Lightning sees a single loader."""
         return next(self._batches)
 
     def __len__(self) -> int:
-        """Number of batches of a whole epoch, wherever it begins."""
+        """Return the number of batches of a whole epoch, wherever it begins."""
         return len(self._schedule(0))
 
     def reset(self) -> None:
@@ -84,7 +84,7 @@ class MixedLoader(CombinedLoader):
         super().reset()
 
     def _go_on(self) -> Iterator[tuple[Any, int, int]]:
-        """The batches that are still to come in this epoch."""
+        """Yield the remaining batches of this epoch."""
         assert self.place.seed is not None
         order, begin = self._schedule(mix(self.place.seed, self.place.epoch)), self.place.batches
         done = np.bincount(order[:begin], minlength=len(self.flattened))
@@ -120,7 +120,7 @@ class Batches(Dataset[Sample]):
         self.parts = list(self._lay_out(batch_sizes))
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return len(self.parts)
 
     def __getitem__(self, index: Any) -> Sample:
@@ -132,7 +132,7 @@ class Batches(Dataset[Sample]):
         return fill(batch) if filler else batch
 
     def _lay_out(self, sizes: Sequence[int]) -> Iterator[tuple[int, range]]:
-        """The dataset of each batch, and its samples."""
+        """Yield the dataset of each batch and its samples."""
         for source, (dataset, size) in enumerate(zip(self.datasets, sizes, strict=True)):
             for begin in range(0, len(dataset), size):
                 yield source, range(begin, min(begin + size, len(dataset)))
@@ -210,7 +210,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
 
     @property
     def synthetic(self) -> bool:
-        """Whether any samples are made up, so that whoever shows results from them says so."""
+        """Whether any samples are synthetic, so that results are labelled as such."""
         return any(module.synthetic for module in self.datamodules.values())
 
     def prepare_data(self) -> None:
@@ -267,7 +267,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return sum(shape['lengths'])
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Validation batches of all, one datamodule after the other."""
+        """Return a loader of the validation batches of all datamodules, one after the other."""
         return self._one_after_the_other('val')
 
     def test_dataloader(self) -> DataLoader[Sample]:
@@ -275,7 +275,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self._one_after_the_other('test')
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """A batch as its own datamodule augments and normalises it, under the names of the mixture.
+        """Augment and normalise a batch by its own datamodule, and rename its modalities.
 
         Args:
             batch: A batch.
@@ -304,7 +304,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         Args:
             sample: One sample, under the names of the mixture.
             *args: What else :meth:`.MultimodalDataModule.plot` takes.
-            **kwargs: Likewise.
+            **kwargs: Keyword arguments of the same method.
 
         Returns:
             The figure.
@@ -346,11 +346,11 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         self.sources[name] = {'data': module.origin, **numbers}
 
     def _named(self, name: str, modality: str) -> str:
-        """What a modality of a datamodule is called here."""
+        """Return the name in the mixture of a modality of a datamodule."""
         return self.rename[name].get(modality, modality)
 
     def _parts(self) -> Sequence[MultimodalDataModule]:
-        """The datamodules, which share the trainer."""
+        """Return the datamodules, which share the trainer."""
         for module in self.datamodules.values():
             module.trainer = self.trainer
         return list(self.datamodules.values())

@@ -88,11 +88,11 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         return self.labels[1 : self.ignore_index]
 
     def selection(self, split: str) -> dict[str, Any]:
-        """The folds of ``'train'``, ``'val'`` or ``'test'``."""
+        """Return the folds of ``'train'``, ``'val'`` or ``'test'``."""
         return {'folds': self.folds[split]}
 
     def official(self, dataset: PASTISMultimodal, modality: Modality) -> Bands | None:
-        """The mean of the training folds' entries in ``NORM_<MODALITY>_patch.json``; SPOT has no such file."""
+        """Return the mean over the training folds in ``NORM_<MODALITY>_patch.json``; SPOT has no such file."""
         path = dataset.path / f'NORM_{modality.name.upper()}_patch.json'
         if not path.exists():
             return None
@@ -101,5 +101,5 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         return mean, std
 
     def groups(self, dataset: PASTISMultimodal) -> list[str]:
-        """The fold of each patch, so that what is measured serves other splits too."""
+        """Return the fold of each patch, so that statistics can be reused for other splits."""
         return [f'Fold_{patch.fold}' for patch in dataset.patches]

@@ -260,7 +260,7 @@ class _Comparison:
         return found + next((said for step in steps if (said := step())), [])
 
     def _observed(self) -> NDArray[np.bool_]:
-        """Flags of the bands that have pixels to compare, and that varied in training."""
+        """Return flags of the bands that have pixels to compare, and that varied in training."""
         return self.varies & (np.isfinite(self.pixels).sum(0) >= 16)
 
     def _zeros(self) -> list[str]:

@@ -40,7 +40,7 @@ class SeededDataset(Dataset[Sample]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draw: Draw) -> Sample:
@@ -62,7 +62,7 @@ class ResumableLoader(DataLoader[Sample]):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing, likewise."""
+        """Do nothing."""
 
 
 class ResumableDataModule(LightningDataModule):
@@ -94,10 +94,10 @@ class ResumableDataModule(LightningDataModule):
     def resumable_loader(
         self, dataset: Dataset[Sample], order: Order, batch_size: int, drop_last: bool, **kwargs: Any
     ) -> ResumableLoader:
-        """The loader of a training split.
+        """Return the loader of a training split.
 
         Args:
-            dataset: What is asked for the items of *order*.
+            dataset: Dataset of the items of *order*.
             order: The order of an epoch.
             batch_size: Samples in a batch of one process.
             drop_last: Whether to leave out an incomplete batch.
@@ -109,7 +109,7 @@ class ResumableDataModule(LightningDataModule):
         trainer = self.trainer
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if trainer is None:
-            self.start_anew()  # whoever looks at batches by hand gets others each time
+            self.start_anew()  # batches that a user inspects differ each time
         self.choose_seed()
         self.cut_epoch({'samples': len(order), 'batch_size': batch_size, 'processes': processes})
         kind = RepeatedSampler if getattr(trainer, 'overfit_batches', 0) else EpochSampler
@@ -150,7 +150,7 @@ class ResumableDataModule(LightningDataModule):
         return augmented
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed, and the batches of this epoch that were trained on."""
+        """Return the seed and the number of batches of this epoch that were trained on."""
         if self.trainer is None or self.place.seed is None:
             return {}
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current

@@ -23,7 +23,7 @@ class Order(Protocol):
         """How many samples an epoch has."""
 
     def __call__(self, seed: int) -> Sequence[Any]:
-        """Indices, or whatever else the dataset takes, that follow from *seed* alone."""
+        """Return indices, or other keys of the dataset, that depend only on *seed*."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Anywhere:
     count: int
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self.count
 
     def __call__(self, seed: int) -> list[int]:
-        """Indices in the order of *seed*."""
+        """Return the indices in the order of *seed*."""
         shuffled: list[int] = np.random.default_rng(seed).permutation(self.count).tolist()
         return shuffled
 
@@ -74,11 +74,11 @@ class Region:
             )
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.positions)
 
     def __call__(self, seed: int) -> list[int]:
-        """Indices in the order of *seed*: batch after batch, what is left over at the end."""
+        """Return the indices in the order of *seed*: batch after batch, the remainder at the end."""
         rng = np.random.default_rng(seed)
         parts = self._halve(rng.permutation(len(self.positions)), rng)
         whole = [part for part in parts if len(part) == self.size]
@@ -149,14 +149,14 @@ class EpochSampler(DistributedSampler[Draw]):
         self.skipped: int | None = None
 
     def __len__(self) -> int:
-        """Samples of a whole epoch in this process, wherever it begins."""
+        """Return the number of samples of a whole epoch on this rank, wherever it begins."""
         joint = self.batch_size * self.num_replicas
         if self.drop_last:
             return len(self.order) // joint * self.batch_size
         return math.ceil(len(self.order) / self.num_replicas)
 
     def __iter__(self) -> Iterator[Draw]:
-        """The samples that are still to come in this epoch."""
+        """Yield the remaining samples of this epoch."""
         assert self.place.seed is not None
         key = (self.place.seed, self.place.epoch, *self.turn)
         items = self.order(mix(*key))
@@ -221,7 +221,7 @@ class DealtDataset(Dataset[Any]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, item: Any) -> Any:
@@ -254,14 +254,14 @@ class DealtSampler(DistributedSampler[Any], SequentialSampler):
             self.items.append(Filler(0))
 
     def __len__(self) -> int:
-        """Number of samples of this rank."""
+        """Return the number of samples of this rank."""
         return len(self.items)
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples of this rank."""
+        """Yield the samples of this rank."""
         return iter(self.items)
 
 
 def mix(*numbers: int) -> int:
-    """A seed of 64 bits that follows from some numbers, none of them negative."""
+    """Return a seed of 64 bits that depends on non-negative numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -20,7 +20,7 @@ ATTRIBUTES = ('num_classes', 'labels', 'label_names', 'ignore_index', 'patch_siz
 
 
 def describe(datamodule: MultimodalDataModule) -> dict[str, Any]:
-    """What tasks are told of the samples of a datamodule, in plain types; *datamodule* is set up to fit."""
+    """Return the attributes that tasks read from a datamodule, in plain types; it must be set up to fit."""
     told = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
@@ -48,11 +48,11 @@ class ByShard:
     window: int = 4
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return sum(self.lengths)
 
     def __call__(self, seed: int) -> Sequence[int]:
-        """Indices in the order of *seed*: batch after batch of all processes."""
+        """Return the indices in the order of *seed*: batch after batch of all ranks."""
         rng = np.random.default_rng(seed)
         starts = np.cumsum([0, *self.lengths])
         line = np.concatenate(
@@ -71,7 +71,7 @@ class ByShard:
 class ShardedDataModule(MultimodalDataModule):
     """Samples that ``python -m torchgeo_omnisat shard`` wrote, from a folder or an object store.
 
-    Classes, modalities, mean and deviation are those of the datamodule that they were written
+    Classes, modalities, mean and standard deviation are those of the datamodule that they were written
     from. The processes of a training read disjoint samples, each from shards of its own;
     everything follows from the seed, and training resumes in the middle of an epoch.
     """
@@ -108,11 +108,11 @@ class ShardedDataModule(MultimodalDataModule):
 
     @property
     def synthetic(self) -> bool:
-        """Whether the samples are made up."""
+        """Whether the samples are synthetic."""
         return bool(self.told['synthetic'])
 
     def make_dataset(self, split: str, **changes: Any) -> ShardedDataset:
-        """The samples of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the samples of ``'train'``, ``'val'`` or ``'test'``.
 
         Args:
             split: Which split.
@@ -121,7 +121,7 @@ class ShardedDataModule(MultimodalDataModule):
         return ShardedDataset(split=split, **self.kwargs)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and deviation of every band, as they came with the shards."""
+        """Mean and standard deviation of every band, as they came with the shards."""
         mean, std = ({name: torch.tensor(x) for name, x in self.told[kind].items()} for kind in ('mean', 'std'))
         return mean, std
 

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Statistics: mean and deviation of every band, measured in one pass and kept.
+"""Statistics: mean and standard deviation of every band, measured in one pass and kept.
 
 An entry keeps the fingerprint of the files that were measured (:mod:`torchgeo_omnisat.datasets.io.fingerprint`) and
 is measured anew when one of them has another size or modification time. The status of each measured file is
@@ -80,7 +80,7 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-#: Where a dataset keeps what was measured.
+#: File with the statistics of a dataset.
 FILENAME = 'STATISTICS.json'
 #: Seconds after which what a pass has so far is kept once more.
 EVERY = 10.0
@@ -95,7 +95,7 @@ Entries = dict[str, dict[str, dict[str, Any]]]
 
 
 class Moments:
-    """Mean and deviation of bands over any number of images, one image in memory at a time.
+    """Mean and standard deviation of bands over any number of images, one image in memory at a time.
 
     What is joined is a number of pixels, their mean and their sum of squared deviations (Chan,
     Golub and LeVeque, 1979), in float64, so a mean that is large beside the deviation costs no
@@ -133,7 +133,7 @@ class Moments:
         self._join(other.count, other.mean, other.squares)
 
     def as_dict(self) -> dict[str, list[float]]:
-        """Mean and deviation as in PASTIS's NORM files; empty lists if a band has no pixel."""
+        """Mean and standard deviation as in PASTIS's NORM files; empty lists if a band has no pixel."""
         if not self.count.all():
             return {'mean': [], 'std': []}
         return {'mean': self.mean.tolist(), 'std': np.sqrt(self.squares / self.count).tolist()}
@@ -185,7 +185,7 @@ def measure(
         about: Plain values that tell this pass from others; another pass's file is not used.
 
     Returns:
-        Mean and deviation by modality and group.
+        Mean and standard deviation by modality and group.
     """
     places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
@@ -248,7 +248,7 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
 
     Args:
         dataset: The dataset.
-        entries: What was measured of it, of every group.
+        entries: Statistics of every group.
         name: The modality.
         groups: The group of each sample.
     """
@@ -292,7 +292,7 @@ def read_statistics(path: Path, key: str, bands: int) -> Bands:
 
 
 def as_bands(entry: Mapping[str, Any]) -> Bands:
-    """The numbers of one entry as float64 tensors."""
+    """Return the numbers of one entry as float64 tensors."""
     mean, std = (torch.tensor(entry[kind], dtype=torch.float64) for kind in ('mean', 'std'))
     return mean, std
 
@@ -307,7 +307,7 @@ def places_of(root: Path) -> list[Path]:
 
 
 def load_statistics(root: Path) -> Entries:
-    """What was measured of the dataset in *root*; what is damaged is as good as absent."""
+    """Load the statistics of the dataset in *root*; damaged entries are ignored."""
     entries: Entries = {}
     for place in reversed(places_of(root)):
         for name, groups in _read(place).items():
@@ -320,7 +320,7 @@ def holds(entries: Entries, name: str, groups: Mapping[str, int], bands: int) ->
     """Whether every group of a modality was measured, and has the samples that it had then.
 
     Args:
-        entries: What was measured.
+        entries: Statistics.
         name: The modality.
         groups: How many samples each group has. An entry that does not say ``of`` how many it
             is, such as one written by hand, holds for any number.
@@ -334,14 +334,14 @@ def holds(entries: Entries, name: str, groups: Mapping[str, int], bands: int) ->
 
 
 def save_statistics(root: Path, entries: Entries) -> Path | None:
-    """Add to what was measured of the dataset in *root*.
+    """Add to the statistics of the dataset in *root*.
 
     The file is written under a temporary name and renamed, so that processes which measure at
     the same time only do so twice.
 
     Args:
         root: The dataset.
-        entries: What was measured.
+        entries: Statistics.
 
     Returns:
         The file; None, with a warning, if none can be written.
@@ -371,7 +371,7 @@ def partial_of(root: Path) -> Path | None:
 def _sample_moments(
     dataset: Any, modalities: Mapping[str, Modality], places: Sequence[int], place: int
 ) -> dict[str, Moments]:
-    """What one sample adds."""
+    """Return the moments of one sample."""
     sample: Sample = dataset[places[place]]
     found = {}
     for name, modality in modalities.items():
@@ -383,7 +383,7 @@ def _sample_moments(
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Some of *count* places, spread evenly."""
+    """Return evenly spaced indices, at most *most* of *count*."""
     chosen: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
     return chosen
 
@@ -417,7 +417,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is none."""
+    """Read a JSON object; empty if there is none."""
     try:
         content = load_json(path)
     except (OSError, ValueError, RecursionError):
@@ -426,6 +426,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Made-up landscapes in PASTIS's folds."""
+"""Synthetic landscapes in the folds of PASTIS."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
     to train on in minutes.
     """
 
-    #: The data are made up, and whoever shows results from them says so.
+    #: The data are synthetic; results are labelled as such.
     synthetic: ClassVar[bool] = True
 
     def __init__(
@@ -45,7 +45,7 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
         Raises:
             ValueError: If there is no such fold.
         """
-        # What is named here is no argument of ours: made-up data are whole.
+        # These are not arguments of this class, because synthetic data are complete.
         super().__init__(
             root=root, fold=fold, batch_size=batch_size, missing='error', download=False, checksum=False, **kwargs
         )

@@ -17,7 +17,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
     :class:`~torchgeo_omnisat.tasks.OmniSatClassification` on them. Without a list for
     validation a tenth of the training list is held out.
 
-    Each modality is normalised by what is measured over the valid dates of up to 1000 plots of
+    Each modality is normalised by the statistics of the valid dates of up to 1000 plots of
     the training list.
     """
 

@@ -71,7 +71,7 @@ class MappedDataset(MultimodalDataset):
         self.path, self.split = Path(path), split
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
@@ -121,7 +121,7 @@ class MappedDataset(MultimodalDataset):
         return draw_any(sample, self.modalities, names, None, show_titles, suptitle)
 
     def _get(self, given: Mapping[str, Any], name: str) -> Tensor:
-        """What is under a key of the dataset."""
+        """Return the value at a key of the dataset."""
         key = self.keys[name]['key']
         if key not in given:
             raise ValueError(f'keys maps {name!r} to {key!r}, expected one of {sorted(given)}')

@@ -54,7 +54,7 @@ def choose_modalities(
     """Names of the modalities that are asked for.
 
     Args:
-        names: What is asked for; None for all that is held.
+        names: Requested names; None for all existing ones.
         held: What there is.
         known: What there may be.
         where: What holds them, for an error.
@@ -72,7 +72,7 @@ def choose_modalities(
 
 
 def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
-    """The modalities with the bands that are asked for."""
+    """Return the modalities with the requested bands."""
     bands = {} if bands is None else bands
     if unknown := [name for name in bands if name not in modalities]:
         raise ValueError(f'bands names the modalities {unknown}, expected some of {list(modalities)}')
@@ -110,7 +110,7 @@ def state_facts(
 
 
 def class_at(path: Any, base: type, what: str) -> Any:
-    """The class of a dotted path, as a YAML file names it.
+    """Return the class at a dotted path, as in a YAML file.
 
     Args:
         path: Its module and name.
@@ -155,7 +155,7 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
 def leave_out[T](
     samples: Sequence[T], ids: Sequence[str], exclude: Collection[str], known: Collection[str], where: object
 ) -> tuple[list[T], list[str]]:
-    """Samples without those that are to be left out.
+    """Return the samples without the excluded ones.
 
     Args:
         samples: What there is.

@@ -113,7 +113,7 @@ def refuse_missing(lost: Sequence[Path], count: int) -> None:
 def keep_seen[T](
     samples: Sequence[T], ids: Sequence[str], seen: Iterable[bool], names: Iterable[str], where: object
 ) -> tuple[list[T], list[str]]:
-    """Samples that some modality has seen; nothing can be learnt from the others, and a warning counts them.
+    """Return the samples that at least one modality observed; a warning counts the others.
 
     Args:
         samples: What there is.
@@ -145,7 +145,7 @@ def keep_seen[T](
 
 
 def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The bands of an image that a modality has, in its order.
+    """Select the bands of a modality from an image, in its order.
 
     Args:
         modality: With the bands that are asked for.
@@ -160,7 +160,7 @@ def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -
 def tensors(
     modality: Modality, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
 ) -> Sample:
-    """The three tensors of a modality.
+    """Return the three tensors of a modality.
 
     Args:
         modality: What it is.
@@ -172,7 +172,7 @@ def tensors(
 
 
 def blank(modality: Modality, metres: float) -> Sample:
-    """The three tensors of a modality that has seen nothing of a tile, which then has an image all the same.
+    """Return the three tensors of a modality without any valid pixel in a tile.
 
     Args:
         modality: What it is.
@@ -188,7 +188,7 @@ def bounds_of(extent: Sequence[float], gsd: float, sample: Sample) -> Tensor:
 
     Args:
         extent: xmin, ymin, xmax, ymax.
-        gsd: Metres a pixel.
+        gsd: Ground sampling distance in metres.
         sample: Where the dates are.
     """
     xmin, ymin, xmax, ymax = extent

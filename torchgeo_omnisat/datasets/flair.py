@@ -142,7 +142,7 @@ def class_names(count: int) -> tuple[str, ...]:
 
 
 def split_of(domain: str) -> str:
-    """The split that a domain such as ``D004_2021`` belongs to."""
+    """Return the split of a domain such as ``D004_2021``."""
     code = domain.partition('_')[0]
     return 'val' if code in VAL_DOMAINS else 'test' if code in TEST_DOMAINS else 'train'
 
@@ -221,7 +221,7 @@ class SuperArea:
 
 
 def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
-    """The super-area in the directory of a zone; None if there is nothing of it.
+    """Return the super-area in the directory of a zone; None if it has no files.
 
     Args:
         zone: The directory.
@@ -309,7 +309,7 @@ def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[
 def window_around(
     centre: Sequence[int], counts: Sequence[int], size: Sequence[int], where: str
 ) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
-    """The pixels around one, as far as they exist.
+    """Return the pixels around a pixel, clipped to the image.
 
     Args:
         centre: Row and column; of an even number of pixels, the first after the middle.
@@ -335,7 +335,7 @@ def window_around(
 
 
 def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tuple[tuple[Expected, ...], Dates | None]:
-    """What the files of a patch's series should hold, and where their dates are, to be checked.
+    """Return the expected content and the dates of the files of a patch's time series, for checks.
 
     Products need not be in order, and a day may have several.
 
@@ -394,7 +394,7 @@ class FLAIR(MultimodalDataset):
     * FLAIR #2: https://doi.org/10.48550/arXiv.2310.13336
     """
 
-    #: Metres a pixel of the mask.
+    #: GSD of the mask in metres.
     label_gsd = MODALITIES['aerial'].gsd
     layout: ClassVar[str] = 'FLAIR'
     #: Of the transforms in the files; the masks name no CRS that others know.
@@ -433,7 +433,7 @@ class FLAIR(MultimodalDataset):
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
                 ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, for whoever asks for :meth:`parts`. A patch with nothing of *modalities*
+                yet, so that :meth:`parts` can be checked. A patch with nothing of *modalities*
                 is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
@@ -474,7 +474,7 @@ class FLAIR(MultimodalDataset):
         return [patch.id for patch in self.patches]
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
@@ -522,7 +522,7 @@ class FLAIR(MultimodalDataset):
         return draw(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """The mask and the modalities of a patch, to be checked; published masks have no CRS."""
+        """Yield the mask and the modalities of a patch, for checks; published masks have no CRS."""
         patch = self.patches[index]
         path, code = self._file('labels', patch), self.crs.to_epsg()
         size = read_size([path, self._file('aerial', patch)])
@@ -556,7 +556,7 @@ class FLAIR(MultimodalDataset):
         return (torch.from_numpy(stored) - 1).clamp_(max=self.num_classes - 1).long()
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
-        """The aerial image, heights in metres."""
+        """Read the aerial image, with heights in metres."""
         path, asked, modality = self._file('aerial', patch), self.modalities['aerial'], MODALITIES['aerial']
         if self.missing == 'allow' and not path.exists():
             return {}
@@ -568,7 +568,7 @@ class FLAIR(MultimodalDataset):
         return tensors(asked, pick(asked, modality.bands, image), days, np.ones(1, dtype=bool))
 
     def _read_s2(self, patch: Patch, size: tuple[int, int]) -> Sample:
-        """The part of the super-area's series that the patch covers."""
+        """Read the part of the super-area's time series that the patch covers."""
         area = self._areas[patch.domain, patch.zone]
         if area is None:
             return {}
@@ -597,7 +597,7 @@ class FLAIR(MultimodalDataset):
         return tensors(asked, pick(asked, MODALITIES['s2'].bands, image), merged, valid)
 
     def _file(self, what: str, patch: Patch) -> Path:
-        """The aerial image or the mask of a patch, or what the series of its zone is called."""
+        """Return the path of the aerial image, the mask, or the time series of the zone of a patch."""
         place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
         return place / FILES[what].format(patch.number)
 
@@ -636,7 +636,7 @@ class FLAIR(MultimodalDataset):
         return patches
 
     def _choose(self, names: Sequence[str] | None) -> dict[str, Modality]:
-        """The modalities that are asked for; None is those of which any patch has an image."""
+        """Return the requested modalities; None for those of which any patch has an image."""
         lost = {
             'aerial': [patch for patch in self.patches if patch not in self._photographed],
             's2': [patch for patch in self.patches if not self._areas.get((patch.domain, patch.zone))],

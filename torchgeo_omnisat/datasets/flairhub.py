@@ -114,13 +114,13 @@ def palette(dataset_type: str) -> Palette:
 
 
 def ignored(dataset_type: str) -> int | None:
-    """The class that neither trains nor scores: land that is ``'undefined'``."""
+    """Return the class that is ignored in training and metrics: land that is ``'undefined'``."""
     names = TASKS[dataset_type]['classes']
     return names.index('undefined') if 'undefined' in names else None
 
 
 def label_product(dataset_type: str) -> str:
-    """What the loader calls the product of the labels."""
+    """Return the name that the loader gives to the product of the labels."""
     return 'AERIAL_LABEL-COSIA' if dataset_type == 'land_cover' else 'ALL_LABEL-LPIS'
 
 
@@ -134,7 +134,7 @@ def holds(root: Path, domain: str, product: str) -> bool:
 def choose_domains(
     root: Path, asked: Sequence[str] | None, known: Mapping[str, Sequence[str]], labels: str, download: bool
 ) -> dict[str, list[str]]:
-    """Years by domain, of what is asked for.
+    """Return the requested years by domain.
 
     Args:
         root: Where the dataset is.
@@ -159,7 +159,7 @@ def choose_domains(
 
 
 def damaged(files: Files, products: Iterable[str]) -> str | Path:
-    """The first file that cannot be read, or is a series of no whole number of frames; else the first of all."""
+    """Return the first file that is unreadable or a series with an incomplete frame; else the first of all."""
     bands = {product.name: len(product.modality.bands) for product in PRODUCTS.values() if product.modality.temporal}
     paths = {files[product]: bands.get(cast(Any, product), 2 if product == CLOUDS else 1) for product in products}
     for path, count in paths.items():
@@ -175,7 +175,7 @@ def damaged(files: Files, products: Iterable[str]) -> str | Path:
 def measured_of(
     files: Files, product: Product, image: NDArray[np.float32], size: Sequence[int], decibels: bool
 ) -> NDArray[np.float32]:
-    """An image, or a series, with NaN where nothing was measured; radar that is power still is.
+    """Return an image or a time series with NaN for nodata; radar stays in linear power.
 
     Args:
         files: The paths of the patch.
@@ -221,7 +221,7 @@ def size_of(files: Files) -> tuple[int, int]:
 def expect(
     files: Files, product: Product | None, size: Sequence[int], dataset_type: str, dates: Dates | None = None
 ) -> tuple[Expected, ...]:
-    """What the files of a modality should hold, the images first.
+    """Return the expected content of the files of a modality, the images first.
 
     Args:
         files: The paths of the patch.
@@ -255,7 +255,7 @@ def expect(
 
 
 def dates_of(table: Path, days: Any, fault: Exception | None) -> Dates:
-    """What a table says of an area or a patch. Days need not be in order, and may come twice.
+    """Return the dates of an area or a patch in a table. Days need not be in order, and may repeat.
 
     Args:
         table: The table.
@@ -266,7 +266,7 @@ def dates_of(table: Path, days: Any, fault: Exception | None) -> Dates:
 
 
 def _days(days: Any, fault: Exception | None) -> NDArray[np.int64]:
-    """The days, or what is wrong with them."""
+    """Return the days, or raise an error that names the fault."""
     if fault is not None:
         raise fault
     return np.atleast_1d(np.asarray(0 if days is None else days, dtype=np.int64))
@@ -280,7 +280,7 @@ def lacking_labels(
     labels: str,
     products: Sequence[str],
 ) -> list[dict[str, str | Path]]:
-    """The files of patches that have images and no labels.
+    """Return the files of patches that have images and no labels.
 
     Args:
         root: Where the dataset is.
@@ -309,7 +309,7 @@ def _path(root: Path, patch: str, product: str) -> Path:
     return root / f'{domain}_{product}' / area / f'{domain}_{product}_{area}_{place}.tif'
 
 
-#: What is wrong with single rows, by area or patch, for whoever is to tell of it.
+#: Faults of single rows, by area or patch, to be reported later.
 type Faults = dict[str, Exception]
 
 
@@ -319,7 +319,7 @@ def area_of(patch: str) -> str:
 
 
 def key_of(patch: str, modality: Modality) -> str:
-    """What the days of a modality go by: the area of its series, or the patch of an image."""
+    """Return the key of the days of a modality: the area of its time series, or the patch of an image."""
     return area_of(patch) if modality.temporal else patch
 
 
@@ -331,7 +331,7 @@ def table_of(root: Path, name: str) -> Path:
 def read_tables(
     root: Path, names: Iterable[str], patches: Collection[str], tell: bool
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Faults]]:
-    """The days of modalities, by area or patch.
+    """Read the days of modalities, by area or patch.
 
     Args:
         root: The dataset.
@@ -365,7 +365,7 @@ def read_tables(
 
 
 def read_series_days(path: Path, areas: Collection[str], faults: Faults | None = None) -> dict[str, NDArray[np.int64]]:
-    """The days of the series of each area, which all its patches share.
+    """Read the days of the time series of each area, which all its patches share.
 
     Args:
         path: The table: a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and
@@ -393,7 +393,7 @@ def read_series_days(path: Path, areas: Collection[str], faults: Faults | None =
 
 
 def read_image_days(path: Path, patches: Collection[str], faults: Faults | None = None) -> dict[str, int]:
-    """The day of the image of each patch, as far as it is known.
+    """Read the day of the image of each patch, if it is known.
 
     Args:
         path: The table: columns ``patch_id`` and ``date``, such as ``20210614``; of a day or
@@ -479,7 +479,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     dataset in your research, please cite https://doi.org/10.48550/arXiv.2506.07080
     """
 
-    #: Metres a pixel of the mask.
+    #: GSD of the mask in metres.
     label_gsd = MODALITIES['aerial'].gsd
     layout: ClassVar[str] = 'FLAIR-HUB'
     #: Of the transforms in the files.
@@ -525,7 +525,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
                 valid; None for all.
             missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
                 ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, for whoever asks for :meth:`parts`. A patch with nothing of *modalities*
+                yet, so that :meth:`parts` can be checked. A patch with nothing of *modalities*
                 is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
@@ -637,7 +637,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return draw(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """The mask and the modalities of a patch, to be checked."""
+        """Yield the mask and the modalities of a patch, for checks."""
         files, size = self.files[index], size_of(self.files[index])
         yield Part('mask', expect(files, None, size, self.dataset_type), partial(self._load_mask, files['mask']))
         for name, modality in self.modalities.items():
@@ -661,7 +661,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return [Path(files[product]) for files in rows for product in products if product in files]
 
     def _load(self, index: int) -> Sample:
-        """What TorchGeo's loader gives for a patch, of the files that are there."""
+        """Load the existing files of a patch with TorchGeo's loader."""
         files = self.files[index]
         lost = [band for band in self.bands if not Path(files[band]).exists()]
         if lost and self.missing == 'error':
@@ -678,7 +678,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             raise ValueError(f'{path} cannot be read ({error}), expected a raster of FLAIR-HUB') from error
 
     def _read(self, files: Files, modality: Modality, loaded: Sample, size: Sequence[int]) -> Sample:
-        """The three tensors of a modality, if it was loaded."""
+        """Return the three tensors of a modality, if it was loaded."""
         product = PRODUCTS[modality.name]
         key = self.modality_key_map[product.name]
         if key not in loaded:
@@ -687,7 +687,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return (self._series if modality.temporal else self._image)(files, modality, image, loaded)
 
     def _read_alone(self, files: Files, modality: Modality, size: Sequence[int]) -> Sample:
-        """The three tensors of a modality, of whose patch nothing else is loaded."""
+        """Read the three tensors of a modality of a patch from which nothing else is loaded."""
         product = PRODUCTS[modality.name]
         bands = [(product.name, len(modality.bands))] + [(CLOUDS, 2)] * (modality.name == 's2')
         loaded: Sample = {}
@@ -698,13 +698,13 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return self._read(files, modality, loaded, size)
 
     def _image(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """The three tensors of a single image."""
+        """Return the three tensors of a single image."""
         day = self._days.get(modality.name, {}).get(str(files['patch_id']), 0)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), np.array([day]), valid)
 
     def _series(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """The three tensors of a series, one frame a day."""
+        """Return the three tensors of a time series, with one frame per day."""
         product = PRODUCTS[modality.name]
         days = self._days[modality.name][area_of(str(files['patch_id']))]
         if len(days) != len(image):
@@ -749,7 +749,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             self.bands, self.domain_years = bands, years  # type: ignore[misc]
 
     def _choose(self, names: Sequence[str] | None, download: bool) -> list[str]:
-        """The modalities that are asked for; None is those of which any domain has files."""
+        """Return the requested modalities; None for those of which any domain has files."""
         domains = [f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years]
         held = [name for name, product in PRODUCTS.items() if any(holds(self.path, d, product.name) for d in domains)]
         return choose_modalities(names, MODALITIES if download or not held else held, MODALITIES, self.path)

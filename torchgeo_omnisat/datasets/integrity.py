@@ -126,10 +126,10 @@ class Checkable(Protocol):
         """The name of each sample."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def parts(self, index: int) -> Iterator[Part]:
-        """What a sample is made of."""
+        """Yield the parts of a sample."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ _DAMAGE = (ValueError, OSError, RuntimeError, LookupError, EOFError, RasterioErr
 
 @dataclass(frozen=True)
 class _Fault:
-    """A problem whose sample and part are known to whoever looks."""
+    """A problem whose sample and part are known to the caller."""
 
     path: Path
     kind: str
@@ -279,12 +279,12 @@ def inspect(
 
 
 def below(path: Path, root: Path) -> str:
-    """A path as seen from the dataset's directory."""
+    """Return a path relative to the directory of the dataset."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _look(part: Part) -> Iterator[_Fault]:
-    """What can be told of a part without reading its numbers."""
+    """Yield the faults of a part that are found without reading its values."""
     days, undated = None, None
     if part.dates is not None:
         try:
@@ -361,7 +361,7 @@ _HEADERS: dict[str, Callable[[Expected], _Header]] = {
 
 
 def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, dates: Dates | None) -> Iterator[_Fault]:
-    """A header and what it should be."""
+    """Compare a header with the expected one."""
     if header.shape is not None and header.dtype is not None:
         sizes = list(file.shape or header.shape)
         framed = len(header.shape) in (0, len(sizes))
@@ -388,7 +388,7 @@ def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, da
 
 
 def _code(crs: int) -> str:
-    """A system of coordinates in words."""
+    """Format a CRS as text."""
     return f'EPSG:{crs}' if crs else 'one'
 
 
@@ -404,7 +404,7 @@ def _order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
 
 
 def _read(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[_Fault]:
-    """What can be told of a part from its numbers."""
+    """Yield the faults of the values of a part."""
     try:
         for file in part.files:
             if file.classes is not None:
@@ -452,6 +452,6 @@ def _values(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_na
 
 
 def _without(path: Path, error: Exception) -> str:
-    """What an error says, without the path, which stands beside it."""
+    """Return the message of an error without the path, which is printed beside it."""
     text = str(error) or type(error).__name__
     return ' '.join(text.replace(str(path), '').split()).removeprefix(': ')

@@ -293,7 +293,7 @@ class PASTISMultimodal(MultimodalDataset):
                 '2019-03-31')``. A series without a date in it is absent from the sample.
             missing: What a file is that the index names and the disk lacks: an
                 ``'error'``, or, if ``'allow'``, a modality absent from that sample;
-                ``'check'`` refuses nothing yet, for whoever asks for :meth:`parts`. A patch
+                ``'check'`` refuses nothing yet, so that :meth:`parts` can be checked. A patch
                 with nothing of *modalities* is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any fold).
             transforms: What to do with a sample.
@@ -332,7 +332,7 @@ class PASTISMultimodal(MultimodalDataset):
         return [str(patch.id) for patch in self.patches]
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
@@ -365,7 +365,7 @@ class PASTISMultimodal(MultimodalDataset):
 
     @property
     def corners(self) -> NDArray[np.float64]:
-        """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)``, likewise."""
+        """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)``."""
         return np.array([patch.corners for patch in self.patches])
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
@@ -387,7 +387,7 @@ class PASTISMultimodal(MultimodalDataset):
         return draw(sample, self.modalities, composites, palette, show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """The mask and the modalities of a patch, to be checked; the index says which series there are."""
+        """Yield the mask and the modalities of a patch, for checks; the index lists its time series."""
         patch = self.patches[index]
         size = self._size(patch)
         mask = Expected(self._file(self.target, patch), (3, *size), 'integer', classes=(0, len(self.classes) - 1))
@@ -421,7 +421,7 @@ class PASTISMultimodal(MultimodalDataset):
         return sizes.most_common(1)[0][0] if sizes else (0, 0)
 
     def _file(self, path: str, patch: Patch) -> Path:
-        """A file of a patch."""
+        """Return the path of a file of a patch."""
         return self.path / path.format(patch.id)
 
     def _read_mask(self, patch: Patch) -> Tensor:
@@ -438,7 +438,7 @@ class PASTISMultimodal(MultimodalDataset):
         return torch.from_numpy(mask)
 
     def _read(self, patch: Patch, name: str, size: tuple[int, ...]) -> Sample:
-        """The three tensors of a modality; of a series, nothing but the chosen dates is read."""
+        """Read the three tensors of a modality; of a time series, only the selected dates are read."""
         source, modality = self._sources[name], self.modalities[name]
         path, bands = self._file(source.path, patch), source.modality.bands
         if self.missing == 'allow' and not path.exists():
@@ -461,7 +461,7 @@ class PASTISMultimodal(MultimodalDataset):
         return tensors(modality, image, days, seen(image.reshape(len(days), -1)))
 
     def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
-        """The day of each frame; 0 for a single image, which has no date."""
+        """Return the day of each frame; 0 for a single image, which has no date."""
         if source.dates is None:
             return np.zeros(1, dtype=np.int64)
         where = f'{source.dates!r} of patch {patch.id} in {self.path / self.index}'
@@ -471,7 +471,7 @@ class PASTISMultimodal(MultimodalDataset):
         return parse_dates(value, where)
 
     def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, Source]:
-        """Sources of the modalities that are asked for; one without a single file is not held."""
+        """Return the sources of the requested modalities; a source without any file is skipped."""
         sources = {source.modality.name: source for source in self.sources}
         held = [name for name, source in sources.items() if len(self._lost(source, patches)) < len(patches)]
         if not held:
@@ -512,7 +512,7 @@ class PASTISMultimodal(MultimodalDataset):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')
 
     def _verify(self, names: Sequence[str] | None) -> Path:
-        """The directory with the index, unpacked or downloaded first if need be."""
+        """Return the directory with the index, after unpacking or download if needed."""
         root = Path(self.root).expanduser()
         sources = [source for source in self.sources if source.modality.name in (names or ())]
         if self.download and 'spot' in (names or ()):
@@ -530,12 +530,12 @@ class PASTISMultimodal(MultimodalDataset):
         return found
 
     def _find(self, root: Path) -> Path | None:
-        """The root or the directory in it that holds the index."""
+        """Return the root or the directory in it that contains the index."""
         return next((p for p in (root, root / 'PASTIS-HD', root / self.directory) if (p / self.index).is_file()), None)
 
 
 def _folds(folds: Sequence[int]) -> tuple[int, ...]:
-    """The folds, each once."""
+    """Return the folds without duplicates."""
     if isinstance(folds, int) or not folds or any(fold not in (1, 2, 3, 4, 5) for fold in folds):
         raise ValueError(f'folds is {folds!r}, expected some of 1, 2, 3, 4, 5 in a tuple')
     return tuple(dict.fromkeys(folds))

@@ -84,7 +84,7 @@ def draw(
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """A row of dates for each series; single images, labels and legend in the last one.
+    """Draw one row of dates per time series; single images, labels and legend in the last row.
 
     Args:
         sample: A sample in raw units, with ``mask`` and ``prediction`` if they are known.
@@ -144,11 +144,11 @@ def draw_any(
 
     Args:
         sample: As for :func:`draw`.
-        modalities: Likewise; of one that makes no picture the first band is shown.
+        modalities: Modalities to plot; without an RGB composite the first band is shown.
         labels: Names of the classes; None or none for the numbers that occur.
         ignore_index: The number that is no class; None if there is none.
         show_titles: As for :func:`draw`.
-        suptitle: Likewise.
+        suptitle: Title of the figure.
     """
     composites = {name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1])) for name, m in modalities.items()}
     classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
@@ -168,7 +168,7 @@ class _Panel:
 
 
 def _pictures(sample: Sample, modality: Modality, composite: Composite) -> list[_Panel]:
-    """The images of a modality in colours; of a series, valid dates that spread over it."""
+    """Return the RGB images of a modality; of a time series, valid dates that are evenly spread."""
     if modality.image_key not in sample or not sample[modality.valid_key].any():
         return [_Panel('' if modality.temporal else modality.name, None)]
     channels = [modality.bands.index(band) for band in composite.bands]

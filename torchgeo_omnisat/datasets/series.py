@@ -177,7 +177,7 @@ def when(dates: Iterable[Tensor]) -> tuple[float, float]:
 
 
 def _literal(text: str) -> Any:
-    """What a string says in JSON, else in Python."""
+    """Parse a string as JSON, else as a Python literal."""
     try:
         return parse_json(text)
     except json.JSONDecodeError:
@@ -185,6 +185,6 @@ def _literal(text: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A value's beginning, for an error."""
+    """Return the beginning of a value, for an error."""
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'

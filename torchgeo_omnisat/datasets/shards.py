@@ -31,7 +31,7 @@ _NARROW = (torch.uint8, torch.int16, torch.float16)
 
 
 def encode(sample: Sample) -> bytes:
-    """A sample as bytes; images and masks in the narrowest type that holds them exactly.
+    """Return a sample as bytes, with images and masks in the smallest data type that is exact.
 
     Args:
         sample: Tensors; any modality may be missing.
@@ -40,7 +40,7 @@ def encode(sample: Sample) -> bytes:
 
 
 def decode(data: bytes) -> Sample:
-    """The sample that :func:`encode` was given.
+    """Invert :func:`encode`.
 
     Args:
         data: What it returned.
@@ -49,12 +49,12 @@ def decode(data: bytes) -> Sample:
 
 
 def _wide(key: str) -> torch.dtype | None:
-    """The type of what is stored in fewer bytes."""
+    """Return the data type of a value that is stored in fewer bytes."""
     return torch.float32 if key.startswith('image_') else torch.int64 if key == 'mask' else None
 
 
 def _narrowed(key: str, value: Tensor) -> Tensor:
-    """The same values in the narrowest type that holds all of them."""
+    """Return the same values in the smallest data type that holds all of them."""
     if value.dtype != _wide(key):
         return value
     for dtype in _NARROW:
@@ -84,7 +84,7 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
 
 
 def read_description(root: str) -> dict[str, Any]:
-    """What ``shards.json`` says.
+    """Read ``shards.json``.
 
     Args:
         root: Folder or address of the shards.
@@ -160,11 +160,11 @@ class ShardedDataset(MultimodalDataset):
         self._opened: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return sum(self.lengths)
 
     def __getitem__(self, index: int) -> Sample:
-        """A sample, as it was written.
+        """Return a sample as it was written.
 
         Args:
             index: Its number in the order of writing.
@@ -184,7 +184,7 @@ class ShardedDataset(MultimodalDataset):
 
 
 def _litdata(part: str = '') -> Any:
-    """The library, which is optional; it is not to ask the package index for a newer release."""
+    """Import the optional library litdata, without its request for a newer release."""
     from importlib import import_module
 
     os.environ.setdefault('LITDATA_DISABLE_VERSION_CHECK', '1')

@@ -105,7 +105,7 @@ GENERA: tuple[str, ...] = TreeSatAI.classes
 
 
 def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
-    """What share of each plot the genera cover, by the name of the plot.
+    """Read the fraction of each plot that each genus covers, by the name of the plot.
 
     Args:
         path: The JSON file.
@@ -198,7 +198,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def around(transform: Affine, shape: Sequence[int]) -> Bounds:
-    """The plot in the middle of an image of so many rows and columns."""
+    """Return the plot in the middle of an image of the given shape."""
     height, width = shape[-2:]
     x = transform.c + transform.a * width / 2 + transform.b * height / 2
     y = transform.f + transform.d * width / 2 + transform.e * height / 2
@@ -513,7 +513,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
             cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
             missing: What a file is that the list names and the disk lacks: an ``'error'``,
                 or, if ``'allow'``, a modality absent from that sample; ``'check'`` refuses
-                nothing yet, for whoever asks for :meth:`parts`. A plot with nothing of
+                nothing yet, so that :meth:`parts` can be checked. A plot with nothing of
                 *modalities* is left out with a warning (:attr:`unseen`).
             exclude: Names of samples to leave out (:attr:`ids`, of any split).
             transforms: What to do with a sample.
@@ -552,7 +552,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return self.names
 
     def __len__(self) -> int:
-        """Number of plots."""
+        """Return the number of plots."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
@@ -606,7 +606,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return draw(images, self.modalities, COMPOSITES, Palette(self.classes, ()), show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """The label and the modalities of a plot, to be checked; several frames of one day are usual."""
+        """Yield the label and the modalities of a plot, for checks; several frames of one day are usual."""
         name = self.names[index]
         labels = self.path / LABELS
         yield Part('label', (Expected(labels),), partial(self._checked_label, name), fault='label')
@@ -646,11 +646,11 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return self._label(name)
 
     def _series_file(self, name: str) -> Path:
-        """The file of the series of a plot, or what it is called."""
+        """Return the path of the time series of a plot."""
         return self._series.get(name, self.path / 'sentinel-ts' / f'{name}_<year>.h5')
 
     def _aerial_file(self, name: str) -> Path:
-        """The aerial image of a plot."""
+        """Return the path of the aerial image of a plot."""
         return self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
 
     def _listed(self, values: Tensor) -> str:
@@ -659,7 +659,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return ', '.join(held) or 'none'
 
     def _read_aerial(self, name: str) -> tuple[Sample, Bounds]:
-        """The three tensors of the aerial image, cut to the plot, and where that is."""
+        """Read the three tensors of the aerial image, cropped to the plot, and the bounds of the plot."""
         if self.missing == 'allow' and name not in self._aerial:
             return {}, NOWHERE
         modality, every = self.modalities['aerial'], self.all_modalities['aerial'].bands
@@ -676,7 +676,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return tensors(modality, *parts), around(transform, array.shape)
 
     def _read_series(self, name: str, modalities: Sequence[Modality]) -> Sample:
-        """The three tensors of each of some series, one frame a day."""
+        """Read the three tensors of some time series, with one frame per day."""
         path = self._series_file(name)
         sample: Sample = {}
         names, clouds = tuple(modality.name for modality in modalities), (self.cloud_probability, self.cloud_cover)
@@ -695,7 +695,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return sample
 
     def _place(self, name: str) -> tuple[CRS | None, Bounds]:
-        """The system of coordinates, and xmin, ymin, xmax, ymax of a plot, from its aerial image."""
+        """Return the CRS and the bounds xmin, ymin, xmax, ymax of a plot, from its aerial image."""
         path = self._aerial.get(name)
         if path is None:
             return None, NOWHERE
@@ -710,7 +710,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return self._series if name in SERIES else self._aerial
 
     def _choose(self, names: Sequence[str] | None, bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
-        """The modalities with the bands that are asked for."""
+        """Return the modalities with the requested bands."""
         held = [name for name in self.all_modalities if self._files(name)]
         chosen = choose_modalities(names, held, self.all_modalities, self.path)
         return select_bands({name: self.all_modalities[name] for name in chosen}, bands)

@@ -37,7 +37,7 @@ from .tiling import Window
 
 
 def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], size: tuple[int, int]) -> Tensor:
-    """A bit for every modality that measured a pixel on at least one valid date.
+    """Return a bit for every modality that observed a pixel on at least one valid date.
 
     Args:
         batch: A batch, with or without images; ``window`` if it may have none.
@@ -170,7 +170,7 @@ def write_map(
     """Write parts as they come, then overviews, then all of it in the order of a COG.
 
     Args:
-        path: The file. It is written in place: whoever calls this renames it.
+        path: The file. It is not written atomically: the caller renames it.
         scratch: Another file on the same disk, of about the same size, which is removed.
         grid: Where the pixels lie.
         bands: The bands, whose class names and modalities become tags.
@@ -336,7 +336,7 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
 
 
 def _fraction(color: Sequence[int] | Colors) -> tuple[float, float, float]:
-    """A colour as matplotlib takes it."""
+    """Convert a colour to the format of matplotlib."""
     red, green, blue = (float(part) / 255 for part in color)
     return red, green, blue
 

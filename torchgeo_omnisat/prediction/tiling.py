@@ -111,19 +111,19 @@ class Tiling:
         return [Strip(band, row) for band in range(len(self.bands)) for row in range(len(self.rows))]
 
     def extent(self, strip: Strip) -> Window:
-        """The pixels of a strip."""
+        """Return the pixels of a strip."""
         top, (left, right) = self.rows[strip.row], self.bands[strip.band]
         bottom = (self.rows + (self.height,))[strip.row + 1]
         return Window(top, left, bottom - top, right - left)
 
     def tiles(self, strip: Strip) -> list[Window]:
-        """The tiles of a row that touch a band."""
+        """Return the tiles of a row that touch a band."""
         left, right = self.bands[strip.band]
         touching = [column for column in self.columns if column < right and column + self.size > left]
         return [Window(self.rows[strip.row], column, self.size, self.size) for column in touching]
 
     def passes(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, bool]]:
-        """The rows of tiles to predict, for some strips in their order.
+        """Yield the rows of tiles to predict for some strips in order.
 
         Yields:
             A row of tiles in a band, and whether the strip of that name is wanted. Others
@@ -145,7 +145,7 @@ class Tiling:
 
 
 def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:
-    """What one of several processes does: neighbouring strips, and never nothing.
+    """Return the strips of one rank: neighbouring strips, and never an empty list.
 
     Args:
         strips: What is to be done, at least one.
@@ -164,7 +164,7 @@ def patch_pixels(patch_size: float, gsd: float, most: int = 64) -> int:
 
     Args:
         patch_size: Side of a ground patch in metres.
-        gsd: Metres a pixel of the output.
+        gsd: GSD of the output in metres.
         most: Patches to try together.
 
     Returns:
@@ -227,7 +227,7 @@ class Stitcher:
         self.seen[:, outside] |= seen[:, inside]
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-        """The strip of the row that was added.
+        """Return the strip of the row that was added.
 
         Returns:
             Probabilities ``(K, rows, columns)`` and the bits of the modalities.
@@ -241,7 +241,7 @@ class Tiles(Protocol):
     """What reads one tile of an area; :class:`.AreaTiles` does."""
 
     def __getitem__(self, window: Window) -> Sample:
-        """The sample of a tile, with the key ``window``; no modality needs to be there."""
+        """Return the sample of a tile, with the key ``window``; all modalities may be missing."""
 
 
 class TileBatches(Dataset[Sample]):
@@ -270,7 +270,7 @@ class TileBatches(Dataset[Sample]):
         self.parts = list(self._split(strips))
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return len(self.parts)
 
     def __getitem__(self, index: int) -> Sample:
@@ -280,7 +280,7 @@ class TileBatches(Dataset[Sample]):
         return self.collate_fn([self.tiles[window] for window in windows])
 
     def _split(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, int]]:
-        """A row of tiles and the index of the first one of a batch."""
+        """Yield a row of tiles and the index of the first one of a batch."""
         for strip, _ in self.tiling.passes(strips):
             for begin in range(0, len(self.tiling.tiles(strip)), self.batch_size):
                 yield strip, begin
@@ -294,7 +294,7 @@ def tile_loader(
     batch_size: int = 4,
     num_workers: int = 0,
 ) -> DataLoader[Sample]:
-    """The dataloader of an area for ``predict``.
+    """Return the dataloader of an area for ``predict``.
 
     Args:
         tiles: What reads a tile.
@@ -314,7 +314,7 @@ def tile_loader(
 
 
 def area_loader(datamodule: Any) -> DataLoader[Sample]:
-    """What the ``predict_dataloader`` of a datamodule with an area returns.
+    """Return the ``predict_dataloader`` of a datamodule with an area.
 
     Args:
         datamodule: Has ``predict_dataset`` (:class:`.AreaTiles`), ``tiling``, ``collate_fn``,

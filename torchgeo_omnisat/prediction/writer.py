@@ -95,7 +95,7 @@ class WorkFolder:
                 path.write_text(json.dumps(self.key, indent=1))
 
     def done(self) -> set[Strip]:
-        """The strips that are finished."""
+        """Return the strips that are finished."""
         found = (_STRIP.fullmatch(path.name) for path in self.path.glob('*-*.npz'))
         return {Strip(int(match[1]), int(match[2])) for match in found if match}
 
@@ -160,7 +160,7 @@ class WorkFolder:
                 raise
 
     def load(self, strip: Strip) -> NDArray[Any]:
-        """A finished strip.
+        """Load a finished strip.
 
         Raises:
             ValueError: If its file is broken.
@@ -178,7 +178,7 @@ class WorkFolder:
             ) from error
 
     def temporary(self, name: str) -> Path:
-        """A place for a file that is not yet whole, on the file system of the output."""
+        """Return a path for an incomplete file, on the file system of the output."""
         path = self.path / name
         path.unlink(missing_ok=True)
         return path
@@ -313,7 +313,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             datamodule.plan = self.plan
 
     def plan(self) -> tuple[Tiling, list[Strip]]:
-        """The tiling, and the strips that this process is to predict.
+        """Return the tiling, and the strips that this rank predicts.
 
         The datamodule calls this when it makes its dataloader: the weights are there by then.
         """
@@ -433,7 +433,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         return labels
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
-        """The rows of tiles that come in, with the tiles of each."""
+        """Yield the rows of tiles that arrive, with the tiles of each."""
         for strip, wanted in self._tiling.passes(self._strips):
             yield strip, wanted, self._tiling.tiles(strip)
 
@@ -452,7 +452,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             )
 
     def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """What was seen of a strip, without what lies outside of the area that was asked for."""
+        """Return the observed bits of a strip, 0 outside the requested area."""
         area = getattr(self._datamodule, 'area', None)
         if area is not None:
             grid: Grid = self._datamodule.grid

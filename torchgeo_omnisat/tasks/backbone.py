@@ -19,7 +19,7 @@ BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), 
 
 
 def modalities_of(backbone: str, known: Mapping[str, Modality], arguments: Mapping[str, Any]) -> dict[str, Modality]:
-    """The modalities that a backbone takes of those that are known; see :func:`.taken`."""
+    """Return the available modalities that a backbone uses; see :func:`.taken`."""
     return taken(backbone, known, arguments.get('series'))
 
 
@@ -36,7 +36,7 @@ def make_backbone(
         backbone: One of :data:`BACKBONES`.
         known: The modalities that may come.
         patch_size: Side of a ground patch in metres, the token of an OmniSat.
-        label_gsd: Metres a pixel of the label, the token of a baseline; None for *patch_size*.
+        label_gsd: GSD of the labels in metres, the token of a baseline; None for *patch_size*.
         arguments: Further arguments of the builder; ``series`` names the one that ``'utae'``
             takes.
 

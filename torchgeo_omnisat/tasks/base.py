@@ -63,13 +63,13 @@ def refuse_strategy(strategy: Any) -> None:
 
 
 class OmniSatTask(BaseTask):
-    """A task that learns what it is not told from its datamodule.
+    """Base class of tasks that take unset hyper-parameters from their datamodule.
 
     When the trainer builds the model, hyper-parameters that are ``None`` take the value
     of the datamodule's attribute of the same name, and are saved. A checkpoint therefore
     rebuilds its model alone. The model always sees images normalised by the *mean* and
     *std* among its hyper-parameters: where a datamodule normalised by others, the task
-    undoes that first. Where they were not told, those of *weights* come before those that
+    undoes that first. Where they are not set, those of *weights* come before those that
     the datamodule measured. A model that is trained on a mixture keeps them by source, in
     *sources*; images of one source alone are normalised as that one, which the argument
     *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
@@ -105,7 +105,7 @@ class OmniSatTask(BaseTask):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model, from hyper-parameters that are all known; :meth:`build_backbone` helps."""
+        """Build the model; all hyper-parameters are set. :meth:`build_backbone` helps."""
 
     @property
     def told(self) -> bool:
@@ -337,7 +337,7 @@ class OmniSatTask(BaseTask):
         return getattr(self.trainer.precision_plugin, 'scaler', None) is not None
 
     def build_backbone(self) -> models.OmniSat:
-        """The backbone, with the weights of a checkpoint if there are any, frozen if it is to be.
+        """Build the backbone, load the weights of a checkpoint if configured, and freeze it if configured.
 
         The baselines ``'utae'``, ``'dual_stream'`` and ``'late_fusion'`` have a token a pixel of
         the label; ``backbone_args={'series': NAME}`` says which series ``'utae'`` takes.
@@ -365,7 +365,7 @@ class OmniSatTask(BaseTask):
         return self
 
     def renormalise(self, batch: Sample) -> Sample:
-        """The batch in the model's units and precision; the same object where the datamodule's are the same."""
+        """Return the batch in the units and precision of the model; the same object if nothing changes."""
         source = getattr(self.datamodule, 'latest', None)
         for transform in self._units.get(source, ()):
             batch = transform(batch)
@@ -510,7 +510,7 @@ class OmniSatTask(BaseTask):
         return [name for name in (*self.required, *self.optional) if self.hparams[name] is None]
 
     def _ask(self, datamodule: Any) -> dict[str, Any]:
-        """What the datamodule says about the hyper-parameters that were not told."""
+        """Return the values of the datamodule for the hyper-parameters that are not set."""
         found = {name: getattr(datamodule, name, None) for name in self._wanted}
         missing = [name for name in self.required if name in found and found[name] is None]
         if missing:
@@ -573,7 +573,7 @@ class OmniSatTask(BaseTask):
             rank_zero_info(f'Statistics that images are normalised with, of the sources {known}: {parts}')
 
     def _learn_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
-        """What is to be kept where no statistics were told: those of the weights, else those of the data."""
+        """Return the statistics to keep if none are set: those of the weights, else those of the data."""
         if not self._inherited.sources and self.statistics is not None:
             raise ValueError(
                 f'statistics is {self.statistics!r}, but neither a checkpoint nor weights have statistics by source: '
@@ -606,7 +606,7 @@ def _of_missing_bands(name: str) -> bool:
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
-    """A factor of the learning rate by step: a line up to 1, then half a cosine down to 0.
+    """Return the learning rate factor by step: a linear warm-up to 1, then half a cosine down to 0.
 
     Args:
         total: Number of optimiser steps.
@@ -631,7 +631,7 @@ def _version(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
-    """What a datamodule says of its images, by source where it is a mixture, else of None."""
+    """Return the statistics of a datamodule, by source if it is a mixture, else under None."""
     if sources := getattr(datamodule, 'sources', None):
         return dict(plain_sources(sources).items())
     numbers = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in KINDS}
@@ -639,7 +639,7 @@ def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A hyper-parameter in plain types, so that a checkpoint loads safely."""
+    """Convert a hyper-parameter to plain types, so that a checkpoint loads safely."""
     if value is None:
         return None
     if name == 'modalities':

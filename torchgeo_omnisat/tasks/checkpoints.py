@@ -36,7 +36,7 @@ PREFIX = 'model.backbone.'
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and what was told of the model they are from.
+    """Tensors by name, and the hyper-parameters of their model.
 
     Args:
         path: A checkpoint, a file with a state dict, also as safetensors, or a folder.
@@ -124,7 +124,7 @@ def _tensors_alone(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the backbone in a folder is to be built with, checked.
+    """Read and check the configuration of the backbone in a folder.
 
     Raises:
         FileNotFoundError: If the folder has no configuration.
@@ -185,7 +185,7 @@ def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> N
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+    """Read the tensors of a safetensors file."""
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist, expected the tensors of a model')
     try:
@@ -197,6 +197,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, or its kind if it has none."""
+    """Return the first line of an error, or its type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -38,7 +38,7 @@ class OmniSatClassification(SupervisedTask):
         label_names: Names of the K labels.
         patch_size: Side of a ground patch in metres.
         mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, likewise. Images are normalised by these two whatever a
+        std: Standard deviation, in the same form. Images are normalised by these two whatever a
             datamodule measured, so that a checkpoint sees what it was trained on.
         weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
         freeze_backbone: Train the head alone; the backbone stays in evaluation.
@@ -90,12 +90,12 @@ class OmniSatClassification(SupervisedTask):
         super().__init__()
 
     def build(self) -> nn.Module:
-        """The backbone with a head."""
+        """Build the backbone with a head."""
         self.dropout = ModalityDropout(self.modalities, self.hparams['modality_dropout'])
         return OmniSatClassifier(self.build_backbone(), len(self.hparams['label_names']))
 
     def configure_losses(self) -> None:
-        """The loss."""
+        """Set the loss."""
         self.criterion = MultiLabelLoss(self.hparams['loss'])
 
     def configure_metrics(self) -> None:
@@ -129,11 +129,11 @@ class OmniSatClassification(SupervisedTask):
         return {'probabilities': self.answer(logits), 'bounds': batch.get('bounds')}
 
     def answer(self, logits: Tensor) -> Tensor:
-        """The probability of every label ``(B, K)``."""
+        """Return the probability of every label ``(B, K)``."""
         return logits.float().sigmoid()
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """The figure of a sample under the labels that it has and those that it was given."""
+        """Draw a sample with its labels and the predicted labels."""
         said = f'{self._listed(sample["label"])}\nprediction: {self._listed(answer)}'
         figure: Figure = self.datamodule.plot(sample, suptitle=f'label: {said}')
         return figure

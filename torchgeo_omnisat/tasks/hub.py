@@ -44,7 +44,7 @@ def export_hub(source: OmniSatTask | str | Path, folder: str | Path) -> None:
 
 
 def load_hub(folder: str | Path) -> OmniSat:
-    """The backbone in a folder of :func:`export_hub`, in evaluation.
+    """Load the backbone in a folder of :func:`export_hub`, in evaluation mode.
 
     It takes images that were normalised by ``mean`` and ``std`` of its configuration.
 
@@ -60,7 +60,7 @@ def load_hub(folder: str | Path) -> OmniSat:
 
 
 def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> OmniSat:
-    """The backbone of a configuration with its tensors, all of them."""
+    """Build the backbone of a configuration and load all of its tensors."""
     try:
         modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
         _check_size(arguments, tensors)

@@ -88,7 +88,7 @@ def choose(
 
     Args:
         sources: Statistics by source.
-        measured: What is known of the images: ``mean`` and ``std`` as their datamodule measured them, if
+        measured: Statistics of the images: ``mean`` and ``std`` as their datamodule measured them, if
             it did, and ``data``, its name.
         names: The modalities.
         statistics: The source that was asked for.
@@ -150,7 +150,7 @@ def _numbers(entry: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 
 
 def _equal(entry: Mapping[str, Any], measured: Mapping[str, Any], name: str) -> bool:
-    """Return whether the numbers of a modality are what was measured."""
+    """Return whether the numbers of a modality are the measured ones."""
     return (measured.get('mean') or {}).get(name) == entry['mean'][name] and (measured.get('std') or {}).get(
         name
     ) == entry['std'][name]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..utils.atomic import atomic_file
 from .subsets import Row
 
-#: Colours that are told apart by whoever sees fewer of them (Okabe and Ito), dark and light in turn.
+#: Colours for colour-blind readers (Okabe and Ito), dark and light in turn.
 COLOURS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000')
 #: So that nothing is said by colour alone.
 HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++', 'oo')
@@ -53,7 +53,7 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure:
-    """The scores of every subset as bars, above dots that say which sensors it has.
+    """Draw the scores of every subset as bars, above dots that mark its sensors.
 
     Subsets stand in order of their size, then of the score of the first model. A dashed
     line is the first model's score with all sensors: what a bar lacks to it is what
@@ -94,7 +94,7 @@ def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure
 def draw_degradations(
     models: Mapping[str, Mapping[str, Mapping[float, float]]], axes_of: Mapping[str, str], score: str, title: str
 ) -> Figure:
-    """The score over how much a sensor is degraded, a panel a kind and a line a model.
+    """Draw the score over the level of degradation, one panel per kind and one line per model.
 
     Args:
         models: Scores from 0 to 1 by model, kind and level, the clean level first.
@@ -132,7 +132,7 @@ def draw_degradations(
 
 
 def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -> None:
-    """A bar for each model and subset, with its number, and the line of what the first has in full."""
+    """Draw a bar with its value for each model and subset, and a line at the full score of the first model."""
     thick = 0.8 / max(1, len(models))
     for number, (name, scores) in enumerate(models.items()):
         places = [x for x, subset in enumerate(order) if subset in scores]
@@ -157,7 +157,7 @@ def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -
 
 
 def _draw_dots(axes: Axes, order: Sequence[str], sensors: Sequence[str]) -> None:
-    """A column of dots a subset, dark and joined where it has the sensor."""
+    """Draw a column of dots per subset, dark and joined for its sensors."""
     for x, subset in enumerate(order):
         held = [sensors.index(sensor) for sensor in subset.split('+')]
         axes.plot([x, x], [min(held), max(held)], color=DARK, linewidth=2, zorder=1)

@@ -50,7 +50,7 @@ class OmniSatPretraining(OmniSatTask):
             modalities by name.
         patch_size: Side of a ground patch in metres.
         mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, likewise. Images are normalised by these two whatever a
+        std: Standard deviation, in the same form. Images are normalised by these two whatever a
             datamodule measured, so that a checkpoint sees what it was trained on.
         weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
         freeze_backbone: Train heads and decoders alone.
@@ -145,7 +145,7 @@ class OmniSatPretraining(OmniSatTask):
         return {name: weight for name, weight in found.items() if weight}
 
     def build(self) -> nn.Module:
-        """The backbone with heads and decoders."""
+        """Build the backbone with heads and decoders."""
         self._refuse()
         told, terms = self.hparams, self.terms
         self.dropout = ModalityDropout(self.modalities, told['modality_dropout'])
@@ -159,18 +159,18 @@ class OmniSatPretraining(OmniSatTask):
         )
 
     def configure_losses(self) -> None:
-        """The contrasts; the reconstruction belongs to the model."""
+        """Set the contrastive losses; the reconstruction belongs to the model."""
         if self.told:
             self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
             temperature, where = self.hparams['patch_temperature'], self.hparams['patch_negatives']
             self.patch_contrast = PatchContrastiveLoss(temperature, negatives=where)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The moving average of the weights, if one is wanted."""
+        """Return the moving average of the weights, if it is configured."""
         return [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The loss of a batch, other patches of which are hidden each time.
+        """Return the loss of a batch, with different patches masked in each step.
 
         Args:
             batch: A batch; labels do not matter.
@@ -229,7 +229,7 @@ class OmniSatPretraining(OmniSatTask):
         return {'fused': fused, 'available': out.available, 'bounds': batch.get('bounds')}
 
     def compute(self, batch: Sample, stage: str, *key: int) -> tuple[Tensor, Views]:
-        """The weighted sum of the terms of a batch, logged with all figures.
+        """Return the weighted sum of the loss terms of a batch, and log all metrics.
 
         Args:
             batch: A batch.
@@ -277,7 +277,7 @@ class OmniSatPretraining(OmniSatTask):
         return loss, views
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
-        """The contrast of tiles, with its figures logged by pair of modalities."""
+        """Return the contrastive loss of tiles, and log its metrics by pair of modalities."""
         assert self.tile_contrast is not None
         found = self.tile_contrast.contrast(views.tiles, views.seen.any(1), exclude, counts)
         names = list(self.modalities)

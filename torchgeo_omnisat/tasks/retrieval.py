@@ -64,7 +64,7 @@ class PatchRetrieval:
             self._kept[first, second] = self._lowest(rows if kept is None else torch.cat([kept, rows]))
 
     def compute(self) -> dict[tuple[str, str], Found]:
-        """What is found, by pair, over the patches of all processes; a pair without two patches is left out."""
+        """Return the retrieval rates by pair over the patches of all ranks; pairs need at least two patches."""
         found = {}
         for pair, kept in self._kept.items():
             rows = self._lowest(torch.cat(processes.gather(kept)))[:, 1:]
@@ -74,7 +74,7 @@ class PatchRetrieval:
         return found
 
     def _lowest(self, rows: Tensor) -> Tensor:
-        """The rows with the lowest tickets."""
+        """Return the rows with the lowest tickets."""
         return rows[rows[:, 0].argsort()[: self.candidates]]
 
 
@@ -108,7 +108,7 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
-    """A figure of matrices of cosines; where modalities agree, the diagonal is bright.
+    """Draw matrices of cosine similarities; the diagonal is bright where modalities agree.
 
     Args:
         similarities: Square matrices by what they show.

@@ -46,9 +46,9 @@ class OmniSatSegmentation(SupervisedTask):
         labels: Names of the K classes.
         ignore_index: Label that is neither learnt nor scored.
         patch_size: Side of a ground patch in metres.
-        label_gsd: Metres a pixel of the mask.
+        label_gsd: GSD of the mask in metres.
         mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, likewise. Images are normalised by these two whatever a
+        std: Standard deviation, in the same form. Images are normalised by these two whatever a
             datamodule measured, so that a checkpoint sees what it was trained on.
         weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
         freeze_backbone: Train the decoder alone; the backbone stays in evaluation.
@@ -123,12 +123,12 @@ class OmniSatSegmentation(SupervisedTask):
         return index if index is not None and 0 <= index < self.hparams['num_classes'] else None
 
     def build(self) -> nn.Module:
-        """The backbone with a decoder."""
+        """Build the backbone with a decoder."""
         self.dropout = ModalityDropout(self.modalities, self.hparams['modality_dropout'])
         return OmniSatSegmenter(self.build_backbone(), self.hparams['num_classes'], label_gsd=self.hparams['label_gsd'])
 
     def configure_losses(self) -> None:
-        """The loss, once the classes are known."""
+        """Set the loss, once the classes are known."""
         for name in ('subset_weight', 'distill'):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f'{name} is {self.hparams[name]}, expected a number of 0 or more')
@@ -202,7 +202,7 @@ class OmniSatSegmentation(SupervisedTask):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """A writer of maps, where an area is to be predicted and the trainer has no writer."""
+        """Return a writer of maps, if an area is to be predicted and the trainer has no writer."""
         trainer: Any = self.trainer
         told = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
@@ -220,7 +220,7 @@ class OmniSatSegmentation(SupervisedTask):
             )
 
     def _predict_tiles(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
-        """What :meth:`predict_step` makes of tiles of an area; nothing is known where nothing was seen."""
+        """Return the output of :meth:`predict_step` for tiles of an area; unobserved pixels are nodata."""
         windows = batch['window']
         size = int(windows[0, 2]), int(windows[0, 3])
         if any(modality.image_key in batch for modality in self.modalities.values()):
@@ -240,15 +240,15 @@ class OmniSatSegmentation(SupervisedTask):
         return logits.index_fill(1, torch.tensor([self.ignored], device=logits.device), -torch.inf)
 
     def classes(self, logits: Tensor) -> Tensor:
-        """The class of every pixel ``(B, H, W)``, never an ignored one."""
+        """Return the class of every pixel ``(B, H, W)``, never an ignored one."""
         return self.without_ignored(logits).argmax(dim=1)
 
     def answer(self, logits: Tensor) -> Tensor:
-        """The same: classes are what is scored."""
+        """Return the classes, which are what is scored."""
         return self.classes(logits)
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """The figure of a sample with the classes that it was given."""
+        """Draw a sample with the predicted classes."""
         figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
         return figure
 
@@ -258,7 +258,7 @@ class OmniSatSegmentation(SupervisedTask):
 
 
 def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
-    """What would have come out had each sample lacked some modalities; nothing is encoded again.
+    """Return the output with some modalities of each sample removed, without encoding again.
 
     :meth:`.OmniSat.restrict` is the same for all samples of a batch. Value and gradient are
     those of a second pass over the batch with ``valid`` False where a modality is not kept.
@@ -284,7 +284,7 @@ def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
 
     Args:
         student: Logits ``(B, K, H, W)``.
-        teacher: Logits, likewise.
+        teacher: Logits of the same shape.
         counted: Which pixels count, ``(B, H, W)`` bool.
     """
     wanted = teacher.detach().float().log_softmax(1)

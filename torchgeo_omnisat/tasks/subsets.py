@@ -20,7 +20,7 @@ from ..utils.atomic import atomic_file
 
 
 class SubsetRow(NamedTuple):
-    """What came out for one subset of the modalities, in segmentation.
+    """Scores of one subset of the modalities, in segmentation.
 
     Attributes:
         subset: Its name, such as ``'s1a+s2'``.
@@ -53,7 +53,7 @@ class SubsetRow(NamedTuple):
 
 
 class LabelRow(NamedTuple):
-    """What came out for one subset of the modalities, in multi-label classification.
+    """Scores of one subset of the modalities, in multi-label classification.
 
     Attributes:
         subset: Its name, such as ``'s1a+s2'``.
@@ -84,7 +84,7 @@ class LabelRow(NamedTuple):
         return self.macro_f1
 
 
-#: What came out for one subset, whatever was asked.
+#: Scores of one subset, for either task.
 Row = SubsetRow | LabelRow
 
 
@@ -110,11 +110,11 @@ class SubsetScores(Metric, ABC):
 
     @abstractmethod
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
-        """What a batch adds to the counts of a subset."""
+        """Return the counts of a batch for a subset."""
 
     @abstractmethod
     def score(self, counted: Tensor) -> tuple[float, float]:
-        """The two scores of a row, from what was counted for its subset, in double precision."""
+        """Return the two scores of a row from the counts of its subset, in double precision."""
 
     @abstractmethod
     def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> Row:
@@ -161,7 +161,7 @@ class SegmentationScores(SubsetScores):
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
-        """The confusion matrix ``(K, K)`` of a batch."""
+        """Return the confusion matrix ``(K, K)`` of a batch."""
         return multiclass_confusion_matrix(
             answer, target, self.num_classes, ignore_index=self.ignore_index, validate_args=False
         )
@@ -192,7 +192,7 @@ class ClassificationScores(SubsetScores):
         super().__init__(names, which, num_labels, 3)
 
     def count(self, answer: Tensor, target: Tensor) -> Tensor:
-        """The counts ``(K, 3)`` of a batch of probabilities; more than one half is a yes."""
+        """Return the counts ``(K, 3)`` of a batch of probabilities, with a threshold of one half."""
         said, true = answer > 0.5, target > 0.5
         return torch.stack([(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0)], dim=1)
 

@@ -79,7 +79,7 @@ def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | 
     Args:
         who: What has the classes *theirs*.
         theirs: Names of its classes; None or empty if it does not say.
-        ours: Names of the model's classes, likewise.
+        ours: Names of the model's classes, in order.
         order_alone: Whether other classes are no fault, as where nothing is compared with them.
 
     Raises:
@@ -149,11 +149,11 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
     @abstractmethod
     def answer(self, logits: Tensor) -> Tensor:
-        """What the metrics compare with the target."""
+        """Return the prediction that the metrics compare with the target."""
 
     @abstractmethod
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """The figure of a sample, by the datamodule."""
+        """Draw a sample with the plot method of the datamodule."""
 
     @abstractmethod
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SubsetScores:
@@ -170,7 +170,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         self.train_mean_loss, self.val_mean_loss, self.test_mean_loss = MeanLoss(), MeanLoss(), MeanLoss()
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The loss of a batch, some modalities of which are dropped.
+        """Return the loss of a batch, with some modalities dropped.
 
         Args:
             batch: A batch with the target.
@@ -349,7 +349,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         return batch[self.target]
 
     def truth(self, batch: Sample) -> Tensor:
-        """The target as integers, as the metrics want it."""
+        """Return the target as integers for the metrics."""
         return self.target_of(batch).to(torch.int64)
 
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
@@ -386,7 +386,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
 
 
 def _states(metric: Metric) -> list[tuple[str, Tensor]]:
-    """What a metric counts."""
+    """Return the states of a metric."""
     return [(key, value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 

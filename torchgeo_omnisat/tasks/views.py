@@ -31,7 +31,7 @@ class Draws(NamedTuple):
     numbers: Tensor
 
     def part(self, rows: slice) -> 'Draws':
-        """The draws of some tiles."""
+        """Return the draws of some tiles."""
         return Draws(*(value[rows] for value in self))
 
 
@@ -81,7 +81,7 @@ class Pretrainer(nn.Module):
         self.reconstruction = reconstruction
 
     def _heads(self, width: int | None) -> nn.ModuleDict:
-        """A perceptron a modality, or none."""
+        """Build one MLP per modality, or none."""
         dim = self.backbone.embed_dim
         names = self.backbone.modalities if width is not None else ()
         return nn.ModuleDict({name: Mlp(dim, dim, width) for name in names})
@@ -94,7 +94,7 @@ class Pretrainer(nn.Module):
         return self.backbone.ground(images)[0]
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
-        """What the backbone makes of a batch, nothing hidden."""
+        """Return the output of the backbone for a batch, with nothing masked."""
         return self.backbone(batch)
 
     def views(
@@ -151,7 +151,7 @@ class Pretrainer(nn.Module):
         compare: bool,
         everything: bool,
     ) -> Views:
-        """The views of tiles that are encoded at once."""
+        """Return the views of tiles that are encoded at once."""
         backbone, hidden = self.backbone, draws.hidden
         apart = pixels and self.reconstruction is not None
         shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)
@@ -173,19 +173,19 @@ class Pretrainer(nn.Module):
         return Views(self._tiles(stacked, seen), patches, seen, errors, counts)
 
     def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
-        """The tokens of each modality, and which patch each of them saw."""
+        """Return the tokens of each modality, and the patches that each of them observed."""
         maps = self.backbone.encode(batch)
         return self.backbone.tokens(maps), self.backbone.seen(maps, grid)
 
     def _tiles(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """The embedding of every tile in every modality, from the tokens that it saw."""
+        """Return the embedding of every tile in every modality, from the tokens of observed patches."""
         if not self.tile_heads:
             return tokens.new_zeros(*tokens.shape[:2], 0)
         count = seen.sum(1).T.clamp(min=1).unsqueeze(-1)
         return project(tokens.sum(2) / count, self.tile_heads)
 
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """The batch without what lies on hidden patches: NaN, as if it had not been measured.
+        """Return the batch with masked patches set to NaN.
 
         A pixel that lies on several patches goes with any of them.
 
@@ -237,5 +237,5 @@ def draw(
 
 
 def generator(key: Sequence[int]) -> torch.Generator:
-    """A generator on the CPU that follows from whole numbers, none of them negative."""
+    """Return a generator on the CPU that depends on non-negative integers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

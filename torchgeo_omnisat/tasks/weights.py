@@ -153,7 +153,7 @@ def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str |
 
 
 def _of_loaded(told: Mapping[str, Any], loaded: list[str]) -> Statistics:
-    """The statistics of the modalities that were loaded."""
+    """Return the statistics of the modalities that were loaded."""
     return {
         kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
         for kind in KINDS
@@ -161,7 +161,7 @@ def _of_loaded(told: Mapping[str, Any], loaded: list[str]) -> Statistics:
 
 
 def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's share of a state dict: without the prefix under which most names are known."""
+    """Return the state dict of the backbone, without the prefix under which most names match."""
     prefixes = sorted({key.removesuffix(name) for key in state for name in own if key.endswith(name)}) or ['']
     shares = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
     return max(shares, key=lambda share: len(share.keys() & own.keys()))
@@ -190,7 +190,7 @@ def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality],
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """The first difference in names or shapes between two parts; empty if there is none."""
+    """Return the first difference in names or shapes between two parts; empty if there is none."""
     for key in expected.keys() | found.keys():
         here, there = (tuple(state[key].shape) if key in state else None for state in (expected, found))
         if here != there:

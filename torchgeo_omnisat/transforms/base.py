@@ -62,7 +62,7 @@ class Transform(nn.Module, ABC):
         return {key: value[0] for key, value in changed.items()} if single else changed
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
-        """The modalities that a batch has the keys of."""
+        """Yield the modalities whose keys are in a batch."""
         return (m for m in self.modalities.values() if m.valid_key in batch)
 
     def random(self, batch: Mapping[str, Tensor], *shape: int) -> Tensor:
@@ -72,7 +72,7 @@ class Transform(nn.Module, ABC):
         return numbers.expand(len(like), *shape)
 
     def extra_repr(self) -> str:
-        """The names of the modalities."""
+        """Return the names of the modalities."""
         return ', '.join(self.modalities)
 
 
@@ -86,7 +86,7 @@ def refuse_tensor(module: nn.Module, batch: object) -> None:
 
 
 def keep_some(there: Tensor, chance: Tensor | float, random: Tensor, tickets: Tensor) -> Tensor:
-    """Flags of what stays: each goes with its own chance, but never the last that is there.
+    """Return flags of what is kept: each is dropped with its own probability, but never the last one.
 
     Where all would go, one of them stays, each equally likely.
 
@@ -105,14 +105,14 @@ def keep_some(there: Tensor, chance: Tensor | float, random: Tensor, tickets: Te
 
 
 def probability(value: float, name: str = 'p') -> float:
-    """A probability, or the error that says it is none."""
+    """Return a probability, or raise an error if it is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f'{name} is {value}, expected a probability between 0 and 1')
     return float(value)
 
 
 def probabilities(value: float | Mapping[str, float], names: Collection[str]) -> dict[str, float]:
-    """A probability by name, 0 of what *value* does not name, or the error that says what is wrong."""
+    """Return the probability of each name, 0 for names that are not in *value*, or raise an error."""
     told = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
     if unknown := [name for name in told if name not in names]:
         raise ValueError(f'p names {unknown}, expected some of {list(names)}')

@@ -76,7 +76,7 @@ class KorniaIntensity(Transform):
         return changed
 
     def _chain(self, modality: Modality) -> VideoSequential:
-        """What is done to a modality."""
+        """Return the transforms of a modality."""
         chain = self.chains[modality.name]
         assert isinstance(chain, VideoSequential)
         return chain
@@ -194,7 +194,7 @@ class MultimodalAugmentation(nn.Module):
         return [(str(i), None) for i in torch.randperm(len(self.steps))[:count].tolist()]
 
     def _step(self, step: Step, same_on_dates: bool) -> nn.Module:
-        """A step as a module that takes a batch."""
+        """Return a step as a module that takes a batch."""
         if isinstance(step, Mapping):
             if unknown := [name for name in step if name not in self.modalities]:
                 raise ValueError(f'a step names the modalities {unknown}, expected some of {list(self.modalities)}')
@@ -239,6 +239,6 @@ def _count(random_apply: bool | int | tuple[int] | tuple[int, int], steps: int) 
 
 
 def _series(modality: Modality, batch: Mapping[str, Tensor]) -> Tensor:
-    """The images as a series ``(B, T, C, H, W)``, T = 1 of a single image."""
+    """Return the images as a time series ``(B, T, C, H, W)``, T = 1 for a single image."""
     image = batch[modality.image_key]
     return image if modality.temporal else image[:, None]

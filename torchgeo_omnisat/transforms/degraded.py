@@ -51,10 +51,10 @@ class Degradation(Transform):
 
     @abstractmethod
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.generic]:
-        """What is drawn for one modality of one sample, of a shape that the batch has."""
+        """Draw the parameters for one modality of one sample."""
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
-        """The modalities concerned that a batch has the keys of."""
+        """Yield the affected modalities whose keys are in a batch."""
         return (m for m in super().present(batch) if self.concerns(m))
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
@@ -117,7 +117,7 @@ class FewerDates(Partial):
         return modality.temporal
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Flags (T,) of the dates that stay."""
+        """Return flags (T,) of the dates that are kept."""
         kept = valid.cpu().numpy().copy()
         order = rng.permutation(np.flatnonzero(kept))
         kept[order[max(1, round(self.share * len(order))) :]] = False
@@ -151,7 +151,7 @@ class CloudCover(Partial):
         return modality.temporal and modality.kind == 'optical'
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Flags (T, H, W) of what is hidden: blobs on the ground, many on some days and none on others."""
+        """Return flags (T, H, W) of covered pixels: blobs on the ground, many on some dates and none on others."""
         height, width = image.shape[-2:]
         hidden = np.zeros((len(valid), height, width), dtype=bool)
         there = valid.cpu().numpy()
@@ -244,7 +244,7 @@ class PartialCover(Partial):
         return not modality.temporal
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Flags (H, W) of what is covered."""
+        """Return flags (H, W) of the covered pixels."""
         covered = np.zeros(tuple(image.shape[-2:]), dtype=bool)
         quarter_turns = rng.integers(4)
         side = np.rot90(covered, quarter_turns)  # a view, so that the rows below are those of one side
@@ -261,6 +261,6 @@ class PartialCover(Partial):
 
 
 def _of_deviation_one(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The field divided by its deviation, if it has one."""
+    """Return the field divided by its standard deviation, if it is not zero."""
     scaled: NDArray[np.float32] = field / max(float(field.std()), 1e-12)
     return scaled

@@ -41,7 +41,7 @@ class GroundTransform(Transform):
         mask: Callable[[Tensor], Tensor],
         after: tuple[float, float] | None = None,
     ) -> Sample:
-        """The batch with every image, the mask, bounds and transform changed."""
+        """Return the batch with every image, the mask, bounds and transform changed."""
         before = extent(batch, self.modalities.values())
         changed = {m.image_key: image(batch[m.image_key]) for m in self.present(batch)}
         if 'mask' in batch:
@@ -50,7 +50,7 @@ class GroundTransform(Transform):
         return {**batch, **changed, **georeference}
 
     def seen(self, batch: Sample) -> Sample:
-        """The batch with ``valid`` False where not a finite pixel is left."""
+        """Return the batch with ``valid`` False for images without a finite pixel."""
         for modality in self.present(batch):
             image, valid = batch[modality.image_key], batch[modality.valid_key]
             shown = finite(image).flatten(2 if modality.temporal else 1).any(-1).view(len(valid), -1)
@@ -105,7 +105,7 @@ class RandomDihedral(GroundTransform):
         return {**moved, **({'bounds': batch['bounds']} if 'bounds' in batch else {})}
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """A turn about the middle of the tile."""
+        """Return a rotation about the middle of the tile."""
         turn, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.diag(torch.tensor([-1.0, 1]))
         group = [turn.matrix_power(k % 4) @ (mirror if k >= 4 else torch.eye(2)) for k in range(8)]
         element = params['element']
@@ -113,7 +113,7 @@ class RandomDihedral(GroundTransform):
 
     @staticmethod
     def inverse(params: Params) -> Params:
-        """What turns the tiles back."""
+        """Return the parameters of the inverse rotation."""
         element = params['element']
         return {'element': torch.where(element < 4, -element % 4, element)}
 
@@ -176,7 +176,7 @@ class RandomGroundCrop(GroundTransform):
         return changed
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """A shift to the corner."""
+        """Return a shift to the corner."""
         corner = params['corner']
         matrix = torch.eye(3, dtype=torch.float64, device=corner.device).repeat(len(corner), 1, 1)
         matrix[:, :2, 2] = corner.flip(-1).double() * self.patch_size
@@ -229,7 +229,7 @@ class RandomGroundAffine(GroundTransform):
         self.p = probability(p)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``applied`` (B,), ``degrees`` (B,) counter-clockwise, ``scale`` (B,), ``shift`` (B, 2) right and down."""
+        """Draw ``applied`` (B,), ``degrees`` (B,) counter-clockwise, ``scale`` (B,), ``shift`` (B, 2) right, down."""
         chance, angle, size, right, down = self.random(batch, 5).unbind(-1)
         low, high = (math.log(side) for side in self.scale)
         return {
@@ -265,7 +265,7 @@ class RandomGroundAffine(GroundTransform):
         return self.seen(self.moved(batch, params, image, mask))
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """The inverse of scaling, then rotating, then shifting about the middle."""
+        """Return the inverse of scaling, then rotating, then shifting about the middle."""
         angle = params['degrees'].double().deg2rad()
         cosine, sine = angle.cos(), angle.sin()
         turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2) / params['scale'].double()[:, None, None]

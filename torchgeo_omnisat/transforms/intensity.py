@@ -65,7 +65,7 @@ class RandomClouds(Transform):
         self.blobs = blobs
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
-        """The optical series that a batch has the keys of."""
+        """Yield the optical time series whose keys are in a batch."""
         return (m for m in super().present(batch) if m.temporal and m.kind == 'optical' and self._light(m))
 
     def _light(self, modality: Modality) -> tuple[float, float] | None:
@@ -144,7 +144,7 @@ class RandomSpeckle(Transform):
                 raise ValueError(f'decibel is {decibel}, but unit of {m.name!r} is {m.unit!r}, expected decibel=None')
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
-        """The modalities with backscatter that a batch has the keys of."""
+        """Yield the modalities with backscatter whose keys are in a batch."""
         return (m for m in super().present(batch) if self._noisy(m))
 
     def _in_decibels(self, modality: Modality) -> bool | None:
@@ -214,7 +214,7 @@ class RandomBandDropout(Transform):
         self.p = probability(p)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Flags ``<name>`` (B, C) of the bands that stay."""
+        """Draw flags ``<name>`` (B, C) of the bands that are kept."""
         drawn = {}
         for m in self.present(batch):
             random, tickets = self.random(batch, 2, len(m.bands)).unbind(1)

@@ -48,7 +48,7 @@ class ModalityDropout(Transform):
         self.p = {name: 0.0 if name in keep else chance for name, chance in probabilities(p, self.modalities).items()}
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Flags ``kept`` (B, M) of what stays of the modalities that the batch has the keys of."""
+        """Draw flags ``kept`` (B, M) of the modalities that are kept, among those whose keys are in the batch."""
         present = list(self.present(batch))
         if not present:
             return {}

@@ -36,7 +36,7 @@ class Normalize(nn.Module):
         modalities: The modalities whose images are to be changed.
         mean: Mean of every band by modality. Without it each image is measured by
             itself: a band over all finite pixels of the valid dates of one sample.
-        std: Standard deviation, likewise.
+        std: Standard deviation, in the same form.
 
     Raises:
         ValueError: If only one of *mean* and *std* is given, a modality is missing in
@@ -89,7 +89,7 @@ class Normalize(nn.Module):
         return (image - mean) / std
 
     def statistics(self, modality: Modality, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of a modality, in shapes that broadcast with its image."""
+        """Mean and standard deviation of a modality, in shapes that broadcast with its image."""
         image = batch[modality.image_key]
         if self.measured:
             mean, std = _measure(image, batch[modality.valid_key], modality.temporal)
@@ -120,7 +120,7 @@ class Denormalize(Normalize):
     Args:
         modalities: The modalities whose images are to be changed.
         mean: Mean of every band by modality.
-        std: Standard deviation, likewise.
+        std: Standard deviation, in the same form.
 
     Raises:
         ValueError: As :class:`Normalize`.
@@ -146,13 +146,13 @@ def is_constant(mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         mean: Mean of each band, in raw units.
-        std: Standard deviation, likewise.
+        std: Standard deviation, in the same form.
     """
     return std <= torch.clamp(ROUNDING * mean.abs(), min=SMALLEST)
 
 
 def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
-    """The numbers of one modality, or the one error that says what is wrong with them."""
+    """Return the statistics of one modality, or raise one error that names what is wrong."""
     if modality.name not in statistics:
         raise ValueError(f'{kind} has no entry {modality.name!r}, expected one, got {sorted(statistics)}')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
@@ -167,7 +167,7 @@ def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
 
 
 def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each sample's bands over its finite pixels of valid dates."""
+    """Mean and standard deviation of each sample's bands over its finite pixels of valid dates."""
     dims = (-4, -2, -1) if temporal else (-2, -1)
     known = finite(image) & (valid[..., None, None, None] if temporal else valid[..., None, None])
     count = known.sum(dims, keepdim=True).clamp(min=1)

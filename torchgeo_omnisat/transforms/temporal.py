@@ -17,7 +17,7 @@ class TemporalTransform(Transform):
     """What changes series alone; single images pass."""
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
-        """The series that a batch has the keys of."""
+        """Yield the time series whose keys are in a batch."""
         return (m for m in super().present(batch) if m.temporal)
 
 
@@ -44,7 +44,7 @@ class RandomTemporalDropout(TemporalTransform):
         self.p = probabilities(p, self.modalities)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Flags ``<name>`` (B, T) of the dates that stay."""
+        """Draw flags ``<name>`` (B, T) of the dates that are kept."""
         drawn = {}
         for modality in self.present(batch):
             valid = batch[modality.valid_key]
@@ -154,7 +154,7 @@ class RandomDateShift(Transform):
 
 
 def _evenly(dates: Tensor, valid: Tensor, count: int) -> Tensor:
-    """Indices ``(B, count)`` of different frames, valid ones first, nearest to evenly spaced days."""
+    """Return indices ``(B, count)`` of different frames, valid ones first, nearest to evenly spaced days."""
     days = dates.double()
     far = days.abs().max() + 1e6
     first = days.masked_fill(~valid, far).amin(-1)
