@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Listening: which dates and which modalities a model listened to."""
+"""Attention weights of a model over dates and modalities."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,19 +18,18 @@ from .omnisat import FeatureMaps, OmniSat
 
 
 class Attention(NamedTuple):
-    """Where the attention of a model went, as means over its heads.
+    """Attention weights of a model, averaged over heads.
 
-    What a model listens to is a hint at what it uses, no proof: values that are listened to
-    can still be ignored further on. A score without a sensor says more
-    (``torchgeo test`` writes one for every subset).
+    High attention does not prove that a model uses an input: later layers may ignore it.
+    Scores without a sensor are better evidence (``torchgeo test`` writes them for every subset).
 
     Attributes:
-        dates: For each series, the weight of each date in each ground patch, ``(B, T, N)``.
-            They add up to one over the dates; to less where parts of the patch were never
-            measured. A date that is not valid has zero.
-        modalities: The weight of each modality in each ground patch, ``(B, N, M)``, in the
-            order of the model's modalities. They add up to one; to zero where none saw it.
-        grid: Rows and columns of the ground grid, N in all.
+        dates: Weights of the dates in each ground patch, ``(B, T, N)`` by time series. They sum
+            to one over the dates, or to less if parts of the patch were never observed.
+            Invalid dates have weight zero.
+        modalities: Weights of the modalities in each ground patch, ``(B, N, M)``, in the order
+            of the model's modalities. They sum to one, or to zero if none observed the patch.
+        grid: Rows and columns of the ground grid, N patches in total.
     """
 
     dates: dict[str, Tensor]
@@ -40,15 +39,15 @@ class Attention(NamedTuple):
 
 @torch.no_grad()
 def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
-    """Run a model on a batch and tell what it listened to.
+    """Run a model on a batch and return its attention weights.
 
     Args:
-        model: An OmniSat; of a task it is ``task.model.backbone``. Put it into evaluation
-            first if it has dropout.
-        batch: A batch as the model takes it, that is normalised.
+        model: OmniSat backbone; of a task, ``task.model.backbone``. Call ``eval()`` first if it
+            has dropout.
+        batch: Normalised batch.
 
     Returns:
-        Weights of dates and of modalities. A series whose encoder has no
+        Weights of dates and modalities. A time series whose encoder has no
         ``TemporalAttention`` is left out.
 
     Raises:
@@ -62,7 +61,7 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
     with ExitStack() as hooks:
         watch = fusion.register_forward_hook(lambda part, inputs, _: listened.append(part.weigh(*inputs)[1].mean(-1)))
         hooks.callback(watch.remove)
-        for name, part in _collapsing(model):
+        for name, part in _temporal_attentions(model):
             watch = part.register_forward_hook(partial(_keep, weighed, name))
             hooks.callback(watch.remove)
         out = model(batch)
@@ -70,8 +69,7 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
     return Attention(dates, listened[0], out.grid)
 
 
-def _collapsing(model: OmniSat) -> Iterator[tuple[str, TemporalAttention]]:
-    """What collapses the dates of each series."""
+def _temporal_attentions(model: OmniSat) -> Iterator[tuple[str, TemporalAttention]]:
     for name, encoder in model.encoders.items():
         for part in encoder.modules():
             if isinstance(part, TemporalAttention):
@@ -84,6 +82,6 @@ def _keep(weighed: dict[str, Tensor], name: str, part: nn.Module, inputs: Any, o
 
 
 def _on_grid(weights: Tensor, found: FeatureMaps, grid: tuple[int, int]) -> Tensor:
-    """Weights ``(B, T, P)`` of the pixels of one of the maps, averaged over the patches of the ground grid."""
+    """Average the weights ``(B, T, P)`` of the pixels of a map over the patches of the ground grid."""
     size = next(m.shape[-2:] for m in found.maps if m.shape[-2] * m.shape[-1] == weights.shape[-1])
     return F.adaptive_avg_pool2d(weights.unflatten(-1, size), grid).flatten(-2)

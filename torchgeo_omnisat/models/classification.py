@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Classifier: the fused tokens of a tile to one logit a label."""
+"""Scene classifier: logits of a tile from its fused tokens."""
 
 from collections.abc import Mapping
 
@@ -13,13 +13,13 @@ from .omnisat import OmniSat, OmniSatOutput
 
 
 class OmniSatClassifier(nn.Module):
-    """An OmniSat with a head on its fused tokens: logits for the whole tile.
+    """OmniSat backbone with a multi-label classification head.
 
-    What a label asks for may fill the tile or stand in a corner of it, so every patch
-    says how much it counts for each label.
+    A class may cover the tile or only a corner of it, so the head weights the patches by
+    attention, separately for each label.
 
     Args:
-        backbone: The model that encodes and fuses.
+        backbone: Backbone that encodes and fuses the modalities.
         num_classes: Number of labels K.
     """
 
@@ -29,21 +29,21 @@ class OmniSatClassifier(nn.Module):
         self.head = LabelHead(backbone.embed_dim, num_classes)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b k']:
-        """Logits of a batch; see :meth:`OmniSat.forward`."""
+        """Return the logits of a batch; see :meth:`OmniSat.forward`."""
         return self.decode(self.backbone(batch))
 
     def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k']:
-        """Logits from what the backbone made of a batch."""
+        """Return the logits from the output of the backbone."""
         seen = self.backbone.seen(out.maps, out.grid).any(-1)
         return self.head(out.fused, seen)
 
 
 class LabelHead(nn.Module):
-    """One learned query a label attends over the patches that were seen.
+    """Attention pooling over observed patches, with one learned query per label.
 
-    The weights of a label sum to one over the patches that some modality saw, so that
-    neither the number of patches nor a patch that nothing saw changes the scale. Where
-    nothing was seen at all, all patches count alike, and the output is finite.
+    The weights of a label sum to one over the observed patches, so neither the number of
+    patches nor unobserved ones change the scale. If no patch is observed, all are included and
+    the output is finite.
 
     Args:
         dim: Width of the tokens.
@@ -58,11 +58,11 @@ class LabelHead(nn.Module):
         self.logits = nn.Linear(dim, num_classes)
 
     def forward(self, tokens: Float[Tensor, 'b n d'], seen: Bool[Tensor, 'b n']) -> Float[Tensor, 'b k']:
-        """Average the logits of the patches, label by label.
+        """Return the weighted mean of the logits of the patches.
 
         Args:
-            tokens: One token a ground patch.
-            seen: Which patches any modality saw.
+            tokens: One token per ground patch.
+            seen: Whether any modality observed the patch.
         """
         tokens = self.norm(tokens + self.mlp(tokens))
         counted = (seen | ~seen.any(1, keepdim=True)).unsqueeze(-1)

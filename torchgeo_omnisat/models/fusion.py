@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Fusion: every ground patch asks the modalities that saw it, then its neighbours."""
+"""Fusion of modalities: attention over modalities, then over ground patches."""
 
 from collections.abc import Iterable
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 class ModalityAttention(nn.Module):
-    """A learned query attends across the modalities that saw a ground patch.
+    """Cross-attention of one learned query over the modalities that observed a ground patch.
 
-    The cost grows linearly with the number of modalities. A modality that did not see the
-    patch has a weight of exactly zero; where none did, the output is the query alone.
+    The cost is linear in the number of modalities. A modality that did not observe the patch
+    has a weight of exactly zero; if none did, the output is the query plus a bias.
 
     Args:
-        names: Names of the modalities; each has a learned embedding that tells it apart.
+        names: Names of the modalities; each has a learned embedding.
         dim: Width of the tokens.
         num_heads: Number of heads.
     """
@@ -52,31 +52,30 @@ class ModalityAttention(nn.Module):
     def weigh(
         self, tokens: Float[Tensor, 'b n m d'], seen: Bool[Tensor, 'b n m']
     ) -> tuple[Float[Tensor, 'b n m d'], Float[Tensor, 'b n m g']]:
-        """The normalised tokens, and how much each head listens to each modality.
+        """Return the normalised tokens and the attention weights of each modality and head.
 
         Args:
             tokens: Tokens of M modalities, in the order of *names*.
             seen: Which modality saw which patch.
 
         Returns:
-            The tokens with their embeddings, and weights that add up to one over the
-            modalities (to zero for a patch that none of them saw).
+            Tokens with their embeddings, and weights that sum to one over the modalities, or
+            to zero for a patch that none of them observed.
         """
         hidden = ~seen.unsqueeze(-1)
         tokens = tokens.masked_fill(hidden, 0) + torch.stack([self.embeddings[name] for name in self.names])
         tokens = self.norm(tokens)
-        with torch.autocast(tokens.device.type, enabled=False):  # a softmax of rounded scores is off by their error
+        with torch.autocast(tokens.device.type, enabled=False):  # softmax amplifies rounding errors of its input
             scores = self.scores(tokens.to(self.scores.weight.dtype))
         weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=2).masked_fill(hidden, 0)
         return tokens, weights
 
 
 class Fusion(nn.Module):
-    """Cross-attention over modalities, then self-attention over the ground.
+    """Cross-attention over modalities, then self-attention over ground patches.
 
-    Positions are rotary (Su et al., arXiv 2104.09864), on both axes: what two patches say
-    to each other depends on where they lie relative to each other, so a grid of any size
-    and shape will do, and no table of biases has to be gathered.
+    Rotary position embeddings (Su et al., arXiv 2104.09864) on both axes depend on the
+    relative position of two patches, so the grid may have any size and shape.
 
     Args:
         names: Names of the modalities.
@@ -104,7 +103,7 @@ class Fusion(nn.Module):
         Args:
             tokens: Tokens of M modalities on one ground grid.
             seen: Which modality saw which patch.
-            grid: Rows and columns of the grid, N in all.
+            grid: Rows and columns of the grid, N patches in total.
         """
         x = self.modalities(tokens, seen)
         x = x + self.mlp(self.norm(x))

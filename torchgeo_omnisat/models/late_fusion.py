@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Late fusion: every modality goes its own way to the pixels, where what they say is averaged.
+"""Late fusion: one encoder-decoder per modality, whose outputs are averaged for each pixel.
 
 The dual-stream baseline, after Garnot, Landrieu and Chehata, "Multi-Modal Temporal Attention
-Models for Crop Mapping from Satellite Time Series" (arXiv 2112.07558). With one series it is
+Models for Crop Mapping from Satellite Time Series" (arXiv 2112.07558). With one time series it is
 U-TAE (arXiv 2107.07933) with GroupNorm.
 """
 
@@ -22,17 +22,17 @@ from .encoders.utae import UpBlock, climb, conv_block, group_norm
 from .omnisat import OmniSat, channels_last
 from .segmentation import resize
 
-#: Backbones of one stream a modality, and what each takes: one series, the series, everything.
+#: Backbones with one stream per modality; their inputs are one time series, all time series, all modalities.
 LATE_FUSION = ('utae', 'dual_stream', 'late_fusion')
 
 
 class Stream(nn.Module):
-    """An encoder with U-TAE's decoder: one map, about as fine as is asked for.
+    """Encoder with the decoder of U-TAE, which returns one map near a target resolution.
 
     Args:
-        encoder: Has ``channels`` and ``strides`` of its maps, fine to coarse.
-        gsd: Metres a pixel of the images.
-        target_gsd: Metres a pixel that the map is to come near.
+        encoder: Encoder with the ``channels`` and ``strides`` of its maps, fine to coarse.
+        gsd: GSD of the images in metres.
+        target_gsd: Target GSD of the map in metres.
         width: Channels of the map.
     """
 
@@ -51,44 +51,43 @@ class Stream(nn.Module):
         self.channels, self.strides = (width,), (strides[finest],)
 
     def forward(self, *images: Tensor) -> list[Tensor]:
-        """The map of what the encoder takes: ``(image, dates, valid)`` or ``(image, valid)``."""
+        """Return the map of the encoder's input, ``(image, dates, valid)`` or ``(image, valid)``."""
         maps = self.encoder(*images)[self.finest :]
         return [self.head(climb(self.up_blocks, maps)[-1])]
 
 
 class Grid(nn.Module):
-    """A map as tokens, one a place of the grid."""
+    """Conversion of a map to tokens, one per cell of the grid."""
 
     def forward(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, 'b n d']:
-        """Average or interpolate the only map."""
+        """Average or interpolate the map."""
         return rearrange(resize(maps[0], grid), 'b d h w -> b (h w) d')
 
 
 class MeanFusion(nn.Module):
-    """The mean over the modalities that saw a place; zero where none did."""
+    """Mean over the modalities that observed a cell; zero if none did."""
 
     def forward(
         self, tokens: Float[Tensor, 'b n m d'], seen: Bool[Tensor, 'b n m'], grid: tuple[int, int]
     ) -> Float[Tensor, 'b n d']:
-        """Average the tokens of each place; see :meth:`.Fusion.forward`."""
+        """Average the tokens of each cell; see :meth:`.Fusion.forward`."""
         hidden = ~seen.unsqueeze(-1)
         return tokens.masked_fill(hidden, 0).sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
 
 
 class LateFusion(OmniSat):
-    """One stream a modality, averaged at the end; takes the place of an :class:`OmniSat`.
+    """Late-fusion baseline with one stream per modality; a replacement for :class:`OmniSat`.
 
-    Its tokens are those of single pixels, so a decoder has nothing left to do but to tell
-    classes. No modality knows of another: what is absent has no influence, and neither has
-    the batch.
+    Its tokens are those of single pixels, so a decoder only has to classify them. The streams
+    are independent: absent modalities and other samples of the batch have no influence.
 
     Args:
-        modalities: The modalities, each of which gets a stream. A batch may hold others.
-        patch_size: Side of what a token stands for, in metres: a pixel of the label.
+        modalities: Modalities, each with a stream. A batch may contain others.
+        patch_size: Side of a token in metres, usually the GSD of the labels.
         encoders: See :class:`OmniSat`.
         widths: Channels of the levels of a U-TAE encoder, as published.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
-        width: Channels of what a stream ends in.
+        width: Output channels of a stream.
     """
 
     def __init__(
@@ -113,31 +112,31 @@ class LateFusion(OmniSat):
         channels_last(self)
 
     def _refuse(self, batch: Mapping[str, Tensor]) -> None:
-        """As :meth:`OmniSat._refuse`, but other images are let pass."""
+        """Validate the batch as :class:`OmniSat` does, but allow other images."""
         others = {key for key in batch if key.startswith('image')} - {m.image_key for m in self.modalities.values()}
         super()._refuse({key: value for key, value in batch.items() if key not in others})
 
 
 def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str, Modality]:
-    """The modalities that a backbone takes of those that there are.
+    """Return the modalities that a backbone uses.
 
     Args:
         backbone: Name of a builder.
-        modalities: The modalities; see :class:`OmniSat`.
-        series: Name of the one series for ``'utae'``; None for the only optical one, or the only one.
+        modalities: Available modalities; see :class:`OmniSat`.
+        series: Name of the time series for ``'utae'``; None for the only optical one, or the only one.
 
     Returns:
-        Of ``'utae'`` one series, of ``'dual_stream'`` every series, otherwise all.
+        One time series for ``'utae'``, all time series for ``'dual_stream'``, otherwise all.
 
     Raises:
-        ValueError: If there is no such series, or more than one to choose from.
+        ValueError: If there is no such time series, or more than one.
     """
     known = as_modalities(modalities)
     if backbone not in ('utae', 'dual_stream'):
         return known
     found = [modality.name for modality in known.values() if modality.temporal]
     if not found:
-        raise ValueError(f'{backbone} takes series, expected one among the modalities {list(known)}')
+        raise ValueError(f'{backbone} takes time series, expected one among the modalities {list(known)}')
     if backbone == 'dual_stream':
         return {name: known[name] for name in found}
     choices = [series] if series else [name for name in found if known[name].kind == 'optical'] or found
@@ -149,9 +148,9 @@ def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str
 
 
 def dual_stream(modalities: Any, **kwargs: Any) -> LateFusion:
-    """One U-TAE stream a series, averaged at the end: the baseline for Sentinel-1 and 2.
+    """Build the late-fusion baseline for Sentinel-1 and 2, with one U-TAE stream per time series.
 
-    Single images among the modalities are left aside; :func:`late_fusion` takes them too.
+    Single images are ignored; :func:`late_fusion` uses them too.
 
     Args:
         modalities: See :class:`OmniSat`.
@@ -161,7 +160,7 @@ def dual_stream(modalities: Any, **kwargs: Any) -> LateFusion:
 
 
 def late_fusion(modalities: Any, **kwargs: Any) -> LateFusion:
-    """One stream a modality, a U-TAE for a series and a U-Net for an image, averaged at the end.
+    """Build a late-fusion model with a U-TAE for each time series and a U-Net for each image.
 
     Args:
         modalities: See :class:`OmniSat`.

@@ -1,10 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSat: one encoder a modality, one ground grid, one fusion of whatever is there.
+"""OmniSat: one encoder per modality, one ground grid, and fusion of the available modalities.
 
 After Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observation"
-(arXiv 2404.08351); encoders, fusion and the treatment of what is missing are our own.
+(arXiv 2404.08351); the encoders, the
+fusion and the handling of missing data differ from the paper.
 """
 
 import math
@@ -23,17 +24,17 @@ from ..utils.observed import observed
 from .encoders.registry import Encoder, build_encoders
 from .fusion import Fusion
 
-#: Largest width of tokens and feature maps, and largest number of blocks.
+#: Maximum width of tokens and feature maps, and maximum number of blocks.
 LARGEST_WIDTH, LARGEST_DEPTH = 16384, 256
 
 
 class FeatureMaps(NamedTuple):
-    """What one modality's encoder saw.
+    """Feature maps of one modality.
 
     Attributes:
         maps: Features ``(B, C_l, H_l, W_l)``, fine to coarse.
-        gsds: Metres a pixel of each map.
-        seen: Which pixels were measured at least once, ``(B, 1, H, W)`` bool.
+        gsds: GSD of each map in metres.
+        seen: Pixels observed on at least one date, ``(B, 1, H, W)`` bool.
     """
 
     maps: tuple[Tensor, ...]
@@ -42,16 +43,16 @@ class FeatureMaps(NamedTuple):
 
 
 class OmniSatOutput(NamedTuple):
-    """What :class:`OmniSat` makes of a batch.
+    """Output of :class:`OmniSat`.
 
     Attributes:
-        tokens: One token a modality and ground patch, ``{name: (B, N, D)}``; zero where
-            the modality did not see the patch.
-        fused: One token a ground patch, ``(B, N, D)``.
-        available: Which modalities each sample has, ``(B, M)`` bool.
-        maps: The feature maps of each modality.
-        grid: Rows and columns of the ground grid, N in all.
-        extent: Height and width of the tile, in metres.
+        tokens: Token of each modality and ground patch, ``{name: (B, N, D)}``; zero where
+            the modality did not observe the patch.
+        fused: Fused token of each ground patch, ``(B, N, D)``.
+        available: Modalities available in each sample, ``(B, M)`` bool.
+        maps: Feature maps of each modality.
+        grid: Rows and columns of the ground grid, N patches in total.
+        extent: Height and width of the tile in metres.
     """
 
     tokens: dict[str, Tensor]
@@ -63,7 +64,7 @@ class OmniSatOutput(NamedTuple):
 
 
 class TokenHead(nn.Module):
-    """Projects the feature maps of one modality to one token a ground patch.
+    """Projection of the feature maps of one modality to one token per ground patch.
 
     Args:
         channels: Channels of each map.
@@ -84,30 +85,30 @@ class TokenHead(nn.Module):
 
 
 class OmniSat(nn.Module):
-    """Fuses any number of modalities, any of which may be missing in any sample.
+    """OmniSat backbone, which fuses any number of modalities; any may be missing in any sample.
 
-    Padding, the content of an absent modality, the order of the dates and the batch that a
-    sample sits in change nothing in its output.
+    The output of a sample does not depend on padding, values of absent modalities, the order
+    of the dates, or the other samples of the batch.
 
     Args:
-        modalities: The modalities, by name or as a list, also as plain dictionaries.
+        modalities: Modalities by name or as a list; each may be a plain dictionary.
         embed_dim: Width D of the tokens.
         patch_size: Side of a ground patch, in metres.
-        encoders: Encoders by modality name, where the default is not wanted: ``'utae'``,
-            ``'utae_published'`` (for :func:`.load_encoder`) or ``'ltae'`` for a series, a timm
+        encoders: Encoders by modality name, if not the default: ``'utae'``,
+            ``'utae_published'`` (for :func:`.load_encoder`) or ``'ltae'`` for a time series, a timm
             backbone for an image, a module, or a class that takes the number of bands. It has
             ``channels`` and ``strides`` (of its maps, fine to coarse) and maps
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
-            maps; NaN are bands of pixels that were not measured.
+            maps. NaN is nodata.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
         widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
-        checkpointing: Whether default series encoders compute the finest maps of single dates
-            again in the backward pass instead of keeping them: less memory, more time.
+        checkpointing: Whether default time series encoders recompute the finest maps of single
+            dates in the backward pass, which saves memory and takes more time.
 
     Raises:
-        ValueError: If an encoder is named for a modality that is not there, or is unknown, or
+        ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or
             *embed_dim* is not a multiple of four times *num_heads*, or a size is not positive and finite
             or implausibly large.
     """
@@ -145,20 +146,20 @@ class OmniSat(nn.Module):
             Tokens, fused tokens, availability and feature maps.
 
         Raises:
-            ValueError: If the batch holds a modality that the model does not know, none that
-                it knows, other bands than expected, or tiles that differ on the ground.
+            ValueError: If the batch has an unknown modality, none of the model's, other bands than
+                expected, or modalities that cover different ground.
         """
         return self.join(self.encode(batch))
 
     def join(self, maps: Mapping[str, FeatureMaps]) -> OmniSatOutput:
-        """Fuse what the encoders saw; see :meth:`forward`."""
+        """Fuse the feature maps; see :meth:`forward`."""
         grid, extent = self.ground(maps)
         tokens = self.tokens(maps)
         seen = self.seen(maps, grid)
         return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), dict(maps), grid, extent)
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
-        """Feature maps of every modality in the batch; see :meth:`forward`."""
+        """Return the feature maps of every modality in the batch; see :meth:`forward`."""
         self._refuse(batch)
         found = {}
         for name, modality in self.modalities.items():
@@ -179,7 +180,7 @@ class OmniSat(nn.Module):
         return found
 
     def tokens(self, maps: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
-        """One token ``(B, N, D)`` a modality and ground patch, zero where nothing was seen."""
+        """Return one token ``(B, N, D)`` per modality and ground patch; zero where it is not observed."""
         grid, _ = self.ground(maps)
         return {
             name: self.heads[name](found.maps, grid) * _patches_seen(found.seen, grid).unsqueeze(-1)
@@ -192,16 +193,16 @@ class OmniSat(nn.Module):
         available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
         grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, 'b n d']:
-        """One token a ground patch, from whatever is there.
+        """Fuse the tokens of the available modalities to one per ground patch.
 
         Args:
-            tokens: Tokens by modality; a modality may be left out.
-            available: Which modalities count, in the order of :attr:`modalities`, for each
+            tokens: Tokens by modality; modalities may be omitted.
+            available: Modalities to fuse, in the order of :attr:`modalities`, for each
                 sample or for each patch.
-            grid: Rows and columns of the ground grid; only a square one may be left out.
+            grid: Rows and columns of the ground grid; required unless it is square.
 
         Raises:
-            ValueError: If *grid* has not N places.
+            ValueError: If *grid* does not have N patches.
         """
         some = next(iter(tokens.values()))
         side = math.isqrt(some.shape[1])
@@ -215,11 +216,11 @@ class OmniSat(nn.Module):
         return self.fusion(stacked, seen & held, (rows, columns))
 
     def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
-        """What the model would have made of some of the modalities; nothing is encoded again.
+        """Return the output for a subset of the modalities, without encoding them again.
 
         Args:
-            out: The output for all of them.
-            names: The modalities to keep.
+            out: Output for all modalities.
+            names: Modalities to keep.
 
         Raises:
             ValueError: If *out* has none of them.
@@ -233,7 +234,7 @@ class OmniSat(nn.Module):
         return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
     def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
-        """Grid (rows, columns) and extent (height, width in metres) that the modalities, or their images, share."""
+        """Return the common grid (rows, columns) and extent (height, width in metres) of maps or images."""
         sizes = {n: f.shape[-2:] if isinstance(f, Tensor) else f.seen.shape[-2:] for n, f in maps.items()}
         extents = {n: tuple(side * self.modalities[n].gsd for side in size) for n, size in sizes.items()}
         gsds = {n: self.modalities[n].gsd for n in maps}
@@ -245,17 +246,17 @@ class OmniSat(nn.Module):
         return (rows, columns), (extent[0], extent[1])
 
     def seen(self, maps: Mapping[str, FeatureMaps], grid: tuple[int, int]) -> Bool[Tensor, 'b n m']:
-        """Which modality saw at least one pixel of which patch, in the order of :attr:`modalities`."""
+        """Return which modalities observed a pixel of each patch, in the order of :attr:`modalities`."""
         found = {name: _patches_seen(f.seen, grid) for name, f in maps.items()}
         nothing = torch.zeros_like(next(iter(found.values())))
         return torch.stack([found.get(name, nothing) for name in self.modalities], dim=-1)
 
     def _refuse(self, batch: Mapping[str, Tensor]) -> None:
-        """Raise a ValueError for a batch that this model was not built for."""
+        """Validate that the batch fits the model."""
         known = {m.image_key: m for m in self.modalities.values()}
         images = [key for key in batch if key.startswith('image')]
         if unknown := [key for key in images if key not in known]:
-            raise ValueError(f'batch holds {unknown}, but the model was built for {sorted(known)} alone')
+            raise ValueError(f'batch holds {unknown}, but the model was built for {sorted(known)} only')
         if not images:
             raise ValueError(f'batch has no image among {sorted(batch)}, expected at least one of {sorted(known)}')
         if not len(batch[images[0]]):
@@ -272,7 +273,7 @@ class OmniSat(nn.Module):
 def _check_sizes(
     finest: float, patch_size: float, embed_dim: int, depth: int, num_heads: int, widths: Sequence[int]
 ) -> None:
-    """Refuse sizes that no model has, before memory is allocated."""
+    """Reject implausible sizes before memory is allocated."""
     if not finest / 100 <= patch_size < math.inf:
         raise ValueError(f'patch_size is {patch_size} m, expected a finite length, at least a pixel of {finest} m')
     whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
@@ -284,19 +285,19 @@ def _check_sizes(
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay the parameters of 2-D convolutions out with the channels last; those of other layers stay."""
+    """Convert the parameters of 2-D convolutions to the channels-last memory format."""
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[Tensor, 'b n']:
-    """Which patches of the ground grid hold a pixel that was measured."""
+    """Return which patches of the ground grid contain an observed pixel."""
     return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
 
 
 def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
-    """The smallest OmniSat, for tests, demonstrations and first looks at data.
+    """Build the smallest OmniSat, for tests, demonstrations and a first look at data.
 
     Args:
         modalities: See :class:`OmniSat`.
@@ -308,7 +309,7 @@ def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: 
 
 
 def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
-    """An OmniSat for laptops: a lean full-resolution stem keeps the detail at 10 m.
+    """Build an OmniSat for laptops, with a narrow stem at full resolution that keeps details at 10 m.
 
     Args:
         modalities: See :class:`OmniSat`.
@@ -327,7 +328,7 @@ def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs:
 
 
 def omnisat_base(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
-    """The full-size OmniSat.
+    """Build the full-size OmniSat.
 
     Args:
         modalities: See :class:`OmniSat`.
@@ -338,7 +339,6 @@ def omnisat_base(modalities: Any, weights: WeightsEnum | None = None, **kwargs: 
 
 
 def _build(modalities: Any, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> OmniSat:
-    """Build a model and load its weights, if any."""
     model = OmniSat(modalities, **kwargs)
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Decoder: fused tokens go up to the label's pixels, with finer maps as skips."""
+"""U-Net decoder from fused tokens to the pixels of the labels, with feature maps as skips."""
 
 import math
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from ..modality import half_up
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
-#: Adam moves a weight by about the learning rate a step, so a last layer of few channels is
-#: slow to leave its start; its output is multiplied by this (Yang et al., arXiv 2203.03466).
+#: Adam changes a weight by about the learning rate per step, so a last layer of few channels
+#: trains slowly; its output is multiplied by this factor (Yang et al., arXiv 2203.03466).
 LOGIT_SCALE = 10.0
 
 
 class MeanSkip(nn.Module):
-    """The skip connection of one level: the mean over the modalities that saw a pixel.
+    """Skip connection of one level: mean over the modalities that observed a pixel.
 
-    It is normalised, so that it weighs as much beside the fused tokens whatever went in.
+    It is normalised, so its scale does not depend on which modalities are available.
 
     Args:
-        levels: For each modality, the index of its map that is used and its channels.
+        levels: Index and channels of the map of each modality.
         width: Channels of the skip.
     """
 
@@ -41,7 +41,7 @@ class MeanSkip(nn.Module):
         self.width = width
 
     def forward(self, maps: Mapping[str, FeatureMaps], like: Tensor, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
-        """Project, bring to *size*, average and normalise."""
+        """Project, resize, average and normalise the maps."""
         total = like.new_zeros(len(like), self.width, *size)
         count = like.new_zeros(len(like), 1, *size)
         for name, index in self.levels.items():
@@ -53,12 +53,12 @@ class MeanSkip(nn.Module):
 
 
 class OmniSatSegmenter(nn.Module):
-    """An OmniSat with a U-Net decoder: logits for every pixel of the label.
+    """OmniSat backbone with a U-Net decoder, which returns logits for every pixel of the labels.
 
     Args:
-        backbone: The model that encodes and fuses.
+        backbone: Backbone that encodes and fuses the modalities.
         num_classes: Number of classes K.
-        label_gsd: Metres a pixel of the label.
+        label_gsd: GSD of the labels in metres.
         width: Channels at the label's resolution; they double with every level, up to the
             width of the tokens.
     """
@@ -71,22 +71,22 @@ class OmniSatSegmenter(nn.Module):
         self.decoder.to(memory_format=torch.channels_last)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b k h w']:
-        """Logits of a batch; see :meth:`OmniSat.forward`."""
+        """Return the logits of a batch; see :meth:`OmniSat.forward`."""
         return self.decode(self.backbone(batch))
 
     def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k h w']:
-        """Logits from what the backbone made of a batch."""
+        """Return the logits from the output of the backbone."""
         rows, columns = (max(1, half_up(side / self.label_gsd)) for side in out.extent)
         return self.decoder(out, (rows, columns))
 
 
 class Decoder(nn.Module):
-    """U-Net blocks of segmentation-models-pytorch, from the ground grid to the label's.
+    """U-Net decoder of segmentation-models-pytorch blocks, from the ground grid to the labels.
 
     Args:
-        backbone: The model whose tokens and maps come in.
+        backbone: Backbone whose tokens and maps are decoded.
         num_classes: Number of classes K.
-        label_gsd: Metres a pixel of the label.
+        label_gsd: GSD of the labels in metres.
         width: Channels of the last block.
     """
 
@@ -105,26 +105,26 @@ class Decoder(nn.Module):
 
     @property
     def bias(self) -> Tensor:
-        """The bias of the last layer."""
+        """Bias of the last layer."""
         assert self.head.bias is not None
         return self.head.bias
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
-        """Logits of the given size."""
+        """Return logits of the given size."""
         rows, columns = out.grid
         x = rearrange(out.fused, 'b (h w) d -> b d h w', h=rows, w=columns)
         for level, (skip, block) in enumerate(zip(self.skips, self.blocks, strict=True)):
             scale = 2 ** (len(self.blocks) - 1 - level)
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        with torch.autocast(x.device.type, enabled=False):  # eight bits would leave ties between classes
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would leave ties between classes
             wide = torch.promote_types(self.head.weight.dtype, torch.float32)
             logits = F.conv2d(x.to(wide), self.head.weight.to(wide), self.bias.to(wide))
         return resize(LOGIT_SCALE * logits, size)
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:
-    """Average where the map is finer than *size*, interpolate where it is coarser."""
+    """Average a map that is finer than *size*, or interpolate one that is coarser."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
@@ -133,7 +133,7 @@ def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 
 
 
 def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
-    """The map of each modality whose pixels are nearest to *gsd*, if none is much coarser."""
+    """Return the index and channels of each modality's map with the GSD nearest to *gsd*, unless much coarser."""
     found = {}
     encoder: Any
     for name, encoder in backbone.encoders.items():
@@ -145,7 +145,7 @@ def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
 
 
 def _block(in_channels: int, skip_channels: int, out_channels: int) -> UnetDecoderBlock:
-    """The U-Net block of smp with GroupNorm, which its own options do not offer."""
+    """Return a U-Net block of smp with GroupNorm, which its options do not offer."""
     block = UnetDecoderBlock(
         in_channels, skip_channels, out_channels, use_norm='identity', interpolation_mode='bilinear'
     )

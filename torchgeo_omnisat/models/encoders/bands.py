@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""First layers of encoders: linear in the bands, with a learned term for those that are missing."""
+"""First layers of encoders, with a learned term for missing bands."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +16,16 @@ MISSING = 'missing'
 
 
 class BandConv2d(nn.Conv2d):
-    """A convolution of images of which single bands may be missing.
+    """Convolution of images with missing bands.
 
-    A number that is not :func:`.observed`, such as NaN, is one of a missing band.
-
-    A missing band adds nothing, so its weights have no influence there. Where other bands of the
-    pixel were measured, a term is added that depends on which bands are missing and on nothing
-    else: a convolution of their flags, whose weights are zero until they are trained. A pixel
-    without any measured band adds nothing at all.
+    A value that is not :func:`.observed`, such as NaN, is a missing band and counts as 0. If
+    other bands of the pixel are observed, the output also has a convolution of the flags of
+    the missing bands, whose weights are initialised to zero. A pixel without observed bands
+    contributes nothing.
 
     Args:
         *args: Those of :class:`torch.nn.Conv2d`.
-        learn: Whether there is a term; without one a missing band counts as 0, as published.
+        learn: Whether to add this term; the published encoders do not have it.
         **kwargs: Those of :class:`torch.nn.Conv2d`.
     """
 
@@ -63,7 +61,7 @@ class BandConv2d(nn.Conv2d):
 
 
 class BandLinear(nn.Linear):
-    """As :class:`BandConv2d`, a linear map of single pixels ``(..., C)``."""
+    """Linear layer of single pixels ``(..., C)`` with missing bands; see :class:`BandConv2d`."""
 
     missing: nn.Parameter
 
@@ -86,11 +84,11 @@ class BandLinear(nn.Linear):
 
 
 def add_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return parameters with zeros for missing bands where they were saved before those existed.
+    """Return a state dict with zeros for parameters of missing bands that an old checkpoint lacks.
 
     Args:
-        state: The parameters that were saved.
-        own: Those of the module that they are for.
+        state: State dict of the checkpoint.
+        own: State dict of the module.
     """
     added = {
         name: torch.zeros_like(value)
@@ -101,5 +99,5 @@ def add_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
 
 
 def _none(flags: Tensor) -> bool:
-    """Whether no flag is set; a compiled graph does not ask, and computes both cases."""
+    """Return whether no flag is set; always False in a compiled graph, which computes both cases."""
     return not torch.compiler.is_compiling() and not bool(flags.any())

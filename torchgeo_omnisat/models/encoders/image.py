@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Single images: any timm backbone as a feature pyramid."""
+"""Encoder of single images: any timm backbone as a feature pyramid."""
 
 import math
 from typing import Any
@@ -20,12 +20,11 @@ from .packing import put, rows, take
 
 
 class ImageEncoder(nn.Module):
-    """A timm backbone whose output for an image does not depend on its batch.
+    """Timm backbone whose output for an image does not depend on the other images of the batch.
 
-    Images that are not valid are not computed. BatchNorm is frozen where its statistics
-    come with pre-trained weights, and replaced by GroupNorm where they do not. Its first
-    convolution becomes a ``BandConv2d``; where a backbone begins with a layer of another
-    type, missing bands are 0, their mean, instead.
+    Invalid images are not computed. BatchNorm is frozen with pre-trained weights, and replaced
+    by GroupNorm otherwise. The first convolution becomes a ``BandConv2d``; if a backbone begins
+    with another layer, missing bands are set to 0, their mean.
 
     Args:
         in_channels: Number of bands.
@@ -59,8 +58,8 @@ class ImageEncoder(nn.Module):
         """Encode images.
 
         Args:
-            image: The bands; not finite where one was not measured.
-            valid: Which images count; the maps of the others are zero.
+            image: Normalised bands; NaN is nodata.
+            valid: Valid images; the maps of the others are zero.
 
         Returns:
             Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
@@ -74,7 +73,7 @@ class ImageEncoder(nn.Module):
 
 
 def _take_missing(backbone: nn.Module, bands: int) -> bool:
-    """Replace the first convolution by one that takes missing bands; return whether there is one of that type."""
+    """Replace the first convolution by a ``BandConv2d``; return whether the backbone has one."""
     name, conv = next(((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), ('', None))
     if type(conv) is not nn.Conv2d or conv.in_channels != bands:
         return False

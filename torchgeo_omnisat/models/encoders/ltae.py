@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Series without convolutions over single dates: pixels and dates first, ground after."""
+"""Pixel-wise encoder of time series: temporal attention first, then convolutions."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,16 +18,16 @@ from .utae import DownBlock
 
 
 class LTAEEncoder(nn.Module):
-    """A feature pyramid of a series whose dates are collapsed pixel by pixel.
+    """L-TAE encoder of time series, which returns a feature pyramid.
 
-    The order of OmniSat's published series encoder (arXiv 2404.08351): an MLP on the bands
-    of each pixel and date, temporal attention with one query a head, and only then the
-    neighbourhood. Convolutions see one image instead of T, which is much cheaper than
+    As in OmniSat's published encoder (arXiv 2404.08351), a pixel-wise MLP and temporal
+    attention with one query per head come before the convolutions. These are computed for
+    one image instead of T, which is much cheaper than
     :class:`~torchgeo_omnisat.models.encoders.utae.UTAEEncoder`.
 
     Args:
         in_channels: Number of bands.
-        widths: Channels of each level; every level halves the resolution of the one before.
+        widths: Channels of each level; each halves the resolution of the previous one.
         num_heads: Heads of the temporal attention; the first width is a multiple of it.
         key_dim: Width of a query.
     """
@@ -40,19 +40,19 @@ class LTAEEncoder(nn.Module):
         self.strides = tuple(2**level for level in range(len(widths)))
         width = widths[0]
         self.pixel = nn.Sequential(BandLinear(in_channels, width), nn.GELU(), nn.Linear(width, width))
-        # A norm over the dates of a pixel would take away how bright it is, which nothing else keeps here.
+        # A norm over the dates of a pixel would remove its brightness, which no other layer keeps.
         self.temporal = TemporalAttention(width, (width,), None, num_heads, key_dim, in_norm=False)
         self.down_blocks = nn.ModuleList(DownBlock(i, o, 'zeros') for i, o in pairwise(widths))
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode series.
+        """Encode time series.
 
         Args:
-            image: The bands; not finite where one was not measured.
+            image: Normalised bands; NaN is nodata.
             dates: Days since 1970-01-01.
-            valid: Which dates count. The others are not even computed.
+            valid: Valid dates; the others are not computed.
 
         Returns:
             Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.

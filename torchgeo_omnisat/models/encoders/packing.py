@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Packing: only images that are valid are computed, and land back in their places."""
+"""Selection of the valid images of a batch, and the inverse."""
 
 import torch
 from einops import rearrange
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def rows(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
-    """Which images of a flattened batch to compute; ``None`` for all of them, without a copy.
+    """Return the indices of the valid images of a flattened batch; ``None`` for all, without a copy.
 
-    A compiled graph has fixed shapes: it computes all, and what is not valid is masked.
+    A compiled graph has fixed shapes: it computes all images, and invalid ones are masked.
     """
     if torch.compiler.is_compiling() or bool(valid.all()):
         return None
@@ -20,14 +20,14 @@ def rows(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
 
 
 def take(x: Tensor, index: Int[Tensor, ' s'] | None) -> Tensor:
-    """The rows of *x* that *index* names."""
+    """Return the rows of *x* with these indices."""
     return x if index is None else x[index]
 
 
 def put(x: Tensor, index: Int[Tensor, ' s'] | None, length: int) -> Tensor:
-    """The inverse of :func:`take`: rows back in their places, zeros elsewhere.
+    """Invert :func:`take`: return *length* rows, with zeros for those not in *index*.
 
-    Maps ``(S, C, H, W)`` keep the channels last in memory, where the convolutions left them.
+    Maps ``(S, C, H, W)`` stay in the channels-last memory format.
     """
     if index is None:
         return x
@@ -40,8 +40,8 @@ def add_up(x: Tensor, index: Int[Tensor, ' s'] | None, shape: torch.Size) -> Ten
     """Sum the images of each of B samples: ``(S, ...)`` to ``(B, ...)``.
 
     Args:
-        x: One row an image that was computed.
-        index: Its place among the B T images.
+        x: One row per valid image.
+        index: Its index among the B T images.
         shape: B and T.
     """
     if index is None:

@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSat's published encoders, which see every ground patch alone.
+"""Published encoders of OmniSat, which encode each ground patch independently.
 
 Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observation" (arXiv
-2404.08351). Written from the paper; here to load published weights and to compare with.
+2404.08351). Written from the paper, to load published weights and for comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 
 class SeriesPatchEncoder(nn.Module):
-    """An MLP on each patch and date, then attention over the dates.
+    """Published time series encoder: an MLP on each patch and date, then temporal attention.
 
     Args:
         in_channels: Number of bands.
-        patch_size: Pixels along a patch; one if every pixel is its own patch.
+        patch_size: Side of a patch in pixels; 1 for single pixels.
         mlp_in: Widths of the layers before the attention.
         mlp: Widths of the layers after it; the last one is D.
         num_heads: Number of heads.
         key_dim: Width of a query.
-        in_norm: Whether the input of the attention is normalised over the dates.
+        in_norm: Whether to normalise the input of the attention over the dates.
         dropout: Dropout of both MLPs.
-        period: Base of the wave lengths of the dates.
-        reference_date: The day from which dates are counted, in days since 1970-01-01.
+        period: Base of the wavelengths of the date encoding.
+        reference_date: Day zero of the date encoding, in days since 1970-01-01.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class SeriesPatchEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> Float[Tensor, 'b n d']:
-        """One token a patch.
+        """Return one token per patch.
 
         Args:
-            image: The bands; not finite where one was not measured, which counts as 0, as published.
+            image: Normalised bands; NaN is nodata, and counts as 0 as published.
             dates: Days since 1970-01-01.
-            valid: Which dates count.
+            valid: Valid dates.
         """
         index, side = rows(valid), self.patch_size
         patches = rearrange(take(image.flatten(0, 1), index), 's c (h p) (w q) -> s (h w) (c p q)', p=side, q=side)
@@ -96,7 +96,7 @@ class SeriesPatchEncoder(nn.Module):
     def from_published(
         cls, state_dict: Mapping[str, Tensor], reference_date: int = PUBLISHED_REFERENCE, **ctor: Any
     ) -> 'SeriesPatchEncoder':
-        """The published encoder with its weights, in evaluation mode; see :meth:`.UTAE.from_published`."""
+        """Build the published encoder with its weights, in evaluation mode; see :meth:`.UTAE.from_published`."""
         chosen = published_arguments('the series encoder', ctor, SERIES_ARGUMENTS, SERIES_FIXED)
         model = cls(**chosen, reference_date=reference_date)
         model.load_state_dict(renamed(state_dict, SERIES_NAMES))
@@ -119,17 +119,17 @@ class ResidualBlock(nn.Module):
 
 
 class ImagePatchEncoder(nn.Module):
-    """Convolutions and pooling take each patch of an image to one token.
+    """Published image encoder: convolutions and pooling of each patch to one token.
 
     Args:
         in_channels: Number of bands.
-        patch_size: Pixels along a patch, 32 to 63.
+        patch_size: Side of a patch in pixels, 32 to 63.
         dim: Width D of a token.
         groups: Groups of the GroupNorm.
-        bias: Whether the residual convolutions have biases.
+        bias: Whether residual convolutions have biases.
 
     Raises:
-        ValueError: If a patch of that size does not shrink to one pixel.
+        ValueError: If a patch of that size is not pooled to one pixel.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class ImagePatchEncoder(nn.Module):
         self.layers = nn.Sequential(*stem, *blocks)
 
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
-        """One token a patch; pixels that are not finite were not measured, and count as 0."""
+        """Return one token per patch; nodata (NaN) counts as 0."""
         side = self.patch_size
         image = image.masked_fill(~observed(image), 0)
         patches = rearrange(image, 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side)
@@ -152,7 +152,7 @@ class ImagePatchEncoder(nn.Module):
 
     @classmethod
     def from_published(cls, state_dict: Mapping[str, Tensor], **ctor: Any) -> 'ImagePatchEncoder':
-        """The published encoder with its weights, in evaluation mode; see :meth:`.UTAE.from_published`."""
+        """Build the published encoder with its weights, in evaluation mode; see :meth:`.UTAE.from_published`."""
         model = cls(**published_arguments('the image encoder', ctor, IMAGE_ARGUMENTS, IMAGE_FIXED))
         model.load_state_dict(renamed(state_dict, IMAGE_NAMES))
         return model.eval()

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Published names: how the parameters and arguments of the research code map to ours."""
+"""Names of parameters and arguments in the published code, and ours for them."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ UTAE_ARGUMENTS = {
     'd_k': 'key_dim',
 }
 
-#: U-TAE's arguments of which one value is supported; ``None`` where any value has no effect.
+#: U-TAE's arguments with only one supported value; ``None`` if the value has no effect.
 UTAE_FIXED: dict[str, tuple[Any, ...] | None] = {
     'str_conv_k': (4,),
     'str_conv_s': (2,),
@@ -51,7 +51,7 @@ UTAE_FIXED: dict[str, tuple[Any, ...] | None] = {
     'pad_value': None,
 }
 
-#: The same of OmniSat's series encoder.
+#: The same for OmniSat's time series encoder.
 SERIES_NAMES = {
     r'^inconv\.([01])\.': r'embed.0.\1.',
     r'^inconv\.4\.': 'embed.1.0.',
@@ -80,7 +80,7 @@ SERIES_ARGUMENTS = {
 }
 SERIES_FIXED: dict[str, tuple[Any, ...] | None] = {'positional_encoding': (True,), 'return_att': None}
 
-#: The same of OmniSat's image encoder.
+#: The same for OmniSat's image encoder.
 IMAGE_NAMES = {r'^proj\.': 'layers.', r'\.bn\.': '.norm.'}
 IMAGE_ARGUMENTS = {
     'in_chans': 'in_channels',
@@ -95,13 +95,13 @@ IMAGE_FIXED: dict[str, tuple[Any, ...] | None] = {'res': (True,)}
 def published_arguments(
     model: str, ctor: Mapping[str, Any], names: Mapping[str, str], fixed: Mapping[str, tuple[Any, ...] | None]
 ) -> dict[str, Any]:
-    """The arguments of a published constructor under our names.
+    """Return the arguments of a published constructor under our names.
 
     Args:
-        model: What to call the model in an error.
-        ctor: The published arguments.
-        names: Ours by theirs.
-        fixed: The values that are supported, or ``None`` where the value has no effect.
+        model: Name of the model in errors.
+        ctor: Published arguments.
+        names: Our name by published name.
+        fixed: Supported values, or ``None`` if the value has no effect.
 
     Raises:
         ValueError: If an argument is unknown, or its value is not supported.
@@ -116,7 +116,7 @@ def published_arguments(
 
 
 def renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Parameters under our names; a convolution of one date becomes a linear map."""
+    """Return parameters under our names; a convolution over one date becomes a linear map."""
     result = {}
     for key, value in state_dict.items():
         for pattern, replacement in names.items():

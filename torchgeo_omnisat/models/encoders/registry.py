@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Encoders: which one each modality gets, by choice or by default."""
+"""Construction of the encoder of each modality, by name or by default."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from .ltae import LTAEEncoder
 from .utae import UTAEEncoder
 from .weights import published_encoder
 
-#: An encoder by name, as a module, or as what builds one from the number of bands.
+#: Encoder as a name, a module, or a function that builds one from the number of bands.
 Encoder = str | nn.Module | Callable[[int], nn.Module]
 
 
@@ -25,7 +25,7 @@ def build_encoders(
     image_widths: Sequence[int],
     checkpointing: bool = False,
 ) -> dict[str, nn.Module]:
-    """One encoder a modality; the arguments and errors are those of :class:`.OmniSat`."""
+    """Return one encoder per modality; the arguments and errors are those of :class:`.OmniSat`."""
     chosen = dict(encoders or {})
     if unknown := sorted(set(chosen) - set(modalities)):
         raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
@@ -40,7 +40,6 @@ def _build_encoder(
     image_widths: tuple[int, ...],
     checkpointing: bool,
 ) -> nn.Module:
-    """The encoder of one modality, from what a user chose or the default for its kind."""
     bands = len(modality.bands)
     if isinstance(encoder, nn.Module):
         return encoder
@@ -60,10 +59,10 @@ def _build_encoder(
 
 
 def _resnet(bands: int, widths: tuple[int, ...]) -> ImageEncoder:
-    """A ResNet-18 of these widths; one that is narrower than the original has a stem to match.
+    """Return a ResNet-18 of these widths, with a narrow stem if it is narrower than the original.
 
-    The original stem has 64 channels whatever follows, which at a metre a pixel took half
-    the time of a step of :func:`.omnisat_tiny`.
+    The original stem always has 64 channels, which at a GSD of 1 m took half the time of a
+    training step of :func:`.omnisat_tiny`.
     """
     stem: dict[str, Any] = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
     return ImageEncoder(bands, 'resnet18', channels=widths, **stem)

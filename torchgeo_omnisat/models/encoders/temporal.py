@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Attention over the dates of a series: one learned query a head (L-TAE)."""
+"""Temporal attention with one learned query per head (L-TAE)."""
 
 import math
 from collections.abc import Sequence
@@ -16,22 +16,21 @@ from torch import Tensor, nn
 #: Mean length of the Gregorian year, in days.
 YEAR = 365.2425
 
-#: 2018-09-01 in days since 1970-01-01, from which the published models count.
+#: 2018-09-01 in days since 1970-01-01, the reference date of the published models.
 PUBLISHED_REFERENCE = 17775
 
 
 class AnnualDates(nn.Module):
-    """Dates as a place on the annual circle and an offset inside the series.
+    """Date encoding of the day of the year and the time since the first valid date.
 
-    The circle tells the season of any year; the offset, counted from the first valid
-    date, tells one autumn of a series from the next.
+    The day of the year encodes the season of any year; the time since the first date
+    distinguishes the years of a time series.
 
-    Angles are computed in single precision, whatever that of the model: half precision would
-    round them to weeks.
+    Angles are always computed in single precision: half precision would round them to weeks.
 
     Args:
         dim: Width of the encoding.
-        harmonics: Waves that fit into a year; four resolve about a month.
+        harmonics: Number of harmonics of a year; four resolve about a month.
     """
 
     def __init__(self, dim: int, harmonics: int = 4) -> None:
@@ -44,7 +43,7 @@ class AnnualDates(nn.Module):
 
         Args:
             dates: Days since 1970-01-01.
-            valid: Which of them count; the others get a meaningless encoding.
+            valid: Valid dates; the encoding of the others is undefined.
         """
         first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
         cycles = 2 * math.pi * torch.arange(1, self.harmonics + 1, dtype=torch.float32, device=dates.device)
@@ -55,15 +54,15 @@ class AnnualDates(nn.Module):
 
 
 class SinusoidDates(nn.Module):
-    """The published encoding: a sinusoid of the days since a reference date.
+    """Sinusoidal encoding of the days since a reference date, as published.
 
-    Garnot and Landrieu (arXiv 2007.00586), eq. 2, repeated for every head; in single precision
-    whatever that of the model.
+    Garnot and Landrieu (arXiv 2007.00586), eq. 2, repeated for every head, always in single
+    precision.
 
     Args:
         dim: Width of the encoding.
-        num_heads: Heads that share it; each gets the same ``dim / num_heads`` values.
-        period: The base of the wave lengths, T in the paper.
+        num_heads: Number of heads; each has the same ``dim / num_heads`` values.
+        period: Base of the wavelengths, T in the paper.
         reference_date: Day zero, in days since 1970-01-01.
     """
 
@@ -75,7 +74,7 @@ class SinusoidDates(nn.Module):
         self.num_heads, self.reference_date = num_heads, reference_date
 
     def forward(self, dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
-        """Encode dates, given in days since 1970-01-01; *valid* changes nothing."""
+        """Encode dates, given in days since 1970-01-01; *valid* is ignored."""
         channel = torch.arange(self.channels, device=dates.device)
         frequency = 1 / self.period ** (2 * (channel // 2).float() / self.channels)
         phase = (channel % 2).float() * math.pi / 2
@@ -84,13 +83,13 @@ class SinusoidDates(nn.Module):
 
 
 class SeriesGroupNorm(nn.GroupNorm):
-    """GroupNorm whose statistics run over the dates of a pixel that were seen.
+    """GroupNorm over the observed dates of a pixel.
 
-    A padded date would shift them; here it takes no part (in the published code it does).
+    Padded dates are excluded from the statistics, unlike in the published code.
     """
 
     def forward(self, x: Float[Tensor, 'b t p c'], seen: Bool[Tensor, 'b t p']) -> Float[Tensor, 'b t p c']:  # type: ignore[override]
-        """Normalise over the channels of a group and the dates that were seen."""
+        """Normalise over the channels of a group and the observed dates."""
         wide = torch.promote_types(x.dtype, torch.float32)
         grouped = rearrange(x.to(wide), 'b t p (g c) -> b t p g c', g=self.num_groups)
         weight = rearrange(seen, 'b t p -> b t p 1 1').to(wide)
@@ -102,7 +101,7 @@ class SeriesGroupNorm(nn.GroupNorm):
 
 
 class MasterQuery(nn.Module):
-    """One learned query a head, compared with keys that are a linear map of the input.
+    """Scores of one learned query per head with keys that are a linear map of the input.
 
     Args:
         dim: Width of the input.
@@ -118,10 +117,10 @@ class MasterQuery(nn.Module):
         nn.init.normal_(self.key.weight, std=math.sqrt(2 / key_dim))
 
     def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... g']:
-        """Scores of every head.
+        """Return the scores of every head.
 
         The query does not depend on the input, so query and key map are folded into one
-        linear map with one output a head: ``key_dim`` times fewer products.
+        linear map with one output per head: ``key_dim`` times fewer products.
         """
         heads, width = self.query.shape
         weight = torch.einsum('gk,gkd->gd', self.query, self.key.weight.view(heads, width, -1))
@@ -130,17 +129,17 @@ class MasterQuery(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """L-TAE: the dates of each pixel are weighed by learned queries and added up.
+    """L-TAE temporal attention, which sums the dates of each pixel with learned weights.
 
     Garnot and Landrieu, "Lightweight Temporal Self-Attention" (arXiv 2007.00586).
-    Values are the input's own channels, one slice a head; they are not projected.
+    Values are the channels of the input, one slice per head, without projection.
 
-    Autocast does not reach it: in bfloat16 its norm over the dates and its softmax cost more
-    accuracy than all convolutions together, and it is a small part of the arithmetic.
+    Autocast is disabled: in bfloat16 the norm over the dates and the softmax lose more
+    accuracy than all convolutions together, and take a small part of the time.
 
     Args:
-        in_channels: Channels that come in.
-        mlp: Widths of the layers after the heads; the last one goes out.
+        in_channels: Input channels.
+        mlp: Widths of the layers after the heads; the last one is that of the output.
         dim: Width of keys and values; ``None`` keeps *in_channels*.
         num_heads: Number of heads; *dim* is a multiple of it.
         key_dim: Width of a query.
@@ -184,17 +183,16 @@ class TemporalAttention(nn.Module):
         Args:
             x: Features of P pixels at T dates.
             dates: Days since 1970-01-01.
-            seen: Which pixels were measured at which date. The others change nothing.
+            seen: Pixels observed on each date; the others are ignored.
 
         Returns:
-            One vector a pixel, and the weights of the dates, which add up to one for each
-            pixel and head (to zero for a pixel that was never seen).
+            One vector per pixel, and the weights of the dates, which sum to one for each pixel
+            and head, or to zero for a pixel that was never observed.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self._collapse(x.to(self.out_norm.weight.dtype), dates, seen)
 
     def _collapse(self, x: Tensor, dates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, in the precision of the parameters."""
         if self.in_norm is not None:
             x = self.in_norm(x, seen)
         x = self.in_proj(x) + self.dates(dates, seen.any(-1)).to(x.dtype).unsqueeze(2)
@@ -211,5 +209,5 @@ class TemporalAttention(nn.Module):
 
 
 def _groups(num_heads: int, channels: int) -> int:
-    """As many groups as heads, but of four channels at least: one would leave nothing."""
+    """Return one group per head, but of at least four channels: normalising one channel would erase it."""
     return math.gcd(num_heads, channels // 4)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""U-TAE: convolutions on every date, attention over the dates at the coarsest level.
+"""U-TAE: convolutions on every date, temporal attention at the coarsest level.
 
 Garnot and Landrieu, "Panoptic Segmentation of Satellite Image Time Series with
 Convolutional Temporal Attention Networks" (arXiv 2107.07933). Written from the paper;
@@ -26,12 +26,12 @@ from .packing import add_up, put, rows, take
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
-#: How convolutions see beyond the border.
+#: Padding mode of convolutions.
 Padding = Literal['zeros', 'reflect']
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of four groups."""
+    """Return a GroupNorm of four groups."""
     return nn.GroupNorm(4, channels)
 
 
@@ -44,13 +44,13 @@ def conv_block(
     norm: Callable[[int], nn.Module] = group_norm,
     layer: Callable[..., nn.Conv2d] = nn.Conv2d,
 ) -> nn.Sequential:
-    """Convolution, normalisation, ReLU."""
+    """Return a convolution, normalisation and ReLU."""
     conv = layer(in_channels, out_channels, kernel, stride, padding=1, padding_mode=padding_mode)
     return nn.Sequential(conv, norm(out_channels), nn.ReLU(inplace=True))
 
 
 class DownBlock(nn.Module):
-    """Half the resolution: a strided convolution, then a plain and a residual one."""
+    """Downsampling block: a strided convolution, a plain one and a residual one."""
 
     def __init__(self, in_channels: int, out_channels: int, padding_mode: Padding) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class DownBlock(nn.Module):
         self.conv2 = conv_block(out_channels, out_channels, padding_mode=padding_mode)
 
     def forward(self, x: Float[Tensor, 's c h w']) -> Float[Tensor, 's d i j']:
-        """Apply to S images; one that is a pixel wide is widened to what the kernel needs."""
+        """Apply to S images; those of one pixel are padded to the size of the kernel."""
         height, width = x.shape[-2:]
         if min(height, width) < 2:
             x = F.pad(x, (0, max(2 - width, 0), 0, max(2 - height, 0)))
@@ -68,25 +68,24 @@ class DownBlock(nn.Module):
 
 
 class UTAEEncoder(nn.Module):
-    """A feature pyramid of a series, with no time axis left.
+    """U-TAE encoder of time series, which returns a feature pyramid without a time axis.
 
-    The convolutions are shared over the dates and computed for valid dates alone, packed
-    over the batch. The temporal attention of the coarsest level is enlarged and reused to
-    weigh the dates of every finer one.
+    The convolutions are shared by all dates and only computed for valid ones. The attention
+    weights of the coarsest level are upsampled and reused for all finer levels.
 
     Args:
         in_channels: Number of bands.
-        widths: Channels of each level; every level halves the resolution of the one before.
+        widths: Channels of each level; each halves the resolution of the previous one.
         num_heads: Heads of the temporal attention; every width is a multiple of it.
         key_dim: Width of a query.
         dim: Width of the temporal attention.
-        dates: Module that encodes dates; ``None`` for the annual circle.
+        dates: Module that encodes dates; ``None`` for :class:`.AnnualDates`.
         padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map and has no
             parameters for missing bands.
         batch_norm: BatchNorm after the temporal attention, as published.
         dropout: Dropout after the temporal attention.
-        checkpointing: Whether the maps of single dates at the two finest levels are computed
-            again in the backward pass instead of kept.
+        checkpointing: Whether to recompute the maps of single dates at the two finest levels in
+            the backward pass.
     """
 
     def __init__(
@@ -118,12 +117,12 @@ class UTAEEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode series.
+        """Encode time series.
 
         Args:
-            image: The bands; not finite where one was not measured.
+            image: Normalised bands; NaN is nodata.
             dates: Days since 1970-01-01.
-            valid: Which dates count. The others are not even computed.
+            valid: Valid dates; the others are not computed.
 
         Returns:
             Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
@@ -133,7 +132,7 @@ class UTAEEncoder(nn.Module):
     def attend(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> tuple[list[Tensor], Float[Tensor, 'b t g i j']]:
-        """The maps of :meth:`forward`, and the weights of the dates at the coarsest level."""
+        """Return the maps of :meth:`forward`, and the attention weights at the coarsest level."""
         index = rows(valid)
         packed = take(image.flatten(0, 1), index)
         seen = observed(packed).any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
@@ -147,7 +146,7 @@ class UTAEEncoder(nn.Module):
         return [*maps, coarse], weights
 
     def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Call a function; what it computes on the way is not kept for the backward pass if so wanted."""
+        """Call a function, with gradient checkpointing if it is enabled."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*args)
         result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
@@ -160,7 +159,6 @@ class UTAEEncoder(nn.Module):
         dates: Int[Tensor, 'b t'],
         index: Tensor | None,
     ) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
-        """Temporal attention at the coarsest level."""
         height, width = x.shape[-2:]
         measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
         series = put(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
@@ -180,16 +178,16 @@ def collapse(
     index: Int[Tensor, ' s'] | None,
     shape: torch.Size,
 ) -> Float[Tensor, 'b c h w']:
-    """Add up the dates of a finer level with the weights of the coarsest one.
+    """Sum the dates of a finer level with the attention weights of the coarsest one.
 
-    Head g weighs the g-th group of channels. Where a pixel was not measured at a date that
-    its coarse neighbourhood was, the weight goes to the pixel's other dates.
+    Head g weights the g-th group of channels. If a pixel is not observed on a date, unlike
+    its coarse neighbourhood, its weights of the other dates are increased.
 
     Args:
         level: Features of S images.
         weights: Weights of the G heads at the coarsest level.
-        seen: Which pixels of the images were measured.
-        index: Places of the S images among B times T.
+        seen: Observed pixels of the images.
+        index: Indices of the S images among B times T.
         shape: B and T.
     """
     size = level.shape[-2:]
@@ -204,7 +202,7 @@ def collapse(
 
 
 class UpBlock(nn.Module):
-    """Twice the resolution: a transposed convolution, the skip, a plain and a residual one."""
+    """Upsampling block: a transposed convolution, the skip, a plain and a residual convolution."""
 
     def __init__(
         self,
@@ -223,7 +221,7 @@ class UpBlock(nn.Module):
         self.conv2 = conv_block(out_channels, out_channels, padding_mode=padding_mode, norm=norm)
 
     def forward(self, x: Float[Tensor, 'b c i j'], skip: Float[Tensor, 'b e h w']) -> Float[Tensor, 'b d h w']:
-        """Apply to the maps of B samples; an odd size is reached by interpolation."""
+        """Apply to the maps of B samples; maps of odd size are interpolated."""
         up = self.up(x)
         if up.shape[-2:] != skip.shape[-2:]:
             up = F.interpolate(up, skip.shape[-2:], mode='bilinear', align_corners=False)
@@ -232,7 +230,7 @@ class UpBlock(nn.Module):
 
 
 def climb(blocks: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
-    """The maps of a decoder of :class:`UpBlock`, coarse to fine, from those of the encoder, fine to coarse."""
+    """Return the maps of a decoder, coarse to fine, from those of the encoder, fine to coarse."""
     *skips, coarse = maps
     climbed = [coarse]
     for block, skip in zip(blocks, reversed(skips), strict=True):
@@ -241,10 +239,10 @@ def climb(blocks: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 class UTAE(nn.Module):
-    """U-TAE for semantic segmentation: one sensor, one class a pixel.
+    """U-TAE for semantic segmentation of time series of one sensor.
 
-    Two things differ from the published code even with its weights: the extra pass that
-    only learns a shape is left out, and padded dates take no part in the normalisation.
+    Differences from the published code, even with its weights: an extra forward pass that
+    only determines a shape is omitted, and padded dates are excluded from the normalisation.
 
     Args:
         in_channels: Number of bands.
@@ -256,13 +254,13 @@ class UTAE(nn.Module):
         num_heads: Heads of the temporal attention.
         key_dim: Width of a query.
         dim: Width of the temporal attention.
-        published: As published: BatchNorm in the decoder, reflected borders, a sinusoid of
-            the days since 2018-09-01, and a rectified last layer, so that no logit is
-            negative. Otherwise the batch that a sample sits in does not matter.
+        published: Whether to build the published model: BatchNorm in the decoder, reflection
+            padding, a sinusoid of the days since 2018-09-01, and ReLU on the logits.
+            Otherwise the output of a sample does not depend on the others of the batch.
         reference_date: Day zero of the published sinusoid, in days since 1970-01-01.
 
     Raises:
-        ValueError: If *decoder_widths* are not as many as *widths*, or end otherwise.
+        ValueError: If *decoder_widths* are not as many as *widths*, or end differently.
     """
 
     def __init__(
@@ -281,7 +279,7 @@ class UTAE(nn.Module):
         super().__init__()
         if len(widths) != len(decoder_widths) or widths[-1] != decoder_widths[-1]:
             raise ValueError(
-                f'decoder_widths {tuple(decoder_widths)} must be as many as widths {tuple(widths)} and end alike'
+                f'decoder_widths {tuple(decoder_widths)} must be as many as widths {tuple(widths)} and end as they do'
             )
         mode: Padding = 'reflect' if published else 'zeros'
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d if published else group_norm
@@ -299,28 +297,28 @@ class UTAE(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> Float[Tensor, 'b k h w']:
-        """Logits of series; see :meth:`UTAEEncoder.forward`."""
+        """Return the logits of time series; see :meth:`UTAEEncoder.forward`."""
         return self.head(self.features(image, dates, valid)[-1])
 
     def features(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """The maps of the decoder, coarse to fine; the first is what the dates became."""
+        """Return the maps of the decoder, coarse to fine; the first is that of the encoder."""
         return climb(self.up_blocks, self.encoder(image, dates, valid))
 
     @classmethod
     def from_published(
         cls, state_dict: Mapping[str, Tensor], reference_date: int = PUBLISHED_REFERENCE, **ctor: Any
     ) -> 'UTAE':
-        """The published model with its weights.
+        """Build the published model with its weights.
 
         Args:
             state_dict: Parameters under the published names.
-            reference_date: The day from which its dates were counted, in days since 1970-01-01.
+            reference_date: Day zero of its dates, in days since 1970-01-01.
             **ctor: Arguments of the published constructor; those without effect are accepted.
 
         Returns:
-            The model, in evaluation mode.
+            Model in evaluation mode.
 
         Raises:
             ValueError: If an argument has a value that is not supported, or is unknown.

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Weights: U-TAE as it was published, downloaded, checked and put under our names."""
+"""Published weights of U-TAE: download, verification and conversion."""
 
 import hashlib
 import io
@@ -28,14 +28,13 @@ from .published import UTAE_NAMES, renamed
 from .temporal import SinusoidDates
 from .utae import UTAE, UTAEEncoder
 
-#: The record of the weights; it says under which names its files lie, and their MD5.
+#: Zenodo record of the weights, with the names and MD5 sums of its files.
 RECORD = 'https://zenodo.org/api/records/5172293'
-#: More bytes than a model of a million parameters and its optimiser's state need.
+#: Maximum size in bytes, more than a million parameters and the optimizer state need.
 _MOST_BYTES = 2**28
 
 
 def _pastis(fold: int) -> Weights:
-    """The weights of a fold."""
     return Weights(
         url=RECORD,
         transforms=nn.Identity,
@@ -53,14 +52,13 @@ def _pastis(fold: int) -> Weights:
 
 
 class UTAE_Weights(WeightsEnum):
-    """U-TAE trained on PASTIS, a fold each (Zenodo record 5172293).
+    """U-TAE weights trained on each fold of PASTIS (Zenodo record 5172293).
 
-    The fold counts as in ``PASTISMultimodalDataModule``: ``PASTIS_FOLD1`` was trained on the
-    folds 1, 2 and 3, validated on 4 and is tested on 5. The bands are those of Sentinel-2 in
-    ``meta['bands']``, each less its mean and over its standard deviation, dates are days.
+    Folds are as in ``PASTISMultimodalDataModule``: ``PASTIS_FOLD1`` was trained on folds 1, 2
+    and 3 and validated on 4; it is to be tested on 5. The bands are those of Sentinel-2 in
+    ``meta['bands']``, standardised with their mean and standard deviation.
 
-    The names and the MD5 sums of the files are those that the record itself states when it is
-    asked; none is built in. Whoever wants to pin the file says so:
+    The names and MD5 sums of the files are read from the record. To pin a file, call
     ``UTAE_Weights.PASTIS_FOLD1.get_state_dict(md5='...')``.
     """
 
@@ -73,20 +71,20 @@ class UTAE_Weights(WeightsEnum):
     def get_state_dict(
         self, progress: bool = True, check_hash: bool = True, weights_only: bool = True, md5: str | None = None
     ) -> dict[str, Tensor]:
-        """The parameters under their published names.
+        """Download the weights and return the parameters under their published names.
 
-        The file is kept in the folder of :func:`torch.hub.get_dir`, with the record beside it,
-        and read where it lies: nothing is unpacked to the disk.
+        The file and its record are cached in the folder of :func:`torch.hub.get_dir`. The
+        archive is not unpacked to disk.
 
         Args:
             progress: Whether to show the progress of a download.
             check_hash: Whether to compare the file with the MD5 of the record.
-            weights_only: Must be True: nothing but tensors and plain types is read.
-            md5: The sum that the file must have, whatever the record says.
+            weights_only: Must be True: only tensors and plain types are read.
+            md5: Expected MD5 of the file, instead of that of the record.
 
         Raises:
-            ValueError: If *weights_only* is False, or what is there is not as described.
-            RuntimeError: If the file has another sum; it is deleted.
+            ValueError: If *weights_only* is False, or the record or the file is not as expected.
+            RuntimeError: If the file has another MD5; it is deleted.
             OSError: If the record cannot be reached.
         """
         if not weights_only:
@@ -98,7 +96,7 @@ class UTAE_Weights(WeightsEnum):
             files = _files(folder, self.url)
         for file in files:
             path, stated = folder / file['key'], file['checksum'].removeprefix('md5:')
-            with lock:  # one process downloads and checks, the others wait
+            with lock:  # one process downloads and verifies, the others wait
                 if not path.exists():
                     with atomic_file(path) as temporary:
                         torch.hub.download_url_to_file(file['links']['self'], str(temporary), progress=progress)
@@ -110,16 +108,15 @@ class UTAE_Weights(WeightsEnum):
 
 
 def utae(weights: UTAE_Weights | str | None = None, **kwargs: Any) -> UTAE:
-    """U-TAE: logits ``(B, K, H, W)`` of ``(image, dates, valid)``, 20 classes unless told otherwise.
+    """Build a U-TAE, which returns logits ``(B, K, H, W)``; it has 20 classes by default.
 
-    Without weights its normalisation is GroupNorm, so that neither padding nor the batch
-    matters in training; with weights it is the published model, in evaluation mode, whose
-    BatchNorm comes with them (see :class:`UTAE`).
+    Without weights it uses GroupNorm, so that neither padding nor the other samples of the
+    batch matter in training. With weights it is the published model with BatchNorm, in
+    evaluation mode (see :class:`UTAE`).
 
     Args:
         weights: Published weights, their name such as ``'PASTIS_FOLD1'``, or a file of theirs.
-        **kwargs: Arguments of :class:`UTAE`; published weights leave *reference_date* alone to
-            be told.
+        **kwargs: Arguments of :class:`UTAE`; with weights, only *reference_date*.
 
     Raises:
         ValueError: If the weights are unknown or do not fit.
@@ -132,7 +129,7 @@ def utae(weights: UTAE_Weights | str | None = None, **kwargs: Any) -> UTAE:
 
 
 def published(weights: UTAE_Weights | str) -> dict[str, Tensor]:
-    """Parameters under their published names, of weights, of their name or of a file."""
+    """Return parameters under their published names, from weights, their name or a file."""
     if isinstance(weights, str) and Path(weights).is_file():
         return read_published(Path(weights), weights)
     try:
@@ -144,16 +141,16 @@ def published(weights: UTAE_Weights | str) -> dict[str, Tensor]:
 
 
 class FrozenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm whose statistics stay those that came with the weights; scale and offset learn."""
+    """BatchNorm with the statistics of the weights; its scale and offset are trained."""
 
     def train(self, mode: bool = True) -> 'FrozenBatchNorm':
-        """Stay in evaluation."""
+        """Stay in evaluation mode."""
         super().train(False)
         return self
 
 
 def published_encoder(in_channels: int = 10) -> UTAEEncoder:
-    """The encoder of the published U-TAE, for :func:`load_encoder`, with its BatchNorm frozen."""
+    """Build the encoder of the published U-TAE with frozen BatchNorm, for :func:`load_encoder`."""
     dates = SinusoidDates(256, 16, 1000)
     encoder = UTAEEncoder(in_channels, dim=256, dates=dates, padding_mode='reflect', batch_norm=True)
     layer: Any = encoder.temporal.mlp[0]
@@ -164,19 +161,19 @@ def published_encoder(in_channels: int = 10) -> UTAEEncoder:
 def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Initialise a U-TAE encoder from the published model.
 
-    :func:`published_encoder` takes all of it. The default encoder takes the convolutions and
-    the attention where *widths* are the published (64, 64, 64, 128), and keeps what it does
-    differently: dates on the annual circle, LayerNorm after the attention.
+    All parameters fit :func:`published_encoder`. The default encoder takes the convolutions
+    and the attention if *widths* are the published (64, 64, 64, 128), but not the date
+    encoding and the norm after the attention.
 
     Args:
-        encoder: A :class:`UTAEEncoder`, or what holds one; it is changed in place.
+        encoder: :class:`UTAEEncoder`, or a module that contains one; it is changed in place.
         weights: See :func:`utae`; or the parameters under their published names.
 
     Returns:
-        Names of the tensors that were ``'loaded'``, are ``'new'``, and were ``'ignored'``.
+        Names of the tensors that are ``'loaded'``, ``'new'`` and ``'ignored'``.
 
     Raises:
-        ValueError: If there is no such encoder, or its bands or widths are others.
+        ValueError: If there is no such encoder, or its bands or widths differ.
     """
     target = next((module for module in encoder.modules() if isinstance(module, UTAEEncoder)), None)
     if target is None:
@@ -187,7 +184,7 @@ def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, 
     own = target.state_dict()
     found = add_missing(found, own)
     norm = 'temporal.mlp.0.1.'
-    if norm + 'running_mean' not in own:  # the scale of a BatchNorm says nothing to a LayerNorm
+    if norm + 'running_mean' not in own:  # the scale of a BatchNorm does not fit a LayerNorm
         found = {key: value for key, value in found.items() if not key.startswith(norm)}
     for key in found.keys() & own.keys():
         if found[key].shape != own[key].shape:
@@ -203,11 +200,11 @@ def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, 
 
 
 def read_published(file: Path | io.BytesIO, name: str) -> dict[str, Tensor]:
-    """The parameters in a file of the published code.
+    """Return the parameters in a file of the published code.
 
     Args:
-        file: The file, whose ``state_dict`` is read.
-        name: What to call it in an error.
+        file: File with a ``state_dict``.
+        name: Name of the file in errors.
 
     Raises:
         ValueError: If it holds anything but tensors and plain types, or no ``state_dict``.
@@ -224,7 +221,7 @@ def read_published(file: Path | io.BytesIO, name: str) -> dict[str, Tensor]:
 
 
 def _files(folder: Path, url: str) -> list[dict[str, Any]]:
-    """What the record says of its files; kept in the folder, so that it is asked once."""
+    """Return the files of the record, which is cached in *folder*."""
     kept = folder / 'record.json'
     known = kept.is_file()
     if known:
@@ -251,7 +248,7 @@ def _files(folder: Path, url: str) -> list[dict[str, Any]]:
 
 
 def _check(path: Path, md5: str | None) -> None:
-    """Delete a file that has another sum."""
+    """Delete a file with another MD5, and raise an error."""
     if md5 is None:
         return
     with path.open('rb') as file:
@@ -262,7 +259,7 @@ def _check(path: Path, md5: str | None) -> None:
 
 
 def _member(path: Path, member: str) -> io.BytesIO | None:
-    """The file in an archive whose path ends so, in memory; None if there is none."""
+    """Read the file of an archive whose path ends with *member*; None if there is none."""
     pattern = re.compile(rf'(.*/)?{re.escape(member)}')
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
