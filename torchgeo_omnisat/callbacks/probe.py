@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""ProbeCallback: what frozen embeddings tell of labels, while they are being learnt."""
+"""Callback that evaluates frozen embeddings during training."""
 
 import warnings
 from collections import defaultdict
@@ -29,37 +29,37 @@ from ..modality import subset_name, subsets
 
 
 class Embedded(NamedTuple):
-    """Embeddings ``(N, D)`` and what is true of them, ``(N,)`` classes or ``(N, K)`` labels."""
+    """Embeddings ``(N, D)`` and their targets: ``(N,)`` classes or ``(N, K)`` labels."""
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
 
 
-#: What was embedded, by kind (``'patch'``, ``'tile'``) and subset of the modalities.
+#: Embeddings by kind (``'patch'``, ``'tile'``) and subset of the modalities.
 Embeddings = dict[tuple[str, str], Embedded]
 
 
 class ProbeCallback(Callback):
-    """Fits k nearest neighbours and a linear classifier on the embeddings of a frozen backbone.
+    """Evaluation of a frozen backbone with k-nearest-neighbour and linear classifiers.
 
-    Some labelled tiles of the training split, without augmentation, are fitted and some of the
-    validation split are scored, by macro F1, for subsets of the modalities; a tile is
-    encoded once. A patch is one fused token, its class the most frequent one in its part of
-    ``mask``, the ignored one aside; a tile is the mean of its patches, and has ``label``.
+    The classifiers are fitted on labelled tiles of the training split, without augmentation.
+    They are scored on tiles of the validation split by macro F1, for subsets of the modalities.
+    Each tile is encoded once. A patch is one fused token; its class is the most frequent one in
+    ``mask``, without the ignored one. The embedding of a tile is the mean of its patches, and
+    its target is ``label``.
 
-    Logged are ``probe_patch_knn/s1a+s2``, ``probe_patch_linear/s1a+s2`` and the like of
-    ``probe_tile``; where fewer than two classes occur, nothing. Training goes on as if nothing
-    had happened: neither its random numbers nor its weights change. Of several processes one
-    computes and all log. Under FSDP, which leaves no process a whole backbone, it warns and
-    does nothing.
+    The scores are logged as ``probe_patch_knn/s1a+s2``, ``probe_patch_linear/s1a+s2``, and
+    accordingly for ``probe_tile``, unless fewer than two classes occur. Random state and
+    weights of the training do not change. Rank 0 computes the scores and all ranks log them.
+    Under FSDP, where no rank has the whole backbone, the callback warns and does nothing.
 
     ``--trainer.callbacks torchgeo_omnisat.callbacks.ProbeCallback`` adds it on the command line.
 
     Args:
-        every_n_epochs: After how many epochs each.
-        max_tiles: The most tiles of each split.
-        max_patches: The most patches of each split.
-        neighbours: Number k of nearest neighbours, by the angle between embeddings.
+        every_n_epochs: Number of epochs between evaluations.
+        max_tiles: Maximum number of tiles of each split.
+        max_patches: Maximum number of patches of each split.
+        neighbours: Number k of nearest neighbours, by cosine distance.
         seed: Seed of the choice of tiles and patches.
         subsets: Subsets of the modalities: all up to five modalities, and for more all of them, all but
             one, and single ones; ``'all'``; or names such as ``s1a+s2``.
@@ -85,7 +85,7 @@ class ProbeCallback(Callback):
         self.neighbours, self.seed, self.subsets = neighbours, seed, subsets
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task without a backbone, and data that are not known.
+        """Validate that the task has a backbone and the datamodule has datasets.
 
         Args:
             trainer: The trainer.
@@ -118,7 +118,7 @@ class ProbeCallback(Callback):
             pl_module.log(name, score)
 
     def probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The scores of the backbone as it is, by the name that they are logged under.
+        """Return the scores of the current backbone by the name under which they are logged.
 
         Args:
             trainer: The trainer, with its datamodule.
@@ -138,7 +138,7 @@ class ProbeCallback(Callback):
     def _embed(
         self, datamodule: Any, dataset: Any, task: Any, context: Callable[[], AbstractContextManager[None]]
     ) -> Embeddings:
-        """Embeddings of some tiles of a dataset; *context* sets the precision of the model, not that of the data."""
+        """Return the embeddings of some tiles; *context* sets the precision of the model only."""
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.max_tiles]
         loader = DataLoader(
             Subset(dataset, sorted(chosen.tolist())), batch_size=datamodule.batch_size, collate_fn=datamodule.collate_fn
@@ -165,13 +165,13 @@ class ProbeCallback(Callback):
         return {key: self._join(parts) for key, parts in found.items()}
 
     def _join(self, parts: list[tuple[Tensor, Tensor]]) -> Embedded:
-        """The embeddings of all batches, no more than are wanted."""
+        """Concatenate the batches, and sample at most *max_patches* of their embeddings."""
         x, y = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
         chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_patches]
         return Embedded(x[chosen], y[chosen])
 
     def _score(self, fitted: Embedded, scored: Embedded) -> dict[str, float]:
-        """Macro F1 of both classifiers over what occurs in what is scored; none if there is nothing to tell apart."""
+        """Return the macro F1 of both classifiers over the scored classes; none for fewer than two classes."""
         labels = np.flatnonzero(scored.y.any(0)) if scored.y.ndim == 2 else np.unique(scored.y)
         if not len(labels) or not (fitted.y != fitted.y[:1]).any():
             return {}
@@ -189,12 +189,12 @@ class ProbeCallback(Callback):
 
 
 def majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> Tensor:
-    """The most frequent class of each patch ``(B, N)``, -1 where no pixel has a class.
+    """Return the most frequent class of each patch ``(B, N)``, -1 where no pixel has a class.
 
     Args:
         mask: Classes ``(B, H, W)``.
-        grid: Rows and columns of the patches, N in all.
-        ignore_index: The class that does not count.
+        grid: Rows and columns of the patches, N in total.
+        ignore_index: Class to ignore.
     """
     counts = []
     for sample in mask:  # one at a time: there are many classes
@@ -207,7 +207,7 @@ def majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> T
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part in evaluation, and afterwards as it was."""
+    """Set a module to evaluation mode, and restore the mode of all parts at the end."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

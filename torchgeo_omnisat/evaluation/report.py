@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Report: what robustness came out as, in CSV, JSON, Markdown and two figures."""
+"""Report of a robustness test in CSV, JSON and Markdown, with two figures."""
 
 import csv
 import json
@@ -20,12 +20,12 @@ from .robustness import KINDS
 
 @dataclass(frozen=True)
 class Scored:
-    """What came out for one model.
+    """Scores of one model.
 
     Args:
-        label: What it is called.
-        rows: A row a subset of its sensors.
-        degraded: Levels with their rows by kind of degradation, the clean level first.
+        label: Name of the model.
+        rows: One row per subset of its sensors.
+        degraded: Levels and their rows by kind of degradation, the clean level first.
     """
 
     label: str
@@ -33,7 +33,7 @@ class Scored:
     degraded: Mapping[str, Sequence[tuple[float, Row]]] = field(default_factory=dict)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The rows, flat: which model, what was tested, at which setting, and what came out."""
+        """Yield one flat record per row, with model, test, setting and scores."""
         for row in self.rows:
             yield {'model': self.label, 'test': 'sensors', 'setting': row.subset, **_cells(row)}
         for kind, levels in self.degraded.items():
@@ -42,16 +42,16 @@ class Scored:
 
 
 def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstances: Mapping[str, Any]) -> list[Path]:
-    """Write everything; each file is there whole or not at all.
+    """Write the report, each file atomically.
 
     Args:
-        scored: What came out, at least one model.
-        folder: Where the files go; older ones are replaced.
-        data: What was scored; said in every file.
-        circumstances: What else is to be known of the scores, in plain types, for the JSON file.
+        scored: Scores of at least one model.
+        folder: Output folder; existing files are replaced.
+        data: Name of the data, which every file states.
+        circumstances: Metadata for the JSON file, in plain types.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
@@ -86,11 +86,11 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
 
 
 def markdown(scored: Sequence[Scored], data: str) -> str:
-    """Two tables, a column a model: the subsets of the sensors, and the degradations.
+    """Return two Markdown tables with one column per model: subsets of the sensors, and degradations.
 
     Args:
-        scored: What came out.
-        data: What was scored.
+        scored: Scores of the models.
+        data: Name of the data.
     """
     title = scored[0].rows[0].title
     head = ['| ' + ' | '.join(['{kind}', *(table_cell(model.label) for model in scored), 'samples']) + ' |']
@@ -117,13 +117,12 @@ def markdown(scored: Sequence[Scored], data: str) -> str:
 
 
 def _line(name: str, found: Sequence[Row | None]) -> str:
-    """A line of a table; a dash where a model has no score."""
     scores = ['-' if row is None or row.score != row.score else f'{100 * row.score:.1f}' for row in found]
     samples = sorted({row.samples for row in found if row is not None})
     return '| ' + ' | '.join([table_cell(name), *scores, ', '.join(map(str, samples))]) + ' |'
 
 
 def _cells(row: Row) -> dict[str, Any]:
-    """The columns of a row; what it counts as modalities are sensors here."""
+    """Return the columns of a row; its modalities are called sensors here."""
     cells = {key: value for key, value in row._asdict().items() if key != 'subset'}
     return {'sensors': cells.pop('modalities'), **cells}

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""RobustnessTest: a trained task with some of its sensors, and with sensors that see less."""
+"""Robustness of a trained task to missing and degraded sensors."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +24,15 @@ from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, Par
 
 @dataclass(frozen=True)
 class Kind:
-    """One way of seeing less.
+    """Kind of degradation.
 
     Args:
-        transform: What does it.
-        argument: Which argument of *transform* says how much.
-        factor: What a level is multiplied by to become that argument.
-        clean: The level at which nothing is lost.
-        levels: The levels that are scored besides.
-        axis: What a level is, with its unit.
+        transform: Transform that degrades a batch.
+        argument: Argument of *transform* for the level.
+        factor: Factor from a level to that argument.
+        clean: Level without degradation.
+        levels: Default levels.
+        axis: Label of the axis, with its unit.
     """
 
     transform: type[Degradation]
@@ -43,7 +43,7 @@ class Kind:
     axis: str
 
     def make(self, modalities: Mapping[str, Modality], level: float, seed: int) -> Degradation:
-        """The transform of a level."""
+        """Return the transform for a level."""
         make: Any = self.transform
         made: Degradation = make(modalities, seed=seed, **{self.argument: self.factor * level})
         return made
@@ -59,24 +59,24 @@ KINDS = {
 
 
 class RobustnessTest(LightningModule):
-    """Scores a trained task for every subset of its sensors and every degradation.
+    """Test of a trained task with every subset of its sensors and every degradation.
 
-    Each tile is encoded once; what a degradation changes is encoded again, all else is
-    reused. Draws are determined by *seed* and the place of a tile in the test split.
+    Each tile is encoded once; only degraded modalities are encoded again. Random draws depend
+    on *seed* and the index of the tile in the test split.
 
     Args:
-        task: The trained task.
-        groups: Modalities by the sensor that they belong to, such as ``{'s1': ('s1a', 's1d')}``;
-            any other modality is a sensor of its own.
-        kinds: Names of the degradations in :data:`KINDS`; those that concern no modality of the
-            task are left out.
-        levels: Other levels by kind.
+        task: Trained task.
+        groups: Modalities by sensor, such as ``{'s1': ('s1a', 's1d')}``; any other modality
+            is a separate sensor.
+        kinds: Names of the degradations in :data:`KINDS`; those that apply to no modality of
+            the task are skipped.
+        levels: Levels by kind, instead of the default ones.
         seed: Seed of the degradations.
         subsets: Subsets of the sensors; see :func:`.subsets`.
 
     Raises:
         ValueError: If a kind is unknown; when the test begins, if a modality is in two groups, or a
-            group is called as a modality of another.
+            group has the name of a modality outside it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RobustnessTest(LightningModule):
         seed: int = 0,
         subsets: Which = 'auto',
     ) -> None:
-        """Check the arguments; the rest waits for the data."""
+        """Validate the arguments; the metrics are set up when the test begins."""
         super().__init__()
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f'degradations {unknown} are unknown, expected some of {list(KINDS)}')
@@ -97,11 +97,11 @@ class RobustnessTest(LightningModule):
         self.levels = {kind: tuple((levels or {}).get(kind, KINDS[kind].levels)) for kind in kinds}
 
     def configure_model(self) -> None:
-        """Have the task meet its datamodule; Lightning calls this before the test."""
+        """Configure the task for its datamodule; Lightning calls this before the test."""
         self.task.configure_model()
 
     def on_test_start(self) -> None:
-        """Make room for what is counted, from the modalities that task and data share."""
+        """Set up the metrics for the modalities that task and data share."""
         theirs = getattr(self.task.datamodule, 'modalities', None)
         names = [name for name in self.task.modalities if theirs is None or name in as_modalities(theirs)]
         self.sensors = sensors(names, self.groups)
@@ -120,10 +120,10 @@ class RobustnessTest(LightningModule):
         self.tested = 0
 
     def test_step(self, batch: Sample, batch_idx: int) -> None:
-        """Count a batch for every subset and every degradation.
+        """Update the metrics of every subset and degradation.
 
         Args:
-            batch: A batch with the target.
+            batch: Batch with the target.
             batch_idx: Index of the batch.
 
         Raises:
@@ -147,18 +147,18 @@ class RobustnessTest(LightningModule):
             self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target))
 
     def on_test_end(self) -> None:
-        """Warn of values that count as not observed."""
+        """Warn about extreme values, which count as nodata."""
         self.task.warn_extreme()
 
     def _count_subset(self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor) -> None:
-        """Count a batch for one subset of the sensors, from what was made of all of them."""
+        """Update the metrics of one subset, from the output for all sensors."""
         held = self._held(subset, out, target)
         if out is not None and held.any() and len(subset) < len(self.sensors):
             out = self.task.model.backbone.restrict(out, [name for sensor in subset for name in self.sensors[sensor]])
         self._count(self.subset_scores, subset, out, target, held)
 
     def _held(self, subset: Iterable[str], out: OmniSatOutput | None, target: Tensor) -> Tensor:
-        """Which samples have any of the modalities of each sensor, ``(B, S)`` bool."""
+        """Return which samples have any of the modalities of each sensor, ``(B, S)`` bool."""
         order = list(self.task.modalities)
         columns = [[order.index(name) for name in self.sensors[sensor]] for sensor in subset]
         if out is None:
@@ -166,7 +166,7 @@ class RobustnessTest(LightningModule):
         return torch.stack([out.available[:, some].any(1) for some in columns], dim=1)
 
     def _encode_again(self, out: OmniSatOutput, batch: Sample, transform: Degradation) -> OmniSatOutput:
-        """What would have come out had the batch been degraded; the modalities concerned alone are encoded."""
+        """Return the output for the degraded batch, for which only degraded modalities are encoded."""
         changed, concerned = transform(batch), list(transform.present(batch))
         if not concerned:
             return out
@@ -183,13 +183,12 @@ class RobustnessTest(LightningModule):
         target: Tensor,
         held: Tensor,
     ) -> None:
-        """Decode and count."""
         decoded = out is not None and held.any()
         answer = self.task.answer(self.task.model.decode(out)) if decoded else None
         scores.update(subset, answer, target, held)
 
     def results(self) -> tuple[list[Row], dict[str, list[tuple[float, Row]]]]:
-        """Rows of the subsets, all sensors first, and rows by degradation, the clean level first."""
+        """Return the rows of the subsets, all sensors first, and those by degradation, clean level first."""
         rows = self.subset_scores.compute()
         found: dict[str, list[tuple[float, Row]]] = {}
         for (kind, level), (_, scores) in self.degraded.items():
@@ -200,14 +199,14 @@ class RobustnessTest(LightningModule):
 
 
 def sensors(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Which modalities each sensor has, of those that are there.
+    """Return the modalities of each sensor.
 
     Args:
-        names: Names of the modalities.
-        groups: Modalities by the sensor that they belong to.
+        names: Names of the available modalities.
+        groups: Modalities by sensor.
 
     Returns:
-        Modalities by sensor, in the order of *names*; a modality in no group is a sensor.
+        Modalities by sensor, in the order of *names*; a modality in no group is a separate sensor.
 
     Raises:
         ValueError: If a modality is in two groups, or a group has the name of another modality.

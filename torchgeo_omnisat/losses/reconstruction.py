@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Reconstruction: hidden ground patches are rebuilt in every modality from the fused tokens."""
+"""Masked reconstruction loss: hidden patches of every modality from the fused tokens."""
 
 import math
 import sys
@@ -21,17 +21,17 @@ from ..utils.observed import observed
 #: Mean length of the Gregorian year, in days.
 YEAR = 365.2425
 
-#: Numbers in the code of a date: sine and cosine of four waves a year and two of longer periods.
+#: Width of the date encoding: sine and cosine of four harmonics of a year and two longer periods.
 DATE_FEATURES = 12
 
 
 class Reconstruction(NamedTuple):
-    """What :class:`MaskedReconstruction` makes of the tiles of all processes.
+    """Output of :class:`MaskedReconstruction` over the tiles of all ranks.
 
     Attributes:
-        loss: The loss, a scalar with gradient.
-        losses: Mean squared error of each modality, ``(M,)``; NaN where nothing was measured.
-        counts: Values that it is the mean of, ``(M,)``.
+        loss: Scalar loss with gradient.
+        losses: Mean squared error of each modality, ``(M,)``; NaN without observed values.
+        counts: Number of observed values of each modality, ``(M,)``.
     """
 
     loss: Tensor
@@ -46,14 +46,14 @@ def draw_hidden(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, 'b n']:
-    """Which ground patches are hidden, for each tile an own draw of the same number.
+    """Draw the hidden ground patches of each tile, the same number for all tiles.
 
     Args:
         batch_size: Number B of tiles.
-        grid: Rows and columns of the ground grid, N in all.
-        ratio: Part of the patches to hide, from 0 to 1; 0.75 is that of He et al. (MAE).
-        generator: What to draw from; PyTorch's own unless told otherwise.
-        device: Where the flags are wanted; they are drawn where *generator* is.
+        grid: Rows and columns of the ground grid, N in total.
+        ratio: Fraction of the patches to hide, from 0 to 1; 0.75 is that of He et al. (MAE).
+        generator: Random generator; defaults to PyTorch's global one.
+        device: Device of the output; the draw is on that of *generator*.
 
     Raises:
         ValueError: If *ratio* is not from 0 to 1.
@@ -68,32 +68,29 @@ def draw_hidden(
 
 
 class MaskedReconstruction(nn.Module):
-    """A light decoder a modality rebuilds what it shows of the hidden ground patches.
+    """Masked reconstruction loss, with a small decoder per modality.
 
-    Fused tokens are all that the decoders see. Images are rebuilt pixel by pixel; series at
-    every valid date, from the token and a code of the date. Targets are standardised per
-    patch, over the bands, pixels and valid dates that were measured (as He et al., "Masked
-    Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, do for images), so a series
-    keeps its course over the year. Pixels that are NaN, dates that are not valid and absent
-    modalities do not count and have no influence. The loss is the mean squared error of
-    each modality, averaged over the modalities that measured anything hidden, in all
-    processes together; gradients are meant to be averaged over processes, as DDP does.
+    The input of the decoders are the fused tokens; for time series also the encoding of each
+    valid date. Targets are standardised per patch, over observed bands, pixels and dates, as
+    in He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), so a
+    time series keeps its seasonal changes. Nodata, invalid dates and absent modalities are
+    ignored. The loss is the mean squared error of each modality over all ranks, averaged over
+    the modalities with observed hidden patches. Gradients must be averaged over ranks, as DDP does.
 
-    Patch (r, c) of a modality is the ground that the tokens of :class:`.OmniSat` average:
-    tiles are divided by adaptive pooling, so a patch need not be a whole number of pixels;
-    where it is none, its target has the next lower number and pools pixels.
+    Patches are those of the tokens of :class:`.OmniSat`: tiles are divided by adaptive pooling,
+    so the side of a patch may be a fraction of pixels. Its target is then pooled to the next
+    lower number of pixels.
 
     Args:
-        modalities: M modalities, by name or as a list, also as plain dictionaries.
+        modalities: M modalities by name or as a list; each may be a plain dictionary.
         embed_dim: Width D of the fused tokens.
-        patch_size: Side of a ground patch, in metres.
+        patch_size: Side of a ground patch in metres.
         width: Hidden width of a decoder.
-        max_pixels: The most pixels along the side of a target; finer images are pooled to it.
-            ``None`` rebuilds at each modality's own resolution.
-        max_dates: The most dates of a series that are rebuilt in one training step, which
-            bounds its cost: drawn anew for each tile and step among the valid ones, equally
-            likely, so that all are learnt from in the long run. ``None`` rebuilds all, and
-            so does evaluation.
+        max_pixels: Maximum side of a target in pixels; finer images are pooled to it.
+            ``None`` for the native resolution of each modality.
+        max_dates: Maximum number of dates of a time series in a training step, to limit its
+            cost. They are drawn from the valid dates for each tile and step. ``None`` for all
+            dates, which evaluation always uses.
 
     Raises:
         ValueError: If a size is not positive.
@@ -136,7 +133,7 @@ class MaskedReconstruction(nn.Module):
         hidden: Bool[Tensor, 'b n'],
         grid: tuple[int, int],
     ) -> Float[Tensor, '']:
-        """The loss alone; see :meth:`rebuild`."""
+        """Return the loss; see :meth:`rebuild`."""
         return self.rebuild(fused, batch, hidden, grid).loss
 
     def rebuild(
@@ -146,16 +143,16 @@ class MaskedReconstruction(nn.Module):
         hidden: Bool[Tensor, 'b n'],
         grid: tuple[int, int],
     ) -> Reconstruction:
-        """Rebuild the hidden patches and compare.
+        """Reconstruct the hidden patches and return the losses.
 
         Args:
-            fused: One token a ground patch, made without what is hidden.
-            batch: The batch with nothing hidden, normalised; modalities may be missing.
-            hidden: Which patches to rebuild.
-            grid: Rows and columns of the ground grid, N in all.
+            fused: One token per ground patch, encoded without the hidden patches.
+            batch: Complete normalised batch; modalities may be missing.
+            hidden: Hidden patches.
+            grid: Rows and columns of the ground grid, N in total.
 
         Returns:
-            The loss, 0 where nothing hidden was measured, and that of each modality.
+            Loss, 0 if no hidden patch is observed, and that of each modality.
 
         Raises:
             ValueError: If shapes do not fit.
@@ -169,7 +166,7 @@ class MaskedReconstruction(nn.Module):
         hidden: Bool[Tensor, 'b n'],
         grid: tuple[int, int],
     ) -> tuple[Float[Tensor, ' m'], Int[Tensor, ' m']]:
-        """Sum and number of the squared errors of each modality in this process.
+        """Return the sum and number of the squared errors of each modality on this rank.
 
         Those of several parts of a batch add up to those of the whole; see :meth:`rebuild`.
         """
@@ -183,7 +180,7 @@ class MaskedReconstruction(nn.Module):
         return errors, counts
 
     def mean(self, errors: Float[Tensor, ' m'], counts: Int[Tensor, ' m']) -> Reconstruction:
-        """The loss of all processes, from the :meth:`errors` of this one."""
+        """Return the loss over all ranks, from the :meth:`errors` of this one."""
         means, everywhere = processes.shared_mean(errors, counts)
         losses = means.detach().masked_fill(everywhere == 0, torch.nan)
         return Reconstruction(means.sum() / (everywhere > 0).sum().clamp(min=1), losses, everywhere)
@@ -191,7 +188,7 @@ class MaskedReconstruction(nn.Module):
     def _errors(
         self, name: str, fused: Tensor, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Sum and number of the squared errors of one modality; a decoder without work has zero gradient."""
+        """Return the sum and number of the squared errors of one modality; an unused decoder has zero gradient."""
         modality, decoder = self.modalities[name], self.decoders[name]
         if modality.image_key not in batch:
             patch = torch.zeros(0, dtype=torch.int64, device=fused.device)
@@ -204,7 +201,7 @@ class MaskedReconstruction(nn.Module):
                 patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name])
                 code = date_code(dates, valid).flatten(0, 1)[place]
                 if self.training and modality.temporal and self.max_dates is not None:
-                    kept = _some(valid, self.max_dates).flatten()[place]
+                    kept = _sample_dates(valid, self.max_dates).flatten()[place]
                     patch, values, code = patch[kept], values[kept], code[kept]
         measured = values.isfinite()
         rebuilt = decoder(fused.flatten(0, 1)[patch], code).to(values.dtype)
@@ -213,14 +210,14 @@ class MaskedReconstruction(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """A small perceptron from the token of a patch to its pixels, at a date if there are several.
+    """MLP from the token of a patch, and the date of a time series, to the pixels of the patch.
 
     Args:
         dim: Width of a token.
         width: Hidden width.
         bands: Number of bands.
-        pixels: Pixels along the side of a patch.
-        temporal: Whether the date matters.
+        pixels: Side of a patch in pixels.
+        temporal: Whether the modality is a time series.
     """
 
     def __init__(self, dim: int, width: int, bands: int, pixels: int, temporal: bool) -> None:
@@ -230,7 +227,7 @@ class PatchDecoder(nn.Module):
         self.mlp = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, bands * pixels**2))
 
     def forward(self, token: Float[Tensor, 's d'], code: Float[Tensor, 's f']) -> Float[Tensor, 's v']:
-        """Pixels, in the order of bands, rows and columns.
+        """Return the pixels, in the order of bands, rows and columns.
 
         Args:
             token: Token of the patch.
@@ -241,11 +238,11 @@ class PatchDecoder(nn.Module):
 
 
 def date_code(dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t f']:
-    """Waves of the day of the year and of the time since a series' first valid date.
+    """Return sinusoids of the day of the year and of the time since the first valid date.
 
     Args:
         dates: Days since 1970-01-01.
-        valid: Which of them count; the others get a meaningless code.
+        valid: Valid dates; the encoding of the others is undefined.
     """
     first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
     years = torch.where(valid, dates - first, 0).float() / YEAR
@@ -257,10 +254,10 @@ def date_code(dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Te
 def _targets(
     images: Tensor, valid: Tensor, hidden: Tensor, grid: tuple[int, int], pixels: int
 ) -> tuple[Int[Tensor, ' s'], Int[Tensor, ' s'], Float[Tensor, 's v']]:
-    """Standardised values of the S images of hidden patches that show anything.
+    """Return the standardised values of the S observed images of hidden patches.
 
     Returns:
-        Place among the B N patches, place among the B T images, and values, NaN where not measured.
+        Index among the B N patches, index among the B T images, and values, NaN for nodata.
     """
     place = valid.flatten().nonzero().squeeze(1)
     tile = place // valid.shape[1]
@@ -272,7 +269,7 @@ def _targets(
 
 
 def _cells(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
-    """Images averaged to *size* over the pixels that were measured; NaN where none was."""
+    """Average the observed pixels of images to *size*; NaN where there are none."""
     measured = observed(images)
     images = images.masked_fill(~measured, torch.nan if tuple(images.shape[-2:]) == size else 0)
     if tuple(images.shape[-2:]) == size:
@@ -281,7 +278,7 @@ def _cells(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Ten
 
 
 def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups: int) -> Float[Tensor, 's v']:
-    """Values less the mean of their group, by its standard deviation; NaN stay and do not count."""
+    """Standardise values by the mean and standard deviation of their group, ignoring NaN."""
     measured = values.isfinite()
 
     def mean(x: Tensor) -> Tensor:
@@ -293,8 +290,8 @@ def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups
     return centred / (mean(centred.square()) + 1e-6).sqrt()
 
 
-def _some(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
-    """At most *count* of the valid dates of each tile, all equally likely."""
+def _sample_dates(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
+    """Sample at most *count* of the valid dates of each tile."""
     numbers = torch.rand(valid.shape, device=valid.device, dtype=torch.float32).masked_fill(~valid, 2)
     order = numbers.argsort(dim=1).argsort(dim=1)
     return valid & (order < count)

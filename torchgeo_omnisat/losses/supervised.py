@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 
 class CrossEntropyDice(nn.Module):
-    """Cross-entropy plus Dice; ignored pixels take part in neither.
+    """Cross-entropy plus Dice loss over labelled pixels.
 
     Cross-entropy is the mean over the labelled pixels, weighted by class. Dice is that of
-    :class:`segmentation_models_pytorch.losses.DiceLoss`: computed over the whole batch,
-    then averaged over the classes, weighted likewise; a class without a pixel in the
-    batch counts 0, and an ignored class is left out. Without any labelled pixel the loss
-    is 0 and so is its gradient. Half-precision logits are computed in single precision.
+    :class:`segmentation_models_pytorch.losses.DiceLoss`: computed over the whole batch, then
+    averaged over the classes with the same weights. A class without a pixel in the batch has
+    loss 0, and an ignored class is excluded. Without labelled pixels the loss and its gradient
+    are 0. The loss is computed in single precision.
 
     Args:
-        ignore_index: Value of the mask that is not learnt from, one of the classes or not.
-        class_weights: Weight of each of the K classes; equal ones if not given.
-        dice_weight: Weight of Dice beside the cross-entropy; with 0 it is not computed.
+        ignore_index: Value of the mask to ignore; it may be a class.
+        class_weights: Weight of each of the K classes; equal by default.
+        dice_weight: Weight of the Dice loss relative to cross-entropy; 0 disables it.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or no class has any.
+        ValueError: If a weight is negative or not finite, or all class weights are 0.
     """
 
     class_weights: Tensor | None
@@ -39,7 +39,7 @@ class CrossEntropyDice(nn.Module):
         class_weights: Sequence[float] | Tensor | None = None,
         dice_weight: float = 1.0,
     ) -> None:
-        """Keep the weights as a buffer that no checkpoint holds."""
+        """Initialize the loss; class weights are not saved in checkpoints."""
         super().__init__()
         if not 0 <= dice_weight < float('inf'):
             raise ValueError(f'dice_weight is {dice_weight}, expected a finite number, not negative')
@@ -51,17 +51,17 @@ class CrossEntropyDice(nn.Module):
         self.register_buffer('class_weights', weights, persistent=False)
 
     def forward(self, logits: Float[Tensor, 'b k h w'], mask: Int[Tensor, 'b h w']) -> Float[Tensor, '']:
-        """Compare logits with labels.
+        """Return the loss of logits.
 
         Args:
-            logits: Unnormalised log-probabilities of K classes.
+            logits: Logits of K classes.
             mask: Labels from 0 to K - 1, or *ignore_index*.
 
         Returns:
-            The loss, a scalar.
+            Scalar loss.
 
         Raises:
-            ValueError: If the mask has another size or a label that is no class, or there
+            ValueError: If the mask has another size or a label that is not a class, or there
                 are not K class weights.
         """
         labelled = self._labelled(logits, mask)
@@ -76,7 +76,7 @@ class CrossEntropyDice(nn.Module):
         return loss
 
     def _dice(self, logits: Float[Tensor, 'b k h w'], mask: Int[Tensor, 'b h w']) -> Float[Tensor, '']:
-        """One minus the Dice coefficient, averaged over the classes that are not ignored."""
+        """Return the Dice loss, averaged over the classes that are not ignored."""
         scored = [k for k in range(logits.shape[1]) if k != self.ignore_index]
         dice = smp.losses.DiceLoss(
             'multiclass', classes=scored, ignore_index=self.ignore_index, class_weights=self.class_weights
@@ -84,7 +84,7 @@ class CrossEntropyDice(nn.Module):
         return dice(logits, mask)
 
     def _labelled(self, logits: Float[Tensor, 'b k h w'], mask: Tensor) -> Tensor:
-        """Which pixels have a label, once everything is known to fit."""
+        """Validate the arguments and return which pixels are labelled."""
         expected = (logits.shape[0], *logits.shape[2:])
         if tuple(mask.shape) != expected:
             raise ValueError(
@@ -106,14 +106,14 @@ class CrossEntropyDice(nn.Module):
 
 
 class MultiLabelLoss(nn.Module):
-    """A binary loss for each label, averaged over samples and labels, in single precision.
+    """Multi-label loss, averaged over samples and labels in single precision.
 
-    ``'asymmetric'`` is timm's asymmetric loss (https://arxiv.org/abs/2009.14119): of the
-    many labels that a tile does not have, those that are easily denied hardly count.
+    ``'asymmetric'`` is timm's asymmetric loss (https://arxiv.org/abs/2009.14119), which reduces
+    the weight of easy negatives.
     ``'bce'`` is binary cross-entropy.
 
     Args:
-        kind: Which of them.
+        kind: Name of the loss.
 
     Raises:
         ValueError: If there is no such loss.
@@ -128,14 +128,14 @@ class MultiLabelLoss(nn.Module):
         self.total.reduction = 'sum'  # set like this because timm before 1.0.31 takes no such argument, and always sums
 
     def forward(self, logits: Float[Tensor, 'b k'], label: Float[Tensor, 'b k']) -> Float[Tensor, '']:
-        """Compare logits with labels.
+        """Return the loss of logits.
 
         Args:
-            logits: One a label.
-            label: 1 where the tile has the label, else 0.
+            logits: Logits of K labels.
+            label: 1 if the tile has the label, else 0.
 
         Returns:
-            The loss, a scalar.
+            Scalar loss.
         """
         loss: Tensor = self.total(logits.float(), label) / label.numel()
         return loss

@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Validation: what `check` finds in a dataset before it is trained on.
+"""Validation of a dataset before training, for the command `check`.
 
-``check.py`` reads every tile, ``values.py`` summarises what was read, ``findings.py`` warns of it, ``trial.py``
-tries a step of training, ``tables.py`` prints everything.
+``check.py`` reads every tile, ``values.py`` summarises the values, ``findings.py`` reports problems of the whole
+dataset, ``trial.py`` tries one training step, ``tables.py`` prints the report.
 """
 
 from .check import check, walk

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Check: read every tile of every split, list what is wrong, and summarise the values."""
+"""Validation of every tile of every split, with a list of problems and a summary of the values."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,19 +28,19 @@ SPLITS = ('train', 'val', 'test')
 def walk(
     datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
 ) -> Report:
-    """Read every tile of every split that is there.
+    """Read every tile of every available split.
 
     Args:
-        datamodule: The data. Samples that it excludes are read too.
-        max_nan: Greatest fraction of the pixels of a modality that may be invalid.
-        num_workers: Number of processes that read; the report does not depend on it.
-        ignore: Kinds of problem to pass over.
+        datamodule: Datamodule. Samples that it excludes are read too.
+        max_nan: Maximum fraction of nodata in the pixels of a modality.
+        num_workers: Number of worker processes; the report does not depend on it.
+        ignore: Kinds of problem to ignore.
 
     Returns:
-        The problems, and a summary of values, dates and labels.
+        Problems, and a summary of values, dates and labels.
 
     Raises:
-        DatasetNotFoundError: If no split is there.
+        DatasetNotFoundError: If no split is available.
         TypeError: If the dataset does not state what its files should hold.
     """
     report, _ = read_all(datamodule, max_nan, num_workers, ignore)
@@ -55,20 +55,20 @@ def check(
     ignore: Sequence[str] = (),
     dry_run: bool = True,
 ) -> Report:
-    """Read every tile as :func:`walk` does, then try what `fit` would do.
+    """Read every tile as :func:`walk` does, then try a training step as `fit` would.
 
     Args:
-        datamodule: The data.
-        settings: ``model``, ``trainer`` and ``ckpt_path`` as a file for `fit` has them.
-        max_nan: Greatest fraction of the pixels of a modality that may be invalid.
-        num_workers: Number of processes that read.
-        ignore: Kinds of problem to pass over.
+        datamodule: Datamodule.
+        settings: ``model``, ``trainer`` and ``ckpt_path`` as in a configuration for `fit`.
+        max_nan: Maximum fraction of nodata in the pixels of a modality.
+        num_workers: Number of worker processes.
+        ignore: Kinds of problem to ignore.
         dry_run: Whether to build the model, load its checkpoint and, if no file has a problem, train on a batch.
     """
     exclude = datamodule.exclude
     report, splits = read_all(datamodule, max_nan, num_workers, ignore)
     if not dry_run or any(problem.kind == 'label' and not problem.sample for problem in report.faults):
-        return report  # fit would look at the labels first, and say the same
+        return report  # fit checks the labels first, and would raise the same error
     datamodule.exclude = exclude if exclude and Path(exclude).expanduser().exists() else None
     sentence = try_training(datamodule, settings, splits, step=not report.faults)
     said = 'training' in ignore or any(problem.reason in (sentence or '') for problem in report.faults)
@@ -80,7 +80,7 @@ def check(
 def read_all(
     datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
 ) -> tuple[Report, dict[str, SplitValues]]:
-    """Read every tile as :func:`walk` does; return the report, and the summary of each split that was read."""
+    """Read every tile as :func:`walk` does; return the report and the summary of each split."""
     kind = datamodule.dataset_class
     if not hasattr(kind, 'parts'):
         raise TypeError(f'{kind.__name__} does not say what its files should hold, expected a dataset with parts')
@@ -109,7 +109,7 @@ def read_all(
         root = dataset.path
         datamodule.modalities = dict(dataset.modalities)
         splits[split] = _empty(datamodule, dataset.modalities)
-        look = partial(_look, dataset, splits[split], max_nan, allow_missing)
+        look = partial(_read_tile, dataset, splits[split], max_nan, allow_missing)
         results: Any = stream(look, len(dataset), num_workers, f'Check {split}')
         for findings, values in results:
             problems += findings.problems
@@ -131,7 +131,7 @@ def read_all(
 
 
 def about_dataset(error: Exception, root: Path) -> Problem:
-    """Return what keeps a dataset from being made at all; the file is the longest path that the error names."""
+    """Return the problem for an error of a whole dataset; its file is the longest path in the message."""
     words = [Path(word.strip('\'",;:')) for word in str(error).split() if word.startswith(str(root))]
     path = max(words, key=lambda word: len(word.parts), default=None)
     kind = 'missing' if isinstance(error, FileNotFoundError) else 'settings' if path is None else 'unreadable'
@@ -139,16 +139,16 @@ def about_dataset(error: Exception, root: Path) -> Problem:
 
 
 def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) -> SplitValues:
-    """Return the summary of a split of which nothing is read yet."""
+    """Return an empty summary of a split."""
     labels = list(getattr(datamodule, 'labels', None) or ())
     names = datamodule.label_names if labels else ()
     return SplitValues(dict(modalities), labels, datamodule.ignore_index, names)
 
 
-def _look(
+def _read_tile(
     dataset: Any, nothing: SplitValues, max_nan: float, allow_missing: bool, index: int
 ) -> tuple[Findings, SplitValues]:
-    """Read one tile: its problems and its summary."""
+    """Return the problems and the summary of one tile."""
     values = SplitValues(nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names)
     values.tiles = 1
     observe: Callable[[str, Any], None] = values.observe

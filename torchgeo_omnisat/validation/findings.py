@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Findings: what is wrong with a dataset as a whole, from the summary of its tiles."""
+"""Problems of a dataset as a whole, from the summary of its tiles."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..datasets.geo.parts import unlike_files
 from ..datasets.integrity import Problem, below
 from .values import SplitValues, joined
 
-#: Given the datamodule and the summary of each split that was read, yields what is found.
+#: Function that yields problems, given the datamodule and the summary of each split.
 Finder = Callable[[Any, Mapping[str, SplitValues]], Iterator[Problem]]
 
 
@@ -29,7 +29,7 @@ def find_implausible_values(datamodule: Any, splits: Mapping[str, SplitValues]) 
 
 
 def find_unlike_files(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
-    """Yield the raster files whose bands are not those of the first, whether or not a tile lies there."""
+    """Yield raster files whose bands differ from those of the first, also where there is no tile."""
     if splits and hasattr(datamodule, 'labelled'):
         root = Path(datamodule.root)
         for path, (name, reason) in unlike_files(datamodule.labelled).items():
@@ -37,7 +37,7 @@ def find_unlike_files(datamodule: Any, splits: Mapping[str, SplitValues]) -> Ite
 
 
 def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
-    """Yield codes that stand for no class, together, and what `fit` says about classes without a pixel."""
+    """Yield unknown codes of all splits together, and the warnings of `fit` about classes without pixels."""
     unknown: list[UnknownCodesError] = []
     for split, values in splits.items():
         counts = values.counts
@@ -48,7 +48,7 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
                 unknown.append(error)
                 continue
             except (ValueError, OSError):
-                continue  # a file that cannot be read, which is reported with its tile
+                continue  # an unreadable file is reported with its tile
         elif not values.counted or (datamodule.published and (values.counted == 'tiles' or counts.labelled)):
             continue  # published splits may lack a rare class, which the table of classes shows
         for sentence in counts.warnings(split, datamodule.ignore_index):
@@ -58,5 +58,5 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
         yield Problem('', 'mask', '', 'label', str(UnknownCodesError.joined(unknown)))
 
 
-#: What is looked for; a new finder is added here.
+#: All finders; add new ones here.
 FINDERS: tuple[Finder, ...] = (find_implausible_values, find_unlike_files, find_missing_labels)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Tables: a report of `check` as text of at most 100 columns, where names allow that."""
+"""Tables of a report of `check`, of at most 100 columns if names are short enough."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..datasets.integrity import Problem, Report
 
-#: At most so many lines of problems are printed; the file has all.
+#: Maximum number of printed lines of problems; the output file has all.
 ROWS = 50
 WIDTH = 100
 
@@ -20,15 +20,15 @@ def table(report: Report, rows: int = ROWS) -> str:
     """Return the whole report: values, labels, problems and a summary.
 
     Args:
-        report: What was found.
-        rows: At most so many lines of problems; the same about several samples is one.
+        report: Report to print.
+        rows: Maximum number of lines of problems; the same problem of several samples is one line.
     """
     parts = [modality_table(report), band_table(report), class_table(report), problem_table(report, rows)]
     return '\n\n'.join([*filter(None, parts), summary(report)])
 
 
 def modality_table(report: Report) -> str:
-    """Return coverage and acquisition dates, a line for each modality."""
+    """Return coverage and acquisition dates, one line per modality."""
     cells = [('modality', 'kind', 'unit', 'GSD', 'tiles with it', 'dates', 'dates/tile', 'first date', 'last date')]
     for row in report.statistics.get('modalities', ()):
         tiles = f'{row["tiles"]} of {row["of"]}'
@@ -41,7 +41,7 @@ def modality_table(report: Report) -> str:
 
 
 def band_table(report: Report) -> str:
-    """Return minimum, mean, maximum, standard deviation and valid fraction, a line for each band."""
+    """Return minimum, mean, maximum, standard deviation and valid fraction, one line per band."""
     cells = [('modality', 'band', 'unit', 'min', 'mean', 'max', 'std', 'valid')]
     previous = None
     for row in report.statistics.get('bands', ()):
@@ -53,7 +53,7 @@ def band_table(report: Report) -> str:
 
 
 def class_table(report: Report) -> str:
-    """Return tiles, labelled pixels and share of each class, side by side for the splits."""
+    """Return tiles, labelled pixels and fraction of each class, with the splits side by side."""
     splits = report.statistics.get('splits', ())
     if not splits:
         return ''
@@ -78,11 +78,11 @@ def class_table(report: Report) -> str:
 
 
 def problem_table(report: Report, rows: int = ROWS) -> str:
-    """Return a line for each problem and warning, first those of the whole dataset; empty if there is none.
+    """Return one line per problem and warning, first those of the whole dataset; empty if there is none.
 
     Args:
-        report: What was found.
-        rows: At most so many lines; the same about several samples is one.
+        report: Report to print.
+        rows: Maximum number of lines; the same problem of several samples is one line.
     """
     merged: dict[tuple[bool, bool, str, str, str], list[str]] = {}
     for problem in sorted(report.problems, key=lambda problem: (problem.warning, bool(problem.sample))):
@@ -111,7 +111,7 @@ def problem_table(report: Report, rows: int = ROWS) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return how much was read, and how many problems there are."""
+    """Return the number of tiles and problems."""
     lines = []
     total = sum(report.samples.values())
     for name, count in report.absent.items():
@@ -130,12 +130,12 @@ def summary(report: Report) -> str:
 
 
 def align(cells: Sequence[Sequence[str]], sides: str, title: str = '') -> str:
-    """Return rows of cells in columns.
+    """Return rows of cells as aligned columns.
 
     Args:
-        cells: The rows, the first of which is the header.
-        sides: ``<`` or ``>`` for each column.
-        title: A line above all columns; none if empty.
+        cells: Rows, the first of which is the header.
+        sides: Alignment of each column, ``<`` or ``>``.
+        title: Line above the table; none if empty.
     """
     widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
     lines = [
@@ -146,7 +146,7 @@ def align(cells: Sequence[Sequence[str]], sides: str, title: str = '') -> str:
 
 
 def beside(blocks: Sequence[str]) -> str:
-    """Return blocks of as many lines each side by side."""
+    """Return blocks with the same number of lines side by side."""
     columns = [block.split('\n') for block in blocks]
     widths = [max(map(len, lines)) for lines in columns]
     return '\n'.join(
@@ -156,11 +156,11 @@ def beside(blocks: Sequence[str]) -> str:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """Write the report as one CSV table, a row for each value: table, split, modality, item, quantity, value.
+    """Write the report as CSV with one row per value: table, split, modality, item, quantity, value.
 
     Args:
-        report: What was found.
-        path: The file.
+        report: Report to write.
+        path: Output file.
     """
     rows: list[tuple[Any, ...]] = []
     names = {'modalities': ('', 'modality', ''), 'bands': ('', 'modality', 'band')}
@@ -170,7 +170,7 @@ def write_csv(report: Report, path: Path) -> None:
             where = [row.get(key, '') for key in keys]
             rows += [(kind, *where, quantity, value) for quantity, value in row.items() if quantity not in keys]
     rows += [
-        ('problems', '', problem.part, problem.sample, problem.kind, _said(problem)) for problem in report.problems
+        ('problems', '', problem.part, problem.sample, problem.kind, _message(problem)) for problem in report.problems
     ]
     with path.open('w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file)
@@ -178,7 +178,7 @@ def write_csv(report: Report, path: Path) -> None:
         writer.writerows(rows)
 
 
-def _said(problem: Problem) -> str:
+def _message(problem: Problem) -> str:
     level = 'warning: ' if problem.warning else ''
     return f'{level}{problem.file}: {problem.reason}' if problem.file else level + problem.reason
 
@@ -203,14 +203,14 @@ def _tiles(count: int) -> str:
 
 
 def _percent(value: float) -> str:
-    """A fraction in per cent; neither none nor all is rounded to."""
+    """Format a fraction in per cent, without rounding to 0 or 100 %."""
     if 0 < value < 0.0005:
         return '<0.1 %'
     return '>99.9 %' if 0.9995 <= value < 1 else f'{value:.1%}'.replace('%', ' %').replace('.0 ', ' ')
 
 
 def _number(value: float | None) -> str:
-    """Four significant digits, without an exponent where possible."""
+    """Format a number with four significant digits, without an exponent if possible."""
     if value is None:
         return '-'
     if value == 0 or (value == int(value) and abs(value) < 1e7):
@@ -221,7 +221,6 @@ def _number(value: float | None) -> str:
 
 
 def _compact(count: int) -> str:
-    """A count in thousands or millions."""
     for unit, size in (('M', 1e6), ('k', 1e3)):
         if count >= 10 * size:
             return f'{count / size:.0f}{unit}' if count >= 100 * size else f'{count / size:.1f}{unit}'

@@ -1,9 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Trial: build what `fit` builds, load its checkpoint, and train and validate on one small batch.
+"""Trial of `fit`: build the model, load its checkpoint, and train and validate on one small batch.
 
-It finds what `fit` would refuse before its first epoch ends.
+It finds errors that `fit` would raise in its first epoch.
 """
 
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ from ..utils import errors
 from ..utils.quiet import quiet
 from .values import SplitValues
 
-#: Tiles in the batch of a trial.
+#: Number of tiles in the batch.
 TILES = 2
-#: Arguments of the trainer that a trial takes; others are about machines and files.
+#: Arguments of the trainer that are used; others concern devices and files.
 _TAKEN = ('max_epochs', 'max_steps', 'accumulate_grad_batches', 'gradient_clip_val', 'gradient_clip_algorithm')
-#: Values of ckpt_path that are no files: Lightning looks for the checkpoint when training starts.
+#: Values of ckpt_path that are not files; Lightning looks for the checkpoint when training starts.
 _LATER = ('best', 'last', 'hpc', 'registry')
 
 
 def try_training(
     datamodule: Any, settings: Mapping[str, Any], splits: Mapping[str, SplitValues], step: bool = True
 ) -> str | None:
-    """Set up data and model as `fit` does; nothing is written, and no generator of the user moves.
+    """Set up data and model as `fit` does, without writing files or changing the global random state.
 
     Args:
-        datamodule: The data.
-        settings: ``model``, ``trainer``, ``ckpt_path`` and ``weights_only`` as a file for `fit` has them.
-            Without a model, the smallest one that fits the data is taken.
-        splits: What was read, whose statistics are used instead of reading the tiles again.
-        step: Whether to train and validate on a batch, and not only to build everything.
+        datamodule: Datamodule.
+        settings: ``model``, ``trainer``, ``ckpt_path`` and ``weights_only`` as in a configuration for
+            `fit`. Without a model, the smallest one that fits the data is used.
+        splits: Summary of each split, whose statistics are used instead of reading the tiles again.
+        step: Whether to train and validate on a batch; if not, everything is only built.
 
     Returns:
-        The sentence that `fit` would end with; None if it would not.
+        Error message of `fit`; None if there is no error.
     """
     workers, size = datamodule.num_workers, datamodule.batch_size
     with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, quiet(every_warning=True):
@@ -72,11 +72,11 @@ def try_training(
 
 
 class _StopError(Exception):
-    """The end of a trial."""
+    """Exception that ends a trial."""
 
 
 class _Stop(Callback):
-    """Ends training after one batch, or before it."""
+    """Callback that ends training after one batch, or before it."""
 
     def __init__(self, step: bool) -> None:
         self.step = step
@@ -90,7 +90,7 @@ class _Stop(Callback):
 
 
 class _Resume(Callback):
-    """Loads the checkpoint of ``ckpt_path`` into model and optimizer; the progress of the training stays aside."""
+    """Callback that loads ``ckpt_path`` into model and optimizer, but not the progress of the training."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.path, self.weights_only = str(settings.get('ckpt_path') or ''), settings.get('weights_only')
@@ -108,7 +108,7 @@ class _Resume(Callback):
 
 
 class _Measured:
-    """Statistics from the summary of the training split, in place of a datamodule's own."""
+    """Statistics from the summary of the training split, instead of those of the datamodule."""
 
     def __init__(self, datamodule: Any, train: SplitValues) -> None:
         self.official, self.train = datamodule.official, train
@@ -131,7 +131,7 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
     """Return the task and a trainer for one batch on the CPU.
 
     Raises:
-        ValueError: If an argument is refused.
+        ValueError: If an argument is invalid.
     """
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Trainer, 'trainer')
@@ -146,7 +146,7 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
         if 'Errors:' in str(error) or type(error).__name__ == 'ArgumentError':
             raise ValueError(errors.of_parser(str(error))) from None
         raise
-    on_cpu = isinstance(made.trainer.accelerator, CPUAccelerator)  # or the precision may be one of GPUs alone
+    on_cpu = isinstance(made.trainer.accelerator, CPUAccelerator)  # else the precision may not be available on the CPU
     taken = (*_TAKEN, 'precision') if on_cpu else _TAKEN
     trained = {name: config.trainer[name] for name in taken if config.trainer.get(name) is not None}
     trainer = Trainer(
@@ -166,7 +166,7 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
 
 
 def _hyper_parameters(path: str) -> dict[str, Any]:
-    """Return the arguments of the model in a checkpoint, which Lightning prefers to those that are given."""
+    """Return the arguments of the model in a checkpoint, which override those of the configuration."""
     if not Path(path).is_file():
         return {}
     kept = dict(torch.load(path, weights_only=True, map_location='cpu').get('hyper_parameters', {}))
@@ -175,7 +175,7 @@ def _hyper_parameters(path: str) -> dict[str, Any]:
 
 
 def _default(splits: Mapping[str, SplitValues]) -> Any:
-    """Return the smallest task that fits the labels that were read."""
+    """Return the smallest task that fits the labels."""
     counted = next((values.counted for values in splits.values() if values.counted), '')
     kinds: dict[str, type[Any]] = {'pixels': OmniSatSegmentation, 'tiles': OmniSatClassification}
     return kinds.get(counted, OmniSatPretraining)(backbone='omnisat_tiny')

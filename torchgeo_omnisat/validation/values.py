@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Values: summary of the pixels, acquisition dates and labels of tiles, one tile in memory at a time."""
+"""Summary of the pixels, acquisition dates and labels of tiles, with one tile in memory at a time."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ from ..modality import Modality
 
 
 class ModalityValues:
-    """Running summary of one modality: its valid pixels by band, its dates and its coverage.
+    """Running summary of one modality: valid pixels by band, acquisition dates and coverage.
 
     Args:
         bands: Number of bands.
@@ -35,15 +35,15 @@ class ModalityValues:
         self.pixels = 0
         #: Number of valid dates of each tile that has the modality.
         self.dates: list[int] = []
-        #: Valid days since 1970-01-01 of any tile.
+        #: Acquisition dates of all tiles in days since 1970-01-01.
         self.days: set[int] = set()
 
     def add(self, sample: Sample, modality: Modality) -> None:
         """Add the images of a tile, if it has any.
 
         Args:
-            sample: With the three keys of the modality.
-            modality: The modality.
+            sample: Sample with the three keys of the modality.
+            modality: Modality.
         """
         if modality.image_key not in sample:
             return
@@ -62,7 +62,7 @@ class ModalityValues:
         self.days |= set(sample[modality.dates_key][valid].tolist()) - {0}
 
     def merge(self, other: 'ModalityValues') -> None:
-        """Add what another summary holds."""
+        """Add another summary."""
         self.moments.merge(other.moments)
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         self.pixels += other.pixels
@@ -88,8 +88,8 @@ class SplitValues:
     Args:
         modalities: The modalities, by name.
         labels: Names of the classes.
-        ignore_index: The label that is no class.
-        label_names: Names of the classes that a tile label tells of, in its order.
+        ignore_index: Label to ignore.
+        label_names: Names of the classes of a tile label, in its order.
     """
 
     modalities: dict[str, Modality]
@@ -102,23 +102,23 @@ class SplitValues:
     tiles: int = 0
     #: Tiles with at least one label.
     labelled_tiles: int = 0
-    #: What is counted by class: ``'pixels'`` or ``'tiles'``; empty without labels.
+    #: Unit of the counts by class: ``'pixels'`` or ``'tiles'``; empty without labels.
     counted: str = ''
 
     def __post_init__(self) -> None:
-        """Start from nothing."""
+        """Initialize empty counts."""
         self.values = {name: ModalityValues(len(modality.bands)) for name, modality in self.modalities.items()}
         self.counts = LabelCounts.none(self.labels, self.ignore_index)
 
     def observe(self, name: str, found: Any) -> None:
-        """Add what was read of a part of a tile.
+        """Add a part of a tile.
 
         Args:
-            name: A modality, ``'mask'`` or ``'label'``.
-            found: Its three tensors, or the tensor of labels.
+            name: Name of a modality, ``'mask'`` or ``'label'``.
+            found: Three tensors of the modality, or the tensor of labels.
 
         Raises:
-            ValueError: If a mask has a label that is no class.
+            ValueError: If a mask has a label that is not a class.
         """
         if name in self.values:
             self.values[name].add(found, self.modalities[name])
@@ -131,7 +131,7 @@ class SplitValues:
             self.counted = 'pixels' if name == 'mask' else 'tiles'
 
     def merge(self, other: 'SplitValues') -> None:
-        """Add what another summary holds."""
+        """Add another summary."""
         self.tiles += other.tiles
         self.labelled_tiles += other.labelled_tiles
         self.counted = self.counted or other.counted
@@ -151,7 +151,7 @@ def add_counts(counts: LabelCounts, other: LabelCounts) -> None:
 
 
 def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
-    """Return the summary of several splits together, at least one."""
+    """Return the summary of all splits together, at least one."""
     first = next(iter(splits.values()))
     every = SplitValues(first.modalities, first.labels, first.ignore_index, first.label_names)
     for values in splits.values():
@@ -163,11 +163,11 @@ def describe(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]
     """Return the summary of all splits in plain types, rows by table.
 
     Args:
-        splits: What was read of each split.
+        splits: Summary of each split.
 
     Returns:
         ``modalities``: dates and coverage; ``bands``: values of valid pixels; ``splits`` and ``classes``:
-        labels. What is not known is None. Nothing if no split was read.
+        labels. Unknown values are None. Empty if there is no split.
     """
     if not splits:
         return {}
