@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Baseline: a classifier of single pixels, to tell an easy landscape from a good model."""
+"""Command `baseline`: pixel-wise classification, to compare models with."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from .parsers import SYNTHETIC_ROOT
 Features = NDArray[np.float32]
 Days = NDArray[np.int64]
 
-#: Days between the dates that series are interpolated to.
+#: Days between the dates to which time series are interpolated.
 STEP = 20
 
 
@@ -100,7 +100,7 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
     impute = SimpleImputer(add_indicator=True, keep_empty_features=True)
     model = make_pipeline(StandardScaler(), impute, perceptron)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # it stops after 15 epochs, as it is to
+        warnings.simplefilter('ignore', ConvergenceWarning)  # it stops after 15 epochs on purpose
         model.fit(known, wanted)
     metric = MulticlassJaccardIndex(len(train.classes), ignore_index=train.ignore_index)
     for sample in tqdm(_samples(test), total=len(test), desc='Score', disable=None, leave=False):
@@ -110,13 +110,13 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the scores on Sentinel-2 alone and on all modalities.
+    """Print the scores with Sentinel-2 only and with all modalities.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     args = parsers.baseline().parse_args(argv)
     root = Path(args.root or SYNTHETIC_ROOT)
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _samples(dataset: PASTISMultimodal) -> Iterator[Sample]:
-    """Every sample once; a dataset says by its length where it ends."""
+    """Return every sample once; the length of the dataset is its end."""
     return (dataset[index] for index in range(len(dataset)))
 
 
@@ -144,6 +144,6 @@ def _all_features(sample: Sample, modalities: Mapping[str, Modality], calendar: 
 
 
 def _calendar(sample: Sample) -> Days:
-    """Dates every :data:`STEP` days over the time that a sample spans; none if it has no series."""
+    """Return dates every :data:`STEP` days over the period of a sample; none without time series."""
     first, last = sample['bounds'][6:8].tolist()
     return np.arange(first // DAY, last // DAY, STEP, dtype=np.int64) if first == first else np.zeros(0, np.int64)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Check: what is in a dataset, and what is wrong with it."""
+"""Command `check`: print a summary of a dataset and its problems."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ __all__ = ['main', 'table', 'walk']
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the dataset, print what is in it and what is wrong, and write it if asked to.
+    """Validate a dataset, and print and optionally write the report.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status: 1 if there is a problem, 0 if there is none or nothing but warnings.
+        Exit status: 1 if there is a problem, 0 if there are none or only warnings.
     """
     args, datamodule = parse_data(parsers.check(data_parser), argv)
     with one_error('check'):

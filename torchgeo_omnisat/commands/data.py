@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Data: the arguments of our commands that name a datamodule, those of TorchGeo's command line."""
+"""Arguments of the commands for a datamodule, as in TorchGeo's command line."""
 
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..plugin import DEFAULT_DATA, BriefParser, announce_default_data, requested
 from ..utils import errors
 from .parsers import CONFIG_HELP, describe
 
-#: What a file for ``torchgeo fit`` says as well, which our commands pass over.
+#: Other keys of a configuration for ``torchgeo fit``, which our commands accept.
 TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 'ckpt_path', 'weights_only', 'verbose')
 
 
@@ -52,7 +52,7 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     with one_error(parser.prog.rpartition(' ')[-1]):
         named = requested('data', words)
     if named is None:
-        # Where data are named there is no default: its arguments would be taken for theirs.
+        # With --data there is no default, whose arguments would be mixed with those of the user.
         parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
     args = parser.parse_args(words)
     training = {name: args.pop(name, None) for name in TRAINING}
@@ -67,9 +67,9 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
 
 
 def one_error(command: str) -> AbstractContextManager[None]:
-    """Return a context in which what a user can get wrong ends the command with one line and status 1.
+    """Return a context in which a user error ends the command with one line and status 1.
 
     Args:
-        command: The command, as the user types it.
+        command: Name of the command.
     """
     return errors.one_line(f'python -m torchgeo_omnisat {command}')

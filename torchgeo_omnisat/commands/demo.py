@@ -23,18 +23,18 @@ from ..utils.quiet import quiet
 from . import parsers
 from .baseline import score_pixels
 
-#: Held-out tiles of which a picture is drawn.
+#: Number of test tiles to plot.
 PICTURES = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit, test, compare, draw, and say where everything is.
+    """Fit and test a model, compare it with the baseline, and plot predictions.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     args = parsers.demo().parse_args(argv)
     data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbone: str, epochs: int) -> None:
-    """Run ``torchgeo fit`` and ``torchgeo test``, and show the commands.
+    """Print and run ``torchgeo fit`` and ``torchgeo test``.
 
     Args:
-        output: Folder for the results.
+        output: Output folder.
         data: Arguments of the datamodule.
-        checkpoint: File for the trained model.
+        checkpoint: Path of the checkpoint to write.
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
-        epochs: Passes over the training data.
+        epochs: Number of epochs.
     """
     shared: dict[str, Any] = {'model': 'omnisat', 'data': 'SyntheticLandscapesDataModule'}
     shared |= {f'data.{name}': value for name, value in data.items()}
@@ -85,11 +85,11 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
 
 
 def score_single_pixels(data: Mapping[str, Any], names: Sequence[str]) -> float:
-    """Mean IoU of the per-pixel baseline on the test tiles.
+    """Return the mean IoU of the pixel-wise baseline on the test tiles.
 
     Args:
         data: Arguments of the datamodule.
-        names: The modalities that it sees.
+        names: Modalities to use.
     """
     datamodule = SyntheticLandscapesDataModule(**data, modalities=tuple(names))
     return score_pixels(datamodule.make_dataset('train'), datamodule.make_dataset('test'))
@@ -97,15 +97,15 @@ def score_single_pixels(data: Mapping[str, Any], names: Sequence[str]) -> float:
 
 @torch.inference_mode()
 def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, folder: Path) -> list[Path]:
-    """Draw inputs, mask and prediction of some test tiles.
+    """Plot inputs, mask and prediction of some test tiles.
 
     Args:
-        datamodule: The data, set up for testing.
-        checkpoint: The trained model.
-        folder: Where the pictures go.
+        datamodule: Datamodule, set up for testing.
+        checkpoint: Checkpoint of the trained model.
+        folder: Output folder.
 
     Returns:
-        The pictures, PNG.
+        Paths of the PNG files.
     """
     task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu', weights_only=True).eval()
     dataset = datamodule.make_dataset('test')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""``python -m torchgeo_omnisat export``: a trained backbone as a folder that can be shared."""
+"""Command `export`: write a trained backbone to a folder for sharing."""
 
 from ..tasks.checkpoints import CONFIG, MODEL
 from ..tasks.hub import export_hub
@@ -13,10 +13,10 @@ def main(argv: list[str]) -> int:
     """Export the backbone of a checkpoint.
 
     Args:
-        argv: The words after ``export``.
+        argv: Arguments after ``export``.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     words = parsers.export().parse_args(argv)
     export_hub(words.ckpt, words.output)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Robustness: what a missing or degraded sensor costs a trained model."""
+"""Command `robustness`: score trained models with missing and degraded sensors."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,13 +23,13 @@ from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score, write and print.
+    """Score the checkpoints, and write and print the report.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     args, datamodule = parse_data(parsers.robustness(data_parser), argv)
     with one_error('robustness'):
@@ -70,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[str], accelerator: str) -> None:
-    """Score a model on the test split; no file of a sensor that it does not know is opened.
+    """Score a model on the test split, without reading modalities that it does not use.
 
     Args:
-        test: The model, and what is to be scored.
-        datamodule: The data; it is told which modalities to read.
-        there: Names of the modalities that the data have.
-        accelerator: What Lightning runs on.
+        test: Robustness test of the model.
+        datamodule: Datamodule; it is changed to read only the modalities of the model.
+        there: Names of the modalities of the data.
+        accelerator: Accelerator for Lightning.
 
     Raises:
-        ValueError: If model and data share no modality, there is nothing to score, or no such
-            accelerator.
+        ValueError: If model and data share no modality, the data have no target, or the
+            accelerator is not available.
     """
     known = list(test.task.modalities)
     names = tuple(name for name in there if name in known)
@@ -105,7 +105,7 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
 
 
 def join(label: str, found: Sequence[Scored]) -> Scored:
-    """One model as it is; of several, dedicated ones, what each has with all of its sensors.
+    """Join the scores of models with one label: of several, each with all of its sensors.
 
     Raises:
         ValueError: If two of several have the same sensors.
@@ -136,7 +136,7 @@ def load_task(path: Path) -> SupervisedTask:
 
 
 def read_labels(words: Sequence[str]) -> dict[str, list[Path]]:
-    """Checkpoints by label; without one, a file is called by its own name, which may hold ``=`` as Lightning's do.
+    """Return checkpoints by label, which defaults to the file name, with ``=`` allowed as in Lightning's.
 
     Raises:
         ValueError: If two files without a label have the same name.
@@ -153,10 +153,10 @@ def read_labels(words: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Modalities by sensor, from words such as ``s1=s1a,s1d``.
+    """Parse modalities by sensor from arguments such as ``s1=s1a,s1d``.
 
     Raises:
-        ValueError: If a word is not of that form.
+        ValueError: If an argument does not have that form.
     """
     groups = {}
     for word in words:

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Shard: the samples of a datamodule in a few large files."""
+"""Command `shard`: write the samples of a datamodule to a few large files."""
 
 import json
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write shards of all splits.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     args, datamodule = parse_data(parsers.shard(data_parser), argv)
     with one_error('shard'):
@@ -40,15 +40,15 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     """Write the shards of all splits of a datamodule.
 
     Args:
-        datamodule: The datamodule.
-        output: Folder to write.
-        megabytes: About the size of a shard.
+        datamodule: Datamodule.
+        output: Output folder.
+        megabytes: Approximate size of a shard in MB.
 
     Returns:
-        The number of samples in each shard, by split.
+        Number of samples in each shard, by split.
 
     Raises:
-        ValueError: If *output* is there, *megabytes* is not positive, or a split has no samples.
+        ValueError: If *output* exists, *megabytes* is not positive, or a split has no samples.
     """
     if output.exists():
         raise ValueError(f'output is {output}, which is there already: expected a folder that is not')

@@ -13,13 +13,13 @@ from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, keep what comes out beside the data, and print it.
+    """Compute the statistics of the training data, store them beside the data, and print them.
 
     Args:
-        argv: The words of the command line.
+        argv: Arguments of the command line.
 
     Returns:
-        The exit status: 0, or 1 if a modality has nothing to measure or nothing could be kept.
+        Exit status: 0, or 1 if a modality has no valid pixels or the statistics could not be stored.
     """
     _, datamodule = parse_data(parsers.stats(data_parser), argv)
     with one_error('stats'):

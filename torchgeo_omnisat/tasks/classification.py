@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSatClassification: which labels a tile has, from whatever modalities are there."""
+"""Task for multi-label classification of tiles."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -21,15 +21,15 @@ from .supervised import SupervisedTask
 
 
 class OmniSatClassification(SupervisedTask):
-    """Multi-label classification with an OmniSat; ``test`` scores every subset of the modalities.
+    """Multi-label classification of tiles; ``test`` scores every subset of the modalities.
 
     The target is ``label`` ``(B, K)``: the genera of TreeSatAI, the crops of PASTIS, the
-    covers of FLAIR. A label whose probability is above one half is said to be there.
+    covers of FLAIR. Labels are predicted at a threshold of 0.5.
     Besides TorchGeo's metrics, of which ``AverageF1Score`` is the macro F1, there is
-    ``WeightedF1Score``, weighted by how many samples have each label.
+    ``WeightedF1Score``, weighted by the number of samples with each label.
 
-    Whatever of *modalities*, *label_names*, *patch_size*, *mean* and *std* is None is
-    asked of the datamodule, and saved.
+    If *modalities*, *label_names*, *patch_size*, *mean* or *std* are None, they are taken from
+    the datamodule and saved in checkpoints.
 
     Args:
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
@@ -41,14 +41,14 @@ class OmniSatClassification(SupervisedTask):
         std: Standard deviation, in the same form. Images are normalised by these two whatever a
             datamodule measured, so that a checkpoint sees what it was trained on.
         weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
-        freeze_backbone: Train the head alone; the backbone stays in evaluation.
+        freeze_backbone: Whether to train only the head; the backbone stays in evaluation mode.
         backbone_args: Further arguments of the builder, in plain types.
-        loss: The asymmetric loss or binary cross-entropy; see :class:`.MultiLabelLoss`.
+        loss: Asymmetric loss or binary cross-entropy; see :class:`.MultiLabelLoss`.
         modality_dropout: Probability that a training sample loses each of its modalities,
             or by name; see :class:`.ModalityDropout`.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
-        scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
+        scheduler: Cosine schedule by step, or TorchGeo's reduction on a plateau of the validation loss.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
         patience: Epochs without progress before a plateau lowers the learning rate.
         sources: Mean and standard deviation by source, of a model that was trained on a mixture.
@@ -85,7 +85,7 @@ class OmniSatClassification(SupervisedTask):
         statistics: str | None = None,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
-        """Build the model if enough is known; otherwise the trainer has it built."""
+        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         self.weights, self.statistics, self.subsets = weights, statistics, subsets
         super().__init__()
 
@@ -99,7 +99,7 @@ class OmniSatClassification(SupervisedTask):
         self.criterion = MultiLabelLoss(self.hparams['loss'])
 
     def configure_metrics(self) -> None:
-        """TorchGeo's metrics and the weighted F1, once the labels are known."""
+        """Set up TorchGeo's metrics and the weighted F1, if the labels are configured."""
         if not self.told:
             return
         names = self.hparams['label_names']
@@ -113,10 +113,10 @@ class OmniSatClassification(SupervisedTask):
             metrics.add_metrics({'WeightedF1Score': MultilabelF1Score(len(names), average='weighted')})
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
-        """Probabilities of the labels, and where the tiles lie.
+        """Predict the probabilities of the labels.
 
         Args:
-            batch: A batch.
+            batch: Batch.
             batch_idx: Index of the batch.
             dataloader_idx: Index of the dataloader.
 
@@ -139,10 +139,10 @@ class OmniSatClassification(SupervisedTask):
         return figure
 
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> ClassificationScores:
-        """F1 for every subset."""
+        """Return the F1 scores of every subset."""
         return ClassificationScores(names, len(self.hparams['label_names']), which)
 
     def _listed(self, values: Tensor) -> str:
-        """Names of the labels above one half."""
+        """Return the names of the labels above 0.5."""
         held = [name for name, value in zip(self.hparams['label_names'], values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Figures of robustness: a bar a subset over dots that say what it holds, and lines of what degrades."""
+"""Figures of robustness: scores of subsets of sensors, and of degraded sensors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from .subsets import Row
 
 #: Colours for colour-blind readers (Okabe and Ito), dark and light in turn.
 COLOURS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000')
-#: So that nothing is said by colour alone.
+#: Hatches and markers distinguish models without colours.
 HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++', 'oo')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 DARK, GREY = '#333333', '#d9d9d9'
 
-#: Scores from 0 to 1 by what they were measured on, such as the name of a subset.
+#: Scores from 0 to 1, for example by the name of a subset.
 Scores = Mapping[str, float]
 
 
@@ -31,9 +31,9 @@ def write_subsets(rows: Sequence[Row], path: Path, data: str) -> None:
     """Write :func:`draw_subsets` of one model as PNG.
 
     Args:
-        rows: The rows, at least one; those without a score are left out.
-        path: The file; it is there whole or not at all.
-        data: What was scored.
+        rows: At least one row; those without a score are omitted.
+        path: Output file, written atomically.
+        data: Name of the data.
     """
     write_figure(draw_subsets({'': {row.subset: row.score for row in rows}}, rows[0].title, f'data: {data}'), path)
 
@@ -43,8 +43,8 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and close it.
 
     Args:
-        figure: The figure.
-        path: The file; it is there whole or not at all.
+        figure: Figure to write.
+        path: Output file, written atomically.
     """
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format='png', dpi=150)
@@ -169,7 +169,7 @@ def _draw_dots(axes: Axes, order: Sequence[str], sensors: Sequence[str]) -> None
 
 
 def _tidy(axes: Axes) -> None:
-    """No frame above and to the right, and a faint grid to read heights by."""
+    """Remove the upper and right spines and draw a faint horizontal grid."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', color=GREY, linewidth=0.5)
     axes.set_axisbelow(True)

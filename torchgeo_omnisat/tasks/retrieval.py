@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Retrieval: whether one modality finds in another what it sees, and whether embeddings collapse."""
+"""Cross-modal retrieval of patches, and a measure of collapsed embeddings."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,14 +19,13 @@ from ..utils import distributed as processes
 
 
 class Found(NamedTuple):
-    """How well two modalities find each other's patches.
+    """Retrieval accuracy between two modalities.
 
     Attributes:
-        top1: Part of the patches whose most similar candidate is the patch itself, both ways; a
-            tie does not count.
-        top5: Part of those among whose five most similar candidates it is.
-        candidates: Number of candidates; at random, top1 is one in so many.
-        similarity: Cosines of the first 64 of them, on the CPU.
+        top1: Top-1 accuracy in both directions; ties count as errors.
+        top5: Top-5 accuracy in both directions.
+        candidates: Number of candidates; the chance level of top1 is its inverse.
+        similarity: Cosine similarities of the first 64 candidates, on the CPU.
     """
 
     top1: float
@@ -36,11 +35,11 @@ class Found(NamedTuple):
 
 
 class PatchRetrieval:
-    """A random sample of the patches that two modalities saw, for every pair of modalities.
+    """Retrieval on a random sample of the patches that both modalities of a pair observed.
 
     Args:
         names: Names of the modalities.
-        candidates: Size of the sample of each pair.
+        candidates: Maximum number of patches of each pair.
     """
 
     def __init__(self, names: Iterable[str], candidates: int) -> None:
@@ -49,12 +48,12 @@ class PatchRetrieval:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     def update(self, tokens: Tensor, seen: Tensor, generator: torch.Generator) -> None:
-        """Let the patches of a batch take part in the draw.
+        """Add the patches of a batch to the random sample.
 
         Args:
             tokens: Tokens ``(M, B, N, D)``.
-            seen: Which modality saw which patch, ``(B, N, M)``.
-            generator: What to draw from, on the CPU.
+            seen: Modalities that observed each patch, ``(B, N, M)``.
+            generator: Random generator on the CPU.
         """
         for (i, first), (j, second) in self.pairs:
             both = seen[..., i] & seen[..., j]
@@ -79,7 +78,7 @@ class PatchRetrieval:
 
 
 def _found(similarity: Tensor) -> Found:
-    """Accuracy both ways, from cosines whose diagonal is what is to be found."""
+    """Return the accuracy in both directions from similarities, whose diagonal is correct."""
     right = similarity.diagonal()
     ahead = torch.cat([(similarity >= right.unsqueeze(1)).sum(1), (similarity >= right).sum(0)]) - 1
     top1, top5 = (float((ahead < k).float().mean()) for k in (1, 5))
@@ -87,17 +86,17 @@ def _found(similarity: Tensor) -> Found:
 
 
 def spread(embeddings: Tensor, available: Tensor) -> Tensor:
-    """How far embeddings lie apart, ``(M,)``: near 1 where they point everywhere, 0 where all are the same.
+    """Return the spread of embeddings, ``(M,)``: near 1 if uniformly distributed, 0 if collapsed.
 
-    The standard deviation of each dimension of the normalised embeddings, averaged over the
+    It is the standard deviation of each dimension of the normalised embeddings, averaged over the
     dimensions, times the square root of their number.
 
     Args:
         embeddings: ``(M, ..., D)``.
-        available: Which of them count, ``(..., M)``.
+        available: Available embeddings, ``(..., M)``.
 
     Returns:
-        One number a modality, on every rank the same if all ranks gave the same; NaN where a modality has none.
+        Spread of each modality, equal on all ranks for equal inputs; NaN without embeddings.
     """
     counted = available.movedim(-1, 0).flatten(1)
     x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).masked_fill(~counted.unsqueeze(-1), 0)

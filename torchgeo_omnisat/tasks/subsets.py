@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Robustness: the score of every subset of the modalities, as a table."""
+"""Scores of every subset of the modalities, as a table."""
 
 import csv
 import math
@@ -43,12 +43,12 @@ class SubsetRow(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What :attr:`score` is called."""
+        """Name of :attr:`score`."""
         return 'mean IoU'
 
     @property
     def score(self) -> float:
-        """The one that is shown."""
+        """Main score."""
         return self.mean_iou
 
 
@@ -75,12 +75,12 @@ class LabelRow(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What :attr:`score` is called."""
+        """Name of :attr:`score`."""
         return 'macro F1'
 
     @property
     def score(self) -> float:
-        """The one that is shown."""
+        """Main score."""
         return self.macro_f1
 
 
@@ -89,12 +89,12 @@ Row = SubsetRow | LabelRow
 
 
 class SubsetScores(Metric, ABC):
-    """Counts for subsets of the modalities, summed over all processes.
+    """Metric of every subset of the modalities, from counts summed over all ranks.
 
     Args:
         names: Names of M modalities.
-        which: Which of their subsets; see :func:`.subsets`.
-        shape: Shape of what is counted for one subset.
+        which: Subsets to score; see :func:`.subsets`.
+        shape: Shape of the counts of one subset.
     """
 
     counted: Tensor
@@ -118,17 +118,16 @@ class SubsetScores(Metric, ABC):
 
     @abstractmethod
     def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> Row:
-        """One line of the table."""
+        """Return a row of the table."""
 
     def update(self, subset: tuple[str, ...], answer: Tensor | None, target: Tensor, held: Tensor) -> None:
-        """Count a batch for one subset.
+        """Update the counts of one subset.
 
         Args:
             subset: Names of its S modalities.
-            answer: What the model said of B samples; None if no sample has any of the
-                modalities.
-            target: What is true of them.
-            held: Which of them each sample has, ``(B, S)`` bool.
+            answer: Predictions for B samples; None if no sample has any of the modalities.
+            target: Targets of the samples.
+            held: Modalities available in each sample, ``(B, S)`` bool.
         """
         row = self.subsets.index(subset)
         some, every = held.any(1), held.all(1)
@@ -137,7 +136,7 @@ class SubsetScores(Metric, ABC):
             self.counted[row] += self.count(answer[some], target[some])
 
     def compute(self) -> list[Row]:
-        """One row a subset, the largest subsets first."""
+        """Return one row per subset, the largest subsets first."""
         return [
             self.row(subset, self.score(counted), counts)
             for subset, counted, counts in zip(self.subsets, self.counted.double(), self.counts.tolist(), strict=True)
@@ -145,13 +144,13 @@ class SubsetScores(Metric, ABC):
 
 
 class SegmentationScores(SubsetScores):
-    """A confusion matrix for every subset, of answers and targets ``(B, H, W)``.
+    """Segmentation scores of every subset, from predictions and targets ``(B, H, W)``.
 
     Args:
         names: Names of M modalities.
         num_classes: Number of classes K.
-        ignore_index: Label that is not scored.
-        which: Which subsets; see :func:`.subsets`.
+        ignore_index: Label to ignore.
+        which: Subsets to score; see :func:`.subsets`.
     """
 
     def __init__(
@@ -167,7 +166,7 @@ class SegmentationScores(SubsetScores):
         )
 
     def score(self, counted: Tensor) -> tuple[float, float]:
-        """Mean IoU and overall accuracy."""
+        """Return mean IoU and overall accuracy."""
         hits, union = counted.diag(), counted.sum(0) + counted.sum(1) - counted.diag()
         occurs = union > 0
         if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
@@ -175,17 +174,17 @@ class SegmentationScores(SubsetScores):
         return (hits[occurs] / union[occurs]).mean().item(), (hits.sum() / counted.sum()).item()
 
     def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> SubsetRow:
-        """One line of the table."""
+        """Return a row of the table."""
         return SubsetRow(subset_name(subset), len(subset), *scores, *counts)
 
 
 class ClassificationScores(SubsetScores):
-    """Hits, false alarms and misses of each label for every subset, of ``(B, K)``.
+    """Multi-label classification scores of every subset, from probabilities and targets ``(B, K)``.
 
     Args:
         names: Names of M modalities.
         num_labels: Number of labels K.
-        which: Which subsets; see :func:`.subsets`.
+        which: Subsets to score; see :func:`.subsets`.
     """
 
     def __init__(self, names: Iterable[str], num_labels: int, which: Which = 'auto') -> None:
@@ -197,25 +196,25 @@ class ClassificationScores(SubsetScores):
         return torch.stack([(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0)], dim=1)
 
     def score(self, counted: Tensor) -> tuple[float, float]:
-        """Macro and weighted F1."""
+        """Return macro and weighted F1."""
         hits, alarms, misses = counted.unbind(1)
         f1 = 2 * hits / (2 * hits + alarms + misses).clamp(min=1)
         occurs = hits + misses
         return f1.mean().item(), ((f1 * occurs).sum() / occurs.sum()).item()
 
     def row(self, subset: tuple[str, ...], scores: tuple[float, float], counts: list[int]) -> LabelRow:
-        """One line of the table; a subset that no sample has any modality of has no score."""
+        """Return a row of the table; its scores are NaN without samples."""
         macro, weighted = scores if counts[0] else (math.nan, math.nan)
         return LabelRow(subset_name(subset), len(subset), macro, weighted, *counts)
 
 
 def write_table(rows: Sequence[Row], path: Path, data: str) -> None:
-    """Write the rows as CSV, a column for each attribute; what could not be scored is ``nan``.
+    """Write the rows as CSV with one column per attribute; missing scores are ``nan``.
 
     Args:
-        rows: The rows, at least one.
-        path: The file; it is there whole or not at all.
-        data: What was scored, the last column.
+        rows: At least one row.
+        path: Output file, written atomically.
+        data: Name of the data, the last column.
     """
     with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.writer(file)
