@@ -20,7 +20,8 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
-from torchgeo_omnisat.tasks.base import refuse_strategy, warmup_cosine
+from torchgeo_omnisat.tasks.base import warmup_cosine
+from torchgeo_omnisat.tasks.sharding import refuse_strategy
 
 from ..processes import succeed
 from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv
@@ -251,7 +252,7 @@ def test_two_processes_that_see_different_modalities(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('strategy', 'wrong'),
     [
-        (ModelParallelStrategy(), 'ModelParallelStrategy'),
+        (ModelParallelStrategy(tensor_parallel_size=2), 'tensor_parallel_size'),
         (FSDPStrategy(use_orig_params=False), 'use_orig_params'),
         (FSDPStrategy(auto_wrap_policy={torch.nn.Linear}), 'auto_wrap_policy'),
     ],
@@ -260,6 +261,8 @@ def test_strategy_that_shards_parts_of_a_model_is_refused(strategy: Any, wrong: 
     with pytest.raises(ValueError, match=wrong):
         refuse_strategy(strategy)
     refuse_strategy(FSDPStrategy())
+    refuse_strategy(ModelParallelStrategy())
+    refuse_strategy(ModelParallelStrategy(tensor_parallel_size=1))
 
 
 def test_figure_takes_what_it_shows_alone() -> None:

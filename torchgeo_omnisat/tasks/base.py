@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
@@ -34,32 +34,8 @@ from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import secure_checkpoints
 from .finite import Watch, gradient_norm, refuse_weights
 from .normalization import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
+from .sharding import refuse_strategy, shard
 from .weights import Inherited, inherit
-
-
-def refuse_strategy(strategy: Any) -> None:
-    """Refuse strategies that would shard parts of the model of their own, or nothing.
-
-    A rank whose batch lacks a modality does not call its encoder, so the encoder cannot be a unit of its own,
-    whose parameters all ranks gather and reduce together.
-
-    Args:
-        strategy: The strategy of the trainer.
-
-    Raises:
-        ValueError: If it is FSDP2 (``ModelParallelStrategy``), or FSDP with nested units or flat parameters.
-    """
-    if isinstance(strategy, ModelParallelStrategy):
-        raise ValueError(
-            "strategy is ModelParallelStrategy (FSDP2), which shards no part of this task: expected 'fsdp'"
-        )
-    if isinstance(strategy, FSDPStrategy):
-        for name, wanted in {'auto_wrap_policy': None, 'use_orig_params': True}.items():
-            if (given := strategy.kwargs.get(name, wanted)) is not wanted:
-                raise ValueError(
-                    f'{name} of FSDPStrategy is {given!r}, expected {wanted}: a rank that lacks a modality '
-                    'does not call its encoder, so the whole task is one unit with its original parameters'
-                )
 
 
 class OmniSatTask(BaseTask):
@@ -74,8 +50,8 @@ class OmniSatTask(BaseTask):
     *sources*; images of one source alone are normalised as that one, which the argument
     *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
 
-    Lightning's DDP trains a task on several devices and is tested. ``FSDPStrategy`` needs GPUs, with the task as
-    one unit (:func:`refuse_strategy`); its test runs where there are some.
+    DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices; FSDP shards
+    it as one unit, see :mod:`torchgeo_omnisat.tasks.sharding`.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,
@@ -172,7 +148,8 @@ class OmniSatTask(BaseTask):
                 datamodule does not fit the model.
         """
         datamodule = self.datamodule
-        if (strategy := getattr(self._trainer, 'strategy', None)) is not None:
+        strategy = getattr(self._trainer, 'strategy', None)
+        if strategy is not None:
             refuse_strategy(strategy)
             secure_checkpoints(strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
@@ -185,6 +162,7 @@ class OmniSatTask(BaseTask):
             self.configure_losses()
             self.configure_metrics()
         self._meet(datamodule)
+        shard(self, strategy)
 
     def teardown(self, stage: str) -> None:
         """Give the precision plugin back as it was, and warn of implausible values.

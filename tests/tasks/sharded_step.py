@@ -1,0 +1,74 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A training step of two ranks whose parameters are sharded, on CPUs."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from tests.tasks.helpers import TOLD, make_trainer
+from tests.tasks.pretraining_step import Share
+from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+
+
+class CPUFSDPStrategy(FSDPStrategy):
+    """FSDP1 on CPUs, which Lightning offers on GPUs alone, though PyTorch shards on both."""
+
+    def _setup_model(self, model: LightningModule) -> FullyShardedDataParallel:  # type: ignore[override]
+        return FullyShardedDataParallel(model, device_id=torch.device('cpu'), **self.kwargs)
+
+
+STRATEGIES: dict[str, Any] = {
+    'ddp': lambda: DDPStrategy(process_group_backend='gloo'),
+    'fsdp1': lambda: CPUFSDPStrategy(process_group_backend='gloo', use_orig_params=True),
+    'fsdp2': lambda: ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend='gloo', save_distributed_checkpoint=False
+    ),
+}
+
+
+class Sharded(Callback):
+    """Counts the parameters that a rank holds when training starts."""
+
+    held = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        parts = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+        self.held = sum(part.numel() for part in parts)
+
+
+def step(rank: int, kind: str, task: str, port: int, folder: Path) -> None:
+    """Train for one step; write the loss and how many parameters this rank held to ``<kind>-<task>-<rank>.pt``."""
+    names = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2, 'NODE_RANK': 0}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    told = TOLD if task == 'segmentation' else {key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}
+    kinds = {'segmentation': OmniSatSegmentation, 'pretraining': OmniSatPretraining}
+    module = kinds[task](**told, modality_dropout=0.0, lr=0.01)
+    counter = Sharded()
+    strategy: Strategy = STRATEGIES[kind]()
+    trainer = make_trainer(
+        folder, max_steps=2, devices=2, strategy=strategy, callbacks=[counter], use_distributed_sampler=False
+    )
+    trainer.fit(module, DataLoader(Share('differ', 3), batch_size=3, collate_fn=Share.join), None)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.save_checkpoint(folder / f'{kind}-{task}.ckpt')
+    torch.save({'metrics': metrics, 'held': counter.held}, folder / f'{kind}-{task}-{rank}.pt')
+
+
+def main(kind: str, task: str, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    mp.start_processes(step, args=(kind, task, port, folder), nprocs=2, start_method='fork')
