@@ -50,11 +50,11 @@ class Piece:
     parts: list['Piece'] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """A piece begins as a parcel of its own."""
+        """Start each piece as its own parcel."""
         self.parts = [self]
 
     def root(self) -> 'Piece':
-        """The piece that stands for the parcel."""
+        """Return the piece that represents the parcel."""
         piece = self
         while piece.parent is not None:
             piece = piece.parent
@@ -158,7 +158,7 @@ def _parcels(file: Any, least: int, block: int) -> Iterator[Piece]:
 
 
 def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Labels, dict[int, Piece]]:
-    """Connected pixels of a block, numbered from 1, and what is known of each number."""
+    """Label the connected pixels of a block from 1, and return the attributes of each label."""
     halo = min(least, block)
     up, side = max(0, top - halo), max(0, left - halo)
     height, width = min(block, file.height - top), min(block, file.width - left)

@@ -1,0 +1,68 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Documentation, docstrings and comments use the words of the field."""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob('*.md'), *(ROOT / 'benchmarks').glob('*.md'), *(ROOT / 'notebooks').glob('*.md')]
+PAGES += [page for page in (ROOT / 'docs').rglob('*.md') if not {'_build', 'tutorials'} & set(page.parts)]
+#: Folders of the package that are still to be rewritten; remove a name when its folder is clean.
+LATER = {'evaluation', 'losses', 'models'}
+SOURCES = [path for path in sorted((ROOT / 'torchgeo_omnisat').rglob('*.py')) if not LATER & set(path.parts)]
+#: Expressions to avoid (regular expressions, case is ignored) and what to write instead. To extend the list, add a
+#: line and run this test: it lists every occurrence, so that you can rewrite them in the same change. Match whole
+#: phrases, because a single word usually has a good use elsewhere.
+AVOID = {
+    r'\bmade[ -]up\b': 'synthetic, simulated',
+    r'\blikewise\b': 'repeat the fact, or "also"',
+    r'\bwhoever\b': 'the caller, the user, or the class that does it',
+    r'\b(dates|pixels|labels|bands) of (its|their) own\b': 'its acquisition dates, its native resolution',
+    r'\bmet(re|er)s a pixel\b': 'GSD, ground sampling distance',
+    r'\bmean and deviation\b': 'mean and standard deviation',
+    r'\bwhat (was|is) (measured|seen|asked|told|known)\b': 'valid or observed pixels, the configuration',
+    r'\bwhat came out\b': 'results, output',
+    r'\bsees? one pixel at a time\b': 'pixel-wise',
+    r'\b(is|are|was|were) not told\b': 'is not set',
+    r'\bnobody (told|says|said)\b': 'is not set',
+}
+
+
+def prose(path):
+    """Yield line number and text of a page, or of the docstrings and comments of a source file."""
+    if path.suffix == '.md':
+        yield from enumerate(path.read_text().splitlines(), 1)
+        return
+    previous = tokenize.NEWLINE
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        starts_line = previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and starts_line):
+            yield from enumerate(token.string.splitlines(), token.start[0])
+        if token.type not in (tokenize.COMMENT, tokenize.NL):
+            previous = token.type
+
+
+@pytest.mark.parametrize('expression', AVOID)
+def test_expression_is_avoided(expression):
+    pattern = re.compile(expression, re.IGNORECASE)
+    found = [
+        f'{path.relative_to(ROOT)}:{number}: {line.strip()}'
+        for path in (*PAGES, *SOURCES)
+        for number, line in prose(path)
+        if pattern.search(line)
+    ]
+    assert not found, '\n'.join([f'{expression}: write instead {AVOID[expression]}', *found])
+
+
+def test_docstrings_and_comments_are_read(tmp_path):
+    source = tmp_path / 'source.py'
+    source.write_text('"""One."""\nx = "no"  # two\n\n\ndef f():\n    """Three.\n\n    Four.\n    """\n    return x\n')
+    text = ' '.join(line for _, line in prose(source))
+    assert all(word in text for word in ('One', 'two', 'Three', 'Four'))
+    assert 'no' not in text
