@@ -40,6 +40,9 @@ NOT_RUN = {
     'python benchmarks/ablation.py': 'takes hours; its rows run in tests/benchmarks',
     'python benchmarks/curves.py': 'takes hours; runs in tests/benchmarks',
     'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
+    'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
+        'needs the code of the page; its classes run in test_examples.py'
+    ),
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (
         'needs two machines; parsed in test_examples.py'

@@ -91,7 +91,7 @@ class CrossModalInfoNCE(nn.Module):
         available: Bool[Tensor, 'b m'],
         exclude: Bool[Tensor, 'b g'] | None = None,
     ) -> Float[Tensor, '']:
-        """The loss alone; see :meth:`contrast`."""
+        """Return only the loss; see :meth:`contrast`."""
         return self.contrast(embeddings, available, exclude).loss
 
     def contrast(
