@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from torchgeo_omnisat.datasets.io.files import extract_directory, open_array, read_array, read_frames, read_raster
+from torchgeo_omnisat.datasets.io.files import extract_directory, open_array, read_array, read_array_frames, read_raster
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def header(shape: str, descr: str = '<u1', version: int = 1) -> bytes:
 READERS: list[Callable[[Path], object]] = [
     lambda path: open_array(path, 'an array', (2, 3)),
     lambda path: read_array(path, 'an array'),
-    lambda path: read_frames(path, 'an array', (2, 3), np.arange(2), 'uint8', None),
+    lambda path: read_array_frames(path, 'an array', (2, 3), np.arange(2), 'uint8', None),
 ]
 
 

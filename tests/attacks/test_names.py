@@ -28,7 +28,7 @@ from torchgeo_omnisat.datasets.rasters.timeseries import RasterTimeSeries
 from torchgeo_omnisat.evaluation.report import Scored, write_report
 from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.plugin import requested
-from torchgeo_omnisat.prediction.raster import Bands, draw_overview, write_map
+from torchgeo_omnisat.prediction.raster import MapBands, draw_overview, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 from torchgeo_omnisat.prediction.vector import write_parcels
 from torchgeo_omnisat.tasks.subsets import SubsetRow
@@ -103,7 +103,7 @@ def test_report(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize('name', NAMES[:-1], ids=ascii)
 def test_class_of_a_map(name: str, tmp_path: Path) -> None:
     """Names of classes go into the tags of a map, its legend and its parcels."""
-    bands = Bands([name, 'other'], ['s2'])
+    bands = MapBands([name, 'other'], ['s2'])
     probabilities = np.zeros((2, 16, 16), np.float32)
     probabilities[0, :8], probabilities[1, 8:] = 1, 1
     parts = [(Window(0, 0, 16, 16), bands.encode(probabilities, np.ones((16, 16), np.uint16)))]

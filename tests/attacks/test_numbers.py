@@ -24,7 +24,7 @@ from torchgeo_omnisat.datamodules.statistics import Moments, read_statistics
 from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.prediction import GeoTIFFWriter
-from torchgeo_omnisat.prediction.raster import Bands
+from torchgeo_omnisat.prediction.raster import MapBands
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub, load_hub
 from torchgeo_omnisat.transforms import Normalize
 from torchgeo_omnisat.utils.observed import GREATEST, ImplausibleCounts, finite, observed
@@ -135,7 +135,7 @@ def test_map(value: float, tmp_path: Path) -> None:
 
 
 def test_no_probability_is_nodata() -> None:
-    bands = Bands(['a', 'b'], ['s2'])
+    bands = MapBands(['a', 'b'], ['s2'])
     probabilities = np.zeros((2, 1, 3), np.float32)
     probabilities[1, 0, 0] = 1
     probabilities[:, 0, 1] = np.nan

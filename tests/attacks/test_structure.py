@@ -26,14 +26,14 @@ from torchgeo_omnisat.datasets.io.files import read_json
 from torchgeo_omnisat.datasets.pastis import read_index
 from torchgeo_omnisat.datasets.plotting import draw_any
 from torchgeo_omnisat.datasets.series import parse_dates
-from torchgeo_omnisat.datasets.treesatai import SERIES, open_series, read_days, read_labels
+from torchgeo_omnisat.datasets.treesatai import SERIES, open_series, read_days, read_label_fractions
 from torchgeo_omnisat.tasks.checkpoints import read_config
 
 DEEP = '[' * 100_000
 JSON = ['', '\0', DEEP, '{"a":' * 100_000, '[]', '7', 'NaN', '"text"', 'null', '{"a": {}', '{"a": 1}}']
 READERS: list[Callable[[Path], Any]] = [
     lambda path: read_json(path, 'an object'),
-    lambda path: read_labels(path),
+    lambda path: read_label_fractions(path),
     lambda path: read_statistics(path, 'Fold_1', 2),
     lambda path: Report.read(path),
 ]

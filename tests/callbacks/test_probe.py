@@ -17,7 +17,7 @@ from torchgeo.main import main
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD, command, make_datamodule, make_loader, make_sample, make_trainer
 from torchgeo_omnisat.callbacks import ProbeCallback
-from torchgeo_omnisat.callbacks.probe import Embedded, evaluating, majority
+from torchgeo_omnisat.callbacks.probe import Embedded, evaluating, patch_majority
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 SUBSETS = ('s1a+s2', 's2', 's1a')
@@ -54,7 +54,7 @@ class Oracle(nn.Module):
     """A backbone whose first modality tells the class of each patch, and whose second tells nothing."""
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
-        told = majority(batch['mask'], (4, 4), None)
+        told = patch_majority(batch['mask'], (4, 4), None)
         noise = torch.rand(len(told), 16, 6, generator=torch.Generator().manual_seed(0))
         maps = {'knows': F.one_hot(told, 6).float(), 'guesses': noise}
         return self.restrict(SimpleNamespace(grid=(4, 4), maps=maps), maps)
@@ -63,7 +63,7 @@ class Oracle(nn.Module):
         maps = {name: out.maps[name] for name in names}
         return SimpleNamespace(grid=(4, 4), maps=maps, fused=maps.get('knows', maps.get('guesses')))
 
-    def seen(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+    def observed_patches(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
         return torch.ones(len(next(iter(maps.values()))), 16, len(maps), dtype=torch.bool)
 
 
@@ -72,11 +72,11 @@ class Veiled(Oracle):
 
     def restrict(self, out: Any, names: Any) -> Any:
         part = super().restrict(out, names)
-        part.fused = part.fused.masked_fill(~self.seen(part.maps, (4, 4))[..., :1], 1e6)
+        part.fused = part.fused.masked_fill(~self.observed_patches(part.maps, (4, 4))[..., :1], 1e6)
         return part
 
-    def seen(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        return super().seen(maps, grid) & (torch.arange(16) % 3 == 0)[:, None]
+    def observed_patches(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        return super().observed_patches(maps, grid) & (torch.arange(16) % 3 == 0)[:, None]
 
 
 class Blocks:
@@ -188,7 +188,7 @@ def test_majority_matches_naive_loop() -> None:
     mask = torch.randint(0, 4, (3, 12, 12), generator=torch.Generator().manual_seed(2))
     mask[0, :4, :4] = 3
     mask[1, 0, 0] = -1
-    found = majority(mask, (3, 3), 3)
+    found = patch_majority(mask, (3, 3), 3)
     for b in range(3):
         for n in range(9):
             patch = mask[b, n // 3 * 4 : n // 3 * 4 + 4, n % 3 * 4 : n % 3 * 4 + 4]
@@ -203,7 +203,7 @@ class Many(Oracle):
     modalities = tuple('abcdef')
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
-        told = F.one_hot(majority(batch['mask'], (4, 4), None), 6).float()
+        told = F.one_hot(patch_majority(batch['mask'], (4, 4), None), 6).float()
         return self.restrict(SimpleNamespace(grid=(4, 4), maps=dict.fromkeys(self.modalities, told)), self.modalities)
 
     def restrict(self, out: Any, names: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.commands.robustness import read_labels
+from torchgeo_omnisat.commands.robustness import parse_checkpoints
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST
 from torchgeo_omnisat.tasks import OmniSatSegmentation
@@ -135,7 +135,7 @@ def test_names_of_checkpoints_hold_what_they_like(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'epoch=3.ckpt').touch()
-    assert read_labels([word]) == {label: [Path(path)]}
+    assert parse_checkpoints([word]) == {label: [Path(path)]}
 
 
 def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

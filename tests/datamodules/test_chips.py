@@ -20,7 +20,7 @@ from torchgeo_omnisat import plugin
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
 from torchgeo_omnisat.datasets.classes import UnknownCodesError
-from torchgeo_omnisat.prediction.raster import Bands, TileFolder, class_colors
+from torchgeo_omnisat.prediction.raster import MapBands, TileFolder, class_colors
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers')
 
@@ -115,7 +115,7 @@ def test_maps_lie_where_their_chips_lie(tmp_path: Path) -> None:
     write_chips(tmp_path, 2)
     datamodule = make(tmp_path, predict_split='all')
     dataset = datamodule.make_dataset('predict')
-    folder = TileFolder(tmp_path / 'out', dataset, Bands(LABELS, ['s2']), class_colors(2))
+    folder = TileFolder(tmp_path / 'out', dataset, MapBands(LABELS, ['s2']), class_colors(2))
     probabilities, seen = np.full((2, 16, 16), 0.5, np.float32), np.ones((16, 16), np.uint16)
     for index in range(2):
         assert 'mask' not in dataset[index]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MixedDataModule, PASTISMultimodalDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.datamodules.mixed import MixedLoader, schedule
-from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place
+from torchgeo_omnisat.datamodules.sampling import Draw, EpochSampler, Progress, RandomOrder
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.supervised import check_parts
 
@@ -173,12 +173,12 @@ class Numbers(Dataset[Any]):
 
 @pytest.mark.parametrize('temperature', [1, float('inf')])
 def test_processes_share_the_samples_of_one_datamodule_at_a_time(temperature: float) -> None:
-    sizes, place = (48, 12), Place(5)
+    sizes, place = (48, 12), Progress(5)
 
     def epoch(rank: int, processes: int) -> list[list[int]]:
         loaders = []
         for index, size in enumerate(sizes):
-            sampler = EpochSampler(Anywhere(size), place, 4 // processes, True, rank, processes)
+            sampler = EpochSampler(RandomOrder(size), place, 4 // processes, True, rank, processes)
             loaders.append(DataLoader(Numbers(100 * index, size), batch_size=4 // processes, sampler=sampler))
         loader = MixedLoader(loaders, place, temperature)
         batches = [batch.tolist() for batch, _, _ in loader]

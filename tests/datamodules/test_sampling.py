@@ -16,18 +16,18 @@ from torchgeo.datasets.utils import Sample
 
 from torchgeo_omnisat.datamodules import MultimodalDataModule
 from torchgeo_omnisat.datamodules.resuming import ResumableDataModule, SeededDataset
-from torchgeo_omnisat.datamodules.sampling import Anywhere, Draw, EpochSampler, Place, Region
+from torchgeo_omnisat.datamodules.sampling import Draw, EpochSampler, Progress, RandomOrder, SpatialOrder
 
 #: A village of four by four tiles at each corner of a large square, in metres.
 VILLAGES = np.array([(x + 10 * i, y + 10 * j) for x in (0, 9e4) for y in (0, 9e4) for i in range(4) for j in range(4)])
 
 
-def items(order: Any, place: Place, batch_size: int, rank: int = 0, world_size: int = 1, **kwargs: Any) -> list[int]:
+def items(order: Any, place: Progress, batch_size: int, rank: int = 0, world_size: int = 1, **kwargs: Any) -> list[int]:
     return [draw.item for draw in EpochSampler(order, place, batch_size, rank=rank, world_size=world_size, **kwargs)]
 
 
 class TestOrders:
-    @pytest.mark.parametrize('order', [Anywhere(64), Region(VILLAGES, 5)])
+    @pytest.mark.parametrize('order', [RandomOrder(64), SpatialOrder(VILLAGES, 5)])
     def test_every_sample_once_and_in_another_order_for_another_seed(self, order: Any) -> None:
         assert len(order) == 64
         assert sorted(order(1)) == list(range(64))
@@ -35,45 +35,45 @@ class TestOrders:
 
     @pytest.mark.parametrize('seed', range(5))
     def test_a_batch_is_of_one_region(self, seed: int) -> None:
-        batches = np.array(Region(VILLAGES, 8)(seed)).reshape(-1, 8)
+        batches = np.array(SpatialOrder(VILLAGES, 8)(seed)).reshape(-1, 8)
         assert np.ptp(VILLAGES[batches], axis=1).max() < 100
-        anywhere = np.array(Anywhere(64)(seed)).reshape(-1, 8)
+        anywhere = np.array(RandomOrder(64)(seed)).reshape(-1, 8)
         assert np.ptp(VILLAGES[anywhere], axis=1).max() > 8e4
 
     def test_neighbours_and_what_is_left_over_change(self) -> None:
-        order = Region(np.random.default_rng(0).uniform(0, 1e4, (61, 2)), 8)
+        order = SpatialOrder(np.random.default_rng(0).uniform(0, 1e4, (61, 2)), 8)
         batches = [{frozenset(order(seed)[i : i + 8]) for i in range(0, 56, 8)} for seed in range(4)]
         assert all(len(one & other) < 2 for one, other in pairwise(batches))
         assert len({frozenset(order(seed)[56:]) for seed in range(8)}) > 4
 
     def test_batches_do_not_go_from_region_to_region(self) -> None:
-        early = np.array(Region(VILLAGES, 4)(0))[:32]
+        early = np.array(SpatialOrder(VILLAGES, 4)(0))[:32]
         assert len(np.unique(early // 16)) > 2, 'the first half of an epoch is not one half of the ground'
 
     def test_tiles_at_one_place_are_fine(self) -> None:
-        assert sorted(Region(np.zeros((9, 2)), 4)(0)) == list(range(9))
+        assert sorted(SpatialOrder(np.zeros((9, 2)), 4)(0)) == list(range(9))
 
     @pytest.mark.parametrize('positions', [np.array([[0.0, np.nan], [1.0, 2.0]]), np.zeros((3, 4))])
     def test_unknown_positions(self, positions: Any) -> None:
         with pytest.raises(ValueError, match=r'positions have shape .* expected \(N, 2\) in metres'):
-            Region(positions, 2)
+            SpatialOrder(positions, 2)
 
 
 class TestEpochSampler:
     def test_epochs_differ_and_come_again(self) -> None:
-        sampler = EpochSampler(Anywhere(20), Place(7), 3)
+        sampler = EpochSampler(RandomOrder(20), Progress(7), 3)
         epochs = []
         for epoch in (0, 1, 2, 1):
             sampler.set_epoch(epoch)
             epochs.append(list(sampler))
         assert epochs[0] != epochs[1] == epochs[3] != epochs[2]
         assert len(sampler) == len(epochs[0]) == 18
-        assert [d.item for d in epochs[0]] != items(Anywhere(20), Place(8), 3)
+        assert [d.item for d in epochs[0]] != items(RandomOrder(20), Progress(8), 3)
 
     @pytest.mark.parametrize('done', range(7))
     def test_goes_on_after_any_batch(self, done: int) -> None:
-        whole = list(EpochSampler(Anywhere(20), Place(7, epoch=4), 3))
-        sampler = EpochSampler(Anywhere(20), Place(7, epoch=4, batches=done), 3)
+        whole = list(EpochSampler(RandomOrder(20), Progress(7, epoch=4), 3))
+        sampler = EpochSampler(RandomOrder(20), Progress(7, epoch=4, batches=done), 3)
         sampler.set_epoch(4)  # as Lightning says it once more
         assert list(sampler) == whole[3 * done :]
         assert len(sampler) == 18
@@ -83,16 +83,16 @@ class TestEpochSampler:
     @pytest.mark.parametrize('world', [1, 2, 4])
     def test_joint_batches_are_the_same_for_any_number_of_processes(self, world: int) -> None:
         size = 8 // world
-        ranks = [np.array(items(Region(VILLAGES, 8), Place(1), size, rank, world)) for rank in range(world)]
+        ranks = [np.array(items(SpatialOrder(VILLAGES, 8), Progress(1), size, rank, world)) for rank in range(world)]
         joint = np.concatenate([rank.reshape(-1, size) for rank in ranks], axis=1)
-        assert np.array_equal(joint, np.array(items(Region(VILLAGES, 8), Place(1), 8)).reshape(-1, 8))
+        assert np.array_equal(joint, np.array(items(SpatialOrder(VILLAGES, 8), Progress(1), 8)).reshape(-1, 8))
 
     def test_draws_differ_between_samples_epochs_and_processes(self) -> None:
-        draws = [d for e in (0, 1) for r in (0, 1) for d in EpochSampler(Anywhere(8), Place(1, e), 2, True, r, 2)]
+        draws = [d for e in (0, 1) for r in (0, 1) for d in EpochSampler(RandomOrder(8), Progress(1, e), 2, True, r, 2)]
         assert len({draw.seed for draw in draws}) == len(draws) == 16
 
     def test_small_split_is_dealt_evenly(self) -> None:
-        ranks = [items(Anywhere(5), Place(1), 4, rank, 2, drop_last=False) for rank in (0, 1)]
+        ranks = [items(RandomOrder(5), Progress(1), 4, rank, 2, drop_last=False) for rank in (0, 1)]
         assert [len(rank) for rank in ranks] == [3, 3]
         assert set(ranks[0] + ranks[1]) == set(range(5))
 
@@ -127,7 +127,7 @@ class NoiseDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         workers: dict[str, Any] = {'num_workers': self.workers, 'persistent_workers': self.workers > 0}
-        return self.resumable_loader(Noise(), Anywhere(10), self.batch_size, True, **workers)
+        return self.resumable_loader(Noise(), RandomOrder(10), self.batch_size, True, **workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         return DataLoader(Noise(), batch_size=5)

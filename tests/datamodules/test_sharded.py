@@ -24,7 +24,7 @@ from torchgeo_omnisat.commands.shard import write
 from torchgeo_omnisat.datamodules import ShardedDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.datamodules.sharded import ByShard
 from torchgeo_omnisat.datasets import ShardedDataset
-from torchgeo_omnisat.datasets.shards import decode, encode, write_split
+from torchgeo_omnisat.datasets.shards import decode_sample, encode_sample, write_split
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 pytest.importorskip('litdata')
@@ -80,12 +80,12 @@ def test_every_value_is_kept(image: Tensor, stored: torch.dtype, tmp_path: Path)
         {'image_s2': image.view(2, 1, 1, 1), 'dates_s2': torch.arange(2), 'valid_s2': torch.tensor([True, False])},
         {'image_s1': image.view(1, 2, 1), 'mask': torch.tensor([[3, 255]]), 'bounds': torch.rand(9).double()},
     ]
-    write_split(map(encode, samples), tmp_path / 'train', 1)
+    write_split(map(encode_sample, samples), tmp_path / 'train', 1)
     (tmp_path / 'shards.json').write_text(json.dumps({'modalities': [S2], 'labels': [], 'shards': {'train': [2]}}))
     found = ShardedDataset(str(tmp_path))
     assert all(same(found[index], sample) for index, sample in enumerate(samples))
-    assert same(decode(encode(samples[0])), samples[0])
-    assert len(encode(samples[0])) - len(encode({**samples[0], 'image_s2': image[:0]})) == pytest.approx(
+    assert same(decode_sample(encode_sample(samples[0])), samples[0])
+    assert len(encode_sample(samples[0])) - len(encode_sample({**samples[0], 'image_s2': image[:0]})) == pytest.approx(
         2 * stored.itemsize, abs=16
     )
 

@@ -17,7 +17,7 @@ from torchgeo_omnisat.datamodules.statistics import (
     FILENAME,
     Entries,
     Moments,
-    holds,
+    is_measured,
     load_statistics,
     measure,
     partial_of,
@@ -167,13 +167,13 @@ class TestFile:
         assert [path.name for path in tmp_path.iterdir()] == [FILENAME]
 
     def test_holds_for_the_samples_that_there_are(self) -> None:
-        assert holds(ENTRIES, 'a', {'one': 2}, 2)
-        assert holds(MORE, 'a', {'two': 1}, 2)
+        assert is_measured(ENTRIES, 'a', {'one': 2}, 2)
+        assert is_measured(MORE, 'a', {'two': 1}, 2)
         for name, groups, bands in (('a', {'one': 3}, 2), ('a', {'one': 2, 'two': 1}, 2), ('a', {'one': 2}, 3)):
-            assert not holds(ENTRIES, name, groups, bands)
-        assert not holds(ENTRIES, 'b', {'one': 2}, 2)
+            assert not is_measured(ENTRIES, name, groups, bands)
+        assert not is_measured(ENTRIES, 'b', {'one': 2}, 2)
         by_hand: Entries = {'a': {'one': {'mean': [1.0], 'std': [1.0]}}}
-        assert holds(by_hand, 'a', {'one': 77}, 1)
+        assert is_measured(by_hand, 'a', {'one': 77}, 1)
 
     @pytest.mark.parametrize(
         'damage', ['', '{', '[]', '{"a": []}', '{"a": {"one": {}}}', '{"a": {"one": {"mean": [1], "std": []}}}',

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
-from torchgeo_omnisat.datasets.plotting import MISSING, Composite, Palette, draw
+from torchgeo_omnisat.datasets.plotting import MISSING, Composite, Palette, plot_sample
 from torchgeo_omnisat.modality import Modality, as_modalities
 
 S2 = Modality('s2', ('B02', 'B03', 'B04'), 10.0, True)
@@ -33,7 +33,7 @@ def sample() -> dict[str, Tensor]:
 
 
 def pictures(sample: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    axes = draw(sample, MODALITIES, WAYS, PALETTE).axes
+    axes = plot_sample(sample, MODALITIES, WAYS, PALETTE).axes
     return {ax.get_title(): ax.images[0].get_array() for ax in axes if ax.images}
 
 
@@ -63,7 +63,7 @@ class TestDraw:
     def test_classes_keep_their_colours(self, sample: dict[str, Tensor]) -> None:
         sample['prediction'] = sample['mask'].clone()
         sample['prediction'][0, 0] = 1
-        figure = draw(sample, MODALITIES, WAYS, PALETTE)
+        figure = plot_sample(sample, MODALITIES, WAYS, PALETTE)
         (legend,) = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
         assert [text.get_text() for text in legend.get_texts()] == ['0  none', '1  wheat']
         (image,) = [ax.images[0] for ax in figure.axes if ax.get_title() == 'prediction']
@@ -71,7 +71,7 @@ class TestDraw:
 
     def test_what_is_no_class_is_grey(self, sample: dict[str, Tensor]) -> None:
         sample['mask'][0, :2] = torch.tensor([255, -1])
-        figure = draw(sample, MODALITIES, WAYS, PALETTE)
+        figure = plot_sample(sample, MODALITIES, WAYS, PALETTE)
         (legend,) = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
         assert [text.get_text() for text in legend.get_texts()] == ['0  none']
         (image,) = [ax.images[0] for ax in figure.axes if ax.get_title() == 'mask']
@@ -81,4 +81,4 @@ class TestDraw:
         del sample['mask']
         assert len(pictures(sample)) == 6
         with pytest.raises(RGBBandsMissingError):
-            draw(sample, MODALITIES, {}, PALETTE)
+            plot_sample(sample, MODALITIES, {}, PALETTE)

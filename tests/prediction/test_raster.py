@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import rasterio
 
-from torchgeo_omnisat.prediction.raster import Bands, _color_tables, class_colors, draw_overview, set_colors, write_map
+from torchgeo_omnisat.prediction.raster import (
+    MapBands,
+    _color_tables,
+    class_colors,
+    draw_overview,
+    set_colors,
+    write_map,
+)
 from torchgeo_omnisat.prediction.tiling import Window
 
 from .areas import LABELS, is_cog, make_grid
@@ -20,7 +27,7 @@ COLORS = class_colors(3, ['#0a141e', 'yellow', 'red'])
 
 @pytest.mark.parametrize('precision', ['uint8', 'uint16', 'none'])
 def test_parts_come_back(tmp_path: Path, precision: Any) -> None:
-    bands, path = Bands(LABELS, ['s2'], precision), tmp_path / 'map.tif'
+    bands, path = MapBands(LABELS, ['s2'], precision), tmp_path / 'map.tif'
     values = np.random.default_rng(0).integers(0, 3, (len(bands.names), 700, 300)).astype(bands.dtype)
     parts = [(Window(row, 0, 50, 300), values[:, row : row + 50]) for row in range(0, 650, 50)]
     assert write_map(path, tmp_path / 'scratch', make_grid(700, 300), bands, parts, COLORS, {'A': 'b'}) == 650 * 300
@@ -59,7 +66,7 @@ def test_classes_differ_in_color() -> None:
 
 
 def test_between_two_classes_there_is_no_third(tmp_path: Path) -> None:
-    bands, path = Bands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
+    bands, path = MapBands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
     values = np.zeros((2, 300, 600), np.uint8)
     values[0, :, ::3] = 2
     write_map(path, tmp_path / 'scratch', make_grid(300, 600), bands, [(Window(0, 0, 300, 600), values)], COLORS)
@@ -69,7 +76,7 @@ def test_between_two_classes_there_is_no_third(tmp_path: Path) -> None:
 
 def test_overview_is_small_and_has_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('torchgeo_omnisat.prediction.raster.SIDE', 100)
-    bands, path = Bands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
+    bands, path = MapBands(LABELS, ['s2'], 'none'), tmp_path / 'map.tif'
     values = np.zeros((2, 400, 600), np.uint8)
     values[0, :, 300:] = 2
     write_map(path, tmp_path / 'scratch', make_grid(500, 600), bands, [(Window(0, 0, 400, 600), values)], COLORS)

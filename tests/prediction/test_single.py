@@ -13,7 +13,7 @@ import rasterio
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.prediction import GeoTIFFWriter
-from torchgeo_omnisat.prediction.raster import Bands, TileFolder, class_colors
+from torchgeo_omnisat.prediction.raster import MapBands, TileFolder, class_colors
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from .test_writer import make_trainer
@@ -24,7 +24,7 @@ LABELS = ['water', 'field', 'town']
 
 def make_folder(path: Path, **dataset: Any) -> TileFolder:
     given: Any = SimpleNamespace(crs='EPSG:2154', ids=['D01/Z1/7', '8'], **dataset)
-    return TileFolder(path, given, Bands(LABELS, ['s2']), class_colors(3))
+    return TileFolder(path, given, MapBands(LABELS, ['s2']), class_colors(3))
 
 
 def tile(height: int, width: int) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from scipy.ndimage import label
 from shapely.geometry import shape
 
 from torchgeo_omnisat.grid import Grid
-from torchgeo_omnisat.prediction.raster import Bands, Precision, class_colors, write_map
+from torchgeo_omnisat.prediction.raster import MapBands, Precision, class_colors, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 from torchgeo_omnisat.prediction.vector import write_parcels
 
@@ -29,7 +29,7 @@ def write(folder: Path, classes: NDArray[Any], precision: Precision = 'uint8', g
     height, width = classes.shape
     codes = np.arange(3)[:, None, None]
     probabilities = np.where(classes == codes, 0.5 + codes / 10, 0.1).astype(np.float32)
-    bands = Bands(LABELS, ['s2'], precision)
+    bands = MapBands(LABELS, ['s2'], precision)
     values = bands.encode(probabilities, (classes >= 0).astype(np.uint16))
     path = folder / 'map.tif'
     parts = [(Window(0, 0, height, width), values)]

@@ -186,15 +186,15 @@ class TestModalities:
         assert seen_bits(batch, {'dem': MODALITIES['dem']}, (5, 5))[0, 0].tolist() == [0, 0, 1, 0, 0]
 
     def test_eight_need_a_wider_type(self) -> None:
-        from torchgeo_omnisat.prediction.raster import Bands
+        from torchgeo_omnisat.prediction.raster import MapBands
 
-        assert Bands(LABELS, [str(i) for i in range(7)]).dtype == 'uint8'
-        wide = Bands(LABELS, [str(i) for i in range(8)])
+        assert MapBands(LABELS, [str(i) for i in range(7)]).dtype == 'uint8'
+        wide = MapBands(LABELS, [str(i) for i in range(8)])
         assert (wide.dtype, wide.nodata) == ('uint16', 65535)
         coded = wide.encode(np.ones((3, 1, 2), np.float32) / 3, np.array([[255, 0]], np.uint16))
         assert coded[:, 0].tolist() == [[0, 65535], [255, 65535], *[[20000, 65535]] * 3]
-        assert Bands([str(i) for i in range(254)], ['s2']).dtype == 'uint8'
-        assert Bands([str(i) for i in range(256)], ['s2']).nodata == 65535, 'number 255 is a class'
+        assert MapBands([str(i) for i in range(254)], ['s2']).dtype == 'uint8'
+        assert MapBands([str(i) for i in range(256)], ['s2']).nodata == 65535, 'number 255 is a class'
 
 
 class TestTrainer:

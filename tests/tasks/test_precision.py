@@ -18,7 +18,7 @@ from torchgeo_omnisat.models.encoders.utae import collapse
 from torchgeo_omnisat.models.fusion import ModalityAttention
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.segmentation import divergence
-from torchgeo_omnisat.tasks.views import draw
+from torchgeo_omnisat.tasks.views import draw_views
 from torchgeo_omnisat.transforms import Normalize
 
 from .helpers import TOLD, command, make_batch, make_datamodule, make_trainer
@@ -205,7 +205,7 @@ def test_precision_changes_no_draw(dtype: torch.dtype) -> None:
         try:
             torch.manual_seed(0)
             batch = make_batch()
-            draws = draw((1, 2), 3, 3, (4, 4), 0.3, torch.device('cpu'))
+            draws = draw_views((1, 2), 3, 3, (4, 4), 0.3, torch.device('cpu'))
             found.append((dropout(batch)['valid_s2'], *draws, batch['image_s2']))
         finally:
             torch.set_default_dtype(torch.float32)

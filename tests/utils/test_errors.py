@@ -55,43 +55,44 @@ def fail() -> None:
 class TestDescribe:
     def test_a_value_that_we_refuse(self) -> None:
         assert (
-            errors.describe(raised(refuse)) == "ValueError: gsd of 's2' must be a positive number of metres, got -1.0"
+            errors.describe_error(raised(refuse))
+            == "ValueError: gsd of 's2' must be a positive number of metres, got -1.0"
         )
 
     def test_files(self, tmp_path: Path) -> None:
-        said = errors.describe(raised(np.load, tmp_path / 'a.npy'))
+        said = errors.describe_error(raised(np.load, tmp_path / 'a.npy'))
         assert said is not None
         assert str(tmp_path / 'a.npy') in said
-        assert errors.describe(raised(open, tmp_path))
+        assert errors.describe_error(raised(open, tmp_path))
 
     def test_lines_are_joined(self) -> None:
         error = FileNotFoundError('a\n  b')
-        assert errors.describe(error) == 'FileNotFoundError: a b'
+        assert errors.describe_error(error) == 'FileNotFoundError: a b'
 
     @pytest.mark.parametrize('error', [MisconfigurationException('x'), ConnectionError('x')])
     def test_other_packages(self, error: Exception) -> None:
-        assert errors.describe(error)
+        assert errors.describe_error(error)
 
     @pytest.mark.parametrize(
         'function',
         [fail, lambda: {}['a'], lambda: torch.zeros(2) @ torch.zeros(3), lambda: int('a'), lambda: Modality()],
     )
     def test_a_fault_of_the_code(self, function: Any) -> None:
-        assert errors.describe(raised(function)) is None
+        assert errors.describe_error(raised(function)) is None
 
     @pytest.mark.parametrize(('function', 'user'), [(refuse, True), (fail, False)])
     def test_in_a_worker(self, function: Any, user: bool) -> None:
         loader = DataLoader(Refusing(function), num_workers=1)
-        said = errors.describe(raised(lambda: list(loader)))
+        said = errors.describe_error(raised(lambda: list(loader)))
         assert (said == REFUSED) == user
         assert (said is None) != user
 
     def test_checkpoints(self, tmp_path: Path) -> None:
         (tmp_path / 'a.ckpt').write_bytes(b'nothing')
-        said = errors.describe(raised(torch.load, tmp_path / 'a.ckpt'))
+        said = errors.describe_error(raised(torch.load, tmp_path / 'a.ckpt'))
         assert said is not None
         assert said.startswith(f'{tmp_path / "a.ckpt"} cannot be read as a checkpoint: ')
-        said = errors.describe(raised(torch.nn.Linear(2, 2).load_state_dict, torch.nn.Linear(3, 2).state_dict()))
+        said = errors.describe_error(raised(torch.nn.Linear(2, 2).load_state_dict, torch.nn.Linear(3, 2).state_dict()))
         assert said is not None
         assert 'size mismatch for weight' in said
 
@@ -103,7 +104,7 @@ class TestHook:
         error, other = raised(refuse), raised(refuse)
         errors.shorten(error, 'torchgeo fit')
         sys.excepthook(type(error), error, error.__traceback__)
-        assert capsys.readouterr().err == f'torchgeo fit: {errors.describe(error)}\n'
+        assert capsys.readouterr().err == f'torchgeo fit: {errors.describe_error(error)}\n'
         sys.excepthook(type(other), other, other.__traceback__)
         assert shown == [other]
 

@@ -105,7 +105,7 @@ def run(capsys: Any, *words: str) -> tuple[int, str]:
     except SystemExit as ended:
         status = int(ended.code or 0)
     except Exception as error:
-        return 1, errors.describe(error) or repr(error)
+        return 1, errors.describe_error(error) or repr(error)
     captured = capsys.readouterr()
     problems = [line for line in captured.out.splitlines() if line.startswith('PROBLEM')]
     assert len(problems) < 2

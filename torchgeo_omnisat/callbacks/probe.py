@@ -148,12 +148,12 @@ class ProbeCallback(Callback):
             batch = datamodule.aug({key: value.to(task.device) for key, value in batch.items()})
             with context():
                 out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
-            patches = majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
+            patches = patch_majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
             every = subsets(getattr(task.model.backbone, 'modalities', out.maps), self.subsets)
             for subset in (subset for subset in every if set(subset) <= set(out.maps)):
                 with context():
                     part = task.model.backbone.restrict(out, subset)
-                fused, seen = part.fused.float(), task.model.backbone.seen(part.maps, out.grid).any(-1)
+                fused, seen = part.fused.float(), task.model.backbone.observed_patches(part.maps, out.grid).any(-1)
                 if patches is not None:
                     known = seen & (patches >= 0)
                     found['patch', subset_name(subset)].append((fused[known], patches[known]))
@@ -188,7 +188,7 @@ class ProbeCallback(Callback):
         return scores
 
 
-def majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> Tensor:
+def patch_majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> Tensor:
     """Return the most frequent class of each patch ``(B, N)``, -1 where no pixel has a class.
 
     Args:

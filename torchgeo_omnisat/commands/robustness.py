@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args, datamodule = parse_data(parsers.robustness(data_parser), argv)
     with one_error('robustness'):
-        labelled, groups = read_labels(args.ckpt), read_groups(args.groups)
+        labelled, groups = parse_checkpoints(args.ckpt), read_groups(args.groups)
         which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
         tasks = {label: [load_task(path) for path in paths] for label, paths in labelled.items()}
         datamodule.prepare_data()
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scored.append(join(label, [Scored(label, *test.results()) for test in tests]))
         if len(titles := {model.rows[0].title for model in scored}) > 1:
             raise ValueError(f'the checkpoints are scored by {sorted(titles)}, expected models of one kind')
-        data = describe(datamodule)
+        data = describe_data(datamodule)
         files = write_report(
             scored,
             args.output,
@@ -135,7 +135,7 @@ def load_task(path: Path) -> SupervisedTask:
     return task
 
 
-def read_labels(words: Sequence[str]) -> dict[str, list[Path]]:
+def parse_checkpoints(words: Sequence[str]) -> dict[str, list[Path]]:
     """Return checkpoints by label, which defaults to the file name, with ``=`` allowed as in Lightning's.
 
     Raises:
@@ -168,6 +168,6 @@ def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def describe(datamodule: MultimodalDataModule) -> str:
+def describe_data(datamodule: MultimodalDataModule) -> str:
     """Return the name of the data; synthetic data are called so."""
     return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')

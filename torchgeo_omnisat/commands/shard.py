@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..datamodules.sharded import describe
+from ..datamodules.sharded import describe_samples
 from ..datamodules.statistics import stream
-from ..datasets.shards import FILE, encode, write_split
+from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder
 from ..utils.console import say
 from . import parsers
@@ -56,7 +56,7 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
         raise ValueError(f'megabytes is {megabytes}, expected more than 0')
     datamodule.prepare_data()
     datamodule.setup('fit')
-    told = describe(datamodule)
+    told = describe_samples(datamodule)
     datamodule.setup('test')
     datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
     if lacking := [split for split, dataset in datasets.items() if dataset is None]:
@@ -77,4 +77,4 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
 
 def _encoded(dataset: Any, index: int) -> bytes:
     """Return a sample as bytes."""
-    return encode(dataset[index])
+    return encode_sample(dataset[index])

@@ -39,14 +39,14 @@ from ..transforms.intensity import say_unknown
 from .guard import Guard, GuardMode, check_mode, make_guard
 from .plausibility import implausible_statistics
 from .resuming import ResumableDataModule
-from .sampling import Anywhere, DealtDataset, DealtSampler, Order, Region
+from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, SpatialOrder
 from .statistics import (
     FILENAME,
-    Bands,
+    BandMoments,
     Entries,
     as_bands,
     changed,
-    holds,
+    is_measured,
     load_statistics,
     measure,
     partial_of,
@@ -235,7 +235,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         chosen: dict[str, Any] = {'modalities': tuple(names or ())} if selects else {}
         return chosen | {name: value for name, value in whole.items() if name in self.kwargs}
 
-    def official(self, dataset: Any, modality: Modality) -> Bands | None:
+    def official(self, dataset: Any, modality: Modality) -> BandMoments | None:
         """Return the published mean and standard deviation of all bands of a modality; None if there is none."""
         return None
 
@@ -291,11 +291,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             mean[name], std[name] = (number[channels].float() for number in numbers[name] or ())
         return mean, std
 
-    def _measured(self, train: Any, entries: Entries, needed: Collection[str]) -> dict[str, Bands]:
+    def _measured(self, train: Any, entries: Entries, needed: Collection[str]) -> dict[str, BandMoments]:
         """Return the statistics of a dataset, and compute those that are missing."""
         groups = self.groups(train)
         sizes = Counter(groups)
-        held = [name for name, m in train.modalities.items() if holds(entries, name, sizes, len(m.bands))]
+        held = [name for name, m in train.modalities.items() if is_measured(entries, name, sizes, len(m.bands))]
         other = [name for name in train.modalities if name in entries and name not in held]
         stale = {name: how for name in held if (how := changed(train, entries, name, groups))}
         held = [name for name in held if name not in stale]
@@ -572,14 +572,14 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             ValueError: If positions are wanted and not known.
         """
         if self.batches == 'anywhere':
-            return Anywhere(len(dataset))
+            return RandomOrder(len(dataset))
         positions = getattr(dataset, 'positions', None)
         if positions is None:
             raise ValueError(
                 f"batches='region' needs to know where samples lie, which {type(dataset).__name__} does not say: "
                 "expected a dataset with positions (N, 2) in metres, or batches='anywhere'"
             )
-        return Region(positions, size)
+        return SpatialOrder(positions, size)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """TorchGeo's loader, but one for training can be resumed, and a split smaller than a batch still gives one."""

@@ -11,10 +11,10 @@ import torch
 from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
-from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, class_names
+from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, flair_class_names
 from ..modality import Modality
 from .base import MultimodalDataModule
-from .statistics import Bands
+from .statistics import BandMoments
 
 
 class FLAIRDataModule(MultimodalDataModule):
@@ -78,10 +78,10 @@ class FLAIRDataModule(MultimodalDataModule):
             **kwargs,
         )
         self.num_classes = num_classes
-        self.labels = list(class_names(num_classes))
+        self.labels = list(flair_class_names(num_classes))
         self.ignore_index = 12 if num_classes == 13 else None
 
-    def official(self, dataset: FLAIR, modality: Modality) -> Bands | None:
+    def official(self, dataset: FLAIR, modality: Modality) -> BandMoments | None:
         """Return the published statistics of the aerial bands; Sentinel-2 has none."""
         if modality.name != 'aerial':
             return None

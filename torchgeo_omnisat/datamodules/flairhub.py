@@ -12,7 +12,7 @@ from ..datasets.arguments import check_choice
 from ..datasets.flairhub import SPLITS, TYPES, ignored, palette
 from ..modality import Modality
 from .base import MultimodalDataModule
-from .statistics import Bands
+from .statistics import BandMoments
 
 #: What TorchGeo knows of the mean and standard deviation of single images.
 _PUBLISHED = {
@@ -95,7 +95,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         self.num_classes = len(self.labels)
         self.ignore_index = ignored(dataset_type)
 
-    def official(self, dataset: Any, modality: Modality) -> Bands | None:
+    def official(self, dataset: Any, modality: Modality) -> BandMoments | None:
         """Return the published statistics of single images; time series have none."""
         if modality.name not in _PUBLISHED:
             return None

@@ -23,7 +23,7 @@ from ..modality import Modality
 from .base import MultimodalDataModule
 from .guard import GuardMode, check_mode
 from .resuming import ResumableDataModule
-from .sampling import DealtSampler, Filler, Place, mix
+from .sampling import DealtSampler, Filler, Progress, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:
@@ -59,7 +59,7 @@ class MixedLoader(CombinedLoader):
         temperature: See :func:`schedule`.
     """
 
-    def __init__(self, loaders: Sequence[Any], place: Place, temperature: float = 1.0) -> None:
+    def __init__(self, loaders: Sequence[Any], place: Progress, temperature: float = 1.0) -> None:
         super().__init__(list(loaders), mode='max_size_cycle')
         self.place, self.temperature = place, temperature
         self._batches: Iterator[tuple[Any, int, int]] = iter(())

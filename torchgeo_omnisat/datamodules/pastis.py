@@ -11,7 +11,7 @@ from ..datasets import PASTISMultimodal
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
 from .base import MultimodalDataModule
-from .statistics import Bands, read_statistics
+from .statistics import BandMoments, read_statistics
 
 
 class PASTISMultimodalDataModule(MultimodalDataModule):
@@ -91,7 +91,7 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         """Return the folds of ``'train'``, ``'val'`` or ``'test'``."""
         return {'folds': self.folds[split]}
 
-    def official(self, dataset: PASTISMultimodal, modality: Modality) -> Bands | None:
+    def official(self, dataset: PASTISMultimodal, modality: Modality) -> BandMoments | None:
         """Return the mean over the training folds in ``NORM_<MODALITY>_patch.json``; SPOT has no such file."""
         path = dataset.path / f'NORM_{modality.name.upper()}_patch.json'
         if not path.exists():

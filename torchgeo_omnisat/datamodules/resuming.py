@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Sample
 
-from .sampling import Draw, EpochSampler, Order, Place, RepeatedSampler, mix
+from .sampling import Draw, EpochSampler, Order, Progress, RepeatedSampler, mix
 
 
 class SeededDataset(Dataset[Sample]):
@@ -73,7 +73,7 @@ class ResumableDataModule(LightningDataModule):
     ``seed_everything`` if there was one, else the one number that is then drawn from PyTorch's generator.
     """
 
-    place: Place
+    place: Progress
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,7 +81,7 @@ class ResumableDataModule(LightningDataModule):
 
     def start_anew(self) -> None:
         """Forget where an earlier training was."""
-        self.place = Place()
+        self.place = Progress()
         self._seed: int | None = None
         self._shape: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
@@ -213,7 +213,7 @@ class SeededStep:
         place: Holds the state of the draws.
     """
 
-    def __init__(self, step: Callable[..., Any], place: Place) -> None:
+    def __init__(self, step: Callable[..., Any], place: Progress) -> None:
         self.step, self.place = step, place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -225,7 +225,7 @@ class SeededStep:
             return self.step(*args, **kwargs)
 
     @classmethod
-    def install(cls, strategy: Any, place: Place) -> None:
+    def install(cls, strategy: Any, place: Progress) -> None:
         """Put the step of a strategy in its place, once."""
         step = strategy.training_step
         strategy.training_step = cls(step.step if isinstance(step, cls) else step, place)

@@ -27,7 +27,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True)
-class Anywhere:
+class RandomOrder:
     """Every sample once, in an order that is drawn.
 
     Args:
@@ -47,7 +47,7 @@ class Anywhere:
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class SpatialOrder:
     """Every sample once, such that those of a batch are neighbours on the ground.
 
     The ground is halved again and again, across the longer side of what is left, until each
@@ -99,7 +99,7 @@ class Region:
 
 
 @dataclass
-class Place:
+class Progress:
     """How far training has come.
 
     Attributes:
@@ -140,7 +140,7 @@ class EpochSampler(DistributedSampler[Draw]):
     """
 
     def __init__(
-        self, order: Order, place: Place, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
+        self, order: Order, place: Progress, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
     ) -> None:
         """Keep the arguments; nothing is drawn yet."""
         super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from .sampling import Order
 ATTRIBUTES = ('num_classes', 'labels', 'label_names', 'ignore_index', 'patch_size', 'label_gsd', 'synthetic')
 
 
-def describe(datamodule: MultimodalDataModule) -> dict[str, Any]:
+def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
     """Return the attributes that tasks read from a datamodule, in plain types; it must be set up to fit."""
     told = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
@@ -90,26 +90,26 @@ class ShardedDataModule(MultimodalDataModule):
             ValueError: If there are no shards.
         """
         super().__init__(ShardedDataset, root=root, cache=cache, **kwargs)
-        self.told = read_description(root)
+        self.description = read_description(root)
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
-            if self.told[name] is not None:
-                setattr(self, name, self.told[name])
+            if self.description[name] is not None:
+                setattr(self, name, self.description[name])
 
     @property
     def label_names(self) -> list[str]:
         """Names of what ``label`` tells of, as they were."""
-        names: list[str] = self.told['label_names']
+        names: list[str] = self.description['label_names']
         return names
 
     @property
     def origin(self) -> str:
         """The datamodule that the samples were written from."""
-        return str(self.told['made_from'])
+        return str(self.description['made_from'])
 
     @property
     def synthetic(self) -> bool:
         """Whether the samples are synthetic."""
-        return bool(self.told['synthetic'])
+        return bool(self.description['synthetic'])
 
     def make_dataset(self, split: str, **changes: Any) -> ShardedDataset:
         """Return the samples of ``'train'``, ``'val'`` or ``'test'``.
@@ -122,7 +122,7 @@ class ShardedDataModule(MultimodalDataModule):
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean and standard deviation of every band, as they came with the shards."""
-        mean, std = ({name: torch.tensor(x) for name, x in self.told[kind].items()} for kind in ('mean', 'std'))
+        mean, std = ({name: torch.tensor(x) for name, x in self.description[kind].items()} for kind in ('mean', 'std'))
         return mean, std
 
     def measure(self) -> Any:

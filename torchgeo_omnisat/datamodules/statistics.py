@@ -88,7 +88,7 @@ EVERY = 10.0
 LARGE = 1e15
 
 #: Mean and standard deviation, one number a band.
-Bands = tuple[Tensor, Tensor]
+BandMoments = tuple[Tensor, Tensor]
 #: By modality and group: lists ``mean`` and ``std``, empty where there is nothing to measure, how
 #: many ``samples`` were measured ``of`` how many, and the fingerprint of their ``files``, if a dataset tells them.
 Entries = dict[str, dict[str, dict[str, Any]]]
@@ -193,7 +193,7 @@ def measure(
     prints: dict[str, dict[str, Any]] = {}  # taken before anything is read
     for name in modalities:
         for group in seen:
-            if files := files_of(dataset, name, [place for place in places if groups[place] == group]):
+            if files := measured_files(dataset, name, [place for place in places if groups[place] == group]):
                 prints.setdefault(name, {})[group] = Fingerprint.of(*files).as_dict()
     what = [about, type(dataset).__name__, list(groups), list(places), [m.as_dict() for m in modalities.values()]]
     what.append(prints)
@@ -224,7 +224,7 @@ def measure(
     }
 
 
-def files_of(dataset: Any, name: str, indices: Sequence[int]) -> tuple[list[Stamp], list[str]] | None:
+def measured_files(dataset: Any, name: str, indices: Sequence[int]) -> tuple[list[Stamp], list[str]] | None:
     """Return size and time of the files that samples of a modality are read from, and the names of these samples.
 
     Args:
@@ -260,13 +260,13 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
         then = entry.get('files')
         if not isinstance(then, Mapping):
             continue
-        now = files_of(dataset, name, [place for place in places if groups[place] == group])
+        now = measured_files(dataset, name, [place for place in places if groups[place] == group])
         if now is not None and Fingerprint.of(*now).digest != then.get('digest'):
             return describe_change(then, now[0])
     return ''
 
 
-def read_statistics(path: Path, key: str, bands: int) -> Bands:
+def read_statistics(path: Path, key: str, bands: int) -> BandMoments:
     """One entry of a file such as ``{"Fold_1": {"mean": [...], "std": [...]}}``.
 
     Args:
@@ -291,7 +291,7 @@ def read_statistics(path: Path, key: str, bands: int) -> Bands:
     return mean, std
 
 
-def as_bands(entry: Mapping[str, Any]) -> Bands:
+def as_bands(entry: Mapping[str, Any]) -> BandMoments:
     """Return the numbers of one entry as float64 tensors."""
     mean, std = (torch.tensor(entry[kind], dtype=torch.float64) for kind in ('mean', 'std'))
     return mean, std
@@ -316,7 +316,7 @@ def load_statistics(root: Path) -> Entries:
     return entries
 
 
-def holds(entries: Entries, name: str, groups: Mapping[str, int], bands: int) -> bool:
+def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: int) -> bool:
     """Whether every group of a modality was measured, and has the samples that it had then.
 
     Args:

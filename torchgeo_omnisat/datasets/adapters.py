@@ -16,7 +16,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality, as_modalities
 from .base import MultimodalDataset
 from .io.decoding import GREATEST
-from .io.fingerprint import walk
+from .io.fingerprint import list_data_files
 from .io.headers import refuse_complex
 from .io.opening import sidecars
 from .plotting import draw_any
@@ -113,7 +113,7 @@ class MappedDataset(MultimodalDataset):
                 found = [path for index in indices for path in _paths(listed[index], root)]
                 if found:
                     return found
-        return walk(root) if isinstance(root, str | Path) else []
+        return list_data_files(root) if isinstance(root, str | Path) else []
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Show every modality of a sample, and its classes by their numbers."""

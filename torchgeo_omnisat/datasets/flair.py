@@ -29,7 +29,7 @@ from .integrity import Dates, Expected, Part
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
 from .io.opening import open_raster
-from .plotting import S2_COMPOSITES, Composite, Palette, draw
+from .plotting import S2_COMPOSITES, Composite, Palette, plot_sample
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 
 #: Domains of validation and of FLAIR #2's test; the others train.
@@ -136,7 +136,7 @@ class Patch:
         return f'{self.domain}/{self.zone}/IMG_{self.number}'
 
 
-def class_names(count: int) -> tuple[str, ...]:
+def flair_class_names(count: int) -> tuple[str, ...]:
     """Names of 13 or 19 classes; the last is ``'other'``."""
     return (*CLASSES[: count - 1], CLASSES[-1])
 
@@ -455,7 +455,7 @@ class FLAIR(MultimodalDataset):
         self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
         self.transforms, self.download, self.checksum = transforms, download, checksum
         self.ignore_index = 12 if num_classes == 13 else None
-        self.classes, self.colors = class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
+        self.classes, self.colors = flair_class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
         self._obtain(modalities)
         self.patches = self._list(exclude)
         wanted = modalities is None or 's2' in modalities
@@ -519,7 +519,7 @@ class FLAIR(MultimodalDataset):
             RGBBandsMissingError: If no modality has bands that make a picture.
         """
         palette = Palette(self.classes, self.colors)
-        return draw(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
+        return plot_sample(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; published masks have no CRS."""

@@ -34,7 +34,7 @@ from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.files import occurring
 from .io.opening import open_raster, refuse_other_format, sidecars
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
 from .rasters.frames import decibel_mean
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
 
@@ -124,7 +124,7 @@ def label_product(dataset_type: str) -> str:
     return 'AERIAL_LABEL-COSIA' if dataset_type == 'land_cover' else 'ALL_LABEL-LPIS'
 
 
-def holds(root: Path, domain: str, product: str) -> bool:
+def has_product(root: Path, domain: str, product: str) -> bool:
     """Whether a root has a product of a domain such as ``'D004-2021'``, unpacked or not."""
     if product == PRODUCTS['aerial_rlt'].name:
         domain = f'{domain[:-4]}195X'
@@ -150,7 +150,7 @@ def choose_domains(
     every = [f'{domain}-{year}' for domain, years in known.items() for year in years]
     if asked is not None and (isinstance(asked, str) or not asked or not set(asked) <= set(every)):
         raise ValueError(f"domains is {asked!r}, expected some of FLAIR-HUB's, such as {tuple(every[:2])}")
-    held = [] if download else [domain for domain in every if holds(root, domain, labels)]
+    held = [] if download else [domain for domain in every if has_product(root, domain, labels)]
     years: dict[str, list[str]] = {}
     for name in asked or held or every:
         domain, year = name.split('-')
@@ -634,7 +634,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         Raises:
             RGBBandsMissingError: If no modality has bands that make a picture.
         """
-        return draw(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
+        return plot_sample(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks."""
@@ -743,7 +743,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             for domain, year in ((domain, year) for domain, held in years.items() for year in held):
                 self.domain_years = {domain: [year]}  # type: ignore[misc]
                 strict = self.missing == 'error' or self.download
-                self.bands = [band for band in bands if strict or holds(self.path, f'{domain}-{year}', band)]
+                self.bands = [band for band in bands if strict or has_product(self.path, f'{domain}-{year}', band)]
                 super()._verify()
         finally:
             self.bands, self.domain_years = bands, years  # type: ignore[misc]
@@ -751,5 +751,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     def _choose(self, names: Sequence[str] | None, download: bool) -> list[str]:
         """Return the requested modalities; None for those of which any domain has files."""
         domains = [f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years]
-        held = [name for name, product in PRODUCTS.items() if any(holds(self.path, d, product.name) for d in domains)]
+        held = [
+            name for name, product in PRODUCTS.items() if any(has_product(self.path, d, product.name) for d in domains)
+        ]
         return choose_modalities(names, MODALITIES if download or not held else held, MODALITIES, self.path)

@@ -177,7 +177,7 @@ class Report:
         problems: What is wrong, warnings among it.
         absent: How many samples have no image of a modality, which nothing says they should.
         statistics: Rows of the tables of values, dates and labels, by table; see
-            :func:`torchgeo_omnisat.validation.values.describe`. Empty in older reports.
+            :func:`torchgeo_omnisat.validation.values.summarize`. Empty in older reports.
     """
 
     layout: str

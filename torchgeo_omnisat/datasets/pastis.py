@@ -38,9 +38,9 @@ from .arguments import (
 from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import download_files, fetch
-from .io.files import extract_directory, measured, occurring, read_array, read_frames, read_raster, seen
+from .io.files import extract_directory, has_values, measured, occurring, read_array, read_array_frames, read_raster
 from .io.opening import refuse_other_format
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
 from .series import (
     S2_BANDS,
     S2_FACTS,
@@ -64,7 +64,7 @@ FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class SensorFiles:
     """Where the images of a modality lie below the root, and what their numbers mean.
 
     Args:
@@ -110,8 +110,8 @@ class Patch:
 
 
 #: Every source, in the order of the modalities.
-SOURCES: tuple[Source, ...] = (
-    Source(
+SOURCES: tuple[SensorFiles, ...] = (
+    SensorFiles(
         Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
         'DATA_S2/S2_{}.npy',
         'int16',
@@ -120,7 +120,7 @@ SOURCES: tuple[Source, ...] = (
         composites=S2_COMPOSITES,
     ),
     *(
-        Source(
+        SensorFiles(
             Modality(name, ('VV', 'VH', 'VV-VH'), 10.0, True, 'radar', 'db'),
             f'DATA_{name.upper()}/{name.upper()}_{{}}.npy',
             'float16',
@@ -130,7 +130,7 @@ SOURCES: tuple[Source, ...] = (
         )
         for name in ('s1a', 's1d')
     ),
-    Source(
+    SensorFiles(
         Modality('spot', ('R', 'G', 'B'), 1.0, False, 'optical', 'dn', SPOT_WAVELENGTHS[:3]),
         'DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{}.tif',
         'uint8',
@@ -200,7 +200,7 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
     return patches, crs
 
 
-def obtain_hd(root: Path, sources: Sequence[Source], target: str, index: str, checksum: bool) -> None:
+def obtain_hd(root: Path, sources: Sequence[SensorFiles], target: str, index: str, checksum: bool) -> None:
     """Download what is not there of PASTIS-HD, file by file; the index, which makes a root one, comes last.
 
     Args:
@@ -261,7 +261,7 @@ class PASTISMultimodal(MultimodalDataset):
     index = 'metadata.geojson'
     label_gsd = 10.0
     ignore_index = 19
-    sources: ClassVar[tuple[Source, ...]] = SOURCES
+    sources: ClassVar[tuple[SensorFiles, ...]] = SOURCES
     all_modalities: ClassVar[dict[str, Modality]] = {source.modality.name: source.modality for source in SOURCES}
     target = 'ANNOTATIONS/TARGET_{}.npy'
     classes: ClassVar[tuple[str, ...]] = CLASSES
@@ -384,7 +384,7 @@ class PASTISMultimodal(MultimodalDataset):
         """
         composites = {name: source.composites for name, source in self._sources.items()}
         palette = Palette(self.classes, COLORS)
-        return draw(sample, self.modalities, composites, palette, show_titles, suptitle)
+        return plot_sample(sample, self.modalities, composites, palette, show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; the index lists its time series."""
@@ -452,15 +452,15 @@ class PASTISMultimodal(MultimodalDataset):
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
                 return {}
-            image = read_frames(path, expected, shape, frames, source.dtype, source.nodata)
+            image = read_array_frames(path, expected, shape, frames, source.dtype, source.nodata)
             image, days = merge_days(image, days[frames], source.merge)
         else:
             array, nodata, _, shown = read_raster(path, expected, shape)
             image = measured(array, source.dtype, nodata, path, shown=shown)
         image = pick(modality, bands, image)
-        return tensors(modality, image, days, seen(image.reshape(len(days), -1)))
+        return tensors(modality, image, days, has_values(image.reshape(len(days), -1)))
 
-    def _days(self, patch: Patch, source: Source) -> NDArray[np.int64]:
+    def _days(self, patch: Patch, source: SensorFiles) -> NDArray[np.int64]:
         """Return the day of each frame; 0 for a single image, which has no date."""
         if source.dates is None:
             return np.zeros(1, dtype=np.int64)
@@ -470,7 +470,7 @@ class PASTISMultimodal(MultimodalDataset):
             raise ValueError(f'{where} is missing, expected the dates of {self._file(source.path, patch)}')
         return parse_dates(value, where)
 
-    def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, Source]:
+    def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, SensorFiles]:
         """Return the sources of the requested modalities; a source without any file is skipped."""
         sources = {source.modality.name: source for source in self.sources}
         held = [name for name, source in sources.items() if len(self._lost(source, patches)) < len(patches)]
@@ -479,7 +479,7 @@ class PASTISMultimodal(MultimodalDataset):
             raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first}')
         return {name: sources[name] for name in choose_modalities(names, held, sources, self.path)}
 
-    def _lost(self, source: Source, patches: Sequence[Patch]) -> list[Patch]:
+    def _lost(self, source: SensorFiles, patches: Sequence[Patch]) -> list[Patch]:
         """Patches of which a source has no file."""
         directory = (self.path / source.path).parent
         files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
@@ -499,7 +499,7 @@ class PASTISMultimodal(MultimodalDataset):
         flags = [patch.id in seen for patch in self.patches]
         self.patches, self.unseen = keep_seen(self.patches, self.ids, flags, self.modalities, self.path)
 
-    def _in_span(self, patch: Patch, source: Source) -> bool:
+    def _in_span(self, patch: Patch, source: SensorFiles) -> bool:
         """Whether a modality of a patch has a date that is asked for, as far as the index says."""
         if self._span is None or source.dates is None or patch.properties.get(source.dates) is None:
             return True

@@ -76,7 +76,7 @@ class Palette:
 
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
-def draw(
+def plot_sample(
     sample: Sample,
     modalities: Mapping[str, Modality],
     composites: Mapping[str, Sequence[Composite]],
@@ -140,14 +140,14 @@ def draw_any(
     show_titles: bool,
     suptitle: str | None,
 ) -> Figure:
-    """As :func:`draw`, of a dataset that knows neither composites nor colours of its own.
+    """As :func:`plot_sample`, of a dataset that knows neither composites nor colours of its own.
 
     Args:
-        sample: As for :func:`draw`.
+        sample: As for :func:`plot_sample`.
         modalities: Modalities to plot; without an RGB composite the first band is shown.
         labels: Names of the classes; None or none for the numbers that occur.
         ignore_index: The number that is no class; None if there is none.
-        show_titles: As for :func:`draw`.
+        show_titles: As for :func:`plot_sample`.
         suptitle: Title of the figure.
     """
     composites = {name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1])) for name, m in modalities.items()}
@@ -156,7 +156,7 @@ def draw_any(
     greatest = [int(value.masked_fill(value == ignored, 0).max()) for value in classes]
     names = labels or [str(index) for index in range(max(greatest, default=0) + 1)]
     colors = [to_hex(colormaps['tab20'](index % 20)) for index in range(len(names))]
-    return draw(sample, modalities, composites, Palette(names, colors), show_titles, suptitle)
+    return plot_sample(sample, modalities, composites, Palette(names, colors), show_titles, suptitle)
 
 
 @dataclass(frozen=True)

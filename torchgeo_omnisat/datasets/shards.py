@@ -30,7 +30,7 @@ _SHARD = re.compile(r'[A-Za-z0-9_-]+\.bin')
 _NARROW = (torch.uint8, torch.int16, torch.float16)
 
 
-def encode(sample: Sample) -> bytes:
+def encode_sample(sample: Sample) -> bytes:
     """Return a sample as bytes, with images and masks in the smallest data type that is exact.
 
     Args:
@@ -39,8 +39,8 @@ def encode(sample: Sample) -> bytes:
     return save({key: _narrowed(key, value).contiguous() for key, value in sample.items()})
 
 
-def decode(data: bytes) -> Sample:
-    """Invert :func:`encode`.
+def decode_sample(data: bytes) -> Sample:
+    """Invert :func:`encode_sample`.
 
     Args:
         data: What it returned.
@@ -68,7 +68,7 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
     """Write the shards of a split.
 
     Args:
-        samples: What :func:`encode` made, in order.
+        samples: What :func:`encode_sample` made, in order.
         folder: A folder that is not there yet.
         megabytes: About the size of a shard; a larger sample has one of its own.
 
@@ -176,7 +176,7 @@ class ShardedDataset(MultimodalDataset):
             check_index(address)
             where = None if self.cache is None else str(Path(self.cache) / self.split)
             self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
-        return decode(bytes(self._opened[1][index % len(self)]))
+        return decode_sample(bytes(self._opened[1][index % len(self)]))
 
     def __getstate__(self) -> Mapping[str, Any]:
         """Everything but open files."""

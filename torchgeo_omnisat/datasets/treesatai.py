@@ -43,7 +43,7 @@ from .io.download import Archive, obtain
 from .io.files import measured, read_json, read_raster, refuse_special
 from .io.fingerprint import State, state_of
 from .io.opening import open_raster
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, draw
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
 
 REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
@@ -104,7 +104,7 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
 GENERA: tuple[str, ...] = TreeSatAI.classes
 
 
-def read_labels(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
+def read_label_fractions(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
     """Read the fraction of each plot that each genus covers, by the name of the plot.
 
     Args:
@@ -408,7 +408,7 @@ def plan(
     return frames, every[frames], np.isin(np.unique(every[frames]), every[flags])
 
 
-def read_frames(file: h5py.File, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read some frames of a series, NaN where nothing was measured, radar still in linear power.
 
     Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
@@ -537,7 +537,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         self._series = find_series(self.path / 'sentinel-ts')
         self._aerial = {path.stem: path for path in (self.path / 'aerial').glob('*.tif')}
         self.modalities = self._choose(modalities, bands)
-        self.shares = read_labels(self.path / LABELS, strict=missing != 'check')
+        self.shares = read_label_fractions(self.path / LABELS, strict=missing != 'check')
         self.names = sorted({*self._series, *self._aerial}) if split is None else read_split(self.path, split)
         known = {*listed(self.path), *self.shares, *self._series, *self._aerial}
         self.names, self.excluded = leave_out(self.names, self.names, exclude, known, self.path)
@@ -603,7 +603,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
             said = {key: sample[key] for key in ('label', 'prediction') if key in sample}
             suptitle = '\n'.join(f'{key}: {self._listed(value)}' for key, value in said.items()) or None
         images = {key: value for key, value in sample.items() if key not in ('label', 'prediction')}
-        return draw(images, self.modalities, COMPOSITES, Palette(self.classes, ()), show_titles, suptitle)
+        return plot_sample(images, self.modalities, COMPOSITES, Palette(self.classes, ()), show_titles, suptitle)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the label and the modalities of a plot, for checks; several frames of one day are usual."""
@@ -687,7 +687,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
                 frames, days, clear = plan(stored, shown, self._span, self.max_dates)
                 if len(frames) == 0:
                     continue
-                image, merged = merge_days(read_frames(file, series, frames), days, finite_mean)
+                image, merged = merge_days(read_series_frames(file, series, frames), days, finite_mean)
                 image = pick(modality, every, image)
                 image = 10 * np.log10(image) if series.radar else image
                 valid = clear & np.isfinite(image).any((1, 2, 3))

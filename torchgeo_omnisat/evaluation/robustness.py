@@ -23,7 +23,7 @@ from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, Par
 
 
 @dataclass(frozen=True)
-class Kind:
+class DegradationKind:
     """Kind of degradation.
 
     Args:
@@ -51,10 +51,10 @@ class Kind:
 
 #: Degradations by name.
 KINDS = {
-    'dates': Kind(FewerDates, 'share', 0.01, 100, (50, 25, 10), 'dates of each series kept (%)'),
-    'clouds': Kind(CloudCover, 'share', 0.01, 0, (25, 50, 75, 90), 'optical series under clouds (%)'),
-    'noise': Kind(GaussianNoise, 'snr', 1, math.inf, (20, 10, 5, 0), 'signal to noise, every sensor (dB)'),
-    'cover': Kind(PartialCover, 'share', 0.01, 100, (75, 50, 25), 'tile covered by the image (%)'),
+    'dates': DegradationKind(FewerDates, 'share', 0.01, 100, (50, 25, 10), 'dates of each series kept (%)'),
+    'clouds': DegradationKind(CloudCover, 'share', 0.01, 0, (25, 50, 75, 90), 'optical series under clouds (%)'),
+    'noise': DegradationKind(GaussianNoise, 'snr', 1, math.inf, (20, 10, 5, 0), 'signal to noise, every sensor (dB)'),
+    'cover': DegradationKind(PartialCover, 'share', 0.01, 100, (75, 50, 25), 'tile covered by the image (%)'),
 }
 
 

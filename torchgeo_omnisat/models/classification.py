@@ -34,7 +34,7 @@ class OmniSatClassifier(nn.Module):
 
     def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k']:
         """Return the logits from the output of the backbone."""
-        seen = self.backbone.seen(out.maps, out.grid).any(-1)
+        seen = self.backbone.observed_patches(out.maps, out.grid).any(-1)
         return self.head(out.fused, seen)
 
 

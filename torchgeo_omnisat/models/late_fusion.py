@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from .encoders.registry import Encoder, build_encoders
-from .encoders.utae import UpBlock, climb, conv_block, group_norm
+from .encoders.utae import UpBlock, conv_block, decode_pyramid, group_norm
 from .omnisat import OmniSat, channels_last
 from .segmentation import resize
 
@@ -53,10 +53,10 @@ class Stream(nn.Module):
     def forward(self, *images: Tensor) -> list[Tensor]:
         """Return the map of the encoder's input, ``(image, dates, valid)`` or ``(image, valid)``."""
         maps = self.encoder(*images)[self.finest :]
-        return [self.head(climb(self.up_blocks, maps)[-1])]
+        return [self.head(decode_pyramid(self.up_blocks, maps)[-1])]
 
 
-class Grid(nn.Module):
+class GridTokens(nn.Module):
     """Conversion of a map to tokens, one per cell of the grid."""
 
     def forward(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, 'b n d']:
@@ -107,7 +107,7 @@ class LateFusion(OmniSat):
         self.encoders = nn.ModuleDict(
             {name: Stream(encoder, gsds[name], self.patch_size, width) for name, encoder in chosen.items()}
         )
-        self.heads = nn.ModuleDict({name: Grid() for name in self.modalities})
+        self.heads = nn.ModuleDict({name: GridTokens() for name in self.modalities})
         self.fusion = MeanFusion()
         channels_last(self)
 

@@ -155,7 +155,7 @@ class OmniSat(nn.Module):
         """Fuse the feature maps; see :meth:`forward`."""
         grid, extent = self.ground(maps)
         tokens = self.tokens(maps)
-        seen = self.seen(maps, grid)
+        seen = self.observed_patches(maps, grid)
         return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), dict(maps), grid, extent)
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
@@ -230,7 +230,7 @@ class OmniSat(nn.Module):
             raise ValueError(f'expected some of the modalities {sorted(out.maps)} of this batch, got {sorted(kept)}')
         maps = {name: found for name, found in out.maps.items() if name in kept}
         tokens = {name: token for name, token in out.tokens.items() if name in kept}
-        seen = self.seen(maps, out.grid)
+        seen = self.observed_patches(maps, out.grid)
         return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
     def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -245,7 +245,7 @@ class OmniSat(nn.Module):
         rows, columns = (max(1, half_up(side / self.patch_size)) for side in extent)
         return (rows, columns), (extent[0], extent[1])
 
-    def seen(self, maps: Mapping[str, FeatureMaps], grid: tuple[int, int]) -> Bool[Tensor, 'b n m']:
+    def observed_patches(self, maps: Mapping[str, FeatureMaps], grid: tuple[int, int]) -> Bool[Tensor, 'b n m']:
         """Return which modalities observed a pixel of each patch, in the order of :attr:`modalities`."""
         found = {name: _patches_seen(f.seen, grid) for name, f in maps.items()}
         nothing = torch.zeros_like(next(iter(found.values())))

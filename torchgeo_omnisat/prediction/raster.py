@@ -69,7 +69,7 @@ _ONE = {'uint8': 250, 'uint16': 60000}
 
 
 @dataclass(frozen=True)
-class Bands:
+class MapBands:
     """The bands of a map: class, modalities, and the probability of each class.
 
     A GeoTIFF has one type for all bands: ``uint8``, or ``uint16`` where that is asked for or
@@ -149,7 +149,7 @@ Colors = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where pixels lie that are no :class:`.Grid`, because they are turned or, without a CRS, lie nowhere."""
 
     crs: ProjCRS | None
@@ -161,8 +161,8 @@ class Place:
 def write_map(
     path: Path,
     scratch: Path,
-    grid: Grid | Place,
-    bands: Bands,
+    grid: Grid | Placement,
+    bands: MapBands,
     parts: Iterable[tuple[Window, NDArray[Any]]],
     colors: Colors,
     tags: Mapping[str, str] | None = None,
@@ -271,7 +271,7 @@ def _color_tables(file: BinaryIO) -> Iterable[tuple[str, int, int]]:
                 yield order, offset, values // 3
 
 
-def _label(file: Any, bands: Bands, tags: Mapping[str, str]) -> None:
+def _label(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
     """Say inside the file what its bands and numbers mean."""
     file.update_tags(**tags)
     file.descriptions = bands.names
@@ -280,7 +280,7 @@ def _label(file: Any, bands: Bands, tags: Mapping[str, str]) -> None:
     file.scales = [1.0, 1.0, *(bands.scale for _ in bands.names[2:])]
 
 
-def _factors(grid: Grid | Place) -> list[int]:
+def _factors(grid: Grid | Placement) -> list[int]:
     """By how much overviews are smaller, until one is a block."""
     factors, factor = [], 2
     while max(grid.height, grid.width) > factor / 2 * BLOCK:
@@ -353,7 +353,7 @@ class TileFolder:
         colors: Of the classes, ``(K, 3)``.
     """
 
-    def __init__(self, path: Path, dataset: Any, bands: Bands, colors: Colors) -> None:
+    def __init__(self, path: Path, dataset: Any, bands: MapBands, colors: Colors) -> None:
         """Make the folder."""
         self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
         self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
@@ -376,7 +376,7 @@ class TileFolder:
         name, (height, width) = self.ids[index], seen.shape
         crs = self.crs[index]
         transform = Affine.identity() if crs is None else self._transform(index, bounds, height, width)
-        place = Place(crs, transform, height, width)
+        place = Placement(crs, transform, height, width)
         path = self.path / f'{name}.tif'
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
         with atomic_file(path) as made, warnings.catch_warnings():

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
-from .raster import Bands, Precision, TileFolder, class_colors, draw_overview, write_map
+from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
 from .tiling import Stitcher, Strip, Tiling, Window, share
 from .vector import write_parcels
 
@@ -428,7 +428,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Settle what the bands are and how classes are coloured; the names of the classes."""
         task: Any = self._module
         labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
-        self._bands = Bands(labels, list(task.modalities), self.probabilities)
+        self._bands = MapBands(labels, list(task.modalities), self.probabilities)
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
         return labels
 

@@ -84,7 +84,7 @@ class OmniSatTask(BaseTask):
         """Build the model; all hyper-parameters are set. :meth:`build_backbone` helps."""
 
     @property
-    def told(self) -> bool:
+    def is_configured(self) -> bool:
         """Whether the hyper-parameters suffice to build the model."""
         return all(self.hparams[name] is not None for name in self.required)
 
@@ -137,7 +137,7 @@ class OmniSatTask(BaseTask):
         self._said_blind, self._units, self._inherited = False, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
-        self.model = self.build() if self.told else None
+        self.model = self.build() if self.is_configured else None
         self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
 
     def configure_model(self) -> None:

@@ -100,7 +100,7 @@ class OmniSatClassification(SupervisedTask):
 
     def configure_metrics(self) -> None:
         """Set up TorchGeo's metrics and the weighted F1, if the labels are configured."""
-        if not self.told:
+        if not self.is_configured:
             return
         names = self.hparams['label_names']
         # Read by the mix-in; left among the saved hyper-parameters, they would be unknown arguments.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 SKIPPED = 25
 
 
-class Step(NamedTuple):
+class PendingStep(NamedTuple):
     """Optimiser step that is not checked yet: its numbers may still be computed on the device.
 
     Attributes:
@@ -37,7 +37,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None
-        self.pending: Step | None = None
+        self.pending: PendingStep | None = None
         self.skipped = 0
 
     def begin(self, number: int, norm: Tensor, rate: float, scaled: bool) -> None:
@@ -53,7 +53,9 @@ class Watch:
             ValueError: If the gradient of the step before was not finite.
         """
         self.check(scaled)
-        self.pending = Step(number, norm.detach() if self.loss is None else self.loss, norm.detach(), float(rate))
+        self.pending = PendingStep(
+            number, norm.detach() if self.loss is None else self.loss, norm.detach(), float(rate)
+        )
 
     def check(self, scaled: bool = False) -> None:
         """Check the step that was kept.

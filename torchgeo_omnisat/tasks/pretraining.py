@@ -22,7 +22,7 @@ from ..utils import distributed as processes
 from .base import OmniSatTask
 from .finite import refuse_loss, refuse_output
 from .retrieval import PatchRetrieval, draw_similarity, spread
-from .views import Pretrainer, Views, draw, generator
+from .views import Pretrainer, Views, draw_views, generator
 
 #: A number for each stage, of which its draws follow.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
@@ -160,7 +160,7 @@ class OmniSatPretraining(OmniSatTask):
 
     def configure_losses(self) -> None:
         """Set the contrastive losses; the reconstruction belongs to the model."""
-        if self.told:
+        if self.is_configured:
             self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
             temperature, where = self.hparams['patch_temperature'], self.hparams['patch_negatives']
             self.patch_contrast = PatchContrastiveLoss(temperature, negatives=where)
@@ -250,7 +250,7 @@ class OmniSatPretraining(OmniSatTask):
         filler = FILLER in batch
         ranks = processes.gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
         counts = [row[0] for row in ranks]
-        draws = draw((told['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
+        draws = draw_views((told['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
         how = told['hide'] == 'pixels', told['micro_batch_size'], compare, told['rebuild'] == 'all'

@@ -132,7 +132,7 @@ class OmniSatSegmentation(SupervisedTask):
         for name in ('subset_weight', 'distill'):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f'{name} is {self.hparams[name]}, expected a number of 0 or more')
-        if self.told:
+        if self.is_configured:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
             if self.hparams['loss'] not in dice:
                 raise ValueError(f'loss is {self.hparams["loss"]!r}, expected one of {list(dice)}')
@@ -142,7 +142,7 @@ class OmniSatSegmentation(SupervisedTask):
 
     def configure_metrics(self) -> None:
         """TorchGeo's metrics, once the classes are known."""
-        if not self.told:
+        if not self.is_configured:
             return
         labels, classes = self.hparams['labels'], self.hparams['num_classes']
         if labels is not None and len(labels) != classes:
@@ -273,7 +273,7 @@ def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
         name: found._replace(seen=found.seen & flags[name][:, None, None, None]) for name, found in out.maps.items()
     }
     tokens = {name: token * flags[name][:, None, None] for name, token in out.tokens.items()}
-    seen = backbone.seen(maps, out.grid)
+    seen = backbone.observed_patches(maps, out.grid)
     return out._replace(tokens=tokens, fused=backbone.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
 

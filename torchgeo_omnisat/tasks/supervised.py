@@ -285,7 +285,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
             checkpoint: What is about to be written.
         """
         super().on_save_checkpoint(checkpoint)
-        if self.told:
+        if self.is_configured:
             checkpoint['train_metrics'] = {
                 name: {
                     'updates': metric.update_count,
@@ -305,7 +305,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         for name in ('labels', 'label_names'):
             check_classes('the data or the configuration', self.hparams.get(name), told.get(name), order_alone=False)
         trainer = self._trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.told:
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.is_configured:
             return
         for name, metric in self._counting().items():
             counted = checkpoint.get('train_metrics', {}).get(name, {})

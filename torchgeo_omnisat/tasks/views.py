@@ -175,7 +175,7 @@ class Pretrainer(nn.Module):
     def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the tokens of each modality, and the patches that each of them observed."""
         maps = self.backbone.encode(batch)
-        return self.backbone.tokens(maps), self.backbone.seen(maps, grid)
+        return self.backbone.tokens(maps), self.backbone.observed_patches(maps, grid)
 
     def _tiles(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """Return the embedding of every tile in every modality, from the tokens of observed patches."""
@@ -211,7 +211,7 @@ def project(embeddings: Tensor, heads: nn.ModuleDict) -> Tensor:
     return torch.stack([head(x) for head, x in zip(heads.values(), embeddings, strict=True)])
 
 
-def draw(
+def draw_views(
     key: Sequence[int],
     counts: Sequence[int],
     modalities: int,

@@ -20,7 +20,7 @@ from .intensity import RandomSpeckle
 from .temporal import RandomTemporalDropout
 
 #: A step of an augmentation: ours, Kornia's for every modality, or Kornia's by name.
-Step = nn.Module | Mapping[str, IntensityAugmentationBase2D | Sequence[IntensityAugmentationBase2D]]
+AugmentationStep = nn.Module | Mapping[str, IntensityAugmentationBase2D | Sequence[IntensityAugmentationBase2D]]
 
 #: Words in the names of Kornia's geometric augmentations, and which of ours does that.
 _OURS = {'Flip': 'RandomDihedral', 'Rotation90': 'RandomDihedral', 'Crop': 'RandomGroundCrop'}
@@ -113,7 +113,7 @@ class MultimodalAugmentation(nn.Module):
     def __init__(
         self,
         modalities: Mapping[str, Modality] | Iterable[Modality],
-        *steps: Step,
+        *steps: AugmentationStep,
         data_keys: Sequence[str] | None = None,
         same_on_batch: bool | None = None,
         random_apply: bool | int | tuple[int] | tuple[int, int] = False,
@@ -193,7 +193,7 @@ class MultimodalAugmentation(nn.Module):
         count = int(torch.randint(least, greatest + 1, ()))
         return [(str(i), None) for i in torch.randperm(len(self.steps))[:count].tolist()]
 
-    def _step(self, step: Step, same_on_dates: bool) -> nn.Module:
+    def _step(self, step: AugmentationStep, same_on_dates: bool) -> nn.Module:
         """Return a step as a module that takes a batch."""
         if isinstance(step, Mapping):
             if unknown := [name for name in step if name not in self.modalities]:

@@ -25,7 +25,7 @@ _SPEAKING = ('torchgeo_omnisat', 'torchgeo', 'lightning', 'lightning_fabric', 'l
 _REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, NotImplementedError, IndexError)
 
 
-def describe(error: BaseException) -> str | None:
+def describe_error(error: BaseException) -> str | None:
     """Return an error as one line, if a user can cause it; None if it is a fault of the code.
 
     Files that are missing or unreadable are the user's, wherever that is noticed. Other errors are if this
@@ -62,7 +62,7 @@ def shorten(error: BaseException, program: str) -> None:
         error: An error that is about to be raised further. Nothing changes where it is a fault of the code.
         program: What the user called.
     """
-    message = None if wants_traceback() else describe(error)
+    message = None if wants_traceback() else describe_error(error)
     if message is None:
         return
     shown = sys.excepthook
@@ -86,7 +86,7 @@ def one_line(program: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = None if wants_traceback() else describe(error)
+        message = None if wants_traceback() else describe_error(error)
         if message is None:
             raise
         say(f'{program}: {message}', error=True)

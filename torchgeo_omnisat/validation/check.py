@@ -20,7 +20,7 @@ from ..modality import Modality
 from ..utils.console import say
 from .findings import FINDERS
 from .trial import try_training
-from .values import SplitValues, describe
+from .values import SplitValues, summarize
 
 SPLITS = ('train', 'val', 'test')
 
@@ -127,7 +127,7 @@ def read_all(
     problems = [*kept, *found]
     kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
     samples = {split: values.tiles for split, values in splits.items()}
-    return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), describe(splits)), splits
+    return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), summarize(splits)), splits
 
 
 def about_dataset(error: Exception, root: Path) -> Problem:

@@ -63,7 +63,7 @@ def try_training(
             pass
         except Exception as error:
             kind = f'{type(error).__name__}: '
-            return (errors.describe(error) or '').removeprefix(kind) or kind + ' '.join(str(error).split())
+            return (errors.describe_error(error) or '').removeprefix(kind) or kind + ' '.join(str(error).split())
         finally:
             datamodule.num_workers, datamodule.batch_size = workers, size
             for name in ('statistics', 'look_at_labels'):

@@ -159,7 +159,7 @@ def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
     return every
 
 
-def describe(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
+def summarize(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
     """Return the summary of all splits in plain types, rows by table.
 
     Args:

@@ -19,7 +19,7 @@ from rasterio import Affine
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.datasets import RasterTimeSeries, Sentinel2TimeSeries
 from torchgeo_omnisat.datasets.io.decoding import Decoding, as_numbers
-from torchgeo_omnisat.datasets.rasters.frames import read_raster
+from torchgeo_omnisat.datasets.rasters.frames import read_window
 from torchgeo_omnisat.datasets.rasters.stac import STACTimeSeries
 from torchgeo_omnisat.grid import Grid
 
@@ -33,7 +33,7 @@ def valid(path: Path, way: str, decoding: Decoding | None = None) -> np.ndarray[
     crs = CRS.from_user_input('EPSG:25831' if way == 'crs' else UTM)  # another datum, a millimetre away
     grid = Grid(crs, Affine(step, 0, X + (way == 'shifted') * 1e-3, 0, -step, Y), 160 // step, 160 // step)
     found = np.isfinite(
-        read_raster(str(path), None, grid, decoding or Decoding(), way not in ('same', 'coarser'), False)
+        read_window(str(path), None, grid, decoding or Decoding(), way not in ('same', 'coarser'), False)
     )
     if way == 'finer':
         return found[:, 1::2, 1::2]
@@ -289,6 +289,6 @@ def test_offset_of_band_files_of_sentinel_2(tmp_path: Path) -> None:
 def test_large_windows_are_warped_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(write(tmp_path / 'a.tif', ramp(64, 48, 2), nodata=405))
     grid = Grid(CRS.from_user_input(UTM), Affine(20, 0, X + 7, 0, -20, Y - 3), 29, 17)
-    whole = read_raster(path, None, grid, None, False, False)
+    whole = read_window(path, None, grid, None, False, False)
     monkeypatch.setattr('torchgeo_omnisat.datasets.rasters.frames.LARGEST', 1000)
-    np.testing.assert_allclose(read_raster(path, None, grid, None, False, False), whole, rtol=1e-6)
+    np.testing.assert_allclose(read_window(path, None, grid, None, False, False), whole, rtol=1e-6)

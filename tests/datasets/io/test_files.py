@@ -8,7 +8,14 @@ import pytest
 import rasterio
 
 from tests.geo_tree import write as write_raster
-from torchgeo_omnisat.datasets.io.files import measured, occurring, read_array, read_frames, read_raster, seen
+from torchgeo_omnisat.datasets.io.files import (
+    has_values,
+    measured,
+    occurring,
+    read_array,
+    read_array_frames,
+    read_raster,
+)
 
 FRAMES = {
     'all': np.arange(9),
@@ -34,21 +41,21 @@ class TestReadFrames:
     def test_is_what_is_in_the_file(self, tmp_path: Path, dtype: str, frames: np.ndarray) -> None:
         path = tmp_path / 'array.npy'
         array = write(path, dtype)[frames].astype(np.float32)
-        image = read_frames(path, 'an array', (9, 3, 5, 7), frames, 'int16', -10000)
+        image = read_array_frames(path, 'an array', (9, 3, 5, 7), frames, 'int16', -10000)
         assert (image.dtype, image.shape) == (np.dtype('float32'), array.shape)
         assert np.array_equal(image, np.where(array == -10000, np.nan, array), equal_nan=True)
 
     def test_more_than_the_cache_holds(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         array = write(path, 'int16', (9, 3, 256, 256))
-        image = read_frames(path, 'an array', (9, 3, 256, 256), np.arange(9), 'int16', None)
+        image = read_array_frames(path, 'an array', (9, 3, 256, 256), np.arange(9), 'int16', None)
         assert np.array_equal(image, array.astype(np.float32))
 
     def test_other_order_in_memory(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         array = np.asfortranarray(np.arange(120.0).reshape(4, 2, 3, 5))
         np.save(path, array)
-        image = read_frames(path, 'an array', (4, 2, 3, 5), np.array([3, 1]), 'float64', None)
+        image = read_array_frames(path, 'an array', (4, 2, 3, 5), np.array([3, 1]), 'float64', None)
         assert np.array_equal(image, array[[3, 1]])
         assert np.array_equal(read_array(path, 'an array'), array)
 
@@ -56,16 +63,16 @@ class TestReadFrames:
         path = tmp_path / 'array.npy'
         write(path, 'int16')
         for _ in range(2):
-            read_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
+            read_array_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
         path.write_bytes(path.read_bytes()[:-10])
         with pytest.raises(ValueError, match=r'array\.npy cannot be read .*, expected an array'):
-            read_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
+            read_array_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
 
     def test_integers_that_are_not(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         np.save(path, np.full((2, 1, 2, 2), np.inf))
         with pytest.raises(ValueError, match='holds float64 with 8 that are not finite, expected int16'):
-            read_frames(path, 'an array', (2, 1, 2, 2), np.arange(2), 'int16', None)
+            read_array_frames(path, 'an array', (2, 1, 2, 2), np.arange(2), 'int16', None)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32'])
@@ -84,7 +91,7 @@ def test_numbers_below_nodata_are_kept() -> None:
 def test_frames_that_are_seen() -> None:
     image = np.full((3, 4), np.nan, dtype=np.float32)
     image[0], image[1, 3] = 1, 2
-    assert seen(image).tolist() == [True, True, False]
+    assert has_values(image).tolist() == [True, True, False]
 
 
 def test_classes_that_occur() -> None:

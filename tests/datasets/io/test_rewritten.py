@@ -22,7 +22,7 @@ from torchgeo_omnisat.datasets import MultimodalGeoDataset, RasterTimeSeries, Tr
 from torchgeo_omnisat.datasets.adapters import MappedDataset
 from torchgeo_omnisat.datasets.geo.parts import _bands_of
 from torchgeo_omnisat.datasets.geo.polygons import Polygons
-from torchgeo_omnisat.datasets.io.fingerprint import Fingerprint, describe_change, stamps, state_of, walk
+from torchgeo_omnisat.datasets.io.fingerprint import Fingerprint, describe_change, list_data_files, stamps, state_of
 
 WINDOW = slice(X, X + 80, 10.0), slice(Y - 80, Y, 10.0)
 
@@ -181,8 +181,8 @@ class TestFingerprint:
         for name in ('x/a.tif', 'b.NPY', '.hidden/c.tif', 'STATISTICS.json', '.d.tif'):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
-        assert sorted(walk(tmp_path)) == [str(tmp_path / name) for name in ('b.NPY', 'x/a.tif')]
-        assert walk(tmp_path, most=1) == walk(tmp_path / 'gone') == []
+        assert sorted(list_data_files(tmp_path)) == [str(tmp_path / name) for name in ('b.NPY', 'x/a.tif')]
+        assert list_data_files(tmp_path, most=1) == list_data_files(tmp_path / 'gone') == []
 
     @pytest.mark.parametrize('attribute', ['files', 'samples', 'root', ''])
     def test_datasets_of_torchgeo_tell_their_files_or_not(self, tmp_path: Path, attribute: str) -> None:

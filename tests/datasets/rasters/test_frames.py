@@ -13,14 +13,14 @@ from rasterio import Affine
 
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.datasets import RasterTimeSeries
-from torchgeo_omnisat.datasets.rasters.frames import read_raster
+from torchgeo_omnisat.datasets.rasters.frames import read_window
 from torchgeo_omnisat.grid import Grid
 
 
 def look(path: Path, shift: int, nodata: float | None = None) -> list[list[bool]]:
     """Which rows of each band show something, on pixels *shift* metres aside."""
     grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + shift, 0, -10, Y), 8, 7)
-    found: list[list[bool]] = np.isfinite(read_raster(str(path), None, grid, nodata, False, False)).any(2).tolist()
+    found: list[list[bool]] = np.isfinite(read_window(str(path), None, grid, nodata, False, False)).any(2).tolist()
     return found
 
 

@@ -180,9 +180,9 @@ def test_copied_pixels_are_those_of_a_warp(
 ) -> None:
     path = str(write(tmp_path / 'a_20210101.tif', ramp(12, 16, 2), nodata=nodata))
     grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + 10 * corner[0], 0, -10, Y - 10 * corner[1]), 7, 9)
-    copied = frames.read_raster(path, (2, 1), grid, None, False, True)
+    copied = frames.read_window(path, (2, 1), grid, None, False, True)
     monkeypatch.setattr(frames, '_aligned_window', lambda *_: None)
-    np.testing.assert_array_equal(copied, frames.read_raster(path, (2, 1), grid, None, False, True))
+    np.testing.assert_array_equal(copied, frames.read_window(path, (2, 1), grid, None, False, True))
     assert np.isfinite(copied).any() == (corner != (40, 0))
 
 
@@ -190,7 +190,7 @@ def test_pixels_half_a_pixel_away_are_not_copied(tmp_path: Path) -> None:
     path = str(write(tmp_path / 'a_20210101.tif', ramp(12, 16)))
     grid = Grid(CRS.from_user_input(UTM), Affine(10, 0, X + 25, 0, -10, Y - 20), 4, 4)
     np.testing.assert_allclose(
-        frames.read_raster(path, None, grid, None, False, False)[0, :, 0], 203.5 + 100 * np.arange(4)
+        frames.read_window(path, None, grid, None, False, False)[0, :, 0], 203.5 + 100 * np.arange(4)
     )
 
 

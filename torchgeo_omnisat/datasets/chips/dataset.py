@@ -35,7 +35,7 @@ from ..geo.parts import expected_files
 from ..geo.sources import common_step
 from ..integrity import Expected, Part
 from ..plotting import draw_any
-from ..rasters.frames import ALWAYS, files_of
+from ..rasters.frames import ALWAYS, scene_files
 from ..rasters.timeseries import read_modality
 from .files import ChipFiles, ChipGrid, ChipLabels, centres
 from .splits import SPLITS, split_chips
@@ -238,7 +238,7 @@ class ImageChips(MultimodalDataset):
         """
         chips = [chip for chip in (self.ids[index] for index in indices) if name in self._rows[chip]]
         paths = [path for chip in chips for path in self._paths(name, self._rows[chip][name])]
-        return [file for path in paths for file in files_of(self.files[name], path)]
+        return [file for path in paths for file in scene_files(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the files of a chip, for :mod:`torchgeo_omnisat.datasets.integrity`."""

@@ -15,7 +15,7 @@ from torchgeo.datasets.utils import GeoSlice
 from ...modality import Modality
 from ..integrity import Expected, Part
 from ..io.fingerprint import State, state_of
-from ..rasters.frames import days_of, files_of, is_remote, opened
+from ..rasters.frames import days_of, is_remote, opened, scene_files
 from .join import MultimodalGeoDataset, pixels
 
 
@@ -102,7 +102,9 @@ def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
     shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
     unlike = getattr(dataset, 'unlike', scenes)  # other files have the requested bands, and perhaps more such as alpha
     return tuple(
-        Expected(Path(path), shape if path in unlike else None) for scene in scenes for path in files_of(dataset, scene)
+        Expected(Path(path), shape if path in unlike else None)
+        for scene in scenes
+        for path in scene_files(dataset, scene)
     )
 
 

@@ -35,7 +35,17 @@ from ..io.fingerprint import raster_state
 from ..io.headers import refuse_complex
 from ..io.opening import open_raster, sidecars
 from ..rasters.distortion import distorted, projected, refuse_distorted
-from ..rasters.frames import ALWAYS, FINER, days_of, decoding_of, files_of, merge_of, opened, overlapping, read_frames
+from ..rasters.frames import (
+    ALWAYS,
+    FINER,
+    days_of,
+    decoding_of,
+    merge_of,
+    opened,
+    overlapping,
+    read_daily_images,
+    scene_files,
+)
 from ..rasters.georeference import Span, as_span, bendable, metres
 from ..rasters.timeseries import RasterTimeSeries, newest, read_modality
 from .polygons import Polygons
@@ -308,7 +318,7 @@ class LabelSource(Source):
         if finer == 1:
             return self._codes(grid, span)
         fine = Grid(grid.crs, grid.transform @ Affine.scale(1 / finer), grid.height * finer, grid.width * finer)
-        return majority(self._codes(fine, span), finer, self.classes)
+        return block_majority(self._codes(fine, span), finer, self.classes)
 
     def _finer(self, step: float) -> int:
         """Return how many label pixels, at most 64, are read along the side of one output pixel."""
@@ -325,7 +335,7 @@ class LabelSource(Source):
         rows = self.rows(grid, span, prefer=True)
         mask = np.full((grid.height, grid.width), np.nan, np.float32)
         if not rows.empty and self.plain:
-            frames, _, _ = read_frames(self.dataset, rows, grid)
+            frames, _, _ = read_daily_images(self.dataset, rows, grid)
             mask = newest(frames)[0]
         elif not rows.empty and (sample := self.ask(grid, rows)):
             if 'mask' not in sample:
@@ -392,7 +402,7 @@ class LabelSource(Source):
             return sorted(value for value in values if not math.isnan(value))
 
 
-def majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
+def block_majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
     """Aggregate blocks of label codes by majority vote.
 
     Args:
@@ -464,7 +474,7 @@ def _files(dataset: Any, index: GeoDataFrame) -> list[str]:
     """Return the files of an index, which has several columns of paths for a union or an intersection."""
     columns = [column for column in index.columns if str(column).startswith('filepath')]
     paths = {str(path) for column in columns for path in index[column] if isinstance(path, str) and path}
-    return sorted({file for path in paths for file in files_of(dataset, path)})
+    return sorted({file for path in paths for file in scene_files(dataset, path)})
 
 
 def _check_brought(index: GeoDataFrame, names: Sequence[str]) -> None:

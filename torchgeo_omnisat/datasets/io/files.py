@@ -198,7 +198,7 @@ def read_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
     return np.array(array)
 
 
-def read_frames(
+def read_array_frames(
     path: Path,
     expected: str,
     shape: tuple[int, ...],
@@ -234,7 +234,7 @@ def read_frames(
     return image
 
 
-def seen(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+def has_values(image: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return which frames ``(T, ...)`` have a finite pixel; the first pixel suffices for most."""
     return np.array([bool(np.isfinite(frame.flat[0]) or np.isfinite(frame).any()) for frame in image])
 

@@ -26,7 +26,7 @@ Stamp = tuple[str, int | None, int | None]
 ADDED = ('.msk', '.aux.xml')
 #: Extensions of sidecar files that replace that of a raster or vector file.
 REPLACED = ('.tfw', '.hdr', '.dbf')
-#: Extensions of the data files that :func:`walk` returns.
+#: Extensions of the data files that :func:`list_data_files` returns.
 DATA = (
     *('.tif', '.tiff', '.jp2', '.img', '.vrt', '.png', '.jpg', '.jpeg', '.npy', '.npz', '.h5', '.hdf5', '.nc', '.mat'),
     *('.pt', '.pth', '.parquet', '.safetensors'),
@@ -179,7 +179,7 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
     return f'names or times of the {len(found)} files differ, as those of a copy do, or they were other samples'
 
 
-def walk(root: str | Path, most: int = MOST) -> list[str]:
+def list_data_files(root: str | Path, most: int = MOST) -> list[str]:
     """Return all data files below a folder; an empty list if there are too many.
 
     Args:

@@ -126,7 +126,7 @@ def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
     return ((left.where(left != ALWAYS[0], epoch) - epoch) // pd.Timedelta(days=1)).to_numpy(np.int64)
 
 
-def read_frames(
+def read_daily_images(
     dataset: RasterDataset, rows: GeoDataFrame, grid: Grid, merge: Merge = finite_mean, clouds: Clouds | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """Read one image per acquisition date.
@@ -213,7 +213,7 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
     if dataset.separate_files:
         files = {band: dataset._update_filepath(band, path) for band in dataset.bands}
         bands = [
-            read_raster(file, (1,), grid, decoding_of(dataset, path, band), nearest, dataset.cache)
+            read_window(file, (1,), grid, decoding_of(dataset, path, band), nearest, dataset.cache)
             for band, file in files.items()
         ]
         offsets = dataset.offsets(path) if hasattr(dataset, 'offsets') else 0
@@ -225,7 +225,7 @@ def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float
     known: dict[str, tuple[int, ...]] = getattr(dataset, 'band_numbers', {})
     if path in known:  # the order of bands differs from that of the first file
         numbers = [known[path][dataset.all_bands.index(band)] for band in dataset.bands]
-    return read_raster(path, numbers, grid, decoding_of(dataset, path, None), nearest, dataset.cache)
+    return read_window(path, numbers, grid, decoding_of(dataset, path, None), nearest, dataset.cache)
 
 
 def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding:
@@ -236,7 +236,7 @@ def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding
     return Decoding(as_numbers(dataset.nodata), alpha=not dataset.all_bands)
 
 
-def files_of(dataset: Any, path: str) -> list[str]:
+def scene_files(dataset: Any, path: str) -> list[str]:
     """Return all files of a scene, given the one in the index."""
     if not path or not getattr(dataset, 'separate_files', False):
         return [path]
@@ -252,10 +252,10 @@ def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -
         place = dataset.all_bands.index(clouds.band)
         index = getattr(dataset, 'band_numbers', {}).get(path, range(1, place + 2))[place]
     assumed = Decoding(crs=getattr(dataset, 'assumed_crs', None), whole=getattr(dataset, 'whole_files', False))
-    return clouds(read_raster(path, (index,), grid, assumed, True, dataset.cache)[0])
+    return clouds(read_window(path, (index,), grid, assumed, True, dataset.cache)[0])
 
 
-def read_raster(
+def read_window(
     path: str,
     indexes: Sequence[int] | None,
     grid: Grid,

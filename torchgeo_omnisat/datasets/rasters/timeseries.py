@@ -30,7 +30,7 @@ from ..io.decoding import Decoding, as_numbers
 from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from ..series import choose_dates
 from .bandfiles import Scenes, band_files
-from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_frames, read_raster, repeat
+from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_daily_images, read_window, repeat
 from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
 from .products import describe_others
 from .stacks import DESCRIPTIONS, Frames, Stack
@@ -429,7 +429,7 @@ class RasterTimeSeries(RasterDataset):
         image = np.full((*numbers.shape, grid.height, grid.width), np.nan, np.float32)
         here = numbers > 0
         if here.any():
-            image[here] = read_raster(
+            image[here] = read_window(
                 path, numbers[here].tolist(), grid, self.decoding(path, None), nearest, self.cache
             )
         return image
@@ -579,7 +579,7 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
         days = days_of(rows)
         rows = rows[np.isin(days, np.unique(days)[::every])]
         rows = rows.iloc[choose_dates(days_of(rows), None, getattr(dataset, 'max_dates', None))]
-    image, days, valid = read_frames(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
+    image, days, valid = read_daily_images(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
     if not modality.temporal:
         image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
     return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))

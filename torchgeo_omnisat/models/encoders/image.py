@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...utils.observed import observed
 from .bands import BandConv2d
-from .packing import put, rows, take
+from .packing import gather_valid, scatter_valid, valid_indices
 
 
 class ImageEncoder(nn.Module):
@@ -64,12 +64,12 @@ class ImageEncoder(nn.Module):
         Returns:
             Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
         """
-        index = rows(valid)
-        packed = take(image, index)
+        index = valid_indices(valid)
+        packed = gather_valid(image, index)
         if not self.takes_missing:
             packed = packed.masked_fill(~observed(packed), 0)
         packed = packed.contiguous(memory_format=torch.channels_last)
-        return [put(x, index, len(valid)) for x in self.backbone(packed)]
+        return [scatter_valid(x, index, len(valid)) for x in self.backbone(packed)]
 
 
 def _take_missing(backbone: nn.Module, bands: int) -> bool:

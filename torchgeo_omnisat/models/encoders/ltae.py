@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...utils.observed import observed
 from .bands import BandLinear
-from .packing import put, rows, take
+from .packing import gather_valid, scatter_valid, valid_indices
 from .temporal import TemporalAttention
 from .utae import DownBlock
 
@@ -57,10 +57,12 @@ class LTAEEncoder(nn.Module):
         Returns:
             Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
         """
-        index = rows(valid)
-        packed = rearrange(take(image.flatten(0, 1), index), 's c h w -> s (h w) c')
-        series = put(self.pixel(packed), index, valid.numel()).unflatten(0, valid.shape)
-        seen = put(observed(packed).any(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        index = valid_indices(valid)
+        packed = rearrange(gather_valid(image.flatten(0, 1), index), 's c h w -> s (h w) c')
+        series = scatter_valid(self.pixel(packed), index, valid.numel()).unflatten(0, valid.shape)
+        seen = scatter_valid(observed(packed).any(-1), index, valid.numel()).unflatten(
+            0, valid.shape
+        ) & valid.unsqueeze(-1)
         collapsed, _ = self.temporal(series, dates, seen)
         maps = [rearrange(collapsed, 'b (h w) c -> b c h w', h=image.shape[-2])]
         for block in self.down_blocks:

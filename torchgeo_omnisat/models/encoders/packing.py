@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-def rows(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
+def valid_indices(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
     """Return the indices of the valid images of a flattened batch; ``None`` for all, without a copy.
 
     A compiled graph has fixed shapes: it computes all images, and invalid ones are masked.
@@ -19,20 +19,22 @@ def rows(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
     return valid.flatten().nonzero().squeeze(1)
 
 
-def take(x: Tensor, index: Int[Tensor, ' s'] | None) -> Tensor:
+def gather_valid(x: Tensor, index: Int[Tensor, ' s'] | None) -> Tensor:
     """Return the rows of *x* with these indices."""
     return x if index is None else x[index]
 
 
-def put(x: Tensor, index: Int[Tensor, ' s'] | None, length: int) -> Tensor:
-    """Invert :func:`take`: return *length* rows, with zeros for those not in *index*.
+def scatter_valid(x: Tensor, index: Int[Tensor, ' s'] | None, length: int) -> Tensor:
+    """Invert :func:`gather_valid`: return *length* rows, with zeros for those not in *index*.
 
     Maps ``(S, C, H, W)`` stay in the channels-last memory format.
     """
     if index is None:
         return x
     if x.ndim == 4:
-        return rearrange(put(rearrange(x, 's c h w -> s (h w) c'), index, length), 'l (h w) c -> l c h w', h=x.shape[2])
+        return rearrange(
+            scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, length), 'l (h w) c -> l c h w', h=x.shape[2]
+        )
     return x.new_zeros(length, *x.shape[1:]).index_copy(0, index, x)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...utils.observed import observed
-from .packing import put, rows, take
+from .packing import gather_valid, scatter_valid, valid_indices
 from .published import (
     IMAGE_ARGUMENTS,
     IMAGE_FIXED,
@@ -82,14 +82,16 @@ class SeriesPatchEncoder(nn.Module):
             dates: Days since 1970-01-01.
             valid: Valid dates.
         """
-        index, side = rows(valid), self.patch_size
-        patches = rearrange(take(image.flatten(0, 1), index), 's c (h p) (w q) -> s (h w) (c p q)', p=side, q=side)
+        index, side = valid_indices(valid), self.patch_size
+        patches = rearrange(
+            gather_valid(image.flatten(0, 1), index), 's c (h p) (w q) -> s (h w) (c p q)', p=side, q=side
+        )
         missing = ~observed(patches)
         x = rearrange(patches.masked_fill(missing, 0), 's n c -> (s n) c')
         for layer in self.embed:
             x = layer(x)
-        series = put(rearrange(x, '(s n) c -> s n c', n=patches.shape[1]), index, valid.numel())
-        seen = put(~missing.all(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
+        series = scatter_valid(rearrange(x, '(s n) c -> s n c', n=patches.shape[1]), index, valid.numel())
+        seen = scatter_valid(~missing.all(-1), index, valid.numel()).unflatten(0, valid.shape) & valid.unsqueeze(-1)
         return self.temporal(series.unflatten(0, valid.shape), dates, seen)[0]
 
     @classmethod

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...utils.observed import observed
 from .bands import BandConv2d
-from .packing import add_up, put, rows, take
+from .packing import add_up, gather_valid, scatter_valid, valid_indices
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
@@ -133,15 +133,15 @@ class UTAEEncoder(nn.Module):
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> tuple[list[Tensor], Float[Tensor, 'b t g i j']]:
         """Return the maps of :meth:`forward`, and the attention weights at the coarsest level."""
-        index = rows(valid)
-        packed = take(image.flatten(0, 1), index)
-        seen = observed(packed).any(1, keepdim=True) & take(valid.flatten(), index).view(-1, 1, 1, 1)
+        index = valid_indices(valid)
+        packed = gather_valid(image.flatten(0, 1), index)
+        seen = observed(packed).any(1, keepdim=True) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
         packed = packed.contiguous(memory_format=torch.channels_last)
         pyramid = [self._run(self.in_conv, packed)]
         for level, block in enumerate(self.down_blocks):
             pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))
         coarse, weights = self._collapse_coarsest(pyramid[-1], seen, dates, index)
-        packed_weights = take(weights.flatten(0, 1), index)
+        packed_weights = gather_valid(weights.flatten(0, 1), index)
         maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
         return [*maps, coarse], weights
 
@@ -161,9 +161,9 @@ class UTAEEncoder(nn.Module):
     ) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
         height, width = x.shape[-2:]
         measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
-        series = put(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
+        series = scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
         series = series.unflatten(0, dates.shape)
-        measured = put(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
+        measured = scatter_valid(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
         out, weights = self.temporal(series, dates, measured)
         return (
             rearrange(out, 'b (h w) c -> b c h w', h=height),
@@ -196,7 +196,7 @@ def collapse(
     if torch.compiler.is_compiling() or not bool(seen.all()):
         weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(level.dtype), size), 's 1 h w -> s h w 1 1')
         total = add_up(weights, index, shape).clamp(min=1e-3)
-        weights = weights / take(total.repeat_interleave(shape[1], 0), index)
+        weights = weights / gather_valid(total.repeat_interleave(shape[1], 0), index)
     grouped = rearrange(level, 's (g c) h w -> s h w g c', g=weights.shape[3])
     return rearrange(add_up(grouped * weights, index, shape), 'b h w g c -> b (g c) h w')
 
@@ -229,13 +229,13 @@ class UpBlock(nn.Module):
         return x + self.conv2(x)
 
 
-def climb(blocks: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+def decode_pyramid(blocks: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
     """Return the maps of a decoder, coarse to fine, from those of the encoder, fine to coarse."""
     *skips, coarse = maps
-    climbed = [coarse]
+    decoded = [coarse]
     for block, skip in zip(blocks, reversed(skips), strict=True):
-        climbed.append(block(climbed[-1], skip))
-    return climbed
+        decoded.append(block(decoded[-1], skip))
+    return decoded
 
 
 class UTAE(nn.Module):
@@ -304,7 +304,7 @@ class UTAE(nn.Module):
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
         """Return the maps of the decoder, coarse to fine; the first is that of the encoder."""
-        return climb(self.up_blocks, self.encoder(image, dates, valid))
+        return decode_pyramid(self.up_blocks, self.encoder(image, dates, valid))
 
     @classmethod
     def from_published(
