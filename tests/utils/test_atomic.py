@@ -222,3 +222,11 @@ def test_cache_of_a_user_without_home(monkeypatch: pytest.MonkeyPatch, tmp_path:
         cache_folder()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     assert cache_folder() == tmp_path / 'torch' / 'hub'
+
+
+def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, 'fcntl', None)  # Windows
+    for text in ('first', 'second'):
+        with atomic.atomic_file(tmp_path / 'a.txt') as temporary:
+            temporary.write_text(text)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a.txt', 'second')]

@@ -1,16 +1,15 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Atomic writing: files and folders that are complete, or not there at all.
+"""Atomic writing of files and folders, which are complete or absent.
 
-Everything is written to a hidden folder beside its target, ``.NAME.part``, flushed to the disk and renamed. The
-process that writes there holds a lock, which ends with it, so that the next writer of the same target removes what
-a killed one left, and never what belongs to a living one.
+Everything is written to a hidden folder beside its target, ``.NAME.part``, flushed to the disk and renamed. The writing
+process holds a lock, which ends with the process. The next writer of the same target therefore removes the leftovers of
+a killed process, and never the files of a running one.
 """
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows, where leftovers stay and folders are not flushed
+    fcntl = None
 
 #: File in a hidden folder that its owner has locked.
 _LOCK = '.omnisat-lock'
@@ -196,13 +202,18 @@ def _take(folder: Path) -> tuple[Path, int | None] | None:
             except FileExistsError:
                 made = False
             try:
-                lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o600)
             except FileNotFoundError:
                 continue  # its owner has just removed it
             except OSError:
                 if made:
                     raise
                 return None  # no folder of ours
+            if fcntl is None:
+                os.close(lock)
+                if made:
+                    _held.add(name)
+                return (folder, None) if made else None
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -246,6 +257,8 @@ def _empty(folder: Path) -> None:
 
 def _flush(path: Path, everything: bool = False) -> None:
     """Wait until a file or a folder, or the whole file system it lies in, is on the disk."""
+    if fcntl is None:
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         syncfs = getattr(ctypes.CDLL(None, use_errno=True), 'syncfs', None) if everything else None
