@@ -36,6 +36,7 @@ from torchgeo_omnisat.prediction.writer import WorkFolder
 from torchgeo_omnisat.tasks.checkpoints import secure_checkpoints, write_hub
 from torchgeo_omnisat.utils import atomic
 from torchgeo_omnisat.utils.atomic import atomic_file, scratch_folder
+from torchgeo_omnisat.utils.errors import describe
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 ENTRIES: Any = {'s2': {str(k): {'mean': [0.5] * 99, 'std': [1.5] * 99, 'samples': 3, 'of': 3} for k in range(9)}}
@@ -246,6 +247,16 @@ def test_full_disk_while_the_map_is_put_together(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.glob('map*'))
     assert predict(tmp_path, PlaneDataModule(**AREA)).exists()
     assert [path.name for path in tmp_path.iterdir()] == ['map.tif']
+
+
+def test_export_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, '_is_full', lambda folder: True)
+    with small_files(2000), pytest.raises(OSError, match='No space left on device') as caught:
+        write_hub(tmp_path / 'hub', torch.nn.Linear(64, 64), {})
+    line = describe(caught.value)
+    assert line is not None
+    assert '\n' not in line
+    assert 'model.safetensors' in line or 'hub' in line
 
 
 def test_map_with_a_long_name(tmp_path: Path) -> None:

@@ -162,6 +162,9 @@ def test_names_of_classes_in_figures(name: str, tmp_path: Path) -> None:
     modality = Modality('s', ('R', 'G', 'B'), 1.0, False)
     figure = draw_any(sample, {'s': modality}, [name, 'b'], None, True, name)
     figure.savefig(tmp_path / 'a.png', dpi=20)
+    texts = [text.get_text() for axes in figure.axes if (box := axes.get_legend()) for text in box.get_texts()]
+    assert texts
+    assert max(map(len, texts)) <= 63
     plt.close(figure)
 
 

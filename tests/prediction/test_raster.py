@@ -87,6 +87,9 @@ def test_overview_is_small_and_has_a_legend(tmp_path: Path, monkeypatch: pytest.
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ['water  50.0%', 'town  50.0%', 'nodata']
+    long = draw_overview(path, ['a' * 300, 'b', 'c'], COLORS).axes[0].get_legend()
+    assert long is not None
+    assert long.get_texts()[0].get_text() == f'{"a" * 57}...  50.0%'
     assert image.get_extent() == [600000, 606000, 5600000 - 5000, 5600000]
     assert drawn[10, 10].tolist() == [10, 20, 30]
     assert drawn[10, 90].tolist() == [255, 0, 0]

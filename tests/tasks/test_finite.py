@@ -209,6 +209,17 @@ class TestTraining:
         with pytest.raises(ValueError, match='step 1: the loss is nan'):
             make_trainer(tmp_path, max_steps=1).fit(Broken(**PRETRAINING), make_loader(SAMPLES))
 
+    def test_an_extreme_learning_rate_stops(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r'no longer finite at step \d+: .*expected a lower lr'):
+            make_trainer(tmp_path, max_steps=60, max_epochs=60).fit(
+                OmniSatSegmentation(**TOLD, lr=1e6), make_loader(SAMPLES)
+            )
+
+    def test_nothing_observed_is_a_warning(self, tmp_path: Path) -> None:
+        empty = [{k: v & False if k.startswith('valid_') else v for k, v in sample.items()} for sample in SAMPLES]
+        with pytest.warns(UserWarning, match='samples of a batch have none of the modalities'):
+            make_trainer(tmp_path, max_steps=1).fit(OmniSatSegmentation(**TOLD), make_loader(empty))
+
     def test_nan_is_not_saved(self, tmp_path: Path) -> None:
         task = OmniSatSegmentation(**TOLD)
         trainer = make_trainer(tmp_path, max_steps=1)

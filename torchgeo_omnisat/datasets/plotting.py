@@ -19,6 +19,7 @@ from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.console import abbreviate
 
 #: How many dates of a series are shown at most.
 DATES = 5
@@ -222,7 +223,9 @@ def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, cr
     """Names of the classes that occur, in an empty place and to its right."""
     occurring = {int(value) for values in classes for value in np.unique(values)}
     present = sorted(occurring & set(range(len(palette.colors))))
-    handles = [Patch(fc=palette.colors[k], ec='0.5', lw=0.5, label=f'{k}  {palette.labels[k]}') for k in present]
+    handles = [
+        Patch(fc=palette.colors[k], ec='0.5', lw=0.5, label=f'{k}  {abbreviate(palette.labels[k])}') for k in present
+    ]
     style = {'fontsize': 6.5, 'labelspacing': 0.2} if crowded else {'fontsize': 8, 'ncols': 1 + (len(handles) > 10)}
     legend = ax.legend(handles=handles, loc='center left', bbox_to_anchor=(0, 0.5), frameon=False, **style)
     legend.set_in_layout(False)

@@ -31,7 +31,7 @@ from torch import Tensor
 from ..grid import Grid
 from ..modality import Modality
 from ..utils.atomic import atomic_file
-from ..utils.console import printable
+from ..utils.console import abbreviate, printable
 from ..utils.observed import observed
 from .tiling import Window
 
@@ -321,11 +321,11 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
     axes.ticklabel_format(useOffset=False, style='plain')
     axes.tick_params(labelsize=7)
     axes.set_xlabel(crs.to_string() if crs and crs.is_epsg_code else '', fontsize=8)
-    axes.set_title(printable(title), fontsize=10)
+    axes.set_title(abbreviate(title, 100), fontsize=10)
     counts = np.bincount(classes.ravel(), minlength=len(labels))[: len(labels)]
     total = max(1, int(counts.sum()))
     shown = [
-        Patch(facecolor=_fraction(colors[index]), label=f'{printable(labels[index])}  {counts[index] / total:.1%}')
+        Patch(facecolor=_fraction(colors[index]), label=f'{abbreviate(labels[index])}  {counts[index] / total:.1%}')
         for index in range(len(labels))
         if counts[index]
     ]

@@ -26,6 +26,12 @@ def printable(text: str, kept: str = '') -> str:
     )
 
 
+def abbreviate(text: str, most: int = 60) -> str:
+    """Return a printable text of at most *most* characters, which ends in ``...`` if it was longer."""
+    text = printable(text)
+    return text if len(text) <= most else f'{text[: most - 3]}...'
+
+
 def say(*parts: object, error: bool = False, end: str = '\n') -> None:
     """Print a text line by line, without other control characters, whatever the encoding of the terminal.
 

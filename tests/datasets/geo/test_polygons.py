@@ -155,6 +155,11 @@ def test_numbers_that_are_no_class_are_refused(tmp_path: Path, value: int) -> No
         Polygons(fields(tmp_path / 'fields.gpkg', [0, 1, value]), column='crop', labels=LABELS)
 
 
+def test_text_of_a_negative_number_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"codes '-1' \(1 polygon\)"):
+        Polygons(fields(tmp_path / 'fields.gpkg', ['0', '1', '-1']), column='crop', labels=LABELS)
+
+
 def test_several_classes_need_a_column(tmp_path: Path) -> None:
     path = fields(tmp_path / 'fields.gpkg', ['wheat', 'maize'])
     with pytest.raises(ValueError, match=r"\['wheat', 'maize', 'meadow'\].*column.*\['crop', 'owner'\]"):
