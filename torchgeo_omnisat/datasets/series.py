@@ -133,9 +133,9 @@ def merge_days(
     Returns:
         The image and the days, both as they were if no day repeats itself.
     """
-    unique, first, counts = np.unique(days, return_index=True, return_counts=True)
-    if len(unique) == len(days):
+    if (days[1:] > days[:-1]).all():  # most series have one frame a day
         return image, days
+    unique, first, counts = np.unique(days, return_index=True, return_counts=True)
     merged = image[first]
     for count in np.unique(counts[counts > 1]).tolist():
         # Days of as many frames are merged at once, their images one below the other.

@@ -420,7 +420,7 @@ def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64
     """
     first, last = int(frames.min()), int(frames.max())
     stored = _rows(file, f'{series.prefix}-data', first, last + 1)
-    if not (len(frames) == len(stored) and (np.diff(frames) == 1).all()):
+    if not (len(frames) == len(stored) and (frames[1:] - frames[:-1] == 1).all()):
         stored = stored[frames - first]
     image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
     known = (

@@ -22,7 +22,7 @@ from ...utils.atomic import publish, scratch_folder
 from ...utils.jsonfile import parse_json
 from .decoding import GREATEST
 from .headers import refuse_complex
-from .opening import open_raster, sidecars
+from .opening import open_within, sidecars
 
 #: Number of bytes that are read at a time, chosen for the processor's cache and the throughput of disks.
 _CACHED = 2**21
@@ -127,7 +127,7 @@ def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None)
     """
     refuse_special(path, expected)
     try:
-        with sidecars(), open_raster(str(path)) as source:
+        with sidecars(), open_within(str(path)) as source:
             refuse_complex(source.dtypes, path)
             found = source.count, source.height, source.width
             if (shape is not None and found != shape) or math.prod(found) > MOST_VALUES:

@@ -77,8 +77,14 @@ def open_raster(path: str) -> rasterio.DatasetReader:
     Raises:
         RasterioError: If it cannot be opened, or has another format than that of its extension.
     """
+    with sidecars(path):
+        return open_within(path)
+
+
+def open_within(path: str) -> rasterio.DatasetReader:
+    """Open a raster as :func:`open_raster` does, within the context of :func:`sidecars`."""
     ending = os.path.splitext(path)[1].lower()
-    with sidecars(path), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)  # raised as an error where it matters
         source = rasterio.open(path, driver=DRIVERS.get(ending))
     if LEADING.get(source.driver, ending) != ending:
