@@ -36,7 +36,7 @@ from torchgeo_omnisat.prediction.writer import WorkFolder
 from torchgeo_omnisat.tasks.checkpoints import secure_checkpoints, write_hub
 from torchgeo_omnisat.utils import atomic
 from torchgeo_omnisat.utils.atomic import atomic_file, scratch_folder
-from torchgeo_omnisat.utils.errors import describe
+from torchgeo_omnisat.utils.errors import describe_error
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 ENTRIES: Any = {'s2': {str(k): {'mean': [0.5] * 99, 'std': [1.5] * 99, 'samples': 3, 'of': 3} for k in range(9)}}
@@ -165,7 +165,7 @@ def test_two_shards_of_one_output(tmp_path: Path) -> None:
         prepare_data=lambda: None, setup=lambda stage: None, train_dataset=[], val_dataset=[], test_dataset=[]
     )
     with pytest.MonkeyPatch.context() as patch, scratch_folder(tmp_path / 'out'):
-        patch.setattr('torchgeo_omnisat.commands.shard.describe', lambda datamodule: {})
+        patch.setattr('torchgeo_omnisat.commands.shard.describe_samples', lambda datamodule: {})
         with pytest.raises(ValueError, match='which another process is writing'):
             write_shards(split, tmp_path / 'out', 1)
 
@@ -253,7 +253,7 @@ def test_export_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(atomic, '_is_full', lambda folder: True)
     with small_files(2000), pytest.raises(OSError, match='No space left on device') as caught:
         write_hub(tmp_path / 'hub', torch.nn.Linear(64, 64), {})
-    line = describe(caught.value)
+    line = describe_error(caught.value)
     assert line is not None
     assert '\n' not in line
     assert 'model.safetensors' in line or 'hub' in line

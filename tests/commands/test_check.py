@@ -20,7 +20,7 @@ from tests.geo_tree import ramp, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.commands.check import scan, table
+from torchgeo_omnisat.commands.check import table, walk
 from torchgeo_omnisat.datamodules import (
     FLAIRDataModule,
     MultimodalDataModule,
@@ -50,7 +50,7 @@ def root(clean: Path, tmp_path: Path) -> Path:
 
 
 def find(datamodule: MultimodalDataModule) -> list[Problem]:
-    return list(scan(datamodule).problems)
+    return list(walk(datamodule).problems)
 
 
 def array(root: Path, path: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
@@ -118,7 +118,7 @@ FAULTS: list[tuple[int, str, str, str, str, Callable[[Path], object]]] = [
 
 class TestLandscapes:
     def test_nothing_in_a_clean_tree(self, clean: Path) -> None:
-        report = scan(SyntheticLandscapesDataModule(str(clean), **ARGUMENTS), num_workers=2)
+        report = walk(SyntheticLandscapesDataModule(str(clean), **ARGUMENTS), num_workers=2)
         assert report.problems == []
         assert report.samples == {'train': 9, 'val': 3, 'test': 3}
         lacking = {name: 15 - len(list(clean.rglob(f'*{name.upper()}*_1*.[nt]*'))) for name in ('s1d', 'spot')}
@@ -149,7 +149,7 @@ class TestLandscapes:
         for path in root.rglob('*SPOT6*_1*.tif'):
             if path.name != Path(SPOT.format(10001)).name:
                 path.unlink()
-        report = scan(PASTISMultimodalDataModule(str(root), modalities=('s2', 'spot'), missing=missing))
+        report = walk(PASTISMultimodalDataModule(str(root), modalities=('s2', 'spot'), missing=missing))
         assert report.absent == ({'spot': 14} if missing == 'allow' else {})
         assert report.count() == ({} if missing == 'allow' else {'missing': 14})
 
@@ -301,7 +301,7 @@ class TestCommand:
         datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
         monkeypatch.setattr(datamodule, 'dataset_class', dict)
         with pytest.raises(TypeError, match='dict does not say what its files should hold'):
-            scan(datamodule)
+            walk(datamodule)
 
     def test_the_same_about_many_samples_is_one_line(self) -> None:
         problems = [Problem(str(n), 's2', 'a.npy', 'missing', 'gone') for n in range(9)]
@@ -318,7 +318,7 @@ class TestRealData:
         assert find(PASTISMultimodalDataModule(str(SHARED / 'pastis-r-mini'))) == []
 
     def test_flair_masks_have_no_crs_as_published(self) -> None:
-        report = scan(FLAIRDataModule(str(SHARED / 'flair-mini')))
+        report = walk(FLAIRDataModule(str(SHARED / 'flair-mini')))
         assert [(problem.part, problem.kind, problem.warning) for problem in report.problems] == [
             ('mask', 'crs', True)
         ] * 3
@@ -330,7 +330,7 @@ class TestRealData:
         (name,) = (path.name for path in (root / 'aerial').iterdir())
         for split in ('train', 'test'):
             (root / f'{split}_filenames.lst').write_text(name)
-        report = scan(TreeSatAITimeSeriesDataModule(str(root)))
+        report = walk(TreeSatAITimeSeriesDataModule(str(root)))
         # The only plot is held out for validation, so there is none to train on.
         assert report.samples == {'val': 1, 'test': 1}
         (problem,) = report.problems

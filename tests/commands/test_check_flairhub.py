@@ -16,7 +16,7 @@ import rasterio
 
 from tests.commands.test_check import find, truncate, without_crs
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub, write_table
-from torchgeo_omnisat.commands.check import scan
+from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import FLAIRHUBMultimodalDataModule
 from torchgeo_omnisat.datasets.flairhub import table_of
 
@@ -46,7 +46,7 @@ def hub(whole_hub: Path, tmp_path: Path) -> Path:
 
 
 def test_flairhub_files(hub: Path) -> None:
-    report = scan(FLAIRHUBMultimodalDataModule(str(hub)))
+    report = walk(FLAIRHUBMultimodalDataModule(str(hub)))
     assert (report.problems, report.samples, report.absent) == ([], {'train': 4}, {})
     place = 'D005-2018_{0}/AA-S1-0/D005-2018_{0}_AA-S1-0_{1}.tif'
     faults = [

@@ -17,7 +17,7 @@ from tests.datasets.test_base import Plain, PlainDataModule
 from tests.geo_tree import ramp, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
-from torchgeo_omnisat.commands.check import scan
+from torchgeo_omnisat.commands.check import walk
 from torchgeo_omnisat.datamodules import (
     FLAIRDataModule,
     MultimodalDataModule,
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def report(root: Path, tmp_path: Path) -> Path:
     """What `check` says of it."""
-    scan(PASTISMultimodalDataModule(str(root))).write(tmp_path / 'check.json')
+    walk(PASTISMultimodalDataModule(str(root))).write(tmp_path / 'check.json')
     return tmp_path / 'check.json'
 
 

@@ -81,7 +81,8 @@ def test_as_much_is_learnt(kind: Any, root: Path, tmp_path: Path) -> None:
 
 def fit(kind: Any, precision: str, root: Path, folder: Path) -> Any:
     seed_everything(0, verbose=False)
-    task = kind('omnisat_tiny', lr=1e-3)
+    # From equal tokens the contrastive losses start so steep that seeds of pre-training differ by 17 % at 1e-3.
+    task = kind('omnisat_tiny', lr=1e-4 if kind is OmniSatPretraining else 1e-3)
     make_trainer(folder, precision=precision, max_steps=6, limit_val_batches=0).fit(task, make_datamodule(root))
     return task
 
@@ -205,7 +206,7 @@ def test_precision_changes_no_draw(dtype: torch.dtype) -> None:
         try:
             torch.manual_seed(0)
             batch = make_batch()
-            draws = draw_views((1, 2), 3, 3, (4, 4), 0.3, torch.device('cpu'))
+            draws = draw_views((1, 2), [3], 3, (4, 4), 0.3, torch.device('cpu'))
             found.append((dropout(batch)['valid_s2'], *draws, batch['image_s2']))
         finally:
             torch.set_default_dtype(torch.float32)
