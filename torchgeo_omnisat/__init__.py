@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 __version__ = '0.1.0.dev0'
 __all__ = ['Modality', 'OmniSat', '__version__', 'collate']
 
-#: Where each public name lives. Importing the package imports none of them (PEP 562).
+#: Module of each public name. They are imported on first access (PEP 562).
 _HOMES = {'Modality': '.modality', 'OmniSat': '.models', 'collate': '.batch'}
 
 install()
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on first access."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    """Names for completion, those not imported yet among them."""
+    """Return the public names for completion, also those not imported yet."""
     return sorted(__all__)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""``python -m torchgeo_omnisat``: TorchGeo's command line without any hook, and our own commands."""
+"""``python -m torchgeo_omnisat``: TorchGeo's command line without import hook, and further commands."""
 
 import sys
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from importlib import import_module
 from torchgeo_omnisat.utils import errors
 from torchgeo_omnisat.utils.console import use_utf8
 
-#: Our commands: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
+#: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
     'demo': 'train on synthetic landscapes, score the model and draw its predictions',
     'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
@@ -29,13 +29,13 @@ TORCHGEO = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command.
+    """Run a command.
 
     Args:
-        argv: What to run, the words of the command line by default.
+        argv: Arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit status, 0 for success.
+        Exit status, 0 for success.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('-h', '--help'):

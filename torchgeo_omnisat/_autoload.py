@@ -1,16 +1,16 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The hook that makes TorchGeo know this package, with the standard library alone.
+"""Import hook that registers this package in TorchGeo; it needs only the standard library.
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry points of the group
-``torch.backends``; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` turns that off). It imports
-nothing of ours or TorchGeo's, and takes about a millisecond. Later, when TorchGeo imports
+``torch.backends``; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` disables them). The call takes about a
+millisecond and imports neither TorchGeo nor other modules of this package. When TorchGeo later imports
 its registry of models or its command line, :mod:`torchgeo_omnisat.registry` and
-:mod:`torchgeo_omnisat.plugin` add our names to them.
+:mod:`torchgeo_omnisat.plugin` add the names of this package.
 
-Torch may be first imported from the middle of such a module, too late to see its own
-import. So the hook looks at what is there after *each* module that it watches.
+One of these modules may itself be the first to import torch, which is too late to intercept its
+own import. So the hook checks which modules exist after *each* module that it watches.
 """
 
 import sys
@@ -21,16 +21,16 @@ from typing import Any
 
 
 def install() -> None:
-    """Watch TorchGeo's modules from now on. Never raises, as ``import torch`` would fail with it."""
+    """Install the import hook. It never raises, because ``import torch`` would fail with it."""
     if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())
 
 
 class _Watcher:
-    """A finder that finds nothing by itself, and acts once a module has been executed."""
+    """Finder that delegates to the other finders and is notified after a module was executed."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the module spec of the other finders, with a loader that reports when it is done."""
+        """Return the module spec of the other finders, with a loader that notifies this finder."""
         if name not in ('torchgeo.main', 'torchgeo.tasks') and not name.startswith('torchgeo.models.'):
             return None
         for finder in sys.meta_path:
@@ -42,7 +42,7 @@ class _Watcher:
         return None
 
     def _watch(self, loader: Any) -> None:
-        """Call :meth:`_executed` after the loader has executed a module."""
+        """Wrap a loader to call :meth:`_executed` after it executed a module."""
         if not hasattr(loader, 'exec_module') or not hasattr(loader, '__dict__'):
             return
         execute = loader.exec_module
@@ -54,7 +54,7 @@ class _Watcher:
         loader.exec_module = exec_module
 
     def _executed(self, name: str) -> None:
-        """Fill the registry as soon as it exists, and the command line while it is being imported."""
+        """Register the models once the registry exists, and the command line during its import."""
         if self not in sys.meta_path:
             return
         try:

@@ -1,24 +1,23 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Batch: samples with unequal dates and missing modalities, side by side.
+"""Batches of samples with different acquisition dates and missing modalities.
 
-A sample and a batch are TorchGeo's flat dictionary of tensors:
+Samples and batches are flat dictionaries of tensors, as in TorchGeo:
 
 ======================  =============================================================
 ``image_<name>``        ``(B, T, C, H, W)`` if temporal, else ``(B, C, H, W)``
 ``dates_<name>``        ``(B, T)`` int64, days since 1970-01-01; T = 1 for an image
 ``valid_<name>``        ``(B, T)`` bool, an image was acquired and is usable
-``mask``, ``label``     what there is to learn, and any other tensor of equal shape
-``bounds``              ``(B, 9)`` float64, where it lies, if that is known
+``mask``, ``label``     targets; other tensors of one shape are allowed too
+``bounds``              ``(B, 9)`` float64, location, if known
 ======================  =============================================================
 
 ``bounds`` are in TorchGeo's order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in
-metres of the dataset's ``crs`` and seconds since 1970-01-01; NaN is not known.
+metres of the dataset's ``crs`` and seconds since 1970-01-01; unknown values are NaN.
 
-A sample has the same keys without B. ``valid`` alone says padding, an unusable date, a
-modality dropped on purpose, and one that was never there. NaN inside a valid image
-means *not measured here*.
+A sample has the same keys without B. ``valid`` is the one mask for padding, unusable dates,
+dropped modalities and missing modalities. NaN in a valid image is nodata.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,25 +29,24 @@ from torchgeo.datasets.utils import Sample
 
 from .modality import Modality
 
-#: Key of a batch without a sample that counts: a rank that has a batch less than others gets one, since
-#: steps of an evaluation exchange messages.
+#: Key of a batch whose samples are not scored. A rank with fewer batches than others gets such batches, because
+#: evaluation steps contain collective operations.
 FILLER = 'filler'
 
 
 def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sample:
-    """Join samples into a batch; shorter series are padded, missing modalities filled in.
+    """Join samples into a batch, with padding for shorter time series and missing modalities.
 
     Args:
         samples: Samples of one dataset, or of several that share *modalities*.
-        modalities: The modalities that may occur, by name.
+        modalities: Modalities that may occur, by name.
 
     Returns:
-        The batch. A modality that no sample has is absent from it.
+        Batch, without the keys of modalities that no sample has.
 
     Raises:
-        ValueError: If a sample breaks the contract: a modality that is not among
-            *modalities*, a wrong number of bands, dates that do not match the images,
-            tiles of different size, or another key that only some samples have.
+        ValueError: If a sample has a modality that is not in *modalities*, a wrong number of bands,
+            or dates that do not match the images; or samples differ in size or in their other keys.
     """
     if not samples:
         raise ValueError('expected at least one sample to collate, got none')
@@ -65,17 +63,17 @@ def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sa
 
 
 def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Tensor:
-    """Which modalities each sample has.
+    """Return which modalities each sample has.
 
     Args:
-        batch: A batch.
-        modalities: M modalities.
+        batch: Batch.
+        modalities: M modalities by name.
 
     Returns:
         Flags of shape ``(B, M)``, in the order of *modalities*.
 
     Raises:
-        ValueError: If the batch has none of the modalities, so that its size is not known.
+        ValueError: If the batch has none of the modalities, so that its size is unknown.
     """
     keys = [m.valid_key for m in modalities.values()]
     some = next((batch[key] for key in keys if key in batch), None)
@@ -87,7 +85,7 @@ def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -
 
 
 def fill(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sample, or a batch, that does not count, with nothing valid in it.
+    """Return a copy of a sample or a batch that is not scored and has no valid image.
 
     Args:
         batch: A sample or a batch; it is not changed.
@@ -97,32 +95,32 @@ def fill(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> Sample:
-    """Return the batch with some modalities marked as missing and their content erased.
+    """Return a batch without the keys of some modalities.
 
     Args:
-        batch: A batch or a sample; it is not changed.
-        modalities: What to leave out.
+        batch: Batch or sample; it is not changed.
+        modalities: Modalities to remove.
 
     Returns:
-        A new dictionary that shares the remaining tensors.
+        New dictionary that shares the remaining tensors.
     """
-    gone = {key for modality in modalities for key in modality.keys}
-    return {key: value for key, value in batch.items() if key not in gone}
+    removed = {key for modality in modalities for key in modality.keys}
+    return {key: value for key, value in batch.items() if key not in removed}
 
 
 def check(
     batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], where: str = 'batch', batched: bool = True
 ) -> None:
-    """Refuse a batch or a sample that breaks the contract.
+    """Validate the keys, shapes and data types of a batch or a sample; pixels are not read.
 
     Args:
-        batch: What to look at. Only shapes and types are read, no pixel.
-        modalities: The modalities that may occur.
-        where: What to call it in an error.
+        batch: Batch or sample.
+        modalities: Modalities that may occur, by name.
+        where: Name of the batch in error messages.
         batched: Whether there is a leading batch dimension.
 
     Raises:
-        ValueError: With the key, what it holds and what was expected.
+        ValueError: If a tensor of a modality is unknown, missing, or of another shape or data type.
     """
     known = {m.image_key for m in modalities.values()}
     unknown = [key for key in batch if key.startswith('image') and key not in known]
@@ -174,7 +172,7 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
 
 
 def _stack(samples: Sequence[Sample], key: str) -> Tensor:
-    """One of the other keys, which every sample must have in the same shape."""
+    """Stack the tensors of another key, which must have one shape in all samples."""
     missing = [index for index, sample in enumerate(samples) if key not in sample]
     if missing:
         raise ValueError(f'{key!r} is missing in samples {missing}, expected it in all {len(samples)} or in none')

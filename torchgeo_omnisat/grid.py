@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Grid: where the pixels of a raster lie."""
+"""Pixel grid of a raster."""
 
 import math
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from rasterio import Affine
 
 from .modality import half_up
 
-#: What of a pixel rounding may lose.
+#: Tolerance of rounding, in pixels.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Square pixels on a map, north up, as a GeoTIFF has them.
+    """North-up grid of square pixels, as in a GeoTIFF.
 
     Args:
-        crs: Coordinate reference system, in whose units the pixels are.
-        transform: From column and row to x and y; the upper left corner is (0, 0).
+        crs: Coordinate reference system (CRS); the size of pixels is in its unit.
+        transform: Affine transform from column and row to x and y; the upper left corner is (0, 0).
         height: Number of rows.
         width: Number of columns.
 
     Raises:
-        ValueError: If there is no pixel, or pixels are not square with the north up.
+        ValueError: If there are no pixels, or they are not square and north-up.
     """
 
     crs: CRS
@@ -36,7 +36,7 @@ class Grid:
     width: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no such grid."""
+        """Validate the transform and the size."""
         a, b, _, d, e, _ = self.transform[:6]
         if not (a > 0 and b == d == 0 and abs(a + e) <= ROUNDING * a):
             raise ValueError(f'transform of a grid is {self.transform[:6]}, expected square pixels with the north up')
@@ -47,16 +47,13 @@ class Grid:
     def over(
         cls, crs: Any, bounds: tuple[float, float, float, float], step: float, corner: tuple[float, float] | None = None
     ) -> 'Grid':
-        """Return the pixels that cover a box.
+        """Return the smallest grid that covers a bounding box.
 
         Args:
-            crs: Coordinate reference system, or what names one.
+            crs: CRS, or any input of ``pyproj.CRS.from_user_input``.
             bounds: xmin, ymin, xmax, ymax.
-            step: Side of a pixel.
-            corner: Where a corner of a pixel lies; the upper left one of the box by default.
-
-        Returns:
-            The smallest grid that covers the box.
+            step: Size of a pixel.
+            corner: Coordinates of a pixel corner; the upper left corner of *bounds* by default.
         """
         xmin, ymin, xmax, ymax = bounds
         x, y = corner or (xmin, ymax)
@@ -67,7 +64,7 @@ class Grid:
 
     @property
     def step(self) -> float:
-        """Side of a pixel in units of the CRS."""
+        """Size of a pixel in the unit of the CRS."""
         return float(self.transform.a)
 
     @property
@@ -81,12 +78,12 @@ class Grid:
         return self.box(0, 0, self.height, self.width)
 
     def box(self, row: int, column: int, height: int, width: int) -> tuple[float, float, float, float]:
-        """xmin, ymin, xmax, ymax of a window; it may reach beyond the grid."""
+        """Return xmin, ymin, xmax, ymax of a window, which may exceed the grid."""
         (x, y), step = self.corner, self.step
         return x + column * step, y - (row + height) * step, x + (column + width) * step, y - row * step
 
     def window(self, bounds: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-        """Row, column, height and width of a box, to the nearest pixel."""
+        """Return row, column, height and width of a bounding box, to the nearest pixel."""
         (x, y), step = self.corner, self.step
         xmin, ymin, xmax, ymax = bounds
         row, column = half_up((y - ymax) / step), half_up((xmin - x) / step)

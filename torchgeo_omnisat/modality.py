@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Modality: what an image source is."""
+"""Description of an image source: bands, GSD, kind, unit and wavelengths."""
 
 import keyword
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-#: What a sensor measures.
+#: Kind of sensor.
 Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other']
 #: Units of pixels: surface reflectance from 0 to 1, digital numbers (such as reflectance x 10000),
 #: radar backscatter in decibels or in linear power, metres.
@@ -38,26 +38,25 @@ _RESERVED = frozenset(_MODULE_DICT.split()) | frozenset(_PARTS.split())
 
 @dataclass(frozen=True)
 class Modality:
-    """Image source: its bands, its ground sampling distance, and whether it is a time series.
+    """Description of an image source: its bands, its GSD, and whether it is a time series.
 
-    Every key of a batch is built from here (see :mod:`torchgeo_omnisat.batch`). The
-    same sensor may come with other bands or pixels elsewhere, so a modality belongs to
-    the dataset that declares it. Its statistics do not: they belong to the data that
-    they were measured on.
+    The keys of a batch are derived from the name (see :mod:`torchgeo_omnisat.batch`). Datasets may
+    provide the same sensor with other bands or another GSD, so each dataset declares its modalities.
+    Statistics are not part of a modality, because they depend on the data.
 
     Args:
         name: Short name in lower case, such as ``'s2'``.
         bands: Band names in the order of the channels.
         gsd: Ground sampling distance (GSD) in metres.
         temporal: Whether one sample is a time series.
-        kind: What the sensor measures; None if unknown. What depends on it is then off.
-        unit: Unit of the pixels of a sample, before they are normalised.
+        kind: Kind of sensor; None if unknown, which disables features that depend on it.
+        unit: Unit of the pixels of a sample, before normalisation.
         wavelengths: Central wavelength of each band in nanometres; None if unknown.
 
     Raises:
         ValueError: If *name* cannot be part of a key or names a part of a model, *bands* is empty or
-            repeats itself, *gsd* is not a positive length, *kind* or *unit* is unknown, or
-            *wavelengths* are not one positive number a band.
+            has duplicates, *gsd* is not positive, *kind* or *unit* is unknown, or *wavelengths* is not
+            one positive number per band.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Modality:
     wavelengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not become a key or a size."""
+        """Validate the fields."""
         if isinstance(self.bands, str):
             raise ValueError(f'bands of {self.name!r} must be a sequence of names, got {self.bands!r}')
         object.__setattr__(self, 'bands', tuple(self.bands))
@@ -93,7 +92,7 @@ class Modality:
         self._check_facts()
 
     def _check_facts(self) -> None:
-        """Check the optional facts."""
+        """Validate kind, unit and wavelengths."""
         if self.kind is not None and self.kind not in get_args(Kind):
             raise ValueError(f'kind of {self.name!r} is {self.kind!r}, expected one of {list(get_args(Kind))}')
         if self.unit not in get_args(Unit):
@@ -120,7 +119,7 @@ class Modality:
 
     @property
     def valid_key(self) -> str:
-        """Key of the flags that say which images were acquired and are usable: ``(B, T)``."""
+        """Key of the flags of images that were acquired and are usable: ``(B, T)``."""
         return f'valid_{self.name}'
 
     @property
@@ -132,13 +131,13 @@ class Modality:
         """Return the number of pixels along a length on the ground.
 
         Args:
-            metres: The length.
+            metres: Length in metres.
 
         Returns:
-            The whole number of pixels that cover it.
+            Number of pixels.
 
         Raises:
-            ValueError: If that is not a whole number of pixels.
+            ValueError: If the length is not a whole number of pixels.
         """
         count = metres / self.gsd
         if not math.isfinite(count) or count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
@@ -164,14 +163,14 @@ class Modality:
         return replace(self, bands=tuple(bands), wavelengths=wavelengths)
 
     def agrees(self, other: 'Modality') -> bool:
-        """Return whether two descriptions can be of the same source.
+        """Return whether two modalities can describe the same source.
 
         Args:
             other: Another modality, such as that of a checkpoint.
 
         Returns:
-            True if name, bands, GSD and ``temporal`` are equal and no fact that both know differs;
-            wavelengths may differ by 2 %.
+            True if name, bands, GSD and ``temporal`` are equal, and kind, unit and wavelengths are equal
+            where both are known. Wavelengths may differ by 2 %.
         """
         if (self.name, self.bands, self.gsd, self.temporal) != (other.name, other.bands, other.gsd, other.temporal):
             return False
@@ -182,7 +181,7 @@ class Modality:
         return len(units) < 2 and len(kinds) < 2 and alike
 
     def joined(self, other: 'Modality') -> 'Modality':
-        """Return this modality with the facts that only *other* knows.
+        """Return this modality with its unknown kind, unit and wavelengths taken from *other*.
 
         Args:
             other: A modality that agrees with this one.
@@ -195,7 +194,7 @@ class Modality:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain types, so that a checkpoint with a modality loads safely. Unknown facts are left out."""
+        """Return the known fields as plain types, so that checkpoints load with ``weights_only=True``."""
         facts: dict[str, Any] = {'name': self.name, 'bands': list(self.bands), 'gsd': self.gsd}
         facts['temporal'] = self.temporal
         if self.kind is not None:
@@ -210,17 +209,17 @@ class Modality:
 def as_modalities(
     modalities: Iterable[Modality | Mapping[str, Any]] | Mapping[str, Modality | Mapping[str, Any]],
 ) -> dict[str, Modality]:
-    """Modalities by name, from objects or from their plain dictionaries.
+    """Return modalities by name.
 
     Args:
-        modalities: Modalities, or what :meth:`Modality.as_dict` made of them. A mapping
-            by name is accepted too.
+        modalities: Modalities or their dictionaries (see :meth:`Modality.as_dict`), as a sequence
+            or as a mapping by name.
 
     Returns:
-        The modalities under their names, in the order given.
+        Modalities by name, in the given order.
 
     Raises:
-        ValueError: If two share a name, there is none, or a mapping has one under another name.
+        ValueError: If there are none, two have the same name, or a key of the mapping is not the name.
     """
     keys = list(modalities) if isinstance(modalities, Mapping) else None
     values = modalities.values() if isinstance(modalities, Mapping) else modalities
@@ -234,29 +233,29 @@ def as_modalities(
     return by_name
 
 
-#: Subsets to score: all of them, all up to five modalities, or the names of some.
+#: Subsets to score: ``'all'``, ``'auto'`` (see :func:`subsets`), or a list of names.
 Which = Literal['auto', 'all'] | Sequence[str]
 
 
 def half_up(count: float) -> int:
-    """Return the nearest whole number; what lies within 1e-6 of a half goes up, never to the even neighbour."""
+    """Return the nearest integer; halves, with a tolerance of 1e-6, are rounded up, not to even."""
     return math.floor(count + 0.5 + 1e-6)
 
 
 def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]]:
-    """Return subsets of the modalities that are not empty, the largest first.
+    """Return non-empty subsets of the modalities, the largest first.
 
     Args:
-        names: M names.
-        which: ``'all'`` for all 2^M - 1. ``'auto'`` does the same for up to five modalities; for more it
-            keeps to all of them, all but one, and single ones, 2 M + 1 in all. Or names of subsets
-            such as ``'s1a+s2'``, to which that of all modalities is added.
+        names: Names of the M modalities.
+        which: ``'all'`` for all 2^M - 1 subsets. ``'auto'`` is the same for up to five modalities; for
+            more it is the full set, the sets without one modality, and the single modalities, 2 M + 1
+            in all. Or a list of names such as ``'s1a+s2'``, to which the full set is added.
 
     Returns:
-        The subsets, each in the order of *names*.
+        Subsets, each in the order of *names*.
 
     Raises:
-        ValueError: If *which* is neither, or a subset has no modality or an unknown one.
+        ValueError: If *which* is another string, or a subset has no modality or an unknown one.
     """
     names = tuple(names)
     every = (subset for size in range(len(names), 0, -1) for subset in combinations(names, size))
@@ -266,10 +265,10 @@ def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]
         return [names, *combinations(names, len(names) - 1), *combinations(names, 1)]
     if isinstance(which, str):
         raise ValueError(f"subsets is {which!r}, expected 'auto', 'all' or a list of names such as 's1a+s2'")
-    asked = [set(name.split('+')) for name in which]
-    if unknown := [name for name, parts in zip(which, asked, strict=True) if not parts <= set(names)]:
+    requested = [set(name.split('+')) for name in which]
+    if unknown := [name for name, parts in zip(which, requested, strict=True) if not parts <= set(names)]:
         raise ValueError(f'subsets has {unknown}, expected some of {list(names)}, joined as {subset_name(names)!r}')
-    chosen = {names, *(tuple(name for name in names if name in parts) for parts in asked)}
+    chosen = {names, *(tuple(name for name in names if name in parts) for parts in requested)}
     return sorted(chosen, key=lambda subset: (-len(subset), [names.index(name) for name in subset]))
 
 

@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Plugin: TorchGeo's command line knows our tasks and datamodules by their short names.
+"""Extension of TorchGeo's command line by the tasks and datamodules of this package.
 
-A short name is found among the classes that are imported, so importing this module is
-what makes ``--model omnisat`` and ``--data PASTISMultimodalDataModule`` work.
+jsonargparse resolves short names among imported classes, so importing this module enables
+``--model omnisat`` and ``--data PASTISMultimodalDataModule``.
 """
 
 import sys
@@ -26,12 +26,12 @@ from .utils.configs import load_config
 from .utils.console import printable, say, use_utf8
 from .utils.help import PlainHelpFormatter
 
-#: What one of our models learns from when the command line names no data.
+#: Default datamodule of the tasks of this package.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
 
 
 class PlainParser(LightningArgumentParser):
-    """Parser with help texts without the mark-up of docstrings."""
+    """Parser whose help texts do not contain the mark-up of docstrings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Create the parser."""
@@ -42,7 +42,7 @@ class BriefParser(PlainParser):
     """Parser that reports an invalid argument in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and exit with status 2; with ``OMNISAT_TRACEBACK=1``, print all that jsonargparse reports.
+        """Print the error and exit with status 2; with ``OMNISAT_TRACEBACK=1``, print the full message.
 
         Args:
             message: Description of the error.
@@ -55,9 +55,9 @@ class BriefParser(PlainParser):
 
 
 class OmniSatCLI(LightningCLI):
-    """TorchGeo's command line, where ``--data`` may be left out if the model is one of ours.
+    """TorchGeo's command line, in which ``--data`` is optional for the tasks of this package.
 
-    With a model or data of ours, what a user can get wrong ends the program with one line instead of a traceback
+    With a task or datamodule of this package, errors of the user are printed in one line instead of a traceback
     (:mod:`torchgeo_omnisat.utils.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
     """
 
@@ -80,15 +80,15 @@ class OmniSatCLI(LightningCLI):
             raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Call the program what the user typed, ``python -m torchgeo_omnisat`` rather than ``__main__.py``."""
+        """Set the name of the program to ``python -m torchgeo_omnisat`` instead of ``__main__.py``."""
         if Path(sys.argv[0]).name == '__main__.py':
             kwargs.setdefault('prog', _program())
         return super().init_parser(**kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Give ``data`` a default for our models; for all others it stays required.
+        """Set a default of ``data`` for the tasks of this package; for others it is required.
 
-        Where data are named there is no default: its arguments would be taken for theirs.
+        If data are configured there is no default, because its arguments would be passed to theirs.
         """
         if _is_ours(requested('model', args)) and requested('data', args) is None:
             for subparser in self._subcommand_parsers.values():
@@ -101,7 +101,7 @@ class OmniSatCLI(LightningCLI):
 
 
 def announce_default_data(data: Any) -> None:
-    """Print that the data are synthetic, if they are the default because no data are configured.
+    """Print that the data are synthetic, if they are the default.
 
     Args:
         data: ``class_path`` and ``init_args`` of a datamodule, or None.
@@ -114,8 +114,8 @@ def announce_default_data(data: Any) -> None:
 
 
 def load() -> None:
-    """Add what this package has to TorchGeo; more than once does no harm."""
-    from torchgeo import main  # not above: it may be what imports this module, and only half there yet
+    """Add the models and the command line of this package to TorchGeo; repeated calls have no effect."""
+    from torchgeo import main  # not at the top: it may be importing this module
 
     register_models()
     if getattr(main, 'LightningCLI', None) is LightningCLI:
@@ -123,12 +123,11 @@ def load() -> None:
 
 
 def requested(part: str, args: Any) -> str | None:
-    """Return the class that a command line requests, None if it is unknown.
+    """Return the requested class of a command line, None if it is unknown.
 
     Args:
         part: ``'model'`` or ``'data'``.
-        args: A list of words, the nested dictionary that Lightning accepts too, or None for
-            the words of this process.
+        args: List of arguments, nested dictionary as accepted by Lightning, or None for ``sys.argv``.
 
     Raises:
         ValueError: If aliases of a configuration expand to an implausible size.
@@ -145,7 +144,7 @@ def requested(part: str, args: Any) -> str | None:
             return str(known.named)
         texts = {path: Path(path).read_text(encoding='utf-8') for path in known.config}
     except (ArgumentError, OSError, ValueError):
-        return None  # the real parser explains it better
+        return None  # the parser reports the error
     try:
         configs = [load_config(text, path) for path, text in texts.items()]
     except yaml.YAMLError:
@@ -155,32 +154,30 @@ def requested(part: str, args: Any) -> str | None:
 
 @rank_zero_only
 def _announce(message: str) -> None:
-    """Print a line at once, in the first process alone."""
+    """Print a line on rank 0."""
     say(message, error=True)
 
 
 def _program() -> str:
-    """Return what the user typed."""
     program = Path(sys.argv[0])
     return f'python -m {program.parent.name}' if program.name == '__main__.py' else program.name
 
 
 def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
-    """Whether that is the name or the path of a class of this package, a task or another descendant of *base*."""
+    """Return whether *model* is the name or the import path of a class of this package, a subclass of *base*."""
     package = tasks.__name__.partition('.')[0] + '.'
     names = {task.__name__ for task in _descendants(base) if task.__module__.startswith(package)}
     return model is not None and (model in names or model.startswith(package))
 
 
 def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
-    """All subclasses, and theirs."""
     for child in parent.__subclasses__():
         yield child
         yield from _descendants(child)
 
 
 def _configured(part: str, config: Any) -> str | None:
-    """Return the class of the model or the data in a configuration, or in the section of a subcommand."""
+    """Return the class of the model or the data in a configuration, or in its section of a subcommand."""
     if not isinstance(config, Mapping):
         return None
     value = config.get(part)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Registry: TorchGeo's ``get_model`` and ``list_models`` know our builders."""
+"""Registration of the models of this package for TorchGeo's ``get_model`` and ``list_models``."""
 
 import sys
 import warnings
@@ -14,10 +14,10 @@ BUILDERS = ('omnisat_tiny', 'omnisat_small', 'omnisat_base', 'utae', 'dual_strea
 
 
 def register_models() -> None:
-    """Add our builders to TorchGeo's registry; each is imported when it is first called.
+    """Add the builders to TorchGeo's registry; each is imported on its first call.
 
-    The registry is private, so that a TorchGeo without it leads to a warning and no more.
-    A name that is taken keeps its meaning.
+    The registry is private, so a version of TorchGeo without it causes only a warning.
+    Names that are registered already are not replaced.
     """
     registry = getattr(sys.modules.get('torchgeo.models.api'), '_model', None)
     if not isinstance(registry, dict):
@@ -32,5 +32,4 @@ def register_models() -> None:
 
 
 def _build(name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the builder of that name."""
     return getattr(import_module('torchgeo_omnisat.models'), name)(*args, **kwargs)

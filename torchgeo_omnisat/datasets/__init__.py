@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Datasets: files to samples."""
+"""Datasets of multimodal samples."""
 
 from .adapters import MappedDataset
 from .base import MultimodalDataset

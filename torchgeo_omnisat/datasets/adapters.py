@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""MappedDataset: any TorchGeo dataset in our keys."""
+"""Adapter of TorchGeo datasets to the keys of multimodal samples."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from .series import DAY, parse_day
 
 
 class MappedDataset(MultimodalDataset):
-    """A TorchGeo ``NonGeoDataset`` whose samples are put into our keys.
+    """Adapter of a TorchGeo ``NonGeoDataset`` to the keys of multimodal samples.
 
     .. code-block:: python
 
@@ -35,16 +35,15 @@ class MappedDataset(MultimodalDataset):
         )
 
     Args:
-        dataset: The dataset.
-        modalities: What its images are.
-        keys: For each modality the key of its image, or ``{'key': ..., 'channels': [...]}`` for
-            some of its channels, with ``nodata``, and ``dates`` where they are known: days such
-            as ``['2019-07-01']``, or the key of seconds since 1970, by which a series is sorted.
-            For ``'mask'`` and ``'label'`` the key of what is there to learn, and of a mask with
-            several layers the one among its ``channels``. The channels of a series whose dates
-            lie one behind the other are split up.
-        num_classes: Of a ``'label'`` that is one number: how many there are.
-        path: Directory of the data, where statistics are kept.
+        dataset: TorchGeo dataset.
+        modalities: Modalities of its images.
+        keys: Key of the image of each modality, or ``{'key': ..., 'channels': [...]}`` to select
+            channels. Optional entries are ``nodata``, and ``dates``: days such as
+            ``['2019-07-01']``, or a key of the sample with seconds since 1970, by which the time
+            series is sorted. Also the keys of the targets ``'mask'`` and ``'label'``; ``channels``
+            selects a layer of the mask. Time series with shape ``(T * C, H, W)`` are split into dates.
+        num_classes: Number of classes of a ``'label'`` that is a class index.
+        path: Directory of the data, where statistics are stored.
         split: Name of the split.
 
     Raises:
@@ -60,10 +59,10 @@ class MappedDataset(MultimodalDataset):
         path: str = '.',
         split: str = 'train',
     ) -> None:
-        """See that every modality has a key."""
+        """Initialize the dataset and validate the keys."""
         self.dataset = dataset
         self.modalities = as_modalities(modalities)
-        self.keys = {name: {'key': told} if isinstance(told, str) else dict(told) for name, told in keys.items()}
+        self.keys = {name: {'key': entry} if isinstance(entry, str) else dict(entry) for name, entry in keys.items()}
         expected = {*self.modalities}
         if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label'}:
             raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)} and perhaps 'mask' and 'label'")
@@ -75,16 +74,16 @@ class MappedDataset(MultimodalDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample.
+        """Return a sample.
 
         Args:
-            index: Its number.
+            index: Index of the sample.
 
         Returns:
-            The sample in our keys.
+            Sample, see :mod:`torchgeo_omnisat.batch`.
 
         Raises:
-            ValueError: If it has other keys or shapes than was said.
+            ValueError: If keys or shapes are not as described by the arguments.
         """
         with sidecars():
             given = self.dataset[index]
@@ -98,14 +97,14 @@ class MappedDataset(MultimodalDataset):
         return sample
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
-        """Return the files that some samples are read from, as far as the dataset tells.
+        """Return the files of some samples, if they can be determined.
 
-        These are the paths in its ``files`` or ``samples``, if it has one entry for each sample, else all data
-        files below its ``root``, unless they are more than 100,000 (``fingerprint.walk``).
+        These are the paths in ``files`` or ``samples`` of the dataset, if they have one entry per sample, else
+        all data files below its ``root``, unless they are more than 100,000 (``fingerprint.walk``).
 
         Args:
-            name: The modality, which makes no difference.
-            indices: Numbers of the samples.
+            name: Name of the modality; ignored.
+            indices: Indices of the samples.
         """
         root = getattr(self.dataset, 'root', None)
         for listed in (getattr(self.dataset, what, None) for what in ('files', 'samples')):
@@ -116,7 +115,7 @@ class MappedDataset(MultimodalDataset):
         return list_data_files(root) if isinstance(root, str | Path) else []
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality of a sample, and its classes by their numbers."""
+        """Plot every modality of a sample, and its classes by index."""
         names = [str(index) for index in range(self.num_classes or 0)]
         return draw_any(sample, self.modalities, names, None, show_titles, suptitle)
 
@@ -128,50 +127,50 @@ class MappedDataset(MultimodalDataset):
         return torch.as_tensor(given[key])
 
     def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
-        """Image, dates and valid of a modality."""
-        told, bands = self.keys[modality.name], len(modality.bands)
+        """Return image, dates and valid of a modality."""
+        entry, bands = self.keys[modality.name], len(modality.bands)
         image = self._get(given, modality.name)
-        refuse_complex([str(image.dtype).removeprefix('torch.')], f'{told["key"]!r} of {modality.name!r}')
+        refuse_complex([str(image.dtype).removeprefix('torch.')], f'{entry["key"]!r} of {modality.name!r}')
         image = image.float()
-        if 'channels' in told:
-            image = image[..., list(told['channels']), :, :]
+        if 'channels' in entry:
+            image = image[..., list(entry['channels']), :, :]
         if modality.temporal and image.ndim == 3 and len(image) % bands == 0:
             image = image.unflatten(0, (-1, bands))
         if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
             raise ValueError(
-                f'{told["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
+                f'{entry["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
                 f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels chooses some'
             )
-        if 'nodata' in told:
-            image = image.masked_fill(torch.eq(image, float(told['nodata'])), torch.nan)
+        if 'nodata' in entry:
+            image = image.masked_fill(torch.eq(image, float(entry['nodata'])), torch.nan)
         image = image.masked_fill(~(image.abs() <= GREATEST), torch.nan)
         count = len(image) if modality.temporal else 1
         days = self._days(given, modality.name)
         days = torch.zeros(count, dtype=torch.int64) if days is None else days
         if len(days) != count:
             raise ValueError(
-                f'dates of {modality.name!r} are {told["dates"]}, of which there are {len(days)}, expected {count}'
+                f'dates of {modality.name!r} are {entry["dates"]}, of which there are {len(days)}, expected {count}'
             )
-        if modality.temporal and isinstance(told.get('dates'), str):
+        if modality.temporal and isinstance(entry.get('dates'), str):
             days, order = days.sort(stable=True)
             image = image[order]
         valid = image.isfinite().reshape(count, -1).any(1)
         return dict(zip(modality.keys, (image, days, valid), strict=True))
 
     def _days(self, given: Mapping[str, Any], name: str) -> Tensor | None:
-        """Days since 1970-01-01 of a modality, if they are known."""
-        told = self.keys[name].get('dates') or ()
-        if isinstance(told, str):
-            if told not in given:
-                raise ValueError(f'dates of {name!r} are under {told!r}, expected one of {sorted(given)}, or days')
-            return torch.as_tensor(given[told]).double().reshape(-1).div(DAY).floor().long()
-        return torch.tensor([parse_day(day, f'dates of {name!r}') for day in told]) if told else None
+        """Return days since 1970-01-01 of a modality; None if they are unknown."""
+        dates = self.keys[name].get('dates') or ()
+        if isinstance(dates, str):
+            if dates not in given:
+                raise ValueError(f'dates of {name!r} are under {dates!r}, expected one of {sorted(given)}, or days')
+            return torch.as_tensor(given[dates]).double().reshape(-1).div(DAY).floor().long()
+        return torch.tensor([parse_day(day, f'dates of {name!r}') for day in dates]) if dates else None
 
     def _mask(self, mask: Tensor) -> Tensor:
-        """Return classes (H, W), the layer that was chosen.
+        """Return the class indices (H, W) of the selected layer.
 
         Raises:
-            ValueError: If they are no whole numbers.
+            ValueError: If they are not whole numbers.
         """
         if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
             found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
@@ -186,7 +185,7 @@ class MappedDataset(MultimodalDataset):
         return mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
 
     def _label(self, label: Tensor) -> Tensor:
-        """Targets (K,), of a number as well as of several at once."""
+        """Return targets (K,), from a class index or from a multi-label target."""
         if label.ndim == 1:
             return label.float()
         if self.num_classes is None:

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Classes: the codes of label files, and which class each stands for."""
+"""Mapping from codes in label files to class indices."""
 
 import re
 from collections import Counter
@@ -11,11 +11,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-#: Class number of what has no label.
+#: Class index of pixels without a label.
 NO_LABEL = -(2**31)
-#: Class number of a code that stands for none of the classes.
+#: Class index of a code without a class.
 UNKNOWN = NO_LABEL + 1
-#: From here on float32, in which rasters are read, does not tell whole numbers apart.
+#: Rasters are read as float32, which is not exact for integers from here on.
 GREATEST = 2**24
 
 _WHOLE = re.compile(r'([+-]?)(0|[1-9]\d*)(?:\.0*)?')
@@ -39,19 +39,19 @@ def code_of(value: Any) -> str:
 
 
 def class_names(classes: Mapping[Any, Any], other: str | None = None) -> list[str]:
-    """Return the class names of a mapping from codes, each once, in order; that of other codes is the last."""
+    """Return the distinct class names of a mapping from codes, in order; the class of other codes is the last."""
     names = [str(name) for name in classes.values() if name is not None]
     return list(dict.fromkeys([*names, *([] if other is None else [str(other)])]))
 
 
 class UnknownCodesError(ValueError):
-    """Codes in label files stand for no class.
+    """Error of codes in label files that have no class.
 
     Args:
-        classes: The mapping that does not have them.
-        counts: How often each code is there.
-        files: Where they are.
-        what: What has the codes.
+        classes: Mapping without these codes.
+        counts: Number of occurrences of each code.
+        files: Files with these codes.
+        what: Plural noun for the items with the codes, such as ``'pixels'``.
     """
 
     def __init__(self, classes: 'ClassMap', counts: Mapping[Any, int], files: Sequence[str], what: str) -> None:
@@ -59,31 +59,31 @@ class UnknownCodesError(ValueError):
         super().__init__(classes.unknown_text(counts, files, what))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to make the error anew: worker processes hand it over."""
+        """Support pickling, to pass the error from worker processes."""
         return type(self), (self.classes, self.counts, self.files, self.what)
 
     @classmethod
     def joined(cls, errors: Sequence[Self]) -> Self:
-        """Return one error for several about the same labels."""
+        """Merge several errors of the same labels into one."""
         counts = sum((error.counts for error in errors), Counter[Any]())
         files = dict.fromkeys(path for error in errors for path in error.files)
         return cls(errors[0].classes, counts, list(files), errors[0].what)
 
 
 class ClassMap:
-    """Codes of label files as class numbers.
+    """Mapping from codes in label files to class indices.
 
-    Without *classes* a code is a class name, or the number of a class from 0. Names that are
-    numbers themselves, such as ``['10', '20']``, are the codes.
+    Without *classes*, codes are class names or class indices from 0. If the names are numbers,
+    such as ``['10', '20']``, they are the codes.
 
     Args:
-        labels: Names of the classes; empty if any whole number will do.
+        labels: Names of the classes; if empty, any whole number is a class index.
         classes: Class name by code, None for a code without a label. Codes are numbers or text.
-        other: Class of all codes that *classes* does not have; None if there are none.
-        ignore_index: Another code without a label, unless it is among *classes*.
+        other: Class of all codes that are not in *classes*; None to raise an error for them.
+        ignore_index: Further code without a label, unless it is in *classes*.
 
     Raises:
-        ValueError: If a name is none of *labels*, or a code is there twice.
+        ValueError: If a name is not in *labels*, or a code has two classes.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ClassMap:
         self._values = np.array([whole[code] for code in sorted(whole)], np.int64)
 
     def number(self, value: Any) -> int:
-        """Return the class number of a code, :data:`UNKNOWN` if it stands for none."""
+        """Return the class index of a code, :data:`UNKNOWN` if it has none."""
         code = code_of(value)
         if code in self.codes:
             return self.codes[code]
@@ -121,7 +121,7 @@ class ClassMap:
         return UNKNOWN if isinstance(value, float) and not value.is_integer() else self.other
 
     def pixels(self, codes: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the class numbers of pixels: :data:`NO_LABEL` where NaN, :data:`UNKNOWN` where a code is none."""
+        """Return class indices of pixels, :data:`NO_LABEL` for NaN and :data:`UNKNOWN` for codes without a class."""
         known = np.isfinite(codes)
         values = np.where(known, codes, 0).astype(np.float64)
         numbers = values.astype(np.int64) if self.identity else np.full(values.shape, self.other, np.int64)
@@ -132,17 +132,17 @@ class ClassMap:
         return np.where(known, numbers, NO_LABEL)
 
     def unknown(self, counts: Mapping[Any, int], files: Sequence[str], what: str = 'pixels') -> UnknownCodesError:
-        """Return the error about codes that stand for no class.
+        """Return the error for codes without a class.
 
         Args:
-            counts: How often each code is there.
-            files: Where they are.
-            what: What has the codes.
+            counts: Number of occurrences of each code.
+            files: Files with these codes.
+            what: Plural noun for the items with the codes.
         """
         return UnknownCodesError(self, counts, files, what)
 
     def unknown_text(self, counts: Mapping[Any, int], files: Sequence[str], what: str) -> str:
-        """Return what the error says."""
+        """Return the message of :class:`UnknownCodesError`."""
         where = ', '.join(files[:3]) + f' and {len(files) - 3} more' * (len(files) > 3) or 'mask'
         listed = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
         codes = ', '.join(
@@ -168,12 +168,12 @@ class ClassMap:
         return f'{where} has the codes {codes}{more}, expected {wanted}; {hint}'
 
     def _listed(self) -> str:
-        """Return the codes for an error."""
+        """Format the codes for an error."""
         codes = [code for code, number in self.codes.items() if number != NO_LABEL]
         return ', '.join(codes[:50]) + ' ...' * (len(codes) > 50)
 
     def _of_names(self) -> dict[str, int]:
-        """Return the codes that names and numbers of classes are."""
+        """Return the class index by code, where codes are the names and indices of classes."""
         by_name = {code_of(name): number for name, number in self.numbers.items()}
         by_number = {str(number): number for number in self.numbers.values()}
         clashes = [name for name, number in self.numbers.items() if by_number.get(code_of(name), number) != number]
@@ -187,7 +187,7 @@ class ClassMap:
         )
 
     def _of_classes(self, classes: Mapping[Any, Any]) -> dict[str, int]:
-        """Return the class number by code."""
+        """Return the class index by code, from class names by code."""
         codes: dict[str, int] = {}
         for code, name in classes.items():
             if name is not None and not isinstance(name, str | int):
@@ -198,32 +198,30 @@ class ClassMap:
         return codes
 
     def _number(self, name: Any, what: str) -> int:
-        """Return the number of a class."""
         if str(name) not in self.numbers:
             raise ValueError(f'{what} of the mask is {name!r}, expected one of the labels {self.labels}')
         return self.numbers[str(name)]
 
 
 def _shown(code: Any) -> str:
-    """Return a code for an error: text in quotes, whole numbers without a fraction."""
+    """Format a code for an error: text in quotes, whole numbers without decimals."""
     return repr(code) if isinstance(code, str) else code_of(code)
 
 
 def _is_whole(code: str) -> bool:
-    """Return whether a code is a whole number."""
     whole = _WHOLE.fullmatch(code)
     return whole is not None and '.' not in code
 
 
 def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
-    """Refuse the default of *ignore_index* where it is one of many classes, which would never be learnt.
+    """Raise an error if the default of *ignore_index* is also a class, which would never be learnt.
 
     Args:
         labels: Names of the classes.
-        ignore_index: The label of what has none.
+        ignore_index: Index of pixels without a label.
 
     Raises:
-        ValueError: If it is 255 and there are more classes.
+        ValueError: If it is 255 and there are more than 255 classes.
     """
     if ignore_index == 255 and len(labels) > ignore_index:
         raise ValueError(

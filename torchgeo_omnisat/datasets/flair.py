@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""FLAIR: land cover of France from aerial images and a year of Sentinel-2."""
+"""FLAIR #1 and #2: land cover from aerial images and Sentinel-2 time series."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,28 +32,28 @@ from .io.opening import open_raster
 from .plotting import S2_COMPOSITES, Composite, Palette, plot_sample
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 
-#: Domains of validation and of FLAIR #2's test; the others train.
+#: Domains for validation and for the test of FLAIR #2; all others are for training.
 VAL_DOMAINS = ('D004', 'D014', 'D029', 'D031', 'D058', 'D066', 'D067', 'D077')
 TEST_DOMAINS = ('D015', 'D022', 'D026', 'D036', 'D061', 'D064', 'D068', 'D069', 'D071', 'D084')
 
-#: Directories by what they hold, for each split. Training and validation share theirs.
+#: Directories by content and split. Training and validation share their directories.
 _TRAIN = {'labels': 'flair_labels_train', 'aerial': 'flair_aerial_train', 's2': 'flair_sen_train'}
 _TEST = {'labels': 'flair_2_labels_test', 'aerial': 'flair_2_aerial_test', 's2': 'flair_2_sen_test'}
 DIRECTORIES: dict[str, dict[str, str]] = {'train': _TRAIN, 'val': _TRAIN, 'test': _TEST}
-#: Files in the directory of a zone, by the number of a patch.
+#: Files in the directory of a zone, with ``{}`` for the number of a patch.
 FILES = {
     'labels': 'msk/MSK_{}.tif',
     'aerial': 'img/IMG_{}.tif',
     's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}',
 }
 
-#: Where a patch lies in its super-area.
+#: File with the positions of patches in their super-areas.
 CENTROIDS = 'flair-2_centroids_sp_to_patch.json'
-#: When a patch was photographed; the name differs between releases.
+#: File with the dates of aerial images; its name differs between releases.
 METADATA = 'flair*metadata*.json'
 
 URL = 'https://storage.gra.cloud.ovh.net/v1/AUTH_366279ce616242ebb14161b7991a8461/defi-ia/flair_data_2'
-#: Archives by what they hold.
+#: Archives by content.
 ARCHIVES: dict[str, Archive] = {
     holds: Archive(f'{URL}/{name}.zip', f'{name}.zip', holds, md5)
     for holds, name, md5 in (
@@ -68,7 +68,7 @@ ARCHIVES: dict[str, Archive] = {
     )
 }
 
-#: Sides of the pixels, in metres. Ten Sentinel-2 pixels are taken for the 102.4 m of a patch.
+#: GSD in metres. Sentinel-2 pixels are treated as 10.24 m, so that ten of them cover the 102.4 m of a patch.
 AERIAL_GSD, S2_GSD = 0.2, 10.24
 MODALITIES: dict[str, Modality] = {
     'aerial': Modality('aerial', ('R', 'G', 'B', 'NIR', 'nDSM'), AERIAL_GSD, False, 'optical', 'dn'),
@@ -82,12 +82,12 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
     ),
     's2': S2_COMPOSITES,
 }
-#: Published mean of the aerial bands over the training split, and deviation of the pixels,
-#: in the units of a sample (nDSM in metres).
+#: Published mean and standard deviation of the aerial bands over the training split, in the units of a
+#: sample (nDSM in metres).
 AERIAL_MEAN = (113.78, 118.08, 109.27, 102.36, 16.70 / 5)
 AERIAL_STD = (51.0, 45.0, 44.0, 40.0, 16.0 / 5)
 
-#: Names of the 19 classes, 1 to 19 on disk.
+#: Names of the 19 classes, with the values 1 to 19 in files.
 CLASSES: tuple[str, ...] = (
     'building',
     'pervious surface',
@@ -118,12 +118,12 @@ COLORS: tuple[str, ...] = (
 
 @dataclass(frozen=True, order=True)
 class Patch:
-    """One aerial image, 102.4 m a side.
+    """Patch of 102.4 x 102.4 m.
 
     Args:
-        domain: A department and a year, such as ``D004_2021``.
-        zone: An area of it, such as ``Z6_NU``; all its patches share a super-area.
-        number: Six digits, which are part of the file names.
+        domain: Department and year, such as ``D004_2021``.
+        zone: Area in the domain, such as ``Z6_NU``; its patches share a super-area.
+        number: Six digits, which are part of file names.
     """
 
     domain: str
@@ -132,12 +132,12 @@ class Patch:
 
     @property
     def id(self) -> str:
-        """Its name among all patches, such as ``D004_2021/Z6_NU/IMG_000473``."""
+        """Unique name, such as ``D004_2021/Z6_NU/IMG_000473``."""
         return f'{self.domain}/{self.zone}/IMG_{self.number}'
 
 
 def flair_class_names(count: int) -> tuple[str, ...]:
-    """Names of 13 or 19 classes; the last is ``'other'``."""
+    """Return the names of 13 or 19 classes; the last is ``'other'``."""
     return (*CLASSES[: count - 1], CLASSES[-1])
 
 
@@ -148,7 +148,7 @@ def split_of(domain: str) -> str:
 
 
 def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
-    """Patches of which ``<domain>/<zone>/<folder>/<prefix>_<number>.tif`` exists in a directory."""
+    """Return the patches with a file ``<domain>/<zone>/<folder>/<prefix>_<number>.tif`` in a directory."""
     pattern = re.compile(rf'{prefix}_(\d+)\.tif')
     found = set()
     for place in directory.glob(f'D*_*/*/{folder}'):
@@ -159,17 +159,17 @@ def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
-    """Classes ``(H, W)``, 1 to 19, and where they lie. The file's own CRS, often none, is not read.
+    """Read the mask of a patch. The CRS in the file, which is often missing, is not read.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
-        The classes, and the transform from pixels to metres of EPSG:2154.
+        Classes ``(H, W)``, 1 to 19, and the affine transform to EPSG:2154.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no such raster, or holds other numbers.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, not such a raster, or has other values.
     """
     expected = f'uint8 (1, H, W) of classes 1 to {len(CLASSES)}'
     array, _, transform, _ = read_raster(path, expected)
@@ -182,7 +182,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
 
 
 def read_size(paths: Iterable[Path]) -> tuple[int, int]:
-    """Height and width of the first raster that can be opened; 0 and 0 if none can."""
+    """Return height and width of the first raster that can be opened; 0 and 0 if none can."""
     for path in paths:
         with suppress(RasterioError), open_raster(str(path)) as source:
             return source.height, source.width
@@ -190,10 +190,10 @@ def read_size(paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[str, int]:
-    """Days since 1970-01-01 on which patches were photographed, by number, as far as that is known.
+    """Read the known acquisition dates of aerial images, as days since 1970-01-01 by number of the patch.
 
     Raises:
-        ValueError: If a file is damaged or holds no date of the calendar.
+        ValueError: If a file is damaged or a date does not exist.
     """
     numbers = {patch.number for patch in patches}
     dates = {}
@@ -207,12 +207,12 @@ def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[s
 
 @dataclass(frozen=True)
 class SuperArea:
-    """The Sentinel-2 series of a zone.
+    """Files of the Sentinel-2 time series of a zone.
 
     Args:
         data: ``(T, 10, H, W)`` reflectance x 10000.
         masks: ``(T, 2, H, W)`` probability of snow and of clouds, 0 to 100.
-        products: One product name a line, T in all.
+        products: Text file with T product names, one per line.
     """
 
     data: Path
@@ -224,11 +224,11 @@ def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
     """Return the super-area in the directory of a zone; None if it has no files.
 
     Args:
-        zone: The directory.
-        strict: Whether all of its files are to be there.
+        zone: Directory of the zone.
+        strict: Whether all three files must exist.
 
     Raises:
-        FileNotFoundError: If one of its three files is not there.
+        FileNotFoundError: If *strict* and one of the three files does not exist.
     """
     found = sorted(zone.glob('sen/SEN2*'))
     if not found:
@@ -242,16 +242,16 @@ def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
 
 
 def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) -> dict[str, tuple[int, int]]:
-    """Row and column of patches in their super-areas, by number.
+    """Read row and column of patches in their super-areas, by number of the patch.
 
     Args:
-        path: The file.
-        patches: The patches.
-        strict: Whether all of them are to be there.
+        path: Path of the file.
+        patches: Patches to read.
+        strict: Whether all patches must be in the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or a patch is missing in it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, or *strict* and a patch is missing in it.
     """
     expected = '{"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
     entries = read_json(path, expected)
@@ -267,10 +267,10 @@ def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) ->
 
 
 def read_products(path: Path) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of Sentinel-2 products, from their names, one a line.
+    """Read the dates of Sentinel-2 products, as days since 1970-01-01, from product names, one per line.
 
     Raises:
-        ValueError: If a line is no such name.
+        ValueError: If a line is not a product name.
     """
     days = []
     for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').split(), start=1):
@@ -283,17 +283,17 @@ def read_products(path: Path) -> NDArray[np.int64]:
 
 
 def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both arrays of a super-area, mapped into memory.
+    """Open both arrays of a super-area as memory maps.
 
     Args:
-        area: The files.
-        dates: T, how many products there are.
+        area: Files of the super-area.
+        dates: Number of products T.
 
     Returns:
-        Reflectance ``(T, 10, H, W)`` and probabilities ``(T, 2, H, W)``.
+        Reflectance x 10000 ``(T, 10, H, W)`` and probabilities of snow and clouds ``(T, 2, H, W)``.
 
     Raises:
-        ValueError: If one is damaged or of another shape.
+        ValueError: If an array is damaged or has another shape.
     """
     arrays: list[NDArray[Any]] = []
     for path, bands in ((area.data, len(MODALITIES['s2'].bands)), (area.masks, 2)):
@@ -309,19 +309,19 @@ def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[
 def window_around(
     centre: Sequence[int], counts: Sequence[int], size: Sequence[int], where: str
 ) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
-    """Return the pixels around a pixel, clipped to the image.
+    """Return the window around a pixel, clipped to the image.
 
     Args:
-        centre: Row and column; of an even number of pixels, the first after the middle.
-        counts: How many rows and columns to take.
-        size: How many there are.
-        where: What says so, for an error.
+        centre: Row and column; for an even size of the window, the first pixel after the centre.
+        counts: Height and width of the window in pixels.
+        size: Height and width of the image in pixels.
+        where: Description of the position for error messages.
 
     Returns:
-        A slice for each axis, and how many pixels are lacking before and after it.
+        Slice of each axis, and the number of pixels that were clipped before and after it.
 
     Raises:
-        ValueError: If none of them exist.
+        ValueError: If the window does not intersect the image.
     """
     slices, lacks = [], []
     for middle, count, length in zip(centre, counts, size, strict=True):
@@ -335,14 +335,14 @@ def window_around(
 
 
 def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tuple[tuple[Expected, ...], Dates | None]:
-    """Return the expected content and the dates of the files of a patch's time series, for checks.
+    """Return the expected files and dates of the time series of a patch, for checks.
 
-    Products need not be in order, and a day may have several.
+    Products may be unsorted, and a day may have several.
 
     Args:
-        area: The super-area of its zone, if there is one.
-        absent: What its files are called, if there is none.
-        centroids: Where patches lie in it.
+        area: Super-area of the zone, if there is one.
+        absent: Path to report if there is none.
+        centroids: File with the positions of patches.
     """
     if area is None:
         return (Expected(absent, optional=True),), None
@@ -352,42 +352,42 @@ def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tupl
     return (*arrays, Expected(area.products), Expected(centroids)), dates
 
 
-#: nDSM as stored, a metre.
+#: Units of the stored nDSM per metre.
 _STEPS = 5
 
 
 class FLAIR(MultimodalDataset):
-    """FLAIR #1 and #2: aerial images with heights, Sentinel-2 around them, and land cover.
+    """FLAIR #1 and #2 datasets: aerial images with heights, Sentinel-2 time series and land cover.
 
     ======  ==============================================  =======  =========================
-    name    bands                                           gsd      units
+    name    bands                                           GSD      units
     ======  ==============================================  =======  =========================
     aerial  R G B NIR, 0 to 255, and nDSM                   0.2 m    nDSM in metres above the
                                                                      ground, at most 51
     s2      B02 B03 B04 B05 B06 B07 B08 B8A B11 B12         10.24 m  reflectance x 10000
     ======  ==============================================  =======  =========================
 
-    A patch is 102.4 m wide. Its Sentinel-2 images are the 10 x 10 pixels around its
-    centroid in the super-area of its zone; these are 10 m wide, and taken for 10.24 m so
-    that they are the tile. nDSM is stored in fifths of a metre and saturates at 51 m.
+    A patch covers 102.4 x 102.4 m. Its Sentinel-2 images are the 10 x 10 pixels around its
+    centroid in the super-area of its zone. These pixels of 10 m are treated as 10.24 m, so that
+    they cover the patch. nDSM is stored in steps of 0.2 m and saturates at 51 m.
 
-    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
-    that is there (see :mod:`torchgeo_omnisat.batch`), in raw units; ``mask`` (H, W) and
-    ``label`` (K,), which of the K scored classes occur; and ``bounds`` (9,).
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each available
+    modality (see :mod:`torchgeo_omnisat.batch`), in raw units; ``mask`` (H, W); ``label`` (K,),
+    which of the K scored classes occur; and ``bounds`` (9,).
 
     With 13 classes, as in the benchmark: building, pervious surface, impervious surface, bare
     soil, water, coniferous, deciduous, brushwood, vineyard, herbaceous vegetation, agricultural
-    land, plowed land (0 to 11), and other (12), which is to be ignored. With 19, none is, and
-    other is swimming pool, snow, clear cut, mixed, ligneous, greenhouse and other (12 to 18).
+    land, plowed land (0 to 11), and other (12), which is ignored. With 19 classes, none is
+    ignored, and other is split into swimming pool, snow, clear cut, mixed, ligneous, greenhouse
+    and other (12 to 18).
 
-    The day of an aerial image is that of ``flair_aerial_metadata.json``, 0 if that is not
-    there. Sentinel-2 dates come from the names of the products. A date is not valid if
-    at least *cloud_cover* of its pixels in the patch are snow or cloud with a probability of
-    at least *cloud_probability* %. A pixel that is 0 in all bands was not measured, nor is
-    one beyond the edge of the super-area. Frames of one day are merged, clear ones alone
-    where there are any.
+    Dates of aerial images come from ``flair_aerial_metadata.json``, and are 0 without this file.
+    Dates of Sentinel-2 come from product names. A date is not valid if at least a fraction
+    *cloud_cover* of its pixels in the patch are snow or cloud with a probability of at least
+    *cloud_probability* %. Pixels that are 0 in all bands or outside the super-area are nodata.
+    Frames of one day are merged, from clear ones only if there are any.
 
-    Training, validation and test split the domains as FLAIR #2 does. Licence: Etalab 2.0.
+    Domains are split as in FLAIR #2. Licence: Etalab 2.0.
     If you use this dataset in your research, please cite:
 
     * FLAIR #1: https://doi.org/10.48550/arXiv.2211.12979
@@ -397,7 +397,7 @@ class FLAIR(MultimodalDataset):
     #: GSD of the mask in metres.
     label_gsd = MODALITIES['aerial'].gsd
     layout: ClassVar[str] = 'FLAIR'
-    #: Of the transforms in the files; the masks name no CRS that others know.
+    #: CRS of the transforms in the files; masks have no CRS with an EPSG code.
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = tuple(DIRECTORIES)
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
@@ -418,33 +418,31 @@ class FLAIR(MultimodalDataset):
         download: bool = False,
         checksum: bool = False,
     ) -> None:
-        """List the files and read what is said of them; no image is opened.
+        """List the files and read their metadata; no image is opened.
 
         Args:
-            root: Directory that holds ``flair_labels_train``, ``flair_aerial_train`` and so
-                on, or archives of them.
+            root: Directory with ``flair_labels_train``, ``flair_aerial_train`` etc., or their archives.
             split: ``'train'``, ``'val'`` or ``'test'``.
-            modalities: ``'aerial'``, ``'s2'`` or both; None for all that the root holds.
+            modalities: ``'aerial'``, ``'s2'`` or both; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13 or 19.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
-            max_dates: How many days of a series to read, spread evenly over those that are
-                valid; None for all.
-            missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
-                ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, so that :meth:`parts` can be checked. A patch with nothing of *modalities*
-                is left out with a warning (:attr:`unseen`).
-            exclude: Names of samples to leave out (:attr:`ids`, of any split).
-            transforms: What to do with a sample.
-            download: Whether to download what is not there: the archives of the modalities
-                asked for, 50.7 GB (aerial) and 22.8 GB (s2) for training and validation.
+            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
+            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
+            max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
+            missing: How to handle missing images of patches with labels: ``'error'`` raises,
+                ``'allow'`` leaves the modality out of the sample, and ``'check'`` defers all errors
+                to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
+                (:attr:`unseen`).
+            exclude: Names of samples to exclude (:attr:`ids`, of any split).
+            transforms: Transform applied to each sample.
+            download: Whether to download missing archives of *modalities*: 50.7 GB (aerial) and
+                22.8 GB (s2) for training and validation.
             checksum: Whether to check the MD5 of archives.
 
         Raises:
-            DatasetNotFoundError: If the split is not there and *download* is False.
+            DatasetNotFoundError: If the split is not found and *download* is False.
             FileNotFoundError: If a file is missing.
-            ValueError: If an argument is not as described.
+            ValueError: If an argument is invalid.
         """
         check_choice(split=(split, self.splits), missing=(missing, MISSING))
         check_choice(num_classes=(num_classes, (13, len(CLASSES))))
@@ -470,7 +468,7 @@ class FLAIR(MultimodalDataset):
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample."""
+        """Name of each sample."""
         return [patch.id for patch in self.patches]
 
     def __len__(self) -> int:
@@ -478,17 +476,17 @@ class FLAIR(MultimodalDataset):
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
-        """One patch.
+        """Return the sample of a patch.
 
         Args:
-            index: Its place among the patches of the split.
+            index: Index of the patch in the split.
 
         Returns:
-            The sample.
+            Sample.
 
         Raises:
-            FileNotFoundError: If one of its files is missing.
-            ValueError: If one of its files is not as described.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file has unexpected content.
         """
         patch = self.patches[index]
         stored, transform = read_mask(self._file('labels', patch))
@@ -505,18 +503,18 @@ class FLAIR(MultimodalDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality, some valid dates of Sentinel-2, the mask and, if there, the prediction.
+        """Plot every modality, some valid dates of Sentinel-2, the mask and, if available, the prediction.
 
         Args:
-            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure.
+            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
+            show_titles: Whether to show a title above each panel.
+            suptitle: Title of the figure.
 
         Returns:
-            The figure.
+            Matplotlib figure.
 
         Raises:
-            RGBBandsMissingError: If no modality has bands that make a picture.
+            RGBBandsMissingError: If no modality has the bands of a plot.
         """
         palette = Palette(self.classes, self.colors)
         return plot_sample(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
@@ -538,11 +536,11 @@ class FLAIR(MultimodalDataset):
             yield Part('s2', files, partial(self._read_s2, patch, size), dates, self.modalities['s2'])
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files that a modality of some samples is read from, whether they are there or not.
+        """Return the files of a modality and some samples, including files that do not exist.
 
         Args:
-            name: The modality.
-            indices: Numbers of the samples.
+            name: Name of the modality.
+            indices: Indices of the samples.
         """
         patches = [self.patches[index] for index in indices]
         if name == 'aerial':
@@ -552,7 +550,7 @@ class FLAIR(MultimodalDataset):
         return [*files, self.path / CENTROIDS]
 
     def _classes(self, stored: NDArray[np.uint8]) -> Tensor:
-        """Return the classes (H, W) of numbers from 1; rare ones are one class."""
+        """Return class indices (H, W) from the stored values from 1; rare classes are merged."""
         # A table takes a tenth of the time of a subtraction, a clamp and a conversion.
         table = np.minimum((np.arange(256) - 1) % 256, self.num_classes - 1)
         return torch.from_numpy(table[stored])
@@ -604,7 +602,7 @@ class FLAIR(MultimodalDataset):
         return place / FILES[what].format(patch.number)
 
     def _obtain(self, modalities: Sequence[str] | None) -> None:
-        """Unpack or download what is not there; refuse a root without labels or images."""
+        """Extract or download missing directories; raise an error if there are no labels or images."""
         has = partial(obtain, root=self.path, download=self.download, checksum=self.checksum)
         names = tuple(MODALITIES if modalities is None else modalities)
         places = DIRECTORIES[self.split]
@@ -618,7 +616,7 @@ class FLAIR(MultimodalDataset):
                 has(ARCHIVES[beside])
 
     def _list(self, exclude: Collection[str]) -> list[Patch]:
-        """Patches of the split, those with labels or an aerial image, in a fixed order."""
+        """Return the patches of the split that have labels or an aerial image, sorted."""
         places = DIRECTORIES[self.split]
         labelled = find_patches(self.path / places['labels'], 'msk', 'MSK')
         self._photographed = find_patches(self.path / places['aerial'], 'img', 'IMG')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""FLAIR-HUB: what TorchGeo's loader reads, with dates, clouds, and the keys of a batch."""
+"""FLAIR-HUB: TorchGeo's dataset with dates, cloud masks and the keys of multimodal samples."""
 
 import copy
 import json
@@ -38,28 +38,28 @@ from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sam
 from .rasters.frames import decibel_mean
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
 
-#: Side of the pixels of Sentinel-1 and -2, in metres: ten are the 102.4 m of a patch.
+#: GSD of Sentinel-1 and -2 in metres, so that ten pixels cover the 102.4 m of a patch.
 GSD = 10.24
-#: Splits of the table ``GLOBAL_ALL_MTD_SPLIT.gpkg``, TorchGeo's default first.
+#: Columns of the table ``GLOBAL_ALL_MTD_SPLIT.gpkg``, TorchGeo's default first.
 SPLITS = ('split_1', 'split_2', 'split_3', 'split_4', 'split_5', 'split_flairchallenge', 'split_toy')
-#: What the labels may say: land cover, and crops in three depths.
+#: Types of labels: land cover, and crops in three levels of detail.
 TYPES = tuple(TASKS)
-#: The probabilities of snow and clouds, which belong to ``'s2'``.
+#: Product with the probabilities of snow and clouds for ``'s2'``.
 CLOUDS: AvailableBands = 'SENTINEL2_MSK-SC'
 
 
-#: Paths of a patch by product, and its name.
+#: Paths of the files of a patch by product, and its name as ``patch_id``.
 type Files = Mapping[str, str | Path]
 
 
 @dataclass(frozen=True)
 class Product:
-    """What TorchGeo's loader calls a modality, and where its dates are.
+    """TorchGeo's name of a modality, and the table of its dates.
 
     Args:
-        modality: The modality with all its bands.
-        name: What the loader is asked for.
-        table: The table of its dates; None where no date is taken from one.
+        modality: Modality with all its bands.
+        name: Name in TorchGeo.
+        table: Name of the table of dates; None if there is none.
     """
 
     modality: Modality
@@ -73,7 +73,7 @@ class Product:
 
 
 _RGBI = ('R', 'G', 'B', 'NIR')
-#: Every product, in the order of the modalities.
+#: Products by modality.
 PRODUCTS: dict[str, Product] = {
     product.modality.name: product
     for product in (
@@ -99,33 +99,33 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
     's1d': S1_COMPOSITES,
 }
 
-#: Of every raster.
+#: EPSG code of every raster.
 _CRS = 2154
-#: Products that are photographs, stored as bytes.
+#: Products stored as uint8.
 _BYTES = ('AERIAL_RGBI', 'AERIAL-RLT_PAN')
-#: Channels of labels, by what they say, and which of them that is.
+#: Number of channels of the label file and index of the channel, by type of labels.
 _CHANNELS = {'land_cover': (1, 0), 'crop_type': (3, 0), 'crop_type_2': (3, 1), 'crop_type_3': (3, 2)}
 
 
 def palette(dataset_type: str) -> Palette:
-    """Names and colours of the classes, which are TorchGeo's."""
+    """Return TorchGeo's names and colours of the classes."""
     names, cmap = TASKS[dataset_type]['classes'], TASKS[dataset_type]['cmap']
     return Palette(names, [to_hex(cmap(index)) for index in range(len(names))])
 
 
 def ignored(dataset_type: str) -> int | None:
-    """Return the class that is ignored in training and metrics: land that is ``'undefined'``."""
+    """Return the class that is ignored in training and metrics, ``'undefined'``; None if there is none."""
     names = TASKS[dataset_type]['classes']
     return names.index('undefined') if 'undefined' in names else None
 
 
 def label_product(dataset_type: str) -> str:
-    """Return the name that the loader gives to the product of the labels."""
+    """Return TorchGeo's name of the product with the labels."""
     return 'AERIAL_LABEL-COSIA' if dataset_type == 'land_cover' else 'ALL_LABEL-LPIS'
 
 
 def has_product(root: Path, domain: str, product: str) -> bool:
-    """Whether a root has a product of a domain such as ``'D004-2021'``, unpacked or not."""
+    """Return whether a root has a product of a domain such as ``'D004-2021'``, extracted or as an archive."""
     if product == PRODUCTS['aerial_rlt'].name:
         domain = f'{domain[:-4]}195X'
     return any((root / f'{domain}_{product}{end}').exists() for end in ('', '.zip'))
@@ -137,15 +137,15 @@ def choose_domains(
     """Return the requested years by domain.
 
     Args:
-        root: Where the dataset is.
-        asked: Domains and years, such as ``'D004-2021'``; None for those of which *root* has
-            labels, or for all if it has none or may download them.
-        known: Years by domain of all there are.
-        labels: The product of the labels.
-        download: Whether what is lacking is to be downloaded.
+        root: Directory of the dataset.
+        asked: Domains and years, such as ``'D004-2021'``. Defaults to those with labels in *root*, or
+            to all if there are none or *download* is True.
+        known: Years of all domains.
+        labels: Product of the labels.
+        download: Whether to download missing archives.
 
     Raises:
-        ValueError: If one is unknown.
+        ValueError: If a domain is unknown.
     """
     every = [f'{domain}-{year}' for domain, years in known.items() for year in years]
     if asked is not None and (isinstance(asked, str) or not asked or not set(asked) <= set(every)):
@@ -159,7 +159,7 @@ def choose_domains(
 
 
 def damaged(files: Files, products: Iterable[str]) -> str | Path:
-    """Return the first file that is unreadable or a series with an incomplete frame; else the first of all."""
+    """Return the first file that is unreadable or a time series with an incomplete frame, else the first file."""
     bands = {product.name: len(product.modality.bands) for product in PRODUCTS.values() if product.modality.temporal}
     paths = {files[product]: bands.get(cast(Any, product), 2 if product == CLOUDS else 1) for product in products}
     for path, count in paths.items():
@@ -178,14 +178,14 @@ def measured_of(
     """Return an image or a time series with NaN for nodata; radar stays in linear power.
 
     Args:
-        files: The paths of the patch.
-        product: What it is of.
-        image: All bands of it, ``(..., C, H, W)``.
-        size: Rows and columns of the labels.
+        files: Files of the patch.
+        product: Product of the image.
+        image: All bands, ``(..., C, H, W)``.
+        size: Height and width of the labels in pixels.
         decibels: Whether radar is in dB.
 
     Raises:
-        ValueError: If it does not cover the ground of its labels, or power is below 0.
+        ValueError: If the image does not cover the extent of the labels, or power is negative.
     """
     path, modality = files[product.name], product.modality
     gsd = MODALITIES['aerial'].gsd
@@ -208,7 +208,7 @@ def measured_of(
 
 
 def size_of(files: Files) -> tuple[int, int]:
-    """Rows and columns of the labels, by the first raster of a patch that can be opened; 0 and 0 if none can."""
+    """Return the size of the labels from the first raster of a patch that can be opened; 0 and 0 if none can."""
     fine = MODALITIES['aerial'].gsd
     sizes = {'mask': fine, CLOUDS: GSD} | {product.name: product.modality.gsd for product in PRODUCTS.values()}
     for name, gsd in sizes.items():
@@ -224,11 +224,11 @@ def expect(
     """Return the expected content of the files of a modality, the images first.
 
     Args:
-        files: The paths of the patch.
-        product: Which modality; None for the labels.
-        size: Rows and columns of the labels.
-        dataset_type: What the labels say.
-        dates: When its images were taken.
+        files: Files of the patch.
+        product: Product; None for the labels.
+        size: Height and width of the labels in pixels.
+        dataset_type: Type of the labels.
+        dates: Acquisition dates of the images.
     """
     if product is None:
         channels, channel = _CHANNELS[dataset_type]
@@ -255,18 +255,17 @@ def expect(
 
 
 def dates_of(table: Path, days: Any, fault: Exception | None) -> Dates:
-    """Return the dates of an area or a patch in a table. Days need not be in order, and may repeat.
+    """Return the dates of an area or a patch in a table. They may be unsorted and repeated.
 
     Args:
-        table: The table.
-        days: The days of the frames, the day of the image, or None if that is not known.
-        fault: What is wrong with the row.
+        table: Path of the table.
+        days: Days of the frames, day of the image, or None if unknown.
+        fault: Error of the row, if any.
     """
     return Dates(table, partial(_days, days, fault), ordered=False)
 
 
 def _days(days: Any, fault: Exception | None) -> NDArray[np.int64]:
-    """Return the days, or raise an error that names the fault."""
     if fault is not None:
         raise fault
     return np.atleast_1d(np.asarray(0 if days is None else days, dtype=np.int64))
@@ -283,12 +282,12 @@ def lacking_labels(
     """Return the files of patches that have images and no labels.
 
     Args:
-        root: Where the dataset is.
-        patches: Every patch of the split.
-        domains: The domains that are asked for, such as ``'D004-2021'``.
-        found: The files of the patches with labels.
-        labels: The product of the labels.
-        products: The products that are asked for.
+        root: Directory of the dataset.
+        patches: All patches of the split.
+        domains: Requested domains, such as ``'D004-2021'``.
+        found: Files of the patches with labels.
+        labels: Product of the labels.
+        products: Requested products.
     """
     known = {str(files['patch_id']) for files in found}
     lacking = []
@@ -303,18 +302,17 @@ def lacking_labels(
 
 
 def _path(root: Path, patch: str, product: str) -> Path:
-    """Where an image of a patch is."""
     domain, area, place = patch.split('_')
     domain = f'{domain[:-4]}195X' if product == PRODUCTS['aerial_rlt'].name else domain
     return root / f'{domain}_{product}' / area / f'{domain}_{product}_{area}_{place}.tif'
 
 
-#: Faults of single rows, by area or patch, to be reported later.
+#: Errors of single rows, by area or patch, which are reported later.
 type Faults = dict[str, Exception]
 
 
 def area_of(patch: str) -> str:
-    """Domain and area of a patch: ``'D004-2021_AA-S1-32'`` of ``'D004-2021_AA-S1-32_0-0'``."""
+    """Return domain and area of a patch: ``'D004-2021_AA-S1-32'`` for ``'D004-2021_AA-S1-32_0-0'``."""
     return '_'.join(patch.split('_')[:2])
 
 
@@ -324,7 +322,7 @@ def key_of(patch: str, modality: Modality) -> str:
 
 
 def table_of(root: Path, name: str) -> Path:
-    """Where the dates of a product are."""
+    """Return the path of the table with the dates of a product."""
     return root / 'GLOBAL_ALL_MTD' / f'GLOBAL_{name}_MTD_DATES.gpkg'
 
 
@@ -334,16 +332,16 @@ def read_tables(
     """Read the days of modalities, by area or patch.
 
     Args:
-        root: The dataset.
-        names: The modalities; those without a table are passed over.
-        patches: The patches that are needed.
-        tell: Whether to give what is wrong with a table, and not to raise it.
+        root: Directory of the dataset.
+        names: Names of the modalities; those without a table are skipped.
+        patches: Requested patches.
+        tell: Whether to return errors instead of raising them.
 
     Returns:
-        Days, and what is wrong with those that are lacking, by modality and area or patch.
+        Days, and errors of those that cannot be read, by modality and area or patch.
 
     Raises:
-        FileNotFoundError: If there is no table of a series.
+        FileNotFoundError: If the table of a time series does not exist.
         ValueError: If a table is damaged.
     """
     days: dict[str, Mapping[str, Any]] = {}
@@ -368,26 +366,26 @@ def read_series_days(path: Path, areas: Collection[str], faults: Faults | None =
     """Read the days of the time series of each area, which all its patches share.
 
     Args:
-        path: The table: a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and
-            ``patch_id`` or ``zone_id``, which begins with domain and area.
-        areas: The areas that are needed.
-        faults: Where to put what is wrong with an area; None to raise it.
+        path: Path of the table, with a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``,
+            and a column ``patch_id`` or ``zone_id``, which begins with domain and area.
+        areas: Requested areas.
+        faults: Dictionary to which errors of areas are added; None to raise them.
 
     Returns:
         Days since 1970-01-01 in the order of the frames, by area.
 
     Raises:
-        FileNotFoundError: If there is no such table.
-        ValueError: If it is damaged, or an area is missing in it.
+        FileNotFoundError: If the table does not exist.
+        ValueError: If the table is damaged, or an area is missing in it.
     """
     days: dict[str, NDArray[np.int64]] = {}
     for key, dates in _rows(path, 'acquisition_dates'):
         area = area_of(key)
         if area in areas and area not in days:
-            with _noting(faults, area):
+            with _collect_errors(faults, area):
                 days[area] = parse_dates(dates, f"'acquisition_dates' of {key!r} in {path}")
     for area in sorted(set(areas) - set(days) - set(faults or ())):
-        with _noting(faults, area):
+        with _collect_errors(faults, area):
             raise ValueError(f'{path} has no row of {area!r}, expected one for each of {len(areas)} areas')
     return days
 
@@ -396,34 +394,34 @@ def read_image_days(path: Path, patches: Collection[str], faults: Faults | None 
     """Read the day of the image of each patch, if it is known.
 
     Args:
-        path: The table: columns ``patch_id`` and ``date``, such as ``20210614``; of a day or
-            month ``00`` nothing is known.
-        patches: The patches that are needed.
-        faults: Where to put what is wrong with a patch; None to raise it.
+        path: Path of the table with the columns ``patch_id`` and ``date``, such as ``20210614``. A date
+            with day or month ``00`` is unknown.
+        patches: Requested patches.
+        faults: Dictionary to which errors of patches are added; None to raise them.
 
     Returns:
         Days since 1970-01-01 by patch.
 
     Raises:
-        ValueError: If the table is damaged, or a date is not in the calendar.
+        ValueError: If the table is damaged, or a date does not exist.
     """
     days = {}
     for key, date in _rows(path, 'date') if path.exists() else ():
         stamp = str(date or '').replace('-', '')
         if key in patches and stamp[4:6] not in ('', '00') and stamp[6:8] not in ('', '00'):
-            with _noting(faults, key):
+            with _collect_errors(faults, key):
                 days[key] = int(parse_dates([stamp[:8]], f"'date' of {key!r} in {path}")[0])
     return days
 
 
 def read_splits(path: Path, column: str) -> dict[str, str]:
-    """Which split each patch of any domain is of, ``'train'``, ``'valid'`` or ``'test'``."""
+    """Read the split of each patch of all domains, ``'train'``, ``'valid'`` or ``'test'``."""
     return {key: str(split) for key, split in _rows(path, column)}
 
 
 @contextmanager
-def _noting(faults: Faults | None, key: str) -> Iterator[None]:
-    """Put what is wrong with a row where it is told of, if it is."""
+def _collect_errors(faults: Faults | None, key: str) -> Iterator[None]:
+    """Add a ValueError to *faults*; raise it if that is None."""
     try:
         yield
     except ValueError as error:
@@ -433,7 +431,7 @@ def _noting(faults: Faults | None, key: str) -> Iterator[None]:
 
 
 def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """Key and content of every row of a table."""
+    """Yield the key of every row of a table and its value in a column."""
     expected = f"expected a GeoPackage with the columns 'patch_id' or 'zone_id', and {column!r}"
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, {expected}')
@@ -449,10 +447,10 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
 
 class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
-    """FLAIR-HUB as TorchGeo's :class:`~torchgeo.datasets.FLAIRHUB` reads it, and what that leaves out.
+    """FLAIR-HUB dataset: TorchGeo's :class:`~torchgeo.datasets.FLAIRHUB` with dates and cloud masks.
 
     ==========  ==============================================  =======  ========================
-    name        bands                                           gsd      units
+    name        bands                                           GSD      units
     ==========  ==============================================  =======  ========================
     aerial      R G B NIR                                       0.2 m    0 to 255
     spot        R G B NIR                                       1.6 m    reflectance x 10000
@@ -463,17 +461,17 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     s1d         VV, VH, descending orbit                        10.24 m  power, read as dB
     ==========  ==============================================  =======  ========================
 
-    A patch is 102.4 m wide. A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>``
-    of each modality that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN
-    where nothing was measured; ``mask`` (H, W) of classes and ``label`` (K,), which of the K
-    scored classes occur; and ``bounds`` (9,).
+    A patch covers 102.4 x 102.4 m. A sample has ``image_<name>``, ``dates_<name>`` and
+    ``valid_<name>`` of each available modality (see :mod:`torchgeo_omnisat.batch`), in raw units
+    with NaN for nodata; ``mask`` (H, W) of classes; ``label`` (K,), which of the K scored classes
+    occur; and ``bounds`` (9,).
 
-    The classes are TorchGeo's: 19 of land cover, of which the last, undefined, is ignored (clear
-    cut, ligneous and mixed, 15 to 17, hardly occur); or 23, 31 or 46 crops and background, none
-    ignored. Dates come from the tables of ``GLOBAL_ALL_MTD``. A date of Sentinel-2 is not valid
-    if at least *cloud_cover* of its pixels are snow or cloud with a probability of at least
-    *cloud_probability* %. Dates are in the order of time, and frames of one day are merged,
-    clear ones alone where there are any.
+    The classes are those of TorchGeo: 19 of land cover, of which the last, undefined, is ignored
+    (clear cut, ligneous and mixed, 15 to 17, are rare); or 23, 31 or 46 crops and background, none
+    of which is ignored. Dates come from the tables of ``GLOBAL_ALL_MTD`` and are sorted. A date of
+    Sentinel-2 is not valid if at least a fraction *cloud_cover* of its pixels are snow or cloud
+    with a probability of at least *cloud_probability* %. Frames of one day are merged, from clear
+    ones only if there are any.
 
     Source: https://huggingface.co/datasets/IGNF/FLAIR-HUB; licence: Etalab 2.0. If you use this
     dataset in your research, please cite https://doi.org/10.48550/arXiv.2506.07080
@@ -482,7 +480,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     #: GSD of the mask in metres.
     label_gsd = MODALITIES['aerial'].gsd
     layout: ClassVar[str] = 'FLAIR-HUB'
-    #: Of the transforms in the files.
+    #: CRS of the transforms in the files.
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = ('train', 'val', 'test')
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
@@ -506,36 +504,34 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         download: bool = False,
         checksum: bool = False,
     ) -> None:
-        """Let TorchGeo list the files, and read the tables of dates; no image is opened.
+        """List the files with TorchGeo, and read the tables of dates; no image is opened.
 
         Args:
-            root: Directory that holds ``D004-2021_AERIAL_RGBI`` and so on, or their archives.
+            root: Directory with ``D004-2021_AERIAL_RGBI`` etc., or their archives.
             split: ``'train'``, ``'val'`` or ``'test'``.
-            modalities: Names of the modalities to read; None for all that the root holds.
+            modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
-            domains: Domains and years such as ``('D004-2021',)``; None for those that the root
-                holds, or, with *download*, for all, 750 GB.
-            split_column: Which of the official splits to follow.
-            dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or
-                ``'crop_type_3'``.
-            decibels: Whether Sentinel-1 is stored in dB and not as power.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
-            max_dates: How many days of a series to read, spread evenly over those that are
-                valid; None for all.
-            missing: What an image is that a patch with labels lacks: an ``'error'``, or, if
-                ``'allow'``, a modality absent from that sample; ``'check'`` refuses nothing
-                yet, so that :meth:`parts` can be checked. A patch with nothing of *modalities*
-                is left out with a warning (:attr:`unseen`).
-            exclude: Names of samples to leave out (:attr:`ids`, of any split).
-            transforms: What to do with a sample.
-            download: Whether to download the archives that are not there.
+            domains: Domains and years such as ``('D004-2021',)``; None for those in *root*, or, with
+                *download*, for all (750 GB).
+            split_column: Official split, a column of the table of splits.
+            dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or ``'crop_type_3'``.
+            decibels: Whether Sentinel-1 is stored in dB instead of linear power.
+            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
+            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
+            max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
+            missing: How to handle missing images of patches with labels: ``'error'`` raises,
+                ``'allow'`` leaves the modality out of the sample, and ``'check'`` defers all errors
+                to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
+                (:attr:`unseen`).
+            exclude: Names of samples to exclude (:attr:`ids`, of any split).
+            transforms: Transform applied to each sample.
+            download: Whether to download missing archives.
             checksum: Whether to check the SHA-256 of archives.
 
         Raises:
-            DatasetNotFoundError: If nothing of the split is there and *download* is False.
+            DatasetNotFoundError: If the split is not found and *download* is False.
             FileNotFoundError: If a file is missing.
-            ValueError: If an argument or a table is not as described.
+            ValueError: If an argument or a table is invalid.
         """
         check_choice(
             split=(split, self.splits),
@@ -584,21 +580,21 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample."""
+        """Name of each sample."""
         return [str(files['patch_id']) for files in self.files]
 
     def __getitem__(self, index: int) -> Sample:
-        """One patch.
+        """Return the sample of a patch.
 
         Args:
-            index: Its place among the patches of the split.
+            index: Index of the patch in the split.
 
         Returns:
-            The sample.
+            Sample.
 
         Raises:
-            FileNotFoundError: If one of its files is missing.
-            ValueError: If one of its files is not as described.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file has unexpected content.
         """
         files = self.files[index]
         loaded = self._load(index)
@@ -621,18 +617,18 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     def plot(  # type: ignore[override]
         self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
     ) -> Figure:
-        """Show every modality, some valid dates of the series, the mask and, if there, the prediction.
+        """Plot every modality, some valid dates of time series, the mask and, if available, the prediction.
 
         Args:
-            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure.
+            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
+            show_titles: Whether to show a title above each panel.
+            suptitle: Title of the figure.
 
         Returns:
-            The figure.
+            Matplotlib figure.
 
         Raises:
-            RGBBandsMissingError: If no modality has bands that make a picture.
+            RGBBandsMissingError: If no modality has the bands of a plot.
         """
         return plot_sample(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
 
@@ -650,11 +646,11 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             yield Part(name, expect(files, product, size, self.dataset_type, dates), read, dates, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files that a modality of some samples is read from, whether they are there or not.
+        """Return the files of a modality and some samples, including files that do not exist.
 
         Args:
-            name: The modality.
-            indices: Numbers of the samples.
+            name: Name of the modality.
+            indices: Indices of the samples.
         """
         products = [PRODUCTS[name].name, *([CLOUDS] if name == 's2' else [])]
         rows = [self.files[index] for index in indices]
@@ -726,7 +722,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), merged, valid)
 
     def _check_files(self) -> None:
-        """Refuse patches without an image, unless that is allowed, and leave out those without any."""
+        """Raise an error for missing images, unless they are allowed, and exclude patches without any modality."""
         self.unseen: list[str] = []
         for band in self.bands if self.missing == 'error' else ():
             paths = [Path(files[band]) for files in self.files]
@@ -737,7 +733,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             self.files, self.unseen = keep_seen(self.files, self.ids, seen, self.modalities, self.path)
 
     def _verify(self) -> None:
-        """TorchGeo's check of every domain, of the modalities that it has if some may be missing."""
+        """Run TorchGeo's check for every domain, without missing modalities if they are allowed."""
         bands, years = self.bands, self.domain_years
         try:
             for domain, year in ((domain, year) for domain, held in years.items() for year in held):

@@ -1,12 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Integrity: the expected contents of the files of a sample, and the problems that are found in them.
+"""Expected content of the files of a sample, and problems that are found in them.
 
-A dataset that can be checked has ``ids``, a name for each sample, and ``parts``, which says
-of one sample what its files should hold and how they are read. It is made with
-``missing='check'``, so that it refuses nothing that :mod:`torchgeo_omnisat.datasets.integrity`
-is to tell of.
+A dataset that can be checked has ``ids``, a name for each sample, and ``parts``, which yields the
+expected content of the files of a sample and how to read them. It is created with
+``missing='check'``, so that it raises no error for problems that this module reports.
 """
 
 import json
@@ -28,7 +27,7 @@ from ..modality import Modality
 from ..utils.jsonfile import load_json
 from .io.opening import open_raster
 
-#: Every kind of problem, and what it means.
+#: Kinds of problems and their descriptions.
 KINDS = {
     'missing': 'a file, or an entry of one, is not there',
     'unreadable': 'a file is truncated or damaged',
@@ -47,21 +46,21 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Expected:
-    """What one array in a file should be.
+    """Expected content of an array in a file.
 
     Args:
-        path: The file: ``.npy``, a raster, or HDF5.
-        shape: The sizes that are known; None is any. A raster of four is a series, the bands
-            of its first date first.
-        dtype: A type such as ``'int16'``, or ``'integer'``, ``'number'`` or ``'any'``.
-        key: Which array of an HDF5 file.
-        series: Whether its first axis is dates.
-        optional: Whether nothing says that it was ever acquired.
-        classes: Least and greatest number in a channel of labels.
-        channel: Which channel that is.
-        crs: The system of coordinates of a raster, by its code; 0 for any.
-        crs_unused: Whether published files lack it and nothing reads it, so that its absence
-            is a warning.
+        path: File in ``.npy``, raster or HDF5 format.
+        shape: Expected shape, None for any size. A raster with four axes is a time series, whose
+            bands are ordered by date.
+        dtype: Data type such as ``'int16'``, or ``'integer'``, ``'number'`` or ``'any'``.
+        key: Name of the array in an HDF5 file.
+        series: Whether the first axis is time.
+        optional: Whether the file may be missing because no metadata state its acquisition.
+        classes: Minimum and maximum class of a label channel.
+        channel: Index of the label channel.
+        crs: EPSG code of a raster; 0 for any CRS.
+        crs_unused: Whether published files lack the CRS and no reader needs it, so that its
+            absence is only a warning.
     """
 
     path: Path
@@ -78,13 +77,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Dates:
-    """The days of the first axis of a file's array.
+    """Acquisition dates of a time series.
 
     Args:
-        path: What says them.
-        read: Gives days since 1970-01-01, or raises ValueError.
-        ordered: Whether published files have them in order and each once. Readers cope with
-            others.
+        path: File with the dates.
+        read: Function that returns days since 1970-01-01, or raises ValueError.
+        ordered: Whether dates of published files are sorted and unique. Readers also accept others.
     """
 
     path: Path
@@ -97,13 +95,13 @@ class Part:
     """A modality, the mask or the label of a sample.
 
     Args:
-        name: What it is called.
-        files: What it is read from, the images first.
-        read: Reads it as the dataset does.
-        dates: The dates of the images.
-        modality: Which keys to look at in what *read* gives; None if it is none.
-        fault: The kind of problem if it cannot be read.
-        absent: Whether there is none, as may be.
+        name: Name of the modality, ``'mask'`` or ``'label'``.
+        files: Files of the part, images first.
+        read: Function that reads the part as the dataset does.
+        dates: Acquisition dates of the images.
+        modality: Modality of the part; None for labels.
+        fault: Kind of problem if the part cannot be read.
+        absent: Whether the part is missing, which is not an error.
     """
 
     name: str
@@ -116,14 +114,14 @@ class Part:
 
 
 class Checkable(Protocol):
-    """A dataset that can be checked."""
+    """Protocol of a dataset that can be checked."""
 
     path: Path
     modalities: dict[str, Modality]
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample."""
+        """Name of each sample."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -134,15 +132,15 @@ class Checkable(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """Problem of a dataset or a sample.
 
     Args:
-        sample: Name of the sample; empty if it is the dataset's.
-        part: The modality, or ``'mask'`` or ``'label'``.
-        file: The file, from the dataset's directory on.
+        sample: Name of the sample; empty for a problem of the dataset.
+        part: Name of the modality, ``'mask'`` or ``'label'``.
+        file: Path of the file, relative to the directory of the dataset.
         kind: One of :data:`KINDS`.
-        reason: What was found and what was expected.
-        warning: Whether the sample can be used all the same.
+        reason: Actual and expected content.
+        warning: Whether the sample can be used despite the problem.
     """
 
     sample: str
@@ -155,11 +153,11 @@ class Problem:
 
 @dataclass
 class Findings:
-    """What is wrong with a sample, and which modalities it has not, as may be.
+    """Problems and missing modalities of a sample.
 
     Args:
-        problems: What is wrong.
-        absent: Modalities of which nothing says that they were acquired.
+        problems: Problems.
+        absent: Modalities that are missing without being an error.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -168,14 +166,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """Report of the command ``check``.
 
     Args:
-        layout: Whose files these are, as the dataset class says.
-        root: The dataset's directory.
-        samples: How many samples of each split were looked at.
-        problems: What is wrong, warnings among it.
-        absent: How many samples have no image of a modality, which nothing says they should.
+        layout: Layout of the files, an attribute of the dataset class.
+        root: Directory of the dataset.
+        samples: Number of checked samples by split.
+        problems: Problems, including warnings.
+        absent: Number of samples without an image, by modality, where this is not an error.
         statistics: Rows of the tables of values, dates and labels, by table; see
             :func:`torchgeo_omnisat.validation.values.summarize`. Empty in older reports.
     """
@@ -189,12 +187,12 @@ class Report:
 
     @property
     def faults(self) -> list[Problem]:
-        """The problems without the warnings."""
+        """Problems without warnings."""
         return [problem for problem in self.problems if not problem.warning]
 
     @property
     def samples_at_fault(self) -> dict[str, tuple[str, ...]]:
-        """The kinds of problem of each sample that has one, warnings aside."""
+        """Kinds of problems, without warnings, by sample."""
         kinds: dict[str, tuple[str, ...]] = {}
         for problem in self.faults:
             if problem.sample:
@@ -202,21 +200,21 @@ class Report:
         return kinds
 
     def count(self) -> dict[str, int]:
-        """How many problems of each kind there are, in the order of :data:`KINDS`."""
+        """Return the number of problems of each kind, in the order of :data:`KINDS`."""
         counts = Counter(problem.kind for problem in self.faults)
         return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the report as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what was written.
+        """Read a report.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is something else.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is not a report.
         """
         expected = 'expected what `python -m torchgeo_omnisat check --output FILE` writes'
         try:
@@ -229,13 +227,13 @@ class Report:
             raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error
 
 
-#: What a damaged file gives rise to. Any other error is ours, and not the file's.
+#: Errors caused by damaged files. Other errors are bugs of this package.
 _DAMAGE = (ValueError, OSError, RuntimeError, LookupError, EOFError, RasterioError)
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """A problem whose sample and part are known to the caller."""
+    """Problem without sample and part, which the caller adds."""
 
     path: Path
     kind: str
@@ -250,17 +248,17 @@ def inspect(
     allow_missing: bool,
     observe: Callable[[str, Any], None] | None = None,
 ) -> Findings:
-    """Look at every file of a sample.
+    """Check every file of a sample.
 
     Args:
-        dataset: The dataset, with all bands and dates.
-        index: Which sample.
-        max_nan: Greatest share of the pixels of a modality that may not be measured.
-        allow_missing: Whether an image of which nothing says that it was acquired may be missing.
-        observe: Called with the name of each part and what was read of it.
+        dataset: Dataset with all bands and dates.
+        index: Index of the sample.
+        max_nan: Maximum fraction of nodata pixels of a modality.
+        allow_missing: Whether optional images may be missing.
+        observe: Function called with the name and the content of each part.
 
     Returns:
-        What was found. Where a file is not what it should be it is not read any further.
+        Problems and missing modalities. Files with unexpected headers are not read further.
     """
     found, sample = Findings(), dataset.ids[index]
     for whole in dataset.parts(index):
@@ -269,9 +267,9 @@ def inspect(
         if whole.absent or any(file in lacking for file in whole.files[:1]):
             found.absent.append(part.name)
             continue
-        faults = list(_look(part))
+        faults = list(_check_headers(part))
         if all(fault.warning for fault in faults):
-            faults += _read(part, max_nan, observe)
+            faults += _check_values(part, max_nan, observe)
         for fault in faults:
             file = below(fault.path, dataset.path)
             found.problems.append(Problem(sample, part.name, file, fault.kind, fault.reason, fault.warning))
@@ -283,14 +281,14 @@ def below(path: Path, root: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _look(part: Part) -> Iterator[_Fault]:
-    """Yield the faults of a part that are found without reading its values."""
+def _check_headers(part: Part) -> Iterator[_Fault]:
+    """Yield the faults of a part that are found without reading its pixels."""
     days, undated = None, None
     if part.dates is not None:
         try:
             days = part.dates.read()
         except _DAMAGE as error:
-            undated = _Fault(part.dates.path, 'dates', _without(part.dates.path, error))
+            undated = _Fault(part.dates.path, 'dates', _message_without_path(part.dates.path, error))
     broken = set()
     for file in part.files:
         try:
@@ -302,18 +300,18 @@ def _look(part: Part) -> Iterator[_Fault]:
             yield _Fault(file.path, 'missing', f'does not exist, expected {part.name} there')
         except _DAMAGE as error:
             broken.add(file.path)
-            yield _Fault(file.path, 'unreadable', f'truncated or damaged: {_without(file.path, error)}')
+            yield _Fault(file.path, 'unreadable', f'truncated or damaged: {_message_without_path(file.path, error)}')
         else:
             yield from _compare(file, header, days if file.series else None, part.dates)
     if undated is not None and undated.path not in broken:
         yield undated
     if days is not None and part.dates is not None and part.dates.ordered:
-        yield from _order(part.dates.path, days)
+        yield from _check_order(part.dates.path, days)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says of its array."""
+    """Header of an array in a file."""
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
@@ -321,13 +319,13 @@ class _Header:
 
 
 def _array_header(file: Expected) -> _Header:
-    """Of a ``.npy`` file, which is as long as it says."""
+    """Return the header of a ``.npy`` file; memory mapping fails if the file is truncated."""
     array = np.load(file.path, mmap_mode='r')
     return _Header(array.shape, array.dtype)
 
 
 def _raster_header(file: Expected) -> _Header:
-    """Of a raster."""
+    """Return the header of a raster."""
     _no_header(file)
     with open_raster(str(file.path)) as source:
         shape: tuple[int, ...] = (source.count, source.height, source.width)
@@ -338,7 +336,7 @@ def _raster_header(file: Expected) -> _Header:
 
 
 def _hdf5_header(file: Expected) -> _Header:
-    """Of an array in an HDF5 file; of a NetCDF file with that ending nothing but that it is there."""
+    """Return the header of an array in an HDF5 file; without a key, only check that the file exists."""
     if file.key is None:
         return _no_header(file)
     with h5py.File(file.path, 'r') as source:
@@ -348,7 +346,7 @@ def _hdf5_header(file: Expected) -> _Header:
 
 
 def _no_header(file: Expected) -> _Header:
-    """Of a text, nothing but that it is there."""
+    """Check that a file without a header, such as text, exists."""
     file.path.stat()
     return _Header()
 
@@ -388,12 +386,11 @@ def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, da
 
 
 def _code(crs: int) -> str:
-    """Format a CRS as text."""
     return f'EPSG:{crs}' if crs else 'one'
 
 
-def _order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
-    """Whether days are in order, each once."""
+def _check_order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
+    """Yield the faults of days that are not sorted or not unique."""
     stamps = days.astype('datetime64[D]')
     back = next(((a, b) for a, b in pairwise(stamps) if b < a), None)
     if back is not None:
@@ -403,12 +400,12 @@ def _order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
         yield _Fault(path, 'dates', f'has {unique[counts > 1][0]} {counts.max()} times, expected each date once')
 
 
-def _read(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[_Fault]:
-    """Yield the faults of the values of a part."""
+def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[_Fault]:
+    """Yield the faults that are found by reading a part."""
     try:
         for file in part.files:
             if file.classes is not None:
-                least, most = _range(file)
+                least, most = _label_range(file)
                 if least < file.classes[0] or most > file.classes[1]:
                     wanted = f'classes {file.classes[0]} to {file.classes[1]}'
                     yield _Fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
@@ -417,18 +414,18 @@ def _read(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None
         if observe is not None:
             observe(part.name, sample)
     except _DAMAGE as error:
-        paths = [file.path for file in part.files] or [Path(part.name)]  # what is remote is no file
+        paths = [file.path for file in part.files] or [Path(part.name)]  # remote data have no file
         path = next((path for path in paths if str(path) in str(error)), paths[0])
         kind = 'missing' if isinstance(error, FileNotFoundError | LookupError) else part.fault
         damaged = 'truncated or damaged: ' if kind == 'unreadable' else ''
-        yield _Fault(path, kind, damaged + _without(path, error))
+        yield _Fault(path, kind, damaged + _message_without_path(path, error))
     else:
         if part.modality is not None:
-            yield from _values(part.files[0].path, part.modality, sample, max_nan)
+            yield from _check_observed(part.files[0].path, part.modality, sample, max_nan)
 
 
-def _range(file: Expected) -> tuple[int, int]:
-    """Least and greatest number of the channel of labels."""
+def _label_range(file: Expected) -> tuple[int, int]:
+    """Return minimum and maximum of the label channel."""
     if file.path.suffix == '.npy':
         labels = np.load(file.path, mmap_mode='r')[file.channel]
     else:
@@ -437,8 +434,8 @@ def _range(file: Expected) -> tuple[int, int]:
     return int(labels.min()), int(labels.max())
 
 
-def _values(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_nan: float) -> Iterator[_Fault]:
-    """Whether enough of a modality was measured."""
+def _check_observed(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_nan: float) -> Iterator[_Fault]:
+    """Yield a fault if a modality has no valid image or too few observed pixels."""
     if modality.image_key not in sample:
         yield _Fault(path, 'empty', 'has no image at all')
         return
@@ -451,7 +448,7 @@ def _values(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_na
         yield _Fault(path, 'nan', f'{share:.1%} of the pixels are NaN or nodata, expected at most {max_nan:.1%}')
 
 
-def _without(path: Path, error: Exception) -> str:
+def _message_without_path(path: Path, error: Exception) -> str:
     """Return the message of an error without the path, which is printed beside it."""
     text = str(error) or type(error).__name__
     return ' '.join(text.replace(str(path), '').split()).removeprefix(': ')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Label counts: how many pixels and tiles of a split have each class."""
+"""Numbers of pixels and tiles of each class in a split."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,26 +20,26 @@ from .classes import NO_LABEL, UNKNOWN
 from .geo.join import pixels
 from .geo.tiles import GeoTiles
 
-#: About how many labels a side are read at once.
+#: Approximate side in pixels of the blocks of labels that are read at once.
 BLOCK = 1024
-#: So many different unknown codes are listed.
+#: Maximum number of distinct unknown codes to collect.
 LISTED = 10_000
 
 
 @dataclass
 class LabelCounts:
-    """What a split has of each class, by name.
+    """Label counts of a split.
 
     Args:
-        pixels: Labelled pixels by class; where whole tiles have labels, tiles.
-        tiles: Tiles with at least one such pixel.
-        total: All pixels on the ground of the split.
-        total_tiles: All tiles.
-        of: How many tiles there are, if not all of them were read; 0 if they were.
-        ignored: Pixels that have the code which means *no label*.
-        ambiguous: Pixels in polygons, or with points, of different classes.
-        shapes: What these are: ``'points'``, which are not labels there, or ``'polygons'``.
-        nodata: Files whose nodata is the number of a class: path, nodata, and class.
+        pixels: Number of labelled pixels by class; for labels of whole tiles, of tiles.
+        tiles: Number of tiles with at least one such pixel, by class.
+        total: Number of pixels in the footprint of the split.
+        total_tiles: Number of tiles that were read.
+        of: Number of all tiles if only some were read, else 0.
+        ignored: Number of pixels with the value of *ignore_index*.
+        ambiguous: Number of pixels with polygons or points of different classes.
+        shapes: Type of these: ``'points'``, which then have no label, or ``'polygons'``.
+        nodata: Files whose nodata value is also a class: path, nodata value, and class.
     """
 
     pixels: dict[str, int]
@@ -54,18 +54,18 @@ class LabelCounts:
 
     @classmethod
     def none(cls, labels: Sequence[str], ignore_index: int | None = None) -> 'LabelCounts':
-        """Return counts of nothing, for all classes but the ignored one."""
+        """Return counts of zero, for all classes but the ignored one."""
         names = [name for number, name in enumerate(labels) if number != ignore_index]
         return cls(dict.fromkeys(names, 0), dict.fromkeys(names, 0))
 
     @property
     def labelled(self) -> int:
-        """Labelled pixels of all classes."""
+        """Number of labelled pixels of all classes."""
         return sum(self.pixels.values())
 
     @property
     def unit(self) -> str:
-        """What is counted: ``'pixel'``, or ``'tile'`` where whole tiles have labels."""
+        """Unit of the counts: ``'pixel'``, or ``'tile'`` for labels of whole tiles."""
         return 'tile' if self.total == self.total_tiles else 'pixel'
 
     @property
@@ -74,22 +74,22 @@ class LabelCounts:
         return [name for name, count in self.pixels.items() if not count]
 
     def shares(self) -> dict[str, float]:
-        """Return the fraction of the labelled pixels that each class has."""
+        """Return the fraction of labelled pixels of each class."""
         return {name: count / max(1, self.labelled) for name, count in self.pixels.items()}
 
     def summary(self, split: str) -> str:
-        """Return one line about a split: labelled pixels of all classes and of each."""
+        """Return one line with the labelled pixels of a split, in total and by class."""
         each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
         read = f', {self.total_tiles} of {self.of} tiles read' if self.of else ''
         counted = f'{self.labelled} of {self.total} pixels ' if self.unit == 'pixel' else 'tiles with each class '
         return f'Labels of {split!r}{read}: {counted}({each})'
 
     def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
-        """Return a sentence for each fault of the labels of a split.
+        """Return a warning for each problem of the labels of a split.
 
         Args:
-            split: ``'train'``, where classes that never occur are named too, ``'val'`` or ``'test'``.
-            ignore_index: The class number of what has no label.
+            split: ``'train'``, ``'val'`` or ``'test'``. Classes without labels are a problem in training.
+            ignore_index: Index of pixels without a label.
         """
         said = []
         because = [
@@ -120,7 +120,7 @@ class LabelCounts:
         """Count the mask ``(H, W)`` of one tile.
 
         Raises:
-            ValueError: If it has a label that is no class.
+            ValueError: If a label is not a class.
         """
         values, counts = mask.unique(return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
@@ -134,7 +134,7 @@ class LabelCounts:
             self.tiles[labels[value]] += 1
 
     def add_label(self, label: Tensor, names: Sequence[str]) -> None:
-        """Count the labels ``(K,)`` of one tile; more than one half is a yes."""
+        """Count the labels ``(K,)`` of one tile; a class occurs if its value is above 0.5."""
         self.total += 1
         self.total_tiles += 1
         for name, value in zip(names, label.tolist(), strict=True):
@@ -156,16 +156,16 @@ def count_tiles(
     Only the labels of a tile are read if the dataset has ``parts``, else the whole sample.
 
     Args:
-        dataset: Samples with ``mask`` or ``label``; those with neither are not counted.
+        dataset: Dataset of samples with ``mask`` or ``label``; samples with neither are not counted.
         labels: Names of the classes.
-        label_names: Names of the classes that ``label`` has, in its order.
-        ignore_index: The label that is no class.
-        split: Name of the split, for errors.
-        most: At most so many tiles, spread evenly, are read; None for all.
-        target: ``'mask'`` or ``'label'``; by default whichever samples have, the mask first.
+        label_names: Names of the classes in ``label``, in its order.
+        ignore_index: Index of pixels without a label.
+        split: Name of the split for error messages.
+        most: Maximum number of tiles to read, evenly spread; None for all.
+        target: ``'mask'`` or ``'label'``; by default the mask if a sample has one, else the label.
 
     Raises:
-        ValueError: If masks have labels that are no class, with the first tile and all such labels.
+        ValueError: If masks have labels that are not classes. The error lists them and the first tile.
     """
     counts, size = LabelCounts.none(labels, ignore_index), len(dataset)
     chosen = range(size)
@@ -199,7 +199,7 @@ def count_tiles(
 
 
 def _label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]:
-    """Return the labels of a tile under the first key of *wanted* that it has, read without images where possible."""
+    """Return the labels of a tile under the first available key of *wanted*, without reading images if possible."""
     if hasattr(dataset, 'parts'):
         for part in dataset.parts(index):
             if part.name in wanted:
@@ -210,16 +210,16 @@ def _label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]
 
 
 def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
-    """Count the labels on the ground of tiles that lie side by side; images are not read.
+    """Count the labels of adjacent tiles; images are not read.
 
-    Files are read in blocks, so memory does not grow with the ground.
+    Files are read in blocks, so memory use does not depend on the extent.
 
     Args:
-        tiles: The tiles of a split.
-        labels: Names of the classes; an ignored one is left out.
+        tiles: Tiles of a split.
+        labels: Names of the classes; an ignored class is not counted.
 
     Raises:
-        ValueError: If codes stand for no class, with all of them and how many pixels have each.
+        ValueError: If there are codes without a class. The error lists them and their numbers of pixels.
     """
     join = tiles.dataset
     source, ignored = join.labels, join.ignore_index
@@ -263,7 +263,7 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
 
 
 def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
-    """Yield row and column of squares of tiles, and which tiles in them there are."""
+    """Yield row and column of square blocks of tiles, and flags of the existing tiles in a block."""
     places = tiles.places // tiles.across
     if not len(places):
         return
@@ -278,12 +278,11 @@ def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.b
 
 
 def _beyond(numbers: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.bool_]:
-    """Return where a number is none of the classes."""
     return (numbers < 0) | (numbers >= len(labels))
 
 
 def _add(counts: LabelCounts, numbers: NDArray[np.int64], side: int, labels: Sequence[str], ignored: Any) -> None:
-    """Add the class numbers of a square of tiles."""
+    """Add the class indices of a block of tiles to the counts."""
     rows, columns = numbers.shape[0] // side, numbers.shape[1] // side
     tile = np.kron(np.arange(rows * columns).reshape(rows, columns), np.ones((side, side), np.int64))
     known = (numbers != NO_LABEL) & (numbers != ignored)

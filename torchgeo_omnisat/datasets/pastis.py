@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""PASTIS: a year of crops seen by Sentinel-2, Sentinel-1 and, once, SPOT."""
+"""PASTIS-R and PASTIS-HD: crop types from Sentinel-2 and Sentinel-1 time series and SPOT images."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ from .series import (
     parse_dates,
 )
 
-#: Folds of training, validation and test, by the number of the official split.
+#: Folds for training, validation and test, by official split.
 FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     1: ((1, 2, 3), (4,), (5,)),
     2: ((2, 3, 4), (5,), (1,)),
@@ -65,16 +65,16 @@ FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class SensorFiles:
-    """Where the images of a modality lie below the root, and what their numbers mean.
+    """Files of a modality and their encoding.
 
     Args:
-        modality: The modality with all its bands.
-        path: The file of a patch, with ``{}`` for its id.
-        dtype: How the numbers are stored; what is stored as integers has no NaN.
-        dates: Property of the index that holds the dates; None where there are none.
-        nodata: The number that says *not measured*.
-        merge: What makes several frames of one day one.
-        composites: How to show it, the best way first.
+        modality: Modality with all its bands.
+        path: Path of the file of a patch, relative to the root, with ``{}`` for the id.
+        dtype: Data type in the file; integers have no NaN.
+        dates: Property of the index with the dates; None if there are none.
+        nodata: Nodata value.
+        merge: Function that merges the frames of one day.
+        composites: Band combinations for plots, in order of preference.
     """
 
     modality: Modality
@@ -86,20 +86,20 @@ class SensorFiles:
     composites: tuple[Composite, ...] = ()
 
 
-#: PASTIS-HD as loose files on Hugging Face.
+#: Repository of PASTIS-HD on Hugging Face, with one file per patch and modality.
 REPOSITORY = 'IGNF/PASTIS-HD'
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One entry of the index, a square of 1280 m.
+    """Patch of 1280 x 1280 m, an entry of the index.
 
     Args:
-        id: Its number, which is part of every file name.
+        id: Identifier, which is part of file names.
         fold: 1 to 5.
-        bounds: xmin, ymin, xmax, ymax of its bounding box, beyond it: the squares are turned.
-        corners: Its upper left, upper right and lower left corner.
-        properties: All that the index says of it.
+        bounds: xmin, ymin, xmax, ymax of the bounding box, which is larger than the rotated patch.
+        corners: Upper left, upper right and lower left corner.
+        properties: Properties in the index.
     """
 
     id: int
@@ -109,7 +109,7 @@ class Patch:
     properties: Mapping[str, Any]
 
 
-#: Every source, in the order of the modalities.
+#: Files of all modalities.
 SOURCES: tuple[SensorFiles, ...] = (
     SensorFiles(
         Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
@@ -138,7 +138,7 @@ SOURCES: tuple[SensorFiles, ...] = (
     ),
 )
 
-#: Names of the classes; the last is void, parcels that mostly lie outside, and is ignored.
+#: Names of the classes; the last, void, is ignored: parcels that are mostly outside the patch.
 CLASSES: tuple[str, ...] = (
     'background',
     'meadow',
@@ -166,16 +166,16 @@ COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(le
 
 
 def read_index(path: Path) -> tuple[list[Patch], CRS]:
-    """Every patch of an index, ``metadata.geojson``, and the system of its coordinates.
+    """Read the patches and the CRS of an index, ``metadata.geojson``.
 
     Args:
-        path: The file.
+        path: Path of the index.
 
     Returns:
-        The patches in the order of the file.
+        Patches in the order of the file, and the CRS.
 
     Raises:
-        ValueError: If it is no such index.
+        ValueError: If the file is damaged or not such an index.
     """
     expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
     try:
@@ -201,28 +201,29 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
 
 
 def obtain_hd(root: Path, sources: Sequence[SensorFiles], target: str, index: str, checksum: bool) -> None:
-    """Download what is not there of PASTIS-HD, file by file; the index, which makes a root one, comes last.
+    """Download missing files of PASTIS-HD; the index comes last, because it marks a complete root.
 
     Args:
-        root: Where it belongs.
-        sources: What to download besides labels and statistics.
-        target: The labels of a patch, with ``{}`` for its id.
-        index: The index.
-        checksum: Whether to check files that are there already.
+        root: Directory of the dataset.
+        sources: Modalities to download, in addition to labels and statistics.
+        target: Path of the labels of a patch, with ``{}`` for the id.
+        index: File name of the index.
+        checksum: Whether to verify existing files.
     """
-    if (root / index).is_file() and all(_files(root, source.path) >= _files(root, target) for source in sources):
+    if (root / index).is_file() and all(
+        _count_files(root, source.path) >= _count_files(root, target) for source in sources
+    ):
         return
     images = [source.path.format('*') for source in sources]
     download_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *images, index], root, checksum)
 
 
-def _files(root: Path, path: str) -> int:
-    """How many patches have such a file."""
+def _count_files(root: Path, path: str) -> int:
     return sum(1 for _ in root.glob(path.format('*')))
 
 
 def _corners(geometry: Any) -> tuple[tuple[float, float], ...]:
-    """Upper left, upper right and lower left corner of a square that is turned by less than an eighth."""
+    """Return the upper left, upper right and lower left corner of a square rotated by less than 45 degrees."""
     rings = geometry['coordinates']
     while not isinstance(rings[0][0], float | int):
         rings = rings[0]
@@ -231,22 +232,21 @@ def _corners(geometry: Any) -> tuple[tuple[float, float], ...]:
 
 
 class PASTISMultimodal(MultimodalDataset):
-    """PASTIS-R and PASTIS-HD: series of Sentinel-2 and Sentinel-1, SPOT, and crops.
+    """PASTIS-R and PASTIS-HD datasets: Sentinel-2 and Sentinel-1 time series, SPOT images and crop types.
 
     ======  ==============================================  =======  ====================
-    name    bands                                           gsd      stored as
+    name    bands                                           GSD      stored as
     ======  ==============================================  =======  ====================
     s2      B02 B03 B04 B05 B06 B07 B08 B8A B11 B12         10 m     reflectance x 10000
     s1a     VV, VH, VV-VH, ascending orbit                  10 m     dB
     s1d     VV, VH, VV-VH, descending orbit                 10 m     dB
-    spot    R G B, PASTIS-HD alone                          1 m      0 to 255, no date
+    spot    R G B, only in PASTIS-HD                        1 m      0 to 255, no date
     ======  ==============================================  =======  ====================
 
-    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
-    that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN where
-    nothing was measured; ``mask`` (H, W) of classes 0 to 19, of which 19 is void and to
-    be ignored; ``label`` (18,), which crops occur; and ``bounds`` (9,). Dates are in the
-    order of time, and frames of one day are merged.
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each available
+    modality (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN for nodata; ``mask``
+    (H, W) with the classes 0 to 19, of which 19 (void) is ignored; ``label`` (18,), the crops
+    that occur; and ``bounds`` (9,). Dates are sorted, and frames of one day are merged.
 
     Source: https://huggingface.co/datasets/IGNF/PASTIS-HD, for PASTIS-R Zenodo; licence: Etalab 2.0.
     If you use this dataset in your research, please cite:
@@ -280,31 +280,30 @@ class PASTISMultimodal(MultimodalDataset):
         download: bool = False,
         checksum: bool = False,
     ) -> None:
-        """Read the index and see that the files are there; no image is opened.
+        """Read the index and check that files exist; no image is opened.
 
         Args:
-            root: Directory that holds ``metadata.geojson``, or that holds a directory
-                ``PASTIS-HD`` or ``PASTIS-R`` with it, or the archive ``PASTIS-R.zip``.
-            folds: Which of the folds 1 to 5 to take.
-            modalities: Names of the modalities to read; None for all that the root holds.
+            root: Directory with ``metadata.geojson``, with a directory ``PASTIS-HD`` or ``PASTIS-R``
+                that contains it, or with the archive ``PASTIS-R.zip``.
+            folds: Folds to use, of 1 to 5.
+            modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            date_range: First and last day to read, such as ``('2018-10-01',
-                '2019-03-31')``. A series without a date in it is absent from the sample.
-            missing: What a file is that the index names and the disk lacks: an
-                ``'error'``, or, if ``'allow'``, a modality absent from that sample;
-                ``'check'`` refuses nothing yet, so that :meth:`parts` can be checked. A patch
-                with nothing of *modalities* is left out with a warning (:attr:`unseen`).
-            exclude: Names of samples to leave out (:attr:`ids`, of any fold).
-            transforms: What to do with a sample.
-            download: Whether to download what is not there: PASTIS-HD, the files of *modalities*
-                one by one, if ``'spot'`` is among them, else PASTIS-R (54 GB).
-            checksum: Whether to check the archive's MD5, or files that are there already.
+            max_dates: Maximum number of days per time series, evenly spread; None for all.
+            date_range: First and last day, inclusive, such as ``('2018-10-01', '2019-03-31')``. Time
+                series without a date in this range are left out of the sample.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality
+                out of the sample, and ``'check'`` defers all errors to :meth:`parts`. Patches without
+                any of *modalities* are excluded with a warning (:attr:`unseen`).
+            exclude: Names of samples to exclude (:attr:`ids`, of any fold).
+            transforms: Transform applied to each sample.
+            download: Whether to download missing files: PASTIS-HD, only the files of *modalities*,
+                if they include ``'spot'``, else PASTIS-R (54 GB).
+            checksum: Whether to check the MD5 of the archive, or existing files of PASTIS-HD.
 
         Raises:
-            DatasetNotFoundError: If nothing is there and *download* is False.
+            DatasetNotFoundError: If the dataset is not found and *download* is False.
             FileNotFoundError: If a file is missing.
-            ValueError: If an argument or the index is not as described.
+            ValueError: If an argument or the index is invalid.
         """
         check_choice(missing=(missing, MISSING))
         check_max_dates(max_dates)
@@ -328,7 +327,7 @@ class PASTISMultimodal(MultimodalDataset):
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample."""
+        """Name of each sample."""
         return [str(patch.id) for patch in self.patches]
 
     def __len__(self) -> int:
@@ -336,17 +335,17 @@ class PASTISMultimodal(MultimodalDataset):
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
-        """One patch.
+        """Return the sample of a patch.
 
         Args:
-            index: Its place among the patches of the chosen folds.
+            index: Index of the patch in the selected folds.
 
         Returns:
-            The sample.
+            Sample.
 
         Raises:
-            FileNotFoundError: If one of its files is missing.
-            ValueError: If one of its files is not as described.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file has unexpected content.
         """
         patch = self.patches[index]
         mask = self._read_mask(patch)
@@ -360,27 +359,27 @@ class PASTISMultimodal(MultimodalDataset):
 
     @property
     def positions(self) -> NDArray[np.float64]:
-        """Middle of every patch ``(N, 2)``, in metres of the index's coordinate system; no image is read."""
+        """Centre of every patch ``(N, 2)`` in metres of :attr:`crs`; no image is read."""
         return np.asarray(self.corners[:, 1:].mean(1), np.float64)
 
     @property
     def corners(self) -> NDArray[np.float64]:
-        """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)``."""
+        """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)`` in :attr:`crs`."""
         return np.array([patch.corners for patch in self.patches])
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality, some of its dates, the mask and, if there, the prediction.
+        """Plot every modality, some of its dates, the mask and, if available, the prediction.
 
         Args:
-            sample: A sample of this dataset; one with ``prediction`` (H, W) is compared.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure.
+            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
+            show_titles: Whether to show a title above each panel.
+            suptitle: Title of the figure.
 
         Returns:
-            The figure.
+            Matplotlib figure.
 
         Raises:
-            RGBBandsMissingError: If no modality has bands that make a picture.
+            RGBBandsMissingError: If no modality has the bands of a plot.
         """
         composites = {name: source.composites for name, source in self._sources.items()}
         palette = Palette(self.classes, COLORS)
@@ -403,16 +402,16 @@ class PASTISMultimodal(MultimodalDataset):
             yield Part(name, (image,), partial(self._read, patch, name, size), dates, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files that a modality of some samples is read from, whether they are there or not.
+        """Return the files of a modality and some samples, including files that do not exist.
 
         Args:
-            name: The modality.
-            indices: Numbers of the samples.
+            name: Name of the modality.
+            indices: Indices of the samples.
         """
         return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
 
     def _size(self, patch: Patch) -> tuple[int, ...]:
-        """Pixels of the mask, by what most files of a patch say."""
+        """Return the size of the mask in pixels, as in most files of a patch."""
         alike = [source.path for source in self._sources.values() if source.modality.gsd == self.label_gsd]
         sizes: Counter[tuple[int, ...]] = Counter()
         for path in (self.target, *alike):
@@ -421,11 +420,10 @@ class PASTISMultimodal(MultimodalDataset):
         return sizes.most_common(1)[0][0] if sizes else (0, 0)
 
     def _file(self, path: str, patch: Patch) -> Path:
-        """Return the path of a file of a patch."""
         return self.path / path.format(patch.id)
 
     def _read_mask(self, patch: Patch) -> Tensor:
-        """Classes (H, W), the first channel of the annotation."""
+        """Return the classes (H, W), the first channel of the annotation."""
         path = self._file(self.target, patch)
         expected = f'integers (3, H, W), of which the first channel is classes 0 to {len(self.classes) - 1}'
         array = read_array(path, expected)
@@ -480,13 +478,13 @@ class PASTISMultimodal(MultimodalDataset):
         return {name: sources[name] for name in choose_modalities(names, held, sources, self.path)}
 
     def _lost(self, source: SensorFiles, patches: Sequence[Patch]) -> list[Patch]:
-        """Patches of which a source has no file."""
+        """Return the patches without a file of a modality."""
         directory = (self.path / source.path).parent
         files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
         return [patch for patch in patches if self._file(source.path, patch).name not in files]
 
     def _check_files(self) -> None:
-        """Refuse a root that lacks files, unless that is allowed, and leave out patches of which nothing is there."""
+        """Raise an error for missing files, unless they are allowed, and exclude patches without any modality."""
         self.unseen: list[str] = []
         if self.missing == 'check':
             return
@@ -500,13 +498,13 @@ class PASTISMultimodal(MultimodalDataset):
         self.patches, self.unseen = keep_seen(self.patches, self.ids, flags, self.modalities, self.path)
 
     def _in_span(self, patch: Patch, source: SensorFiles) -> bool:
-        """Whether a modality of a patch has a date that is asked for, as far as the index says."""
+        """Return whether a modality of a patch has a date in ``date_range``, or the index has no dates of it."""
         if self._span is None or source.dates is None or patch.properties.get(source.dates) is None:
             return True
         return len(choose_dates(self._days(patch, source), self._span)) > 0
 
     def _check_dates(self) -> None:
-        """Refuse a range of dates in which nothing was acquired."""
+        """Raise an error if no time series has a date in ``date_range``."""
         series = [source for source in self._sources.values() if source.dates is not None]
         if series and not any(self._in_span(patch, source) for patch in self.patches for source in series):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Figures: every modality of a sample, its dates, its labels and a prediction."""
+"""Plots of the modalities, dates, labels and prediction of a sample."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,21 +21,21 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from ..utils.console import abbreviate
 
-#: How many dates of a series are shown at most.
+#: Maximum number of dates to plot of a time series.
 DATES = 5
-#: Colour of what was not measured.
+#: Colour of nodata.
 MISSING = (0.86, 0.86, 0.88)
 
 
 @dataclass(frozen=True)
 class Composite:
-    """Bands shown as red, green and blue, or one as grey.
+    """Band combination of a plot: three bands as red, green and blue, or one in grey.
 
     Args:
-        title: What to call it.
-        bands: Three names, which may repeat themselves, or one.
-        alike: Whether the bands are of one kind and share one stretch, as those of true
-            colour do; else each has its own.
+        title: Title of the plot.
+        bands: Three band names, which may be repeated, or one.
+        alike: Whether all bands share one contrast stretch, as in true colour; else each band is
+            stretched separately.
     """
 
     title: str
@@ -43,18 +43,18 @@ class Composite:
     alike: bool = False
 
 
-#: Ways to show Sentinel-1.
+#: Band combinations of Sentinel-1.
 S1_COMPOSITES = (
     Composite('VV, VH, VV', ('VV', 'VH', 'VV')),
     Composite('VV', ('VV',)),
     Composite('VH', ('VH',)),
 )
-#: Ways to show Sentinel-2.
+#: Band combinations of Sentinel-2.
 S2_COMPOSITES = (
     Composite('true colour', ('B04', 'B03', 'B02'), alike=True),
     Composite('colour infrared', ('B08', 'B04', 'B03')),
 )
-#: Ways to show a modality of a dataset that knows none of its own.
+#: Band combinations for datasets that do not define any.
 COMPOSITES = (
     S2_COMPOSITES[0],
     Composite('true colour', ('red', 'green', 'blue'), alike=True),
@@ -65,18 +65,18 @@ COMPOSITES = (
 
 @dataclass(frozen=True)
 class Palette:
-    """Names and colours of the classes; what is none of them is drawn as what was not measured.
+    """Names and colours of the classes; other values are drawn as nodata.
 
     Args:
         labels: K names.
-        colors: K colours, as matplotlib takes them.
+        colors: K Matplotlib colours.
     """
 
     labels: Sequence[str]
     colors: Sequence[str]
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@rc_context({'text.parse_math': False})  # class names may contain $
 def plot_sample(
     sample: Sample,
     modalities: Mapping[str, Modality],
@@ -88,18 +88,18 @@ def plot_sample(
     """Draw one row of dates per time series; single images, labels and legend in the last row.
 
     Args:
-        sample: A sample in raw units, with ``mask`` and ``prediction`` if they are known.
-        modalities: The modalities that it may have.
-        composites: Ways to show a modality; the first whose bands it has is taken.
-        palette: The classes.
-        show_titles: Whether to write dates and names beside the images.
-        suptitle: A title for the whole figure.
+        sample: Sample in raw units, optionally with ``mask`` and ``prediction``.
+        modalities: Modalities that may occur, by name.
+        composites: Band combinations by modality; the first one with available bands is used.
+        palette: Names and colours of the classes.
+        show_titles: Whether to show dates and names.
+        suptitle: Title of the figure.
 
     Returns:
-        The figure.
+        Matplotlib figure.
 
     Raises:
-        RGBBandsMissingError: If the bands of no modality can be shown.
+        RGBBandsMissingError: If no modality has the bands of one of its combinations.
     """
     rows, last = [], []
     for modality in modalities.values():
@@ -132,7 +132,7 @@ def plot_sample(
     return figure
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@rc_context({'text.parse_math': False})  # class names may contain $
 def draw_any(
     sample: Sample,
     modalities: Mapping[str, Modality],
@@ -141,13 +141,13 @@ def draw_any(
     show_titles: bool,
     suptitle: str | None,
 ) -> Figure:
-    """As :func:`plot_sample`, of a dataset that knows neither composites nor colours of its own.
+    """Plot a sample with default band combinations and colours, see :func:`plot_sample`.
 
     Args:
         sample: As for :func:`plot_sample`.
         modalities: Modalities to plot; without an RGB composite the first band is shown.
-        labels: Names of the classes; None or none for the numbers that occur.
-        ignore_index: The number that is no class; None if there is none.
+        labels: Names of the classes; if None or empty, the class indices.
+        ignore_index: Index of pixels without a label; None if there is none.
         show_titles: As for :func:`plot_sample`.
         suptitle: Title of the figure.
     """
@@ -162,7 +162,7 @@ def draw_any(
 
 @dataclass(frozen=True)
 class _Panel:
-    """One picture: an image ``(H, W, 3)``, classes ``(H, W)``, or nothing at all."""
+    """Panel of a figure: an image ``(H, W, 3)``, classes ``(H, W)``, or None for a missing modality."""
 
     title: str
     image: NDArray[np.float32] | NDArray[np.int64] | None
@@ -185,10 +185,10 @@ def _pictures(sample: Sample, modality: Modality, composite: Composite) -> list[
 
 
 def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
-    """``(T, C, H, W)`` in any unit to colours ``(T, H, W, 3)`` from 0 to 1, alike on all dates.
+    """Stretch the contrast of ``(T, C, H, W)`` to ``(T, H, W, 3)`` in [0, 1], equally on all dates.
 
-    The darkest and brightest 2 % of each date are measured. The lower quartile of these
-    over the dates is the stretch: clouds come out white and leave the other dates bright.
+    The limits are the lower quartiles over all dates of the 2nd and the 98th percentile of each date.
+    So clouds are white and do not darken the other dates.
     """
     step = -(-frames.shape[-1] // 256)
     some = frames[..., ::step, ::step]
@@ -203,7 +203,7 @@ def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
 
 
 def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
-    """Draw one panel; grey where there is nothing."""
+    """Draw one panel; nodata is grey."""
     ax.set_axis_on()
     ax.set(xticks=[], yticks=[], facecolor=MISSING, box_aspect=1)
     ax.spines[:].set(color='0.7', linewidth=0.5)
@@ -220,7 +220,7 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
 
 
 def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, crowded: bool) -> None:
-    """Names of the classes that occur, in an empty place and to its right."""
+    """Draw the legend of the classes that occur, in an empty panel and to its right."""
     occurring = {int(value) for values in classes for value in np.unique(values)}
     present = sorted(occurring & set(range(len(palette.colors))))
     handles = [

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Series: dates as days, the choice among them, and frames of one day made one."""
+"""Acquisition dates of time series: parsing, selection, and daily composites."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from ..utils.jsonfile import parse_json
 
 #: Seconds in a day.
 DAY = 86400
-#: Bands of Sentinel-2 at 10 and 20 m, which every dataset here has in this order.
+#: Bands of Sentinel-2 at 10 and 20 m, in the order of all datasets.
 S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 #: Central wavelengths of Sentinel-2A (ESA) in nanometres, by band; TorchGeo has them in micrometres.
 S2_WAVELENGTHS: dict[str, float] = {band: round(1000 * micro, 1) for band, micro in Sentinel2.wavelengths.items()}
@@ -30,23 +30,23 @@ S2_FACTS: dict[str, Any] = {
 }
 #: Central wavelengths of SPOT 6 and 7 (Airbus) in nanometres: red, green, blue, near infrared.
 SPOT_WAVELENGTHS = (660.0, 560.0, 485.0, 825.0)
-#: Makes the frames of one day, ``(F, C, H, W)``, one image, ``(C, H, W)``.
+#: Function from the frames of one day, ``(F, C, H, W)``, to a composite, ``(C, H, W)``.
 Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
-    """Days since 1970-01-01, one a frame, from dates written as ``20180924``.
+    """Parse dates such as ``20180924``.
 
     Args:
-        value: The dates as a list, as a mapping from the number of the frame (``{'0':
-            20180924}``), or as either of these in a string, with JSON's quotes or Python's.
-        where: What to call them in an error.
+        value: Dates as a list, as a mapping from the index of the frame (``{'0': 20180924}``), or
+            as a string of either, in JSON or Python.
+        where: Name of the dates in error messages.
 
     Returns:
-        The days in the order of the frames, which need not be that of time.
+        Days since 1970-01-01 in the order of the frames, which may differ from that of time.
 
     Raises:
-        ValueError: If that is not what *value* is, or a date is not in the calendar.
+        ValueError: If *value* has another format, or a date does not exist.
     """
     expected = f"expected dates such as {{'0': 20180924, '1': 20180929}} in {where}"
     try:
@@ -56,7 +56,7 @@ def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
             value = [value[frame] for frame in sorted(value, key=int)]
         stamps = np.array([int(stamp) for stamp in value], dtype=np.int64)
     except (TypeError, ValueError, SyntaxError, OverflowError):
-        raise ValueError(f'{expected}, got {_short(value)}') from None
+        raise ValueError(f'{expected}, got {_truncated_repr(value)}') from None
     year, month, day = stamps // 10000, stamps // 100 % 100, stamps % 100
     months = ((year - 1970) * 12 + month - 1).astype('datetime64[M]')
     days = months.astype('datetime64[D]') + (day - 1)
@@ -67,7 +67,7 @@ def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
 
 
 def parse_day(value: str, where: str) -> int:
-    """Days since 1970-01-01 of one date in ISO form, such as ``'2019-07-01'``."""
+    """Return the days since 1970-01-01 of a date in ISO format, such as ``'2019-07-01'``."""
     try:
         return int(np.datetime64(value, 'D').astype(np.int64))
     except (TypeError, ValueError):
@@ -77,16 +77,16 @@ def parse_day(value: str, where: str) -> int:
 def choose_dates(
     days: NDArray[np.int64], span: tuple[int, int] | None = None, max_dates: int | None = None
 ) -> NDArray[np.int64]:
-    """Frames to be read, in the order of time.
+    """Select the frames to read, in the order of time.
 
     Args:
-        days: The day of each frame.
-        span: First and last day to keep; both belong to it.
-        max_dates: How many days to keep, spread evenly over those that remain. All
-            frames of a chosen day are read.
+        days: Day of each frame.
+        span: First and last day, inclusive.
+        max_dates: Maximum number of days, evenly spread over the available ones. All frames of a
+            selected day are read.
 
     Returns:
-        Indices into *days*, possibly none.
+        Indices into *days*, possibly empty.
     """
     kept = np.unique(days)
     if span is not None:
@@ -103,17 +103,17 @@ def choose_clear(
     span: tuple[int, int] | None = None,
     max_dates: int | None = None,
 ) -> NDArray[np.int64]:
-    """Frames to be read of a series with clouds, in the order of time.
+    """Select the frames to read of a time series with clouds, in the order of time.
 
     Args:
-        days: The day of each frame.
-        clear: Which frames are not under clouds. Others are never read of a day that has a
-            clear one, nor at all if *max_dates* is given and anything is clear.
-        span: First and last day to keep; both belong to it.
-        max_dates: How many days to keep.
+        days: Day of each frame.
+        clear: Flags of frames without clouds. Cloudy frames of a day with a clear one are never
+            selected. If *max_dates* is given and any frame is clear, no cloudy frame is.
+        span: First and last day, inclusive.
+        max_dates: Maximum number of days.
 
     Returns:
-        Indices into *days*, possibly none.
+        Indices into *days*, possibly empty.
     """
     wanted = clear if max_dates is not None and clear.any() else clear | ~np.isin(days, days[clear])
     frames = np.flatnonzero(wanted)
@@ -123,22 +123,22 @@ def choose_clear(
 def merge_days(
     image: NDArray[np.float32], days: NDArray[np.int64], merge: Merge
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """One frame a day.
+    """Merge the frames of each day into a daily composite.
 
     Args:
-        image: Frames of shape ``(T, C, H, W)``; NaN where nothing was measured.
-        days: The day of each frame, in the order of time.
-        merge: What makes the frames of one day one image, each pixel by itself.
+        image: Frames ``(T, C, H, W)`` with NaN for nodata.
+        days: Day of each frame, in the order of time.
+        merge: Pixel-wise function from the frames of one day to a composite.
 
     Returns:
-        The image and the days, both as they were if no day repeats itself.
+        Composites and their days; the arguments themselves if no day is repeated.
     """
     if (days[1:] > days[:-1]).all():  # most series have one frame a day
         return image, days
     unique, first, counts = np.unique(days, return_index=True, return_counts=True)
     merged = image[first]
     for count in np.unique(counts[counts > 1]).tolist():
-        # Days of as many frames are merged at once, their images one below the other.
+        # Days with the same number of frames are merged in one call, with their images stacked vertically.
         places = np.flatnonzero(counts == count)
         frames = image[first[places] + np.arange(count)[:, None]].swapaxes(1, 2)
         joined = merge(frames.reshape(*frames.shape[:2], -1, frames.shape[-1]))
@@ -147,27 +147,27 @@ def merge_days(
 
 
 def finite_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over the frames ``(F, C, H, W)`` of what is finite; NaN where nothing is."""
+    """Return the mean of the finite values over the frames ``(F, C, H, W)``; NaN where there are none."""
     finite = np.isfinite(frames)
     with np.errstate(invalid='ignore'):
         return (np.where(finite, frames, 0).sum(0, dtype=np.float64) / finite.sum(0)).astype(np.float32)
 
 
 def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean in linear power of frames ``(F, 3, H, W)`` whose bands are VV, VH and VV-VH in dB.
+    """Return the mean in linear power of frames ``(F, 3, H, W)`` with the bands VV, VH and VV-VH in dB.
 
-    A mean of dB would be one of logarithms, which speckle pulls down. The third band is
-    a ratio of powers: it follows from the other two and is taken from their means.
+    The mean of values in dB is biased low by speckle. The third band, the ratio of powers, is
+    computed from the means of the other two.
     """
     polarisations = 10 * np.log10(finite_mean(np.power(10, frames[:, :2] / 10, dtype=np.float32)))
     return np.concatenate([polarisations, polarisations[:1] - polarisations[1:]])
 
 
 def when(dates: Iterable[Tensor]) -> tuple[float, float]:
-    """Begin of the first and end of the last day, in seconds since 1970-01-01; NaN if there is none.
+    """Return start of the first and end of the last day in seconds since 1970-01-01; NaN without dates.
 
     Args:
-        dates: Days since 1970-01-01 of several modalities, ``(T,)`` each; 0 is no date.
+        dates: Days since 1970-01-01 of several modalities, ``(T,)`` each; 0 means unknown.
     """
     days = torch.cat([*dates, torch.zeros(1, dtype=torch.int64)])
     days = days[days != 0]
@@ -184,7 +184,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
 
 
-def _short(value: Any) -> str:
-    """Return the beginning of a value, for an error."""
+def _truncated_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'

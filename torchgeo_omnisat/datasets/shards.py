@@ -3,8 +3,8 @@
 
 """Shards: samples of any dataset in a few large files, on disk or in an object store.
 
-The files are litdata's chunks. Every sample is one run of bytes, so that samples may lack
-modalities and have series of any length, which litdata's own encoding of tensors refuses.
+The files are litdata chunks. Each sample is stored as bytes, so samples may lack modalities and
+have time series of any length, which litdata's encoding of tensors does not allow.
 """
 
 import os
@@ -22,11 +22,11 @@ from ..modality import as_modalities
 from ..utils.jsonfile import load_json, parse_json
 from .base import MultimodalDataset
 
-#: Says what the shards of a folder hold.
+#: Description of the shards in a directory.
 FILE = 'shards.json'
-#: Names of shards.
+#: File names of shards.
 _SHARD = re.compile(r'[A-Za-z0-9_-]+\.bin')
-#: Types that hold images and masks in fewer bytes, where they hold them exactly.
+#: Smaller data types for images and masks, used where they are exact.
 _NARROW = (torch.uint8, torch.int16, torch.float16)
 
 
@@ -34,7 +34,7 @@ def encode_sample(sample: Sample) -> bytes:
     """Return a sample as bytes, with images and masks in the smallest data type that is exact.
 
     Args:
-        sample: Tensors; any modality may be missing.
+        sample: Sample; any modality may be missing.
     """
     return save({key: _narrowed(key, value).contiguous() for key, value in sample.items()})
 
@@ -43,13 +43,13 @@ def decode_sample(data: bytes) -> Sample:
     """Invert :func:`encode_sample`.
 
     Args:
-        data: What it returned.
+        data: Result of :func:`encode_sample`.
     """
     return {key: value.to(_wide(key) or value.dtype) for key, value in load(data).items()}
 
 
 def _wide(key: str) -> torch.dtype | None:
-    """Return the data type of a value that is stored in fewer bytes."""
+    """Return the data type of a value that may be stored in a smaller one; None for other values."""
     return torch.float32 if key.startswith('image_') else torch.int64 if key == 'mask' else None
 
 
@@ -68,12 +68,12 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
     """Write the shards of a split.
 
     Args:
-        samples: What :func:`encode_sample` made, in order.
-        folder: A folder that is not there yet.
-        megabytes: About the size of a shard; a larger sample has one of its own.
+        samples: Results of :func:`encode_sample`, in order.
+        folder: New directory.
+        megabytes: Approximate size of a shard; a larger sample is stored in a separate shard.
 
     Returns:
-        The number of samples in each shard.
+        Number of samples in each shard.
     """
     writer = _litdata('streaming.writer').BinaryWriter(str(folder), chunk_bytes=round(megabytes * 1e6))
     for index, sample in enumerate(samples):
@@ -87,10 +87,10 @@ def read_description(root: str) -> dict[str, Any]:
     """Read ``shards.json``.
 
     Args:
-        root: Folder or address of the shards.
+        root: Directory or URL of the shards.
 
     Raises:
-        ValueError: If there is no such file.
+        ValueError: If the file does not exist or is damaged.
     """
     import fsspec
 
@@ -108,14 +108,14 @@ def read_description(root: str) -> dict[str, Any]:
 
 
 def check_index(address: str) -> None:
-    """Refuse an index of shards that would have other code or files read than those of the folder.
+    """Validate that an index of shards refers only to files of its directory that are read without pickle.
 
     Args:
-        address: Folder or address of the shards of a split.
+        address: Directory or URL of the shards of a split.
 
     Raises:
-        ValueError: If there is no index, a shard lies elsewhere, or a sample is not a run of bytes: litdata
-            would unpickle some other formats.
+        ValueError: If there is no index, a shard is in another directory, or samples are not stored as
+            bytes. litdata would unpickle some of the other formats.
     """
     import fsspec
 
@@ -134,21 +134,21 @@ def check_index(address: str) -> None:
 
 
 class ShardedDataset(MultimodalDataset):
-    """A split of what ``python -m torchgeo_omnisat shard`` wrote.
+    """Dataset of one split of the shards written by ``python -m torchgeo_omnisat shard``.
 
-    A shard of an object store is fetched when a sample of it is first wanted, into *cache*.
+    A shard in an object store is downloaded to *cache* on the first access to one of its samples.
 
     Args:
-        root: Folder, or an address that litdata knows, such as ``s3://bucket/folder``.
+        root: Directory, or a URL supported by litdata, such as ``s3://bucket/folder``.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        cache: Folder for what is fetched; one of litdata's by default.
+        cache: Directory for downloaded shards; that of litdata by default.
 
     Raises:
-        ValueError: If there are no shards, or none of this split.
+        ValueError: If there are no shards of this split.
     """
 
     def __init__(self, root: str, split: str = 'train', cache: str | None = None) -> None:
-        """Read what there is, but no sample."""
+        """Read the description of the shards; no sample is read."""
         told = read_description(root)
         if split not in told['shards']:
             raise ValueError(f'split is {split!r}, expected one of {list(told["shards"])} that {root} holds')
@@ -167,7 +167,7 @@ class ShardedDataset(MultimodalDataset):
         """Return a sample as it was written.
 
         Args:
-            index: Its number in the order of writing.
+            index: Index in the order of writing.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f'index is {index}, expected less than {len(self)}')
@@ -179,7 +179,7 @@ class ShardedDataset(MultimodalDataset):
         return decode_sample(bytes(self._opened[1][index % len(self)]))
 
     def __getstate__(self) -> Mapping[str, Any]:
-        """Everything but open files."""
+        """Return the state without open files."""
         return {**self.__dict__, '_opened': None}
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""TreeSatAI Time-Series: which trees grow on a plot, seen from the air and for a year from space."""
+"""TreeSatAI Time-Series: tree genera from aerial images and Sentinel-1 and -2 time series."""
 
 import hashlib
 import re
@@ -47,7 +47,7 @@ from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sam
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
 
 REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
-#: Archives by the directory that they unpack to, with the SHA-256 that Hugging Face states of each.
+#: Archives by the directory that they contain, with their SHA-256 on Hugging Face.
 ARCHIVES: dict[str, Archive] = {
     name: Archive(REPOSITORY, f'{name}.zip', name, digest)
     for name, digest in (
@@ -59,23 +59,23 @@ ARCHIVES: dict[str, Archive] = {
 }
 LABELS = 'labels/TreeSatBA_v9_60m_multi_labels.json'
 
-#: Side of a plot in metres; the aerial images have two pixels more on every side.
+#: Side of a plot in metres, and margin of the aerial images on every side in pixels.
 EXTENT, MARGIN = 60.0, 2
 #: xmin, ymin, xmax, ymax in metres.
 type Bounds = tuple[float, float, float, float]
 NOWHERE: Bounds = (float('nan'),) * 4
-#: A genus counts where it covers more of the plot than this share.
+#: A genus occurs if it covers more than this fraction of the plot.
 THRESHOLD = 0.07
 
 
 @dataclass(frozen=True)
 class Series:
-    """Where a series lies in a file.
+    """Keys and encoding of a time series in a file.
 
     Args:
-        prefix: What its data, masks and products begin with.
-        date_field: Which part of a product's name, between underscores, is its date.
-        radar: Whether it is linear power, to be read as dB.
+        prefix: Prefix of the keys of data, masks and products.
+        date_field: Index of the date in a product name that is split at underscores.
+        radar: Whether values are linear power, which is converted to dB.
     """
 
     prefix: str
@@ -84,7 +84,7 @@ class Series:
 
 
 SERIES = {'s2': Series('sen-2', 2), 's1a': Series('sen-1-asc', 4, True), 's1d': Series('sen-1-des', 4, True)}
-#: Every modality with all its bands.
+#: Modalities with all bands.
 MODALITIES: dict[str, Modality] = {
     's2': Modality('s2', S2_BANDS, 10.0, True, **S2_FACTS),
     's1a': Modality('s1a', ('VV', 'VH'), 10.0, True, 'radar', 'db'),
@@ -100,7 +100,7 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
         Composite('infrared', ('NIR',)),
     ),
 }
-#: The genera, in the order of the label.
+#: Genera in the order of the label.
 GENERA: tuple[str, ...] = TreeSatAI.classes
 
 
@@ -108,14 +108,14 @@ def read_label_fractions(path: Path, strict: bool = True) -> dict[str, dict[str,
     """Read the fraction of each plot that each genus covers, by the name of the plot.
 
     Args:
-        path: The JSON file.
-        strict: Whether to refuse what is no share of a genus.
+        path: Path of the JSON file.
+        strict: Whether to validate genera and fractions.
 
     Returns:
-        Shares from 0 to 1 by genus, by name without ``.tif``.
+        Fractions from 0 to 1 by genus, by name without ``.tif``.
 
     Raises:
-        ValueError: If the file is not of that form, or names an unknown genus.
+        ValueError: If the file has another format, or *strict* and a genus or a fraction is invalid.
     """
     expected = '{"<name>.tif": [["Betula", 0.72], ...]}'
     try:
@@ -131,16 +131,16 @@ def read_label_fractions(path: Path, strict: bool = True) -> dict[str, dict[str,
 
 
 def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str) -> None:
-    """Refuse a plot whose label is not there, or is no share of a genus.
+    """Validate the label of a plot.
 
     Args:
-        path: The file that the plots are from, for an error.
-        plots: Shares by genus, by name.
-        name: Which plot.
+        path: File of the labels, for error messages.
+        plots: Fractions by genus, by name of the plot.
+        name: Name of the plot.
 
     Raises:
-        FileNotFoundError: If it has no label.
-        ValueError: If its label is wrong.
+        FileNotFoundError: If the plot has no label.
+        ValueError: If a genus is unknown or a fraction is not in [0, 1].
     """
     expected = f'expected [["<genus>", <share from 0 to 1>], ...] of {list(GENERA)}'
     if name not in plots:
@@ -151,27 +151,27 @@ def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str
 
 
 def listed(root: Path) -> set[str]:
-    """Names in the published lists of all splits, without ``.tif``."""
+    """Return the names in the published lists of all splits, without ``.tif``."""
     paths = [*root.glob('*_filenames.lst'), *root.glob('split/*_filenames.lst')]
     return {Path(line.strip()).name.removesuffix('.tif') for path in paths for line in path.read_text().splitlines()}
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Names of the plots of a split, from the published lists.
+    """Read the names of the plots of a split from the published lists.
 
-    Where there is no list for validation (the first release, on Zenodo, has none), a tenth of
-    the training list is held out: the names whose SHA-256 comes first.
+    If there is no list for validation (as in the first release, on Zenodo), a tenth of the
+    training list is used: the names with the smallest SHA-256.
 
     Args:
-        root: The dataset; the lists lie in it or in its directory ``split``.
+        root: Directory of the dataset; the lists are in it or in its directory ``split``.
         split: ``'train'``, ``'val'`` or ``'test'``.
 
     Returns:
-        The names without ``.tif``, in the order of the list.
+        Names without ``.tif``, in the order of the list.
 
     Raises:
-        FileNotFoundError: If the list is not there.
-        ValueError: If it is empty.
+        FileNotFoundError: If the list does not exist.
+        ValueError: If the list is empty.
     """
     lists = {}
     for kind in ('train', 'val', 'test'):
@@ -198,7 +198,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def around(transform: Affine, shape: Sequence[int]) -> Bounds:
-    """Return the plot in the middle of an image of the given shape."""
+    """Return the bounds of the plot at the centre of an image of the given shape."""
     height, width = shape[-2:]
     x = transform.c + transform.a * width / 2 + transform.b * height / 2
     y = transform.f + transform.d * width / 2 + transform.e * height / 2
@@ -206,10 +206,10 @@ def around(transform: Affine, shape: Sequence[int]) -> Bounds:
 
 
 def find_series(directory: Path) -> dict[str, Path]:
-    """Files of series by the name of their plot.
+    """Return the files of time series by name of the plot.
 
     Args:
-        directory: Where files ``<name>_<year>.h5`` lie.
+        directory: Directory of the files ``<name>_<year>.h5``.
 
     Raises:
         ValueError: If a plot has files of two years.
@@ -225,20 +225,20 @@ def find_series(directory: Path) -> dict[str, Path]:
 
 
 EXPECTED = 'HDF5 with series of Sentinel-1 and -2'
-#: Names of products that a series may have at most.
+#: Maximum number of products of a time series.
 _MOST_DATES = 10_000
 
 
 @contextmanager
 def open_series(path: Path) -> Iterator[h5py.File]:
-    """Open a file of series; every fault of its structure is an error with its name.
+    """Open a file of time series, so that errors of its structure name the file.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no HDF5, or lacks a dataset.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, not HDF5, or lacks a dataset.
     """
     refuse_special(path, EXPECTED)
     try:
@@ -249,11 +249,11 @@ def open_series(path: Path) -> Iterator[h5py.File]:
 
 
 def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
-    """Return a dataset whose values lie in the file itself.
+    """Return an HDF5 dataset that is stored in the file itself.
 
     Raises:
-        KeyError: If there is none, or if its values lie in other files, which a file from elsewhere
-            must not choose.
+        KeyError: If it does not exist, or refers to other files: a downloaded file must not select
+            files to read.
     """
     if not isinstance(file.get(key, getlink=True), h5py.HardLink):
         raise KeyError(f'{key} is no dataset of the file itself')
@@ -264,7 +264,7 @@ def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def read_days(file: h5py.File, series: Series, path: Path) -> bytes:
-    """Days since 1970-01-01 of the frames, as bytes of int64, from the names of their products."""
+    """Return days since 1970-01-01 of the frames, as bytes of int64, from the product names."""
     key = f'{series.prefix}-products'
     stored = dataset_of(file, key)
     if stored.ndim != 1 or len(stored) > _MOST_DATES or stored.dtype.kind not in 'OSU':
@@ -277,7 +277,7 @@ def read_days(file: h5py.File, series: Series, path: Path) -> bytes:
 
 @lru_cache(maxsize=512)
 def _product_days(products: Sequence[bytes | str], place: int) -> bytes:
-    """Days since 1970-01-01 in the names of products, which all plots under an orbit share."""
+    """Parse the dates in product names; they are cached, because plots of an orbit share them."""
     stamps = []
     for stored in products:
         name = stored.decode() if isinstance(stored, bytes) else stored
@@ -289,7 +289,7 @@ def _product_days(products: Sequence[bytes | str], place: int) -> bytes:
 
 
 def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
-    """Days since 1970-01-01 of the frames of a file that is not open yet."""
+    """Open a file and return days since 1970-01-01 of its frames."""
     with open_series(path) as file:
         return np.frombuffer(read_days(file, series, path), dtype=np.int64)
 
@@ -297,21 +297,21 @@ def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
 def read_hidden(
     file: h5py.File, series: Series, shape: Sequence[int], probability: float, path: Path
 ) -> NDArray[np.float64]:
-    """Share of each frame that is under snow or clouds.
+    """Return the fraction of pixels of each frame that are covered by snow or clouds.
 
     Args:
-        file: The open file.
-        series: Which series; one without masks is hidden nowhere.
+        file: Open file.
+        series: Time series; it has no covered pixels if it has no masks.
         shape: T, H and W of its images.
-        probability: From which probability on, in %, a pixel is hidden. One whose
-            probability is not known is hidden too.
-        path: The file, for an error.
+        probability: Minimum probability in % of a covered pixel. Pixels with unknown probability
+            are covered.
+        path: Path of the file for error messages.
 
     Returns:
-        Shares (T,) from 0 to 1.
+        Fractions (T,) from 0 to 1.
 
     Raises:
-        ValueError: If the masks do not fit the images.
+        ValueError: If the masks do not match the images.
     """
     key = f'{series.prefix}-masks'
     if series.radar or key not in file:
@@ -328,15 +328,15 @@ def read_hidden(
 def read_clear(
     file: h5py.File, series: Series, shape: Sequence[int], probability: float, cover: float, path: Path
 ) -> bytes:
-    """Read which frames are not under snow or clouds, packed into bits.
+    """Return flags of frames without snow or clouds, packed into bits.
 
     Args:
-        file: The open file.
-        series: Which series.
+        file: Open file.
+        series: Time series.
         shape: T, C, H and W of its images.
-        probability: From which probability on, in %, a pixel is hidden.
-        cover: Which share of such pixels makes a frame not clear.
-        path: The file, for an error.
+        probability: Minimum probability in % of a covered pixel.
+        cover: Minimum fraction of such pixels of a frame that is not clear.
+        path: Path of the file for error messages.
     """
     hidden = read_hidden(file, series, (shape[0], *shape[2:]), probability, path)
     return np.packbits(hidden < cover).tobytes()
@@ -346,18 +346,18 @@ def read_clear(
 def survey(
     path: Path, state: State | None, names: Sequence[str], extent: float, probability: float, cover: float
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """Read dates and clouds of series, once for as long as a file does not change.
+    """Read dates and clouds of time series; the result is cached until the file changes.
 
     Args:
-        path: The file.
-        state: Its state.
-        names: The modalities.
+        path: Path of the file.
+        state: State of the file, the key of the cache.
+        names: Names of the modalities.
         extent: Side of the plot in metres.
-        probability: From which probability on, in %, a pixel is hidden by snow or clouds.
-        cover: Which share of such pixels makes a frame not clear.
+        probability: Minimum probability in % of a pixel of snow or cloud.
+        cover: Minimum fraction of such pixels of a frame that is not clear.
 
     Returns:
-        For each modality days since 1970-01-01 as bytes of int64, and which frames are clear, packed into bits.
+        Days since 1970-01-01 as bytes of int64, and flags of clear frames packed into bits, of each modality.
     """
     found = []
     with open_series(path) as file:
@@ -369,17 +369,17 @@ def survey(
 
 
 def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:
-    """Return the images of a series, ``(T, C, H, W)``, not read yet.
+    """Return the HDF5 dataset of the images of a time series, ``(T, C, H, W)``, without reading them.
 
     Args:
-        file: The open file.
-        name: The modality.
+        file: Open file.
+        name: Name of the modality.
         count: Number of dates.
         extent: Side of the plot in metres.
-        path: The file, for an error.
+        path: Path of the file for error messages.
 
     Raises:
-        ValueError: If they have another shape or are no numbers.
+        ValueError: If the shape or the data type is unexpected.
     """
     modality, key = MODALITIES[name], f'{SERIES[name].prefix}-data'
     side = modality.pixels(extent)
@@ -394,13 +394,13 @@ def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path)
 def plan(
     days: bytes, clear: bytes, span: tuple[int, int] | None, max_dates: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Which frames of a series are read, their days, and on which of these, each once, anything is clear.
+    """Return indices of the frames to read, their days, and flags of their distinct days with a clear frame.
 
     Args:
         days: Days since 1970-01-01 of the T frames, as bytes of int64.
-        clear: Which frames are not under clouds, packed into bits.
-        span: First and last day to keep.
-        max_dates: How many days to keep.
+        clear: Flags of frames without clouds, packed into bits.
+        span: First and last day, inclusive.
+        max_dates: Maximum number of days.
     """
     every = np.frombuffer(days, dtype=np.int64)
     flags = np.unpackbits(np.frombuffer(clear, dtype=np.uint8), count=len(every)).astype(bool)
@@ -409,14 +409,14 @@ def plan(
 
 
 def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Read some frames of a series, NaN where nothing was measured, radar still in linear power.
+    """Read frames of a time series with NaN for nodata; radar is in linear power.
 
-    Sentinel-2 was not measured where all its bands are zero, Sentinel-1 where a band is.
+    Nodata are Sentinel-2 pixels that are zero in all bands, and Sentinel-1 values that are zero.
 
     Args:
-        file: The open file, which :func:`survey` has checked.
-        series: Which series.
-        frames: Indices of the frames, in the order in which they are wanted.
+        file: Open file, which was checked by :func:`survey`.
+        series: Time series.
+        frames: Indices of the frames, in the order of the result.
     """
     first, last = int(frames.min()), int(frames.max())
     stored = _rows(file, f'{series.prefix}-data', first, last + 1)
@@ -434,7 +434,7 @@ def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64
 
 
 def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
-    """Read part of the first axis of a dataset by h5py's low level, in a third of the time of its high one."""
+    """Read rows of a dataset with h5py's low-level API, which takes a third of the time of the high-level one."""
     dataset = h5py.h5d.open(file.id, key.encode())
     rows = np.empty((stop - first, *dataset.shape[1:]), dataset.dtype)
     space = dataset.get_space()
@@ -444,10 +444,10 @@ def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
 
 
 class TreeSatAITimeSeries(MultimodalDataset):
-    """TreeSatAI Time-Series: forest plots of 60 m in Lower Saxony, and their tree genera.
+    """TreeSatAI Time-Series dataset: forest plots of 60 m in Lower Saxony and their tree genera.
 
     ======  ==============================================  =======  ====================
-    name    bands                                           gsd      stored as
+    name    bands                                           GSD      stored as
     ======  ==============================================  =======  ====================
     s2      B02 B03 B04 B05 B06 B07 B08 B8A B11 B12         10 m     reflectance x 10000
     s1a     VV, VH, ascending orbit                         10 m     power, read as dB
@@ -455,17 +455,16 @@ class TreeSatAITimeSeries(MultimodalDataset):
     aerial  NIR G B R                                       0.2 m    0 to 255, no date
     ======  ==============================================  =======  ====================
 
-    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each modality
-    that is there (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN where nothing
-    was measured; ``label`` (15,), 1 for each of :attr:`classes` that covers more than 7 % of
-    the plot; and ``bounds`` (9,), NaN where the aerial image, which alone tells the place, is
-    not there. There is no mask.
+    A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each available
+    modality (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN for nodata; ``label``
+    (15,), 1 for each of :attr:`classes` that covers more than 7 % of the plot; and ``bounds``
+    (9,), NaN without an aerial image, because only this has a georeference. There is no mask.
 
-    Dates come from the names of the products, in the order of time. Frames of one day are
-    merged, Sentinel-1 in linear power, clear ones alone if there are any. A date of
-    Sentinel-2 stays but is not valid if at least *cloud_cover* of its pixels are snow or
-    cloud with a probability of at least *cloud_probability* %. Of the aerial image the
-    central 300 of 304 pixels are read.
+    Dates come from product names and are sorted. Frames of one day are merged, Sentinel-1 in
+    linear power, from clear frames only if there are any. A date of Sentinel-2 is in the sample
+    but not valid if at least a fraction *cloud_cover* of its pixels are snow or cloud with a
+    probability of at least *cloud_probability* %. Aerial images of 304 x 304 pixels are cropped
+    to the central 300 x 300.
 
     Source: https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series; licence: CC-BY-4.0.
     If you use this dataset in your research, please cite:
@@ -495,35 +494,33 @@ class TreeSatAITimeSeries(MultimodalDataset):
         download: bool = False,
         checksum: bool = False,
     ) -> None:
-        """Read the labels and the list of the split, and see that the files are there.
+        """Read the labels and the list of the split, and check that files exist.
 
         Args:
-            root: Directory that holds ``labels``, ``aerial``, ``sentinel-ts`` and ``split``,
-                or their archives; the lists of the splits may lie in it too.
-            split: ``'train'``, ``'val'`` or ``'test'``; None for everything that is there.
-                Without a list for validation a tenth of the training list is held out,
-                the names whose SHA-256 comes first.
-            modalities: Names of the modalities to read; None for all that the root holds.
+            root: Directory with ``labels``, ``aerial``, ``sentinel-ts`` and ``split``, or their
+                archives; the lists of the splits may also be in it.
+            split: ``'train'``, ``'val'`` or ``'test'``; None for all existing files. Without a list
+                for validation, a tenth of the training list is used, with the smallest SHA-256.
+            modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
-            max_dates: How many days of a series to read, spread evenly over the clear ones
-                if there are any; None for all.
-            date_range: First and last day to read. A series without a date in it is absent
-                from the sample; if nothing else is there, it is one image that is not valid.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid; above 1 for none.
-            missing: What a file is that the list names and the disk lacks: an ``'error'``,
-                or, if ``'allow'``, a modality absent from that sample; ``'check'`` refuses
-                nothing yet, so that :meth:`parts` can be checked. A plot with nothing of
-                *modalities* is left out with a warning (:attr:`unseen`).
-            exclude: Names of samples to leave out (:attr:`ids`, of any split).
-            transforms: What to do with a sample.
-            download: Whether to download the archives (22 GB) that are not there.
+            max_dates: Maximum number of days per time series, evenly spread over clear ones if there
+                are any; None for all.
+            date_range: First and last day, inclusive. Time series without a date in this range are
+                left out of the sample; if it has no other modality, it gets one invalid image.
+            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
+            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality
+                out of the sample, and ``'check'`` defers all errors to :meth:`parts`. Plots without
+                any of *modalities* are excluded with a warning (:attr:`unseen`).
+            exclude: Names of samples to exclude (:attr:`ids`, of any split).
+            transforms: Transform applied to each sample.
+            download: Whether to download missing archives (22 GB).
             checksum: Whether to check the SHA-256 of archives.
 
         Raises:
-            DatasetNotFoundError: If nothing is there and *download* is False.
+            DatasetNotFoundError: If the dataset is not found and *download* is False.
             FileNotFoundError: If a file is missing.
-            ValueError: If an argument or a file is not as described.
+            ValueError: If an argument or a file is invalid.
         """
         check_choice(split=(split, ('train', 'val', 'test', None)), missing=(missing, MISSING))
         check_max_dates(max_dates)
@@ -548,7 +545,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
 
     @property
     def ids(self) -> list[str]:
-        """The name of each sample."""
+        """Name of each sample."""
         return self.names
 
     def __len__(self) -> int:
@@ -556,17 +553,17 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """One plot.
+        """Return the sample of a plot.
 
         Args:
-            index: Its place among the plots of the split.
+            index: Index of the plot in the split.
 
         Returns:
-            The sample.
+            Sample.
 
         Raises:
-            FileNotFoundError: If one of its files is missing.
-            ValueError: If one of its files is not as described.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file has unexpected content.
         """
         name = self.names[index]
         sample: Sample = {}
@@ -585,19 +582,19 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show every modality and some of its dates under the genera and, if there, the prediction.
+        """Plot every modality and some of its dates, with the genera and, if available, the prediction.
 
         Args:
-            sample: A sample of this dataset; one with ``prediction`` (15,), of which what is
-                above one half is taken for there, is compared.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure instead of the genera.
+            sample: Sample of this dataset, optionally with ``prediction`` (15,), in which values above
+                0.5 are positive.
+            show_titles: Whether to show titles.
+            suptitle: Title of the figure instead of the genera.
 
         Returns:
-            The figure.
+            Matplotlib figure.
 
         Raises:
-            RGBBandsMissingError: If no modality has bands that make a picture.
+            RGBBandsMissingError: If no modality has the bands of a plot.
         """
         if suptitle is None and show_titles:
             said = {key: sample[key] for key in ('label', 'prediction') if key in sample}
@@ -627,11 +624,11 @@ class TreeSatAITimeSeries(MultimodalDataset):
                 yield Part(modality.name, (image,), lambda: self._read_aerial(name)[0], None, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files that a modality of some samples is read from, whether they are there or not.
+        """Return the files of a modality and some samples, including files that do not exist.
 
         Args:
-            name: The modality.
-            indices: Numbers of the samples.
+            name: Name of the modality.
+            indices: Indices of the samples.
         """
         place = self._series_file if name in SERIES else self._aerial_file
         return [place(self.names[index]) for index in indices]
@@ -654,7 +651,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
 
     def _listed(self, values: Tensor) -> str:
-        """Names of the genera above one half."""
+        """Return the names of the genera with a value above 0.5."""
         held = [genus for genus, value in zip(self.classes, values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'
 
@@ -706,7 +703,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
             raise ValueError(f'{path} cannot be read ({error}), expected the aerial image of a plot') from error
 
     def _files(self, name: str) -> dict[str, Path]:
-        """Files of a modality by plot."""
+        """Return the files of a modality by plot."""
         return self._series if name in SERIES else self._aerial
 
     def _choose(self, names: Sequence[str] | None, bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
@@ -716,7 +713,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return select_bands({name: self.all_modalities[name] for name in chosen}, bands)
 
     def _check_files(self) -> None:
-        """Refuse a plot without a label, and, unless that is allowed, without a file; leave out those without any."""
+        """Raise an error for missing labels or files, unless files may be missing; exclude plots without any file."""
         unlabelled = [name for name in self.names if name not in self.shares]
         if unlabelled:
             raise ValueError(
@@ -730,7 +727,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         self.names, self.unseen = keep_seen(self.names, self.names, seen, self.modalities, self.path)
 
     def _verify(self, names: Sequence[str] | None) -> None:
-        """See that labels, images and lists are there, unpacked or downloaded if need be."""
+        """Check that labels, images and lists exist, after extraction or download if needed."""
         images = {'sentinel-ts' if name in SERIES else 'aerial' for name in names or self.all_modalities}
         there = {key: obtain(ARCHIVES[key], self.path, self.download, self.checksum) for key in ('labels', *images)}
         if not (there['labels'] and any(there[key] for key in images)):

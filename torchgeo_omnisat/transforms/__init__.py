@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Transforms: batch to batch, every modality alike."""
+"""Multimodal transforms of batches."""
 
 from .base import Transform
 from .container import MultimodalAugmentation

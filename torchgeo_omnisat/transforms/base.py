@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What all transforms share: draw once a tile, then change the whole batch by it."""
+"""Base class and helper functions of transforms."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -12,20 +12,20 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 
-#: What was drawn for a batch: tensors by name, which belong to the transform that drew them.
+#: Random parameters of a batch: tensors by name, specific to the transform.
 Params = dict[str, Tensor]
 
 
 class Transform(nn.Module, ABC):
-    """A batch goes in and a new one comes out; what is drawn can be kept and used again.
+    """Base class of transforms of batches, whose random parameters can be stored and applied again.
 
     ``transform(batch)`` is ``transform.replay(batch, transform.draw(batch))``, and
-    ``transform(batch, params)`` is ``transform.replay(batch, params)``. One sample without
-    a leading dimension is taken for a batch of one. Draws come from PyTorch's generator
-    of the batch's device.
+    ``transform(batch, params)`` is ``transform.replay(batch, params)``. A sample without
+    batch dimension is treated as a batch of one. Random numbers come from PyTorch's global
+    generator of the batch's device.
 
     Args:
-        modalities: The modalities whose tensors are to be changed; others pass.
+        modalities: Modalities to transform; others are not changed.
         same_on_batch: Whether all samples share one draw.
     """
 
@@ -36,24 +36,24 @@ class Transform(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Draw what is left to chance, for each sample of a batch."""
+        """Draw the random parameters for each sample of a batch."""
 
     @abstractmethod
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Change a batch as *params* says; nothing is left to chance."""
+        """Transform a batch deterministically with given parameters."""
 
     def forward(self, batch: Mapping[str, Tensor], params: Params | None = None) -> Sample:
-        """Change a batch or a sample.
+        """Transform a batch or a sample.
 
         Args:
-            batch: A batch or a sample; it is not changed.
-            params: What :meth:`draw` gave, to have the same again; drawn anew by default.
+            batch: Batch or sample; it is not changed.
+            params: Result of :meth:`draw`, to repeat a transform; drawn by default.
 
         Returns:
-            A new dictionary that shares whatever does not change.
+            New dictionary that shares the tensors that do not change.
 
         Raises:
-            TypeError: If *batch* is a bare tensor.
+            TypeError: If *batch* is a tensor.
         """
         refuse_tensor(self, batch)
         single = any(batch[m.valid_key].ndim == 1 for m in self.present(batch))
@@ -66,7 +66,7 @@ class Transform(nn.Module, ABC):
         return (m for m in self.modalities.values() if m.valid_key in batch)
 
     def random(self, batch: Mapping[str, Tensor], *shape: int) -> Tensor:
-        """Uniform numbers from 0 to 1, ``(B, *shape)``, one draw for all samples if they share it."""
+        """Return uniform random numbers in [0, 1), ``(B, *shape)``, equal for all samples if ``same_on_batch``."""
         like = next(iter(batch.values()))
         numbers = torch.rand(1 if self.same_on_batch else len(like), *shape, dtype=torch.float32, device=like.device)
         return numbers.expand(len(like), *shape)
@@ -77,7 +77,7 @@ class Transform(nn.Module, ABC):
 
 
 def refuse_tensor(module: nn.Module, batch: object) -> None:
-    """Raise if a transform of batches is handed a bare tensor, as Kornia's containers do."""
+    """Raise TypeError if the input is a tensor, as passed by Kornia's containers, instead of a batch."""
     if isinstance(batch, Tensor):
         raise TypeError(
             f'{type(module).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
@@ -86,18 +86,18 @@ def refuse_tensor(module: nn.Module, batch: object) -> None:
 
 
 def keep_some(there: Tensor, chance: Tensor | float, random: Tensor, tickets: Tensor) -> Tensor:
-    """Return flags of what is kept: each is dropped with its own probability, but never the last one.
+    """Return flags of items to keep: each is dropped with its own probability, but never all of them.
 
-    Where all would go, one of them stays, each equally likely.
+    If all items would be dropped, one of them is kept, with equal probability.
 
     Args:
-        there: Flags ``(..., N)`` of what is there.
-        chance: Probability of going, of a shape that broadcasts.
-        random: Uniform numbers ``(..., N)`` that decide.
-        tickets: Uniform numbers ``(..., N)``; the highest is the one that would stay.
+        there: Flags ``(..., N)`` of available items.
+        chance: Probability of dropping an item, of a shape that broadcasts.
+        random: Uniform random numbers ``(..., N)``; an item is dropped if its number is below *chance*.
+        tickets: Uniform random numbers ``(..., N)``; the item with the largest one is the one to keep.
 
     Returns:
-        Flags ``(..., N)``, none where nothing is there.
+        Flags ``(..., N)``, all False where no item is available.
     """
     kept = there & (random >= chance)
     last = torch.zeros_like(there).scatter(-1, tickets.masked_fill(~there, -1.0).argmax(-1, keepdim=True), True)
@@ -105,22 +105,22 @@ def keep_some(there: Tensor, chance: Tensor | float, random: Tensor, tickets: Te
 
 
 def probability(value: float, name: str = 'p') -> float:
-    """Return a probability, or raise an error if it is not in [0, 1]."""
+    """Return a probability as float; raise ValueError if it is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f'{name} is {value}, expected a probability between 0 and 1')
     return float(value)
 
 
 def probabilities(value: float | Mapping[str, float], names: Collection[str]) -> dict[str, float]:
-    """Return the probability of each name, 0 for names that are not in *value*, or raise an error."""
-    told = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
-    if unknown := [name for name in told if name not in names]:
+    """Return the probability of each name, 0 for names missing in *value*; raise ValueError if it is invalid."""
+    configured = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    if unknown := [name for name in configured if name not in names]:
         raise ValueError(f'p names {unknown}, expected some of {list(names)}')
-    return {name: probability(told.get(name, 0.0), f'p of {name!r}') for name in names}
+    return {name: probability(configured.get(name, 0.0), f'p of {name!r}') for name in names}
 
 
 def interval(value: tuple[float, float], name: str, least: float) -> tuple[float, float]:
-    """Two numbers in order, none below *least*, or the error that says what is wrong."""
+    """Return minimum and maximum as floats; raise ValueError if they are unordered or below *least*."""
     low, high = value
     if not least <= low <= high < float('inf'):
         raise ValueError(f'{name} is {value}, expected two numbers in order, at least {least}')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""MultimodalAugmentation: ours and Kornia's, in one order, drawn once and kept."""
+"""Sequences of augmentations of this package and of Kornia."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,26 +19,25 @@ from .ground import RandomDihedral
 from .intensity import RandomSpeckle
 from .temporal import RandomTemporalDropout
 
-#: A step of an augmentation: ours, Kornia's for every modality, or Kornia's by name.
+#: Step of an augmentation: a transform of this package, one of Kornia's for all modalities, or Kornia's by modality.
 AugmentationStep = nn.Module | Mapping[str, IntensityAugmentationBase2D | Sequence[IntensityAugmentationBase2D]]
 
-#: Words in the names of Kornia's geometric augmentations, and which of ours does that.
+#: Equivalents of Kornia's geometric augmentations, by a word in their names.
 _OURS = {'Flip': 'RandomDihedral', 'Rotation90': 'RandomDihedral', 'Crop': 'RandomGroundCrop'}
 
 
 class KorniaIntensity(Transform):
-    """Kornia's intensity augmentations on the images of every modality, each with a draw of its own.
+    """Intensity augmentations of Kornia, with separate random parameters for every modality.
 
-    Kornia takes images from 0 to 1, so each sample's images of a modality are brought
-    there, from their least to their greatest finite value on valid dates, and back. What
-    is not finite is left out of that, is given the mean for as long as Kornia has the
-    image, and is NaN again afterwards. Kornia draws on its own device, the CPU unless
-    moved.
+    Kornia expects images in [0, 1]. The images of a sample and modality are rescaled from the
+    minimum and maximum of their finite values on valid dates, and back afterwards. Pixels that
+    are not finite are replaced by the mean for Kornia, and are NaN in the result. Kornia draws
+    on its own device, which is the CPU by default.
 
     Args:
-        modalities: The modalities whose images are changed.
-        augmentations: What is done to each, by name.
-        same_on_dates: Whether all dates of a sample share one draw, or each has its own.
+        modalities: Modalities to transform.
+        augmentations: Kornia augmentations by modality.
+        same_on_dates: Whether all dates of a sample share one draw.
     """
 
     def __init__(
@@ -47,17 +46,17 @@ class KorniaIntensity(Transform):
         augmentations: Mapping[str, Sequence[IntensityAugmentationBase2D]],
         same_on_dates: bool = True,
     ) -> None:
-        """Hand every modality's augmentations to Kornia's container for series."""
+        """Create a container of Kornia for every modality."""
         super().__init__([m for m in as_modalities(modalities).values() if m.name in augmentations])
         chains = {name: VideoSequential(*chain, same_on_frame=same_on_dates) for name, chain in augmentations.items()}
         self.chains = nn.ModuleDict(chains)
 
     def draw(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Kornia's parameters by name of the modality."""
+        """Draw Kornia's parameters for each modality."""
         return {m.name: self._chain(m).forward_parameters(_series(m, batch).shape) for m in self.present(batch)}
 
     def replay(self, batch: Mapping[str, Tensor], params: dict[str, Any]) -> Sample:
-        """Change every image."""
+        """Apply Kornia's augmentations to every image."""
         changed = dict(batch)
         for m in self.present(batch):
             series = _series(m, batch).float()
@@ -76,38 +75,41 @@ class KorniaIntensity(Transform):
         return changed
 
     def _chain(self, modality: Modality) -> VideoSequential:
-        """Return the transforms of a modality."""
         chain = self.chains[modality.name]
         assert isinstance(chain, VideoSequential)
         return chain
 
 
 class MultimodalAugmentation(nn.Module):
-    """Augmentations of whole batches, ours and Kornia's, in the order in which they are given.
+    """Sequence of augmentations of multimodal batches, of this package and of Kornia.
 
-    A step is a transform of this package, an intensity augmentation of Kornia's, which every
-    modality gets with a draw of its own, or a mapping from names of modalities to one or
-    several of Kornia's. Geometry of Kornia's is refused: it is drawn in pixels, for each
-    tensor alone, so modalities would drift apart. Any other module, such as
-    :class:`Normalize`, is called with the batch; what it draws is not kept.
+    A step is one of:
 
-    What was drawn last is in :attr:`params`. Given to another call it does the same again.
+    * a transform of this package;
+    * an intensity augmentation of Kornia, applied to every modality with separate random parameters;
+    * a mapping from modality names to one or several augmentations of Kornia;
+    * another module, such as :class:`Normalize`, which is called with the batch. Its random
+      parameters are not stored.
+
+    Geometric augmentations of Kornia raise an error: they are drawn in pixels for each tensor, so
+    modalities would no longer be aligned.
+
+    The parameters of the last call are in :attr:`params`. Pass them to another call to repeat it.
 
     Args:
-        modalities: The modalities of the batch.
-        steps: What to do. None at all stands for :class:`RandomDihedral`,
-            :class:`RandomTemporalDropout` and :class:`RandomSpeckle`.
-        data_keys: None if calls are with a batch. Else the keys of the tensors that calls are
-            with, in order, and a list of as many comes back.
-        same_on_batch: Whether all samples share one draw; None leaves that to each step.
-        random_apply: How many of the steps are done, in random order: a number, ``(least,)``,
-            or ``(least, greatest)``; True for all of them, in random order; False for all
-            in the order given.
-        same_on_dates: Whether Kornia's draws are shared by all dates of a sample.
+        modalities: Modalities of the batch.
+        steps: Steps in order. Defaults to :class:`RandomDihedral`, :class:`RandomTemporalDropout`
+            and :class:`RandomSpeckle`.
+        data_keys: None if inputs are batches; else the keys of the input tensors, in order, and a
+            list of as many tensors is returned.
+        same_on_batch: Whether all samples share one draw; None for the setting of each step.
+        random_apply: Number of steps to apply in random order, or its range ``(least,)`` or
+            ``(least, greatest)``; True for all steps in random order, False for all in the given order.
+        same_on_dates: Whether all dates of a sample share one draw of Kornia.
 
     Raises:
         TypeError: If a step is none of these.
-        ValueError: If a name is unknown, or *random_apply* asks for more steps than there are.
+        ValueError: If a name is unknown, or *random_apply* exceeds the number of steps.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class MultimodalAugmentation(nn.Module):
         random_apply: bool | int | tuple[int] | tuple[int, int] = False,
         same_on_dates: bool = True,
     ) -> None:
-        """Wrap what is Kornia's."""
+        """Initialize the steps; augmentations of Kornia are wrapped."""
         super().__init__()
         self.modalities = as_modalities(modalities)
         if not steps:
@@ -140,19 +142,19 @@ class MultimodalAugmentation(nn.Module):
         params: Sequence[ParamItem] | None = None,
         data_keys: Sequence[str] | None = None,
     ) -> Any:
-        """Change a batch.
+        """Augment a batch.
 
         Args:
-            *batch: A batch, or the tensors of *data_keys*.
-            params: What was drawn in another call, to have the same again.
-            data_keys: Instead of those of the constructor.
+            *batch: Batch, or the tensors of *data_keys*.
+            params: :attr:`params` of another call, to repeat it.
+            data_keys: Overrides those of the constructor.
 
         Returns:
-            A new batch, or a list of the tensors of *data_keys*.
+            New batch, or a list of the tensors of *data_keys*.
 
         Raises:
-            TypeError: If it is a bare tensor without *data_keys*.
-            ValueError: If *params* are not of these steps, or tensors are not as many as keys.
+            TypeError: If the input is a tensor and there are no *data_keys*.
+            ValueError: If *params* do not match the steps, or the number of tensors that of the keys.
         """
         keys = self.data_keys if data_keys is None else tuple(data_keys)
         if len(batch) != (1 if keys is None else len(keys)):
@@ -163,7 +165,7 @@ class MultimodalAugmentation(nn.Module):
         return [changed[key] for key in keys]
 
     def _run(self, batch: Mapping[str, Tensor], params: Sequence[ParamItem] | None) -> Sample:
-        """All steps in turn, each of which draws when it sees what the one before it made."""
+        """Apply the steps in order; each draws its parameters for the output of the previous one."""
         if isinstance(batch, Tensor):
             raise TypeError(
                 f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
@@ -186,7 +188,7 @@ class MultimodalAugmentation(nn.Module):
         return {key: value[0] for key, value in batch.items()} if single else dict(batch)
 
     def _order(self) -> list[tuple[str, Params | None]]:
-        """Numbers of the steps to be done."""
+        """Return the indices of the steps to apply."""
         if self.random_apply is None:
             return [(str(i), None) for i in range(len(self.steps))]
         least, greatest = self.random_apply
@@ -212,7 +214,7 @@ class MultimodalAugmentation(nn.Module):
 
 
 def _check_intensity(augmentation: object) -> None:
-    """Refuse what is not an intensity augmentation of Kornia's, and name what there is instead."""
+    """Raise TypeError if it is not an intensity augmentation of Kornia, and name the equivalent transform."""
     if isinstance(augmentation, IntensityAugmentationBase2D):
         return
     name = type(augmentation).__name__
@@ -226,7 +228,7 @@ def _check_intensity(augmentation: object) -> None:
 
 
 def _count(random_apply: bool | int | tuple[int] | tuple[int, int], steps: int) -> tuple[int, int] | None:
-    """Least and greatest number of steps to be done; None for all in their order."""
+    """Return minimum and maximum of the number of steps to apply; None for all in order."""
     if random_apply is False:
         return None
     if random_apply is True:

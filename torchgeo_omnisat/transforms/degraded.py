@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Sensors that see less: fewer dates, clouds, noise, and an image of a part of the tile."""
+"""Degradations of sensors: fewer dates, cloud cover, noise and partial coverage."""
 
 import math
 import zlib
@@ -20,16 +20,16 @@ from .base import Params, Transform, probability
 
 
 class Degradation(Transform):
-    """Each sample sees less, by draws that can be had again.
+    """Base class of degradations with reproducible random parameters.
 
-    Where a batch says which samples it holds, by their places in the dataset in ``index``
-    ``(B,)``, each draw is determined by *seed*, place and name of the modality: the same on
-    any device, in any batch and order, and a stronger degradation takes what a weaker one
-    took. Otherwise draws come from PyTorch's generator.
+    If a batch has ``index`` ``(B,)``, the indices of its samples in the dataset, each draw is
+    determined by *seed*, index and name of the modality. It is then the same on any device and
+    in any batch, and a stronger degradation includes the weaker ones. Otherwise seeds are drawn
+    from PyTorch's global generator.
 
     Args:
-        modalities: The modalities of the batch.
-        seed: Seed of the draws of a batch with ``index``.
+        modalities: Modalities of the batch.
+        seed: Seed for batches with ``index``.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -47,7 +47,7 @@ class Degradation(Transform):
     @staticmethod
     @abstractmethod
     def concerns(modality: Modality) -> bool:
-        """Whether a modality can be degraded in this way."""
+        """Return whether the degradation applies to a modality."""
 
     @abstractmethod
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.generic]:
@@ -58,7 +58,7 @@ class Degradation(Transform):
         return (m for m in super().present(batch) if self.concerns(m))
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``<name>`` (B, ...), what is left to chance for each sample."""
+        """Draw ``<name>`` (B, ...), the parameters of each sample."""
         count = len(next(iter(batch.values())))
         keys = batch['index'].tolist() if 'index' in batch else torch.randint(2**62, (count,)).tolist()
         keys = keys[:1] * count if self.same_on_batch else keys
@@ -75,11 +75,11 @@ class Degradation(Transform):
 
 
 class Partial(Degradation):
-    """A degradation that leaves or takes a share.
+    """Base class of degradations of a given fraction.
 
     Args:
-        modalities: The modalities of the batch.
-        share: How much, from 0 to 1.
+        modalities: Modalities of the batch.
+        share: Fraction, from 0 to 1.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
@@ -99,11 +99,11 @@ class Partial(Degradation):
 
 
 class FewerDates(Partial):
-    """Each series keeps a part of its valid dates, at least one; only ``valid`` changes.
+    """Keep a fraction of the valid dates of each time series, at least one; only ``valid`` changes.
 
     Args:
-        modalities: The modalities of the batch.
-        share: Part of the valid dates that is kept, rounded to whole dates.
+        modalities: Modalities of the batch.
+        share: Fraction of the valid dates to keep, rounded to whole dates.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
@@ -113,7 +113,7 @@ class FewerDates(Partial):
 
     @staticmethod
     def concerns(modality: Modality) -> bool:
-        """Series alone."""
+        """Return True for time series."""
         return modality.temporal
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -124,20 +124,20 @@ class FewerDates(Partial):
         return kept
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Drop dates; everything but ``valid_*`` is shared with *batch*."""
+        """Drop dates; all tensors but ``valid_*`` are shared with *batch*."""
         return {**batch, **{m.valid_key: batch[m.valid_key] & params[m.name] for m in self.present(batch)}}
 
 
 class CloudCover(Partial):
-    """A part of what an optical series saw is hidden, in blobs, on some days throughout.
+    """Mask simulated clouds in optical time series, some dates of which are covered completely.
 
-    These are the series of ``kind='optical'``. What is hidden is NaN,
-    and a date that is hidden throughout is no longer valid: the model is told, as by a mask of
-    clouds. For clouds that are not masked see :class:`.RandomClouds`.
+    It applies to time series of ``kind='optical'``. Covered pixels are NaN, and dates that are
+    covered completely are not valid, as with a cloud mask. For clouds without a mask see
+    :class:`.RandomClouds`.
 
     Args:
-        modalities: The modalities of the batch.
-        share: Part of the pixels of all valid dates of a series that is hidden.
+        modalities: Modalities of the batch.
+        share: Fraction of the pixels of all valid dates of a time series that is covered.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
@@ -147,7 +147,7 @@ class CloudCover(Partial):
 
     @staticmethod
     def concerns(modality: Modality) -> bool:
-        """Optical series alone."""
+        """Return True for optical time series."""
         return modality.temporal and modality.kind == 'optical'
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -161,14 +161,14 @@ class CloudCover(Partial):
         count = round(self.share * blobs.size)
         if count:
             blobs = gaussian_filter(blobs, (0, height / 8, width / 8))
-            field = 2 * _of_deviation_one(gaussian_filter(sky, (1, 0, 0))) + _of_deviation_one(blobs)
+            field = 2 * _scale_to_unit_std(gaussian_filter(sky, (1, 0, 0))) + _scale_to_unit_std(blobs)
             lowest = np.zeros(field.size, dtype=bool)
             lowest[np.argsort(field, axis=None)[:count]] = True
             hidden[there] = lowest.reshape(field.shape)
         return hidden
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Forget what is hidden."""
+        """Set covered pixels to NaN."""
         changed = dict(batch)
         for m in self.present(batch):
             hidden = params[m.name]
@@ -178,17 +178,17 @@ class CloudCover(Partial):
 
 
 class GaussianNoise(Degradation):
-    """Gaussian noise on every pixel of every band, for normalised images.
+    """Add Gaussian noise to every pixel and band of normalised images.
 
     Args:
-        modalities: The modalities of the batch.
-        snr: Ratio of signal to noise in dB, where the signal has the deviation of the band, 1
-            in normalised images: noise has a deviation of ``10 ** (-snr / 20)``. Infinite for none.
+        modalities: Modalities of the batch.
+        snr: Signal-to-noise ratio in dB for a signal with a standard deviation of 1, as in normalised
+            images; that of the noise is ``10 ** (-snr / 20)``. Infinity for no noise.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *snr* is no number of decibels.
+        ValueError: If *snr* is NaN or negative infinity.
     """
 
     def __init__(
@@ -205,11 +205,11 @@ class GaussianNoise(Degradation):
 
     @staticmethod
     def concerns(modality: Modality) -> bool:
-        """Every modality."""
+        """Return True for every modality."""
         return True
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Noise of deviation 1, of the shape of the image; none on dates that are not valid."""
+        """Return noise of standard deviation 1, of the shape of the image; 0 on dates that are not valid."""
         there = valid.cpu().numpy()
         frames = there if image.ndim == 4 else there[0]
         noise = np.zeros(tuple(image.shape), dtype=np.float32)
@@ -226,11 +226,11 @@ class GaussianNoise(Degradation):
 
 
 class PartialCover(Partial):
-    """Each single image covers a part of the tile, on one of its four sides; the rest is NaN.
+    """Restrict single images to a part of the tile along one of its four sides; the rest is NaN.
 
     Args:
-        modalities: The modalities of the batch.
-        share: Part of the tile that is covered, rounded to whole rows or columns.
+        modalities: Modalities of the batch.
+        share: Fraction of the tile that is covered, rounded to whole rows or columns.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
@@ -240,7 +240,7 @@ class PartialCover(Partial):
 
     @staticmethod
     def concerns(modality: Modality) -> bool:
-        """Single images alone."""
+        """Return True for single images."""
         return not modality.temporal
 
     def draw_one(self, image: Tensor, valid: Tensor, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -252,7 +252,7 @@ class PartialCover(Partial):
         return covered
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Forget what is not covered."""
+        """Set pixels that are not covered to NaN."""
         images = {
             m.image_key: batch[m.image_key].masked_fill(~params[m.name][:, None], torch.nan)
             for m in self.present(batch)
@@ -260,7 +260,6 @@ class PartialCover(Partial):
         return {**batch, **images}
 
 
-def _of_deviation_one(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the field divided by its standard deviation, if it is not zero."""
+def _scale_to_unit_std(field: NDArray[np.float32]) -> NDArray[np.float32]:
     scaled: NDArray[np.float32] = field / max(float(field.std()), 1e-12)
     return scaled

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The ground of a tile: how large it is, and where it lies after it was moved."""
+"""Extent of tiles, and their georeference after a geometric transform."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,11 +13,11 @@ from ..modality import Modality
 
 
 def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple[float, float]:
-    """Height and width of the tiles of a batch, in metres.
+    """Return height and width of the tiles of a batch in metres.
 
     Raises:
-        ValueError: If the batch has no image, or two modalities differ by more than half
-            a pixel of the coarser one.
+        ValueError: If the batch has no image, or the extents of two modalities differ by more than
+            half a pixel of the coarser one.
     """
     found = [(m, [side * m.gsd for side in batch[m.image_key].shape[-2:]]) for m in modalities if m.image_key in batch]
     if not found:
@@ -35,26 +35,26 @@ def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple
 def move(
     batch: Mapping[str, Tensor], matrix: Tensor, before: tuple[float, float], after: tuple[float, float]
 ) -> Sample:
-    """``bounds`` and ``transform`` of tiles that show another ground than they did.
+    """Return ``bounds`` and ``transform`` of tiles after a geometric transform.
 
-    The ground is in metres from the upper left corner of a tile, to the right and down, and
-    a modality's gsd is what it was. The resolutions in ``bounds`` stay too: they say how
-    many of these metres a step of ``transform`` is, while ``transform`` itself says what a
-    step is on a map, which a magnified tile has changed. Since neither does without the
-    other, a batch with one of the two gets both: bounds alone are taken for those of a tile
-    that lies along the axes in their middle, and a transform alone for one in metres.
+    Ground coordinates are in metres from the upper left corner of a tile, to the right and down.
+    The GSD of a modality does not change, nor do the resolutions in ``bounds``: they are the size
+    of a step of ``transform`` in these metres. ``transform`` holds the size of a step on the map,
+    which changes with the scale. Both are needed, so a batch with one of the two gets both. Bounds
+    without transform are those of a north-up tile in their middle; a transform without bounds is
+    in metres.
 
     Args:
-        batch: A batch, with ``bounds`` (B, 9), ``transform`` (B, 6 or 9), both, or neither.
-        matrix: ``(B, 3, 3)`` float64, from the ground of the new tile to that of the old one.
-        before: Height and width of the old tiles.
-        after: Height and width of the new tiles.
+        batch: Batch with ``bounds`` (B, 9), ``transform`` (B, 6 or 9), both, or neither.
+        matrix: ``(B, 3, 3)`` float64, from ground coordinates of the new tile to those of the old one.
+        before: Height and width of the old tiles in metres.
+        after: Height and width of the new tiles in metres.
 
     Returns:
-        The keys that change.
+        Keys that change.
 
     Raises:
-        ValueError: If one of them does not have that shape.
+        ValueError: If ``bounds`` or ``transform`` has another shape.
     """
     if 'transform' not in batch and 'bounds' not in batch:
         return {}
@@ -70,7 +70,7 @@ def move(
 
 
 def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
-    """From columns and rows to coordinates, ``(B, 3, 3)`` float64."""
+    """Return the affine transforms from columns and rows to coordinates, ``(B, 3, 3)`` float64."""
     if 'transform' in batch:
         given = batch['transform'].double()
         if given.ndim != 2 or given.shape[-1] not in (6, 9):
@@ -85,14 +85,14 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
 
 
 def _unknown(affine: Tensor) -> Tensor:
-    """Bounds of which only the steps are known, those of an affine in metres."""
+    """Return bounds of NaN, except for the resolutions, which are those of an affine in metres."""
     bounds = torch.full((len(affine), 9), torch.nan, dtype=affine.dtype, device=affine.device)
     bounds[:, [2, 5]] = affine[:, :2, :2].norm(dim=1)
     return bounds
 
 
 def _box(bounds: Tensor, ground: Tensor, size: tuple[float, float]) -> Tensor:
-    """Bounds with the box around tiles of a size; *ground* takes their metres to coordinates."""
+    """Return bounds with the bounding boxes of tiles; *ground* maps ground coordinates to map coordinates."""
     height, width = size
     corners = [[0.0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]
     x, y = (torch.tensor(corners).to(ground) @ ground.transpose(1, 2))[..., :2].unbind(-1)
@@ -102,7 +102,6 @@ def _box(bounds: Tensor, ground: Tensor, size: tuple[float, float]) -> Tensor:
 
 
 def _checked(bounds: Tensor) -> Tensor:
-    """TorchGeo's nine numbers a sample, or an error."""
     if bounds.ndim != 2 or bounds.shape[-1] != 9:
         raise ValueError(
             f'bounds has shape {tuple(bounds.shape)}, expected (B, 9): xmin, xmax, xres, ymin, ymax, yres, '

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Geometry: a tile turned, cut or bent on the ground, every modality with it."""
+"""Geometric transforms in ground coordinates, which keep all modalities aligned."""
 
 import math
 from abc import abstractmethod
@@ -19,18 +19,24 @@ from .georeference import extent, move
 
 
 class GroundTransform(Transform):
-    """One draw in ground terms moves every image, series and mask of a tile.
+    """Base class of geometric transforms, drawn once per tile and applied to all modalities and the mask.
 
-    ``bounds`` and ``transform`` follow (see :func:`.georeference.move`); coordinates are
-    in metres, as gsd is.
+    ``bounds`` and ``transform`` are updated (see :func:`.georeference.move`); ground coordinates
+    are in metres, as is the GSD.
     """
 
     @abstractmethod
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """From the ground of the new tile to that of the old one, ``(B, 3, 3)`` float64, in metres.
+        """Return the matrix from ground coordinates of the new tile to those of the old one.
 
-        Metres count from the upper left corner, to the right and down. *before* is the
-        height and width of the old tile.
+        Ground coordinates are in metres from the upper left corner, to the right and down.
+
+        Args:
+            params: Result of :meth:`draw`.
+            before: Height and width of the old tile in metres.
+
+        Returns:
+            ``(B, 3, 3)`` float64.
         """
 
     def moved(
@@ -41,7 +47,7 @@ class GroundTransform(Transform):
         mask: Callable[[Tensor], Tensor],
         after: tuple[float, float] | None = None,
     ) -> Sample:
-        """Return the batch with every image, the mask, bounds and transform changed."""
+        """Return the batch with transformed images, mask, bounds and transform."""
         before = extent(batch, self.modalities.values())
         changed = {m.image_key: image(batch[m.image_key]) for m in self.present(batch)}
         if 'mask' in batch:
@@ -59,15 +65,15 @@ class GroundTransform(Transform):
 
 
 class RandomDihedral(GroundTransform):
-    """Each tile is turned by quarters and mirrored, without any interpolation.
+    """Rotate tiles by multiples of 90 degrees and flip them, without interpolation.
 
-    The eight elements of the group are equally likely; where tiles are not square, the
-    four that keep their shape. ``window`` and ``bounds`` say where a tile lies, which
-    stays as it was; ``transform`` says which way it is turned.
+    The eight elements of the dihedral group are equally likely, or the four that keep the shape
+    of tiles that are not square. ``window`` and ``bounds`` do not change, because a tile covers
+    the same ground; ``transform`` does.
 
     Args:
-        modalities: The modalities of the batch.
-        p: Probability that a tile is drawn for at all; one of the elements changes nothing.
+        modalities: Modalities of the batch.
+        p: Probability that an element is drawn for a tile; one of them is the identity.
         same_on_batch: Whether all samples share one draw.
     """
 
@@ -81,7 +87,7 @@ class RandomDihedral(GroundTransform):
         self.p = probability(p)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``element`` (B,), 0 to 7: quarter turns counter-clockwise, and 4 more if mirrored after that."""
+        """Draw ``element`` (B,): number of counter-clockwise rotations by 90 degrees, plus 4 if flipped afterwards."""
         sizes = [batch[m.image_key].shape for m in self.present(batch)] + [batch[k].shape for k in batch if k == 'mask']
         square = all(shape[-1] == shape[-2] for shape in sizes)
         chance, which = self.random(batch, 2).unbind(-1)
@@ -89,7 +95,7 @@ class RandomDihedral(GroundTransform):
         return {'element': torch.where(chance < self.p, element, 0)}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Turn every tile by its element."""
+        """Rotate and flip every tile."""
         element = params['element']
         rows = {int(k): (element == k).nonzero()[:, 0] for k in element.unique().tolist()}
 
@@ -105,7 +111,7 @@ class RandomDihedral(GroundTransform):
         return {**moved, **({'bounds': batch['bounds']} if 'bounds' in batch else {})}
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """Return a rotation about the middle of the tile."""
+        """Return rotations and flips about the centre of the tile."""
         turn, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.diag(torch.tensor([-1.0, 1]))
         group = [turn.matrix_power(k % 4) @ (mirror if k >= 4 else torch.eye(2)) for k in range(8)]
         element = params['element']
@@ -113,21 +119,20 @@ class RandomDihedral(GroundTransform):
 
     @staticmethod
     def inverse(params: Params) -> Params:
-        """Return the parameters of the inverse rotation."""
+        """Return the parameters of the inverse transform."""
         element = params['element']
         return {'element': torch.where(element < 4, -element % 4, element)}
 
 
 class RandomGroundCrop(GroundTransform):
-    """Each tile is cut to a square of whole ground patches, somewhere on the grid of patches.
+    """Crop tiles to a random square that is aligned with the patches.
 
-    ``window``, the place on the output grid, moves along; it is that of a tile which was
-    not turned before.
+    ``window``, the position on the output grid, is updated; tiles must not have been rotated before.
 
     Args:
-        modalities: The modalities of the batch.
-        size: Side of what is left, in metres: a whole number of patches.
-        patch_size: Side of a patch, in metres: a whole number of pixels of every modality.
+        modalities: Modalities of the batch.
+        size: Side of the crop in metres, a multiple of *patch_size*.
+        patch_size: Side of a patch in metres, a whole number of pixels of every modality.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -141,7 +146,7 @@ class RandomGroundCrop(GroundTransform):
         patch_size: float = 40.0,
         same_on_batch: bool = False,
     ) -> None:
-        """See that everything is a whole number."""
+        """Validate the sizes."""
         super().__init__(modalities, same_on_batch)
         self.size, self.patch_size = float(size), float(patch_size)
         for modality in self.modalities.values():
@@ -149,7 +154,7 @@ class RandomGroundCrop(GroundTransform):
         self.patches = _whole(self.size, self.patch_size, 'size', f'{self.patch_size:g} m patches')
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``corner`` (B, 2): row and column of the upper left patch."""
+        """Draw ``corner`` (B, 2), row and column of the upper left patch."""
         height, width = extent(batch, self.modalities.values())
         room = [math.floor(side / self.patch_size + 1e-6) - self.patches + 1 for side in (height, width)]
         if min(room) < 1:
@@ -158,7 +163,7 @@ class RandomGroundCrop(GroundTransform):
         return {'corner': (numbers * torch.tensor(room, device=numbers.device)).long()}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Cut every tile at its corner."""
+        """Crop every tile."""
         row, column = params['corner'].unbind(-1)
         sample = torch.arange(len(row), device=row.device)
         height, width = extent(batch, self.modalities.values())
@@ -176,35 +181,34 @@ class RandomGroundCrop(GroundTransform):
         return changed
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """Return a shift to the corner."""
+        """Return the translation to the corner."""
         corner = params['corner']
         matrix = torch.eye(3, dtype=torch.float64, device=corner.device).repeat(len(corner), 1, 1)
         matrix[:, :2, 2] = corner.flip(-1).double() * self.patch_size
         return matrix
 
     def _window(self, window: Tensor, corner: Tensor, size: tuple[float, float]) -> Tensor:
-        """Row, column, height and width on the output grid."""
+        """Return row, column, height and width of the crop on the output grid."""
         pixels = window[:, 2:].double() / torch.tensor(size, device=window.device)
         lengths = corner * self.patch_size * pixels, self.size * pixels
-        start, side = ((length + 0.5 + 1e-6).floor() for length in lengths)  # halves up, as everywhere
+        start, side = ((length + 0.5 + 1e-6).floor() for length in lengths)  # halves are rounded up, as in half_up
         return torch.cat([window[:, :2] + start.to(window.dtype), side.to(window.dtype)], -1)
 
 
 class RandomGroundAffine(GroundTransform):
-    """Each tile is rotated, scaled and shifted about its middle, on one grid of ground coordinates.
+    """Rotate, scale and translate tiles about their centre in ground coordinates.
 
-    Images are interpolated bilinearly over what is finite, the mask takes the nearest
-    pixel. What comes from outside the tile is NaN in images and *ignore_index* in the
-    mask; so is, in images, what would come from NaN for more than half.
+    Images are interpolated bilinearly from finite pixels, the mask with the nearest neighbour.
+    Pixels outside the tile are NaN in images and *ignore_index* in the mask. Image pixels with
+    more than half of their weight on NaN are NaN too.
 
     Args:
-        modalities: The modalities of the batch.
-        degrees: Greatest rotation, either way.
-        scale: Least and greatest magnification of the ground.
-        translate: Greatest shift along either axis, in metres.
-        ignore_index: What the mask holds where the ground is unknown; -100 is what
-            PyTorch's losses ignore.
-        p: Probability that a tile changes.
+        modalities: Modalities of the batch.
+        degrees: Maximum rotation in either direction.
+        scale: Minimum and maximum magnification.
+        translate: Maximum translation along either axis, in metres.
+        ignore_index: Value of mask pixels outside the tile; PyTorch's losses ignore -100 by default.
+        p: Probability that a tile is transformed.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -240,7 +244,7 @@ class RandomGroundAffine(GroundTransform):
         }
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Bend every tile; those that are not applied to stay bit for bit."""
+        """Transform every tile; those with ``applied`` False do not change."""
         if 'window' in batch:
             raise ValueError(
                 'the batch has a window on the output grid, which a rotated tile leaves; expected none, or one of '
@@ -265,7 +269,7 @@ class RandomGroundAffine(GroundTransform):
         return self.seen(self.moved(batch, params, image, mask))
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """Return the inverse of scaling, then rotating, then shifting about the middle."""
+        """Return the inverse of scaling, rotation and translation, in this order, about the centre."""
         angle = params['degrees'].double().deg2rad()
         cosine, sine = angle.cos(), angle.sin()
         turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2) / params['scale'].double()[:, None, None]
@@ -276,13 +280,13 @@ class RandomGroundAffine(GroundTransform):
 
 
 def _turn(image: Tensor, element: int) -> Tensor:
-    """Quarter turns counter-clockwise, then a mirror of left and right."""
+    """Rotate counter-clockwise by ``element % 4`` times 90 degrees, then flip horizontally if it is 4 or more."""
     turned = image.rot90(element % 4, (-2, -1)) if element % 4 else image
     return turned.flip(-1) if element >= 4 else turned
 
 
 def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
-    """``(B, 2, 2)`` about the middle of a tile as ``(B, 3, 3)`` in metres from its corner."""
+    """Return linear maps ``(B, 2, 2)`` about the centre of a tile as matrices ``(B, 3, 3)`` in ground coordinates."""
     middle = torch.tensor([size[1] / 2, size[0] / 2], dtype=linear.dtype, device=linear.device)
     matrix = torch.eye(3, dtype=linear.dtype, device=linear.device).repeat(len(linear), 1, 1)
     matrix[:, :2, :2] = linear
@@ -291,7 +295,7 @@ def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
 
 
 def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
-    """``(B, N, H, W)`` at a grid, over what is finite; NaN outside, and where most of it is NaN."""
+    """Sample ``(B, N, H, W)`` at a grid from finite pixels; NaN outside, and where most of the weight is on NaN."""
     pixels = image.float()
     known = finite(pixels)
     value = F.grid_sample(pixels.masked_fill(~known, 0), grid, padding_mode='border', align_corners=False)
@@ -302,7 +306,7 @@ def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
 
 
 def _nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
-    """``(B, H, W)`` of integers at a grid."""
+    """Sample a mask ``(B, H, W)`` at a grid."""
     height, width = mask.shape[-2:]
     column = ((grid[..., 0] + 1) * width / 2).floor().long().clamp(0, width - 1)
     row = ((grid[..., 1] + 1) * height / 2).floor().long().clamp(0, height - 1)
@@ -311,7 +315,7 @@ def _nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
 
 
 def _whole(length: float, step: float, name: str, steps: str) -> int:
-    """How often a step goes into a length, or the error that it does not."""
+    """Return the number of steps in a length; raise ValueError if it is not whole."""
     count = length / step if step > 0 else 0.0
     if not math.isfinite(count) or count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
         raise ValueError(f'{name} is {length:g} m, expected a whole number of {steps}')

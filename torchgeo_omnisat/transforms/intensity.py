@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Sensors: clouds, speckle, lost bands and a gain that is a little off."""
+"""Intensity transforms: clouds, speckle, band dropout and jitter."""
 
 import math
 import re
@@ -16,28 +16,27 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from .base import Params, Transform, interval, keep_some, probability
 
-#: Least and greatest brightness of a cloud, by unit.
+#: Minimum and maximum brightness of a cloud, by unit.
 _BRIGHTNESS: dict[str, tuple[float, float]] = {'reflectance': (0.3, 0.9), 'dn': (3000.0, 9000.0)}
-#: Bands of a radar: polarisations, and ratios of two of them. In dB a difference is a ratio.
+#: Names of radar bands: polarisations and ratios of two of them. In dB a difference is a ratio.
 _BANDS = {'db': re.compile(r'([VH]{2})(?:[-/]([VH]{2}))?'), 'power': re.compile(r'([VH]{2})(?:/([VH]{2}))?')}
 
 
 class RandomClouds(Transform):
-    """Some dates of an optical series are hidden by blobs of cloud with soft edges.
+    """Add simulated clouds with soft edges to some dates of optical time series.
 
-    These are the series of ``kind='optical'``, in reflectance or digital numbers. Each date is hit
-    with probability *p*, but one valid date always stays clear. NaN stays NaN.
+    It applies to time series of ``kind='optical'`` in reflectance or digital numbers. Each date has
+    clouds with probability *p*, but one valid date always remains clear. NaN stays NaN.
 
     Args:
-        modalities: The modalities of the batch.
+        modalities: Modalities of the batch.
         p: Probability of clouds on each valid date.
-        cover: Least and greatest part of the tile that is hidden; edges are half transparent.
-        brightness: Least and greatest value of a cloud, in the unit of the images. By default 0.3 to 0.9 of
-            reflectance, and 3000 to 9000 of digital numbers, which are taken for reflectance x
-            10000; a series of another or unknown unit then has no clouds.
-        told: Whether ``valid`` is made False where there are clouds. If not, the model
-            has to find out by itself.
-        blobs: Roughly how many blobs there is room for along a side of the tile.
+        cover: Minimum and maximum fraction of the tile that is covered; edges are half transparent.
+        brightness: Minimum and maximum value of a cloud, in the unit of the images. Defaults to 0.3 to
+            0.9 for reflectance and 3000 to 9000 for digital numbers (reflectance x 10000). Time
+            series of other or unknown units have no clouds by default.
+        told: Whether to set ``valid`` to False on dates with clouds, as a cloud mask would.
+        blobs: Approximate number of clouds along a side of the tile.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -69,11 +68,11 @@ class RandomClouds(Transform):
         return (m for m in super().present(batch) if m.temporal and m.kind == 'optical' and self._light(m))
 
     def _light(self, modality: Modality) -> tuple[float, float] | None:
-        """Return the least and greatest brightness in a modality, None if that depends on a unit that is unknown."""
+        """Return minimum and maximum brightness in a modality, None if it depends on an unknown unit."""
         return self.brightness or _BRIGHTNESS.get(modality.unit)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Of each series: which dates, how bright (B, T), and how far each place is inside a cloud (B, T, n, n)."""
+        """Draw ``<name>_dates`` and ``_light`` (B, T), and ``_inside`` (B, T, n, n), positive inside clouds."""
         drawn = {}
         for m in self.present(batch):
             valid = batch[m.valid_key]
@@ -91,7 +90,7 @@ class RandomClouds(Transform):
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Lay the clouds over the images, from the same coarse field at any resolution."""
+        """Blend the clouds with the images, from the same coarse field at any resolution."""
         changed = dict(batch)
         for m in self.present(batch):
             dates, light, inside = (params[f'{m.name}_{what}'] for what in ('dates', 'light', 'inside'))
@@ -106,23 +105,22 @@ class RandomClouds(Transform):
 
 
 class RandomSpeckle(Transform):
-    """Backscatter is multiplied by gamma noise of mean 1 and variance 1 / *looks*, in linear power.
+    """Multiply backscatter in linear power by gamma-distributed speckle of mean 1 and variance 1 / *looks*.
 
-    These are the modalities of ``kind='radar'`` whose unit is ``'db'`` or ``'power'``. Their bands are
-    called by polarisations such as ``VV``; a band of another name is left as it is. ``VV-VH``, the
-    ratio in dB, and ``VV/VH`` follow from the noise of the two, so that they stay their ratio.
+    It applies to modalities of ``kind='radar'`` and unit ``'db'`` or ``'power'``, and to bands named by
+    their polarisation, such as ``VV``. Ratios such as ``VV/VH``, in dB ``VV-VH``, get the noise of both
+    polarisations, so that they remain their ratio. Other bands do not change.
 
     Args:
-        modalities: The modalities of the batch.
-        looks: Number of looks; the fewer, the noisier.
-        decibel: Whether modalities of unknown kind or unit, with bands called by polarisations, are
-            in dB, else in linear power; None leaves them as they are. Images are in physical
-            units in both cases, not normalised.
-        p: Probability that a sample's series becomes noisier.
+        modalities: Modalities of the batch.
+        looks: Number of looks; fewer looks mean more noise.
+        decibel: Whether modalities of unknown kind or unit, with bands named by polarisations, are in
+            dB or in linear power; None leaves them unchanged. Images must not be normalised.
+        p: Probability that a sample gets speckle.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *looks* is not positive, *p* no probability, or *decibel* contradicts a unit.
+        ValueError: If *looks* is not positive, *p* is not in [0, 1], or *decibel* contradicts a unit.
     """
 
     def __init__(
@@ -154,12 +152,12 @@ class RandomSpeckle(Transform):
         return known.get(modality.unit) if is_radar else None
 
     def _noisy(self, modality: Modality) -> dict[int, tuple[str, str | None]]:
-        """Return the polarisations of each band with noise: its own, and the one that it is divided by."""
+        """Return the polarisation of each band with noise, and that of its denominator."""
         in_decibels = self._in_decibels(modality)
         return {} if in_decibels is None else polarisations(modality, 'db' if in_decibels else 'power')
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``<name>`` (B, T, P, H, W): the noise of each polarisation in dB."""
+        """Draw ``<name>`` (B, T, P, H, W), the noise of each polarisation in dB."""
         drawn = {}
         for m in self.present(batch):
             image = batch[m.image_key]
@@ -176,7 +174,7 @@ class RandomSpeckle(Transform):
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Multiply by the noise, which in dB is to add it."""
+        """Multiply by the noise, or add it in dB."""
         changed = dict(batch)
         for m in self.present(batch):
             image, noise = batch[m.image_key], params[m.name]
@@ -193,15 +191,15 @@ class RandomSpeckle(Transform):
 
 
 class RandomBandDropout(Transform):
-    """Each image loses some of its bands on all dates, never its last one; what is lost is NaN.
+    """Set random bands of each image to NaN on all dates, but never all bands.
 
     Args:
-        modalities: The modalities of the batch.
-        p: Probability of losing each band.
+        modalities: Modalities of the batch.
+        p: Probability of dropping each band.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *p* is no probability.
+        ValueError: If *p* is not in [0, 1].
     """
 
     def __init__(
@@ -222,7 +220,7 @@ class RandomBandDropout(Transform):
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Forget the bands that are lost."""
+        """Set the dropped bands to NaN."""
         changed = dict(batch)
         for m in self.present(batch):
             lost = ~params[m.name][:, None] if m.temporal else ~params[m.name]
@@ -231,13 +229,13 @@ class RandomBandDropout(Transform):
 
 
 class RandomJitter(Transform):
-    """Each image is multiplied by a gain and shifted, alike on all its dates and bands.
+    """Multiply each image by a random gain and add a random offset, equal for all dates and bands.
 
-    It is meant for normalised images, of which 0 is the mean and 1 a deviation.
+    It is intended for normalised images, with a mean of 0 and a standard deviation of 1.
 
     Args:
-        modalities: The modalities of the batch.
-        strength: Greatest difference of the gain from 1 and of the shift from 0.
+        modalities: Modalities of the batch.
+        strength: Maximum difference of the gain from 1 and of the offset from 0.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -256,11 +254,11 @@ class RandomJitter(Transform):
         self.strength = float(strength)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``<name>`` (B, 2): what to add to a gain of 1, and to the image."""
+        """Draw ``<name>`` (B, 2), the gain minus 1 and the offset."""
         return {m.name: (2 * self.random(batch, 2) - 1) * self.strength for m in self.present(batch)}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Change every image."""
+        """Apply gain and offset to every image."""
         changed = dict(batch)
         for m in self.present(batch):
             image = batch[m.image_key]
@@ -270,33 +268,34 @@ class RandomJitter(Transform):
 
 
 def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | None]]:
-    """Return the polarisation of each band of a radar, and the one that it is divided by.
+    """Return the polarisation of each radar band and that of its denominator.
 
     Args:
-        modality: A modality that states that it is radar.
+        modality: Modality of radar.
         unit: ``'db'`` or ``'power'``.
 
     Returns:
-        The polarisations by number of the band; bands of other names are left out.
+        Polarisation and that of the denominator (None if it is no ratio) by index of the band,
+        without bands of other names.
     """
     matches = ((index, _BANDS[unit].fullmatch(band.upper())) for index, band in enumerate(modality.bands))
     return {index: (match[1], match[2]) for index, match in matches if match}
 
 
 def say_unknown(modalities: Iterable[Modality]) -> str:
-    """Return a line that says for which modalities nothing is simulated, and why; empty if there is none.
+    """Return a message that names modalities without simulated speckle or clouds and the reasons, or ''.
 
     Args:
-        modalities: The modalities of the data.
+        modalities: Modalities of the data.
     """
     lacking = {modality.name: _lack(modality) for modality in modalities}
-    told = ', '.join(f'{name} ({lack})' for name, lack in lacking.items() if lack)
+    reasons = ', '.join(f'{name} ({lack})' for name, lack in lacking.items() if lack)
     hint = 'state kind and unit, such as `kind: radar, unit: db` or `kind: optical, unit: dn`'
-    return f'No speckle or clouds are simulated for {told}: {hint}' if told else ''
+    return f'No speckle or clouds are simulated for {reasons}: {hint}' if reasons else ''
 
 
 def _lack(modality: Modality) -> str:
-    """Return which fact a simulation needs and a modality lacks."""
+    """Return which fact is missing in a modality for the simulation, or an empty string."""
     if modality.kind is None:
         return f'kind{" and unit" * (modality.unit == "unknown")} unknown'
     simulated = modality.kind == 'radar' or (modality.kind == 'optical' and modality.temporal)
@@ -308,5 +307,4 @@ def _lack(modality: Modality) -> str:
 
 
 def _names(noisy: Mapping[int, tuple[str, str | None]]) -> list[str]:
-    """Return every polarisation that bands are made of, in the order of their noise."""
     return sorted({name for pair in noisy.values() for name in pair if name})

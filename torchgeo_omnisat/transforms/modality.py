@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""ModalityDropout: learn to do without."""
+"""Dropout of modalities."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,19 +14,18 @@ from .base import Params, Transform, keep_some, probabilities
 
 
 class ModalityDropout(Transform):
-    """Each sample loses some of its modalities, never its last one; only ``valid`` changes.
+    """Drop random modalities of each sample, but never all; only ``valid`` changes.
 
-    Every modality that a sample has is dropped with its own probability, independently.
-    Where that would leave nothing, one of those just dropped stays, each equally likely.
-    So of k modalities with the same *p*, one is dropped with probability
-    ``p - p ** k / k``. The draws come from PyTorch's generator of the batch's device, in
-    training and evaluation alike.
+    Each available modality of a sample is dropped independently with its probability. If all
+    would be dropped, one of them is kept, with equal probability. Hence each of k modalities with
+    the same *p* is dropped with probability ``p - p ** k / k``. Random numbers come from PyTorch's
+    global generator of the batch's device, both in training and in evaluation.
 
     Args:
-        modalities: The modalities of the batch.
-        p: Probability of dropping each, or by name; those not named are never dropped.
-        keep: Names of modalities that are never dropped, whatever *p* says.
-        same_on_batch: Whether all samples share one draw. Two samples that have different
+        modalities: Modalities of the batch.
+        p: Probability of dropping a modality, or probabilities by name, 0 for missing names.
+        keep: Names of modalities that are never dropped, regardless of *p*.
+        same_on_batch: Whether all samples share one draw. Samples with different available
             modalities may still lose different ones.
 
     Raises:
@@ -40,7 +39,7 @@ class ModalityDropout(Transform):
         keep: Iterable[str] = (),
         same_on_batch: bool = False,
     ) -> None:
-        """Work out one probability a modality."""
+        """Initialize the probability of each modality."""
         super().__init__(modalities, same_on_batch)
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         if unknown := [name for name in keep if name not in self.modalities]:
@@ -58,6 +57,6 @@ class ModalityDropout(Transform):
         return {'kept': keep_some(there, chance, random, tickets)}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Drop modalities; everything but ``valid_*`` is shared with *batch*."""
+        """Drop modalities; all tensors but ``valid_*`` are shared with *batch*."""
         present = enumerate(self.present(batch))
         return {**batch, **{m.valid_key: batch[m.valid_key] & params['kept'][:, i, None] for i, m in present}}

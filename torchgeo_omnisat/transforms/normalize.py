@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Normalize: raw units to zero mean and unit deviation, and back."""
+"""Normalisation to zero mean and unit standard deviation, and its inverse."""
 
 import math
 import warnings
@@ -16,34 +16,34 @@ from ..modality import Modality, as_modalities
 from ..utils.observed import finite
 from .base import refuse_tensor
 
-#: Numbers by the name of the modality, one a band.
+#: One value per band, by name of the modality.
 Statistics = Mapping[str, Tensor | Sequence[float]]
 
-#: A band is constant if its standard deviation is below so many times the precision of its mean in float32,
+#: A band is constant if its standard deviation is at most this fraction of its absolute mean (float32 rounding),
 ROUNDING = 4 * torch.finfo(torch.float32).eps
-#: or below this, whatever its mean.
+#: or at most this, regardless of its mean.
 SMALLEST = 1e-20
 
 
 class Normalize(nn.Module):
-    """Every band less its mean, divided by its standard deviation; NaN stays NaN.
+    """Subtract the mean of each band and divide by its standard deviation; NaN stays NaN.
 
-    A constant band, one whose standard deviation is 0 or lost in the rounding of its mean, becomes
-    exactly 0, of which one warning names the bands. Statistics are never rounded to the precision of
-    an image.
+    A band is constant if its standard deviation is 0, or below the rounding error of its mean. It
+    becomes exactly 0, and one warning names all such bands. Statistics keep their precision, also if
+    images have a lower one.
 
     Args:
-        modalities: The modalities whose images are to be changed.
-        mean: Mean of every band by modality. Without it each image is measured by
-            itself: a band over all finite pixels of the valid dates of one sample.
+        modalities: Modalities to normalise.
+        mean: Mean of every band by modality. By default, statistics are computed for each sample and
+            band, over the finite pixels of its valid dates.
         std: Standard deviation, in the same form.
 
     Raises:
-        ValueError: If only one of *mean* and *std* is given, a modality is missing in
-            them, the bands are not as many, or a number is not finite or negative.
+        ValueError: If only one of *mean* and *std* is given, a modality is missing in them, the number
+            of bands differs, a value is not finite, or a standard deviation is negative.
     """
 
-    #: What the standard deviation of a constant band is taken for.
+    #: Replaces the standard deviation of a constant band.
     constant: ClassVar[float] = math.inf
 
     def __init__(
@@ -64,16 +64,16 @@ class Normalize(nn.Module):
             self._warn_constant()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Sample:
-        """Change the units of every image.
+        """Normalise every image.
 
         Args:
-            batch: A batch or a sample; it is not changed.
+            batch: Batch or sample; it is not changed.
 
         Returns:
-            A new dictionary that shares whatever is not an image of *modalities*.
+            New dictionary that shares all tensors but the images of *modalities*.
 
         Raises:
-            TypeError: If *batch* is a bare tensor.
+            TypeError: If *batch* is a tensor.
         """
         refuse_tensor(self, batch)
         changed = {}
@@ -85,11 +85,11 @@ class Normalize(nn.Module):
         return {**batch, **changed}
 
     def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Raw units to normalised ones, of tensors that broadcast."""
+        """Normalise raw values; the statistics must broadcast with the image."""
         return (image - mean) / std
 
     def statistics(self, modality: Modality, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a modality, in shapes that broadcast with its image."""
+        """Return mean and standard deviation of a modality, in shapes that broadcast with its image."""
         image = batch[modality.image_key]
         if self.measured:
             mean, std = _measure(image, batch[modality.valid_key], modality.temporal)
@@ -101,24 +101,24 @@ class Normalize(nn.Module):
         return mean, std
 
     def _warn_constant(self) -> None:
-        """Name the constant bands in one warning."""
-        found = {}
+        """Warn of constant bands."""
+        constant = {}
         for name, modality in self.modalities.items():
             flags = is_constant(self.get_buffer(f'mean_{name}'), self.get_buffer(f'std_{name}')).tolist()
-            found[name] = [band for band, flag in zip(modality.bands, flags, strict=True) if flag]
-        if said := '; '.join(f'{name}: {", ".join(bands)}' for name, bands in found.items() if bands):
+            constant[name] = [band for band, flag in zip(modality.bands, flags, strict=True) if flag]
+        if listed := '; '.join(f'{name}: {", ".join(bands)}' for name, bands in constant.items() if bands):
             warnings.warn(
-                f'constant bands are 0 after normalisation, and tell the model nothing ({said}): expected bands '
+                f'constant bands are 0 after normalisation, and tell the model nothing ({listed}): expected bands '
                 'whose standard deviation is above the rounding of their mean',
                 stacklevel=3,
             )
 
 
 class Denormalize(Normalize):
-    """What :class:`Normalize` did with the same statistics, undone; a constant band becomes its mean.
+    """Invert :class:`Normalize` with the same statistics; a constant band becomes its mean.
 
     Args:
-        modalities: The modalities whose images are to be changed.
+        modalities: Modalities to denormalise.
         mean: Mean of every band by modality.
         std: Standard deviation, in the same form.
 
@@ -134,15 +134,15 @@ class Denormalize(Normalize):
         super().__init__(modalities, mean, std)
 
     def _warn_constant(self) -> None:
-        """Say nothing: :class:`Normalize` does."""
+        """Do not warn, because :class:`Normalize` does."""
 
     def convert(self, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Normalised units to raw ones, of tensors that broadcast."""
+        """Denormalise values; the statistics must broadcast with the image."""
         return image * std + mean
 
 
 def is_constant(mean: Tensor, std: Tensor) -> Tensor:
-    """Return flags of the bands whose standard deviation is 0, or nothing but rounding.
+    """Return flags of bands whose standard deviation is 0 or below the rounding error of the mean.
 
     Args:
         mean: Mean of each band, in raw units.
@@ -152,7 +152,7 @@ def is_constant(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
-    """Return the statistics of one modality, or raise one error that names what is wrong."""
+    """Return the statistics of a modality as a tensor; raise ValueError if they are invalid."""
     if modality.name not in statistics:
         raise ValueError(f'{kind} has no entry {modality.name!r}, expected one, got {sorted(statistics)}')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
@@ -167,12 +167,12 @@ def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
 
 
 def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each sample's bands over its finite pixels of valid dates."""
+    """Return mean and standard deviation of each sample and band over the finite pixels of valid dates."""
     dims = (-4, -2, -1) if temporal else (-2, -1)
     known = finite(image) & (valid[..., None, None, None] if temporal else valid[..., None, None])
     count = known.sum(dims, keepdim=True).clamp(min=1)
     mean = torch.where(known, image, 0).sum(dims, keepdim=True) / count
     deviation = torch.where(known, image - mean, 0)
-    peak = deviation.abs().amax(dims, keepdim=True).clamp(min=SMALLEST)  # squares of large values leave float32
+    peak = deviation.abs().amax(dims, keepdim=True).clamp(min=SMALLEST)  # squares of large values overflow float32
     variance = (deviation / peak).square().sum(dims, keepdim=True) / count
     return mean, peak * variance.sqrt()

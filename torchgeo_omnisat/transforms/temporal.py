@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Time: dates that go missing, fewer dates, and other dates."""
+"""Temporal transforms: dropout, subsampling and shift of dates."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -14,7 +14,7 @@ from .base import Params, Transform, keep_some, probabilities, probability
 
 
 class TemporalTransform(Transform):
-    """What changes series alone; single images pass."""
+    """Base class of transforms of time series; single images do not change."""
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """Yield the time series whose keys are in a batch."""
@@ -22,11 +22,11 @@ class TemporalTransform(Transform):
 
 
 class RandomTemporalDropout(TemporalTransform):
-    """Each series loses some of its dates, never its last one; only ``valid`` changes.
+    """Drop random dates of each time series, but never all; only ``valid`` changes.
 
     Args:
-        modalities: The modalities of the batch.
-        p: Probability of losing each valid date, or by name; those not named lose none.
+        modalities: Modalities of the batch.
+        p: Probability of dropping a valid date, or probabilities by modality, 0 for missing names.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -39,7 +39,7 @@ class RandomTemporalDropout(TemporalTransform):
         p: float | Mapping[str, float] = 0.2,
         same_on_batch: bool = False,
     ) -> None:
-        """Work out one probability a series."""
+        """Initialize the probability of each modality."""
         super().__init__(modalities, same_on_batch)
         self.p = probabilities(p, self.modalities)
 
@@ -53,20 +53,20 @@ class RandomTemporalDropout(TemporalTransform):
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Drop dates; everything but ``valid_*`` is shared with *batch*."""
+        """Drop dates; all tensors but ``valid_*`` are shared with *batch*."""
         return {**batch, **{m.valid_key: batch[m.valid_key] & params[m.name] for m in self.present(batch)}}
 
 
 class TemporalSubsample(TemporalTransform):
-    """Each series keeps a given number of its valid dates, in their order.
+    """Keep at most a given number of valid dates of each time series, in order.
 
-    In training they are drawn, each equally likely. In evaluation they are those nearest
-    to days that are evenly spaced from the first valid one to the last. A sample with no
-    more valid dates than that keeps them all.
+    In training mode, random dates are kept, with equal probability. In evaluation mode, the kept
+    dates are those nearest to evenly spaced days between the first and the last valid date.
+    Samples without more valid dates keep all of them.
 
     Args:
-        modalities: The modalities of the batch.
-        max_dates: How many dates to keep.
+        modalities: Modalities of the batch.
+        max_dates: Maximum number of dates.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
@@ -85,7 +85,7 @@ class TemporalSubsample(TemporalTransform):
         self.max_dates = max_dates
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``<name>`` (B, n): which frames stay, in order."""
+        """Draw ``<name>`` (B, n), indices of the frames to keep, in order."""
         drawn = {}
         for modality in self.present(batch):
             dates, valid = batch[modality.dates_key], batch[modality.valid_key]
@@ -98,7 +98,7 @@ class TemporalSubsample(TemporalTransform):
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Keep the frames chosen."""
+        """Select the drawn frames."""
         changed = dict(batch)
         for modality in self.present(batch):
             chosen = params[modality.name]
@@ -108,20 +108,19 @@ class TemporalSubsample(TemporalTransform):
 
 
 class RandomDateShift(Transform):
-    """The clock of each tile is moved by whole days, the same for all its modalities.
+    """Shift the acquisition dates of each tile by a random number of days, equal for all modalities.
 
-    Seasons come early in one year and late in another; a model that has seen both moves
-    more easily to a third. Invalid dates stay, and so does the 0 of a single image that
-    has no date.
+    Seasons start early in some years and late in others; shifted dates help a model to generalise
+    to other years. Invalid dates do not change, nor does the 0 of a single image without a date.
 
     Args:
-        modalities: The modalities of the batch.
-        days: Greatest shift, either way; every whole number of days is equally likely.
-        p: Probability that a tile's clock is moved.
+        modalities: Modalities of the batch.
+        days: Maximum shift in either direction; all whole numbers of days are equally likely.
+        p: Probability that the dates of a tile are shifted.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *days* is negative or *p* no probability.
+        ValueError: If *days* is negative or *p* is not in [0, 1].
     """
 
     def __init__(
@@ -138,13 +137,13 @@ class RandomDateShift(Transform):
         self.p = probability(p)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """``days`` (B,), what to add."""
+        """Draw ``days`` (B,), the shift of each sample."""
         chance, shift = self.random(batch, 2).unbind(-1)
         days = (shift * (2 * self.days + 1)).long() - self.days
         return {'days': torch.where(chance < self.p, days, 0)}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
-        """Move every date; everything but ``dates_*`` is shared with *batch*."""
+        """Shift the dates; all tensors but ``dates_*`` are shared with *batch*."""
         changed = dict(batch)
         for modality in self.present(batch):
             dates = batch[modality.dates_key]
@@ -163,7 +162,7 @@ def _evenly(dates: Tensor, valid: Tensor, count: int) -> Tensor:
         torch.linspace(0, 1, count, dtype=torch.float64, device=dates.device) if count > 1 else days.new_full((1,), 0.5)
     )
     targets = first[:, None] + (last - first)[:, None] * steps
-    taken = torch.where(valid, 0, 1e9).double()  # of a finite distance, so that each frame is chosen once at most
+    taken = torch.where(valid, 0, 1e9).double()  # finite for invalid dates, so that each frame is selected at most once
     chosen = []
     for target in targets.unbind(-1):
         nearest = ((days - target[:, None]).abs().clamp(max=1e8) + taken).argmin(-1, keepdim=True)
