@@ -51,7 +51,7 @@ class OmniSatTask(BaseTask):
     *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
 
     DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices; FSDP shards
-    it as one unit, see :mod:`torchgeo_omnisat.tasks.sharding`.
+    it as one unit, see ``torchgeo_omnisat.tasks.sharding``.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,

@@ -241,7 +241,7 @@ class ImageChips(MultimodalDataset):
         return [file for path in paths for file in scene_files(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files of a chip, for :mod:`torchgeo_omnisat.datasets.integrity`."""
+        """Yield the files of a chip, for ``torchgeo_omnisat.datasets.integrity``."""
         name = self.ids[index]
         fault = 'shape' if name in self.faults else 'unreadable'
         for modality in self.modalities.values():

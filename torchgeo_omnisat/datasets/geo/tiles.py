@@ -372,7 +372,7 @@ class GeoTiles(MultimodalDataset):
         return self.dataset.image_files(name)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files that intersect a tile, for :mod:`torchgeo_omnisat.datasets.integrity`."""
+        """Yield the files that intersect a tile, for ``torchgeo_omnisat.datasets.integrity``."""
         row, column = map(int, self.places[index])
         x, y = self.grid.slices(row, column, self.across, self.across)[:2]
         for part in parts(self.dataset, (x, y)):

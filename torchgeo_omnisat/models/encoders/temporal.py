@@ -143,7 +143,7 @@ class TemporalAttention(nn.Module):
         dim: Width of keys and values; ``None`` keeps *in_channels*.
         num_heads: Number of heads; *dim* is a multiple of it.
         key_dim: Width of a query.
-        dates: Module that encodes ``(dates, valid)``; ``None`` for :class:`AnnualDates`.
+        dates: Module that encodes ``(dates, valid)``; ``None`` for ``AnnualDates``.
         in_norm: Whether the input is normalised over its dates.
         batch_norm: BatchNorm in the MLP, as published, instead of LayerNorm.
         dropout: Dropout after the MLP.
