@@ -88,7 +88,7 @@ class OmniSatCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Set a default of ``data`` for the tasks of this package; for others it is required.
 
-        If data are configured there is no default, because its arguments would be passed to theirs.
+        The default is not set if a datamodule is configured, because both would share their arguments.
         """
         if _is_ours(requested('model', args)) and requested('data', args) is None:
             for subparser in self._subcommand_parsers.values():

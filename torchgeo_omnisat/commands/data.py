@@ -52,7 +52,7 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     with one_error(parser.prog.rpartition(' ')[-1]):
         named = requested('data', words)
     if named is None:
-        # With --data there is no default, whose arguments would be mixed with those of the user.
+        # No default if --data is given: the arguments of both would be mixed.
         parser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
     args = parser.parse_args(words)
     training = {name: args.pop(name, None) for name in TRAINING}

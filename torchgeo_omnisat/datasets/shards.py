@@ -114,7 +114,7 @@ def check_index(address: str) -> None:
         address: Directory or URL of the shards of a split.
 
     Raises:
-        ValueError: If there is no index, a shard is in another directory, or samples are not stored as
+        ValueError: If the index is missing, a shard is in another directory, or samples are not stored as
             bytes. litdata would unpickle some of the other formats.
     """
     import fsspec

@@ -15,7 +15,7 @@ def parse_json(text: str | bytes) -> Any:
         text: The text, UTF-8 if it is bytes.
 
     Raises:
-        ValueError: If it is no JSON, is nested too deeply, or has an object with a key twice.
+        ValueError: If the text is not valid JSON, is nested too deeply, or contains a duplicate key.
     """
     try:
         return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
@@ -31,7 +31,7 @@ def load_json(path: Path | str) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: With the file, if it is no JSON, is nested too deeply, or has an object with a key twice.
+        ValueError: If the file is not valid JSON, is nested too deeply, or contains a duplicate key.
     """
     try:
         return parse_json(Path(path).read_text(encoding='utf-8'))

@@ -173,7 +173,7 @@ def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, 
         Names of the tensors that are ``'loaded'``, ``'new'`` and ``'ignored'``.
 
     Raises:
-        ValueError: If there is no such encoder, or its bands or widths differ.
+        ValueError: If the encoder does not exist, or its bands or widths differ.
     """
     target = next((module for module in encoder.modules() if isinstance(module, UTAEEncoder)), None)
     if target is None:
