@@ -17,6 +17,6 @@ def cache_folder() -> Path:
     folder = Path(torch.hub.get_dir())
     if folder.parts[:1] and folder.parts[0].startswith('~'):
         raise FileNotFoundError(
-            f'{folder} cannot be used because the user has no home directory: set TORCH_HOME, XDG_CACHE_HOME or HOME'
+            f'{folder} is unusable without a home directory: expected TORCH_HOME, XDG_CACHE_HOME or HOME to be set'
         )
     return folder
