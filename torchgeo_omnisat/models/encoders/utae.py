@@ -79,7 +79,7 @@ class UTAEEncoder(nn.Module):
         num_heads: Heads of the temporal attention; every width is a multiple of it.
         key_dim: Width of a query.
         dim: Width of the temporal attention.
-        dates: Module that encodes dates; ``None`` for :class:`.AnnualDates`.
+        dates: Module that encodes dates; ``None`` for ``AnnualDates``.
         padding_mode: ``'zeros'``, or ``'reflect'`` as published, which copies every map and has no
             parameters for missing bands.
         batch_norm: BatchNorm after the temporal attention, as published.
