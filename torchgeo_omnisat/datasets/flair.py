@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine, array_bounds
-from torch import Tensor
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
@@ -496,8 +495,8 @@ class FLAIR(MultimodalDataset):
             sample |= readers[name](patch, (stored.shape[0], stored.shape[1]))
         classes = self._classes(stored)
         scored = self.num_classes if self.ignore_index is None else self.ignore_index
-        sample['mask'] = classes
-        sample['label'] = torch.from_numpy(occurring(classes.numpy(), scored))
+        sample['mask'] = torch.from_numpy(classes).long()
+        sample['label'] = torch.from_numpy(occurring(classes, scored))
         extent = (np.nan,) * 4 if transform.is_identity else array_bounds(*stored.shape, transform)
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
@@ -525,7 +524,7 @@ class FLAIR(MultimodalDataset):
         path, code = self._file('labels', patch), self.crs.to_epsg()
         size = read_size([path, self._file('aerial', patch)])
         mask = Expected(path, (1, *size), 'uint8', classes=(1, len(CLASSES)), crs=code, crs_unused=True)
-        yield Part('mask', (mask,), lambda: self._classes(read_mask(path)[0]))
+        yield Part('mask', (mask,), lambda: torch.from_numpy(self._classes(read_mask(path)[0])).long())
         if 'aerial' in self.modalities:
             shape = (len(MODALITIES['aerial'].bands), *size)
             image = Expected(self._file('aerial', patch), shape, 'uint8', optional=True, crs=code)
@@ -549,11 +548,9 @@ class FLAIR(MultimodalDataset):
         files = [path for area in areas if area for path in (area.data, area.masks, area.products)]
         return [*files, self.path / CENTROIDS]
 
-    def _classes(self, stored: NDArray[np.uint8]) -> Tensor:
+    def _classes(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return class indices (H, W) from the stored values from 1; rare classes are merged."""
-        # A table takes a tenth of the time of a subtraction, a clamp and a conversion.
-        table = np.minimum((np.arange(256) - 1) % 256, self.num_classes - 1)
-        return torch.from_numpy(table[stored])
+        return np.minimum(stored - np.uint8(1), np.uint8(self.num_classes - 1))
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
         """Read the aerial image, with heights in metres."""

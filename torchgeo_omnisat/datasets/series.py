@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import Sentinel2
@@ -169,7 +168,7 @@ def when(dates: Iterable[Tensor]) -> tuple[float, float]:
     Args:
         dates: Days since 1970-01-01 of several modalities, ``(T,)`` each; 0 means unknown.
     """
-    days = torch.cat([*dates, torch.zeros(1, dtype=torch.int64)])
+    days = np.concatenate([*map(np.asarray, dates), np.zeros(1, dtype=np.int64)])
     days = days[days != 0]
     if len(days) == 0:
         return float('nan'), float('nan')

@@ -437,6 +437,9 @@ def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
     """Read rows of a dataset with h5py's low-level API, which takes a third of the time of the high-level one."""
     dataset = h5py.h5d.open(file.id, key.encode())
     rows = np.empty((stop - first, *dataset.shape[1:]), dataset.dtype)
+    if rows.shape == dataset.shape:  # without a selection, in half the time
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+        return rows
     space = dataset.get_space()
     space.select_hyperslab((first, *(0,) * (rows.ndim - 1)), rows.shape)
     dataset.read(h5py.h5s.create_simple(rows.shape), space, rows)
