@@ -249,9 +249,13 @@ def test_full_disk_while_the_map_is_put_together(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ['map.tif']
 
 
-def test_export_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, '_is_full', lambda folder: True)
-    with small_files(2000), pytest.raises(OSError, match='No space left on device') as caught:
+@pytest.mark.parametrize('full', [True, False], ids=['disk', 'quota'])
+def test_export_on_a_full_disk_is_one_line(tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, '_is_full', lambda folder: full)
+    with (
+        small_files(2000),
+        pytest.raises(OSError, match='No space left on device' if full else 'model.safetensors') as caught,
+    ):
         write_hub(tmp_path / 'hub', torch.nn.Linear(64, 64), {})
     line = describe_error(caught.value)
     assert line is not None

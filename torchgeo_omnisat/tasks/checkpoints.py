@@ -175,10 +175,16 @@ def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> N
         folder: The folder; it is made, and files of these names in it are replaced.
         backbone: What the tensors are taken from.
         config: What it is to be built with, in plain types.
+
+    Raises:
+        OSError: If a file cannot be written, for example because the disk is full.
     """
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.state_dict().items()}
     with atomic_file(folder / MODEL) as path:
-        save_file(tensors, path, metadata={'format': 'pt'})
+        try:
+            save_file(tensors, path, metadata={'format': 'pt'})
+        except SafetensorError as error:  # also for a full disk or an exceeded quota
+            raise OSError(f'{folder / MODEL} cannot be written: {_reason(error)}') from error
     with atomic_file(folder / CONFIG) as path:
         text = json.dumps({'library_name': 'torchgeo_omnisat', 'model_type': 'omnisat', **config}, indent=2)
         path.write_text(text + '\n', encoding='utf-8')
