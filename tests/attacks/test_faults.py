@@ -170,12 +170,21 @@ def test_two_shards_of_one_output(tmp_path: Path) -> None:
             write_shards(split, tmp_path / 'out', 1)
 
 
-@pytest.mark.parametrize('damage', [b'', b'half', 'truncated', 'flipped', 'other', 'empty array'])
-def test_damaged_strip_is_made_anew(tmp_path: Path, damage: bytes | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that stopped when every strip of its map was there; ``map.tif`` of another run in ``whole``."""
+    folder = tmp_path_factory.mktemp('stopped')
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, 'write_map', lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            predict(tmp_path, PlaneDataModule(**AREA))
+            predict(folder, PlaneDataModule(**AREA))
+    predict(folder / 'whole', PlaneDataModule(**AREA))
+    return folder
+
+
+@pytest.mark.parametrize('damage', [b'', b'half', 'truncated', 'flipped', 'other', 'empty array'])
+def test_damaged_strip_is_made_anew(tmp_path: Path, stopped: Path, damage: bytes | str) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     first = min(tmp_path.glob('.map.tif.*/*.npz'))
     content = first.read_bytes()
     middle = len(content) // 2
@@ -191,8 +200,7 @@ def test_damaged_strip_is_made_anew(tmp_path: Path, damage: bytes | str, monkeyp
         first.write_bytes(damage)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match='1 strips of an earlier run were damaged'):
         output = predict(tmp_path, PlaneDataModule(**AREA))
-    (tmp_path / 'other').mkdir()
-    assert np.array_equal(read(output), read(predict(tmp_path / 'other', PlaneDataModule(**AREA))))
+    assert np.array_equal(read(output), read(stopped / 'whole' / 'map.tif'))
     assert not list(tmp_path.glob('.map*'))
 
 
