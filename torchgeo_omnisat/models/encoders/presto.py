@@ -1,0 +1,424 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Presto encoder of Sentinel-1 and Sentinel-2 pixel time series."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchgeo.models import Presto_Weights, presto
+from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
+
+from ...utils.observed import observed
+
+#: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
+#: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).
+CHANNELS = (
+    ('VV', 'VH', 'B2', 'B3', 'B4', 'B5', 'B6', 'B7', 'B8', 'B8A', 'B11', 'B12')
+    + ('temperature_2m', 'total_precipitation', 'elevation', 'slope')
+    + ('NDVI',)
+)
+#: Channels that are read from images; the others are masked, or NDVI, which is computed.
+READ = CHANNELS[:12]
+#: Units of a modality that can be converted, by sensor. In the same file, Presto divides digital numbers of
+#: Sentinel-2 by 10,000, and adds 25 to decibels of Sentinel-1 (Earth Engine's GRD product) and divides by 25.
+UNITS = {'S1': ('db', 'power'), 'S2': ('dn', 'reflectance')}
+#: Index of the band group of each channel.
+_GROUPS = [
+    next(index for index, group in enumerate(BANDS_GROUPS_IDX.values()) if channel in group)
+    for channel in range(len(CHANNELS))
+]
+_SRTM = list(BANDS_GROUPS_IDX).index('SRTM')
+
+
+class PrestoEncoder(nn.Module):
+    """Presto, a pre-trained transformer of pixel time series of Sentinel-1, Sentinel-2 or both.
+
+    Tseng et al., "Lightweight, Pre-trained Transformers for Remote Sensing Timeseries" (arXiv
+    2304.14065), as implemented in ``torchgeo.models.presto``. The embedding of a pixel is the norm
+    of the mean of its tokens, as in the published evaluation. The output is one map at the
+    resolution of the images.
+
+    Presto takes one composite per calendar month. Several dates of a month are combined per pixel:
+    the median of optical bands, the mean of backscatter in linear power. The sequence begins in the
+    month of the first observed date of the sample. Months without observation keep their position and
+    are masked, as are band groups with a missing band. NDVI is computed from B8 and B4.
+    Meteorology, elevation and land cover are masked. A batch has no coordinate reference system, so
+    the location is an argument; without it, its token is removed.
+
+    Presto cannot compute pixels with different numbers of masked tokens together, so pixels are
+    grouped by that number. Embeddings that need no gradient are cached by the content of the pixel.
+
+    Args:
+        bands: Bands of the modality in any order, such as ``B04``, ``B4``, ``b8a`` or ``VV``. Bands that
+            Presto lacks and incomplete band groups are not used, with a warning.
+        unit: Unit of the raw images, as in :class:`.Modality`, or one for each band.
+        mean: Mean of each band with which images were normalised; None for images in raw units.
+        std: Standard deviation, in the same form.
+        weights: Entry of ``torchgeo.models.Presto_Weights`` or its name, a file, or a state dict. None
+            for random weights, for example to load a checkpoint.
+        frozen: Whether the weights of Presto are excluded from training.
+        latlon: Latitude and longitude of the images in degrees.
+        ndvi: Whether NDVI is used.
+        chunk: Maximum number of pixels that are computed at once.
+        cache_size: Maximum number of embeddings in the cache, of about 0.8 kB each; 0 for no cache.
+        **kwargs: Arguments of ``torchgeo.models.presto``, such as ``encoder_depth``.
+
+    Raises:
+        ValueError: If no band group of Presto is complete, a unit cannot be converted, the statistics do not fit
+            the bands, or the weights do not fit the model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        bands: Sequence[str],
+        unit: str | Sequence[str],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        weights: Presto_Weights | str | Path | Mapping[str, Tensor] | None = None,
+        frozen: bool = True,
+        latlon: tuple[float, float] | None = None,
+        ndvi: bool = True,
+        chunk: int = 512,
+        cache_size: int = 2**18,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.bands, self.ndvi, self.chunk = tuple(bands), ndvi, chunk
+        #: Channel of Presto by index of the band.
+        self.used = _match(self.bands)
+        units = (unit,) * len(self.bands) if isinstance(unit, str) else tuple(unit)
+        self.units = _check_units(self.bands, units, self.used)
+        self.register_buffer('mean', torch.zeros(len(self.bands)))
+        self.register_buffer('std', torch.ones(len(self.bands)))
+        if mean is not None or std is not None:
+            self.set_statistics(mean, std)
+        if latlon is not None and not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
+            raise ValueError(
+                f'latlon is {latlon}, expected latitude (-90 to 90) and longitude (-180 to 180) in degrees'
+            )
+        self.latlon = latlon
+        model: Any = presto(None, **kwargs)
+        if weights is not None:
+            _load(model, weights)
+        self.encoder: Any = model.encoder
+        # Pooling precedes the norm, but TorchGeo's encoder would apply the norm to every token.
+        self.norm: nn.LayerNorm = self.encoder.norm
+        self.encoder.norm = nn.Identity()
+        self.encoder.blocks[0].register_forward_pre_hook(self._drop_location)
+        if frozen:
+            self.requires_grad_(False)
+        self.cache = EmbeddingCache(cache_size)
+        self.channels, self.strides = (self.encoder.embedding_size,), (1,)
+
+    def set_statistics(self, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None) -> None:
+        """Set the mean and standard deviation with which images were normalised.
+
+        Args:
+            mean: One value per band, in the unit of the raw images.
+            std: One value per band.
+
+        Raises:
+            ValueError: If they are not one finite number for each band.
+        """
+        for name, values in (('mean', mean), ('std', std)):
+            numbers = torch.as_tensor(() if values is None else values, dtype=torch.float32)
+            if numbers.shape != (len(self.bands),) or not numbers.isfinite().all():
+                raise ValueError(f'{name} is {values}, expected {len(self.bands)} finite numbers, one for each band')
+            getattr(self, name).copy_(numbers)
+
+    def forward(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> list[Tensor]:
+        """Encode time series.
+
+        Args:
+            image: Bands, normalised with *mean* and *std*; NaN is nodata.
+            dates: Days since 1970-01-01.
+            valid: Valid dates; the others are ignored.
+
+        Returns:
+            One map of shape ``(B, D, H, W)``, zero where no band group was observed.
+
+        Raises:
+            ValueError: If a series spans more months than Presto can encode.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            x, month = self.composites(image, dates, valid)
+            height = x.shape[-2]
+            months = month.view(-1, 1, 1).expand(-1, *x.shape[-2:]).flatten()
+            embedded = self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months)
+        return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=height)]
+
+    def composites(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> tuple[Float[Tensor, 'b m 17 h w'], Int[Tensor, ' b']]:
+        """Return monthly composites in the channels and scales of Presto, and the first month (0 to 11).
+
+        Channels without observation are NaN. The arguments are those of :meth:`forward`.
+        """
+        flags = (valid & observed(image).flatten(2).any(2)).cpu().numpy()
+        numbers = _months(dates)
+        first = np.where(flags, numbers, np.iinfo(np.int64).max).min(1, initial=np.iinfo(np.int64).max)
+        first = np.where(flags.any(1), first, 0)
+        places = numbers - first[:, None]
+        length = int(places.max(where=flags, initial=0)) + 1
+        if length > self.encoder.max_sequence_length:
+            raise ValueError(
+                f'a time series spans {length} months, expected at most {self.encoder.max_sequence_length}, which '
+                'Presto can encode: read fewer dates'
+            )
+        shape = len(image), length, len(CHANNELS), *image.shape[-2:]
+        x = torch.full(shape, torch.nan, dtype=torch.float32, device=image.device)
+        bands = list(self.used)
+        for sample, (of_dates, usable) in enumerate(zip(places, flags, strict=True)):
+            for place in np.unique(of_dates[usable]):
+                frames = image[sample, (usable & (of_dates == place)).nonzero()[0]][:, bands].float()
+                x[sample, place, list(self.used.values())] = self._combine(frames)
+        if self.ndvi:
+            near, red = x[:, :, CHANNELS.index('B8')], x[:, :, CHANNELS.index('B4')]
+            total = near + red
+            index = torch.where(total > 0, (near - red) / total, 0)
+            x[:, :, CHANNELS.index('NDVI')] = index.masked_fill(total.isnan(), torch.nan)
+        return x, torch.as_tensor(first % 12, device=image.device)
+
+    def _combine(self, frames: Float[Tensor, 'k c h w']) -> Float[Tensor, 'c h w']:
+        """Combine the dates of a month, and convert the unit."""
+        bands = list(self.used)
+        raw = frames * self.std[bands].view(-1, 1, 1) + self.mean[bands].view(-1, 1, 1)
+        raw = raw.masked_fill(~observed(frames), torch.nan)
+        out = []
+        for values, band in zip(raw.unbind(1), bands, strict=True):
+            unit = self.units[band]
+            if unit in UNITS['S2']:
+                out.append(median(values) / (1e4 if unit == 'dn' else 1))
+                continue
+            power = 10 ** (values / 10) if unit == 'db' else values.masked_fill(values <= 0, torch.nan)
+            decibels = values[0] if len(values) == 1 and unit == 'db' else 10 * power.nanmean(0).log10()
+            out.append((decibels + 25) / 25)
+        return torch.stack(out)
+
+    def embed(self, x: Float[Tensor, 'p t 17'], month: Int[Tensor, ' p']) -> Float[Tensor, 'p d']:
+        """Embed pixels.
+
+        Args:
+            x: Monthly values in the channels and scales of Presto; NaN is missing.
+            month: First month of each pixel, 0 to 11.
+
+        Returns:
+            Embeddings, zero for pixels without a complete band group.
+        """
+        known = torch.stack([x[..., list(c)].isfinite().all(-1) for c in BANDS_GROUPS_IDX.values()], dim=-1)
+        known[:, 1:, _SRTM] = False  # one token for all months
+        seen = known.flatten(1).any(1).nonzero().squeeze(1)
+        out = x.new_zeros(len(x), self.channels[0])
+        if not len(seen):
+            return out
+        known = known[seen]
+        x = x[seen].masked_fill(~known[..., _GROUPS], 0)
+        needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        embed = self._embed_cached if self.cache.size and not needs_grad else self._embed
+        return out.index_copy(0, seen, embed(x, known, month[seen]))
+
+    def _embed_cached(self, x: Tensor, known: Tensor, month: Tensor) -> Tensor:
+        """Return embeddings of pixels, computing only those that are not in the cache."""
+        self.cache.begin([(p.data_ptr(), p._version, p.dtype) for p in self.state_dict(keep_vars=True).values()])
+        keys = content_keys([x, known, month.unsqueeze(1)], str(self.latlon).encode())
+        new = {key: index for index, key in enumerate(keys) if key not in self.cache.slots}
+        computed = x.new_zeros(0, self.channels[0])
+        if new:
+            rows = torch.tensor(list(new.values()), device=x.device)
+            with torch.no_grad():
+                computed = self._embed(x[rows], known[rows], month[rows])
+        values = self.cache.update(keys, list(new), computed.cpu().numpy())
+        return torch.from_numpy(values).to(x.device)
+
+    def _embed(self, x: Tensor, known: Tensor, month: Tensor) -> Tensor:
+        """Return embeddings of pixels, in groups of the same number of tokens."""
+        dtype = self.norm.weight.dtype
+        steps = torch.arange(x.shape[1], device=x.device)
+        tokens = known.flatten(1).sum(1)
+        order, parts = [], []
+        for number in tokens.unique():
+            for rows in (tokens == number).nonzero().squeeze(1).split(self.chunk):
+                months = (month[rows].unsqueeze(1) + steps) % 12
+                place = torch.tensor(self.latlon or (0.0, 0.0), dtype=dtype, device=x.device).expand(len(rows), 2)
+                cover = torch.full_like(months, NUM_DYNAMIC_WORLD_CLASSES)
+                mask = (~known[rows])[..., _GROUPS].to(dtype)
+                encoded, _, _ = self.encoder(x[rows].to(dtype), cover, place, mask, months)
+                order.append(rows)
+                parts.append(self.norm(encoded.mean(1)).to(x.dtype))
+        computed = torch.cat(parts)
+        return torch.empty_like(computed).index_copy(0, torch.cat(order), computed)
+
+    def _drop_location(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Remove the token of the location, which is the first, if the location is unknown."""
+        return inputs if self.latlon is not None else (inputs[0][:, 1:], *inputs[1:])
+
+
+class EmbeddingCache:
+    """Embeddings of pixels by a hash of their content; the oldest are replaced when it is full.
+
+    Args:
+        size: Maximum number of embeddings.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.hits = size, 0
+        self.weights: list[Any] = []
+        self.slots: dict[bytes, int] = {}
+        self._keys: list[bytes] = []
+        self._next = 0
+        self._values: NDArray[Any] = np.empty((0, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the content out of copies and pickles."""
+        return vars(EmbeddingCache(self.size))
+
+    def begin(self, weights: list[Any]) -> None:
+        """Clear the cache if the weights are not those of the previous call.
+
+        Args:
+            weights: Identity and version of every parameter.
+        """
+        if weights != self.weights:
+            vars(self).update(vars(EmbeddingCache(self.size)), weights=weights)
+
+    def update(self, keys: Sequence[bytes], new: Sequence[bytes], values: NDArray[Any]) -> NDArray[Any]:
+        """Return the embeddings of *keys* and keep the new ones.
+
+        Args:
+            keys: Keys that are in the cache or in *new*.
+            new: Distinct keys that are not in the cache.
+            values: Their embeddings, ``(len(new), D)``.
+        """
+        rows = {key: row for row, key in enumerate(new)}
+        out = np.empty((len(keys), values.shape[1]), values.dtype)
+        for index, key in enumerate(keys):
+            out[index] = values[rows[key]] if key in rows else self._values[self.slots[key]]
+            self.hits += key not in rows
+        for key, value in zip(new, values, strict=True):
+            self._put(key, value)
+        return out
+
+    def _put(self, key: bytes, value: NDArray[Any]) -> None:
+        if self._next == len(self._values) < self.size:
+            grown = np.empty((min(self.size, max(1024, 2 * self._next)), len(value)), value.dtype)
+            if self._next:
+                grown[: self._next] = self._values
+            self._values = grown
+        slot = self._next % self.size
+        if slot < len(self._keys):
+            del self.slots[self._keys[slot]]
+            self._keys[slot] = key
+        else:
+            self._keys.append(key)
+        self.slots[key], self._values[slot] = slot, value
+        self._next += 1
+
+
+def content_keys(parts: Sequence[Tensor], shared: bytes) -> list[bytes]:
+    """Return a hash of the content of every row.
+
+    Args:
+        parts: Tensors of the same number of rows.
+        shared: Content that belongs to every row.
+    """
+    columns = [part.cpu().flatten(1).contiguous().numpy().view(np.uint8) for part in parts]
+    rows = np.ascontiguousarray(np.concatenate(columns, axis=1))
+    start = hashlib.blake2b(shared + str(rows.shape[1]).encode(), digest_size=16)
+    keys = []
+    for row in rows:
+        digest = start.copy()
+        digest.update(row)
+        keys.append(digest.digest())
+    return keys
+
+
+def median(values: Float[Tensor, 'k h w']) -> Float[Tensor, 'h w']:
+    """Return the median over the first axis of the values that are not NaN; NaN if there are none."""
+    if len(values) == 1:
+        return values[0]
+    count = (~values.isnan()).sum(0, keepdim=True)
+    ordered = values.sort(dim=0).values  # NaN comes last
+    low, high = ((count - 1) // 2).clamp(min=0), (count // 2).clamp(max=len(values) - 1)
+    return ((ordered.gather(0, low) + ordered.gather(0, high)) / 2)[0]
+
+
+def canonical(band: str) -> str:
+    """Return the name of a band without case and padding: ``b04`` and ``B4`` are ``'B4'``."""
+    name = band.strip().upper()
+    number = re.fullmatch(r'B0*(\d+A?)', name)
+    return f'B{number[1]}' if number else name
+
+
+def _match(bands: Sequence[str]) -> dict[int, int]:
+    """Return the channel of Presto by index of the band, for bands of complete groups."""
+    names = [canonical(band) for band in bands]
+    if double := sorted({name for name in names if names.count(name) > 1 and name in READ}):
+        raise ValueError(f'bands are {list(bands)}, expected {double} once')
+    channels = {CHANNELS.index(name): index for index, name in enumerate(names) if name in READ}
+    used = {
+        channels[channel]: channel
+        for group in BANDS_GROUPS_IDX.values()
+        if set(group) <= set(channels)
+        for channel in group
+    }
+    groups = [
+        [CHANNELS[c] for c in group] for group in BANDS_GROUPS_IDX.values() if set(group) <= set(range(len(READ)))
+    ]
+    if not used:
+        raise ValueError(f'bands are {list(bands)}, expected at least one whole group of those of Presto: {groups}')
+    if unused := [band for index, band in enumerate(bands) if index not in used]:
+        warnings.warn(f'Presto does not use the bands {unused}: it has the groups {groups}', stacklevel=3)
+    return used
+
+
+def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, int]) -> tuple[str, ...]:
+    """Return the unit of each band, if Presto's unit can be computed from it."""
+    if len(units) != len(bands):
+        raise ValueError(f'unit is {list(units)}, expected one, or one for each of the bands {list(bands)}')
+    for index, channel in used.items():
+        expected = UNITS['S1' if CHANNELS[channel] in ('VV', 'VH') else 'S2']
+        if units[index] not in expected:
+            raise ValueError(f'unit of {bands[index]} is {units[index]!r}, expected one of {list(expected)} for Presto')
+    return tuple(units)
+
+
+def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> None:
+    """Load weights of the whole Presto, encoder and decoder."""
+    if isinstance(weights, str | Path) and Path(weights).is_file():
+        name: Any = weights
+        state = torch.load(weights, map_location='cpu', weights_only=True)
+    elif isinstance(weights, Mapping):
+        name, state = 'the state dict', weights
+    else:
+        try:
+            entry: Any = Presto_Weights.verify(weights)
+        except (KeyError, TypeError):
+            names = [str(known) for known in Presto_Weights.__members__.values()]
+            raise ValueError(f'weights are {str(weights)!r}, expected a file or one of {names}') from None
+        name, state = entry, entry.get_state_dict(progress=True, map_location='cpu', check_hash=True, weights_only=True)
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'{name} does not fit Presto: {error}') from error
+
+
+def _months(dates: Int[Tensor, 'b t']) -> NDArray[np.int64]:
+    """Return the calendar month of each date, as months since January 1970."""
+    months: NDArray[np.int64] = dates.cpu().numpy().astype('datetime64[D]').astype('datetime64[M]').astype(np.int64)
+    return months
