@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,7 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 from . import datamodules, tasks
+from .models.encoders.registry import class_paths, plain_encoders, registered_paths
 from .registry import register_models
 from .utils import errors
 from .utils.configs import load_config
@@ -95,6 +97,27 @@ class OmniSatCLI(LightningCLI):
                 subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
         super().parse_arguments(parser, args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyper-parameters of a checkpoint, which imports no class and loads no pre-trained weights.
+
+        Raises:
+            ValueError: If the checkpoint names a class that neither the command line nor a configuration names.
+        """
+        config = self.config.get(self.config.get('subcommand') or '') or {}
+        path = config.get('ckpt_path')
+        if path and Path(path).is_file():
+            named = class_paths(_plain_config(config.get('model'))) | registered_paths()
+            if strange := sorted(class_paths(_hyper_parameters(path)) - named):
+                raise ValueError(
+                    f'{path} names the classes {strange}, which are imported only if you name them too: expected the '
+                    'same --model.backbone_args as in training'
+                )
+        super()._parse_ckpt_path()
+        if path:
+            arguments = self.config.get(f'{self.config.subcommand}.model.init_args.backbone_args')
+            if arguments and arguments.get('encoders'):
+                self.config[f'{self.config.subcommand}.model.init_args.backbone_args'] = plain_encoders(arguments)
+
     def before_instantiate_classes(self) -> None:
         """Print that the data are synthetic, before anything is read or trained."""
         announce_default_data(self.config[self.subcommand].get('data'))
@@ -168,6 +191,19 @@ def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
     package = tasks.__name__.partition('.')[0] + '.'
     names = {task.__name__ for task in _descendants(base) if task.__module__.startswith(package)}
     return model is not None and (model in names or model.startswith(package))
+
+
+def _hyper_parameters(path: str) -> Any:
+    """Return the hyper-parameters of a checkpoint; None if it cannot be read, which Lightning reports."""
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)['hyper_parameters']
+    except Exception:
+        return None
+
+
+def _plain_config(config: Any) -> Any:
+    """Return a parsed configuration as nested dictionaries."""
+    return config.as_dict() if hasattr(config, 'as_dict') else config
 
 
 def _descendants(parent: type[Any]) -> Iterator[type[Any]]:

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torchgeo.main import main
 
+import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD, make_loader, make_sample
 from torchgeo_omnisat.datasets.io.files import open_array
 from torchgeo_omnisat.datasets.shards import check_index
@@ -143,3 +145,30 @@ def test_index_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / 'index.json').write_text(text)
     with pytest.raises(ValueError, match=r'index\.json cannot be read'):
         check_index(str(tmp_path))
+
+
+@pytest.fixture
+def evil(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that names a class of a module which runs code when it is imported."""
+    (tmp_path / 'evil_encoders.py').write_text(f'open({str(mark)!r}, "w")\nclass Encoder: ...\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    encoders = {'encoders': {'s2': {'class_path': 'evil_encoders.Encoder', 'init_args': {}}}}
+    told = OmniSatSegmentation(**TOLD).hparams | {'backbone_args': encoders}
+    content = {'state_dict': {}, 'hyper_parameters': dict(told), 'pytorch-lightning_version': '2.6.0'}
+    torch.save(content, tmp_path / 'evil.ckpt')
+    return tmp_path / 'evil.ckpt'
+
+
+def test_class_of_an_encoder(evil: Path, mark: Path) -> None:
+    with pytest.raises(ValueError, match=r'evil\.ckpt.*evil_encoders\.Encoder'):
+        OmniSatSegmentation.load_from_checkpoint(evil)
+    assert not mark.exists()
+
+
+def test_class_of_an_encoder_on_the_command_line(evil: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jsonargparse would import it while it parses the hyper-parameters of the checkpoint."""
+    monkeypatch.setattr('sys.argv', ['torchgeo'])
+    monkeypatch.chdir(evil.parent)
+    with pytest.raises(ValueError, match=r'evil\.ckpt.*evil_encoders\.Encoder'):
+        main(['test', '--model', 'omnisat', '--ckpt_path', str(evil)])
+    assert not mark.exists()

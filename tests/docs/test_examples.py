@@ -82,7 +82,7 @@ def python_blocks(page):
     return re.findall(r'^```python\n(.*?)^```$', (ROOT / page).read_text(), re.M | re.S)
 
 
-@pytest.mark.parametrize('index', range(3))
+@pytest.mark.parametrize('index', range(3))  # a modality, a dataset, an encoder
 def test_example_of_contributing_runs_and_is_short(index):
     block = python_blocks('CONTRIBUTING.md')[index]
     assert block.count('\n') <= 40

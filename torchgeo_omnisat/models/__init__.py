@@ -8,6 +8,7 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
+from .encoders.registry import register_encoder
 from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae
 from .late_fusion import LATE_FUSION, LateFusion, dual_stream, late_fusion
@@ -36,5 +37,6 @@ __all__ = [
     'omnisat_base',
     'omnisat_small',
     'omnisat_tiny',
+    'register_encoder',
     'utae',
 ]

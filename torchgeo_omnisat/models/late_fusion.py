@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
-from .encoders.registry import Encoder, build_encoders
+from .encoders import Encoder, build_encoders
 from .encoders.utae import UpBlock, conv_block, decode_pyramid, group_norm
 from .omnisat import OmniSat, channels_last
 from .segmentation import resize

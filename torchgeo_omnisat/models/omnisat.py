@@ -21,7 +21,7 @@ from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities, half_up
 from ..utils.observed import observed
-from .encoders.registry import Encoder, build_encoders
+from .encoders import Encoder, build_encoders
 from .fusion import Fusion
 
 #: Maximum width of tokens and feature maps, and maximum number of blocks.

@@ -73,7 +73,7 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
     Raises:
         ValueError: If a number is not finite, negative or too large.
     """
-    if isinstance(arguments, Mapping):
+    if isinstance(arguments, Mapping) and 'class_path' not in arguments:
         for key, value in arguments.items():
             refuse_sizes(value, f'{name}.{key}')
     elif isinstance(arguments, list | tuple):

@@ -7,6 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from .. import models
 from ..batch import available
 from ..modality import Modality, as_modalities
 from ..models.encoders.bands import MISSING
+from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
 from ..utils.observed import ImplausibleCounts
@@ -121,14 +123,17 @@ class OmniSatTask(BaseTask):
             hparams_file: YAML file of hyper-parameters, if the checkpoint has none.
             strict: Whether all parameters have to be there.
             weights_only: Whether to refuse any other content. A checkpoint may hold code that False would run.
-            **kwargs: Hyper-parameters to replace.
+            **kwargs: Hyper-parameters to replace. Encoders with a ``class_path`` that is not registered have to be
+                given again in ``backbone_args``.
 
         Returns:
             The task.
         """
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
-        )
+        loading: Any = nullcontext() if 'backbone_args' in kwargs else checkpoint_encoders(str(checkpoint_path))
+        with loading:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+            )
 
     def configure_models(self) -> None:
         """Build the model if enough is known, otherwise leave that to the trainer."""
@@ -138,6 +143,8 @@ class OmniSatTask(BaseTask):
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
         self.model = self.build() if self.is_configured else None
+        if self.model is not None:  # a checkpoint is read without the pre-trained weights
+            self.save_hyperparameters({'backbone_args': plain_encoders(self.hparams['backbone_args'])})
         self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
 
     def configure_model(self) -> None:

@@ -139,7 +139,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         modalities = [modality.as_dict() for modality in as_modalities(config['modalities']).values()]
         arguments = config['backbone_args'] or {}
         # A name with a colon or a slash would make timm ask the network.
-        names = [str(name) for name in dict(arguments.get('encoders') or {}).values()]
+        encoders = dict(arguments.get('encoders') or {}).values()
+        names = [str(e.get('name') or e.get('class_path')) if isinstance(e, dict) else str(e) for e in encoders]
         numbers = {
             k: {name: [float(x) for x in v] for name, v in config[k].items()} if config[k] else None for k in KINDS
         }

@@ -4,6 +4,7 @@
 """Hub: a trained backbone as a folder that can be shared, and back."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..modality import as_modalities
 from ..models import OmniSat
+from ..models.encoders.registry import checkpoint_encoders
 from .backbone import make_backbone
 from .base import OmniSatTask
 from .checkpoints import CONFIG, KEPT, PREFIX, read_config, read_weights, write_hub
@@ -40,7 +42,7 @@ def export_hub(source: OmniSatTask | str | Path, folder: str | Path) -> None:
         raise ValueError(
             f'{source} has no backbone with its hyper-parameters, expected a checkpoint of one of our tasks'
         )
-    write_hub(Path(folder), _build(config, tensors, str(source)), config)
+    write_hub(Path(folder), _build(config, tensors, source if isinstance(source, OmniSatTask) else str(source)), config)
 
 
 def load_hub(folder: str | Path) -> OmniSat:
@@ -59,15 +61,18 @@ def load_hub(folder: str | Path) -> OmniSat:
     return _build(config, read_weights(folder)[0], str(folder)).eval()
 
 
-def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> OmniSat:
+def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: OmniSatTask | str) -> OmniSat:
     """Build the backbone of a configuration and load all of its tensors."""
     try:
         modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
         _check_size(arguments, tensors)
-        backbone = make_backbone(config['backbone'], modalities, config['patch_size'], config['label_gsd'], arguments)
+        sizes = config['patch_size'], config['label_gsd']
+        with checkpoint_encoders(source) if isinstance(source, str) else nullcontext():
+            backbone = make_backbone(config['backbone'], modalities, *sizes, arguments)
         backbone.load_state_dict(tensors)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         first = ' '.join(str(error).split())[:300]
+        source = source if isinstance(source, str) else type(source).__name__
         raise ValueError(f'{source} holds no backbone that {CONFIG} describes: {first}') from error
     return backbone
 

@@ -1,8 +1,13 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Encoders: from the images of one modality to feature maps."""
+"""Encoders: from the images of one modality to feature maps.
 
-from .registry import Encoder, build_encoders
+Modules with registered encoders are imported here.
+"""
 
-__all__ = ('Encoder', 'build_encoders')
+from . import ltae, utae, weights
+from .build import build_encoders
+from .registry import Encoder, register_encoder
+
+__all__ = ('Encoder', 'build_encoders', 'ltae', 'register_encoder', 'utae', 'weights')

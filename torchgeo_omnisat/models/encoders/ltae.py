@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ...utils.observed import observed
 from .bands import BandLinear
 from .packing import gather_valid, scatter_valid, valid_indices
+from .registry import register_encoder
 from .temporal import TemporalAttention
 from .utae import DownBlock
 
 
+@register_encoder('ltae', temporal=True, sizes=('widths',))
 class LTAEEncoder(nn.Module):
     """L-TAE encoder of time series, which returns a feature pyramid.
 

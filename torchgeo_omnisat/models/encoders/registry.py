@@ -1,68 +1,265 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Construction of the encoder of each modality, by name or by default."""
+"""Registry of encoders, and specifications of encoders in plain types."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
+from torchvision.models._api import WeightsEnum
 
 from ...modality import Modality
-from .image import ImageEncoder
-from .ltae import LTAEEncoder
-from .utae import UTAEEncoder
-from .weights import published_encoder
 
-#: Encoder as a name, a module, or a function that builds one from the number of bands.
-Encoder = str | nn.Module | Callable[[int], nn.Module]
-
-
-def build_encoders(
-    modalities: Mapping[str, Modality],
-    encoders: Mapping[str, Encoder] | None,
-    widths: Sequence[int],
-    image_widths: Sequence[int],
-    checkpointing: bool = False,
-) -> dict[str, nn.Module]:
-    """Return one encoder per modality; the arguments and errors are those of :class:`.OmniSat`."""
-    chosen = dict(encoders or {})
-    if unknown := sorted(set(chosen) - set(modalities)):
-        raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
-    sizes = tuple(widths), tuple(image_widths), checkpointing
-    return {name: _build_encoder(modality, chosen.get(name), *sizes) for name, modality in modalities.items()}
+#: Encoder as a name, weights, a specification (see :func:`register_encoder`), a module, or a class or function that
+#: takes the number of bands or, if its first parameter is called ``modality``, the modality.
+type Encoder = str | WeightsEnum | Mapping[str, Any] | nn.Module | Callable[..., nn.Module]
+#: Class or function that builds an encoder.
+Builder = TypeVar('Builder', bound=Callable[..., nn.Module])
 
 
-def _build_encoder(
-    modality: Modality,
-    encoder: Encoder | None,
-    widths: tuple[int, ...],
-    image_widths: tuple[int, ...],
-    checkpointing: bool,
-) -> nn.Module:
-    bands = len(modality.bands)
-    if isinstance(encoder, nn.Module):
-        return encoder
-    if encoder is not None and not isinstance(encoder, str):
-        return encoder(bands)
-    if not modality.temporal:
-        return ImageEncoder(bands, encoder) if encoder else _resnet(bands, image_widths)
-    if encoder in (None, 'utae'):
-        return UTAEEncoder(bands, widths, dim=2 * widths[-1], checkpointing=checkpointing)
-    if encoder == 'ltae':
-        return LTAEEncoder(bands, widths)
-    if encoder == 'utae_published':
-        return published_encoder(bands)
-    raise ValueError(
-        f"encoder {encoder!r} of the series {modality.name!r} is unknown, expected 'utae', 'utae_published' or 'ltae'"
-    )
+class Registered(NamedTuple):
+    """Entry of the registry.
 
-
-def _resnet(bands: int, widths: tuple[int, ...]) -> ImageEncoder:
-    """Return a ResNet-18 of these widths, with a narrow stem if it is narrower than the original.
-
-    The original stem always has 64 channels, which at a GSD of 1 m took half the time of a
-    training step of :func:`.omnisat_tiny`.
+    Attributes:
+        build: Class or function that builds the encoder.
+        temporal: Whether it encodes time series (True), single images (False) or both (None).
+        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
     """
-    stem: dict[str, Any] = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
-    return ImageEncoder(bands, 'resnet18', channels=widths, **stem)
+
+    build: Callable[..., nn.Module]
+    temporal: bool | None
+    sizes: tuple[str, ...]
+
+
+#: Registered encoders by name.
+ENCODERS: dict[str, Registered] = {}
+#: Name of a checkpoint if encoders are built as it describes them, else None.
+_checkpoint: ContextVar[str | None] = ContextVar('checkpoint', default=None)
+
+
+def register_encoder(
+    name: str, temporal: bool | None = None, sizes: tuple[str, ...] = ()
+) -> Callable[[Builder], Builder]:
+    """Register an encoder under a name, which ``encoders={'s2': name}`` of :class:`.OmniSat` builds.
+
+    The decorated class or function is called with the number of bands, or with the modality if its first parameter is
+    called ``modality``. The encoder has ``channels`` and ``strides`` of its feature maps, fine to coarse, and maps
+    ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of maps. NaN is nodata.
+
+    Keyword arguments come from the specification: ``{'name': name, 'depth': 3}`` passes ``depth=3``. An encoder with
+    pre-trained weights also has a parameter ``load``, which is False when a checkpoint provides all weights, and an
+    attribute ``origin`` (``Origin``).
+
+    Args:
+        name: Name of the encoder; a registered name is replaced.
+        temporal: Whether it encodes time series (True), single images (False) or both (None).
+        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
+
+    Returns:
+        Decorator of a class or function.
+    """
+
+    def register(build: Builder) -> Builder:
+        ENCODERS[name] = Registered(build, temporal, tuple(sizes))
+        return build
+
+    return register
+
+
+class Origin(NamedTuple):
+    """Source of the weights of an encoder.
+
+    Attributes:
+        weights: Name of the weights.
+        tensors: Number of tensors that were loaded; 0 if a checkpoint provides them.
+        source: File or address.
+        licence: Licence of the weights; None if it is unknown.
+    """
+
+    weights: str
+    tensors: int
+    source: str
+    licence: str | None = None
+
+    def __str__(self) -> str:
+        """Return the description that ``fit`` prints."""
+        if not self.tensors:
+            return f'weights of the checkpoint ({self.weights} before)'
+        return f'{self.tensors} tensors of {self.weights} from {self.source}, licence: {self.licence or "unknown"}'
+
+
+@contextmanager
+def checkpoint_encoders(source: str) -> Iterator[None]:
+    """Build encoders inside this context as a checkpoint describes them.
+
+    The specification may come from somebody else, so it imports no class and reads no file: ``class_path`` must name a
+    class that is registered in this process, and pre-trained weights are not loaded, because the checkpoint has them.
+
+    Args:
+        source: Name of the checkpoint in errors.
+    """
+    token = _checkpoint.set(source)
+    try:
+        yield
+    finally:
+        _checkpoint.reset(token)
+
+
+def as_specification(name: str, encoder: Encoder) -> Encoder:
+    """Return a specification with the keys that apply; modules and functions are returned unchanged.
+
+    Args:
+        name: Name of the modality in errors.
+        encoder: See :data:`Encoder`.
+
+    Raises:
+        ValueError: If a specification is malformed, or names a class that a checkpoint may not import.
+    """
+    if isinstance(encoder, WeightsEnum):
+        encoder = {'weights': encoder}
+    if not isinstance(encoder, Mapping):
+        return encoder
+    spec: dict[str, Any] = dict(encoder)
+    source = _checkpoint.get()
+    allowed = {'class_path', 'init_args'}
+    if 'class_path' in spec:
+        if extra := sorted(set(map(str, spec)) - allowed):
+            raise ValueError(f'encoder of {name!r} has {extra} beside class_path, expected init_args alone')
+        if not isinstance(spec['class_path'], str) or not isinstance(spec.get('init_args') or {}, Mapping):
+            raise ValueError(f'encoder of {name!r} is {spec}, expected a class_path and init_args by name')
+        if source is not None and spec['class_path'] not in registered_paths():
+            raise ValueError(
+                f'{source} names the class {spec["class_path"]!r} as encoder of {name!r}, which is imported only if '
+                'you name it too: expected the same backbone_args in your call, command line or configuration, or the '
+                'class registered by register_encoder'
+            )
+        return spec
+    if not {'name', 'weights'} & set(spec):
+        raise ValueError(f'encoder of {name!r} is {spec}, expected a name, weights or a class_path')
+    if source is not None:
+        spec = without_loading(spec)
+    return spec
+
+
+def registered_paths() -> set[str]:
+    """Return the import paths of the registered encoders."""
+    return {import_path(entry.build) for entry in ENCODERS.values()}
+
+
+def import_path(build: Callable[..., Any]) -> str:
+    """Return the path under which a class or function can be imported."""
+    return f'{build.__module__}.{build.__qualname__}'
+
+
+def without_loading(encoder: Any) -> Any:
+    """Return a specification that builds the same encoder without loading its pre-trained weights."""
+    loads = isinstance(encoder, Mapping) and (encoder.get('weights') is not None or encoder.get('pretrained'))
+    return {**encoder, 'load': False} if loads else encoder
+
+
+def plain_encoders(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the arguments of a model whose weights are loaded, in plain types for a checkpoint.
+
+    Classes become ``class_path``, weights their name. Encoders with pre-trained weights get ``load: False``, so that
+    the checkpoint is read without them.
+
+    Args:
+        arguments: Arguments of a builder, such as ``{'encoders': {'s2': 'ltae'}}``.
+    """
+    if not arguments or not isinstance(arguments.get('encoders'), Mapping):
+        return dict(arguments) if arguments is not None else None
+    encoders = {name: without_loading(_plain(encoder)) for name, encoder in arguments['encoders'].items()}
+    return {**arguments, 'encoders': encoders}
+
+
+def _plain(encoder: Any) -> Any:
+    if isinstance(encoder, WeightsEnum):
+        return {'weights': str(encoder)}
+    if isinstance(encoder, Mapping):
+        return {key: str(value) if isinstance(value, WeightsEnum) else value for key, value in encoder.items()}
+    if callable(encoder) and not isinstance(encoder, nn.Module) and hasattr(encoder, '__qualname__'):
+        names = (name for name, entry in ENCODERS.items() if entry.build is encoder)
+        return next(names, None) or {'class_path': import_path(encoder)}
+    return encoder
+
+
+def class_paths(value: Any) -> set[str]:
+    """Return every ``class_path`` in hyper-parameters of plain types."""
+    if isinstance(value, Mapping):
+        own = {value['class_path']} if isinstance(value.get('class_path'), str) else set()
+        return own.union(*map(class_paths, value.values()))
+    return set().union(*map(class_paths, value)) if isinstance(value, list | tuple) else set()
+
+
+def import_class(name: str, path: str) -> Callable[..., nn.Module]:
+    """Import the class or function of a ``class_path``.
+
+    Args:
+        name: Name of the modality in errors.
+        path: Path such as ``'package.module.Class'``.
+
+    Raises:
+        ValueError: If it does not exist or cannot be called.
+    """
+    for entry in ENCODERS.values():
+        if import_path(entry.build) == path:
+            return entry.build
+    module, _, attribute = path.rpartition('.')
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f'class_path {path!r} of the encoder of {name!r} cannot be imported ({error}), expected '
+            "'package.module.Class' of an installed package or of a file in the current folder"
+        ) from error
+    if not callable(found):
+        raise ValueError(f'class_path {path!r} of the encoder of {name!r} is no class, expected a torch.nn.Module')
+    build: Callable[..., nn.Module] = found
+    return build
+
+
+def call_builder(modality: Modality, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call a builder with the modality, or the number of its bands, and validate the encoder.
+
+    Args:
+        modality: Modality to encode.
+        build: Class or function.
+        arguments: Keyword arguments.
+
+    Raises:
+        ValueError: If the arguments do not fit, or the result is no encoder.
+    """
+    label = getattr(build, '__qualname__', repr(build))
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    own = next(iter(parameters), None)
+    first = modality if own == 'modality' else len(modality.bands)
+    arguments = {key: value for key, value in arguments.items() if key != own or value is not None}  # of jsonargparse
+    if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if 'load' not in parameters:
+            arguments = {key: value for key, value in arguments.items() if key != 'load'}
+        if unknown := sorted(set(arguments) - set(parameters)):
+            raise ValueError(
+                f'{label}, the encoder of {modality.name!r}, has no arguments {unknown}, expected some of '
+                f'{list(parameters)[1:]}'
+            )
+    encoder = build(first, **arguments)
+    return check_encoder(modality.name, encoder)
+
+
+def check_encoder(name: str, encoder: Any) -> nn.Module:
+    """Return an encoder; raise ``ValueError`` if it is no module with ``channels`` and ``strides``."""
+    sizes = [getattr(encoder, attribute, None) for attribute in ('channels', 'strides')]
+    if not isinstance(encoder, nn.Module) or not all(isinstance(size, tuple | list) and size for size in sizes):
+        raise ValueError(
+            f'encoder of {name!r} is a {type(encoder).__name__} with channels {sizes[0]} and strides {sizes[1]}, '
+            'expected a torch.nn.Module with one of each for every feature map'
+        )
+    return encoder

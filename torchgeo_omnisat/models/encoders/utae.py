@@ -24,6 +24,7 @@ from ...utils.observed import observed
 from .bands import BandConv2d
 from .packing import add_up, gather_valid, scatter_valid, valid_indices
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
+from .registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 #: Padding mode of convolutions.
@@ -67,6 +68,7 @@ class DownBlock(nn.Module):
         return x + self.conv2(x)
 
 
+@register_encoder('utae', temporal=True, sizes=('widths', 'dim', 'checkpointing'))
 class UTAEEncoder(nn.Module):
     """U-TAE encoder of time series, which returns a feature pyramid without a time axis.
 

@@ -25,6 +25,7 @@ from ...utils.atomic import atomic_file
 from ...utils.cache import cache_folder
 from .bands import add_missing
 from .published import UTAE_NAMES, renamed
+from .registry import register_encoder
 from .temporal import SinusoidDates
 from .utae import UTAE, UTAEEncoder
 
@@ -149,6 +150,7 @@ class FrozenBatchNorm(nn.BatchNorm1d):
         return self
 
 
+@register_encoder('utae_published', temporal=True)
 def published_encoder(in_channels: int = 10) -> UTAEEncoder:
     """Build the encoder of the published U-TAE with frozen BatchNorm, for :func:`load_encoder`."""
     dates = SinusoidDates(256, 16, 1000)
