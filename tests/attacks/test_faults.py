@@ -172,7 +172,7 @@ def test_two_shards_of_one_output(tmp_path: Path) -> None:
 
 @pytest.fixture(scope='module')
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that stopped when every strip of its map was there; ``map.tif`` of another run in ``whole``."""
+    """The folder of a run that stopped before its strips became a map, and in ``whole`` that of a complete run."""
     folder = tmp_path_factory.mktemp('stopped')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, 'write_map', lambda *_, **__: 1 / 0)
