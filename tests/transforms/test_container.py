@@ -109,8 +109,9 @@ class TestEveryTransform:
         torch.manual_seed(0)
         batch = {key: value[:1].repeat_interleave(4, 0) for key, value in random_tiles().items()}
         step = OURS[name]()
-        steps = step.steps if isinstance(step, MultimodalAugmentation) else [step]
-        after = MultimodalAugmentation(SENSORS, *steps, same_on_batch=True)(batch)
+        for module in step.modules():
+            module.same_on_batch = True  # type: ignore[assignment]
+        after = step(batch)
         assert all(same({key: value[i]}, {key: value[0]}) for key, value in after.items() for i in range(4))
 
 
@@ -159,18 +160,16 @@ class TestKornia:
             (K.RandomResizedCrop((4, 4)), 'RandomGroundCrop'),
         ):
             for given in (step, {'s2': step}, {'spot': [K.RandomInvert(), step]}):
-                with pytest.raises(
-                    TypeError, match=f'{type(step).__name__} is of .* geometry.*{name} of torchgeo_omni'
-                ):
+                with pytest.raises(TypeError, match=f'{type(step).__name__},.*transforms.{name}'):
                     MultimodalAugmentation(SENSORS, given)
 
     @pytest.mark.parametrize('step', [K.RandomMixUpV2(), torch.relu, 'flip', {'s2': nn.Identity()}])
     def test_anything_else_is_refused(self, step: Any) -> None:
-        with pytest.raises(TypeError, match="expected a transform of this package or one of Kornia's intensity ones"):
+        with pytest.raises(TypeError, match='as a step'):
             MultimodalAugmentation(SENSORS, step)
 
     def test_an_unknown_modality_is_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"names the modalities \['z'\], expected some of \['s2', 's1a', 'spot'\]"):
+        with pytest.raises(ValueError, match=r"\['z'\].*\['s2', 's1a', 'spot'\]"):
             MultimodalAugmentation(SENSORS, {'z': K.RandomInvert()})
 
 
@@ -180,48 +179,17 @@ class TestMultimodalAugmentation:
         augment = MultimodalAugmentation(SENSORS, crop, normalize, RandomDihedral(SENSORS))
         batch = random_tiles()
         after = augment(batch)
-        assert [item.name for item in augment.params] == ['0', '1', '2']
-        expected = crop(batch, augment.params[0].data)
-        expected = RandomDihedral(SENSORS)(normalize(expected), augment.params[2].data)
+        first, second, third = augment.params
+        assert second is None
+        expected = RandomDihedral(SENSORS)(normalize(crop(batch, first)), third)
         assert same(after, expected)
-
-    @pytest.mark.parametrize(
-        ('random_apply', 'least', 'greatest'), [(True, 4, 4), (2, 2, 2), ((1,), 1, 4), ((0, 3), 0, 3), (False, 4, 4)]
-    )
-    def test_random_apply(self, random_apply: Any, least: int, greatest: int) -> None:
-        torch.manual_seed(0)
-        steps = (RandomDihedral(SENSORS), RandomJitter(SENSORS), RandomDateShift(SENSORS), RandomSpeckle(SENSORS))
-        augment = MultimodalAugmentation(SENSORS, *steps, random_apply=random_apply)
-        orders = []
-        for _ in range(60):
-            after = augment(random_tiles(1, 1))
-            orders.append([item.name for item in augment.params])
-            assert same(augment(random_tiles(1, 1), params=augment.params), after)
-        assert {len(order) for order in orders} == set(range(least, greatest + 1))
-        assert all(len(set(order)) == len(order) for order in orders)
-        assert (len({tuple(order) for order in orders}) > 5) == (random_apply is not False)
-
-    @pytest.mark.parametrize('random_apply', [3, (1, 5), (2, 1), -1])
-    def test_more_than_there_is_is_refused(self, random_apply: Any) -> None:
-        with pytest.raises(ValueError, match='expected numbers in order, up to the 2 steps'):
-            MultimodalAugmentation(SENSORS, RandomJitter(SENSORS), RandomSpeckle(SENSORS), random_apply=random_apply)
-
-    def test_data_keys(self) -> None:
-        batch = random_tiles()
-        keys = [key for key in batch if not key.endswith('spot')]
-        augment = MultimodalAugmentation(SENSORS, data_keys=keys)
-        tensors = augment(*(batch[key] for key in keys))
-        again = MultimodalAugmentation(SENSORS)({key: batch[key] for key in keys}, params=augment.params)
-        assert all(torch.equal(tensor, again[key]) for tensor, key in zip(tensors, keys, strict=True))
-        with pytest.raises(ValueError, match='got 1 arguments'):
-            augment(batch['mask'])
 
     def test_parameters_of_other_steps_are_refused(self) -> None:
         augment = MultimodalAugmentation(SENSORS)
         augment(random_tiles())
-        with pytest.raises(ValueError, match="params are of a step '1', expected those of 1 steps"):
+        with pytest.raises(ValueError, match='params has 3 entries'):
             MultimodalAugmentation(SENSORS, RandomDihedral(SENSORS))(random_tiles(), params=augment.params)
 
     def test_one_inside_another_is_refused(self) -> None:
-        with pytest.raises(TypeError, match='expected its steps themselves'):
+        with pytest.raises(TypeError, match='MultimodalAugmentation'):
             MultimodalAugmentation(SENSORS, MultimodalAugmentation(SENSORS))

@@ -80,8 +80,8 @@ def refuse_tensor(module: nn.Module, batch: object) -> None:
     """Raise TypeError if the input is a tensor, as passed by Kornia's containers, instead of a batch."""
     if isinstance(batch, Tensor):
         raise TypeError(
-            f'{type(module).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
-            'of tensors; MultimodalAugmentation hands one over, containers of Kornia do not'
+            f'{type(module).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary of '
+            'tensors: use MultimodalAugmentation instead of the containers of Kornia'
         )
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from kornia.augmentation import GeometricAugmentationBase2D, IntensityAugmentationBase2D, VideoSequential
-from kornia.augmentation.container.params import ParamItem
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from ..utils.observed import finite
-from .base import Params, Transform
+from .base import Params, Transform, refuse_tensor
 from .ground import RandomDihedral
 from .intensity import RandomSpeckle
 from .temporal import RandomTemporalDropout
@@ -94,31 +93,24 @@ class MultimodalAugmentation(nn.Module):
     Geometric augmentations of Kornia raise an error: they are drawn in pixels for each tensor, so
     modalities would no longer be aligned.
 
-    The parameters of the last call are in :attr:`params`. Pass them to another call to repeat it.
+    The parameters of the last call are in :attr:`params`, one entry per step. Pass them to another call
+    to repeat it.
 
     Args:
         modalities: Modalities of the batch.
         steps: Steps in order. Defaults to :class:`RandomDihedral`, :class:`RandomTemporalDropout`
             and :class:`RandomSpeckle`.
-        data_keys: None if inputs are batches; else the keys of the input tensors, in order, and a
-            list of as many tensors is returned.
-        same_on_batch: Whether all samples share one draw; None for the setting of each step.
-        random_apply: Number of steps to apply in random order, or its range ``(least,)`` or
-            ``(least, greatest)``; True for all steps in random order, False for all in the given order.
         same_on_dates: Whether all dates of a sample share one draw of Kornia.
 
     Raises:
         TypeError: If a step is none of these.
-        ValueError: If a name is unknown, or *random_apply* exceeds the number of steps.
+        ValueError: If a name is unknown.
     """
 
     def __init__(
         self,
         modalities: Mapping[str, Modality] | Iterable[Modality],
         *steps: AugmentationStep,
-        data_keys: Sequence[str] | None = None,
-        same_on_batch: bool | None = None,
-        random_apply: bool | int | tuple[int] | tuple[int, int] = False,
         same_on_dates: bool = True,
     ) -> None:
         """Initialize the steps; augmentations of Kornia are wrapped."""
@@ -128,78 +120,44 @@ class MultimodalAugmentation(nn.Module):
             ours = (RandomDihedral, RandomTemporalDropout, RandomSpeckle)
             steps = tuple(transform(self.modalities) for transform in ours)
         self.steps = nn.ModuleList([self._step(step, same_on_dates) for step in steps])
-        self.data_keys = None if data_keys is None else tuple(data_keys)
-        self.random_apply = _count(random_apply, len(self.steps))
-        self.params: list[ParamItem] = []
-        if same_on_batch is not None:
-            for module in self.modules():
-                if hasattr(module, 'same_on_batch'):
-                    module.same_on_batch = same_on_batch  # type: ignore[assignment]
+        self.params: list[Params | None] = []
 
-    def forward(
-        self,
-        *batch: Any,
-        params: Sequence[ParamItem] | None = None,
-        data_keys: Sequence[str] | None = None,
-    ) -> Any:
-        """Augment a batch.
+    def forward(self, batch: Mapping[str, Tensor], params: Sequence[Params | None] | None = None) -> Sample:
+        """Apply the steps in order; each draws its parameters for the output of the previous one.
 
         Args:
-            *batch: Batch, or the tensors of *data_keys*.
+            batch: Batch or sample; it is not changed.
             params: :attr:`params` of another call, to repeat it.
-            data_keys: Overrides those of the constructor.
 
         Returns:
-            New batch, or a list of the tensors of *data_keys*.
+            New batch or sample.
 
         Raises:
-            TypeError: If the input is a tensor and there are no *data_keys*.
-            ValueError: If *params* do not match the steps, or the number of tensors that of the keys.
+            TypeError: If *batch* is a tensor.
+            ValueError: If *params* do not match the steps.
         """
-        keys = self.data_keys if data_keys is None else tuple(data_keys)
-        if len(batch) != (1 if keys is None else len(keys)):
-            raise ValueError(f'got {len(batch)} arguments, expected one batch or a tensor for each of data_keys {keys}')
-        if keys is None:
-            return self._run(batch[0], params)
-        changed = self._run(dict(zip(keys, batch, strict=True)), params)
-        return [changed[key] for key in keys]
-
-    def _run(self, batch: Mapping[str, Tensor], params: Sequence[ParamItem] | None) -> Sample:
-        """Apply the steps in order; each draws its parameters for the output of the previous one."""
-        if isinstance(batch, Tensor):
-            raise TypeError(
-                f'{type(self).__name__} got a Tensor of shape {tuple(batch.shape)}, expected a batch, a dictionary '
-                'of tensors, or data_keys that say what each tensor is'
-            )
+        refuse_tensor(self, batch)
+        if params is not None and len(params) != len(self.steps):
+            raise ValueError(f'params has {len(params)} entries, expected one for each of {len(self.steps)} steps')
         single = any(batch[m.valid_key].ndim == 1 for m in self.modalities.values() if m.valid_key in batch)
         batch = {key: value[None] for key, value in batch.items()} if single else dict(batch)
-        kept = []
-        for name, given in self._order() if params is None else [(item.name, item.data) for item in params]:
-            if not name.isdecimal() or int(name) >= len(self.steps):
-                raise ValueError(f'params are of a step {name!r}, expected those of {len(self.steps)} steps')
-            step = self.steps[int(name)]
+        drawn: list[Params | None] = []
+        for index, step in enumerate(self.steps):
             if isinstance(step, Transform):
-                given = step.draw(batch) if given is None else given
-                batch = step.replay(batch, given)  # type: ignore[arg-type]
+                given = None if params is None else params[index]
+                drawn.append(step.draw(batch) if given is None else given)
+                batch = step.replay(batch, drawn[-1])  # type: ignore[arg-type]
             else:
+                drawn.append(None)
                 batch = step(batch)
-            kept.append(ParamItem(name, given))
-        self.params = kept
+        self.params = drawn
         return {key: value[0] for key, value in batch.items()} if single else dict(batch)
-
-    def _order(self) -> list[tuple[str, Params | None]]:
-        """Return the indices of the steps to apply."""
-        if self.random_apply is None:
-            return [(str(i), None) for i in range(len(self.steps))]
-        least, greatest = self.random_apply
-        count = int(torch.randint(least, greatest + 1, ()))
-        return [(str(i), None) for i in torch.randperm(len(self.steps))[:count].tolist()]
 
     def _step(self, step: AugmentationStep, same_on_dates: bool) -> nn.Module:
         """Return a step as a module that takes a batch."""
         if isinstance(step, Mapping):
             if unknown := [name for name in step if name not in self.modalities]:
-                raise ValueError(f'a step names the modalities {unknown}, expected some of {list(self.modalities)}')
+                raise ValueError(f'got a step for modalities {unknown}, expected some of {list(self.modalities)}')
             chains = {name: [chain] if isinstance(chain, nn.Module) else list(chain) for name, chain in step.items()}
             for augmentation in (one for chain in chains.values() for one in chain):
                 _check_intensity(augmentation)
@@ -209,7 +167,7 @@ class MultimodalAugmentation(nn.Module):
         if type(step).__module__.startswith('kornia.') or not isinstance(step, nn.Module):
             _check_intensity(step)
         if isinstance(step, MultimodalAugmentation):
-            raise TypeError('a step is a MultimodalAugmentation, expected its steps themselves')
+            raise TypeError('got a MultimodalAugmentation as a step, expected the steps in it')
         return step
 
 
@@ -219,25 +177,14 @@ def _check_intensity(augmentation: object) -> None:
         return
     name = type(augmentation).__name__
     if not isinstance(augmentation, GeometricAugmentationBase2D):
-        raise TypeError(f"{name} is no step, expected a transform of this package or one of Kornia's intensity ones")
+        raise TypeError(
+            f'got {name} as a step, expected a transform of this package or an intensity augmentation of Kornia'
+        )
     ours = next((ours for word, ours in _OURS.items() if word in name), 'RandomGroundAffine')
     raise TypeError(
-        f"{name} is of Kornia's geometry, which is drawn in pixels, for each tensor alone, and moves modalities of "
-        f'different resolution apart; expected {ours} of torchgeo_omnisat.transforms, drawn once a tile in ground terms'
+        f'got {name}, a geometric augmentation of Kornia, which would misalign modalities of different GSD: '
+        f'expected torchgeo_omnisat.transforms.{ours}'
     )
-
-
-def _count(random_apply: bool | int | tuple[int] | tuple[int, int], steps: int) -> tuple[int, int] | None:
-    """Return minimum and maximum of the number of steps to apply; None for all in order."""
-    if random_apply is False:
-        return None
-    if random_apply is True:
-        return steps, steps
-    bounds = (random_apply, random_apply) if isinstance(random_apply, int) else tuple(random_apply)
-    least, greatest = (*bounds, steps)[:2]
-    if not 0 <= least <= greatest <= steps:
-        raise ValueError(f'random_apply is {random_apply}, expected numbers in order, up to the {steps} steps')
-    return least, greatest
 
 
 def _series(modality: Modality, batch: Mapping[str, Tensor]) -> Tensor:
