@@ -133,7 +133,7 @@ def test_other_arguments_never_mix(tmp_path: Path, change: str) -> None:
         task.model.decoder.head.bias.data[0] += 1
     area = AREA | {'area': {'width': 88}, 'tiles': {'overlap': 0.5}}.get(change, {})
     options = {'probabilities': 'uint16'} if change == 'bands' else {}
-    with pytest.warns(UserWarning, match='runs with other arguments left'):
+    with pytest.warns(UserWarning, match='with other arguments'):
         mixed = predict(tmp_path, PlaneDataModule(**area), task, **options)
     alone = predict(tmp_path / 'alone', PlaneDataModule(**area), task, **options)
     assert np.array_equal(read(mixed), read(alone))
@@ -156,7 +156,7 @@ def test_another_grid_never_mixes(tmp_path: Path, change: str) -> None:
         'step': replace(grid, transform=Affine(10.001, 0, 600000, 0, -10.001, 5600000)),
     }[change]
     counter, every = count_tiles(other), sum(len(other.tiling.tiles(strip)) for strip in other.tiling.strips())
-    with pytest.warns(UserWarning, match='runs with other arguments left'):
+    with pytest.warns(UserWarning, match='with other arguments'):
         path = predict(tmp_path, other)
     assert counter[0] == every
     assert {path.name: path.read_bytes() for path in left.glob('*.npz')} == before
@@ -191,7 +191,7 @@ def test_unfinished_runs_of_an_output_are_found(tmp_path: Path, name: str) -> No
 def test_only_one_run_at_a_time(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path / 'map.tif', {'a': 1})
     folder.open(claim=True)
-    with pytest.raises(RuntimeError, match='is being predicted by another run'):
+    with pytest.raises(RuntimeError, match='is being predicted'):
         WorkFolder(tmp_path / 'map.tif', {'a': 1}).open(claim=True)
     assert folder.others() == []
     other = WorkFolder(tmp_path / 'map.tif', {'a': 2})
@@ -215,7 +215,7 @@ def test_a_broken_strip_is_named(tmp_path: Path) -> None:
     folder.open(claim=True)
     (folder.path / '0000-000001.npz').write_bytes(b'half')
     (strip,) = folder.done()
-    with pytest.raises(ValueError, match=r'0000-000001.npz cannot be read .* expected a finished strip: predict again'):
+    with pytest.raises(ValueError, match=r'0000-000001\.npz'):
         folder.load(strip)
 
 

@@ -99,10 +99,10 @@ def test_processes_share_everything(count: int, processes: int) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ((0, 5, 16), 'the area has 0 x 5 pixels'),
-        ((9, 9, 18, 0.25, 4), 'tiles have 18 pixels a side, expected a multiple of 4'),
+        ((0, 5, 16), 'area has 0 x 5 pixels'),
+        ((9, 9, 18, 0.25, 4), 'size of tiles is 18 pixels.* 4$'),
         ((9, 9, 16, -0.1), 'overlap is -0.1'),
-        ((9, 9, 16, 13, 4), 'overlap is 13, expected a fraction from 0 to below 1, or 1 to 12 pixels'),
+        ((9, 9, 16, 13, 4), 'overlap is 13, .*12 pixels'),
     ],
 )
 def test_what_is_no_tiling_is_refused(arguments: tuple[int, ...], message: str) -> None:

@@ -154,7 +154,7 @@ class TestModalities:
 
     def test_an_area_without_any_is_an_error(self, tmp_path: Path) -> None:
         datamodule = PlaneDataModule(64, 64, covers={'s2': (100, 120)})
-        with pytest.raises(ValueError, match=r"none of the modalities \['s2', 's1a', 'dem'\] measured anything"):
+        with pytest.raises(ValueError, match=r"\['s2', 's1a', 'dem'\].*EPSG:32631"):
             predict(tmp_path, datamodule)
         assert not list(tmp_path.iterdir())
 
@@ -238,7 +238,7 @@ class TestErrors:
 
     def test_without_an_area(self, tmp_path: Path) -> None:
         loader = torch.utils.data.DataLoader([{}])
-        with pytest.raises(ValueError, match='GeoTIFFWriter maps an area, but NoneType has none'):
+        with pytest.raises(ValueError, match='NoneType'):
             make_trainer(tmp_path, GeoTIFFWriter()).predict(make_task(), loader)
 
     def test_tiles_out_of_order(self, tmp_path: Path) -> None:
@@ -246,18 +246,18 @@ class TestErrors:
         loader = datamodule.predict_dataloader()
         datamodule.predict_dataloader = lambda: (datamodule.plan(), loader)[1]  # type: ignore[method-assign]
         loader.dataset.parts.reverse()  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match='came out of order'):
+        with pytest.raises(ValueError, match='out of order'):
             predict(tmp_path, datamodule)
 
     def test_other_pixels_than_the_grid(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r'the model makes \(16, 16\) pixels of a tile that has \(32, 32\)'):
+        with pytest.raises(ValueError, match=r'\(32, 32\).*\(16, 16\)'):
             predict(tmp_path, PlaneDataModule(64, 64), make_task(label_gsd=20.0))
 
     @pytest.mark.parametrize(
         ('arguments', 'message'),
         [
             ({'probabilities': 'int8'}, "probabilities is 'int8', expected one of"),
-            ({'colors': ('red',)}, 'there are 1 colors, expected one for each of 3 classes'),
+            ({'colors': ('red',)}, 'colors has 1 entries'),
         ],
     )
     def test_arguments(self, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -267,13 +267,13 @@ class TestErrors:
     @pytest.mark.parametrize('output', ['map.png', 'maps', 'map.gpkg'])
     def test_a_map_is_a_geotiff(self, tmp_path: Path, output: str) -> None:
         trainer = make_trainer(tmp_path, GeoTIFFWriter(str(tmp_path / output)))
-        with pytest.raises(ValueError, match=rf"output of a map is '.*{output}', expected the name of a GeoTIFF"):
+        with pytest.raises(ValueError, match=rf"output is '.*{output}'"):
             trainer.predict(make_task(), datamodule=PlaneDataModule(32, 32))
 
     @pytest.mark.parametrize('limit', [1, 0.5])
     def test_a_limit_of_batches_leaves_the_rest_to_another_run(self, tmp_path: Path, limit: float) -> None:
         writer, area = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False), PlaneDataModule(128, 32, overlap=0)
-        with pytest.warns(UserWarning, match=r'limit_predict_batches left .*map.tif unfinished: a run without it'):
+        with pytest.warns(UserWarning, match=r'limit_predict_batches .*map.tif'):
             make_trainer(tmp_path, writer, limit_predict_batches=limit).predict(make_task(), datamodule=area)
         assert not (tmp_path / 'map.tif').exists()
         assert read(predict(tmp_path, PlaneDataModule(128, 32, overlap=0))).shape == (5, 128, 32)

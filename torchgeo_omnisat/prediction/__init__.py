@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Prediction over areas, out to maps."""
+"""Prediction of areas and tiles as GeoTIFFs."""
 
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader

@@ -1,8 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Write maps as Cloud-Optimized GeoTIFFs: bands, legend and overview."""
+"""Cloud-Optimized GeoTIFFs of predictions: bands, legend and overview picture."""
 
+import math
 import struct
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,52 +38,51 @@ from .tiling import Window
 
 
 def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], size: tuple[int, int]) -> Tensor:
-    """Return a bit for every modality that observed a pixel on at least one valid date.
+    """Return bit flags of the modalities that observed each pixel on at least one valid date.
 
     Args:
-        batch: A batch, with or without images; ``window`` if it may have none.
-        modalities: The modalities of the model; bit i is number i.
+        batch: Batch; ``window`` is required if it has no images.
+        modalities: Modalities of the model; bit i belongs to modality i.
         size: Height and width of the output.
 
     Returns:
-        ``(B, H, W)`` int32. An output pixel counts as measured if any pixel inside it was,
-        or, where those of the modality are larger, the one that holds its centre.
+        ``(B, H, W)`` int32. An output pixel is observed if any pixel inside it is. If the pixels of a modality
+        are larger, the one that contains its centre decides.
     """
-    some = next(batch[key] for key in ('window', *(m.valid_key for m in modalities.values())) if key in batch)
-    bits = torch.zeros(len(some), *size, dtype=torch.int32, device=some.device)
+    any_tensor = next(batch[key] for key in ('window', *(m.valid_key for m in modalities.values())) if key in batch)
+    bits = torch.zeros(len(any_tensor), *size, dtype=torch.int32, device=any_tensor.device)
     for index, modality in enumerate(modalities.values()):
         if modality.image_key not in batch:
             continue
-        known = observed(batch[modality.image_key]).any(-3)
-        known = known if modality.temporal else known[:, None]
-        measured = (known & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
-        finer = measured.shape[-2] >= size[0] and measured.shape[-1] >= size[1]
-        fitted = F.adaptive_max_pool2d(measured, size) if finer else F.interpolate(measured, size, mode='nearest-exact')
-        bits |= (fitted[:, 0] > 0).int() << index
+        flags = observed(batch[modality.image_key]).any(-3)
+        flags = flags if modality.temporal else flags[:, None]
+        seen = (flags & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
+        finer = seen.shape[-2] >= size[0] and seen.shape[-1] >= size[1]
+        resized = F.adaptive_max_pool2d(seen, size) if finer else F.interpolate(seen, size, mode='nearest-exact')
+        bits |= (resized[:, 0] > 0).int() << index
     return bits
 
 
-#: How probabilities are stored.
+#: Data type of the stored probabilities; ``'none'`` stores none.
 Precision = Literal['uint8', 'uint16', 'none']
-#: The stored number that means 1. A step is 0.004 or less than 0.00002.
+#: Stored value of probability 1: steps of 0.004 or 1/60000.
 _ONE = {'uint8': 250, 'uint16': 60000}
 
 
 @dataclass(frozen=True)
 class MapBands:
-    """The bands of a map: class, modalities, and the probability of each class.
+    """Bands of a map: class, modalities, and the probability of each class.
 
-    A GeoTIFF has one type for all bands: ``uint8``, or ``uint16`` where that is asked for or
-    there are more than 254 classes or 7 modalities. Its greatest number is nodata.
+    All bands of a GeoTIFF have one data type. It is ``uint8``, or ``uint16`` for ``precision='uint16'``, more
+    than 254 classes or more than 7 modalities. Its maximum is nodata.
 
     Args:
-        labels: Names of the K classes; a pixel's class is the index among them. Control characters are escaped.
-        modalities: Names of the modalities; bit i of the second band is number i.
-        precision: How probabilities are stored; ``'none'`` leaves them out.
+        labels: Names of the K classes, in the order of their indices. Control characters are escaped.
+        modalities: Names of the modalities; bit i of the second band belongs to modality i.
+        precision: Data type of the probabilities; ``'none'`` omits them.
 
     Raises:
-        ValueError: If there are more than 15 modalities or 65534 classes, or there is no
-            such precision.
+        ValueError: If there are more than 15 modalities or 65534 classes, or *precision* is unknown.
     """
 
     labels: Sequence[str]
@@ -90,29 +90,29 @@ class MapBands:
     precision: Precision = 'uint8'
 
     def __post_init__(self) -> None:
-        """Refuse what no band can hold."""
+        """Validate the arguments."""
         object.__setattr__(self, 'labels', tuple(map(printable, self.labels)))
         if self.precision not in (*_ONE, 'none'):
             raise ValueError(f'probabilities is {self.precision!r}, expected one of {[*_ONE, "none"]}')
         if len(self.modalities) > 15 or len(self.labels) > 65534:
             raise ValueError(
-                f'a map has at most 15 modalities and 65534 classes, got {len(self.modalities)} and {len(self.labels)}'
+                f'got {len(self.modalities)} modalities and {len(self.labels)} classes, expected at most 15 and 65534'
             )
 
     @property
     def dtype(self) -> str:
-        """Type of all bands."""
+        """Data type of all bands."""
         small = len(self.labels) < 255 and len(self.modalities) < 8 and self.precision != 'uint16'
         return 'uint8' if small else 'uint16'
 
     @property
     def nodata(self) -> int:
-        """What every band holds where no modality measured anything."""
+        """Nodata value of all bands."""
         return int(np.iinfo(self.dtype).max)
 
     @property
     def scale(self) -> float:
-        """Probability of a step: a stored number times this is a probability."""
+        """Scale of the probability bands: stored value times scale is the probability."""
         return 1 / _ONE[self.dtype]
 
     @property
@@ -122,11 +122,11 @@ class MapBands:
         return ['class', 'modalities', *(f'probability {label}' for label in shown)]
 
     def encode(self, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
-        """Return the bands of a part of the map; nodata where nothing was observed or no class has a probability.
+        """Return the bands of a window; nodata where no modality observed anything or all probabilities are 0.
 
         Args:
             probabilities: ``(K, H, W)``.
-            seen: ``(H, W)``, bits of the modalities.
+            seen: ``(H, W)``, bit flags of the modalities, see :func:`.seen_bits`.
 
         Returns:
             ``(bands, H, W)``.
@@ -140,9 +140,9 @@ class MapBands:
         return bands
 
 
-#: Side of a block in pixels, and megabytes of blocks that GDAL may hold.
+#: Side of a block in pixels, and size of GDAL's block cache in MB.
 BLOCK, CACHE = 256, 64
-#: The TIFF tag of a colour table.
+#: TIFF tag of a colour table.
 _COLORMAP = 320
 
 Colors = NDArray[np.uint8]
@@ -150,7 +150,7 @@ Colors = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where pixels lie that are no :class:`.Grid`, because they are turned or, without a CRS, lie nowhere."""
+    """Georeference of pixels that are not a :class:`.Grid`: rotated ones, or ones without CRS."""
 
     crs: ProjCRS | None
     transform: Affine
@@ -167,16 +167,16 @@ def write_map(
     colors: Colors,
     tags: Mapping[str, str] | None = None,
 ) -> int:
-    """Write parts as they come, then overviews, then all of it in the order of a COG.
+    """Write windows to a GeoTIFF, add overviews, and copy it to the layout of a COG.
 
     Args:
-        path: The file. It is not written atomically: the caller renames it.
-        scratch: Another file on the same disk, of about the same size, which is removed.
-        grid: Where the pixels lie.
-        bands: The bands, whose class names and modalities become tags.
-        parts: Windows and their bands, ``(bands, height, width)``; nodata elsewhere.
+        path: Output file. It is not written atomically: the caller renames it.
+        scratch: Temporary file of about the same size, which is removed.
+        grid: Georeference of the pixels.
+        bands: Bands; class names and modalities become tags.
+        parts: Windows and their bands, ``(bands, height, width)``; other pixels are nodata.
         colors: Red, green and blue of every class, ``(K, 3)``.
-        tags: Further tags of the file.
+        tags: Additional tags of the file.
 
     Returns:
         Number of pixels that are not nodata.
@@ -197,7 +197,7 @@ def write_map(
     written = 0
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         with rasterio.open(scratch, 'w', **profile, **layout, compress='lzw') as file:
-            _label(file, bands, tags or {})
+            _set_tags(file, bands, tags or {})
             for window, values in parts:
                 where = RasterWindow(window.column, window.row, window.width, window.height)
                 file.write(values, window=where)
@@ -205,6 +205,8 @@ def write_map(
         if factors := _factors(grid):
             with rasterio.open(scratch, 'r+') as file:
                 file.build_overviews(factors, Resampling.nearest)
+        # GDAL's COG driver and `write_colormap` support colour tables in files of one or two bands only: with them
+        # tests/prediction/test_raster.py::test_parts_come_back fails. So GTiff copies in the layout of a COG.
         options = {'compress': 'DEFLATE', 'photometric': 'PALETTE', 'copy_src_overviews': True}
         copy(scratch, path, driver='GTiff', **layout, **options)
     scratch.unlink()
@@ -213,48 +215,47 @@ def write_map(
 
 
 def class_colors(count: int, colors: Sequence[Any] | None = None) -> Colors:
-    """Red, green and blue of every class, ``(K, 3)``.
+    """Return red, green and blue of every class, ``(K, 3)``.
 
     Args:
         count: Number of classes.
-        colors: A colour for every class; those of a qualitative colour map by default.
+        colors: Colour of every class; defaults to a qualitative colour map of matplotlib.
 
     Raises:
-        ValueError: If there are not as many colours as classes.
+        ValueError: If the number of colours is not *count*.
     """
     if colors is None:
         wheel = colormaps['tab10' if count <= 10 else 'tab20'] if count <= 20 else colormaps['gist_rainbow']
         colors = [wheel(index if count <= 20 else index / (count - 1)) for index in range(count)]
     if len(colors) != count:
-        raise ValueError(f'there are {len(colors)} colors, expected one for each of {count} classes')
+        raise ValueError(f'colors has {len(colors)} entries, expected one for each of {count} classes')
     return np.rint(255 * np.array([to_rgb(color) for color in colors])).astype(np.uint8)
 
 
 def set_colors(path: Path, colors: Colors) -> int:
-    """Fill in the colour tables that a GeoTIFF has.
+    """Fill the colour tables of a GeoTIFF, which GDAL allocates but does not fill in files of several bands.
 
-    GDAL lays them out in a file of several bands but does not fill them, so this does. No
-    byte of the file moves.
+    The layout of the file does not change.
 
     Args:
-        path: A GeoTIFF that was made with ``photometric='PALETTE'``.
-        colors: ``(K, 3)``; numbers from K up become black.
+        path: GeoTIFF that was created with ``photometric='PALETTE'``.
+        colors: ``(K, 3)``; values from K up become black.
 
     Returns:
-        How many tables there were: one, and one for every overview.
+        Number of colour tables: one for the image and one for each overview.
     """
     with path.open('r+b') as file:
-        places = list(_color_tables(file))
-        for order, offset, entries in places:
+        tables = list(_color_tables(file))
+        for order, offset, entries in tables:
             table = np.zeros((3, entries), f'{order}u2')
             table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
             file.seek(offset)
             file.write(table.tobytes())
-    return len(places)
+    return len(tables)
 
 
 def _color_tables(file: BinaryIO) -> Iterable[tuple[str, int, int]]:
-    """Byte order, place and entries of each colour table of a TIFF or BigTIFF."""
+    """Yield byte order, offset and number of entries of each colour table of a TIFF or BigTIFF."""
     head = file.read(16)
     order = {b'II': '<', b'MM': '>'}[head[:2]]
     big = struct.unpack_from(f'{order}H', head, 2) == (43,)
@@ -271,8 +272,7 @@ def _color_tables(file: BinaryIO) -> Iterable[tuple[str, int, int]]:
                 yield order, offset, values // 3
 
 
-def _label(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
-    """Say inside the file what its bands and numbers mean."""
+def _set_tags(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
     file.update_tags(**tags)
     file.descriptions = bands.names
     file.update_tags(1, **{f'CLASS_{index}': label for index, label in enumerate(bands.labels)})
@@ -281,32 +281,29 @@ def _label(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
 
 
 def _factors(grid: Grid | Placement) -> list[int]:
-    """By how much overviews are smaller, until one is a block."""
-    factors, factor = [], 2
-    while max(grid.height, grid.width) > factor / 2 * BLOCK:
-        factors.append(factor)
-        factor *= 2
-    return factors
+    """Return the decimation factors of the overviews; the last one fits in a block."""
+    blocks = max(grid.height, grid.width) / BLOCK
+    return [2**level for level in range(1, math.ceil(math.log2(max(1, blocks))) + 1)]
 
 
-#: Longest side of the map in the picture, in pixels.
+#: Maximum side of the map in the overview picture, in pixels.
 SIDE = 1024
-#: Colour of what was not measured.
+#: Colour of nodata.
 NODATA = (220, 220, 224)
 
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str = '') -> Figure:
-    """Draw the classes of a map, of which no more is read than is drawn.
+    """Plot the classes of a map, read at the resolution of the plot.
 
     Args:
-        path: What :func:`.write_map` wrote.
+        path: Output of :func:`.write_map`.
         labels: Names of the classes.
         colors: ``(K, 3)``.
-        title: A title.
+        title: Title of the plot.
 
     Returns:
-        The figure; the legend has the classes that occur, and their share of the map.
+        Figure with a legend of the classes that occur and their fractions.
     """
     with rasterio.open(path) as file:
         factor = max(1.0, max(file.height, file.width) / SIDE)
@@ -325,36 +322,35 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
     counts = np.bincount(classes.ravel(), minlength=len(labels))[: len(labels)]
     total = max(1, int(counts.sum()))
     shown = [
-        Patch(facecolor=_fraction(colors[index]), label=f'{abbreviate(labels[index])}  {counts[index] / total:.1%}')
+        Patch(facecolor=_rgb(colors[index]), label=f'{abbreviate(labels[index])}  {counts[index] / total:.1%}')
         for index in range(len(labels))
         if counts[index]
     ]
     if counts.sum() < classes.size:
-        shown.append(Patch(facecolor=_fraction(NODATA), label='nodata'))
+        shown.append(Patch(facecolor=_rgb(NODATA), label='nodata'))
     axes.legend(handles=shown, loc='upper left', bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
     return figure
 
 
-def _fraction(color: Sequence[int] | Colors) -> tuple[float, float, float]:
-    """Convert a colour to the format of matplotlib."""
+def _rgb(color: Sequence[int] | Colors) -> tuple[float, float, float]:
     red, green, blue = (float(part) / 255 for part in color)
     return red, green, blue
 
 
 class TileFolder:
-    """A folder with a GeoTIFF for every sample of a dataset, named by its id.
+    """Folder with a GeoTIFF for every sample of a dataset, named by its id.
 
     Args:
-        path: The folder. Older files of these samples are replaced, others stay.
-        dataset: Has ``crs`` and ``ids``, and, where its squares lie askew, ``corners``
-            ``(N, 3, 2)``: the upper left, upper right and lower left one of each. If samples have a CRS
-            each, ``chip_crs`` instead of ``crs``; None for those that lie nowhere.
-        bands: The bands.
-        colors: Of the classes, ``(K, 3)``.
+        path: Folder. Existing files of these samples are replaced, others are kept.
+        dataset: Dataset with ``ids`` and ``crs``, or ``chip_crs``: the CRS of each sample, None without
+            georeference. If tiles are rotated, also ``corners`` ``(N, 3, 2)``: upper left, upper right and
+            lower left corner of each.
+        bands: Bands of the files.
+        colors: Colours of the classes, ``(K, 3)``.
     """
 
     def __init__(self, path: Path, dataset: Any, bands: MapBands, colors: Colors) -> None:
-        """Make the folder."""
+        """Create the folder."""
         self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
         self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
         self.ids = [name.replace('/', '-') for name in dataset.ids]
@@ -365,12 +361,12 @@ class TileFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, probabilities: NDArray[np.float32], seen: NDArray[np.uint16], bounds: Any) -> None:
-        """Write the file of a sample under a temporary name, and rename it.
+        """Write the file of a sample atomically.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
             probabilities: ``(K, H, W)``.
-            seen: ``(H, W)``, bits of the modalities.
+            seen: ``(H, W)``, bit flags of the modalities.
             bounds: ``bounds`` of the sample; None if it has none.
         """
         name, (height, width) = self.ids[index], seen.shape
@@ -380,11 +376,11 @@ class TileFolder:
         path = self.path / f'{name}.tif'
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
         with atomic_file(path) as made, warnings.catch_warnings():
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)  # as that of a chip that lies nowhere
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)  # chips without CRS
             write_map(made, made.with_name('scratch'), place, self.bands, parts, self.colors)
 
     def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
-        """From column and row of a sample to x and y."""
+        """Return the affine transform of a sample from column and row to x and y."""
         if self.corners is not None:
             corner, right, low = self.corners[index]
             (a, d), (b, e) = (right - corner) / width, (low - corner) / height
@@ -392,7 +388,7 @@ class TileFolder:
         xmin, xmax, step, ymin, ymax = (float(number) for number in bounds[:5]) if bounds is not None else [np.nan] * 5
         if not np.allclose([(xmax - xmin) / width, (ymax - ymin) / height], step, rtol=1e-3):
             raise ValueError(
-                f'sample {self.ids[index]!r} of {type(self.dataset).__name__} has the bounds {bounds} and {height} x '
-                f'{width} pixels: expected bounds of that many pixels, or a dataset with corners'
+                f'sample {self.ids[index]!r} of {type(self.dataset).__name__} has bounds {bounds} and {height} x '
+                f'{width} pixels, expected bounds of that number of pixels, or a dataset with corners'
             )
         return Affine(step, 0, xmin, 0, -step, ymax)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Cut an area into overlapping tiles, load them as batches, and stitch their predictions."""
+"""Overlapping tiles of an area: tiling, loading in batches, and stitching of their predictions."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torchgeo.datasets.utils import Sample
 
 
 class Window(NamedTuple):
-    """A part of the output grid; the four numbers of the key ``window`` of a sample."""
+    """Window of the output grid, as in the key ``window`` of a sample."""
 
     row: int
     column: int
@@ -26,7 +26,7 @@ class Window(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """The part of an area that is final once a row of tiles is: the unit of finished work."""
+    """Unit of work: the pixels of a column band that are final once a row of tiles is predicted."""
 
     band: int
     row: int
@@ -34,20 +34,20 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of *size* pixels that overlap.
+    """Tiling of an area into overlapping tiles.
 
     Args:
         height: Rows of the area.
         width: Columns of the area.
-        size: Side of a tile, a multiple of *patch*.
-        overlap: What neighbouring tiles share at least: below 1 a fraction of *size*, else
-            pixels. It is more where patches would be cut or tiles would pass the border.
-        patch: Pixels after which a tile may begin: a ground patch.
-        band: Widest band, about; memory grows with it, and at every border between bands
-            tiles are predicted twice. None for a single one.
+        size: Side of a tile in pixels, a multiple of *patch*.
+        overlap: Minimum overlap of neighbouring tiles: a fraction of *size* if below 1, else pixels. It is
+            larger where tiles would cut patches or exceed the area.
+        patch: Side of a ground patch in pixels; tiles begin at multiples of it.
+        band: Approximate maximum width of a column band in pixels. Memory grows with it; tiles at the border
+            of two bands are predicted twice. None for a single band.
 
     Raises:
-        ValueError: If one of these is no such number.
+        ValueError: If an argument is out of range.
     """
 
     height: int
@@ -58,36 +58,36 @@ class Tiling:
     band: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no tiling."""
+        """Validate the arguments."""
         if self.height < 1 or self.width < 1:
-            raise ValueError(f'the area has {self.height} x {self.width} pixels, expected at least one')
+            raise ValueError(f'area has {self.height} x {self.width} pixels, expected at least 1 x 1')
         if self.size < 1 or self.size % self.patch:
-            raise ValueError(f'tiles have {self.size} pixels a side, expected a multiple of {self.patch}, a patch')
+            raise ValueError(f'size of tiles is {self.size} pixels, expected a multiple of the patch, {self.patch}')
         if not 0 <= self.overlap < 1 and not 1 <= self.overlap <= self.size - self.patch:
             raise ValueError(
-                f'overlap is {self.overlap}, expected a fraction from 0 to below 1, or 1 to {self.size - self.patch} '
+                f'overlap is {self.overlap}, expected a fraction below 1, or 1 to {self.size - self.patch} '
                 f'pixels for tiles of {self.size} pixels and patches of {self.patch}'
             )
 
     @property
     def stride(self) -> int:
-        """Pixels from one tile to the next, at most."""
+        """Maximum distance between neighbouring tiles in pixels."""
         shared = self.overlap * self.size if self.overlap < 1 else self.overlap
         return max(1, math.floor((self.size - shared) / self.patch + 1e-9)) * self.patch
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """Where the rows of tiles begin."""
+        """First pixel row of each row of tiles."""
         return self._starts(self.height)
 
     @cached_property
     def columns(self) -> tuple[int, ...]:
-        """Where the columns of tiles begin."""
+        """First pixel column of each column of tiles."""
         return self._starts(self.width)
 
     @cached_property
     def bands(self) -> tuple[tuple[int, int], ...]:
-        """First and last column of pixels, exclusive, of every band."""
+        """First and last (exclusive) pixel column of each band."""
         edges, columns = [0], self.columns
         widest = max(self.band or self.width, 4 * self.size)
         for this, following in zip(columns, columns[1:] + (self.width,), strict=True):
@@ -97,9 +97,9 @@ class Tiling:
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
-        """How much each pixel of a tile counts: a raised cosine over the overlap, flat inside.
+        """Blending weights of the pixels of a tile: a raised cosine over the overlap, 1 inside.
 
-        Where two tiles overlap in a regular way, their weights add up to one.
+        The weights of two tiles with regular overlap add up to 1.
         """
         ramp = min(self.size - self.stride, self.size // 2)
         rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(1, ramp)) ** 2
@@ -107,27 +107,27 @@ class Tiling:
         return np.outer(side, side).astype(np.float32)
 
     def strips(self) -> list[Strip]:
-        """All strips, in the order in which they are made."""
+        """Return all strips in the order of prediction."""
         return [Strip(band, row) for band in range(len(self.bands)) for row in range(len(self.rows))]
 
     def extent(self, strip: Strip) -> Window:
-        """Return the pixels of a strip."""
+        """Return the window of a strip."""
         top, (left, right) = self.rows[strip.row], self.bands[strip.band]
         bottom = (self.rows + (self.height,))[strip.row + 1]
         return Window(top, left, bottom - top, right - left)
 
     def tiles(self, strip: Strip) -> list[Window]:
-        """Return the tiles of a row that touch a band."""
+        """Return the tiles of a row that intersect a band."""
         left, right = self.bands[strip.band]
         touching = [column for column in self.columns if column < right and column + self.size > left]
         return [Window(self.rows[strip.row], column, self.size, self.size) for column in touching]
 
     def passes(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, bool]]:
-        """Yield the rows of tiles to predict for some strips in order.
+        """Yield the rows of tiles to predict for some strips.
 
         Yields:
-            A row of tiles in a band, and whether the strip of that name is wanted. Others
-            come first, because they reach into one that is.
+            Row of tiles in a band, and whether its strip is among *strips*. The other rows overlap one of
+            them from above.
         """
         runs = groupby(enumerate(strips), lambda item: (item[1].band, item[1].row - item[0]))
         for (band, _), run in runs:
@@ -138,38 +138,37 @@ class Tiling:
                 yield Strip(band, row), row >= wanted[0]
 
     def _starts(self, length: int) -> tuple[int, ...]:
-        """Beginnings of tiles along a side, as few as there may be and evenly spread."""
+        """Return the first pixels of the fewest evenly spaced tiles along a side."""
         patches = max(0, math.ceil((length - self.size) / self.patch))
         gaps = math.ceil(patches * self.patch / self.stride)
         return tuple(index * patches // max(1, gaps) * self.patch for index in range(gaps + 1))
 
 
 def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:
-    """Return the strips of one rank: neighbouring strips, and never an empty list.
+    """Return the contiguous strips of one rank.
 
     Args:
-        strips: What is to be done, at least one.
-        rank: Which process this is.
-        processes: How many there are.
+        strips: Strips to predict, at least one.
+        rank: Rank.
+        processes: World size.
 
     Returns:
-        Its strips. A process that nothing is left for repeats the last one.
+        Strips of the rank; the last one of *strips* if there are fewer strips than ranks.
     """
     begin, end = (len(strips) * (rank + i) // processes for i in (0, 1))
     return list(strips[begin:end]) or list(strips[-1:])
 
 
 def patch_pixels(patch_size: float, gsd: float, most: int = 64) -> int:
-    """Pixels after which tiles may begin so that they hold whole ground patches.
+    """Return the smallest whole number of pixels that is a multiple of the ground patch.
 
     Args:
         patch_size: Side of a ground patch in metres.
         gsd: GSD of the output in metres.
-        most: Patches to try together.
+        most: Maximum number of patches.
 
     Returns:
-        The pixels of the fewest patches that are a whole number of pixels: 4 for 40 m at
-        10 m, 256 for 10.24 m at 0.2 m. 1 if there are none.
+        Number of pixels: 4 for 40 m at 10 m, 256 for 10.24 m at 0.2 m. 1 if there is none.
     """
     for count in range(1, most + 1):
         pixels = count * patch_size / gsd
@@ -181,11 +180,11 @@ def patch_pixels(patch_size: float, gsd: float, most: int = 64) -> int:
 class Stitcher:
     """Weighted mean of overlapping tiles, one strip at a time.
 
-    Rows of tiles come in the order of :meth:`.Tiling.passes`. No more is held than one row
-    of tiles over one band, whatever the area.
+    Rows of tiles must be added in the order of :meth:`.Tiling.passes`. Memory is that of one row of tiles
+    over one band, regardless of the area.
 
     Args:
-        tiling: The tiles.
+        tiling: Tiling of the area.
         classes: Number of classes K.
     """
 
@@ -197,13 +196,13 @@ class Stitcher:
         self.seen = np.zeros((0, 0), np.uint16)
 
     def begin(self, strip: Strip) -> None:
-        """Start a row of tiles; rows above it are forgotten, those below the last one kept."""
+        """Start a row of tiles; sums of pixels above it are dropped."""
         last, self.strip = self.strip, strip
         if last == Strip(strip.band, strip.row - 1):
             done = self.tiling.rows[strip.row] - self.tiling.rows[strip.row - 1]
-            for held in (self.total, self.weight, self.seen):
-                held[..., :-done, :] = held[..., done:, :]
-                held[..., max(0, self.tiling.size - done) :, :] = 0
+            for buffer in (self.total, self.weight, self.seen):
+                buffer[..., :-done, :] = buffer[..., done:, :]
+                buffer[..., max(0, self.tiling.size - done) :, :] = 0
             return
         size = self.tiling.size, self.tiling.extent(strip).width
         self.total = np.zeros((self.classes, *size), np.float32)
@@ -213,9 +212,9 @@ class Stitcher:
         """Add one tile of the row.
 
         Args:
-            window: Where it lies.
+            window: Window of the tile.
             probabilities: ``(K, height, width)``.
-            seen: ``(height, width)``, a bit for every modality that measured the pixel.
+            seen: ``(height, width)``, bit flags of the modalities that observed the pixel.
         """
         assert self.strip is not None
         left, right = self.tiling.bands[self.strip.band]
@@ -227,10 +226,10 @@ class Stitcher:
         self.seen[:, outside] |= seen[:, inside]
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-        """Return the strip of the row that was added.
+        """Return the strip of the current row.
 
         Returns:
-            Probabilities ``(K, rows, columns)`` and the bits of the modalities.
+            Probabilities ``(K, rows, columns)`` and bit flags of the modalities.
         """
         assert self.strip is not None
         rows = self.tiling.extent(self.strip).height
@@ -238,24 +237,24 @@ class Stitcher:
 
 
 class Tiles(Protocol):
-    """What reads one tile of an area; :class:`.AreaTiles` does."""
+    """Protocol of a reader of tiles of an area, such as :class:`.AreaTiles`."""
 
     def __getitem__(self, window: Window) -> Sample:
         """Return the sample of a tile, with the key ``window``; all modalities may be missing."""
 
 
 class TileBatches(Dataset[Sample]):
-    """Batches of tiles, none of which lies in two rows of tiles.
+    """Dataset of batches of tiles, each from a single row of tiles.
 
-    So the batch that a tile sits in does not depend on where a run began or on how many
-    processes share the work, and results are the same to the last bit.
+    The batch of a tile depends neither on where a run was resumed nor on the world size, so results are
+    identical bit for bit.
 
     Args:
-        tiles: What reads a tile.
-        tiling: The tiling of the area.
-        strips: The strips to predict.
-        batch_size: Tiles in a batch.
-        collate_fn: Joins samples.
+        tiles: Reader of tiles.
+        tiling: Tiling of the area.
+        strips: Strips to predict.
+        batch_size: Number of tiles in a batch.
+        collate_fn: Function that collates samples.
     """
 
     def __init__(
@@ -274,13 +273,13 @@ class TileBatches(Dataset[Sample]):
         return len(self.parts)
 
     def __getitem__(self, index: int) -> Sample:
-        """One batch."""
+        """Return a batch."""
         strip, begin = self.parts[index]
         windows = self.tiling.tiles(strip)[begin : begin + self.batch_size]
         return self.collate_fn([self.tiles[window] for window in windows])
 
     def _split(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, int]]:
-        """Yield a row of tiles and the index of the first one of a batch."""
+        """Yield the row of tiles and the first tile of each batch."""
         for strip, _ in self.tiling.passes(strips):
             for begin in range(0, len(self.tiling.tiles(strip)), self.batch_size):
                 yield strip, begin
@@ -297,16 +296,16 @@ def tile_loader(
     """Return the dataloader of an area for ``predict``.
 
     Args:
-        tiles: What reads a tile.
-        tiling: The tiling of the area.
-        collate_fn: Joins samples, :func:`.collate` with the modalities.
-        strips: The strips to predict, all by default. A :class:`.GeoTIFFWriter` chooses
-            those that this process is to do and that are not done yet.
-        batch_size: Tiles in a batch.
-        num_workers: Processes that read.
+        tiles: Reader of tiles.
+        tiling: Tiling of the area.
+        collate_fn: Function that collates samples, such as :func:`.collate` with the modalities.
+        strips: Strips to predict, all by default. :class:`.GeoTIFFWriter` passes the unfinished ones of
+            this rank.
+        batch_size: Number of tiles in a batch.
+        num_workers: Number of worker processes.
 
     Returns:
-        Batches with ``window``, which Lightning does not share among processes again.
+        Dataloader of batches with ``window``; Lightning does not split it among ranks again.
     """
     batches = TileBatches(tiles, tiling, tiling.strips() if strips is None else strips, batch_size, collate_fn)
     in_order: DistributedSampler[Sample] = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)
@@ -317,9 +316,8 @@ def area_loader(datamodule: Any) -> DataLoader[Sample]:
     """Return the ``predict_dataloader`` of a datamodule with an area.
 
     Args:
-        datamodule: Has ``predict_dataset`` (:class:`.AreaTiles`), ``tiling``, ``collate_fn``,
-            ``batch_size``, ``num_workers``, and ``plan``: None, unless a
-            :class:`.GeoTIFFWriter` put its own there.
+        datamodule: Datamodule with ``predict_dataset`` (:class:`.AreaTiles`), ``tiling``, ``collate_fn``,
+            ``batch_size``, ``num_workers``, and ``plan``, which is None or set by :class:`.GeoTIFFWriter`.
     """
     tiling, strips = datamodule.plan() if datamodule.plan else (datamodule.tiling, None)
     return tile_loader(

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Parcels: connected pixels of one class, as polygons."""
+"""Vectorisation of maps: parcels, connected pixels of one class, as polygons."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,24 +21,24 @@ from shapely.affinity import affine_transform
 from shapely.geometry import mapping, shape
 from shapely.ops import unary_union
 
-#: Side of the blocks that a map is read in, in pixels.
-BLOCK = 1024
+#: Side of the blocks in which a map is read, in pixels.
+READ_BLOCK = 1024
 
 Labels = NDArray[np.int32]
 
 
 @dataclass
 class Piece:
-    """A parcel, or the part of one that lies in a block.
+    """Part of a parcel in one block; a node of a union-find forest.
 
     Attributes:
-        code: The class.
-        geometry: Its outline in pixels of the map: whole numbers, so that those of two blocks meet.
-        pixels: Its size.
-        confidence: Sum over its pixels of the probability of the class, where that is known.
+        code: Index of the class.
+        geometry: Outline in pixel coordinates of the map; integers, so outlines of adjacent blocks match exactly.
+        pixels: Number of pixels.
+        confidence: Sum of the probabilities of the class over the pixels that have one.
         known: Number of pixels with a probability of the class.
-        parent: A piece of the same parcel; None for the one that stands for all.
-        parts: All pieces of the parcel, if this one stands for them.
+        parent: Another piece of the same parcel; None for the root.
+        parts: All pieces of the parcel, in the root.
     """
 
     code: int
@@ -61,7 +61,7 @@ class Piece:
         return piece
 
     def join(self, other: 'Piece') -> None:
-        """Make one parcel of two."""
+        """Merge two parcels."""
         ours, theirs = self.root(), other.root()
         if ours is not theirs:
             ours, theirs = (ours, theirs) if len(ours.parts) >= len(theirs.parts) else (theirs, ours)
@@ -71,37 +71,40 @@ class Piece:
 
 
 def write_parcels(
-    path: Path, package: Path, labels: Sequence[str], smallest: float = 0.1, layer: str = 'parcels', block: int = BLOCK
+    path: Path,
+    package: Path,
+    labels: Sequence[str],
+    smallest: float = 0.1,
+    layer: str = 'parcels',
+    block: int = READ_BLOCK,
 ) -> int:
-    """Write every parcel of a map as a polygon, with class, mean probability and area.
+    """Write every parcel of a map as a polygon with class, mean probability and area.
 
-    The map is read block by block, and a parcel is written when no further block can reach
-    it. Held in memory are a row of blocks, and the parcels that are still open: much
-    less than the map, unless one parcel, such as a background, runs through all of it.
+    The map is read in blocks, and a parcel is written once it is complete. Memory holds a row of blocks and
+    the incomplete parcels, which is much less than the map unless one parcel extends through all of it.
 
-    Parcels below *smallest* go to their largest neighbour (GDAL's sieve, over pixels that
-    share a side). A pixel is nodata if its class is, or if all its probabilities are; it is no
-    neighbour and never becomes a parcel. One that lies on the border of a block may go to two
-    neighbours.
+    Parcels smaller than *smallest* are merged into their largest neighbour (GDAL's sieve filter, 4-connected).
+    At the border of a block, one may be split among two neighbours. A pixel is nodata if its class or all of
+    its probabilities are; it belongs to no parcel.
 
     Args:
-        path: What :func:`.write_map` wrote.
-        package: The GeoPackage, written in place.
+        path: Output of :func:`.write_map`.
+        package: GeoPackage to write; it is not written atomically.
         labels: Names of the classes.
-        smallest: Hectares.
+        smallest: Minimum area of a parcel in hectares.
         layer: Name of the layer.
-        block: Side of the blocks, in pixels.
+        block: Side of the blocks in pixels.
 
     Returns:
-        Number of parcels. Probability is the mean over the parcel of its class's
-        probability, as the map stores it, without nodata; null if there is none.
+        Number of parcels. The attribute ``probability`` is the mean of the stored probability of the class over
+        the parcel, without nodata; null if there is none.
 
     Raises:
-        ValueError: If the map is in degrees, whose pixels have no one area.
+        ValueError: If the CRS of the map is not projected.
     """
     with rasterio.open(path) as file:
         if not file.crs or not file.crs.is_projected:
-            raise ValueError(f'{path} has the CRS {file.crs}, expected a projected one to measure parcels in')
+            raise ValueError(f'CRS of {path} is {file.crs}, expected a projected one for the area of parcels')
         hectare = abs(file.transform.a * file.transform.e) * file.crs.linear_units_factor[1] ** 2 / 1e4
         least = math.ceil(smallest / hectare - 1e-9)
         schema = {
@@ -132,7 +135,7 @@ def write_parcels(
 
 
 def _parcels(file: Any, least: int, block: int) -> Iterator[Piece]:
-    """Whole parcels, as soon as they are complete; each is the piece that stands for it."""
+    """Yield the root of each parcel once it is complete."""
     open_: dict[int, Piece] = {}
     above: list[Piece | None] = [None] * file.width
     for top in range(0, file.height, block):

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""GeoTIFFWriter: what a task predicts over an area becomes a map, strip by strip."""
+"""Callback that writes predictions of an area as a GeoTIFF, strip by strip."""
 
 import hashlib
 import json
@@ -33,29 +33,29 @@ from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview
 from .tiling import Stitcher, Strip, Tiling, Window, share
 from .vector import write_parcels
 
-#: Digits of the digest in the name of a folder of strips.
+#: Number of digits of the digest in the name of a work folder.
 _DIGITS = 16
-#: File of such a folder that says what its strips depend on.
+#: File in a work folder that lists what its strips depend on.
 _MANIFEST = 'manifest.json'
-#: Names of strips.
+#: File names of strips.
 _STRIP = re.compile(r'([0-9]+)-([0-9]+)\.npz')
-#: Seconds between two looks at what other processes have finished.
-_PAUSE = 0.2
-#: Seconds that a process waits for the one of its rank in a run that has just ended.
-_PATIENCE = 10
-#: Number of looks in a row that must find a process gone.
-_LOOKS = 10
+#: Seconds between two checks of the progress of other ranks.
+_POLL_SECONDS = 0.2
+#: Seconds to wait for the lock of the same rank in a run that is ending.
+_LOCK_SECONDS = 10
+#: Number of consecutive checks after which a missing rank is an error.
+_MAX_CHECKS = 10
 
 
 class WorkFolder:
-    """A hidden folder beside the output that holds its finished strips.
+    """Hidden folder beside the output that holds the finished strips.
 
-    Its name holds a digest of everything that the strips depend on, so another checkpoint
-    or another area never mixes with what is there.
+    Its name contains a digest of everything that the strips depend on, so strips of different checkpoints or
+    areas never mix.
 
     Args:
-        output: The file that is to be.
-        key: What the strips depend on, in plain types.
+        output: Output file.
+        key: Everything that the strips depend on, in plain types.
     """
 
     def __init__(self, output: Path, key: Mapping[str, Any]) -> None:
@@ -68,14 +68,14 @@ class WorkFolder:
         self._claimed = False
 
     def open(self, claim: bool, rank: int = 0) -> None:
-        """Make the folder, and claim it for this run if this is its first process.
+        """Create the folder and lock it.
 
         Args:
-            claim: Whether to refuse if another run works in it.
-            rank: Rank of this process, whose lock says that it is alive.
+            claim: Whether to lock the folder for this run, as rank 0 does; other ranks lock a file of their own.
+            rank: Rank of this process.
 
         Raises:
-            RuntimeError: If another run does.
+            RuntimeError: If another run has locked it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -83,11 +83,11 @@ class WorkFolder:
                 self._lock.acquire(timeout=0)
             else:
                 self._rank_lock = self._lock_of(rank)
-                self._rank_lock.acquire(timeout=_PATIENCE)
+                self._rank_lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout:
             raise RuntimeError(
-                f'{self.output} is being predicted by another run, which works in {self.path}: '
-                'expected to be the only one, or another output'
+                f'{self.output} is being predicted by another run in {self.path}, expected no other run: wait for '
+                'it or choose another output'
             ) from None
         self._claimed = claim
         if claim:
@@ -96,17 +96,17 @@ class WorkFolder:
 
     def done(self) -> set[Strip]:
         """Return the strips that are finished."""
-        found = (_STRIP.fullmatch(path.name) for path in self.path.glob('*-*.npz'))
-        return {Strip(int(match[1]), int(match[2])) for match in found if match}
+        matches = (_STRIP.fullmatch(path.name) for path in self.path.glob('*-*.npz'))
+        return {Strip(int(match[1]), int(match[2])) for match in matches if match}
 
     def drop_damaged(self, shape: Callable[[Strip], tuple[int, int, int]]) -> list[Strip]:
-        """Remove finished strips that cannot be read, as a power cut leaves them; they are predicted anew.
+        """Remove damaged strips, as after a power failure, so that they are predicted again.
 
         Args:
-            shape: Returns the shape of a strip, ``(bands, rows, columns)``.
+            shape: Function that returns the shape of a strip, ``(bands, rows, columns)``.
 
         Returns:
-            The strips.
+            Removed strips.
         """
         damaged = []
         for strip in sorted(self.done()):
@@ -120,19 +120,19 @@ class WorkFolder:
         return damaged
 
     def check(self) -> None:
-        """Make sure that the folder is still there.
+        """Check that the folder still exists.
 
         Raises:
-            RuntimeError: If somebody removed it.
+            RuntimeError: If it was removed.
         """
         if not (self.path / _MANIFEST).exists():
             raise RuntimeError(
-                f'{self.path}, which holds the finished strips of {self.output}, was removed while predicting: '
-                'expected it to stay until the map is complete; predict again'
+                f'{self.path} was removed during prediction, expected it to hold the finished strips of '
+                f'{self.output} until the map is complete: predict again'
             )
 
     def is_alive(self, rank: int) -> bool:
-        """Return whether the process of a rank other than 0 works in the folder."""
+        """Return whether the process of a rank other than 0 holds its lock."""
         lock = self._lock_of(rank)
         try:
             lock.acquire(timeout=0)
@@ -145,10 +145,10 @@ class WorkFolder:
         return FileLock(self.path / f'rank-{rank}.lock')
 
     def save(self, strip: Strip, bands: NDArray[Any]) -> None:
-        """Keep a finished strip, ``(bands, rows, columns)``.
+        """Store a finished strip, ``(bands, rows, columns)``.
 
-        A process that repeats a strip, for want of another, may come when the map is finished
-        and the folder gone: then there is nothing to keep.
+        A rank without strips of its own repeats one; nothing is stored if the folder has been removed because the
+        map is complete.
         """
         try:
             with atomic_file(self.path / _name(strip), parents=False) as path:
@@ -163,7 +163,7 @@ class WorkFolder:
         """Load a finished strip.
 
         Raises:
-            ValueError: If its file is broken.
+            ValueError: If its file cannot be read.
         """
         path = self.path / _name(strip)
         try:
@@ -174,7 +174,7 @@ class WorkFolder:
             raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f'{path} cannot be read ({error}), expected a finished strip: predict again, which makes it anew'
+                f'{path} cannot be read ({error}), expected a finished strip: predict again to replace it'
             ) from error
 
     def temporary(self, name: str) -> Path:
@@ -184,7 +184,7 @@ class WorkFolder:
         return path
 
     def close(self, finished: bool = False) -> None:
-        """Let go of the folder, and remove it if it is no longer needed."""
+        """Release the locks, and remove the folder if the map is finished."""
         self._lock.release()
         if self._rank_lock is not None:
             self._rank_lock.release()
@@ -192,15 +192,15 @@ class WorkFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def others(self) -> list[Path]:
-        """Folders that unfinished runs with other arguments left for the same output."""
+        """Return the folders of unfinished runs with other arguments for the same output."""
         name = self.path.name[:-_DIGITS]
         same = re.compile(f'{re.escape(name)}[0-9a-f]{{{_DIGITS}}}')
-        found = self.output.parent.glob(f'{escape(name)}*')
-        return sorted(path for path in found if same.fullmatch(path.name) and path != self.path)
+        paths = self.output.parent.glob(f'{escape(name)}*')
+        return sorted(path for path in paths if same.fullmatch(path.name) and path != self.path)
 
 
 def digest_state(state: Mapping[str, Any]) -> str:
-    """SHA-256 of the tensors of a model."""
+    """Return the SHA-256 of the tensors of a model."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -210,51 +210,48 @@ def digest_state(state: Mapping[str, Any]) -> str:
 
 
 def _name(strip: Strip) -> str:
-    """File of a strip."""
     return f'{strip.band:04d}-{strip.row:06d}.npz'
 
 
 def _compress(path: Path, bands: NDArray[Any]) -> None:
-    """Write an archive as numpy does, but packed in a fifth of the time."""
+    """Write an .npz file with fast compression, which takes a fifth of the time of ``numpy.savez_compressed``."""
     packed = zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1)
     with packed as archive, archive.open('bands.npy', 'w', force_zip64=True) as file:
         np.lib.format.write_array(file, bands, allow_pickle=False)
 
 
-#: Megabytes that the open rows of a band may take; an area that is wider has several bands.
+#: Memory of a row of tiles in MB; wider areas are divided into column bands.
 MEMORY = 64
 
 
 class GeoTIFFWriter(BasePredictionWriter):
-    """Writes what ``predict`` makes of an area as a Cloud-Optimised GeoTIFF.
+    """Prediction writer that writes an area as a Cloud-Optimised GeoTIFF.
 
-    Its bands are the class; the modalities that measured the pixel, a bit each; and the
-    probability of every class, stored as whole numbers with a scale. Names, colours and
-    scale are inside. Where no modality measured anything, and outside of the datamodule's
-    ``area`` if it has one, all bands are nodata.
+    The bands are the class, bit flags of the modalities that observed the pixel, and the probability of every
+    class, stored as integers with a scale. Tags hold names, colours and scale. All bands are nodata where no
+    modality observed anything, and outside the ``area`` of the datamodule, if it has one.
 
-    Tiles are blended where they overlap, in memory that is bounded, however large the area.
-    Finished strips are kept in a hidden folder beside the output. A run that was
-    interrupted goes on from there if the weights, the area, the files and the arguments are
-    the same. Several processes (``--trainer.devices``) share the strips, which needs a disk
-    that all of them see. The output appears under its name once it is whole.
+    Overlapping tiles are blended in bounded memory, regardless of the size of the area. Finished strips are
+    stored in a hidden folder beside the output. An interrupted run is resumed from them if weights, area, files
+    and arguments are the same. Several ranks (``--trainer.devices``) divide the strips, which requires a shared
+    file system. The output is renamed to its final name once it is complete.
 
-    Tiles that make no area, such as those of PASTIS, become a GeoTIFF each in a folder, named by
-    their ids.
+    Tiles that do not form an area, such as those of PASTIS, are written to a folder as one GeoTIFF each, named
+    by their ids.
 
     On the command line: ``--trainer.callbacks GeoTIFFWriter --trainer.callbacks.output
-    map.tif``. A task adds one with the defaults if there is none.
+    map.tif``. A task adds a writer with default arguments if there is none.
 
     Args:
-        output: The file; by default ``prediction.tif`` below the trainer's
-            ``default_root_dir``. An older file is replaced. Of single tiles the folder,
-            ``predictions`` by default.
-        probabilities: How probabilities are stored: ``'uint8'`` in steps of 0.004, ``'uint16'``
+        output: Output file, replaced if it exists; defaults to ``prediction.tif`` in the trainer's
+            ``default_root_dir``. For single tiles, a folder that defaults to ``predictions``.
+        probabilities: Data type of the stored probabilities: ``'uint8'`` in steps of 0.004, ``'uint16'``
             in steps of 1/60000, or ``'none'``.
-        parcels: Whether to write a GeoPackage of the same name, of an area alone, see :func:`.write_parcels`.
-        smallest_parcel: Hectares below which a parcel goes to its largest neighbour.
-        overview: Whether to write a picture of the same name, of an area alone.
-        colors: A colour for every class; by default the datamodule's ``colors``, if it has any.
+        parcels: Whether to write parcels to a GeoPackage of the same name, see :func:`.write_parcels`. Requires
+            an area.
+        smallest_parcel: Minimum area of a parcel in hectares; smaller ones are merged into their largest neighbour.
+        overview: Whether to write a picture of the same name. Single tiles have none.
+        colors: Colour of every class; defaults to ``colors`` of the datamodule, if it has any.
 
     Raises:
         ValueError: If *smallest_parcel* is negative.
@@ -271,7 +268,7 @@ class GeoTIFFWriter(BasePredictionWriter):
     ) -> None:
         super().__init__('batch')
         if smallest_parcel < 0:
-            raise ValueError(f'smallest_parcel is {smallest_parcel}, expected hectares, 0 or more')
+            raise ValueError(f'smallest_parcel is {smallest_parcel}, expected an area in hectares, at least 0')
         self.output, self.probabilities, self.overview, self.colors = output, probabilities, overview, colors
         self.parcels, self.smallest_parcel = parcels, smallest_parcel
         self._trainer: Trainer | None = None
@@ -280,11 +277,11 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._bar: tqdm[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make Lightning keep no predictions, and the datamodule ask :meth:`plan` what to read.
+        """Turn off Lightning's collection of predictions, and set :meth:`plan` as the plan of the datamodule.
 
         Raises:
-            ValueError: If the datamodule has neither an area nor tiles that lie somewhere, parcels of
-                single tiles are wanted, or *output* of a map is no GeoTIFF.
+            ValueError: If the datamodule has neither an area nor georeferenced tiles, parcels of single tiles are
+                requested, or *output* of a map is not a GeoTIFF.
         """
         if stage != 'predict':
             return
@@ -292,20 +289,20 @@ class GeoTIFFWriter(BasePredictionWriter):
         dataset = getattr(datamodule, 'predict_dataset', None)
         single = getattr(datamodule, 'tiling', None) is None
         if not single and self.output and Path(self.output).suffix.lower() not in ('.tif', '.tiff'):
-            raise ValueError(f"output of a map is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
-        lies_somewhere = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
-        if single and not (lies_somewhere and hasattr(dataset, 'ids')):
+            raise ValueError(f"output is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
+        is_georeferenced = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
+        if single and not (is_georeferenced and hasattr(dataset, 'ids')):
             raise ValueError(
-                f'GeoTIFFWriter maps an area, but {type(datamodule).__name__} has none: expected a datamodule with '
-                '`grid` and `tiling` for prediction, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
+                f'GeoTIFFWriter got {type(datamodule).__name__} without an area, expected a datamodule with `grid` '
+                'and `tiling`, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
             )
         if single and self.parcels:
             raise ValueError(
-                f'parcels of the single tiles of {type(datamodule).__name__} are not made, expected an area'
+                f'parcels is True for {type(datamodule).__name__}, which predicts single tiles: expected an area'
             )
         self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
         trainer.predict_loop.return_predictions = False
-        # Lightning misses the indices of samples, which a window makes superfluous; its loop says so once.
+        # Lightning warns that it finds no batch indices, which are not needed because batches have `window`.
         trainer.predict_loop._warning_cache.add(
             "Couldn't infer the batch indices fetched from your dataloader: `DataLoader`"
         )
@@ -315,13 +312,13 @@ class GeoTIFFWriter(BasePredictionWriter):
     def plan(self) -> tuple[Tiling, list[Strip]]:
         """Return the tiling, and the strips that this rank predicts.
 
-        The datamodule calls this when it makes its dataloader: the weights are there by then.
+        The datamodule calls this when it creates its dataloader, after the weights are loaded.
         """
         trainer, module = self._trainer, self._module
         assert trainer is not None
         refuse: Any = getattr(module, 'refuse_random', None)
         if refuse is not None:
-            refuse()  # before the folder of an older run is touched
+            refuse()  # before the folder of an earlier run changes
         labels = self._legend()
         tiling: Tiling = self._datamodule.tiling
         columns = MEMORY * 2**20 // ((len(labels) + 2) * 4 * tiling.size)
@@ -330,7 +327,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
         self._work.open(trainer.is_global_zero, trainer.global_rank)
         if trainer.is_global_zero and (damaged := self._work.drop_damaged(self._shape)):
-            rank_zero_warn(f'{output}: {len(damaged)} strips of an earlier run were damaged, and are predicted anew')
+            rank_zero_warn(f'{len(damaged)} strips of an earlier run of {output} are damaged and predicted again')
         done = self._work.done()
         strips = self._tiling.strips()
         missing = trainer.strategy.broadcast([strip for strip in strips if strip not in done])
@@ -339,11 +336,14 @@ class GeoTIFFWriter(BasePredictionWriter):
         if len(missing) < len(strips):
             rank_zero_info(f'{output}: {len(missing)} of {len(strips)} strips are left to predict')
         if others := self._work.others():
-            rank_zero_warn(f'runs with other arguments left {[str(p) for p in others]} unfinished: remove them by hand')
+            rank_zero_warn(
+                f'runs of {output} with other arguments are unfinished: remove {[str(path) for path in others]} if '
+                'they are not to be resumed'
+            )
         return self._tiling, self._strips
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get ready for the first tile, and show tiles rather than batches as progress."""
+        """Prepare for the first tile, and replace Lightning's progress bar with one of tiles."""
         if self._work is None:
             self._legend()
             folder = Path(self.output or Path(trainer.default_root_dir) / 'predictions')
@@ -370,15 +370,15 @@ class GeoTIFFWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Add the tiles of a batch, and keep every strip that is final with them."""
+        """Add the tiles of a batch, and store every strip that is final."""
         probabilities = prediction['probabilities'].float().cpu().numpy()
         seen = prediction['seen'].cpu().numpy().astype(np.uint16)
         if not np.isfinite(probabilities).all():
-            number = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
-            place = None if prediction.get('window') is None else prediction['window'][number].tolist()
+            index = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
+            place = None if prediction.get('window') is None else prediction['window'][index].tolist()
             raise ValueError(
-                f'probabilities of tile {number} of batch {batch_idx} (window {place}) are NaN or infinite, which no '
-                'map can hold: expected finite probabilities from predict_step'
+                f'probabilities of tile {index} of batch {batch_idx} (window {place}) are NaN or infinite, expected '
+                'finite probabilities from predict_step'
             )
         if self._tiles is not None:
             places = [None] * len(seen) if prediction['bounds'] is None else prediction['bounds'].tolist()
@@ -402,7 +402,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             self._bar.update()
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the strips of all processes together, in the first one."""
+        """Join the strips of all ranks on rank 0."""
         if self._tiles is not None:
             rank_zero_info(f'Written: {len(self._tiles.ids)} tiles in {self._tiles.path}')
             return
@@ -410,22 +410,24 @@ class GeoTIFFWriter(BasePredictionWriter):
         assert self._work is not None
         self._bar.close()
         limit = trainer.limit_predict_batches  # 1 is a batch, 1.0 all of them
-        if (isinstance(limit, int) or limit < 1) and not self._whole(self._work.done()):
-            rank_zero_warn(f'limit_predict_batches left {self._work.output} unfinished: a run without it goes on')
+        if (isinstance(limit, int) or limit < 1) and not self._is_complete(self._work.done()):
+            rank_zero_warn(
+                f'limit_predict_batches is {limit}, so {self._work.output} is unfinished: predict without it to resume'
+            )
         elif trainer.is_global_zero:
             self._await()
             self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of everything."""
+        """Release all resources."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of everything; what is finished stays for another run."""
+        """Release all resources; finished strips are kept for another run."""
         self._release()
 
     def _legend(self) -> list[str]:
-        """Settle what the bands are and how classes are coloured; the names of the classes."""
+        """Set the bands and the colours, and return the names of the classes."""
         task: Any = self._module
         labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
         self._bands = MapBands(labels, list(task.modalities), self.probabilities)
@@ -433,26 +435,25 @@ class GeoTIFFWriter(BasePredictionWriter):
         return labels
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
-        """Yield the rows of tiles that arrive, with the tiles of each."""
+        """Yield the rows of tiles in the order of prediction, with the tiles of each."""
         for strip, wanted in self._tiling.passes(self._strips):
             yield strip, wanted, self._tiling.tiles(strip)
 
     def _check(self, window: Window, probabilities: Any) -> None:
-        """Take a tile off the list of those that are to come."""
+        """Validate the window and the shape of a tile, and remove it from the expected ones."""
         if not self._windows or self._windows.pop(0) != window:
             raise ValueError(
-                f'tile {tuple(window)} came out of order: expected the tiles of strips in the order of Tiling.passes, '
-                'as tile_loader gives them'
+                f'tile {tuple(window)} is out of order, expected the order of Tiling.passes, as of tile_loader'
             )
         if probabilities.shape != (len(self._bands.labels), window.height, window.width):
             grid: Grid = self._datamodule.grid
             raise ValueError(
-                f'the model makes {probabilities.shape[1:]} pixels of a tile that has {window[2:]} on the grid, '
-                f'expected its label_gsd, {self._module.hparams["label_gsd"]} m, to be a pixel of the grid, {grid.step}'
+                f'predictions of a tile of {window[2:]} pixels have {probabilities.shape[1:]} pixels, expected the '
+                f'same: label_gsd is {self._module.hparams["label_gsd"]} m, pixels of the grid are {grid.step}'
             )
 
     def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """Return the observed bits of a strip, 0 outside the requested area."""
+        """Set the bit flags of a strip to 0 outside the requested area."""
         area = getattr(self._datamodule, 'area', None)
         if area is not None:
             grid: Grid = self._datamodule.grid
@@ -464,7 +465,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         return seen
 
     def _key(self) -> dict[str, Any]:
-        """Everything that a strip depends on, in plain types."""
+        """Return everything that a strip depends on, in plain types."""
         grid: Grid = self._datamodule.grid
         files = getattr(self._datamodule, 'fingerprint', lambda: None)()
         area = getattr(self._datamodule, 'area', None)
@@ -484,41 +485,40 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def _hyper_parameters(self) -> dict[str, Any]:
         """Return the hyper-parameters without facts of modalities that change no pixel of a map."""
-        told = dict(self._module.hparams)
+        values = dict(self._module.hparams)
         kept = ('name', 'bands', 'gsd', 'temporal')
-        return told | {'modalities': [{key: one[key] for key in kept} for one in told.get('modalities') or ()]}
+        return values | {'modalities': [{key: one[key] for key in kept} for one in values.get('modalities') or ()]}
 
     def _shape(self, strip: Strip) -> tuple[int, int, int]:
         extent = self._tiling.extent(strip)
         return len(self._bands.names), extent.height, extent.width
 
     def _await(self) -> None:
-        """Wait until all processes are through.
+        """Wait until the strips of all ranks are finished.
 
         Raises:
-            RuntimeError: If the folder of the strips is removed, or a process ends without its strips.
+            RuntimeError: If the folder of the strips is removed, or a rank ends without finishing its strips.
         """
         work = self._work
         assert work is not None
         ended = 0
-        while not self._whole(done := work.done()):
+        while not self._is_complete(done := work.done()):
             work.check()
             late = [rank for rank, strips in enumerate(self._shares) if not done.issuperset(strips)]
             gone = [rank for rank in late if rank == 0 or not work.is_alive(rank)]
             ended = ended + 1 if gone else 0
-            if ended > _LOOKS:  # more than once, as another node's files may take a moment to be seen
+            if ended > _MAX_CHECKS:  # files of another node may become visible with a delay
                 raise RuntimeError(
-                    f'{work.output}: the processes of ranks {gone} ended without all of their strips, expected every '
-                    'strip of the area; predict again, which goes on from the finished ones'
+                    f'ranks {gone} ended before finishing their strips of {work.output}, expected all strips: '
+                    'predict again to resume'
                 )
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_SECONDS)
 
-    def _whole(self, done: set[Strip]) -> bool:
-        """Whether nothing of the area is left."""
+    def _is_complete(self, done: set[Strip]) -> bool:
         return done.issuperset(self._tiling.strips())
 
     def _finish(self) -> None:
-        """Write the outputs under temporary names, and rename them."""
+        """Write the outputs atomically."""
         assert self._work is not None
         work, output = self._work, self._work.output
         parts = ((self._tiling.extent(strip), work.load(strip)) for strip in self._tiling.strips())
@@ -530,7 +530,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
 
     def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
-        """Write the outputs in the folder of the strips; the files and what they are to be called."""
+        """Write the outputs to the work folder, and return their temporary and final paths."""
         output, grid = work.output, self._datamodule.grid
         made = work.temporary('map.tif')
         tags = {
@@ -541,7 +541,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         if not write_map(made, work.temporary('scratch.tif'), grid, self._bands, parts, self._colors, tags):
             work.close(finished=True)
             raise ValueError(
-                f'none of the modalities {list(self._bands.modalities)} measured anything in the area {grid.bounds} '
+                f'no modality of {list(self._bands.modalities)} has observed pixels in the area {grid.bounds} '
                 f'({grid.crs.to_string()}), expected an area that the data cover'
             )
         results = [(made, output)]
@@ -556,7 +556,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         return results
 
     def _release(self) -> None:
-        """Close the bar, unlock the folder, give Lightning its own bar back, and the datamodule its own tiles."""
+        """Close the progress bar, release the locks, and restore Lightning's progress bar and the datamodule's plan."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
