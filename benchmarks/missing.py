@@ -9,8 +9,8 @@ from pathlib import Path
 
 from runs import described, pretty, spread
 
+from torchgeo_omnisat.evaluation.plots import draw_subsets, write_figure
 from torchgeo_omnisat.modality import subset_name, subsets
-from torchgeo_omnisat.tasks.plots import draw_subsets, write_figure
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Lines of the table of runs.

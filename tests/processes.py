@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 _SERVER = multiprocessing.get_context('forkserver')
-_SERVER.set_forkserver_preload(['torchgeo.main', 'torchgeo_omnisat.plugin', 'torchgeo_omnisat.callbacks'])
+_SERVER.set_forkserver_preload(['torchgeo.main', 'torchgeo_omnisat.plugin', 'torchgeo_omnisat.evaluation'])
 
 
 def run(folder: Path, target: Callable[..., object], *args: Any, timeout: float = 600) -> int:

@@ -49,6 +49,9 @@ def test_an_old_path_is_imported() -> None:
     with pytest.warns(DeprecationWarning, match=r'datasets\.rasters\.frames'):
         old = import_module('torchgeo_omnisat.datasets.frames')
     assert old is import_module('torchgeo_omnisat.datasets.rasters.frames')
+    with pytest.warns(DeprecationWarning, match=r'evaluation\.probe'):
+        probe = import_module('torchgeo_omnisat.callbacks.probe')
+    assert import_module('torchgeo_omnisat.callbacks').ProbeCallback is probe.ProbeCallback
     with pytest.raises(ModuleNotFoundError):
         import_module('torchgeo_omnisat.datasets.never_there')
 

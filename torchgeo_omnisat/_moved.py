@@ -14,6 +14,8 @@ from types import ModuleType
 PACKAGE = __name__.rpartition('.')[0]
 #: New path of each module by its old one, below the package.
 MOVED = {
+    'callbacks': 'evaluation',
+    'callbacks.probe': 'evaluation.probe',
     'datamodules.excluding': 'datamodules.base',
     'datamodules.geosplits': 'datamodules.geo',
     'datamodules.mapped': 'datamodules.adapters',
@@ -85,11 +87,20 @@ MOVED = {
     'quiet': 'utils.quiet',
     'tasks.degraded': 'evaluation.robustness',
     'tasks.files': 'tasks.checkpoints',
+    'tasks.finite': 'utils.finite',
+    'tasks.hub': 'tasks.backbone',
     'tasks.labelled': 'tasks.supervised',
+    'tasks.names': 'tasks',
+    'tasks.plots': 'evaluation.plots',
     'tasks.report': 'evaluation.report',
-    'tasks.robustness': 'tasks.subsets',
+    'tasks.retrieval': 'evaluation.retrieval',
+    'tasks.robustness': 'evaluation.subsets',
+    'tasks.sharding': 'utils.sharding',
     'tasks.statistics': 'tasks.normalization',
-    'tasks.upset': 'tasks.plots',
+    'tasks.subsets': 'evaluation.subsets',
+    'tasks.upset': 'evaluation.plots',
+    'tasks.views': 'tasks.pretraining',
+    'tasks.weights': 'tasks.backbone',
 }
 
 

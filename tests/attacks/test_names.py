@@ -26,12 +26,12 @@ from torchgeo_omnisat.commands import check
 from torchgeo_omnisat.datasets.geo.polygons import Polygons
 from torchgeo_omnisat.datasets.rasters.timeseries import RasterTimeSeries
 from torchgeo_omnisat.evaluation.report import Scored, write_report
+from torchgeo_omnisat.evaluation.subsets import SubsetRow
 from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.plugin import requested
 from torchgeo_omnisat.prediction.raster import MapBands, draw_overview, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 from torchgeo_omnisat.prediction.vector import write_parcels
-from torchgeo_omnisat.tasks.subsets import SubsetRow
 from torchgeo_omnisat.utils.configs import load_config
 from torchgeo_omnisat.utils.console import printable, say, table_cell
 from torchgeo_omnisat.utils.errors import one_line

@@ -21,7 +21,7 @@ from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
 from torchgeo_omnisat.tasks.base import warmup_cosine
-from torchgeo_omnisat.tasks.sharding import refuse_strategy
+from torchgeo_omnisat.utils.sharding import refuse_strategy
 
 from ..processes import succeed
 from .helpers import MODALITIES, TOLD, make_datamodule, make_loader, make_sample, make_trainer, read_csv

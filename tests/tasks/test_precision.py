@@ -12,13 +12,13 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 from torchgeo.main import main
 
-from torchgeo_omnisat.callbacks import ProbeCallback
+from torchgeo_omnisat.evaluation import ProbeCallback
 from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SinusoidDates, TemporalAttention
 from torchgeo_omnisat.models.encoders.utae import collapse
 from torchgeo_omnisat.models.fusion import ModalityAttention
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.pretraining import draw_views
 from torchgeo_omnisat.tasks.segmentation import divergence
-from torchgeo_omnisat.tasks.views import draw_views
 from torchgeo_omnisat.transforms import Normalize
 
 from .helpers import TOLD, command, make_batch, make_datamodule, make_trainer

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from torchgeo_omnisat.tasks import OmniSatSegmentation
-from torchgeo_omnisat.tasks.weights import load_backbone
+from torchgeo_omnisat.tasks.backbone import load_backbone
 
 from .helpers import MODALITIES, TOLD, make_loader, make_sample, make_trainer
 

@@ -3,8 +3,8 @@
 
 """Command `export`: write a trained backbone to a folder for sharing."""
 
+from ..tasks.backbone import export_hub
 from ..tasks.checkpoints import CONFIG, MODEL
-from ..tasks.hub import export_hub
 from ..utils.console import say
 from . import parsers
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tasks.plots import draw_degradations, draw_subsets, write_figure
-from ..tasks.subsets import Row
 from ..utils.atomic import atomic_file
 from ..utils.console import printable, table_cell
+from .plots import draw_degradations, draw_subsets, write_figure
 from .robustness import KINDS
+from .subsets import Row
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,9 +17,11 @@ from torchgeo.datasets.utils import Sample
 from ..batch import FILLER
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
-from ..tasks.subsets import Row, SubsetScores
-from ..tasks.supervised import SupervisedTask
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
+
+if TYPE_CHECKING:
+    from ..tasks import SupervisedTask
+from .subsets import Row, SubsetScores
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class RobustnessTest(LightningModule):
 
     def __init__(
         self,
-        task: SupervisedTask,
+        task: 'SupervisedTask',
         groups: Mapping[str, Sequence[str]] | None = None,
         kinds: Sequence[str] = tuple(KINDS),
         levels: Mapping[str, Sequence[float]] | None = None,

@@ -1,14 +1,17 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Tasks: models in training, each a TorchGeo task."""
+"""TorchGeo tasks for pre-training, segmentation and classification.
 
+The command line finds a task by the exact name of its class: ``omnisat``, ``omnisat_classification`` and
+``omnisat_pretraining`` are subclasses with short names.
+"""
+
+from .backbone import export_hub, load_hub
 from .base import OmniSatTask
-from .classification import OmniSatClassification
-from .hub import export_hub, load_hub
-from .names import omnisat, omnisat_classification, omnisat_pretraining
-from .pretraining import OmniSatPretraining
-from .segmentation import OmniSatSegmentation
+from .classification import OmniSatClassification, omnisat_classification
+from .pretraining import OmniSatPretraining, omnisat_pretraining
+from .segmentation import OmniSatSegmentation, omnisat
 from .supervised import SupervisedTask
 
 __all__ = [

@@ -1,19 +1,30 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Backbone: from the name on a command line to a model of the modalities that it takes."""
+"""Backbones of tasks: built by name, initialised with weights, exported to a folder."""
 
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from .. import models
-from ..modality import Modality
+from ..modality import Modality, as_modalities
+from ..models.encoders.bands import add_missing
+from ..models.encoders.registry import checkpoint_encoders
 from ..models.encoders.weights import load_encoder
 from ..models.late_fusion import taken
-from .weights import Inherited, load_backbone
+from .checkpoints import CONFIG, KEPT, PREFIX, read_config, read_weights, write_hub
+from .normalization import KINDS, Inherited, Sources, Statistics
 
+#: Modules of a backbone that hold one part for each modality.
+_BY_MODALITY = ('encoders', 'heads', 'embeddings')
 #: Backbones by name: every size of OmniSat, and the baselines.
 BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), *models.LATE_FUSION)
 
@@ -110,3 +121,188 @@ def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str
     said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in loaded.items())
     rank_zero_info(f'{weights} for the encoder of {name}: {said}')
     return Inherited()
+
+
+class Handover(NamedTuple):
+    """What a backbone took over.
+
+    Attributes:
+        loaded: Names of the parts that were loaded.
+        new: Names of the parts that were not there, or did not fit.
+        ignored: Names of the parts that the backbone has no use for, with the reason.
+        statistics: Mean and standard deviation that the loaded modalities were trained with.
+        sources: The same by source, if they were trained on a mixture.
+    """
+
+    loaded: list[str]
+    new: list[str]
+    ignored: list[str]
+    statistics: Statistics
+    sources: Sources
+
+
+def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str, Modality]) -> Handover:
+    """Load what a checkpoint knows into a backbone, and log what was loaded, new and ignored.
+
+    A backbone has one part for each modality (encoder, head, embedding) and one for each
+    thing they share. A part is loaded whole or not at all: where the names or shapes of
+    its tensors differ, or the bands of its modality, it stays as it is. A modality that the
+    checkpoint lacks is new, and changes nothing for samples that do not have it.
+
+    Args:
+        backbone: The backbone; changed in place.
+        path: A checkpoint of one of our tasks, a file with a state dict, also as
+            safetensors, or a folder of :func:`.export_hub`. Only tensors and plain types are
+            read.
+        modalities: The modalities of *backbone*.
+
+    Returns:
+        What was taken over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read safely, no part of it fits, or a modality was in another unit.
+    """
+    state, told = read_weights(path)
+    own = backbone.state_dict()
+    found, expected = _parts(add_missing(_strip(state, own), own), modalities), _parts(own, modalities)
+    there = told.get('modalities') or ()
+    known = {m['name']: m for m in (there.values() if isinstance(there, Mapping) else there)}
+    bands = {name: list(m['bands']) for name, m in known.items()}
+    _check_units({name: m.get('unit', 'unknown') for name, m in known.items()}, modalities, path)
+    reasons = {}
+    for part in (part for part in expected if part in found):
+        reasons[part] = _difference(expected[part], found[part])
+        wanted = list(modalities[part].bands) if part in modalities else None
+        if not reasons[part] and wanted is not None and bands.get(part, wanted) != wanted:
+            reasons[part] = f'bands {bands[part]} instead of {wanted}'
+    loaded = [part for part, reason in reasons.items() if not reason]
+    new = [part for part in expected if part not in loaded]
+    ignored = [f'{part} ({reasons[part]})' if part in reasons else part for part in found if part not in loaded]
+    named = {'loaded': loaded, 'new': new, 'ignored': ignored}
+    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in named.items())
+    if not loaded:
+        hint = f', which was trained with backbone={told["backbone"]!r}' if 'backbone' in told else ''
+        raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({said}){hint}')
+    backbone.load_state_dict({key: value for part in loaded for key, value in found[part].items()}, strict=False)
+    rank_zero_info(f'Weights from {path}: {said}')
+    statistics = _of_loaded(told, loaded)
+    sources = {
+        source: {'data': entry.get('data') or '', **_of_loaded(entry, loaded)}
+        for source, entry in (told.get('sources') or {}).items()
+    }
+    return Handover(loaded, new, ignored, statistics, {s: entry for s, entry in sources.items() if entry['mean']})
+
+
+def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None:
+    """Write the backbone of a task in the layout of the Hugging Face hub: config.json and model.safetensors.
+
+    The folder can be given as ``weights`` to any task, and to :func:`load_hub`. Decoder,
+    optimiser and losses stay behind.
+
+    Args:
+        source: A task, or a checkpoint of one.
+        folder: Where to write.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is no checkpoint of one of our tasks, or cannot be read safely.
+    """
+    if isinstance(source, LightningModule):
+        state, told = source.state_dict(), dict(source.hparams)
+    else:
+        state, told = read_weights(source)
+    config = {key: told.get(key) for key in KEPT}
+    tensors = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    if not tensors or config['modalities'] is None:
+        raise ValueError(
+            f'{source} has no backbone with its hyper-parameters, expected a checkpoint of one of our tasks'
+        )
+    source = source if isinstance(source, LightningModule) else str(source)
+    write_hub(Path(folder), _build(config, tensors, source), config)
+
+
+def load_hub(folder: str | Path) -> models.OmniSat:
+    """Load the backbone in a folder of :func:`export_hub`, in evaluation mode.
+
+    It takes images that were normalised by ``mean`` and ``std`` of its configuration.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If a file is damaged, or they do not fit each other.
+    """
+    config = read_config(Path(folder))
+    return _build(config, read_weights(folder)[0], str(folder)).eval()
+
+
+def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: LightningModule | str) -> models.OmniSat:
+    """Build the backbone of a configuration and load all of its tensors."""
+    try:
+        modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
+        _check_size(arguments, tensors)
+        sizes = config['patch_size'], config['label_gsd']
+        with checkpoint_encoders(source) if isinstance(source, str) else nullcontext():
+            backbone = make_backbone(config['backbone'], modalities, *sizes, arguments)
+        backbone.load_state_dict(tensors)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        first = ' '.join(str(error).split())[:300]
+        source = source if isinstance(source, str) else type(source).__name__
+        raise ValueError(f'{source} holds no backbone that {CONFIG} describes: {first}') from error
+    return backbone
+
+
+def _check_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a configuration of a much larger model than the tensors are of, before memory is allocated."""
+    sizes = {name: arguments.get(name, 1) for name in ('embed_dim', 'depth')}
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    if all(isinstance(value, int) for value in sizes.values()) and sizes['depth'] * sizes['embed_dim'] ** 2 > stored:
+        raise ValueError(f'{sizes} is a larger model than that of the {stored} stored numbers')
+
+
+def _of_loaded(told: Mapping[str, Any], loaded: list[str]) -> Statistics:
+    """Return the statistics of the modalities that were loaded."""
+    return {
+        kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
+        for kind in KINDS
+    }
+
+
+def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of the backbone, without the prefix under which most names match."""
+    prefixes = sorted({key.removesuffix(name) for key in state for name in own if key.endswith(name)}) or ['']
+    shares = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
+    return max(shares, key=lambda share: len(share.keys() & own.keys()))
+
+
+def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by part: a modality's own, whatever module they are in, and the rest by module."""
+    names = {key.split('.')[1] for key in state if key.startswith('encoders.')} | set(modalities)
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in state.items():
+        path = key.split('.')
+        own = (step for holder, step in pairwise(path) if holder in _BY_MODALITY and step in names)
+        parts[next(own, path[0])][key] = value
+    return dict(parts)
+
+
+def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality], path: str | Path) -> None:
+    """Refuse weights of a modality in another unit than that of the data."""
+    for name, unit in trained.items():
+        own = modalities[name].unit if name in modalities else 'unknown'
+        if 'unknown' not in (unit, own) and unit != own:
+            raise ValueError(
+                f'{path} was trained on {name!r} with the unit {unit!r}, but that of the data is {own!r}, expected the '
+                f'same; convert the data, or call the modality by another name'
+            )
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return the first difference in names or shapes between two parts; empty if there is none."""
+    for key in expected.keys() | found.keys():
+        here, there = (tuple(state[key].shape) if key in state else None for state in (expected, found))
+        if here != there:
+            return f'{key} is {there or "missing"} instead of {here or "missing"}'
+    return ''

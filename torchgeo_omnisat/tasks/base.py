@@ -31,13 +31,23 @@ from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
+from ..utils.finite import Watch, gradient_norm, refuse_weights
 from ..utils.observed import ImplausibleCounts
+from ..utils.sharding import refuse_strategy, shard
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import secure_checkpoints
-from .finite import Watch, gradient_norm, refuse_weights
-from .normalization import KINDS, Sources, Statistics, check_bands, choose, first_of, plain_sources, plain_statistics
-from .sharding import refuse_strategy, shard
-from .weights import Inherited, inherit
+from .normalization import (
+    KINDS,
+    Inherited,
+    Sources,
+    Statistics,
+    check_bands,
+    choose,
+    first_of,
+    inherit,
+    plain_sources,
+    plain_statistics,
+)
 
 
 class OmniSatTask(BaseTask):
@@ -53,7 +63,7 @@ class OmniSatTask(BaseTask):
     *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
 
     DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices; FSDP shards
-    it as one unit, see ``torchgeo_omnisat.tasks.sharding``.
+    it as one unit, see ``torchgeo_omnisat.utils.sharding``.
 
     Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
     ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,

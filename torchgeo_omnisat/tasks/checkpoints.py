@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..modality import as_modalities
 from ..utils.atomic import atomic_file
+from ..utils.finite import refuse_weights
 from ..utils.jsonfile import load_json
-from .finite import refuse_weights
 from .normalization import KINDS, plain_sources
 
 #: Names of the two files, as the hub has them.

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchmetrics.classification import MultilabelF1Score
 
+from ..evaluation.subsets import ClassificationScores
 from ..losses import MultiLabelLoss
 from ..modality import Modality, Which
 from ..models import OmniSatClassifier
 from ..transforms import ModalityDropout
-from .finite import refuse_output
-from .subsets import ClassificationScores
+from ..utils.finite import refuse_output
 from .supervised import SupervisedTask
 
 
@@ -146,3 +146,7 @@ class OmniSatClassification(SupervisedTask):
         """Return the names of the labels above 0.5."""
         held = [name for name, value in zip(self.hparams['label_names'], values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'
+
+
+class omnisat_classification(OmniSatClassification):
+    """:class:`.OmniSatClassification` under its short name on the command line."""

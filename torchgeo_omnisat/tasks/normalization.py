@@ -7,10 +7,12 @@ A model that was trained on a mixture has statistics by source. The images of on
 are to look to it as they did in training, so one source is chosen, and it is said which.
 """
 
+import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from ..modality import Modality
 
@@ -21,6 +23,18 @@ Sources = dict[str, dict[str, Any]]
 
 #: The two kinds of numbers.
 KINDS = ('mean', 'std')
+
+
+class Inherited(NamedTuple):
+    """What weights say of the images that they were trained on.
+
+    Attributes:
+        statistics: Mean and standard deviation by modality; empty if they are not known.
+        sources: The same by source, of weights that were trained on a mixture; empty otherwise.
+    """
+
+    statistics: Statistics = {}
+    sources: Sources = {}
 
 
 def plain_statistics(name: str, value: Any) -> dict[str, list[float]]:
@@ -118,6 +132,52 @@ def choose(
     _refuse_renamed(sources, measured, chosen)
     taken = {kind: {name: sources[source][kind][name] for name, source in chosen.items()} for kind in KINDS}
     return ', '.join(dict.fromkeys(chosen.values())), taken
+
+
+def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str | None = None) -> dict[str, Any]:
+    """Return the statistics to train with: those that the weights were trained with, else those of the data.
+
+    The same ground must look to an encoder as it did before, or what it has learnt is about
+    other numbers. If the data are in other units, say so by ``mean`` and ``std``.
+
+    Args:
+        measured: ``'mean'`` and ``'std'`` of the data by modality, None if not known; ``'data'``, the name of
+            the datamodule; and ``'source'``, what a mixture calls it.
+        inherited: Those of the weights.
+        statistics: The source of the weights that was asked for.
+
+    Returns:
+        ``'mean'`` and ``'std'``, by modality.
+
+    Raises:
+        ValueError: If the weights have statistics of several sources, and it is not clear which one.
+    """
+    if any(measured[kind] is None for kind in KINDS):
+        return {kind: measured[kind] for kind in KINDS}
+    said, theirs = '', inherited.statistics
+    if inherited.sources:
+        held = {name for entry in inherited.sources.values() for name in entry['mean']}
+        source = measured.get('source')
+        wanted = statistics or (source if source in inherited.sources else None)
+        names = [name for name in measured['mean'] if name in held]
+        chosen, theirs = choose(inherited.sources, measured, names, wanted)
+        said = f' ({chosen}, of the sources {", ".join(inherited.sources)})'
+    both = {name for name in theirs.get('mean', {}) if name in theirs.get('std', {})} & set(measured['mean'])
+    taken = {
+        kind: {name: theirs[kind][name] if name in both else v for name, v in measured[kind].items()} for kind in KINDS
+    }
+    for name in sorted(both):
+        before, ours, deviation = (torch.tensor(x[name]) for x in (theirs['mean'], measured['mean'], taken['std']))
+        far = ((ours - before).abs() / deviation).max().item()
+        if far > 3:
+            warnings.warn(
+                f'the mean of {name!r} in the data is {far:.1f} deviations from that of the data which the weights '
+                f'were trained on, and those are kept: if units differ, expected mean and std to be told',
+                stacklevel=2,
+            )
+    if both:
+        rank_zero_info(f'Images of {", ".join(sorted(both))} are normalised as those the weights were trained on{said}')
+    return taken
 
 
 def _only(sources: Sources, measured: Mapping[str, Any], names: Collection[str]) -> str | None:

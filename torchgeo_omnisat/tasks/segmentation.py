@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..batch import available
+from ..evaluation.subsets import SegmentationScores
 from ..losses import CrossEntropyDice
 from ..modality import Modality, Which
 from ..models import OmniSat, OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..transforms import ModalityDropout
-from .finite import refuse_output
-from .subsets import SegmentationScores
+from ..utils.finite import refuse_output
 from .supervised import SupervisedTask
 
 
@@ -255,6 +255,10 @@ class OmniSatSegmentation(SupervisedTask):
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SegmentationScores:
         """Confusion for every subset."""
         return SegmentationScores(names, self.hparams['num_classes'], self.hparams['ignore_index'], which)
+
+
+class omnisat(OmniSatSegmentation):
+    """:class:`.OmniSatSegmentation` under its short name on the command line."""
 
 
 def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:

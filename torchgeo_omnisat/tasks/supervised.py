@@ -21,11 +21,11 @@ from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric
 
 from ..batch import FILLER
+from ..evaluation.plots import write_subsets
+from ..evaluation.subsets import SubsetScores, write_table
 from ..modality import Which, as_modalities
+from ..utils.finite import refuse_output
 from .base import OmniSatTask
-from .finite import refuse_output
-from .plots import write_subsets
-from .subsets import SubsetScores, write_table
 
 
 class MeanLoss(Metric):

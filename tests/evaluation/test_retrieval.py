@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchgeo_omnisat.tasks.retrieval import PatchRetrieval, draw_similarity, spread
+from torchgeo_omnisat.evaluation.retrieval import PatchRetrieval, draw_similarity, spread
 
 NAMES = ('s2', 's1a', 'spot')
 

@@ -53,7 +53,7 @@ class ProbeCallback(Callback):
     weights of the training do not change. Rank 0 computes the scores and all ranks log them.
     Under FSDP, where no rank has the whole backbone, the callback warns and does nothing.
 
-    ``--trainer.callbacks torchgeo_omnisat.callbacks.ProbeCallback`` adds it on the command line.
+    ``--trainer.callbacks torchgeo_omnisat.evaluation.ProbeCallback`` adds it on the command line.
 
     Args:
         every_n_epochs: Number of epochs between evaluations.

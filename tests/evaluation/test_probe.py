@@ -16,8 +16,8 @@ from torchgeo.main import main
 
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD, command, make_datamodule, make_loader, make_sample, make_trainer
-from torchgeo_omnisat.callbacks import ProbeCallback
-from torchgeo_omnisat.callbacks.probe import Embedded, evaluating, patch_majority
+from torchgeo_omnisat.evaluation import ProbeCallback
+from torchgeo_omnisat.evaluation.probe import Embedded, evaluating, patch_majority
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 SUBSETS = ('s1a+s2', 's2', 's1a')
@@ -238,10 +238,10 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ['--trainer.callbacks', 'torchgeo_omnisat.callbacks.ProbeCallback', '--trainer.callbacks.max_tiles', '7']
+    words = ['--trainer.callbacks', 'torchgeo_omnisat.evaluation.ProbeCallback', '--trainer.callbacks.max_tiles', '7']
     with pytest.raises(SystemExit) as stopped:
         main(command(root, tmp_path, 'fit', *words, '--print_config'))
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    assert 'class_path: torchgeo_omnisat.callbacks.ProbeCallback' in said
+    assert 'class_path: torchgeo_omnisat.evaluation.ProbeCallback' in said
     assert 'max_tiles: 7' in said
