@@ -129,6 +129,9 @@ class MovedFinder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Add the finder to :data:`sys.meta_path`, once."""
+    """Add the finder to :data:`sys.meta_path`, once.
+
+    It is the first one: the others would import a module of a moved package a second time under its old path.
+    """
     if not any(type(finder).__name__ == MovedFinder.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+        sys.meta_path.insert(0, MovedFinder())
