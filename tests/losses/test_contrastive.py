@@ -136,8 +136,8 @@ def test_half_precision_is_computed_in_single() -> None:
 @pytest.mark.parametrize(
     ('modalities', 'tiles', 'message'),
     [
-        (1, 4, 'embeddings have 1 modality, expected two or more'),
-        (2, 1, 'there is 1 tile in all processes together, expected two or more'),
+        (1, 4, '1 modality'),
+        (2, 1, '1 tile'),
     ],
 )
 def test_nothing_to_compare_is_refused(modalities: int, tiles: int, message: str) -> None:
@@ -149,11 +149,11 @@ def test_bad_input_is_refused() -> None:
     x, available = torch.randn(2, 4, 3), torch.ones(4, 2, dtype=torch.bool)
     x[1, 2, 0] = torch.nan
     loss = CrossModalInfoNCE()
-    with pytest.raises(ValueError, match=r'modalities \[1\] are NaN or infinite in tiles \[2\] that have them'):
+    with pytest.raises(ValueError, match=r'modalities \[1\] .* tiles \[2\]'):
         loss(x, available)
     available[2, 1] = False
     assert loss(x, available).isfinite()
-    with pytest.raises(ValueError, match=r'exclude is \[\(4, 3\)\] in the processes, expected \(B, 4\)'):
+    with pytest.raises(ValueError, match=r'exclude is \[\(4, 3\)\] .*\(B, 4\)'):
         loss(x, available, torch.zeros(4, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r'temperature is 2\.0, expected a number from 0\.01 to 1\.0'):
         CrossModalInfoNCE(2.0)

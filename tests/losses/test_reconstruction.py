@@ -7,7 +7,8 @@ from torch import Tensor
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.losses import MaskedReconstruction, draw_hidden
-from torchgeo_omnisat.losses.reconstruction import PatchDecoder, date_code
+from torchgeo_omnisat.losses.reconstruction import PatchDecoder
+from torchgeo_omnisat.utils.dates import annual_code
 
 S2 = Modality('s2', ('B02', 'B03'), 10.0, True)
 SPOT = Modality('spot', ('R',), 4.0, False)
@@ -53,7 +54,7 @@ def naive(loss: MaskedReconstruction, fused: Tensor, batch: dict[str, Tensor], h
             if not len(values):
                 continue
             for t, target in shown.items():
-                code = date_code(dates, valid)[:, t]
+                code = annual_code(dates, valid)[:, t]
                 rebuilt = loss.decoders[name](fused[b, n][None], code)[0]
                 scaled = (target - values.mean()) / (values.var(correction=0) + 1e-6).sqrt()
                 errors += [(rebuilt[i] - scaled[i]) ** 2 for i in range(len(target)) if target[i].isfinite()]
@@ -194,7 +195,7 @@ def test_some_dates_a_step_reach_all() -> None:
 
 def test_decoder_tells_dates_apart() -> None:
     dates = torch.tensor([[17800, 17800 + 91, 17800 + 365, 17800 + 1461]])
-    codes = date_code(dates, torch.ones_like(dates, dtype=torch.bool))[0]
+    codes = annual_code(dates, torch.ones_like(dates, dtype=torch.bool))[0]
     assert (torch.cdist(codes, codes) + torch.eye(4)).min() > 0.1
     decoder = PatchDecoder(4, 8, 2, 3, temporal=True)
     rebuilt = decoder(torch.ones(4, 4), codes)
@@ -231,7 +232,7 @@ def test_draw_hidden() -> None:
 def test_bad_input_is_refused() -> None:
     fused, batch, hidden = make()
     loss = MaskedReconstruction([S2], 8, 20.0)
-    with pytest.raises(ValueError, match=r'grid is \(3, 3\), expected one flag and one place for each of \(2, 6\)'):
+    with pytest.raises(ValueError, match=r'grid is \(3, 3\).*\(2, 6\)'):
         loss(fused, batch, hidden, (3, 3))
-    with pytest.raises(ValueError, match=r"expected positive sizes, got \{'patch_size': 0\.0, 'max_dates': 0\}"):
+    with pytest.raises(ValueError, match=r"\{'patch_size': 0\.0, 'max_dates': 0\}"):
         MaskedReconstruction([S2], 8, 0.0, max_dates=0)

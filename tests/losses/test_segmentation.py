@@ -84,14 +84,14 @@ def test_weights_are_in_no_checkpoint() -> None:
 @pytest.mark.parametrize(
     ('loss', 'size', 'label', 'message'),
     [
-        (CrossEntropyDice(), (2, 4, 4), 7, r'mask holds \[7\], expected labels from 0 to 4$'),
-        (CrossEntropyDice(IGNORED), (2, 4, 4), -1, r'mask holds \[-1\], expected labels from 0 to 4, or 3'),
-        (CrossEntropyDice(), (2, 8, 8), 0, r'mask is \(2, 8, 8\), expected \(2, 4, 4\)'),
+        (CrossEntropyDice(), (2, 4, 4), 7, r'\[7\].* 0 to 4$'),
+        (CrossEntropyDice(IGNORED), (2, 4, 4), -1, r'\[-1\].* 0 to 4 .*3$'),
+        (CrossEntropyDice(), (2, 8, 8), 0, r'\(2, 8, 8\), expected \(2, 4, 4\)'),
         (
             CrossEntropyDice(class_weights=(1.0, 2.0)),
             (2, 4, 4),
             0,
-            'there are 2 class_weights, expected one for each of 5',
+            'class_weights has 2 .* 5 classes',
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_bad_input_is_refused(loss: CrossEntropyDice, size: tuple[int, ...], lab
 
 @pytest.mark.parametrize('weights', [(1.0, -1.0), (0.0, 0.0), (1.0, float('nan'))])
 def test_bad_weights_are_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match='class_weights are'):
+    with pytest.raises(ValueError, match='class_weights is'):
         CrossEntropyDice(class_weights=weights)
 
 

@@ -213,7 +213,7 @@ class TestErrors:
         assert task.compute(make_batch(('s2',)), 'train', 0)[0] > 0
 
     def test_one_tile_cannot_be_compared(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match='1 tile in all processes together, expected two or more'):
+        with pytest.raises(ValueError, match='1 tile'):
             make_trainer(tmp_path).fit(make_task(), make_loader([make_sample(0)]))
 
     def test_one_tile_has_patches_to_compare(self) -> None:

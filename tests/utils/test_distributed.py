@@ -59,5 +59,5 @@ def test_process_of_constants_takes_part(found: list[dict[str, Any]], kind: str)
 def test_every_process_refuses_what_one_of_them_has(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one['NaN in rank 1'].startswith('embeddings of modalities [0, 1] are NaN or infinite in tiles [2, 3]')
-        assert one['one tile'].startswith('there is 1 tile in all processes together')
-        assert one['other widths'].startswith('modalities and width are [(2, 2), (2, 3)]')
+        assert '1 tile' in one['one tile']
+        assert one['other widths'].startswith('(modalities, width) is [(2, 2), (2, 3)]')

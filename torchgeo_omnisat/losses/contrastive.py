@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Contrastive losses between modalities, on tiles and on patches."""
+"""Contrastive losses between modalities, of tiles and of patches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,19 +19,19 @@ from ..utils import distributed as processes
 
 
 class TileContrast(NamedTuple):
-    """What :class:`CrossModalInfoNCE` makes of the tiles of all processes.
+    """Output of :class:`CrossModalInfoNCE` over the tiles of all ranks.
 
-    P pairs of modalities; where no tile has both, there is NaN instead of a figure.
+    Metrics of a pair of modalities are NaN if no tile has both.
 
     Attributes:
-        loss: The loss, a scalar with gradient.
-        pairs: The two modalities of each pair, as indices.
-        losses: Loss of each pair, ``(P,)``, the mean of both directions.
-        top1: Part of the tiles whose nearest candidate is the tile itself, ``(P,)``.
-        top5: Part of the tiles that are among their own five nearest candidates, ``(P,)``.
-        counts: Tiles that have both modalities, ``(P,)``.
-        embeddings: The normalised embeddings of all G tiles, ``(M, G, D)``, without gradient.
-        available: Which of the G tiles has which modality, ``(G, M)``.
+        loss: Scalar loss with gradient.
+        pairs: Indices of the two modalities of each of P pairs.
+        losses: Loss of each pair, ``(P,)``, averaged over both directions.
+        top1: Top-1 retrieval accuracy of each pair, ``(P,)``, averaged over both directions.
+        top5: Top-5 retrieval accuracy of each pair, ``(P,)``.
+        counts: Number of tiles with both modalities, ``(P,)``.
+        embeddings: Normalised embeddings of all G tiles, ``(M, G, D)``, without gradient.
+        available: Flags of the modalities of all G tiles, ``(G, M)``.
     """
 
     loss: Tensor
@@ -45,28 +45,30 @@ class TileContrast(NamedTuple):
 
 
 class CrossModalInfoNCE(nn.Module):
-    """Symmetric InfoNCE between every pair of modalities that both see a tile.
+    """Symmetric InfoNCE loss between every pair of modalities of a tile.
 
-    The loss of CLIP (Radford et al., "Learning Transferable Visual Models From Natural
-    Language Supervision", 2021, arXiv 2103.00020) for any number of modalities: for each
-    pair, every tile that has both is to be told from the other tiles that have both, in
-    both directions. The loss is the mean over all tiles, pairs and directions. Embeddings
-    are normalised here. The tiles of all ranks are candidates: every rank computes the joint loss
-    of the gathered tiles (as OpenCLIP without ``local_loss``), so that with DDP or FSDP, which
-    average gradients, they learn what a single process would from the joint batch. Ranks may have
-    different numbers of tiles, and none or few of the modalities. One collective gathers the
-    embeddings, another one the numbers of tiles unless they are known; both are in the forward pass.
+    This is the loss of CLIP (Radford et al., "Learning Transferable Visual Models From Natural
+    Language Supervision", 2021, arXiv 2103.00020) for any number of modalities. For each pair, the
+    positive of a tile is the same tile in the other modality, and the negatives are all other tiles
+    with both modalities. The loss is the mean over tiles, pairs and directions. Embeddings are
+    normalised by the loss.
 
-    The temperature is learned: the parameter ``log_temperature``, of shape (1,), clamped
-    where it is used.
+    Tiles of all ranks are negatives. Every rank computes the loss of the gathered batch, as OpenCLIP
+    without ``local_loss``. With DDP or FSDP, which average gradients, the gradient is therefore that
+    of a single process with the joint batch. Ranks may have different numbers of tiles and different
+    modalities. The forward pass has one collective for the embeddings and another one for the numbers
+    of tiles, unless these are given.
+
+    The temperature is learned as the parameter ``log_temperature`` of shape (1,), which is clamped in
+    the forward pass.
 
     Args:
-        temperature: The temperature to begin with.
-        min_temperature: The least that it may become; CLIP's is 0.01.
-        max_temperature: The most that it may become.
+        temperature: Initial temperature.
+        min_temperature: Minimum temperature; that of CLIP is 0.01.
+        max_temperature: Maximum temperature.
 
     Raises:
-        ValueError: If the three are not positive or not in order.
+        ValueError: If the temperatures are not positive or not in order.
     """
 
     def __init__(self, temperature: float = 0.07, min_temperature: float = 0.01, max_temperature: float = 1.0) -> None:
@@ -81,7 +83,7 @@ class CrossModalInfoNCE(nn.Module):
 
     @property
     def temperature(self) -> Float[Tensor, '1']:
-        """The temperature in use."""
+        """Clamped temperature."""
         clamped: Tensor = _Clamp.apply(self.log_temperature, *self.bounds)
         return clamped.exp()
 
@@ -91,7 +93,7 @@ class CrossModalInfoNCE(nn.Module):
         available: Bool[Tensor, 'b m'],
         exclude: Bool[Tensor, 'b g'] | None = None,
     ) -> Float[Tensor, '']:
-        """Return only the loss; see :meth:`contrast`."""
+        """Return the scalar loss; see :meth:`contrast`."""
         return self.contrast(embeddings, available, exclude).loss
 
     def contrast(
@@ -101,24 +103,22 @@ class CrossModalInfoNCE(nn.Module):
         exclude: Bool[Tensor, 'b g'] | None = None,
         counts: Sequence[int] | None = None,
     ) -> TileContrast:
-        """Compare the embeddings of B tiles, and those of other processes.
+        """Return the loss and the retrieval metrics of each pair of modalities.
 
         Args:
-            embeddings: One a modality and tile.
-            available: Which tile has which modality; what the others hold does not matter.
-            exclude: Which of the G tiles of all processes, in the order of the ranks, are no
-                negatives for which tile, such as :func:`too_close` tells. A tile itself is
-                always its own candidate.
-            counts: Number of tiles of each rank, if they are known, in all ranks alike; otherwise
-                the ranks exchange them, which is a second collective.
+            embeddings: Embedding of each modality and tile.
+            available: Flags of the modalities of each tile; embeddings of other modalities are ignored.
+            exclude: Flags of the G tiles of all ranks, in the order of ranks, that are not negatives of a
+                tile, see :func:`too_close`. The positive of a tile is never excluded.
+            counts: Number of tiles of each rank, the same list on all ranks. By default, the ranks
+                exchange them in a second collective.
 
         Returns:
-            The loss, and the figures of each pair.
+            Loss and metrics.
 
         Raises:
-            ValueError: In every process, if there are fewer than two modalities, there is
-                only one tile in all processes together, an available embedding is not
-                finite, or shapes do not fit.
+            ValueError: On every rank, if there are fewer than two modalities, the ranks have one tile in
+                total, an available embedding is not finite, or shapes do not match.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             return self._contrast(embeddings, available, exclude, counts)
@@ -126,21 +126,21 @@ class CrossModalInfoNCE(nn.Module):
     def _contrast(
         self, embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
     ) -> TileContrast:
-        """As :meth:`contrast`, in single precision or better."""
-        counts, excluding = _agree(embeddings, available, exclude, counts)
+        """Compute :meth:`contrast` in single precision or better."""
+        counts, excluding = _validate(embeddings, available, exclude, counts)
         modalities, _, width = embeddings.shape
         tiles, device = sum(counts), embeddings.device
         x = rearrange(embeddings, 'm b d -> b (m d)').to(torch.promote_types(embeddings.dtype, torch.float32))
         x = x.masked_fill(~available.repeat_interleave(width, 1), 0)
         columns = [x, available.to(x.dtype)]
         if excluding:
-            apart = available.new_zeros(len(x), tiles) if exclude is None else exclude
-            columns.append(apart.to(x.dtype))
-        x, seen, *apart_everywhere = processes.gather_with_gradient(torch.cat(columns, 1), counts).split(
+            excluded = available.new_zeros(len(x), tiles) if exclude is None else exclude
+            columns.append(excluded.to(x.dtype))
+        x, seen, *all_excluded = processes.gather_with_gradient(torch.cat(columns, 1), counts).split(
             [modalities * width, modalities, *([tiles] if excluding else [])], 1
         )
         x, seen = x.unflatten(1, (modalities, width)), seen.detach() > 0.5
-        _refuse_strange(x.detach())
+        _check_finite(x.detach())
         x = F.normalize(x, dim=-1)
 
         first, second = torch.triu_indices(modalities, modalities, 1, device=device)
@@ -148,15 +148,15 @@ class CrossModalInfoNCE(nn.Module):
         both = (seen[:, anchor] & seen[:, other]).T
         itself = torch.eye(tiles, dtype=torch.bool, device=device)
         candidates = both.unsqueeze(1)
-        for flags in apart_everywhere:
+        for flags in all_excluded:
             candidates = candidates & (flags.detach() < 0.5)
         logits = torch.einsum('bpd,gpd->pbg', x[:, anchor], x[:, other]) / self.temperature
         logits = logits.masked_fill(~(candidates | itself), -math.inf)
-        right = logits.diagonal(dim1=1, dim2=2)
-        each = torch.where(both, logits.logsumexp(-1) - right, 0)
+        positive = logits.diagonal(dim1=1, dim2=2)
+        each = torch.where(both, logits.logsumexp(-1) - positive, 0)
 
-        ahead = (logits >= right.unsqueeze(-1)).sum(-1) - 1  # a tie is no success: collapse must not look like one
-        hits = [both & (ahead < k) for k in (1, 5)]
+        rank = (logits >= positive.unsqueeze(-1)).sum(-1) - 1  # ties count as errors, so collapse has accuracy 0
+        hits = [both & (rank < k) for k in (1, 5)]
         sums = torch.stack([value.detach().sum(1).to(each.dtype) for value in (each, *hits, both)])
         sums = sums.unflatten(1, (2, -1)).sum(1)
         losses, top1, top5 = sums[:3] / sums[3]
@@ -168,20 +168,18 @@ class CrossModalInfoNCE(nn.Module):
 def too_close(
     bounds: Float[Tensor, 'b c'], within: float = 0.0, counts: Sequence[int] | None = None
 ) -> Bool[Tensor, 'b g']:
-    """Which tiles of all processes are no negatives, as they share or nearly share the ground.
+    """Return which tiles of all ranks overlap or are too close to be negatives.
 
     Args:
-        bounds: Where each of B tiles lies, in metres of one coordinate system: its centroid
-            (x, y), its box (xmin, ymin, xmax, ymax), or TorchGeo's nine numbers (xmin, xmax,
-            xres, ymin, ymax, yres, and the same of time). NaN where it is not known; such a
-            tile is close to none.
-        within: Distance of centres, in metres, below which tiles are too close; boxes that
-            overlap always are.
-        counts: Number of tiles of each rank, if they are known.
+        bounds: Positions of B tiles in metres, in one CRS: centroids (x, y), boxes (xmin, ymin, xmax,
+            ymax), or the bounds of TorchGeo (xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres). A
+            tile with NaN is close to no other.
+        within: Minimum distance of centroids in metres; boxes that overlap are always too close.
+        counts: Number of tiles of each rank, if known.
 
     Returns:
-        Flags ``(B, G)``: another tile, of the G of all processes in the order of the ranks,
-        overlaps or is nearer than *within*. No tile is too close to itself.
+        Flags ``(B, G)`` for each of the G tiles of all ranks, in the order of ranks; False for the
+        tile itself.
 
     Raises:
         ValueError: If *bounds* has another number of columns, or *within* is negative.
@@ -190,54 +188,54 @@ def too_close(
     if bounds.ndim != 2 or bounds.shape[-1] not in columns:
         raise ValueError(f'bounds is {tuple(bounds.shape)}, expected (B, 2), (B, 4) or (B, 9): centroids or boxes')
     if not within >= 0:
-        raise ValueError(f'within is {within}, expected a number of metres, not negative')
-    mine = bounds[:, columns[bounds.shape[-1]]].double()
-    parts = processes.gather(mine, counts)
+        raise ValueError(f'within is {within}, expected a distance in metres, at least 0')
+    boxes = bounds[:, columns[bounds.shape[-1]]].double()
+    parts = processes.gather(boxes, counts)
     low, high = torch.cat(parts).unflatten(-1, (2, 2)).unbind(1)
-    own = torch.arange(len(low), device=mine.device)[processes.own_rows([len(part) for part in parts])]
+    own = torch.arange(len(low), device=boxes.device)[processes.own_rows([len(part) for part in parts])]
     overlap = ((low[own].unsqueeze(1) < high) & (low < high[own].unsqueeze(1))).all(-1)
     centre = (low + high) / 2
     near = (centre[own].unsqueeze(1) - centre).norm(dim=-1) < within
     return (overlap | near) & (own.unsqueeze(1) != torch.arange(len(low), device=own.device))
 
 
-def _agree(
+def _validate(
     embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
 ) -> tuple[Sequence[int], bool]:
-    """Return the number of tiles of each rank, and whether any excludes some, once shapes fit in every rank."""
+    """Validate the shapes of all ranks; return the number of tiles of each, and whether any rank has *exclude*."""
     modalities, count, width = embeddings.shape
-    fits = tuple(available.shape) == (count, modalities)
+    matches = tuple(available.shape) == (count, modalities)
     excluded = (count, -1) if exclude is None else tuple(exclude.shape)
-    mine = (modalities, count, width, int(fits), *excluded)
-    shapes = [list(mine)] if counts is not None else processes.gather_numbers(*mine, device=embeddings.device)
+    own = (modalities, count, width, int(matches), *excluded)
+    shapes = [list(own)] if counts is not None else processes.gather_numbers(*own, device=embeddings.device)
     counts = [row[1] for row in shapes] if counts is None else counts
     tiles = sum(counts)
     if min(row[0] for row in shapes) < 2:
-        raise ValueError(f'embeddings have {shapes[0][0]} modality, expected two or more to compare')
+        raise ValueError(f'embeddings have {shapes[0][0]} modality, expected at least two')
     if len({(row[0], row[2]) for row in shapes}) > 1:
-        raise ValueError(f'modalities and width are {[(r[0], r[2]) for r in shapes]}, expected the same in all ranks')
+        raise ValueError(f'(modalities, width) is {[(r[0], r[2]) for r in shapes]}, expected the same on all ranks')
     if not all(row[3] for row in shapes):
-        raise ValueError(f'available is {tuple(available.shape)}, expected (B, M) as embeddings are (M, B, D)')
+        raise ValueError(f'shape of available is {tuple(available.shape)}, expected (B, M) for embeddings (M, B, D)')
     if any(row[4] != row[1] or row[5] not in (-1, tiles) for row in shapes):
-        raise ValueError(f'exclude is {[tuple(r[4:]) for r in shapes]} in the processes, expected (B, {tiles})')
+        raise ValueError(f'shape of exclude is {[tuple(r[4:]) for r in shapes]} by rank, expected (B, {tiles})')
     if tiles < 2:
-        raise ValueError(f'there is {tiles} tile in all processes together, expected two or more to compare')
+        raise ValueError(f'embeddings of all ranks have {tiles} tile, expected at least two')
     return counts, any(row[5] != -1 for row in shapes)
 
 
-def _refuse_strange(x: Float[Tensor, 'g m d']) -> None:
-    """Raise a ValueError for embeddings that are available and not finite."""
-    strange = ~x.isfinite().all(-1)
-    if strange.any():
-        tiles, modalities = strange.nonzero().unbind(1)
+def _check_finite(x: Float[Tensor, 'g m d']) -> None:
+    """Raise ValueError if an available embedding is not finite."""
+    wrong = ~x.isfinite().all(-1)
+    if wrong.any():
+        tiles, modalities = wrong.nonzero().unbind(1)
         raise ValueError(
             f'embeddings of modalities {sorted(set(modalities.tolist()))} are NaN or infinite in tiles '
-            f'{sorted(set(tiles.tolist()))[:5]} that have them, expected finite numbers'
+            f'{sorted(set(tiles.tolist()))[:5]}, expected finite numbers'
         )
 
 
 class _Clamp(Function):
-    """Clamp; the gradient passes except where a step along it would lead further out."""
+    """Clamp whose gradient is zero only if a descent step would lead further out of the limits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
@@ -254,12 +252,12 @@ class _Clamp(Function):
 
 
 class PatchContrast(NamedTuple):
-    """What :class:`PatchContrastiveLoss` makes of the tokens of all ranks.
+    """Output of :class:`PatchContrastiveLoss` over the tokens of all ranks.
 
     Attributes:
-        loss: The loss, a scalar with gradient.
-        tokens: The normalised tokens that were compared, ``(M, G, N, D)``, without gradient.
-        available: Which of them are available, ``(G, N, M)``.
+        loss: Scalar loss with gradient.
+        tokens: Normalised tokens of all G tiles, ``(M, G, N, D)``, without gradient.
+        available: Flags of the available tokens, ``(G, N, M)``.
     """
 
     loss: Tensor
@@ -268,38 +266,35 @@ class PatchContrast(NamedTuple):
 
 
 class PatchContrastiveLoss(nn.Module):
-    """The published MIL-NCE over patches, for any availability and in little memory.
+    """MIL-NCE loss between the patches of modalities (Astruc et al., "OmniSat", arXiv 2404.08351).
 
-    Astruc et al., "OmniSat" (arXiv 2404.08351). Tokens are compared by cosine. The positives
-    of a token are those of the other modalities on the same patch; the denominator holds
-    every token but those of its own modality on its own tile, so the positives too. The
-    loss is the mean over all tokens that have a positive of log-sum-exp(denominator) minus
-    log-sum-exp(positives). A token that is not available has no part in either.
+    The similarity of tokens is their cosine. The positives of a token are the tokens of other
+    modalities on the same patch. The denominator includes the positives and all tokens except those of
+    the same modality and tile. The loss is log-sum-exp(denominator) minus log-sum-exp(positives),
+    averaged over the tokens with a positive. Tokens that are not available are ignored.
 
-    The similarities are computed in square blocks, each for both of its directions, and
-    once more in the backward pass, so that memory grows with the number of tokens alone.
+    Similarities are computed in square blocks, each used in both directions, and computed again in
+    the backward pass. Memory is therefore linear in the number of tokens.
 
-    The published loss sees the tokens of one process. Here those of all ranks are in
-    the denominator; with DDP or FSDP, which average gradients, ranks together learn what a
-    single process would from their joint batch, and the cost of each grows with their number.
-    ``gather=False`` compares each rank's own tokens, as published. The forward pass gathers
-    tokens and then the denominators, and before that the numbers of tiles unless they are known.
-    The gradient is computed from these: it is that of the mean over all ranks, whatever scalar the
-    loss is multiplied by as long as it is the same in every rank.
+    The denominator includes the tokens of all ranks. With DDP or FSDP, which average gradients, the
+    gradient is that of a single process with the joint batch; the cost of each rank grows with the
+    world size. ``gather=False`` uses the tokens of the own rank only, as published. The forward pass
+    gathers the tokens, the denominators, and the numbers of tiles unless these are given. The loss may
+    be multiplied by any scalar that is the same on all ranks.
 
-    The published encoders see a patch alone. One that sees the whole tile also sees where in
-    it a patch lies, which all modalities share, and tells patches apart by that and nothing
-    else. ``negatives='place'`` leaves nothing to gain from it: a token is compared with
-    those of the same place in the other tiles, and with its positives.
+    The published encoders have the receptive field of a patch. An encoder with the context of the whole
+    tile can also encode the position of a patch, which all modalities share, and solve the task from
+    positions only. ``negatives='place'`` prevents this: the negatives of a token are the tokens at the
+    same position in other tiles.
 
     Args:
-        temperature: Temperature; at least 0.02, below which single precision overflows.
-        gather: Whether tokens of other processes are negatives.
+        temperature: Temperature, at least 0.02; below, single precision overflows.
+        gather: Whether tokens of other ranks are negatives.
         block_size: Side of a block of similarities.
-        negatives: Whether tokens of all places are negatives, or those of the same place.
+        negatives: ``'everywhere'`` for tokens at all positions, ``'place'`` for those at the same position.
 
     Raises:
-        ValueError: If *temperature* or *block_size* is too small, or *negatives* unknown.
+        ValueError: If *temperature* or *block_size* is too small, or *negatives* is unknown.
     """
 
     def __init__(
@@ -325,7 +320,7 @@ class PatchContrastiveLoss(nn.Module):
         available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
         exclude: Bool[Tensor, 'b g'] | None = None,
     ) -> Float[Tensor, '']:
-        """Return the loss alone; see :meth:`compare`."""
+        """Return the scalar loss; see :meth:`compare`."""
         return self.compare(tokens, available, exclude).loss
 
     def compare(
@@ -335,22 +330,21 @@ class PatchContrastiveLoss(nn.Module):
         exclude: Bool[Tensor, 'b g'] | None = None,
         counts: Sequence[int] | None = None,
     ) -> PatchContrast:
-        """Compare tokens.
+        """Return the loss and the normalised tokens.
 
         Args:
-            tokens: One a modality, tile and patch.
-            available: Which tile, or which patch of it, has which modality; what the others
-                hold does not matter.
-            exclude: Which of the G tiles of all processes are no negatives for which tile, as
-                :func:`.too_close` tells, which is symmetric. A tile's own are always compared.
-            counts: Number of tiles of each rank, if they are known, in all ranks alike.
+            tokens: Token of each modality, tile and patch.
+            available: Flags of the modalities of each tile or patch; tokens of other modalities are ignored.
+            exclude: Flags of the G tiles of all ranks that are not negatives of a tile, see
+                :func:`.too_close`; they must be symmetric. Tokens of the same tile are never excluded.
+            counts: Number of tiles of each rank, the same list on all ranks, if known.
 
         Returns:
-            The loss, 0 where no patch has two modalities, and the tokens that were compared.
+            Loss, 0 if no patch has two modalities, and tokens.
 
         Raises:
-            ValueError: If there are fewer than two modalities, an available token is not
-                finite, or shapes do not fit.
+            ValueError: If there are fewer than two modalities, an available token is not finite, or shapes
+                do not match.
         """
         with torch.autocast(tokens.device.type, enabled=False):
             seen = _seen(tokens, available)
@@ -366,19 +360,19 @@ class PatchContrastiveLoss(nn.Module):
         modalities, tiles, patches, width = x.shape
         shapes = processes.gather_numbers(tiles, modalities, patches, width, device=x.device)
         if len({tuple(row[1:]) for row in shapes}) > 1:
-            found = [tuple(row[1:]) for row in shapes]
-            raise ValueError(f'modalities, patches and width are {found}, expected the same in all ranks')
+            different = [tuple(row[1:]) for row in shapes]
+            raise ValueError(f'(modalities, patches, width) is {different}, expected the same on all ranks')
         return [row[0] for row in shapes]
 
     def _compare(
         self, x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], exclude: Tensor | None, counts: Sequence[int]
     ) -> PatchContrast:
         if exclude is not None and tuple(exclude.shape) != (x.shape[1], sum(counts)):
-            raise ValueError(f'exclude is {tuple(exclude.shape)}, expected (B, {sum(counts)}): the tiles compared')
+            raise ValueError(f'shape of exclude is {tuple(exclude.shape)}, expected {(x.shape[1], sum(counts))}')
         own = processes.own_rows(counts) if self.gather else slice(0, x.shape[1])
         everyone, there = self._gathered(x, seen, counts)
-        if strange := int((~everyone.isfinite().all(-1)).sum()):
-            raise ValueError(f'{strange} tokens that are available are NaN or infinite, expected finite numbers')
+        if wrong := int((~everyone.isfinite().all(-1)).sum()):
+            raise ValueError(f'{wrong} available tokens are NaN or infinite, expected finite numbers')
         x, everyone = F.normalize(x, dim=-1), F.normalize(everyone, dim=-1)
         positives = _positives(x, seen, self.temperature)
         here = processes.rank() if self.gather else 0
@@ -387,20 +381,21 @@ class PatchContrastiveLoss(nn.Module):
         with torch.no_grad():
             sums = negatives.log_sums(x.detach(), everyone, positives.detach())
             anchors = there & (there.sum(0) > 1)
-            known = self._gather(torch.stack([sums, positives.detach()]).transpose(0, 2), counts).transpose(0, 2)
-            terms = (known[0] - known[1]).masked_fill(~anchors, 0)
+            both = self._gather(torch.stack([sums, positives.detach()]).transpose(0, 2), counts).transpose(0, 2)
+            terms = (both[0] - both[1]).masked_fill(~anchors, 0)
             count = anchors.sum().clamp(min=1)
-            scales = known[0].neg().exp().masked_fill(~anchors, 0)
-        mine = anchors[:, own]
-        local: Tensor = _SumOfLogSums.apply(x, everyone, sums, scales, mine, negatives)
-        loss = (local - positives.masked_fill(~mine, 0).sum()) * (processes.world_size() if self.gather else 1) / count
+            scales = both[0].neg().exp().masked_fill(~anchors, 0)
+        own_anchors = anchors[:, own]
+        local: Tensor = _SumOfLogSums.apply(x, everyone, sums, scales, own_anchors, negatives)
+        ranks = processes.world_size() if self.gather else 1
+        loss = (local - positives.masked_fill(~own_anchors, 0).sum()) * ranks / count
         loss = loss + (terms.sum() / count - loss).detach()
         return PatchContrast(loss, everyone, rearrange(there, 'm g n -> g n m'))
 
     def _gathered(
         self, x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], counts: Sequence[int]
     ) -> tuple[Float[Tensor, 'm g n d'], Bool[Tensor, 'm g n']]:
-        """Return the tokens of all ranks without gradient, and which are available, in one collective."""
+        """Return the tokens of all ranks without gradient, and flags of the available ones, in one collective."""
         if not self.gather or processes.world_size() == 1:
             return x.detach(), seen
         rows = torch.cat([x.detach(), seen.unsqueeze(-1).to(x.dtype)], -1).transpose(0, 1)
@@ -412,13 +407,13 @@ class PatchContrastiveLoss(nn.Module):
 
 
 def _seen(tokens: Tensor, available: Tensor) -> Bool[Tensor, 'm b n']:
-    """Which token is available, once everything is known to fit."""
+    """Validate the shapes, and return flags of the available tokens."""
     modalities, tiles, patches, _ = tokens.shape
     if modalities < 2:
-        raise ValueError(f'tokens have {modalities} modality, expected two or more to compare')
+        raise ValueError(f'tokens have {modalities} modality, expected at least two')
     if tuple(available.shape) not in ((tiles, modalities), (tiles, patches, modalities)):
         raise ValueError(
-            f'available is {tuple(available.shape)}, expected (B, M) or (B, N, M) as tokens are (M, B, N, D)'
+            f'shape of available is {tuple(available.shape)}, expected (B, M) or (B, N, M) for tokens (M, B, N, D)'
         )
     if available.ndim == 2:
         return repeat(available, 'b m -> m b n', n=patches)
@@ -426,17 +421,17 @@ def _seen(tokens: Tensor, available: Tensor) -> Bool[Tensor, 'm b n']:
 
 
 def _positives(x: Float[Tensor, 'm b n d'], seen: Bool[Tensor, 'm b n'], temperature: float) -> Float[Tensor, 'm b n']:
-    """Log-sum-exp over the positives of each token; meaningless where there is none."""
+    """Return the log-sum-exp over the positives of each token; undefined for tokens without positive."""
     similar = torch.einsum('mbnd,kbnd->mkbn', x, x) / temperature
     same = torch.eye(len(x), dtype=torch.bool, device=x.device)[..., None, None]
     return similar.masked_fill(same | ~seen, torch.finfo(x.dtype).min).logsumexp(1)
 
 
 class _SumOfLogSums(Function):
-    """Sum over the anchors of this rank of the log-sum-exp of what they are compared with.
+    """Sum of the log-denominators of the anchors of this rank.
 
-    The gradient also holds what this rank's tokens add to the log-sum-exps of the anchors of other
-    ranks, which is known without asking them: a product of two tokens is the same both ways.
+    The gradient includes the contribution of this rank's tokens to the denominators of other ranks. It
+    needs no communication, because the similarity of two tokens is symmetric.
     """
 
     @staticmethod
@@ -462,17 +457,17 @@ class _SumOfLogSums(Function):
 
 
 class _Negatives:
-    """Tokens that those of this rank are compared with.
+    """Base class of the denominators of the loss.
 
-    Products are bounded, so their exponentials need no maximum taken off.
+    Similarities are bounded by the temperature, so their exponentials do not overflow.
 
     Args:
         temperature: Temperature.
         block_size: Side of a block of similarities.
-        there: Which token of all ranks is available, ``(M, G, N)``.
-        exclude: Which tiles of all ranks are no negatives of which tile of this one, ``(B, G)``.
+        there: Flags of the available tokens of all ranks, ``(M, G, N)``.
+        exclude: Flags of the tiles of all ranks that are not negatives of a tile of this one, ``(B, G)``.
         counts: Number of tiles of each rank.
-        own: Tiles of this rank among all.
+        own: Slice of the tiles of this rank among all tiles.
         here: Index of this rank in *counts*.
     """
 
@@ -491,10 +486,10 @@ class _Negatives:
 
 
 class _Everywhere(_Negatives):
-    """All tokens but those of a token's own modality and tile.
+    """Denominators over all tokens except those of the same modality and tile.
 
-    Tokens come in the order of their (modality, tile), so few blocks need a mask. One block of
-    products serves the tokens of its rows and those of its columns.
+    Tokens are ordered by (modality, tile), so few blocks need a mask. A block of similarities is used for
+    its rows and its columns.
     """
 
     def log_sums(self, x: Tensor, everyone: Tensor, positives: Tensor) -> Float[Tensor, 'm b n']:
@@ -522,7 +517,7 @@ class _Everywhere(_Negatives):
         return torch.zeros_like(x).masked_scatter(seen.unsqueeze(-1), result)
 
     def _parts(self, x: Tensor, everyone: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the tokens of each rank that are available, the (modality, tile) of each, and which are apart."""
+        """Return own flags, and by rank: available tokens, (modality, tile) of each, and pairs to mask."""
         there = self.there.split(self.counts, 1)
         tokens = list(everyone.split(self.counts, 1))
         tokens[self.here] = x.detach()
@@ -534,7 +529,7 @@ class _Everywhere(_Negatives):
         return there[self.here], parts, blocks, self._apart(*x.shape[:2])
 
     def _apart(self, modalities: int, tiles: int) -> list[Bool[Tensor, 'i j']]:
-        """For each rank, which of our (modality, tile) are never compared with which of its own, on the CPU."""
+        """Return by rank which pairs of our (modality, tile) and of its own are masked, on the CPU."""
         exclude = torch.zeros(tiles, sum(self.counts), dtype=torch.bool) if self.exclude is None else self.exclude.cpu()
         parts = list(exclude.split(self.counts, dim=1))
         parts[self.here] = parts[self.here] & ~torch.eye(tiles, dtype=torch.bool)
@@ -544,7 +539,7 @@ class _Everywhere(_Negatives):
 
 
 class _SamePlace(_Negatives):
-    """The tokens of the same place in other tiles, and a token's positives; some places at a time."""
+    """Denominators over the tokens at the same position in other tiles and the positives."""
 
     def log_sums(self, x: Tensor, everyone: Tensor, positives: Tensor) -> Float[Tensor, 'm b n']:
         """Return the log-sum-exp of each token of this rank."""
@@ -563,7 +558,7 @@ class _SamePlace(_Negatives):
         return rearrange(torch.cat(parts), 'n (m b) d -> m b n d', m=len(x)) / self.temperature
 
     def _blocks(self, x: Tensor, everyone: Tensor, itself: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Yield places, and the exponentials ``(n, M B, M G)`` of their similarities, 0 where not compared."""
+        """Yield positions and the exponentials ``(n, M B, M G)`` of their similarities, 0 where masked."""
         modalities, places = x.shape[0], x.shape[2]
         all_tiles = torch.arange(everyone.shape[1], device=x.device)
         same = all_tiles[self.own].unsqueeze(1) == all_tiles
@@ -574,18 +569,18 @@ class _SamePlace(_Negatives):
             compared = compared | (elsewhere[:, None, :, None] & same[None, :, None, :])
         compared = rearrange(compared, 'm b k g -> (m b) (k g)')
         left, right = rearrange(x, 'm b n d -> n (m b) d'), rearrange(everyone, 'm g n d -> n d (m g)')
-        there, mine = (rearrange(flags, 'm g n -> n (m g)') for flags in (self.there, self.there[:, self.own]))
+        there, own_there = (rearrange(flags, 'm g n -> n (m g)') for flags in (self.there, self.there[:, self.own]))
         for at in _slices(places, max(1, self.block_size**2 // max(1, compared.numel()))):
             weights = (torch.bmm(left[at], right[at]) / self.temperature).exp_()
-            yield at, weights.masked_fill_(~(compared & there[at].unsqueeze(1) & mine[at].unsqueeze(2)), 0)
+            yield at, weights.masked_fill_(~(compared & there[at].unsqueeze(1) & own_there[at].unsqueeze(2)), 0)
 
 
 def _weights(
     parts: list[Tensor], blocks: list[Tensor], tables: list[Tensor], here: int, size: int
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
-    """Exponentials of the products of our tokens *i* with the tokens *j* of a rank, 0 where not compared.
+    """Yield rank, slices *i* of own tokens and *j* of its tokens, and exponentials of their similarities, 0 if masked.
 
-    Of our own tokens with each other, only one of two symmetric blocks.
+    Of two symmetric blocks of own tokens, only one is yielded.
     """
     x, block = parts[here], blocks[here]
     ranges = [(i, _range(block, i)) for i in _slices(len(x), size)]
@@ -605,10 +600,9 @@ def _weights(
 
 
 def _slices(length: int, size: int) -> list[slice]:
-    """Consecutive slices of *size*, the last one shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _range(block: Tensor, where: slice) -> slice:
-    """First to last block of a slice of tokens in the order of their blocks."""
+    """Return the slice of blocks that a slice of tokens covers."""
     return slice(int(block[where.start]), int(block[where.stop - 1]) + 1)

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
+from ..utils.dates import annual_code
 from ..utils.observed import observed
-
-#: Mean length of the Gregorian year, in days.
-YEAR = 365.2425
 
 #: Width of the date encoding: sine and cosine of four harmonics of a year and two longer periods.
 DATE_FEATURES = 12
@@ -113,7 +111,7 @@ class MaskedReconstruction(nn.Module):
             'max_dates': 1 if max_dates is None else max_dates,
         }
         if wrong := {name: size for name, size in sizes.items() if not 0 < size < math.inf}:
-            raise ValueError(f'expected positive sizes, got {wrong}')
+            raise ValueError(f'sizes are {wrong}, expected positive finite numbers')
         self.max_dates = max_dates
         self.pixels = {
             name: min(max(1, math.floor(patch_size / m.gsd + 1e-6)), max_pixels or sys.maxsize)
@@ -172,8 +170,8 @@ class MaskedReconstruction(nn.Module):
         """
         if tuple(hidden.shape) != tuple(fused.shape[:2]) or grid[0] * grid[1] != fused.shape[1]:
             raise ValueError(
-                f'hidden is {tuple(hidden.shape)} and grid is {tuple(grid)}, '
-                f'expected one flag and one place for each of {tuple(fused.shape[:2])} tokens (B, N)'
+                f'hidden has shape {tuple(hidden.shape)} and grid is {tuple(grid)}, expected one flag per token and '
+                f'N patches for fused tokens (B, N) = {tuple(fused.shape[:2])}'
             )
         terms = [self._errors(name, fused, batch, hidden, grid) for name in self.modalities]
         errors, counts = (torch.stack(values) for values in zip(*terms, strict=True))
@@ -199,14 +197,14 @@ class MaskedReconstruction(nn.Module):
             images = image if modality.temporal else image.unsqueeze(1)
             with torch.no_grad():
                 patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name])
-                code = date_code(dates, valid).flatten(0, 1)[place]
+                code = annual_code(dates, valid).flatten(0, 1)[place]
                 if self.training and modality.temporal and self.max_dates is not None:
                     kept = _sample_dates(valid, self.max_dates).flatten()[place]
                     patch, values, code = patch[kept], values[kept], code[kept]
-        measured = values.isfinite()
+        is_observed = values.isfinite()
         rebuilt = decoder(fused.flatten(0, 1)[patch], code).to(values.dtype)
-        errors = (rebuilt - values.masked_fill(~measured, 0)).masked_fill(~measured, 0).square().sum()
-        return errors, measured.sum()
+        errors = (rebuilt - values.masked_fill(~is_observed, 0)).masked_fill(~is_observed, 0).square().sum()
+        return errors, is_observed.sum()
 
 
 class PatchDecoder(nn.Module):
@@ -231,24 +229,10 @@ class PatchDecoder(nn.Module):
 
         Args:
             token: Token of the patch.
-            code: See :func:`date_code`.
+            code: See ``annual_code``.
         """
         x = self.token(token)
         return self.mlp(x if self.date is None else x + self.date(code.to(self.date.weight.dtype)))
-
-
-def date_code(dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']) -> Float[Tensor, 'b t f']:
-    """Return sinusoids of the day of the year and of the time since the first valid date.
-
-    Args:
-        dates: Days since 1970-01-01.
-        valid: Valid dates; the encoding of the others is undefined.
-    """
-    first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
-    years = torch.where(valid, dates - first, 0).float() / YEAR
-    season = (dates.float().remainder(YEAR) / YEAR).unsqueeze(-1) * torch.arange(1, 5, device=dates.device)
-    angles = 2 * math.pi * torch.cat([season, years.unsqueeze(-1) / torch.tensor([2, 8], device=dates.device)], dim=-1)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _targets(
@@ -261,29 +245,29 @@ def _targets(
     """
     place = valid.flatten().nonzero().squeeze(1)
     tile = place // valid.shape[1]
-    cells = _cells(images.flatten(0, 1)[place].float(), (grid[0] * pixels, grid[1] * pixels))
+    cells = _pool_observed(images.flatten(0, 1)[place].float(), (grid[0] * pixels, grid[1] * pixels))
     values = rearrange(cells, 's c (r k) (q l) -> s (r q) (c k l)', k=pixels, l=pixels)
     row, patch = (hidden[tile] & values.isfinite().any(-1)).nonzero().unbind(1)
     where = tile[row] * hidden.shape[1] + patch
     return where, place[row], _standardised(values[row, patch], where, hidden.numel())
 
 
-def _cells(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
+def _pool_observed(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
     """Average the observed pixels of images to *size*; NaN where there are none."""
-    measured = observed(images)
-    images = images.masked_fill(~measured, torch.nan if tuple(images.shape[-2:]) == size else 0)
+    is_observed = observed(images)
+    images = images.masked_fill(~is_observed, torch.nan if tuple(images.shape[-2:]) == size else 0)
     if tuple(images.shape[-2:]) == size:
         return images
-    return F.adaptive_avg_pool2d(images, size) / F.adaptive_avg_pool2d(measured.to(images.dtype), size)
+    return F.adaptive_avg_pool2d(images, size) / F.adaptive_avg_pool2d(is_observed.to(images.dtype), size)
 
 
 def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups: int) -> Float[Tensor, 's v']:
     """Standardise values by the mean and standard deviation of their group, ignoring NaN."""
-    measured = values.isfinite()
+    is_observed = values.isfinite()
 
     def mean(x: Tensor) -> Tensor:
-        sums = x.new_zeros(groups).index_add(0, group, x.masked_fill(~measured, 0).sum(1))
-        counts = x.new_zeros(groups).index_add(0, group, measured.sum(1).to(x.dtype))
+        sums = x.new_zeros(groups).index_add(0, group, x.masked_fill(~is_observed, 0).sum(1))
+        counts = x.new_zeros(groups).index_add(0, group, is_observed.sum(1).to(x.dtype))
         return (sums / counts.clamp(min=1))[group].unsqueeze(1)
 
     centred = values - mean(values)

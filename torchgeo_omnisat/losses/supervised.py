@@ -42,10 +42,10 @@ class CrossEntropyDice(nn.Module):
         """Initialize the loss; class weights are not saved in checkpoints."""
         super().__init__()
         if not 0 <= dice_weight < float('inf'):
-            raise ValueError(f'dice_weight is {dice_weight}, expected a finite number, not negative')
+            raise ValueError(f'dice_weight is {dice_weight}, expected a finite number, at least 0')
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if weights is not None and not (weights.isfinite().all() and weights.ge(0).all() and weights.any()):
-            raise ValueError(f'class_weights are {weights.tolist()}, expected finite numbers, none negative, not all 0')
+            raise ValueError(f'class_weights is {weights.tolist()}, expected finite numbers, at least 0 and not all 0')
         self.ignore_index = ignore_index
         self.dice_weight = dice_weight
         self.register_buffer('class_weights', weights, persistent=False)
@@ -88,19 +88,19 @@ class CrossEntropyDice(nn.Module):
         expected = (logits.shape[0], *logits.shape[2:])
         if tuple(mask.shape) != expected:
             raise ValueError(
-                f'mask is {tuple(mask.shape)}, expected {expected} as the logits are {tuple(logits.shape)}'
+                f'mask has shape {tuple(mask.shape)}, expected {expected} for logits of shape {tuple(logits.shape)}'
             )
         classes = logits.shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise ValueError(
-                f'there are {len(self.class_weights)} class_weights, expected one for each of {classes} classes'
+                f'class_weights has {len(self.class_weights)} entries, expected one for each of {classes} classes'
             )
         labelled = torch.ones_like(mask, dtype=torch.bool) if self.ignore_index is None else mask != self.ignore_index
-        strange = labelled & ((mask < 0) | (mask >= classes))
-        if strange.any():
+        invalid = labelled & ((mask < 0) | (mask >= classes))
+        if invalid.any():
             raise ValueError(
-                f'mask holds {sorted(set(mask[strange].tolist()))[:5]}, expected labels from 0 to {classes - 1}'
-                + ('' if self.ignore_index is None else f', or {self.ignore_index} where there is none')
+                f'mask contains {sorted(set(mask[invalid].tolist()))[:5]}, expected labels from 0 to {classes - 1}'
+                + ('' if self.ignore_index is None else f' or ignore_index={self.ignore_index}')
             )
         return labelled
 

@@ -10,13 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchgeo_omnisat.models.encoders.temporal import (
-    YEAR,
-    AnnualDates,
-    SeriesGroupNorm,
-    SinusoidDates,
-    TemporalAttention,
-)
+from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SeriesGroupNorm, SinusoidDates, TemporalAttention
+from torchgeo_omnisat.utils.dates import YEAR
 
 EPOCH = datetime.date(1970, 1, 1)
 

@@ -13,8 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-#: Mean length of the Gregorian year, in days.
-YEAR = 365.2425
+from ...utils.dates import annual_code
 
 #: 2018-09-01 in days since 1970-01-01, the reference date of the published models.
 PUBLISHED_REFERENCE = 17775
@@ -45,12 +44,8 @@ class AnnualDates(nn.Module):
             dates: Days since 1970-01-01.
             valid: Valid dates; the encoding of the others is undefined.
         """
-        first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
-        cycles = 2 * math.pi * torch.arange(1, self.harmonics + 1, dtype=torch.float32, device=dates.device)
-        season = dates.float().remainder(YEAR).unsqueeze(-1) / YEAR * cycles
-        years = torch.where(valid, dates - first, 0).float().unsqueeze(-1) / YEAR
-        angles = torch.cat([season, years * (2 * math.pi / 2), years * (2 * math.pi / 8)], dim=-1)
-        return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1).to(next(self.proj.parameters(), angles).dtype))
+        code = annual_code(dates, valid, self.harmonics)
+        return self.proj(code.to(next(self.proj.parameters(), code).dtype))
 
 
 class SinusoidDates(nn.Module):
