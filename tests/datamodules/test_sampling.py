@@ -15,8 +15,15 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from torchgeo_omnisat.datamodules import MultimodalDataModule
-from torchgeo_omnisat.datamodules.resuming import ResumableDataModule, SeededDataset
-from torchgeo_omnisat.datamodules.sampling import Draw, EpochSampler, Progress, RandomOrder, SpatialOrder
+from torchgeo_omnisat.datamodules.sampling import (
+    Draw,
+    EpochSampler,
+    Progress,
+    RandomOrder,
+    ResumableDataModule,
+    SeededDataset,
+    SpatialOrder,
+)
 
 #: A village of four by four tiles at each corner of a large square, in metres.
 VILLAGES = np.array([(x + 10 * i, y + 10 * j) for x in (0, 9e4) for y in (0, 9e4) for i in range(4) for j in range(4)])

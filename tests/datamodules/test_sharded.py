@@ -22,7 +22,7 @@ from tests.tasks.helpers import make_trainer
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands.shard import write
 from torchgeo_omnisat.datamodules import ShardedDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datamodules.sharded import ByShard
+from torchgeo_omnisat.datamodules.adapters import ByShard
 from torchgeo_omnisat.datasets import ShardedDataset
 from torchgeo_omnisat.datasets.shards import decode_sample, encode_sample, write_split
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation

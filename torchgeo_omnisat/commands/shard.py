@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..datamodules.sharded import describe_samples
+from ..datamodules.adapters import describe_samples
 from ..datamodules.statistics import stream
 from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder

@@ -3,15 +3,13 @@
 
 """Datamodules: datasets to normalised batches, in official splits."""
 
-from .adapters import MappedDataModule
+from .adapters import MappedDataModule, ShardedDataModule
 from .base import MultimodalDataModule
-from .chips import ChipsDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
-from .geo import MultimodalGeoDataModule
+from .geo import ChipsDataModule, MultimodalGeoDataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
-from .sharded import ShardedDataModule
 from .synthetic import SyntheticLandscapesDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
 

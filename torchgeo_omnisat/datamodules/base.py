@@ -36,10 +36,8 @@ from ..transforms import (
     RandomTemporalDropout,
 )
 from ..transforms.intensity import say_unknown
-from .guard import Guard, GuardMode, check_mode, make_guard
-from .plausibility import implausible_statistics
-from .resuming import ResumableDataModule
-from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, SpatialOrder
+from .plausibility import Guard, GuardMode, check_mode, implausible_statistics, make_guard
+from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
 from .statistics import (
     FILENAME,
     BandMoments,

@@ -21,9 +21,8 @@ from torchgeo.datasets.utils import Sample
 from ..batch import fill
 from ..modality import Modality
 from .base import MultimodalDataModule
-from .guard import GuardMode, check_mode
-from .resuming import ResumableDataModule
-from .sampling import DealtSampler, Filler, Progress, mix
+from .plausibility import GuardMode, check_mode
+from .sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:

@@ -14,13 +14,8 @@ from .base import MultimodalDataModule
 from .statistics import BandMoments, read_statistics
 
 
-class PASTISMultimodalDataModule(MultimodalDataModule):
-    """PASTIS-R or PASTIS-HD, trained on three folds, validated on one, tested on one.
-
-    Images are normalised by the mean of the training folds' entries in
-    ``NORM_<MODALITY>_patch.json``. Where that file is not there (SPOT has none), each
-    training fold is measured over all dates, and their mean is taken as well.
-    """
+class FoldsDataModule(MultimodalDataModule):
+    """Datamodule base class for the five official folds of PASTIS: three to train, one to validate, one to test."""
 
     num_classes = len(CLASSES)
     labels = list(CLASSES)
@@ -28,10 +23,10 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
     patch_size = 40.0
     label_gsd = PASTISMultimodal.label_gsd
     max_measured = None
-    dataset_class: type[PASTISMultimodal]
 
     def __init__(
         self,
+        dataset_class: type[PASTISMultimodal],
         root: str = 'data',
         fold: int = 1,
         modalities: tuple[str, ...] | None = None,
@@ -39,45 +34,35 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
         batch_size: int = 1,
         max_dates: int | None = None,
         date_range: tuple[str, str] | None = None,
-        missing: Literal['error', 'allow'] = 'error',
-        download: bool = False,
-        checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
-            root: Directory of the dataset (see
-                :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).
-            fold: Which official split, 1 to 5: training, validation and test on the folds
-                123/4/5, 234/5/1, 345/1/2, 451/2/3 or 512/3/4.
-            modalities: Names of the modalities; None for all that the root holds.
-            bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            batch_size: Samples in a batch.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            date_range: First and last day to read.
-            missing: ``'allow'`` takes a missing file for a modality that was not acquired.
-            download: Whether to download what is not there: PASTIS-HD if ``'spot'`` is among
-                *modalities*, else PASTIS-R.
-            checksum: Whether to check the archive's MD5, or files that are there already.
-            **kwargs: Arguments of :class:`.MultimodalDataModule`.
+            dataset_class: Dataset with folds in the layout of PASTIS.
+            root: Directory of the dataset.
+            fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
+                451/2/3 or 512/3/4.
+            modalities: Names of the modalities; None for all that *root* contains.
+            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            batch_size: Samples per batch.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            date_range: First and last day, inclusive.
+            **kwargs: Other arguments of the dataset and of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If there is no such fold.
+            ValueError: If *fold* is not 1 to 5.
         """
         if fold not in FOLDS:
             raise ValueError(f'fold is {fold!r}, expected one of {list(FOLDS)}')
         super().__init__(
-            PASTISMultimodal,
+            dataset_class,
             batch_size=batch_size,
             root=root,
             modalities=modalities,
             bands=bands,
             max_dates=max_dates,
             date_range=date_range,
-            missing=missing,
-            download=download,
-            checksum=checksum,
             **kwargs,
         )
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
@@ -103,3 +88,59 @@ class PASTISMultimodalDataModule(MultimodalDataModule):
     def groups(self, dataset: PASTISMultimodal) -> list[str]:
         """Return the fold of each patch, so that statistics can be reused for other splits."""
         return [f'Fold_{patch.fold}' for patch in dataset.patches]
+
+
+class PASTISMultimodalDataModule(FoldsDataModule):
+    """Datamodule of PASTIS-R and PASTIS-HD in the official folds.
+
+    Images are normalised by the mean of the training folds' entries in ``NORM_<MODALITY>_patch.json``. Where this
+    file does not exist (SPOT has none), statistics are computed for each training fold over all dates and averaged.
+    """
+
+    def __init__(
+        self,
+        root: str = 'data',
+        fold: int = 1,
+        modalities: tuple[str, ...] | None = None,
+        bands: dict[str, tuple[str, ...]] | None = None,
+        batch_size: int = 1,
+        max_dates: int | None = None,
+        date_range: tuple[str, str] | None = None,
+        missing: Literal['error', 'allow'] = 'error',
+        download: bool = False,
+        checksum: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the arguments. Nothing is read yet.
+
+        Args:
+            root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).
+            fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
+                451/2/3 or 512/3/4.
+            modalities: Names of the modalities; None for all that *root* contains.
+            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            batch_size: Samples per batch.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            date_range: First and last day, inclusive.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
+            download: Whether to download missing files: PASTIS-HD if ``'spot'`` is among *modalities*, else PASTIS-R.
+            checksum: Whether to check the MD5 of the archive, or of existing files.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
+
+        Raises:
+            ValueError: If *fold* is not 1 to 5.
+        """
+        super().__init__(
+            PASTISMultimodal,
+            root,
+            fold,
+            modalities,
+            bands,
+            batch_size,
+            max_dates,
+            date_range,
+            missing=missing,
+            download=download,
+            checksum=checksum,
+            **kwargs,
+        )

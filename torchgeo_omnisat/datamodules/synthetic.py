@@ -1,22 +1,21 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Synthetic landscapes in the folds of PASTIS."""
+"""Datamodule of the synthetic landscapes."""
 
 from typing import Any, ClassVar
 
 from ..datasets import SyntheticLandscapes
-from .pastis import PASTISMultimodalDataModule
+from .pastis import FoldsDataModule
 
 
-class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
-    """Synthetic landscapes, trained on three folds, validated on one, tested on one.
+class SyntheticLandscapesDataModule(FoldsDataModule):
+    """Datamodule of the synthetic landscapes, with three folds to train, one to validate and one to test.
 
-    They are written when the data are prepared, in one process, and are small enough
-    to train on in minutes.
+    Rank zero writes the data in ``prepare_data``. They are small enough to train on in minutes.
     """
 
-    #: The data are synthetic; results are labelled as such.
+    #: Whether the data are synthetic, so that results are reported as such.
     synthetic: ClassVar[bool] = True
 
     def __init__(
@@ -30,26 +29,30 @@ class SyntheticLandscapesDataModule(PASTISMultimodalDataModule):
         batch_size: int = 8,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is written or read yet.
+        """Keep the arguments. Nothing is written or read yet.
 
         Args:
-            root: Directory to write to: absent, empty, or holding these landscapes.
-            fold: Which split, 1 to 5, as PASTIS's official ones.
-            num_tiles: Number of tiles in all, dealt to the five folds in turn.
-            seed: Seed of the landscapes.
-            size: Pixels of 10 m a side, a multiple of 4.
-            dates: Least and greatest number of dates of a series.
-            batch_size: Samples in a batch.
-            **kwargs: Arguments of :class:`.PASTISMultimodalDataModule`, but *missing*, *download* and *checksum*.
+            root: Directory of the data, which is written if it does not exist or is empty.
+            fold: Split, 1 to 5, as the official ones of PASTIS.
+            num_tiles: Number of tiles, assigned to the five folds in turn.
+            seed: Random seed.
+            size: Side of a tile in pixels of 10 m, a multiple of 4.
+            dates: Minimum and maximum number of dates of a time series.
+            batch_size: Samples per batch.
+            **kwargs: *modalities*, *bands*, *max_dates* and *date_range* as in
+                :class:`.PASTISMultimodalDataModule`, and arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If there is no such fold.
+            ValueError: If *fold* is not 1 to 5.
         """
-        # These are not arguments of this class, because synthetic data are complete.
         super().__init__(
-            root=root, fold=fold, batch_size=batch_size, missing='error', download=False, checksum=False, **kwargs
+            SyntheticLandscapes,
+            root=root,
+            fold=fold,
+            batch_size=batch_size,
+            num_tiles=num_tiles,
+            seed=seed,
+            size=size,
+            dates=tuple(dates),
+            **kwargs,
         )
-        self.dataset_class = SyntheticLandscapes
-        self.kwargs |= {'num_tiles': num_tiles, 'seed': seed, 'size': size, 'dates': tuple(dates)}
-        for name in ('missing', 'download', 'checksum'):
-            del self.kwargs[name]
