@@ -8,6 +8,7 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
+from .encoders.presto import PrestoEncoder
 from .encoders.registry import register_encoder
 from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae
@@ -28,6 +29,7 @@ __all__ = [
     'OmniSatClassifier',
     'OmniSatOutput',
     'OmniSatSegmenter',
+    'PrestoEncoder',
     'SeriesPatchEncoder',
     'UTAEEncoder',
     'UTAE_Weights',

@@ -155,6 +155,8 @@ class OmniSatTask(BaseTask):
         self.model = self.build() if self.is_configured else None
         if self.model is not None:  # a checkpoint is read without the pre-trained weights
             self.save_hyperparameters({'backbone_args': plain_encoders(self.hparams['backbone_args'])})
+        if self.model is not None:
+            self._inform_encoders()
         self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
 
     def configure_model(self) -> None:
@@ -553,6 +555,7 @@ class OmniSatTask(BaseTask):
             self.save_hyperparameters(self._learn_statistics(measured, mixed))
         elif mixed and not self.hparams['sources'] and self.hparams['mean'] == first_of(mixed)['mean']:
             self.save_hyperparameters({'sources': mixed})  # a checkpoint of before sources were kept
+        self._inform_encoders()
         chosen = {}
         for source, entry in measured.items():
             names = [name for name in theirs if mixed == {} or name in entry['mean']]
@@ -566,6 +569,33 @@ class OmniSatTask(BaseTask):
             known = ', '.join(self.hparams['sources'])
             parts = '; '.join(f'{"images" if source is None else source}: {name}' for source, name in said.items())
             rank_zero_info(f'Statistics that images are normalised with, of the sources {known}: {parts}')
+
+    def _inform_encoders(self) -> None:
+        """Set the statistics of encoders that convert images to the units of their pre-trained weights.
+
+        Raises:
+            ValueError: If such an encoder is trained on a mixture whose sources are normalised differently.
+        """
+        if any(self.hparams[kind] is None for kind in KINDS):
+            return
+        for name, encoder in self.model.backbone.encoders.items():
+            setters = [part.set_statistics for part in encoder.modules() if hasattr(part, 'set_statistics')]
+            if not setters or name not in self.hparams['mean']:
+                continue
+            numbers = [self.hparams[kind][name] for kind in KINDS]
+            entries = (self.hparams['sources'] or {}).values()
+            if any(
+                entry['mean'][name] != numbers[0] or entry['std'][name] != numbers[1]
+                for entry in entries
+                if name in entry['mean']
+            ):
+                raise ValueError(
+                    f'the encoder of {name!r} converts images to the units of its weights, but the sources '
+                    f'{list(self.hparams["sources"])} are normalised with different statistics: expected one '
+                    'mean and std for all of them'
+                )
+            for set_statistics in setters:
+                set_statistics(*numbers)
 
     def _learn_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
         """Return the statistics to keep if none are set: those of the weights, else those of the data."""

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torchgeo.models import presto
 
+from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
 from torchgeo_omnisat.models.encoders.presto import CHANNELS, PrestoEncoder, canonical, median
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from .. import test_invariance
 from ..conftest import MODALITIES, random_batch
@@ -41,7 +43,8 @@ def days(year, month, day=1):
 
 
 def build(state, bands=S2, unit='dn', **kwargs):
-    return PrestoEncoder(bands, unit, weights=state, latlon=(50.9, 5.3), **SMALL, **kwargs)
+    arguments = {'latlon': (50.9, 5.3), **SMALL, **kwargs}
+    return PrestoEncoder(bands, unit, weights=state, **arguments).eval()
 
 
 def series(bands=10, months=6, size=2, side=3, seed=0):
@@ -318,6 +321,62 @@ def test_other_unfit_arguments(state, tmp_path):
     path = tmp_path / 'presto.pt'
     torch.save(state, path)
     assert torch.equal(build(path).norm.weight, build(state).norm.weight)
+
+
+def test_first_batch_in_training_sets_shift_and_scale(state):
+    image, dates, valid = series(size=4)
+    valid[3] = False
+    encoder = build(state)
+    plain = build(state, standardise=False)(image, dates, valid)[0]
+    same(encoder.eval()(image, dates, valid)[0], plain)
+    (first,) = encoder.train()(image, dates, valid)
+    same(first[:3].mean((0, 2, 3)), torch.zeros(32), 1e-4)
+    same(first[:3].std((0, 2, 3)), torch.ones(32), 1e-4)
+    assert not first[3].any()
+    same(encoder(image[:1], dates[:1], valid[:1])[0], first[:1], 1e-3)
+    reloaded = build(state)
+    reloaded.load_state_dict(encoder.state_dict())
+    same(reloaded.train()(image[1:], dates[1:], valid[1:])[0], first[1:])
+
+
+def test_by_name(state, tmp_path):
+    modality = Modality('s2', S2, 10.0, True, 'optical', 'dn')
+    path = tmp_path / 'presto.pt'
+    torch.save(state, path)
+    for spec in ({'name': 'presto', 'weights': str(path)}, {'name': 'presto', 'pretrained': False}):
+        encoder = omnisat_tiny([modality], encoders={'s2': spec | SMALL}).encoders['s2']
+        assert isinstance(encoder, PrestoEncoder)
+        loaded = torch.equal(encoder.encoder.channel_embed.weight, state['encoder.channel_embed.weight'])
+        assert loaded == ('weights' in spec)
+        assert (encoder.origin is not None) == ('weights' in spec)
+    with pytest.raises(ValueError, match='PRESTO'):
+        omnisat_tiny([modality], encoders={'s2': 'presto'})
+
+
+def test_tasks_set_the_statistics(state):
+    modality = Modality('s2', S2, 10.0, True, 'optical', 'dn')
+    backbone_args = {'encoders': {'s2': {'name': 'presto', 'pretrained': False, **SMALL}}}
+    mean, std = list(range(10)), list(range(1, 11))
+    task = OmniSatSegmentation(
+        'omnisat_tiny',
+        {'s2': modality},
+        3,
+        None,
+        None,
+        40.0,
+        10.0,
+        {'s2': mean},
+        {'s2': std},
+        None,
+        False,
+        backbone_args,
+    )
+    encoder = task.model.backbone.encoders['s2']
+    assert encoder.mean.tolist() == mean
+    assert encoder.std.tolist() == std
+    sources = {name: {'mean': {'s2': [shift] * 10}, 'std': {'s2': std}} for name, shift in (('a', 0.0), ('b', 1.0))}
+    with pytest.raises(ValueError, match="'s2'"):
+        OmniSatSegmentation(**task.hparams | {'sources': sources})
 
 
 #: Invariances that hold for every encoder of time series; the others of the module are about layers of ours.

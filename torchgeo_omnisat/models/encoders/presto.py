@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
+from ...modality import Modality
 from ...utils.observed import observed
+from .registry import Origin, register_encoder
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
 #: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).
@@ -39,6 +41,8 @@ _GROUPS = [
     for channel in range(len(CHANNELS))
 ]
 _SRTM = list(BANDS_GROUPS_IDX).index('SRTM')
+#: Least scale of an embedding, whose values are of the order of one.
+_SMALLEST_SCALE = 1e-3
 
 
 class PrestoEncoder(nn.Module):
@@ -59,6 +63,10 @@ class PrestoEncoder(nn.Module):
     Presto cannot compute pixels with different numbers of masked tokens together, so pixels are
     grouped by that number. Embeddings that need no gradient are cached by the content of the pixel.
 
+    Within a region, embeddings differ little compared with their mean, which a decoder learns
+    slowly. The first batch in training therefore sets a shift and a scale per channel, as in
+    ActNorm (Kingma and Dhariwal, arXiv 1807.03039); they stay fixed and are saved with the model.
+
     Args:
         bands: Bands of the modality in any order, such as ``B04``, ``B4``, ``b8a`` or ``VV``. Bands that
             Presto lacks and incomplete band groups are not used, with a warning.
@@ -70,6 +78,7 @@ class PrestoEncoder(nn.Module):
         frozen: Whether the weights of Presto are excluded from training.
         latlon: Latitude and longitude of the images in degrees.
         ndvi: Whether NDVI is used.
+        standardise: Whether the first batch in training sets the shift and scale of the embeddings.
         chunk: Maximum number of pixels that are computed at once.
         cache_size: Maximum number of embeddings in the cache, of about 0.8 kB each; 0 for no cache.
         **kwargs: Arguments of ``torchgeo.models.presto``, such as ``encoder_depth``.
@@ -81,6 +90,11 @@ class PrestoEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    shift: Tensor
+    scale: Tensor
+    is_standardised: Tensor
+    #: Description of the weights; None for weights from elsewhere.
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -92,6 +106,7 @@ class PrestoEncoder(nn.Module):
         frozen: bool = True,
         latlon: tuple[float, float] | None = None,
         ndvi: bool = True,
+        standardise: bool = True,
         chunk: int = 512,
         cache_size: int = 2**18,
         **kwargs: Any,
@@ -113,7 +128,7 @@ class PrestoEncoder(nn.Module):
         self.latlon = latlon
         model: Any = presto(None, **kwargs)
         if weights is not None:
-            _load(model, weights)
+            self.origin = _load(model, weights)
         self.encoder: Any = model.encoder
         # Pooling precedes the norm, but TorchGeo's encoder would apply the norm to every token.
         self.norm: nn.LayerNorm = self.encoder.norm
@@ -121,6 +136,10 @@ class PrestoEncoder(nn.Module):
         self.encoder.blocks[0].register_forward_pre_hook(self._drop_location)
         if frozen:
             self.requires_grad_(False)
+        self.standardise = standardise
+        self.register_buffer('is_standardised', torch.tensor(False))
+        self.register_buffer('shift', torch.zeros(self.encoder.embedding_size))
+        self.register_buffer('scale', torch.ones(self.encoder.embedding_size))
         self.cache = EmbeddingCache(cache_size)
         self.channels, self.strides = (self.encoder.embedding_size,), (1,)
 
@@ -160,7 +179,7 @@ class PrestoEncoder(nn.Module):
             x, month = self.composites(image, dates, valid)
             height = x.shape[-2]
             months = month.view(-1, 1, 1).expand(-1, *x.shape[-2:]).flatten()
-            embedded = self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months)
+            embedded = self._standardised(self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months))
         return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=height)]
 
     def composites(
@@ -233,9 +252,19 @@ class PrestoEncoder(nn.Module):
         embed = self._embed_cached if self.cache.size and not needs_grad else self._embed
         return out.index_copy(0, seen, embed(x, known, month[seen]))
 
+    def _standardised(self, embedded: Float[Tensor, 'p d']) -> Float[Tensor, 'p d']:
+        """Subtract the shift and divide by the scale, which the first batch in training sets; zero stays zero."""
+        seen = embedded.any(1, keepdim=True)
+        if self.training and self.standardise and not self.is_standardised and seen.sum() > 1:
+            chosen = embedded.detach()[seen.squeeze(1)].float()
+            self.shift.copy_(chosen.mean(0))
+            self.scale.copy_(chosen.std(0).clamp(min=_SMALLEST_SCALE))
+            self.is_standardised.fill_(True)
+        return (embedded - self.shift.to(embedded.dtype)) / self.scale.to(embedded.dtype) * seen
+
     def _embed_cached(self, x: Tensor, known: Tensor, month: Tensor) -> Tensor:
         """Return embeddings of pixels, computing only those that are not in the cache."""
-        self.cache.begin([(p.data_ptr(), p._version, p.dtype) for p in self.state_dict(keep_vars=True).values()])
+        self.cache.begin([(p.data_ptr(), p._version, p.dtype) for p in self.parameters()])
         keys = content_keys([x, known, month.unsqueeze(1)], str(self.latlon).encode())
         new = {key: index for index, key in enumerate(keys) if key not in self.cache.slots}
         computed = x.new_zeros(0, self.channels[0])
@@ -267,6 +296,41 @@ class PrestoEncoder(nn.Module):
     def _drop_location(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Remove the token of the location, which is the first, if the location is unknown."""
         return inputs if self.latlon is not None else (inputs[0][:, 1:], *inputs[1:])
+
+
+@register_encoder('presto', temporal=True)
+def presto_encoder(
+    modality: Modality,
+    weights: Presto_Weights | str | None = None,
+    pretrained: bool | None = None,
+    load: bool = True,
+    **kwargs: Any,
+) -> PrestoEncoder:
+    """Build the Presto encoder of a modality.
+
+    Args:
+        modality: Modality, with the unit of its images.
+        weights: See ``PrestoEncoder``.
+        pretrained: True for the published weights, False for random weights.
+        load: Whether to load the weights; False if a checkpoint provides them.
+        **kwargs: Other arguments of ``PrestoEncoder``. Without *mean* and *std*, images are in raw
+            units, unless ``set_statistics`` is called.
+
+    Raises:
+        ValueError: If the modality has an unsuitable GSD, or neither weights nor *pretrained* are given.
+    """
+    if weights is None and pretrained is None:
+        raise ValueError(
+            f'encoder of {modality.name!r} is presto without weights, expected weights: PRESTO, or a file, '
+            'to load them, or pretrained: false for random weights'
+        )
+    if weights is not None and pretrained is False:
+        raise ValueError(f'encoder of {modality.name!r} has weights {weights!r} and pretrained: false, expected one')
+    chosen = (weights or Presto_Weights.PRESTO) if pretrained or weights else None
+    encoder = PrestoEncoder(modality.bands, modality.unit, weights=chosen if load else None, **kwargs)
+    if chosen is not None and not load:
+        encoder.origin = Origin(str(chosen), 0, 'the checkpoint', 'MIT')
+    return encoder
 
 
 class EmbeddingCache:
@@ -398,24 +462,28 @@ def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, 
     return tuple(units)
 
 
-def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> None:
+def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> Origin:
     """Load weights of the whole Presto, encoder and decoder."""
     if isinstance(weights, str | Path) and Path(weights).is_file():
-        name: Any = weights
-        state = torch.load(weights, map_location='cpu', weights_only=True)
+        name, source = Path(weights).name, str(weights)
+        state: Any = torch.load(weights, map_location='cpu', weights_only=True)
     elif isinstance(weights, Mapping):
-        name, state = 'the state dict', weights
+        name = source = 'a state dict'
+        state = weights
     else:
         try:
-            entry: Any = Presto_Weights.verify(weights)
-        except (KeyError, TypeError):
+            entry: Any = Presto_Weights.verify(str(weights).removeprefix('Presto_Weights.'))
+        except KeyError:
             names = [str(known) for known in Presto_Weights.__members__.values()]
             raise ValueError(f'weights are {str(weights)!r}, expected a file or one of {names}') from None
-        name, state = entry, entry.get_state_dict(progress=True, map_location='cpu', check_hash=True, weights_only=True)
+        name, source = str(entry), entry.url
+        state = entry.get_state_dict(progress=True, map_location='cpu', check_hash=True, weights_only=True)
     try:
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'{name} does not fit Presto: {error}') from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f'{source} does not fit Presto: {error}') from error
+    tensors = sum(key.startswith('encoder.') for key in model.state_dict())
+    return Origin(name, tensors, source, 'MIT' if isinstance(weights, Presto_Weights | str) else None)
 
 
 def _months(dates: Int[Tensor, 'b t']) -> NDArray[np.int64]:
