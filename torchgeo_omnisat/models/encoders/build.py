@@ -3,14 +3,22 @@
 
 """Construction of the encoder of each modality."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import timm
 from torch import nn
 
 from ...modality import Modality
 from .image import ImageEncoder
+from .per_date import PerDate
+from .pretrained import PretrainedEncoder
 from .registry import ENCODERS, Encoder, as_specification, call_builder, check_encoder, import_class
+from .sources import find_entry, model_of
+
+#: Arguments of ``PerDate`` in a specification.
+_PER_DATE = ('width', 'num_heads', 'key_dim', 'dim', 'attention_stride')
 
 
 def build_encoders(
@@ -42,7 +50,15 @@ def _build_encoder(modality: Modality, encoder: Encoder | None, sizes: Mapping[s
     arguments = dict(encoder)
     if path := arguments.pop('class_path', None):
         return call_builder(modality, import_class(modality.name, path), arguments.get('init_args') or {})
-    name = arguments.pop('name')
+    name = arguments.pop('name', None)
+    if name is None:
+        entry = find_entry(None, arguments['weights'])
+        if entry is None:
+            raise ValueError(
+                f'encoder of {modality.name!r} has the weights {arguments["weights"]!r} but no name, expected the name '
+                "of its backbone, or weights such as 'ResNet50_Weights.SENTINEL2_ALL_MOCO'"
+            )
+        name = model_of(entry)
     if name in ENCODERS:
         build, temporal, own = ENCODERS[name]
         if temporal not in (None, modality.temporal):
@@ -52,11 +68,39 @@ def _build_encoder(modality: Modality, encoder: Encoder | None, sizes: Mapping[s
                 f'{kinds[modality.temporal]}: {_names(modality)}'
             )
         return call_builder(modality, build, {**{key: sizes[key] for key in own}, **arguments})
-    if modality.temporal:
-        raise ValueError(
-            f'encoder {name!r} of the series {modality.name!r} is unknown, expected one of {_names(modality)}'
-        )
-    return ImageEncoder(len(modality.bands), name, **arguments)
+    return _backbone(modality, name, arguments, sizes)
+
+
+def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: Mapping[str, Any]) -> nn.Module:
+    """Return an encoder with a backbone of timm or torchvision, on each date of a time series."""
+    temporal = {key: arguments.pop(key) for key in _PER_DATE if key in arguments}
+    if temporal and not modality.temporal:
+        raise ValueError(f'encoder of {modality.name!r} has {sorted(temporal)}, expected them for a time series alone')
+    pretrained = arguments.pop('pretrained', None)
+    if pretrained not in (None, True, False):
+        raise ValueError(f'pretrained is {pretrained!r} for {modality.name!r}, expected true or false')
+    encoder: nn.Module
+    if pretrained or arguments.get('weights') is not None:
+        names = list(inspect.signature(PretrainedEncoder).parameters)
+        if unknown := sorted(set(arguments) - set(names)):
+            raise ValueError(f'encoder of {modality.name!r} has {unknown}, expected some of {[*names[1:], *_PER_DATE]}')
+        encoder = PretrainedEncoder(modality, name, pretrained=bool(pretrained), **arguments)
+    else:
+        if pretrained is None and '.' in name and timm.is_model(name):
+            raise ValueError(
+                f'encoder {name!r} of {modality.name!r} names pre-trained weights, expected '
+                f'{{name: {name}, pretrained: true}} to load them, or pretrained: false for random weights'
+            )
+        if modality.temporal and not timm.is_model(name):
+            raise ValueError(
+                f'encoder {name!r} of the series {modality.name!r} is unknown, expected one of {_names(modality)}, or '
+                'a backbone of timm'
+            )
+        only = {key: value for key, value in arguments.items() if key not in ('load', 'weights')}
+        encoder = ImageEncoder(len(modality.bands), name, **only)
+    if not modality.temporal:
+        return encoder
+    return PerDate(encoder, len(modality.bands), **{'width': max(16, sizes['widths'][0] // 16 * 16), **temporal})
 
 
 def _names(modality: Modality) -> str:

@@ -65,11 +65,15 @@ class ImageEncoder(nn.Module):
             Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
         """
         index = valid_indices(valid)
-        packed = gather_valid(image, index)
+        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
+
+    def encode(self, packed: Float[Tensor, 's c h w']) -> list[Tensor]:
+        """Return the maps of S images."""
         if not self.takes_missing:
             packed = packed.masked_fill(~observed(packed), 0)
         packed = packed.contiguous(memory_format=torch.channels_last)
-        return [scatter_valid(x, index, len(valid)) for x in self.backbone(packed)]
+        maps: list[Tensor] = self.backbone(packed)
+        return maps
 
 
 def _take_missing(backbone: nn.Module, bands: int) -> bool:

@@ -1,0 +1,284 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Encoder of images by a pre-trained 2-D backbone of timm or torchvision."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from jaxtyping import Bool, Float
+from timm.models import is_model_in_modules
+from timm.optim import param_groups_layer_decay
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from ...modality import Modality
+from .adapter import AdaptedConv2d, BandAdapter
+from .packing import gather_valid, scatter_valid, valid_indices
+from .registry import Origin
+from .sources import find_source
+
+#: Swin transformers of torchvision, as TorchGeo's weights have them.
+TORCHVISION = ('swin_t', 'swin_s', 'swin_v2_t', 'swin_v2_s', 'swin_v2_b')
+#: Modules of timm whose models take images of any size only on request.
+_SIZED = ['vision_transformer', 'vision_transformer_hybrid', 'eva', 'swin_transformer', 'swin_transformer_v2']
+#: Beginnings of names of parameters after the last feature map.
+_HEADS = ('head', 'fc', 'norm', 'fc_norm', 'classifier')
+
+
+class PretrainedEncoder(nn.Module):
+    """Pre-trained 2-D backbone, whose bands and units are adapted to a modality.
+
+    Images are converted to the unit of the weights. Bands are matched by number, polarisation or colour and reordered.
+    The first convolution is sliced for bands that the modality lacks, and gets a second, zero-initialised
+    convolution for bands that the weights lack. Images are padded to a multiple of the coarsest stride, never cropped
+    or resized. BatchNorm is frozen and stochastic depth is off.
+
+    Args:
+        modality: Modality to encode.
+        name: Name of a timm model, or ``'swin_v2_t'``, ``'swin_v2_b'`` and such of torchvision.
+        weights: Entry of TorchGeo's weights or its name, a file, or a folder of the Hugging Face hub.
+        pretrained: Whether to use the weights of timm.
+        bands: Bands of a file, in the order of its channels; None if they are those of the modality.
+        units: ``'standardised'`` passes images as normalised by the statistics of the data, ``'native'`` in the unit of
+            the weights. None for ``'native'`` with TorchGeo's weights and ``'standardised'`` otherwise.
+        freeze: Whether to train all of it (False), nothing that was loaded (True), or the last stage or block alone
+            (``'but_last'``).
+        layer_decay: Factor of the learning rate from one layer to the layer before it.
+        levels: Indices of the feature maps. None for all stages, or for two blocks of a ViT, half way and last.
+        chunk: Maximum number of images that are computed at once.
+        load: Whether to load the weights; False if a checkpoint has them.
+
+    Raises:
+        ValueError: If the weights are unknown or do not fit, or bands or units cannot be matched.
+        FileNotFoundError: If a file of weights does not exist.
+    """
+
+    origin: Origin
+
+    def __init__(
+        self,
+        modality: Modality,
+        name: str,
+        weights: Any = None,
+        pretrained: bool = False,
+        bands: Sequence[str] | None = None,
+        units: str | None = None,
+        freeze: bool | str = False,
+        layer_decay: float = 1.0,
+        levels: Sequence[int] | None = None,
+        chunk: int = 64,
+        load: bool = True,
+    ) -> None:
+        super().__init__()
+        if freeze not in (True, False, 'but_last') or units not in (None, 'native', 'standardised'):
+            raise ValueError(
+                f'freeze is {freeze!r} and units is {units!r} for {modality.name!r}, expected freeze to be true, false '
+                "or 'but_last' and units to be 'native' or 'standardised'"
+            )
+        if not 0 < layer_decay <= 1 or chunk < 1:
+            raise ValueError(
+                f'layer_decay is {layer_decay} and chunk is {chunk} for {modality.name!r}, expected a factor above 0 '
+                'and up to 1, and at least one image'
+            )
+        source = find_source(name, modality.name, modality.bands, weights, pretrained, bands)
+        standardised = source.standardised if units is None else units == 'standardised'
+        self.freeze, self.layer_decay, self.chunk = freeze, layer_decay, chunk
+        self.adapter = BandAdapter(modality, source.native, standardised)
+        self.body = make_body(name, len(source.native.bands), source.image_size)
+        tensors = load_body(self.body, source.read(), source.native.label) if load else 0
+        self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
+        info = _feature_info(self.body)
+        self.vit = len({entry['reduction'] for entry in info}) == 1 and len(info) > 1
+        default = [len(info) // 2 - 1, len(info) - 1] if self.vit else list(range(len(info)))
+        self.levels = [range(len(info))[index] for index in (levels if levels is not None else default)]
+        self.channels = tuple(info[level]['num_chs'] for level in self.levels)
+        self.strides = tuple(info[level]['reduction'] for level in self.levels)
+        self.last = [info[level]['module'] for level in self.levels][-1]
+        self.pads = _adapt(self.body, self.adapter, len(source.native.bands))
+        self.body = freeze_batch_norm_2d(self.body)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        stem: Any = next(m for m in self.body.modules() if isinstance(m, AdaptedConv2d))
+        if self.freeze:
+            self.body.requires_grad_(False)
+            if self.freeze == 'but_last':
+                self.body.get_submodule(self.last).requires_grad_(True)
+            if stem.extra is not None:
+                stem.extra.requires_grad_(True)
+                stem.missing.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> 'PretrainedEncoder':
+        """Set the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze:
+            self.body.eval()
+            if self.freeze == 'but_last':
+                self.body.get_submodule(self.last).train(mode)
+        return self
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the statistics that images are normalised with before they reach the encoder; see ``BandAdapter``."""
+        self.adapter.set_statistics(mean, std)
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        """Return the factor of the learning rate of each trained parameter of the backbone."""
+        if self.layer_decay == 1:
+            return {}
+        stem: Any = next(m for m in self.body.modules() if isinstance(m, AdaptedConv2d))
+        if hasattr(self.body, 'group_matcher'):
+            groups: Any = param_groups_layer_decay(self.body, layer_decay=self.layer_decay)
+            rates = {p: float(group['lr_scale']) for group in groups for p in group['params']}
+        else:
+            stages = len(self.body.features)  # type: ignore[arg-type]
+            rates = {
+                p: self.layer_decay ** (stages - 1 - int(n.split('.')[1])) for n, p in self.body.named_parameters()
+            }
+        return {p: rate for p, rate in rates.items() if p is not stem.extra and p is not stem.missing}
+
+    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            image: Normalised bands; NaN is nodata.
+            valid: Valid images; the maps of the others are zero.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
+        """
+        index = valid_indices(valid)
+        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
+
+    def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
+        """Return the maps of S images."""
+        height, width = image.shape[-2:]
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())
+        with torch.set_grad_enabled(trained or (torch.is_grad_enabled() and image.requires_grad)):
+            x = self.adapter(image)
+            if self.pads:
+                step = max(self.strides)
+                x = F.pad(x, (0, -width % step, 0, -height % step), mode='replicate') if len(x) else x
+            x = x.contiguous(memory_format=torch.channels_last)
+            parts = [self._maps(part) for part in x.split(self.chunk)]
+        maps = [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]
+        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
+        return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        if not len(x):
+            size = x.shape[-2:]
+            places = zip(self.channels, self.strides, strict=True)
+            return [x.new_zeros(0, c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in places]
+        body: Any = self.body
+        maps: list[Tensor] = body.forward_intermediates(x, indices=self.levels, norm=self.vit, intermediates_only=True)
+        return maps
+
+
+class SwinMaps(nn.Module):
+    """Swin transformer of torchvision that returns the maps of its stages, with timm's interface."""
+
+    def __init__(self, name: str, in_channels: int) -> None:
+        super().__init__()
+        model = getattr(torchvision.models, name)(weights=None)
+        conv = model.features[0][0]
+        model.features[0][0] = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride)
+        for module in model.modules():
+            if isinstance(module, torchvision.ops.StochasticDepth):
+                module.p = 0.0
+        self.features = model.features
+        width = conv.out_channels
+        self.feature_info = [
+            {'num_chs': width * 2**stage, 'reduction': 4 * 2**stage, 'module': f'features.{2 * stage + 1}'}
+            for stage in range(4)
+        ]
+
+    def forward_intermediates(
+        self, x: Tensor, indices: Sequence[int], norm: bool = False, intermediates_only: bool = True
+    ) -> list[Tensor]:
+        """Return the maps ``(S, C, H, W)`` of these stages."""
+        maps = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index % 2:
+                maps.append(x.permute(0, 3, 1, 2))
+        return [maps[index] for index in indices]
+
+
+def make_body(name: str, in_channels: int, image_size: int | None = None) -> nn.Module:
+    """Build a backbone with random weights, without its classifier.
+
+    Args:
+        name: Name of a timm model, or one of torchvision's Swin transformers.
+        in_channels: Number of channels.
+        image_size: Size of the images that the position embedding of a ViT was trained for.
+
+    Raises:
+        ValueError: If it is unknown or has no feature maps.
+    """
+    if name in TORCHVISION:
+        return SwinMaps(name, in_channels)
+    if not timm.is_model(name):
+        near = timm.list_models(f'*{name[:6]}*')[:5]
+        raise ValueError(f'timm has no backbone {name!r}, expected a name from timm.list_models() such as {near}')
+    sized: dict[str, Any] = {'dynamic_img_size': True} if is_model_in_modules(name, _SIZED) else {}
+    if image_size is not None:
+        sized['img_size'] = image_size
+    body: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0, **sized)
+    if not hasattr(body, 'forward_intermediates') or not hasattr(body, 'feature_info'):
+        raise ValueError(f'{name!r} of timm returns no feature maps, expected a backbone with forward_intermediates')
+    return body
+
+
+def _feature_info(body: Any) -> list[dict[str, Any]]:
+    info = body.feature_info
+    return list(info.info if hasattr(info, 'info') else info)
+
+
+def load_body(body: nn.Module, state: Mapping[str, Tensor], label: str) -> int:
+    """Load a state dict into a backbone and return the number of tensors.
+
+    Args:
+        body: Backbone.
+        state: Tensors, under a common prefix such as ``backbone.`` or none. Those of a classifier are ignored.
+        label: Name of the weights in errors.
+
+    Raises:
+        ValueError: If tensors of the backbone are missing or have another shape.
+    """
+    own = body.state_dict()
+    prefixes = sorted({k.removesuffix(n) for k in state for n in list(own)[:1] + list(own)[-1:] if k.endswith(n)})
+    shares = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes or ['']]
+    found = max(shares, key=lambda share: len(share.keys() & own.keys()))
+    missing = [key for key in own if key not in found and not key.startswith(_HEADS)]
+    other = [
+        f'{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in own.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if missing or other:
+        raise ValueError(
+            f'{label} does not fit {type(body).__name__}: {len(missing)} of {len(own)} tensors are missing '
+            f'{missing[:5]}, {len(other)} have another shape {other[:5]}; expected the weights of this backbone'
+        )
+    body.load_state_dict({key: value for key, value in found.items() if key in own}, strict=False)
+    if any(key.startswith('norm.') for key in own.keys() - found.keys()):
+        body.norm = nn.Identity()  # never trained
+    return len(own.keys() & found.keys())
+
+
+def _adapt(body: nn.Module, adapter: BandAdapter, count: int) -> bool:
+    """Replace the first convolution; return whether images have to be padded to a multiple of the stride."""
+    name, conv = next(((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d)), ('', None))
+    if conv is None or conv.in_channels != count or conv.groups != 1:
+        raise ValueError(
+            f'{type(body).__name__} does not begin with a convolution of {count} bands, expected a backbone that does'
+        )
+    parent, _, last = name.rpartition('.')
+    setattr(body.get_submodule(parent), last, AdaptedConv2d(conv, adapter))
+    return conv.padding in ((0, 0), 'valid')
