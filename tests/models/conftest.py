@@ -40,12 +40,15 @@ def batch():
     return random_batch()
 
 
-@pytest.fixture(params=['utae', 'ltae', 'late fusion'])
+@pytest.fixture(params=['utae', 'ltae', 'late fusion', 'per date'])
 def model(request):
     """A segmenter in training mode: what must not matter must not matter there either."""
     torch.manual_seed(0)
     if request.param == 'late fusion':
         backbone = late_fusion(MODALITIES, widths=(16, 32), image_widths=(16, 16, 32, 32), width=16)
+    elif request.param == 'per date':
+        encoder = {'name': 'resnet10t', 'channels': [16, 16, 32, 32], 'width': 16}
+        backbone = omnisat_tiny(MODALITIES, encoders={'s2': encoder, 's1a': encoder})
     else:
         backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param})
     return OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0)

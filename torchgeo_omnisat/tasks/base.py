@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import secure_checkpoints
+from .encoders import describe_encoders, learning_rates
 from .normalization import (
     KINDS,
     Inherited,
@@ -181,6 +183,8 @@ class OmniSatTask(BaseTask):
             self.configure_losses()
             self.configure_metrics()
         self._meet(datamodule)
+        if getattr(getattr(self._trainer, 'state', None), 'fn', None) == TrainerFn.FITTING:
+            rank_zero_info(f'Encoders: {describe_encoders(self)}')
         shard(self, strategy)
 
     def teardown(self, stage: str) -> None:
@@ -196,18 +200,24 @@ class OmniSatTask(BaseTask):
         """AdamW, and either a linear warm-up with a cosine by step, or TorchGeo's plateau.
 
         Returns:
-            Optimizer and scheduler. Biases, norms and the terms of missing bands do not decay.
+            Optimizer and scheduler. Biases, norms and the terms of missing bands do not decay. Layers of an encoder
+            with ``layer_decay`` have their own learning rates.
 
         Raises:
             ValueError: If a cosine is wanted but training has no end.
         """
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        missing = [p for name, p in trained if _of_missing_bands(name)]
-        others = [p for name, p in trained if not _of_missing_bands(name)]
-        groups = [
-            {'params': [p for p in others if p.ndim > 1], 'weight_decay': self.hparams['weight_decay']},
-            {'params': [p for p in others if p.ndim <= 1] + missing, 'weight_decay': 0.0},
-        ]
+        rates = learning_rates(self)
+        groups: list[dict[str, Any]] = []
+        for factor in sorted({rates.get(p, 1.0) for _, p in trained} | {1.0}):
+            scaled = [(name, p) for name, p in trained if rates.get(p, 1.0) == factor]
+            missing = [p for name, p in scaled if _of_missing_bands(name)]
+            others = [p for name, p in scaled if not _of_missing_bands(name)]
+            lr = factor * self.hparams['lr']
+            decay = [p for p in others if p.ndim > 1]
+            groups.append({'params': decay, 'weight_decay': self.hparams['weight_decay'], 'lr': lr})
+            rest = [p for p in others if p.ndim <= 1] + missing
+            groups.append({'params': rest, 'weight_decay': 0.0, 'lr': lr})
         # Float16 knows no 1e-8: where a gradient is small, its square and epsilon would both be 0.
         half = any(p.dtype == torch.float16 for _, p in trained)
         optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-4 if half else 1e-8)
@@ -579,7 +589,8 @@ class OmniSatTask(BaseTask):
         if any(self.hparams[kind] is None for kind in KINDS):
             return
         for name, encoder in self.model.backbone.encoders.items():
-            setters = [part.set_statistics for part in encoder.modules() if hasattr(part, 'set_statistics')]
+            parts = [part for part in encoder.modules() if getattr(part, 'converts_units', True)]
+            setters = [part.set_statistics for part in parts if hasattr(part, 'set_statistics')]
             if not setters or name not in self.hparams['mean']:
                 continue
             numbers = [self.hparams[kind][name] for kind in KINDS]

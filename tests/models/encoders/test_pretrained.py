@@ -3,6 +3,7 @@
 
 """Pre-trained encoders: weights, bands, units, freezing; from local files of random weights."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from torchgeo.models import (
     ViTSmall14_DINOv2_Weights,
     ViTSmall16_Weights,
 )
+from torchgeo_omnisat.tasks.hub import export_hub, load_hub
 from torchvision.models._api import Weights, WeightsEnum
 
+from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make_trainer
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.models.encoders.adapter import TCI, TCI_DN, canonical
 from torchgeo_omnisat.models.encoders.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained import PretrainedEncoder, make_body
 from torchgeo_omnisat.models.encoders.sources import normalisation
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 S2 = Modality('s2', BANDS, 10.0, True, 'optical', 'dn')
@@ -313,3 +317,101 @@ def test_a_specification_without_loading_has_the_same_structure(local: Any) -> N
     assert loaded.state_dict().keys() == empty.state_dict().keys()
     assert empty.encoder.origin.tensors == 0
     assert 'checkpoint' in str(empty.encoder.origin)
+
+
+TASK: dict[str, Any] = {
+    **TOLD,
+    'mean': {'s2': [1000.0, 1100.0, 1200.0], 's1a': [-12.0, -18.0], 'spot': [90.0]},
+    'std': {'s2': [400.0, 500.0, 600.0], 's1a': [3.0, 3.0], 'spot': [30.0]},
+}
+
+
+@pytest.fixture
+def task(local: Any) -> OmniSatSegmentation:
+    local('resnet18', ResNet18_Weights.SENTINEL2_ALL_MOCO)
+    spec = {**RESNET, 'freeze': True}
+    return OmniSatSegmentation(**TASK, backbone_args={'encoders': {'s2': spec}})
+
+
+def test_fit_says_what_was_loaded_and_a_checkpoint_loads_offline(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise AssertionError('nothing is downloaded for a checkpoint')
+
+    trainer = make_trainer(tmp_path, max_steps=1)
+    with caplog.at_level('INFO'):
+        trainer.fit(task, make_loader([make_sample(0), make_sample(1)]))
+    (line,) = [record.message for record in caplog.records if record.message.startswith('Encoders: ')]
+    tensors = len(make_body('resnet18', 13).state_dict())
+    assert f's2: {tensors} tensors of resnet18: ResNet18_Weights.SENTINEL2_ALL_MOCO from https://hf.co/' in line
+    assert 'licence: see https://github.com/zhu-xlab/SSL4EO-S12' in line
+    assert 'spot: random weights' in line
+    trainer.save_checkpoint(tmp_path / 'a.ckpt')
+    monkeypatch.setattr(ResNet18_Weights, 'get_state_dict', download)
+    loaded = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'a.ckpt')
+    content = torch.load(tmp_path / 'a.ckpt', weights_only=True)
+    del content['hyper_parameters']['backbone_args']['encoders']['s2']['load']
+    torch.save(content, tmp_path / 'b.ckpt')
+    OmniSatSegmentation.load_from_checkpoint(tmp_path / 'b.ckpt')  # of somebody else
+    batch = make_batch()
+    assert torch.equal(loaded.eval().model(batch), task.eval().model(batch))
+    export_hub(loaded, tmp_path / 'hub')
+    assert torch.equal(load_hub(tmp_path / 'hub')(batch).fused, task.model.backbone(batch).fused)
+
+
+def test_a_task_trains_early_layers_slower(local: Any) -> None:
+    local('resnet18', ResNet18_Weights.SENTINEL2_ALL_MOCO)
+    encoders = {'encoders': {'s2': {**RESNET, 'layer_decay': 0.5}}}
+    task = OmniSatSegmentation(**TASK, backbone_args=encoders, scheduler='plateau', lr=0.1)
+    configured: Any = task.configure_optimizers()
+    rates = {p: group['lr'] for group in configured['optimizer'].param_groups for p in group['params']}
+    built: Any = task.model.backbone.encoders['s2']
+    assert rates.keys() == set(task.parameters())
+    assert rates[built.encoder.body.conv1.weight] < rates[built.encoder.body.layer4[0].conv1.weight]
+    assert rates[built.fine.pixel[2].weight] == 0.1
+
+
+def test_a_task_tells_encoders_the_statistics(task: Any) -> None:
+    adapter = task.model.backbone.encoders['s2'].encoder.adapter
+    image = torch.zeros(1, 3, 1, 1)  # the mean of every band
+    torch.testing.assert_close(adapter(image).flatten(), torch.tensor([0.1, 0.11, 0.12]))
+    image[:, 0] = torch.nan
+    torch.testing.assert_close(adapter(image)[:, :3].flatten(), torch.tensor([0.1, 0.11, 0.12]))
+
+
+BACKBONES = ['resnet18', 'convnext_atto', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224']
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_what_must_not_matter(name: str) -> None:
+    """Padding, the order of dates, the other samples, and what an invalid date contains."""
+    torch.manual_seed(0)
+    own = Modality('s2', ('B04', 'B08', 'B11'), 10.0, True)
+    spec = {'name': name, 'weights': 'a.pth', 'bands': ['B8', 'B4', 'B3', 'B2'], 'load': False, 'width': 16}
+    built = encoder(own, spec).train()
+    for key, parameter in built.named_parameters():
+        if key.endswith(('.missing', '.extra')):
+            nn.init.normal_(parameter, std=0.1)
+    image, dates = torch.randn(2, 3, 3, 40, 40), torch.tensor([[18000, 18030, 18060], [18010, 18100, 18200]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    image[0, 0, 0, :8] = image[1, 1, :, 8:16] = torch.nan
+    expected = built(image, dates, valid)
+    assert all(m.isfinite().all() for m in expected)
+    assert [m.shape[-1] for m in expected] == [math.ceil(40 / stride) for stride in built.strides]
+
+    def same(maps: list[Tensor], samples: Any = slice(None)) -> None:
+        for a, b in zip(maps, expected, strict=True):
+            torch.testing.assert_close(a, b[samples], rtol=1e-4, atol=1e-4)
+
+    order = [2, 0, 1]
+    same(built(image[:, order], dates[:, order], valid[:, order]))
+    same(built(image[:1], dates[:1], valid[:1]), slice(1))
+    more = torch.cat([image, torch.full((2, 2, 3, 40, 40), torch.nan)], 1)
+    same(built(more, torch.cat([dates, dates[:, :2]], 1), torch.cat([valid, torch.zeros(2, 2, dtype=torch.bool)], 1)))
+    image[0, 2] = 1e4
+    same(built(image, dates, valid))
+    image[0, 2], valid[0, 2] = torch.nan, True
+    same(built(image, dates, valid))
+    nothing = built(image, dates, torch.zeros_like(valid))
+    assert all(m.isfinite().all() for m in nothing)

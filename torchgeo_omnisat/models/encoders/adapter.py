@@ -112,7 +112,7 @@ def _colour(name: str, nm: float | None, sentinel2: bool) -> str:
 class BandAdapter(nn.Module):
     """Conversion of images of a modality to the bands and units of pre-trained weights.
 
-    Missing pixels get the mean of their band, or 0 after normalisation where :meth:`set_statistics` was not called.
+    Missing pixels get the mean of their band, or 0 after normalisation where :meth:`set_normalisation` was not called.
 
     Args:
         modality: Modality.
@@ -171,7 +171,7 @@ class BandAdapter(nn.Module):
             )
         return found
 
-    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics that images are normalised with before they reach the encoder.
 
         Args:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from jaxtyping import Bool, Float
+from timm.layers import DropPath
 from timm.models import is_model_in_modules
 from timm.optim import param_groups_layer_decay
 from timm.utils.model import freeze_batch_norm_2d
@@ -89,6 +90,7 @@ class PretrainedEncoder(nn.Module):
         source = find_source(name, modality.name, modality.bands, weights, pretrained, bands)
         standardised = source.standardised if units is None else units == 'standardised'
         self.freeze, self.layer_decay, self.chunk = freeze, layer_decay, chunk
+        self.converts_units = not standardised  # read by a task, which calls set_statistics
         self.adapter = BandAdapter(modality, source.native, standardised)
         self.body = make_body(name, len(source.native.bands), source.image_size)
         tensors = load_body(self.body, source.read(), source.native.label) if load else 0
@@ -125,7 +127,7 @@ class PretrainedEncoder(nn.Module):
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics that images are normalised with before they reach the encoder; see ``BandAdapter``."""
-        self.adapter.set_statistics(mean, std)
+        self.adapter.set_normalisation(mean, std)
 
     def learning_rates(self) -> dict[nn.Parameter, float]:
         """Return the factor of the learning rate of each trained parameter of the backbone."""
@@ -232,6 +234,9 @@ def make_body(name: str, in_channels: int, image_size: int | None = None) -> nn.
     body: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0, **sized)
     if not hasattr(body, 'forward_intermediates') or not hasattr(body, 'feature_info'):
         raise ValueError(f'{name!r} of timm returns no feature maps, expected a backbone with forward_intermediates')
+    for module in body.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
     return body
 
 
