@@ -103,26 +103,24 @@ class TestCollate:
         assert collated['image_s2'].shape == (1, 1, 2, 4, 4)
 
     def test_refuses_nothing(self) -> None:
-        with pytest.raises(ValueError, match=r'^expected at least one sample to collate, got none$'):
+        with pytest.raises(ValueError, match='sample'):
             collate([], MODALITIES)
 
     def test_refuses_tiles_of_different_size(self) -> None:
         other = sample(s2=1)
         other['image_s2'] = torch.zeros(1, 2, 8, 8)
-        with pytest.raises(
-            ValueError, match=r'image_s2 comes in sizes \[\(4, 4\), \(8, 8\)\], expected tiles of one size'
-        ):
+        with pytest.raises(ValueError, match=r'image_s2.*sizes \[\(4, 4\), \(8, 8\)\].*tiles.*size'):
             collate([sample(s2=2), other], MODALITIES)
 
     def test_refuses_keys_that_only_some_have(self) -> None:
         other = sample(s2=1)
         del other['mask']
-        with pytest.raises(ValueError, match=r"'mask' is missing in samples \[1\], expected it in all 2 or in none"):
+        with pytest.raises(ValueError, match=r"'mask'.*samples \[1\].*2"):
             collate([sample(s2=2), other], MODALITIES)
 
     def test_refuses_keys_of_unequal_shape(self) -> None:
         other = sample(s2=1) | {'mask': torch.zeros(3, 3, dtype=torch.int64)}
-        with pytest.raises(ValueError, match=r"'mask' comes in shapes \[\(3, 3\), \(4, 4\)\], expected one shape"):
+        with pytest.raises(ValueError, match=r"'mask'.*shapes \[\(3, 3\), \(4, 4\)\].*shape"):
             collate([sample(s2=2), other], MODALITIES)
 
 
@@ -149,7 +147,7 @@ class TestCheck:
     def test_names_the_batch(self) -> None:
         batch = collate([sample(s2=2)], MODALITIES)
         batch['image_s2'] = batch['image_s2'][:, :1]
-        with pytest.raises(ValueError, match=r'dates_s2 of batch is \(1, 2\) torch.int64, expected \(1, 1\)'):
+        with pytest.raises(ValueError, match=r'dates_s2.*batch.*\(1, 2\) torch.int64.*\(1, 1\)'):
             check(batch, MODALITIES)
         with pytest.raises(ValueError, match=r'expected \(B, T, 2, H, W\)'):
             check(batch | {'image_s2': torch.zeros(1, 2, 3, 4, 4)}, MODALITIES)

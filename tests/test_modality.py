@@ -68,16 +68,14 @@ class TestModality:
 
     @pytest.mark.parametrize('metres', [15.0, 4.0, 0.0, -40.0, 40.01, float('nan'), float('inf')])
     def test_pixels_are_whole(self, metres: float) -> None:
-        with pytest.raises(ValueError, match=rf"{metres} m is not a whole number of 10\.0 m pixels of 's2'"):
+        with pytest.raises(ValueError, match=rf"{metres} m.*10\.0 m pixels.*'s2'"):
             S2.pixels(metres)
 
     def test_select(self) -> None:
         assert S2.select(('B04', 'B02')) == Modality('s2', ('B04', 'B02'), 10.0, True)
-        with pytest.raises(
-            ValueError, match=r"unknown bands \['B99'\] of 's2', expected some of \['B02', 'B03', 'B04'\]"
-        ):
+        with pytest.raises(ValueError, match=r"bands \['B99'\].*'s2'.*\['B02', 'B03', 'B04'\]"):
             S2.select(('B02', 'B99'))
-        with pytest.raises(ValueError, match='distinct and at least one'):
+        with pytest.raises(ValueError, match='distinct'):
             S2.select(())
 
     @pytest.mark.parametrize(
@@ -110,14 +108,14 @@ class TestAsModalities:
         assert as_modalities(again) == as_modalities([SPOT, S2.as_dict()]) == again
 
     def test_refuses_none_and_twins(self) -> None:
-        with pytest.raises(ValueError, match=r"distinct names, got \['s2', 's2'\]"):
+        with pytest.raises(ValueError, match=r"distinct.*\['s2', 's2'\]"):
             as_modalities([S2, S2.select(('B02',))])
-        with pytest.raises(ValueError, match=r'expected one or more modalities .* got \[\]'):
+        with pytest.raises(ValueError, match=r'modalities.*\[\]'):
             as_modalities([])
 
     def test_a_key_is_the_name(self) -> None:
         assert as_modalities({'s2': S2.as_dict()}) == {'s2': S2}
-        with pytest.raises(ValueError, match="'s2' is under the key 'sentinel2'"):
+        with pytest.raises(ValueError, match=r"'s2'.*key 'sentinel2'"):
             as_modalities({'sentinel2': S2, 'spot': SPOT})
 
 

@@ -48,7 +48,7 @@ def test_like_eurosat() -> None:
     batch = read(dataset)
     assert batch['image_s2'].shape == (3, 12, 4, 4)
     assert batch['label'].tolist() == [[0, 0, 0, 1, 0]] * 3
-    with pytest.raises(ValueError, match=r'label is the number 3, expected num_classes'):
+    with pytest.raises(ValueError, match=r'label.*3.*num_classes'):
         MappedDataset(dataset.dataset, [S2], {'s2': 'image', 'label': 'label'})[0]
 
 
@@ -74,7 +74,7 @@ def test_like_ssl4eo_seasons_one_behind_the_other() -> None:
     batch = read(MappedDataset(Made(image=image), [series], {'s2': {'key': 'image', 'dates': days}}))
     assert batch['image_s2'][0, :, :, 0, 0].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert batch['dates_s2'][0].diff().tolist() == [92, 92, 91]
-    with pytest.raises(ValueError, match=r"dates of 's2' are .* expected 4"):
+    with pytest.raises(ValueError, match=r"dates.*'s2'.*4"):
         MappedDataset(Made(image=image), [series], {'s2': {'key': 'image', 'dates': days[:2]}})[0]
 
 
@@ -141,7 +141,7 @@ def test_sen12ms_itself(tmp_path: Path) -> None:
     assert dataset[0]['image_s1'][:, 0, 0].tolist() == [20, 21]
     assert dataset[0]['image_s2'][:, 0, 0].tolist() == list(range(13))
     assert torch.equal(dataset[0]['mask'], torch.full((8, 8), 7))
-    with pytest.raises(ValueError, match=r'mask is \(8, 8\), expected layers, or no channels'):
+    with pytest.raises(ValueError, match=r'mask.*\(8, 8\).*layers.*channels'):
         MappedDataset(given, [S1, s2], keys | {'mask': {'key': 'mask', 'channels': [0]}})[0]
 
 
@@ -163,24 +163,24 @@ def test_ssl4eo_itself_gives_seasons_in_any_order(tmp_path: Path, monkeypatch: p
             f'2021-{month}-05' for month in ('01', '04', '07', '10')
         ]
         assert sample['image_s2'][:, 1, 0, 0].tolist() == [1, 101, 201, 301]
-    with pytest.raises(ValueError, match=r"dates of 's2' are under 'time', expected one of \['image', .*'t'"):
+    with pytest.raises(ValueError, match=r"dates.*'s2'.*'time'.*\['image'.*'t'"):
         MappedDataset(dataset.dataset, [series], {'s2': {'key': 'image', 'dates': 'time'}})[0]
 
 
 def test_errors() -> None:
     made = Made(image=torch.zeros(5, 4, 4))
-    with pytest.raises(ValueError, match=r"keys has \[\], expected \['s2'\]"):
+    with pytest.raises(ValueError, match=r"keys.*\[\].*\['s2'\]"):
         MappedDataset(made, [S2], {})
-    with pytest.raises(ValueError, match=r"keys maps 's2' to 'img', expected one of \['image'\]"):
+    with pytest.raises(ValueError, match=r"keys maps 's2'.*'img'.*\['image'\]"):
         MappedDataset(made, [S2], {'s2': 'img'})[0]
-    with pytest.raises(ValueError, match=r"'image' is \(5, 4, 4\) for 's2', expected 12 channels"):
+    with pytest.raises(ValueError, match=r"'image'.*\(5, 4, 4\).*'s2'.*12 channels"):
         MappedDataset(made, [S2], {'s2': 'image'})[0]
 
 
 @pytest.mark.parametrize('mask', [torch.full((4, 4), 0.5), torch.full((4, 4), torch.nan), torch.ones(4, 4) * 1j])
 def test_masks_that_are_no_whole_numbers_are_refused(mask: torch.Tensor) -> None:
     made = Made(image=torch.zeros(2, 4, 4), mask=mask)
-    with pytest.raises(ValueError, match=r"'mask' has .* among its pixels, expected whole numbers"):
+    with pytest.raises(ValueError, match=r"'mask'.*pixels"):
         MappedDataset(made, [S1], {'s1': 'image', 'mask': 'mask'})[0]
     whole = MappedDataset(
         Made(image=torch.zeros(2, 4, 4), mask=torch.ones(4, 4)), [S1], {'s1': 'image', 'mask': 'mask'}
@@ -194,7 +194,7 @@ def test_what_is_not_finite_was_not_measured() -> None:
     found = read(MappedDataset(Made(image=image), [S2], {'s2': 'image'}))['image_s2']
     assert found.isnan().sum().item() == 12  # of three samples
     assert found.nan_to_num().max() == 1
-    with pytest.raises(ValueError, match=r"'image' of 's2' holds complex64 pixels, expected real ones"):
+    with pytest.raises(ValueError, match=r"'image'.*'s2'.*complex64 pixels"):
         MappedDataset(Made(image=image.to(torch.complex64)), [S2], {'s2': 'image'})[0]
 
 

@@ -95,9 +95,9 @@ class TestPixels:
         image, mask = rng.integers(1, 255, (3, 8, 8)).astype(np.uint8), rng.integers(0, 2, (16, 16)).astype(np.uint8)
         picture(tmp_path / 's2/a.png', image)
         picture(tmp_path / 'masks/a.png', mask)
-        with pytest.raises(ValueError, match=r'a\.png states neither .* gsd'):
+        with pytest.raises(ValueError, match=r'a\.png.*gsd'):
             make(tmp_path, rasters={'s2': {'path': 's2'}})
-        with pytest.warns(UserWarning, match='have no georeference'):
+        with pytest.warns(UserWarning, match='georeference'):
             chips = make(tmp_path, 'train', splits={'fractions': [1, 0, 0]})
         sample = chips[0]
         assert np.array_equal(sample['image_s2'].numpy(), image)
@@ -143,7 +143,7 @@ class TestNames:
 
     def test_two_files_of_one_chip_and_date_are_refused(self, tmp_path: Path) -> None:
         write_chips(tmp_path, 2)
-        with pytest.raises(ValueError, match=r"chip0\.tif and .*chip1\.tif are both the chip 'chip'"):
+        with pytest.raises(ValueError, match=r"chip0\.tif.*chip1\.tif.*chip 'chip'"):
             make(tmp_path, rasters={'s2': {'path': 's2', 'filename_regex': '(?P<id>[a-z]+)'}})
 
     @pytest.mark.parametrize('above', [False, True])
@@ -168,7 +168,7 @@ class TestFaults:
         write_chips(tmp_path, 2)
         crs, (x, y) = PLACES[1]
         write(tmp_path / 'masks/chip1.tif', np.zeros((16, 16), np.uint8), (x + 6, y), crs=crs)
-        with pytest.raises(ValueError, match=r'masks/chip1\.tif and .*s2/chip1\.tif differ by up to 6 m'):
+        with pytest.raises(ValueError, match=r'masks/chip1\.tif.*s2/chip1\.tif.*up.*6 m'):
             make(tmp_path)
         write(tmp_path / 'masks/chip1.tif', np.zeros((16, 16), np.uint8), (x + 4, y), crs=crs)
         assert len(make(tmp_path)) == 2
@@ -176,25 +176,25 @@ class TestFaults:
     def test_sensors_in_two_zones_are_refused(self, tmp_path: Path) -> None:
         write_chips(tmp_path, 1)
         write(tmp_path / 'masks/chip0.tif', np.zeros((16, 16), np.uint8), PLACES[0][1], crs='EPSG:32633')
-        with pytest.raises(ValueError, match=r'chip0\.tif is in EPSG:32633 and .*chip0\.tif in EPSG:32632'):
+        with pytest.raises(ValueError, match=r'chip0\.tif.*EPSG:32633.*chip0\.tif.*EPSG:32632'):
             make(tmp_path)
 
     def test_another_gsd_is_refused(self, tmp_path: Path) -> None:
         write_chips(tmp_path, 1)
-        with pytest.raises(ValueError, match=r's2/chip0\.tif has pixels of 10 m, expected 20 m'):
+        with pytest.raises(ValueError, match=r's2/chip0\.tif.*pixels.*10 m.*20 m'):
             make(tmp_path, rasters={'s2': {'path': 's2', 'gsd': 20}})
 
     def test_other_bands_are_refused(self, tmp_path: Path) -> None:
         write_chips(tmp_path, 2)
         crs, corner = PLACES[1]
         write(tmp_path / 's2/chip1.tif', np.zeros((3, 16, 16), np.uint16), corner, crs=crs)
-        with pytest.raises(ValueError, match=r'chip1\.tif has 3 bands, expected 4'):
+        with pytest.raises(ValueError, match=r'chip1\.tif.*3 bands.*4'):
             make(tmp_path)
 
     def test_a_missing_mask_is_named_but_not_to_predict(self, tmp_path: Path) -> None:
         write_chips(tmp_path, 3)
         (tmp_path / 'masks/chip1.tif').unlink()
-        with pytest.raises(FileNotFoundError, match=r'masks/chip1\.tif does not exist.* 3 chips .* 1 have none'):
+        with pytest.raises(FileNotFoundError, match=r'masks/chip1\.tif.*3 chips.*1'):
             make(tmp_path, 'train', splits={'fractions': [1, 0, 0]})
         assert len(make(tmp_path)) == 3
 
@@ -210,7 +210,7 @@ class TestFaults:
         image = np.arange(4 * 12 * 14, dtype=np.uint16).reshape(4, 12, 14)
         write(tmp_path / 's2/chip0.tif', image, corner, crs=crs)
         write(tmp_path / 'masks/chip0.tif', np.zeros((12, 14), np.uint8), corner, crs=crs)
-        with pytest.raises(ValueError, match=r'chip0\.tif has 12 x 14 .*expected 16 x 16 as 3 .*at most 120'):
+        with pytest.raises(ValueError, match=r'chip0\.tif.*12 x 14.*16 x 16.*3.*120'):
             make(tmp_path)
         with pytest.raises(ValueError, match='at most 120'):
             make(tmp_path, tile_size=130)
@@ -244,14 +244,14 @@ class TestFaults:
         blocks = mask.reshape(8, 2, 8, 2).sum((1, 3))
         sample = make(tmp_path, 'train', splits={'fractions': [1, 0, 0]}, label_gsd=20)[0]
         assert torch.equal(sample['mask'][torch.from_numpy(blocks > 2)], torch.ones(int((blocks > 2).sum())).long())
-        with pytest.raises(ValueError, match='label_gsd is 15'):
+        with pytest.raises(ValueError, match=r'label_gsd.*15'):
             make(tmp_path, label_gsd=15)
 
     @pytest.mark.parametrize('mask', [MASK, None])
     def test_labels_that_do_not_fill_a_chip_are_refused(self, tmp_path: Path, mask: Any) -> None:
         write_chips(tmp_path, 1)
         settings = {'label_gsd': 30, 'mask': mask}
-        with pytest.raises(ValueError, match=r'16 x 16 pixels \(160 x 160 m\), expected a whole number .* 30 m'):
+        with pytest.raises(ValueError, match=r'16 x 16 pixels \(160 x 160 m\).*30 m'):
             make(tmp_path, **settings)
         cut = make(tmp_path, **settings, tile_size=120)
         assert cut[0]['image_s2'].shape == (4, 12, 12)
@@ -313,18 +313,18 @@ class TestSplits:
     def test_leaks_are_told(self, tmp_path: Path) -> None:
         names: dict[str, list[str]] = {'a': [], 'b': []}
         (tmp_path / 's.json').write_text('{"train": ["a"], "val": ["b"]}')
-        with pytest.warns(UserWarning, match=r"overlap.*'a' in 'train' and 'b' in 'val'"):
+        with pytest.warns(UserWarning, match=r"overlap.*'a'.*'train'.*'b'.*'val'"):
             split_chips(names, squares((0, 0), (0.005, 0)), {'file': 's.json'}, tmp_path)
         (tmp_path / 's.json').write_text('{"train": ["a"], "val": ["a"]}')
-        with pytest.raises(ValueError, match=r"'a' .*\['train', 'val'\]"):
+        with pytest.raises(ValueError, match=r"'a'.*\['train', 'val'\]"):
             split_chips(names, squares((0, 0), (1, 0)), {'file': 's.json'}, tmp_path)
         (tmp_path / 's.json').write_text('{"train": ["x"]}')
-        with pytest.raises(ValueError, match=r"'x' in s\.json names no chip"):
+        with pytest.raises(ValueError, match=r"'x'.*s\.json.*chip"):
             split_chips(names, squares((0, 0), (1, 0)), {'file': 's.json'}, tmp_path)
 
 
 def test_types_of_files(tmp_path: Path) -> None:
     crs, corner = PLACES[1]
     write(write_chips(tmp_path) / 's2/chip1.tif', np.full((4, 16, 16), 0.3, np.float32), corner, crs=crs)
-    with pytest.warns(UserWarning, match=r's2: pixels are uint16 in .*chip0.tif, but float32 in .*chip1.tif'):
+    with pytest.warns(UserWarning, match=r's2: pixels.*uint16.*chip0.tif.*float32.*chip1.tif'):
         ImageChips(tmp_path, RASTERS, MASK, LABELS, split='all')

@@ -84,7 +84,7 @@ class TestFiles:
         places = {'aerial': aerial, 'labels': labels}
         path = places[name](own, '000001') if name in places else series(own, ZONE, name)
         truncate(path, share)
-        with pytest.raises(ValueError, match=f'{path} cannot be read .*expected'):
+        with pytest.raises(ValueError, match=rf'{path}'):
             FLAIR(own)[0]
 
     @pytest.mark.parametrize(
@@ -126,34 +126,34 @@ class TestFiles:
     def test_product_names(self, own: Path, line: str) -> None:
         path = series(own, ZONE, 'products.txt')
         path.write_text(path.read_text().split()[0] + '\n' + line + '\n')
-        with pytest.raises(ValueError, match=rf'line 2 of {path} holds .*expected'):
+        with pytest.raises(ValueError, match=rf'line 2.*{path}'):
             FLAIR(own)[0]
 
     def test_number_of_products(self, own: Path) -> None:
         write_products(series(own, ZONE, 'products.txt'), ('20190101', '20190102'))
-        with pytest.raises(ValueError, match=r'data\.npy has shape \(4, 10, 12, 14\), expected .* 2 dates in'):
+        with pytest.raises(ValueError, match=r'data\.npy.*shape \(4, 10, 12, 14\).*2 dates'):
             FLAIR(own)[0]
 
     @pytest.mark.parametrize('name', ['flair_aerial_metadata.json', CENTROIDS])
     @pytest.mark.parametrize('text', ['{"IMG', '[]'])
     def test_side_files(self, own: Path, name: str, text: str) -> None:
         (own / name).write_text(text)
-        with pytest.raises(ValueError, match=rf'{name} (cannot be read|holds list).*expected \{{"IMG_000000'):
+        with pytest.raises(ValueError, match=rf'{name} (cannot.*read|holds list).*expected \{{"IMG_000000'):
             FLAIR(own)
 
     def test_aerial_date(self, own: Path) -> None:
         (own / 'flair_aerial_metadata.json').write_text('{"IMG_000001": {"date": "26/08/2019"}}')
-        with pytest.raises(ValueError, match=r"IMG_000001 of .*metadata\.json holds '26/08/2019', expected a date"):
+        with pytest.raises(ValueError, match=r"IMG_000001.*metadata\.json.*'26/08/2019'.*date"):
             FLAIR(own)
 
     def test_missing_labels_are_never_allowed(self, own: Path) -> None:
         labels(own, '000002').unlink()
-        with pytest.raises(FileNotFoundError, match=r'MSK_000002\.tif does not exist, expected labels for each aerial'):
+        with pytest.raises(FileNotFoundError, match=r'MSK_000002\.tif.*labels.*aerial'):
             FLAIR(own, missing='allow')
 
     def test_no_centroids(self, own: Path) -> None:
         (own / CENTROIDS).unlink()
-        with pytest.raises(FileNotFoundError, match=f'{CENTROIDS} does not exist, expected'):
+        with pytest.raises(FileNotFoundError, match=rf'{CENTROIDS}'):
             FLAIR(own)
         FLAIR(own, modalities=('aerial',))[0]
 
@@ -162,7 +162,7 @@ class TestFiles:
     def test_half_a_super_area(self, own: Path, end: str, missing: Any) -> None:
         path = series(own, ZONE, end)
         path.unlink()
-        with pytest.raises(FileNotFoundError, match=f'{path} does not exist, expected it beside SEN2'):
+        with pytest.raises(FileNotFoundError, match=rf'{path}.*SEN2'):
             FLAIR(own, missing=missing)
         FLAIR(own, modalities=('aerial',))[0]
 
@@ -175,37 +175,37 @@ class TestFiles:
     def test_file_may_vanish(self, own: Path) -> None:
         strict, lax = FLAIR(own), FLAIR(own, missing='allow')
         aerial(own, '000001').unlink()
-        with pytest.raises(FileNotFoundError, match=r'IMG_000001\.tif does not exist, expected uint8'):
+        with pytest.raises(FileNotFoundError, match=r'IMG_000001\.tif.*uint8'):
             strict[0]
         assert 'image_aerial' not in lax[0]
 
     def test_size_that_sentinel_2_cannot_cover(self, tmp_path: Path) -> None:
         root = write_tree(tmp_path, size=100)
-        with pytest.raises(ValueError, match=r"MSK_000001\.tif has \(100, 100\) pixels: 20\.0 m is not .* of 's2'"):
+        with pytest.raises(ValueError, match=r"MSK_000001\.tif.*\(100, 100\) pixels: 20\.0 m.*'s2'"):
             FLAIR(root)[0]
 
 
 class TestRoot:
     def test_not_found(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetNotFoundError, match=r"root=.*nowhere.* Expected \['flair_labels_train', 'flair_aer"):
+        with pytest.raises(DatasetNotFoundError, match=r"root=.*nowhere.*\['flair_labels_train', 'flair_aer"):
             FLAIR(tmp_path / 'nowhere')
 
     def test_other_split(self, own: Path) -> None:
         for directory in own.glob('flair_2_*'):
             shutil.rmtree(directory)
         FLAIR(own, 'val')
-        with pytest.raises(DatasetNotFoundError, match=r"Expected \['flair_2_labels_test', 'flair_2_aerial_test', 'fl"):
+        with pytest.raises(DatasetNotFoundError, match=r"\['flair_2_labels_test', 'flair_2_aerial_test', 'fl"):
             FLAIR(own, 'test')
         for what in ('labels', 'aerial', 'sen'):
             shutil.rmtree(own / f'flair_{what}_train/D004_2021')
-        with pytest.raises(DatasetNotFoundError, match=r"split 'val' in flair_labels_train, got \['D001_"):
+        with pytest.raises(DatasetNotFoundError, match=r"split 'val'.*flair_labels_train.*\['D001_"):
             FLAIR(own, 'val')
 
     @pytest.mark.parametrize('name', ['aerial', 's2'])
     def test_modality_that_the_root_lacks(self, own: Path, name: str) -> None:
         directory = {'aerial': 'flair_aerial_train', 's2': 'flair_sen_train'}[name]
         shutil.rmtree(own / directory)
-        with pytest.raises(DatasetNotFoundError, match=rf"Expected \['{directory}'\] there, or archives"):
+        with pytest.raises(DatasetNotFoundError, match=rf"\['{directory}'\].*archives"):
             FLAIR(own, modalities=(name,))
         (other,) = FLAIR(own).modalities
         assert other != name
@@ -260,9 +260,9 @@ class TestArchives:
     def test_corrupted(self, archives: Path) -> None:
         path = archives / 'flair_labels_train.zip'
         path.write_bytes(path.read_bytes()[:-30])
-        with pytest.raises(RuntimeError, match=rf'Dataset found, but corrupted\. {path} has not the md5'):
+        with pytest.raises(RuntimeError, match=rf'Dataset.*corrupted\. {path}.*md5'):
             FLAIR(archives, checksum=True)
-        with pytest.raises(RuntimeError, match=rf'Dataset found, but corrupted\. {path} cannot be unpacked'):
+        with pytest.raises(RuntimeError, match=rf'Dataset.*corrupted\. {path}'):
             FLAIR(archives)
         assert not (archives / 'flair_labels_train').exists()
 

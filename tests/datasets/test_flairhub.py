@@ -284,7 +284,7 @@ class TestRoot:
         for name in ('D004-2021_AERIAL_LABEL-COSIA', 'D004-2021_SPOT_RGBI', 'GLOBAL_ALL_MTD'):
             shutil.make_archive(str(root / name), 'zip', tree, name)
         assert len(FLAIRHUBMultimodal(root, 'val')) == 4
-        with pytest.raises(DatasetNotFoundError, match='no patch in'):
+        with pytest.raises(DatasetNotFoundError, match='patch'):
             FLAIRHUBMultimodal(root, 'train')
 
     def test_already_extracted(self, tree: Path) -> None:
@@ -294,17 +294,17 @@ class TestRoot:
     def test_corrupted(self, tree: Path, tmp_path: Path) -> None:
         for name in ('D004-2021_AERIAL_LABEL-COSIA', 'D004-2021_SPOT_RGBI', 'GLOBAL_ALL_MTD'):
             (tmp_path / f'{name}.zip').write_bytes(b'no archive')
-        with pytest.raises(RuntimeError, match='Dataset found, but corrupted'):
+        with pytest.raises(RuntimeError, match=r'Dataset.*corrupted'):
             FLAIRHUBMultimodal(tmp_path, checksum=True)
 
     def test_not_found(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetNotFoundError, match='Dataset not found'):
+        with pytest.raises(DatasetNotFoundError, match='Dataset'):
             FLAIRHUBMultimodal(tmp_path)
 
     def test_missing_image(self, own: Path) -> None:
         file(own, 'SENTINEL1-DESC_TS').unlink()
         file(own, CLOUDS).unlink()
-        with pytest.raises(FileNotFoundError, match=r'SENTINEL.* does not exist, .* of which 1 have none'):
+        with pytest.raises(FileNotFoundError, match=r'SENTINEL.*1'):
             FLAIRHUBMultimodal(own)
         dataset = FLAIRHUBMultimodal(own, missing='allow')
         sample = dataset[place_of(dataset)]
@@ -323,7 +323,7 @@ class TestRoot:
             (True, True),
             (False, True),
         ]
-        with pytest.warns(UserWarning, match=r"samples of .* no image of \['spot'\] and are left out, 'D006-2020"):
+        with pytest.warns(UserWarning, match=r"samples.*image.*\['spot'\].*'D006-2020"):
             only = FLAIRHUBMultimodal(root, missing='allow', modalities=('spot',))
         assert only.ids == [name for name in dataset.ids if not name.startswith('D006')]
         assert only.unseen == [name for name in dataset.ids if name.startswith('D006')]
@@ -331,7 +331,7 @@ class TestRoot:
     def test_image_lost_later(self, own: Path) -> None:
         dataset = FLAIRHUBMultimodal(own, modalities=('spot',))
         file(own, 'SPOT_RGBI').unlink()
-        with pytest.raises(FileNotFoundError, match=r'D005-2018_SPOT_RGBI_AA-S1-0_0-1.tif does not exist'):
+        with pytest.raises(FileNotFoundError, match=r'D005-2018_SPOT_RGBI_AA-S1-0_0-1.tif'):
             dataset[place_of(dataset)]
 
 
@@ -365,7 +365,7 @@ class TestFaults:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with pytest.raises(ValueError, match=f'{path.name} cannot be read'):
+            with pytest.raises(ValueError, match=rf'{path.name}'):
                 read(own, name)
 
     def test_wrong_shapes(self, own: Path) -> None:
@@ -386,27 +386,27 @@ class TestFaults:
 
     def test_wrong_clouds_and_classes(self, own: Path) -> None:
         store(file(own, CLOUDS), np.zeros((10, 5, 5), np.uint16))
-        with pytest.raises(ValueError, match=r'MSK-SC.* holds probabilities \(5, 2, 5, 5\), expected \(6, 2, 5, 5\)'):
+        with pytest.raises(ValueError, match=r'MSK-SC.*probabilities \(5, 2, 5, 5\).*\(6, 2, 5, 5\)'):
             read(own, 's2')
         store(file(own, 'AERIAL_LABEL-COSIA'), np.full((1, 256, 256), 19, np.uint8))
-        with pytest.raises(ValueError, match=r'COSIA.* holds classes 19 to 19, expected 0 to 18'):
+        with pytest.raises(ValueError, match=r'COSIA.*classes 19.*19.*0.*18'):
             read(own, 'aerial')
 
     def test_wrong_tables(self, own: Path) -> None:
         _write_dates(own, 'SENTINEL2', ('20190101', '20191301'))
-        with pytest.raises(ValueError, match=r"20191301.*|'acquisition_dates' of 'D005"):
+        with pytest.raises(ValueError, match=r"20191301.*|'acquisition_dates'.*'D005"):
             FLAIRHUBMultimodal(own, modalities=('s2',))
         path = table_of(own, 'SENTINEL2')
         path.unlink()
         write_table(path, [{'patch_id': 'D004-2021_AA-S1-3_0-0', 'acquisition_dates': '{}'}])
-        with pytest.raises(ValueError, match=r"has no row of 'D005-2018_AA-S1-0', expected one for each of 1"):
+        with pytest.raises(ValueError, match=r"row.*'D005-2018_AA-S1-0'.*1"):
             FLAIRHUBMultimodal(own, modalities=('s2',))
         path.unlink()
         write_table(path, [{'patch_id': 'D004-2021_AA-S1-3_0-0', 'date': '20190101'}])
-        with pytest.raises(ValueError, match=r"cannot be read .*expected a GeoPackage .* 'acquisition_dates'"):
+        with pytest.raises(ValueError, match=r"GeoPackage.*'acquisition_dates'"):
             FLAIRHUBMultimodal(own, modalities=('s2',))
         path.unlink()
-        with pytest.raises(FileNotFoundError, match=r'SENTINEL2_MTD_DATES.gpkg does not exist'):
+        with pytest.raises(FileNotFoundError, match=r'SENTINEL2_MTD_DATES.gpkg'):
             FLAIRHUBMultimodal(own, modalities=('s2',))
 
 
@@ -415,12 +415,12 @@ class TestWriter:
         write_flairhub(tmp_path / 'again', FLAIRHUBRecipe(areas=1, dates=6))
         for path in (tmp_path / 'again').glob('D*/*/*.tif'):
             assert np.array_equal(stored(path), stored(tree / path.relative_to(tmp_path / 'again')))
-        with pytest.raises(ValueError, match='areas=1, expected areas=2'):
+        with pytest.raises(ValueError, match=r'areas=1.*areas=2'):
             write_flairhub(tmp_path / 'again', FLAIRHUBRecipe(areas=2, dates=6))
 
     @pytest.mark.parametrize('argument', [{'areas': 0}, {'tile': 300}, {'dates': 2}, {'dates': 99}, {'seed': -1}])
     def test_invalid_recipes(self, argument: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match=f'{next(iter(argument))} must be'):
+        with pytest.raises(ValueError, match=rf'{next(iter(argument))}'):
             FLAIRHUBRecipe(**argument)
 
     def test_patches_lie_side_by_side(self, tree: Path) -> None:

@@ -70,7 +70,7 @@ def test_unknown_codes_of_all_tiles_are_one_error(root: Path) -> None:
     labels[3, 3], labels[30, 20], labels[10:12, 10] = 99, -1, 7
     write(root / 'wrong.tif', labels)
     datamodule = make(root, {'path': 'wrong.tif'}, split={'axis': 'x', 'fractions': (1, 0, 0)})
-    with pytest.raises(ValueError, match=r'wrong.tif has the codes 7 \(2 pixels\), -1 \(1 pixel\), 99 \(1 pixel\)'):
+    with pytest.raises(ValueError, match=r'wrong.tif.*codes 7 \(2 pixels\), -1 \(1 pixel\), 99 \(1 pixel\)'):
         datamodule.label_counts('train')
     inside = make(root, {'path': 'wrong.tif'}, split={'train': [X + 320, Y - 360, X + 520, Y]})
     assert inside.label_counts('train').pixels == {'a': 0, 'b': 20 * 36, 'c': 0}

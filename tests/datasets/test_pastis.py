@@ -181,7 +181,7 @@ class TestDates:
         assert len(sample['dates_s2']) == 1
         assert 'image_s1a' not in sample
         assert 'image_spot' in sample
-        with pytest.raises(ValueError, match=r'date_range is .*2016.* expected one with a date of'):
+        with pytest.raises(ValueError, match=r'date_range.*2016.*date'):
             PASTISMultimodal(one, date_range=('2016-01-01', '2016-12-31'))
 
 
@@ -252,7 +252,7 @@ class TestModalities:
         root = write_pastis(tmp_path, folds=(1, 1), size=8)
         (root / SPOT.format(10001)).unlink()
         (root / 'DATA_S2/S2_10000.npy').unlink()
-        with pytest.raises(FileNotFoundError, match=r'S2_10000\.npy does not exist'):
+        with pytest.raises(FileNotFoundError, match=r'S2_10000\.npy'):
             PASTISMultimodal(root)
         dataset = PASTISMultimodal(root, missing='allow')
         assert list(dataset.modalities) == ['s2', 's1a', 's1d', 'spot']
@@ -265,17 +265,13 @@ class TestModalities:
         root = write_pastis(tmp_path, folds=(1, 1, 1, 2), size=8)
         for patch in (10001, 10003):
             (root / SPOT.format(patch)).unlink()
-        with pytest.warns(
-            UserWarning, match=r"1 of 3 samples of .* \['spot'\] and are left out, '10001' among"
-        ) as said:
+        with pytest.warns(UserWarning, match=r"1.*3 samples.*\['spot'\].*'10001'") as said:
             dataset = PASTISMultimodal(root, folds=(1,), modalities=('spot',), missing='allow')
         assert len(said) == 1
         assert (dataset.ids, dataset.unseen) == (['10000', '10002'], ['10001'])
         for sample in (dataset[i] for i in range(len(dataset))):
             assert collate([sample], dataset.modalities)['valid_spot'].all()
-        with pytest.raises(
-            FileNotFoundError, match=r"no image of \['spot'\] of any of the 1 samples, of which '10003'"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"image.*\['spot'\].*1 samples.*'10003'"):
             PASTISMultimodal(root, folds=(2,), modalities=('spot',), missing='allow')
         assert PASTISMultimodal(root, modalities=('spot', 's2'), missing='allow').unseen == []
 
@@ -284,7 +280,7 @@ class TestModalities:
         root = write_pastis(tmp_path, folds=(1, 1), size=8)
         count = len(np.load(root / 'DATA_S2/S2_10001.npy'))
         edit(root, 10001, dates_S2={str(i): 20150101 + i for i in range(count)})
-        with pytest.warns(UserWarning, match=r"1 of 2 samples of .* \['s2'\]"):
+        with pytest.warns(UserWarning, match=r"1.*2 samples.*\['s2'\]"):
             dataset = PASTISMultimodal(
                 root, modalities=('s2',), date_range=('2018-01-01', '2020-12-31'), missing=missing
             )
@@ -295,7 +291,7 @@ class TestModalities:
     def test_a_file_may_vanish(self, one: Path) -> None:
         strict, lax = PASTISMultimodal(one), PASTISMultimodal(one, missing='allow')
         (one / 'DATA_S1A/S1A_10000.npy').unlink()
-        with pytest.raises(FileNotFoundError, match=r'S1A_10000\.npy does not exist, expected float16'):
+        with pytest.raises(FileNotFoundError, match=r'S1A_10000\.npy.*float16'):
             strict[0]
         assert 'image_s1a' not in lax[0]
 

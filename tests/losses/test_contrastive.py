@@ -155,7 +155,7 @@ def test_bad_input_is_refused() -> None:
     assert loss(x, available).isfinite()
     with pytest.raises(ValueError, match=r'exclude is \[\(4, 3\)\] .*\(B, 4\)'):
         loss(x, available, torch.zeros(4, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r'temperature is 2\.0, expected a number from 0\.01 to 1\.0'):
+    with pytest.raises(ValueError, match=r'temperature.*2\.0.*0\.01.*1\.0'):
         CrossModalInfoNCE(2.0)
 
 
@@ -171,7 +171,7 @@ def test_too_close() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]])
     assert too_close(points, 5.1).sum() == 6
     assert too_close(points, 5.0).sum() == 2
-    with pytest.raises(ValueError, match=r'bounds is \(3, 3\), expected \(B, 2\), \(B, 4\) or \(B, 9\)'):
+    with pytest.raises(ValueError, match=r'bounds.*\(3, 3\).*\(B, 2\), \(B, 4\).*\(B, 9\)'):
         too_close(torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r'within is -1\.0'):
         too_close(points, -1.0)

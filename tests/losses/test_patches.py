@@ -163,15 +163,15 @@ def test_bad_input_is_refused() -> None:
     loss = PatchContrastiveLoss()
     with pytest.raises(ValueError, match='1 modality'):
         loss(x[:1], available[:, :1])
-    with pytest.raises(ValueError, match=r'available is \(2, 2\), expected \(B, M\) or \(B, N, M\)'):
+    with pytest.raises(ValueError, match=r'available.*\(2, 2\).*\(B, M\).*\(B, N, M\)'):
         _seen(x, available[:2])
-    with pytest.raises(ValueError, match=r'exclude is \(3, 4\), expected \(3, 3\)'):
+    with pytest.raises(ValueError, match=r'exclude.*\(3, 4\).*\(3, 3\)'):
         loss(x, available, torch.zeros(3, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r'temperature is 0\.01, expected a finite number of at least 0\.02'):
+    with pytest.raises(ValueError, match=r'temperature.*0\.01.*0\.02'):
         PatchContrastiveLoss(0.01)
-    with pytest.raises(ValueError, match=r'exclude is \(3, 4\), expected \(3, 3\)'):
+    with pytest.raises(ValueError, match=r'exclude.*\(3, 4\).*\(3, 3\)'):
         PatchContrastiveLoss(negatives='place')(x, available, torch.zeros(3, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match='block_size is 0'):
+    with pytest.raises(ValueError, match=r'block_size.*0'):
         PatchContrastiveLoss(block_size=0)
     x[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match='1 available tokens'):

@@ -225,7 +225,7 @@ def test_draw_hidden() -> None:
     assert drawn.equal(draw_hidden(50, (4, 8), 0.75, torch.Generator().manual_seed(0)))
     assert not draw_hidden(2, (2, 2), 0.0).any()
     assert draw_hidden(2, (2, 2), 1.0).all()
-    with pytest.raises(ValueError, match=r'ratio is 1\.5, expected a number from 0 to 1'):
+    with pytest.raises(ValueError, match=r'ratio.*1\.5.*0.*1'):
         draw_hidden(2, (2, 2), 1.5)
 
 

@@ -102,7 +102,7 @@ class TestEveryTransform:
         assert not after['valid_spot'][0].any()
 
     def test_a_bare_tensor_is_refused(self, name: str) -> None:
-        with pytest.raises(TypeError, match=r'got a Tensor of shape .* expected a batch'):
+        with pytest.raises(TypeError, match=r'Tensor.*shape.*batch'):
             OURS[name]()(torch.zeros(2, 3, 4, 4))
 
     def test_same_on_batch(self, name: str) -> None:
@@ -165,7 +165,7 @@ class TestKornia:
 
     @pytest.mark.parametrize('step', [K.RandomMixUpV2(), torch.relu, 'flip', {'s2': nn.Identity()}])
     def test_anything_else_is_refused(self, step: Any) -> None:
-        with pytest.raises(TypeError, match='as a step'):
+        with pytest.raises(TypeError, match='step'):
             MultimodalAugmentation(SENSORS, step)
 
     def test_an_unknown_modality_is_refused(self) -> None:
@@ -187,7 +187,7 @@ class TestMultimodalAugmentation:
     def test_parameters_of_other_steps_are_refused(self) -> None:
         augment = MultimodalAugmentation(SENSORS)
         augment(random_tiles())
-        with pytest.raises(ValueError, match='params has 3 entries'):
+        with pytest.raises(ValueError, match=r'params.*3 entries'):
             MultimodalAugmentation(SENSORS, RandomDihedral(SENSORS))(random_tiles(), params=augment.params)
 
     def test_one_inside_another_is_refused(self) -> None:

@@ -78,9 +78,9 @@ class TestEach:
 
     def test_nonsense_is_refused(self, kind: type[Any]) -> None:
         argument = next(iter(KINDS[kind]))
-        with pytest.raises(ValueError, match=f'{argument} is (nan|-?inf), expected'):
+        with pytest.raises(ValueError, match=rf'{argument}.*(nan|-?inf)'):
             kind(SENSORS, **{argument: -math.inf if argument == 'snr' else math.nan})
-        with pytest.raises(ValueError, match='seed is -1, expected 0 or more'):
+        with pytest.raises(ValueError, match=r'seed.*-1.*0'):
             kind(SENSORS, seed=-1)
 
 

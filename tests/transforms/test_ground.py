@@ -116,7 +116,7 @@ class TestGroundStaysAligned:
     @pytest.mark.parametrize('name', list(MODALITIES))
     @pytest.mark.parametrize('transform', [RandomGroundAffine(MODALITIES, **AFFINE), RandomDihedral(MODALITIES)])
     def test_the_test_sees_a_draw_of_its_own(self, transform: nn.Module, name: str) -> None:
-        with pytest.raises(AssertionError, match=f'{name}.* is off by'):
+        with pytest.raises(AssertionError, match=rf'{name}.*off'):
             assert_marker_stays(EachItsOwn(transform, MODALITIES[name]), 0)
 
 
@@ -196,7 +196,7 @@ class TestRandomGroundCrop:
 
     def test_a_mask_of_other_pixels_is_refused(self) -> None:
         batch = random_tiles() | {'mask': torch.zeros(3, 3, 3, dtype=torch.int64)}
-        with pytest.raises(ValueError, match=r'expected a whole number of pixels of the mask'):
+        with pytest.raises(ValueError, match=r'pixels.*mask'):
             RandomGroundCrop(SENSORS, 40.0, 40.0)(batch)
 
 
@@ -260,7 +260,7 @@ class TestRandomGroundAffine:
         assert after['bounds'][0, :3].tolist() == [LEFT + 12.5, LEFT + 37.5, 1]
 
     def test_refuses_a_window(self) -> None:
-        with pytest.raises(ValueError, match='window on the output grid'):
+        with pytest.raises(ValueError, match=r'window.*output grid'):
             RandomGroundAffine(SENSORS)(random_tiles() | {'window': torch.zeros(3, 4, dtype=torch.int64)})
 
     @pytest.mark.parametrize(
@@ -306,5 +306,5 @@ class TestGeoreference:
 
     def test_images_of_different_ground_are_refused(self) -> None:
         batch = random_tiles() | {'image_s2': torch.zeros(3, 4, 2, 16, 16)}
-        with pytest.raises(ValueError, match=r'image_s2 covers 160 x 160 m and image_spot 80 x 80 m'):
+        with pytest.raises(ValueError, match=r'image_s2.*160 x 160 m.*image_spot 80 x 80 m'):
             RandomDihedral(SENSORS)(batch)

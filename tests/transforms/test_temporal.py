@@ -95,7 +95,7 @@ class TestTemporalSubsample:
         assert all(torch.equal(after[key], batch[key]) for key in batch)
 
     def test_bad_arguments_are_refused(self) -> None:
-        with pytest.raises(ValueError, match='max_dates is 0, expected at least 1'):
+        with pytest.raises(ValueError, match=r'max_dates.*0.*1'):
             TemporalSubsample([S2], 0)
 
 

@@ -40,7 +40,7 @@ def test_folder(tmp_path: Path, name: str) -> None:
         (temporary / 'x' / 'y').write_text('y')
         assert not path.exists()
     assert (path / 'x' / 'y').read_text() == 'y'
-    with pytest.raises(OSError, match=rf"not empty: '.*{name}'"), atomic_folder(path):
+    with pytest.raises(OSError, match=rf"'.*{name}'"), atomic_folder(path):
         pass
     assert os.listdir(tmp_path) == [name]
 
@@ -133,7 +133,7 @@ def test_errors_of_the_temporary_file_name_the_final_one(tmp_path: Path) -> None
 @pytest.mark.parametrize('make', [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_is_never_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / 'a')
-    with pytest.raises(FileExistsError, match='no regular file'), atomic_file(tmp_path / 'a'):
+    with pytest.raises(FileExistsError, match='regular'), atomic_file(tmp_path / 'a'):
         pass
 
 
@@ -183,7 +183,7 @@ def test_a_living_process_keeps_its_folder(tmp_path: Path, exclusive: bool) -> N
         assert bool(run(tmp_path, other_writes, tmp_path / 'a', exclusive)) == exclusive
         assert (folder / 'half').exists()
         if exclusive:
-            with pytest.raises(BlockingIOError, match='is being written by another process'):
+            with pytest.raises(BlockingIOError, match='process'):
                 other_writes(tmp_path / 'a', exclusive)
 
 

@@ -116,7 +116,7 @@ def test_tiles_are_a_whole_number_of_patches(children: dict[str, Any]) -> None:
     assert (joined.lattice, joined.step) == (20, 40)
     assert joined[window(2, 2, 15, 15)]['image_s2'].shape[-2:] == (16, 16)
     assert at(joined[window(2, 2, 15, 15)]['bounds']) == (2, 2)
-    with pytest.raises(ValueError, match=r'share no ground below .* gsd sets those of a modality'):
+    with pytest.raises(ValueError, match=r'gsd sets.*modality'):
         MultimodalGeoDataset(children, patch_size=33.333)
 
 
@@ -142,7 +142,7 @@ def test_a_modality_that_is_nowhere_near(children: dict[str, Any], root: Path, t
     joined = MultimodalGeoDataset(children, mask=Labels(root))
     assert 'image_dem' not in joined[window()]
     assert joined.modalities['dem'].gsd == 10
-    with pytest.raises(ValueError, match=r"there is no ground in \['s2', 'dem', 'mask'\] together, where each covers"):
+    with pytest.raises(ValueError, match=r"\['s2', 'dem', 'mask'\]"):
         MultimodalGeoDataset(children, mask=Labels(root), required=('s2', 'dem'))
 
 
@@ -152,14 +152,14 @@ def test_required_and_labels_restrict_the_ground(children: dict[str, Any], root:
     assert MultimodalGeoDataset({'aerial': children['aerial']}, mask=Labels(root)).area.area == pytest.approx(1600)
     part = MultimodalGeoDataset(children).clip(shapely.box(X, Y - 100, X + 100, Y))
     assert part.area.area == pytest.approx(1e4)
-    with pytest.raises(ValueError, match=r'there is no ground in an area with the bounds'):
+    with pytest.raises(ValueError, match=r'area.*bounds'):
         part.clip(shapely.box(0, 0, 1, 1))
-    with pytest.raises(ValueError, match=r"there is no ground in \['area'\] together"):
+    with pytest.raises(ValueError, match=r"\['area'\]"):
         MultimodalGeoDataset(children, area=shapely.box(0, 0, 1, 1))
 
 
 def test_a_window_outside(joined: MultimodalGeoDataset) -> None:
-    with pytest.raises(IndexError, match=r'is outside of the data, expected one within'):
+    with pytest.raises(IndexError, match=r'data'):
         joined[window(100, 100)]
     with pytest.raises(IndexError, match=r'is outside'):
         joined[window(48, 0)]  # touches
@@ -192,7 +192,7 @@ def test_datasets_of_other_crs_see_the_same_ground(tmp_path: Path, root: Path) -
     web = RasterTimeSeries(root / 's2', crs='EPSG:3857', res=16)  # 10 m at this latitude
     assert MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg'), 'web': web}).crs == UTM
     for crs in 'EPSG:4326', 'EPSG:3857':
-        with pytest.raises(ValueError, match=r'expected a projected one in metres'):
+        with pytest.raises(ValueError, match=r'projected.*metres'):
             MultimodalGeoDataset({'deg': RasterTimeSeries(tmp_path / 'deg')}, crs=crs)
 
 
@@ -221,9 +221,9 @@ def test_periods_of_their_own(children: dict[str, Any], root: Path) -> None:
     sample = joined[window()]
     assert (len(sample['dates_s2']), len(sample['dates_s1'])) == (1, 1)
     assert sample['dates_s1'].item() < sample['dates_s2'].item()
-    with pytest.raises(ValueError, match=r"date_ranges of 's1' is .* expected a period with some of its data"):
+    with pytest.raises(ValueError, match=r"date_ranges.*'s1'.*period.*data"):
         MultimodalGeoDataset(children, date_ranges={'s1': ('2001-01-01', '2001-12-31')})
-    with pytest.raises(ValueError, match=r"date_ranges names \['s3'\], expected some of"):
+    with pytest.raises(ValueError, match=r"date_ranges.*\['s3'\]"):
         MultimodalGeoDataset(children, date_ranges={'s3': ('2001-01-01', '2001-12-31')})
 
 
@@ -383,17 +383,17 @@ def test_intersections_and_unions(joined: MultimodalGeoDataset, children: dict[s
 
 
 def test_arguments(children: dict[str, Any], root: Path) -> None:
-    with pytest.raises(ValueError, match=r"required names 's2', expected some of \['s2', 's1', 'aerial'\]"):
+    with pytest.raises(ValueError, match=r"required.*'s2'.*\['s2', 's1', 'aerial'\]"):
         MultimodalGeoDataset(children, required='s2')
-    with pytest.raises(ValueError, match=r"required names \('spot',\), expected"):
+    with pytest.raises(ValueError, match=r"required.*\('spot',\)"):
         MultimodalGeoDataset(children, required=('spot',))
-    with pytest.raises(ValueError, match=r"'s2' is str, expected a GeoDataset"):
+    with pytest.raises(ValueError, match=r"'s2'.*str.*GeoDataset"):
         MultimodalGeoDataset({'s2': str(root)})
-    with pytest.raises(ValueError, match=r'datasets is empty'):
+    with pytest.raises(ValueError, match=r'datasets'):
         MultimodalGeoDataset({})
-    with pytest.raises(ValueError, match=r"modality name 'Sentinel 2' must be"):
+    with pytest.raises(ValueError, match=r"modality.*'Sentinel 2'"):
         MultimodalGeoDataset({'Sentinel 2': children['s2']})
-    with pytest.raises(ValueError, match=r"gsd names \['spot'\]"):
+    with pytest.raises(ValueError, match=r"gsd.*\['spot'\]"):
         MultimodalGeoDataset(children, gsd={'spot': 1})
 
 
@@ -411,7 +411,7 @@ def test_plot(joined: MultimodalGeoDataset) -> None:
 
 
 def test_pixels_are_square(root: Path) -> None:
-    with pytest.raises(ValueError, match=r'pixel size of the window is 10 x 20, expected square'):
+    with pytest.raises(ValueError, match=r'pixel size.*window.*10 x 20.*square'):
         window_grid(UTM, slice(X, X + 160, 10), slice(Y - 160, Y, 20))
 
 
@@ -431,9 +431,7 @@ class RasterDatasetOfAnotherSize(RasterDataset):
 def test_what_others_give_is_looked_at(root: Path) -> None:
     dataset = RasterDatasetOfAnotherSize(root / 's2')
     joined = MultimodalGeoDataset({'s2': dataset})
-    with pytest.raises(
-        ValueError, match=r"'s2' gives \(2, 16, 18\) for a window of 16 x 16 pixels of 10.0 m, expected"
-    ):
+    with pytest.raises(ValueError, match=r"'s2'.*\(2, 16, 18\).*window.*16 x 16 pixels.*10.0 m"):
         joined[window()]
     for source in joined.sources.values():
         source.dataset.lost = True
@@ -442,7 +440,7 @@ def test_what_others_give_is_looked_at(root: Path) -> None:
 
 def test_one_modality_a_dataset(children: dict[str, Any]) -> None:
     both = MultimodalGeoDataset({'s2': children['s2'], 's1': children['s1']})
-    with pytest.raises(ValueError, match=r"'all' has the modalities \['s2', 's1'\], expected a dataset of one"):
+    with pytest.raises(ValueError, match=r"'all'.*modalities \['s2', 's1'\].*dataset"):
         MultimodalGeoDataset({'all': both})
 
 
@@ -487,5 +485,5 @@ def test_a_grid_that_lies_askew_is_said(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / 'b.tif', 'w', driver='GTiff', crs=UTM, transform=place, **size) as file:
         file.write(ramp(40, 40))
     askew = RasterTimeSeries(tmp_path / 'b.tif', name='askew', res=10, temporal=False)
-    with pytest.warns(UserWarning, match='askew: its pixels lie askew to the grid of the tiles; they are resampled'):
+    with pytest.warns(UserWarning, match=r'askew.*pixels.*askew.*grid.*tiles'):
         MultimodalGeoDataset({'s2': RasterTimeSeries(tmp_path / 's2', name='s2'), 'askew': askew})

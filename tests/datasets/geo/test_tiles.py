@@ -57,16 +57,16 @@ def test_where_nothing_is_there_is_only_the_window() -> None:
 
 
 def test_an_area_outside_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'the area \(400.*lies outside of the data, which cover x from 0 to 400'):
+    with pytest.raises(ValueError, match=r'area \(400.*data.*0.*400'):
         AreaTiles(Plane(), make_grid(left=400))
 
 
 def test_a_grid_in_another_crs_is_refused() -> None:
-    with pytest.raises(ValueError, match='the grid is in EPSG:32632, expected the CRS of the data'):
+    with pytest.raises(ValueError, match=r'grid.*EPSG:32632.*CRS.*data'):
         AreaTiles(Plane(), make_grid(crs=CRS.from_epsg(32632)))
 
 
 def test_a_grid_between_the_pixels_of_the_data_is_refused() -> None:
     for offset, found in (((6, 0), r'86.0, 400.0'), ((0, -6), r'80.0, 394.0')):
-        with pytest.raises(ValueError, match=rf'pixels at \({found}\) where the grid has them at \(80.0, 400.0\)'):
+        with pytest.raises(ValueError, match=rf'pixels.*\({found}\).*grid.*\(80.0, 400.0\)'):
             read(AreaTiles(Plane(*offset), make_grid()), 8)

@@ -113,9 +113,9 @@ def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
     write(tmp_path / 'a_20210601.tif', ramp(16, 16))
     assert as_numbers([0, 65535]) == (0, 65535)
     for wrong in ('none', [None], True, {'a': 1}):
-        with pytest.raises(ValueError, match=r'nodata is .* expected a number'):
+        with pytest.raises(ValueError, match=r'nodata'):
             RasterTimeSeries(tmp_path, nodata=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"replace_nodata is 'x'"):
+    with pytest.raises(ValueError, match=r"replace_nodata.*'x'"):
         RasterTimeSeries(tmp_path, replace_nodata='x')
 
 
@@ -133,7 +133,7 @@ def test_infinite_values_are_said_once(tmp_path: Path) -> None:
     image[0, 0, :3] = np.inf, -np.inf, 1e30
     for stamp in '20210601', '20210611':
         write(tmp_path / f'a_{stamp}.tif', image)
-    with pytest.warns(UserWarning, match=r'a_20210601\.tif holds 3 values that are infinite or beyond 1e\+20') as said:
+    with pytest.warns(UserWarning, match=r'a_20210601\.tif.*3 values.*infinite.*1e\+20') as said:
         found = RasterTimeSeries(tmp_path)[WINDOW]['image_raster']
     assert len(said) == 1
     assert found.isnan().sum((1, 2, 3)).tolist() == [3, 3]
@@ -183,9 +183,7 @@ def scaled(path: Path, value: int, scale: float, offset: float, **profile: Any) 
 def test_scale_and_offset_apply_where_they_differ(tmp_path: Path) -> None:
     scaled(tmp_path / 'S2_20210601.tif', 1500, 1e-4, 0, nodata=0)
     scaled(tmp_path / 'S2_20230601.tif', 2500, 1e-4, -0.1, nodata=0)
-    with pytest.warns(
-        UserWarning, match=r"scale and offset of the files of 's2' differ .*-0\.1.*no longer the unit dn"
-    ):
+    with pytest.warns(UserWarning, match=r"scale.*offset.*files.*'s2'.*-0\.1.*no.*unit dn"):
         series = RasterTimeSeries(tmp_path, name='s2', unit='dn')
     image = series[WINDOW]['image_s2']
     assert image[:, 0, 0].isnan().all()
@@ -204,7 +202,7 @@ def test_scale_and_offset_of_all_files_alike(tmp_path: Path) -> None:
         series = RasterTimeSeries(tmp_path, unit='dn')
     assert series[WINDOW]['image_raster'][:, 0, 1, 0].tolist() == [1500, 1500]
     assert series.modalities['raster'].unit == 'dn'
-    with pytest.warns(UserWarning, match='lead to the unit reflectance'):
+    with pytest.warns(UserWarning, match='unit reflectance'):
         series = RasterTimeSeries(tmp_path, unit='reflectance')
     assert series[WINDOW]['image_raster'][:, 0, 1, 0].tolist() == pytest.approx([0.05, 0.05])
 

@@ -153,19 +153,19 @@ class TestFetch:
 
     def test_zip_without_digest_has_the_structure_of_one(self, server: Server, tmp_path: Path) -> None:
         server.files['file'] = BYTES
-        with pytest.raises(RuntimeError, match='gave no zip archive'):
+        with pytest.raises(RuntimeError, match='zip archive'):
             fetch(f'{server.url}/file', tmp_path / 'a.zip')
         assert not (tmp_path / 'a.zip').exists()
 
     def test_nobody_answers(self, tmp_path: Path) -> None:
-        with pytest.raises(ConnectionError, match=r'http://127\.0\.0\.1:9/x cannot be downloaded .*refused'):
+        with pytest.raises(ConnectionError, match=r'http://127\.0\.0\.1:9/x.*downloaded.*refused'):
             fetch('http://127.0.0.1:9/x', tmp_path / 'file')
 
     def test_file_that_is_there_is_verified_and_kept(self, tmp_path: Path) -> None:
         path = tmp_path / 'file'
         path.write_bytes(b'mine')
         fetch('http://127.0.0.1:9/x', path, '0' * 32)
-        with pytest.raises(RuntimeError, match=f'corrupted. {path} has not the md5 {"0" * 32}'):
+        with pytest.raises(RuntimeError, match=rf'corrupted. {path}.*md5 {"0" * 32}'):
             fetch('http://127.0.0.1:9/x', path, '0' * 32, checksum=True)
         assert path.read_bytes() == b'mine'
 
@@ -212,7 +212,7 @@ class TestObtain:
 
     def test_another_file_than_the_published_one(self, archive: Archive, server: Server, tmp_path: Path) -> None:
         server.files['archive.zip'] += b'x'
-        with pytest.raises(RuntimeError, match=f'Download corrupted: .* expected .*{archive.digest}'):
+        with pytest.raises(RuntimeError, match=rf'Download corrupted.*{archive.digest}'):
             obtain(archive, tmp_path / 'root', download=True)
         assert not (tmp_path / 'root/archive.zip').exists()
 
@@ -244,7 +244,7 @@ class TestHub:
         listed = published.list()
         published.listing = lambda: listed
         published.files[path] = b'x' + published.files[path][1:]
-        with pytest.raises(RuntimeError, match=f'Download corrupted: {path} of IGNF/PASTIS-HD'):
+        with pytest.raises(RuntimeError, match=rf'Download corrupted: {path}.*IGNF/PASTIS-HD'):
             download_files(REPOSITORY, ['NORM_*.json', 'DATA_S2/*.npy'], tmp_path / 'root')
         assert not (tmp_path / 'root' / path).exists()
 
@@ -252,7 +252,7 @@ class TestHub:
         download_files(REPOSITORY, ['DATA_S2/*.npy'], tmp_path)
         (tmp_path / 'DATA_S2/S2_10003.npy').write_bytes(b'x')
         download_files(REPOSITORY, ['DATA_S2/*.npy'], tmp_path)
-        with pytest.raises(RuntimeError, match=r'S2_10003\.npy has not the digest [0-9a-f]{64}'):
+        with pytest.raises(RuntimeError, match=r'S2_10003\.npy.*digest [0-9a-f]{64}'):
             download_files(REPOSITORY, ['DATA_S2/*.npy'], tmp_path, checksum=True)
 
     @pytest.mark.parametrize(
@@ -279,20 +279,20 @@ class TestHub:
         good = {'rfilename': 'a.npy', 'size': 1, 'blobId': '0' * 40}
         entry = (good | sibling if sibling else {}) if isinstance(sibling, dict) else sibling
         server.listing = lambda: {'id': REPOSITORY, 'sha': COMMIT, 'siblings': [entry]}
-        with pytest.raises(ConnectionError, match='IGNF/PASTIS-HD on Hugging Face cannot be listed'):
+        with pytest.raises(ConnectionError, match=r'IGNF/PASTIS-HD.*Hugging Face.*listed'):
             download_files(REPOSITORY, ['*'], tmp_path / 'root')
         assert names(tmp_path) == []
 
     @pytest.mark.parametrize('answer', [{'error': 'gone'}, [], 'no list', {'id': REPOSITORY, 'siblings': 3}], ids=str)
     def test_other_answers(self, server: Server, tmp_path: Path, answer: Any) -> None:
         server.listing = lambda: answer
-        with pytest.raises(ConnectionError, match=r'cannot be listed|has no file'):
+        with pytest.raises(ConnectionError, match=r'listed|has.*file'):
             download_files(REPOSITORY, ['*.npy'], tmp_path / 'root')
 
     def test_file_that_the_hub_lacks(self, published: Server, tmp_path: Path) -> None:
-        with pytest.raises(ConnectionError, match=r'has no file DATA_S9/\*\.npy'):
+        with pytest.raises(ConnectionError, match=r'file DATA_S9/\*\.npy'):
             download_files(REPOSITORY, ['DATA_S9/*.npy'], tmp_path)
-        with pytest.raises(ConnectionError, match=r'cannot be listed .*404'):
+        with pytest.raises(ConnectionError, match=r'listed.*404'):
             download_files('IGNF/NOTHING', ['*'], tmp_path)
 
 

@@ -65,13 +65,13 @@ class TestReadFrames:
         for _ in range(2):
             read_array_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match=r'array\.npy cannot be read .*, expected an array'):
+        with pytest.raises(ValueError, match=r'array\.npy.*array'):
             read_array_frames(path, 'an array', (9, 3, 5, 7), np.arange(9), 'int16', None)
 
     def test_integers_that_are_not(self, tmp_path: Path) -> None:
         path = tmp_path / 'array.npy'
         np.save(path, np.full((2, 1, 2, 2), np.inf))
-        with pytest.raises(ValueError, match='holds float64 with 8 that are not finite, expected int16'):
+        with pytest.raises(ValueError, match=r'float64.*8.*int16'):
             read_array_frames(path, 'an array', (2, 1, 2, 2), np.arange(2), 'int16', None)
 
 
@@ -99,7 +99,7 @@ def test_classes_that_occur() -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r'none.npy does not exist, expected a mask'):
+    with pytest.raises(FileNotFoundError, match=r'none.npy.*mask'):
         read_array(tmp_path / 'none.npy', 'a mask')
 
 
@@ -128,5 +128,5 @@ def test_masks_and_nodata_beside_published_rasters_count(
 
 def test_complex_rasters_are_refused(tmp_path: Path) -> None:
     path = write_raster(tmp_path / 'a.tif', np.full((1, 6, 6), 3 + 4j, np.complex64))
-    with pytest.raises(ValueError, match=r'a\.tif holds complex64'):
+    with pytest.raises(ValueError, match=r'a\.tif.*complex64'):
         read_raster(path, 'an image')

@@ -69,7 +69,7 @@ def test_other_bands_than_those_of_the_first_file(
     bands(tmp_path / '20210601_SR.tif', *first, described=described)
     bands(tmp_path / '20210601_udm2.tif', *second, described=described)
     series = RasterTimeSeries(tmp_path)
-    with pytest.raises(ValueError, match=r'udm2\.tif has \d bands.* as in .*SR\.tif'):
+    with pytest.raises(ValueError, match=r'udm2\.tif.*\d bands.*SR\.tif'):
         series[WINDOW]
 
 
@@ -89,7 +89,7 @@ def test_descriptions_of_a_kind_of_their_own_are_no_names(tmp_path: Path) -> Non
 
 def test_dates_in_bands_are_no_image(tmp_path: Path) -> None:
     bands(tmp_path / 'year.tif', 'B02_2021-01', 'B03_2021-01', 'B02_2021-02', 'B03_2021-02')
-    with pytest.raises(ValueError, match=r"bands of the dates \['2021-01', '2021-02'\]"):
+    with pytest.raises(ValueError, match=r"bands.*dates \['2021-01', '2021-02'\]"):
         RasterTimeSeries(tmp_path, temporal=False)
     bands(tmp_path / 'nm.tif', '2010.11 nm', '2020.12 nm')
     assert len(RasterTimeSeries(tmp_path / 'nm.tif', temporal=False).bands) == 2
@@ -100,7 +100,7 @@ def test_complex_pixels_are_refused(tmp_path: Path, dtype: str) -> None:
     size = {'count': 1, 'height': 8, 'width': 8, 'transform': rasterio.transform.from_origin(X, Y, 10, 10)}
     with rasterio.open(tmp_path / 'S1_20210615.tif', 'w', driver='GTiff', crs=UTM, dtype=dtype, **size):
         pass
-    with pytest.raises(ValueError, match=rf'S1_20210615\.tif holds {dtype} pixels, expected real ones.* amplitude'):
+    with pytest.raises(ValueError, match=rf'S1_20210615\.tif.*{dtype} pixels.*amplitude'):
         RasterTimeSeries(tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_what_else_a_folder_holds_is_said(tmp_path: Path) -> None:
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a/S2A_MSIL2A_20210601T104629_N0300_R051_T31UFS_20210601T120000.zip').write_bytes(b'')
     for reader in RasterTimeSeries, Sentinel2TimeSeries:
-        with pytest.raises(DatasetNotFoundError, match=r"archives such as 'S2A_.*zip': unpack them .*sentinel2"):
+        with pytest.raises(DatasetNotFoundError, match=r"archives.*'S2A_.*zip'.*sentinel2"):
             reader(tmp_path / 'a')
     safe = tmp_path / 'b/S2A_MSIL2A_20210601T104629_N0300_R051_T31UFS_20210601T120000.SAFE'
     bands(safe / 'GRANULE/L2A/IMG_DATA/R10m/T31UFS_20210601T104629_B02_10m.jp2', 'B02')

@@ -160,13 +160,13 @@ class TestForeign:
 
     def test_settings_beside_the_class(self, radar: Path) -> None:
         settings = {'class_path': 'torchgeo.datasets.RasterDataset', 'init_args': {'paths': 's1'}}
-        with pytest.raises(ValueError, match=r"settings of 's1' have \['nodata'\] beside class_path"):
+        with pytest.raises(ValueError, match=r"settings.*'s1'.*\['nodata'\].*class_path"):
             image_dataset('s1', {**settings, 'nodata': 0}, radar)
         assert isinstance(image_dataset('s1', {**settings, 'kind': 'radar', 'gsd': 10}, radar), RasterDataset)
 
     def test_what_the_dataset_states_is_not_overruled(self, radar: Path) -> None:
         power = RasterTimeSeries(radar / 's1', name='s1', unit='power')
-        with pytest.raises(ValueError, match=r"facts of 's1' are \{'unit': 'db'\}, but its dataset states"):
+        with pytest.raises(ValueError, match=r"facts.*'s1'.*\{'unit': 'db'\}.*dataset"):
             MultimodalGeoDataset({'s1': power}, facts={'s1': {'unit': 'db'}})
         with pytest.raises(ValueError, match='facts names'):
             MultimodalGeoDataset({'s1': power}, facts={'s2': {'unit': 'dn'}})
@@ -217,8 +217,8 @@ class TestItems:
         radar = self.write(tmp_path, {'sar:polarizations': ['VV']}).name
         power = image_dataset('s1', {'kind': 'stac', 'path': radar, 'bands': ['x'], 'unit': 'power'}, tmp_path)
         assert facts(power) == ('radar', 'power', None)
-        with pytest.raises(ValueError, match=r"kind of 's1' is 'optical', but the items of .* state 'radar'"):
+        with pytest.raises(ValueError, match=r"kind.*'s1'.*'optical'.*items.*'radar'"):
             image_dataset('s1', {'reader': 'stac', 'kind': 'optical', 'path': radar, 'bands': ['x']}, tmp_path)
         self.write(tmp_path, {'platform': 'sentinel-2a'})
-        with pytest.raises(ValueError, match=r"unit of 's2' is 'reflectance', but the items of .* state 'dn'"):
+        with pytest.raises(ValueError, match=r"unit.*'s2'.*'reflectance'.*items.*'dn'"):
             STACTimeSeries(tmp_path / radar, bands=('x',), unit='reflectance')

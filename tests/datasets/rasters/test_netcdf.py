@@ -192,7 +192,7 @@ def test_dates_of_files_without_a_coordinate(tmp_path: Path) -> None:
     single = NetCDFTimeSeries(tmp_path)
     assert not single.temporal
     assert single[WINDOW]['image_raster'].shape == (2, 8, 8)
-    with pytest.raises(ValueError, match=r'dem.nc has no time coordinate, .* temporal: false'):
+    with pytest.raises(ValueError, match=r'dem.nc.*time coordinate.*temporal: false'):
         NetCDFTimeSeries(tmp_path, temporal=True)
     dated = (tmp_path / 'dem.nc').rename(tmp_path / 's2_20210615.nc')
     assert dates(NetCDFTimeSeries(dated, temporal=True)[WINDOW]) == ['2021-06-15']
@@ -205,10 +205,10 @@ def test_coordinate_of_dates_by_name(tmp_path: Path) -> None:
             changed = file.load().drop_vars('time').rename(time='step').assign_coords(when=('step', values))
         other = tmp_path / f'{values.dtype.kind}.nc'
         changed.to_netcdf(other, engine='h5netcdf')
-        with pytest.raises(ValueError, match=r".nc has the dimension 'step' of 3, .* name its coordinate by time"):
+        with pytest.raises(ValueError, match=r".nc.*dimension 'step'.*3.*coordinate.*time"):
             NetCDFTimeSeries(other)
         assert dates(NetCDFTimeSeries(other, time='when')[WINDOW]) == sorted(DAYS)
-    with pytest.raises(ValueError, match=r"time is 'never', expected a coordinate of .*.nc"):
+    with pytest.raises(ValueError, match=r"time.*'never'.*coordinate.*.nc"):
         NetCDFTimeSeries(other, time='never')
 
 
@@ -219,12 +219,12 @@ def test_calendars(tmp_path: Path) -> None:
         changed = file.load()
     changed.time.attrs['calendar'] = '360_day'
     changed.to_netcdf(tmp_path / 'b.nc', engine='h5netcdf')
-    with pytest.raises(ValueError, match=r"'time' of .*b.nc cannot be read as dates .*'360_day'.* standard calendar"):
+    with pytest.raises(ValueError, match=r"'time'.*b.nc.*dates.*'360_day'.* standard calendar"):
         NetCDFTimeSeries(tmp_path / 'b.nc')
 
 
 def test_crs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.nc states no CRS, .* such as crs: 'EPSG:32631'"):
+    with pytest.raises(ValueError, match=r"a.nc.*CRS.*crs: 'EPSG:32631'"):
         NetCDFTimeSeries(cube(tmp_path / 'a.nc', crs=None))
     told = NetCDFTimeSeries(tmp_path / 'a.nc', crs=CRS(UTM))
     assert told[WINDOW]['image_raster'].isfinite().all()
@@ -244,24 +244,24 @@ def test_crs(tmp_path: Path) -> None:
         lon = ('lon', first + np.arange(16) / 10, degrees_east)
         changed.assign_coords(lon=lon).to_netcdf(tmp_path / name, engine='h5netcdf')
     assert NetCDFTimeSeries(tmp_path / 'd.nc').index.total_bounds[0] == pytest.approx(-3.05)
-    with pytest.raises(ValueError, match=r'e.nc has longitudes from 178.95 to 180.55, expected -180 to 180'):
+    with pytest.raises(ValueError, match=r'e.nc.*longitudes.*178.95.*180.55.*-180.*180'):
         NetCDFTimeSeries(tmp_path / 'e.nc')
 
 
 def test_distant_zones_are_refused(tmp_path: Path) -> None:
     cube(tmp_path / 'a.nc')
     cube(tmp_path / 'b.nc', crs='EPSG:32650')
-    with pytest.raises(ValueError, match=r'b.nc is in EPSG:32650 .* the CRS of the samples'):
+    with pytest.raises(ValueError, match=r'b.nc.*EPSG:32650.*CRS.*samples'):
         NetCDFTimeSeries(tmp_path)
 
 
 def test_variables_that_are_missing_name_both(tmp_path: Path) -> None:
     cube(tmp_path / 'a.nc')
     cube(tmp_path / 'b.nc', {'B04': np.ones((3, 16, 16), np.float32)}, origin=(X + 160, Y))
-    with pytest.raises(ValueError, match=r"b.nc has no variable 'B08'.*a.nc has \['B04', 'B08'\]"):
+    with pytest.raises(ValueError, match=r"b.nc.*variable 'B08'.*a.nc.*\['B04', 'B08'\]"):
         NetCDFTimeSeries(tmp_path)
     assert NetCDFTimeSeries(tmp_path, bands=['B04']).bands == ('B04',)
-    with pytest.raises(ValueError, match=r"a.nc has no variable 'B11', expected some of \['B04', 'B08'\]"):
+    with pytest.raises(ValueError, match=r"a.nc.*variable 'B11'.*\['B04', 'B08'\]"):
         NetCDFTimeSeries(tmp_path, variable='B11')
     with pytest.raises(ValueError, match='expected one of both'):
         NetCDFTimeSeries(tmp_path, variable='B04', bands=['B04'])
@@ -270,16 +270,16 @@ def test_variables_that_are_missing_name_both(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'a.nc'
     path.write_bytes(b'no such thing')
-    with pytest.raises(ValueError, match=r'a.nc cannot be read .* expected a NetCDF file'):
+    with pytest.raises(ValueError, match=r'a.nc.*NetCDF file'):
         NetCDFTimeSeries(path)
     irregular = cube(path)
     with xr.open_dataset(irregular, engine='h5netcdf') as file:
         changed = file.load()
     changed.assign_coords(x=np.where(changed.x > X + 80, changed.x + 3, changed.x)).to_netcdf(path, engine='h5netcdf')
-    with pytest.raises(ValueError, match=r"'x' of .*a.nc has steps from .* expected a regular grid"):
+    with pytest.raises(ValueError, match=r"'x'.*a.nc.*steps.*grid"):
         NetCDFTimeSeries(path)
     cube(path, {'B04': np.full((3, 16, 16), b'a')})
-    with pytest.raises(ValueError, match=r'a.nc has the variables .*expected one with the dimensions of pixels'):
+    with pytest.raises(ValueError, match=r'a.nc.*variables.*dimensions.*pixels'):
         NetCDFTimeSeries(path)
 
 
@@ -287,7 +287,7 @@ def test_scales_that_differ_contradict_digital_numbers(tmp_path: Path) -> None:
     stored = np.ones((3, 16, 16), np.int16)
     cube(tmp_path / 'a.nc', {'B04': stored}, attrs={'scale_factor': 0.1})
     cube(tmp_path / 'b.nc', {'B04': stored}, attrs={'scale_factor': 0.2}, origin=(X + 160, Y))
-    with pytest.raises(ValueError, match=r"unit of 'raster' is 'dn', but .*a.nc and .*b.nc state other scale_factor"):
+    with pytest.raises(ValueError, match=r"unit.*'raster'.*'dn'.*a.nc.*b.nc.*scale_factor"):
         NetCDFTimeSeries(tmp_path, unit='dn')
     image = NetCDFTimeSeries(tmp_path)[X + 80 : X + 240, Y - 80 : Y]['image_raster'][0, 0, 0]
     assert image.tolist() == pytest.approx([0.1] * 8 + [0.2] * 8)
@@ -369,7 +369,7 @@ def test_settings(tmp_path: Path) -> None:
         dataset: Any = image_dataset('s2', {'path': 'tiles', 'gsd': 10, **settings}, tmp_path)
         assert dataset.modalities['s2'].bands == ('B04', 'B08')
         assert dataset.modalities['s2'].kind == ('optical' if 'reader' in settings else None)
-    with pytest.raises(ValueError, match=r"kind of the mask is 'stac', expected one of \['raster', 'netcdf'\]"):
+    with pytest.raises(ValueError, match=r"kind.*mask.*'stac'.*\['raster', 'netcdf'\]"):
         label_dataset({'path': 'tiles', 'kind': 'stac'}, tmp_path)
     with pytest.raises(DatasetNotFoundError, match='kind: netcdf'):
         image_dataset('s2', {'path': 'tiles'}, tmp_path)
@@ -397,7 +397,7 @@ def test_labels_are_a_variable(tmp_path: Path) -> None:
     assert sample['mask'][1:].eq(0).all()
     assert sample['image_s2'].shape == (3, 2, 8, 8)
     assert re.search(r's2 +2 +3 +2021-03-01 +2021-09-01 +10 +EPSG:32631 +B04 B08', datamodule.contents())
-    with pytest.raises(ValueError, match=r"labels_a.nc has the variables \['LC', 'CT'\], .* such as variable: LC"):
+    with pytest.raises(ValueError, match=r"labels_a.nc.*variables \['LC', 'CT'\].*variable: LC"):
         _ = make(tmp_path).labelled
     with pytest.raises(ValueError, match='11'):
         _ = make(tmp_path, variable='CT', classes={13: 'grass', 12: 'x'}).label_counts('train')
@@ -461,10 +461,10 @@ def test_numbers_that_are_no_dates(tmp_path: Path) -> None:
     days = np.array([1, 2, 3], np.int32)
     data = xr.open_dataset(cube(tmp_path / 'a.nc'), decode_cf=False).load()
     data.assign_coords(time=('time', days)).to_netcdf(tmp_path / 'b.nc', engine='h5netcdf')
-    with pytest.raises(ValueError, match=r"'time' of .*b.nc cannot be read as dates \('1' is no date such as 20210615"):
+    with pytest.raises(ValueError, match=r"'time'.*b.nc.*dates \('1'.*date.*20210615"):
         NetCDFTimeSeries(tmp_path / 'b.nc', time='time')
     data.isel(time=slice(0)).to_netcdf(tmp_path / 'c.nc', engine='h5netcdf')
-    with pytest.raises(ValueError, match=r"'time' of .*c.nc has no date"):
+    with pytest.raises(ValueError, match=r"'time'.*c.nc.*date"):
         NetCDFTimeSeries(tmp_path / 'c.nc')
 
 
@@ -483,10 +483,10 @@ def test_file_that_is_replaced_by_one_of_equal_size_and_time(tmp_path: Path) -> 
 def test_units_of_files(tmp_path: Path) -> None:
     cube(tmp_path / 'a.nc', attrs={'units': 'K'})
     cube(tmp_path / 'b.nc', attrs={'units': 'degC'}, origin=(X + 160, Y))
-    with pytest.warns(UserWarning, match=r"'B0.' of 'raster' has the units 'K' in .*a.nc and 'degC' in .*b.nc"):
+    with pytest.warns(UserWarning, match=r"'B0.'.*'raster'.*units 'K'.*a.nc.*'degC'.*b.nc"):
         NetCDFTimeSeries(tmp_path)
     cube(tmp_path / 'c.nc', attrs={'units': 'dB'})
-    with pytest.warns(UserWarning, match=r"has the units 'dB', but unit of 'raster' is 'power'"):
+    with pytest.warns(UserWarning, match=r"units 'dB'.*unit.*'raster'.*'power'"):
         NetCDFTimeSeries(tmp_path / 'c.nc', kind='radar', unit='power')
 
 
@@ -494,5 +494,5 @@ def test_types_of_files(tmp_path: Path) -> None:
     cube(tmp_path / 'a.nc')
     image = np.full((3, 16, 16), 4000, np.int16)
     cube(tmp_path / 'b.nc', {'B04': image, 'B08': image}, origin=(X + 160, Y))
-    with pytest.warns(UserWarning, match=r'pixels are float32 in .*a.nc, but int16 in .*b.nc'):
+    with pytest.warns(UserWarning, match=r'pixels.*float32.*a.nc.*int16.*b.nc'):
         NetCDFTimeSeries(tmp_path)

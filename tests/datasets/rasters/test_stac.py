@@ -164,18 +164,18 @@ def test_sentinel_2_of_all_processing_baselines_is_on_one_scale(
 
 def test_errors(tmp_path: Path) -> None:
     path = collection(tmp_path)
-    with pytest.raises(ValueError, match=r"item 'scene-0' of .* lacks the assets \['red'\]"):
+    with pytest.raises(ValueError, match=r"item 'scene-0'.*assets \['red'\]"):
         STACTimeSeries(path, bands=('red',))
-    with pytest.raises(ValueError, match=r'bands of .s2. is empty'):
+    with pytest.raises(ValueError, match=r'bands.*.s2.'):
         STACTimeSeries(path)
     (tmp_path / 'bad.json').write_text('{')
-    with pytest.raises(ValueError, match=r'bad.json cannot be read .* expected a STAC ItemCollection'):
+    with pytest.raises(ValueError, match=r'bad.json.*STAC ItemCollection'):
         STACTimeSeries(tmp_path / 'bad.json', bands=('nir',))
     (tmp_path / 'none.json').write_text('{"type": "FeatureCollection", "features": []}')
-    with pytest.raises(ValueError, match=r'none.json holds no items'):
+    with pytest.raises(ValueError, match=r'none.json.*items'):
         STACTimeSeries(tmp_path / 'none.json', bands=('nir',))
     (tmp_path / '1-nir.tif').unlink()
-    with pytest.raises(ValueError, match=r'1-nir.tif cannot be read'):
+    with pytest.raises(ValueError, match=r'1-nir.tif'):
         STACTimeSeries(path, bands=('nir',))
 
 
@@ -190,5 +190,5 @@ def test_files_behind_a_server_are_read_in_ranges(tmp_path: Path, server: Server
     image = remote[WINDOW]['image_big'][0]
     torch.testing.assert_close(image, torch.from_numpy(big[:, :8, :8]))
     assert sum(map(int, server.log.read_text().split())) < (tmp_path / 'big_20210101.tif').stat().st_size / 4
-    with pytest.raises(ValueError, match=r'nowhere_20210101.tif cannot be read'):
+    with pytest.raises(ValueError, match=r'nowhere_20210101.tif'):
         RasterTimeSeries([f'{server.url}/nowhere_20210101.tif'], all_bands=('B1',))

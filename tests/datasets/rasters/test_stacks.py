@@ -52,7 +52,7 @@ def test_dates_in_either_order(tmp_path: Path, order: str, expected: Any) -> Non
 def test_dates_of_descriptions(tmp_path: Path) -> None:
     texts = ['20210601_B04', '20210601_B08', '2021-03-01 B08', '2021-03-01 B04', '20210901T104629_B04']
     write(tmp_path / 'a.tif', ramp(16, 16, 5), bands=texts)
-    with pytest.raises(ValueError, match=r'a.tif has bands of the dates .*stack: \{dates: descriptions\}'):
+    with pytest.raises(ValueError, match=r'a.tif.*bands.*dates.*stack: \{dates: descriptions\}'):
         RasterTimeSeries(tmp_path, temporal=False)
     sample = RasterTimeSeries(tmp_path, stack={'dates': 'descriptions'})[WINDOW]
     assert dates(sample) == IN_ORDER
@@ -72,7 +72,7 @@ def test_one_band_a_date_and_more_files(tmp_path: Path) -> None:
     assert dates(sample) == ['2021-01-01', '2021-02-01', '2021-03-01']
     assert ((sample['image_raster'][:, 0, 0, 4] - 1) / 10000).tolist()[1:] == [1, 0]
     write(tmp_path / 'c.tif', ramp(16, 16, 2), (X + 320, Y), bands=['evi_2021-03', 'evi_2021-02'])
-    with pytest.raises(ValueError, match=r"c.tif lacks the bands \['ndvi'\] of each date, .*a.tif"):
+    with pytest.raises(ValueError, match=r"c.tif.*bands \['ndvi'\].*date.*a.tif"):
         RasterTimeSeries(tmp_path, stack={})
 
 
@@ -115,24 +115,24 @@ def test_stacks_among_the_rasters_of_a_region(tmp_path: Path) -> None:
 
 def test_stack_that_contradicts_its_files(tmp_path: Path) -> None:
     write(tmp_path / 'a.tif', ramp(16, 16, 2), bands=('B04_20210601', 'B04_20210301'))
-    with pytest.raises(ValueError, match=r"band 1 of .*a.tif is described as 'B04_20210601', but it is of 2021-03-01"):
+    with pytest.raises(ValueError, match=r"band 1.*a.tif.*'B04_20210601'.*2021-03-01"):
         RasterTimeSeries(tmp_path, stack={'dates': [20210301, 20210601]})
     RasterTimeSeries(tmp_path, stack={'dates': [20210601, 20210301]})
     write(tmp_path / 'a.tif', ramp(16, 16, 4), bands=('B04', 'B04', 'B08', 'B08'))
-    with pytest.raises(ValueError, match=r"order of stack is 'date-band', but .*\['B04', 'B08'\].* 'band-date'"):
+    with pytest.raises(ValueError, match=r"order.*stack.*'date-band'.*\['B04', 'B08'\].* 'band-date'"):
         RasterTimeSeries(tmp_path, stack={'dates': [20210301, 20210601]})
-    with pytest.raises(ValueError, match=r"dates of stack has \['2021-06-01'\] more than once"):
+    with pytest.raises(ValueError, match=r"dates.*stack.*\['2021-06-01'\].*once"):
         RasterTimeSeries(tmp_path, stack={'dates': ['2021-06', 20210601]})
 
 
 def test_stack_of_more_bands_than_the_first(tmp_path: Path) -> None:
     write(tmp_path / 'a.tif', ramp(16, 16, 4))
     write(tmp_path / 'b.tif', ramp(16, 16, 6), (X + 160, Y))
-    with pytest.raises(ValueError, match=r'b.tif has 3 bands of each date of stack, expected 2 as .*a.tif'):
+    with pytest.raises(ValueError, match=r'b.tif.*3 bands.*date.*stack.*2.*a.tif'):
         RasterTimeSeries(tmp_path, stack={'dates': DATES[:2]})
 
 
 def test_unknown_argument_of_clouds(tmp_path: Path) -> None:
     write(tmp_path / 'a_20210601.tif', ramp(16, 16, 2), bands=('B04', 'SCL'))
-    with pytest.raises(ValueError, match=r"clouds is \{'band': 'SCL', 'classes': \[8\]\}, expected band, and values"):
+    with pytest.raises(ValueError, match=r"clouds.*\{'band': 'SCL', 'classes': \[8\]\}.*band.*values"):
         RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'classes': [8]})

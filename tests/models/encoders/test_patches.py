@@ -70,10 +70,10 @@ def test_what_was_not_measured_counts_as_the_mean(
 
 
 def test_a_patch_that_leaves_more_than_a_pixel_is_refused() -> None:
-    with pytest.raises(ValueError, match='patch_size 64 does not shrink to one pixel, expected 32 to 63'):
+    with pytest.raises(ValueError, match=r'patch_size 64.*32.*63'):
         ImagePatchEncoder(3, 64)
 
 
 def test_foreign_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match='the series encoder'):
+    with pytest.raises(ValueError, match='series encoder'):
         SeriesPatchEncoder.from_published({}, in_channels=5, colour=3)

@@ -197,7 +197,7 @@ class TestDownload:
     def test_damaged_file_is_deleted(self, record: Record, tmp_path: Path) -> None:
         record.files = {'a.zip': as_zip({'Fold_1/model.pth.tar': checkpoint(published_state(1))})}
         record.stated = {'a.zip': '0' * 32}
-        with pytest.raises(RuntimeError, match=r'has the MD5 .*, expected 0{32}; it was deleted'):
+        with pytest.raises(RuntimeError, match=r'MD5.*0{32}'):
             utae(weights='PASTIS_FOLD1')
         assert not list(tmp_path.rglob('a.zip'))
 
@@ -217,9 +217,9 @@ class TestDownload:
         buffer = io.BytesIO()
         torch.save({'state_dict': Evil()}, buffer)
         record.files = {'a.zip': as_zip({'Fold_1/model.pth.tar': buffer.getvalue()})}
-        with pytest.raises(ValueError, match=r'cannot be read by torch.load\(weights_only=True\)'):
+        with pytest.raises(ValueError, match=r'torch.load\(weights_only=True\)'):
             utae(weights='PASTIS_FOLD1')
-        with pytest.raises(ValueError, match='weights_only is False, expected True'):
+        with pytest.raises(ValueError, match=r'weights_only.*False.*True'):
             UTAE_Weights.PASTIS_FOLD1.get_state_dict(weights_only=False)
         assert not (tmp_path / 'ran').exists()
 
@@ -230,28 +230,28 @@ class TestDownload:
         assert {p.name for p in tmp_path.rglob('*') if p.is_file()} == {'.download.lock', 'record.json', 'a.zip'}
         record.files = {'../b.zip': b''}
         (tmp_path / 'hub/checkpoints/utae_pastis/record.json').unlink()
-        with pytest.raises(ValueError, match='expected a record'):
+        with pytest.raises(ValueError, match='record'):
             utae(weights='PASTIS_FOLD1')
 
     @pytest.mark.parametrize('files', [{}, {'a.zip': as_zip({'Fold_2/model.pth.tar': b''})}, {'b.zip': b'not one'}])
     def test_record_without_the_fold(self, record: Record, files: dict[str, bytes]) -> None:
         record.files = files
-        with pytest.raises(ValueError, match=r'hold no Fold_1/model.pth.tar, expected it in a zip or tar'):
+        with pytest.raises(ValueError, match=r'Fold_1/model.pth.tar.*zip.*tar'):
             utae(weights='PASTIS_FOLD1')
 
 
 class TestErrors:
     def test_unknown_weights(self) -> None:
-        with pytest.raises(ValueError, match=r"weights are 'PASTIS', expected a file or one of \['UTAE_W"):
+        with pytest.raises(ValueError, match=r"weights.*'PASTIS'.*file.*\['UTAE_W"):
             utae(weights='PASTIS')
 
     def test_published_weights_are_of_one_model(self) -> None:
-        with pytest.raises(ValueError, match=r"got \['num_classes'\] beside them"):
+        with pytest.raises(ValueError, match=r"\['num_classes'\]"):
             utae(weights='PASTIS_FOLD1', num_classes=7)
 
     def test_file_of_something_else(self, tmp_path: Path) -> None:
         torch.save({'state_dict': {'weight': torch.zeros(1)}}, tmp_path / 'other.pt')
-        with pytest.raises(ValueError, match='holds no state_dict of U-TAE'):
+        with pytest.raises(ValueError, match=r'state_dict.*U-TAE'):
             read_published(tmp_path / 'other.pt', 'other.pt')
 
 
@@ -298,7 +298,7 @@ class TestEncoder:
 
     def test_other_widths_or_bands_are_refused(self) -> None:
         for encoder in (UTAEEncoder(10, (16, 32, 64, 128)), UTAEEncoder(4, dim=256)):
-            with pytest.raises(ValueError, match=r'as published: 10 bands and widths \(64, 64, 64, 128\)'):
+            with pytest.raises(ValueError, match=r'published: 10 bands.*widths \(64, 64, 64, 128\)'):
                 load_encoder(encoder, published_state(1))
-        with pytest.raises(ValueError, match='holds no U-TAE encoder'):
+        with pytest.raises(ValueError, match='U-TAE encoder'):
             load_encoder(torch.nn.Linear(1, 1), published_state(1))
