@@ -3,8 +3,6 @@
 
 """What a user can get wrong is one line; a fault of the code keeps its traceback."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -147,17 +145,3 @@ def test_unknown_command_names_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count('\n') == 1
     assert all(name in said for name in ('fit', *COMMANDS))
     assert 'did you mean check' in said
-
-
-@pytest.mark.parametrize('wanted', ['', '1'])
-def test_torchgeo_fit(tmp_path: Path, wanted: str) -> None:
-    """The console script, in whose process nothing of ours is imported first."""
-    program = str(Path(sys.executable).with_name('torchgeo'))
-    words = [program, 'fit', '--model', 'omnisat', '--data', 'FLAIRDataModule', '--data.root', str(tmp_path)]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', errors.VARIABLE: wanted}
-    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert ('Traceback' in result.stderr) == bool(wanted)
-    last = result.stderr.strip().splitlines()[-1]
-    assert 'DatasetNotFoundError: Dataset not found' in last
-    assert last.startswith('torchgeo fit: ') != bool(wanted)
