@@ -38,10 +38,11 @@ lint: .venv/.tests .venv/.style  ## check style, types and import layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-# The models of the tutorials are so small that more threads would make them slower.
+# The models of the tutorials are so small that more threads would make them slower. Pages that have not changed are
+# read again (-E), because Sphinx would not repeat their warnings; tutorials that have not changed are not run again.
 docs: export OMP_NUM_THREADS ?= 1
 docs: .venv/.docs  ## build the documentation in docs/_build/html and test its examples
-	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
+	@$(PYTHON) -m sphinx -W --keep-going -q -E -d docs/_build/doctrees -b html docs docs/_build/html
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 	@echo 'docs/_build/html/index.html'
 
