@@ -86,7 +86,8 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
     """
     if isinstance(arguments, Mapping) and 'class_path' not in arguments:
         for key, value in arguments.items():
-            refuse_sizes(value, f'{name}.{key}')
+            if key != 'latlon':  # a place, which may be negative
+                refuse_sizes(value, f'{name}.{key}')
     elif isinstance(arguments, list | tuple):
         for value in arguments:
             refuse_sizes(value, name)

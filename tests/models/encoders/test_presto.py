@@ -355,7 +355,7 @@ def test_by_name(state, tmp_path):
 
 def test_tasks_set_the_statistics(state):
     modality = Modality('s2', S2, 10.0, True, 'optical', 'dn')
-    backbone_args = {'encoders': {'s2': {'name': 'presto', 'pretrained': False, **SMALL}}}
+    backbone_args = {'encoders': {'s2': {'name': 'presto', 'pretrained': False, 'latlon': [-20.0, -60.0], **SMALL}}}
     mean, std = list(range(10)), list(range(1, 11))
     task = OmniSatSegmentation(
         'omnisat_tiny',
@@ -373,6 +373,7 @@ def test_tasks_set_the_statistics(state):
     )
     encoder = task.model.backbone.encoders['s2']
     assert encoder.mean.tolist() == mean
+    assert encoder.latlon == (-20.0, -60.0)
     assert encoder.std.tolist() == std
     sources = {name: {'mean': {'s2': [shift] * 10}, 'std': {'s2': std}} for name, shift in (('a', 0.0), ('b', 1.0))}
     with pytest.raises(ValueError, match="'s2'"):

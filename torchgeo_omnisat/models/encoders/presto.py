@@ -104,7 +104,7 @@ class PrestoEncoder(nn.Module):
         std: Sequence[float] | None = None,
         weights: Presto_Weights | str | Path | Mapping[str, Tensor] | None = None,
         frozen: bool = True,
-        latlon: tuple[float, float] | None = None,
+        latlon: Sequence[float] | None = None,
         ndvi: bool = True,
         standardise: bool = True,
         chunk: int = 512,
@@ -121,11 +121,7 @@ class PrestoEncoder(nn.Module):
         self.register_buffer('std', torch.ones(len(self.bands)))
         if mean is not None or std is not None:
             self.set_statistics(mean, std)
-        if latlon is not None and not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
-            raise ValueError(
-                f'latlon is {latlon}, expected latitude (-90 to 90) and longitude (-180 to 180) in degrees'
-            )
-        self.latlon = latlon
+        self.latlon = None if latlon is None else _check_place(latlon)
         model: Any = presto(None, **kwargs)
         if weights is not None:
             self.origin = _load(model, weights)
@@ -449,6 +445,13 @@ def _match(bands: Sequence[str]) -> dict[int, int]:
     if unused := [band for index, band in enumerate(bands) if index not in used]:
         warnings.warn(f'Presto does not use the bands {unused}: it has the groups {groups}', stacklevel=3)
     return used
+
+
+def _check_place(latlon: Sequence[float]) -> tuple[float, float]:
+    """Return latitude and longitude, if they are such."""
+    if len(latlon) != 2 or not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
+        raise ValueError(f'latlon is {latlon}, expected latitude (-90 to 90) and longitude (-180 to 180) in degrees')
+    return float(latlon[0]), float(latlon[1])
 
 
 def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, int]) -> tuple[str, ...]:
