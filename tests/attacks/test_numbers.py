@@ -27,7 +27,7 @@ from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.raster import MapBands
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub, load_hub
 from torchgeo_omnisat.transforms import Normalize
-from torchgeo_omnisat.utils.observed import GREATEST, ImplausibleCounts, finite, observed
+from torchgeo_omnisat.utils.observed import MAX_NORMALISED, ImplausibleCounts, finite, observed
 
 STRANGE = [-math.inf, 1e30, 3.4e38, 2e6]
 
@@ -48,7 +48,7 @@ def test_counts() -> None:
     counts.add('s2', image, torch.tensor([[True, True], [True, False]]))
     counts.add('s2', image[:1], torch.ones(1, 2, dtype=torch.bool))
     counts.add('dem', torch.full((2, 1, 2, 2), 3.0), torch.ones(2, 1, dtype=torch.bool))
-    with pytest.warns(UserWarning, match=f'beyond {GREATEST:g} .*: 3 of s2'.replace('+', r'\+')):
+    with pytest.warns(UserWarning, match=f'beyond {MAX_NORMALISED:g} .*: 3 of s2'.replace('+', r'\+')):
         counts.warn()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -89,7 +89,7 @@ def test_run(stage: str, value: float, tmp_path: Path) -> None:
     quiet = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
     trainer = Trainer(accelerator='cpu', max_epochs=1, default_root_dir=tmp_path, enable_model_summary=False, **quiet)
     loaders = make_loader([sample])
-    with pytest.warns(UserWarning, match=f'count as not observed: .* of {key.removeprefix("image_")}'):
+    with pytest.warns(UserWarning, match=f' of {key.removeprefix("image_")}: .*nodata'):
         trainer.fit(task, loaders) if stage == 'fit' else trainer.test(task, loaders, verbose=False)
     assert all(p.isfinite().all() for p in task.parameters())
     assert all(math.isfinite(v) for k, v in trainer.callback_metrics.items() if 'loss' in k)
@@ -126,7 +126,7 @@ def test_map(value: float, tmp_path: Path) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
             trainer.predict(task, data)
-        counted = [str(w.message) for w in said if 'count as not observed' in str(w.message)]
+        counted = [str(w.message) for w in said if 'treated as nodata' in str(w.message)]
         assert len(counted) == (not math.isnan(number))
         with rasterio.open(tmp_path / f'{number}.tif') as file:
             maps.append(file.read())

@@ -6,6 +6,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -158,6 +159,25 @@ def test_leftovers_of_a_killed_process_are_removed_by_the_next_writer(tmp_path: 
         assert not temporary.with_name('scratch').exists()
         temporary.write_text('whole')
     assert sorted(os.listdir(path.parent)) == sorted([name, 'other'])
+
+
+def leave_to_worker(path: Path) -> None:
+    """Be killed while writing, with a forked worker that stays alive."""
+    with atomic_file(path):
+        if worker := os.fork():
+            (path.parent / 'worker').write_text(str(worker))
+            os.kill(os.getpid(), 9)
+        os.setsid()  # not to be killed with this process
+        time.sleep(60)
+
+
+def test_worker_inherits_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / 'a'
+    assert run(tmp_path, leave_to_worker, path) == -9
+    with atomic_file(path) as temporary:
+        assert temporary.parent.name == '.a.part'
+        temporary.write_text('whole')
+    os.kill(int((tmp_path / 'worker').read_text()), 9)
 
 
 def test_all_leftovers_are_removed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Helpers shared by all packages: atomic writing, distributed collectives, errors."""
+"""Utilities shared by all packages: atomic writing, distributed collectives, errors."""

@@ -1,11 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Atomic writing of files and folders, which are complete or absent.
+"""Atomic writing of files and folders.
 
-Everything is written to a hidden folder beside its target, ``.NAME.part``, flushed to the disk and renamed. The writing
-process holds a lock, which ends with the process. The next writer of the same target therefore removes the leftovers of
-a killed process, and never the files of a running one.
+Everything is written to a hidden folder beside its target, ``.NAME.part``, flushed to disk and renamed. The process
+holds a lock while it writes, which the operating system releases if the process is killed. The next writer of the same
+target removes the files of a killed process, but never those of a running one.
 """
 
 import ctypes
@@ -26,36 +26,38 @@ try:
 except ImportError:  # Windows, where leftovers stay and folders are not flushed
     fcntl = None
 
-#: File in a hidden folder that its owner has locked.
+#: Lock file in a hidden folder.
 _LOCK = '.omnisat-lock'
-#: Longest file name, in bytes, and of a hidden name.
+#: Maximum length of a file name in bytes.
 _NAME_MAX = 255
-#: What the operating system says of a disk, quota or file that can grow no further.
+#: Error numbers of a full disk, an exceeded quota and a file of maximum size.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Bytes that are written to see whether a disk is full: more than a library writes at once.
+#: Number of bytes to write in a test of whether the disk is full; libraries write less at once.
 _PROBE = 2**20
 
-#: Locks of this process: record locks do not exclude its own threads.
+#: Hidden folders of this process: record locks do not exclude threads of the same process. They are used instead of
+#: filelock, because forked workers inherit its locks: with it, tests/utils/test_atomic.py::test_worker_inherits_no_lock
+#: fails.
 _held: set[str] = set()
 _guard = threading.Lock()
 
 
 @contextmanager
 def atomic_file(path: Path, parents: bool = True) -> Iterator[Path]:
-    """Write a file completely or not at all.
+    """Write a file atomically.
 
     Args:
-        path: The file. An older one is replaced once the new one is complete; if writing fails, it stays.
-        parents: Whether to make its folder.
+        path: File. An existing one is replaced when the new one is complete, and kept if writing fails.
+        parents: Whether to create its folder.
 
     Yields:
-        The path to write to, of the same name in a hidden folder.
+        Path to write to: a file of the same name in a hidden folder.
 
     Raises:
-        OSError: If it cannot be written, with *path* as its file: the disk is full, for example.
+        OSError: If writing fails, for example because the disk is full; the error names *path*.
     """
     if path.exists() and not path.is_file():
-        raise FileExistsError(errno.EEXIST, 'exists and is no regular file', str(path))
+        raise FileExistsError(errno.EEXIST, 'exists, but is not a regular file', str(path))
     with scratch_folder(path, parents=parents) as folder:
         temporary = folder / path.name
         with naming_errors(path, folder):
@@ -65,18 +67,18 @@ def atomic_file(path: Path, parents: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """Write a folder completely or not at all.
+    """Write a folder atomically.
 
     Args:
-        path: The folder; it must be empty or absent.
-        exclusive: Whether to refuse if another process is writing it.
+        path: Folder; it must be empty or absent.
+        exclusive: Whether to raise an error if another process is writing it.
 
     Yields:
-        The empty folder to write to, of the same name in a hidden folder.
+        Folder to write to: an empty one of the same name in a hidden folder.
 
     Raises:
-        OSError: If it cannot be written, or *path* holds files in the end.
-        BlockingIOError: If it is *exclusive* and another process is writing it.
+        OSError: If writing fails, or *path* is not empty in the end.
+        BlockingIOError: If *exclusive* is True and another process is writing it.
     """
     with scratch_folder(path, exclusive) as folder:
         temporary = folder / path.name
@@ -88,28 +90,28 @@ def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) -> Iterator[Path]:
-    """Make a hidden folder on the file system of a target, and remove it in the end.
+    """Create a hidden folder beside a target, and remove it in the end.
 
-    Folders that killed processes left for the same target are removed.
+    Hidden folders of killed processes for the same target are removed.
 
     Args:
-        path: The target, whose folder the hidden one lies in.
-        exclusive: Whether to refuse if another process has one for this target.
-        parents: Whether to make the folder of the target.
+        path: Target.
+        exclusive: Whether to raise an error if another process has a hidden folder for this target.
+        parents: Whether to create the folder of the target.
 
     Yields:
-        The folder, which is empty but for a lock.
+        Folder, which is empty except for a lock file.
 
     Raises:
-        OSError: If it cannot be made, with *path* as its file.
-        BlockingIOError: If it is *exclusive* and another process has one.
+        OSError: If it cannot be created; the error names *path*.
+        BlockingIOError: If *exclusive* is True and another process has a hidden folder.
     """
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         folder, lock = _claim(path, exclusive)
     except OSError as error:
-        raise _of(error, path) from error
+        raise _error_for(error, path) from error
     try:
         yield folder
     finally:
@@ -117,51 +119,51 @@ def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) ->
 
 
 def publish(source: Path, target: Path) -> None:
-    """Flush a file or a folder to the disk and give it its name.
+    """Flush a file or a folder to disk and rename it.
 
     Args:
-        source: What was written, on the file system of *target*.
-        target: The name.
+        source: File or folder on the file system of *target*.
+        target: Final path.
 
     Raises:
-        OSError: If that fails, with *target* as its file.
+        OSError: If this fails; the error names *target*.
     """
     try:
         _flush(source, everything=source.is_dir())
         os.replace(source, target)
         _flush(target.parent)
     except OSError as error:
-        raise _of(error, target) from error
+        raise _error_for(error, target) from error
 
 
 @contextmanager
 def naming_errors(path: Path, folder: Path) -> Iterator[None]:
-    """Have errors name the file that is to be rather than a temporary one, and say if the disk is full.
+    """Replace temporary paths in errors by the final one, and identify a full disk.
 
     Args:
-        path: The file that is to be.
-        folder: Where temporary files lie.
+        path: Final path.
+        folder: Folder of temporary files.
 
     Raises:
-        OSError: With *path* as its file. Other errors are raised as they are, unless the disk is full.
+        OSError: With *path* as file name. Other errors are raised unchanged unless the disk is full.
     """
     try:
         yield
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
         if isinstance(error, OSError) and (code in _FULL or (code and _lies_in(error.filename, folder))):
-            raise _of(error, path) from error
-        if code is None and _is_full(folder):  # libraries hide the reason
+            raise _error_for(error, path) from error
+        if code is None and _is_full(folder):  # libraries raise other errors
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
 def hidden_name(name: str, ending: str) -> str:
-    """Return ``.NAMEENDING``, shortened to what file systems accept, different for different names.
+    """Return ``.NAMEENDING``; a name that is too long for the file system is shortened and gets a hash.
 
     Args:
-        name: A file name.
-        ending: What follows it, ASCII.
+        name: File name.
+        ending: ASCII suffix.
     """
     text = os.fsencode(name)
     room = _NAME_MAX - 1 - len(ending)
@@ -172,7 +174,7 @@ def hidden_name(name: str, ending: str) -> str:
 
 
 def _claim(path: Path, exclusive: bool) -> tuple[Path, int | None]:
-    """Return a folder of our own and the descriptor of its lock, and remove abandoned ones of the same target."""
+    """Return a locked folder and the descriptor of its lock; remove folders of killed processes."""
     first: tuple[Path, int | None] | None = None
     for number in count():
         folder = path.with_name(hidden_name(path.name, f'.{number}.part' if number else '.part'))
@@ -183,7 +185,7 @@ def _claim(path: Path, exclusive: bool) -> tuple[Path, int | None]:
             if exclusive:
                 if first is not None:
                     _release(*first)
-                raise BlockingIOError(errno.EAGAIN, 'is being written by another process', str(path))
+                raise BlockingIOError(errno.EAGAIN, 'another process is writing it', str(path))
         elif first is None:
             first = taken
         else:
@@ -192,7 +194,7 @@ def _claim(path: Path, exclusive: bool) -> tuple[Path, int | None]:
 
 
 def _take(folder: Path) -> tuple[Path, int | None] | None:
-    """Lock and empty a hidden folder; None if it is somebody's."""
+    """Lock and empty a hidden folder; return None if it belongs to another writer."""
     name = os.path.abspath(folder)
     with _guard:
         while name not in _held:
@@ -204,11 +206,11 @@ def _take(folder: Path) -> tuple[Path, int | None] | None:
             try:
                 lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o600)
             except FileNotFoundError:
-                continue  # its owner has just removed it
+                continue  # removed by its owner in the meantime
             except OSError:
                 if made:
                     raise
-                return None  # no folder of ours
+                return None  # not a hidden folder
             if fcntl is None:
                 os.close(lock)
                 if made:
@@ -220,21 +222,21 @@ def _take(folder: Path) -> tuple[Path, int | None] | None:
                 os.close(lock)
                 if made and error.errno not in (errno.EAGAIN, errno.EACCES):
                     _held.add(name)
-                    return folder, None  # a file system without locks: it is ours, as we made it
+                    return folder, None  # a file system without locks, but this process created the folder
                 return None
             with suppress(FileNotFoundError):
                 if os.fstat(lock).st_ino == os.stat(folder / _LOCK).st_ino:
                     _held.add(name)
-                    _empty(folder)
+                    _remove_contents(folder)
                     return folder, lock
             os.close(lock)
     return None
 
 
 def _release(folder: Path, lock: int | None) -> None:
-    """Remove a hidden folder of our own."""
+    """Remove a hidden folder and its lock."""
     with _guard:
-        _empty(folder)
+        _remove_contents(folder)
         with suppress(OSError):
             (folder / _LOCK).unlink(missing_ok=True)
         if lock is not None:
@@ -244,7 +246,7 @@ def _release(folder: Path, lock: int | None) -> None:
         _held.discard(os.path.abspath(folder))
 
 
-def _empty(folder: Path) -> None:
+def _remove_contents(folder: Path) -> None:
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
             if entry.name == _LOCK:
@@ -256,7 +258,7 @@ def _empty(folder: Path) -> None:
 
 
 def _flush(path: Path, everything: bool = False) -> None:
-    """Wait until a file or a folder, or the whole file system it lies in, is on the disk."""
+    """Flush a file, a folder, or its whole file system to disk."""
     if fcntl is None:
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -278,7 +280,7 @@ def _flush(path: Path, everything: bool = False) -> None:
 
 
 def _is_full(folder: Path) -> bool:
-    """Return whether a small file cannot be written for want of space."""
+    """Return whether a small file cannot be written because the disk is full."""
     probe = folder / '.omnisat-probe'
     try:
         with probe.open('wb') as file:
@@ -297,6 +299,6 @@ def _lies_in(name: object, folder: Path) -> bool:
     return isinstance(name, str | bytes | os.PathLike) and os.fsdecode(name).startswith(str(folder))
 
 
-def _of(error: OSError, path: Path) -> OSError:
-    """Return the error of another file; Python chooses its class by the number."""
+def _error_for(error: OSError, path: Path) -> OSError:
+    """Return the same error for another path; Python selects the subclass by the error number."""
     return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""PyTorch's cache: where downloads and measurements lie that have no better place."""
+"""Cache folder of PyTorch, for downloads and statistics."""
 
 from pathlib import Path
 

@@ -1,33 +1,33 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Configurations: YAML whose aliases expand to a bounded size."""
+"""YAML configurations, with a limit on the expansion of aliases."""
 
 import yaml
 
-#: Greatest number of values that a configuration holds, with every alias expanded.
-MOST_VALUES = 100_000
+#: Maximum number of values in a configuration after aliases are expanded.
+MAX_EXPANDED_VALUES = 100_000
 
 
 def load_config(text: str, path: str) -> object:
-    """Return what a YAML file holds, unless its aliases expand to an implausible size.
+    """Parse a YAML configuration.
 
     Args:
-        text: The content.
-        path: The file, for an error.
+        text: Content of the file.
+        path: Path of the file, for error messages.
 
     Raises:
-        ValueError: If aliases refer to themselves or the values are more than :data:`MOST_VALUES`.
-        yaml.YAMLError: If it is no YAML.
+        ValueError: If aliases are recursive, or there are more than :data:`MAX_EXPANDED_VALUES` values.
+        yaml.YAMLError: If the text is not valid YAML.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         count = 0 if node is None else _expanded(node, {})
     except RecursionError:
-        raise ValueError(f'{path} is nested too deeply, expected a configuration') from None
-    if count > MOST_VALUES:
+        raise ValueError(f'{path} exceeds the recursion limit, expected a configuration with less nesting') from None
+    if count > MAX_EXPANDED_VALUES:
         raise ValueError(
-            f'{path} holds more than {MOST_VALUES} values once its aliases are expanded, expected a configuration'
+            f'{path} has more than {MAX_EXPANDED_VALUES} values after its aliases are expanded, expected fewer'
         )
     return yaml.safe_load(text)
 
@@ -37,7 +37,7 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = float('inf')  # until all below it is counted
+        known[id(node)] = float('inf')  # until its children are counted, so that recursive aliases are infinite
         parts = [part for pair in node.value for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
         known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
     return known[id(node)]

@@ -1,23 +1,23 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Console: text from files and names, printed without the control characters in it."""
+"""Console output, in which control characters of names and files are escaped."""
 
 import codecs
 import os
 import sys
 import unicodedata
 
-#: Categories of characters that change how a terminal shows other text, or that no terminal can show.
+#: Unicode categories of control characters and other characters that a terminal cannot display.
 _HIDDEN = {'Cc', 'Cf', 'Cs', 'Zl', 'Zp'}
 
 
 def printable(text: str, kept: str = '') -> str:
-    """Return a text with backslash escapes instead of control characters, such as the escapes of terminals.
+    """Replace control characters, such as terminal escape sequences, by backslash escapes.
 
     Args:
-        text: The text.
-        kept: Control characters that stay.
+        text: Text.
+        kept: Control characters that are not replaced.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -27,18 +27,18 @@ def printable(text: str, kept: str = '') -> str:
 
 
 def abbreviate(text: str, most: int = 60) -> str:
-    """Return a printable text of at most *most* characters, which ends in ``...`` if it was longer."""
+    """Truncate a text to *most* printable characters, including ``...`` if it is longer."""
     text = printable(text)
     return text if len(text) <= most else f'{text[: most - 3]}...'
 
 
 def say(*parts: object, error: bool = False, end: str = '\n') -> None:
-    """Print a text line by line, without other control characters, whatever the encoding of the terminal.
+    """Print a text with escaped control characters, in the encoding of the terminal.
 
     Args:
-        *parts: What to print, with spaces between.
+        *parts: Objects to print, separated by spaces.
         error: Whether to print to stderr.
-        end: What to print at the end.
+        end: Text to print at the end.
     """
     stream = sys.stderr if error else sys.stdout
     text = printable(' '.join(map(str, parts)), kept='\n\t')
@@ -47,20 +47,20 @@ def say(*parts: object, error: bool = False, end: str = '\n') -> None:
 
 
 def table_cell(text: object) -> str:
-    """Return a text as a cell of a Markdown table: in one line, with ``|`` and mark-up escaped.
+    """Escape a text for a cell of a Markdown table, as a single line.
 
     Args:
-        text: A name.
+        text: Content of the cell.
     """
     escaped = str(text).replace('\\', '\\\\').replace('|', '\\|').replace('`', '\\`').replace('<', '&lt;')
     return printable(' '.join(escaped.split()))
 
 
 def use_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where its locale knows ASCII alone.
+    """Restart the program in Python's UTF-8 mode if the encoding of file names is ASCII.
 
-    Python could otherwise not name files whose names have other characters.
+    Otherwise Python could not open files with other characters in their names.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name == 'ascii' and os.environ.get('PYTHONUTF8') != '1':
-        os.environ['PYTHONUTF8'] = '1'  # which also keeps this from being done again
+        os.environ['PYTHONUTF8'] = '1'  # also prevents another restart
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

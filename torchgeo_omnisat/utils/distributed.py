@@ -3,9 +3,10 @@
 
 """Collectives of the losses.
 
-All of them use the default process group, and all of them are called in the forward pass, by every
-rank in the same order whatever modalities it has. The backward pass sends nothing, so nothing can
-come between the messages of DDP or FSDP. With a single process nothing is sent at all.
+They use the default process group. Every rank calls them in the forward pass and in the same order, regardless of
+its modalities. The backward pass does not communicate, so it cannot interleave with the collectives of DDP or FSDP;
+``torch.distributed.nn.functional.all_gather`` communicates there, and would fail
+tests/utils/test_distributed.py::test_collectives_are_few_and_the_same_on_every_rank.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def rank() -> int:
 
 
 def own_rows(counts: Sequence[int]) -> slice:
-    """Return which rows of those of all ranks belong to this one.
+    """Return the slice of this rank in the rows of all ranks.
 
     Args:
         counts: Number of rows of each rank.
@@ -39,10 +40,10 @@ def own_rows(counts: Sequence[int]) -> slice:
 
 
 def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
-    """Return the whole numbers of every rank, in one collective.
+    """Gather integers of all ranks in one collective.
 
     Args:
-        *numbers: Numbers of this rank, as many as in the others.
+        *numbers: Integers of this rank, the same number on all ranks.
         device: Device of the process group.
     """
     if world_size() == 1:
@@ -52,11 +53,11 @@ def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
 
 
 def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
-    """Return the rows of every rank, without gradient.
+    """Gather the rows of all ranks, without gradient.
 
     Args:
-        x: Rows of this rank, ``(B, ...)``; all but B is equal in every rank.
-        counts: Number of rows of each rank; None to ask for them, which is a collective more.
+        x: Rows of this rank, ``(B, ...)``; only B may differ between ranks.
+        counts: Number of rows of each rank; None to gather them in another collective.
 
     Returns:
         The rows of each rank, in the order of the ranks.
@@ -71,10 +72,10 @@ def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
 
 
 def gather_with_gradient(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the rows of every rank, one below the other, for a loss that every rank computes in full.
+    """Gather and concatenate the rows of all ranks, for a loss that every rank computes completely.
 
-    The gradient of this rank's rows is that of the loss times the number of ranks, so that the
-    average over ranks, which DDP and FSDP take, is the gradient of the loss.
+    The gradient of this rank's rows is multiplied by the world size, because DDP and FSDP average
+    gradients over ranks.
 
     Args:
         x: Rows of this rank, ``(B, ...)``.
@@ -95,13 +96,13 @@ def total(x: Tensor) -> Tensor:
 
 
 def shared_mean(local: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean over the terms of all ranks, the same in each, and their number, in one collective.
+    """Return the mean over the terms of all ranks and their number, in one collective.
 
-    The gradient in one rank is that of its own terms times the number of ranks, as in
+    The gradient of this rank's terms is multiplied by the world size, as in
     :func:`gather_with_gradient`.
 
     Args:
-        local: Sum over this rank's terms, or several sums.
+        local: Sum of this rank's terms; also several sums.
         count: Number of this rank's terms, of the same shape. The mean of no terms is 0.
     """
     if world_size() == 1:

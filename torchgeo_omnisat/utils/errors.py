@@ -1,9 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Errors of the command line: one line for what a user can get wrong, a traceback for a fault of the code.
+"""Errors of the command line: one line for errors of the user, a traceback for bugs.
 
-``OMNISAT_TRACEBACK=1`` in the environment shows the traceback of every error.
+The environment variable ``OMNISAT_TRACEBACK=1`` shows the traceback of every error.
 """
 
 import linecache
@@ -17,50 +17,50 @@ from typing import Any
 
 from .console import say
 
-#: Environment variable that asks for tracebacks.
+#: Environment variable that enables tracebacks.
 VARIABLE = 'OMNISAT_TRACEBACK'
-#: Packages whose ``raise`` statements speak to their users.
-_SPEAKING = ('torchgeo_omnisat', 'torchgeo', 'lightning', 'lightning_fabric', 'lightning_utilities', 'jsonargparse')
-#: Types of which errors are meant for the user if a ``raise`` statement of these packages gives rise to them.
-_REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, NotImplementedError, IndexError)
+#: Packages whose ``raise`` statements are addressed to users.
+_PACKAGES = ('torchgeo_omnisat', 'torchgeo', 'lightning', 'lightning_fabric', 'lightning_utilities', 'jsonargparse')
+#: Types of errors that are addressed to users if one of these packages raises them.
+_TYPES = (ValueError, TypeError, RuntimeError, ImportError, NotImplementedError, IndexError)
 
 
 def describe_error(error: BaseException) -> str | None:
-    """Return an error as one line, if a user can cause it; None if it is a fault of the code.
+    """Return an error of the user as one line, or None for a bug.
 
-    Files that are missing or unreadable are the user's, wherever that is noticed. Other errors are if this
-    package, TorchGeo or Lightning raise them on purpose. Errors of the worker processes of a loader count alike.
+    Errors of the user are missing or unreadable files, and errors that this package, TorchGeo, Lightning or
+    jsonargparse raise explicitly, also in the worker processes of a dataloader.
 
     Args:
-        error: The error, with its traceback.
+        error: Error with its traceback.
     """
     if type(error).__name__ == 'OutOfMemoryError':
-        return _line(f'{error}', 'out of memory: ') + ' (a smaller data.batch_size or tile needs less)'
+        return _one_line(f'{error}', 'out of memory: ') + ': decrease data.batch_size or the size of tiles'
     if 'Error(s) in loading state_dict' in str(error):
-        return _line(str(error), 'the checkpoint does not fit the model: ', 400)
+        return _one_line(str(error), 'the checkpoint does not fit the model: ', 400)
     if 'Errors:\n' in str(error) and isinstance(error, ValueError | TypeError):
         return f'{type(error).__name__}: {of_parser(str(error))}'
     frames = _frames(error.__traceback__)
     if _reads_checkpoint(frames) and not isinstance(error, FileNotFoundError):
-        reason = _line(str(error) or type(error).__name__, '', 400)
+        reason = _one_line(str(error) or type(error).__name__, '', 400)
         return f'{_checkpoint_of(error.__traceback__)} cannot be read as a checkpoint: {reason}'
-    told = _of_worker(error)
-    if told is not None:
-        kind, message, deliberate = told
-        return f'{kind}: {_line(message)}' if deliberate else None
-    spoken = isinstance(error, _REFUSALS) or type(error).__module__.partition('.')[0] in _SPEAKING
-    deliberate = bool(frames) and frames[-1][0] in _SPEAKING and frames[-1][2].startswith('raise')
-    if isinstance(error, OSError) or (spoken and deliberate) or type(error).__name__ == 'MisconfigurationException':
-        return f'{type(error).__name__}: {_line(str(error))}'
+    in_worker = _parse_worker_error(error)
+    if in_worker is not None:
+        kind, message, deliberate = in_worker
+        return f'{kind}: {_one_line(message)}' if deliberate else None
+    is_refusal = isinstance(error, _TYPES) or type(error).__module__.partition('.')[0] in _PACKAGES
+    deliberate = bool(frames) and frames[-1][0] in _PACKAGES and frames[-1][2].startswith('raise')
+    if isinstance(error, OSError) or (is_refusal and deliberate) or type(error).__name__ == 'MisconfigurationException':
+        return f'{type(error).__name__}: {_one_line(str(error))}'
     return None
 
 
 def shorten(error: BaseException, program: str) -> None:
-    """Have the interpreter print this error as one line if it ends the program, exit status 1.
+    """Print an error of the user as one line instead of a traceback if it ends the program.
 
     Args:
-        error: An error that is about to be raised further. Nothing changes where it is a fault of the code.
-        program: What the user called.
+        error: Error that is being raised; the traceback of a bug is printed as usual.
+        program: Name of the program.
     """
     message = None if wants_traceback() else describe_error(error)
     if message is None:
@@ -78,10 +78,10 @@ def shorten(error: BaseException, program: str) -> None:
 
 @contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """End the program with one line and exit status 1 for what a user can get wrong.
+    """Print an error of the user as one line and exit with status 1.
 
     Args:
-        program: What the user called.
+        program: Name of the program.
     """
     try:
         yield
@@ -94,19 +94,19 @@ def one_line(program: str) -> Iterator[None]:
 
 
 def wants_traceback() -> bool:
-    """Return whether the user asks for tracebacks."""
+    """Return whether :data:`VARIABLE` is set."""
     return os.environ.get(VARIABLE, '') not in ('', '0')
 
 
 def of_parser(message: str) -> str:
-    """Return the sentence that counts of the long message with which a parser refuses an argument.
+    """Return the relevant sentence of an error message of jsonargparse.
 
     Args:
-        message: What jsonargparse says: for each alternative type of the argument why it does not fit.
+        message: Message, with a reason for each alternative type of the argument.
     """
     errors = message.partition('Errors:\n')[2].partition('\nGiven value')[0]
-    said = [' '.join(error.split()) for error in re.split(r'^\s*- ', errors, flags=re.MULTILINE)]
-    kept = [text for text in dict.fromkeys(said) if text and not text.startswith('Expected a <')]
+    reasons = [' '.join(error.split()) for error in re.split(r'^\s*- ', errors, flags=re.MULTILINE)]
+    kept = [text for text in dict.fromkeys(reasons) if text and not text.startswith('Expected a <')]
     if not kept:
         return ' '.join(message.split())
     where = re.match(r'\s*(?:Parser key|Validation failed|Problem with|.*?[Kk]ey) "?([\w.]+)"?', message)
@@ -115,7 +115,7 @@ def of_parser(message: str) -> str:
 
 
 def _frames(traceback: TracebackType | None) -> list[tuple[str, str, str]]:
-    """Return package, file and line of code of each frame, the innermost last."""
+    """Return package, file and source line of each frame, the innermost last."""
     found = []
     while traceback is not None:
         code, module = traceback.tb_frame.f_code, traceback.tb_frame.f_globals.get('__name__', '')
@@ -130,7 +130,7 @@ def _reads_checkpoint(frames: list[tuple[str, str, str]]) -> bool:
 
 
 def _checkpoint_of(traceback: TracebackType | None) -> str:
-    """Return the file that torch was reading."""
+    """Return the path of the file that ``torch.load`` was reading."""
     while traceback is not None:
         code, values = traceback.tb_frame.f_code, traceback.tb_frame.f_locals
         if code.co_name == 'load' and code.co_filename.endswith(os.path.join('torch', 'serialization.py')):
@@ -140,8 +140,8 @@ def _checkpoint_of(traceback: TracebackType | None) -> str:
     return 'a file'
 
 
-def _of_worker(error: BaseException) -> tuple[str, str, bool] | None:
-    """Return type and message of an error in a worker process of a loader, and whether a user can cause it."""
+def _parse_worker_error(error: BaseException) -> tuple[str, str, bool] | None:
+    """Return type and message of an error in a worker of a dataloader, and whether it is an error of the user."""
     text = str(error)
     if not (text.startswith('Caught ') and 'Original Traceback' in text):
         return None
@@ -151,11 +151,11 @@ def _of_worker(error: BaseException) -> tuple[str, str, bool] | None:
     kind, _, message = '\n'.join(lines[last:]).partition(': ')
     path, code = lines[files[-1]], lines[files[-1] + 1].strip() if files[-1] + 1 < len(lines) else ''
     parts = re.split(r'[\\/"]', path)
-    deliberate = code.startswith('raise') and any(package in parts for package in _SPEAKING)
+    deliberate = code.startswith('raise') and any(package in parts for package in _PACKAGES)
     return kind.rpartition('.')[-1], message, deliberate or isinstance(error, OSError)
 
 
-def _line(text: str, start: str = '', most: int = 0) -> str:
-    """Return a text in one line, cut after *most* characters."""
+def _one_line(text: str, start: str = '', most: int = 0) -> str:
+    """Return a text as a single line, truncated to *most* characters."""
     line = start + ' '.join(text.split())
     return line if not most or len(line) <= most else f'{line[:most]}...'

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""JSON files: the one way in which they are read; objects with a key twice are refused."""
+"""Reading of JSON files; duplicate keys are an error."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """Parse a JSON text.
 
     Args:
-        text: The text, UTF-8 if it is bytes.
+        text: Text, or bytes in UTF-8.
 
     Raises:
         ValueError: If the text is not valid JSON, is nested too deeply, or contains a duplicate key.
@@ -20,14 +20,14 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
     except RecursionError:
-        raise ValueError('it is nested too deeply: maximum recursion depth exceeded') from None
+        raise ValueError('nesting exceeds the recursion limit') from None
 
 
 def load_json(path: Path | str) -> Any:
-    """Return what a JSON file holds, see :func:`parse_json`.
+    """Read a JSON file, see :func:`parse_json`.
 
     Args:
-        path: The file, in UTF-8.
+        path: File in UTF-8.
 
     Raises:
         OSError: If it cannot be read.
@@ -40,10 +40,9 @@ def load_json(path: Path | str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object, all of whose keys differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f'key {twice!r} occurs {keys.count(twice)} times in an object, expected once')
-    return found
+    return values

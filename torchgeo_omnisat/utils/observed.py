@@ -1,10 +1,10 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Observed: which pixels of a normalised image were measured.
+"""Flags of observed pixels.
 
-NaN and infinity were not, and neither were numbers that no sensor measures: one of them would make all features of an
-image NaN, as its square leaves single precision.
+NaN, infinite and implausibly large values are not observed. A single large value would make all features of an image
+NaN, because its square overflows single precision.
 """
 
 import warnings
@@ -12,71 +12,69 @@ import warnings
 import torch
 from torch import Tensor
 
-#: Greatest absolute value of a normalised pixel, in standard deviations. Digital numbers that were not normalised
-#: are below it as well.
-GREATEST = 1e6
-#: Greatest absolute value of a pixel in raw units.
-GREATEST_RAW = 1e20
+#: Maximum absolute value of a normalised pixel, in standard deviations; digital numbers are also below it.
+MAX_NORMALISED = 1e6
+#: Maximum absolute value of a pixel in raw units.
+MAX_RAW = 1e20
 
 
 def observed(image: Tensor) -> Tensor:
-    """Return flags of the numbers that were measured: not NaN, and at most :data:`GREATEST` in absolute value.
+    """Return flags of the observed values of normalised images: at most :data:`MAX_NORMALISED` in absolute value.
 
     Args:
-        image: Normalised bands, of any shape.
+        image: Normalised image of any shape.
     """
     if not image.is_floating_point():
         return torch.ones_like(image, dtype=torch.bool)
-    return image.abs() <= _greatest(image)
+    return image.abs() <= _maximum(image)
 
 
 def finite(image: Tensor) -> Tensor:
-    """Return flags of the numbers in raw units that were measured: not NaN, and at most :data:`GREATEST_RAW`.
+    """Return flags of the observed values in raw units: at most :data:`MAX_RAW` in absolute value.
 
     Args:
-        image: Bands in raw units, of any shape.
+        image: Image in raw units, of any shape.
     """
     if not image.is_floating_point():
         return torch.ones_like(image, dtype=torch.bool)
-    return image.abs() <= min(GREATEST_RAW, torch.finfo(image.dtype).max)
+    return image.abs() <= min(MAX_RAW, torch.finfo(image.dtype).max)
 
 
 class ImplausibleCounts:
-    """Counts of the numbers that are infinite or beyond :data:`GREATEST`, by modality; NaN does not count.
+    """Number of values by modality that are infinite or exceed :data:`MAX_NORMALISED`, without NaN.
 
-    Counts stay on the device of the images, so that no step waits for them.
+    It is accumulated on the device of the images, to avoid synchronisation in each step.
     """
 
     def __init__(self) -> None:
         self._counts: dict[str, Tensor] = {}
 
     def add(self, name: str, image: Tensor, valid: Tensor) -> None:
-        """Count the numbers of a batch.
+        """Count the implausible values of a batch.
 
         Args:
-            name: The modality.
-            image: Normalised bands, ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
-            valid: Valid dates ``(B, T)``; others do not count.
+            name: Name of the modality.
+            image: Normalised images, ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+            valid: Valid dates ``(B, T)``; others are ignored.
         """
         if not image.is_floating_point() or not image.numel():
             return
-        strange = image.detach().abs() > _greatest(image)
-        count = (strange.flatten(image.ndim - 3).sum(-1).view(valid.shape) * valid).sum()
+        implausible = image.detach().abs() > _maximum(image)
+        count = (implausible.flatten(image.ndim - 3).sum(-1).view(valid.shape) * valid).sum()
         self._counts[name] = count + self._counts.get(name, 0)
 
     def warn(self) -> None:
-        """Warn of what was counted, by modality, and begin anew."""
-        found = {name: int(count) for name, count in self._counts.items() if int(count)}
+        """Warn of implausible values by modality, and reset the counts."""
+        counts = {name: int(count) for name, count in self._counts.items() if int(count)}
         self._counts = {}
-        if found:
-            parts = ', '.join(f'{count} of {name}' for name, count in found.items())
+        if counts:
+            parts = ', '.join(f'{count} of {name}' for name, count in counts.items())
             warnings.warn(
-                f'values that are infinite or beyond {GREATEST:g} standard deviations count as not observed: {parts}. '
-                'Expected values that a sensor measures: state the nodata of these files, or mend them',
+                f'{parts}: values are infinite or exceed {MAX_NORMALISED:g} standard deviations, and are treated as '
+                'nodata; set the nodata value of these files, or correct them',
                 stacklevel=2,
             )
 
 
-def _greatest(image: Tensor) -> float:
-    """Return the bound as the type of the image can hold it."""
-    return min(GREATEST, torch.finfo(image.dtype).max)
+def _maximum(image: Tensor) -> float:
+    return min(MAX_NORMALISED, torch.finfo(image.dtype).max)

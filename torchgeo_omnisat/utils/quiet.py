@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Quiet: run Lightning without its notices and hints."""
+"""Context manager that silences messages and warnings of Lightning."""
 
 import logging
 import warnings
