@@ -48,7 +48,7 @@ def test_counts() -> None:
     counts.add('s2', image, torch.tensor([[True, True], [True, False]]))
     counts.add('s2', image[:1], torch.ones(1, 2, dtype=torch.bool))
     counts.add('dem', torch.full((2, 1, 2, 2), 3.0), torch.ones(2, 1, dtype=torch.bool))
-    with pytest.warns(UserWarning, match=f'beyond {MAX_NORMALISED:g} .*: 3 of s2'.replace('+', r'\+')):
+    with pytest.warns(UserWarning, match=f'3 of s2: .*{MAX_NORMALISED:g}'.replace('+', r'\+')):
         counts.warn()
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -145,12 +145,12 @@ def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: p
     cases: dict[str, list[Any]] = {
         "gone.ckpt' is no file": [tmp_path / 'gone.ckpt'],
         'other.ckpt cannot be read as a checkpoint': [other],
-        'empty.ckpt is no checkpoint of OmniSatSegmentation or OmniSatClassification': [tmp_path / 'empty.ckpt'],
-        "--groups has 's1', expected SENSOR=MODALITY,MODALITY": [good, '--groups', 's1'],
-        "--groups names ['s3'], expected some of ['s2'": [good, '--groups', 's1=s1a,s3'],
-        "checkpoints called 'a' are for": [f'a={good}', f'a={good}', '--degrade'],
-        "two models called 'all'": [good, good],
-        "the model takes ['s2'], expected some of ['spot']": [folder / 's2.ckpt', '--data.modalities=[spot]'],
+        'empty.ckpt': [tmp_path / 'empty.ckpt'],
+        "--groups contains 's1'": [good, '--groups', 's1'],
+        "--groups contains ['s3']": [good, '--groups', 's1=s1a,s3'],
+        "label 'a'": [f'a={good}', f'a={good}', '--degrade'],
+        "label 'all'": [good, good],
+        "['spot']": [folder / 's2.ckpt', '--data.modalities=[spot]'],
     }
     for message, words in cases.items():
         with pytest.raises(SystemExit) as ended:

@@ -54,7 +54,7 @@ def test_training_reads_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixt
     (root / FILENAME).unlink(missing_ok=True)
     assert main([*WORDS, f'--data.root={root}', '--data.bands={s2: [B04]}', '--data.max_dates=1']) == 0
     out = capsys.readouterr().out
-    assert f'Kept in {root / FILENAME}' in out
+    assert f'Written to {root / FILENAME}' in out
     entries = json.loads((root / FILENAME).read_text())
     assert {name: len(groups['Fold_2']['mean']) for name, groups in entries.items()} == {
         's2': 10, 's1a': 3, 's1d': 3, 'spot': 3,

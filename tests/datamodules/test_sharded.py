@@ -147,7 +147,7 @@ def test_a_split_without_samples_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         SyntheticLandscapesDataModule, 'val_dataset', property(lambda _: None, lambda *_: None), raising=False
     )
-    with pytest.raises(ValueError, match=r"has nothing in \['val'\], expected samples in every split"):
+    with pytest.raises(ValueError, match=r"\['val'\]"):
         write(landscapes(tmp_path / 'landscapes'), tmp_path / 'out', 0.06)
     assert not (tmp_path / 'out').exists()
 
@@ -207,7 +207,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.plot(sample)
     with pytest.raises(SystemExit, match='1'):
         main(words)
-    assert 'which is there already' in capsys.readouterr().err
+    assert 'exists already' in capsys.readouterr().err
     with pytest.raises(SystemExit, match='1'):
         main(['stats', '--data=ShardedDataModule', f'--data.root={tmp_path / "out"}'])
     assert 'shards bring their statistics' in capsys.readouterr().err

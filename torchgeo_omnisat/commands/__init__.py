@@ -1,4 +1,4 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Commands: what ``python -m torchgeo_omnisat`` runs besides TorchGeo."""
+"""Commands of ``python -m torchgeo_omnisat`` besides those of TorchGeo."""

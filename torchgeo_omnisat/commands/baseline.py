@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Command `baseline`: pixel-wise classification, to compare models with."""
+"""Command `baseline`: pixel-wise classification as a baseline for models."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,20 +36,19 @@ STEP = 20
 
 
 def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tuple[int, int]) -> Features:
-    """Return the features of one modality for every label pixel, without its neighbours.
+    """Return the features of one modality for every label pixel.
 
-    A series becomes its bands on common dates, interpolated between the two nearest
-    valid ones, and what a tenth, half and nine tenths of its dates stay below. A single
-    image becomes its mean over the pixel.
+    Features of a time series are its bands, interpolated linearly to the dates of *calendar*, and their 10 %,
+    50 % and 90 % quantiles over time. The feature of a single image is its mean over the label pixel.
 
     Args:
-        sample: A sample of a dataset.
-        modality: The modality.
+        sample: Sample of a dataset.
+        modality: Modality.
         calendar: (D,) days since 1970-01-01.
         size: Height and width of the labels.
 
     Returns:
-        (H W, F); NaN where nothing was measured.
+        (H W, F); NaN for pixels that are not observed.
     """
     bands, pixels = len(modality.bands), size[0] * size[1]
     width = bands * (len(calendar) + 3) if modality.temporal else bands
@@ -62,50 +61,47 @@ def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tup
     days, frames = sample[modality.dates_key][valid].numpy(), image[valid].numpy().reshape(-1, bands, pixels)
     identity = np.eye(len(days), dtype=np.float32)
     weight = np.stack([np.interp(calendar, days, row) for row in identity], axis=1).astype(np.float32)
-    onto = np.einsum('dt,tcp->dcp', weight, frames)
-    spread = np.quantile(frames, (0.1, 0.5, 0.9), axis=0).astype(np.float32)
-    return np.concatenate([onto, spread]).reshape(-1, pixels).T
+    interpolated = np.einsum('dt,tcp->dcp', weight, frames)
+    quantiles = np.quantile(frames, (0.1, 0.5, 0.9), axis=0).astype(np.float32)
+    return np.concatenate([interpolated, quantiles]).reshape(-1, pixels).T
 
 
 def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: int = 30000, seed: int = 0) -> float:
     """Return the mean IoU of a small pixel-wise MLP.
 
-    Of forests, boosted trees and perceptrons, the perceptron scored best on the
-    synthetic landscapes, at a tenth of the time. What is not measured is set to the mean
-    and flagged.
+    On the synthetic landscapes, it scores better than random forests and boosted trees, in a tenth of
+    the time. Missing features are replaced by their mean, with an indicator.
 
     Args:
-        train: What it learns from.
-        test: What it is scored on, with the modalities of *train*.
-        max_pixels: About how many labelled pixels it learns from, spread over the tiles.
-        seed: Seed of the choice of pixels and of the weights.
+        train: Training dataset.
+        test: Test dataset with the modalities of *train*.
+        max_pixels: Approximate number of labelled training pixels, spread over the tiles.
+        seed: Seed of the sampling of pixels and of the weights.
 
     Returns:
-        The mean over the classes that occur in the labels or in the answer, without the
-        ignored one; the score that a model reports as ``test_AverageJaccardIndex``.
+        Mean over the classes that occur in labels or predictions, without the ignored one, as a model
+        reports in ``test_AverageJaccardIndex``.
     """
     rng = np.random.default_rng(seed)
     calendar = _calendar(train[0])
-    share, features, target = max(1, max_pixels // len(train)), [], []
+    per_tile, features, target = max(1, max_pixels // len(train)), [], []
     for sample in tqdm(_samples(train), total=len(train), desc='Learn', disable=None, leave=False):
         mask = sample['mask'].flatten().numpy()
-        chosen = rng.permutation(np.flatnonzero(mask != train.ignore_index))[:share]
+        chosen = rng.permutation(np.flatnonzero(mask != train.ignore_index))[:per_tile]
         features.append(_all_features(sample, train.modalities, calendar)[chosen])
         target.append(mask[chosen])
-    known, wanted = np.concatenate(features), np.concatenate(target)
-    size, batch = (128,), min(256, len(wanted))
-    perceptron = MLPClassifier(
-        size, alpha=0.01, batch_size=batch, learning_rate_init=2e-3, max_iter=15, random_state=seed
-    )
+    x, y = np.concatenate(features), np.concatenate(target)
+    size, batch = (128,), min(256, len(y))
+    mlp = MLPClassifier(size, alpha=0.01, batch_size=batch, learning_rate_init=2e-3, max_iter=15, random_state=seed)
     impute = SimpleImputer(add_indicator=True, keep_empty_features=True)
-    model = make_pipeline(StandardScaler(), impute, perceptron)
+    model = make_pipeline(StandardScaler(), impute, mlp)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # it stops after 15 epochs on purpose
-        model.fit(known, wanted)
+        warnings.simplefilter('ignore', ConvergenceWarning)  # 15 epochs are sufficient
+        model.fit(x, y)
     metric = MulticlassJaccardIndex(len(train.classes), ignore_index=train.ignore_index)
     for sample in tqdm(_samples(test), total=len(test), desc='Score', disable=None, leave=False):
-        answer = model.predict(_all_features(sample, train.modalities, calendar))
-        metric.update(torch.from_numpy(answer), sample['mask'].flatten())
+        prediction = model.predict(_all_features(sample, train.modalities, calendar))
+        metric.update(torch.from_numpy(prediction), sample['mask'].flatten())
     return float(metric.compute())
 
 
@@ -124,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SyntheticLandscapes(root)
     every = PASTISMultimodal(root, missing='allow')
     kind = 'synthetic landscapes' if is_synthetic(every.path) else 'PASTIS'
-    say(f'Per-pixel perceptron on {kind} ({root}), fold {args.fold}:')
+    say(f'Pixel-wise MLP on {kind} ({root}), fold {args.fold}:')
     for names in dict.fromkeys((tuple(every.modalities)[:1], tuple(every.modalities))):
         train, test = (PASTISMultimodal(root, FOLDS[args.fold][k], names, missing='allow') for k in (0, 2))
         score = score_pixels(train, test, args.max_pixels, seed=args.seed)
@@ -133,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _samples(dataset: PASTISMultimodal) -> Iterator[Sample]:
-    """Return every sample once; the length of the dataset is its end."""
+    """Iterate over a dataset up to its length, which ``iter`` would ignore."""
     return (dataset[index] for index in range(len(dataset)))
 
 

@@ -23,8 +23,8 @@ def data_parser(command: str, description: str) -> ArgumentParser:
     """Create a parser for ``--data NAME --data.root DIR ...`` and ``--config FILE``.
 
     Args:
-        command: The command, as the user types it.
-        description: What it does.
+        command: Name of the command.
+        description: Description of the command.
     """
     parser = BriefParser(
         prog=f'python -m torchgeo_omnisat {command}',
@@ -41,12 +41,11 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     """Return the parsed command line and the datamodule that it configures.
 
     Args:
-        parser: From :func:`data_parser`, with the command's own arguments.
-        argv: The words of the command line.
+        parser: Result of :func:`data_parser`, with the arguments of the command added.
+        argv: Arguments of the command line.
 
     Returns:
-        The arguments, with those of :data:`TRAINING` as ``training``, and the datamodule, which has read
-        nothing yet.
+        Arguments, with those of :data:`TRAINING` as ``training``, and datamodule, before any data are read.
     """
     words = None if argv is None else list(argv)
     with one_error(parser.prog.rpartition(' ')[-1]):

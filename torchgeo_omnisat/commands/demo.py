@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     datamodule = SyntheticLandscapesDataModule(**data)
     datamodule.setup('test')
     pictures = draw_pictures(datamodule, checkpoint, args.output / 'pictures')
-    say('A perceptron that sees one pixel at a time, on the same landscapes ...')
-    pixels = {subset_name(names): score_single_pixels(data, names) for names in (list(datamodule.modalities), ['s2'])}
-    say(report(table, pixels))
-    say('\n'.join(map(str, ['Left behind:', checkpoint, table, table.with_suffix('.png'), *pictures])))
+    say('Training a pixel-wise MLP on the same landscapes as a baseline ...')
+    baseline = {subset_name(names): score_baseline(data, names) for names in (list(datamodule.modalities), ['s2'])}
+    say(format_scores(table, baseline))
+    say('\n'.join(map(str, ['Written:', checkpoint, table, table.with_suffix('.png'), *pictures])))
     return 0
 
 
@@ -84,7 +84,7 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
             torchgeo.main.main(words)
 
 
-def score_single_pixels(data: Mapping[str, Any], names: Sequence[str]) -> float:
+def score_baseline(data: Mapping[str, Any], names: Sequence[str]) -> float:
     """Return the mean IoU of the pixel-wise baseline on the test tiles.
 
     Args:
@@ -115,24 +115,24 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
     pictures = [folder / f'held_out_{index}.png' for index in range(len(tiles))]
     for index, path in enumerate(pictures):
         sample = {key: value[index] for key, value in batch.items()}
-        figure = datamodule.plot(sample, suptitle='A synthetic landscape that was held out from training')
+        figure = datamodule.plot(sample, suptitle='Synthetic landscape of the test split')
         with atomic_file(path) as temporary:
             figure.savefig(temporary)
         plt.close(figure)
     return pictures
 
 
-def report(table: Path, pixels: Mapping[str, float]) -> str:
-    """Return a table of the scores of every subset, with those of the baseline beside them.
+def format_scores(table: Path, baseline: Mapping[str, float]) -> str:
+    """Return a table of the scores of every subset and of the baseline.
 
     Args:
-        table: What ``torchgeo test`` wrote.
-        pixels: Mean IoU of the baseline for some of the subsets.
+        table: ``subsets.csv`` of ``torchgeo test``.
+        baseline: Mean IoU of the baseline for some of the subsets.
     """
     with table.open(encoding='utf-8', newline='') as file:
         scores = {row['subset']: float(row['mean_iou']) for row in csv.DictReader(file)}
-    lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"one pixel at a time":>22}']
+    lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"pixel-wise MLP":>22}']
     for subset, score in scores.items():
-        pixel = f'{pixels[subset]:>22.3f}' if subset in pixels else ''
-        lines.append(f'{subset:<22}{score:>8.3f}{pixel}')
+        other = f'{baseline[subset]:>22.3f}' if subset in baseline else ''
+        lines.append(f'{subset:<22}{score:>8.3f}{other}')
     return '\n'.join([*lines, ''])

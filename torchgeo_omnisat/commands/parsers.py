@@ -53,11 +53,11 @@ def outline(command: str, description: str) -> ArgumentParser:
     """Create a parser that documents ``--data`` and ``--config`` without importing any datamodule.
 
     Args:
-        command: The command, as the user types it.
-        description: What it does.
+        command: Name of the command.
+        description: Description of the command.
 
     Returns:
-        A parser to print the help of; it does not parse the arguments of a datamodule.
+        Parser for help texts; it does not parse the arguments of a datamodule.
     """
     parser = ArgumentParser(
         prog=f'python -m torchgeo_omnisat {command}',

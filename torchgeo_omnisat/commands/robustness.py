@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args, datamodule = parse_data(parsers.robustness(data_parser), argv)
     with one_error('robustness'):
-        labelled, groups = parse_checkpoints(args.ckpt), read_groups(args.groups)
+        labelled, groups = parse_checkpoints(args.ckpt), parse_groups(args.groups)
         which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
         tasks = {label: [load_task(path) for path in paths] for label, paths in labelled.items()}
         datamodule.prepare_data()
         datamodule.setup('test')
         if unknown := [name for names in groups.values() for name in names if name not in datamodule.modalities]:
-            raise ValueError(f'--groups names {unknown}, expected some of {list(datamodule.modalities)}')
+            raise ValueError(f'--groups contains {unknown}, expected some of {list(datamodule.modalities)}')
         there = tuple(datamodule.modalities)
         scored = []
         for label, models in tasks.items():
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run(test, datamodule, there, args.accelerator)
             scored.append(join(label, [Scored(label, *test.results()) for test in tests]))
         if len(titles := {model.rows[0].title for model in scored}) > 1:
-            raise ValueError(f'the checkpoints are scored by {sorted(titles)}, expected models of one kind')
+            raise ValueError(f'metrics of the checkpoints are {sorted(titles)}, expected models of one task')
         data = describe_data(datamodule)
         files = write_report(
             scored,
@@ -82,14 +82,17 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
         ValueError: If model and data share no modality, the data have no target, or the
             accelerator is not available.
     """
-    known = list(test.task.modalities)
-    names = tuple(name for name in there if name in known)
+    trained = list(test.task.modalities)
+    names = tuple(name for name in there if name in trained)
     if not names:
-        raise ValueError(f'the model takes {known}, expected some of {list(there)}, which the data have')
+        raise ValueError(f'modalities of the model are {trained}, expected some of those of the data, {list(there)}')
     if 'modalities' in datamodule.kwargs:
         datamodule.kwargs['modalities'] = names
     elif len(names) < len(there):
-        raise ValueError(f'{type(datamodule).__name__} reads {list(there)}, expected a model of them all, got {known}')
+        raise ValueError(
+            f'modalities of the model are {trained}, expected all of {list(there)}, which {type(datamodule).__name__} '
+            'always reads'
+        )
     with quiet():
         try:
             trainer = Trainer(
@@ -104,18 +107,18 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
         trainer.test(test, datamodule=datamodule, verbose=False)
 
 
-def join(label: str, found: Sequence[Scored]) -> Scored:
-    """Join the scores of models with one label: of several, each with all of its sensors.
+def join(label: str, models: Sequence[Scored]) -> Scored:
+    """Join the scores of the models of one label; of several models, only those with all of their sensors.
 
     Raises:
-        ValueError: If two of several have the same sensors.
+        ValueError: If two models have the same sensors.
     """
-    if len(found) == 1:
-        return found[0]
-    rows = [model.rows[0] for model in found]
+    if len(models) == 1:
+        return models[0]
+    rows = [model.rows[0] for model in models]
     names = [row.subset for row in rows]
     if len(set(names)) < len(names):
-        raise ValueError(f'checkpoints called {label!r} are for {names}, expected each set of sensors once')
+        raise ValueError(f'checkpoints with label {label!r} have the sensors {names}, expected different ones')
     return Scored(label, sorted(rows, key=lambda row: -row.modalities))
 
 
@@ -123,14 +126,14 @@ def load_task(path: Path) -> SupervisedTask:
     """Load the trained task of a checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read safely, or is not of a task that can be scored.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it cannot be read safely, or the task cannot be scored.
     """
-    _, told = read_weights(path)
+    _, hparams = read_weights(path)
     kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
-    kind = next((kind for key, kind in kinds.items() if key in told), None)
+    kind = next((kind for key, kind in kinds.items() if key in hparams), None)
     if kind is None or not path.is_file():
-        raise ValueError(f'{path} is no checkpoint of {" or ".join(kind.__name__ for kind in kinds.values())}')
+        raise ValueError(f'expected a checkpoint of {" or ".join(k.__name__ for k in kinds.values())}, got {path}')
     task: SupervisedTask = kind.load_from_checkpoint(path, map_location='cpu', weights_only=True)
     return task
 
@@ -143,16 +146,16 @@ def parse_checkpoints(words: Sequence[str]) -> dict[str, list[Path]]:
     """
     labelled: dict[str, list[Path]] = {}
     for word in words:
-        label, told, name = word.partition('=')
-        bare = not told or '/' in label or Path(word).is_file()
+        label, sign, name = word.partition('=')
+        bare = not sign or '/' in label or Path(word).is_file()
         path = Path(word if bare else name)
         if bare and path.stem in labelled:
-            raise ValueError(f'--ckpt has two models called {path.stem!r}, expected LABEL={path}')
+            raise ValueError(f'--ckpt has two models with label {path.stem!r}, expected LABEL={path}')
         labelled.setdefault(path.stem if bare else label, []).append(path.expanduser())
     return labelled
 
 
-def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def parse_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Parse modalities by sensor from arguments such as ``s1=s1a,s1d``.
 
     Raises:
@@ -160,14 +163,14 @@ def read_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """
     groups = {}
     for word in words:
-        sensor, told, names = word.partition('=')
+        sensor, sign, names = word.partition('=')
         members = tuple(names.split(','))
-        if not (sensor and told and all(members)):
-            raise ValueError(f'--groups has {word!r}, expected SENSOR=MODALITY,MODALITY')
+        if not (sensor and sign and all(members)):
+            raise ValueError(f'--groups contains {word!r}, expected SENSOR=MODALITY,MODALITY')
         groups[sensor] = members
     return groups
 
 
 def describe_data(datamodule: MultimodalDataModule) -> str:
-    """Return the name of the data; synthetic data are called so."""
+    """Return the name of the data for titles."""
     return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Command `shard`: write the samples of a datamodule to a few large files."""
+"""Command `shard`: write the samples of a datamodule to shards, which are large files."""
 
 import json
 from collections.abc import Sequence
@@ -51,30 +51,29 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
         ValueError: If *output* exists, *megabytes* is not positive, or a split has no samples.
     """
     if output.exists():
-        raise ValueError(f'output is {output}, which is there already: expected a folder that is not')
+        raise ValueError(f'output is {output}, which exists already, expected a new folder')
     if not megabytes > 0:
-        raise ValueError(f'megabytes is {megabytes}, expected more than 0')
+        raise ValueError(f'megabytes is {megabytes}, expected a positive number')
     datamodule.prepare_data()
     datamodule.setup('fit')
-    told = describe_samples(datamodule)
+    description = describe_samples(datamodule)
     datamodule.setup('test')
     datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
     if lacking := [split for split, dataset in datasets.items() if dataset is None]:
-        raise ValueError(f'{type(datamodule).__name__} has nothing in {lacking}, expected samples in every split')
+        raise ValueError(f'splits {lacking} of {type(datamodule).__name__} are empty, expected samples in every split')
     try:
         with atomic_folder(output, exclusive=True) as temporary:
             if output.exists():
-                raise ValueError(f'output is {output}, which another process has just written: expected another folder')
+                raise ValueError(f'output is {output}, which another process has written, expected a new folder')
             shards = {}
             for split, dataset in datasets.items():
                 samples = stream(partial(_encoded, dataset), len(dataset), datamodule.num_workers, split)
                 shards[split] = write_split(samples, temporary / split, megabytes)
-            (temporary / FILE).write_text(json.dumps({**told, 'shards': shards}, indent=1) + '\n')
+            (temporary / FILE).write_text(json.dumps({**description, 'shards': shards}, indent=1) + '\n')
     except BlockingIOError:
-        raise ValueError(f'output is {output}, which another process is writing: expected another folder') from None
+        raise ValueError(f'output is {output}, which another process is writing, expected another folder') from None
     return shards
 
 
 def _encoded(dataset: Any, index: int) -> bytes:
-    """Return a sample as bytes."""
     return encode_sample(dataset[index])

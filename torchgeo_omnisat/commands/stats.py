@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Stats: mean and standard deviation of every band of the training data, measured in one pass."""
+"""Command `stats`: mean and standard deviation of every band of the training data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,17 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, datamodule = parse_data(parsers.stats(data_parser), argv)
     with one_error('stats'):
         train, entries, path = datamodule.measure()
-    say(report(train.modalities, entries))
+    say(format_statistics(train.modalities, entries))
     empty = [name for name, groups in entries.items() if not any(entry['mean'] for entry in groups.values())]
     for name in empty:
-        say(f'{name!r} has not one valid image with a finite pixel in {train.path}', error=True)
+        say(f'{name!r} has no valid pixel in {train.path}, expected at least one', error=True)
     if path is None:
         return 1
-    say(f'Kept in {path}, which training, testing and prediction on {train.path} read.')
+    say(f'Written to {path}, which training, testing and prediction on {train.path} read.')
     return 1 if empty else 0
 
 
-def report(modalities: Mapping[str, Modality], entries: Entries) -> str:
+def format_statistics(modalities: Mapping[str, Modality], entries: Entries) -> str:
     """Return a table of mean and standard deviation by modality, group and band.
 
     Args:
@@ -46,7 +46,7 @@ def report(modalities: Mapping[str, Modality], entries: Entries) -> str:
         for group, entry in groups.items():
             start = f'{name:<10}{group:<10}{entry["samples"]:>8}  '
             if not entry['mean']:
-                lines.append(f'{start}nothing to measure')
+                lines.append(f'{start}no valid pixels')
             for band, mean, std in zip(modalities[name].bands, entry['mean'], entry['std'], strict=False):
                 lines.append(f'{start}{band:<8}{mean:>14.4f}{std:>14.4f}')
                 start = ' ' * len(start)
