@@ -71,7 +71,7 @@ class _Watcher:
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
             warnings.warn(
-                'torchgeo_omnisat could not be loaded, so TorchGeo works but does not know its names: '
+                f'torchgeo_omnisat could not be loaded, so TorchGeo runs without its models and tasks: '
                 f'{type(error).__name__}: {error}',
                 stacklevel=2,
             )

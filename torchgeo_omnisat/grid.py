@@ -13,7 +13,7 @@ from rasterio import Affine
 from .modality import half_up
 
 #: Tolerance of rounding, in pixels.
-ROUNDING = 1e-6
+PIXEL_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Grid:
     def __post_init__(self) -> None:
         """Validate the transform and the size."""
         a, b, _, d, e, _ = self.transform[:6]
-        if not (a > 0 and b == d == 0 and abs(a + e) <= ROUNDING * a):
-            raise ValueError(f'transform of a grid is {self.transform[:6]}, expected square pixels with the north up')
+        if not (a > 0 and b == d == 0 and abs(a + e) <= PIXEL_TOLERANCE * a):
+            raise ValueError(f'transform is {self.transform[:6]}, expected square, north-up pixels')
         if self.height < 1 or self.width < 1:
-            raise ValueError(f'a grid has {self.height} rows and {self.width} columns, expected at least one of each')
+            raise ValueError(f'(height, width) is {(self.height, self.width)}, expected at least (1, 1)')
 
     @classmethod
     def over(
@@ -57,8 +57,8 @@ class Grid:
         """
         xmin, ymin, xmax, ymax = bounds
         x, y = corner or (xmin, ymax)
-        left, right = math.floor((xmin - x) / step + ROUNDING), math.ceil((xmax - x) / step - ROUNDING)
-        top, bottom = math.floor((y - ymax) / step + ROUNDING), math.ceil((y - ymin) / step - ROUNDING)
+        left, right = math.floor((xmin - x) / step + PIXEL_TOLERANCE), math.ceil((xmax - x) / step - PIXEL_TOLERANCE)
+        top, bottom = math.floor((y - ymax) / step + PIXEL_TOLERANCE), math.ceil((y - ymin) / step - PIXEL_TOLERANCE)
         transform = Affine(step, 0, x + left * step, 0, -step, y - top * step)
         return cls(CRS.from_user_input(crs), transform, bottom - top, right - left)
 

@@ -22,14 +22,14 @@ def register_models() -> None:
     registry = getattr(sys.modules.get('torchgeo.models.api'), '_model', None)
     if not isinstance(registry, dict):
         warnings.warn(
-            'this version of TorchGeo keeps its models elsewhere, so get_model() does not know '
-            f'{", ".join(BUILDERS)}: import them from torchgeo_omnisat.models',
+            f'get_model() of this version of TorchGeo does not support {", ".join(BUILDERS)}: import them from '
+            'torchgeo_omnisat.models',
             stacklevel=2,
         )
         return
     for name in BUILDERS:
-        registry.setdefault(name, partial(_build, name))
+        registry.setdefault(name, partial(_call_builder, name))
 
 
-def _build(name: str, *args: Any, **kwargs: Any) -> Any:
+def _call_builder(name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(import_module('torchgeo_omnisat.models'), name)(*args, **kwargs)

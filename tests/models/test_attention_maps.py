@@ -73,5 +73,5 @@ def test_looking_changes_nothing(batch):
 
 
 def test_a_fusion_without_attention_is_refused(batch):
-    with pytest.raises(ValueError, match='LateFusion fuses without attention'):
+    with pytest.raises(ValueError, match='LateFusion'):
         attention(late_fusion([S2, S1, SPOT]), batch)

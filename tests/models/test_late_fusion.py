@@ -107,7 +107,7 @@ def test_utae_takes_the_only_optical_series() -> None:
     [
         ('utae', 'spot', MODALITIES, "series of utae is 'spot', expected one of ['s2', 's1a']"),
         ('utae', None, [S1A, Modality('s1d', ('VV',), 10, True)], "is None, expected one of ['s1a', 's1d']"),
-        ('dual_stream', None, [SPOT], "expected one among the modalities ['spot']"),
+        ('dual_stream', None, [SPOT], "modalities are ['spot']"),
     ],
 )
 def test_nothing_to_take(backbone: str, series: str | None, modalities: object, message: str) -> None:

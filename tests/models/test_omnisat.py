@@ -159,15 +159,15 @@ def spoil(batch, **changes):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'image_aerial': torch.zeros(3, 3, 8, 8)}, r"\['image_aerial'\], but the model was built for"),
+        ({'image_aerial': torch.zeros(3, 3, 8, 8)}, r"\['image_aerial'\]"),
         (
             {'image_s2': torch.zeros(3, 5, 10, 16, 16)},
             r'image_s2 has shape \(3, 5, 10, 16, 16\).*expected \(B, T, 4, H, W\)',
         ),
         ({'image_s2': torch.zeros(3, 4, 16, 16)}, r'expected \(B, T, 4, H, W\)'),
         ({'dates_s2': None}, r"lacks \['dates_s2'\]"),
-        ({'image_spot': torch.zeros(3, 3, 32, 32)}, 'must cover the same ground'),
-        ({'image_s2': None, 'image_s1a': None, 'image_spot': None}, r'has no image among.*expected at least one'),
+        ({'image_spot': torch.zeros(3, 3, 32, 32)}, r'\(80.0, 80.0\)'),
+        ({'image_s2': None, 'image_s1a': None, 'image_spot': None}, r"\['dates_s1a'.*\['image_s1a'"),
     ],
 )
 def test_refuses_what_it_was_not_built_for(batch, changes, message):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.transforms import CloudCover, RandomBandDropout, RandomClouds, RandomJitter, RandomSpeckle
-from torchgeo_omnisat.transforms.intensity import say_unknown
+from torchgeo_omnisat.transforms.intensity import describe_not_simulated
 
 from .tiles import S1A, S2, SENSORS, random_tiles
 
@@ -226,7 +226,7 @@ class TestSayUnknown:
             Modality('s2', ('B02',), 10, True, 'optical'),
             Modality('palsar', ('HH',), 10, True, 'radar'),
         ]
-        line = say_unknown(unknown)
+        line = describe_not_simulated(unknown)
         assert '\n' not in line
         for told in (
             's1 (kind and unit unknown)',
@@ -241,7 +241,7 @@ class TestSayUnknown:
     def test_nothing_where_all_is_known(self) -> None:
         elevation = Modality('dem', ('B1',), 10, False, 'elevation')
         amplitude = Modality('s1', ('VV',), 10, True, 'radar', 'dn')
-        assert say_unknown([*SENSORS.values(), elevation, amplitude]) == ''
+        assert describe_not_simulated([*SENSORS.values(), elevation, amplitude]) == ''
 
 
 @pytest.mark.parametrize(

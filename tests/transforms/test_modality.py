@@ -127,7 +127,7 @@ def test_a_bare_tensor_is_refused() -> None:
         ({'p': 1.5}, "p of 'a' is 1.5, expected a probability between 0 and 1"),
         ({'p': float('nan')}, 'between 0 and 1'),
         ({'p': {'a': -0.1}}, r"p of 'a' is -0.1"),
-        ({'p': {'z': 0.1}}, r"p names \['z'\], expected some of \['a', 'b', 'c'\]"),
+        ({'p': {'z': 0.1}}, r"p has \['z'\], expected some of \['a', 'b', 'c'\]"),
         ({'keep': ('z',)}, r"keep names \['z'\]"),
     ],
 )

@@ -129,11 +129,11 @@ class TestNormalize:
     @pytest.mark.parametrize(
         ('mean', 'std', 'match'),
         [
-            ({'s2': [0, 0]}, STD, r"mean has no entry 'spot', expected one, got \['s2'\]"),
+            ({'s2': [0, 0]}, STD, r"mean .*\['s2'\].*'spot'"),
             (MEAN | {'s2': [1.0]}, STD, r"mean of 's2' is \[1\.0\], expected 2 finite numbers$"),
             (MEAN | {'s2': [1.0, float('nan')]}, STD, r"mean of 's2' is \[1\.0, nan\], expected 2 finite"),
-            (MEAN, STD | {'spot': [1, 1, -1]}, r"std of 'spot' is \[1\.0, 1\.0, -1\.0\], .* none negative"),
-            (MEAN, None, "expected both of 'mean' and 'std' or neither"),
+            (MEAN, STD | {'spot': [1, 1, -1]}, r"std of 'spot' is \[1\.0, 1\.0, -1\.0\], "),
+            (MEAN, None, 'got only mean'),
         ],
     )
     def test_refuses(self, mean: Any, std: Any, match: str) -> None:

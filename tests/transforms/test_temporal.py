@@ -48,7 +48,7 @@ class TestRandomTemporalDropout:
             assert (after[key] is batch[key]) == (key not in ('valid_s1a', 'valid_s2'))
         assert after['valid_s2'].all()
 
-    @pytest.mark.parametrize(('p', 'message'), [(1.5, "p of 's2' is 1.5"), ({'z': 0.1}, r"p names \['z'\]")])
+    @pytest.mark.parametrize(('p', 'message'), [(1.5, "p of 's2' is 1.5"), ({'z': 0.1}, r"p has \['z'\]")])
     def test_bad_arguments_are_refused(self, p: float | dict[str, float], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             RandomTemporalDropout([S2], p)

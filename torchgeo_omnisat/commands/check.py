@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from ..transforms.intensity import say_unknown
+from ..transforms.intensity import describe_not_simulated
 from ..utils.atomic import atomic_file
 from ..utils.console import say
 from ..validation import check, table, walk
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report.samples and hasattr(datamodule, 'contents'):
         say(f'Files\n{datamodule.contents()}', end='\n\n')
     say(table(report))
-    if line := say_unknown(getattr(datamodule, 'modalities', {}).values()):
+    if line := describe_not_simulated(getattr(datamodule, 'modalities', {}).values()):
         say(line)
     if args.output is not None:
         with one_error('check'), atomic_file(args.output) as path:

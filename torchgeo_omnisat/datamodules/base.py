@@ -470,7 +470,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     def say_facts(self) -> None:
         """Say once what is not simulated in training, because facts of a modality are unknown."""
-        if not self._said_facts and (line := say_unknown(self.modalities.values())):
+        if not self._said_facts and (line := describe_not_simulated(self.modalities.values())):
             rank_zero_info(line)
         self._said_facts = True
 

@@ -55,18 +55,20 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
     """
     fusion = next((part for part in model.fusion.modules() if isinstance(part, ModalityAttention)), None)
     if fusion is None:
-        raise ValueError(f'{type(model).__name__} fuses without attention, expected a model such as omnisat_small')
-    listened: list[Tensor] = []
-    weighed: dict[str, Tensor] = {}
+        raise ValueError(f'model is {type(model).__name__}, which has no attention, expected one such as omnisat_small')
+    modality_weights: list[Tensor] = []
+    date_weights: dict[str, Tensor] = {}
     with ExitStack() as hooks:
-        watch = fusion.register_forward_hook(lambda part, inputs, _: listened.append(part.weigh(*inputs)[1].mean(-1)))
-        hooks.callback(watch.remove)
+        handle = fusion.register_forward_hook(
+            lambda part, inputs, _: modality_weights.append(part.weigh(*inputs)[1].mean(-1))
+        )
+        hooks.callback(handle.remove)
         for name, part in _temporal_attentions(model):
-            watch = part.register_forward_hook(partial(_keep, weighed, name))
-            hooks.callback(watch.remove)
+            handle = part.register_forward_hook(partial(_store_mean, date_weights, name))
+            hooks.callback(handle.remove)
         out = model(batch)
-    dates = {name: _on_grid(weights, out.maps[name], out.grid) for name, weights in weighed.items()}
-    return Attention(dates, listened[0], out.grid)
+    dates = {name: _on_grid(weights, out.maps[name], out.grid) for name, weights in date_weights.items()}
+    return Attention(dates, modality_weights[0], out.grid)
 
 
 def _temporal_attentions(model: OmniSat) -> Iterator[tuple[str, TemporalAttention]]:
@@ -76,9 +78,11 @@ def _temporal_attentions(model: OmniSat) -> Iterator[tuple[str, TemporalAttentio
                 yield name, part
 
 
-def _keep(weighed: dict[str, Tensor], name: str, part: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    """Keep the weights of the dates, ``(B, T, P)``, as the mean over the heads."""
-    weighed[name] = output[1].mean(-1)
+def _store_mean(
+    weights: dict[str, Tensor], name: str, part: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]
+) -> None:
+    """Store the weights of the dates, ``(B, T, P)``, averaged over the heads."""
+    weights[name] = output[1].mean(-1)
 
 
 def _on_grid(weights: Tensor, found: FeatureMaps, grid: tuple[int, int]) -> Tensor:

@@ -42,7 +42,7 @@ class ModalityAttention(nn.Module):
 
         Args:
             tokens: Tokens of M modalities, in the order of *names*.
-            seen: Which modality saw which patch.
+            seen: Flags of the patches that each modality observed.
         """
         tokens, weights = self.weigh(tokens, seen)
         values = rearrange(self.values(tokens), 'b n m (g c) -> b n m g c', g=self.num_heads)
@@ -56,7 +56,7 @@ class ModalityAttention(nn.Module):
 
         Args:
             tokens: Tokens of M modalities, in the order of *names*.
-            seen: Which modality saw which patch.
+            seen: Flags of the patches that each modality observed.
 
         Returns:
             Tokens with their embeddings, and weights that sum to one over the modalities, or
@@ -87,7 +87,7 @@ class Fusion(nn.Module):
     def __init__(self, names: Iterable[str], dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
         if dim % (4 * num_heads):
-            raise ValueError(f'embed_dim {dim} must be a multiple of four times num_heads ({num_heads})')
+            raise ValueError(f'embed_dim is {dim}, expected a multiple of 4 * num_heads = {4 * num_heads}')
         self.modalities = ModalityAttention(names, dim, num_heads)
         self.norm = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
@@ -102,7 +102,7 @@ class Fusion(nn.Module):
 
         Args:
             tokens: Tokens of M modalities on one ground grid.
-            seen: Which modality saw which patch.
+            seen: Flags of the patches that each modality observed.
             grid: Rows and columns of the grid, N patches in total.
         """
         x = self.modalities(tokens, seen)

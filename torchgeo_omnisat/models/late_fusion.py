@@ -111,10 +111,10 @@ class LateFusion(OmniSat):
         self.fusion = MeanFusion()
         channels_last(self)
 
-    def _refuse(self, batch: Mapping[str, Tensor]) -> None:
+    def _validate(self, batch: Mapping[str, Tensor]) -> None:
         """Validate the batch as :class:`OmniSat` does, but allow other images."""
         others = {key for key in batch if key.startswith('image')} - {m.image_key for m in self.modalities.values()}
-        super()._refuse({key: value for key, value in batch.items() if key not in others})
+        super()._validate({key: value for key, value in batch.items() if key not in others})
 
 
 def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str, Modality]:
@@ -134,16 +134,16 @@ def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str
     known = as_modalities(modalities)
     if backbone not in ('utae', 'dual_stream'):
         return known
-    found = [modality.name for modality in known.values() if modality.temporal]
-    if not found:
-        raise ValueError(f'{backbone} takes time series, expected one among the modalities {list(known)}')
+    series_names = [modality.name for modality in known.values() if modality.temporal]
+    if not series_names:
+        raise ValueError(f'modalities are {list(known)}, expected at least one time series for {backbone}')
     if backbone == 'dual_stream':
-        return {name: known[name] for name in found}
-    choices = [series] if series else [name for name in found if known[name].kind == 'optical'] or found
-    if series is None and all(known[name].kind is None for name in found):
-        choices = [name for name in found if name == 's2'] or found  # as before modalities had a kind
-    if len(choices) > 1 or choices[0] not in found:
-        raise ValueError(f'series of utae is {series!r}, expected one of {found}')
+        return {name: known[name] for name in series_names}
+    choices = [series] if series else [name for name in series_names if known[name].kind == 'optical'] or series_names
+    if series is None and all(known[name].kind is None for name in series_names):
+        choices = [name for name in series_names if name == 's2'] or series_names  # as before modalities had a kind
+    if len(choices) > 1 or choices[0] not in series_names:
+        raise ValueError(f'series of utae is {series!r}, expected one of {series_names}')
     return {choices[0]: known[choices[0]]}
 
 

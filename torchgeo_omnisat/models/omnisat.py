@@ -160,21 +160,21 @@ class OmniSat(nn.Module):
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
         """Return the feature maps of every modality in the batch; see :meth:`forward`."""
-        self._refuse(batch)
+        self._validate(batch)
         found = {}
         for name, modality in self.modalities.items():
             if modality.image_key not in batch:
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
-            known = observed(image)
-            measured, image = known.any(-3, keepdim=True), image.masked_fill(~known, torch.nan)
+            flags = observed(image)
+            pixels, image = flags.any(-3, keepdim=True), image.masked_fill(~flags, torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
                 maps = encoder(image, dates, valid)
-                seen = (measured & valid[..., None, None, None]).any(1)
+                seen = (pixels & valid[..., None, None, None]).any(1)
             else:
                 maps = encoder(image, valid[:, 0])
-                seen = measured & valid[..., None, None]
+                seen = pixels & valid[..., None, None]
             gsds = tuple(modality.gsd * stride for stride in encoder.strides)
             found[name] = FeatureMaps(tuple(maps), gsds, seen)
         return found
@@ -208,12 +208,11 @@ class OmniSat(nn.Module):
         side = math.isqrt(some.shape[1])
         rows, columns = grid or (side, side)
         if rows * columns != some.shape[1]:
-            what = f'grid is {tuple(grid)}' if grid else 'grid is None, which means a square'
-            raise ValueError(f'{what}, but there are {some.shape[1]} tokens: expected grid=(rows, columns) of as many')
+            raise ValueError(f'grid is {grid and tuple(grid)}, expected (rows, columns) of {some.shape[1]} tokens')
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in self.modalities], dim=2)
-        held = torch.tensor([name in tokens for name in self.modalities], device=some.device)
+        present = torch.tensor([name in tokens for name in self.modalities], device=some.device)
         seen = available if available.ndim == 3 else available.unsqueeze(1).expand(-1, some.shape[1], -1)
-        return self.fusion(stacked, seen & held, (rows, columns))
+        return self.fusion(stacked, seen & present, (rows, columns))
 
     def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
         """Return the output for a subset of the modalities, without encoding them again.
@@ -227,7 +226,7 @@ class OmniSat(nn.Module):
         """
         kept = set(names)
         if not kept & set(out.maps):
-            raise ValueError(f'expected some of the modalities {sorted(out.maps)} of this batch, got {sorted(kept)}')
+            raise ValueError(f'names is {sorted(kept)}, expected some of the modalities {sorted(out.maps)}')
         maps = {name: found for name, found in out.maps.items() if name in kept}
         tokens = {name: token for name, token in out.tokens.items() if name in kept}
         seen = self.observed_patches(maps, out.grid)
@@ -241,7 +240,7 @@ class OmniSat(nn.Module):
         finest, tolerance = min(gsds.values()), max(gsds.values())
         extent = next(extents[n] for n, gsd in gsds.items() if gsd == finest)
         if any(abs(a - b) >= tolerance for other in extents.values() for a, b in zip(other, extent, strict=True)):
-            raise ValueError(f'modalities must cover the same ground, got (height, width) in metres {extents}')
+            raise ValueError(f'(height, width) of images in metres is {extents}, expected the same extent')
         rows, columns = (max(1, half_up(side / self.patch_size)) for side in extent)
         return (rows, columns), (extent[0], extent[1])
 
@@ -251,16 +250,16 @@ class OmniSat(nn.Module):
         nothing = torch.zeros_like(next(iter(found.values())))
         return torch.stack([found.get(name, nothing) for name in self.modalities], dim=-1)
 
-    def _refuse(self, batch: Mapping[str, Tensor]) -> None:
+    def _validate(self, batch: Mapping[str, Tensor]) -> None:
         """Validate that the batch fits the model."""
         known = {m.image_key: m for m in self.modalities.values()}
         images = [key for key in batch if key.startswith('image')]
         if unknown := [key for key in images if key not in known]:
-            raise ValueError(f'batch holds {unknown}, but the model was built for {sorted(known)} only')
+            raise ValueError(f'batch has {unknown}, expected only images of the model, {sorted(known)}')
         if not images:
-            raise ValueError(f'batch has no image among {sorted(batch)}, expected at least one of {sorted(known)}')
+            raise ValueError(f'keys of the batch are {sorted(batch)}, expected at least one of {sorted(known)}')
         if not len(batch[images[0]]):
-            raise ValueError(f'batch has no samples, {images[0]} has shape {tuple(batch[images[0]].shape)}')
+            raise ValueError(f'{images[0]} has shape {tuple(batch[images[0]].shape)}, expected at least one sample')
         for key in images:
             modality = known[key]
             missing = [k for k in modality.keys if k not in batch]
@@ -275,13 +274,13 @@ def _check_sizes(
 ) -> None:
     """Reject implausible sizes before memory is allocated."""
     if not finest / 100 <= patch_size < math.inf:
-        raise ValueError(f'patch_size is {patch_size} m, expected a finite length, at least a pixel of {finest} m')
+        raise ValueError(f'patch_size is {patch_size} m, expected a finite length of at least a pixel, {finest} m')
     whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
     whole |= {f'widths[{place}]': width for place, width in enumerate(widths)}
     for name, value in whole.items():
         least, most = int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f'{name} is {value!r}, expected a whole number from {least} to {most}')
+            raise ValueError(f'{name} is {value!r}, expected an integer from {least} to {most}')
 
 
 def channels_last(module: nn.Module) -> None:
@@ -305,7 +304,7 @@ def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: 
         **kwargs: Any other argument of :class:`OmniSat`.
     """
     sizes = {'embed_dim': 64, 'depth': 1, 'num_heads': 4, 'widths': (16, 32, 64), 'image_widths': (16, 32, 64, 128)}
-    return _build(modalities, weights, sizes | kwargs)
+    return _build_model(modalities, weights, sizes | kwargs)
 
 
 def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
@@ -324,7 +323,7 @@ def omnisat_small(modalities: Any, weights: WeightsEnum | None = None, **kwargs:
         'image_widths': (32, 64, 128, 256),
         'checkpointing': True,
     }
-    return _build(modalities, weights, sizes | kwargs)
+    return _build_model(modalities, weights, sizes | kwargs)
 
 
 def omnisat_base(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:
@@ -335,10 +334,10 @@ def omnisat_base(modalities: Any, weights: WeightsEnum | None = None, **kwargs: 
         weights: Pre-trained weights.
         **kwargs: Any other argument of :class:`OmniSat`.
     """
-    return _build(modalities, weights, kwargs)
+    return _build_model(modalities, weights, kwargs)
 
 
-def _build(modalities: Any, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> OmniSat:
+def _build_model(modalities: Any, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> OmniSat:
     model = OmniSat(modalities, **kwargs)
     if weights is not None:
         model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))

@@ -85,23 +85,25 @@ def refuse_tensor(module: nn.Module, batch: object) -> None:
         )
 
 
-def keep_some(there: Tensor, chance: Tensor | float, random: Tensor, tickets: Tensor) -> Tensor:
+def keep_some(available: Tensor, chance: Tensor | float, random: Tensor, priority: Tensor) -> Tensor:
     """Return flags of items to keep: each is dropped with its own probability, but never all of them.
 
     If all items would be dropped, one of them is kept, with equal probability.
 
     Args:
-        there: Flags ``(..., N)`` of available items.
+        available: Flags ``(..., N)`` of available items.
         chance: Probability of dropping an item, of a shape that broadcasts.
         random: Uniform random numbers ``(..., N)``; an item is dropped if its number is below *chance*.
-        tickets: Uniform random numbers ``(..., N)``; the item with the largest one is the one to keep.
+        priority: Uniform random numbers ``(..., N)``; the item with the largest one is kept if all would be dropped.
 
     Returns:
         Flags ``(..., N)``, all False where no item is available.
     """
-    kept = there & (random >= chance)
-    last = torch.zeros_like(there).scatter(-1, tickets.masked_fill(~there, -1.0).argmax(-1, keepdim=True), True)
-    return torch.where(kept.any(-1, keepdim=True), kept, there & last)
+    kept = available & (random >= chance)
+    last = torch.zeros_like(available).scatter(
+        -1, priority.masked_fill(~available, -1.0).argmax(-1, keepdim=True), True
+    )
+    return torch.where(kept.any(-1, keepdim=True), kept, available & last)
 
 
 def probability(value: float, name: str = 'p') -> float:
@@ -115,7 +117,7 @@ def probabilities(value: float | Mapping[str, float], names: Collection[str]) ->
     """Return the probability of each name, 0 for names missing in *value*; raise ValueError if it is invalid."""
     configured = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
     if unknown := [name for name in configured if name not in names]:
-        raise ValueError(f'p names {unknown}, expected some of {list(names)}')
+        raise ValueError(f'p has {unknown}, expected some of {list(names)}')
     return {name: probability(configured.get(name, 0.0), f'p of {name!r}') for name in names}
 
 

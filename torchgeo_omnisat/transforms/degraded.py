@@ -41,7 +41,7 @@ class Degradation(Transform):
     ) -> None:
         super().__init__(modalities, same_on_batch)
         if seed < 0:
-            raise ValueError(f'seed is {seed}, expected 0 or more')
+            raise ValueError(f'seed is {seed}, expected at least 0')
         self.seed = seed
 
     @staticmethod
@@ -200,8 +200,8 @@ class GaussianNoise(Degradation):
     ) -> None:
         super().__init__(modalities, seed, same_on_batch)
         if not snr > -math.inf:
-            raise ValueError(f'snr is {snr}, expected a ratio in dB, inf for no noise')
-        self.deviation = 10 ** (-snr / 20)
+            raise ValueError(f'snr is {snr}, expected a ratio in dB or inf')
+        self.std = 10 ** (-snr / 20)
 
     @staticmethod
     def concerns(modality: Modality) -> bool:
@@ -219,7 +219,7 @@ class GaussianNoise(Degradation):
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Add the noise; NaN stays NaN."""
         images = {
-            m.image_key: batch[m.image_key] + self.deviation * params[m.name].to(batch[m.image_key].dtype)
+            m.image_key: batch[m.image_key] + self.std * params[m.name].to(batch[m.image_key].dtype)
             for m in self.present(batch)
         }
         return {**batch, **images}

@@ -21,13 +21,13 @@ def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple
     """
     found = [(m, [side * m.gsd for side in batch[m.image_key].shape[-2:]]) for m in modalities if m.image_key in batch]
     if not found:
-        raise ValueError(f'the batch holds {sorted(batch)}, expected an image that says how large its tiles are')
+        raise ValueError(f'keys of the batch are {sorted(batch)}, expected at least one image')
     finest, (height, width) = min(found, key=lambda pair: pair[0].gsd)
     for modality, (other_height, other_width) in found:
         if max(abs(other_height - height), abs(other_width - width)) > modality.gsd / 2:
             raise ValueError(
                 f'{modality.image_key} covers {other_height:g} x {other_width:g} m and {finest.image_key} '
-                f'{height:g} x {width:g} m, expected images of the same ground'
+                f'{height:g} x {width:g} m, expected the same extent'
             )
     return height, width
 
@@ -74,7 +74,7 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
     if 'transform' in batch:
         given = batch['transform'].double()
         if given.ndim != 2 or given.shape[-1] not in (6, 9):
-            raise ValueError(f'transform has shape {tuple(given.shape)}, expected (B, 6) or (B, 9), an affine')
+            raise ValueError(f'transform has shape {tuple(given.shape)}, expected (B, 6) or (B, 9)')
         last = torch.tensor([[0.0, 0.0, 1.0]], dtype=given.dtype, device=given.device).expand(len(given), 3)
         return torch.cat([given[:, :6], last], -1).view(-1, 3, 3)
     bounds = _checked(batch['bounds']).double()

@@ -247,8 +247,8 @@ class RandomGroundAffine(GroundTransform):
         """Transform every tile; those with ``applied`` False do not change."""
         if 'window' in batch:
             raise ValueError(
-                'the batch has a window on the output grid, which a rotated tile leaves; expected none, or one of '
-                'RandomDihedral and RandomGroundCrop'
+                'batch has the key window, which RandomGroundAffine does not support: use RandomDihedral or '
+                'RandomGroundCrop'
             )
         height, width = extent(batch, self.modalities.values())
         unit = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64)
@@ -260,11 +260,11 @@ class RandomGroundAffine(GroundTransform):
             return F.affine_grid(theta, [len(image), 1, *image.shape[-2:]], align_corners=False)
 
         def image(old: Tensor) -> Tensor:
-            new = _bilinear(old.flatten(1, -3), grid(old)).view(old.shape)
+            new = _sample_bilinear(old.flatten(1, -3), grid(old)).view(old.shape)
             return torch.where(applied.view(-1, *[1] * (old.ndim - 1)), new, old)
 
         def mask(old: Tensor) -> Tensor:
-            return torch.where(applied[:, None, None], _nearest(old, grid(old), self.ignore_index), old)
+            return torch.where(applied[:, None, None], _sample_nearest(old, grid(old), self.ignore_index), old)
 
         return self.seen(self.moved(batch, params, image, mask))
 
@@ -294,7 +294,7 @@ def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
     return matrix
 
 
-def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
+def _sample_bilinear(image: Tensor, grid: Tensor) -> Tensor:
     """Sample ``(B, N, H, W)`` at a grid from finite pixels; NaN outside, and where most of the weight is on NaN."""
     pixels = image.float()
     known = finite(pixels)
@@ -305,7 +305,7 @@ def _bilinear(image: Tensor, grid: Tensor) -> Tensor:
     return torch.where(covered, value / weight, torch.nan).to(image.dtype)
 
 
-def _nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
+def _sample_nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
     """Sample a mask ``(B, H, W)`` at a grid."""
     height, width = mask.shape[-2:]
     column = ((grid[..., 0] + 1) * width / 2).floor().long().clamp(0, width - 1)

@@ -77,13 +77,13 @@ class RandomClouds(Transform):
         for m in self.present(batch):
             valid = batch[m.valid_key]
             dates, side = valid.shape[1], 8 * self.blobs
-            random, tickets, cover, light = self.random(batch, 4, dates).unbind(1)
+            random, priority, cover, light = self.random(batch, 4, dates).unbind(1)
             noise = self.random(batch, dates, 2 * self.blobs, 2 * self.blobs)
             field = F.interpolate(noise, size=(side, side), mode='bicubic', align_corners=False).flatten(2)
             low, high = self.cover
             rank = ((1 - low - (high - low) * cover) * (side * side - 1)).round().long()
             edge = field.sort(-1).values.gather(-1, rank[..., None])
-            drawn[f'{m.name}_dates'] = valid & ~keep_some(valid, self.p, random, tickets)
+            drawn[f'{m.name}_dates'] = valid & ~keep_some(valid, self.p, random, priority)
             darkest, brightest = self._light(m) or (0.0, 0.0)
             drawn[f'{m.name}_light'] = darkest + (brightest - darkest) * light
             drawn[f'{m.name}_inside'] = (field - edge).view(*valid.shape, side, side)
@@ -139,7 +139,7 @@ class RandomSpeckle(Transform):
         self.p = probability(p)
         for m in self.modalities.values():
             if decibel is not None and m.unit == ('power' if decibel else 'db'):
-                raise ValueError(f'decibel is {decibel}, but unit of {m.name!r} is {m.unit!r}, expected decibel=None')
+                raise ValueError(f'decibel is {decibel}, expected None for {m.name!r} with unit {m.unit!r}')
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """Yield the modalities with backscatter whose keys are in a batch."""
@@ -162,7 +162,7 @@ class RandomSpeckle(Transform):
         for m in self.present(batch):
             image = batch[m.image_key]
             lead = image.shape[:2] if m.temporal else image.shape[:1]
-            count = len(_names(self._noisy(m)))
+            count = len(_polarisation_names(self._noisy(m)))
             shape = (1 if self.same_on_batch else lead[0], *lead[1:], count, *image.shape[-2:])
             looks = torch.tensor(self.looks, device=image.device)
             noise = 10 * Gamma(looks, looks, validate_args=False).sample(shape).log10()
@@ -179,7 +179,7 @@ class RandomSpeckle(Transform):
         for m in self.present(batch):
             image, noise = batch[m.image_key], params[m.name]
             speckled, noisy, in_decibels = image.clone(), self._noisy(m), self._in_decibels(m)
-            names = _names(noisy)
+            names = _polarisation_names(noisy)
             for band, (over, under) in noisy.items():
                 gain = noise[..., names.index(over), :, :]
                 gain = gain if under is None else gain - noise[..., names.index(under), :, :]
@@ -215,8 +215,8 @@ class RandomBandDropout(Transform):
         """Draw flags ``<name>`` (B, C) of the bands that are kept."""
         drawn = {}
         for m in self.present(batch):
-            random, tickets = self.random(batch, 2, len(m.bands)).unbind(1)
-            drawn[m.name] = keep_some(torch.ones_like(random, dtype=torch.bool), self.p, random, tickets)
+            random, priority = self.random(batch, 2, len(m.bands)).unbind(1)
+            drawn[m.name] = keep_some(torch.ones_like(random, dtype=torch.bool), self.p, random, priority)
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
@@ -282,19 +282,19 @@ def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | N
     return {index: (match[1], match[2]) for index, match in matches if match}
 
 
-def say_unknown(modalities: Iterable[Modality]) -> str:
+def describe_not_simulated(modalities: Iterable[Modality]) -> str:
     """Return a message that names modalities without simulated speckle or clouds and the reasons, or ''.
 
     Args:
         modalities: Modalities of the data.
     """
-    lacking = {modality.name: _lack(modality) for modality in modalities}
+    lacking = {modality.name: _missing_fact(modality) for modality in modalities}
     reasons = ', '.join(f'{name} ({lack})' for name, lack in lacking.items() if lack)
     hint = 'state kind and unit, such as `kind: radar, unit: db` or `kind: optical, unit: dn`'
     return f'No speckle or clouds are simulated for {reasons}: {hint}' if reasons else ''
 
 
-def _lack(modality: Modality) -> str:
+def _missing_fact(modality: Modality) -> str:
     """Return which fact is missing in a modality for the simulation, or an empty string."""
     if modality.kind is None:
         return f'kind{" and unit" * (modality.unit == "unknown")} unknown'
@@ -302,9 +302,9 @@ def _lack(modality: Modality) -> str:
     if simulated and modality.unit == 'unknown':
         return 'unit unknown'
     if modality.kind == 'radar' and modality.unit in _BANDS and not polarisations(modality, modality.unit):
-        return f'no band of {", ".join(modality.bands)} is called by its polarisation, such as VV'
+        return f'no band of {", ".join(modality.bands)} is named by its polarisation, such as VV'
     return ''
 
 
-def _names(noisy: Mapping[int, tuple[str, str | None]]) -> list[str]:
+def _polarisation_names(noisy: Mapping[int, tuple[str, str | None]]) -> list[str]:
     return sorted({name for pair in noisy.values() for name in pair if name})

@@ -53,8 +53,8 @@ class ModalityDropout(Transform):
             return {}
         there = torch.stack([batch[m.valid_key].any(-1) for m in present], dim=-1)
         chance = torch.tensor([self.p[m.name] for m in present], dtype=torch.float32, device=there.device)
-        random, tickets = self.random(batch, 2, len(present)).unbind(1)
-        return {'kept': keep_some(there, chance, random, tickets)}
+        random, priority = self.random(batch, 2, len(present)).unbind(1)
+        return {'kept': keep_some(there, chance, random, priority)}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Drop modalities; all tensors but ``valid_*`` are shared with *batch*."""

@@ -19,10 +19,10 @@ from .base import refuse_tensor
 #: One value per band, by name of the modality.
 Statistics = Mapping[str, Tensor | Sequence[float]]
 
-#: A band is constant if its standard deviation is at most this fraction of its absolute mean (float32 rounding),
-ROUNDING = 4 * torch.finfo(torch.float32).eps
-#: or at most this, regardless of its mean.
-SMALLEST = 1e-20
+#: Maximum standard deviation of a constant band, relative to its absolute mean (float32 rounding).
+CONSTANT_RTOL = 4 * torch.finfo(torch.float32).eps
+#: Maximum standard deviation of a constant band, regardless of its mean.
+CONSTANT_ATOL = 1e-20
 
 
 class Normalize(nn.Module):
@@ -55,7 +55,7 @@ class Normalize(nn.Module):
         super().__init__()
         self.modalities = as_modalities(modalities)
         if (mean is None) != (std is None):
-            raise ValueError(f"expected both of 'mean' and 'std' or neither, got mean={mean}, std={std}")
+            raise ValueError(f'got only {"std" if mean is None else "mean"}, expected both mean and std, or neither')
         self.measured = mean is None
         if mean is not None and std is not None:
             for modality in self.modalities.values():
@@ -108,8 +108,7 @@ class Normalize(nn.Module):
             constant[name] = [band for band, flag in zip(modality.bands, flags, strict=True) if flag]
         if listed := '; '.join(f'{name}: {", ".join(bands)}' for name, bands in constant.items() if bands):
             warnings.warn(
-                f'constant bands are 0 after normalisation, and tell the model nothing ({listed}): expected bands '
-                'whose standard deviation is above the rounding of their mean',
+                f'bands with a standard deviation of 0 carry no information and are normalised to 0: {listed}',
                 stacklevel=3,
             )
 
@@ -148,15 +147,15 @@ def is_constant(mean: Tensor, std: Tensor) -> Tensor:
         mean: Mean of each band, in raw units.
         std: Standard deviation, in the same form.
     """
-    return std <= torch.clamp(ROUNDING * mean.abs(), min=SMALLEST)
+    return std <= torch.clamp(CONSTANT_RTOL * mean.abs(), min=CONSTANT_ATOL)
 
 
 def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
     """Return the statistics of a modality as a tensor; raise ValueError if they are invalid."""
     if modality.name not in statistics:
-        raise ValueError(f'{kind} has no entry {modality.name!r}, expected one, got {sorted(statistics)}')
+        raise ValueError(f'{kind} has the modalities {sorted(statistics)}, expected {modality.name!r} too')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
-    expected = f'expected {len(modality.bands)} finite numbers{", none negative" if kind == "std" else ""}'
+    expected = f'expected {len(modality.bands)} finite numbers{" of at least 0" if kind == "std" else ""}'
     if (
         tuple(values.shape) != (len(modality.bands),)
         or not values.isfinite().all()
@@ -173,6 +172,6 @@ def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tens
     count = known.sum(dims, keepdim=True).clamp(min=1)
     mean = torch.where(known, image, 0).sum(dims, keepdim=True) / count
     deviation = torch.where(known, image - mean, 0)
-    peak = deviation.abs().amax(dims, keepdim=True).clamp(min=SMALLEST)  # squares of large values overflow float32
+    peak = deviation.abs().amax(dims, keepdim=True).clamp(min=CONSTANT_ATOL)  # squares of large values overflow float32
     variance = (deviation / peak).square().sum(dims, keepdim=True) / count
     return mean, peak * variance.sqrt()

@@ -48,8 +48,8 @@ class RandomTemporalDropout(TemporalTransform):
         drawn = {}
         for modality in self.present(batch):
             valid = batch[modality.valid_key]
-            random, tickets = self.random(batch, 2, valid.shape[1]).unbind(1)
-            drawn[modality.name] = keep_some(valid, self.p[modality.name], random, tickets)
+            random, priority = self.random(batch, 2, valid.shape[1]).unbind(1)
+            drawn[modality.name] = keep_some(valid, self.p[modality.name], random, priority)
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
