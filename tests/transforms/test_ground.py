@@ -300,7 +300,7 @@ class TestGeoreference:
         assert cut['transform'].dtype == cut['bounds'].dtype == torch.float32
 
     @pytest.mark.parametrize(
-        ('key', 'message'), [('bounds', r'bounds has shape \(3, 4\)'), ('transform', r'transform has shape \(3, 4\)')]
+        ('key', 'message'), [('bounds', r'bounds has shape \(3, 4\)'), ('transform', 'transform has')]
     )
     def test_other_shapes_are_refused(self, key: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
