@@ -35,7 +35,7 @@ from ..transforms import (
     RandomSpeckle,
     RandomTemporalDropout,
 )
-from ..transforms.intensity import say_unknown
+from ..transforms.intensity import describe_not_simulated
 from .plausibility import Guard, GuardMode, check_mode, implausible_statistics, make_guard
 from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
 from .statistics import (
