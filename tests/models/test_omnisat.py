@@ -100,7 +100,7 @@ def test_unknown_encoder(encoders, message):
 
 
 def test_heads_must_fit():
-    with pytest.raises(ValueError, match=r'embed_dim 100.*multiple.*four times num_heads \(8\)'):
+    with pytest.raises(ValueError, match='embed_dim is 100'):
         OmniSat(MODALITIES, embed_dim=100)
 
 
@@ -178,7 +178,7 @@ def test_refuses_what_it_was_not_built_for(batch, changes, message):
 def test_restricting_to_nothing_is_refused(batch):
     model = omnisat_tiny(MODALITIES)
     out = model(batch)
-    with pytest.raises(ValueError, match=r"modalities \['s1a', 's2', 'spot'\].*got \['aerial'\]"):
+    with pytest.raises(ValueError, match=r"\['aerial'\].*\['s1a', 's2', 'spot'\]"):
         model.restrict(out, ['aerial'])
 
 

@@ -260,7 +260,7 @@ class TestRandomGroundAffine:
         assert after['bounds'][0, :3].tolist() == [LEFT + 12.5, LEFT + 37.5, 1]
 
     def test_refuses_a_window(self) -> None:
-        with pytest.raises(ValueError, match=r'window.*output grid'):
+        with pytest.raises(ValueError, match='key window'):
             RandomGroundAffine(SENSORS)(random_tiles() | {'window': torch.zeros(3, 4, dtype=torch.int64)})
 
     @pytest.mark.parametrize(
