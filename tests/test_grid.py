@@ -41,5 +41,5 @@ def test_over_covers_a_box_on_the_lattice_of_its_corner(step: float) -> None:
 def test_a_transform_that_is_no_grid_is_refused() -> None:
     with pytest.raises(ValueError, match='north-up'):
         Grid(LAMBERT, Affine(10, 0, 0, 0, -20, 0), 5, 5)
-    with pytest.raises(ValueError, match=r'5 rows.*0 columns'):
+    with pytest.raises(ValueError, match=r'5, 0'):
         Grid(LAMBERT, Affine(10, 0, 0, 0, -10, 0), 5, 0)
