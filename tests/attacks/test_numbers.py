@@ -276,5 +276,5 @@ def test_sizes(value: float) -> None:
 
 def test_batch_of_none() -> None:
     batch = {key: value[:0] for key, value in make_batch(1).items()}
-    with pytest.raises(ValueError, match='batch has no samples'):
+    with pytest.raises(ValueError, match='expected at least one sample'):
         omnisat_tiny(MODALITIES)(batch)

@@ -175,7 +175,7 @@ class TestErrors:
             ({'backbone': 'resnet50'}, r"backbone is 'resnet50', expected one of \['omnisat_base', "),
             ({'labels': ['a']}, 'there are 1 labels, expected one for each of 5 classes'),
             ({'loss': 'focal'}, r"loss is 'focal', expected one of \['ce\+dice', 'ce'\]"),
-            ({'modality_dropout': {'aerial': 0.1}}, r"p names \['aerial'\]"),
+            ({'modality_dropout': {'aerial': 0.1}}, r"p has \['aerial'\]"),
             ({'class_weights': [1.0, -1.0]}, 'class_weights is'),
             ({'mean': {'s2': [1.0]}}, r"mean has \{'s2': 1, 's1a': 0, 'spot': 0\} numbers .* \{'s2': 3,"),
             ({'mean': 3.0}, 'mean is 3.0, expected numbers by modality'),

@@ -201,7 +201,7 @@ class TestErrors:
             ({'projection_dim': 0}, 'projection_dim is 0'),
             ({'ema': 1.0}, 'ema is 1.0, expected a decay'),
             ({'temperature': 0.0}, 'temperature is 0.0'),
-            ({'modality_dropout': {'aerial': 0.1}}, r"p names \['aerial'\]"),
+            ({'modality_dropout': {'aerial': 0.1}}, r"p has \['aerial'\]"),
         ],
     )
     def test_bad_arguments(self, told: dict[str, Any], message: str) -> None:
@@ -220,7 +220,7 @@ class TestErrors:
         assert make_task(tile_weight=0.0).compute(make_batch(('s2', 's1a')), 'train', 0)[0] > 0
 
     def test_no_image(self) -> None:
-        with pytest.raises(ValueError, match='batch has no image among'):
+        with pytest.raises(ValueError, match='keys of the batch'):
             make_task().compute({'label': torch.zeros(2, 3)}, 'train', 0)
 
 
