@@ -132,7 +132,7 @@ def announce_default_data(data: Any) -> None:
     if data and data['class_path'].rpartition('.')[-1] == DEFAULT_DATA.rpartition('.')[-1]:
         _announce(
             f'Data: synthetic landscapes ({data["class_path"].rpartition(".")[-1]}, '
-            f'root={data["init_args"].get("root")}). They are made up; --data names other data.'
+            f'root={data["init_args"].get("root")}). Select other data with --data.'
         )
 
 
