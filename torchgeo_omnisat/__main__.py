@@ -13,6 +13,7 @@ from torchgeo_omnisat.utils.console import use_utf8
 #: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
     'demo': 'train on synthetic landscapes, score the model and draw its predictions',
+    'encoders': 'list encoders and pre-trained weights for a sensor',
     'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
     'baseline': 'score a pixel-wise MLP as a baseline',
     'stats': 'compute mean and standard deviation of every band of the training data',

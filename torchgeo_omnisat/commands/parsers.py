@@ -28,6 +28,8 @@ SYNTHETIC_ROOT = 'data/synthetic'
 FOLDS = (1, 2, 3, 4, 5)
 #: Model and length of the training of `demo`: together minutes on two cores.
 BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20
+#: Sensors that `encoders` lists.
+SENSORS = ('s2', 's1', 'rgb', 'landsat')
 #: Files that `export` writes.
 EXPORTED = ('config.json', 'model.safetensors')
 #: Degradations that `robustness` simulates.
@@ -215,6 +217,16 @@ def demo() -> argparse.ArgumentParser:
     return parser
 
 
+def encoders() -> argparse.ArgumentParser:
+    """Create the parser of ``encoders``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat encoders',
+        description='List pre-trained weights: bands, size, stride, licence, and whether they are on disk.',
+    )
+    parser.add_argument('--sensor', choices=SENSORS, help='sensor (default: all)')
+    return parser
+
+
 def export() -> argparse.ArgumentParser:
     """Create the parser of ``export``."""
     parser = argparse.ArgumentParser(
@@ -229,6 +241,7 @@ def export() -> argparse.ArgumentParser:
 #: Parsers by command.
 PARSERS: dict[str, Callable[[], Any]] = {
     'demo': demo,
+    'encoders': encoders,
     'export': export,
     'baseline': baseline,
     'stats': stats,

@@ -95,7 +95,7 @@ class PretrainedEncoder(nn.Module):
         self.body = make_body(name, len(source.native.bands), source.image_size)
         tensors = load_body(self.body, source.read(), source.native.label) if load else 0
         self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
-        info = _feature_info(self.body)
+        info = feature_info(self.body)
         self.vit = len({entry['reduction'] for entry in info}) == 1 and len(info) > 1
         default = [len(info) // 2 - 1, len(info) - 1] if self.vit else list(range(len(info)))
         self.levels = [range(len(info))[index] for index in (levels if levels is not None else default)]
@@ -240,7 +240,8 @@ def make_body(name: str, in_channels: int, image_size: int | None = None) -> nn.
     return body
 
 
-def _feature_info(body: Any) -> list[dict[str, Any]]:
+def feature_info(body: Any) -> list[dict[str, Any]]:
+    """Return channels, stride and module of each feature map of a backbone."""
     info = body.feature_info
     return list(info.info if hasattr(info, 'info') else info)
 

@@ -108,7 +108,7 @@ def find_source(
     if weights is None:
         return _timm(name, modality_name, pretrained)
     if (entry := find_entry(name, weights)) is not None:
-        return _entry(name, entry)
+        return entry_source(name, entry)
     path = Path(str(weights)).expanduser()
     if not path.exists() and path.suffix not in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin'):
         raise ValueError(
@@ -150,7 +150,16 @@ def _read_timm(name: str) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
 
 
-def _entry(name: str, entry: WeightsEnum) -> Source:
+def entry_source(name: str, entry: WeightsEnum) -> Source:
+    """Return the source of an entry of TorchGeo.
+
+    Args:
+        name: Name of the backbone.
+        entry: Entry.
+
+    Raises:
+        ValueError: If it states no bands.
+    """
     meta = entry.meta
     bands = tuple(meta.get('bands') or (('R', 'G', 'B') if meta.get('in_chans') == 3 else ()))
     if not bands:

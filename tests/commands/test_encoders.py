@@ -1,0 +1,36 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The table of encoders, without a download."""
+
+from pathlib import Path
+
+import pytest
+from torchgeo.models import ResNet50_Weights
+
+from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.commands import parsers
+from torchgeo_omnisat.models.encoders.catalogue import SENSORS, catalogue
+
+
+def test_the_table_lists_a_sensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path))
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints' / ResNet50_Weights.SENTINEL1_ALL_MOCO.url.rpartition('/')[2]).touch()
+    assert main(['encoders', '--sensor', 's1']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ['name', 'weights', 'bands', 'M', 'stride', 'on', 'disk', 'licence']
+    (moco,) = (line for line in lines if line.startswith('resnet50') and 'SENTINEL1_ALL_MOCO' in line)
+    assert ' '.join(moco.split()).startswith('resnet50 SENTINEL1_ALL_MOCO VV VH 23.5 2..32 ')
+    assert moco.split()[6] == 'yes'
+    assert any(line.startswith('presto') for line in lines)
+    assert not any('SENTINEL2' in line for line in lines)
+
+
+def test_restricted_licences_are_marked() -> None:
+    rows = {row.name: row for row in catalogue('rgb')}
+    assert rows['convnext_tiny.dinov3_lvd1689m'].licence.endswith('*')
+    assert rows['resnet18.a1_in1k'].licence == 'apache-2.0'
+    assert parsers.SENSORS == SENSORS

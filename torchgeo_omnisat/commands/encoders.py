@@ -1,0 +1,48 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Command `encoders`: table of encoders and pre-trained weights for a sensor."""
+
+from ..models.encoders.catalogue import Row, catalogue
+from ..utils.console import say
+from . import parsers
+
+
+def main(argv: list[str]) -> int:
+    """Print the table.
+
+    Args:
+        argv: Arguments after ``encoders``.
+
+    Returns:
+        Exit status, 0 for success.
+    """
+    words = parsers.encoders().parse_args(argv)
+    say(report(catalogue(words.sensor)))
+    say('\n  --model.backbone_args \'{"encoders": {"s2": {"name": NAME, "weights": WEIGHTS}}}\'')
+    say('  weights of timm: {"name": NAME, "pretrained": true}. * non-commercial or restricted: read the licence.')
+    return 0
+
+
+def report(rows: list[Row]) -> str:
+    """Return the table of encoders.
+
+    Args:
+        rows: Rows of the table.
+    """
+    head = ('name', 'weights', 'bands', 'M', 'stride', 'on disk', 'licence')
+    lines = [
+        (
+            row.name,
+            row.weights,
+            row.bands,
+            f'{row.parameters / 1e6:.1f}',
+            row.strides,
+            'yes' if row.on_disk else 'no',
+            row.licence,
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    table = ['  '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [head, *lines]]
+    return '\n'.join(line.rstrip() for line in table)

@@ -1,0 +1,129 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Catalogue of pre-trained weights by sensor."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torchvision.models._api import WeightsEnum
+
+from ...utils.cache import cache_folder
+from .pretrained import TORCHVISION, feature_info, make_body
+from .sources import entry_source
+
+#: Tags of timm that the best published results on aerial and SPOT images use; timm has thousands more.
+TAGS = (
+    'convnext_tiny.dinov3_lvd1689m',
+    'vit_small_patch16_dinov3.lvd1689m',
+    'vit_large_patch16_dinov3.sat493m',
+    'vit_small_patch14_dinov2.lvd142m',
+    'swin_tiny_patch4_window7_224.ms_in1k',
+    'resnet18.a1_in1k',
+    'resnet50.a1_in1k',
+)
+#: Sensors of the catalogue.
+SENSORS = ('s2', 's1', 'rgb', 'landsat')
+#: Beginnings of licences that are not restricted.
+_OPEN = ('apache', 'mit', 'bsd', 'cc-by-4', 'cc0')
+
+
+class Row(NamedTuple):
+    """Pre-trained weights of an encoder.
+
+    Attributes:
+        sensor: Sensor, one of :data:`SENSORS`.
+        name: Name of the encoder.
+        weights: Name of the weights, or how to load them.
+        bands: Bands.
+        parameters: Number of parameters.
+        strides: Strides of the feature maps.
+        licence: Licence, or where it is stated.
+        on_disk: Whether the file is in the cache.
+    """
+
+    sensor: str
+    name: str
+    weights: str
+    bands: str
+    parameters: int
+    strides: str
+    licence: str
+    on_disk: bool
+
+
+def catalogue(sensor: str | None = None) -> list[Row]:
+    """Return the pre-trained weights that ``encoders`` of :class:`.OmniSat` accepts.
+
+    Args:
+        sensor: One of :data:`SENSORS`; None for all.
+    """
+    return sorted(row for row in (*_presto(), *_entries(sensor), *_timm(sensor)) if sensor in (None, row.sensor))
+
+
+def _entries(sensor: str | None) -> Iterator[Row]:
+    from torchgeo.models import get_model_weights, list_models
+
+    for name in list_models():
+        if name not in TORCHVISION and not timm.is_model(name):
+            continue
+        try:
+            entries = get_model_weights(name)
+        except KeyError:
+            continue
+        for entry in entries:
+            stated = 'in_chans' in entry.meta and ('bands' in entry.meta or entry.meta['in_chans'] == 3)
+            if stated and sensor in (None, _sensor(entry.name)):
+                yield _entry(name, entry)
+
+
+def _entry(name: str, entry: WeightsEnum) -> Row:
+    source = entry_source(name, entry)
+    bands = source.native.bands
+    parameters, strides = _size(name, len(bands), source.image_size)
+    text = ' '.join(bands) if len(bands) < 4 else f'{len(bands)}: {bands[0]} .. {bands[-1]}'
+    file = cache_folder() / 'checkpoints' / entry.url.rpartition('/')[2]
+    return Row(_sensor(entry.name), name, entry.name, text, parameters, strides, source.licence or '', file.is_file())
+
+
+def _sensor(name: str) -> str:
+    known = {'SENTINEL2': 's2', 'SENTINEL1': 's1', 'LANDSAT': 'landsat'}
+    return next((sensor for start, sensor in known.items() if name.startswith(start)), 'rgb')
+
+
+def _timm(sensor: str | None) -> Iterator[Row]:
+    for tag in TAGS if sensor in (None, 'rgb') else ():
+        config: Any = timm.get_pretrained_cfg(tag)
+        if config is None:
+            continue  # of another version of timm
+        parameters, strides = _size(tag, 3)
+        hub = config.hf_hub_id and try_to_load_from_cache(config.hf_hub_id, 'model.safetensors')
+        licence = config.license or 'not stated'
+        marked = licence if licence.startswith(_OPEN) else f'{licence} *'
+        yield Row('rgb', tag, 'pretrained: true', 'R G B', parameters, strides, marked, isinstance(hub, str))
+
+
+def _presto() -> Iterator[Row]:
+    from torchgeo.models import Presto_Weights, presto
+
+    with torch.device('meta'):
+        count = sum(p.numel() for p in presto().encoder.parameters())
+    entry: Any = Presto_Weights.PRESTO
+    disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
+    for sensor, bands in (('s2', '10: B2 .. B12'), ('s1', 'VV VH')):
+        yield Row(sensor, 'presto', entry.name, bands, count, '1', 'mit', disk)
+
+
+@cache
+def _size(name: str, count: int, image_size: int | None = None) -> tuple[int, str]:
+    """Return the number of parameters and the strides of a backbone, without memory for its weights."""
+    with torch.device('meta'):
+        body = make_body(name, count, image_size)
+    strides = sorted({entry['reduction'] for entry in feature_info(body)})
+    text = str(strides[0]) if len(strides) == 1 else f'{strides[0]}..{strides[-1]}'
+    return sum(p.numel() for p in body.parameters()), text
