@@ -52,6 +52,7 @@ class PretrainedEncoder(nn.Module):
             (``'but_last'``).
         layer_decay: Factor of the learning rate from one layer to the layer before it.
         levels: Indices of the feature maps. None for all stages, or for two blocks of a ViT, half way and last.
+            Those of a time series begin at stride 4, because ``PerDate`` adds a map at full resolution.
         chunk: Maximum number of images that are computed at once.
         load: Whether to load the weights; False if a checkpoint has them.
 
@@ -97,7 +98,9 @@ class PretrainedEncoder(nn.Module):
         self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
         info = feature_info(self.body)
         self.vit = len({entry['reduction'] for entry in info}) == 1 and len(info) > 1
-        default = [len(info) // 2 - 1, len(info) - 1] if self.vit else list(range(len(info)))
+        least = 4 if modality.temporal else 1
+        default = [level for level, entry in enumerate(info) if entry['reduction'] >= least]
+        default = [len(info) // 2 - 1, len(info) - 1] if self.vit else default
         self.levels = [range(len(info))[index] for index in (levels if levels is not None else default)]
         self.channels = tuple(info[level]['num_chs'] for level in self.levels)
         self.strides = tuple(info[level]['reduction'] for level in self.levels)
