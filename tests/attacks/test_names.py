@@ -85,7 +85,7 @@ def test_check_of_a_strange_folder(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize('name', ['a|b', '$x_{$', 'a\nb', '`a`', '\x1b[31ma', '{}', '"a",b'], ids=ascii)
 def test_report(name: str, tmp_path: Path) -> None:
-    rows = [SubsetRow(subset='s1+s2', modalities=2, **dict.fromkeys(SubsetRow._fields[2:], 1))]
+    rows = [SubsetRow('s1+s2', 2, {'mean_iou': 1.0}, 1, 1, 0)]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         write_report([Scored(name, rows), Scored('other', rows)], tmp_path, name, {})

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..utils.atomic import atomic_file
-from .subsets import Row
+from .subsets import SubsetRow
 
 #: Colours for colour-blind readers (Okabe and Ito), dark and light in turn.
 COLOURS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000')
@@ -27,7 +27,7 @@ DARK, GREY = '#333333', '#d9d9d9'
 Scores = Mapping[str, float]
 
 
-def write_subsets(rows: Sequence[Row], path: Path, data: str) -> None:
+def write_subsets(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     """Write :func:`draw_subsets` of one model as PNG.
 
     Args:

@@ -15,7 +15,7 @@ from ..utils.atomic import atomic_file
 from ..utils.console import printable, table_cell
 from .plots import draw_degradations, draw_subsets, write_figure
 from .robustness import KINDS
-from .subsets import Row
+from .subsets import SubsetRow
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Scored:
     """
 
     label: str
-    rows: Sequence[Row]
-    degraded: Mapping[str, Sequence[tuple[float, Row]]] = field(default_factory=dict)
+    rows: Sequence[SubsetRow]
+    degraded: Mapping[str, Sequence[tuple[float, SubsetRow]]] = field(default_factory=dict)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield one flat record per row, with model, test, setting and scores."""
@@ -116,13 +116,13 @@ def markdown(scored: Sequence[Scored], data: str) -> str:
     return '\n'.join([*lines, '', note]) + '\n'
 
 
-def _line(name: str, found: Sequence[Row | None]) -> str:
+def _line(name: str, found: Sequence[SubsetRow | None]) -> str:
     scores = ['-' if row is None or row.score != row.score else f'{100 * row.score:.1f}' for row in found]
     samples = sorted({row.samples for row in found if row is not None})
     return '| ' + ' | '.join([table_cell(name), *scores, ', '.join(map(str, samples))]) + ' |'
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def _cells(row: SubsetRow) -> dict[str, Any]:
     """Return the columns of a row; its modalities are called sensors here."""
-    cells = {key: value for key, value in row._asdict().items() if key != 'subset'}
+    cells = {key: value for key, value in row.as_dict().items() if key != 'subset'}
     return {'sensors': cells.pop('modalities'), **cells}

@@ -21,7 +21,7 @@ from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, Par
 
 if TYPE_CHECKING:
     from ..tasks import SupervisedTask
-from .subsets import Row, SubsetScores
+from .subsets import SubsetRow, SubsetScores
 
 
 @dataclass(frozen=True)
@@ -136,28 +136,30 @@ class RobustnessTest(LightningModule):
         task = self.task
         if task.target not in batch:
             raise ValueError(f'the data have no {task.target!r} to score, expected what {type(task).__name__} learns')
-        target = task.truth(batch)
+        target, labelled = task.truth(batch), task.labelled(batch)
         places = torch.arange(self.tested, self.tested + len(target), device=target.device)
         self.tested += len(target)
         batch = {**task.renormalise(batch), 'index': places}
         seen = any(modality.image_key in batch for modality in task.modalities.values())
         out = task.model.backbone(batch) if seen else None
         for subset in self.subset_scores.subsets:
-            self._count_subset(subset, out, target)
+            self._count_subset(subset, out, target, labelled)
         for transform, scores in self.degraded.values():
             changed = None if out is None else self._encode_again(out, batch, transform)
-            self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target))
+            self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target), labelled)
 
     def on_test_end(self) -> None:
         """Warn about extreme values, which count as nodata."""
         self.task.warn_extreme()
 
-    def _count_subset(self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor) -> None:
+    def _count_subset(
+        self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor, labelled: Tensor
+    ) -> None:
         """Update the metrics of one subset, from the output for all sensors."""
         held = self._held(subset, out, target)
         if out is not None and held.any() and len(subset) < len(self.sensors):
             out = self.task.model.backbone.restrict(out, [name for sensor in subset for name in self.sensors[sensor]])
-        self._count(self.subset_scores, subset, out, target, held)
+        self._count(self.subset_scores, subset, out, target, held, labelled)
 
     def _held(self, subset: Iterable[str], out: OmniSatOutput | None, target: Tensor) -> Tensor:
         """Return which samples have any of the modalities of each sensor, ``(B, S)`` bool."""
@@ -184,15 +186,16 @@ class RobustnessTest(LightningModule):
         out: OmniSatOutput | None,
         target: Tensor,
         held: Tensor,
+        labelled: Tensor,
     ) -> None:
         decoded = out is not None and held.any()
         answer = self.task.answer(self.task.model.decode(out)) if decoded else None
-        scores.update(subset, answer, target, held)
+        scores.update(subset, answer, target, held, labelled)
 
-    def results(self) -> tuple[list[Row], dict[str, list[tuple[float, Row]]]]:
+    def results(self) -> tuple[list[SubsetRow], dict[str, list[tuple[float, SubsetRow]]]]:
         """Return the rows of the subsets, all sensors first, and those by degradation, clean level first."""
         rows = self.subset_scores.compute()
-        found: dict[str, list[tuple[float, Row]]] = {}
+        found: dict[str, list[tuple[float, SubsetRow]]] = {}
         for (kind, level), (_, scores) in self.degraded.items():
             (row,) = scores.compute()
             whole = row._replace(subset=rows[0].subset, modalities=rows[0].modalities)

@@ -6,10 +6,10 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import matplotlib.pyplot as plt
 import torch
@@ -67,9 +67,26 @@ class OmniSatTask(BaseTask):
     DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices; FSDP shards
     it as one unit, see ``torchgeo_omnisat.utils.sharding``.
 
-    Hyper-parameters of every subclass: ``backbone``, ``backbone_args``, ``modalities``,
-    ``patch_size``, ``mean``, ``std``, ``sources``, ``freeze_backbone``, ``lr``, ``weight_decay``,
-    ``scheduler``, ``warmup``, ``patience``, and the arguments ``weights`` and ``statistics``.
+    Args:
+        backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
+        modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
+            modalities by name.
+        patch_size: Side of a ground patch in metres.
+        mean: Mean of every band by modality, in the units of the datasets.
+        std: Standard deviation, in the same form. Images are normalised by these two whatever a
+            datamodule measured, so that a checkpoint sees what it was trained on.
+        weights: A checkpoint to initialise the backbone with; see :func:`.load_backbone`. It is not saved
+            in checkpoints.
+        freeze_backbone: Whether to train only heads and decoders; the backbone stays in evaluation mode.
+        backbone_args: Further arguments of the builder, in plain types.
+        lr: Learning rate after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        scheduler: Cosine schedule by step, or TorchGeo's reduction on a plateau of the validation loss.
+        warmup: Fraction of the steps in which the learning rate rises to *lr*.
+        patience: Epochs without progress before a plateau lowers the learning rate.
+        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
+        statistics: Source whose statistics normalise the images, where the model or *weights* have several
+            and the data do not determine it. It is not saved in checkpoints.
     """
 
     #: Hyper-parameters without which no model can be built.
@@ -92,6 +109,28 @@ class OmniSatTask(BaseTask):
     _watch: Watch
     _implausible: ImplausibleCounts
     _fresh: dict[str, tuple[int, int]]
+
+    def __init__(
+        self,
+        backbone: str = 'omnisat_small',
+        modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
+        patch_size: float | None = None,
+        mean: Mapping[str, Sequence[float]] | None = None,
+        std: Mapping[str, Sequence[float]] | None = None,
+        weights: str | None = None,
+        freeze_backbone: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        scheduler: Literal['cosine', 'plateau'] = 'cosine',
+        warmup: float = 0.05,
+        patience: int = 10,
+        sources: Mapping[str, dict[str, Any]] | None = None,
+        statistics: str | None = None,
+    ) -> None:
+        """Build the model if all required arguments are given; otherwise the trainer builds it."""
+        self.weights, self.statistics = weights, statistics
+        super().__init__()
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -150,7 +189,7 @@ class OmniSatTask(BaseTask):
     def configure_models(self) -> None:
         """Build the model if enough is known, otherwise leave that to the trainer."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
-        self.save_hyperparameters({name: _plain(name, value) for name, value in given.items()})
+        self.save_hyperparameters({name: self._plain(name, value) for name, value in given.items()})
         self._said_blind, self._units, self._inherited = False, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
@@ -527,7 +566,20 @@ class OmniSatTask(BaseTask):
                 f'with the attributes {[*self.required, *self.optional, "mean", "std"]}, '
                 'such as those of torchgeo_omnisat.datamodules'
             )
-        return {name: _plain(name, value) for name, value in found.items()}
+        return {name: self._plain(name, value) for name, value in found.items()}
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """Return a hyper-parameter in the plain types of the constructor's signature."""
+        if value is None:
+            return None
+        if name == 'modalities':
+            return [modality.as_dict() for modality in as_modalities(value).values()]
+        if name in KINDS:
+            return plain_statistics(name, value)
+        if name == 'sources':
+            return plain_sources(value)
+        hints = (get_type_hints(vars(cls)['__init__']) for cls in type(self).__mro__ if '__init__' in vars(cls))
+        return as_plain(value, next((found[name] for found in hints if name in found), None))
 
     def _learn_facts(self, modalities: Mapping[str, Modality]) -> None:
         """Keep facts that a checkpoint from before they were stated lacks; the model stays as it is."""
@@ -536,7 +588,7 @@ class OmniSatTask(BaseTask):
         told, taken = self.hparams, list(self.modalities)
         args = dict(told['backbone_args'] or {})
         args |= {'series': taken[0]} if told['backbone'] == 'utae' else {}
-        self.save_hyperparameters({'modalities': _plain('modalities', modalities), 'backbone_args': args or None})
+        self.save_hyperparameters({'modalities': self._plain('modalities', modalities), 'backbone_args': args or None})
 
     def _meet(self, datamodule: Any) -> None:
         """Refuse a datamodule that does not fit the model, and settle in which units its images come."""
@@ -552,7 +604,7 @@ class OmniSatTask(BaseTask):
         self._learn_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         self.check_classes(who, datamodule)
         for name in self.required:
-            value = _plain(name, getattr(datamodule, name, None))
+            value = self._plain(name, getattr(datamodule, name, None))
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
             if fixed and value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
@@ -670,20 +722,29 @@ def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
     """Return the statistics of a datamodule, by source if it is a mixture, else under None."""
     if sources := getattr(datamodule, 'sources', None):
         return dict(plain_sources(sources).items())
-    numbers = {kind: _plain(kind, getattr(datamodule, kind, None)) for kind in KINDS}
+    given = {kind: getattr(datamodule, kind, None) for kind in KINDS}
+    numbers = {kind: None if value is None else plain_statistics(kind, value) for kind, value in given.items()}
     return {None: {'data': getattr(datamodule, 'origin', type(datamodule).__name__), **numbers}}
 
 
-def _plain(name: str, value: Any) -> Any:
-    """Convert a hyper-parameter to plain types, so that a checkpoint loads safely."""
+def as_plain(value: Any, hint: Any = None) -> Any:
+    """Convert a hyper-parameter to plain types, so that a checkpoint loads safely.
+
+    Args:
+        value: Number, text, tensor, array, mapping or sequence.
+        hint: Type of the argument, such as ``float | None`` or ``Sequence[str] | None``; None if it is not known.
+    """
     if value is None:
         return None
-    if name == 'modalities':
-        return [modality.as_dict() for modality in as_modalities(value).values()]
-    if name in KINDS:
-        return plain_statistics(name, value)
-    if name == 'sources':
-        return plain_sources(value)
-    if name in ('labels', 'label_names'):
-        return [str(label) for label in value]
-    return {'num_classes': int, 'ignore_index': int, 'patch_size': float, 'label_gsd': float}[name](value)
+    for kind in (int, float, str):
+        if kind in (hint, *get_args(hint)):
+            return kind(value)
+    if any(get_args(option) == (str,) for option in (hint, *get_args(hint))):
+        return [str(item) for item in value]
+    if hasattr(value, 'tolist'):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, Collection) and not isinstance(value, str):
+        return [as_plain(item) for item in value]
+    return value

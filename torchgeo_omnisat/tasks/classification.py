@@ -3,21 +3,20 @@
 
 """Task for multi-label classification of tiles."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
+from torchmetrics import Metric
 from torchmetrics.classification import MultilabelF1Score
 
-from ..evaluation.subsets import ClassificationScores
 from ..losses import MultiLabelLoss
-from ..modality import Modality, Which
+from ..modality import Modality
 from ..models import OmniSatClassifier
-from ..transforms import ModalityDropout
 from ..utils.finite import refuse_output
-from .supervised import SupervisedTask
+from .supervised import SupervisedTask, classification_metrics
 
 
 class OmniSatClassification(SupervisedTask):
@@ -37,31 +36,14 @@ class OmniSatClassification(SupervisedTask):
             modalities by name.
         label_names: Names of the K labels.
         patch_size: Side of a ground patch in metres.
-        mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, in the same form. Images are normalised by these two whatever a
-            datamodule measured, so that a checkpoint sees what it was trained on.
-        weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
-        freeze_backbone: Whether to train only the head; the backbone stays in evaluation mode.
-        backbone_args: Further arguments of the builder, in plain types.
         loss: Asymmetric loss or binary cross-entropy; see :class:`.MultiLabelLoss`.
-        modality_dropout: Probability that a training sample loses each of its modalities,
-            or by name; see :class:`.ModalityDropout`.
-        lr: Learning rate after the warm-up.
-        weight_decay: Weight decay of AdamW.
-        scheduler: Cosine schedule by step, or TorchGeo's reduction on a plateau of the validation loss.
-        warmup: Fraction of the steps in which the learning rate rises to *lr*.
-        patience: Epochs without progress before a plateau lowers the learning rate.
-        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
-        statistics: The source whose statistics images are normalised with, where the model or *weights*
-            know several and the data do not tell which; of one run, no checkpoint keeps it.
-        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
-            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. No
-            checkpoint keeps it.
+        **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'label_names', 'patch_size')
     target: ClassVar[str] = 'label'
-    headline: ClassVar[str] = 'AverageF1Score'
+    subset_metrics = {'macro_f1': 'AverageF1Score', 'weighted_f1': 'WeightedF1Score'}
+    score_title = 'macro F1'
 
     def __init__(
         self,
@@ -69,48 +51,27 @@ class OmniSatClassification(SupervisedTask):
         modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
         label_names: Sequence[str] | None = None,
         patch_size: float | None = None,
-        mean: Mapping[str, Sequence[float]] | None = None,
-        std: Mapping[str, Sequence[float]] | None = None,
-        weights: str | None = None,
-        freeze_backbone: bool = False,
-        backbone_args: dict[str, Any] | None = None,
+        *,
         loss: Literal['asymmetric', 'bce'] = 'asymmetric',
-        modality_dropout: float | dict[str, float] = 0.2,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        scheduler: Literal['cosine', 'plateau'] = 'cosine',
-        warmup: float = 0.05,
-        patience: int = 10,
-        sources: Mapping[str, dict[str, Any]] | None = None,
-        statistics: str | None = None,
-        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
+        **kwargs: Any,
     ) -> None:
         """Build the model if all required arguments are given; otherwise the trainer builds it."""
-        self.weights, self.statistics, self.subsets = weights, statistics, subsets
-        super().__init__()
+        super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, **kwargs)
 
     def build(self) -> nn.Module:
         """Build the backbone with a head."""
-        self.dropout = ModalityDropout(self.modalities, self.hparams['modality_dropout'])
         return OmniSatClassifier(self.build_backbone(), len(self.hparams['label_names']))
 
     def configure_losses(self) -> None:
         """Set the loss."""
         self.criterion = MultiLabelLoss(self.hparams['loss'])
 
-    def configure_metrics(self) -> None:
-        """Set up TorchGeo's metrics and the weighted F1, if the labels are configured."""
-        if not self.is_configured:
-            return
+    def make_metrics(self) -> dict[str, Metric]:
+        """Return TorchGeo's metrics of multi-label classification, and the weighted F1."""
         names = self.hparams['label_names']
-        # Read by the mix-in; left among the saved hyper-parameters, they would be unknown arguments.
-        asked = {'task': 'multilabel', 'num_classes': None, 'num_labels': len(names), 'labels': names}
-        self.hparams.update(asked | {'ignore_index': None})
-        super().configure_metrics()
-        for name in (*asked, 'ignore_index'):
-            self.hparams.pop(name)
-        for metrics in (self.train_metrics, self.val_metrics, self.test_metrics):
-            metrics.add_metrics({'WeightedF1Score': MultilabelF1Score(len(names), average='weighted')})
+        weighted = MultilabelF1Score(len(names), average='weighted')
+        metrics = classification_metrics('multilabel', num_labels=len(names), labels=names)
+        return metrics | {'WeightedF1Score': weighted}
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the labels.
@@ -134,13 +95,9 @@ class OmniSatClassification(SupervisedTask):
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
         """Draw a sample with its labels and the predicted labels."""
-        said = f'{self._listed(sample["label"])}\nprediction: {self._listed(answer)}'
-        figure: Figure = self.datamodule.plot(sample, suptitle=f'label: {said}')
+        title = f'{self._listed(sample["label"])}\nprediction: {self._listed(answer)}'
+        figure: Figure = self.datamodule.plot(sample, suptitle=f'label: {title}')
         return figure
-
-    def make_scores(self, names: Iterable[str], which: Which = 'auto') -> ClassificationScores:
-        """Return the F1 scores of every subset."""
-        return ClassificationScores(names, len(self.hparams['label_names']), which)
 
     def _listed(self, values: Tensor) -> str:
         """Return the names of the labels above 0.5."""

@@ -87,12 +87,6 @@ class OmniSatPretraining(OmniSatTask):
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
         patch_size: Side of a ground patch in metres.
-        mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, in the same form. Images are normalised by these two whatever a
-            datamodule measured, so that a checkpoint sees what it was trained on.
-        weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
-        freeze_backbone: Train heads and decoders alone.
-        backbone_args: Further arguments of the builder, in plain types.
         tile_weight: Weight of the contrast of tiles; 0 for none.
         patch_weight: Weight of the contrast of patches; 0 for none.
         reconstruction_weight: Weight of the reconstruction; 0 for none, and nothing is hidden.
@@ -120,12 +114,8 @@ class OmniSatPretraining(OmniSatTask):
         seed: What is hidden and dropped follows from it, the step and the tile.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
-        scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
-        patience: Epochs without progress before a plateau lowers the learning rate.
-        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
-        statistics: The source whose statistics images are normalised with, where the model or *weights*
-            know several and the data do not tell which; of one run, no checkpoint keeps it.
+        **kwargs: Arguments of :class:`.OmniSatTask`.
 
     Raises:
         ValueError: If there are fewer than two modalities to compare, no term has a weight, or
@@ -140,11 +130,7 @@ class OmniSatPretraining(OmniSatTask):
         backbone: str = 'omnisat_small',
         modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
         patch_size: float | None = None,
-        mean: Mapping[str, Sequence[float]] | None = None,
-        std: Mapping[str, Sequence[float]] | None = None,
-        weights: str | None = None,
-        freeze_backbone: bool = False,
-        backbone_args: dict[str, Any] | None = None,
+        *,
         tile_weight: float = 1.0,
         patch_weight: float = 1.0,
         reconstruction_weight: float = 1.0,
@@ -166,15 +152,19 @@ class OmniSatPretraining(OmniSatTask):
         seed: int = 0,
         lr: float = 2e-3,
         weight_decay: float = 0.05,
-        scheduler: Literal['cosine', 'plateau'] = 'cosine',
         warmup: float = 0.1,
-        patience: int = 10,
-        sources: Mapping[str, dict[str, Any]] | None = None,
-        statistics: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights, self.statistics = weights, statistics
-        super().__init__()
+        """Build the model if all required arguments are given; otherwise the trainer builds it."""
+        super().__init__(
+            backbone=backbone,
+            modalities=modalities,
+            patch_size=patch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            **kwargs,
+        )
 
     @property
     def terms(self) -> dict[str, float]:

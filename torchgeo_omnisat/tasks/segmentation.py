@@ -4,7 +4,7 @@
 """OmniSatSegmentation: a class for every pixel, from whatever modalities are there."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,76 +13,58 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
+from torchmetrics import Metric
 
 from ..batch import available
-from ..evaluation.subsets import SegmentationScores
 from ..losses import CrossEntropyDice
-from ..modality import Modality, Which
+from ..modality import Modality
 from ..models import OmniSat, OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
-from ..transforms import ModalityDropout
 from ..utils.finite import refuse_output
-from .supervised import SupervisedTask
+from .supervised import SupervisedTask, classification_metrics
 
 
 class OmniSatSegmentation(SupervisedTask):
     """Semantic segmentation with an OmniSat; ``test`` scores every subset of the modalities.
 
-    Whatever of *modalities*, *num_classes*, *labels*, *ignore_index*, *patch_size*,
-    *label_gsd*, *mean* and *std* is None is asked of the datamodule, and saved.
+    If *modalities*, *num_classes*, *labels*, *ignore_index*, *patch_size*, *label_gsd*, *mean* or *std* are
+    None, they are taken from the datamodule and saved in checkpoints.
 
-    Where the ignored label is one of the classes, its logit becomes minus infinity before
-    argmax and softmax, so that it neither wins nor counts.
+    If the ignored label is one of the classes, its logit becomes minus infinity before
+    argmax and softmax. It is then neither predicted nor scored.
 
     Args:
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
-        num_classes: Number of classes K, an ignored one among them.
+        num_classes: Number of classes K, including an ignored one.
         labels: Names of the K classes.
         ignore_index: Label that is neither learnt nor scored.
         patch_size: Side of a ground patch in metres.
         label_gsd: GSD of the mask in metres.
-        mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, in the same form. Images are normalised by these two whatever a
-            datamodule measured, so that a checkpoint sees what it was trained on.
-        weights: A checkpoint to take the backbone from; see :func:`.load_backbone`.
-        freeze_backbone: Train the decoder alone; the backbone stays in evaluation.
-        backbone_args: Further arguments of the builder, in plain types.
         loss: Cross-entropy, alone or with Dice.
         class_weights: Weight of each class in the loss.
-        modality_dropout: Probability that a training sample loses each of its modalities,
-            or by name; see :class:`.ModalityDropout`.
         subset_weight: If positive, each step learns from the tile with all of its modalities
-            and from what dropout leaves of them, which counts this much beside the former; the
-            tile is encoded once. If 0, it learns from what dropout leaves alone.
-        distill: Weight of a second loss of what dropout leaves: its divergence from the classes
-            that all modalities give. If positive, tiles are learnt from as with *subset_weight*.
+            and from those that dropout leaves. The loss of the latter has this weight relative to the
+            former; the tile is encoded once. If 0, only those that dropout leaves are used.
+        distill: Weight of a second loss of what dropout leaves: the divergence of its class probabilities
+            from those that all modalities give. If positive, tiles are used as with *subset_weight*.
         lr: Learning rate after the warm-up.
-        weight_decay: Weight decay of AdamW.
-        scheduler: A cosine by step, or TorchGeo's plateau of the validation loss.
-        warmup: Fraction of the steps in which the learning rate rises to *lr*.
-        patience: Epochs without progress before a plateau lowers the learning rate.
-        sources: Mean and standard deviation by source, of a model that was trained on a mixture.
-        statistics: The source whose statistics images are normalised with, where the model or *weights*
-            know several and the data do not tell which; of one run, no checkpoint keeps it.
-        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
-            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. No
-            checkpoint keeps it.
+        **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
 
     Raises:
-        ValueError: If an argument is not as described, or does not fit the others; of what the
-            datamodule is asked, once that has answered.
+        ValueError: If an argument is invalid or does not fit the others. Arguments that come from the
+            datamodule are validated when the trainer builds the model.
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')
     optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index')
     target: ClassVar[str] = 'mask'
-    headline: ClassVar[str] = 'AverageJaccardIndex'
+    subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
+    score_title = 'mean IoU'
 
     def __init__(
         self,
@@ -93,28 +75,16 @@ class OmniSatSegmentation(SupervisedTask):
         ignore_index: int | None = None,
         patch_size: float | None = None,
         label_gsd: float | None = None,
-        mean: Mapping[str, Sequence[float]] | None = None,
-        std: Mapping[str, Sequence[float]] | None = None,
-        weights: str | None = None,
-        freeze_backbone: bool = False,
-        backbone_args: dict[str, Any] | None = None,
+        *,
         loss: Literal['ce+dice', 'ce'] = 'ce+dice',
         class_weights: Sequence[float] | None = None,
-        modality_dropout: float | dict[str, float] = 0.2,
         subset_weight: float = 0.0,
         distill: float = 0.0,
         lr: float = 2e-3,
-        weight_decay: float = 0.01,
-        scheduler: Literal['cosine', 'plateau'] = 'cosine',
-        warmup: float = 0.05,
-        patience: int = 10,
-        sources: Mapping[str, dict[str, Any]] | None = None,
-        statistics: str | None = None,
-        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
+        **kwargs: Any,
     ) -> None:
-        """Build the model if enough is known; otherwise the trainer has it built."""
-        self.weights, self.statistics, self.subsets = weights, statistics, subsets
-        super().__init__()
+        """Build the model if all required arguments are given; otherwise the trainer builds it."""
+        super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, lr=lr, **kwargs)
 
     @property
     def ignored(self) -> int | None:
@@ -124,7 +94,6 @@ class OmniSatSegmentation(SupervisedTask):
 
     def build(self) -> nn.Module:
         """Build the backbone with a decoder."""
-        self.dropout = ModalityDropout(self.modalities, self.hparams['modality_dropout'])
         return OmniSatSegmenter(self.build_backbone(), self.hparams['num_classes'], label_gsd=self.hparams['label_gsd'])
 
     def configure_losses(self) -> None:
@@ -140,18 +109,13 @@ class OmniSatSegmentation(SupervisedTask):
                 self.hparams['ignore_index'], self.hparams['class_weights'], dice[self.hparams['loss']]
             )
 
-    def configure_metrics(self) -> None:
-        """TorchGeo's metrics, once the classes are known."""
-        if not self.is_configured:
-            return
+    def make_metrics(self) -> dict[str, Metric]:
+        """Return TorchGeo's metrics of semantic segmentation."""
         labels, classes = self.hparams['labels'], self.hparams['num_classes']
         if labels is not None and len(labels) != classes:
             raise ValueError(f'there are {len(labels)} labels, expected one for each of {classes} classes: {labels}')
-        # Read by the mix-in; left among the saved hyper-parameters, they would be unknown arguments.
-        self.hparams.update(task='multiclass', num_labels=None)
-        super().configure_metrics()
-        for name in ('task', 'num_labels'):
-            self.hparams.pop(name)
+        ignored = self.hparams['ignore_index']
+        return classification_metrics('multiclass', num_classes=classes, labels=labels, ignore_index=ignored)
 
     def labelled(self, batch: Sample) -> Tensor:
         """Return which samples of a batch have a labelled pixel, ``(B,)``."""
@@ -246,15 +210,6 @@ class OmniSatSegmentation(SupervisedTask):
     def answer(self, logits: Tensor) -> Tensor:
         """Return the classes, which are what is scored."""
         return self.classes(logits)
-
-    def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """Draw a sample with the predicted classes."""
-        figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
-        return figure
-
-    def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SegmentationScores:
-        """Confusion for every subset."""
-        return SegmentationScores(names, self.hparams['num_classes'], self.hparams['ignore_index'], which)
 
 
 class omnisat(OmniSatSegmentation):

@@ -4,11 +4,9 @@
 """SupervisedTask: learn a target, and score every subset of the modalities on it."""
 
 import math
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -18,12 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from ..batch import FILLER
 from ..evaluation.plots import write_subsets
-from ..evaluation.subsets import SubsetScores, write_table
-from ..modality import Which, as_modalities
+from ..evaluation.subsets import SubsetScores, without_torchmetrics_warnings, write_table
+from ..modality import Modality, Which, as_modalities
+from ..transforms import ModalityDropout
 from ..utils.finite import refuse_output
 from .base import OmniSatTask
 
@@ -127,17 +126,32 @@ def _numbered(names: Sequence[str]) -> bool:
     return list(names) == [str(number) for number in range(len(names))]
 
 
-class SupervisedTask(ClassificationMixin, OmniSatTask):
-    """A task with a target in the batch, a ``criterion``, and TorchGeo's metrics.
+class SupervisedTask(OmniSatTask):
+    """Base class of tasks that predict a target in the batch; ``test`` scores every subset of the modalities.
 
-    Its model has ``backbone`` and ``decode(out)``, which makes logits of what the
-    backbone made of a batch; its :meth:`build` also sets ``dropout``.
+    A new task is one subclass. It sets :attr:`target`, :attr:`required` and :attr:`subset_metrics`, and implements
+    :meth:`build`, :meth:`configure_losses`, which sets ``criterion``, :meth:`make_metrics` and :meth:`answer`. The
+    arguments of its constructor are its hyper-parameters. Its model has the attribute ``backbone`` and the method
+    ``decode(out)``, which returns logits from the output of the backbone.
+
+    Args:
+        backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
+        modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
+            modalities by name.
+        modality_dropout: Probability that a training sample loses each of its modalities,
+            or by name; see :class:`.ModalityDropout`.
+        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
+            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. It is not
+            saved in checkpoints.
+        **kwargs: Arguments of :class:`OmniSatTask`.
     """
 
     #: Key of the target in the batch.
     target: ClassVar[str]
-    #: The metric that is logged for every subset of the modalities.
-    headline: ClassVar[str]
+    #: Metric by column of ``subsets.csv``. The first one is the main score, logged for every subset.
+    subset_metrics: ClassVar[Mapping[str, str]]
+    #: Name of the main score in figures and reports.
+    score_title: ClassVar[str] = 'score'
     #: The argument ``subsets``.
     subsets: Which = 'auto'
     ignore = (*OmniSatTask.ignore, 'subsets')
@@ -147,26 +161,56 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     figures = 4
     heads_count: ClassVar[bool] = True
 
+    def __init__(
+        self,
+        backbone: str = 'omnisat_small',
+        modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
+        modality_dropout: float | dict[str, float] = 0.2,
+        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
+        **kwargs: Any,
+    ) -> None:
+        """Build the model if all required arguments are given; otherwise the trainer builds it."""
+        self.subsets = subsets
+        super().__init__(backbone=backbone, modalities=modalities, **kwargs)
+
     @abstractmethod
     def answer(self, logits: Tensor) -> Tensor:
         """Return the prediction that the metrics compare with the target."""
 
     @abstractmethod
+    def make_metrics(self) -> Mapping[str, Metric]:
+        """Return the metrics by name; each stage logs them with its prefix. All hyper-parameters are set."""
+
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
         """Draw a sample with the plot method of the datamodule."""
+        figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
+        return figure
 
-    @abstractmethod
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SubsetScores:
-        """Return what counts for subsets of the modalities of these names; see :func:`.subsets`."""
+        """Return the metrics of subsets of the named modalities; see :func:`.subsets`."""
+        metrics = self.make_metrics()
+        chosen = {column: metrics[name] for column, name in self.subset_metrics.items()}
+        return SubsetScores(names, which, chosen, self.score_title)
 
     def labelled(self, batch: Sample) -> Tensor:
         """Return which samples of a batch have a label, ``(B,)``."""
         target = self.target_of(batch)
         return torch.ones(len(target), dtype=torch.bool, device=target.device)
 
+    def configure_models(self) -> None:
+        """Build the model and the modality dropout, if all required hyper-parameters are set."""
+        super().configure_models()
+        if self.is_configured:
+            self.dropout = ModalityDropout(self.modalities, self.hparams['modality_dropout'])
+
     def configure_metrics(self) -> None:
-        """TorchGeo's metrics, and the mean loss of each stage."""
-        super().configure_metrics()
+        """Set up the metrics and the mean loss of each stage, once all hyper-parameters are set."""
+        if not self.is_configured:
+            return
+        metrics = MetricCollection(dict(self.make_metrics()))
+        self.train_metrics = metrics.clone(prefix='train_')
+        self.val_metrics = metrics.clone(prefix='val_')
+        self.test_metrics = metrics.clone(prefix='test_')
         self.train_mean_loss, self.val_mean_loss, self.test_mean_loss = MeanLoss(), MeanLoss(), MeanLoss()
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -216,7 +260,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
     def _first_of(self, batch: Sample) -> Sample:
         """Return what a figure needs of the first sample of a batch, on the CPU."""
         keys = [key for modality in self.known.values() for key in modality.keys]
-        keys += ['mask', 'label']
+        keys += ['mask', 'label', self.target]
         return {key: batch[key][0].detach().cpu() for key in keys if key in batch}
 
     def on_test_start(self) -> None:
@@ -246,7 +290,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
                 answer = self.answer(logits)
             elif held.any():
                 answer = self.answer(self.model.decode(self.model.backbone.restrict(out, subset)))
-            self.subset_scores.update(subset, answer, self.truth(batch), held)
+            self.subset_scores.update(subset, answer, self.truth(batch), held, self.labelled(batch))
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of an epoch of training."""
@@ -262,13 +306,9 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         In a ``fast_dev_run`` no file is written.
         """
         self._finish('test')
-        rows = self.subset_scores.compute()
+        rows, headline = self.subset_scores.compute(), next(iter(self.subset_metrics.values()))
         self.log_dict(
-            {
-                f'test_{self.headline}/{row.subset}': row.score
-                for row in rows
-                if row.samples and not math.isnan(row.score)
-            }
+            {f'test_{headline}/{row.subset}': row.score for row in rows if row.samples and not math.isnan(row.score)}
         )
         folder = self.folder
         if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
@@ -378,7 +418,7 @@ class SupervisedTask(ClassificationMixin, OmniSatTask):
         if weight > 0:
             if stage != 'train':
                 self.log(f'{stage}_loss', loss, sync_dist=True)
-            with _no_false_alarm():
+            with without_torchmetrics_warnings():
                 self.log_dict(metrics.compute())
         elif not self.trainer.sanity_checking:
             go_without(self.trainer, stage)
@@ -390,9 +430,14 @@ def _states(metric: Metric) -> list[tuple[str, Tensor]]:
     return [(key, value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 
-@contextmanager
-def _no_false_alarm() -> Iterator[None]:
-    """Without torchmetrics' warning about metrics that share their state with another one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'The ``compute`` method of metric Multi')
-        yield
+def classification_metrics(task: Literal['multiclass', 'multilabel'], **settings: Any) -> dict[str, Metric]:
+    """Return the metrics of TorchGeo's classification and segmentation tasks by name, without prefix.
+
+    Args:
+        task: Kind of classification.
+        **settings: Values of ``num_classes``, ``num_labels``, ``labels`` and ``ignore_index``; None by default.
+    """
+    mixin = ClassificationMixin()
+    mixin.hparams.update(dict.fromkeys(('num_classes', 'num_labels', 'labels', 'ignore_index')) | settings, task=task)
+    mixin.configure_metrics()
+    return dict(mixin.train_metrics.items(keep_base=True, copy_state=False))
