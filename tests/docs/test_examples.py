@@ -82,7 +82,7 @@ def python_blocks(page):
     return re.findall(r'^```python\n(.*?)^```$', (ROOT / page).read_text(), re.M | re.S)
 
 
-@pytest.mark.parametrize('index', range(3))  # a modality, a dataset, an encoder
+@pytest.mark.parametrize('index', range(4))  # a modality, a dataset, an encoder, a task
 def test_example_of_contributing_runs_and_is_short(index):
     block = python_blocks('CONTRIBUTING.md')[index]
     assert block.count('\n') <= 40
@@ -101,6 +101,31 @@ def test_dataset_of_contributing_trains(tmp_path):
     assert set(datamodule.mean) == {'s2', 'aerial'}
     assert (tmp_path / 'STATISTICS.json').exists()
     assert datamodule.plot(datamodule.train_dataset[0]).axes
+
+
+def test_task_of_contributing_trains_and_loads(tmp_path):
+    names = {'__name__': 'ponds'}
+    for block in python_blocks('CONTRIBUTING.md')[1::2]:
+        exec(block, names)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator='cpu',
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    datamodule = names['PondsDataModule'](str(tmp_path), batch_size=2)
+    task = names['CoverFraction'](cover=0, backbone='omnisat_tiny')
+    trainer.fit(task, datamodule=datamodule)
+    (scores,) = trainer.test(task, datamodule=datamodule, verbose=False)
+    assert 0 <= scores['test_MeanAbsoluteError/s2'] < 2
+    assert (tmp_path / 'subsets.csv').read_text().startswith('subset,modalities,mae,samples,')
+    trainer.save_checkpoint(tmp_path / 'cover.ckpt')
+    loaded = names['CoverFraction'].load_from_checkpoint(tmp_path / 'cover.ckpt')
+    assert loaded.hparams == task.hparams
+    (prediction,) = trainer.predict(loaded, datamodule.val_dataloader())[:1]
+    assert prediction['prediction'].shape == (2, 1)
 
 
 def test_example_of_readme_runs():

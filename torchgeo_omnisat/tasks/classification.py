@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
@@ -15,7 +16,6 @@ from torchmetrics.classification import MultilabelF1Score
 from ..losses import MultiLabelLoss
 from ..modality import Modality
 from ..models import OmniSatClassifier
-from ..utils.finite import refuse_output
 from .supervised import SupervisedTask, classification_metrics
 
 
@@ -84,10 +84,12 @@ class OmniSatClassification(SupervisedTask):
         Returns:
             ``probabilities`` ``(B, K)``, and ``bounds`` as in the batch or None.
         """
-        logits = self(self.renormalise(batch))
-        refuse_output(logits, batch, batch_idx, self.model)
-        self.warn_without_modalities(batch)
-        return {'probabilities': self.answer(logits), 'bounds': batch.get('bounds')}
+        found = super().predict_step(batch, batch_idx, dataloader_idx)
+        return {'probabilities': found['prediction'], 'bounds': found['bounds']}
+
+    def truth(self, batch: Sample) -> Tensor:
+        """Return the labels as integers."""
+        return self.target_of(batch).to(torch.int64)
 
     def answer(self, logits: Tensor) -> Tensor:
         """Return the probability of every label ``(B, K)``."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
@@ -210,6 +211,15 @@ class OmniSatSegmentation(SupervisedTask):
     def answer(self, logits: Tensor) -> Tensor:
         """Return the classes, which are what is scored."""
         return self.classes(logits)
+
+    def truth(self, batch: Sample) -> Tensor:
+        """Return the mask as integers."""
+        return self.target_of(batch).to(torch.int64)
+
+    def draw(self, sample: Sample, answer: Tensor) -> Figure:
+        """Draw a sample with the predicted classes."""
+        figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
+        return figure
 
 
 class omnisat(OmniSatSegmentation):

@@ -182,8 +182,8 @@ class SupervisedTask(OmniSatTask):
         """Return the metrics by name; each stage logs them with its prefix. All hyper-parameters are set."""
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """Draw a sample with the plot method of the datamodule."""
-        figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
+        """Draw a sample with the plot method of the datamodule; subclasses may add the prediction."""
+        figure: Figure = self.datamodule.plot(sample)
         return figure
 
     def make_scores(self, names: Iterable[str], which: Which = 'auto') -> SubsetScores:
@@ -292,6 +292,22 @@ class SupervisedTask(OmniSatTask):
                 answer = self.answer(self.model.decode(self.model.backbone.restrict(out, subset)))
             self.subset_scores.update(subset, answer, self.truth(batch), held, self.labelled(batch))
 
+    def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
+        """Predict the target.
+
+        Args:
+            batch: Batch.
+            batch_idx: Index of the batch.
+            dataloader_idx: Index of the dataloader.
+
+        Returns:
+            ``prediction``, as :meth:`answer` returns it, and ``bounds`` as in the batch or None.
+        """
+        logits = self(self.renormalise(batch))
+        refuse_output(logits, batch, batch_idx, self.model)
+        self.warn_without_modalities(batch)
+        return {'prediction': self.answer(logits), 'bounds': batch.get('bounds')}
+
     def on_train_epoch_end(self) -> None:
         """Log the metrics of an epoch of training."""
         self._finish('train')
@@ -389,8 +405,8 @@ class SupervisedTask(OmniSatTask):
         return batch[self.target]
 
     def truth(self, batch: Sample) -> Tensor:
-        """Return the target as integers for the metrics."""
-        return self.target_of(batch).to(torch.int64)
+        """Return the target as the metrics expect it."""
+        return self.target_of(batch)
 
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
         """Log the loss and update the metrics of a stage."""
