@@ -143,7 +143,7 @@ def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: p
     other.write_text('no checkpoint')
     torch.save({'state_dict': {}, 'hyper_parameters': {}}, tmp_path / 'empty.ckpt')
     cases: dict[str, list[Any]] = {
-        "gone.ckpt' is no file": [tmp_path / 'gone.ckpt'],
+        "gone.ckpt' is not a file": [tmp_path / 'gone.ckpt'],
         'other.ckpt cannot be read as a checkpoint': [other],
         'empty.ckpt': [tmp_path / 'empty.ckpt'],
         "--groups contains 's1'": [good, '--groups', 's1'],

@@ -96,7 +96,7 @@ class TestFacts:
         assert list(task.modalities) == ['s2']
         stub: Any = SimpleNamespace(modalities=dict(zip(names, plain, strict=True)), mean=None, std=None)
         task._trainer = SimpleNamespace(predicting=True)  # type: ignore[assignment]
-        task._meet(stub)
+        task._check_datamodule(stub)
         assert list(task.modalities) == ['s2']
         assert task.modalities['s2'].kind == 'optical'
 
@@ -121,7 +121,7 @@ class TestFigures:
 
 class TestErrors:
     def test_no_datamodule(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"not told \['modalities', .*\] and there is no datamodule"):
+        with pytest.raises(ValueError, match=r"has no \['modalities', .*\] and there is no datamodule"):
             make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), make_loader([make_sample(0)]))
 
     def test_datamodule_that_is_not_ours(self, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_command_line(name: str, root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(('name', 'left'), [('utae', 's1a, spot'), ('dual_stream', 'spot'), ('late_fusion', '')])
 def test_says_what_it_does_not_use(name: str, left: str, said: list[str]) -> None:
     task = OmniSatSegmentation(**TOLD | {'backbone': name}, backbone_args=SMALL)
-    assert said == ([f'{name} takes {", ".join(TAKEN[name])}; not used: {left}'] if left else [])
+    assert said == ([f'{name} uses {", ".join(TAKEN[name])}; not used: {left}'] if left else [])
     batch, logits = make_batch(), task(make_batch())
     for modality in MODALITIES.values():
         changed = task(drop(batch, [modality])) if name != 'utae' or modality.name != 's2' else None

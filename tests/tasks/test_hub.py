@@ -112,7 +112,7 @@ class TestStatistics:
     def meet(self, weights: Path, measured: dict[str, list[float]], **told: Any) -> OmniSatSegmentation:
         task = OmniSatSegmentation(**TOLD, weights=str(weights), **told)
         task._trainer = SimpleNamespace(predicting=False)
-        task._meet(Data(measured))
+        task._check_datamodule(Data(measured))
         return task
 
     def test_old_modalities_keep_theirs_and_new_ones_take_those_of_the_data(self, folder: Path) -> None:
@@ -132,7 +132,7 @@ class TestStatistics:
         assert self.meet(folder, MEAN | {'spot': [0.0]}, **told).hparams['mean'] == mean
 
     def test_other_units_are_noticed(self, folder: Path) -> None:
-        with pytest.warns(UserWarning, match="the mean of 's1a' in the data is 4.2 deviations from"):
+        with pytest.warns(UserWarning, match="the mean of 's1a' in the data is 4.2 standard deviations from"):
             self.meet(folder, {'s2': MEAN['s2'], 's1a': [0.5, -18.0], 'spot': [0.0]})
 
 

@@ -142,7 +142,7 @@ def test_weights_hand_over_the_source_that_fits(mixed: Path, folder: Path, tmp_p
             OmniSatSegmentation('omnisat_tiny', weights=str(mixed)), datamodule=make(folder, 'c')
         )
     task = OmniSatSegmentation('omnisat_tiny', weights=str(mixed), statistics='b')
-    with pytest.warns(UserWarning, match='deviations from that of the data'):
+    with pytest.warns(UserWarning, match='standard deviations from'):
         make_trainer(tmp_path, fast_dev_run=1).fit(task, datamodule=make(folder, 'c'))
     assert task.hparams['mean'] == load(mixed).hparams['sources']['b']['mean']
 

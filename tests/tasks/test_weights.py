@@ -105,7 +105,7 @@ class TestWeights:
         torch.save({'state_dict': Hostile()}, path)
         (tmp_path / 'b.ckpt').write_bytes(pickle.dumps(Hostile()))
         for path in (tmp_path / 'a.ckpt', tmp_path / 'b.ckpt'):
-            with pytest.raises(ValueError, match='cannot be read as a checkpoint of tensors and plain types alone'):
+            with pytest.raises(ValueError, match='cannot be read as a checkpoint'):
                 OmniSatSegmentation(**TOLD, weights=str(path))
         assert not (tmp_path / 'owned').exists()
 
@@ -120,7 +120,7 @@ class TestWeights:
 
     def test_no_file(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / 'none.ckpt'):
-            with pytest.raises(FileNotFoundError, match='is no file, expected a checkpoint'):
+            with pytest.raises(FileNotFoundError, match='is not a file'):
                 OmniSatSegmentation(**TOLD, weights=str(path))
 
 

@@ -55,15 +55,14 @@ def write_figure(figure: Figure, path: Path) -> None:
 def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure:
     """Draw the scores of every subset as bars, above dots that mark its sensors.
 
-    Subsets stand in order of their size, then of the score of the first model. A dashed
-    line is the first model's score with all sensors: what a bar lacks to it is what
-    missing sensors cost.
+    Subsets are sorted by size, then by the score of the first model. A dashed line marks the first
+    model's score with all sensors. The gap between a bar and the line is the cost of the missing sensors.
 
     Args:
-        models: Scores of each model by subset, such as ``'s1+s2'``; nan and those that a model
-            lacks are left out. A single model needs no name.
-        score: What the scores are called.
-        title: What was scored.
+        models: Scores of each model by subset, such as ``'s1+s2'``; missing and NaN scores are
+            omitted. A single model needs no name.
+        score: Name of the scores.
+        title: Title of the figure.
 
     Returns:
         The figure.
@@ -98,9 +97,9 @@ def draw_degradations(
 
     Args:
         models: Scores from 0 to 1 by model, kind and level, the clean level first.
-        axes_of: What the axis of each kind says, with its unit.
-        score: What the scores are called.
-        title: What was scored.
+        axes_of: Label of the axis of each kind, with its unit.
+        score: Name of the scores.
+        title: Title of the figure.
 
     Returns:
         The figure.
@@ -159,10 +158,10 @@ def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -
 def _draw_dots(axes: Axes, order: Sequence[str], sensors: Sequence[str]) -> None:
     """Draw a column of dots per subset, dark and joined for its sensors."""
     for x, subset in enumerate(order):
-        held = [sensors.index(sensor) for sensor in subset.split('+')]
-        axes.plot([x, x], [min(held), max(held)], color=DARK, linewidth=2, zorder=1)
+        present = [sensors.index(sensor) for sensor in subset.split('+')]
+        axes.plot([x, x], [min(present), max(present)], color=DARK, linewidth=2, zorder=1)
         axes.scatter([x] * len(sensors), range(len(sensors)), s=70, color=GREY, zorder=0)
-        axes.scatter([x] * len(held), held, s=70, color=DARK, zorder=2)
+        axes.scatter([x] * len(present), present, s=70, color=DARK, zorder=2)
     axes.set(yticks=range(len(sensors)), yticklabels=sensors, ylim=(max(len(sensors), 1) - 0.5, -0.5), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(axis='y', left=False)

@@ -78,7 +78,11 @@ class PatchRetrieval:
 
 
 def _found(similarity: Tensor) -> Found:
-    """Return the accuracy in both directions from similarities, whose diagonal is correct."""
+    """Return the accuracy in both directions from similarities, whose diagonal is correct.
+
+    Ties are errors. torchmetrics' top-k accuracy ranks ties by index, so that collapsed embeddings would have
+    matches (``test_collapse_finds_nothing``).
+    """
     right = similarity.diagonal()
     ahead = torch.cat([(similarity >= right.unsqueeze(1)).sum(1), (similarity >= right).sum(0)]) - 1
     top1, top5 = (float((ahead < k).float().mean()) for k in (1, 5))
@@ -110,8 +114,8 @@ def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
     """Draw matrices of cosine similarities; the diagonal is bright where modalities agree.
 
     Args:
-        similarities: Square matrices by what they show.
-        title: What the data are.
+        similarities: Square matrices by title.
+        title: Title of the figure.
     """
     count = max(1, len(similarities))
     figure, axes = plt.subplots(1, count, figsize=(3.2 * count + 1, 3.6), squeeze=False, layout='constrained')

@@ -41,25 +41,24 @@ def make_backbone(
     label_gsd: float | None,
     arguments: Mapping[str, Any],
 ) -> models.OmniSat:
-    """Build a backbone and say which modalities it leaves aside.
+    """Build a backbone, and log the modalities that it does not use.
 
     Args:
         backbone: One of :data:`BACKBONES`.
-        known: The modalities that may come.
-        patch_size: Side of a ground patch in metres, the token of an OmniSat.
-        label_gsd: GSD of the labels in metres, the token of a baseline; None for *patch_size*.
-        arguments: Further arguments of the builder; ``series`` names the one that ``'utae'``
-            takes.
+        known: Available modalities.
+        patch_size: Side of a ground patch in metres, for OmniSat.
+        label_gsd: GSD of the labels in metres, the patch size of a baseline; None for *patch_size*.
+        arguments: Further arguments of the builder; ``series`` selects the time series of ``'utae'``.
 
     Raises:
-        ValueError: If there is no such backbone, or nothing for it to take.
+        ValueError: If there is no such backbone, or it can use none of the modalities.
     """
     if backbone not in BACKBONES:
         raise ValueError(f'backbone is {backbone!r}, expected one of {list(BACKBONES)}')
     refuse_sizes(arguments)
     modalities = modalities_of(backbone, known, arguments)
     if left := [name for name in known if name not in modalities]:
-        rank_zero_info(f'{backbone} takes {", ".join(modalities)}; not used: {", ".join(left)}')
+        rank_zero_info(f'{backbone} uses {", ".join(modalities)}; not used: {", ".join(left)}')
     try:
         if backbone not in models.LATE_FUSION:
             return getattr(models, backbone)(modalities, **{'patch_size': patch_size, **arguments})
@@ -75,11 +74,11 @@ def make_backbone(
 
 
 def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
-    """Refuse numbers that are the size of no model, before memory is allocated.
+    """Reject implausible sizes of a model before memory is allocated.
 
     Args:
         arguments: Arguments of a builder, in plain types.
-        name: What to call them in an error.
+        name: Name in the error.
 
     Raises:
         ValueError: If a number is not finite, negative or too large.
@@ -96,20 +95,20 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
 
 
 def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str, Modality]) -> Inherited:
-    """Initialise a backbone, and log what was loaded, new and ignored.
+    """Initialise a backbone, and log which parts were loaded, new and ignored.
 
     Args:
-        backbone: The backbone; changed in place.
-        weights: A file or folder for :func:`.load_backbone`, or the name of published weights such
-            as ``'UTAE_Weights.PASTIS_FOLD1'``, which go to the encoder of the series that has
+        backbone: Backbone; its weights are modified.
+        weights: File or folder for :func:`.load_backbone`, or the name of published weights such
+            as ``'UTAE_Weights.PASTIS_FOLD1'``, which are loaded into the encoder of the time series with
             their bands.
-        modalities: The modalities of *backbone*.
+        modalities: Modalities of *backbone*.
 
     Returns:
-        The statistics that the loaded modalities were trained with; none if they are not known.
+        Statistics that the loaded modalities were trained with; empty if they are unknown.
 
     Raises:
-        ValueError: If nothing of it fits.
+        ValueError: If no part fits.
     """
     if weights not in map(str, models.UTAE_Weights.__members__.values()):
         report = load_backbone(backbone, weights, modalities)
@@ -119,20 +118,20 @@ def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str
     if name is None:
         raise ValueError(f'{weights} is for a series of the bands {bands}, expected one among {list(modalities)}')
     loaded = load_encoder(backbone.encoders[name], weights)
-    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in loaded.items())
-    rank_zero_info(f'{weights} for the encoder of {name}: {said}')
+    summary = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in loaded.items())
+    rank_zero_info(f'{weights} for the encoder of {name}: {summary}')
     return Inherited()
 
 
 class Handover(NamedTuple):
-    """What a backbone took over.
+    """Report of :func:`load_backbone`.
 
     Attributes:
         loaded: Names of the parts that were loaded.
-        new: Names of the parts that were not there, or did not fit.
-        ignored: Names of the parts that the backbone has no use for, with the reason.
+        new: Names of the parts that were missing or did not fit.
+        ignored: Names of the parts that the backbone does not use, with the reason.
         statistics: Mean and standard deviation that the loaded modalities were trained with.
-        sources: The same by source, if they were trained on a mixture.
+        sources: Statistics by source, if they were trained on a mixture.
     """
 
     loaded: list[str]
@@ -143,32 +142,31 @@ class Handover(NamedTuple):
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str, Modality]) -> Handover:
-    """Load what a checkpoint knows into a backbone, and log what was loaded, new and ignored.
+    """Load a checkpoint into a backbone part by part, and log which parts were loaded, new and ignored.
 
-    A backbone has one part for each modality (encoder, head, embedding) and one for each
-    thing they share. A part is loaded whole or not at all: where the names or shapes of
-    its tensors differ, or the bands of its modality, it stays as it is. A modality that the
-    checkpoint lacks is new, and changes nothing for samples that do not have it.
+    A backbone has one part per modality (encoder, head, embedding) and one per shared
+    module. A part is loaded only if the names and shapes of all its tensors and the bands of its
+    modality match. A modality that the checkpoint lacks is new; it does not change the output for
+    samples without it.
 
     Args:
-        backbone: The backbone; changed in place.
-        path: A checkpoint of one of our tasks, a file with a state dict, also as
-            safetensors, or a folder of :func:`.export_hub`. Only tensors and plain types are
-            read.
-        modalities: The modalities of *backbone*.
+        backbone: Backbone; its weights are modified.
+        path: Checkpoint of one of our tasks, file with a state dict, also as safetensors, or folder of
+            :func:`.export_hub`. Only tensors and plain types are read.
+        modalities: Modalities of *backbone*.
 
     Returns:
-        What was taken over.
+        Report of the loaded parts.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read safely, no part of it fits, or a modality was in another unit.
+        ValueError: If it cannot be read safely, no part fits, or a modality had another unit.
     """
-    state, told = read_weights(path)
+    state, hparams = read_weights(path)
     own = backbone.state_dict()
     found, expected = _parts(add_missing(_strip(state, own), own), modalities), _parts(own, modalities)
-    there = told.get('modalities') or ()
-    known = {m['name']: m for m in (there.values() if isinstance(there, Mapping) else there)}
+    saved = hparams.get('modalities') or ()
+    known = {m['name']: m for m in (saved.values() if isinstance(saved, Mapping) else saved)}
     bands = {name: list(m['bands']) for name, m in known.items()}
     _check_units({name: m.get('unit', 'unknown') for name, m in known.items()}, modalities, path)
     reasons = {}
@@ -181,16 +179,16 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
     new = [part for part in expected if part not in loaded]
     ignored = [f'{part} ({reasons[part]})' if part in reasons else part for part in found if part not in loaded]
     named = {'loaded': loaded, 'new': new, 'ignored': ignored}
-    said = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in named.items())
+    summary = '; '.join(f'{kind}: {", ".join(names) or "nothing"}' for kind, names in named.items())
     if not loaded:
-        hint = f', which was trained with backbone={told["backbone"]!r}' if 'backbone' in told else ''
-        raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({said}){hint}')
+        hint = f', which was trained with backbone={hparams["backbone"]!r}' if 'backbone' in hparams else ''
+        raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({summary}){hint}')
     backbone.load_state_dict({key: value for part in loaded for key, value in found[part].items()}, strict=False)
-    rank_zero_info(f'Weights from {path}: {said}')
-    statistics = _of_loaded(told, loaded)
+    rank_zero_info(f'Weights from {path}: {summary}')
+    statistics = _of_loaded(hparams, loaded)
     sources = {
         source: {'data': entry.get('data') or '', **_of_loaded(entry, loaded)}
-        for source, entry in (told.get('sources') or {}).items()
+        for source, entry in (hparams.get('sources') or {}).items()
     }
     return Handover(loaded, new, ignored, statistics, {s: entry for s, entry in sources.items() if entry['mean']})
 
@@ -198,22 +196,22 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
 def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None:
     """Write the backbone of a task in the layout of the Hugging Face hub: config.json and model.safetensors.
 
-    The folder can be given as ``weights`` to any task, and to :func:`load_hub`. Decoder,
-    optimiser and losses stay behind.
+    Any task accepts the folder as ``weights``, and :func:`load_hub` loads it. Decoder,
+    optimiser and losses are not included.
 
     Args:
-        source: A task, or a checkpoint of one.
-        folder: Where to write.
+        source: Task, or checkpoint of a task.
+        folder: Output folder.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is no checkpoint of one of our tasks, or cannot be read safely.
+        ValueError: If it is not a checkpoint of one of our tasks, or cannot be read safely.
     """
     if isinstance(source, LightningModule):
-        state, told = source.state_dict(), dict(source.hparams)
+        state, hparams = source.state_dict(), dict(source.hparams)
     else:
-        state, told = read_weights(source)
-    config = {key: told.get(key) for key in KEPT}
+        state, hparams = read_weights(source)
+    config = {key: hparams.get(key) for key in KEPT}
     tensors = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not tensors or config['modalities'] is None:
         raise ValueError(
@@ -226,14 +224,14 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
 def load_hub(folder: str | Path) -> models.OmniSat:
     """Load the backbone in a folder of :func:`export_hub`, in evaluation mode.
 
-    It takes images that were normalised by ``mean`` and ``std`` of its configuration.
+    Its input are images normalised with ``mean`` and ``std`` of the configuration.
 
     Args:
-        folder: The folder.
+        folder: Folder with both files.
 
     Raises:
         FileNotFoundError: If one of the two files is missing.
-        ValueError: If a file is damaged, or they do not fit each other.
+        ValueError: If a file is damaged, or the files do not match.
     """
     config = read_config(Path(folder))
     return _build(config, read_weights(folder)[0], str(folder)).eval()
@@ -256,17 +254,17 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Lig
 
 
 def _check_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a configuration of a much larger model than the tensors are of, before memory is allocated."""
+    """Reject a configuration of a much larger model than that of the tensors, before memory is allocated."""
     sizes = {name: arguments.get(name, 1) for name in ('embed_dim', 'depth')}
     stored = sum(tensor.numel() for tensor in tensors.values())
     if all(isinstance(value, int) for value in sizes.values()) and sizes['depth'] * sizes['embed_dim'] ** 2 > stored:
         raise ValueError(f'{sizes} is a larger model than that of the {stored} stored numbers')
 
 
-def _of_loaded(told: Mapping[str, Any], loaded: list[str]) -> Statistics:
+def _of_loaded(hparams: Mapping[str, Any], loaded: list[str]) -> Statistics:
     """Return the statistics of the modalities that were loaded."""
     return {
-        kind: {name: list(numbers) for name, numbers in (told.get(kind) or {}).items() if name in loaded}
+        kind: {name: list(numbers) for name, numbers in (hparams.get(kind) or {}).items() if name in loaded}
         for kind in KINDS
     }
 
@@ -279,7 +277,7 @@ def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by part: a modality's own, whatever module they are in, and the rest by module."""
+    """Return the tensors by part: by modality if they belong to one, otherwise by module."""
     names = {key.split('.')[1] for key in state if key.startswith('encoders.')} | set(modalities)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state.items():
@@ -290,13 +288,13 @@ def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> d
 
 
 def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality], path: str | Path) -> None:
-    """Refuse weights of a modality in another unit than that of the data."""
+    """Validate that modalities of weights and data have the same unit."""
     for name, unit in trained.items():
         own = modalities[name].unit if name in modalities else 'unknown'
         if 'unknown' not in (unit, own) and unit != own:
             raise ValueError(
                 f'{path} was trained on {name!r} with the unit {unit!r}, but that of the data is {own!r}, expected the '
-                f'same; convert the data, or call the modality by another name'
+                f'same; convert the data, or rename the modality'
             )
 
 

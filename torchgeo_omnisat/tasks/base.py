@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSatTask: what every task asks its datamodule, and how it trains and reports."""
+"""Base class of all tasks: hyper-parameters from the datamodule, optimiser, statistics, checks of weights."""
 
 import math
 import warnings
@@ -32,7 +32,7 @@ from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
-from ..utils.finite import Watch, gradient_norm, refuse_weights
+from ..utils.finite import Watch, refuse_weights
 from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard
 from .backbone import load_weights, make_backbone, modalities_of
@@ -56,16 +56,18 @@ class OmniSatTask(BaseTask):
     """Base class of tasks that take unset hyper-parameters from their datamodule.
 
     When the trainer builds the model, hyper-parameters that are ``None`` take the value
-    of the datamodule's attribute of the same name, and are saved. A checkpoint therefore
-    rebuilds its model alone. The model always sees images normalised by the *mean* and
-    *std* among its hyper-parameters: where a datamodule normalised by others, the task
-    undoes that first. Where they are not set, those of *weights* come before those that
-    the datamodule measured. A model that is trained on a mixture keeps them by source, in
-    *sources*; images of one source alone are normalised as that one, which the argument
-    *statistics* names where data do not tell (``torchgeo_omnisat.tasks.normalization.choose``).
+    of the datamodule's attribute of the same name. They are saved, so that a checkpoint
+    rebuilds its model without a datamodule.
 
-    DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices; FSDP shards
-    it as one unit, see ``torchgeo_omnisat.utils.sharding``.
+    The images that the model receives are always normalised with *mean* and *std* of its
+    hyper-parameters. If a datamodule used other statistics, the task replaces them. If *mean*
+    and *std* are not set, the statistics of *weights* are used, or else those of the datamodule.
+    A model that was trained on a mixture has statistics by source, in *sources*. Images of a
+    single source are normalised with the statistics of that source; *statistics* selects it if
+    the data do not determine it (``torchgeo_omnisat.tasks.normalization.choose``).
+
+    DDP, FSDP1 (``FSDPStrategy``) and FSDP2 (``ModelParallelStrategy``) train a task on several devices. FSDP
+    shards it as one unit; see ``torchgeo_omnisat.utils.sharding``.
 
     Args:
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
@@ -73,8 +75,8 @@ class OmniSatTask(BaseTask):
             modalities by name.
         patch_size: Side of a ground patch in metres.
         mean: Mean of every band by modality, in the units of the datasets.
-        std: Standard deviation, in the same form. Images are normalised by these two whatever a
-            datamodule measured, so that a checkpoint sees what it was trained on.
+        std: Standard deviation of every band by modality. Images are normalised with *mean* and *std*
+            of the task, also if the datamodule has other statistics.
         weights: A checkpoint to initialise the backbone with; see :func:`.load_backbone`. It is not saved
             in checkpoints.
         freeze_backbone: Whether to train only heads and decoders; the backbone stays in evaluation mode.
@@ -91,19 +93,19 @@ class OmniSatTask(BaseTask):
 
     #: Hyper-parameters without which no model can be built.
     required: ClassVar[tuple[str, ...]] = ('modalities', 'patch_size')
-    #: Hyper-parameters that are taken from the datamodule too, if it has them.
+    #: Further hyper-parameters that are taken from the datamodule if it has them.
     optional: ClassVar[tuple[str, ...]] = ()
 
-    #: Whether what is predicted depends on more than the backbone.
+    #: Whether predictions depend on a head.
     heads_count: ClassVar[bool] = False
-    #: Whether random weights may be evaluated; for tests of what surrounds a model.
+    #: Whether random weights may be evaluated, for tests.
     allow_random: bool = False
-    #: Arguments of one run, which no checkpoint keeps.
+    #: Arguments that are not saved in checkpoints.
     ignore: tuple[str, ...] = ('weights', 'statistics')
 
     weights: str | None
     statistics: str | None
-    _said_blind: bool
+    _warned_blind: bool
     _units: dict[str | None, tuple[nn.Module, ...]]
     _inherited: Inherited
     _watch: Watch
@@ -143,7 +145,7 @@ class OmniSatTask(BaseTask):
 
     @property
     def known(self) -> dict[str, Modality]:
-        """The modalities that may come, by name; a baseline takes some of them alone."""
+        """The modalities of the hyper-parameters by name; a baseline may use only some of them."""
         return as_modalities(self.hparams['modalities'])
 
     @property
@@ -166,14 +168,14 @@ class OmniSatTask(BaseTask):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Any:
-        """Load a task from a checkpoint, of which nothing but tensors and plain types is unpickled.
+        """Load a task from a checkpoint; only tensors and plain types are unpickled.
 
         Args:
-            checkpoint_path: A file, or an address from which it is downloaded.
+            checkpoint_path: File or URL.
             map_location: Device of the tensors.
             hparams_file: YAML file of hyper-parameters, if the checkpoint has none.
-            strict: Whether all parameters have to be there.
-            weights_only: Whether to refuse any other content. A checkpoint may hold code that False would run.
+            strict: Whether the names of all parameters must match.
+            weights_only: Whether to reject any other content. With False, code in a checkpoint is run.
             **kwargs: Hyper-parameters to replace. Encoders with a ``class_path`` that is not registered have to be
                 given again in ``backbone_args``.
 
@@ -187,10 +189,10 @@ class OmniSatTask(BaseTask):
             )
 
     def configure_models(self) -> None:
-        """Build the model if enough is known, otherwise leave that to the trainer."""
+        """Build the model if all required hyper-parameters are set; otherwise the trainer builds it."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: self._plain(name, value) for name, value in given.items()})
-        self._said_blind, self._units, self._inherited = False, {}, Inherited()
+        self._warned_blind, self._units, self._inherited = False, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
         self.model = self.build() if self.is_configured else None
@@ -201,11 +203,12 @@ class OmniSatTask(BaseTask):
         self._fresh = {} if self.model is None else {name: _version(p) for name, p in self.model.named_parameters()}
 
     def configure_model(self) -> None:
-        """Ask the datamodule and build, unless that is done; Lightning calls this before every run.
+        """Take missing hyper-parameters from the datamodule and build the model, once.
+
+        Lightning calls this before every run.
 
         Raises:
-            ValueError: If something is neither told nor known to the datamodule, or the
-                datamodule does not fit the model.
+            ValueError: If a required hyper-parameter is missing, or the datamodule does not fit the model.
         """
         datamodule = self.datamodule
         strategy = getattr(self._trainer, 'strategy', None)
@@ -214,36 +217,36 @@ class OmniSatTask(BaseTask):
             secure_checkpoints(strategy)
         plugin = getattr(self._trainer, 'precision_plugin', None)
         if plugin is not None:
-            # One such as bf16-true would round bounds by kilometres, and images before they are normalised.
+            # bf16-true would round bounds by kilometres, and images before they are normalised.
             vars(plugin)['convert_input'] = _unchanged
         if self.model is None:
-            self.save_hyperparameters(self._ask(datamodule))
+            self.save_hyperparameters(self._missing_from(datamodule))
             self.configure_models()
             self.configure_losses()
             self.configure_metrics()
-        self._meet(datamodule)
+        self._check_datamodule(datamodule)
         if getattr(getattr(self._trainer, 'state', None), 'fn', None) == TrainerFn.FITTING:
             rank_zero_info(f'Encoders: {describe_encoders(self)}')
         shard(self, strategy)
 
     def teardown(self, stage: str) -> None:
-        """Give the precision plugin back as it was, and warn of implausible values.
+        """Restore the precision plugin, and warn of implausible values.
 
         Args:
-            stage: What ends.
+            stage: Stage that ends.
         """
         vars(self.trainer.precision_plugin).pop('convert_input', None)
         self.warn_extreme()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, and either a linear warm-up with a cosine by step, or TorchGeo's plateau.
+        """Set up AdamW with a cosine schedule after a linear warm-up, or with TorchGeo's plateau.
 
         Returns:
-            Optimizer and scheduler. Biases, norms and the terms of missing bands do not decay. Layers of an encoder
+            Optimiser and scheduler. Biases, norms and the terms of missing bands have no weight decay. Layers of an encoder
             with ``layer_decay`` have their own learning rates.
 
         Raises:
-            ValueError: If a cosine is wanted but training has no end.
+            ValueError: If the schedule is a cosine and the number of steps is unknown.
         """
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         rates = learning_rates(self)
@@ -257,14 +260,14 @@ class OmniSatTask(BaseTask):
             groups.append({'params': decay, 'weight_decay': self.hparams['weight_decay'], 'lr': lr})
             rest = [p for p in others if p.ndim <= 1] + missing
             groups.append({'params': rest, 'weight_decay': 0.0, 'lr': lr})
-        # Float16 knows no 1e-8: where a gradient is small, its square and epsilon would both be 0.
+        # 1e-8 underflows in float16: for small gradients, square and epsilon would both be 0.
         half = any(p.dtype == torch.float16 for _, p in trained)
         optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-4 if half else 1e-8)
         if self.hparams['scheduler'] == 'plateau':
             plateau = ReduceLROnPlateau(
                 optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
             )
-            # A validation without labels has no loss: not strict, Lightning warns and goes on.
+            # A validation without labels has no loss: if not strict, Lightning only warns.
             return {
                 'optimizer': optimizer,
                 'lr_scheduler': {'scheduler': plateau, 'monitor': self.monitor, 'strict': False},
@@ -272,22 +275,22 @@ class OmniSatTask(BaseTask):
         total = self.trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise ValueError(
-                "scheduler='cosine' needs to know when training ends, "
+                "scheduler='cosine' needs the number of training steps, "
                 "expected max_epochs or max_steps of the trainer, or scheduler='plateau'"
             )
         rate = warmup_cosine(int(total), self.hparams['warmup'])
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that are not finite, and make room in the optimizer's state for the terms of missing bands.
+        """Reject weights that are not finite, and extend the optimiser state by the terms of missing bands.
 
-        Older checkpoints lack these.
+        Older checkpoints lack these terms.
 
         Args:
-            checkpoint: What was read; changed in place.
+            checkpoint: Content of the checkpoint; modified.
 
         Raises:
-            ValueError: With the first tensor that is not finite.
+            ValueError: If a tensor is not finite.
         """
         saved = checkpoint.get('state_dict', {})
         refuse_weights(saved, 'the checkpoint')
@@ -304,40 +307,40 @@ class OmniSatTask(BaseTask):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the gradient to one; ``--trainer.gradient_clip_val`` says otherwise, 0 for never.
+        """Clip the norm of the gradient to one, or to ``--trainer.gradient_clip_val``; 0 disables it.
 
         Args:
             optimizer: The optimiser.
-            gradient_clip_val: What the trainer was told.
-            gradient_clip_algorithm: By norm or by value.
+            gradient_clip_val: Argument of the trainer.
+            gradient_clip_algorithm: ``'norm'`` or ``'value'``.
         """
         value = 1.0 if gradient_clip_val is None else gradient_clip_val
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_algorithm != 'value':
-            model: Any = self.trainer.model  # which alone knows the norm of all shards
+            model: Any = self.trainer.model  # only this can compute the norm over all shards
             norm = model.clip_grad_norm_(value or math.inf)
             self._watch.begin(self.global_step + 1, norm, optimizer.param_groups[0]['lr'], self._scaled)
             return
         by_norm = bool(value) and gradient_clip_algorithm != 'value'
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-        norm = gradient_norm(parameters, value if by_norm else math.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, value if by_norm else math.inf)
         self._watch.begin(self.global_step + 1, norm, optimizer.param_groups[0]['lr'], self._scaled)
         if not by_norm:
             self.clip_gradients(optimizer, value, gradient_clip_algorithm)
 
     def on_train_start(self) -> None:
-        """Begin to watch over the gradients."""
+        """Start to check the gradients."""
         self._watch = Watch()
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Keep the loss of a step, for the error if its gradient is not finite.
+        """Store the loss of a step for the error message if its gradient is not finite.
 
         Args:
-            loss: The loss, divided by the batches that gradients are accumulated over.
+            loss: Loss, divided by the number of batches over which gradients are accumulated.
         """
         self._watch.loss = loss.detach() * self.trainer.accumulate_grad_batches
 
     def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
-        """Keep the loss of a step as it was before a scaler scaled it.
+        """Store the loss of a step without the factor of a gradient scaler.
 
         Args:
             outputs: The loss.
@@ -349,54 +352,54 @@ class OmniSatTask(BaseTask):
             self._watch.pending = self._watch.pending._replace(loss=loss.detach())
 
     def on_validation_start(self) -> None:
-        """Refuse random weights, and stop a training that is no longer finite before it is validated."""
+        """Reject random weights, and stop a training whose gradients are not finite."""
         self.refuse_random()
         self._watch.check(self._scaled)
 
     def on_test_start(self) -> None:
-        """Refuse random weights."""
+        """Reject random weights."""
         self.refuse_random()
 
     def on_predict_start(self) -> None:
-        """Refuse random weights."""
+        """Reject random weights."""
         self.refuse_random()
 
     def on_train_end(self) -> None:
-        """Stop a training whose last step was not finite."""
+        """Raise an error if the last step was not finite."""
         self._watch.check(self._scaled)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write weights that are not finite, so that the last good checkpoint stays.
+        """Reject weights that are not finite, so that the last valid checkpoint is kept.
 
         Args:
-            checkpoint: What is about to be written.
+            checkpoint: Content of the checkpoint.
 
         Raises:
-            ValueError: If training is no longer finite.
+            ValueError: If a weight or a gradient is not finite.
         """
         self._watch.check(self._scaled)
         refuse_weights(checkpoint.get('state_dict') or {}, f'the model after step {self.global_step}')
 
     @property
     def _scaled(self) -> bool:
-        """Whether a scaler skips steps without a finite gradient, as that of float16 does."""
+        """Whether a gradient scaler skips steps without a finite gradient."""
         return getattr(self.trainer.precision_plugin, 'scaler', None) is not None
 
     def build_backbone(self) -> models.OmniSat:
         """Build the backbone, load the weights of a checkpoint if configured, and freeze it if configured.
 
-        The baselines ``'utae'``, ``'dual_stream'`` and ``'late_fusion'`` have a token a pixel of
-        the label; ``backbone_args={'series': NAME}`` says which series ``'utae'`` takes.
+        The baselines ``'utae'``, ``'dual_stream'`` and ``'late_fusion'`` have one token per pixel of
+        the label. ``backbone_args={'series': NAME}`` selects the time series of ``'utae'``.
 
         Returns:
-            What the builder named *backbone* makes of the modalities.
+            Backbone of the modalities.
 
         Raises:
-            ValueError: If there is no such builder, or the checkpoint fits nothing.
+            ValueError: If there is no such builder, or no part of the checkpoint fits.
         """
-        told = self.hparams
-        sizes = told['patch_size'], told.get('label_gsd')
-        backbone = make_backbone(told['backbone'], self.known, *sizes, told['backbone_args'] or {})
+        hparams = self.hparams
+        sizes = hparams['patch_size'], hparams.get('label_gsd')
+        backbone = make_backbone(hparams['backbone'], self.known, *sizes, hparams['backbone_args'] or {})
         if self.weights is not None:
             self._inherited = load_weights(backbone, self.weights, self.modalities)
         if self.hparams['freeze_backbone']:
@@ -404,7 +407,7 @@ class OmniSatTask(BaseTask):
         return backbone
 
     def train(self, mode: bool = True) -> 'OmniSatTask':
-        """As any module's, but a frozen backbone stays in evaluation."""
+        """Set the mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.model is not None and self.hparams['freeze_backbone']:
             self.model.backbone.eval()
@@ -426,16 +429,16 @@ class OmniSatTask(BaseTask):
         """Choose the statistics that images of one source are normalised with.
 
         Args:
-            measured: What their datamodule says of them: ``mean``, ``std``, None where they were not measured,
-                ``data``, its name, and ``source``, what a mixture calls them.
-            names: Their modalities.
+            measured: Statistics of the datamodule: ``mean`` and ``std``, None if they were not computed,
+                ``data``, its name, and ``source``, the name of the source in a mixture.
+            names: Modalities of the images.
 
         Returns:
-            The source whose statistics they are, None where the model has no more than one, and mean and
-            standard deviation by modality; modalities whose statistics are not known are left out.
+            Name of the source, None if the model has only one, and mean and standard deviation by
+            modality, without modalities of unknown statistics.
 
         Raises:
-            ValueError: If it is not clear which source they are.
+            ValueError: If the source is ambiguous.
         """
         mean, sources = self.hparams['mean'], self.hparams['sources']
         if sources and (mean is None or mean == first_of(sources)['mean']):
@@ -444,7 +447,7 @@ class OmniSatTask(BaseTask):
             return choose(sources, measured, [name for name in names if name in self.known], wanted)
         if self.statistics is not None:
             raise ValueError(
-                f'statistics is {self.statistics!r}, but the model was trained on one source alone: expected the '
+                f'statistics is {self.statistics!r}, but the model was trained on a single source: expected the '
                 'checkpoint or the weights of a model that was trained on a mixture'
             )
         held = {kind: self.hparams[kind] or {} for kind in KINDS}
@@ -453,38 +456,38 @@ class OmniSatTask(BaseTask):
     def zero_loss_over_all_parameters(self) -> Tensor | float:
         """Return zero, as a sum over every trained parameter if there are several ranks.
 
-        A modality may be absent from the batch of one process and present in another's.
-        Added to the loss, this lets every parameter take part everywhere, as
-        DistributedDataParallel expects, with a gradient of zero where there is none.
+        A modality may be absent from the batch of one rank and present in another's. With this
+        term in the loss, every parameter has a gradient on every rank, as
+        DistributedDataParallel expects; it is zero where the modality is absent.
         """
         if self.trainer.world_size == 1:
             return 0.0
         return 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
     def warn_without_modalities(self, batch: Mapping[str, Tensor]) -> None:
-        """Warn, once a rank, of samples without any modality: what they get is a guess."""
-        if self._said_blind:
+        """Warn, once per rank, of samples without any modality."""
+        if self._warned_blind:
             return
         blind = ~available(batch, self.modalities).any(-1)
         if blind.any():
-            self._said_blind = True
+            self._warned_blind = True
             warnings.warn(
                 f'{int(blind.sum())} of {len(blind)} samples of a batch have none of the modalities '
-                f'{list(self.modalities)}: their output depends on nothing that was seen (said once)',
+                f'{list(self.modalities)}: their output does not depend on any image (this warning is issued once)',
                 stacklevel=2,
             )
 
     def warn_extreme(self) -> None:
-        """Warn, once a run, of values that no sensor measures and that count as not observed."""
+        """Warn of implausible values, which count as not observed."""
         self._implausible.warn()
 
     def show(self, tag: str, draw: Callable[[], Figure]) -> None:
-        """Hand a figure to the loggers that take figures, else write it as PNG. Call this on every process.
+        """Add a figure to the loggers that accept figures, or else write it as PNG. Call this on every rank.
 
         Args:
             tag: Name of the figure, such as ``'val/0'``. A file is called
                 ``figures/<tag>/<step>.png`` below :attr:`folder`.
-            draw: What draws it, called on the first process alone.
+            draw: Function that draws it, called on rank 0 only.
         """
         folder = self.folder
         if not self.trainer.is_global_zero:
@@ -504,14 +507,13 @@ class OmniSatTask(BaseTask):
 
     @property
     def folder(self) -> Path:
-        """Where results go: the first logger's folder or the trainer's. Read this on every process."""
+        """Output folder: that of the first logger, or of the trainer. Read this on every rank."""
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def check_classes(self, who: str, datamodule: Any) -> None:
-        """Refuse a datamodule with other classes than the model; nothing to do for a task without any."""
+        """Validate the classes of a datamodule; a task without classes accepts any."""
 
     def _check_statistics(self) -> None:
-        """Refuse statistics that were told for other modalities or bands."""
         if self.hparams['modalities'] is None:
             return
         for kind in KINDS:
@@ -523,9 +525,10 @@ class OmniSatTask(BaseTask):
                 check_bands(f'{kind} of the source {source!r}', entry[kind], held)
 
     def refuse_random(self) -> None:
-        """Refuse to test or predict with weights that were neither trained nor loaded, and to validate a head of such.
+        """Raise an error if weights were neither trained nor loaded.
 
-        A backbone may be validated before it is pre-trained, to compare with.
+        Random weights cannot be tested or used for prediction; a random head cannot be validated either.
+        A random backbone can be validated, as the reference of pre-training.
 
         Raises:
             ValueError: If all weights are random, or those of the head of a supervised task.
@@ -546,23 +549,23 @@ class OmniSatTask(BaseTask):
         else:
             return
         raise ValueError(
-            f'{what}, and {state.fn.value} would give noise: expected --ckpt_path FILE of a trained model, or in '
-            'Python load_from_checkpoint, load_state_dict or a training before'
+            f'{what}, so {state.fn.value} is not meaningful: expected --ckpt_path FILE of a trained model, or in '
+            'Python load_from_checkpoint, load_state_dict or fit first'
         )
 
     @property
-    def _wanted(self) -> list[str]:
-        """What is still to be asked."""
+    def _unset(self) -> list[str]:
+        """Names of the hyper-parameters that are not set."""
         return [name for name in (*self.required, *self.optional) if self.hparams[name] is None]
 
-    def _ask(self, datamodule: Any) -> dict[str, Any]:
+    def _missing_from(self, datamodule: Any) -> dict[str, Any]:
         """Return the values of the datamodule for the hyper-parameters that are not set."""
-        found = {name: getattr(datamodule, name, None) for name in self._wanted}
+        found = {name: getattr(datamodule, name, None) for name in self._unset}
         missing = [name for name in self.required if name in found and found[name] is None]
         if missing:
-            who = 'there is no datamodule' if datamodule is None else f'{type(datamodule).__name__} does not say'
+            who = 'there is no datamodule' if datamodule is None else f'{type(datamodule).__name__} does not have them'
             raise ValueError(
-                f'{type(self).__name__} was not told {missing} and {who}: expected these arguments, or a datamodule '
+                f'{type(self).__name__} has no {missing} and {who}: expected these arguments, or a datamodule '
                 f'with the attributes {[*self.required, *self.optional, "mean", "std"]}, '
                 'such as those of torchgeo_omnisat.datamodules'
             )
@@ -581,17 +584,16 @@ class OmniSatTask(BaseTask):
         hints = (get_type_hints(vars(cls)['__init__']) for cls in type(self).__mro__ if '__init__' in vars(cls))
         return as_plain(value, next((found[name] for found in hints if name in found), None))
 
-    def _learn_facts(self, modalities: Mapping[str, Modality]) -> None:
-        """Keep facts that a checkpoint from before they were stated lacks; the model stays as it is."""
+    def _add_facts(self, modalities: Mapping[str, Modality]) -> None:
+        """Add facts about the modalities that an older checkpoint lacks; the model does not change."""
         if modalities == self.known:
             return
-        told, taken = self.hparams, list(self.modalities)
-        args = dict(told['backbone_args'] or {})
-        args |= {'series': taken[0]} if told['backbone'] == 'utae' else {}
+        args = dict(self.hparams['backbone_args'] or {})
+        args |= {'series': next(iter(self.modalities))} if self.hparams['backbone'] == 'utae' else {}
         self.save_hyperparameters({'modalities': self._plain('modalities', modalities), 'backbone_args': args or None})
 
-    def _meet(self, datamodule: Any) -> None:
-        """Refuse a datamodule that does not fit the model, and settle in which units its images come."""
+    def _check_datamodule(self, datamodule: Any) -> None:
+        """Validate a datamodule and set up re-normalisation."""
         self._units = {}
         declared = getattr(datamodule, 'modalities', None)
         if declared is None:
@@ -599,24 +601,24 @@ class OmniSatTask(BaseTask):
         who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.known
         for name, modality in theirs.items():
             if name not in ours or not ours[name].agrees(modality):
-                known = ours.get(name, f'{list(ours)} alone')
+                known = ours.get(name, f'only {list(ours)}')
                 raise ValueError(f'{who} has {modality}, but the model was built for {known}')
-        self._learn_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
+        self._add_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         self.check_classes(who, datamodule)
         for name in self.required:
             value = self._plain(name, getattr(datamodule, name, None))
             fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
             if fixed and value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
-        self._settle(_measured(datamodule), theirs)
+        self._set_statistics(_measured(datamodule), theirs)
 
-    def _settle(self, measured: dict[str | None, dict[str, Any]], theirs: Mapping[str, Modality]) -> None:
-        """Settle the statistics of the model, and how images of each source get there from those of the data."""
+    def _set_statistics(self, measured: dict[str | None, dict[str, Any]], theirs: Mapping[str, Modality]) -> None:
+        """Set the statistics of the model, and the transforms that re-normalise images of each source."""
         mixed = {source: entry for source, entry in measured.items() if source is not None}
         if any(self.hparams[kind] is None for kind in KINDS):
-            self.save_hyperparameters(self._learn_statistics(measured, mixed))
+            self.save_hyperparameters(self._initial_statistics(measured, mixed))
         elif mixed and not self.hparams['sources'] and self.hparams['mean'] == first_of(mixed)['mean']:
-            self.save_hyperparameters({'sources': mixed})  # a checkpoint of before sources were kept
+            self.save_hyperparameters({'sources': mixed})  # an older checkpoint lacks sources
         self._inform_encoders()
         chosen = {}
         for source, entry in measured.items():
@@ -627,10 +629,10 @@ class OmniSatTask(BaseTask):
             other = [theirs[name] for name in own['mean'] if any(entry[k].get(name) != own[k][name] for k in KINDS)]
             if other:
                 self._units[source] = (Denormalize(other, entry['mean'], entry['std']), Normalize(other, **own))
-        if said := {source: name for source, name in chosen.items() if name is not None and name != source}:
+        if elsewhere := {source: name for source, name in chosen.items() if name is not None and name != source}:
             known = ', '.join(self.hparams['sources'])
-            parts = '; '.join(f'{"images" if source is None else source}: {name}' for source, name in said.items())
-            rank_zero_info(f'Statistics that images are normalised with, of the sources {known}: {parts}')
+            parts = '; '.join(f'{"images" if source is None else source}: {name}' for source, name in elsewhere.items())
+            rank_zero_info(f'Images are normalised with the statistics of these sources, of {known}: {parts}')
 
     def _inform_encoders(self) -> None:
         """Set the statistics of encoders that convert images to the units of their pre-trained weights.
@@ -660,8 +662,8 @@ class OmniSatTask(BaseTask):
             for set_statistics in setters:
                 set_statistics(*numbers)
 
-    def _learn_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
-        """Return the statistics to keep if none are set: those of the weights, else those of the data."""
+    def _initial_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
+        """Return the statistics of the weights, or else of the data."""
         if not self._inherited.sources and self.statistics is not None:
             raise ValueError(
                 f'statistics is {self.statistics!r}, but neither a checkpoint nor weights have statistics by source: '
@@ -671,7 +673,7 @@ class OmniSatTask(BaseTask):
             source: {**entry, **inherit({**entry, 'source': source}, self._inherited, self.statistics)}
             for source, entry in measured.items()
         }
-        self.statistics = None  # what it chose is what the model knows from here on
+        self.statistics = None  # from here on the model has the chosen statistics
         if not mixed:
             return {kind: taken[None][kind] for kind in KINDS}
         sources = plain_sources(taken)
@@ -679,17 +681,16 @@ class OmniSatTask(BaseTask):
 
 
 def _unchanged(batch: Any) -> Any:
-    """Return a batch as it is; :meth:`OmniSatTask.renormalise` casts its images."""
+    """Return the batch unchanged; :meth:`OmniSatTask.renormalise` casts its images."""
     return batch
 
 
 def _is_image(key: str, value: Any) -> bool:
-    """Whether an entry of a batch is an image, of floating-point numbers."""
     return key.startswith('image') and isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _of_missing_bands(name: str) -> bool:
-    """Whether a parameter tells of missing bands; these are the last ones of an optimizer."""
+    """Return whether a parameter is a term of missing bands, which come last in the optimiser."""
     return name.split('.')[-1] == MISSING
 
 
@@ -698,10 +699,10 @@ def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
 
     Args:
         total: Number of optimiser steps.
-        warmup: Fraction of them that the line takes.
+        warmup: Fraction of the steps with a linear warm-up.
 
     Returns:
-        A function of the step, which begins at 0.
+        Function of the step, from 0.
     """
     rise = max(1, round(total * warmup))
 
@@ -714,7 +715,7 @@ def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
 
 
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
-    """Return what changes if a parameter is trained or loaded: its identity, and how often it was written to."""
+    """Return identity and write count of a parameter, which change if it is trained or loaded."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
 
 

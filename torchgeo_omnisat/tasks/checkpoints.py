@@ -1,10 +1,14 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Files of weights: checkpoints, and folders in the layout of the Hugging Face hub.
+"""Checkpoints, and folders in the layout of the Hugging Face hub.
 
-Such a folder holds ``model.safetensors``, the tensors of a backbone, and ``config.json``,
-what it is to be built with. It is read and written where it lies; nothing is downloaded.
+Such a folder contains ``model.safetensors``, the tensors of a backbone, and ``config.json``, the
+arguments of its builder. Only local folders are read and written.
+
+These are not ``PyTorchModelHubMixin``: its ``from_pretrained`` allocates any size that a damaged
+configuration states (``test_configuration_of_another_model``), and its ``save_pretrained`` leaves an
+incomplete file on a full disk (``test_export_on_a_full_disk_is_one_line``).
 """
 
 import json
@@ -27,22 +31,22 @@ from ..utils.finite import refuse_weights
 from ..utils.jsonfile import load_json
 from .normalization import KINDS, plain_sources
 
-#: Names of the two files, as the hub has them.
+#: Names of the two files on the hub.
 MODEL, CONFIG = 'model.safetensors', 'config.json'
-#: What a configuration keeps of a task's hyper-parameters.
+#: Hyper-parameters of a task that a configuration contains.
 KEPT = ('backbone', 'backbone_args', 'modalities', 'patch_size', 'label_gsd', 'mean', 'std', 'sources')
-#: Where a task has its backbone.
+#: Prefix of the backbone in the state dict of a task.
 PREFIX = 'model.backbone.'
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and the hyper-parameters of their model.
+    """Read tensors by name, and the hyper-parameters of their model.
 
     Args:
-        path: A checkpoint, a file with a state dict, also as safetensors, or a folder.
+        path: Checkpoint, file with a state dict, also as safetensors, or folder.
 
     Returns:
-        The tensors, and the hyper-parameters; none if the file has none.
+        Tensors, and hyper-parameters; empty if the file has none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -54,7 +58,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         refuse_weights(tensors, str(path / MODEL))
         return tensors, config
     if not path.is_file():
-        raise FileNotFoundError(f'weights {str(path)!r} is no file, expected a checkpoint or a folder with {CONFIG}')
+        raise FileNotFoundError(f'weights {str(path)!r} is not a file, expected a checkpoint or a folder with {CONFIG}')
     if path.suffix == '.safetensors':
         tensors = _read_tensors(path)
         refuse_weights(tensors, str(path))
@@ -63,28 +67,28 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         raise ValueError(
-            f'{path} cannot be read as a checkpoint of tensors and plain types alone, expected one that '
+            f'{path} cannot be read as a checkpoint of only tensors and plain types, expected one that '
             f'torch.load(weights_only=True) accepts: {_reason(error)}'
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dictionary with a state_dict')
     content = checkpoint.get('state_dict', checkpoint)
-    told = checkpoint.get('hyper_parameters')
+    hparams = checkpoint.get('hyper_parameters')
     state = content if isinstance(content, dict) else {}
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     refuse_weights(tensors, str(path))
-    return tensors, told if isinstance(told, dict) else {}
+    return tensors, hparams if isinstance(hparams, dict) else {}
 
 
 def secure_checkpoints(strategy: Any) -> None:
-    """Have a trainer write complete checkpoints, and unpickle nothing but tensors and plain types.
+    """Make a trainer write checkpoints atomically, and unpickle only tensors and plain types.
 
-    Lightning would run any code of a checkpoint that is downloaded from an address, unless asked not to by
-    ``weights_only``. It copies a checkpoint from the folder for temporary files, and leaves half of one if it is
-    killed meanwhile. Plugins of the user that write checkpoints are left alone.
+    Without ``weights_only``, Lightning runs the code in a checkpoint that it downloads from a URL. It copies
+    checkpoints from the temporary folder, and leaves an incomplete file if it is killed meanwhile. Checkpoint
+    plugins of the user still write their own files.
 
     Args:
-        strategy: The trainer's strategy; its checkpoint plugin is changed in place.
+        strategy: Strategy of the trainer; its checkpoint plugin is modified.
     """
     plugin = strategy.checkpoint_io
     if 'load_checkpoint' not in vars(plugin):
@@ -112,23 +116,23 @@ def _tensors_alone(
         raise
     except Exception as error:
         raise ValueError(
-            f'{path} cannot be read as a checkpoint ({_reason(error)}), expected one that a training wrote, of tensors '
-            'and plain types alone'
+            f'{path} cannot be read as a checkpoint ({_reason(error)}), expected one of a training, with only tensors '
+            'and plain types'
         ) from error
     if not isinstance(content, dict) or not {'state_dict', 'pytorch-lightning_version'} <= set(content):
         raise ValueError(
-            f'{path} is no checkpoint of a training, expected one with a state_dict; weights alone are loaded by '
+            f'{path} is not a checkpoint of a training, expected one with a state_dict; load weights with '
             f'--model.weights {path}'
         )
     return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the configuration of the backbone in a folder.
+    """Read and validate the configuration of the backbone in a folder.
 
     Raises:
         FileNotFoundError: If the folder has no configuration.
-        ValueError: If it is damaged, or not of one of our models.
+        ValueError: If it is damaged, or does not describe one of our models.
     """
     path = folder / CONFIG
     expected = f'expected what export_hub writes: {", ".join(KEPT)}'
@@ -138,7 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = load_json(path)
         modalities = [modality.as_dict() for modality in as_modalities(config['modalities']).values()]
         arguments = config['backbone_args'] or {}
-        # A name with a colon or a slash would make timm ask the network.
+        # With a colon or a slash in the name, timm would download a model.
         encoders = dict(arguments.get('encoders') or {}).values()
         names = [str(e.get('name') or e.get('class_path')) if isinstance(e, dict) else str(e) for e in encoders]
         numbers = {
@@ -160,7 +164,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_statistics(label: str, entry: Mapping[str, Any]) -> None:
-    """Refuse statistics that no image can be normalised with."""
+    """Validate that images can be normalised with the statistics."""
     for kind in KINDS:
         for name, numbers in (entry[kind] or {}).items():
             strange = [x for x in numbers if not math.isfinite(x) or (kind == 'std' and x < 0)]
@@ -170,12 +174,12 @@ def _check_statistics(label: str, entry: Mapping[str, Any]) -> None:
 
 
 def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write a folder; each of its files is there whole or not at all.
+    """Write the folder of a backbone; each file is written atomically.
 
     Args:
-        folder: The folder; it is made, and files of these names in it are replaced.
-        backbone: What the tensors are taken from.
-        config: What it is to be built with, in plain types.
+        folder: Output folder; existing files are replaced.
+        backbone: Module with the tensors.
+        config: Arguments of its builder, in plain types.
 
     Raises:
         OSError: If a file cannot be written, for example because the disk is full.

@@ -28,16 +28,16 @@ from ..utils.distributed import gather_numbers, own_rows
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
 
-#: A number for each stage, of which its draws follow.
+#: Number of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
 
 
 class Draws(NamedTuple):
-    """What is left to chance in a step, for B tiles.
+    """Random draws of a step for B tiles.
 
     Attributes:
-        hidden: Which ground patches are hidden in all modalities, ``(B, N)``.
-        numbers: Uniform numbers ``(B, 2, M)`` that decide which modalities the fusion loses.
+        hidden: Ground patches that are masked in all modalities, ``(B, N)``.
+        numbers: Uniform numbers ``(B, 2, M)`` for the modality dropout of the fusion.
     """
 
     hidden: Tensor
@@ -49,14 +49,14 @@ class Draws(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What :class:`Pretrainer` makes of B tiles.
+    """Output of :class:`Pretrainer` for B tiles.
 
     Attributes:
-        tiles: An embedding a modality and tile, ``(M, B, P)``; P is 0 without heads.
-        patches: What patches are compared by, ``(M, B, N, D)``.
-        seen: Which patch of which tile each modality saw, ``(B, N, M)``.
-        errors: Sum of the squared errors of each rebuilt modality, ``(M,)``; zero without that term.
-        counts: Number of values that were rebuilt, ``(M,)``.
+        tiles: Embedding of each tile by modality, ``(M, B, P)``; P is 0 without heads.
+        patches: Embeddings of the patches, ``(M, B, N, D)``.
+        seen: Patches that each modality observed, ``(B, N, M)``.
+        errors: Sum of the squared errors of each reconstructed modality, ``(M,)``; zero without that term.
+        counts: Number of reconstructed values, ``(M,)``.
     """
 
     tiles: Tensor
@@ -67,51 +67,51 @@ class Views(NamedTuple):
 
 
 class OmniSatPretraining(OmniSatTask):
-    """Contrast between the modalities of a tile, and reconstruction of hidden ground.
+    """Self-supervised pre-training with contrastive losses and masked reconstruction.
 
-    Three terms, each with a weight: :class:`.CrossModalInfoNCE` of projected tiles,
+    The loss is the weighted sum of three terms: :class:`.CrossModalInfoNCE` of projected tiles,
     :class:`.PatchContrastiveLoss` of tokens, and :class:`.MaskedReconstruction` of ground
-    patches, some of them hidden in all modalities at once, from what is fused of the others.
-    The contrasts compare tiles of which nothing is hidden. Fusion loses modalities at random,
-    and has to rebuild those too. No label is read.
+    patches. Masked patches are hidden in all modalities and reconstructed from the fused tokens
+    of the others. The contrastive losses compare tiles without masking. The fusion drops
+    modalities at random, and the reconstruction includes them. Labels are not used.
 
-    Validation hides the same patches each time. It also tells how often one modality finds
-    its patch among *candidates* that were drawn from all validation tiles, by pair:
-    ``val_patch_top1/s1a+s2``. Checkpoints follow ``val_loss``. ``backbone`` is what
-    :func:`.load_backbone` hands over.
+    Validation masks the same patches each time. It also logs the accuracy of retrieving the patch
+    of another modality among *candidates* from all validation tiles, by pair:
+    ``val_patch_top1/s1a+s2``. Checkpoints monitor ``val_loss``. :func:`.load_backbone` loads
+    the backbone of a checkpoint into another task.
 
-    Of *modalities*, *patch_size*, *mean* and *std*, what is None is asked of the datamodule.
+    If *modalities*, *patch_size*, *mean* or *std* are None, they are taken from the datamodule.
 
     Args:
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
         patch_size: Side of a ground patch in metres.
-        tile_weight: Weight of the contrast of tiles; 0 for none.
-        patch_weight: Weight of the contrast of patches; 0 for none.
-        reconstruction_weight: Weight of the reconstruction; 0 for none, and nothing is hidden.
-        temperature: Temperature that the contrast of tiles begins with.
-        patch_temperature: That of the contrast of patches, which stays.
-        projection_dim: Width of a projected tile, and patch.
+        tile_weight: Weight of the contrastive loss of tiles; 0 disables it.
+        patch_weight: Weight of the contrastive loss of patches; 0 disables it.
+        reconstruction_weight: Weight of the reconstruction; 0 disables it and the masking.
+        temperature: Initial temperature of the contrastive loss of tiles.
+        patch_temperature: Fixed temperature of the contrastive loss of patches.
+        projection_dim: Width of the projected embeddings of tiles and patches.
         patch_negatives: See :class:`.PatchContrastiveLoss`; as published it is ``'everywhere'``.
-        project_patches: Whether patches are compared behind a projection head; not as published.
-        exclude_within: Tiles whose centres are nearer than so many metres, or that overlap, are
-            no negatives of each other; None to leave ``bounds`` aside.
-        mask_ratio: Part of the ground patches that is hidden.
-        hide: Whether pixels are hidden, so that nothing of them reaches any encoder, or tokens
-            alone. Pixels cost a second pass of the encoders if there is a contrast too.
-        rebuild: Which patches are rebuilt: the hidden ones, or all.
-        max_pixels: The most pixels along the side of a rebuilt patch; None for all.
-        max_dates: The most dates of a series that are rebuilt a step; None for all.
-        modality_dropout: Probability that the fusion of a tile loses each of its modalities, or by
-            name, in training; never the last one. See :class:`.ModalityDropout`.
-        micro_batch_size: Tiles that are encoded at once, so that memory grows with them and
-            hardly with the batch, all of whose tiles are negatives; None for all. Encodes
-            twice. (``accumulate_grad_batches`` has the negatives of one batch alone.)
-        ema: Decay of an exponential moving average of the weights, such as 0.999, which is then
-            what is validated, written to checkpoints and handed over; None for none.
-        candidates: Patches of which one is to be found in validation.
-        seed: What is hidden and dropped follows from it, the step and the tile.
+        project_patches: Whether to compare projected patches; the published loss compares tokens.
+        exclude_within: Distance in metres between centres of tiles below which they are not negatives of
+            each other; overlapping tiles never are. None ignores ``bounds``.
+        mask_ratio: Fraction of the ground patches to mask.
+        hide: ``'pixels'`` masks the input of the encoders, ``'tokens'`` only the input of the fusion.
+            Pixels require a second pass of the encoders if there is also a contrastive loss.
+        rebuild: Patches to reconstruct: the masked ones, or all.
+        max_pixels: Maximum number of pixels along the side of a reconstructed patch; None for all.
+        max_dates: Maximum number of dates of a time series to reconstruct per step; None for all.
+        modality_dropout: Probability that the fusion drops each modality of a training tile, or by
+            name; at least one modality is kept. See :class:`.ModalityDropout`.
+        micro_batch_size: Number of tiles to encode at once; None for all. Memory then depends on it and
+            little on the batch size, while all tiles of the batch remain negatives. Tiles are encoded
+            twice. (With ``accumulate_grad_batches``, negatives come from a single batch.)
+        ema: Decay of an exponential moving average of the weights, such as 0.999. The average is
+            validated and saved in checkpoints. None disables it.
+        candidates: Number of candidate patches of the retrieval in validation.
+        seed: Seed of masking and dropout, which also depend on the step and the tile.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
         warmup: Fraction of the steps in which the learning rate rises to *lr*.
@@ -122,7 +122,7 @@ class OmniSatPretraining(OmniSatTask):
             an argument is out of range.
     """
 
-    #: Key of what is learnt in the batch: nothing, so nobody need look at labels.
+    #: Key of the target in the batch; None, because labels are not used.
     target: ClassVar[str | None] = None
 
     def __init__(
@@ -168,21 +168,21 @@ class OmniSatPretraining(OmniSatTask):
 
     @property
     def terms(self) -> dict[str, float]:
-        """The weights of the terms that have one, by name."""
+        """Weights of the enabled loss terms by name."""
         found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
         return {name: weight for name, weight in found.items() if weight}
 
     def build(self) -> nn.Module:
         """Build the backbone with heads and decoders."""
-        self._refuse()
-        told, terms = self.hparams, self.terms
-        self.dropout = ModalityDropout(self.modalities, told['modality_dropout'])
-        backbone, sizes = self.build_backbone(), {name: told[name] for name in ('max_pixels', 'max_dates')}
+        self._check_arguments()
+        hparams, terms = self.hparams, self.terms
+        self.dropout = ModalityDropout(self.modalities, hparams['modality_dropout'])
+        backbone, sizes = self.build_backbone(), {name: hparams[name] for name in ('max_pixels', 'max_dates')}
         width, patch_size = backbone.embed_dim, backbone.patch_size
         return Pretrainer(
             backbone,
-            told['projection_dim'] if 'tile' in terms else None,
-            told['projection_dim'] if 'patch' in terms and told['project_patches'] else None,
+            hparams['projection_dim'] if 'tile' in terms else None,
+            hparams['projection_dim'] if 'patch' in terms and hparams['project_patches'] else None,
             MaskedReconstruction(self.modalities, width, patch_size, **sizes) if 'reconstruction' in terms else None,
         )
 
@@ -201,7 +201,7 @@ class OmniSatPretraining(OmniSatTask):
         """Return the loss of a batch, with different patches masked in each step.
 
         Args:
-            batch: A batch; labels do not matter.
+            batch: Batch; labels are ignored.
             batch_idx: Index of the batch.
             dataloader_idx: Index of the dataloader.
 
@@ -211,37 +211,37 @@ class OmniSatPretraining(OmniSatTask):
         return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.zero_loss_over_all_parameters()
 
     def on_validation_epoch_start(self) -> None:
-        """Make room for the patches of a validation."""
+        """Reset the retrieval."""
         self._begin()
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and figures of a batch, with the same patches hidden each time.
+        """Log the losses of a batch, with the same masked patches each time.
 
         Args:
-            batch: A batch; labels do not matter.
+            batch: Batch; labels are ignored.
             batch_idx: Index of the batch.
             dataloader_idx: Index of the dataloader.
         """
         self._evaluate(batch, 'val', batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the retrieval of patches, and show similarities."""
+        """Log the retrieval of patches, and draw similarities."""
         self._report('val')
 
     def on_test_epoch_start(self) -> None:
-        """Make room for the patches of a test."""
+        """Reset the retrieval."""
         self._begin()
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As :meth:`validation_step`."""
+        """Log the losses of a batch, as :meth:`validation_step`."""
         self._evaluate(batch, 'test', batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As :meth:`on_validation_epoch_end`."""
+        """Log the retrieval of patches, as :meth:`on_validation_epoch_end`."""
         self._report('test')
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
-        """Embeddings, nothing hidden.
+        """Return the embeddings of a batch, without masking.
 
         Args:
             batch: A batch.
@@ -261,31 +261,31 @@ class OmniSatPretraining(OmniSatTask):
 
         Args:
             batch: A batch.
-            stage: ``'train'``, ``'val'`` or ``'test'``; modalities are dropped in training alone.
-            *key: Numbers that what is hidden and dropped follows from, besides seed and stage.
+            stage: ``'train'``, ``'val'`` or ``'test'``; modalities are dropped only in training.
+            *key: Numbers that determine the random draws, besides seed and stage.
 
         Returns:
-            The loss, the same in every process, and the views that it compares.
+            Loss, equal on all ranks, and the views that it compares.
         """
         batch = self.renormalise(batch)
         grid = self.model.grid(batch)
         if FILLER not in batch:
             self.warn_without_modalities(batch)
-        told, terms, names = self.hparams, self.terms, list(self.modalities)
+        hparams, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
-        ratio = told['mask_ratio'] if 'reconstruction' in terms else 0.0
-        # The one exchange of sizes of a step; everything after it knows them.
+        ratio = hparams['mask_ratio'] if 'reconstruction' in terms else 0.0
+        # The only exchange of sizes in a step.
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
         counts = [row[0] for row in ranks]
-        draws = draw_views((told['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
+        draws = draw_views((hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
-        how = told['hide'] == 'pixels', told['micro_batch_size'], compare, told['rebuild'] == 'all'
+        how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all'
         views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, counts) if any(row[1] for row in ranks) else None
         losses = {}
-        # Of all ranks, as Lightning's mean over ranks wants the same number in each.
+        # The count of all ranks, because Lightning's mean over ranks needs equal batch sizes.
         counted = count if stage == 'train' else sum(row[0] for row in ranks if not row[2])
         if 'tile' in terms and (stage == 'train' or counted > 1):
             losses['tile'] = self._contrast_tiles(views, exclude, counts, stage)
@@ -317,7 +317,7 @@ class OmniSatPretraining(OmniSatTask):
         return found.loss
 
     def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
-        """Return which tiles are no negatives for which; tiles of a batch without bounds are close to none."""
+        """Return the pairs of tiles that are too close to be negatives; tiles without bounds are never close."""
         within = self.hparams['exclude_within']
         if within is None:
             return None
@@ -326,12 +326,11 @@ class OmniSatPretraining(OmniSatTask):
         return too_close(batch.get('bounds', unknown), within, counts)
 
     def _begin(self) -> None:
-        """Begin an evaluation."""
         self._retrieval = PatchRetrieval(self.modalities, self.hparams['candidates'])
         self._similar: dict[str, Tensor] = {}
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
-        """Loss and figures of a batch of an evaluation."""
+        """Log the losses of an evaluation batch, and update retrieval and similarities."""
         loss, views = self.compute(batch, stage, batch_idx)
         refuse_output(views.patches.movedim(1, 0), batch, batch_idx, self.model)
         refuse_loss(loss, batch_idx, self.model)
@@ -346,7 +345,7 @@ class OmniSatPretraining(OmniSatTask):
                     self._similar[f'tiles, {first} and {second}'] = (tiles[i] @ tiles[j].T)[both][:, both][:64, :64]
 
     def _report(self, stage: str) -> None:
-        """Log what was found of the patches, and show similarities."""
+        """Log the retrieval of patches, and draw similarities."""
         for pair, found in self._retrieval.compute().items():
             name = subset_name(pair)
             self.log(f'{stage}_patch_top1/{name}', found.top1, sync_dist=True)
@@ -358,11 +357,11 @@ class OmniSatPretraining(OmniSatTask):
             self.show(f'{stage}/similarity', lambda: draw_similarity(self._similar, f'Cosine of embeddings, {data}'))
 
     def _log(self, name: str, value: Tensor, count: int, stage: str, **kwargs: Any) -> None:
-        """Log what is the same in every process; evaluations are averaged over their batches."""
+        """Log a value that is equal on all ranks; evaluations average it over batches and ranks."""
         self.log(name, value.detach(), batch_size=count, sync_dist=stage != 'train', **kwargs)
 
     def _log_each(self, name: str, keys: Sequence[str], values: Tensor, counts: Tensor, stage: str) -> None:
-        """Log a value a key, but those that nothing counts for."""
+        """Log one value per key, except for keys with a count of zero."""
         for key, value, count in zip(keys, values.detach(), counts.tolist(), strict=True):
             if count:
                 self._log(f'{name}/{key}', value, count, stage)
@@ -372,27 +371,29 @@ class OmniSatPretraining(OmniSatTask):
         values = spread(embeddings, available)
         self._log_each(name, list(self.modalities), values, values.isfinite(), stage)
 
-    def _refuse(self) -> None:
-        """Raise a ValueError for what cannot be trained."""
-        told = self.hparams
-        weights = {name: told[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
+    def _check_arguments(self) -> None:
+        """Validate the hyper-parameters."""
+        hparams = self.hparams
+        weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f'weights of the terms are {weights}, expected none below 0 and one above it')
+            raise ValueError(
+                f'weights of the loss terms are {weights}, expected no negative one and at least one positive'
+            )
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
             raise ValueError(
-                f'there is nothing to compare the modality {list(self.modalities)} with: expected two or more '
+                f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
                 'modalities, or tile_weight=0 and patch_weight=0'
             )
         for name, choices in {'hide': ('pixels', 'tokens'), 'rebuild': ('hidden', 'all')}.items():
-            if told[name] not in choices:
-                raise ValueError(f'{name} is {told[name]!r}, expected {choices[0]!r} or {choices[1]!r}')
-        if weights['reconstruction'] and not 0 < told['mask_ratio'] < 1:
-            raise ValueError(f'mask_ratio is {told["mask_ratio"]}, expected a number between 0 and 1')
+            if hparams[name] not in choices:
+                raise ValueError(f'{name} is {hparams[name]!r}, expected {choices[0]!r} or {choices[1]!r}')
+        if weights['reconstruction'] and not 0 < hparams['mask_ratio'] < 1:
+            raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
         for name in ('micro_batch_size', 'projection_dim', 'candidates'):
-            if told[name] is not None and told[name] < 1:
-                raise ValueError(f'{name} is {told[name]}, expected at least 1')
-        if told['ema'] is not None and not 0 <= told['ema'] < 1:
-            raise ValueError(f'ema is {told["ema"]}, expected a decay from 0 to below 1')
+            if hparams[name] is not None and hparams[name] < 1:
+                raise ValueError(f'{name} is {hparams[name]}, expected at least 1')
+        if hparams['ema'] is not None and not 0 <= hparams['ema'] < 1:
+            raise ValueError(f'ema is {hparams["ema"]}, expected a decay from 0 to below 1')
 
 
 class omnisat_pretraining(OmniSatPretraining):
@@ -400,18 +401,18 @@ class omnisat_pretraining(OmniSatPretraining):
 
 
 class Pretrainer(nn.Module):
-    """A backbone with what pre-training adds: projection heads and a decoder for each modality.
+    """Backbone with projection heads and a decoder for each modality, for pre-training.
 
-    A tile's embedding is the mean of the tokens that a modality saw, projected by a
-    perceptron (as Chen et al., SimCLR, arXiv 2002.05709), so that what the contrast throws
-    away is lost behind the head and not in the tokens. Patches are compared by their tokens
-    themselves, as published, unless they are to be projected too.
+    The embedding of a tile is the mean of the observed tokens of a modality, projected by an MLP
+    (Chen et al., SimCLR, arXiv 2002.05709), so that information that the contrastive loss removes
+    is lost in the head and not in the tokens. Patches are compared by their tokens, as published,
+    or by a projection of them.
 
     Args:
-        backbone: What is trained and handed over.
-        tile_dim: Width P of a tile's embedding; None without heads.
-        patch_dim: Width of a patch's embedding; None for the tokens themselves.
-        reconstruction: The decoders, if hidden patches are to be rebuilt.
+        backbone: Backbone to train.
+        tile_dim: Width P of the embedding of a tile; None without heads.
+        patch_dim: Width of the embedding of a patch; None for tokens without projection.
+        reconstruction: Decoders that reconstruct masked patches, or None.
     """
 
     def __init__(
@@ -433,10 +434,10 @@ class Pretrainer(nn.Module):
         return nn.ModuleDict({name: Mlp(dim, dim, width) for name in names})
 
     def grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Rows and columns of the ground grid of a batch."""
+        """Return the rows and columns of the ground grid of a batch."""
         images = {name: batch[m.image_key] for name, m in self.backbone.modalities.items() if m.image_key in batch}
         if not images:
-            self.backbone.encode(batch)  # says what is missing
+            self.backbone.encode(batch)  # raises the error
         return self.backbone.ground(images)[0]
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
@@ -453,37 +454,36 @@ class Pretrainer(nn.Module):
         compare: bool = True,
         everything: bool = False,
     ) -> Views:
-        """Encode every modality of a batch, and rebuild what is hidden of it.
+        """Encode every modality of a batch, and reconstruct masked patches.
 
-        Tiles and patches are embedded with nothing hidden: what all modalities lack alike would
-        tell which of them belong together, and a contrast would learn that and nothing else.
+        Tiles and patches are embedded without masking. A mask that all modalities share would reveal
+        which of them belong together, and the contrastive loss would learn only that.
 
         Args:
-            batch: A normalised batch; only its images, dates and flags are used.
-            draws: What is hidden and dropped.
-            chances: Probability that the fusion of a tile loses each modality, never its last.
-            pixels: Hide the pixels of hidden patches, so that nothing of them reaches what
-                is fused, and encode every tile once more for that; otherwise only their
-                tokens, and only from the fusion.
-            micro_batch_size: Tiles that are encoded at once. Only they are held in memory:
-                activations are computed again in the backward pass. None for all, without that.
-            compare: Whether embeddings matter; otherwise those of what is not hidden do, which
-                saves one of the two passes.
-            everything: Rebuild the patches that are not hidden too.
+            batch: Normalised batch; only its images, dates and ``valid`` are used.
+            draws: Random draws of masking and dropout.
+            chances: Probability that the fusion drops each modality of a tile; one is always kept.
+            pixels: Whether to mask the pixels, which takes a second pass of the encoders, instead of
+                the tokens in the fusion.
+            micro_batch_size: Number of tiles to encode at once; None for all. Activations are computed
+                again in the backward pass, so that only those of these tiles are in memory.
+            compare: Whether embeddings without masking are needed; otherwise one of the two passes
+                is skipped.
+            everything: Whether to reconstruct also the patches that are not masked.
 
         Returns:
-            The views of all tiles.
+            Views of all tiles.
         """
         keys = [key for m in self.backbone.modalities.values() for key in m.keys if key in batch]
         images = {key: batch[key] for key in keys}
         grid = self.grid(images)
         if micro_batch_size is None:
             return self._views(images, draws, grid, chances, pixels, compare, everything)
-        parts, told = [], (grid, chances, pixels, compare, everything)
+        parts, settings = [], (grid, chances, pixels, compare, everything)
         for start in range(0, len(draws.hidden), micro_batch_size):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
-            parts.append(checkpoint(self._views, part, draws.part(rows), *told, use_reentrant=False))
+            parts.append(checkpoint(self._views, part, draws.part(rows), *settings, use_reentrant=False))
         tiles, patches, seen, errors, counts = zip(*parts, strict=True)
         return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(seen), sum(errors), sum(counts))
 
@@ -533,12 +533,12 @@ class Pretrainer(nn.Module):
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return the batch with masked patches set to NaN.
 
-        A pixel that lies on several patches goes with any of them.
+        A pixel on several patches is masked with any of them.
 
         Args:
-            batch: A batch; it is not changed.
-            hidden: Which patches are hidden, ``(B, N)``.
-            grid: Rows and columns of the ground grid, N in all.
+            batch: Batch; it is not modified.
+            hidden: Patches to mask, ``(B, N)``.
+            grid: Rows and columns of the ground grid, N in total.
         """
         flags = hidden.unflatten(1, (1, *grid)).float()
         changed = {}
@@ -553,7 +553,7 @@ class Pretrainer(nn.Module):
 
 
 def project(embeddings: Tensor, heads: nn.ModuleDict) -> Tensor:
-    """Embeddings ``(M, ..., D)``, those of each modality through its own head."""
+    """Return the embeddings ``(M, ..., D)`` after the head of each modality."""
     return torch.stack([head(x) for head, x in zip(heads.values(), embeddings, strict=True)])
 
 
@@ -565,15 +565,15 @@ def draw_views(
     ratio: float,
     device: torch.device,
 ) -> Draws:
-    """Draws that follow from a key, the same for a tile however many processes share the batch.
+    """Return random draws that depend on a key, and not on the number of ranks that share the batch.
 
     Args:
-        key: Whole numbers, not negative, such as the seed and the step; the same in every process.
+        key: Non-negative integers, such as the seed and the step; equal on all ranks.
         counts: Number of tiles of each rank.
         modalities: Number M of modalities.
-        grid: Rows and columns of the ground grid, N in all; one patch or more stays visible.
-        ratio: Part of the patches to hide.
-        device: Where the draws are wanted.
+        grid: Rows and columns of the ground grid, N in total; at least one patch is not masked.
+        ratio: Fraction of the patches to mask.
+        device: Device of the draws.
     """
     own = own_rows(counts)
     random = generator(key)

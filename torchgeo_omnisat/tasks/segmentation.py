@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""OmniSatSegmentation: a class for every pixel, from whatever modalities are there."""
+"""Task for semantic segmentation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ class OmniSatSegmentation(SupervisedTask):
         return OmniSatSegmenter(self.build_backbone(), self.hparams['num_classes'], label_gsd=self.hparams['label_gsd'])
 
     def configure_losses(self) -> None:
-        """Set the loss, once the classes are known."""
+        """Set the loss, once all required hyper-parameters are set."""
         for name in ('subset_weight', 'distill'):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f'{name} is {self.hparams[name]}, expected a number of 0 or more')
@@ -124,7 +124,7 @@ class OmniSatSegmentation(SupervisedTask):
         return super().labelled(batch) if ignored is None else (mask != ignored).flatten(1).any(1)
 
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Logits and loss of a training batch; see *subset_weight* and *distill*."""
+        """Return logits and loss of a training batch; see *subset_weight* and *distill*."""
         weight, distill = self.hparams['subset_weight'], self.hparams['distill']
         if not weight and not distill:
             return super().learn(batch)
@@ -142,7 +142,7 @@ class OmniSatSegmentation(SupervisedTask):
         return logits, loss
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
-        """Probabilities of the classes, and where they lie.
+        """Predict the probabilities of the classes, with their position.
 
         Args:
             batch: A batch.
@@ -151,8 +151,8 @@ class OmniSatSegmentation(SupervisedTask):
 
         Returns:
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
-            or None, ``seen``, see :func:`.seen_bits`, and of the tiles of an area ``window``, as
-            in the batch.
+            or None, and ``seen``, see :func:`.seen_bits`. For tiles of an area also ``window``,
+            as in the batch.
         """
         if 'window' in batch:
             return self._predict_tiles(batch, batch_idx)
@@ -167,21 +167,21 @@ class OmniSatSegmentation(SupervisedTask):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return a writer of maps, if an area is to be predicted and the trainer has no writer."""
+        """Return a GeoTIFF writer if an area is predicted and the trainer has no writer."""
         trainer: Any = self.trainer
-        told = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
+        configured = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
-        return [GeoTIFFWriter()] if area and not told else []
+        return [GeoTIFFWriter()] if area and not configured else []
 
     def on_predict_start(self) -> None:
-        """Say so where predictions are only returned: single tiles have no map to go to."""
+        """Log a message if predictions of single tiles are only returned and not written."""
         super().on_predict_start()
         trainer: Any = self.trainer
         if not any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks):
             who = type(self.datamodule).__name__ if self.datamodule else 'the dataloader'
             rank_zero_info(
-                f'{who} has no area to map: predictions are returned by Trainer.predict and written nowhere. '
-                'MultimodalGeoDataModule has one; GeoTIFFWriter among the callbacks writes single tiles into a folder.'
+                f'{who} has no area: Trainer.predict returns the predictions, and no map is written. '
+                'Use MultimodalGeoDataModule for maps, or the callback GeoTIFFWriter to write single tiles.'
             )
 
     def _predict_tiles(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
@@ -199,7 +199,7 @@ class OmniSatSegmentation(SupervisedTask):
         return {'probabilities': probabilities, 'seen': seen, 'window': windows, 'bounds': None, 'transform': None}
 
     def without_ignored(self, logits: Tensor) -> Tensor:
-        """Logits ``(B, K, H, W)`` in which an ignored class is minus infinity."""
+        """Return the logits ``(B, K, H, W)`` with minus infinity for an ignored class."""
         if self.ignored is None:
             return logits
         return logits.index_fill(1, torch.tensor([self.ignored], device=logits.device), -torch.inf)
@@ -209,7 +209,7 @@ class OmniSatSegmentation(SupervisedTask):
         return self.without_ignored(logits).argmax(dim=1)
 
     def answer(self, logits: Tensor) -> Tensor:
-        """Return the classes, which are what is scored."""
+        """Return the predicted classes."""
         return self.classes(logits)
 
     def truth(self, batch: Sample) -> Tensor:
@@ -230,12 +230,12 @@ def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
     """Return the output with some modalities of each sample removed, without encoding again.
 
     :meth:`.OmniSat.restrict` is the same for all samples of a batch. Value and gradient are
-    those of a second pass over the batch with ``valid`` False where a modality is not kept.
+    those of a second pass over the batch with ``valid`` False for modalities that are not kept.
 
     Args:
-        backbone: The model.
-        out: What it made of a batch.
-        kept: Which modalities each sample keeps, ``(B, M)`` bool in the order of the model.
+        backbone: Backbone.
+        out: Output of the backbone for a batch.
+        kept: Modalities that each sample keeps, ``(B, M)`` bool in the order of the model.
     """
     flags = dict(zip(backbone.modalities, kept.unbind(1), strict=True))
     maps = {
@@ -247,14 +247,15 @@ def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of classes, averaged over pixels; no gradient goes to the teacher.
+    """Return the Kullback-Leibler divergence of class probabilities, averaged over pixels.
 
-    Knowledge distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) at temperature one.
+    This is knowledge distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) at temperature one. The teacher
+    has no gradient.
 
     Args:
         student: Logits ``(B, K, H, W)``.
         teacher: Logits of the same shape.
-        counted: Which pixels count, ``(B, H, W)`` bool.
+        counted: Pixels to include, ``(B, H, W)`` bool.
     """
     wanted = teacher.detach().float().log_softmax(1)
     of_pixels = F.kl_div(student.float().log_softmax(1), wanted, log_target=True, reduction='none').sum(1)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""SupervisedTask: learn a target, and score every subset of the modalities on it."""
+"""Base class of supervised tasks: loss and metrics of a target, for every subset of the modalities."""
 
 import math
 from abc import abstractmethod
@@ -28,7 +28,7 @@ from .base import OmniSatTask
 
 
 class MeanLoss(Metric):
-    """Mean loss of an epoch over all processes, weighted by the labelled samples of each batch."""
+    """Mean loss of an epoch over all ranks, weighted by the number of labelled samples of each batch."""
 
     total: Tensor
     weight: Tensor
@@ -40,7 +40,7 @@ class MeanLoss(Metric):
         self.add_state('weight', torch.zeros(()), dist_reduce_fx='sum')
 
     def update(self, loss: Tensor, weight: Tensor) -> None:
-        """Add the loss of a batch; one without a labelled sample counts nothing."""
+        """Add the loss of a batch; batches without labelled samples are ignored."""
         self.total += torch.where(weight > 0, loss.detach().float() * weight, 0.0)
         self.weight += weight
 
@@ -49,40 +49,40 @@ class MeanLoss(Metric):
         return torch.stack([self.total / self.weight, self.weight])
 
 
-def go_without(trainer: Any, stage: str) -> None:
-    """Warn of an epoch without labels, and let callbacks do without its metrics.
+def warn_without_labels(trainer: Any, stage: str) -> None:
+    """Warn of an epoch without labels, and stop callbacks from monitoring its metrics.
 
-    A checkpoint whose monitor is missing would end training, and a loss of 0 would be the best of all.
+    A callback whose monitor is missing would end training, and a loss of 0 would be the best value.
 
     Args:
-        trainer: The trainer.
-        stage: ``'train'``, ``'val'`` or ``'test'``, with which the names of the metrics begin.
+        trainer: Trainer.
+        stage: ``'train'``, ``'val'`` or ``'test'``, the prefix of the metrics.
     """
-    told = []
+    changes = []
     for callback in trainer.callbacks:
         monitor = getattr(callback, 'monitor', None) or ''
         if not monitor.startswith(f'{stage}_') or monitor in trainer.callback_metrics:
             continue
         if isinstance(callback, ModelCheckpoint):
             callback.monitor = None
-            told.append(f'ModelCheckpoint keeps the latest state instead of the best {monitor!r}')
+            changes.append(f'ModelCheckpoint keeps the latest state instead of the best {monitor!r}')
         elif isinstance(callback, EarlyStopping):
             callback.strict = False
-            told.append(f'EarlyStopping cannot watch {monitor!r}')
-    rank_zero_warn('; '.join([f'{stage!r} has no labels, so neither loss nor metrics of it are logged', *told]))
+            changes.append(f'EarlyStopping cannot watch {monitor!r}')
+    rank_zero_warn('; '.join([f'{stage!r} has no labels, so neither loss nor metrics of it are logged', *changes]))
 
 
 def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | None, order_alone: bool) -> None:
-    """Refuse data whose classes are not those of the model, in its order.
+    """Validate that the data have the classes of the model, in the same order.
 
     Args:
-        who: What has the classes *theirs*.
-        theirs: Names of its classes; None or empty if it does not say.
+        who: Name of the data in error messages.
+        theirs: Names of the classes of the data; None or empty if they are unknown.
         ours: Names of the model's classes, in order.
-        order_alone: Whether other classes are no fault, as where nothing is compared with them.
+        order_alone: Whether only the order is validated, as in prediction.
 
     Raises:
-        ValueError: If both are known and differ, with the order to use.
+        ValueError: If both are known and differ.
     """
     if not theirs or not ours or list(theirs) == list(ours) or _numbered(theirs) or _numbered(ours):
         return
@@ -101,14 +101,14 @@ def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | 
 
 
 def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
-    """Refuse a mixture whose parts have different classes, or the same in another order.
+    """Validate that all parts of a mixture have the same classes in the same order.
 
     Args:
-        parts: The datamodules of the mixture, by name; empty if there is none.
-        attribute: Where each has the names of its classes.
+        parts: Datamodules of the mixture by name; empty without a mixture.
+        attribute: Attribute with the names of the classes.
 
     Raises:
-        ValueError: With the classes of two parts that differ.
+        ValueError: If two parts differ.
     """
     held = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
     named = {name: labels for name, labels in held.items() if labels and not _numbered(labels)}
@@ -122,7 +122,7 @@ def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    """Return whether classes have no names, only their numbers."""
+    """Return whether the names are only the indices of the classes."""
     return list(names) == [str(number) for number in range(len(names))]
 
 
@@ -224,7 +224,7 @@ class SupervisedTask(OmniSatTask):
         Returns:
             The loss.
         """
-        if batch_idx == 0:  # a training killed after the last batch of an epoch goes on without the end of that epoch
+        if batch_idx == 0:  # a training resumed after the last batch of an epoch skips the end of that epoch
             for metric in self._counting().values():
                 metric.reset()
         batch = self.renormalise(batch)
@@ -238,12 +238,12 @@ class SupervisedTask(OmniSatTask):
         return loss + self.zero_loss_over_all_parameters()
 
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Logits and loss of a training batch in the model's units, some modalities of which are dropped."""
+        """Return logits and loss of a normalised training batch, after modality dropout."""
         logits = self(self.dropout(batch))
         return logits, self.criterion(logits, self.target_of(batch))
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and metrics of a batch, and a figure of its first sample.
+        """Update loss and metrics, and draw the first sample of some batches.
 
         Args:
             batch: A batch with the target.
@@ -258,20 +258,20 @@ class SupervisedTask(OmniSatTask):
             self.show(f'val/{batch_idx}', lambda: self.draw(self._first_of(batch), answer.cpu()))
 
     def _first_of(self, batch: Sample) -> Sample:
-        """Return what a figure needs of the first sample of a batch, on the CPU."""
+        """Return the first sample of a batch on the CPU, for a figure."""
         keys = [key for modality in self.known.values() for key in modality.keys]
         keys += ['mask', 'label', self.target]
         return {key: batch[key][0].detach().cpu() for key in keys if key in batch}
 
     def on_test_start(self) -> None:
-        """Make room for the scores of every subset of the modalities that the data has."""
+        """Set up the metrics of every subset of the modalities that the data have."""
         super().on_test_start()
         theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
         self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs], self.subsets)
         self.subset_scores.to(self.device)
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and metrics with all modalities, and a count for every subset; each is encoded once.
+        """Update loss and metrics, and the metrics of every subset; each modality is encoded once.
 
         Args:
             batch: A batch with the target.
@@ -317,9 +317,9 @@ class SupervisedTask(OmniSatTask):
         self._finish('val')
 
     def on_test_epoch_end(self) -> None:
-        """Log everything; write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
+        """Log the metrics, and write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
 
-        In a ``fast_dev_run`` no file is written.
+        A ``fast_dev_run`` writes no files.
         """
         self._finish('test')
         rows, headline = self.subset_scores.compute(), next(iter(self.subset_metrics.values()))
@@ -332,13 +332,13 @@ class SupervisedTask(OmniSatTask):
             data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
             write_table(rows, folder / 'subsets.csv', data)
             write_subsets(rows, folder / 'subsets.png', data)
-            rank_zero_info(f'Scores of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
+            rank_zero_info(f'Metrics of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the metrics have counted in this epoch, the sum over all processes.
+        """Save the metric states of the current epoch, summed over all ranks.
 
         Args:
-            checkpoint: What is about to be written.
+            checkpoint: Content of the checkpoint.
         """
         super().on_save_checkpoint(checkpoint)
         if self.is_configured:
@@ -351,15 +351,15 @@ class SupervisedTask(OmniSatTask):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count on from there, where training goes on: the sum in the first process, nothing in the others.
+        """Restore the metric states if training is resumed: the sum on rank 0, nothing on the others.
 
         Args:
-            checkpoint: What was read.
+            checkpoint: Content of the checkpoint.
         """
         super().on_load_checkpoint(checkpoint)
-        told = checkpoint.get('hyper_parameters', {})
+        saved = checkpoint.get('hyper_parameters', {})
         for name in ('labels', 'label_names'):
-            check_classes('the data or the configuration', self.hparams.get(name), told.get(name), order_alone=False)
+            check_classes('the data or the configuration', self.hparams.get(name), saved.get(name), order_alone=False)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self.is_configured:
             return
@@ -371,10 +371,10 @@ class SupervisedTask(OmniSatTask):
                     setattr(metric, key, counted[key].to(value.device))
 
     def check_classes(self, who: str, datamodule: Any) -> None:
-        """Refuse a datamodule with other classes than the model, or the same in another order.
+        """Validate the classes and the ignored label of a datamodule.
 
         Raises:
-            ValueError: If classes differ, or no label of the data is a class of the model.
+            ValueError: If the classes or their order differ, or the ignored label of the data is a class of the model.
         """
         for name in ('labels', 'label_names'):
             if name in self.hparams:
@@ -386,7 +386,7 @@ class SupervisedTask(OmniSatTask):
             return
         if 0 <= theirs < self.hparams['num_classes']:
             raise ValueError(
-                f'ignore_index of {who} is {theirs}, the number of a class, but the model was trained with {ours}: '
+                f'ignore_index of {who} is {theirs}, the index of a class, but the model was trained with {ours}: '
                 f'pixels without a label would count as class {theirs}; expected ignore_index {ours} in both'
             )
 
@@ -394,7 +394,7 @@ class SupervisedTask(OmniSatTask):
         """Return the target of a batch.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If the batch has no such target.
         """
         if self.target not in batch:
             others = [key for key in ('mask', 'label', 'target') if key in batch]
@@ -418,7 +418,7 @@ class SupervisedTask(OmniSatTask):
         self.warn_without_modalities(batch)
 
     def _counting(self) -> dict[str, Metric]:
-        """Return what counts during an epoch of training, by name."""
+        """Return the metrics that are updated during a training epoch, by name."""
         return {**dict(self.train_metrics.items()), 'mean_loss': self.train_mean_loss}
 
     def _loss_of(self, stage: str) -> MeanLoss:
@@ -427,7 +427,7 @@ class SupervisedTask(OmniSatTask):
         return mean
 
     def _finish(self, stage: str) -> None:
-        """Log the loss and the metrics of an epoch, unless nothing in it has a label."""
+        """Log the loss and the metrics of an epoch, unless it has no labels."""
         mean, metrics = self._loss_of(stage), getattr(self, f'{stage}_metrics')
         loss, weight = mean.compute().unbind()
         mean.reset()
@@ -437,12 +437,11 @@ class SupervisedTask(OmniSatTask):
             with without_torchmetrics_warnings():
                 self.log_dict(metrics.compute())
         elif not self.trainer.sanity_checking:
-            go_without(self.trainer, stage)
+            warn_without_labels(self.trainer, stage)
         metrics.reset()
 
 
 def _states(metric: Metric) -> list[tuple[str, Tensor]]:
-    """Return the states of a metric."""
     return [(key, value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 

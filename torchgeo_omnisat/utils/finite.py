@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Finite numbers: NaN in weights, outputs or training is an error that says where it is."""
+"""Checks for NaN and infinity in weights, outputs, losses and gradients."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-#: Steps in a row without a finite gradient that a scaler of float16 takes to find its scale; it skips them.
+#: Number of consecutive steps without a finite gradient that a float16 scaler may skip to find its scale.
 SKIPPED = 25
 
 
 class PendingStep(NamedTuple):
-    """Optimiser step that is not checked yet: its numbers may still be computed on the device.
+    """Optimiser step that is not checked yet, because the device may still compute it.
 
     Attributes:
         number: Number of the step.
@@ -30,9 +30,9 @@ class PendingStep(NamedTuple):
 
 
 class Watch:
-    """Watch over the gradient norms of a training, which are the same on every rank, so that all of them stop.
+    """Check of the gradient norms of a training, which are equal on all ranks, so that all of them stop.
 
-    The norm of a step is read when the next one is under way. Thus nothing waits for the device.
+    The norm of a step is read during the next step, so that no step waits for the device.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Watch:
         self.skipped = 0
 
     def begin(self, number: int, norm: Tensor, rate: float, scaled: bool) -> None:
-        """Check the step before, and keep the one that is about to be taken.
+        """Check the previous step, and store the next one.
 
         Args:
             number: Number of the step.
@@ -50,7 +50,7 @@ class Watch:
             scaled: Whether a scaler skips steps without a finite gradient.
 
         Raises:
-            ValueError: If the gradient of the step before was not finite.
+            ValueError: If the gradient of the previous step was not finite.
         """
         self.check(scaled)
         self.pending = PendingStep(
@@ -58,7 +58,7 @@ class Watch:
         )
 
     def check(self, scaled: bool = False) -> None:
-        """Check the step that was kept.
+        """Check the stored step.
 
         Args:
             scaled: Whether a scaler skips steps without a finite gradient.
@@ -77,20 +77,9 @@ class Watch:
             return
         raise ValueError(
             f'training is no longer finite at step {step.number}: the loss is {step.loss.item():g} and the norm of its '
-            f'gradient {step.norm.item():g}, with a learning rate of {step.rate:g}. The last checkpoint is from before '
-            'that; expected a lower lr, a longer warmup, or data without extreme values'
+            f'gradient {step.norm.item():g}, with a learning rate of {step.rate:g}. The last checkpoint is '
+            'older; expected a lower lr, a longer warmup, or data without extreme values'
         )
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Clip the norm of the gradients and return what it was.
-
-    Args:
-        parameters: The parameters.
-        limit: Greatest norm; infinity to leave them as they are.
-    """
-    given = [parameter for parameter in parameters if parameter.grad is not None]
-    return nn.utils.clip_grad_norm_(given, limit)
 
 
 def first_not_finite(tensors: Mapping[str, Any]) -> str | None:
@@ -103,7 +92,7 @@ def first_not_finite(tensors: Mapping[str, Any]) -> str | None:
 
 
 def _by_device(flags: Iterable[Tensor]) -> list[Tensor]:
-    """Return flags in one tensor a device, so that each is waited for once."""
+    """Stack flags by device, so that each device is synchronised once."""
     groups: dict[torch.device, list[Tensor]] = {}
     for flag in flags:
         groups.setdefault(flag.device, []).append(flag)
@@ -111,14 +100,14 @@ def _by_device(flags: Iterable[Tensor]) -> list[Tensor]:
 
 
 def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
-    """Refuse weights with NaN or infinity.
+    """Raise an error if weights have NaN or infinity.
 
     Args:
         tensors: Tensors by name.
-        source: What they are from.
+        source: Name of their file or model in the error.
 
     Raises:
-        ValueError: With the name of the first that is not finite.
+        ValueError: If a tensor is not finite.
     """
     name = first_not_finite(tensors)
     if name is not None:
@@ -130,16 +119,16 @@ def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, model: nn.Module) -> None:
-    """Refuse an output with NaN or infinity, which would be class 0.
+    """Raise an error if the output of a model has NaN or infinity, which would become class 0.
 
     Args:
-        output: What a model made of a batch, ``(B, ...)``.
-        batch: The batch.
-        batch_idx: Its index.
-        model: The model.
+        output: Output of the model for a batch, ``(B, ...)``.
+        batch: Batch.
+        batch_idx: Index of the batch.
+        model: Model.
 
     Raises:
-        ValueError: With the first tile that is not finite, or the weights that are not.
+        ValueError: If the output of a tile or a weight is not finite.
     """
     flags = output.detach().isfinite().flatten(1).all(1)
     if flags.all():
@@ -154,15 +143,15 @@ def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, m
 
 
 def refuse_loss(loss: Tensor, batch_idx: int, model: nn.Module) -> None:
-    """Refuse a loss of an evaluation that is NaN or infinite.
+    """Raise an error if the loss of an evaluation is NaN or infinite.
 
     Args:
-        loss: The loss of a batch.
-        batch_idx: Its index.
-        model: The model.
+        loss: Loss of a batch.
+        batch_idx: Index of the batch.
+        model: Model.
 
     Raises:
-        ValueError: With the batch, or the weights that are not finite.
+        ValueError: If the loss or a weight is not finite.
     """
     if loss.isfinite():
         return
