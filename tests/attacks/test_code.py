@@ -52,7 +52,7 @@ def test_checkpoint(task: Any, place: str, tmp_path: Path, mark: Path) -> None:
     torch.save(content, tmp_path / 'evil.ckpt')
     with pytest.raises(pickle.UnpicklingError):
         task.load_from_checkpoint(tmp_path / 'evil.ckpt')
-    with pytest.raises(ValueError, match=r'evil\.ckpt cannot be read as a checkpoint of tensors'):
+    with pytest.raises(ValueError, match=r'evil\.ckpt cannot be read as a checkpoint'):
         read_weights(tmp_path / 'evil.ckpt')
     assert not mark.exists()
 

@@ -192,7 +192,7 @@ class TestErrors:
         [
             ({'modalities': {'s2': MODALITIES['s2']}}, r"got \['s2'\]: expected two"),
             ({'patch_weight': -1.0}, 'expected none below 0 and one above it'),
-            ({'tile_weight': 0.0, 'patch_weight': 0.0, **CONTRAST}, "weights of the terms are {'tile': 0.0"),
+            ({'tile_weight': 0.0, 'patch_weight': 0.0, **CONTRAST}, "{'tile': 0.0"),
             ({'mask_ratio': 1.0}, 'mask_ratio is 1.0, expected a number between 0 and 1'),
             ({'mask_ratio': 0.0}, 'mask_ratio is 0.0'),
             ({'hide': 'patches'}, "hide is 'patches', expected 'pixels' or 'tokens'"),

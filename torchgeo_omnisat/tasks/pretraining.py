@@ -376,9 +376,7 @@ class OmniSatPretraining(OmniSatTask):
         hparams = self.hparams
         weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(
-                f'weights of the loss terms are {weights}, expected no negative one and at least one positive'
-            )
+            raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
             raise ValueError(
                 f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
