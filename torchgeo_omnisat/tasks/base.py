@@ -242,8 +242,8 @@ class OmniSatTask(BaseTask):
         """Set up AdamW with a cosine schedule after a linear warm-up, or with TorchGeo's plateau.
 
         Returns:
-            Optimiser and scheduler. Biases, norms and the terms of missing bands have no weight decay. Layers of an encoder
-            with ``layer_decay`` have their own learning rates.
+            Optimiser and scheduler. Biases, norms and the terms of missing bands have no weight decay. Layers of an
+            encoder with ``layer_decay`` have their own learning rates.
 
         Raises:
             ValueError: If the schedule is a cosine and the number of steps is unknown.

@@ -19,7 +19,6 @@ from torchgeo.models import (
     ViTSmall14_DINOv2_Weights,
     ViTSmall16_Weights,
 )
-from torchgeo_omnisat.tasks.hub import export_hub, load_hub
 from torchvision.models._api import Weights, WeightsEnum
 
 from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make_trainer
@@ -29,7 +28,7 @@ from torchgeo_omnisat.models.encoders.adapter import TCI, TCI_DN, canonical
 from torchgeo_omnisat.models.encoders.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained import PretrainedEncoder, make_body
 from torchgeo_omnisat.models.encoders.sources import normalisation
-from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 S2 = Modality('s2', BANDS, 10.0, True, 'optical', 'dn')

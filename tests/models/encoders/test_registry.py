@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchgeo_omnisat.tasks.hub import export_hub, load_hub
 
 from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make_trainer
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny, register_encoder
 from torchgeo_omnisat.models.encoders import registry
 from torchgeo_omnisat.models.encoders.ltae import LTAEEncoder
-from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
 S2 = Modality('s2', ('B04', 'B08'), 10.0, True)
 SPOT = Modality('spot', ('R',), 2.5, False)
