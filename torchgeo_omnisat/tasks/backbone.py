@@ -30,7 +30,7 @@ BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), 
 
 
 def modalities_of(backbone: str, known: Mapping[str, Modality], arguments: Mapping[str, Any]) -> dict[str, Modality]:
-    """Return the available modalities that a backbone uses; see :func:`.taken`."""
+    """Return the available modalities that a backbone uses; see ``torchgeo_omnisat.models.late_fusion.taken``."""
     return taken(backbone, known, arguments.get('series'))
 
 
