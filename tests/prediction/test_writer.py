@@ -234,7 +234,7 @@ class TestErrors:
         with caplog.at_level('INFO'):
             (prediction,) = make_trainer(tmp_path).predict(make_task(), loader)  # type: ignore[misc]
         assert prediction['probabilities'].shape == (1, 3, 32, 32)
-        assert 'predictions are returned by Trainer.predict and written nowhere' in caplog.text
+        assert 'Trainer.predict returns the predictions' in caplog.text
 
     def test_without_an_area(self, tmp_path: Path) -> None:
         loader = torch.utils.data.DataLoader([{}])

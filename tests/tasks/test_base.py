@@ -129,13 +129,13 @@ class TestErrors:
             def setup(self, stage: str) -> None:
                 self.mean = torch.tensor(0)
 
-        with pytest.raises(ValueError, match='and Other does not say: expected these arguments, or a datamodule with'):
+        with pytest.raises(ValueError, match='Other.*expected these arguments'):
             make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=Other(NonGeoDataset))  # type: ignore[type-abstract]
 
     @pytest.mark.parametrize(
         ('kwargs', 'message'),
         [
-            ({'modalities': ('s2', 'spot')}, r"has Modality\(name='spot'.*built for \['s2', 's1a'\] alone"),
+            ({'modalities': ('s2', 'spot')}, r"has Modality\(name='spot'.*built for only \['s2', 's1a'\]"),
             ({'bands': {'s1a': ('VV', 'VH')}}, r"'VV', 'VH'\), gsd=.*but the model was built for Modality\(name='s1a'"),
         ],
     )
@@ -166,7 +166,7 @@ class TestErrors:
 
     def test_endless_training_needs_a_plateau(self, tmp_path: Path) -> None:
         loader = make_loader([make_sample(0)])
-        with pytest.raises(ValueError, match='needs to know when training ends'):
+        with pytest.raises(ValueError, match="scheduler='cosine'"):
             make_trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(OmniSatSegmentation(**TOLD), loader)
 
     @pytest.mark.parametrize(
