@@ -129,7 +129,7 @@ class TestErrors:
             def setup(self, stage: str) -> None:
                 self.mean = torch.tensor(0)
 
-        with pytest.raises(ValueError, match='Other.*expected these arguments'):
+        with pytest.raises(ValueError, match=r'Other.*expected these arguments'):
             make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=Other(NonGeoDataset))  # type: ignore[type-abstract]
 
     @pytest.mark.parametrize(
