@@ -119,7 +119,7 @@ def test_command_line(model: str, root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatClassification, OmniSatPretraining])
 def test_whole_model_in_another_precision(kind: Any, precision: str, root: Path, tmp_path: Path) -> None:
     """Fit, validate, test and predict; georeference, dates and raw images come to each step as they were read."""
-    data, task, steps = make_datamodule(root), kind('omnisat_tiny'), []
+    data, task, steps = make_datamodule(root / 'small', size=16), kind('omnisat_tiny'), []
     read = {}
     for split in ('train', 'val', 'test'):
         dataset = data.make_dataset(split)
@@ -170,7 +170,7 @@ def watch(task: Any, name: str, steps: list[Any]) -> None:
 @pytest.mark.parametrize('precision', TRUE)
 def test_images_are_normalised_before_they_are_cast(precision: str, root: Path, tmp_path: Path) -> None:
     """Digital numbers of 10000 have 6 to 8 bits left in half precision, a tenth of a standard deviation."""
-    data, given = make_datamodule(root), []
+    data, given = make_datamodule(root / 'small', size=16), []
     task = OmniSatSegmentation('omnisat_tiny')
     trainer = make_trainer(tmp_path, precision=precision, max_steps=1, limit_val_batches=0, limit_predict_batches=1)
     trainer.fit(task, data)
