@@ -40,9 +40,10 @@ lint: .venv/.tests .venv/.style  ## check style, types and import layers
 
 # The models of the tutorials are so small that more threads would make them slower. Pages that have not changed are
 # read again (-E), because Sphinx would not repeat their warnings; tutorials that have not changed are not run again.
+# Sphinx divides the pages among processes in alphabetical order; six of them are needed to run two tutorials at once.
 docs: export OMP_NUM_THREADS ?= 1
 docs: .venv/.docs  ## build the documentation in docs/_build/html and test its examples
-	@$(PYTHON) -m sphinx -W --keep-going -q -E -d docs/_build/doctrees -b html docs docs/_build/html
+	@$(PYTHON) -m sphinx -W --keep-going -q -E -j 6 -d docs/_build/doctrees -b html docs docs/_build/html
 	@$(PYTHON) -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 	@echo 'docs/_build/html/index.html'
 

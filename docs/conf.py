@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jupyter_cache import get_cache
 from sphinx.ext.napoleon import GoogleDocstring
 
 import torchgeo_omnisat
@@ -30,6 +31,7 @@ myst_heading_anchors = 3
 # The tutorials are run once; they run again when their code has changed, or after `make clean`.
 nb_execution_mode = 'cache'
 nb_execution_cache_path = os.environ.get('DOCS_NOTEBOOK_CACHE', str(Path(__file__).parent / '_build' / 'notebooks'))
+get_cache(nb_execution_cache_path).list_cache_records()  # creates it, which the processes below must not do at once
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
