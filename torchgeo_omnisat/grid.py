@@ -20,6 +20,8 @@ PIXEL_TOLERANCE = 1e-6
 class Grid:
     """North-up grid of square pixels, as in a GeoTIFF.
 
+    odc-geo's ``GeoBox`` would save 30 lines, but requires xarray, which is optional here.
+
     Args:
         crs: Coordinate reference system (CRS); the size of pixels is in its unit.
         transform: Affine transform from column and row to x and y; the upper left corner is (0, 0).

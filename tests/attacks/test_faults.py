@@ -100,7 +100,7 @@ def test_full_disk(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / 'data').rmdir()
     with small_files(2000):
         if name == 'STATISTICS.json':
-            with pytest.warns(UserWarning, match='could not be kept'):
+            with pytest.warns(UserWarning, match='statistics cannot be written'):
                 WRITES[name](tmp_path)
         else:
             with pytest.raises((OSError, RuntimeError), match=r'File too large|No space left on device') as caught:

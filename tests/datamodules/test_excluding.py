@@ -72,18 +72,18 @@ class TestExcluding:
             ['10003', '10008'],
         )
         assert [len(batch['mask']) for batch in probe.batches['train']] == [4]
-        assert f"2 of 6 samples of 'train' are left out, as {report} says: " in caplog.text
+        assert f"2 of 6 samples of 'train' are excluded by {report}: " in caplog.text
         assert '1 unreadable, missing' in caplog.text
         assert '1 missing' in caplog.text
-        assert "0 of 2 samples of 'val' are left out" in caplog.text
-        assert not [warning for warning in recwarn if 'left out' in str(warning.message)]
+        assert "0 of 2 samples of 'val' are excluded by" in caplog.text
+        assert not [warning for warning in recwarn if 'excluded by' in str(warning.message)]
         entry = json.loads((root / 'STATISTICS.json').read_text())['spot']['Fold_1']
         assert (entry['samples'], entry['of']) == (1, 1)
 
     def test_a_smaller_test_split_is_a_warning(self, root: Path, report: Path) -> None:
         datamodule = PASTISMultimodalDataModule(str(root), exclude=str(report))
         with pytest.warns(
-            UserWarning, match=r"1 of 2 samples of 'test' are left out, .*: 1 missing\. Scores are of the"
+            UserWarning, match=r"1 of 2 samples of 'test' are excluded by .*: 1 missing\. Metrics are of the"
         ):
             datamodule.setup('test')
         assert ids(datamodule, 'test') == ['10004']
@@ -197,7 +197,7 @@ def test_tiles_of_rasters(tmp_path: Path) -> None:
     every = MultimodalGeoDataModule(str(tmp_path), **settings).make_dataset('test').ids
     report = write_report(tmp_path / 'check.json', every[1], root=tmp_path, layout='Rasters')
     datamodule = MultimodalGeoDataModule(str(tmp_path), exclude=report, **settings)
-    with pytest.warns(UserWarning, match=f"1 of {len(every)} samples of 'test' are left out"):
+    with pytest.warns(UserWarning, match=f"1 of {len(every)} samples of 'test' are excluded by"):
         datamodule.setup('test')
     assert datamodule.test_dataset.ids == [name for name in every if name != every[1]]  # type: ignore[union-attr]
     datamodule = MultimodalGeoDataModule(

@@ -152,13 +152,13 @@ class TestStatistics:
         for directory in own.glob('flair_*_train'):
             shutil.rmtree(directory)
         datamodule = FLAIRDataModule(str(own))
-        with pytest.warns(UserWarning, match=r"no training split, so \['s2'\] is measured on 'test'"):
+        with pytest.warns(UserWarning, match=r"no training split, so statistics of \['s2'\] are computed from 'test'"):
             datamodule.setup('test')
         assert list(json.loads((own / 'STATISTICS.json').read_text())['s2']) == ['test']
 
     def test_training_split_without_a_valid_date(self, own: Path) -> None:
         save(series(own, ZONE, 'masks.npy'), np.full((4, 2, 12, 14), 100, np.uint8))
-        with pytest.raises(ValueError, match=r"'s2' has not one valid image .* in the 2 training samples of"):
+        with pytest.raises(ValueError, match=r"'s2' has no valid pixel .* in the 2 training samples of"):
             FLAIRDataModule(str(own)).setup('fit')
 
     def test_test_split_is_never_measured(self, own: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
 def test_a_fraction_that_meets_no_ground_is_a_warning(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.25, 0.25)})
     datamodule.grounds = datamodule.grounds | {'val': shapely.Polygon()}  # as between labels that are far apart
-    with pytest.warns(UserWarning, match="'val' is left out: it has no tile with labels"):
+    with pytest.warns(UserWarning, match="'val' is skipped: it has no tile with labels"):
         datamodule.setup('fit')
     assert datamodule.lost_splits() == ['val']
     assert make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)}).lost_splits() == []
@@ -287,7 +287,7 @@ def test_arguments(root: Path, changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_modality_that_training_never_sees(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"'aerial' has not one valid image .* leave it out of modalities"):
+    with pytest.raises(ValueError, match=r"'aerial' has no valid pixel .* remove it from modalities"):
         make(root, split={'axis': 'y', 'fractions': (0.5, 0.25, 0.25)}).setup('fit')
 
 
@@ -298,7 +298,7 @@ def test_an_area_outside(root: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r'predict_area is .* expected xmin, ymin, xmax, ymax, a vector file, or'):
             make(root, predict_area=area).setup('predict')
     gpd.GeoDataFrame(geometry=[shapely.Point(X, Y)], crs=UTM).to_file(tmp_path / 'points.gpkg')
-    with pytest.raises(ValueError, match=r'points.gpkg has no polygons, expected the ground to predict'):
+    with pytest.raises(ValueError, match=r'points.gpkg has no polygons, expected the area to predict'):
         make(root, predict_area=str(tmp_path / 'points.gpkg')).setup('predict')
 
 

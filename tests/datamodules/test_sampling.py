@@ -222,5 +222,5 @@ def test_second_training_begins_anew(quiet: dict[str, Any], monkeypatch: pytest.
 def test_neighbours_need_places() -> None:
     with pytest.raises(ValueError, match=r"batches is 'near', expected 'anywhere' or 'region'"):
         MultimodalDataModule(NonGeoDataset, batches='near')  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r'where samples lie, which list does not say: .* positions \(N, 2\)'):
+    with pytest.raises(ValueError, match=r'requires positions of samples, but list has none: .* positions \(N, 2\)'):
         MultimodalDataModule(NonGeoDataset, batches='region').order([], 4)  # type: ignore[arg-type]

@@ -210,7 +210,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'exists already' in capsys.readouterr().err
     with pytest.raises(SystemExit, match='1'):
         main(['stats', '--data=ShardedDataModule', f'--data.root={tmp_path / "out"}'])
-    assert 'shards bring their statistics' in capsys.readouterr().err
+    assert 'shards contain their statistics' in capsys.readouterr().err
     with pytest.raises(ValueError, match=r'there is no .*shards.json, expected'):
         ShardedDataModule(str(tmp_path))
     (tmp_path / 'shards.json').write_text('{"shards"')

@@ -3,8 +3,6 @@
 
 """Datamodules of other sources: datasets of TorchGeo by a mapping of keys, and shards."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +18,13 @@ from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from .base import MultimodalDataModule
 from .sampling import Order
+from .statistics import settings_group
 
 
 class MappedDataModule(MultimodalDataModule):
-    """A dataset of TorchGeo's whose keys are put under ours, alone or in a :class:`.MixedDataModule`.
+    """Datamodule of any TorchGeo ``NonGeoDataset``, by a mapping of keys.
 
-    Everything is in the arguments, which are plain, so that a YAML file can hold them:
+    All arguments are plain values, so that a YAML file can contain them:
 
     .. code-block:: yaml
 
@@ -40,7 +39,7 @@ class MappedDataModule(MultimodalDataModule):
         num_classes: 19
         patch_size: 40
 
-    Each modality is normalised by the statistics of up to 1000 samples of the training split.
+    Statistics are computed from up to 1000 samples of the training split.
     """
 
     published = False
@@ -58,24 +57,24 @@ class MappedDataModule(MultimodalDataModule):
         splits: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
             dataset: ``class_path`` and ``init_args`` of a ``NonGeoDataset``.
-            modalities: What its images are: ``name``, ``bands``, ``gsd`` and ``temporal`` of each.
-            keys: Where they are in a sample, and ``mask`` or ``label``:
+            modalities: ``name``, ``bands``, ``gsd`` and ``temporal`` of each modality.
+            keys: Keys and channels of the modalities in a sample, and ``mask`` or ``label``, as in
                 :class:`~torchgeo_omnisat.datasets.MappedDataset`.
-            patch_size: Side of the ground that a token stands for, in metres.
+            patch_size: Side of a token on the ground in metres.
             labels: Names of the classes.
-            num_classes: Their number; as many as *labels* by default.
-            ignore_index: The label that is neither learnt nor scored.
+            num_classes: Number of classes; that of *labels* by default.
+            ignore_index: Label that is ignored in training and metrics.
             label_gsd: GSD of the mask in metres; that of the first modality by default.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
-                ``{'val': {'split': 'test'}}``; ``split`` with that name by default.
+                ``{'val': {'split': 'test'}}``; by default ``split`` with that name.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If an argument is not as described.
+            ValueError: If an argument is invalid.
         """
         super().__init__(MappedDataset, **kwargs)
         if self.kwargs:
@@ -98,11 +97,11 @@ class MappedDataModule(MultimodalDataModule):
             self.label_gsd = next(iter(self.declared.values())).gsd if label_gsd is None else label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> MappedDataset:
-        """Return the samples of ``'train'``, ``'val'`` or ``'test'`` with our keys.
+        """Return the dataset of a split.
 
         Args:
-            split: Which split.
-            **changes: Nothing: samples are always read with all their bands.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+            **changes: Ignored: samples always have all bands.
         """
         kind, arguments = self.made_of
         given = kind(**{**arguments, **self.splits[split]})
@@ -110,42 +109,45 @@ class MappedDataModule(MultimodalDataModule):
         return MappedDataset(given, self.declared, self.keys, self.num_classes, root, split)
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Nothing: samples have all their bands and dates."""
+        """Return no arguments: samples always have all bands and dates."""
         return {}
 
     def groups(self, dataset: Any) -> list[str]:
-        """One group, named after all that its statistics depend on."""
+        """Return one group for all samples, named after the settings that its statistics depend on."""
         kind, arguments = self.made_of
-        told = [kind.__qualname__, arguments, self.splits['train'], self.keys]
-        digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:12]
-        return [f'train {digest}'] * len(dataset)
+        settings = [kind.__qualname__, arguments, self.splits['train'], self.keys]
+        return [settings_group(settings)] * len(dataset)
 
 
-#: What a task asks a datamodule for.
+#: Attributes of a datamodule that tasks read.
 ATTRIBUTES = ('num_classes', 'labels', 'label_names', 'ignore_index', 'patch_size', 'label_gsd', 'synthetic')
 
 
 def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
-    """Return the attributes that tasks read from a datamodule, in plain types; it must be set up to fit."""
-    told = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
+    """Return the attributes that tasks read from a datamodule, in plain types.
+
+    Args:
+        datamodule: Datamodule after ``setup('fit')``.
+    """
+    attributes = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
-    return {'made_from': datamodule.origin, 'modalities': modalities, **measured, **told}
+    return {'made_from': datamodule.origin, 'modalities': modalities, **measured, **attributes}
 
 
 @dataclass(frozen=True)
 class ByShard:
-    """Every sample once, such that a process reads shards of its own, few of them at a time.
+    """Random order of all samples in which each rank reads different shards, few of them at a time.
 
-    Shards are drawn into an order, and samples within each; every process gets a run of as
-    many samples, and mixes those of *window* shards with each other. A shard at the end of a
-    run is read by two processes. What is left over comes last.
+    Shards and the samples of each shard are shuffled. Each rank gets a contiguous part, in which the samples of
+    *window* shards are shuffled together. A shard at the edge of a part is read by two ranks. Remaining samples
+    come last.
 
     Args:
-        lengths: Number of samples in each shard.
-        batch_size: Samples in a batch of one process.
-        processes: Number of processes.
-        window: Shards whose samples are mixed.
+        lengths: Number of samples of each shard.
+        batch_size: Samples per batch of one rank.
+        processes: World size.
+        window: Number of shards whose samples are shuffled together.
     """
 
     lengths: tuple[int, ...]
@@ -158,7 +160,7 @@ class ByShard:
         return sum(self.lengths)
 
     def __call__(self, seed: int) -> Sequence[int]:
-        """Return the indices in the order of *seed*: batch after batch of all ranks."""
+        """Return the indices of the joint batches of all ranks in the order of *seed*."""
         rng = np.random.default_rng(seed)
         starts = np.cumsum([0, *self.lengths])
         line = np.concatenate(
@@ -175,21 +177,21 @@ class ByShard:
 
 
 class ShardedDataModule(MultimodalDataModule):
-    """Samples that ``python -m torchgeo_omnisat shard`` wrote, from a folder or an object store.
+    """Datamodule of shards written by ``python -m torchgeo_omnisat shard``, in a directory or an object store.
 
-    Classes, modalities, mean and standard deviation are those of the datamodule that they were written
-    from. The processes of a training read disjoint samples, each from shards of its own;
-    everything follows from the seed, and training resumes in the middle of an epoch.
+    Classes, modalities, mean and standard deviation are those of the original datamodule. In distributed training,
+    each rank reads different shards. The order depends only on the seed, and training can resume in the middle of
+    an epoch.
     """
 
-    max_counted = 0  # or one sample each of many shards would be fetched
+    max_counted = 0  # counting labels would download one sample of each of many shards
 
     def __init__(self, root: str = 'data/shards', cache: str | None = None, **kwargs: Any) -> None:
-        """Read what the shards hold, but no sample.
+        """Read the description of the shards, but no sample.
 
         Args:
-            root: Folder, or an address that litdata knows, such as ``s3://bucket/folder``.
-            cache: Folder for what is fetched from an address; one of litdata's by default.
+            root: Directory, or a URL that litdata supports, such as ``s3://bucket/folder``.
+            cache: Directory for downloaded shards; the default of litdata if None.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
@@ -203,13 +205,13 @@ class ShardedDataModule(MultimodalDataModule):
 
     @property
     def label_names(self) -> list[str]:
-        """Names of what ``label`` tells of, as they were."""
+        """Names of the classes of ``label``."""
         names: list[str] = self.description['label_names']
         return names
 
     @property
     def origin(self) -> str:
-        """The datamodule that the samples were written from."""
+        """Name of the original datamodule."""
         return str(self.description['made_from'])
 
     @property
@@ -218,32 +220,32 @@ class ShardedDataModule(MultimodalDataModule):
         return bool(self.description['synthetic'])
 
     def make_dataset(self, split: str, **changes: Any) -> ShardedDataset:
-        """Return the samples of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the dataset of a split.
 
         Args:
-            split: Which split.
-            **changes: Nothing: samples are as they were written.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+            **changes: Ignored: samples are read as they were written.
         """
         return ShardedDataset(split=split, **self.kwargs)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and standard deviation of every band, as they came with the shards."""
+        """Return mean and standard deviation of each band, from the description of the shards."""
         mean, std = ({name: torch.tensor(x) for name, x in self.description[kind].items()} for kind in ('mean', 'std'))
         return mean, std
 
     def measure(self) -> Any:
-        """Refuse to; statistics came with the shards.
+        """Raise an error, because shards contain their statistics.
 
         Raises:
             TypeError: Always.
         """
-        raise TypeError('shards bring their statistics, expected the datamodule that they were written from')
+        raise TypeError('shards contain their statistics, expected the original datamodule')
 
     def order(self, dataset: Any, size: int) -> Order:
-        """Return the order in which a dataset is trained on.
+        """Return the order of the training samples.
 
         Raises:
-            ValueError: If *batches* is ``'region'``: shards store no positions.
+            ValueError: If *batches* is ``'region'``, because shards contain no positions.
         """
         if self.batches != 'anywhere':
             return super().order(dataset, size)

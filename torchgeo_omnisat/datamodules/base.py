@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What all datamodules share: collation, normalisation and what a task asks for."""
+"""Base class of the datamodules."""
 
 import warnings
 from collections import Counter
@@ -51,49 +51,46 @@ from .statistics import (
     save_statistics,
 )
 
-#: What a stage reads.
+#: Splits that a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
 #: Splits whose labels a stage needs.
 LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
 class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
-    """Batches of samples with several modalities, normalised once they are on the device.
+    """Datamodule base class for samples with several modalities.
 
-    Training batches are augmented there too: turned and mirrored, with fewer dates and more
-    speckle, which want raw units, and after normalisation with a little jitter. Other
-    batches are normalised and nothing else. Dropping modalities is left to the task.
+    Batches are normalised on the device. Training batches are augmented before, in raw units (flips and rotations,
+    temporal dropout, speckle), and after normalisation (jitter). Tasks, not datamodules, drop modalities.
 
-    After :meth:`setup` there are, besides what TorchGeo's datamodules have:
-    ``modalities`` by name, and ``mean`` and ``std``, tensors of one number a band by
-    modality, in raw units.
+    After :meth:`setup`, a datamodule has ``modalities`` by name, and ``mean`` and ``std`` by modality, tensors with a
+    number per band in raw units, in addition to the attributes of TorchGeo's datamodules.
 
-    A subclass says what the classes are, and, where that differs, how its dataset is asked for
-    a split, what is published, and in which groups it is measured. Its constructor names what
-    its dataset is made with, and hands on ``**kwargs``, which the command line follows to here.
+    Subclasses set the classes, and may override :meth:`selection`, :meth:`official` and :meth:`groups`. The constructor
+    lists the arguments of the dataset, and passes on ``**kwargs``, so that the command line has them all.
     """
 
-    #: Number of classes in the mask, the ignored one among them.
+    #: Number of classes in the mask, including the ignored one.
     num_classes: int
     #: Names of the classes.
     labels: list[str]
-    #: The class that neither trains nor scores; None if there is none.
+    #: Class that is ignored in training and metrics; None if there is none.
     ignore_index: int | None = None
-    #: Side of the ground that a token stands for, in metres.
+    #: Side of a token on the ground, in metres.
     patch_size: float
-    #: GSD of the mask in metres; not there if the samples have none.
+    #: GSD of the mask in metres; not set without masks.
     label_gsd: float
-    #: At most so many tiles of a split, spread evenly, have their labels counted before training; None for all.
+    #: Maximum number of evenly spaced tiles of a split whose labels are counted before training; None for all.
     max_counted: int | None = 200
-    #: At most so many training samples, spread evenly, are measured unless `stats` is called; None for all.
+    #: Maximum number of evenly spaced training samples for statistics, except for `stats`; None for all.
     max_measured: int | None = 1000
     #: Whether classes and splits are those of a published dataset, which may lack a rare class.
     published: bool = True
 
     dataset_class: Any
-    #: What the dataset is made with.
+    #: Arguments of the dataset.
     kwargs: dict[str, Any]
-    #: Report of `check`; its samples with a problem are left out of every split. None leaves nothing out.
+    #: Report of `check`, whose samples with problems are excluded; None to exclude none.
     exclude: str | None = None
     modalities: dict[str, Modality]
     mean: dict[str, Tensor]  # type: ignore[assignment]
@@ -113,28 +110,28 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         guard: GuardMode = 'warn',
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
-            dataset_class: The dataset.
-            batch_size: Samples in a batch.
-            num_workers: Processes that read.
-            exclude: What ``python -m torchgeo_omnisat check`` wrote: samples with a problem are
-                left out of every split, and it is said of how many.
-            dihedral: Whether to turn and mirror training tiles.
-            temporal_dropout: Probability of losing each date of a training series; 0 for none.
-            speckle: Looks of the speckle added in training to radar images of a known unit; 0 for none.
-            jitter: Greatest change of gain and offset in training, in deviations; 0 for none.
-            batches: Whether the samples of a training batch come from anywhere, or are
-                neighbours on the ground: harder to tell from each other.
-            guard: What happens if the first tiles of a test, validation or prediction do not look like the
-                data that the model was trained on (unit, offset, order of bands, nodata): ``'warn'`` names the
-                likely cause, ``'error'`` refuses them, ``'off'`` does not look.
-            **kwargs: What the dataset is made with.
+            dataset_class: Class of the dataset.
+            batch_size: Samples per batch.
+            num_workers: Number of worker processes.
+            exclude: Report of ``python -m torchgeo_omnisat check``, whose samples with problems are
+                excluded from all splits. Their number is logged.
+            dihedral: Whether to rotate and flip training tiles.
+            temporal_dropout: Probability of dropping each date of a training time series; 0 for none.
+            speckle: Number of looks of the speckle added in training to radar images of a known unit; 0 for none.
+            jitter: Maximum change of gain and offset in training, in standard deviations; 0 for none.
+            batches: ``'anywhere'`` for random training batches, ``'region'`` for batches of neighbours on
+                the ground, which are harder to distinguish.
+            guard: Handling of first tiles, in validation, test and prediction, that do not match the training
+                data of the model (unit, offset, order of bands, nodata): ``'warn'`` warns of the likely cause,
+                ``'error'`` raises, ``'off'`` skips the comparison.
+            **kwargs: Arguments of the dataset.
 
         Raises:
-            TypeError: If the dataset has no such argument.
-            ValueError: If *batches* or *guard* is none of these.
+            TypeError: If the dataset does not have an argument.
+            ValueError: If an argument is invalid.
         """
         for name, value, least in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0)):
             if value < least:
@@ -146,7 +143,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.exclude = exclude
         self.guard = guard
-        #: What a mixture calls this source and its modalities.
+        #: Names of this datamodule and its modalities in a mixture.
         self.source: str | None = None
         self.names_in_mixture: dict[str, str] = {}
         self._guard: Guard | None = None
@@ -159,11 +156,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     @cached_property
     def report(self) -> Report:
-        """What `check` found.
+        """Report of `check`.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is something else, or is about another dataset or another root.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is not a report, or is about another dataset or root.
         """
         path = Path(self.exclude or '').expanduser()
         report = Report.read(path)
@@ -193,10 +190,10 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     @rank_zero_only
     def say_excluded(self, datasets: Mapping[str, Any]) -> None:
-        """Say of how many samples each split was made smaller, and why.
+        """Log how many samples of each split are excluded, and why.
 
         Args:
-            datasets: The datasets by split.
+            datasets: Datasets by split.
         """
         if self.exclude is None:
             return
@@ -205,29 +202,27 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             reasons = Counter(', '.join(kinds[name]) for name in dataset.excluded)
             why = '; '.join(f'{count} {reason}' for reason, count in reasons.most_common())
             number, total = len(dataset.excluded), len(dataset.excluded) + len(dataset)
-            said = f'{number} of {total} samples of {split!r} are left out, as {self.exclude} says' + (
-                f': {why}' * bool(why)
-            )
+            text = f'{number} of {total} samples of {split!r} are excluded by {self.exclude}' + f': {why}' * bool(why)
             if split == 'train' or not number:
-                rank_zero_info(said)
+                rank_zero_info(text)
             else:
-                warnings.warn(f'{said}. Scores are of the other {len(dataset)} samples alone', stacklevel=2)
+                warnings.warn(f'{text}. Metrics are of the remaining {len(dataset)} samples', stacklevel=2)
 
     def selection(self, split: str) -> dict[str, Any]:
-        """Arguments that ask the dataset for ``'train'``, ``'val'`` or ``'test'``."""
+        """Return the arguments of the dataset that select ``'train'``, ``'val'`` or ``'test'``."""
         return {'split': split}
 
     def make_dataset(self, split: str, **changes: Any) -> Any:
-        """Return the dataset of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the dataset of a split.
 
         Args:
-            split: Which split.
-            **changes: Arguments of the dataset that are to differ from the datamodule's.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+            **changes: Arguments of the dataset to override.
         """
         return self.dataset_class(**{**self.kwargs, **self.selection(split), **self.exclusion(), **changes})
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return arguments for a dataset with all bands and dates of some modalities, or of those in use."""
+        """Return arguments of a dataset with all bands and dates of some modalities; None for those in use."""
         whole = {'bands': None, 'max_dates': None, 'date_range': None}
         selects = names is not None and 'modalities' in signature(self.dataset_class).parameters
         chosen: dict[str, Any] = {'modalities': tuple(names or ())} if selects else {}
@@ -246,13 +241,13 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return self.make_dataset('train', **self.whole_series(names))
 
     def measure(self) -> tuple[Any, Entries, Path | None]:
-        """Measure every training sample in one pass, and keep what comes out for all that follow.
+        """Compute the statistics of all training samples in one pass, and save them.
 
-        A pass that was cut off is continued.
+        An interrupted pass is resumed.
 
         Returns:
-            The training split, mean and standard deviation of all its bands by modality and group, and
-            the file that keeps them, None if none could be written.
+            The training split; mean and standard deviation of all bands by modality and group; and the file, None if
+            it cannot be written.
         """
         train = self.make_dataset('train', **self.whole_series())
         about: dict[str, Any] = {
@@ -264,25 +259,25 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return train, entries, save_statistics(train.path, entries)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean and standard deviation of the training split, for every band of *dataset*.
+        """Return mean and standard deviation of the training split, for the bands of *dataset*.
 
         Args:
-            dataset: Any split, which says where the files are and what bands are in use.
+            dataset: Any split, with the directory and the bands.
 
         Returns:
             Mean and standard deviation by modality.
 
         Raises:
-            ValueError: If a file is not as described, or there is nothing to measure.
+            ValueError: If a file is invalid, or there is no valid pixel.
         """
         every, entries = dataset.all_modalities, load_statistics(dataset.path)
         numbers = {name: self.official(dataset, every[name]) for name in dataset.modalities}
-        asked = [name for name, official in numbers.items() if official is None or name in entries]
-        if asked:
-            # Of one modality alone, samples that lack it would be left out.
+        needed = [name for name, official in numbers.items() if official is None or name in entries]
+        if needed:
+            # A dataset of one modality alone would exclude samples that lack it.
             whole = getattr(dataset, 'missing', None) == 'allow'
-            train = self.measured_dataset(dataset, list(dataset.modalities) if whole else asked)
-            numbers |= self._measured(train, entries, [name for name in asked if numbers[name] is None])
+            train = self.measured_dataset(dataset, list(dataset.modalities) if whole else needed)
+            numbers |= self._measured(train, entries, [name for name in needed if numbers[name] is None])
         mean, std = {}, {}
         for name, modality in dataset.modalities.items():
             channels = [every[name].bands.index(band) for band in modality.bands]
@@ -298,18 +293,18 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         stale = {name: how for name in held if (how := changed(train, entries, name, groups))}
         held = [name for name in held if name not in stale]
         for then, names in (
-            ('they are measured anew', [name for name in other if name in needed]),
-            ('what is published is taken', [name for name in other if name not in needed]),
+            ('they are computed again', [name for name in other if name in needed]),
+            ('published statistics are used', [name for name in other if name not in needed]),
         ):
             if names:
                 rank_zero_info(
-                    f'{FILENAME} of {train.path} knows {", ".join(names)} of other samples or settings than these '
-                    f'{len(groups)} samples: {then}'
+                    f'{FILENAME} of {train.path} has statistics of {", ".join(names)} for other samples or settings '
+                    f'than these {len(groups)} samples: {then}'
                 )
         for name, how in stale.items():
             rank_zero_info(
                 f'{FILENAME} of {train.path} is older than the files of {name}: {how}; '
-                + ('they are measured anew' if name in needed else 'what is published is taken')
+                + ('they are computed again' if name in needed else 'published statistics are used')
             )
         if lacking := [name for name in needed if name not in held]:
             if getattr(train, 'missing', None) == 'allow':
@@ -331,21 +326,21 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     @property
     def label_names(self) -> list[str]:
-        """Names of what ``label`` tells of, in its order: all classes but the ignored one."""
+        """Names of the classes of ``label``, in order: all but the ignored one."""
         return [name for index, name in enumerate(self.labels) if index != self.ignore_index]
 
     @property
     def origin(self) -> str:
-        """What to call the source of the samples, where a model has to know it again."""
+        """Name of the data source in checkpoints."""
         return type(self).__name__
 
     @property
     def synthetic(self) -> bool:
-        """Whether the samples are synthetic, so that results are labelled as such."""
+        """Whether the samples are synthetic, so that results are reported as such."""
         return 'root' in self.kwargs and is_synthetic(Path(self.kwargs['root']).expanduser())
 
     def prepare_data(self) -> None:
-        """Download and measure what a stage needs, in one process alone."""
+        """Download the data of a stage, and compute statistics, on rank zero only."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self.look_at_labels(LABELS.get(stage or 'fit', ()))
         self.statistics(self.make_dataset(self.splits_of(stage or 'fit')[0]))
@@ -359,7 +354,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Make the datasets of a stage and learn the statistics.
+        """Create the datasets of a stage, and load or compute statistics.
 
         Args:
             stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``, which predicts
@@ -391,30 +386,30 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self.collate_fn = partial(collate, modalities=self.modalities)
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
-        """Return what a split has of each class; images are read only where labels cannot be read without them.
+        """Count the labels of a split by class; images are only read if labels require it.
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
-            most: At most so many tiles, spread evenly over the split, are read; None for all.
-            target: ``'mask'`` or ``'label'``; by default whichever samples have, the mask first.
+            most: Maximum number of evenly spaced tiles to read; None for all.
+            target: ``'mask'`` or ``'label'``; by default the mask, if samples have one.
 
         Raises:
-            ValueError: If masks have labels that are no class, with the tiles and labels.
+            ValueError: If masks have labels that are not a class, with the tiles and labels.
         """
         dataset: Any = self.make_dataset(split)
         return count_tiles(dataset, self.labels, self.label_names, self.ignore_index, split, most, target)
 
     def look_at_labels(self, splits: Sequence[str]) -> None:
-        """Say once what the labels of some splits are, and what they lack, if the task learns from them.
+        """Log the label counts of some splits once, and warn of missing labels, if the task uses labels.
 
-        At most :attr:`max_counted` tiles of a split are read. A warning names classes that no tile has, if all
-        tiles were read and the classes are the user's own; published splits may lack a rare class.
+        At most :attr:`max_counted` tiles of a split are read. Classes without a tile are warned of if all tiles were
+        read and the classes are the user's; published splits may lack a rare class.
 
         Args:
             splits: Names of splits.
 
         Raises:
-            ValueError: If labels are no class, or no tile of the training split has a label.
+            ValueError: If labels are not a class, or no training tile has a label.
         """
         task = self.trainer.lightning_module if self.trainer else None
         target = getattr(task, 'target', None)
@@ -427,55 +422,55 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
                 self._say_labels(split, self.label_counts(split, self.max_counted, target))
 
     def _say_labels(self, split: str, counts: LabelCounts) -> None:
-        """Log the labels of a split, and warn of what it lacks.
+        """Log the label counts of a split, and warn of missing labels.
 
         Raises:
-            ValueError: If nothing can be learnt from the training split.
+            ValueError: If the training split has no labels.
         """
         if not counts.total:
-            return  # the task names the key that batches lack
+            return  # the task raises an error with the missing key
         rank_zero_info(counts.summary(split))
         rare = self.published and (counts.unit == 'tile' or counts.labelled)
         warned = [] if rare else counts.warnings(split, self.ignore_index)
         if split == 'train' and warned and not counts.labelled and not counts.of:
-            raise ValueError(f'{warned[0]}; expected some labels to learn from')
+            raise ValueError(f'{warned[0]}; expected some labels')
         for text in warned:
             rank_zero_warn(text)
 
     def statistics_of_model(
         self, modalities: Mapping[str, Modality]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Return mean and standard deviation as the model that predicts has them.
+        """Return mean and standard deviation of the model in prediction.
 
         Args:
             modalities: Modalities of the data.
 
         Returns:
-            Both by modality; None if it does not know them all, or nothing is predicted.
+            Both by modality; None if the model lacks some, or the stage is not ``'predict'``.
         """
         trainer, bands = self.trainer, {name: len(m.bands) for name, m in modalities.items()}
         statistics_of = getattr(trainer.lightning_module, 'statistics_of', None) if trainer else None
         if trainer is None or not trainer.predicting or statistics_of is None:
             return None
-        _, told = statistics_of({'mean': None, 'std': None, 'data': self.origin}, list(bands))
-        mean, std = ({name: torch.tensor(told[kind].get(name, [])) for name in bands} for kind in ('mean', 'std'))
+        _, stored = statistics_of({'mean': None, 'std': None, 'data': self.origin}, list(bands))
+        mean, std = ({name: torch.tensor(stored[kind].get(name, [])) for name in bands} for kind in ('mean', 'std'))
         known = all(len(part[name]) == count for part in (mean, std) for name, count in bands.items())
         return (mean, std) if known else None
 
     def val_dataloader(self) -> Any:
-        """Return the loader of validation tiles; none if the split has no tile, of which Lightning warns."""
+        """Return the loader of validation tiles; an empty list, of which Lightning warns, if there are none."""
         if self.val_dataset is None and 'val' in self.left_out():
             return []
         return super().val_dataloader()
 
     def say_facts(self) -> None:
-        """Say once what is not simulated in training, because facts of a modality are unknown."""
+        """Log once which augmentations are off because kind or unit of a modality are unknown."""
         if not self._said_facts and (line := describe_not_simulated(self.modalities.values())):
             rank_zero_info(line)
         self._said_facts = True
 
     def say_implausible(self) -> None:
-        """Warn once of statistics that do not fit the unit that a modality states."""
+        """Warn once of statistics that contradict the unit of a modality."""
         if self.__dict__.setdefault('_said_implausible', False):
             return
         self._said_implausible = True
@@ -484,11 +479,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
                 rank_zero_warn(sentence)
 
     def lost_splits(self) -> list[str]:
-        """Return the splits that have no tile although they were asked for."""
+        """Return the requested splits that have no tile."""
         return []
 
     def say_left_out(self) -> None:
-        """Warn once of splits that were asked for and have no tile, so that a model is trained without them."""
+        """Warn once of requested splits that have no tile."""
         for split in self.lost_splits() if not self.__dict__.setdefault('_said_left_out', False) else ():
             rank_zero_warn(describe_left_out(split))
         self._said_left_out = True
@@ -503,20 +498,20 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             steps.append(RandomTemporalDropout(known, self.temporal_dropout))
         if self.speckle:
             steps.append(RandomSpeckle(known, self.speckle))
-        steps.append(cast(nn.Module, self.aug))  # the same one, which warned of constant bands
+        steps.append(cast(nn.Module, self.aug))  # the same instance, so that it warns of constant bands once
         if self.jitter:
             steps.append(RandomJitter(known, self.jitter))
         return MultimodalAugmentation(known, *steps)
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Compare the first batches with the statistics of the model, see *guard*; augment or normalise each.
+        """Augment or normalise a batch, after comparing the first ones with the statistics of the model (*guard*).
 
         Args:
-            batch: A batch in raw units.
+            batch: Batch in raw units.
             dataloader_idx: Index of the dataloader.
 
         Returns:
-            The batch as the datamodule augments or normalises it.
+            The augmented or normalised batch.
 
         Raises:
             ValueError: If the first tiles are implausible and *guard* is ``'error'``.
@@ -536,19 +531,19 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """Conclude the comparison of the first batches.
 
         Args:
-            stage: The stage that ends.
+            stage: Stage that ends.
         """
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.conclude()
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Show a sample as the task has it, normalised and on any device.
+        """Plot a normalised sample, on any device.
 
         Args:
-            sample: One sample of a batch, with ``prediction`` if there is one.
-            show_titles: Whether to write what is what.
-            suptitle: A title for the whole figure.
+            sample: Sample of a batch, with ``prediction`` if there is one.
+            show_titles: Whether to write titles.
+            suptitle: Title of the figure.
 
         Returns:
             The figure.
@@ -559,28 +554,27 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return dataset.plot(raw, show_titles=show_titles, suptitle=suptitle)
 
     def order(self, dataset: MultimodalDataset, size: int) -> Order:
-        """Return the order in which a dataset is trained on.
+        """Return the order of the training samples.
 
         Args:
-            dataset: The training split; for *batches* ``'region'`` it has ``positions``
-                ``(N, 2)``, in metres.
-            size: Samples in a batch of all processes together.
+            dataset: Training split, with ``positions`` (N, 2) in metres for *batches* ``'region'``.
+            size: Samples per batch of all ranks together.
 
         Raises:
-            ValueError: If positions are wanted and not known.
+            ValueError: If positions are required and unknown.
         """
         if self.batches == 'anywhere':
             return RandomOrder(len(dataset))
         positions = getattr(dataset, 'positions', None)
         if positions is None:
             raise ValueError(
-                f"batches='region' needs to know where samples lie, which {type(dataset).__name__} does not say: "
-                "expected a dataset with positions (N, 2) in metres, or batches='anywhere'"
+                f"batches='region' requires positions of samples, but {type(dataset).__name__} has none: expected a "
+                "dataset with positions (N, 2) in metres, or batches='anywhere'"
             )
         return SpatialOrder(positions, size)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """TorchGeo's loader, but one for training can be resumed, and a split smaller than a batch still gives one."""
+        """Return a data loader; that of the training split can resume, and has a batch even if the split is smaller."""
         dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
         batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
         settings: dict[str, Any] = {
@@ -591,11 +585,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         }
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if split != 'train':
-            settings['generator'] = torch.Generator()  # or workers would draw a seed from the user's
+            settings['generator'] = torch.Generator()  # workers must not draw a seed from the user's generator
             if processes > 1:
                 settings['sampler'] = DealtSampler(dataset, batch_size, rank, processes, fill=split != 'predict')
                 dataset = DealtDataset(dataset)
-                # Of fewer tiles than ranks some ranks predict none.
+                # If there are fewer tiles than ranks, some ranks predict none.
                 self.allow_zero_length_dataloader_with_multiple_devices = split == 'predict'
             return DataLoader(dataset, batch_size=batch_size, **settings)
         drop_last = len(dataset) // processes >= batch_size
@@ -604,22 +598,22 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
 
 def describe_left_out(split: str) -> str:
-    """Return what is said of a split without a tile."""
+    """Return the warning of a split without a tile."""
     return (
-        f'{split!r} is left out: it has no tile with labels. split divides the data otherwise; its fractions along an '
-        'axis are of the extent of the labels, not of their area'
+        f'{split!r} is skipped: it has no tile with labels. Change split; its fractions along an axis are of the '
+        'extent of the labels, not of their area'
     )
 
 
 def no_valid_pixel(name: str, samples: int, path: Path) -> ValueError:
-    """Return the error of a modality that cannot be measured.
+    """Return the error of a modality without valid pixels.
 
     Args:
-        name: The modality.
-        samples: How many training samples there are.
+        name: Name of the modality.
+        samples: Number of training samples.
         path: Directory of the data.
     """
     return ValueError(
-        f'{name!r} has not one valid image with a finite pixel in the {samples} training samples of {path}, expected '
-        'some to measure its mean and standard deviation; leave it out of modalities'
+        f'{name!r} has no valid pixel in the {samples} training samples of {path}, expected some for its mean and '
+        'standard deviation; remove it from modalities'
     )

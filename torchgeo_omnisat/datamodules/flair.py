@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""FLAIR in its official domains."""
+"""Datamodule of FLAIR."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from .statistics import BandMoments
 
 
 class FLAIRDataModule(MultimodalDataModule):
-    """FLAIR #1 and #2, trained, validated and tested on FLAIR #2's domains.
+    """Datamodule of FLAIR #1 and #2, with the official domains of FLAIR #2.
 
-    A split is asked for when a stage needs it, so a root without the test domains trains.
+    Each stage requires only its splits, so training does not need the test domains.
 
-    Aerial images are normalised by the published statistics of the training domains, Sentinel-2
-    by the statistics of the valid dates of up to 1000 patches of the training split.
+    Aerial images are normalised by the published statistics of the training domains, and Sentinel-2 by those of
+    the valid dates of up to 1000 training patches.
     """
 
     patch_size = 10.24
@@ -43,23 +43,23 @@ class FLAIRDataModule(MultimodalDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.FLAIR`).
-            modalities: ``'aerial'``, ``'s2'`` or both; None for all that the root holds.
-            bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
+            modalities: ``'aerial'``, ``'s2'`` or both; None for all that *root* contains.
+            bands: Bands to read by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13, of which ``'other'``, the last, is ignored, or 19.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            missing: ``'allow'`` takes a missing image for a modality that was not acquired.
-            download: Whether to download what a stage needs.
+            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
+            cloud_cover: Fraction of such pixels from which a date is invalid.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            missing: How to handle missing images: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
+            download: Whether to download the files of a stage.
             checksum: Whether to check the MD5 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If there is no such number of classes.
+            ValueError: If *num_classes* is neither 13 nor 19.
         """
         if num_classes not in (13, 19):
             raise ValueError(f'num_classes is {num_classes!r}, expected one of [13, 19]')
@@ -93,8 +93,8 @@ class FLAIRDataModule(MultimodalDataModule):
             return super().measured_dataset(dataset, names)
         except DatasetNotFoundError:
             warnings.warn(
-                f'{dataset.path} holds no training split, so {list(names)} is measured on {dataset.split!r}; '
-                'a checkpoint brings the statistics that it was trained with',
+                f'{dataset.path} contains no training split, so statistics of {list(names)} are computed from '
+                f'{dataset.split!r}; a checkpoint uses those of its training',
                 stacklevel=2,
             )
             return self.make_dataset(dataset.split, **self.whole_series(names))

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""FLAIR-HUB in its official splits."""
+"""Datamodule of FLAIR-HUB."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ..modality import Modality
 from .base import MultimodalDataModule
 from .statistics import BandMoments
 
-#: What TorchGeo knows of the mean and standard deviation of single images.
+#: Mean and standard deviation of single images, as published in TorchGeo.
 _PUBLISHED = {
     'aerial': (published.AERIAL_RGBI_MEAN, published.AERIAL_RGBI_STD),
     'spot': (published.SPOT_RGBI_MEAN, published.SPOT_RGBI_STD),
@@ -24,10 +24,10 @@ _PUBLISHED = {
 
 
 class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
-    """FLAIR-HUB, trained, validated and tested on one of its official splits.
+    """Datamodule of FLAIR-HUB, with one of its official splits.
 
-    Single images are normalised by the published statistics, series by the statistics of the
-    valid dates of up to 1000 patches of the training split.
+    Single images are normalised by the published statistics, and time series by those of the valid dates of up to
+    1000 training patches.
     """
 
     patch_size = 10.24
@@ -50,28 +50,28 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
             root: Directory of the dataset (see
                 :class:`~torchgeo_omnisat.datasets.FLAIRHUBMultimodal`).
-            modalities: Names of the modalities; None for all that the root holds.
-            bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
-            domains: Domains and years such as ``('D004-2021',)``; None for those that are there.
-            split_column: Which of the official splits to follow, such as ``'split_1'``.
+            modalities: Names of the modalities; None for all that *root* contains.
+            bands: Bands to read by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
+            domains: Domains and years such as ``('D004-2021',)``; None for all that *root* contains.
+            split_column: Official split, such as ``'split_1'``.
             dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or
                 ``'crop_type_3'``.
             decibels: Whether Sentinel-1 is stored in dB and not as power.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            missing: ``'allow'`` takes a missing image for a modality that was not acquired.
-            download: Whether to download the archives that are not there.
+            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
+            cloud_cover: Fraction of such pixels from which a date is invalid.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            missing: How to handle missing images: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
+            download: Whether to download missing archives.
             checksum: Whether to check the SHA-256 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If there is no such split or type of labels.
+            ValueError: If *split_column* or *dataset_type* is unknown.
         """
         check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
         super().__init__(

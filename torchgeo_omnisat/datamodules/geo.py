@@ -3,8 +3,6 @@
 
 """Datamodules of the user's own rasters: a region that is split on the ground, or folders of chips."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,27 +35,28 @@ from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from .base import LABELS, MultimodalDataModule
+from .statistics import settings_group
 
-#: The splits, in the order of fractions.
+#: Splits, in the order of fractions.
 SPLITS = ('train', 'val', 'test')
 
 
 def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Return the ground of each split.
+    """Divide the area of a dataset into splits.
 
     Args:
-        dataset: The whole.
+        dataset: Dataset to divide.
         split: ``{'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}``, from west to east, or ``'y'``,
-            from south to north; or a box (xmin, ymin, xmax, ymax), or several, for each of
-            ``'train'``, ``'val'`` and ``'test'``; or ``{'file': 'regions.gpkg'}`` with a column
-            ``split`` (or *column*) that says which one a polygon is in.
-        root: Where the file is relative to.
+            from south to north; or one or several boxes (xmin, ymin, xmax, ymax) for each of
+            ``'train'``, ``'val'`` and ``'test'``; or ``{'file': 'regions.gpkg'}``, a vector file whose column
+            ``split`` (or *column*) has the split of each polygon.
+        root: Directory that the path of the file is relative to.
 
     Returns:
-        Geometries in the CRS of *dataset*, empty where a split has none.
+        Geometries by split in the CRS of *dataset*, empty for splits without an area.
 
     Raises:
-        ValueError: If that is not what *split* is, or splits overlap.
+        ValueError: If *split* is invalid, or splits overlap.
     """
     if 'fractions' in split and split.keys() <= {'fractions', 'axis'}:
         parts = _by_fractions(dataset, **split)
@@ -91,7 +90,6 @@ def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axi
 
 
 def _by_file(dataset: MultimodalGeoDataset, root: Path, file: str, column: str = 'split') -> dict[str, Any]:
-    """Polygons of a vector file."""
     path = root / file
     frame = read_polygons(path, dataset.crs)
     if column not in frame or not set(frame[column]) & set(SPLITS):
@@ -110,42 +108,41 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
         frame = gpd.read_file(path).to_crs(crs)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a vector file with polygons') from error
-    # Outlines that cross themselves cannot be joined.
+    # Self-intersecting polygons have no union.
     return frame.set_geometry(shapely.make_valid(frame.geometry.array, method='structure', keep_collapsed=False))
 
 
-def read_area(told: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
-    """Ground that was asked for, as one geometry.
+def read_area(area: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
+    """Return an area as one geometry.
 
     Args:
-        told: A box in *crs*; a vector file; or ``bounds`` and the ``crs`` that they are in.
+        area: Box in *crs*; vector file; or ``bounds`` and their ``crs``.
         crs: CRS of the result.
-        root: Where the file is relative to.
+        root: Directory that the path of the file is relative to.
 
     Raises:
-        ValueError: If that is none of these, or has no ground.
+        ValueError: If *area* is invalid or empty.
     """
-    if isinstance(told, str):
-        ground = read_polygons(root / told, crs).union_all()
-        if not ground.area:
-            raise ValueError(f'{root / told} has no polygons, expected the ground to predict')
-        return ground
-    settings = dict(told) if isinstance(told, Mapping) else {'bounds': told, 'crs': crs}
+    if isinstance(area, str):
+        geometry = read_polygons(root / area, crs).union_all()
+        if not geometry.area:
+            raise ValueError(f'{root / area} has no polygons, expected the area to predict')
+        return geometry
+    settings = dict(area) if isinstance(area, Mapping) else {'bounds': area, 'crs': crs}
     bounds = settings.get('bounds')
     if settings.keys() != {'bounds', 'crs'} or bounds is None or len(bounds) != 4 or not _ascending(bounds):
         raise ValueError(
-            f'predict_area is {told}, expected xmin, ymin, xmax, ymax, a vector file, or these bounds and their crs'
+            f'predict_area is {area}, expected xmin, ymin, xmax, ymax, a vector file, or these bounds and their crs'
         )
     return gpd.GeoSeries([bendable(shapely.box(*bounds))], crs=settings['crs']).to_crs(crs).iloc[0]
 
 
 def _ascending(bounds: Sequence[float]) -> bool:
-    """Whether a box has an inside."""
     return bounds[0] < bounds[2] and bounds[1] < bounds[3]
 
 
 def _boxes(name: str, boxes: Any) -> Any:
-    """One box or several as one geometry."""
+    """Return one or several boxes as one geometry."""
     boxes = boxes or []
     several = [boxes] if boxes and not isinstance(boxes[0], Sequence) else boxes
     if any(len(box) != 4 or not _ascending(box) for box in several):
@@ -154,9 +151,9 @@ def _boxes(name: str, boxes: Any) -> Any:
 
 
 class MultimodalGeoDataModule(MultimodalDataModule):
-    """Rasters of a region, split on the ground, and predicted as one map.
+    """Datamodule of rasters of a region, with spatial splits, and prediction of one map.
 
-    Everything is in the arguments, which are plain, so that a YAML file can hold them:
+    All arguments are plain values, so that a YAML file can contain them:
 
     .. code-block:: yaml
 
@@ -170,13 +167,13 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         label_gsd: 10
         split: {axis: x, fractions: [0.6, 0.2, 0.2]}
 
-    Training tiles are drawn anew each time, from the ground of their split; validation and
-    test go over theirs once. The map covers all the rasters, or *predict_area*.
+    Training tiles are random windows of the training area. Validation and test tiles are side by side. The map covers
+    all rasters, or *predict_area*.
     """
 
     ignore_index: int
     published = False
-    #: What replaces :attr:`tiling` where an interrupted prediction goes on.
+    #: Remaining tiles of an interrupted prediction, instead of :attr:`tiling`.
     plan: Any = None
 
     def __init__(
@@ -200,42 +197,40 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         overlap: float = 0.25,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
-            root: Directory of the data, where statistics are kept too.
-            rasters: Settings by name of the modality: ``path`` below *root*, ``gsd``, and
-                arguments of :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`, ``kind`` and ``unit``
-                among them; ``kind`` ``'sentinel2'``, ``'sentinel1'`` or ``'stac'`` chooses another reader.
-                Or ``class_path`` and ``init_args`` of another geodataset, with ``kind`` and ``unit`` beside.
-            mask: Settings of the labels, in the same form; polygons have a ``column`` with the class, its name
-                or its number; ground outside of them has no label unless ``outside`` gives its class. Points
-                label the pixel that they fall in. ``classes`` maps other codes to names, as in
-                ``{10: tree, 20: shrub}``, and ``other`` names the class of the rest. Training
-                is restricted to the ground of the labels. None to pretrain, or to predict.
+            root: Directory of the data and of their statistics.
+            rasters: Settings by name of the modality: ``path`` below *root*, ``gsd``, and arguments of
+                :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`, including ``kind`` and ``unit``.
+                ``kind`` ``'sentinel2'``, ``'sentinel1'`` or ``'stac'`` selects another reader.
+                Or ``class_path`` and ``init_args`` of another geodataset, with ``kind`` and ``unit``.
+            mask: Settings of the labels, in the same form. Polygons have a ``column`` with the name or index of
+                the class; other areas have no label, or the class ``outside``. Points label their pixel.
+                ``classes`` maps codes to names, such as ``{10: tree, 20: shrub}``, and ``other`` is the class of
+                all other codes. Training is restricted to the area of the labels. None for pre-training
+                or prediction.
             labels: Names of the classes; those of ``classes`` by default.
-            num_classes: Their number; as many as *labels* by default.
-            ignore_index: The label of what has none.
-            colors: A colour a class, for figures and maps.
-            modalities: Which of *rasters* to use; None for all.
-            required: Modalities without which ground is left out.
-            crs: CRS of tiles and maps, in metres; by default that of the labels, or else of the first
-                of *rasters*, that is in metres.
-            patch_size: Side of the ground that a token stands for, in metres.
-            label_gsd: GSD of labels and maps in metres; that of raster labels by default, or else of
+            num_classes: Number of classes; that of *labels* by default.
+            ignore_index: Value of pixels without a label.
+            colors: Colour of each class, for figures and maps.
+            modalities: Names of the *rasters* to use; None for all.
+            required: Modalities that tiles must have; other areas are excluded.
+            crs: CRS of tiles and maps, in metres; by default the first in metres of the labels and *rasters*.
+            patch_size: Side of a token on the ground in metres.
+            label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.
-            length: Training tiles an epoch; as many as fit side by side by default.
-            split: The ground of training, validation and test: fractions along an axis, boxes, or
+            length: Number of training tiles per epoch; by default as many as fit side by side.
+            split: Areas of training, validation and test: fractions along an axis, boxes, or
                 a vector file (:func:`.split_ground`); 60, 20 and 20 % from west to east by default.
-            predict_area: Ground to predict: xmin, ymin, xmax, ymax in *crs*; a vector file of
-                polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for all that the
-                rasters cover.
-            overlap: What neighbouring tiles of a prediction share, as a fraction.
+            predict_area: Area to predict: xmin, ymin, xmax, ymax in *crs*; a vector file of
+                polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for the area of the rasters.
+            overlap: Overlap of neighbouring tiles in prediction, as a fraction.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If an argument is not as described.
+            ValueError: If an argument is invalid.
         """
         super().__init__(GeoTiles, **kwargs)
         if self.kwargs:
@@ -269,20 +264,20 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     @cached_property
     def labelled(self) -> MultimodalGeoDataset:
-        """The rasters where there are labels; everywhere, if there are none at all."""
+        """Dataset of the rasters in the area of the labels; everywhere without labels."""
         mask = None if self.mask is None else label_dataset(self.mask, self.root, self.labels, self.ignore_index)
         if isinstance(mask, Polygons) and mask.sparse:
-            mask.widen(self.tile_size)  # or no tile would have room around a single point
+            mask.widen(self.tile_size)  # so that a tile fits around a single point
         return self._join(mask)
 
     @cached_property
     def unlabelled(self) -> MultimodalGeoDataset:
-        """All the rasters, on all their ground."""
+        """Dataset of the rasters in all of their area."""
         return self.labelled.unlabelled()
 
     @cached_property
     def grounds(self) -> dict[str, Any]:
-        """The ground of each split, in the CRS of the tiles; around points alone, so that each tile has some."""
+        """Area of each split, in the CRS of the tiles; that around the points if labels are points."""
         grounds = split_ground(self.labelled, self.split, self.root)
         labels = self.labelled.labels
         if labels is not None and labels.sparse:
@@ -296,10 +291,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return {name: ground.difference(shapely.union_all([*boxes.values()])) for name, ground in grounds.items()}
 
     def _box(self, name: str) -> Any:
-        """Return the ground of a tile, of which the name is its centre.
+        """Return the area of a tile, given the coordinates of its centre as its name.
 
         Raises:
-            ValueError: If it is not the name of a tile.
+            ValueError: If *name* has no coordinates.
         """
         try:
             x, y = map(float, name.split('_'))
@@ -314,15 +309,15 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return self.labelled.label_gsd if self._label_gsd is None else self._label_gsd
 
     def make_dataset(self, split: str, every: bool = False, **changes: Any) -> GeoTiles:
-        """Return the tiles of ``'train'``, ``'val'`` or ``'test'``.
+        """Return the tiles of a split.
 
         Args:
-            split: Which split.
-            every: Whether training tiles lie side by side too, as those of other splits do.
-            **changes: Nothing: a tile is always read with all its bands.
+            split: ``'train'``, ``'val'`` or ``'test'``.
+            every: Whether training tiles are side by side, as those of other splits, and not random.
+            **changes: Ignored: tiles always have all bands.
 
         Raises:
-            ValueError: If the split has no ground, or too little.
+            ValueError: If the split has no area, or is smaller than a tile.
         """
         if self.grounds[split].is_empty:
             bounds, name = tuple(map(round, self.labelled.area.bounds)), self.labelled.crs.name
@@ -338,15 +333,15 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return tiles
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
-        """Return what a split has of each class, counted once; labels are read, images are not.
+        """Count the labels of a split by class, once; no image is read.
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
-            most: Not used: the labels of all the ground are counted, by large windows.
-            target: Not used: samples have masks.
+            most: Ignored: all labels are counted.
+            target: Ignored: samples have masks.
 
         Raises:
-            ValueError: If codes of the labels stand for no class, or the split has no ground.
+            ValueError: If labels have unknown codes, or the split has no area.
         """
         counted: dict[str, tuple[str, LabelCounts]] = self.__dict__.setdefault('_label_counts', {})
         now = self._label_files()
@@ -355,36 +350,35 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return counted[split][1]
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return arguments for a dataset for statistics: all tiles, once."""
+        """Return the arguments of the dataset for statistics: all tiles, once."""
         return {'every': True}
 
     def contents(self) -> str:
-        """Return a table of the rasters: files, days, pixels, bands."""
+        """Return a table of the rasters with files, dates, pixels and bands."""
         return contents(self.labelled)
 
     def left_out(self) -> list[str]:
-        """Return the splits that have no ground; the training split must have some."""
+        """Return the splits without an area, except for training, which must have one."""
         return [name for name, ground in self.grounds.items() if name != 'train' and ground.is_empty]
 
     def lost_splits(self) -> list[str]:
-        """Return the splits that have no ground although their fraction is not 0, or they have a box."""
+        """Return the splits without an area although their fraction is not 0, or they have a box."""
         fractions = dict(zip(('train', 'val', 'test'), self.split.get('fractions', ()), strict=False))
         return [name for name in self.left_out() if fractions.get(name) or name in self.split]
 
     def groups(self, dataset: Any) -> list[str]:
-        """One group, named after all that its statistics depend on."""
+        """Return one group for all samples, named after the settings that its statistics depend on."""
         ground = {
             key: value for key, value in (self.mask or {}).items() if key not in ('classes', 'other')
         } or self.mask
         settings: list[Any] = [self.rasters, ground, self.required, self.split, self.tile_size, str(self.crs)]
         settings += [] if self.exclude is None else [sorted(self.report.samples_at_fault)]
-        digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
-        return [f'train {digest}'] * len(dataset)
+        return [settings_group(settings)] * len(dataset)
 
     def prepare_data(self) -> None:
-        """Measure the training ground, in one process alone; a model that knows its statistics needs none for a map.
+        """Compute the statistics of the training area, on rank zero only, unless a model for prediction has them.
 
-        Labels are counted first, because measuring would stop at the first tile with an unknown code.
+        Labels are counted first, because computing statistics would stop at the first tile with an unknown code.
         """
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
@@ -393,11 +387,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             self.statistics(self.make_dataset('train', every=True))
 
     def setup(self, stage: str) -> None:
-        """Make the tiles of a stage and learn the statistics.
+        """Create the tiles of a stage, and load or compute statistics.
 
         Args:
-            stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``; a split without ground
-                is left out where others are trained on.
+            stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``. ``'fit'`` skips a validation split without an
+                area.
         """
         self._refuse_unlike_files()
         if stage == 'predict':
@@ -424,7 +418,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return area_loader(self)
 
     def fingerprint(self) -> list[Any]:
-        """Which files the map is made of, so that an interrupted prediction knows them again."""
+        """Return the files and settings that identify a map, so that an interrupted prediction can resume."""
         paths = [path for name in self.rasters for path in self.unlabelled.image_files(name)]
         return [*stamps(paths, self.root), self.predict_area, self.rasters]
 
@@ -438,7 +432,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 self.area = dataset.clip(ground).area
             except ValueError as error:
                 raise ValueError(f'predict_area is {self.predict_area!r}: {error}') from None
-        # Tiles begin where pixels of all modalities meet, so the map does.
+        # Tiles start on the common pixel grid of all modalities, and so does the map.
         around = Grid.over(dataset.crs, self.area.bounds, dataset.lattice, dataset.corner).bounds
         self.grid = Grid.over(dataset.crs, around, self.label_gsd, dataset.corner)
         size = half_up(self.tile_size / self.label_gsd)
@@ -448,10 +442,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self._know(dataset)
 
     def _refuse_unlike_files(self) -> None:
-        """Refuse files with other bands than the first of their modality before any pixel is read.
+        """Check that all files of a modality have the bands of the first, before any pixel is read.
 
         Raises:
-            ValueError: If there are some, with the first of them and how many there are.
+            ValueError: If some have other bands, with the first of them and their number.
         """
         unlike = unlike_files(self.labelled)
         if unlike:
@@ -460,10 +454,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             raise ValueError(message + more)
 
     def look_at_labels(self, splits: Sequence[str]) -> None:
-        """Say what the labels of some splits are, and what they lack; nothing to do where they are not learnt.
+        """Log the label counts of some splits, and warn of missing labels, if the task uses labels.
 
         Raises:
-            ValueError: If codes stand for no class, or there is nothing to learn from.
+            ValueError: If labels have unknown codes, or the training split has no labels.
         """
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
@@ -478,7 +472,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             self._say_labels(split, counts)
 
     def _label_files(self) -> str:
-        """Return what differs once a file of the labels was written anew."""
+        """Return a digest that changes if a label file is rewritten."""
         labels = self.labelled.labels
         return Fingerprint.of(stamps([] if labels is None else labels.files(), self.root)).digest
 
@@ -491,11 +485,11 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.collate_fn = partial(collate, modalities=self.modalities)
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
-        """Join the rasters into one dataset."""
+        """Join the rasters and labels."""
         gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
         images = {name: image_dataset(name, settings, self.root) for name, settings in self.rasters.items()}
-        told = {} if mask is None or self.mask is None or isinstance(mask, Polygons) else self.mask
-        coded = {key: told[key] for key in ('classes', 'other') if key in told}
+        settings = {} if mask is None or self.mask is None or isinstance(mask, Polygons) else self.mask
+        coded = {key: settings[key] for key in ('classes', 'other') if key in settings}
         ranges = {} if not self.mask or 'date_range' not in self.mask else {'mask': tuple(self.mask['date_range'])}
         return MultimodalGeoDataset(
             images,
@@ -513,14 +507,14 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         )
 
 
-#: Of so many masks the nodata is compared with the classes; others have the same.
-LOOKED = 20
+#: Number of masks whose nodata value is compared with the classes; others have the same.
+CHECKED_MASKS = 20
 
 
 class ChipsDataModule(MultimodalDataModule):
-    """Chips: images that are samples already, with masks of the same names, anywhere on the Earth or nowhere.
+    """Datamodule of image chips, with masks of the same names, with or without a CRS.
 
-    Everything is in the arguments, which are plain, so that a YAML file can hold them:
+    All arguments are plain values, so that a YAML file can contain them:
 
     .. code-block:: yaml
 
@@ -531,13 +525,13 @@ class ChipsDataModule(MultimodalDataModule):
         mask: {path: masks, classes: {0: other, 1: water}}
         split: {fractions: [0.6, 0.2, 0.2]}
 
-    Files of one name are one chip. No pixel is resampled; ``predict`` writes a map for each chip in its own CRS.
+    Files of the same name are one chip. No pixel is resampled. ``predict`` writes a map for each chip in its CRS.
     """
 
     ignore_index: int
     published = False
     max_counted = None
-    #: Its presence makes `predict` write maps, see :class:`.GeoTIFFWriter`; chips are not tiled, so it stays None.
+    #: Attribute that enables maps in `predict`, see :class:`.GeoTIFFWriter`; None, because chips are not tiled.
     plan: Any = None
 
     def __init__(
@@ -558,32 +552,33 @@ class ChipsDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'allow',
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
-            root: Directory of the data, where statistics are kept too.
-            rasters: Settings by name of the modality: ``path``, a folder below *root*, ``gsd``, and arguments of
-                :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`. ``temporal`` is false by default. The group
-                ``id`` of ``filename_regex`` tells the files of one chip, the group ``date`` those of a series.
-            mask: Settings of the masks: ``path``, ``classes``, ``other`` and the like. None to pretrain or predict.
+            root: Directory of the data and of their statistics.
+            rasters: Settings by name of the modality: ``path``, a directory below *root*, ``gsd``, and arguments of
+                :class:`~torchgeo_omnisat.datasets.RasterTimeSeries`. ``temporal`` is false by default. In
+                ``filename_regex``, the group ``id`` is the chip, and the group ``date`` the date in a time series.
+            mask: Settings of the masks: ``path``, ``classes``, ``other`` and others. None for pre-training or
+                prediction.
             labels: Names of the classes; those of ``classes`` by default.
-            num_classes: Their number; as many as *labels* by default.
-            ignore_index: The label of what has none.
-            colors: A colour a class, for figures and maps.
-            modalities: Which of *rasters* to use; None for all.
-            patch_size: Side of the ground that a token stands for, in metres.
-            tile_size: Side in metres of the square that is cut from the centre of each chip; by default samples
-                are whole chips, which then have to be of one size.
-            label_gsd: GSD of labels and maps in metres, a multiple of those of the masks; theirs by default.
+            num_classes: Number of classes; that of *labels* by default.
+            ignore_index: Value of pixels without a label.
+            colors: Colour of each class, for figures and maps.
+            modalities: Names of the *rasters* to use; None for all.
+            patch_size: Side of a token on the ground in metres.
+            tile_size: Side in metres of a square at the centre of each chip; by default samples are whole chips,
+                which must have the same size.
+            label_gsd: GSD of labels and maps in metres, a multiple of that of the masks; theirs by default.
             split: How chips are split: fractions of blocks on the ground, folders, or lists
                 (:func:`.split_chips`); by default 60, 20 and 20 % of blocks of 5 km.
-            predict_split: Chips to predict, masks or not: those of a split, or ``'all'``.
-            missing: What it is that a chip has no file of a sensor: an ``'error'``, or, if ``'allow'``, a modality
-                absent from that sample. A missing mask is an error, but to predict.
+            predict_split: Chips to predict, with or without masks: those of a split, or ``'all'``.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of the
+                sample. A missing mask is an error, except in prediction.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
-            ValueError: If an argument is not as described.
+            ValueError: If an argument is invalid.
         """
         if isinstance(modalities, str) or not set(modalities or ()) <= set(rasters or {}):
             raise ValueError(f'modalities is {modalities!r}, expected some of the rasters {list(rasters or {})}')
@@ -615,7 +610,7 @@ class ChipsDataModule(MultimodalDataModule):
 
     @cached_property
     def chips(self) -> ImageChips:
-        """Every chip."""
+        """Dataset of all chips."""
         return ImageChips(**{**self.kwargs, 'split': 'all', 'missing': 'check'})
 
     @property
@@ -624,15 +619,15 @@ class ChipsDataModule(MultimodalDataModule):
         return self.chips.label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> ImageChips:
-        """Return the chips of a split.
+        """Return the dataset of a split.
 
         Args:
             split: ``'train'``, ``'val'``, ``'test'``, or ``'predict'`` for those of *predict_split* without masks.
-            **changes: ``missing`` may differ from the datamodule's.
+            **changes: ``missing`` to override the datamodule's.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the split has no chip, or the files of a chip do not fit each other.
+            ValueError: If the split has no chip, or the files of a chip have different extents.
         """
         settings = {'missing': self.kwargs['missing'], **self.exclusion(), **changes}
         if split != 'predict':
@@ -640,26 +635,24 @@ class ChipsDataModule(MultimodalDataModule):
         return self.chips.part(self.predict_split, with_masks=False, **settings)
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return nothing: samples have all their bands and dates."""
+        """Return no arguments: samples always have all bands and dates."""
         return {}
 
     def splits_of(self, stage: str) -> tuple[str, ...]:
-        """Return the splits that a stage reads; prediction has chips of its own, without masks."""
+        """Return the splits that a stage reads; those of prediction are without masks."""
         return ('predict',) if stage == 'predict' else super().splits_of(stage)
 
     def left_out(self) -> list[str]:
-        """Return the splits that have no chip; training needs some."""
+        """Return the splits without a chip, except for training, which must have some."""
         return [name for name, ids in self.chips.assigned.items() if name != 'train' and not ids]
 
     def groups(self, dataset: Any) -> list[str]:
-        """One group, named after all that its statistics depend on."""
+        """Return one group for all samples, named after the settings that its statistics depend on."""
         known = {key: value for key, value in self.kwargs.items() if key in ('rasters', 'tile_size')}
-        told = [known, dataset.ids]
-        digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:12]
-        return [f'train {digest}'] * len(dataset)
+        return [settings_group([known, dataset.ids])] * len(dataset)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return mean and standard deviation of the model that predicts, or else of the training split.
+        """Return mean and standard deviation of the model in prediction, or else of the training split.
 
         Args:
             dataset: Any split.
@@ -667,7 +660,7 @@ class ChipsDataModule(MultimodalDataModule):
         return self.statistics_of_model(dataset.modalities) or super().statistics(dataset)
 
     def prepare_data(self) -> None:
-        """Look at files and labels, and measure the training split, in one process alone."""
+        """Check files and labels, and compute the statistics of the training split, on rank zero only."""
         stage = (self.trainer.state.fn if self.trainer else None) or 'fit'
         for split in self.splits_of(stage):
             if split == 'predict' or split not in self.left_out():
@@ -675,7 +668,7 @@ class ChipsDataModule(MultimodalDataModule):
         super().prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Make the chips of a stage and learn the statistics; say how they were split.
+        """Create the chips of a stage, load or compute statistics, and log the split.
 
         Args:
             stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``.
@@ -685,15 +678,15 @@ class ChipsDataModule(MultimodalDataModule):
         super().setup(stage)
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
-        """Return what a split has of each class; masks are read, images are not.
+        """Count the labels of a split by class; no image is read.
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
-            most: At most so many chips, spread evenly over the split, are read; None for all.
+            most: Maximum number of evenly spaced chips to read; None for all.
             target: Ignored: chips have masks.
 
         Raises:
-            ValueError: If codes of the masks stand for no class, with all of them.
+            ValueError: If masks have unknown codes, with all of them.
         """
         dataset = self.make_dataset(split, missing='check')
         counts, unknown = LabelCounts.none(self.labels, self.ignore_index), list[UnknownCodesError]()
@@ -709,19 +702,19 @@ class ChipsDataModule(MultimodalDataModule):
                 unknown.append(error)
         if unknown:
             raise UnknownCodesError.joined(unknown)
-        nodata = dataset.nodata_classes(masked[:LOOKED]).items()
+        nodata = dataset.nodata_classes(masked[:CHECKED_MASKS]).items()
         counts.nodata = [(path, value, self.labels[number]) for path, (value, number) in nodata]
         return counts
 
     def contents(self) -> str:
-        """Return a table of the files, and how the chips are split."""
+        """Return a table of the files, and the number of chips by split."""
         names, chips = self.chips.names, self.chips
         rows = [(chips.modalities[name], chips.files[name].index, chips.describe_crs(name)) for name in names]
         return f'{file_table(rows)}\n{self.describe_split()}'
 
     def describe_split(self) -> str:
-        """Return how many chips each split has."""
+        """Return the number of chips by split as text."""
         counts = {split: len(ids) for split, ids in self.chips.assigned.items()}
         rest = len(self.chips) - sum(counts.values())
-        said = ', '.join(f'{count} {split}' for split, count in counts.items())
-        return f'Chips: {said}' + f', {rest} in no split' * (rest > 0) + f', by {dict(self.chips.splits)}'
+        listed = ', '.join(f'{count} {split}' for split, count in counts.items())
+        return f'Chips: {listed}' + f', {rest} in no split' * (rest > 0) + f', by {dict(self.chips.splits)}'

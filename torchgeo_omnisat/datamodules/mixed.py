@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""MixedDataModule: train on several datasets at once."""
+"""Datamodule of several datasets, for joint training."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,16 +26,16 @@ from .sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:
-    """Which loader gives each batch of an epoch.
+    """Return the loader of each batch of an epoch.
 
     Args:
-        lengths: Batches of each loader.
-        temperature: The share of a loader is its length to the power of one over this: 1 for
-            proportional shares, infinite for equal ones.
-        seed: What the order follows from.
+        lengths: Number of batches of each loader.
+        temperature: The fraction of batches of a loader is proportional to its length to the power of
+            1 / *temperature*: 1 for proportional fractions, infinity for equal ones.
+        seed: Random seed of the order.
 
     Returns:
-        Indices of loaders, as many as there are batches in all, each loader at least once.
+        Index of the loader of each batch. Each loader occurs at least once.
     """
     shares = np.array(lengths, dtype=np.float64) ** (1 / temperature)
     ends = np.cumsum(shares / shares.sum()) * sum(lengths)
@@ -45,16 +45,18 @@ def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[n
 
 
 class MixedLoader(CombinedLoader):
-    """Lightning's combined loader, in a drawn order of single batches.
+    """Combined loader of Lightning that yields single batches in random order.
 
-    The order of an epoch and the batches of each loader follow from the seed and the epoch, so
-    that training can go on after any batch, and are of the same loader in all processes. A loader
-    that is through begins again in another order. Lightning's limit of batches is one of each
-    loader.
+    The order depends only on the seed and the epoch, so that training can resume after any batch, and all ranks use
+    the same loader at the same time. An exhausted loader restarts in another order. Lightning's limit of batches
+    applies to each loader.
+
+    With the modes of Lightning's ``CombinedLoader`` instead, ``test_batches_are_of_one_datamodule_each`` fails: each
+    step gets a batch of every loader, and training does not support ``'sequential'``.
 
     Args:
-        loaders: The loaders, whose samplers are :class:`.EpochSampler`.
-        place: Where to begin; the samplers move it on, for it is theirs.
+        loaders: Data loaders with :class:`.EpochSampler`.
+        place: Progress to start from, shared with the samplers, which update it.
         temperature: See :func:`schedule`.
     """
 
@@ -64,17 +66,17 @@ class MixedLoader(CombinedLoader):
         self._batches: Iterator[tuple[Any, int, int]] = iter(())
 
     def __iter__(self) -> 'MixedLoader':
-        """Begin an epoch; which one, Lightning says before it wants the first batch."""
+        """Start an epoch; Lightning sets its index before it requests the first batch."""
         self._batches = self._go_on()
         self._iterator = iter(())  # type: ignore[assignment]
         return self
 
     def __next__(self) -> tuple[Any, int, int]:
-        """Return a batch, its index, and 0, because Lightning sees a single loader."""
+        """Return a batch, its index, and 0 for the index of the loader."""
         return next(self._batches)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, wherever it begins."""
+        """Return the number of batches of a whole epoch."""
         return len(self._schedule(0))
 
     def reset(self) -> None:
@@ -98,7 +100,7 @@ class MixedLoader(CombinedLoader):
             done[index] += 1
 
     def _schedule(self, seed: int) -> NDArray[np.int64]:
-        """Which loader gives each batch of an epoch, with no more of each than Lightning's limit."""
+        """Return the loader of each batch of an epoch, with Lightning's limit of batches."""
         limits: list[float] = [math.inf if limit is None else limit for limit in self.limits or ()]
         limits = limits or [math.inf] * len(self.flattened)
         lengths = [int(min(len(loader), limit)) for loader, limit in zip(self.flattened, limits, strict=True)]
@@ -106,12 +108,12 @@ class MixedLoader(CombinedLoader):
 
 
 class Batches(Dataset[Sample]):
-    """The batches of several datasets, one dataset after the other.
+    """Dataset of the batches of several datasets, one dataset after the other.
 
     Args:
-        datasets: The datasets.
-        collate_fns: What joins the samples of each.
-        batch_sizes: How many samples each joins.
+        datasets: Datasets of the samples.
+        collate_fns: Collate function of each dataset.
+        batch_sizes: Batch size of each dataset.
     """
 
     def __init__(self, datasets: Sequence[Any], collate_fns: Sequence[Any], batch_sizes: Sequence[int]) -> None:
@@ -123,7 +125,7 @@ class Batches(Dataset[Sample]):
         return len(self.parts)
 
     def __getitem__(self, index: Any) -> Sample:
-        """One batch, or a :class:`.Filler`."""
+        """Return a batch; for a :class:`.Filler`, a padding batch."""
         filler = isinstance(index, Filler)
         source, members = self.parts[index.item if filler else index]
         members = members[:1] if filler else members
@@ -131,36 +133,34 @@ class Batches(Dataset[Sample]):
         return fill(batch) if filler else batch
 
     def _lay_out(self, sizes: Sequence[int]) -> Iterator[tuple[int, range]]:
-        """Yield the dataset of each batch and its samples."""
         for source, (dataset, size) in enumerate(zip(self.datasets, sizes, strict=True)):
             for begin in range(0, len(dataset), size):
                 yield source, range(begin, min(begin + size, len(dataset)))
 
 
-#: Key under which a batch says which datamodule it is from, until that has augmented it.
+#: Key of the datamodule's index in a batch, until it is augmented.
 SOURCE = 'source'
-#: What all datamodules have to agree on to be learnt as one.
+#: Attributes that the mixture has if they are equal in all datamodules.
 COMMON = ('num_classes', 'labels', 'label_names', 'ignore_index', 'label_gsd')
 
 
 class MixedDataModule(ResumableDataModule, BaseDataModule):
-    """Several datamodules at once; every batch is from one of them, so its shapes agree.
+    """Mixture of datamodules, in which each batch is from one of them.
 
-    Each keeps its own statistics (:attr:`sources`), augmentation and batch size; ``mean`` and ``std`` of a
-    modality are those of the first that has it. Modalities of one name are one
-    modality, and must be the same: others are given another name by *rename*. What a task asks
-    for beyond modalities is known where all datamodules agree on it. Pre-training over all and
-    fine-tuning on one is one run with this, and one with that datamodule and the weights.
+    Each datamodule keeps its statistics (:attr:`sources`), augmentation and batch size. ``mean`` and ``std`` of a
+    modality are those of the first datamodule that has it. Modalities with the same name must be equal; *rename*
+    gives others another name. Attributes such as ``labels`` are set if they are equal in all datamodules. For
+    pre-training on all and fine-tuning on one, run the mixture first, then that datamodule with the weights.
 
-    Training goes on in the middle of an epoch as if it had not been stopped. Several processes
-    (DDP) have batches of the same datamodule at the same time, of samples that differ.
+    Training can resume in the middle of an epoch. In distributed training (DDP), batches of all ranks are from the
+    same datamodule, with different samples.
     """
 
     mean: dict[str, Tensor]  # type: ignore[assignment]
     std: dict[str, Tensor]  # type: ignore[assignment]
     #: By datamodule: ``mean`` and ``std`` of its modalities, under the names of the mixture, and ``data``, its class.
     sources: dict[str, dict[str, Any]]
-    #: The datamodule that the latest batch is from.
+    #: Name of the datamodule of the latest batch.
     latest: str | None = None
 
     def __init__(
@@ -171,17 +171,16 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         patch_size: float | None = None,
         guard: GuardMode | None = None,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
-            datamodules: The datamodules, by a name for each.
-            temperature: 1 trains on each in proportion to its batches; the greater, the more
-                alike their shares.
-            rename: Other names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
-            patch_size: Side of the ground that a token stands for, in metres; that of the
-                datamodules by default, if they agree.
-            guard: What happens where the first tiles do not fit the statistics of a checkpoint:
-                ``'warn'``, ``'error'`` or ``'off'``, in all datamodules; by default as each has it.
+            datamodules: Datamodules by name.
+            temperature: 1 for batches in proportion to the size of each datamodule; larger values make
+                the fractions more equal.
+            rename: New names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
+            patch_size: Side of a token on the ground in metres; that of the datamodules by default, if equal.
+            guard: Handling of tiles that do not match the statistics of a checkpoint, in all datamodules:
+                ``'warn'``, ``'error'`` or ``'off'``; by default as each datamodule has it.
 
         Raises:
             ValueError: If there is no datamodule, or *temperature* is below 1.
@@ -209,22 +208,22 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
 
     @property
     def synthetic(self) -> bool:
-        """Whether any samples are synthetic, so that results are labelled as such."""
+        """Whether any samples are synthetic, so that results are reported as such."""
         return any(module.synthetic for module in self.datamodules.values())
 
     def prepare_data(self) -> None:
-        """Prepare every one."""
+        """Prepare the data of all datamodules."""
         for module in self._parts():
             module.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Set up every one, and join what they know.
+        """Set up all datamodules, and join their modalities and statistics.
 
         Args:
             stage: ``'fit'``, ``'validate'`` or ``'test'``.
 
         Raises:
-            ValueError: If modalities of one name differ, or there is a map to be predicted.
+            ValueError: If modalities with the same name differ, or *stage* is ``'predict'``.
         """
         if stage == 'predict':
             raise ValueError(f'a mixture of {list(self.datamodules)} has no map, expected one datamodule to predict')
@@ -242,7 +241,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             setattr(self, fact, values[0] if all(value == values[0] for value in values) else None)
 
     def train_dataloader(self) -> MixedLoader:
-        """Batches of all, in a drawn order."""
+        """Return a loader of the training batches of all datamodules in random order."""
         if self.trainer is None:
             self.start_anew()
         self.choose_seed()
@@ -262,7 +261,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return MixedLoader(loaders, self.place, self.temperature)
 
     def whole(self, shape: dict[str, Any]) -> int:
-        """Batches of an epoch, about."""
+        """Return the approximate number of batches of an epoch."""
         return sum(shape['lengths'])
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -270,14 +269,14 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self._one_after_the_other('val')
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Test batches of all, one datamodule after the other."""
+        """Return a loader of the test batches of all datamodules, one after the other."""
         return self._one_after_the_other('test')
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment and normalise a batch by its own datamodule, and rename its modalities.
+        """Augment and normalise a batch with its datamodule, and rename its modalities.
 
         Args:
-            batch: A batch.
+            batch: Batch.
             dataloader_idx: Index of the dataloader.
         """
         if SOURCE not in batch:
@@ -289,21 +288,21 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return {keys.get(key, key): value for key, value in batch.items()}
 
     def teardown(self, stage: str) -> None:
-        """Tear down every one.
+        """Tear down all datamodules.
 
         Args:
-            stage: The stage that ends.
+            stage: Stage that ends.
         """
         for module in self.datamodules.values():
             module.teardown(stage)
 
     def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Figure:
-        """Show a sample of the latest batch as its own datamodule does.
+        """Plot a sample of the latest batch with its datamodule.
 
         Args:
-            sample: One sample, under the names of the mixture.
-            *args: What else :meth:`.MultimodalDataModule.plot` takes.
-            **kwargs: Keyword arguments of the same method.
+            sample: Sample, with the names of the mixture.
+            *args: Other arguments of :meth:`.MultimodalDataModule.plot`.
+            **kwargs: Keyword arguments of this method.
 
         Returns:
             The figure.
@@ -313,14 +312,13 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self.datamodules[latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)
 
     def _keys(self, name: str) -> dict[str, str]:
-        """Keys of a datamodule's batches, and what they are called here."""
+        """Return the keys in the mixture by keys of a datamodule's batches."""
         keys: dict[str, str] = {}
         for old, modality in self.datamodules[name].modalities.items():
             keys |= dict(zip(modality.keys, replace(modality, name=self._named(name, old)).keys, strict=True))
         return keys
 
     def _join(self, name: str, module: MultimodalDataModule) -> None:
-        """Add the modalities and statistics of a datamodule."""
         unknown = set(self.rename[name]) - set(module.modalities)
         if unknown:
             raise ValueError(f'rename of {name!r} has {sorted(unknown)}, expected some of {list(module.modalities)}')
@@ -345,7 +343,6 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         self.sources[name] = {'data': module.origin, **numbers}
 
     def _named(self, name: str, modality: str) -> str:
-        """Return the name in the mixture of a modality of a datamodule."""
         return self.rename[name].get(modality, modality)
 
     def _parts(self) -> Sequence[MultimodalDataModule]:
@@ -355,7 +352,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return list(self.datamodules.values())
 
     def _one_after_the_other(self, split: str) -> DataLoader[Sample]:
-        """Batches of a split, of those that have one; as one loader, so that metrics have one name."""
+        """Return one loader of a split of all datamodules that have it, so that metrics have one name."""
         parts = [module for module in self._parts() if getattr(module, f'{split}_dataset') is not None]
         datasets = [getattr(module, f'{split}_dataset') for module in parts]
         batches = Batches(datasets, [module.collate_fn for module in parts], [module.batch_size for module in parts])
@@ -366,7 +363,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
 
 
 class _Tagging:
-    """Joins samples and says where they are from."""
+    """Collate function that adds the index of the datamodule."""
 
     def __init__(self, collate_fn: Callable[[Any], Mapping[str, Any]], index: int) -> None:
         self.collate_fn, self.index = collate_fn, index

@@ -59,18 +59,18 @@ _RANGES = {
 
 
 def implausible(modality: Modality, bands: Sequence[BandSummary]) -> list[str]:
-    """Return what is implausible for the unit that a modality states.
+    """Find values that contradict the unit of a modality.
 
     Args:
-        modality: The modality, with the facts that are known of it.
-        bands: Summary of each of its bands, in their order.
+        modality: Modality, with kind and unit if known.
+        bands: Summary of each band, in order.
 
     Returns:
-        One sentence for each finding, with band, value, expectation and likely cause. Bands of the same
-        cause share a sentence. Without a stated unit, only nodata, constant and empty bands are found.
+        One sentence for each finding, with bands, values, expectation and likely cause. Without a
+        unit, only nodata, constant and empty bands are found.
 
     Raises:
-        ValueError: If there is not one summary for each band.
+        ValueError: If the number of summaries is not that of bands.
     """
     if len(bands) != len(modality.bands):
         raise ValueError(
@@ -81,20 +81,20 @@ def implausible(modality: Modality, bands: Sequence[BandSummary]) -> list[str]:
     measured = [summary for summary in bands if math.isfinite(summary.mean)]
     for name, summary in zip(modality.bands, bands, strict=True):
         if cause := _implausible_band(modality, summary, measured):
-            found.setdefault(cause, []).append(f'{name} ({_spoken(summary)})')
+            found.setdefault(cause, []).append(f'{name} ({_summary_text(summary)})')
     return [f'{modality.name}: {cause}: {", ".join(names)}' for cause, names in found.items()]
 
 
 def implausible_statistics(modality: Modality, mean: Sequence[float], std: Sequence[float]) -> list[str]:
-    """Return what is implausible for the stated unit, by mean and standard deviation alone.
+    """Find means and standard deviations that contradict the unit of a modality.
 
     Args:
-        modality: The modality, with the facts that are known of it.
+        modality: Modality, with kind and unit if known.
         mean: Mean of each band.
         std: Standard deviation of each band.
 
     Returns:
-        As :func:`implausible`; nothing where no unit is stated.
+        As :func:`implausible`; empty without a unit.
     """
     if modality.unit == 'unknown':
         return []
@@ -176,7 +176,7 @@ def _metres(bands: Sequence[BandSummary], fits: bool) -> str:
 _UNITS = {'reflectance': _reflectance, 'dn': _dn, 'db': _db, 'power': _power, 'metres': _metres}
 
 
-def _spoken(band: BandSummary) -> str:
+def _summary_text(band: BandSummary) -> str:
     if not math.isfinite(band.mean):
         return f'valid fraction {band.valid:g}'
     return f'min {band.minimum:.4g}, mean {band.mean:.4g}, max {band.maximum:.4g}'
@@ -190,8 +190,8 @@ class _Cause(NamedTuple):
 
     Attributes:
         text: What the values look like.
-        undo: Takes the values back to the units of the checkpoint.
-        prior: What is added to its cost, if it would be odd.
+        undo: Function that converts the values to the units of the checkpoint.
+        prior: Addition to the cost of an unusual cause.
     """
 
     text: str
@@ -214,15 +214,15 @@ _GAINS = {
 def compare(
     modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLike, tiles: int = 1, dates: int = 1
 ) -> list[str]:
-    """Compare pixels with the statistics of a checkpoint, and name the likely cause where they contradict them.
+    """Compare pixels with the statistics of a checkpoint, and name the likely causes of contradictions.
 
-    Only mean and standard deviation of each band are known, and other places, seasons and clouds
-    differ from them by far. Thus no distance alone is a finding: a cause is named if the pixels are
-    unlikely as they are, and likely once that cause is undone, in all bands together or in one by far.
+    Only mean and standard deviation of each band are known, and values of other regions, seasons and clouds
+    differ much. Therefore a distance alone is not a finding. A cause is named if the pixels are unlikely, but
+    likely after undoing the cause, in all bands together or clearly in one.
 
     Args:
-        modality: The modality, with the facts that are known of it.
-        pixels: Valid pixels of several tiles and dates in raw units, ``(N, C)``. NaN is not measured.
+        modality: Modality, with kind and unit if known.
+        pixels: Valid pixels of several tiles and dates in raw units, ``(N, C)``, NaN for nodata.
         mean: Mean of each band in the checkpoint ``(C,)``.
         std: Standard deviation of each band, in the same order.
         tiles: Number of tiles that the pixels are from.
@@ -252,7 +252,7 @@ class _Comparison:
         every = range(len(self.mean))
         if (np.isnan(self.pixels) | (self.pixels == 0)).all():
             zero = bool((self.pixels == 0).any()) and not self.height
-            return [self._say(every, 'every pixel is 0')] if zero else []
+            return [self._finding(every, 'every pixel is 0')] if zero else []
         found = self._zeros() + self._nodata()
         observed = self._observed()
         self.bands = np.flatnonzero(observed)
@@ -276,7 +276,7 @@ class _Comparison:
             return []
         self.pixels[zero] = np.nan
         return [
-            self._say(range(len(self.mean)), f'{share:.1%} of the pixels are 0 in all bands, nodata counts as data')
+            self._finding(range(len(self.mean)), f'{share:.1%} of the pixels are 0 in all bands, nodata counts as data')
         ]
 
     def _nodata(self) -> list[str]:
@@ -287,12 +287,14 @@ class _Comparison:
             share = (self.pixels == value).sum(0) / np.maximum(1, np.isfinite(self.pixels).sum(0))
             bands = np.flatnonzero(far & (share > 2e-3))
             if bands.size:
-                found.append(self._say(bands, f'{share.max():.1%} of the pixels are {value:g}, nodata counts as data'))
+                found.append(
+                    self._finding(bands, f'{share.max():.1%} of the pixels are {value:g}, nodata counts as data')
+                )
                 self.pixels[self.pixels == value] = np.nan
         bands = np.flatnonzero((np.abs(self.pixels) >= HUGE).any(0) & (np.abs(self.mean) < HUGE / 1e3))
         if bands.size:
             value = np.nanmax(np.abs(self.pixels))
-            found.append(self._say(bands, f'pixels are as large as {value:g}, nodata counts as data'))
+            found.append(self._finding(bands, f'pixels are as large as {value:g}, nodata counts as data'))
             self.pixels[np.abs(self.pixels) >= HUGE] = np.nan
         return found
 
@@ -303,7 +305,7 @@ class _Comparison:
         with _quiet():
             low, high = np.nanmin(self.pixels, 0), np.nanmax(self.pixels, 0)
         bands = [band for band in self.bands if low[band] == high[band]]
-        return [self._say([band], f'constant band, every pixel is {low[band]:g}') for band in bands]
+        return [self._finding([band], f'constant band, every pixel is {low[band]:g}') for band in bands]
 
     def _unit(self) -> list[str]:
         """Find values in another unit: of all bands, or of some of them."""
@@ -313,13 +315,13 @@ class _Comparison:
         whole, now = np.median(there, 1), float(np.median(here))
         best = int(np.argmin(whole))
         if _explains(now, whole[best]) and (here > there[best]).mean() > 0.7:
-            return [self._say(self.bands, f'looks like {causes[best].text}', True)]
+            return [self._finding(self.bands, f'looks like {causes[best].text}', True)]
         found: dict[str, list[int]] = {}
         for index, band in enumerate(self.bands):
             best = int(np.argmin(there[:, index]))
             if here[index] > 2 * _REJECT and there[best, index] < 1 and _explains(here[index], there[best, index]):
                 found.setdefault(causes[best].text, []).append(int(band))
-        return [self._say(bands, f'looks like {text}', True) for text, bands in found.items()]
+        return [self._finding(bands, f'looks like {text}', True) for text, bands in found.items()]
 
     def _sign(self) -> list[str]:
         """Find bands whose values nearly all have the opposite sign of their mean in training."""
@@ -334,7 +336,7 @@ class _Comparison:
         every, self.bands = self.bands, np.setdiff1d(self.bands, bands)
         swapped = self._order()
         self.bands = every
-        return swapped or [self._say(bands, 'looks like values of the opposite sign', True)]
+        return swapped or [self._finding(bands, 'looks like values of the opposite sign', True)]
 
     def _causes(self) -> list[_Cause]:
         """Return the hypotheses that make sense for the kind of the modality."""
@@ -390,8 +392,8 @@ class _Comparison:
             return []
         full = (values == 255).mean()
         if full > 0.2:
-            return [self._say(self.bands, f'saturated, {full:.0%} of the pixels are clipped at 255 (8 bit)', True)]
-        return [self._say(self.bands, 'looks like 8-bit values (0 to 255) where the checkpoint has more', True)]
+            return [self._finding(self.bands, f'saturated, {full:.0%} of the pixels are clipped at 255 (8 bit)', True)]
+        return [self._finding(self.bands, 'looks like 8-bit values (0 to 255) where the checkpoint has more', True)]
 
     def _offset(self) -> list[str]:
         """Find the offset of 1000 that Sentinel-2 products have since baseline 04.00.
@@ -413,14 +415,14 @@ class _Comparison:
             possible = (dark and 900 < floor < 1500) if sign > 0 else floor < -300
             if possible and np.median(left) < 250 and left.max() < 600 and left.mean() < 0.4 * np.abs(shift).mean():
                 cause = f'{text} (Sentinel-2 products have one since baseline 04.00) unlike the checkpoint'
-                return [self._say(self.bands, cause, True)]
+                return [self._finding(self.bands, cause, True)]
         return []
 
     def _order(self) -> list[str]:
-        """Find two bands that changed places, or bands in reverse order.
+        """Find two swapped bands, or bands in reverse order.
 
-        Brightness differs from place to place in all bands alike, so what is compared are the contrasts
-        between bands. What comes out must be as in training, or snow and water would look like other orders.
+        Brightness varies between regions equally in all bands, so contrasts between bands are compared. The result
+        must be as in training, or snow and water would look like other orders.
         """
         count = len(self.bands)
         if self.height or count < 2:
@@ -437,8 +439,8 @@ class _Comparison:
         moved = [band for index, band in enumerate(self.bands) if order[index] != index]
         radar = 'polarisations' if self.modality.kind == 'radar' else 'bands'
         if len(moved) == 2:
-            return [self._say(moved, f'{radar} look swapped', True)]
-        return [self._say(self.bands, f'{radar} look swapped, in reverse order', True)]
+            return [self._finding(moved, f'{radar} look swapped', True)]
+        return [self._finding(self.bands, f'{radar} look swapped, in reverse order', True)]
 
     def _misfit(self, order: list[int]) -> float:
         """Return the distance from training of the bands in another order; infinite if that explains nothing."""
@@ -462,7 +464,7 @@ class _Comparison:
             return math.inf
         return float(distance.mean())
 
-    def _say(self, bands: Iterable[int | np.integer], cause: str, numbers: bool = False) -> str:
+    def _finding(self, bands: Iterable[int | np.integer], cause: str, numbers: bool = False) -> str:
         bands = [int(band) for band in bands]
         names = ', '.join(self.modality.bands[band] for band in bands)
         text = f'{self.modality.name}: {"bands" if len(bands) > 1 else "band"} {names}: {cause}'
@@ -503,16 +505,17 @@ def _log10(values: Values) -> Values:
 
 
 class _quiet(warnings.catch_warnings):
-    """Context without the warnings of NumPy about bands that have no pixel."""
+    """Context without NumPy's warnings about bands that have no pixel."""
 
     def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter('ignore', RuntimeWarning)
 
 
-#: What happens where tiles are implausible.
+#: Handling of implausible tiles.
 GuardMode = Literal['warn', 'error', 'off']
-#: Tiles of each modality that are compared, tiles after which the guard stops to wait for them, and pixels of a tile.
+#: Number of tiles of each modality to compare, of tiles after which the comparison does not wait for more, and of
+#: pixels per tile.
 TILES, LIMIT, PIXELS = 16, 64, 2048
 
 
@@ -526,11 +529,11 @@ class Guard:
     """Comparison of the first tiles with mean and standard deviation of a model.
 
     Args:
-        modalities: The modalities of the tiles, by name.
-        mean: Mean of each band by modality, as the model has it; modalities that it lacks are not compared.
-        std: Standard deviation of each band by modality, as the model has it.
+        modalities: Modalities of the tiles, by name.
+        mean: Mean of each band by modality in the model; other modalities are not compared.
+        std: Standard deviation of each band by modality in the model.
         mode: Whether findings are a warning or an error.
-        total: Number of batches that there are, if that is known: the guard concludes with the last.
+        total: Number of batches, if known; the comparison ends with the last.
     """
 
     def __init__(
@@ -551,10 +554,10 @@ class Guard:
         self._generator = torch.Generator().manual_seed(0)
 
     def look(self, batch: Mapping[str, Tensor]) -> None:
-        """Look at a batch in raw units, and conclude if it is enough.
+        """Add a batch in raw units, and conclude if there are enough tiles.
 
         Args:
-            batch: The batch; it is not changed.
+            batch: Batch, which is not changed.
 
         Raises:
             ValueError: If the tiles are implausible and the mode is ``'error'``.
@@ -587,11 +590,11 @@ class Guard:
         self.pixels.clear()
         if not found:
             return
-        text = 'the first tiles do not look like what the model was trained on: ' + '; '.join(found)
-        advice = 'mend the files or their settings (unit, scale, nodata, order of bands)'
+        text = 'the first tiles do not match the training data of the model: ' + '; '.join(found)
+        advice = 'correct the files or their settings (unit, scale, nodata, order of bands)'
         if self.mode == 'error':
             raise ValueError(f'{text}. Expected the units and bands of the checkpoint: {advice}, or use guard: warn')
-        warnings.warn(f'{text}. Results are wrong if that is so: {advice}; guard: off silences this', stacklevel=2)
+        warnings.warn(f'{text}. Results are wrong if so: {advice}; guard: off disables this warning', stacklevel=2)
 
     def _add(self, name: str, image: Tensor, dates: Tensor, valid: Tensor) -> None:
         """Add some valid pixels of each tile."""
@@ -620,11 +623,11 @@ def make_guard(
     """Return the guard of a run; it compares nothing if the model has no statistics.
 
     Args:
-        trainer: The trainer, with the model.
+        trainer: Trainer with the model.
         modalities: Modalities of the datamodule by name.
-        measured: What :meth:`.OmniSatTask.statistics_of` takes, under the names of the datamodule.
-        named: What modalities of the datamodule are called in the model; their own names by default.
-        mode: What happens where tiles are implausible.
+        measured: Argument of :meth:`.OmniSatTask.statistics_of`, with the names of the datamodule.
+        named: Names in the model by names in the datamodule, where they differ.
+        mode: Handling of implausible tiles.
     """
     task = getattr(trainer.lightning_module, 'task', trainer.lightning_module)  # the robustness test has one
     hparams: Any = getattr(task, 'hparams', {})
@@ -637,16 +640,16 @@ def make_guard(
         }
         statistics = task.statistics_of({**measured, **plain}, list(ours.values()))[1]
     mean, std = ({n: statistics[kind][o] for n, o in ours.items() if o in statistics[kind]} for kind in ('mean', 'std'))
-    told = as_modalities(hparams['modalities']) if hparams.get('modalities') else {}
-    known = {name: _with_facts(modality, told.get(ours[name])) for name, modality in modalities.items()}
+    stored = as_modalities(hparams['modalities']) if hparams.get('modalities') else {}
+    known = {name: _with_facts(modality, stored.get(ours[name])) for name, modality in modalities.items()}
     counts = {'validate': 'num_val_batches', 'test': 'num_test_batches', 'predict': 'num_predict_batches'}
     total = sum(getattr(trainer, counts[trainer.state.fn])) or float('inf')
     return Guard(known, mean, std, mode, total)
 
 
-def _with_facts(modality: Modality, told: Modality | None) -> Modality:
-    """Return a modality with the kind and wavelengths that the checkpoint knows, where the data do not say."""
-    if told is None or told.bands != modality.bands:
+def _with_facts(modality: Modality, stored: Modality | None) -> Modality:
+    """Return a modality with kind and wavelengths of the checkpoint, if the data do not state them."""
+    if stored is None or stored.bands != modality.bands:
         return modality
-    kind, wavelengths = modality.kind or told.kind, modality.wavelengths or told.wavelengths
+    kind, wavelengths = modality.kind or stored.kind, modality.wavelengths or stored.wavelengths
     return replace(modality, kind=kind, wavelengths=wavelengths)

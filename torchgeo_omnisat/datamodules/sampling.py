@@ -32,18 +32,18 @@ from ..batch import fill
 
 
 class Order(Protocol):
-    """What a dataset is asked for in an epoch, and in which order."""
+    """Order of the samples of an epoch."""
 
     def __len__(self) -> int:
-        """How many samples an epoch has."""
+        """Return the number of samples of an epoch."""
 
     def __call__(self, seed: int) -> Sequence[Any]:
-        """Return indices, or other keys of the dataset, that depend only on *seed*."""
+        """Return indices, or other keys of the dataset. They depend only on *seed*."""
 
 
 @dataclass(frozen=True)
 class RandomOrder:
-    """Every sample once, in an order that is drawn.
+    """Random order of all samples.
 
     Args:
         count: Number of samples.
@@ -63,25 +63,24 @@ class RandomOrder:
 
 @dataclass(frozen=True, eq=False)
 class SpatialOrder:
-    """Every sample once, such that those of a batch are neighbours on the ground.
+    """Random order of all samples in which each batch consists of neighbours on the ground.
 
-    The ground is halved again and again, across the longer side of what is left, until each
-    part is one batch; the axes are turned anew for every cut, so that a sample has other
-    neighbours in every order.
+    The samples are divided in half recursively, across the longer side of each part, until each part is one batch.
+    The axes are rotated at random for each division, so that a sample has different neighbours in each epoch.
 
     Args:
-        positions: Where samples lie, ``(N, 2)`` in metres.
-        size: Samples in a batch, of all processes together.
+        positions: Coordinates of the samples, ``(N, 2)`` in metres.
+        size: Samples per batch of all ranks together.
 
     Raises:
-        ValueError: If a position is not known.
+        ValueError: If a position is not finite.
     """
 
     positions: NDArray[np.float64]
     size: int
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be sorted."""
+        """Validate the positions."""
         shape, unknown = self.positions.shape, int((~np.isfinite(self.positions)).any(-1).sum())
         if len(shape) != 2 or shape[1] != 2 or unknown:
             raise ValueError(
@@ -93,7 +92,7 @@ class SpatialOrder:
         return len(self.positions)
 
     def __call__(self, seed: int) -> list[int]:
-        """Return the indices in the order of *seed*: batch after batch, the remainder at the end."""
+        """Return the indices of whole batches in the order of *seed*, then the remainder."""
         rng = np.random.default_rng(seed)
         parts = self._halve(rng.permutation(len(self.positions)), rng)
         whole = [part for part in parts if len(part) == self.size]
@@ -101,7 +100,7 @@ class SpatialOrder:
         return [int(index) for batch in batches for index in rng.permutation(batch)]
 
     def _halve(self, members: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """Neighbours together, each part a batch except for one that may be smaller."""
+        """Divide samples into batches of neighbours; one of them may be smaller."""
         if len(members) <= self.size:
             return [members]
         angle = rng.uniform(0, 2 * math.pi)
@@ -115,13 +114,13 @@ class SpatialOrder:
 
 @dataclass
 class Progress:
-    """How far training has come.
+    """Progress of a training.
 
     Attributes:
-        seed: What every draw follows from; None until it is needed.
-        epoch: The epoch.
-        batches: How many batches of it are done, when it is taken up again.
-        draws: Where the random numbers of the batch at hand are, between its augmentation and its step.
+        seed: Random seed; None until it is needed.
+        epoch: Index of the epoch.
+        batches: Number of batches of this epoch that were processed before training resumed.
+        draws: States of the random generators between augmentation and training step of a batch.
     """
 
     seed: int | None = None
@@ -131,40 +130,39 @@ class Progress:
 
 
 class Draw(NamedTuple):
-    """One sample of an epoch: what the dataset is asked for, and what its draws follow from."""
+    """Key of a sample in the dataset, and the random seed of the sample."""
 
     item: Any
     seed: int
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Deals an order to the processes, whole batches of all of them at a time.
+    """Distributed sampler that can resume in the middle of an epoch.
 
-    A batch of all processes together holds the same samples for any number of processes.
-    Lightning takes a ``DistributedSampler`` for one that has dealt already, with or without
-    ``use_distributed_sampler``.
+    The batch of all ranks together contains the same samples for any world size. Lightning does not replace a
+    ``DistributedSampler``, with or without ``use_distributed_sampler``.
 
     Args:
-        order: The order.
-        place: Where to begin; :meth:`set_epoch` moves it on.
-        batch_size: Samples in a batch of one process.
-        drop_last: Whether to leave out an incomplete batch. Otherwise samples are repeated
-            until every process has as many.
-        rank: Which process this is.
-        world_size: Number of processes.
+        order: Order of the samples.
+        place: Progress to start from; :meth:`set_epoch` updates it.
+        batch_size: Samples per batch of one rank.
+        drop_last: Whether to drop an incomplete batch. Otherwise samples are repeated until all ranks have
+            the same number.
+        rank: Rank.
+        world_size: World size.
     """
 
     def __init__(
         self, order: Order, place: Progress, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Keep the arguments; nothing is drawn yet."""
+        """Keep the arguments."""
         super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]
         self.order, self.place, self.batch_size = order, place, batch_size
         self.turn: tuple[int, ...] = ()
         self.skipped: int | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples of a whole epoch on this rank, wherever it begins."""
+        """Return the number of samples of a whole epoch on this rank."""
         joint = self.batch_size * self.num_replicas
         if self.drop_last:
             return len(self.order) // joint * self.batch_size
@@ -183,36 +181,35 @@ class EpochSampler(DistributedSampler[Draw]):
                 yield Draw(items[number % len(items)], mix(*key, number))
 
     def take_turn(self, turn: tuple[int, ...], skipped: int) -> None:
-        """Make what is dealt next one of several rounds of an epoch, each with an order of its own.
+        """Select one of several rounds of an epoch; each round has a different order.
 
         Args:
-            turn: Which round.
-            skipped: How many batches of it were dealt already.
+            turn: Identifier of the round.
+            skipped: Number of its batches to skip.
         """
         self.turn, self.skipped = turn, skipped
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch; the one that is being taken up again is not begun anew.
+        """Start an epoch, unless it is the one that is being resumed.
 
         Args:
-            epoch: Its number.
+            epoch: Index of the epoch.
         """
         if epoch != self.place.epoch:
             self.place.epoch, self.place.batches = epoch, 0
 
 
 class RepeatedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
-    """The same samples with the same draws in every epoch, for ``--trainer.overfit_batches``.
+    """Sampler with the same samples and random numbers in every epoch, for ``--trainer.overfit_batches``.
 
-    Lightning leaves a ``SequentialSampler`` where it is, and puts one of its own, which draws
-    nothing, in the place of any other.
+    Lightning replaces every sampler that is not a ``SequentialSampler``.
     """
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch as the first one.
+        """Start an epoch with the order of the first one.
 
         Args:
-            epoch: Its number.
+            epoch: Index of the epoch.
         """
         if epoch != getattr(self, 'begun', epoch):
             self.place.batches = 0
@@ -220,16 +217,16 @@ class RepeatedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
 
 
 class Filler(NamedTuple):
-    """A sample that a rank reads for want of another one, and that does not count."""
+    """Padding sample of a rank that has a batch less than the others; it is not scored."""
 
     item: int
 
 
 class DealtDataset(Dataset[Any]):
-    """A dataset that can be asked for a :class:`Filler`.
+    """Dataset that accepts a :class:`Filler` as index.
 
     Args:
-        dataset: The samples.
+        dataset: Dataset of the samples.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -240,28 +237,28 @@ class DealtDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, item: Any) -> Any:
-        """One sample."""
+        """Return a sample."""
         return fill(self.dataset[item.item]) if isinstance(item, Filler) else self.dataset[item]
 
 
 class DealtSampler(DistributedSampler[Any], SequentialSampler):
-    """Deals samples to the ranks in their order, each of them once.
+    """Distributed sampler for evaluation: each sample once, in order.
 
-    Every rank has as many batches, because steps of an evaluation exchange messages: a rank that has
-    a batch less gets one of a single :class:`Filler`.
+    All ranks have the same number of batches, because evaluation steps communicate. A rank that has a batch
+    less gets one with a single :class:`Filler`.
 
     Args:
-        dataset: The samples.
-        batch_size: Samples in a batch of one rank.
-        rank: Which rank this is.
-        world_size: Number of ranks.
-        fill: Whether a rank may get a filler; otherwise it has a batch less.
+        dataset: Dataset of the samples.
+        batch_size: Samples per batch of one rank.
+        rank: Rank.
+        world_size: World size.
+        fill: Whether to add fillers; otherwise some ranks have a batch less.
     """
 
     def __init__(
         self, dataset: Sized, batch_size: int = 1, rank: int = 0, world_size: int = 1, fill: bool = True
     ) -> None:
-        """Deal."""
+        """Assign samples to this rank."""
         super().__init__(dataset, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         self.items: list[Any] = list(range(rank, len(dataset), world_size))
         most = math.ceil(len(range(0, len(dataset), world_size)) / batch_size)
@@ -283,10 +280,10 @@ def mix(*numbers: int) -> int:
 
 
 class SeededDataset(Dataset[Sample]):
-    """A dataset whose every draw, in whatever worker, follows from what it is asked for.
+    """Dataset that seeds the random generators for each sample, in any worker.
 
     Args:
-        dataset: The dataset.
+        dataset: Dataset of the samples.
     """
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
@@ -297,21 +294,28 @@ class SeededDataset(Dataset[Sample]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """One sample; the process's own random numbers stay as they were."""
+        """Return a sample, and restore the generators of the process."""
         with isolate_rng(include_cuda=False):
             seed_draws(draw.seed, devices=False)
             return self.dataset[draw.item]
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A loader that Lightning knows to be resumable; nothing is read before the first batch is wanted."""
+    """Data loader that Lightning accepts as resumable. It reads nothing before the first batch is requested.
+
+    With torchdata's ``StatefulDataLoader`` instead, ``test_goes_on_as_if_not_stopped`` fails: a run that is resumed
+    by Lightning 2.6 starts with other samples, and random numbers of samples and steps are not restored.
+    """
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        """Batches; Lightning makes iterators before it says which epoch it is."""
+        """Yield batches. This is a generator, because Lightning creates iterators before it sets the epoch."""
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the datamodule keeps the place. Lightning 2.6 forgets a loader's where a scheduler counts steps."""
+        """Return an empty state, because the datamodule stores it.
+
+        Lightning 2.6 loses the state of loaders if a scheduler uses ``estimated_stepping_batches``.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,11 +323,10 @@ class ResumableLoader(DataLoader[Sample]):
 
 
 class ResumableDataModule(LightningDataModule):
-    """A datamodule that goes on in the middle of an epoch, with the draws it would have had.
+    """Datamodule base class for training that resumes in the middle of an epoch, bit for bit.
 
-    A subclass makes its training loader with :meth:`resumable_loader`, and calls
-    :meth:`begin` when it is set up to fit. The seed is that of Lightning's
-    ``seed_everything`` if there was one, else the one number that is then drawn from PyTorch's generator.
+    Subclasses create the training loader with :meth:`resumable_loader`, and call :meth:`begin` in ``setup('fit')``.
+    The seed is that of Lightning's ``seed_everything``, or else one number from PyTorch's generator.
     """
 
     place: Progress
@@ -333,14 +336,14 @@ class ResumableDataModule(LightningDataModule):
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget where an earlier training was."""
+        """Reset the progress of an earlier training."""
         self.place = Progress()
         self._seed: int | None = None
         self._shape: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """Start anew, with a seed of its own."""
+        """Reset the progress and draw a seed."""
         self.start_anew()
         self._seed = _draw_seed()
 
@@ -350,14 +353,14 @@ class ResumableDataModule(LightningDataModule):
         """Return the loader of a training split.
 
         Args:
-            dataset: Dataset of the items of *order*.
-            order: The order of an epoch.
-            batch_size: Samples in a batch of one process.
-            drop_last: Whether to leave out an incomplete batch.
+            dataset: Dataset of the keys of *order*.
+            order: Order of an epoch.
+            batch_size: Samples per batch of one rank.
+            drop_last: Whether to drop an incomplete batch.
             **kwargs: Other arguments of a ``DataLoader``.
 
         Raises:
-            ValueError: If training goes on in the middle of an epoch that was cut otherwise.
+            ValueError: If training resumes in the middle of an epoch with different batches.
         """
         trainer = self.trainer
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -379,16 +382,16 @@ class ResumableDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Augment or normalise a batch; what is drawn for a training batch follows from the seed and its number.
+        """Augment or normalise a batch; seed the generators for each training batch.
 
-        The training step goes on from there (:class:`SeededStep`).
+        The training step continues from this state of the generators (:class:`SeededStep`).
 
         Args:
-            batch: A batch.
+            batch: Batch.
             dataloader_idx: Index of the dataloader.
 
         Returns:
-            The batch as the datamodule augments or normalises it.
+            The augmented or normalised batch.
         """
         trainer = self.trainer
         augmented: Sample
@@ -403,17 +406,17 @@ class ResumableDataModule(LightningDataModule):
         return augmented
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed and the number of batches of this epoch that were trained on."""
+        """Return the seed and the number of processed batches of this epoch."""
         if self.trainer is None or self.place.seed is None:
             return {}
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return {'seed': self.place.seed, 'epoch': self.place.epoch, 'batches': progress.processed, **self._shape}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Resume from the state of a checkpoint.
 
         Args:
-            state: What :meth:`state_dict` gave.
+            state: Result of :meth:`state_dict`.
         """
         # In place: FSDP restores after a scheduler has asked for the loader.
         self.place.seed, self.place.epoch, self.place.batches = (state[k] for k in ('seed', 'epoch', 'batches'))
@@ -421,13 +424,13 @@ class ResumableDataModule(LightningDataModule):
         self.cut_epoch(self._shape)
 
     def cut_epoch(self, shape: dict[str, Any]) -> None:
-        """Say what an epoch consists of.
+        """Set the settings that define the batches of an epoch.
 
         Args:
-            shape: Everything that the number and the members of its batches follow from.
+            shape: Settings by name.
 
         Raises:
-            ValueError: If training goes on in the middle of an epoch that was cut otherwise.
+            ValueError: If training resumes in the middle of an epoch with other settings.
         """
         self._shape = shape
         here, there = self._shape, self._loaded
@@ -441,15 +444,15 @@ class ResumableDataModule(LightningDataModule):
             )
 
     def whole(self, shape: dict[str, Any]) -> int:
-        """Whole batches of an epoch.
+        """Return the number of whole batches of an epoch.
 
         Args:
-            shape: What :meth:`cut_epoch` was given.
+            shape: Settings as in :meth:`cut_epoch`.
         """
         return int(shape['samples'] // (shape['batch_size'] * shape['processes']))
 
     def choose_seed(self) -> None:
-        """Have one seed for all processes, if there is none yet."""
+        """Set one seed for all ranks, unless it is set."""
         if self.place.seed is not None:
             return
         seed = _draw_seed() if self._seed is None else self._seed
@@ -459,18 +462,18 @@ class ResumableDataModule(LightningDataModule):
 
 
 class SeededStep:
-    """The training step of a strategy, whose draws go on from those of the batch's augmentation.
+    """Training step of a strategy that continues from the generator states of the batch's augmentation.
 
     Args:
-        step: The training step.
-        place: Holds the state of the draws.
+        step: Original training step.
+        place: Progress with the states of the generators.
     """
 
     def __init__(self, step: Callable[..., Any], place: Progress) -> None:
         self.step, self.place = step, place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the step; the user's random numbers stay as they were."""
+        """Run the step, and restore the user's generators."""
         draws, self.place.draws = self.place.draws, None
         if draws is None:
             return self.step(*args, **kwargs)
@@ -479,7 +482,7 @@ class SeededStep:
 
     @classmethod
     def install(cls, strategy: Any, place: Progress) -> None:
-        """Put the step of a strategy in its place, once."""
+        """Wrap the training step of a strategy, once."""
         step = strategy.training_step
         strategy.training_step = cls(step.step if isinstance(step, cls) else step, place)
 
@@ -490,7 +493,11 @@ def _draw_seed() -> int:
 
 @contextmanager
 def borrowed(begin: Callable[[], object]) -> Iterator[None]:
-    """Use the global generators, from the state that *begin* gives them, and put the user's state back."""
+    """Use the global generators in a context, and restore their states afterwards.
+
+    Args:
+        begin: Function that sets the states to start from.
+    """
     before = _collect_rng_states()
     try:
         begin()
@@ -503,8 +510,8 @@ def seed_draws(seed: int, devices: bool = True) -> None:
     """Seed Python, NumPy and PyTorch.
 
     Args:
-        seed: The seed.
-        devices: Whether to seed PyTorch on every device, or on the processor alone.
+        seed: Random seed.
+        devices: Whether to seed PyTorch on all devices, or on the CPU only.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the draws of others)

@@ -1,12 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Statistics: mean and standard deviation of every band, measured in one pass and kept.
+"""Mean and standard deviation of each band, computed in one pass and stored.
 
-An entry keeps the fingerprint of the files that were measured (:mod:`torchgeo_omnisat.datasets.io.fingerprint`) and
-is measured anew when one of them has another size or modification time. The status of each measured file is
-asked for once whenever statistics are wanted. Entries without a fingerprint, such as ones written by hand, hold
-whatever the files are.
+Each entry contains the fingerprint of its files (:mod:`torchgeo_omnisat.datasets.io.fingerprint`) and is computed
+again if the size or modification time of a file has changed. Files are checked once per use. Entries without a
+fingerprint, such as handwritten ones, are always valid.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ from ..utils.jsonfile import load_json
 
 
 class _Each(Dataset[Any]):
-    """The result of a function at every place."""
+    """Dataset of the results of a function for each index."""
 
     def __init__(self, function: Callable[[int], Any], length: int) -> None:
         self.function, self.length = function, length
@@ -51,59 +50,56 @@ class _Each(Dataset[Any]):
 
 
 def stream(function: Callable[[int], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:
-    """Call a function in worker processes, with a progress bar where someone looks at it.
+    """Call a function in worker processes, with a progress bar in terminals.
 
     Args:
-        function: What to call with the places *first* to *length* - 1.
-        length: How many places there are.
-        num_workers: Number of processes; 0 for this one.
-        title: What the bar says.
-        first: Where to begin.
+        function: Function of the indices *first* to *length* - 1.
+        length: Number of indices.
+        num_workers: Number of worker processes; 0 for this process.
+        title: Title of the progress bar.
+        first: First index.
 
     Yields:
-        The results in the order of the places, whichever worker had them.
+        The results in the order of the indices.
     """
-    places = range(first, length)
     loader: DataLoader[Any] = DataLoader(
         _Each(function, length),
         batch_size=None,
-        sampler=places,
+        sampler=range(first, length),
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,  # or numbers would become tensors
         generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
     )
     yield from tqdm(loader, initial=first, total=length, desc=title, unit=' samples', disable=None, leave=False)
 
 
-def _as_it_is(result: Any) -> Any:
-    """No tensor is made of what a function found out."""
+def _identity(result: Any) -> Any:
     return result
 
 
 #: File with the statistics of a dataset.
 FILENAME = 'STATISTICS.json'
-#: Seconds after which what a pass has so far is kept once more.
+#: Seconds between two writes of partial results.
 EVERY = 10.0
 #: Deviations beyond this are squared in float64; sums of smaller squares stay in float32.
 LARGE = 1e15
 
-#: Mean and standard deviation, one number a band.
+#: Mean and standard deviation per band.
 BandMoments = tuple[Tensor, Tensor]
-#: By modality and group: lists ``mean`` and ``std``, empty where there is nothing to measure, how
-#: many ``samples`` were measured ``of`` how many, and the fingerprint of their ``files``, if a dataset tells them.
+#: By modality and group: lists ``mean`` and ``std``, empty without valid pixels; the number of ``samples`` that were
+#: read and ``of`` how many; and the fingerprint of their ``files``, if the dataset lists them.
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 
 class Moments:
-    """Mean and standard deviation of bands over any number of images, one image in memory at a time.
+    """Running mean and standard deviation of bands, with one image in memory at a time.
 
-    What is joined is a number of pixels, their mean and their sum of squared deviations (Chan,
-    Golub and LeVeque, 1979), in float64, so a mean that is large beside the deviation costs no
-    digits. The images themselves stay as they are, in float32.
+    Counts, means and sums of squared deviations are merged in float64 (Chan, Golub and LeVeque, 1979), so that a
+    mean much larger than the standard deviation does not cost precision. Images stay in float32.
     """
 
     def __init__(self, bands: int) -> None:
-        """Start from nothing.
+        """Initialize without pixels.
 
         Args:
             bands: Number of bands.
@@ -113,7 +109,7 @@ class Moments:
         self.squares: NDArray[np.float64] = np.zeros(bands)
 
     def add(self, image: Tensor) -> None:
-        """Let the finite pixels of images ``(..., C, H, W)`` join, frame by frame."""
+        """Add the finite pixels of images ``(..., C, H, W)``."""
         for frame in image.reshape(-1, *image.shape[-3:]).numpy():
             values = frame.reshape(len(frame), -1)
             finite = np.isfinite(values)
@@ -129,29 +125,28 @@ class Moments:
             self._join(count, mean, np.maximum(squares, 0))
 
     def merge(self, other: 'Moments') -> None:
-        """Let what others measured join."""
+        """Add the pixels of another instance."""
         self._join(other.count, other.mean, other.squares)
 
     def as_dict(self) -> dict[str, list[float]]:
-        """Mean and standard deviation as in PASTIS's NORM files; empty lists if a band has no pixel."""
+        """Return mean and standard deviation as in PASTIS's NORM files; empty lists if a band has no pixel."""
         if not self.count.all():
             return {'mean': [], 'std': []}
         return {'mean': self.mean.tolist(), 'std': np.sqrt(self.squares / self.count).tolist()}
 
     def state(self) -> dict[str, list[float]]:
-        """All that is needed to go on later, bit by bit."""
+        """Return the state to resume from, bit for bit."""
         return {name: value.tolist() for name, value in vars(self).items()}
 
     @classmethod
     def restore(cls, state: Mapping[str, Sequence[float]]) -> Self:
-        """Go on from a state."""
+        """Create an instance from a state."""
         moments = cls(len(state['count']))
         for name in vars(moments):
             setattr(moments, name, np.array(state[name], dtype=np.float64))
         return moments
 
     def _join(self, count: NDArray[Any], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
-        """Two sets of pixels become one."""
         total = self.count + count
         share = count / np.maximum(total, 1)
         step = mean - self.mean
@@ -169,20 +164,18 @@ def measure(
     keep: Path | None = None,
     about: Any = None,
 ) -> Entries:
-    """Measure the valid dates and finite pixels of every modality in one pass over the samples.
+    """Compute the statistics of valid dates and finite pixels in one pass over the samples.
 
-    Samples join in their order, so the number of workers changes nothing, nor does a pass
-    that was cut off and continued.
+    Samples are added in order, so that the result does not depend on the number of workers, or on interruptions.
 
     Args:
-        dataset: Gives the samples.
-        modalities: What to measure.
-        groups: The group of each sample; each group is measured by itself.
-        most: At most so many samples, spread evenly, are read; None for all.
-        num_workers: Processes that read.
-        keep: File for what the pass has so far, every few seconds, from where a later call goes
-            on. It is removed in the end.
-        about: Plain values that tell this pass from others; another pass's file is not used.
+        dataset: Dataset of the samples.
+        modalities: Modalities to measure.
+        groups: Group of each sample; each group has separate statistics.
+        most: Maximum number of evenly spaced samples to read; None for all.
+        num_workers: Number of worker processes.
+        keep: File for partial results, from which a later call resumes. It is deleted at the end.
+        about: Plain values that identify this pass; a file of another pass is ignored.
 
     Returns:
         Mean and standard deviation by modality and group.
@@ -225,18 +218,18 @@ def measure(
 
 
 def measured_files(dataset: Any, name: str, indices: Sequence[int]) -> tuple[list[Stamp], list[str]] | None:
-    """Return size and time of the files that samples of a modality are read from, and the names of these samples.
+    """Return size and modification time of the files of a modality, and the names of the samples.
 
     Args:
-        dataset: The dataset, which tells its files by ``image_files(name, indices)``.
-        name: The modality.
-        indices: Numbers of the samples.
+        dataset: Dataset, with ``image_files(name, indices)`` if its files are known.
+        name: Name of the modality.
+        indices: Indices of the samples.
 
     Returns:
-        What :meth:`.Fingerprint.of` takes; None if the dataset tells no files.
+        Arguments of :meth:`.Fingerprint.of`; None if the files are not known.
     """
-    told = getattr(dataset, 'image_files', None)
-    paths = [] if told is None else told(name, indices)
+    image_files = getattr(dataset, 'image_files', None)
+    paths = [] if image_files is None else image_files(name, indices)
     if not paths:
         return None
     ids = getattr(dataset, 'ids', None)
@@ -244,13 +237,13 @@ def measured_files(dataset: Any, name: str, indices: Sequence[int]) -> tuple[lis
 
 
 def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) -> str:
-    """Return how the files of a modality differ from those that were measured; nothing if they do not.
+    """Return how the files of a modality have changed since they were measured; empty if they have not.
 
     Args:
-        dataset: The dataset.
-        entries: Statistics of every group.
-        name: The modality.
-        groups: The group of each sample.
+        dataset: Dataset.
+        entries: Statistics of all groups.
+        name: Name of the modality.
+        groups: Group of each sample.
     """
     known = {group: entries[name][group] for group in dict.fromkeys(groups)}
     whole = all(entry.get('samples') == entry.get('of') for entry in known.values())
@@ -267,18 +260,18 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
 
 
 def read_statistics(path: Path, key: str, bands: int) -> BandMoments:
-    """One entry of a file such as ``{"Fold_1": {"mean": [...], "std": [...]}}``.
+    """Read an entry of a file such as ``{"Fold_1": {"mean": [...], "std": [...]}}``.
 
     Args:
-        path: The JSON file.
-        key: The entry.
-        bands: How many numbers each list is to hold.
+        path: JSON file.
+        key: Key of the entry.
+        bands: Number of bands.
 
     Returns:
         Mean and standard deviation, float64.
 
     Raises:
-        ValueError: If the file is not of that form.
+        ValueError: If the file cannot be read, or the entry is missing or invalid.
     """
     expected = f"expected {key!r} with 'mean' and 'std' of {bands} finite numbers each"
     try:
@@ -292,13 +285,13 @@ def read_statistics(path: Path, key: str, bands: int) -> BandMoments:
 
 
 def as_bands(entry: Mapping[str, Any]) -> BandMoments:
-    """Return the numbers of one entry as float64 tensors."""
+    """Return mean and standard deviation of an entry as float64 tensors."""
     mean, std = (torch.tensor(entry[kind], dtype=torch.float64) for kind in ('mean', 'std'))
     return mean, std
 
 
 def places_of(root: Path) -> list[Path]:
-    """Where the statistics of a dataset may be: in *root*, or, where that is read-only, in PyTorch's cache."""
+    """Return the possible files with the statistics of a dataset: in *root*, or, if read-only, in PyTorch's cache."""
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     places = [root / FILENAME]
     with contextlib.suppress(FileNotFoundError):
@@ -317,14 +310,14 @@ def load_statistics(root: Path) -> Entries:
 
 
 def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: int) -> bool:
-    """Whether every group of a modality was measured, and has the samples that it had then.
+    """Return whether there are statistics of all groups of a modality, with the same numbers of samples.
 
     Args:
         entries: Statistics.
-        name: The modality.
-        groups: How many samples each group has. An entry that does not say ``of`` how many it
-            is, such as one written by hand, holds for any number.
-        bands: How many numbers each list is to hold.
+        name: Name of the modality.
+        groups: Number of samples by group. An entry without ``of``, such as a handwritten one, is valid for any
+            number.
+        bands: Number of bands.
     """
     known = entries.get(name, {})
     return all(
@@ -334,17 +327,14 @@ def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: i
 
 
 def save_statistics(root: Path, entries: Entries) -> Path | None:
-    """Add to the statistics of the dataset in *root*.
-
-    The file is written under a temporary name and renamed, so that processes which measure at
-    the same time only do so twice.
+    """Add entries to the statistics of the dataset in *root*.
 
     Args:
-        root: The dataset.
+        root: Directory of the dataset.
         entries: Statistics.
 
     Returns:
-        The file; None, with a warning, if none can be written.
+        The file; None, with a warning, if it cannot be written.
     """
     known = load_statistics(root)
     merged = known | {name: known.get(name, {}) | groups for name, groups in entries.items()}
@@ -353,13 +343,19 @@ def save_statistics(root: Path, entries: Entries) -> Path | None:
             _write(place, merged)
             return place
     places = places_of(root)
-    hint = ', and this user has no home: set TORCH_HOME to a folder that can be written' * (len(places) == 1)
-    warnings.warn(f'statistics could not be kept in any of {[str(p) for p in places]}{hint}', stacklevel=2)
+    hint = ', and the user has no home directory: set TORCH_HOME to a writable directory' * (len(places) == 1)
+    warnings.warn(f'statistics cannot be written to any of {[str(p) for p in places]}{hint}', stacklevel=2)
     return None
 
 
+def settings_group(settings: Any) -> str:
+    """Return the name of the training group of a dataset whose statistics depend on plain settings."""
+    digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()[:12]
+    return f'train {digest}'
+
+
 def partial_of(root: Path) -> Path | None:
-    """Where a pass over the dataset in *root* keeps what it has so far; None if nowhere can be written."""
+    """Return the file for partial results of the dataset in *root*; None if there is no writable directory."""
     for place in places_of(root):
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -371,7 +367,6 @@ def partial_of(root: Path) -> Path | None:
 def _sample_moments(
     dataset: Any, modalities: Mapping[str, Modality], places: Sequence[int], place: int
 ) -> dict[str, Moments]:
-    """Return the moments of one sample."""
     sample: Sample = dataset[places[place]]
     found = {}
     for name, modality in modalities.items():
@@ -389,12 +384,11 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _states(found: Mapping[str, Mapping[str, Moments]]) -> dict[str, dict[str, Any]]:
-    """All moments as plain numbers."""
     return {name: {group: one.state() for group, one in parts.items()} for name, parts in found.items()}
 
 
 def _resume(keep: Path, digest: str, found: dict[str, dict[str, Moments]]) -> int:
-    """Fill in what an earlier pass had; how many samples that is."""
+    """Load the partial results of an earlier pass, and return its number of samples."""
     state = _read(keep)
     if state.get('pass') != digest:
         return 0
@@ -404,7 +398,6 @@ def _resume(keep: Path, digest: str, found: dict[str, dict[str, Moments]]) -> in
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether that is an entry that can be used."""
     if not isinstance(entry, Mapping):
         return False
     lists = [entry.get('mean'), entry.get('std')]
@@ -426,6 +419,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""TreeSatAI Time-Series in its published lists."""
+"""Datamodule of TreeSatAI Time-Series."""
 
 from typing import Any, Literal
 
@@ -11,14 +11,12 @@ from .base import MultimodalDataModule
 
 
 class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
-    """TreeSatAI Time-Series, trained, validated and tested on its published lists.
+    """Datamodule of TreeSatAI Time-Series, with its published splits.
 
-    Samples have a ``label`` of 15 genera and no mask: train
-    :class:`~torchgeo_omnisat.tasks.OmniSatClassification` on them. Without a list for
-    validation a tenth of the training list is held out.
+    Samples have a ``label`` of 15 genera and no mask, for :class:`~torchgeo_omnisat.tasks.OmniSatClassification`.
+    Without a list for validation, 10 % of the training list are held out.
 
-    Each modality is normalised by the statistics of the valid dates of up to 1000 plots of
-    the training list.
+    Each modality is normalised by the statistics of the valid dates of up to 1000 training plots.
     """
 
     num_classes = len(GENERA)
@@ -40,20 +38,20 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments; nothing is read yet.
+        """Keep the arguments. Nothing is read yet.
 
         Args:
             root: Directory of the dataset (see
                 :class:`~torchgeo_omnisat.datasets.TreeSatAITimeSeries`).
-            modalities: Names of the modalities; None for all that the root holds.
-            bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
-            batch_size: Samples in a batch.
-            max_dates: How many days of a series to read, spread evenly; None for all.
-            date_range: First and last day to read.
-            cloud_probability: From which probability on, in %, a pixel is snow or cloud.
-            cloud_cover: Which share of such pixels makes a date not valid.
-            missing: ``'allow'`` takes a missing file for a modality that was not acquired.
-            download: Whether to download the archives that are not there.
+            modalities: Names of the modalities; None for all that *root* contains.
+            bands: Bands to read by modality, such as ``{'s1a': ('VV',)}``.
+            batch_size: Samples per batch.
+            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
+            date_range: First and last day, inclusive.
+            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
+            cloud_cover: Fraction of such pixels from which a date is invalid.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
+            download: Whether to download missing archives.
             checksum: Whether to check the SHA-256 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
