@@ -494,11 +494,6 @@ def _moments(pixels: Values) -> tuple[Values, Values]:
         return np.nanmean(kept, 0), np.nanstd(kept, 0)
 
 
-def _calibrate(values: Values) -> Values:
-    """Return decibels of the digital numbers that Sentinel-1 mosaics are scaled to."""
-    return 20 * _log10(values) - 83
-
-
 def _log10(values: Values) -> Values:
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.where(values > 0, np.log10(values), np.nan)

@@ -5,7 +5,9 @@
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from dataclasses import MISSING as REQUIRED
+from dataclasses import fields
+from typing import Any, Self, get_args
 
 from torchgeo.datasets import DatasetNotFoundError
 
@@ -14,6 +16,29 @@ from .series import parse_day
 
 #: What a missing file may be: an error, taken for never acquired, or something for `check` to tell of.
 MISSING = ('error', 'allow', 'check')
+
+
+class Settings:
+    """Base class of dataclasses that are configured by their arguments."""
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """Create an instance from a configuration.
+
+        Args:
+            settings: Instance, or its arguments by name.
+
+        Raises:
+            ValueError: If the arguments are invalid.
+        """
+        if isinstance(settings, cls):
+            return settings
+        every = fields(cls)  # type: ignore[arg-type]
+        names, required = {field.name for field in every}, {field.name for field in every if field.default is REQUIRED}
+        if not isinstance(settings, Mapping) or not required <= set(settings) <= names:
+            name, given = cls.__name__.lower(), dict(settings) if isinstance(settings, Mapping) else settings
+            raise ValueError(f'{name} is {given!r}, expected the arguments {", ".join(f.name for f in every)}')
+        return cls(**settings)
 
 
 def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:

@@ -4,7 +4,8 @@
 """Base class of the datasets, and what their samples are made of."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .plotting import draw_any
+from .plotting import Composite, Palette, draw_any, plot_sample
 from .series import when
 
 
@@ -28,9 +29,8 @@ class MultimodalDataset(NonGeoDataset):
     A subclass sets :attr:`modalities` and implements ``__len__`` and ``__getitem__``, which returns a sample as in
     :mod:`torchgeo_omnisat.batch`. Everything else that :class:`.MultimodalDataModule` needs has a default here.
 
-    Two methods are optional. ``parts(index)`` lists the files of a sample and what they should contain, for
-    ``python -m torchgeo_omnisat check``. ``image_files(name, indices)`` lists the files that a modality of some
-    samples is read from; statistics are computed again when one of them changes.
+    One method is optional: ``parts(index)`` lists the files of a sample and what they should contain, for
+    ``python -m torchgeo_omnisat check``.
     """
 
     #: Modalities by name, with the bands that are read.
@@ -79,6 +79,39 @@ class MultimodalDataset(NonGeoDataset):
         """Centre of each sample ``(N, 2)`` in metres; None if unknown."""
         return None
 
+    @property
+    def composites(self) -> Mapping[str, Sequence[Composite]]:
+        """Band combinations of each modality for figures."""
+        return {}
+
+    @property
+    def palette(self) -> Palette | None:
+        """Names and colours of the classes for figures; None for :attr:`labels` in default colours."""
+        return None
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample.
+
+        Args:
+            index: Index of the sample in the split.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file has unexpected content.
+        """
+
+    def image_files(self, name: str, indices: Iterable[int]) -> Sequence[str | Path]:
+        """Return the files that a modality of some samples is read from; empty if unknown.
+
+        Statistics are computed again when one of them changes.
+
+        Args:
+            name: Name of the modality.
+            indices: Indices of the samples.
+        """
+        return []
+
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot every modality of a sample, the mask and, if there is one, the prediction.
 
@@ -89,7 +122,12 @@ class MultimodalDataset(NonGeoDataset):
 
         Returns:
             The figure.
+
+        Raises:
+            RGBBandsMissingError: If no modality has the bands of its :attr:`composites`.
         """
+        if self.palette is not None:
+            return plot_sample(sample, self.modalities, self.composites, self.palette, show_titles, suptitle)
         return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -28,7 +27,7 @@ from .integrity import Dates, Expected, Part
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
 from .io.opening import open_raster
-from .plotting import S2_COMPOSITES, Composite, Palette, plot_sample
+from .plotting import S2_COMPOSITES, Composite, Palette
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 
 #: Domains for validation and for the test of FLAIR #2; all others are for training.
@@ -475,18 +474,7 @@ class FLAIR(MultimodalDataset):
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a patch.
-
-        Args:
-            index: Index of the patch in the split.
-
-        Returns:
-            Sample.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file has unexpected content.
-        """
+        """Return the sample of a patch."""
         patch = self.patches[index]
         stored, transform = read_mask(self._file('labels', patch))
         readers = {'aerial': self._read_aerial, 's2': self._read_s2}
@@ -501,22 +489,15 @@ class FLAIR(MultimodalDataset):
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
 
-    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot every modality, some valid dates of Sentinel-2, the mask and, if available, the prediction.
+    @property
+    def composites(self) -> Mapping[str, Sequence[Composite]]:
+        """Band combinations of each modality for figures."""
+        return COMPOSITES
 
-        Args:
-            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
-            show_titles: Whether to show a title above each panel.
-            suptitle: Title of the figure.
-
-        Returns:
-            Matplotlib figure.
-
-        Raises:
-            RGBBandsMissingError: If no modality has the bands of a plot.
-        """
-        palette = Palette(self.classes, self.colors)
-        return plot_sample(sample, self.modalities, COMPOSITES, palette, show_titles, suptitle)
+    @property
+    def palette(self) -> Palette:
+        """Names and colours of the classes."""
+        return Palette(self.classes, self.colors)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; published masks have no CRS."""
@@ -535,12 +516,7 @@ class FLAIR(MultimodalDataset):
             yield Part('s2', files, partial(self._read_s2, patch, size), dates, self.modalities['s2'])
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files of a modality and some samples, including files that do not exist.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the samples.
-        """
+        """Return the files of a modality and some samples, including files that do not exist."""
         patches = [self.patches[index] for index in indices]
         if name == 'aerial':
             return [self._file('aerial', patch) for patch in patches]

@@ -18,7 +18,6 @@ import torch
 from einops import EinopsError
 from fiona.errors import FionaError
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -34,7 +33,7 @@ from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.files import occurring
 from .io.opening import open_raster, refuse_other_format, sidecars
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .rasters.frames import decibel_mean
 from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
 
@@ -584,18 +583,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return [str(files['patch_id']) for files in self.files]
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a patch.
-
-        Args:
-            index: Index of the patch in the split.
-
-        Returns:
-            Sample.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file has unexpected content.
-        """
+        """Return the sample of a patch."""
         files = self.files[index]
         loaded = self._load(index)
         mask = loaded['mask']
@@ -614,23 +602,17 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self._prepare is None else self._prepare(sample)
 
-    def plot(  # type: ignore[override]
-        self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
-    ) -> Figure:
-        """Plot every modality, some valid dates of time series, the mask and, if available, the prediction.
+    @property
+    def composites(self) -> Mapping[str, Sequence[Composite]]:
+        """Band combinations of each modality for figures."""
+        return COMPOSITES
 
-        Args:
-            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
-            show_titles: Whether to show a title above each panel.
-            suptitle: Title of the figure.
+    @property
+    def palette(self) -> Palette:
+        """Names and colours of the classes."""
+        return palette(self.dataset_type)
 
-        Returns:
-            Matplotlib figure.
-
-        Raises:
-            RGBBandsMissingError: If no modality has the bands of a plot.
-        """
-        return plot_sample(sample, self.modalities, COMPOSITES, palette(self.dataset_type), show_titles, suptitle)
+    plot = MultimodalDataset.plot  # type: ignore[assignment]
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks."""
@@ -646,12 +628,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             yield Part(name, expect(files, product, size, self.dataset_type, dates), read, dates, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files of a modality and some samples, including files that do not exist.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the samples.
-        """
+        """Return the files of a modality and some samples, including files that do not exist."""
         products = [PRODUCTS[name].name, *([CLOUDS] if name == 's2' else [])]
         rows = [self.files[index] for index in indices]
         return [Path(files[product]) for files in rows for product in products if product in files]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from fiona.errors import FionaError
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from torch import Tensor
@@ -40,7 +39,7 @@ from .integrity import Dates, Expected, Part
 from .io.download import download_files, fetch
 from .io.files import extract_directory, has_values, measured, occurring, read_array, read_array_frames, read_raster
 from .io.opening import refuse_other_format
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
+from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .series import (
     S2_BANDS,
     S2_FACTS,
@@ -335,18 +334,7 @@ class PASTISMultimodal(MultimodalDataset):
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a patch.
-
-        Args:
-            index: Index of the patch in the selected folds.
-
-        Returns:
-            Sample.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file has unexpected content.
-        """
+        """Return the sample of a patch."""
         patch = self.patches[index]
         mask = self._read_mask(patch)
         sample: Sample = {}
@@ -367,23 +355,15 @@ class PASTISMultimodal(MultimodalDataset):
         """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)`` in :attr:`crs`."""
         return np.array([patch.corners for patch in self.patches])
 
-    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot every modality, some of its dates, the mask and, if available, the prediction.
+    @property
+    def composites(self) -> dict[str, Sequence[Composite]]:
+        """Band combinations of each modality for figures."""
+        return {name: source.composites for name, source in self._sources.items()}
 
-        Args:
-            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
-            show_titles: Whether to show a title above each panel.
-            suptitle: Title of the figure.
-
-        Returns:
-            Matplotlib figure.
-
-        Raises:
-            RGBBandsMissingError: If no modality has the bands of a plot.
-        """
-        composites = {name: source.composites for name, source in self._sources.items()}
-        palette = Palette(self.classes, COLORS)
-        return plot_sample(sample, self.modalities, composites, palette, show_titles, suptitle)
+    @property
+    def palette(self) -> Palette:
+        """Names and colours of the classes."""
+        return Palette(self.classes, COLORS)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; the index lists its time series."""
@@ -402,12 +382,7 @@ class PASTISMultimodal(MultimodalDataset):
             yield Part(name, (image,), partial(self._read, patch, name, size), dates, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files of a modality and some samples, including files that do not exist.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the samples.
-        """
+        """Return the files of a modality and some samples, including files that do not exist."""
         return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
 
     def _size(self, patch: Patch) -> tuple[int, ...]:

@@ -556,18 +556,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a plot.
-
-        Args:
-            index: Index of the plot in the split.
-
-        Returns:
-            Sample.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file has unexpected content.
-        """
+        """Return the sample of a plot."""
         name = self.names[index]
         sample: Sample = {}
         if 'aerial' in self.modalities:
@@ -627,12 +616,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
                 yield Part(modality.name, (image,), lambda: self._read_aerial(name)[0], None, modality)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
-        """Return the files of a modality and some samples, including files that do not exist.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the samples.
-        """
+        """Return the files of a modality and some samples, including files that do not exist."""
         place = self._series_file if name in SERIES else self._aerial_file
         return [place(self.names[index]) for index in indices]
 

@@ -17,7 +17,6 @@ import numpy as np
 import shapely
 import torch
 from geopandas import GeoDataFrame
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
@@ -34,7 +33,6 @@ from ..geo.config import image_dataset, label_dataset
 from ..geo.parts import expected_files
 from ..geo.sources import common_step
 from ..integrity import Expected, Part
-from ..plotting import draw_any
 from ..rasters.frames import ALWAYS, scene_files
 from ..rasters.timeseries import read_modality
 from .files import ChipFiles, ChipGrid, ChipLabels, centres
@@ -224,10 +222,6 @@ class ImageChips(MultimodalDataset):
         transform = torch.tensor(tuple(place.grid.transform)[:9], dtype=torch.float64)
         sample['transform'] = transform if place.crs is not None else torch.full_like(transform, math.nan)
         return sample if self.transforms is None else self.transforms(sample)
-
-    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot all modalities of a sample, its labels and its prediction, if any."""
-        return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
         """Return the files of a modality of several chips.

@@ -8,8 +8,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ...grid import Grid
+from ..arguments import Settings
 from ..io.decoding import Decoding, as_numbers, decode
 from ..io.fingerprint import State, raster_state
 from ..io.headers import georeference
@@ -40,7 +41,7 @@ LARGEST = 2**27
 
 
 @dataclass(frozen=True)
-class Clouds:
+class Clouds(Settings):
     """Cloud mask from a band of classes or probabilities.
 
     Cloudy pixels are set to NaN. A date with too many of them is not valid.
@@ -69,24 +70,6 @@ class Clouds:
             )
         if not 0 < self.cover <= 1:
             raise ValueError(f'cover of clouds is {self.cover}, expected a fraction above 0 and up to 1')
-
-    @classmethod
-    def of(cls, settings: Any) -> 'Clouds':
-        """Create an instance from a configuration.
-
-        Args:
-            settings: Instance, or its arguments by name.
-
-        Raises:
-            ValueError: If the arguments are invalid.
-        """
-        if isinstance(settings, cls):
-            return settings
-        allowed = {field.name for field in fields(cls)}
-        if not isinstance(settings, Mapping) or set(settings) - allowed or 'band' not in settings:
-            given = dict(settings) if isinstance(settings, Mapping) else settings
-            raise ValueError(f'clouds is {given!r}, expected band, and values or threshold, and cover')
-        return cls(**settings)
 
     def __call__(self, band: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Return the mask of cloudy pixels; False where *band* is NaN."""

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import rasterio
 from einops import rearrange
-from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import DatasetNotFoundError
@@ -20,11 +18,9 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Kind, Unit
-from ..io.decoding import Decoding
-from ..io.headers import DAY, describe_types
+from ..io.headers import DAY
 from .cf import Cube, read_cube, read_frames_of
 from .frames import Clouds, repeat, resample
-from .georeference import describe_grids, metres, outline, pixel_side, resolution
 from .timeseries import RasterTimeSeries
 
 
@@ -190,21 +186,14 @@ class NetCDFTimeSeries(RasterTimeSeries):
         self._compare_units(cubes)
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
             crs = CRS.from_user_input(first.header.crs if crs is None else crs)
-        self.assumed_crs, self.alpha_masks, self.cmap = crs, False, None
-        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
-        if difference := describe_grids(headers, crs):
-            warnings.warn(f'{self.name}: {difference}; they are resampled', stacklevel=4)
+        self.alpha_masks, self.cmap = False, None
         packed = self.scaled and any({*header.scales} != {1.0} or any(header.offsets) for header in headers)
-        if self.is_image and not packed and (difference := describe_types(headers)):
-            warnings.warn(f'{self.name}: {difference}', stacklevel=4)
-        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first.header, crs)
         if self._configured_temporal is None:
             self.temporal = self.time_series = any(cube.time is not None for cube in cubes)
-        columns = {'filepath': [header.path for header in headers]}
-        when = pd.IntervalIndex.from_tuples(list(map(self._period, cubes)), closed='both', name='datetime')
-        shapes = [outline(header, crs) for header in headers]
-        index = GeoDataFrame(columns, index=when, geometry=shapes, crs=crs)
-        self.index = repeat(index, [len(cube.days) for cube in cubes], np.concatenate([cube.days for cube in cubes]))
+        self._set_index(headers, list(map(self._period, cubes)), crs, res, not packed, stacklevel=5)
+        self.index = repeat(
+            self.index, [len(cube.days) for cube in cubes], np.concatenate([cube.days for cube in cubes])
+        )
 
     def _next(self, path: str, first: Cube, crs: Any) -> Cube:
         """Read the metadata of another file, which must have the variables of the first."""
@@ -265,12 +254,3 @@ class NetCDFTimeSeries(RasterTimeSeries):
         error = DatasetNotFoundError(self)
         error.args = (f'{error} Expected NetCDF files {self.filename_glob!r}; filename_glob chooses others.',)
         return error
-
-    def decoding(self, filepath: str, band: str | None) -> Decoding:
-        """Return nodata, scale and offset of a file.
-
-        Args:
-            filepath: File of the index.
-            band: Name of a band; ignored.
-        """
-        return Decoding(self.added_nodata, self.replaced_nodata, False, self.scaled, crs=self.assumed_crs)

@@ -117,7 +117,7 @@ class STACTimeSeries(RasterTimeSeries):
         """
         if not bands:
             raise ValueError(f'bands of {name!r} is empty, expected names of assets')
-        mask = Clouds(**clouds) if isinstance(clouds, Mapping) else clouds
+        mask = None if clouds is None else Clouds.of(clouds)
         self.harmonize = harmonize
         self.collection = Path(str(paths))
         self.assets = dict(assets or {})

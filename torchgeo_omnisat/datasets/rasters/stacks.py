@@ -5,13 +5,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import Settings
 from ..io.headers import DATE, Header
 
 #: Order of the bands of a file.
@@ -21,7 +22,7 @@ DESCRIPTIONS = 'descriptions'
 
 
 @dataclass(frozen=True)
-class Stack:
+class Stack(Settings):
     """Dates and order of the bands of files that stack several dates.
 
     Args:
@@ -51,23 +52,6 @@ class Stack:
         if twice := sorted({day for day in days if days.count(day) > 1}):
             raise ValueError(f'dates of stack has {twice} more than once, expected each date once')
         object.__setattr__(self, 'dates', tuple(days))
-
-    @classmethod
-    def of(cls, settings: Any) -> 'Stack':
-        """Create an instance from a configuration.
-
-        Args:
-            settings: Instance, or its arguments by name.
-
-        Raises:
-            ValueError: If the arguments are invalid.
-        """
-        if isinstance(settings, cls):
-            return settings
-        if not isinstance(settings, Mapping) or (unknown := set(settings) - {'dates', 'order'}):
-            wrong = sorted(unknown) if isinstance(settings, Mapping) else settings
-            raise ValueError(f'stack has {wrong!r}, expected dates and order')
-        return cls(**settings)
 
     def frames(self, header: Header, skip_alpha: bool, names: Sequence[str] = ()) -> 'Frames':
         """Assign the bands of a file to dates.

@@ -325,19 +325,26 @@ class RasterTimeSeries(RasterDataset):
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
             crs = CRS.from_user_input(first.crs if crs is None else crs)
         self.cmap = ListedColormap(np.array(list(first.colormap.values())) / 255) if first.colormap else None
-        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
-        self.assumed_crs = crs
-        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
-        shapes = [outline(header, crs) for header in headers]
-        if difference := describe_grids(headers, crs):
-            warnings.warn(f'{self.name}: {difference}; they are resampled', stacklevel=3)
-        if self.is_image and not self.scaled and (difference := describe_types(headers)):
-            warnings.warn(f'{self.name}: {difference}', stacklevel=3)
-        self._res = (res, res) if isinstance(res, int | float) else res or resolution(first, crs)
-        self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
+        self._set_index(headers, times, crs, res, not self.scaled, stacklevel=4)
         if self.stack is not None:
             stacked = [self.frames[path].days for path in files]
             self.index = repeat(self.index, list(map(len, stacked)), np.concatenate(stacked))
+
+    def _set_index(
+        self, headers: Sequence[Header], times: Sequence[Any], crs: CRS, res: Any, is_stored: bool, stacklevel: int
+    ) -> None:
+        """Set CRS, pixel size and spatiotemporal index; warn if files have different grids or stored types."""
+        self.assumed_crs = crs
+        self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
+        if difference := describe_grids(headers, crs):
+            warnings.warn(f'{self.name}: {difference}; they are resampled', stacklevel=stacklevel)
+        if self.is_image and is_stored and (difference := describe_types(headers)):
+            warnings.warn(f'{self.name}: {difference}', stacklevel=stacklevel)
+        self._res = (res, res) if isinstance(res, int | float) else res or resolution(headers[0], crs)
+        when = pd.IntervalIndex.from_tuples(times, closed='both', name='datetime')
+        shapes = [outline(header, crs) for header in headers]
+        files = [header.path for header in headers]
+        self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
         """Stack files of one band into images, if their names differ only in the band."""
