@@ -288,10 +288,10 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """Return the statistics of a dataset, and compute those that are missing."""
         groups = self.groups(train)
         sizes = Counter(groups)
-        held = [name for name, m in train.modalities.items() if is_measured(entries, name, sizes, len(m.bands))]
-        other = [name for name in train.modalities if name in entries and name not in held]
-        stale = {name: how for name in held if (how := changed(train, entries, name, groups))}
-        held = [name for name in held if name not in stale]
+        kept = [name for name, m in train.modalities.items() if is_measured(entries, name, sizes, len(m.bands))]
+        other = [name for name in train.modalities if name in entries and name not in kept]
+        stale = {name: how for name in kept if (how := changed(train, entries, name, groups))}
+        kept = [name for name in kept if name not in stale]
         for then, names in (
             ('they are computed again', [name for name in other if name in needed]),
             ('published statistics are used', [name for name in other if name not in needed]),
@@ -306,7 +306,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
                 f'{FILENAME} of {train.path} is older than the files of {name}: {how}; '
                 + ('they are computed again' if name in needed else 'published statistics are used')
             )
-        if lacking := [name for name in needed if name not in held]:
+        if lacking := [name for name in needed if name not in kept]:
             if getattr(train, 'missing', None) == 'allow':
                 part = copy(train)
                 part.modalities = {name: train.modalities[name] for name in lacking}
@@ -314,9 +314,9 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
                 part = self.measured_dataset(train, lacking)
             measured = measure(part, {name: part.modalities[name] for name in lacking}, groups, self.max_measured)
             save_statistics(train.path, measured)
-            entries, held = {**entries, **measured}, [*held, *lacking]
+            entries, kept = {**entries, **measured}, [*kept, *lacking]
         numbers = {}
-        for name in held:
+        for name in kept:
             bands = [as_bands(entries[name][group]) for group in sizes if entries[name][group]['mean']]
             if not bands:
                 raise no_valid_pixel(name, len(groups), train.path)
@@ -415,10 +415,10 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         target = getattr(task, 'target', None)
         if target not in ('mask', 'label') or not getattr(self, 'labels', None) or self.max_counted == 0:
             return
-        said: set[str] = self.__dict__.setdefault('_said_labels', set())
+        logged: set[str] = self.__dict__.setdefault('_said_labels', set())
         for split in splits:
-            if split not in said and split not in self.left_out():
-                said.add(split)
+            if split not in logged and split not in self.left_out():
+                logged.add(split)
                 self._say_labels(split, self.label_counts(split, self.max_counted, target))
 
     def _say_labels(self, split: str, counts: LabelCounts) -> None:

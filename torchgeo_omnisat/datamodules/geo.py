@@ -462,13 +462,13 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
             return
-        said: set[tuple[str, str]] = self.__dict__.setdefault('_said_labels', set())
+        logged: set[tuple[str, str]] = self.__dict__.setdefault('_said_labels', set())
         now = self._label_files()
         for split in splits:
-            if (split, now) in said or self.grounds[split].is_empty:
+            if (split, now) in logged or self.grounds[split].is_empty:
                 continue
             counts = self.label_counts(split)
-            said.add((split, now))
+            logged.add((split, now))
             self._say_labels(split, counts)
 
     def _label_files(self) -> str:

@@ -260,7 +260,7 @@ class _Comparison:
             return found
         self.center, self.spread = _moments(self.pixels)
         steps = (self._bytes, self._constant, self._sign, self._unit, self._offset, self._order)
-        return found + next((said for step in steps if (said := step())), [])
+        return found + next((finding for step in steps if (finding := step())), [])
 
     def _observed(self) -> NDArray[np.bool_]:
         """Return flags of the bands that have pixels to compare, and that varied in training."""

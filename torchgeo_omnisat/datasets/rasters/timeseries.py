@@ -331,7 +331,7 @@ class RasterTimeSeries(RasterDataset):
             self.index = repeat(self.index, list(map(len, stacked)), np.concatenate(stacked))
 
     def _set_index(
-        self, headers: Sequence[Header], times: Sequence[Any], crs: CRS, res: Any, is_stored: bool, stacklevel: int
+        self, headers: Sequence[Header], times: Sequence[Any], crs: Any, res: Any, is_stored: bool, stacklevel: int
     ) -> None:
         """Set CRS, pixel size and spatiotemporal index; warn if files have different grids or stored types."""
         self.assumed_crs = crs
