@@ -43,6 +43,9 @@ NOT_RUN = {
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
     ),
+    'torchgeo fit --model omnisat --model.backbone omnisat_tiny --model.backbone_args': (
+        'downloads weights; such an encoder is trained in tests/models/encoders'
+    ),
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (
         'needs two machines; parsed in test_examples.py'
@@ -57,7 +60,9 @@ def lines():
     for page in PAGES:
         text = page.read_text()
         for block in re.findall(r'^```(?:sh|shell|bash)\n(.*?)^```$', text, re.M | re.S):
-            found |= {shlex.join(shlex.split(line, comments=True)) for line in block.splitlines() if line}
+            found |= {
+                shlex.join(shlex.split(line, comments=True)) for line in block.replace('\\\n', ' ').splitlines() if line
+            }
         prose = re.sub(r'^```.*?^```$', '', text, flags=re.M | re.S)
         found |= {shlex.join(shlex.split(line)) for line in INLINE.findall(prose) if '...' not in line}
     return sorted(found - {''})

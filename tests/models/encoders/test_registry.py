@@ -119,7 +119,6 @@ def test_a_class_is_built_by_its_path(module: str) -> None:
         lambda bands: nn.Identity(),
         'no_such_name',
     ],
-    ids=str,
 )
 def test_an_encoder_that_is_none_is_refused(spec: Any, module: str) -> None:
     with pytest.raises(ValueError, match="'s2'"):
