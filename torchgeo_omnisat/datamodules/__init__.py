@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Datamodules: datasets to normalised batches, in official splits."""
+"""Datamodules that load normalised batches of official splits."""
 
 from .adapters import MappedDataModule, ShardedDataModule
 from .base import MultimodalDataModule

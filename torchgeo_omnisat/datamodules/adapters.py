@@ -57,7 +57,7 @@ class MappedDataModule(MultimodalDataModule):
         splits: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             dataset: ``class_path`` and ``init_args`` of a ``NonGeoDataset``.
@@ -66,11 +66,11 @@ class MappedDataModule(MultimodalDataModule):
                 :class:`~torchgeo_omnisat.datasets.MappedDataset`.
             patch_size: Side of a token on the ground in metres.
             labels: Names of the classes.
-            num_classes: Number of classes; that of *labels* by default.
+            num_classes: Number of classes; defaults to that of *labels*.
             ignore_index: Label that is ignored in training and metrics.
-            label_gsd: GSD of the mask in metres; that of the first modality by default.
+            label_gsd: GSD of the mask in metres; defaults to that of the first modality.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
-                ``{'val': {'split': 'test'}}``; by default ``split`` with that name.
+                ``{'val': {'split': 'test'}}``; defaults to ``split=<name>``.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:

@@ -110,7 +110,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         guard: GuardMode = 'warn',
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             dataset_class: Class of the dataset.
@@ -124,7 +124,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             jitter: Maximum change of gain and offset in training, in standard deviations; 0 for none.
             batches: ``'anywhere'`` for random training batches, ``'region'`` for batches of neighbours on
                 the ground, which are harder to distinguish.
-            guard: Handling of first tiles, in validation, test and prediction, that do not match the training
+            guard: Handling of validation, test and prediction data whose first tiles do not match the training
                 data of the model (unit, offset, order of bands, nodata): ``'warn'`` warns of the likely cause,
                 ``'error'`` raises, ``'off'`` skips the comparison.
             **kwargs: Arguments of the dataset.
@@ -136,7 +136,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         for name, value, least in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0)):
             if value < least:
                 raise ValueError(f'{name} is {value}, expected at least {least}')
-        signature(dataset_class).bind_partial(**kwargs)  # or a misspelt one would only be refused once data are read
+        signature(dataset_class).bind_partial(**kwargs)  # rejects misspelt arguments before data are read
         if batches not in ('anywhere', 'region'):
             raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
         check_mode(guard)
@@ -350,7 +350,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return _SPLITS[stage]
 
     def left_out(self) -> list[str]:
-        """Return the splits that have no tile; training needs some."""
+        """Return the splits without tiles; ``'train'`` needs some."""
         return []
 
     def setup(self, stage: str) -> None:
@@ -464,7 +464,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return super().val_dataloader()
 
     def say_facts(self) -> None:
-        """Log once which augmentations are off because kind or unit of a modality are unknown."""
+        """Log once which augmentations are disabled because the kind or unit of a modality is unknown."""
         if not self._said_facts and (line := describe_not_simulated(self.modalities.values())):
             rank_zero_info(line)
         self._said_facts = True

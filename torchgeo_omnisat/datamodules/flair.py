@@ -43,7 +43,7 @@ class FLAIRDataModule(MultimodalDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.FLAIR`).

@@ -167,7 +167,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         label_gsd: 10
         split: {axis: x, fractions: [0.6, 0.2, 0.2]}
 
-    Training tiles are random windows of the training area. Validation and test tiles are side by side. The map covers
+    Training tiles are random windows of the training area. Validation and test tiles are adjacent. The map covers
     all rasters, or *predict_area*.
     """
 
@@ -197,7 +197,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         overlap: float = 0.25,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             root: Directory of the data and of their statistics.
@@ -210,18 +210,18 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 ``classes`` maps codes to names, such as ``{10: tree, 20: shrub}``, and ``other`` is the class of
                 all other codes. Training is restricted to the area of the labels. None for pre-training
                 or prediction.
-            labels: Names of the classes; those of ``classes`` by default.
-            num_classes: Number of classes; that of *labels* by default.
+            labels: Names of the classes; defaults to those of ``classes``.
+            num_classes: Number of classes; defaults to that of *labels*.
             ignore_index: Value of pixels without a label.
             colors: Colour of each class, for figures and maps.
             modalities: Names of the *rasters* to use; None for all.
             required: Modalities that tiles must have; other areas are excluded.
-            crs: CRS of tiles and maps, in metres; by default the first in metres of the labels and *rasters*.
+            crs: CRS of tiles and maps, in metres; defaults to the first such CRS of the labels and *rasters*.
             patch_size: Side of a token on the ground in metres.
             label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.
-            length: Number of training tiles per epoch; by default as many as fit side by side.
+            length: Number of training tiles per epoch; defaults to the number of adjacent tiles.
             split: Areas of training, validation and test: fractions along an axis, boxes, or
                 a vector file (:func:`.split_ground`); 60, 20 and 20 % from west to east by default.
             predict_area: Area to predict: xmin, ymin, xmax, ymax in *crs*; a vector file of
@@ -277,7 +277,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
     @cached_property
     def grounds(self) -> dict[str, Any]:
-        """Area of each split, in the CRS of the tiles; that around the points if labels are points."""
+        """Area of each split, in the CRS of the tiles; the surroundings of points if labels are points."""
         grounds = split_ground(self.labelled, self.split, self.root)
         labels = self.labelled.labels
         if labels is not None and labels.sparse:
@@ -313,7 +313,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 
         Args:
             split: ``'train'``, ``'val'`` or ``'test'``.
-            every: Whether training tiles are side by side, as those of other splits, and not random.
+            every: Whether training tiles are adjacent, as in other splits, and not random.
             **changes: Ignored: tiles always have all bands.
 
         Raises:
@@ -552,7 +552,7 @@ class ChipsDataModule(MultimodalDataModule):
         missing: Literal['error', 'allow'] = 'allow',
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             root: Directory of the data and of their statistics.
@@ -561,15 +561,15 @@ class ChipsDataModule(MultimodalDataModule):
                 ``filename_regex``, the group ``id`` is the chip, and the group ``date`` the date in a time series.
             mask: Settings of the masks: ``path``, ``classes``, ``other`` and others. None for pre-training or
                 prediction.
-            labels: Names of the classes; those of ``classes`` by default.
-            num_classes: Number of classes; that of *labels* by default.
+            labels: Names of the classes; defaults to those of ``classes``.
+            num_classes: Number of classes; defaults to that of *labels*.
             ignore_index: Value of pixels without a label.
             colors: Colour of each class, for figures and maps.
             modalities: Names of the *rasters* to use; None for all.
             patch_size: Side of a token on the ground in metres.
             tile_size: Side in metres of a square at the centre of each chip; by default samples are whole chips,
                 which must have the same size.
-            label_gsd: GSD of labels and maps in metres, a multiple of that of the masks; theirs by default.
+            label_gsd: GSD of labels and maps in metres, a multiple of that of the masks, the default.
             split: How chips are split: fractions of blocks on the ground, folders, or lists
                 (:func:`.split_chips`); by default 60, 20 and 20 % of blocks of 5 km.
             predict_split: Chips to predict, with or without masks: those of a split, or ``'all'``.

@@ -171,16 +171,16 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         patch_size: float | None = None,
         guard: GuardMode | None = None,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             datamodules: Datamodules by name.
             temperature: 1 for batches in proportion to the size of each datamodule; larger values make
                 the fractions more equal.
             rename: New names of modalities, such as ``{'flair': {'s2': 's2_flair'}}``.
-            patch_size: Side of a token on the ground in metres; that of the datamodules by default, if equal.
+            patch_size: Side of a token on the ground in metres; defaults to that of the datamodules, if equal.
             guard: Handling of tiles that do not match the statistics of a checkpoint, in all datamodules:
-                ``'warn'``, ``'error'`` or ``'off'``; by default as each datamodule has it.
+                ``'warn'``, ``'error'`` or ``'off'``; defaults to that of each datamodule.
 
         Raises:
             ValueError: If there is no datamodule, or *temperature* is below 1.

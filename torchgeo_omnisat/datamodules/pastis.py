@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""PASTIS in its official folds."""
+"""Datamodule of PASTIS with its official folds."""
 
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ class FoldsDataModule(MultimodalDataModule):
         date_range: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             dataset_class: Dataset with folds in the layout of PASTIS.
@@ -111,7 +111,7 @@ class PASTISMultimodalDataModule(FoldsDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).

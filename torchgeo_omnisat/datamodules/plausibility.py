@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..modality import Modality, as_modalities
 
-#: Values that files use for nodata and that no sensor measures. Values beyond `HUGE` are nodata too.
+#: Common nodata values, which are not valid measurements. Values beyond `HUGE` are nodata too.
 FILL_VALUES = (-9999.0, -99999.0, -32768.0, -32767.0, 65535.0)
 HUGE = 1e20
 
@@ -189,9 +189,9 @@ class _Cause(NamedTuple):
     """Hypothesis about implausible values.
 
     Attributes:
-        text: What the values look like.
+        text: Description of the values.
         undo: Function that converts the values to the units of the checkpoint.
-        prior: Addition to the cost of an unusual cause.
+        prior: Additional cost of an unusual cause.
     """
 
     text: str
@@ -343,7 +343,7 @@ class _Comparison:
         kind, mean, std = self.modality.kind, self.mean, self.std
         causes = []
         for gain, text in _GAINS.items():
-            # One side of a gain of 255 is in 8 bit.
+            # With a gain of 255, one side is in 8 bit.
             bits = mean if gain > 1 else self.center
             odd = gain in (255.0, 1 / 255) and not (bits[self.bands] < 256).all()
             if not self.height or gain in (1e4, 1e-4):

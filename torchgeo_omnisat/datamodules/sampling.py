@@ -155,7 +155,7 @@ class EpochSampler(DistributedSampler[Draw]):
     def __init__(
         self, order: Order, place: Progress, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Keep the arguments."""
+        """Initialize the sampler."""
         super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]
         self.order, self.place, self.batch_size = order, place, batch_size
         self.turn: tuple[int, ...] = ()
@@ -418,7 +418,7 @@ class ResumableDataModule(LightningDataModule):
         Args:
             state: Result of :meth:`state_dict`.
         """
-        # In place: FSDP restores after a scheduler has asked for the loader.
+        # In place: FSDP restores after a scheduler has requested the loader.
         self.place.seed, self.place.epoch, self.place.batches = (state[k] for k in ('seed', 'epoch', 'batches'))
         self._loaded = {key: value for key, value in state.items() if key not in ('seed', 'epoch', 'batches')}
         self.cut_epoch(self._shape)
@@ -514,7 +514,7 @@ def seed_draws(seed: int, devices: bool = True) -> None:
         devices: Whether to seed PyTorch on all devices, or on the CPU only.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the draws of others)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (for other libraries)
     if devices:
         torch.manual_seed(seed)
     else:

@@ -116,7 +116,7 @@ class Moments:
             count = finite.sum(1)
             some = np.maximum(count, 1)
             mean = np.sum(values, 1, where=finite, dtype=np.float64) / some
-            # Deviations from about the mean are small, so float32 has all the digits that count.
+            # Deviations from about the mean are small, so float32 is precise enough.
             about = mean.astype(values.dtype)
             deviation = np.where(finite, values - about[:, None], 0)
             if max(deviation.max(initial=0), -deviation.min(initial=0)) > LARGE:
@@ -183,7 +183,7 @@ def measure(
     places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
     sizes, seen = Counter(groups), Counter(groups[place] for place in places)
-    prints: dict[str, dict[str, Any]] = {}  # taken before anything is read
+    prints: dict[str, dict[str, Any]] = {}  # computed before files are read
     for name in modalities:
         for group in seen:
             if files := measured_files(dataset, name, [place for place in places if groups[place] == group]):
@@ -194,7 +194,7 @@ def measure(
     first = 0 if keep is None else _resume(keep, digest, found)
     title, saved = f'Statistics of {", ".join(modalities)}', -np.inf
     results = stream(partial(_sample_moments, dataset, modalities, places), len(places), num_workers, title, first)
-    with isolate_rng(include_cuda=False):  # a run that measures draws what one that finds statistics does
+    with isolate_rng(include_cuda=False):  # random draws do not depend on stored statistics
         for done, moments in enumerate(results, first + 1):
             for name, part in moments.items():
                 found[name][groups[places[done - 1]]].merge(part)

@@ -29,7 +29,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
         batch_size: int = 8,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is written or read yet.
+        """Initialize without reading or writing files.
 
         Args:
             root: Directory of the data, which is written if it does not exist or is empty.

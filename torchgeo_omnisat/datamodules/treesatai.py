@@ -38,7 +38,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
         checksum: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Keep the arguments. Nothing is read yet.
+        """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see

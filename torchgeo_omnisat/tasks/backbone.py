@@ -51,7 +51,7 @@ def make_backbone(
         arguments: Further arguments of the builder; ``series`` selects the time series of ``'utae'``.
 
     Raises:
-        ValueError: If there is no such backbone, or it can use none of the modalities.
+        ValueError: If *backbone* is unknown, or it can use none of the modalities.
     """
     if backbone not in BACKBONES:
         raise ValueError(f'backbone is {backbone!r}, expected one of {list(BACKBONES)}')
@@ -68,7 +68,7 @@ def make_backbone(
         if not arguments:
             raise
         raise ValueError(
-            f'backbone_args is {dict(arguments)!r}, which {backbone} does not take ({error or type(error).__name__}), '
+            f'backbone_args is {dict(arguments)!r}, which {backbone} does not accept ({error or type(error).__name__}), '
             'expected arguments of its builder in torchgeo_omnisat.models'
         ) from error
 
@@ -85,7 +85,7 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
     """
     if isinstance(arguments, Mapping) and 'class_path' not in arguments:
         for key, value in arguments.items():
-            if key != 'latlon':  # a place, which may be negative
+            if key != 'latlon':  # coordinates may be negative
                 refuse_sizes(value, f'{name}.{key}')
     elif isinstance(arguments, list | tuple):
         for value in arguments:
@@ -151,7 +151,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
 
     Args:
         backbone: Backbone; its weights are modified.
-        path: Checkpoint of one of our tasks, file with a state dict, also as safetensors, or folder of
+        path: Checkpoint of a task, state dict (PyTorch or safetensors), or folder of
             :func:`.export_hub`. Only tensors and plain types are read.
         modalities: Modalities of *backbone*.
 
@@ -224,7 +224,7 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
 def load_hub(folder: str | Path) -> models.OmniSat:
     """Load the backbone in a folder of :func:`export_hub`, in evaluation mode.
 
-    Its input are images normalised with ``mean`` and ``std`` of the configuration.
+    Its inputs are images normalised with ``mean`` and ``std`` of the configuration.
 
     Args:
         folder: Folder with both files.

@@ -136,7 +136,7 @@ class OmniSatTask(BaseTask):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Build the model; all hyper-parameters are set. :meth:`build_backbone` helps."""
+        """Build the model with :meth:`build_backbone`; all hyper-parameters are set."""
 
     @property
     def is_configured(self) -> bool:
@@ -352,7 +352,7 @@ class OmniSatTask(BaseTask):
             self._watch.pending = self._watch.pending._replace(loss=loss.detach())
 
     def on_validation_start(self) -> None:
-        """Reject random weights, and stop a training whose gradients are not finite."""
+        """Reject random weights, and stop training if gradients are not finite."""
         self.refuse_random()
         self._watch.check(self._scaled)
 
@@ -430,7 +430,7 @@ class OmniSatTask(BaseTask):
 
         Args:
             measured: Statistics of the datamodule: ``mean`` and ``std``, None if they were not computed,
-                ``data``, its name, and ``source``, the name of the source in a mixture.
+                ``data``, its class name, and ``source``, its name in a mixture.
             names: Modalities of the images.
 
         Returns:
@@ -732,8 +732,8 @@ def as_plain(value: Any, hint: Any = None) -> Any:
     """Convert a hyper-parameter to plain types, so that a checkpoint loads safely.
 
     Args:
-        value: Number, text, tensor, array, mapping or sequence.
-        hint: Type of the argument, such as ``float | None`` or ``Sequence[str] | None``; None if it is not known.
+        value: Number, string, tensor, array, mapping or sequence.
+        hint: Type of the argument, such as ``float | None`` or ``Sequence[str] | None``; None if unknown.
     """
     if value is None:
         return None

@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder has no configuration.
-        ValueError: If it is damaged, or does not describe one of our models.
+        ValueError: If it is damaged, or does not describe a model of this package.
     """
     path = folder / CONFIG
     expected = f'expected what export_hub writes: {", ".join(KEPT)}'

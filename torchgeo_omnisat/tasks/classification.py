@@ -20,11 +20,11 @@ from .supervised import SupervisedTask, classification_metrics
 
 
 class OmniSatClassification(SupervisedTask):
-    """Multi-label classification of tiles; ``test`` scores every subset of the modalities.
+    """Task for multi-label classification of tiles; ``test`` scores every subset of the modalities.
 
-    The target is ``label`` ``(B, K)``: the genera of TreeSatAI, the crops of PASTIS, the
-    covers of FLAIR. Labels are predicted at a threshold of 0.5.
-    Besides TorchGeo's metrics, of which ``AverageF1Score`` is the macro F1, there is
+    The target is ``label`` ``(B, K)``: genera of TreeSatAI, crops of PASTIS, land cover of
+    FLAIR. Labels are predicted at a threshold of 0.5.
+    Besides TorchGeo's metrics, of which ``AverageF1Score`` is the macro F1, it logs
     ``WeightedF1Score``, weighted by the number of samples with each label.
 
     If *modalities*, *label_names*, *patch_size*, *mean* or *std* are None, they are taken from

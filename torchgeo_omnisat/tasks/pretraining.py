@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Task for self-supervised pre-training on several modalities of the same ground."""
+"""Task for self-supervised pre-training on co-located modalities."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -28,7 +28,7 @@ from ..utils.distributed import gather_numbers, own_rows
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
 
-#: Number of each stage, part of the key of its random draws.
+#: Index of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
 
 
@@ -37,7 +37,7 @@ class Draws(NamedTuple):
 
     Attributes:
         hidden: Ground patches that are masked in all modalities, ``(B, N)``.
-        numbers: Uniform numbers ``(B, 2, M)`` for the modality dropout of the fusion.
+        numbers: Uniform random numbers ``(B, 2, M)`` for the modality dropout of the fusion.
     """
 
     hidden: Tensor
@@ -67,15 +67,15 @@ class Views(NamedTuple):
 
 
 class OmniSatPretraining(OmniSatTask):
-    """Self-supervised pre-training with contrastive losses and masked reconstruction.
+    """Task for self-supervised pre-training with contrastive losses and masked reconstruction.
 
     The loss is the weighted sum of three terms: :class:`.CrossModalInfoNCE` of projected tiles,
     :class:`.PatchContrastiveLoss` of tokens, and :class:`.MaskedReconstruction` of ground
     patches. Masked patches are hidden in all modalities and reconstructed from the fused tokens
     of the others. The contrastive losses compare tiles without masking. The fusion drops
-    modalities at random, and the reconstruction includes them. Labels are not used.
+    modalities at random, but they are still reconstructed. Labels are not used.
 
-    Validation masks the same patches each time. It also logs the accuracy of retrieving the patch
+    Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
     of another modality among *candidates* from all validation tiles, by pair:
     ``val_patch_top1/s1a+s2``. Checkpoints monitor ``val_loss``. :func:`.load_backbone` loads
     the backbone of a checkpoint into another task.
@@ -93,7 +93,7 @@ class OmniSatPretraining(OmniSatTask):
         temperature: Initial temperature of the contrastive loss of tiles.
         patch_temperature: Fixed temperature of the contrastive loss of patches.
         projection_dim: Width of the projected embeddings of tiles and patches.
-        patch_negatives: See :class:`.PatchContrastiveLoss`; as published it is ``'everywhere'``.
+        patch_negatives: See :class:`.PatchContrastiveLoss`; ``'everywhere'`` is as published.
         project_patches: Whether to compare projected patches; the published loss compares tokens.
         exclude_within: Distance in metres between centres of tiles below which they are not negatives of
             each other; overlapping tiles never are. None ignores ``bounds``.
@@ -215,7 +215,7 @@ class OmniSatPretraining(OmniSatTask):
         self._begin()
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the losses of a batch, with the same masked patches each time.
+        """Log the losses of a batch, with the same masked patches in every epoch.
 
         Args:
             batch: Batch; labels are ignored.
@@ -262,7 +262,7 @@ class OmniSatPretraining(OmniSatTask):
         Args:
             batch: A batch.
             stage: ``'train'``, ``'val'`` or ``'test'``; modalities are dropped only in training.
-            *key: Numbers that determine the random draws, besides seed and stage.
+            *key: Integers that, with seed and stage, determine the random draws.
 
         Returns:
             Loss, equal on all ranks, and the views that it compares.
@@ -467,7 +467,7 @@ class Pretrainer(nn.Module):
                 again in the backward pass, so that only those of these tiles are in memory.
             compare: Whether embeddings without masking are needed; otherwise one of the two passes
                 is skipped.
-            everything: Whether to reconstruct also the patches that are not masked.
+            everything: Whether to also reconstruct unmasked patches.
 
         Returns:
             Views of all tiles.
@@ -531,7 +531,7 @@ class Pretrainer(nn.Module):
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return the batch with masked patches set to NaN.
 
-        A pixel on several patches is masked with any of them.
+        A pixel in several patches is masked if any of them is.
 
         Args:
             batch: Batch; it is not modified.

@@ -29,7 +29,7 @@ from .supervised import SupervisedTask, classification_metrics
 
 
 class OmniSatSegmentation(SupervisedTask):
-    """Semantic segmentation with an OmniSat; ``test`` scores every subset of the modalities.
+    """Task for semantic segmentation; ``test`` scores every subset of the modalities.
 
     If *modalities*, *num_classes*, *labels*, *ignore_index*, *patch_size*, *label_gsd*, *mean* or *std* are
     None, they are taken from the datamodule and saved in checkpoints.
@@ -43,16 +43,16 @@ class OmniSatSegmentation(SupervisedTask):
             modalities by name.
         num_classes: Number of classes K, including an ignored one.
         labels: Names of the K classes.
-        ignore_index: Label that is neither learnt nor scored.
+        ignore_index: Label ignored in loss and metrics.
         patch_size: Side of a ground patch in metres.
         label_gsd: GSD of the mask in metres.
         loss: Cross-entropy, alone or with Dice.
         class_weights: Weight of each class in the loss.
-        subset_weight: If positive, each step learns from the tile with all of its modalities
-            and from those that dropout leaves. The loss of the latter has this weight relative to the
-            former; the tile is encoded once. If 0, only those that dropout leaves are used.
-        distill: Weight of a second loss of what dropout leaves: the divergence of its class probabilities
-            from those that all modalities give. If positive, tiles are used as with *subset_weight*.
+        subset_weight: If positive, each step trains on the tile with all modalities, and with those
+            that remain after dropout. The loss of the latter has this weight relative to the
+            former; the tile is encoded once. If 0, only the remaining ones are used.
+        distill: Weight of a distillation loss: the divergence of the class probabilities after dropout
+            from those of all modalities. If positive, tiles are used as with *subset_weight*.
         lr: Learning rate after the warm-up.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
 
@@ -89,7 +89,7 @@ class OmniSatSegmentation(SupervisedTask):
 
     @property
     def ignored(self) -> int | None:
-        """The class whose label is ignored; None if the ignored label is no class."""
+        """The class whose label is ignored; None if it is not a class."""
         index: int | None = self.hparams['ignore_index']
         return index if index is not None and 0 <= index < self.hparams['num_classes'] else None
 

@@ -69,7 +69,7 @@ def warn_without_labels(trainer: Any, stage: str) -> None:
         elif isinstance(callback, EarlyStopping):
             callback.strict = False
             changes.append(f'EarlyStopping cannot watch {monitor!r}')
-    rank_zero_warn('; '.join([f'{stage!r} has no labels, so neither loss nor metrics of it are logged', *changes]))
+    rank_zero_warn('; '.join([f'{stage!r} has no labels, so its loss and metrics are not logged', *changes]))
 
 
 def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | None, order_alone: bool) -> None:
@@ -140,9 +140,9 @@ class SupervisedTask(OmniSatTask):
             modalities by name.
         modality_dropout: Probability that a training sample loses each of its modalities,
             or by name; see :class:`.ModalityDropout`.
-        subsets: Subsets of the modalities that ``test`` scores: all up to five modalities, and for more
-            all of them, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``. It is not
-            saved in checkpoints.
+        subsets: Subsets of the modalities that ``test`` scores: ``'auto'`` for all subsets of up to five
+            modalities, else all, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``.
+            Not saved in checkpoints.
         **kwargs: Arguments of :class:`OmniSatTask`.
     """
 
@@ -399,7 +399,7 @@ class SupervisedTask(OmniSatTask):
         if self.target not in batch:
             others = [key for key in ('mask', 'label', 'target') if key in batch]
             raise ValueError(
-                f'{type(self).__name__} learns {self.target!r}, but batches have {others or "no labels"}: expected '
+                f'{type(self).__name__} requires {self.target!r}, but batches have {others or "no labels"}: expected '
                 'data with such labels, or another task'
             )
         return batch[self.target]
