@@ -65,7 +65,7 @@ class MappedDataset(MultimodalDataset):
         self.keys = {name: {'key': entry} if isinstance(entry, str) else dict(entry) for name, entry in keys.items()}
         expected = {*self.modalities}
         if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label'}:
-            raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)} and perhaps 'mask' and 'label'")
+            raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)}, optionally 'mask', 'label'")
         self.num_classes = num_classes
         self.path, self.split = Path(path), split
 
@@ -83,7 +83,7 @@ class MappedDataset(MultimodalDataset):
             Sample, see :mod:`torchgeo_omnisat.batch`.
 
         Raises:
-            ValueError: If keys or shapes are not as described by the arguments.
+            ValueError: If keys or shapes do not match the arguments.
         """
         with sidecars():
             given = self.dataset[index]
@@ -139,7 +139,7 @@ class MappedDataset(MultimodalDataset):
         if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
             raise ValueError(
                 f'{entry["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
-                f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels chooses some'
+                f'{"T, " if modality.temporal else ""}{bands} channels, height and width; channels selects some'
             )
         if 'nodata' in entry:
             image = image.masked_fill(torch.eq(image, float(entry['nodata'])), torch.nan)

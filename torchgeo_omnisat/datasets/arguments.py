@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Arguments: what datasets are asked for, refused where it cannot be given, with one error."""
+"""Validation of the arguments of datasets, with the same errors for all of them."""
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,7 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..modality import Kind, Modality, Unit
 from .series import parse_day
 
-#: What a missing file may be: an error, taken for never acquired, or something for `check` to tell of.
+#: Handling of missing files: an error, treated as not acquired, or reported by `check`.
 MISSING = ('error', 'allow', 'check')
 
 
@@ -42,13 +42,13 @@ class Settings:
 
 
 def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
-    """Refuse an argument that is none of its options.
+    """Raise an error for an argument that is not one of its options.
 
     Args:
-        **arguments: The value of each and its options.
+        **arguments: Value and options of each argument.
 
     Raises:
-        ValueError: With the argument, its value and the options.
+        ValueError: If a value is not one of its options.
     """
     for name, (value, options) in arguments.items():
         if value not in options:
@@ -56,13 +56,13 @@ def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
 
 
 def check_max_dates(max_dates: int | None) -> None:
-    """Refuse a number of dates that is not one."""
+    """Raise an error unless it is None or positive."""
     if max_dates is not None and max_dates < 1:
         raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
 
 
 def parse_span(date_range: Sequence[str] | None) -> tuple[int, int] | None:
-    """First and last day as days since 1970-01-01; None for all."""
+    """Return the first and last day as days since 1970-01-01; None for all."""
     if date_range is None:
         return None
     if isinstance(date_range, str) or len(date_range) != 2:
@@ -76,16 +76,16 @@ def parse_span(date_range: Sequence[str] | None) -> tuple[int, int] | None:
 def choose_modalities(
     names: Sequence[str] | None, held: Collection[str], known: Collection[str], where: object
 ) -> list[str]:
-    """Names of the modalities that are asked for.
+    """Return the names of the requested modalities.
 
     Args:
         names: Requested names; None for all existing ones.
-        held: What there is.
-        known: What there may be.
-        where: What holds them, for an error.
+        held: Existing modalities.
+        known: Supported modalities.
+        where: Location of the data, for the error.
 
     Raises:
-        ValueError: If one is not held.
+        ValueError: If one does not exist.
     """
     if names is not None and (isinstance(names, str) or not names):
         raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
@@ -113,12 +113,12 @@ def state_facts(
 
     Args:
         name: Name of the modality, for an error.
-        kind: What it measures; None if unknown.
-        unit: Unit of its pixels.
+        kind: Kind of the sensor; None if unknown.
+        unit: Unit of the pixels; None if unknown.
         decibels: True for radar in dB, False for radar in linear power; None if not stated.
 
     Raises:
-        ValueError: If one is no known kind or unit, or they contradict each other.
+        ValueError: If one is unknown, or they contradict each other.
     """
     for what, value, options in (('kind', kind, (None, *get_args(Kind))), ('unit', unit, get_args(Unit))):
         if value not in options:
@@ -138,12 +138,12 @@ def class_at(path: Any, base: type, what: str) -> Any:
     """Return the class at a dotted path, as in a YAML file.
 
     Args:
-        path: Its module and name.
-        base: What it derives from.
-        what: Whose ``class_path`` it is, for an error.
+        path: Dotted path of module and class.
+        base: Required base class.
+        what: Name of the setting, for the error.
 
     Raises:
-        ValueError: If there is no such class, or it derives from something else.
+        ValueError: If there is no such class, or it is not a subclass of *base*.
     """
     module, _, name = str(path).rpartition('.')
     expected = f'class_path of {what} is {path!r}, expected a {base.__name__}'
@@ -157,15 +157,15 @@ def class_at(path: Any, base: type, what: str) -> Any:
 
 
 def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0) -> list[str]:
-    """Names of the classes.
+    """Return the names of the classes.
 
     Args:
-        labels: What they are called; None for their numbers.
-        count: How many there are; None for as many as there are names.
-        least: How many there are at least.
+        labels: Names; None for the class indices.
+        count: Number of classes; None for that of *labels*.
+        least: Minimum number of classes.
 
     Raises:
-        ValueError: If there are too few, or not as many as names.
+        ValueError: If there are too few, or the number of names differs.
     """
     if labels is None and count is None and least:
         raise ValueError(f'labels is None, and so is num_classes; expected the names of at least {least} classes')
@@ -183,14 +183,14 @@ def leave_out[T](
     """Return the samples without the excluded ones.
 
     Args:
-        samples: What there is.
-        ids: Their names.
-        exclude: Names of what is to be left out.
-        known: All names that *exclude* may hold, those of other splits among them.
-        where: What knows them, for an error.
+        samples: Samples.
+        ids: Names of the samples.
+        exclude: Names of the samples to exclude.
+        known: Valid names in *exclude*, including those of other splits.
+        where: Location of the data, for the error.
 
     Returns:
-        The others, and the names of what was left out.
+        Remaining samples, and the names of excluded ones.
 
     Raises:
         ValueError: If a name is unknown, or nothing remains.
@@ -206,7 +206,7 @@ def leave_out[T](
 
 
 def not_found(dataset: object, why: str) -> DatasetNotFoundError:
-    """TorchGeo's error, and what exactly was not found."""
+    """Return TorchGeo's error with a more specific message."""
     error = DatasetNotFoundError(dataset)  # type: ignore[arg-type]
     error.args = (f'{error} {why}',)
     return error

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Base class of the datasets, and what their samples are made of."""
+"""Base class of the datasets, and functions that build samples."""
 
 import warnings
 from abc import abstractmethod
@@ -27,31 +27,31 @@ class MultimodalDataset(NonGeoDataset):
     """Abstract base class of datasets with several modalities.
 
     A subclass sets :attr:`modalities` and implements ``__len__`` and ``__getitem__``, which returns a sample as in
-    :mod:`torchgeo_omnisat.batch`. Everything else that :class:`.MultimodalDataModule` needs has a default here.
+    :mod:`torchgeo_omnisat.batch`. Other members that :class:`.MultimodalDataModule` needs have defaults.
 
-    One method is optional: ``parts(index)`` lists the files of a sample and what they should contain, for
+    One method is optional: ``parts(index)`` yields the files of a sample and their expected content, for
     ``python -m torchgeo_omnisat check``.
     """
 
     #: Modalities by name, with the bands that are read.
     modalities: dict[str, Modality]
-    #: Directory of the dataset, where statistics are kept too.
+    #: Directory of the dataset and its statistics.
     path: Path
     #: Directory or address that the dataset was created with.
     root: Any
-    #: Name of the split; None where there are none.
+    #: Name of the split; None without splits.
     split: Any = 'train'
-    #: Name of the file layout in reports of ``check``; the name of the class by default.
+    #: Name of the file layout in reports of ``check``; defaults to the class name.
     layout: ClassVar[str] = ''
-    #: Names of the samples that ``exclude`` left out.
+    #: Names of the samples excluded by ``exclude``.
     excluded: Sequence[str] = ()
-    #: Names of the classes, for figures; None for their numbers.
+    #: Names of the classes, for figures; None for their indices.
     labels: Any = None
-    #: Label that neither trains nor scores; None if there is none.
+    #: Label ignored in training and metrics; None if there is none.
     ignore_index: Any = None
 
     def __init__(self, root: PathLike = 'data', split: str = 'train') -> None:
-        """Keep the arguments.
+        """Initialize the dataset.
 
         Args:
             root: Directory of the dataset.
@@ -66,12 +66,12 @@ class MultimodalDataset(NonGeoDataset):
 
     @property
     def all_modalities(self) -> dict[str, Modality]:
-        """Modalities with all bands that the files have, those of :attr:`modalities` by default."""
+        """Modalities with all bands in the files; defaults to :attr:`modalities`."""
         return self.modalities
 
     @property
     def ids(self) -> list[str]:
-        """Name of each sample, its index by default."""
+        """Name of each sample; defaults to its index."""
         return [str(index) for index in range(len(self))]
 
     @property
@@ -104,7 +104,7 @@ class MultimodalDataset(NonGeoDataset):
     def image_files(self, name: str, indices: Iterable[int]) -> Sequence[str | Path]:
         """Return the files that a modality of some samples is read from; empty if unknown.
 
-        Statistics are computed again when one of them changes.
+        Statistics are recomputed if one of them changes.
 
         Args:
             name: Name of the modality.
@@ -116,7 +116,7 @@ class MultimodalDataset(NonGeoDataset):
         """Plot every modality of a sample, the mask and, if there is one, the prediction.
 
         Args:
-            sample: Sample in raw units, with ``prediction`` (H, W) to compare it.
+            sample: Sample in raw units, optionally with ``prediction`` (H, W).
             show_titles: Whether to write titles.
             suptitle: Title of the figure.
 
@@ -132,39 +132,39 @@ class MultimodalDataset(NonGeoDataset):
 
 
 def refuse_missing(lost: Sequence[Path], count: int) -> None:
-    """Refuse samples without a file.
+    """Raise an error for samples without a file.
 
     Args:
-        lost: Files that are not there.
-        count: How many samples there are.
+        lost: Missing files.
+        count: Number of samples.
 
     Raises:
-        FileNotFoundError: If there is such a file.
+        FileNotFoundError: If *lost* is not empty.
     """
     if lost:
         raise FileNotFoundError(
             f'{lost[0]} does not exist, expected one for each of the {count} samples, of which {len(lost)} have none '
-            "(missing='allow' takes them for never acquired)"
+            "(missing='allow' treats them as not acquired)"
         )
 
 
 def keep_seen[T](
     samples: Sequence[T], ids: Sequence[str], seen: Iterable[bool], names: Iterable[str], where: object
 ) -> tuple[list[T], list[str]]:
-    """Return the samples that at least one modality observed; a warning counts the others.
+    """Return the samples with at least one modality, and warn of the number of others.
 
     Args:
-        samples: What there is.
-        ids: Their names.
-        seen: Of which an image is there, as far as that is known without opening any.
-        names: The modalities that are asked for.
-        where: What holds them.
+        samples: Samples.
+        ids: Names of the samples.
+        seen: Flags of the samples with an image, as far as known without opening any.
+        names: Requested modalities.
+        where: Location of the samples, for messages.
 
     Returns:
-        Those samples, and the names of the others.
+        Samples with a modality, and the names of the others.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If no sample has a modality.
     """
     flags = list(seen)
     unseen = [name for name, flag in zip(ids, flags, strict=True) if not flag]
@@ -186,8 +186,8 @@ def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -
     """Select the bands of a modality from an image, in its order.
 
     Args:
-        modality: With the bands that are asked for.
-        bands: The bands of *image*.
+        modality: Modality with the requested bands.
+        bands: Bands of *image*.
         image: ``(..., C, H, W)``.
     """
     if modality.bands == tuple(bands):
@@ -198,23 +198,23 @@ def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -
 def tensors(
     modality: Modality, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
 ) -> Sample:
-    """Return the three tensors of a modality.
+    """Return image, dates and valid of a modality.
 
     Args:
-        modality: What it is.
+        modality: Modality.
         image: ``(T, C, H, W)`` or ``(C, H, W)``.
         days: Days since 1970-01-01 ``(T,)``.
-        valid: Which images are usable ``(T,)``.
+        valid: Flags of the usable images ``(T,)``.
     """
     return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
 
 
 def blank(modality: Modality, metres: float) -> Sample:
-    """Return the three tensors of a modality without any valid pixel in a tile.
+    """Return image, dates and valid of a modality without a valid pixel.
 
     Args:
-        modality: What it is.
-        metres: Side of the tile.
+        modality: Modality.
+        metres: Side of the tile in metres.
     """
     side = modality.pixels(metres)
     image = np.full((*(1,) * modality.temporal, len(modality.bands), side, side), np.nan, dtype=np.float32)
@@ -222,12 +222,12 @@ def blank(modality: Modality, metres: float) -> Sample:
 
 
 def bounds_of(extent: Sequence[float], gsd: float, sample: Sample) -> Tensor:
-    """Where and when a sample is ``(9,)``, in TorchGeo's order; NaN where that is not known.
+    """Return the ``bounds`` (9,) of a sample in TorchGeo's order; NaN where unknown.
 
     Args:
         extent: xmin, ymin, xmax, ymax.
-        gsd: Ground sampling distance in metres.
-        sample: Where the dates are.
+        gsd: GSD in metres.
+        sample: Sample with the dates.
     """
     xmin, ymin, xmax, ymax = extent
     tmin, tmax = when(value for key, value in sample.items() if key.startswith('dates_'))

@@ -214,7 +214,7 @@ def _is_whole(code: str) -> bool:
 
 
 def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
-    """Raise an error if the default of *ignore_index* is also a class, which would never be learnt.
+    """Raise an error if the default of *ignore_index* is also a class, which would be ignored in training.
 
     Args:
         labels: Names of the classes.
@@ -225,6 +225,6 @@ def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
     """
     if ignore_index == 255 and len(labels) > ignore_index:
         raise ValueError(
-            f'ignore_index is 255, which is {labels[255]!r} of {len(labels)} labels, expected a number that is no '
+            f'ignore_index is 255, which is {labels[255]!r} of {len(labels)} labels, expected a number that is not a '
             f'class, such as {len(labels)}'
         )

@@ -190,7 +190,7 @@ def measured_of(
     gsd = MODALITIES['aerial'].gsd
     shape = (len(modality.bands), *(modality.pixels(round(side * gsd, 6)) for side in size))
     if image.shape[-3:] != shape:
-        raise ValueError(f'{path} holds {image.shape[-3:]}, expected {shape}: the ground of its labels')
+        raise ValueError(f'{path} holds {image.shape[-3:]}, expected {shape}: the extent of its labels')
     power = product.radar and not decibels
     if power and (image < 0).any():
         raise ValueError(f'{path} holds numbers below 0, expected power; decibels=True takes them for dB')
@@ -640,7 +640,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         if lost and self.missing == 'error':
             raise FileNotFoundError(
                 f'{files[lost[0]]} does not exist, expected it beside {files["mask"]} '
-                "(missing='allow' takes it for never acquired)"
+                "(missing='allow' treats it as not acquired)"
             )
         loader = copy.copy(self)
         loader.bands = [band for band in self.bands if band not in lost]
@@ -651,7 +651,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             raise ValueError(f'{path} cannot be read ({error}), expected a raster of FLAIR-HUB') from error
 
     def _read(self, files: Files, modality: Modality, loaded: Sample, size: Sequence[int]) -> Sample:
-        """Return the three tensors of a modality, if it was loaded."""
+        """Return image, dates and valid of a modality, if it was loaded."""
         product = PRODUCTS[modality.name]
         key = self.modality_key_map[product.name]
         if key not in loaded:
@@ -660,7 +660,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return (self._series if modality.temporal else self._image)(files, modality, image, loaded)
 
     def _read_alone(self, files: Files, modality: Modality, size: Sequence[int]) -> Sample:
-        """Read the three tensors of a modality of a patch from which nothing else is loaded."""
+        """Read image, dates and valid of a modality of a patch from which nothing else is loaded."""
         product = PRODUCTS[modality.name]
         bands = [(product.name, len(modality.bands))] + [(CLOUDS, 2)] * (modality.name == 's2')
         loaded: Sample = {}
@@ -671,13 +671,13 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return self._read(files, modality, loaded, size)
 
     def _image(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """Return the three tensors of a single image."""
+        """Return image, dates and valid of a single image."""
         day = self._days.get(modality.name, {}).get(str(files['patch_id']), 0)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), np.array([day]), valid)
 
     def _series(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """Return the three tensors of a time series, with one frame per day."""
+        """Return image, dates and valid of a time series, with one frame per day."""
         product = PRODUCTS[modality.name]
         days = self._days[modality.name][area_of(str(files['patch_id']))]
         if len(days) != len(image):

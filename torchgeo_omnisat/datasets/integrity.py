@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Expected content of the files of a sample, and problems that are found in them.
+"""Expected content of the files of a sample, and their problems.
 
 A dataset that can be checked has ``ids``, a name for each sample, and ``parts``, which yields the
 expected content of the files of a sample and how to read them. It is created with

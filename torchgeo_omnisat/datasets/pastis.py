@@ -411,7 +411,7 @@ class PASTISMultimodal(MultimodalDataset):
         return torch.from_numpy(mask)
 
     def _read(self, patch: Patch, name: str, size: tuple[int, ...]) -> Sample:
-        """Read the three tensors of a modality; of a time series, only the selected dates are read."""
+        """Read image, dates and valid of a modality; of a time series, only the selected dates are read."""
         source, modality = self._sources[name], self.modalities[name]
         path, bands = self._file(source.path, patch), source.modality.bands
         if self.missing == 'allow' and not path.exists():

@@ -132,7 +132,7 @@ def merge_days(
     Returns:
         Composites and their days; the arguments themselves if no day is repeated.
     """
-    if (days[1:] > days[:-1]).all():  # most series have one frame a day
+    if (days[1:] > days[:-1]).all():  # most series have one frame per day
         return image, days
     unique, first, counts = np.unique(days, return_index=True, return_counts=True)
     merged = image[first]

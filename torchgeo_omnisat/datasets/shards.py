@@ -141,7 +141,7 @@ class ShardedDataset(MultimodalDataset):
     Args:
         root: Directory, or a URL supported by litdata, such as ``s3://bucket/folder``.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        cache: Directory for downloaded shards; that of litdata by default.
+        cache: Directory for downloaded shards; None for that of litdata.
 
     Raises:
         ValueError: If there are no shards of this split.

@@ -183,7 +183,7 @@ def read_split(root: Path, split: str) -> list[str]:
         elif kind == split and not (kind == 'val' and 'train' in lists):
             raise FileNotFoundError(
                 f'{places[0]} does not exist, expected the list of files of split {split!r}; '
-                'split=None takes everything that is there'
+                'split=None uses all existing files'
             )
     if 'train' in lists and 'val' not in lists:
         ranked = sorted(lists['train'], key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -219,7 +219,7 @@ def find_series(directory: Path) -> dict[str, Path]:
         match = re.fullmatch(r'(.+)_\d{4}', path.stem)
         name = match[1] if match else path.stem
         if name in found:
-            raise ValueError(f'{path} and {found[name]} are of one plot, expected one file a plot')
+            raise ValueError(f'{path} and {found[name]} are of one plot, expected one file per plot')
         found[name] = path
     return found
 
@@ -256,10 +256,10 @@ def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
             files to read.
     """
     if not isinstance(file.get(key, getlink=True), h5py.HardLink):
-        raise KeyError(f'{key} is no dataset of the file itself')
+        raise KeyError(f'{key} is not a dataset in the file itself')
     found = file[key]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise KeyError(f'{key} is no dataset of the file itself')
+        raise KeyError(f'{key} is not a dataset in the file itself')
     return found
 
 
@@ -643,7 +643,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return ', '.join(held) or 'none'
 
     def _read_aerial(self, name: str) -> tuple[Sample, Bounds]:
-        """Read the three tensors of the aerial image, cropped to the plot, and the bounds of the plot."""
+        """Read image, dates and valid of the aerial image, cropped to the plot, and the bounds of the plot."""
         if self.missing == 'allow' and name not in self._aerial:
             return {}, NOWHERE
         modality, every = self.modalities['aerial'], self.all_modalities['aerial'].bands
@@ -660,7 +660,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return tensors(modality, *parts), around(transform, array.shape)
 
     def _read_series(self, name: str, modalities: Sequence[Modality]) -> Sample:
-        """Read the three tensors of some time series, with one frame per day."""
+        """Read image, dates and valid of some time series, with one frame per day."""
         path = self._series_file(name)
         sample: Sample = {}
         names, clouds = tuple(modality.name for modality in modalities), (self.cloud_probability, self.cloud_cover)

@@ -394,7 +394,7 @@ class ImageChips(MultimodalDataset):
             if self.tile_size <= 0 or abs(self.tile_size / self._step - round(self.tile_size / self._step)) > 1e-6:
                 raise ValueError(
                     f'tile_size is {self.tile_size:g} m, expected a multiple of {self._step:g} m, where pixels of all '
-                    'modalities meet'
+                    'modalities align'
                 )
             for chip, _, grid in every:
                 if min(grid.size) < self.tile_size - grid.gsd / 2:

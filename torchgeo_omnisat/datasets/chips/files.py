@@ -129,7 +129,7 @@ class ChipFiles(RasterTimeSeries):
         if stated is None and not sides:
             raise ValueError(
                 f'{next(iter(self.headers))} states neither CRS nor transform, nor does any file of {self.name!r}; '
-                'expected gsd in its settings, metres a pixel, such as gsd: 10'
+                'expected gsd in its settings, in metres, such as gsd: 10'
             )
         rounded = [round(high, 3) if low == high else float(f'{high:.2g}') for low, high in sides]
         self.side = float(max(set(rounded), key=rounded.count) if stated is None else stated)

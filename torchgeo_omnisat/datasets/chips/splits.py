@@ -83,7 +83,7 @@ def _by_fractions(
     if len(sizes) < sum(fraction > 0 for fraction in fractions):
         raise ValueError(
             f'split {list(fractions)} of {len(ids)} chips has {len(sizes)} groups of chips that are near each other, '
-            f'expected one at least for each split: give a smaller block than {block:g} m, group_by, or lists'
+            f'expected one at least for each split: set a smaller block than {block:g} m, group_by, or lists'
         )
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]
@@ -201,7 +201,7 @@ def _check_duplicates(parts: Mapping[str, Sequence[str]], where: str) -> None:
     counts = Counter(name for names in parts.values() for name in names)
     if twice := [name for name, count in counts.items() if count > 1]:
         both = [part for part, names in parts.items() if twice[0] in names]
-        raise ValueError(f'{twice[0]!r} and {len(twice) - 1} more are in {both} of {where}, expected one split a chip')
+        raise ValueError(f'{twice[0]!r} and {len(twice) - 1} more are in {both} of {where}, expected one split each')
 
 
 def _lines(path: Path) -> list[str]:

@@ -41,7 +41,7 @@ class MultimodalGeoDataset(GeoDataset):
 
     A window is moved to the nearest position where the pixel grids of all modalities align, and
     its size is rounded to a whole number of pixels and patches, so that all modalities cover
-    exactly the same ground. A window that is aligned already is not changed.
+    the same extent. An aligned window is not changed.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MultimodalGeoDataset(GeoDataset):
         """Initialize the join from the indexes of the datasets; no pixel is read.
 
         Args:
-            datasets: Image datasets by name of the modality: ours, or any of TorchGeo's, of which
+            datasets: Image datasets of this package or TorchGeo by name of the modality;
                 those with ``time_series=True`` are time series.
             mask: Raster or vector labels; the join is restricted to their footprint.
             required: Modalities to whose common footprint the join is restricted; if empty, the join is
@@ -86,7 +86,7 @@ class MultimodalGeoDataset(GeoDataset):
             other: Class of all codes that are not in *classes*.
 
         Raises:
-            ValueError: If an argument is not as described, or there is no common ground.
+            ValueError: If an argument is invalid, or the footprints do not overlap.
         """
         self.given = dict(datasets)
         self.labels_given = mask

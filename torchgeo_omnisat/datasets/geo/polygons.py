@@ -29,15 +29,15 @@ from ..rasters.georeference import where, window_grid
 
 #: Suffixes of vector files in a folder.
 VECTORS = ('.gpkg', '.geojson', '.shp', '.parquet', '.fgb', '.gml', '.kml')
-#: Suffixes of files that may hold something else too; a folder's are read if it has no others.
+#: Suffixes of files that may have other content; read only in folders without vector files.
 TABLES = ('.json', '.csv', '.zip')
 #: Names of the columns of coordinates in a table, in lower case.
 DEGREES = (('lon', 'lat'), ('longitude', 'latitude'), ('long', 'lat'), ('lng', 'lat'))
 COORDINATES = (('x', 'y'), ('easting', 'northing'))
 
-#: What a box around points is larger than them, so that one point has a box too, in units of the CRS.
+#: Margin of the bounding box of points in units of the CRS, so that a single point has one.
 EDGE = 1e-6
-#: Greatest coordinate, in units of any CRS.
+#: Maximum coordinate in units of any CRS.
 FARTHEST = 1e9
 
 _POINTS = {'Point', 'MultiPoint'}
@@ -45,7 +45,7 @@ _SURFACES = {'Polygon', 'MultiPolygon', 'GeometryCollection'}
 
 
 class Polygons(VectorDataset):
-    """Dataset of polygons or points as labels; pixels outside of all polygons have none unless *outside* is given.
+    """Dataset of polygons or points as labels; pixels outside of all polygons are unlabelled without *outside*.
 
     Points are sparse labels: each labels the pixel that contains it, and other pixels have no label.
     A pixel with points of different classes is ambiguous and has no label. Where polygons of
@@ -76,7 +76,7 @@ class Polygons(VectorDataset):
         ValueError: If a file cannot be read or lacks *column*, or a code is not a class.
     """
 
-    #: What samples hold where there is no label; joins take it for that.
+    #: Value of pixels without a label, also in joins.
     nodata = -1
 
     def __init__(
@@ -161,7 +161,7 @@ class Polygons(VectorDataset):
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
     def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return a mask (H, W) of the pixels that polygons or points of different classes share.
+        """Return a mask (H, W) of the pixels with polygons or points of different classes.
 
         Args:
             grid: Pixel grid in the CRS of the labels.
@@ -300,7 +300,7 @@ class Polygons(VectorDataset):
             return self.nodata if self.label_name or self.sparse else 0
         if self.sparse:
             raise ValueError(
-                f'outside of the mask is {outside!r}, but {self.files[0]} has points, which label their pixels alone: '
+                f'outside of the mask is {outside!r}, but {self.files[0]} has points, which label only their pixels: '
                 'expected no outside'
             )
         if outside not in [*self.names, *self.names.values()]:

@@ -57,7 +57,7 @@ _READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_w
 class Source:
     """Dataset reprojected to the CRS of a join and restricted to a period.
 
-    Files of a plain ``RasterDataset`` are read by our own code, which keeps track of nodata.
+    Files of a plain ``RasterDataset`` are read by this package, which keeps track of nodata.
     A subclass that overrides the reading methods is read through its ``__getitem__``.
 
     Args:
@@ -150,7 +150,7 @@ class ImageSource(Source):
 
     Args:
         name: Name of the modality.
-        dataset: Dataset of images: one of ours with a single modality, or one of TorchGeo's.
+        dataset: Image dataset of this package with one modality, or of TorchGeo.
         crs: CRS of the join.
         date_range: First and last day, inclusive; None for all.
         gsd: GSD in metres; None for the native one, rounded by :func:`native_gsd`.
@@ -193,7 +193,7 @@ class ImageSource(Source):
 
         Args:
             grid: Pixel grid of the window.
-            span: First and last instant. Where no single image is from this period, one of another period is read.
+            span: First and last instant. Without a single image in this period, one of another period is read.
         """
         rows = self.rows(grid, span, prefer=not self.modality.temporal)
         if rows.empty:
@@ -350,7 +350,7 @@ class LabelSource(Source):
         return mask
 
     def ambiguous(self, grid: Grid, span: Span) -> NDArray[np.bool_]:
-        """Return a mask (H, W) of pixels that polygons or points of different classes share; False for a raster."""
+        """Return a mask (H, W) of pixels with polygons or points of different classes; False for a raster."""
         if not isinstance(self.dataset, Polygons) or self.rows(grid, span, prefer=True).empty:
             return np.zeros((grid.height, grid.width), bool)
         return self.dataset.ambiguous(grid)
@@ -392,8 +392,8 @@ class LabelSource(Source):
             if count != 1 and not self.dataset.separate_files:
                 names = [text or f'B{number}' for number, text in enumerate(source.descriptions, 1)]
                 raise ValueError(
-                    f'{path} has the {source.count} bands {names}, expected one band with the number of a class as '
-                    'pixels: is this a picture? bands in the mask takes one, such as bands: [B1]'
+                    f'{path} has the {source.count} bands {names}, expected one band with class indices as '
+                    'pixels: bands of the mask selects one, such as bands: [B1]'
                 )
             if any(dtype.startswith('complex') for dtype in source.dtypes):
                 raise ValueError(f'{path} has pixels of {source.dtypes[0]}, expected whole numbers as classes')
@@ -522,13 +522,13 @@ def common_step(lengths: Sequence[float]) -> float:
     """Return the least common multiple of lengths in metres.
 
     Raises:
-        ValueError: If it is more than a hundred times the greatest length.
+        ValueError: If it is more than 100 times the maximum length.
     """
     micrometres = [round(length * 1e6) for length in lengths]
     step = math.lcm(*micrometres) / 1e6
     if step > 100 * max(lengths):
         raise ValueError(
-            f'pixels and patches of {sorted(set(lengths))} m share no ground below {step} m, expected lengths that are '
-            'multiples of each other; gsd sets those of a modality'
+            f'pixels and patches of {sorted(set(lengths))} m have no common multiple below {step} m, expected '
+            'lengths that are multiples of each other; gsd sets the pixel size of a modality'
         )
     return step

@@ -40,7 +40,7 @@ class TilePlaces:
     """Sampler of tile positions on a grid whose tiles lie within a footprint.
 
     Each polygon of the footprint is searched with a quadtree of positions, so gaps between polygons
-    cost nothing. Only the preparation of the geometry depends on its number of vertices.
+    take no time. Only the preparation of the geometry depends on its number of vertices.
 
     Args:
         ground: Footprint, a geometry in the CRS of *grid*. A tile may exceed it by a millionth of a pixel.
@@ -56,7 +56,7 @@ class TilePlaces:
         self._leaves: list[NDArray[np.int64]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Prepare the ground again in another process."""
+        """Prepare the footprint again in another process."""
         self.__dict__.update(state)
         shapely.prepare(self.ground)
 
@@ -300,8 +300,8 @@ class GeoTiles(MultimodalDataset):
         """Initialize the positions of the tiles; no pixel is read."""
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
             raise ValueError(
-                f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and the pixels of '
-                'all modalities meet'
+                f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and pixels of '
+                'all modalities align'
             )
         self.dataset, self.size, self.count = dataset, size, count
         self.path, self.split = Path(path), split
@@ -318,7 +318,7 @@ class GeoTiles(MultimodalDataset):
         self._draw(np.random.default_rng(0))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Prepare the ground again in another process."""
+        """Prepare the footprint again in another process."""
         self.__dict__.update(state)
         shapely.prepare(self.area)
 

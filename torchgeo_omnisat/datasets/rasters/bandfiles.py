@@ -73,8 +73,8 @@ def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_
             )
     raise ValueError(
         f'{several[0][0]} and {os.path.basename(several[0][1])} have the same date and bounds: if they are '
-        f'bands of one image, give separate_files: true, all_bands, and a filename_regex with the groups date and band '
-        f'for {name!r}; if one is a mask, exclude it by filename_glob; separate_files: false takes their mean'
+        f'bands of one image, set separate_files: true, all_bands, and a filename_regex with the groups date and band '
+        f'for {name!r}; if one is a mask, exclude it by filename_glob; separate_files: false averages them'
     )
 
 

@@ -51,7 +51,7 @@ class RasterTimeSeries(RasterDataset):
 
     Subclasses may set class attributes of TorchGeo's ``RasterDataset`` instead of arguments:
     ``filename_glob``, ``filename_regex``, ``date_format``, ``all_bands``, ``separate_files``,
-    ``nodata``; and ours: ``name``, ``temporal``, ``kind``, ``unit``.
+    ``nodata``; and ``name``, ``temporal``, ``kind``, ``unit``.
     """
 
     filename_glob = '*.tif'
@@ -117,7 +117,7 @@ class RasterTimeSeries(RasterDataset):
             replace_nodata: One or several nodata values instead of those that files state; ``[]`` for none.
                 Internal and external masks still apply.
             kind: Kind of the sensor: ``'optical'``, ``'radar'``, ``'elevation'``, ``'thermal'``,
-                ``'embedding'`` or ``'other'``. Augmentations and checks that depend on it are off if it is None.
+                ``'embedding'`` or ``'other'``. None disables augmentations and checks that depend on it.
             unit: Unit of the pixels: ``'reflectance'`` (0 to 1), ``'dn'`` (such as reflectance x 10000),
                 ``'db'`` (radar, averaged in linear power), ``'power'`` (radar) or ``'metres'``; None if unknown.
             wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
@@ -538,7 +538,7 @@ class RasterTimeSeries(RasterDataset):
     def _check_index(self) -> None:
         """Raise ValueError if pixels are not square."""
         if not math.isclose(*self.res, rel_tol=1e-4):
-            raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; give res')
+            raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; set res')
 
     def _keep_dates(self) -> None:
         """Select the files within ``date_range``."""

@@ -18,7 +18,7 @@ class SyntheticLandscapes(PASTISMultimodal):
     """Dataset of synthetic farmland with ten crops that require all sensors to be distinguished.
 
     It is generated from a seed and written once, in the layout of PASTIS-HD, so
-    :class:`PASTISMultimodal` reads the same directory. Results on it say nothing about real fields
+    :class:`PASTISMultimodal` reads the same directory. Results on it do not apply to real fields
     and must be reported as synthetic.
 
     A tile is a square of parcels between roads, woods and buildings. Sentinel-2 shows the phenology of
