@@ -64,7 +64,7 @@ class CrossModalInfoNCE(nn.Module):
 
     Args:
         temperature: Initial temperature.
-        min_temperature: Minimum temperature; that of CLIP is 0.01.
+        min_temperature: Minimum temperature; 0.01 in CLIP.
         max_temperature: Maximum temperature.
 
     Raises:
@@ -173,7 +173,7 @@ def too_close(
     Args:
         bounds: Positions of B tiles in metres, in one CRS: centroids (x, y), boxes (xmin, ymin, xmax,
             ymax), or the bounds of TorchGeo (xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres). A
-            tile with NaN is close to no other.
+            tile with NaN is not close to any other.
         within: Minimum distance of centroids in metres; boxes that overlap are always too close.
         counts: Number of tiles of each rank, if known.
 
@@ -278,7 +278,7 @@ class PatchContrastiveLoss(nn.Module):
 
     The denominator includes the tokens of all ranks. With DDP or FSDP, which average gradients, the
     gradient is that of a single process with the joint batch; the cost of each rank grows with the
-    world size. ``gather=False`` uses the tokens of the own rank only, as published. The forward pass
+    world size. ``gather=False`` uses only tokens of the same rank, as published. The forward pass
     gathers the tokens, the denominators, and the numbers of tiles unless these are given. The loss may
     be multiplied by any scalar that is the same on all ranks.
 
@@ -288,7 +288,7 @@ class PatchContrastiveLoss(nn.Module):
     same position in other tiles.
 
     Args:
-        temperature: Temperature, at least 0.02; below, single precision overflows.
+        temperature: Temperature, at least 0.02 to avoid overflow in single precision.
         gather: Whether tokens of other ranks are negatives.
         block_size: Side of a block of similarities.
         negatives: ``'everywhere'`` for tokens at all positions, ``'place'`` for those at the same position.

@@ -49,7 +49,7 @@ def draw_hidden(
     Args:
         batch_size: Number B of tiles.
         grid: Rows and columns of the ground grid, N in total.
-        ratio: Fraction of the patches to hide, from 0 to 1; 0.75 is that of He et al. (MAE).
+        ratio: Fraction of the patches to hide, from 0 to 1; 0.75 in MAE (He et al.).
         generator: Random generator; defaults to PyTorch's global one.
         device: Device of the output; the draw is on that of *generator*.
 
@@ -68,7 +68,7 @@ def draw_hidden(
 class MaskedReconstruction(nn.Module):
     """Masked reconstruction loss, with a small decoder per modality.
 
-    The input of the decoders are the fused tokens; for time series also the encoding of each
+    The inputs of the decoders are the fused tokens; for time series also the encoding of each
     valid date. Targets are standardised per patch, over observed bands, pixels and dates, as
     in He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), so a
     time series keeps its seasonal changes. Nodata, invalid dates and absent modalities are

@@ -24,7 +24,7 @@ class CrossEntropyDice(nn.Module):
 
     Args:
         ignore_index: Value of the mask to ignore; it may be a class.
-        class_weights: Weight of each of the K classes; equal by default.
+        class_weights: Weight of each of the K classes; None for equal weights.
         dice_weight: Weight of the Dice loss relative to cross-entropy; 0 disables it.
 
     Raises:
@@ -116,7 +116,7 @@ class MultiLabelLoss(nn.Module):
         kind: Name of the loss.
 
     Raises:
-        ValueError: If there is no such loss.
+        ValueError: If *kind* is unknown.
     """
 
     def __init__(self, kind: str = 'asymmetric') -> None:
@@ -125,7 +125,7 @@ class MultiLabelLoss(nn.Module):
         if kind not in kinds:
             raise ValueError(f'loss is {kind!r}, expected one of {list(kinds)}')
         self.total = kinds[kind]()
-        self.total.reduction = 'sum'  # set like this because timm before 1.0.31 takes no such argument, and always sums
+        self.total.reduction = 'sum'  # not an argument in timm before 1.0.31, which always sums
 
     def forward(self, logits: Float[Tensor, 'b k'], label: Float[Tensor, 'b k']) -> Float[Tensor, '']:
         """Return the loss of logits.

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Models."""
+"""Backbones, decoders and baselines."""
 
 from .attention_maps import Attention, attention
 from .classification import OmniSatClassifier

@@ -78,14 +78,14 @@ class MeanFusion(nn.Module):
 class LateFusion(OmniSat):
     """Late-fusion baseline with one stream per modality; a replacement for :class:`OmniSat`.
 
-    Its tokens are those of single pixels, so a decoder only has to classify them. The streams
+    There is one token per pixel, so a decoder only classifies tokens. The streams
     are independent: absent modalities and other samples of the batch have no influence.
 
     Args:
         modalities: Modalities, each with a stream. A batch may contain others.
         patch_size: Side of a token in metres, usually the GSD of the labels.
         encoders: See :class:`OmniSat`.
-        widths: Channels of the levels of a U-TAE encoder, as published.
+        widths: Channels of the levels of a U-TAE encoder; defaults to the published ones.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         width: Output channels of a stream.
     """

@@ -31,7 +31,7 @@ class KorniaIntensity(Transform):
     Kornia expects images in [0, 1]. The images of a sample and modality are rescaled from the
     minimum and maximum of their finite values on valid dates, and back afterwards. Pixels that
     are not finite are replaced by the mean for Kornia, and are NaN in the result. Kornia draws
-    on its own device, which is the CPU by default.
+    on its default device, the CPU.
 
     Args:
         modalities: Modalities to transform.

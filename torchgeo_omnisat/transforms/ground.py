@@ -136,7 +136,7 @@ class RandomGroundCrop(GroundTransform):
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *size* or *patch_size* is not as described; of a batch, if its tiles are smaller.
+        ValueError: If *size* or *patch_size* is invalid, or tiles of a batch are smaller than *size*.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class RandomGroundAffine(GroundTransform):
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If an argument is not as described; of a batch, if it has a ``window``.
+        ValueError: If an argument is invalid, or a batch has a ``window``.
     """
 
     def __init__(

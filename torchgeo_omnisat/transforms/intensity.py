@@ -40,7 +40,7 @@ class RandomClouds(Transform):
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | N
         unit: ``'db'`` or ``'power'``.
 
     Returns:
-        Polarisation and that of the denominator (None if it is no ratio) by index of the band,
+        Polarisation and that of the denominator (None if not a ratio) by index of the band,
         without bands of other names.
     """
     matches = ((index, _BANDS[unit].fullmatch(band.upper())) for index, band in enumerate(modality.bands))

@@ -29,8 +29,8 @@ class Normalize(nn.Module):
     """Subtract the mean of each band and divide by its standard deviation; NaN stays NaN.
 
     A band is constant if its standard deviation is 0, or below the rounding error of its mean. It
-    becomes exactly 0, and one warning names all such bands. Statistics keep their precision, also if
-    images have a lower one.
+    becomes exactly 0, and one warning names all such bands. Statistics keep their precision if
+    that of images is lower.
 
     Args:
         modalities: Modalities to normalise.

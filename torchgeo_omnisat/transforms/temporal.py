@@ -62,7 +62,7 @@ class TemporalSubsample(TemporalTransform):
 
     In training mode, random dates are kept, with equal probability. In evaluation mode, the kept
     dates are those nearest to evenly spaced days between the first and the last valid date.
-    Samples without more valid dates keep all of them.
+    Samples with at most *max_dates* valid dates keep all.
 
     Args:
         modalities: Modalities of the batch.
@@ -110,7 +110,7 @@ class TemporalSubsample(TemporalTransform):
 class RandomDateShift(Transform):
     """Shift the acquisition dates of each tile by a random number of days, equal for all modalities.
 
-    Seasons start early in some years and late in others; shifted dates help a model to generalise
+    Seasons start early in some years and late in others; shifting dates helps a model generalise
     to other years. Invalid dates do not change, nor does the 0 of a single image without a date.
 
     Args:

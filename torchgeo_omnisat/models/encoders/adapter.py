@@ -117,7 +117,7 @@ class BandAdapter(nn.Module):
     Args:
         modality: Modality.
         native: Input of the weights.
-        standardised: Whether to pass images as they come, normalised by the statistics of the data, instead of
+        standardised: Whether to pass images normalised by the statistics of the data unchanged, instead of
             converting them to the unit of the weights.
 
     Raises:
@@ -221,7 +221,7 @@ class AdaptedConv2d(nn.Conv2d):
     """First convolution of a pre-trained backbone, for the output of a ``BandAdapter``.
 
     Columns of bands that the modality lacks are removed. Bands that the weights lack, and the flags of missing bands,
-    have convolutions of their own that are initialised to zero.
+    have separate convolutions, initialised to zero.
 
     Args:
         conv: Convolution of the backbone.

@@ -24,9 +24,9 @@ class BandConv2d(nn.Conv2d):
     contributes nothing.
 
     Args:
-        *args: Those of :class:`torch.nn.Conv2d`.
+        *args: Arguments of :class:`torch.nn.Conv2d`.
         learn: Whether to add this term; the published encoders do not have it.
-        **kwargs: Those of :class:`torch.nn.Conv2d`.
+        **kwargs: Arguments of :class:`torch.nn.Conv2d`.
     """
 
     missing: nn.Parameter | None

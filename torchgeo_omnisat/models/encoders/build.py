@@ -75,7 +75,7 @@ def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: M
     """Return an encoder with a backbone of timm or torchvision, on each date of a time series."""
     temporal = {key: arguments.pop(key) for key in _PER_DATE if key in arguments}
     if temporal and not modality.temporal:
-        raise ValueError(f'encoder of {modality.name!r} has {sorted(temporal)}, expected them for a time series alone')
+        raise ValueError(f'encoder of {modality.name!r} has {sorted(temporal)}, expected them only for a time series')
     pretrained = arguments.pop('pretrained', None)
     if pretrained not in (None, True, False):
         raise ValueError(f'pretrained is {pretrained!r} for {modality.name!r}, expected true or false')

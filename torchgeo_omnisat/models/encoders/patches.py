@@ -4,7 +4,7 @@
 """Published encoders of OmniSat, which encode each ground patch independently.
 
 Astruc et al., "OmniSat: Self-Supervised Modality Fusion for Earth Observation" (arXiv
-2404.08351). Written from the paper, to load published weights and for comparison.
+2404.08351). Implemented from the paper, to load published weights and for comparison.
 """
 
 from collections.abc import Mapping, Sequence

@@ -41,7 +41,7 @@ _GROUPS = [
     for channel in range(len(CHANNELS))
 ]
 _SRTM = list(BANDS_GROUPS_IDX).index('SRTM')
-#: Least scale of an embedding, whose values are of the order of one.
+#: Minimum scale of an embedding, whose values are of the order of one.
 _SMALLEST_SCALE = 1e-3
 
 
@@ -345,7 +345,7 @@ class EmbeddingCache:
         self._values: NDArray[Any] = np.empty((0, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the content out of copies and pickles."""
+        """Exclude the content from copies and pickles."""
         return vars(EmbeddingCache(self.size))
 
     def begin(self, weights: list[Any]) -> None:
@@ -448,7 +448,7 @@ def _match(bands: Sequence[str]) -> dict[int, int]:
 
 
 def _check_place(latlon: Sequence[float]) -> tuple[float, float]:
-    """Return latitude and longitude, if they are such."""
+    """Return latitude and longitude if they are valid."""
     if len(latlon) != 2 or not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
         raise ValueError(f'latlon is {latlon}, expected latitude (-90 to 90) and longitude (-180 to 180) in degrees')
     return float(latlon[0]), float(latlon[1])

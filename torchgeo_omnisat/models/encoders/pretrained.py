@@ -24,7 +24,7 @@ from .packing import gather_valid, scatter_valid, valid_indices
 from .registry import Origin
 from .sources import find_source
 
-#: Swin transformers of torchvision, as TorchGeo's weights have them.
+#: Swin transformers of torchvision, as in TorchGeo's weights.
 TORCHVISION = ('swin_t', 'swin_s', 'swin_v2_t', 'swin_v2_s', 'swin_v2_b')
 #: Modules of timm whose models take images of any size only on request.
 _SIZED = ['vision_transformer', 'vision_transformer_hybrid', 'eva', 'swin_transformer', 'swin_transformer_v2']
@@ -42,16 +42,16 @@ class PretrainedEncoder(nn.Module):
 
     Args:
         modality: Modality to encode.
-        name: Name of a timm model, or ``'swin_v2_t'``, ``'swin_v2_b'`` and such of torchvision.
+        name: Name of a timm model, or ``'swin_v2_t'``, ``'swin_v2_b'`` etc. of torchvision.
         weights: Entry of TorchGeo's weights or its name, a file, or a folder of the Hugging Face hub.
         pretrained: Whether to use the weights of timm.
         bands: Bands of a file, in the order of its channels; None if they are those of the modality.
         units: ``'standardised'`` passes images as normalised by the statistics of the data, ``'native'`` in the unit of
             the weights. None for ``'native'`` with TorchGeo's weights and ``'standardised'`` otherwise.
-        freeze: Whether to train all of it (False), nothing that was loaded (True), or the last stage or block alone
+        freeze: Whether to freeze no weights (False), all loaded weights (True), or all but the last stage or block
             (``'but_last'``).
         layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the feature maps. None for all stages, or for two blocks of a ViT, half way and last.
+        levels: Indices of the feature maps. None for all stages, or for the middle and last block of a ViT.
             Those of a time series begin at stride 4, because ``PerDate`` adds a map at full resolution.
         chunk: Maximum number of images that are computed at once.
         load: Whether to load the weights; False if a checkpoint has them.

@@ -78,7 +78,7 @@ class Origin(NamedTuple):
         weights: Name of the weights.
         tensors: Number of tensors that were loaded; 0 if a checkpoint provides them.
         source: File or address.
-        licence: Licence of the weights; None if it is unknown.
+        licence: Licence of the weights; None if unknown.
     """
 
     weights: str
@@ -97,7 +97,7 @@ class Origin(NamedTuple):
 def checkpoint_encoders(source: str) -> Iterator[None]:
     """Build encoders inside this context as a checkpoint describes them.
 
-    The specification may come from somebody else, so it imports no class and reads no file: ``class_path`` must name a
+    The specification is untrusted, so it imports no class and reads no file: ``class_path`` must name a
     class that is registered in this process, and pre-trained weights are not loaded, because the checkpoint has them.
 
     Args:
@@ -218,7 +218,7 @@ def import_class(name: str, path: str) -> Callable[..., nn.Module]:
             "'package.module.Class' of an installed package or of a file in the current folder"
         ) from error
     if not callable(found):
-        raise ValueError(f'class_path {path!r} of the encoder of {name!r} is no class, expected a torch.nn.Module')
+        raise ValueError(f'class_path {path!r} of the encoder of {name!r} is not a class, expected a torch.nn.Module')
     build: Callable[..., nn.Module] = found
     return build
 
@@ -232,7 +232,7 @@ def call_builder(modality: Modality, build: Callable[..., nn.Module], arguments:
         arguments: Keyword arguments.
 
     Raises:
-        ValueError: If the arguments do not fit, or the result is no encoder.
+        ValueError: If the arguments do not fit, or the result is not an encoder.
     """
     label = getattr(build, '__qualname__', repr(build))
     try:
@@ -255,7 +255,7 @@ def call_builder(modality: Modality, build: Callable[..., nn.Module], arguments:
 
 
 def check_encoder(name: str, encoder: Any) -> nn.Module:
-    """Return an encoder; raise ``ValueError`` if it is no module with ``channels`` and ``strides``."""
+    """Return an encoder; raise ``ValueError`` if it is not a module with ``channels`` and ``strides``."""
     sizes = [getattr(encoder, attribute, None) for attribute in ('channels', 'strides')]
     if not isinstance(encoder, nn.Module) or not all(isinstance(size, tuple | list) and size for size in sizes):
         raise ValueError(

@@ -248,7 +248,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f'{path} cannot be read as tensors and plain types alone: {reason}') from error
+        raise ValueError(f'{path} cannot be read as only tensors and plain types: {reason}') from error
     for key in ('state_dict', 'model', 'teacher'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -4,7 +4,7 @@
 """U-TAE: convolutions on every date, temporal attention at the coarsest level.
 
 Garnot and Landrieu, "Panoptic Segmentation of Satellite Image Time Series with
-Convolutional Temporal Attention Networks" (arXiv 2107.07933). Written from the paper;
+Convolutional Temporal Attention Networks" (arXiv 2107.07933). Implemented from the paper;
 the published code is MIT-licensed.
 """
 
