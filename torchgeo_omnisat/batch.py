@@ -149,7 +149,7 @@ def check(
 
 
 def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
-    """Return the three tensors of one modality; missing entries are zero and not ``valid``."""
+    """Return image, dates and valid of one modality; missing entries are zero and not ``valid``."""
     image_key, dates_key, valid_key = modality.keys
     present = [sample for sample in samples if image_key in sample]
     shapes = {tuple(sample[image_key].shape[-2:]) for sample in present}

@@ -31,7 +31,7 @@ _MODULE_DICT = (
 )
 #: Names of the parts of a model and of the other keys of a sample.
 _PARTS = 'backbone decoder encoder encoders fusion head heads label mask model modalities prediction'
-#: Greatest number of bands of a modality.
+#: Maximum number of bands of a modality.
 MOST_BANDS = 10_000
 _RESERVED = frozenset(_MODULE_DICT.split()) | frozenset(_PARTS.split())
 

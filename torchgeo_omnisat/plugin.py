@@ -36,7 +36,7 @@ class PlainParser(LightningArgumentParser):
     """Parser whose help texts do not contain the mark-up of docstrings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Create the parser."""
+        """Initialize the parser."""
         super().__init__(*args, **{'formatter_class': PlainHelpFormatter, **kwargs})
 
 

@@ -61,8 +61,8 @@ class ProbeCallback(Callback):
         max_patches: Maximum number of patches of each split.
         neighbours: Number k of nearest neighbours, by cosine distance.
         seed: Seed of the choice of tiles and patches.
-        subsets: Subsets of the modalities: all up to five modalities, and for more all of them, all but
-            one, and single ones; ``'all'``; or names such as ``s1a+s2``.
+        subsets: Subsets of the modalities: ``'auto'`` for all subsets of up to five modalities, else all,
+            all but one, and single ones; ``'all'``; or names such as ``s1a+s2``.
 
     Raises:
         ValueError: If a number is not positive.

@@ -77,7 +77,7 @@ class RobustnessTest(LightningModule):
         subsets: Subsets of the sensors; see :func:`.subsets`.
 
     Raises:
-        ValueError: If a kind is unknown; when the test begins, if a modality is in two groups, or a
+        ValueError: If a kind is unknown, or, at the start of the test, a modality is in two groups or a
             group has the name of a modality outside it.
     """
 

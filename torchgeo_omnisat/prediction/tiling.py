@@ -299,7 +299,7 @@ def tile_loader(
         tiles: Reader of tiles.
         tiling: Tiling of the area.
         collate_fn: Function that collates samples, such as :func:`.collate` with the modalities.
-        strips: Strips to predict, all by default. :class:`.GeoTIFFWriter` passes the unfinished ones of
+        strips: Strips to predict; defaults to all. :class:`.GeoTIFFWriter` passes the unfinished ones of
             this rank.
         batch_size: Number of tiles in a batch.
         num_workers: Number of worker processes.

@@ -35,7 +35,7 @@ from .vector import write_parcels
 
 #: Number of digits of the digest in the name of a work folder.
 _DIGITS = 16
-#: File in a work folder that lists what its strips depend on.
+#: File in a work folder with the inputs of its strips.
 _MANIFEST = 'manifest.json'
 #: File names of strips.
 _STRIP = re.compile(r'([0-9]+)-([0-9]+)\.npz')
@@ -50,12 +50,12 @@ _MAX_CHECKS = 10
 class WorkFolder:
     """Hidden folder beside the output that holds the finished strips.
 
-    Its name contains a digest of everything that the strips depend on, so strips of different checkpoints or
+    Its name contains a digest of all inputs of the strips, so strips of different checkpoints or
     areas never mix.
 
     Args:
         output: Output file.
-        key: Everything that the strips depend on, in plain types.
+        key: All inputs of the strips, in plain types.
     """
 
     def __init__(self, output: Path, key: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class WorkFolder:
         """Create the folder and lock it.
 
         Args:
-            claim: Whether to lock the folder for this run, as rank 0 does; other ranks lock a file of their own.
+            claim: Whether to lock the folder for this run, as rank 0 does; other ranks lock a separate file.
             rank: Rank of this process.
 
         Raises:
@@ -147,7 +147,7 @@ class WorkFolder:
     def save(self, strip: Strip, bands: NDArray[Any]) -> None:
         """Store a finished strip, ``(bands, rows, columns)``.
 
-        A rank without strips of its own repeats one; nothing is stored if the folder has been removed because the
+        A rank without strips repeats one; nothing is stored if the folder has been removed because the
         map is complete.
         """
         try:
@@ -465,7 +465,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         return seen
 
     def _key(self) -> dict[str, Any]:
-        """Return everything that a strip depends on, in plain types."""
+        """Return all inputs of a strip in plain types."""
         grid: Grid = self._datamodule.grid
         files = getattr(self._datamodule, 'fingerprint', lambda: None)()
         area = getattr(self._datamodule, 'area', None)

@@ -68,7 +68,7 @@ def make_backbone(
         if not arguments:
             raise
         raise ValueError(
-            f'backbone_args is {dict(arguments)!r}, which {backbone} does not accept ({error or type(error).__name__}), '
+            f'backbone_args is {dict(arguments)!r}, which {backbone} rejects ({error or type(error).__name__}), '
             'expected arguments of its builder in torchgeo_omnisat.models'
         ) from error
 

@@ -41,7 +41,7 @@ def walk(
 
     Raises:
         DatasetNotFoundError: If no split is available.
-        TypeError: If the dataset does not state what its files should hold.
+        TypeError: If the dataset does not state the expected content of its files.
     """
     report, _ = read_all(datamodule, max_nan, num_workers, ignore)
     return report
@@ -120,7 +120,7 @@ def read_all(
     for absent_split in lost:
         say(f'Not checked: {absent_split}', error=True)
     found = [problem for find in FINDERS for problem in find(datamodule, splits)]
-    # What concerns the whole dataset is reported once, not for each tile.
+    # Problems of the whole dataset are reported once, not for each tile.
     labels = any(problem.kind == 'label' and not problem.warning for problem in found)
     files = {problem.file for problem in found if problem.file and not problem.warning}
     kept = [problem for problem in problems if problem.file not in files and not (labels and problem.kind == 'label')]

@@ -42,7 +42,7 @@ class ModalityValues:
         """Add the images of a tile, if it has any.
 
         Args:
-            sample: Sample with the three keys of the modality.
+            sample: Sample with image, dates and valid of the modality.
             modality: Modality.
         """
         if modality.image_key not in sample:
@@ -115,7 +115,7 @@ class SplitValues:
 
         Args:
             name: Name of a modality, ``'mask'`` or ``'label'``.
-            found: Three tensors of the modality, or the tensor of labels.
+            found: Image, dates and valid of the modality, or the labels.
 
         Raises:
             ValueError: If a mask has a label that is not a class.
