@@ -267,7 +267,7 @@ class _Comparison:
         return self.varies & (np.isfinite(self.pixels).sum(0) >= 16)
 
     def _zeros(self) -> list[str]:
-        """Find pixels that are 0 in all bands, and no longer count them."""
+        """Find pixels that are 0 in all bands, and exclude them."""
         known = np.isfinite(self.pixels).any(1)
         zero = known & (np.nan_to_num(self.pixels) == 0).all(1)
         share = zero.sum() / max(1, known.sum())
@@ -280,7 +280,7 @@ class _Comparison:
         ]
 
     def _nodata(self) -> list[str]:
-        """Find fill values that are far from anything in training, and no longer count them."""
+        """Find fill values far from all training values, and exclude them."""
         found = []
         for value in FILL_VALUES:
             far = np.abs(value - self.mean) > 5 * self.std
@@ -452,7 +452,7 @@ class _Comparison:
         with np.errstate(divide='ignore'):
             ratio = np.abs(np.log(self.spread[self.bands] / deviation))
         strong = np.std(now) > (0.5 if moved.sum() == 2 else 0.35) * deviation[moved].mean()
-        # Where contrasts are weak, mean and standard deviation of each band tell, if they are equal.
+        # Where contrasts are weak, mean and standard deviation of each band decide if they are equal.
         apart = (np.abs(center - mean) / self.std[self.bands])[moved].mean()
         enough = len(center) > 2 or self.modality.kind == 'radar'
         if enough and apart > 0.5 and distance.max() < 0.2 and ratio.max() < 0.25:

@@ -217,7 +217,7 @@ class RepeatedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
 
 
 class Filler(NamedTuple):
-    """Padding sample of a rank that has a batch less than the others; it is not scored."""
+    """Padding sample of a rank with one batch fewer than others; it is not scored."""
 
     item: int
 
@@ -244,15 +244,15 @@ class DealtDataset(Dataset[Any]):
 class DealtSampler(DistributedSampler[Any], SequentialSampler):
     """Distributed sampler for evaluation: each sample once, in order.
 
-    All ranks have the same number of batches, because evaluation steps communicate. A rank that has a batch
-    less gets one with a single :class:`Filler`.
+    All ranks have the same number of batches, because evaluation steps communicate. A rank with one
+    batch fewer gets one with a single :class:`Filler`.
 
     Args:
         dataset: Dataset of the samples.
         batch_size: Samples per batch of one rank.
         rank: Rank.
         world_size: World size.
-        fill: Whether to add fillers; otherwise some ranks have a batch less.
+        fill: Whether to add fillers; otherwise some ranks have one batch fewer.
     """
 
     def __init__(

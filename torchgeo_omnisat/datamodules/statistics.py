@@ -87,7 +87,7 @@ LARGE = 1e15
 #: Mean and standard deviation per band.
 BandMoments = tuple[Tensor, Tensor]
 #: By modality and group: lists ``mean`` and ``std``, empty without valid pixels; the number of ``samples`` that were
-#: read and ``of`` how many; and the fingerprint of their ``files``, if the dataset lists them.
+#: read, ``of`` their total; and the fingerprint of their ``files``, if the dataset lists them.
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 

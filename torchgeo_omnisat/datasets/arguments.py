@@ -107,7 +107,7 @@ def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequenc
 def state_facts(
     name: str, kind: Kind | None, unit: Unit = 'unknown', decibels: bool | None = None
 ) -> tuple[Kind | None, Unit]:
-    """Return the kind and unit of a modality, as far as they are stated.
+    """Return the kind and unit of a modality, if they are stated.
 
     Decibels and linear power are units of radar backscatter, so they state the kind too.
 

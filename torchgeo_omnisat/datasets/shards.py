@@ -128,7 +128,7 @@ def check_index(address: str) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{index} cannot be read ({error!r}), expected what shard wrote') from error
     if strange := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
-        raise ValueError(f'{index} names the shard {strange[0]!r}, expected files of its own folder')
+        raise ValueError(f'{index} names the shard {strange[0]!r}, expected files of its folder')
     if config != {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': None, 'compression': None}:
         raise ValueError(f'{index} states {config}, expected bytes that are neither encrypted nor compressed')
 

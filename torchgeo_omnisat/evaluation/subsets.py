@@ -26,7 +26,7 @@ class SubsetRow(NamedTuple):
         subset: Name of the subset, such as ``'s1a+s2'``.
         modalities: Number of its modalities.
         scores: Metrics by column of the table, the main score first; NaN without labelled samples.
-        samples: Number of scored samples: they have at least one modality of the subset.
+        samples: Number of scored samples, with at least one modality of the subset.
         complete_samples: Number of samples that have all modalities of the subset.
         blind_samples: Number of samples that have no modality of the subset. They are not scored,
             because their prediction would be a guess.

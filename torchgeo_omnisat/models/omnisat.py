@@ -94,10 +94,10 @@ class OmniSat(nn.Module):
         modalities: Modalities by name or as a list; each may be a plain dictionary.
         embed_dim: Width D of the tokens.
         patch_size: Side of a ground patch, in metres.
-        encoders: Encoders by modality name, if not the default: ``'utae'``,
+        encoders: Non-default encoders by modality name: ``'utae'``,
             ``'utae_published'`` (for :func:`.load_encoder`) or ``'ltae'`` for a time series, a timm
-            backbone for an image, a module, or a class that takes the number of bands. It has
-            ``channels`` and ``strides`` (of its maps, fine to coarse) and maps
+            backbone for an image, a module, or a class that takes the number of bands. Encoders have
+            ``channels`` and ``strides`` (of its maps, fine to coarse) and map
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
             maps. NaN is nodata.
         depth: Number of blocks of spatial attention.

@@ -108,7 +108,7 @@ def load_weights(backbone: models.OmniSat, weights: str, modalities: Mapping[str
         Statistics that the loaded modalities were trained with; empty if they are unknown.
 
     Raises:
-        ValueError: If no part fits.
+        ValueError: If no part matches.
     """
     if weights not in map(str, models.UTAE_Weights.__members__.values()):
         report = load_backbone(backbone, weights, modalities)

@@ -76,22 +76,22 @@ class OmniSatTask(BaseTask):
         patch_size: Side of a ground patch in metres.
         mean: Mean of every band by modality, in the units of the datasets.
         std: Standard deviation of every band by modality. Images are normalised with *mean* and *std*
-            of the task, also if the datamodule has other statistics.
-        weights: A checkpoint to initialise the backbone with; see :func:`.load_backbone`. It is not saved
-            in checkpoints.
+            of the task, even if the datamodule has other statistics.
+        weights: Checkpoint that initialises the backbone; see :func:`.load_backbone`. Not saved in
+            checkpoints.
         freeze_backbone: Whether to train only heads and decoders; the backbone stays in evaluation mode.
         backbone_args: Further arguments of the builder, in plain types.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
-        scheduler: Cosine schedule by step, or TorchGeo's reduction on a plateau of the validation loss.
-        warmup: Fraction of the steps in which the learning rate rises to *lr*.
-        patience: Epochs without progress before a plateau lowers the learning rate.
+        scheduler: ``'cosine'``, by step, or ``'plateau'`` of the validation loss, as in TorchGeo.
+        warmup: Fraction of the steps with a linear warm-up to *lr*.
+        patience: Epochs without improvement before ``'plateau'`` reduces the learning rate.
         sources: Mean and standard deviation by source, of a model that was trained on a mixture.
-        statistics: Source whose statistics normalise the images, where the model or *weights* have several
-            and the data do not determine it. It is not saved in checkpoints.
+        statistics: Source whose statistics normalise the images, if the model or *weights* have several
+            and the data do not determine it. Not saved in checkpoints.
     """
 
-    #: Hyper-parameters without which no model can be built.
+    #: Hyper-parameters that are required to build the model.
     required: ClassVar[tuple[str, ...]] = ('modalities', 'patch_size')
     #: Further hyper-parameters that are taken from the datamodule if it has them.
     optional: ClassVar[tuple[str, ...]] = ()

@@ -36,7 +36,7 @@ class OmniSatClassification(SupervisedTask):
             modalities by name.
         label_names: Names of the K labels.
         patch_size: Side of a ground patch in metres.
-        loss: Asymmetric loss or binary cross-entropy; see :class:`.MultiLabelLoss`.
+        loss: ``'asymmetric'`` or ``'bce'``; see :class:`.MultiLabelLoss`.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
     """
 

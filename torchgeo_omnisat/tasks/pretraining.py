@@ -103,8 +103,8 @@ class OmniSatPretraining(OmniSatTask):
         rebuild: Patches to reconstruct: the masked ones, or all.
         max_pixels: Maximum number of pixels along the side of a reconstructed patch; None for all.
         max_dates: Maximum number of dates of a time series to reconstruct per step; None for all.
-        modality_dropout: Probability that the fusion drops each modality of a training tile, or by
-            name; at least one modality is kept. See :class:`.ModalityDropout`.
+        modality_dropout: Probability that the fusion drops each modality of a training tile, or
+            probabilities by name; at least one modality is kept. See :class:`.ModalityDropout`.
         micro_batch_size: Number of tiles to encode at once; None for all. Memory then depends on it and
             little on the batch size, while all tiles of the batch remain negatives. Tiles are encoded
             twice. (With ``accumulate_grad_batches``, negatives come from a single batch.)
@@ -114,7 +114,7 @@ class OmniSatPretraining(OmniSatTask):
         seed: Seed of masking and dropout, which also depend on the step and the tile.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
-        warmup: Fraction of the steps in which the learning rate rises to *lr*.
+        warmup: Fraction of the steps with a linear warm-up to *lr*.
         **kwargs: Arguments of :class:`.OmniSatTask`.
 
     Raises:

@@ -46,7 +46,7 @@ class OmniSatSegmentation(SupervisedTask):
         ignore_index: Label ignored in loss and metrics.
         patch_size: Side of a ground patch in metres.
         label_gsd: GSD of the mask in metres.
-        loss: Cross-entropy, alone or with Dice.
+        loss: ``'ce+dice'`` for cross-entropy with Dice, or ``'ce'``.
         class_weights: Weight of each class in the loss.
         subset_weight: If positive, each step trains on the tile with all modalities, and with those
             that remain after dropout. The loss of the latter has this weight relative to the

@@ -138,8 +138,8 @@ class SupervisedTask(OmniSatTask):
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
-        modality_dropout: Probability that a training sample loses each of its modalities,
-            or by name; see :class:`.ModalityDropout`.
+        modality_dropout: Probability of dropping each modality of a training sample, or
+            probabilities by name; see :class:`.ModalityDropout`.
         subsets: Subsets of the modalities that ``test`` scores: ``'auto'`` for all subsets of up to five
             modalities, else all, all but one, and single ones; ``'all'``; or names such as ``s1a+s2``.
             Not saved in checkpoints.

@@ -117,7 +117,7 @@ def _groups(
         if not located.all():
             warnings.warn(
                 f'{int((~located).sum())} of {len(ids)} chips have no georeference, such as '
-                f'{ids[int((~located).argmax())]!r}: each is assigned to a split by itself, so neighbours may be in '
+                f'{ids[int((~located).argmax())]!r}: each is assigned independently, so neighbours may be in '
                 'different splits; group_by of split keeps chips whose ids share some text in one split',
                 stacklevel=4,
             )

@@ -151,7 +151,7 @@ class Polygons(VectorDataset):
         grid, window = window_grid(self.crs, x, y), shapely.box(x.start, y.start, x.stop, y.stop)
         rows = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop)) & self.index.intersects(window)]
         if rows.empty:
-            raise IndexError(f'no polygon reaches {index}, expected a window within {self.bounds}')
+            raise IndexError(f'no polygon intersects {index}, expected a window within {self.bounds}')
         near = self._near(grid)
         if self.sparse:
             near = near[near.number != self.nodata]  # a point without a class does not contradict another
@@ -245,12 +245,12 @@ class Polygons(VectorDataset):
             )
         bounds = frame.total_bounds.tolist()
         if not all(abs(number) <= FARTHEST for number in bounds):
-            raise ValueError(f'{path} reaches from {bounds[:2]} to {bounds[2:]}, expected coordinates on the ground')
+            raise ValueError(f'{path} extends from {bounds[:2]} to {bounds[2:]}, expected valid coordinates')
         if frame.crs is None and self.told_crs is None:
             xmin, ymin, xmax, ymax = frame.total_bounds
             raise ValueError(
                 f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
-                f'polygons reach from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
+                f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
             )
         return frame if frame.crs is not None else frame.set_crs(self.told_crs)
 
@@ -352,7 +352,7 @@ def _parquet(path: str) -> pd.DataFrame:
 
 
 def _buffered(shapes: gpd.GeoSeries, metres: float, **style: Any) -> gpd.GeoSeries:
-    """Buffer shapes by a distance in metres, whatever the unit of their CRS."""
+    """Buffer shapes by a distance in metres, in any CRS."""
     if not metres or shapes.empty:
         return shapes
     metric = shapes.to_crs(shapes.estimate_utm_crs())

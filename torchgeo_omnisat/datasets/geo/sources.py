@@ -135,7 +135,7 @@ class Source:
         values = pixels.numpy().astype(np.float32)
         if values.shape[-2:] != (grid.height, grid.width):
             raise ValueError(
-                f'{self.name!r} gives {tuple(values.shape)} for a window of {grid.height} x {grid.width} pixels of '
+                f'{self.name!r} has shape {tuple(values.shape)} in a window of {grid.height} x {grid.width} pixels of '
                 f'{grid.step} m, expected that size'
             )
         for number in as_numbers(getattr(self.dataset, 'nodata', None)):
@@ -340,13 +340,13 @@ class LabelSource(Source):
         elif not rows.empty and (sample := self.ask(grid, rows)):
             if 'mask' not in sample:
                 raise ValueError(
-                    f'mask gives samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
+                    f'mask returns samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
                 )
             mask = self.mask_nodata(sample['mask'], rows, grid)
             if mask.ndim == 3 and len(mask) == 1:
                 mask = mask[0]
             if mask.ndim != 2:
-                raise ValueError(f'mask gives {tuple(mask.shape)} for a window, expected one layer of classes')
+                raise ValueError(f'mask has shape {tuple(mask.shape)} in a window, expected one layer of classes')
         return mask
 
     def ambiguous(self, grid: Grid, span: Span) -> NDArray[np.bool_]:
@@ -514,7 +514,7 @@ def _bands(dataset: GeoDataset) -> tuple[str, ...]:
         slice(point.x, point.x + x.step, x.step), slice(point.y, point.y + y.step, y.step), slice(t.start, t.stop)
     ]
     if 'image' not in sample:
-        raise ValueError(f'{type(dataset).__name__} gives samples of {sorted(sample)}, expected an image')
+        raise ValueError(f'{type(dataset).__name__} returns samples of {sorted(sample)}, expected an image')
     return tuple(f'B{i + 1}' for i in range(sample['image'].shape[-3]))
 
 

@@ -159,7 +159,7 @@ def download_files(
         for pattern in patterns:
             chosen = [name for name in listed if fnmatchcase(name, pattern)]
             if not chosen:
-                raise ConnectionError(f'{repository} on Hugging Face has no file {pattern}, expected one at least')
+                raise ConnectionError(f'{repository} on Hugging Face has no file {pattern}, expected at least one')
             job = partial(_obtain_file, repository, revision, listed, root, checksum)
             thread_map(job, chosen, max_workers=_THREADS, desc=pattern, unit=' files', disable=None, leave=False)
         shutil.rmtree(root / _PARTS, ignore_errors=True)

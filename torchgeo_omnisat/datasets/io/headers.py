@@ -232,7 +232,7 @@ def describe_types(headers: Sequence[Header]) -> str:
     more = f' and {len(others) - 1} more files' * (len(others) > 1)
     return (
         f'pixels are {first.dtypes[0]} in {first.path}, but {others[0].dtypes[0]} in {others[0].path}{more}: they are '
-        'read as they are, so all files must have the same unit'
+        'read unchanged, so all files must have the same unit'
     )
 
 

@@ -226,7 +226,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             if len(places) > 1:
                 listed = ' and '.join(f'{text!r} in {cubes[place].header.path}' for text, place in places.items())
                 warnings.warn(
-                    f'variable {band!r} of {self.name!r} has the units {listed}: values are read as they are, expected '
+                    f'variable {band!r} of {self.name!r} has the units {listed}: values are read unchanged, expected '
                     'the same units in all files',
                     stacklevel=5,
                 )

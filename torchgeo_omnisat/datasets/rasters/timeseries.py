@@ -253,7 +253,7 @@ class RasterTimeSeries(RasterDataset):
         grid = window_grid(self.crs, x, y)
         sample = self.read(grid, (t.start, t.stop), t.step)
         if not sample:
-            raise IndexError(f'no file of {self.name!r} reaches {index}, expected a window within {self.bounds}')
+            raise IndexError(f'no file of {self.name!r} intersects {index}, expected a window within {self.bounds}')
         sample |= where(grid, (t.start, t.stop))
         return sample if self.transforms is None else self.transforms(sample)
 

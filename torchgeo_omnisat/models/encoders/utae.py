@@ -258,11 +258,11 @@ class UTAE(nn.Module):
         dim: Width of the temporal attention.
         published: Whether to build the published model: BatchNorm in the decoder, reflection
             padding, a sinusoid of the days since 2018-09-01, and ReLU on the logits.
-            Otherwise the output of a sample does not depend on the others of the batch.
+            Otherwise the output of a sample does not depend on other samples of the batch.
         reference_date: Day zero of the published sinusoid, in days since 1970-01-01.
 
     Raises:
-        ValueError: If *decoder_widths* are not as many as *widths*, or end differently.
+        ValueError: If *decoder_widths* and *widths* differ in length or in the last width.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class UTAE(nn.Module):
         super().__init__()
         if len(widths) != len(decoder_widths) or widths[-1] != decoder_widths[-1]:
             raise ValueError(
-                f'decoder_widths {tuple(decoder_widths)} must be as many as widths {tuple(widths)} and end as they do'
+                f'decoder_widths {tuple(decoder_widths)} must have the length and the last width of {tuple(widths)}'
             )
         mode: Padding = 'reflect' if published else 'zeros'
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d if published else group_norm

@@ -56,7 +56,7 @@ class UTAE_Weights(WeightsEnum):
     """U-TAE weights trained on each fold of PASTIS (Zenodo record 5172293).
 
     Folds are as in ``PASTISMultimodalDataModule``: ``PASTIS_FOLD1`` was trained on folds 1, 2
-    and 3 and validated on 4; it is to be tested on 5. The bands are those of Sentinel-2 in
+    and 3 and validated on 4; test it on 5. The bands are those of Sentinel-2 in
     ``meta['bands']``, standardised with their mean and standard deviation.
 
     The names and MD5 sums of the files are read from the record. To pin a file, call
@@ -81,10 +81,10 @@ class UTAE_Weights(WeightsEnum):
             progress: Whether to show the progress of a download.
             check_hash: Whether to compare the file with the MD5 of the record.
             weights_only: Must be True: only tensors and plain types are read.
-            md5: Expected MD5 of the file, instead of that of the record.
+            md5: Expected MD5 of the file; defaults to that of the record.
 
         Raises:
-            ValueError: If *weights_only* is False, or the record or the file is not as expected.
+            ValueError: If *weights_only* is False, or the record or the file is invalid.
             RuntimeError: If the file has another MD5; it is deleted.
             OSError: If the record cannot be reached.
         """
@@ -111,12 +111,12 @@ class UTAE_Weights(WeightsEnum):
 def utae(weights: UTAE_Weights | str | None = None, **kwargs: Any) -> UTAE:
     """Build a U-TAE, which returns logits ``(B, K, H, W)``; it has 20 classes by default.
 
-    Without weights it uses GroupNorm, so that neither padding nor the other samples of the
-    batch matter in training. With weights it is the published model with BatchNorm, in
+    Without weights it uses GroupNorm, so that neither padding nor other samples of the
+    batch affect training. With weights it is the published model with BatchNorm, in
     evaluation mode (see :class:`UTAE`).
 
     Args:
-        weights: Published weights, their name such as ``'PASTIS_FOLD1'``, or a file of theirs.
+        weights: Published weights, their name such as ``'PASTIS_FOLD1'``, or their file.
         **kwargs: Arguments of :class:`UTAE`; with weights, only *reference_date*.
 
     Raises:
@@ -168,7 +168,7 @@ def load_encoder(encoder: nn.Module, weights: UTAE_Weights | str | Mapping[str, 
     encoding and the norm after the attention.
 
     Args:
-        encoder: :class:`UTAEEncoder`, or a module that contains one; it is changed in place.
+        encoder: :class:`UTAEEncoder`, or a module that contains one; modified in place.
         weights: See :func:`utae`; or the parameters under their published names.
 
     Returns:
