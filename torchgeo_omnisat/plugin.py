@@ -98,7 +98,7 @@ class OmniSatCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the hyper-parameters of a checkpoint, which imports no class and loads no pre-trained weights.
+        """Read the hyper-parameters of a checkpoint without importing classes or loading pre-trained weights.
 
         Raises:
             ValueError: If the checkpoint names a class that neither the command line nor a configuration names.

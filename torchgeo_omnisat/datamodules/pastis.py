@@ -47,7 +47,7 @@ class FoldsDataModule(MultimodalDataModule):
             bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
             batch_size: Samples per batch.
             max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             **kwargs: Other arguments of the dataset and of :class:`.MultimodalDataModule`.
 
         Raises:
@@ -121,7 +121,7 @@ class PASTISMultimodalDataModule(FoldsDataModule):
             bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
             batch_size: Samples per batch.
             max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
             download: Whether to download missing files: PASTIS-HD if ``'spot'`` is among *modalities*, else PASTIS-R.
             checksum: Whether to check the MD5 of the archive, or of existing files.

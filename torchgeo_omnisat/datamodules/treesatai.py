@@ -47,7 +47,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             bands: Bands to read by modality, such as ``{'s1a': ('VV',)}``.
             batch_size: Samples per batch.
             max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             cloud_probability: Probability in % from which a pixel counts as snow or cloud.
             cloud_cover: Fraction of such pixels from which a date is invalid.
             missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.

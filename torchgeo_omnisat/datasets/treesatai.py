@@ -508,7 +508,7 @@ class TreeSatAITimeSeries(MultimodalDataset):
             bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
             max_dates: Maximum number of days per time series, evenly spread over clear ones if there
                 are any; None for all.
-            date_range: First and last day, inclusive. Time series without a date in this range are
+            date_range: First and last day (YYYY-MM-DD), inclusive. Time series without a date in it are
                 left out of the sample; if it has no other modality, it gets one invalid image.
             cloud_probability: Minimum probability in % of a pixel of snow or cloud.
             cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.

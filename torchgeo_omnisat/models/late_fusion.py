@@ -85,7 +85,7 @@ class LateFusion(OmniSat):
         modalities: Modalities, each with a stream. A batch may contain others.
         patch_size: Side of a token in metres, usually the GSD of the labels.
         encoders: See :class:`OmniSat`.
-        widths: Channels of the levels of a U-TAE encoder; defaults to the published ones.
+        widths: Channels of the levels of a U-TAE encoder; published by default.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         width: Output channels of a stream.
     """

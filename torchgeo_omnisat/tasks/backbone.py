@@ -159,7 +159,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
         Report of the loaded parts.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If *path* does not exist.
         ValueError: If it cannot be read safely, no part fits, or a modality had another unit.
     """
     state, hparams = read_weights(path)
@@ -204,7 +204,7 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
         folder: Output folder.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If *source* does not exist.
         ValueError: If it is not a checkpoint of one of our tasks, or cannot be read safely.
     """
     if isinstance(source, LightningModule):

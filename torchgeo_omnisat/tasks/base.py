@@ -395,7 +395,7 @@ class OmniSatTask(BaseTask):
             Backbone of the modalities.
 
         Raises:
-            ValueError: If there is no such builder, or no part of the checkpoint fits.
+            ValueError: If *backbone* is unknown, or no part of the checkpoint fits.
         """
         hparams = self.hparams
         sizes = hparams['patch_size'], hparams.get('label_gsd')

@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Tensors, and hyper-parameters; empty if the file has none.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If *path* does not exist.
         ValueError: If it cannot be read safely, or weights are NaN or infinite.
     """
     path = Path(path)

@@ -137,7 +137,7 @@ class CloudCover(Partial):
 
     Args:
         modalities: Modalities of the batch.
-        share: Fraction of the pixels of all valid dates of a time series that is covered.
+        share: Fraction of the pixels of all valid dates that is covered.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 

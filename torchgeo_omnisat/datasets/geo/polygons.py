@@ -103,7 +103,7 @@ class Polygons(VectorDataset):
         kinds = {path: set(frame.geom_type) <= _POINTS for path, frame in read.items()}
         if len(set(kinds.values())) > 1:
             one, two = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (True, False))
-            raise ValueError(f'{one} has points and {two} polygons, expected one of both in the mask')
+            raise ValueError(f'{one} has points and {two} polygons, expected only one kind in the mask')
         #: Whether these are points: labels of single pixels.
         self.sparse = kinds[files[0]]
         if column is None:

@@ -68,7 +68,7 @@ def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_
         partial = next((scene for scene in scenes if len(scene) < len(bands)), None)
         if partial:
             raise ValueError(
-                f'{next(iter(partial.values()))} has no files beside it of the bands '
+                f'{next(iter(partial.values()))} has no matching files of the bands '
                 f'{[band for band in bands if band not in partial]} of {name!r}, expected one of each of {bands}'
             )
     raise ValueError(

@@ -394,7 +394,7 @@ def _crs(file: Any, variable: Any, x: str, y: str, path: str) -> CRS | None:
             try:
                 return CRS.from_cf(attrs)
             except (CRSError, KeyError, ValueError) as error:
-                raise ValueError(f'grid mapping {name!r} of {path} is no CRS ({error}), expected crs_wkt') from error
+                raise ValueError(f'grid mapping {name!r} of {path} is not a CRS ({error}), expected crs_wkt') from error
     for attrs in (variable.attrs, file.attrs):
         found = _spelled({key: _plain(value) for key, value in attrs.items()}, path)
         if found is not None:
@@ -414,7 +414,7 @@ def _spelled(attrs: Mapping[str, Any], path: str) -> CRS | None:
             return CRS.from_user_input(int(text) if text.isdigit() else text)
         except CRSError as error:
             if key in ('crs_wkt', 'spatial_ref'):
-                raise ValueError(f'{key} of {path} is no CRS ({error}), expected WKT') from error
+                raise ValueError(f'{key} of {path} is not a CRS ({error}), expected WKT') from error
     return None
 
 
@@ -459,7 +459,7 @@ def _decoded(coordinate: Any, name: str) -> NDArray[np.datetime64]:
     texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
     days = [_iso(text) for text in texts]
     if wrong := [text for text, day in zip(texts, days, strict=True) if not _ISO.fullmatch(day)]:
-        raise ValueError(f'{wrong[0]!r} is no date such as 20210615, and it has no units')
+        raise ValueError(f'{wrong[0]!r} is not a date such as 20210615, and it has no units')
     return np.array(days, 'datetime64[D]')
 
 

@@ -90,7 +90,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             unit: Unit of the pixels after scale and offset; ``'dn'`` for the stored values.
             wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
             decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             max_dates: Maximum number of evenly spaced dates of a sample; None for all.
             clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
 

@@ -74,7 +74,7 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
             bands: Bands to read, in this order.
             transforms: Transform applied to each sample.
             cache: Whether to keep files open.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             max_dates: Maximum number of evenly spaced dates of a sample; None for all.
             clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
             harmonize: Whether to subtract the 1000 that ESA adds since baseline 04.00.
@@ -176,7 +176,7 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
             bands: Polarisations to read, in this order.
             transforms: Transform applied to each sample.
             cache: Whether to keep files open.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             max_dates: Maximum number of evenly spaced dates of a sample; None for all.
 
         Raises:

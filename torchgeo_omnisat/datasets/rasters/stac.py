@@ -104,7 +104,7 @@ class STACTimeSeries(RasterTimeSeries):
             unit: Unit of the pixels; defaults to that of the items.
             wavelengths: Central wavelengths of *bands* in nanometres; defaults to those of the items.
             decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             max_dates: Maximum number of evenly spaced dates of a sample; None for all.
             clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
             harmonize: Whether to subtract the offset that ESA adds to Sentinel-2 since baseline 04.00.

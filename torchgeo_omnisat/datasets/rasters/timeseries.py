@@ -394,7 +394,7 @@ class RasterTimeSeries(RasterDataset):
     def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
         """Set the names of the bands of a date, and assign the bands of each file to dates."""
         if self.separate_files:
-            raise ValueError(f'stack of {self.name!r} is given, and separate_files too, expected one of both')
+            raise ValueError(f'stack of {self.name!r} and separate_files are both set, expected only one')
         configured = tuple(self.all_bands or ())
         self.alpha_masks = next((header.opaque for header in headers if header.opaque is not None), False)
         self.frames: dict[str, Frames] = {}

@@ -63,7 +63,7 @@ class SyntheticLandscapes(PASTISMultimodal):
             modalities: Names of the modalities to read; None for all.
             bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
             max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day, inclusive.
+            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             exclude: Names of samples to exclude.
             transforms: Transform applied to each sample.
 
