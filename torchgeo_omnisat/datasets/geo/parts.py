@@ -100,9 +100,7 @@ def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
     scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
     shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
-    unlike = getattr(
-        dataset, 'unlike', scenes
-    )  # other files have the requested bands, and possibly others such as alpha
+    unlike = getattr(dataset, 'unlike', scenes)  # other files have the requested bands, and possibly more, e.g. alpha
     return tuple(
         Expected(Path(path), shape if path in unlike else None)
         for scene in scenes
