@@ -141,7 +141,8 @@ TESTED = {
 
 def default(argument: str) -> Any:
     """Return the default of an argument of ``--model omnisat``."""
-    return inspect.signature(tasks.OmniSatSegmentation).parameters[argument].default
+    signatures = (inspect.signature(task.__init__) for task in tasks.OmniSatSegmentation.__mro__)
+    return next(s.parameters[argument].default for s in signatures if argument in s.parameters)
 
 
 def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:

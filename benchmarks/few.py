@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules.pastis import FoldsDataModule
 from torchgeo_omnisat.datasets import PASTISMultimodal
 
 
-class Few(PASTISMultimodalDataModule):
+class Few(FoldsDataModule):
     """Trains on a part of the tiles; they are as many as there were, the same ones repeated."""
 
     part: float
@@ -47,7 +48,7 @@ class FewSyntheticLandscapesDataModule(Few, SyntheticLandscapesDataModule):
         self.part, self.draw = part, draw
 
 
-class FewPASTISDataModule(Few):
+class FewPASTISDataModule(Few, PASTISMultimodalDataModule):
     """A part of PASTIS.
 
     Args:

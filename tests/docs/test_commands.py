@@ -43,6 +43,9 @@ NOT_RUN = {
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
     ),
+    'python -m torchgeo_omnisat fit --model covers.CoverFraction --data ponds.PondsDataModule': (
+        'needs the code of the page; its classes run in test_examples.py'
+    ),
     'torchgeo fit --model omnisat --model.backbone omnisat_tiny --model.backbone_args': (
         'downloads weights; such an encoder is trained in tests/models/encoders'
     ),

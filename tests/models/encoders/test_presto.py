@@ -361,15 +361,11 @@ def test_tasks_set_the_statistics(state):
         'omnisat_tiny',
         {'s2': modality},
         3,
-        None,
-        None,
-        40.0,
-        10.0,
-        {'s2': mean},
-        {'s2': std},
-        None,
-        False,
-        backbone_args,
+        patch_size=40.0,
+        label_gsd=10.0,
+        mean={'s2': mean},
+        std={'s2': std},
+        backbone_args=backbone_args,
     )
     encoder = task.model.backbone.encoders['s2']
     assert encoder.mean.tolist() == mean
