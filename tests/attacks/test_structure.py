@@ -117,6 +117,17 @@ def test_vector_that_is_virtual(tmp_path: Path, ending: str, read: Callable[[Pat
             read(path)
 
 
+@pytest.mark.parametrize('read', VECTORS, ids=['split', 'index', 'table'])
+@pytest.mark.parametrize('ending', ['kml', 'gml', 'dat'])
+def test_vector_that_is_virtual_under_another_extension(
+    tmp_path: Path, ending: str, read: Callable[[Path], Any]
+) -> None:
+    path = tmp_path / f'a.{ending}'
+    path.write_text(f'<?xml version="1.0"?>\n{OGR_VRT.format(index(tmp_path / "secret.geojson", FEATURE))}')
+    with pytest.raises(ValueError, match=rf'a\.{ending} is an OGR VRT'):
+        read(path)
+
+
 @pytest.mark.parametrize(
     'dates', [DEEP, "{'a':" * 2000, '[', '{"0": 99999999}', 'open("x")'], ids=lambda text: text[:9]
 )

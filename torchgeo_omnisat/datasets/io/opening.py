@@ -59,13 +59,16 @@ def refuse_other_format(path: str) -> None:
     Raises:
         ValueError: If it does not begin with the magic number of its extension.
     """
-    magic = VECTORS.get(os.path.splitext(path)[1].lower())
-    if magic is None or not os.path.isfile(path):
+    ending = os.path.splitext(path)[1].lower()
+    if ending == '.vrt' or not os.path.isfile(path):
         return
     with open(path, 'rb') as file:
-        start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip(b' \t\r\n')
+        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(b' \t\r\n')
+    magic = VECTORS.get(ending, b'')
     if not start.startswith(magic):
         raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r} for its extension')
+    if b'<OGRVRTDataSource' in start:  # GDAL recognizes it under any extension
+        raise ValueError(f'{path} is an OGR VRT, which refers to other files, expected the extension .vrt')
 
 
 def open_raster(path: str) -> rasterio.DatasetReader:
