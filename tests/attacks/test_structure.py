@@ -5,6 +5,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ def test_vector_that_is_virtual_under_another_extension(
     path.write_text(f'<?xml version="1.0"?>\n{OGR_VRT.format(index(tmp_path / "secret.geojson", FEATURE))}')
     with pytest.raises(ValueError, match=rf'a\.{ending} is an OGR VRT'):
         read(path)
+    archive = tmp_path / 'a.zip'
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.write(path, f'a.{ending}')
+    with pytest.raises(ValueError, match=r'a\.zip is an OGR VRT'):
+        read(archive)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ import codecs
 import os
 import re
 import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
@@ -67,8 +70,22 @@ def refuse_other_format(path: str) -> None:
     magic = VECTORS.get(ending, b'')
     if not start.startswith(magic):
         raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r} for its extension')
-    if b'<OGRVRTDataSource' in start:  # GDAL recognizes it under any extension
+    # GDAL recognizes an OGR VRT under any extension, also in a zip archive.
+    if any(b'<OGRVRTDataSource' in text for text in (start, *_members(path))):
         raise ValueError(f'{path} is an OGR VRT, which refers to other files, expected the extension .vrt')
+
+
+def _members(path: str) -> Iterator[bytes]:
+    """Yield the first bytes of each file of a zip archive; nothing for other files."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    yield member.read(4096)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected a zip archive') from error
 
 
 def open_raster(path: str) -> rasterio.DatasetReader:
