@@ -143,7 +143,7 @@ def class_at(path: Any, base: type, what: str) -> Any:
         what: Name of the setting, for the error.
 
     Raises:
-        ValueError: If there is no such class, or it is not a subclass of *base*.
+        ValueError: If the class does not exist, or is not a subclass of *base*.
     """
     module, _, name = str(path).rpartition('.')
     expected = f'class_path of {what} is {path!r}, expected a {base.__name__}'

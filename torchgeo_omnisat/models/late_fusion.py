@@ -129,7 +129,7 @@ def taken(backbone: str, modalities: Any, series: str | None = None) -> dict[str
         One time series for ``'utae'``, all time series for ``'dual_stream'``, otherwise all.
 
     Raises:
-        ValueError: If there is no such time series, or more than one.
+        ValueError: If no time series matches, or more than one does.
     """
     known = as_modalities(modalities)
     if backbone not in ('utae', 'dual_stream'):

@@ -111,7 +111,7 @@ def choose(
         Name of the source or sources, and mean and standard deviation of *names*.
 
     Raises:
-        ValueError: If there is no such source, the choice is ambiguous, or the modalities have
+        ValueError: If the source is unknown, the choice is ambiguous, or the modalities have
             other names in the mixture.
     """
     if statistics is not None and statistics not in sources:

@@ -7,15 +7,14 @@ import math
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...utils.observed import observed
 from .ltae import LTAEEncoder
-from .packing import gather_valid, scatter_valid, valid_indices
+from .packing import gather_valid, valid_indices
 from .temporal import TemporalAttention
-from .utae import collapse
+from .utae import attend, collapse
 
 
 class PerDate(nn.Module):
@@ -73,7 +72,7 @@ class PerDate(nn.Module):
         seen = observed(packed).any(1, keepdim=True) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
         encoder: Any = self.encoder
         pyramid = encoder.encode(packed)
-        attended, weights = self._attend(pyramid[self.level], seen, dates, index)
+        attended, weights = attend(self.temporal, pyramid[self.level], seen, dates, index)
         maps = [*self.fine(image, dates, valid)]
         for level, x in enumerate(pyramid):
             if level == self.level:
@@ -84,21 +83,3 @@ class PerDate(nn.Module):
                 shared = F.adaptive_avg_pool2d(shared, x.shape[-2:])
             maps.append(collapse(x, shared, seen, index, valid.shape))
         return maps
-
-    def _attend(
-        self,
-        x: Float[Tensor, 's c i j'],
-        seen: Bool[Tensor, 's 1 h w'],
-        dates: Int[Tensor, 'b t'],
-        index: Tensor | None,
-    ) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
-        """Collapse one level; return its map and the weights of the dates."""
-        height, width = x.shape[-2:]
-        measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
-        series = scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel()).unflatten(0, dates.shape)
-        measured = scatter_valid(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
-        out, weights = self.temporal(series, dates, measured)
-        return (
-            rearrange(out, 'b (h w) c -> b c h w', h=height),
-            rearrange(weights, 'b t (h w) g -> b t g h w', h=height),
-        )

@@ -142,7 +142,7 @@ class UTAEEncoder(nn.Module):
         pyramid = [self._run(self.in_conv, packed)]
         for level, block in enumerate(self.down_blocks):
             pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))
-        coarse, weights = self._collapse_coarsest(pyramid[-1], seen, dates, index)
+        coarse, weights = attend(self.temporal, pyramid[-1], seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
         maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
         return [*maps, coarse], weights
@@ -154,23 +154,36 @@ class UTAEEncoder(nn.Module):
         result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         return result
 
-    def _collapse_coarsest(
-        self,
-        x: Float[Tensor, 's c i j'],
-        seen: Bool[Tensor, 's 1 h w'],
-        dates: Int[Tensor, 'b t'],
-        index: Tensor | None,
-    ) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
-        height, width = x.shape[-2:]
-        measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
-        series = scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
-        series = series.unflatten(0, dates.shape)
-        measured = scatter_valid(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
-        out, weights = self.temporal(series, dates, measured)
-        return (
-            rearrange(out, 'b (h w) c -> b c h w', h=height),
-            rearrange(weights, 'b t (h w) g -> b t g h w', h=height),
-        )
+
+def attend(
+    temporal: Any,
+    x: Float[Tensor, 's c i j'],
+    seen: Bool[Tensor, 's 1 h w'],
+    dates: Int[Tensor, 'b t'],
+    index: Tensor | None,
+) -> tuple[Float[Tensor, 'b c i j'], Float[Tensor, 'b t g i j']]:
+    """Collapse the maps of single dates by temporal attention.
+
+    Args:
+        temporal: L-TAE.
+        x: Maps of S valid dates.
+        seen: Valid pixels of their images.
+        dates: Days since 1970-01-01.
+        index: Indices of the valid dates, see ``valid_indices``.
+
+    Returns:
+        Map of each time series, and the weights of its dates.
+    """
+    height, width = x.shape[-2:]
+    measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
+    series = scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
+    series = series.unflatten(0, dates.shape)
+    measured = scatter_valid(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
+    out, weights = temporal(series, dates, measured)
+    return (
+        rearrange(out, 'b (h w) c -> b c h w', h=height),
+        rearrange(weights, 'b t (h w) g -> b t g h w', h=height),
+    )
 
 
 def collapse(
