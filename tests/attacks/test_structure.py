@@ -128,7 +128,7 @@ def test_vector_that_is_virtual_under_another_extension(
     with pytest.raises(ValueError, match=rf'a\.{ending} is an OGR VRT'):
         read(path)
     archive = tmp_path / 'a.zip'
-    with zipfile.ZipFile(archive, 'w') as file:
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
         file.write(path, f'a.{ending}')
     with pytest.raises(ValueError, match=r'a\.zip is an OGR VRT'):
         read(archive)
