@@ -10,7 +10,7 @@ from torchgeo.models import ResNet50_Weights
 
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import parsers
-from torchgeo_omnisat.models.encoders.catalogue import SENSORS, catalogue
+from torchgeo_omnisat.models.encoders.pretrained.catalogue import SENSORS, catalogue
 
 
 def test_the_table_lists_a_sensor(

@@ -3,7 +3,7 @@
 
 """Command `encoders`: table of encoders and pre-trained weights for a sensor."""
 
-from ..models.encoders.catalogue import Row, catalogue
+from ..models.encoders.pretrained.catalogue import Row, catalogue
 from ..utils.console import say
 from . import parsers
 

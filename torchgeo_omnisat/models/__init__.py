@@ -8,7 +8,7 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
-from .encoders.presto import PrestoEncoder
+from .encoders.pretrained.presto import PrestoEncoder
 from .encoders.registry import register_encoder
 from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae

@@ -12,10 +12,10 @@ from torch import nn
 
 from ...modality import Modality
 from .image import ImageEncoder
-from .per_date import PerDate
-from .pretrained import PretrainedEncoder
+from .pretrained.backbone import PretrainedEncoder
+from .pretrained.per_date import PerDate
+from .pretrained.sources import find_entry, model_of
 from .registry import ENCODERS, Encoder, as_specification, call_builder, check_encoder, import_class
-from .sources import find_entry, model_of
 
 #: Arguments of ``PerDate`` in a specification.
 _PER_DATE = ('width', 'num_heads', 'key_dim', 'dim', 'attention_stride')

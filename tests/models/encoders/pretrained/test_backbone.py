@@ -24,10 +24,10 @@ from torchvision.models._api import Weights, WeightsEnum
 from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make_trainer
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny
-from torchgeo_omnisat.models.encoders.adapter import TCI, TCI_DN, canonical
-from torchgeo_omnisat.models.encoders.per_date import PerDate
-from torchgeo_omnisat.models.encoders.pretrained import PretrainedEncoder, make_body
-from torchgeo_omnisat.models.encoders.sources import normalisation
+from torchgeo_omnisat.models.encoders.pretrained.adapter import TCI, TCI_DN, canonical
+from torchgeo_omnisat.models.encoders.pretrained.backbone import PretrainedEncoder, make_body
+from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
+from torchgeo_omnisat.models.encoders.pretrained.sources import normalisation
 from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.observed import observed
-from .ltae import LTAEEncoder
-from .packing import gather_valid, valid_indices
-from .temporal import TemporalAttention
-from .utae import attend, collapse
+from ....utils.observed import observed
+from ..ltae import LTAEEncoder
+from ..packing import gather_valid, valid_indices
+from ..temporal import TemporalAttention
+from ..utae import attend, collapse
 
 
 class PerDate(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
-from ...modality import Modality
-from ...utils.observed import observed
-from .registry import Origin, register_encoder
+from ....modality import Modality
+from ....utils.observed import observed
+from ..registry import Origin, register_encoder
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
 #: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).

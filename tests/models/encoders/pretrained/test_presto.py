@@ -10,15 +10,15 @@ from torchgeo.models import presto
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
-from torchgeo_omnisat.models.encoders.presto import CHANNELS, PrestoEncoder, canonical, median
+from torchgeo_omnisat.models.encoders.pretrained.presto import CHANNELS, PrestoEncoder, canonical, median
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
-from .. import test_invariance
-from ..conftest import MODALITIES, random_batch
-from ..conftest import S1A as RADAR
-from ..conftest import S2 as SERIES
+from ... import test_invariance
+from ...conftest import MODALITIES, random_batch
+from ...conftest import S1A as RADAR
+from ...conftest import S2 as SERIES
 
-SHARED = Path(__file__).parents[3].parent / 'shared'
+SHARED = Path(__file__).parents[4].parent / 'shared'
 WEIGHTS, FIXTURE = SHARED / 'data/weights/presto_default_model.pt', SHARED / 'fixtures/presto_pooled.pt'
 SMALL = {
     'encoder_embedding_size': 32,

@@ -18,10 +18,10 @@ from timm.optim import param_groups_layer_decay
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ...modality import Modality
+from ....modality import Modality
+from ..packing import gather_valid, scatter_valid, valid_indices
+from ..registry import Origin
 from .adapter import AdaptedConv2d, BandAdapter
-from .packing import gather_valid, scatter_valid, valid_indices
-from .registry import Origin
 from .sources import find_source
 
 #: Swin transformers of torchvision, as in TorchGeo's weights.
