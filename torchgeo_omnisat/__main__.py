@@ -64,7 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    """Return the list of commands, one per line."""
     lines = ['usage: python -m torchgeo_omnisat COMMAND ...', '']
     lines += ['Commands of TorchGeo, with our models and datamodules:']
     lines += [f'  {name:<11}{text}' for name, text in TORCHGEO.items()]

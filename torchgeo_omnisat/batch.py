@@ -172,7 +172,6 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
 
 
 def _stack(samples: Sequence[Sample], key: str) -> Tensor:
-    """Stack the tensors of another key, which must have one shape in all samples."""
     missing = [index for index, sample in enumerate(samples) if key not in sample]
     if missing:
         raise ValueError(f'{key!r} is missing in samples {missing}, expected it in all {len(samples)} or in none')

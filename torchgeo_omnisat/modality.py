@@ -92,7 +92,6 @@ class Modality:
         self._check_facts()
 
     def _check_facts(self) -> None:
-        """Validate kind, unit and wavelengths."""
         if self.kind is not None and self.kind not in get_args(Kind):
             raise ValueError(f'kind of {self.name!r} is {self.kind!r}, expected one of {list(get_args(Kind))}')
         if self.unit not in get_args(Unit):

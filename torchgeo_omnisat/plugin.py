@@ -98,11 +98,6 @@ class OmniSatCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Read the hyper-parameters of a checkpoint without importing classes or loading pre-trained weights.
-
-        Raises:
-            ValueError: If the checkpoint names a class that neither the command line nor a configuration names.
-        """
         config = self.config.get(self.config.get('subcommand') or '') or {}
         path = config.get('ckpt_path')
         if path and Path(path).is_file():
@@ -177,7 +172,6 @@ def requested(part: str, args: Any) -> str | None:
 
 @rank_zero_only
 def _announce(message: str) -> None:
-    """Print a line on rank 0."""
     say(message, error=True)
 
 
@@ -194,7 +188,6 @@ def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
 
 
 def _hyper_parameters(path: str) -> Any:
-    """Return the hyper-parameters of a checkpoint; None if it cannot be read, which Lightning reports."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=True)['hyper_parameters']
     except Exception:
@@ -202,7 +195,6 @@ def _hyper_parameters(path: str) -> Any:
 
 
 def _plain_config(config: Any) -> Any:
-    """Return a parsed configuration as nested dictionaries."""
     return config.as_dict() if hasattr(config, 'as_dict') else config
 
 
@@ -213,7 +205,6 @@ def _descendants(parent: type[Any]) -> Iterator[type[Any]]:
 
 
 def _configured(part: str, config: Any) -> str | None:
-    """Return the class of the model or the data in a configuration, or in its section of a subcommand."""
     if not isinstance(config, Mapping):
         return None
     value = config.get(part)

@@ -255,7 +255,7 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
         ({'labels': None}, r'labels is None, and so is num_classes; expected the names of at least 2 classes'),
         ({'num_classes': 4}, r'there are 3 labels, expected one for each of 4 classes'),
         ({'split': {'axis': 'z', 'fractions': (1, 0, 0)}}, r"split has axis 'z'"),
-        ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that make 1'),
+        ({'split': {'fractions': (0.5, 0.4, 0.4)}}, r'fractions \(0.5, 0.4, 0.4\), expected .* three that sum to 1'),
         ({'split': {'fractions': (0.6, 0.2, 0.2), 'along': 'x'}}, r"'along': 'x'}, expected {'axis': 'x', 'fractions'"),
         ({'split': {'file': 'regions.gpkg', 'name': 'part'}}, r"'name': 'part'}, expected {'axis': 'x', 'fractions'"),
         ({'split': {'west': [0, 0, 1, 1]}}, r'boxes for .*, or {.file.: a vector file with polygons}'),
@@ -270,7 +270,7 @@ def test_splits_from_boxes_and_files(root: Path, tmp_path: Path) -> None:
         ),
         ({'split': {'file': 'nowhere.gpkg'}}, r'nowhere.gpkg cannot be read .* expected a vector file'),
         ({'tile_size': 90}, r'tile_size is 90 m, expected a multiple of 40 m'),
-        ({'tile_size': 400}, r"the ground of 'train', .* has no room for a tile of 400 m"),
+        ({'tile_size': 400}, r"the area of 'train', .* is smaller than a tile of 400 m"),
         ({'rasters': {'s2': {'paht': 's2'}}}, r"settings of 's2' have no path, expected path and some of"),
         (
             {'rasters': {'s2': {'path': 's2', 'bnads': []}}},

@@ -130,7 +130,7 @@ def test_good_labels_warn_of_nothing(root: Path) -> None:
     datamodule = make(root, labels(root, np.array([0, 1], np.uint8), nodata=7))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        datamodule.look_at_labels(('train', 'val'))
+        datamodule.report_labels(('train', 'val'))
 
 
 @pytest.mark.parametrize('where', [[(5, 5)], [(5, 5), (600, 310), (330, 100), (8, 5)]])

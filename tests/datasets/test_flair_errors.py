@@ -112,7 +112,7 @@ class TestFiles:
                 put_centre([40, 4]),
                 r'sp_to_patch\.json puts IMG_000001\.tif at \(40, 4\), .*\(12, 14\) pixels',
             ),
-            (put_centre([-9, 4]), r'puts IMG_000001\.tif at \(-9, 4\), expected a place'),
+            (put_centre([-9, 4]), r'puts IMG_000001\.tif at \(-9, 4\), expected a position'),
             (put_centre(['3', 4]), r"json holds \['3', 4\] for IMG_000001\.tif, expected \{"),
             (put_centre(None), r'json holds None for IMG_000001\.tif, expected'),
         ],

@@ -114,5 +114,5 @@ def test_divergence() -> None:
 
 @pytest.mark.parametrize('name', ['subset_weight', 'distill'])
 def test_nonsense_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f'{name} is -1, expected a number of 0 or more'):
+    with pytest.raises(ValueError, match=f'{name} is -1, expected at least 0'):
         make_task(**{name: -1})

@@ -68,9 +68,9 @@ class TestHidden:
         self, model: Pretrainer, batch: dict[str, Tensor], pixels: bool
     ) -> None:
         first, second = (model.views(batch, draws, NONE, pixels) for draws in (hiding(5, 6), hiding(0)))
-        for name in ('tiles', 'patches', 'seen'):
+        for name in ('tiles', 'patches', 'observed'):
             assert torch.equal(getattr(first, name), getattr(second, name))
-        assert first.seen[0].all()
+        assert first.observed[0].all()
 
     def test_nothing_is_encoded_twice_where_nothing_is_compared(
         self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
@@ -93,7 +93,7 @@ class TestHidden:
         asked = record_fusion(model, monkeypatch)
         views = model.views(batch, hiding(5, 6), NONE, pixels=False)
         assert torch.equal(views.patches, model.views(batch, hiding(0), NONE, pixels=False).patches)
-        assert views.seen[0].all()
+        assert views.observed[0].all()
         assert not asked[0][:, [5, 6]].any()
         assert asked[0][0, 0].all()
 
@@ -132,10 +132,10 @@ def record_fusion(model: Pretrainer, monkeypatch: pytest.MonkeyPatch, tokens: bo
 
 def test_a_tile_is_the_mean_of_the_patches_that_were_seen(model: Pretrainer) -> None:
     tokens = torch.randn(3, 1, 16, 64, generator=torch.Generator().manual_seed(0))
-    seen = torch.arange(16).view(1, 16, 1) < torch.tensor([4, 16, 0])
-    tokens = tokens * seen.movedim(-1, 0).unsqueeze(-1)
+    observed = torch.arange(16).view(1, 16, 1) < torch.tensor([4, 16, 0])
+    tokens = tokens * observed.movedim(-1, 0).unsqueeze(-1)
     heads = list(model.tile_heads.values())
-    tiles = model._tiles(tokens, seen)
+    tiles = model._tiles(tokens, observed)
     assert torch.allclose(tiles[0], heads[0](tokens[0, :, :4].mean(1)), atol=1e-6)
     assert torch.allclose(tiles[1], heads[1](tokens[1].mean(1)), atol=1e-6)
     assert tiles[2].isfinite().all()
@@ -148,7 +148,7 @@ class TestDropout:
         asked = record_fusion(model, monkeypatch)
         views = model.views(batch, hiding(5), (1.0, 1.0, 1.0))
         assert torch.equal(asked[0].any(1).sum(1), torch.ones(len(MIXED), dtype=torch.int64))
-        assert torch.equal(views.seen.any(1).sum(1), torch.tensor([len(names) for names in MIXED]))
+        assert torch.equal(views.observed.any(1).sum(1), torch.tensor([len(names) for names in MIXED]))
         assert (views.counts > 0).all()
 
     def test_by_name(self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from torchgeo_omnisat.transforms import CloudCover, FewerDates, GaussianNoise, P
 from .tiles import SENSORS, random_tiles, same
 
 KINDS: dict[type[Any], dict[str, Any]] = {
-    FewerDates: {'share': 1.0},
-    CloudCover: {'share': 0.0},
+    FewerDates: {'fraction': 1.0},
+    CloudCover: {'fraction': 0.0},
     GaussianNoise: {'snr': math.inf},
-    PartialCover: {'share': 1.0},
+    PartialCover: {'fraction': 1.0},
 }
 CHANGED = {
     FewerDates: {'valid_s2', 'valid_s1a'},
@@ -91,6 +91,11 @@ def test_fewer_dates_are_a_share_of_the_valid_ones() -> None:
     assert not any(valid[0, 2] for valid in kept.values())
     assert (kept[0.1] <= kept[0.25]).all()
     assert (kept[0.25] <= kept[0.5]).all()
+
+
+def test_the_earlier_name_of_the_fraction() -> None:
+    with pytest.warns(DeprecationWarning, match='fraction'):
+        assert FewerDates(SENSORS, share=0.25).fraction == 0.25
 
 
 def test_clouds_hide_a_share_in_blobs() -> None:

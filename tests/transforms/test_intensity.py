@@ -185,14 +185,16 @@ class TestRandomClouds:
         pooled = torch.nn.functional.avg_pool2d(fine.flatten(0, 1), 4).view(one.shape)
         assert (pooled - one).abs().mean() < 30
 
-    def test_valid_is_told_if_asked(self) -> None:
+    def test_dates_with_clouds_are_marked_invalid(self) -> None:
         torch.manual_seed(0)
         batch = constant(S2, 0.0)
         assert RandomClouds([S2], 0.9)(batch)['valid_s2'].all()
-        after = RandomClouds([S2], 0.9, told=True)(batch)
+        after = RandomClouds([S2], 0.9, mark_invalid=True)(batch)
         hit = after['image_s2'].flatten(2).any(-1)
         assert hit.any()
         assert torch.equal(after['valid_s2'], ~hit)
+        with pytest.warns(DeprecationWarning, match='mark_invalid'):
+            assert RandomClouds([S2], told=True).mark_invalid
 
 
 class TestRandomBandDropout:

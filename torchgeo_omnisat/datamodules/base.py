@@ -152,7 +152,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self.speckle = speckle
         self.jitter = jitter
         self.batches = batches
-        self._said_facts = False
+        self._reported_facts = False
 
     @cached_property
     def report(self) -> Report:
@@ -189,7 +189,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return {} if self.exclude is None else {'exclude': tuple(self.report.samples_at_fault)}
 
     @rank_zero_only
-    def say_excluded(self, datasets: Mapping[str, Any]) -> None:
+    def report_excluded(self, datasets: Mapping[str, Any]) -> None:
         """Log how many samples of each split are excluded, and why.
 
         Args:
@@ -342,7 +342,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def prepare_data(self) -> None:
         """Download the data of a stage, and compute statistics, on rank zero only."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
-        self.look_at_labels(LABELS.get(stage or 'fit', ()))
+        self.report_labels(LABELS.get(stage or 'fit', ()))
         self.statistics(self.make_dataset(self.splits_of(stage or 'fit')[0]))
 
     def splits_of(self, stage: str) -> tuple[str, ...]:
@@ -362,11 +362,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """
         if stage == 'fit':
             self.begin()
-        self.look_at_labels(LABELS.get(stage, ()))
+        self.report_labels(LABELS.get(stage, ()))
         first, *others = self.splits_of(stage)
         empty = self.left_out() if others else ()
         made = {split: self.make_dataset(split) for split in (first, *others) if split not in empty}
-        self.say_excluded(made)
+        self.report_excluded(made)
         self.train_dataset = made.get('train', self.train_dataset)
         self.val_dataset = made.get('val', self.val_dataset)
         if stage == 'predict':
@@ -376,11 +376,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         dataset: Any = next(iter(made.values()))
         self.modalities = dict(dataset.modalities)
         if stage == 'fit':
-            self.say_facts()
+            self.report_disabled_augmentations()
         self.mean, self.std = self.statistics(dataset)
         if stage == 'fit':
-            self.say_left_out()
-            self.say_implausible()
+            self.warn_of_empty_splits()
+            self.warn_of_implausible_statistics()
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.train_aug = self.augmentation()
         self.collate_fn = partial(collate, modalities=self.modalities)
@@ -399,7 +399,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         dataset: Any = self.make_dataset(split)
         return count_tiles(dataset, self.labels, self.label_names, self.ignore_index, split, most, target)
 
-    def look_at_labels(self, splits: Sequence[str]) -> None:
+    def report_labels(self, splits: Sequence[str]) -> None:
         """Log the label counts of some splits once, and warn of missing labels, if the task uses labels.
 
         At most :attr:`max_counted` tiles of a split are read. Classes without a tile are warned of if all tiles were
@@ -415,18 +415,13 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         target = getattr(task, 'target', None)
         if target not in ('mask', 'label') or not getattr(self, 'labels', None) or self.max_counted == 0:
             return
-        logged: set[str] = self.__dict__.setdefault('_said_labels', set())
+        logged: set[str] = self.__dict__.setdefault('_reported_labels', set())
         for split in splits:
             if split not in logged and split not in self.left_out():
                 logged.add(split)
-                self._say_labels(split, self.label_counts(split, self.max_counted, target))
+                self._report_labels(split, self.label_counts(split, self.max_counted, target))
 
-    def _say_labels(self, split: str, counts: LabelCounts) -> None:
-        """Log the label counts of a split, and warn of missing labels.
-
-        Raises:
-            ValueError: If the training split has no labels.
-        """
+    def _report_labels(self, split: str, counts: LabelCounts) -> None:
         if not counts.total:
             return  # the task raises an error with the missing key
         rank_zero_info(counts.summary(split))
@@ -463,17 +458,17 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             return []
         return super().val_dataloader()
 
-    def say_facts(self) -> None:
+    def report_disabled_augmentations(self) -> None:
         """Log once which augmentations are disabled because the kind or unit of a modality is unknown."""
-        if not self._said_facts and (line := describe_not_simulated(self.modalities.values())):
+        if not self._reported_facts and (line := describe_not_simulated(self.modalities.values())):
             rank_zero_info(line)
-        self._said_facts = True
+        self._reported_facts = True
 
-    def say_implausible(self) -> None:
+    def warn_of_implausible_statistics(self) -> None:
         """Warn once of statistics that contradict the unit of a modality."""
-        if self.__dict__.setdefault('_said_implausible', False):
+        if self.__dict__.setdefault('_warned_implausible', False):
             return
-        self._said_implausible = True
+        self._warned_implausible = True
         for name, modality in self.modalities.items():
             for sentence in implausible_statistics(modality, self.mean[name].tolist(), self.std[name].tolist()):
                 rank_zero_warn(sentence)
@@ -482,11 +477,11 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """Return the requested splits that have no tile."""
         return []
 
-    def say_left_out(self) -> None:
+    def warn_of_empty_splits(self) -> None:
         """Warn once of requested splits that have no tile."""
-        for split in self.lost_splits() if not self.__dict__.setdefault('_said_left_out', False) else ():
+        for split in self.lost_splits() if not self.__dict__.setdefault('_warned_empty', False) else ():
             rank_zero_warn(describe_left_out(split))
-        self._said_left_out = True
+        self._warned_empty = True
 
     def augmentation(self) -> MultimodalAugmentation:
         """Return the training augmentation: geometry, time and speckle in raw units, then the rest."""

@@ -76,9 +76,8 @@ def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: 
 
 
 def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axis: str = 'x') -> dict[str, Any]:
-    """Divide the extent into strips along an axis, with edges on the common pixel grid of all modalities."""
     if axis not in ('x', 'y') or len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"split has axis {axis!r}, fractions {fractions}, expected 'x' or 'y' and three that make 1")
+        raise ValueError(f"split has axis {axis!r}, fractions {fractions}, expected 'x' or 'y' and three that sum to 1")
     xmin, ymin, xmax, ymax = dataset.area.bounds
     (low, high), origin = ((xmin, xmax), dataset.corner[0]) if axis == 'x' else ((ymin, ymax), dataset.corner[1])
     edges = low + np.cumsum([0.0, *fractions]) * (high - low)
@@ -142,7 +141,6 @@ def _ascending(bounds: Sequence[float]) -> bool:
 
 
 def _boxes(name: str, boxes: Any) -> Any:
-    """Return one or several boxes as one geometry."""
     boxes = boxes or []
     several = [boxes] if boxes and not isinstance(boxes[0], Sequence) else boxes
     if any(len(box) != 4 or not _ascending(box) for box in several):
@@ -285,17 +283,12 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             grounds = {name: ground.intersection(near) for name, ground in grounds.items()}
         if self.exclude is None:
             return grounds
-        boxes = {name: self._box(name) for name in self.report.samples_at_fault}
+        boxes = {name: self._tile_box(name) for name in self.report.samples_at_fault}
         for split, ground in grounds.items():
             self._excluded[split] = [name for name, box in boxes.items() if ground.intersection(box).area > 0]
         return {name: ground.difference(shapely.union_all([*boxes.values()])) for name, ground in grounds.items()}
 
-    def _box(self, name: str) -> Any:
-        """Return the area of a tile, given the coordinates of its centre as its name.
-
-        Raises:
-            ValueError: If *name* has no coordinates.
-        """
+    def _tile_box(self, name: str) -> Any:
         try:
             x, y = map(float, name.split('_'))
         except ValueError:
@@ -382,7 +375,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         """
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
-        self.look_at_labels(LABELS.get(stage or 'fit', ()))
+        self.report_labels(LABELS.get(stage or 'fit', ()))
         if self.statistics_of_model(self.labelled.modalities) is None:
             self.statistics(self.make_dataset('train', every=True))
 
@@ -400,17 +393,17 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         self.modalities = self.labelled.modalities
         if stage == 'fit':
             self.begin()
-            self.say_facts()
+            self.report_disabled_augmentations()
         wanted = LABELS[stage]
-        self.look_at_labels(wanted)
+        self.report_labels(wanted)
         made = [self.make_dataset(name) for name in wanted if name == wanted[0] or not self.grounds[name].is_empty]
         for dataset in made:
             setattr(self, f'{dataset.split}_dataset', dataset)
-        self.say_excluded({dataset.split: dataset for dataset in made})
-        self._know(self.labelled)
+        self.report_excluded({dataset.split: dataset for dataset in made})
+        self._set_attributes(self.labelled)
         if stage == 'fit':
-            self.say_left_out()
-            self.say_implausible()
+            self.warn_of_empty_splits()
+            self.warn_of_implausible_statistics()
         self.train_aug = self.augmentation()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
@@ -423,7 +416,6 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         return [*stamps(paths, self.root), self.predict_area, self.rasters]
 
     def _setup_map(self) -> None:
-        """Set the area to predict, its pixels and its tiles."""
         dataset = self.unlabelled
         self.area = dataset.area
         if self.predict_area is not None:
@@ -439,7 +431,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         patch = patch_pixels(dataset.step, self.label_gsd)
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
-        self._know(dataset)
+        self._set_attributes(dataset)
 
     def _refuse_unlike_files(self) -> None:
         """Check that all files of a modality have the bands of the first, before any pixel is read.
@@ -453,7 +445,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
             more = f' (so do {len(unlike) - 1} more files)' if len(unlike) > 1 else ''
             raise ValueError(message + more)
 
-    def look_at_labels(self, splits: Sequence[str]) -> None:
+    def report_labels(self, splits: Sequence[str]) -> None:
         """Log the label counts of some splits, and warn of missing labels, if the task uses labels.
 
         Raises:
@@ -462,22 +454,21 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
             return
-        logged: set[tuple[str, str]] = self.__dict__.setdefault('_said_labels', set())
+        logged: set[tuple[str, str]] = self.__dict__.setdefault('_reported_labels', set())
         now = self._label_files()
         for split in splits:
             if (split, now) in logged or self.grounds[split].is_empty:
                 continue
             counts = self.label_counts(split)
             logged.add((split, now))
-            self._say_labels(split, counts)
+            self._report_labels(split, counts)
 
     def _label_files(self) -> str:
         """Return a digest that changes if a label file is rewritten."""
         labels = self.labelled.labels
         return Fingerprint.of(stamps([] if labels is None else labels.files(), self.root)).digest
 
-    def _know(self, dataset: MultimodalGeoDataset) -> None:
-        """Set the attributes that tasks and loaders read."""
+    def _set_attributes(self, dataset: MultimodalGeoDataset) -> None:
         self.modalities = dataset.modalities
         known = self.statistics_of_model(dataset.modalities)
         self.mean, self.std = known or self.statistics(self.make_dataset('train', every=True))

@@ -67,7 +67,7 @@ class MixedLoader(CombinedLoader):
 
     def __iter__(self) -> 'MixedLoader':
         """Start an epoch; Lightning sets its index before it requests the first batch."""
-        self._batches = self._go_on()
+        self._batches = self._remaining_batches()
         self._iterator = iter(())  # type: ignore[assignment]
         return self
 
@@ -84,8 +84,7 @@ class MixedLoader(CombinedLoader):
         self._iterator = None
         super().reset()
 
-    def _go_on(self) -> Iterator[tuple[Any, int, int]]:
-        """Yield the remaining batches of this epoch."""
+    def _remaining_batches(self) -> Iterator[tuple[Any, int, int]]:
         assert self.place.seed is not None
         order, begin = self._schedule(mix(self.place.seed, self.place.epoch)), self.place.batches
         done = np.bincount(order[:begin], minlength=len(self.flattened))
@@ -312,7 +311,6 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self.datamodules[latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)
 
     def _keys(self, name: str) -> dict[str, str]:
-        """Return the keys in the mixture by keys of a datamodule's batches."""
         keys: dict[str, str] = {}
         for old, modality in self.datamodules[name].modalities.items():
             keys |= dict(zip(modality.keys, replace(modality, name=self._named(name, old)).keys, strict=True))
@@ -346,7 +344,6 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self.rename[name].get(modality, modality)
 
     def _parts(self) -> Sequence[MultimodalDataModule]:
-        """Return the datamodules, which share the trainer."""
         for module in self.datamodules.values():
             module.trainer = self.trainer
         return list(self.datamodules.values())

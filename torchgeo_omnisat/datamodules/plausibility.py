@@ -120,7 +120,6 @@ def _implausible_band(modality: Modality, band: BandSummary, bands: Sequence[Ban
 
 
 def _reflectance(bands: Sequence[BandSummary], fits: bool) -> str:
-    """Return what contradicts reflectance from 0 to 1."""
     top, mean = max(band.maximum for band in bands), sum(band.mean for band in bands) / len(bands)
     if fits:
         if 0 < top < 0.002:
@@ -135,7 +134,6 @@ def _reflectance(bands: Sequence[BandSummary], fits: bool) -> str:
 
 
 def _dn(bands: Sequence[BandSummary], fits: bool) -> str:
-    """Return what contradicts digital numbers."""
     low, top = min(band.minimum for band in bands), max(band.maximum for band in bands)
     if 0 < top <= 2 and low >= -1:
         return 'unit is dn (digital numbers), values look like reflectance: state unit: reflectance, or a scale'
@@ -145,7 +143,6 @@ def _dn(bands: Sequence[BandSummary], fits: bool) -> str:
 
 
 def _db(bands: Sequence[BandSummary], fits: bool) -> str:
-    """Return what contradicts backscatter in decibels."""
     low, top = min(band.minimum for band in bands), max(band.maximum for band in bands)
     mean = sum(band.mean for band in bands) / len(bands)
     if low >= 0 and mean < 3:
@@ -158,7 +155,6 @@ def _db(bands: Sequence[BandSummary], fits: bool) -> str:
 
 
 def _power(bands: Sequence[BandSummary], fits: bool) -> str:
-    """Return what contradicts backscatter in linear power."""
     if fits:
         return ''
     if sum(band.mean for band in bands) < 0:
@@ -169,7 +165,6 @@ def _power(bands: Sequence[BandSummary], fits: bool) -> str:
 
 
 def _metres(bands: Sequence[BandSummary], fits: bool) -> str:
-    """Return what contradicts heights in metres."""
     return '' if fits else 'unit is metres (expected -500 to 9000), values are outside of it: is nodata stated?'
 
 
@@ -263,11 +258,9 @@ class _Comparison:
         return found + next((finding for step in steps if (finding := step())), [])
 
     def _observed(self) -> NDArray[np.bool_]:
-        """Return flags of the bands that have pixels to compare, and that varied in training."""
         return self.varies & (np.isfinite(self.pixels).sum(0) >= 16)
 
     def _zeros(self) -> list[str]:
-        """Find pixels that are 0 in all bands, and exclude them."""
         known = np.isfinite(self.pixels).any(1)
         zero = known & (np.nan_to_num(self.pixels) == 0).all(1)
         share = zero.sum() / max(1, known.sum())
@@ -280,7 +273,6 @@ class _Comparison:
         ]
 
     def _nodata(self) -> list[str]:
-        """Find fill values far from all training values, and exclude them."""
         found = []
         for value in FILL_VALUES:
             far = np.abs(value - self.mean) > 5 * self.std
@@ -308,7 +300,6 @@ class _Comparison:
         return [self._finding([band], f'constant band, every pixel is {low[band]:g}') for band in bands]
 
     def _unit(self) -> list[str]:
-        """Find values in another unit: of all bands, or of some of them."""
         causes = self._causes()
         here = self._costs(self.pixels)
         there = np.array([self._costs(cause.undo(self.pixels)) + cause.prior for cause in causes])
@@ -324,7 +315,6 @@ class _Comparison:
         return [self._finding(bands, f'looks like {text}', True) for text, bands in found.items()]
 
     def _sign(self) -> list[str]:
-        """Find bands whose values nearly all have the opposite sign of their mean in training."""
         with _quiet():
             opposite = np.nanmean(np.sign(self.pixels) == -np.sign(self.mean), axis=0)
         mirrored = np.abs(-self.center - self.mean) < 0.5 * np.abs(self.center - self.mean)
@@ -381,7 +371,6 @@ class _Comparison:
         return np.nan_to_num(costs, nan=99.0, posinf=99.0)[self.bands]
 
     def _bytes(self) -> list[str]:
-        """Find 8-bit values where the checkpoint has more."""
         if self.modality.kind in ('radar', 'thermal', 'elevation') or self.height:
             return []
         values = self.pixels[:, self.bands]
@@ -481,7 +470,6 @@ def _explains(now: float, then: float) -> bool:
 
 
 def _fraction(ours: Values, theirs: Values) -> float:
-    """Return the fraction of the variance that contrasts explain, 0 if they are opposite."""
     product = max(0.0, float(ours @ theirs))
     return product**2 / max(1e-300, float((ours @ ours) * (theirs @ theirs)))
 
@@ -592,7 +580,6 @@ class Guard:
         warnings.warn(f'{text}. Results are wrong if so: {advice}; guard: off disables this warning', stacklevel=2)
 
     def _add(self, name: str, image: Tensor, dates: Tensor, valid: Tensor) -> None:
-        """Add some valid pixels of each tile."""
         if not self.modalities[name].temporal:
             image = image.unsqueeze(1)
         for tile, days, flags in zip(image, dates, valid, strict=True):
@@ -643,7 +630,6 @@ def make_guard(
 
 
 def _with_facts(modality: Modality, stored: Modality | None) -> Modality:
-    """Return a modality with kind and wavelengths of the checkpoint, if the data do not state them."""
     if stored is None or stored.bands != modality.bands:
         return modality
     kind, wavelengths = modality.kind or stored.kind, modality.wavelengths or stored.wavelengths

@@ -100,7 +100,6 @@ class SpatialOrder:
         return [int(index) for batch in batches for index in rng.permutation(batch)]
 
     def _halve(self, members: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """Divide samples into batches of neighbours; one of them may be smaller."""
         if len(members) <= self.size:
             return [members]
         angle = rng.uniform(0, 2 * math.pi)

@@ -388,7 +388,6 @@ def _states(found: Mapping[str, Mapping[str, Moments]]) -> dict[str, dict[str, A
 
 
 def _resume(keep: Path, digest: str, found: dict[str, dict[str, Moments]]) -> int:
-    """Load the partial results of an earlier pass, and return its number of samples."""
     state = _read(keep)
     if state.get('pass') != digest:
         return 0
@@ -410,7 +409,6 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is none."""
     try:
         content = load_json(path)
     except (OSError, ValueError, RecursionError):

@@ -120,7 +120,6 @@ class MappedDataset(MultimodalDataset):
         return draw_any(sample, self.modalities, names, None, show_titles, suptitle)
 
     def _get(self, given: Mapping[str, Any], name: str) -> Tensor:
-        """Return the value at a key of the dataset."""
         key = self.keys[name]['key']
         if key not in given:
             raise ValueError(f'keys maps {name!r} to {key!r}, expected one of {sorted(given)}')
@@ -158,7 +157,6 @@ class MappedDataset(MultimodalDataset):
         return dict(zip(modality.keys, (image, days, valid), strict=True))
 
     def _days(self, given: Mapping[str, Any], name: str) -> Tensor | None:
-        """Return days since 1970-01-01 of a modality; None if they are unknown."""
         dates = self.keys[name].get('dates') or ()
         if isinstance(dates, str):
             if dates not in given:

@@ -168,12 +168,10 @@ class ClassMap:
         return f'{where} has the codes {codes}{more}, expected {wanted}; {hint}'
 
     def _listed(self) -> str:
-        """Format the codes for an error."""
         codes = [code for code, number in self.codes.items() if number != NO_LABEL]
         return ', '.join(codes[:50]) + ' ...' * (len(codes) > 50)
 
     def _of_names(self) -> dict[str, int]:
-        """Return the class index by code, where codes are the names and indices of classes."""
         by_name = {code_of(name): number for name, number in self.numbers.items()}
         by_number = {str(number): number for number in self.numbers.values()}
         clashes = [name for name, number in self.numbers.items() if by_number.get(code_of(name), number) != number]
@@ -187,7 +185,6 @@ class ClassMap:
         )
 
     def _of_classes(self, classes: Mapping[Any, Any]) -> dict[str, int]:
-        """Return the class index by code, from class names by code."""
         codes: dict[str, int] = {}
         for code, name in classes.items():
             if name is not None and not isinstance(name, str | int):
@@ -204,7 +201,6 @@ class ClassMap:
 
 
 def _shown(code: Any) -> str:
-    """Format a code for an error: text in quotes, whole numbers without decimals."""
     return repr(code) if isinstance(code, str) else code_of(code)
 
 

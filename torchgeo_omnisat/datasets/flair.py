@@ -326,7 +326,7 @@ def window_around(
         first = middle - count // 2
         start, stop = max(first, 0), min(first + count, length)
         if start >= stop:
-            raise ValueError(f'{where}, expected a place in its super-area of {tuple(size)} pixels')
+            raise ValueError(f'{where}, expected a position within its super-area of {tuple(size)} pixels')
         slices.append(slice(start, stop))
         lacks.append((start - first, first + count - stop))
     return tuple(slices), tuple(lacks)
@@ -452,7 +452,7 @@ class FLAIR(MultimodalDataset):
         self.transforms, self.download, self.checksum = transforms, download, checksum
         self.ignore_index = 12 if num_classes == 13 else None
         self.classes, self.colors = flair_class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
-        self._obtain(modalities)
+        self._find_or_download(modalities)
         self.patches = self._list(exclude)
         wanted = modalities is None or 's2' in modalities
         zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()
@@ -529,7 +529,6 @@ class FLAIR(MultimodalDataset):
         return np.minimum(stored - np.uint8(1), np.uint8(self.num_classes - 1))
 
     def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
-        """Read the aerial image, with heights in metres."""
         path, asked, modality = self._file('aerial', patch), self.modalities['aerial'], MODALITIES['aerial']
         if self.missing == 'allow' and not path.exists():
             return {}
@@ -570,12 +569,10 @@ class FLAIR(MultimodalDataset):
         return tensors(asked, pick(asked, MODALITIES['s2'].bands, image), merged, valid)
 
     def _file(self, what: str, patch: Patch) -> Path:
-        """Return the path of the aerial image, the mask, or the time series of the zone of a patch."""
         place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
         return place / FILES[what].format(patch.number)
 
-    def _obtain(self, modalities: Sequence[str] | None) -> None:
-        """Extract or download missing directories; raise an error if there are no labels or images."""
+    def _find_or_download(self, modalities: Sequence[str] | None) -> None:
         has = partial(obtain, root=self.path, download=self.download, checksum=self.checksum)
         names = tuple(MODALITIES if modalities is None else modalities)
         places = DIRECTORIES[self.split]
@@ -609,7 +606,6 @@ class FLAIR(MultimodalDataset):
         return patches
 
     def _choose(self, names: Sequence[str] | None) -> dict[str, Modality]:
-        """Return the requested modalities; None for those of which any patch has an image."""
         lost = {
             'aerial': [patch for patch in self.patches if patch not in self._photographed],
             's2': [patch for patch in self.patches if not self._areas.get((patch.domain, patch.zone))],

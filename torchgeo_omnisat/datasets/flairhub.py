@@ -430,7 +430,6 @@ def _collect_errors(faults: Faults | None, key: str) -> Iterator[None]:
 
 
 def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """Yield the key of every row of a table and its value in a column."""
     expected = f"expected a GeoPackage with the columns 'patch_id' or 'zone_id', and {column!r}"
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, {expected}')
@@ -634,7 +633,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return [Path(files[product]) for files in rows for product in products if product in files]
 
     def _load(self, index: int) -> Sample:
-        """Load the existing files of a patch with TorchGeo's loader."""
         files = self.files[index]
         lost = [band for band in self.bands if not Path(files[band]).exists()]
         if lost and self.missing == 'error':
@@ -651,7 +649,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             raise ValueError(f'{path} cannot be read ({error}), expected a raster of FLAIR-HUB') from error
 
     def _read(self, files: Files, modality: Modality, loaded: Sample, size: Sequence[int]) -> Sample:
-        """Return image, dates and valid of a modality, if it was loaded."""
         product = PRODUCTS[modality.name]
         key = self.modality_key_map[product.name]
         if key not in loaded:
@@ -671,7 +668,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         return self._read(files, modality, loaded, size)
 
     def _image(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """Return image, dates and valid of a single image."""
         day = self._days.get(modality.name, {}).get(str(files['patch_id']), 0)
         valid = np.isfinite(image).any(keepdims=True).reshape(1)
         return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), np.array([day]), valid)
@@ -710,7 +706,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             self.files, self.unseen = keep_seen(self.files, self.ids, seen, self.modalities, self.path)
 
     def _verify(self) -> None:
-        """Run TorchGeo's check for every domain, without missing modalities if they are allowed."""
         bands, years = self.bands, self.domain_years
         try:
             for domain, year in ((domain, year) for domain, held in years.items() for year in held):
@@ -722,7 +717,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             self.bands, self.domain_years = bands, years  # type: ignore[misc]
 
     def _choose(self, names: Sequence[str] | None, download: bool) -> list[str]:
-        """Return the requested modalities; None for those of which any domain has files."""
         domains = [f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years]
         held = [
             name for name, product in PRODUCTS.items() if any(has_product(self.path, d, product.name) for d in domains)

@@ -325,7 +325,6 @@ def _array_header(file: Expected) -> _Header:
 
 
 def _raster_header(file: Expected) -> _Header:
-    """Return the header of a raster."""
     _no_header(file)
     with open_raster(str(file.path)) as source:
         shape: tuple[int, ...] = (source.count, source.height, source.width)
@@ -346,7 +345,6 @@ def _hdf5_header(file: Expected) -> _Header:
 
 
 def _no_header(file: Expected) -> _Header:
-    """Check that a file without a header, such as text, exists."""
     file.path.stat()
     return _Header()
 
@@ -425,7 +423,6 @@ def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None
 
 
 def _label_range(file: Expected) -> tuple[int, int]:
-    """Return minimum and maximum of the label channel."""
     if file.path.suffix == '.npy':
         labels = np.load(file.path, mmap_mode='r')[file.channel]
     else:
@@ -435,7 +432,6 @@ def _label_range(file: Expected) -> tuple[int, int]:
 
 
 def _check_observed(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_nan: float) -> Iterator[_Fault]:
-    """Yield a fault if a modality has no valid image or too few observed pixels."""
     if modality.image_key not in sample:
         yield _Fault(path, 'empty', 'has no image at all')
         return

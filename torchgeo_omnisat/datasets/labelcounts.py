@@ -263,7 +263,6 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
 
 
 def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
-    """Yield row and column of square blocks of tiles, and flags of the existing tiles in a block."""
     places = tiles.places // tiles.across
     if not len(places):
         return
@@ -282,7 +281,6 @@ def _beyond(numbers: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.boo
 
 
 def _add(counts: LabelCounts, numbers: NDArray[np.int64], side: int, labels: Sequence[str], ignored: Any) -> None:
-    """Add the class indices of a block of tiles to the counts."""
     rows, columns = numbers.shape[0] // side, numbers.shape[1] // side
     tile = np.kron(np.arange(rows * columns).reshape(rows, columns), np.ones((side, side), np.int64))
     known = (numbers != NO_LABEL) & (numbers != ignored)

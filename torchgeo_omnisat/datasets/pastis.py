@@ -386,7 +386,6 @@ class PASTISMultimodal(MultimodalDataset):
         return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
 
     def _size(self, patch: Patch) -> tuple[int, ...]:
-        """Return the size of the mask in pixels, as in most files of a patch."""
         alike = [source.path for source in self._sources.values() if source.modality.gsd == self.label_gsd]
         sizes: Counter[tuple[int, ...]] = Counter()
         for path in (self.target, *alike):
@@ -434,7 +433,6 @@ class PASTISMultimodal(MultimodalDataset):
         return tensors(modality, image, days, has_values(image.reshape(len(days), -1)))
 
     def _days(self, patch: Patch, source: SensorFiles) -> NDArray[np.int64]:
-        """Return the day of each frame; 0 for a single image, which has no date."""
         if source.dates is None:
             return np.zeros(1, dtype=np.int64)
         where = f'{source.dates!r} of patch {patch.id} in {self.path / self.index}'
@@ -444,16 +442,14 @@ class PASTISMultimodal(MultimodalDataset):
         return parse_dates(value, where)
 
     def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, SensorFiles]:
-        """Return the sources of the requested modalities; a source without any file is skipped."""
         sources = {source.modality.name: source for source in self.sources}
-        held = [name for name, source in sources.items() if len(self._lost(source, patches)) < len(patches)]
+        held = [name for name, source in sources.items() if len(self._patches_without(source, patches)) < len(patches)]
         if not held:
             first = self._file(self.sources[0].path, patches[0])
             raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first}')
         return {name: sources[name] for name in choose_modalities(names, held, sources, self.path)}
 
-    def _lost(self, source: SensorFiles, patches: Sequence[Patch]) -> list[Patch]:
-        """Return the patches without a file of a modality."""
+    def _patches_without(self, source: SensorFiles, patches: Sequence[Patch]) -> list[Patch]:
         directory = (self.path / source.path).parent
         files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
         return [patch for patch in patches if self._file(source.path, patch).name not in files]
@@ -465,7 +461,7 @@ class PASTISMultimodal(MultimodalDataset):
             return
         seen: set[int] = set()
         for source in self._sources.values():
-            lost = self._lost(source, self.patches)
+            lost = self._patches_without(source, self.patches)
             if self.missing == 'error':
                 refuse_missing([self._file(source.path, patch) for patch in lost], len(self.patches))
             seen |= {p.id for p in self.patches if self._in_span(p, source)} - {p.id for p in lost}
@@ -485,7 +481,6 @@ class PASTISMultimodal(MultimodalDataset):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')
 
     def _verify(self, names: Sequence[str] | None) -> Path:
-        """Return the directory with the index, after unpacking or download if needed."""
         root = Path(self.root).expanduser()
         sources = [source for source in self.sources if source.modality.name in (names or ())]
         if self.download and 'spot' in (names or ()):
@@ -503,12 +498,10 @@ class PASTISMultimodal(MultimodalDataset):
         return found
 
     def _find(self, root: Path) -> Path | None:
-        """Return the root or the directory in it that contains the index."""
         return next((p for p in (root, root / 'PASTIS-HD', root / self.directory) if (p / self.index).is_file()), None)
 
 
 def _folds(folds: Sequence[int]) -> tuple[int, ...]:
-    """Return the folds without duplicates."""
     if isinstance(folds, int) or not folds or any(fold not in (1, 2, 3, 4, 5) for fold in folds):
         raise ValueError(f'folds is {folds!r}, expected some of 1, 2, 3, 4, 5 in a tuple')
     return tuple(dict.fromkeys(folds))

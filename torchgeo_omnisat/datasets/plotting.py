@@ -169,7 +169,6 @@ class _Panel:
 
 
 def _pictures(sample: Sample, modality: Modality, composite: Composite) -> list[_Panel]:
-    """Return the RGB images of a modality; of a time series, valid dates that are evenly spread."""
     if modality.image_key not in sample or not sample[modality.valid_key].any():
         return [_Panel('' if modality.temporal else modality.name, None)]
     channels = [modality.bands.index(band) for band in composite.bands]
@@ -203,7 +202,6 @@ def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
 
 
 def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
-    """Draw one panel; nodata is grey."""
     ax.set_axis_on()
     ax.set(xticks=[], yticks=[], facecolor=MISSING, box_aspect=1)
     ax.spines[:].set(color='0.7', linewidth=0.5)
@@ -220,7 +218,6 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
 
 
 def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, crowded: bool) -> None:
-    """Draw the legend of the classes that occur, in an empty panel and to its right."""
     occurring = {int(value) for values in classes for value in np.unique(values)}
     present = sorted(occurring & set(range(len(palette.colors))))
     handles = [

@@ -176,7 +176,6 @@ def when(dates: Iterable[Tensor]) -> tuple[float, float]:
 
 
 def _literal(text: str) -> Any:
-    """Parse a string as JSON, else as a Python literal."""
     try:
         return parse_json(text)
     except json.JSONDecodeError:

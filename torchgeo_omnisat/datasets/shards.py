@@ -149,14 +149,14 @@ class ShardedDataset(MultimodalDataset):
 
     def __init__(self, root: str, split: str = 'train', cache: str | None = None) -> None:
         """Read the description of the shards; no sample is read."""
-        told = read_description(root)
-        if split not in told['shards']:
-            raise ValueError(f'split is {split!r}, expected one of {list(told["shards"])} that {root} holds')
+        description = read_description(root)
+        if split not in description['shards']:
+            raise ValueError(f'split is {split!r}, expected one of {list(description["shards"])} that {root} holds')
         self.root, self.path, self.split, self.cache = root, Path(root), split, cache
-        self.labels = told['labels']
-        self.modalities = as_modalities(told['modalities'])
+        self.labels = description['labels']
+        self.modalities = as_modalities(description['modalities'])
         #: Number of samples in each shard.
-        self.lengths = tuple(told['shards'][split])
+        self.lengths = tuple(description['shards'][split])
         self._opened: tuple[int, Any] | None = None
 
     def __len__(self) -> int:

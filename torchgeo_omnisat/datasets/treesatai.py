@@ -630,20 +630,16 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return self._label(name)
 
     def _series_file(self, name: str) -> Path:
-        """Return the path of the time series of a plot."""
         return self._series.get(name, self.path / 'sentinel-ts' / f'{name}_<year>.h5')
 
     def _aerial_file(self, name: str) -> Path:
-        """Return the path of the aerial image of a plot."""
         return self._aerial.get(name, self.path / 'aerial' / f'{name}.tif')
 
     def _listed(self, values: Tensor) -> str:
-        """Return the names of the genera with a value above 0.5."""
         held = [genus for genus, value in zip(self.classes, values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'
 
     def _read_aerial(self, name: str) -> tuple[Sample, Bounds]:
-        """Read image, dates and valid of the aerial image, cropped to the plot, and the bounds of the plot."""
         if self.missing == 'allow' and name not in self._aerial:
             return {}, NOWHERE
         modality, every = self.modalities['aerial'], self.all_modalities['aerial'].bands
@@ -660,7 +656,6 @@ class TreeSatAITimeSeries(MultimodalDataset):
         return tensors(modality, *parts), around(transform, array.shape)
 
     def _read_series(self, name: str, modalities: Sequence[Modality]) -> Sample:
-        """Read image, dates and valid of some time series, with one frame per day."""
         path = self._series_file(name)
         sample: Sample = {}
         names, clouds = tuple(modality.name for modality in modalities), (self.cloud_probability, self.cloud_cover)
@@ -690,11 +685,9 @@ class TreeSatAITimeSeries(MultimodalDataset):
             raise ValueError(f'{path} cannot be read ({error}), expected the aerial image of a plot') from error
 
     def _files(self, name: str) -> dict[str, Path]:
-        """Return the files of a modality by plot."""
         return self._series if name in SERIES else self._aerial
 
     def _choose(self, names: Sequence[str] | None, bands: Mapping[str, Sequence[str]] | None) -> dict[str, Modality]:
-        """Return the modalities with the requested bands."""
         held = [name for name in self.all_modalities if self._files(name)]
         chosen = choose_modalities(names, held, self.all_modalities, self.path)
         return select_bands({name: self.all_modalities[name] for name in chosen}, bands)
@@ -714,7 +707,6 @@ class TreeSatAITimeSeries(MultimodalDataset):
         self.names, self.unseen = keep_seen(self.names, self.names, seen, self.modalities, self.path)
 
     def _verify(self, names: Sequence[str] | None) -> None:
-        """Check that labels, images and lists exist, after extraction or download if needed."""
         images = {'sentinel-ts' if name in SERIES else 'aerial' for name in names or self.all_modalities}
         there = {key: obtain(ARCHIVES[key], self.path, self.download, self.checksum) for key in ('labels', *images)}
         if not (there['labels'] and any(there[key] for key in images)):

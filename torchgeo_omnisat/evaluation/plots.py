@@ -156,7 +156,6 @@ def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -
 
 
 def _draw_dots(axes: Axes, order: Sequence[str], sensors: Sequence[str]) -> None:
-    """Draw a column of dots per subset, dark and joined for its sensors."""
     for x, subset in enumerate(order):
         present = [sensors.index(sensor) for sensor in subset.split('+')]
         axes.plot([x, x], [min(present), max(present)], color=DARK, linewidth=2, zorder=1)
@@ -168,7 +167,6 @@ def _draw_dots(axes: Axes, order: Sequence[str], sensors: Sequence[str]) -> None
 
 
 def _tidy(axes: Axes) -> None:
-    """Remove the upper and right spines and draw a faint horizontal grid."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', color=GREY, linewidth=0.5)
     axes.set_axisbelow(True)

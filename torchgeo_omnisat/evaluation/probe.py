@@ -153,14 +153,14 @@ class ProbeCallback(Callback):
             for subset in (subset for subset in every if set(subset) <= set(out.maps)):
                 with context():
                     part = task.model.backbone.restrict(out, subset)
-                fused, seen = part.fused.float(), task.model.backbone.observed_patches(part.maps, out.grid).any(-1)
+                fused, observed = part.fused.float(), task.model.backbone.observed_patches(part.maps, out.grid).any(-1)
                 if patches is not None:
-                    known = seen & (patches >= 0)
+                    known = observed & (patches >= 0)
                     found['patch', subset_name(subset)].append((fused[known], patches[known]))
                 if 'label' in batch:
-                    weight = seen.unsqueeze(-1).float()
+                    weight = observed.unsqueeze(-1).float()
                     tiles = (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
-                    known = seen.any(1)
+                    known = observed.any(1)
                     found['tile', subset_name(subset)].append((tiles[known], (batch['label'][known] > 0.5).long()))
         return {key: self._join(parts) for key, parts in found.items()}
 
@@ -171,7 +171,6 @@ class ProbeCallback(Callback):
         return Embedded(x[chosen], y[chosen])
 
     def _score(self, fitted: Embedded, scored: Embedded) -> dict[str, float]:
-        """Return the macro F1 of both classifiers over the scored classes; none for fewer than two classes."""
         labels = np.flatnonzero(scored.y.any(0)) if scored.y.ndim == 2 else np.unique(scored.y)
         if not len(labels) or not (fitted.y != fitted.y[:1]).any():
             return {}

@@ -123,6 +123,5 @@ def _line(name: str, found: Sequence[SubsetRow | None]) -> str:
 
 
 def _cells(row: SubsetRow) -> dict[str, Any]:
-    """Return the columns of a row; its modalities are called sensors here."""
     cells = {key: value for key, value in row.as_dict().items() if key != 'subset'}
     return {'sensors': cells.pop('modalities'), **cells}

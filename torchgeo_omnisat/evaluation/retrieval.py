@@ -47,16 +47,16 @@ class PatchRetrieval:
         self.pairs = list(combinations(enumerate(names), 2))
         self._kept: dict[tuple[str, str], Tensor] = {}
 
-    def update(self, tokens: Tensor, seen: Tensor, generator: torch.Generator) -> None:
+    def update(self, tokens: Tensor, observed: Tensor, generator: torch.Generator) -> None:
         """Add the patches of a batch to the random sample.
 
         Args:
             tokens: Tokens ``(M, B, N, D)``.
-            seen: Modalities that observed each patch, ``(B, N, M)``.
+            observed: Modalities that observed each patch, ``(B, N, M)``.
             generator: Random generator on the CPU.
         """
         for (i, first), (j, second) in self.pairs:
-            both = seen[..., i] & seen[..., j]
+            both = observed[..., i] & observed[..., j]
             ticket = torch.rand(int(both.sum()), 1, generator=generator, dtype=torch.float32).to(tokens.device)
             rows = torch.cat([ticket, tokens[i][both].float(), tokens[j][both].float()], dim=1)
             kept = self._kept.get((first, second))
@@ -73,7 +73,6 @@ class PatchRetrieval:
         return found
 
     def _lowest(self, rows: Tensor) -> Tensor:
-        """Return the rows with the lowest tickets."""
         return rows[rows[:, 0].argsort()[: self.candidates]]
 
 

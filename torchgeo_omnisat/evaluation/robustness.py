@@ -53,10 +53,10 @@ class DegradationKind:
 
 #: Degradations by name.
 KINDS = {
-    'dates': DegradationKind(FewerDates, 'share', 0.01, 100, (50, 25, 10), 'dates of each series kept (%)'),
-    'clouds': DegradationKind(CloudCover, 'share', 0.01, 0, (25, 50, 75, 90), 'optical series under clouds (%)'),
+    'dates': DegradationKind(FewerDates, 'fraction', 0.01, 100, (50, 25, 10), 'dates of each series kept (%)'),
+    'clouds': DegradationKind(CloudCover, 'fraction', 0.01, 0, (25, 50, 75, 90), 'optical series under clouds (%)'),
     'noise': DegradationKind(GaussianNoise, 'snr', 1, math.inf, (20, 10, 5, 0), 'signal to noise, every sensor (dB)'),
-    'cover': DegradationKind(PartialCover, 'share', 0.01, 100, (75, 50, 25), 'tile covered by the image (%)'),
+    'cover': DegradationKind(PartialCover, 'fraction', 0.01, 100, (75, 50, 25), 'tile covered by the image (%)'),
 }
 
 
@@ -140,13 +140,13 @@ class RobustnessTest(LightningModule):
         places = torch.arange(self.tested, self.tested + len(target), device=target.device)
         self.tested += len(target)
         batch = {**task.renormalise(batch), 'index': places}
-        seen = any(modality.image_key in batch for modality in task.modalities.values())
-        out = task.model.backbone(batch) if seen else None
+        present = any(modality.image_key in batch for modality in task.modalities.values())
+        out = task.model.backbone(batch) if present else None
         for subset in self.subset_scores.subsets:
             self._count_subset(subset, out, target, labelled)
         for transform, scores in self.degraded.values():
             changed = None if out is None else self._encode_again(out, batch, transform)
-            self._count(scores, ('all',), changed, target, self._held(self.sensors, changed, target), labelled)
+            self._count(scores, ('all',), changed, target, self._availability(self.sensors, changed, target), labelled)
 
     def on_test_end(self) -> None:
         """Warn about extreme values, which count as nodata."""
@@ -155,13 +155,12 @@ class RobustnessTest(LightningModule):
     def _count_subset(
         self, subset: tuple[str, ...], out: OmniSatOutput | None, target: Tensor, labelled: Tensor
     ) -> None:
-        """Update the metrics of one subset, from the output for all sensors."""
-        held = self._held(subset, out, target)
-        if out is not None and held.any() and len(subset) < len(self.sensors):
+        available = self._availability(subset, out, target)
+        if out is not None and available.any() and len(subset) < len(self.sensors):
             out = self.task.model.backbone.restrict(out, [name for sensor in subset for name in self.sensors[sensor]])
-        self._count(self.subset_scores, subset, out, target, held, labelled)
+        self._count(self.subset_scores, subset, out, target, available, labelled)
 
-    def _held(self, subset: Iterable[str], out: OmniSatOutput | None, target: Tensor) -> Tensor:
+    def _availability(self, subset: Iterable[str], out: OmniSatOutput | None, target: Tensor) -> Tensor:
         """Return which samples have any of the modalities of each sensor, ``(B, S)`` bool."""
         order = list(self.task.modalities)
         columns = [[order.index(name) for name in self.sensors[sensor]] for sensor in subset]
@@ -185,12 +184,12 @@ class RobustnessTest(LightningModule):
         subset: tuple[str, ...],
         out: OmniSatOutput | None,
         target: Tensor,
-        held: Tensor,
+        available: Tensor,
         labelled: Tensor,
     ) -> None:
-        decoded = out is not None and held.any()
+        decoded = out is not None and available.any()
         answer = self.task.answer(self.task.model.decode(out)) if decoded else None
-        scores.update(subset, answer, target, held, labelled)
+        scores.update(subset, answer, target, available, labelled)
 
     def results(self) -> tuple[list[SubsetRow], dict[str, list[tuple[float, SubsetRow]]]]:
         """Return the rows of the subsets, all sensors first, and those by degradation, clean level first."""

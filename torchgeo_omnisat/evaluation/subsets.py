@@ -75,7 +75,7 @@ class SubsetScores(Metric):
         self.add_state('counts', torch.zeros(len(self.subsets), 4, dtype=torch.int64), dist_reduce_fx='sum')
 
     def update(
-        self, subset: tuple[str, ...], answer: Tensor | None, target: Tensor, held: Tensor, labelled: Tensor
+        self, subset: tuple[str, ...], answer: Tensor | None, target: Tensor, available: Tensor, labelled: Tensor
     ) -> None:
         """Update the metrics of one subset.
 
@@ -83,11 +83,11 @@ class SubsetScores(Metric):
             subset: Names of its S modalities.
             answer: Predictions for B samples; None if no sample has any of the modalities.
             target: Targets of the samples.
-            held: Modalities available in each sample, ``(B, S)`` bool.
+            available: Modalities available in each sample, ``(B, S)`` bool.
             labelled: Samples with a label, ``(B,)`` bool.
         """
         row = self.subsets.index(subset)
-        some, every = held.any(1), held.all(1)
+        some, every = available.any(1), available.all(1)
         self.counts[row] += torch.stack([some.sum(), every.sum(), (~some).sum(), (some & labelled).sum()])
         if answer is not None and some.any():
             for metric in self._metrics(row).values():

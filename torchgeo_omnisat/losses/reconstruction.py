@@ -262,7 +262,6 @@ def _pool_observed(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> F
 
 
 def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups: int) -> Float[Tensor, 's v']:
-    """Standardise values by the mean and standard deviation of their group, ignoring NaN."""
     is_observed = values.isfinite()
 
     def mean(x: Tensor) -> Tensor:

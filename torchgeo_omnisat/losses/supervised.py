@@ -76,7 +76,6 @@ class CrossEntropyDice(nn.Module):
         return loss
 
     def _dice(self, logits: Float[Tensor, 'b k h w'], mask: Int[Tensor, 'b h w']) -> Float[Tensor, '']:
-        """Return the Dice loss, averaged over the classes that are not ignored."""
         scored = [k for k in range(logits.shape[1]) if k != self.ignore_index]
         dice = smp.losses.DiceLoss(
             'multiclass', classes=scored, ignore_index=self.ignore_index, class_weights=self.class_weights

@@ -251,7 +251,6 @@ class OmniSat(nn.Module):
         return torch.stack([found.get(name, nothing) for name in self.modalities], dim=-1)
 
     def _validate(self, batch: Mapping[str, Tensor]) -> None:
-        """Validate that the batch fits the model."""
         known = {m.image_key: m for m in self.modalities.values()}
         images = [key for key in batch if key.startswith('image')]
         if unknown := [key for key in images if key not in known]:
@@ -272,7 +271,6 @@ class OmniSat(nn.Module):
 def _check_sizes(
     finest: float, patch_size: float, embed_dim: int, depth: int, num_heads: int, widths: Sequence[int]
 ) -> None:
-    """Reject implausible sizes before memory is allocated."""
     if not finest / 100 <= patch_size < math.inf:
         raise ValueError(f'patch_size is {patch_size} m, expected a finite length of at least a pixel, {finest} m')
     whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
@@ -291,7 +289,6 @@ def channels_last(module: nn.Module) -> None:
 
 
 def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[Tensor, 'b n']:
-    """Return which patches of the ground grid contain an observed pixel."""
     return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
 
 

@@ -145,7 +145,6 @@ def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
 
 
 def _block(in_channels: int, skip_channels: int, out_channels: int) -> UnetDecoderBlock:
-    """Return a U-Net block of smp with GroupNorm, which its options do not offer."""
     block = UnetDecoderBlock(
         in_channels, skip_channels, out_channels, use_norm='identity', interpolation_mode='bilinear'
     )

@@ -380,7 +380,6 @@ class TileFolder:
             write_map(made, made.with_name('scratch'), place, self.bands, parts, self.colors)
 
     def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
-        """Return the affine transform of a sample from column and row to x and y."""
         if self.corners is not None:
             corner, right, low = self.corners[index]
             (a, d), (b, e) = (right - corner) / width, (low - corner) / height

@@ -194,7 +194,6 @@ def _pieces(file: Any, top: int, left: int, block: int, least: int) -> tuple[Lab
 
 
 def _observed(file: Any, window: RasterWindow) -> NDArray[np.bool_]:
-    """Return which pixels of a window have a class and, if the map has probabilities, any of them."""
     inside = file.read_masks(1, window=window) > 0
     unknown = inside.copy()
     for band in range(3, file.count + 1):
@@ -207,7 +206,6 @@ def _observed(file: Any, window: RasterWindow) -> NDArray[np.bool_]:
 def _confidence(
     file: Any, classes: NDArray[Any], inside: NDArray[np.bool_], top: int, left: int
 ) -> NDArray[np.float64]:
-    """Return the probability of each pixel's class; NaN where it is nodata or the map has no probabilities."""
     if file.count < 3:
         return np.full(classes.shape, np.nan)
     window = RasterWindow(left, top, classes.shape[1], classes.shape[0])

@@ -427,7 +427,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._release()
 
     def _legend(self) -> list[str]:
-        """Set the bands and the colours, and return the names of the classes."""
         task: Any = self._module
         labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
         self._bands = MapBands(labels, list(task.modalities), self.probabilities)
@@ -440,7 +439,6 @@ class GeoTIFFWriter(BasePredictionWriter):
             yield strip, wanted, self._tiling.tiles(strip)
 
     def _check(self, window: Window, probabilities: Any) -> None:
-        """Validate the window and the shape of a tile, and remove it from the expected ones."""
         if not self._windows or self._windows.pop(0) != window:
             raise ValueError(
                 f'tile {tuple(window)} is out of order, expected the order of Tiling.passes, as of tile_loader'
@@ -453,7 +451,6 @@ class GeoTIFFWriter(BasePredictionWriter):
             )
 
     def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """Set the bit flags of a strip to 0 outside the requested area."""
         area = getattr(self._datamodule, 'area', None)
         if area is not None:
             grid: Grid = self._datamodule.grid
@@ -465,7 +462,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         return seen
 
     def _key(self) -> dict[str, Any]:
-        """Return all inputs of a strip in plain types."""
         grid: Grid = self._datamodule.grid
         files = getattr(self._datamodule, 'fingerprint', lambda: None)()
         area = getattr(self._datamodule, 'area', None)
@@ -484,7 +480,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         return plain
 
     def _hyper_parameters(self) -> dict[str, Any]:
-        """Return the hyper-parameters without facts of modalities that change no pixel of a map."""
         values = dict(self._module.hparams)
         kept = ('name', 'bands', 'gsd', 'temporal')
         return values | {'modalities': [{key: one[key] for key in kept} for one in values.get('modalities') or ()]}
@@ -518,7 +513,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         return done.issuperset(self._tiling.strips())
 
     def _finish(self) -> None:
-        """Write the outputs atomically."""
         assert self._work is not None
         work, output = self._work, self._work.output
         parts = ((self._tiling.extent(strip), work.load(strip)) for strip in self._tiling.strips())
@@ -556,7 +550,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         return results
 
     def _release(self) -> None:
-        """Close the progress bar, release the locks, and restore Lightning's progress bar and the datamodule's plan."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

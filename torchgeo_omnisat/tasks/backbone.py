@@ -185,9 +185,9 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
         raise ValueError(f'no part of {path} fits the backbone, expected some of {list(expected)} ({summary}){hint}')
     backbone.load_state_dict({key: value for part in loaded for key, value in found[part].items()}, strict=False)
     rank_zero_info(f'Weights from {path}: {summary}')
-    statistics = _of_loaded(hparams, loaded)
+    statistics = _loaded_statistics(hparams, loaded)
     sources = {
-        source: {'data': entry.get('data') or '', **_of_loaded(entry, loaded)}
+        source: {'data': entry.get('data') or '', **_loaded_statistics(entry, loaded)}
         for source, entry in (hparams.get('sources') or {}).items()
     }
     return Handover(loaded, new, ignored, statistics, {s: entry for s, entry in sources.items() if entry['mean']})
@@ -238,7 +238,6 @@ def load_hub(folder: str | Path) -> models.OmniSat:
 
 
 def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: LightningModule | str) -> models.OmniSat:
-    """Build the backbone of a configuration and load all of its tensors."""
     try:
         modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
         _check_size(arguments, tensors)
@@ -261,8 +260,7 @@ def _check_size(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         raise ValueError(f'{sizes} is a larger model than that of the {stored} stored numbers')
 
 
-def _of_loaded(hparams: Mapping[str, Any], loaded: list[str]) -> Statistics:
-    """Return the statistics of the modalities that were loaded."""
+def _loaded_statistics(hparams: Mapping[str, Any], loaded: list[str]) -> Statistics:
     return {
         kind: {name: list(numbers) for name, numbers in (hparams.get(kind) or {}).items() if name in loaded}
         for kind in KINDS
@@ -277,7 +275,6 @@ def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors by part: by modality if they belong to one, otherwise by module."""
     names = {key.split('.')[1] for key in state if key.startswith('encoders.')} | set(modalities)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state.items():
@@ -288,7 +285,6 @@ def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> d
 
 
 def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality], path: str | Path) -> None:
-    """Validate that modalities of weights and data have the same unit."""
     for name, unit in trained.items():
         own = modalities[name].unit if name in modalities else 'unknown'
         if 'unknown' not in (unit, own) and unit != own:

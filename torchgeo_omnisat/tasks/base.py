@@ -450,8 +450,8 @@ class OmniSatTask(BaseTask):
                 f'statistics is {self.statistics!r}, but the model was trained on a single source: expected the '
                 'checkpoint or the weights of a model that was trained on a mixture'
             )
-        held = {kind: self.hparams[kind] or {} for kind in KINDS}
-        return None, {kind: {n: held[kind][n] for n in names if all(n in held[k] for k in KINDS)} for kind in KINDS}
+        stored = {kind: self.hparams[kind] or {} for kind in KINDS}
+        return None, {kind: {n: stored[kind][n] for n in names if all(n in stored[k] for k in KINDS)} for kind in KINDS}
 
     def zero_loss_over_all_parameters(self) -> Tensor | float:
         """Return zero, as a sum over every trained parameter if there are several ranks.
@@ -520,9 +520,9 @@ class OmniSatTask(BaseTask):
             if self.hparams[kind] is not None:
                 check_bands(kind, self.hparams[kind], self.known)
         for source, entry in (self.hparams['sources'] or {}).items():
-            held = {name: modality for name, modality in self.known.items() if name in entry['mean']}
+            present = {name: modality for name, modality in self.known.items() if name in entry['mean']}
             for kind in KINDS:
-                check_bands(f'{kind} of the source {source!r}', entry[kind], held)
+                check_bands(f'{kind} of the source {source!r}', entry[kind], present)
 
     def refuse_random(self) -> None:
         """Raise an error if weights were neither trained nor loaded.
@@ -555,11 +555,9 @@ class OmniSatTask(BaseTask):
 
     @property
     def _unset(self) -> list[str]:
-        """Names of the hyper-parameters that are not set."""
         return [name for name in (*self.required, *self.optional) if self.hparams[name] is None]
 
     def _missing_from(self, datamodule: Any) -> dict[str, Any]:
-        """Return the values of the datamodule for the hyper-parameters that are not set."""
         found = {name: getattr(datamodule, name, None) for name in self._unset}
         missing = [name for name in self.required if name in found and found[name] is None]
         if missing:
@@ -572,7 +570,6 @@ class OmniSatTask(BaseTask):
         return {name: self._plain(name, value) for name, value in found.items()}
 
     def _plain(self, name: str, value: Any) -> Any:
-        """Return a hyper-parameter in the plain types of the constructor's signature."""
         if value is None:
             return None
         if name == 'modalities':
@@ -663,7 +660,6 @@ class OmniSatTask(BaseTask):
                 set_statistics(*numbers)
 
     def _initial_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
-        """Return the statistics of the weights, or else of the data."""
         if not self._inherited.sources and self.statistics is not None:
             raise ValueError(
                 f'statistics is {self.statistics!r}, but neither a checkpoint nor weights have statistics by source: '

@@ -164,7 +164,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_statistics(label: str, entry: Mapping[str, Any]) -> None:
-    """Validate that images can be normalised with the statistics."""
     for kind in KINDS:
         for name, numbers in (entry[kind] or {}).items():
             strange = [x for x in numbers if not math.isfinite(x) or (kind == 'std' and x < 0)]
@@ -196,7 +195,6 @@ def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> N
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file."""
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist, expected the tensors of a model')
     try:

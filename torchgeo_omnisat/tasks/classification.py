@@ -102,7 +102,6 @@ class OmniSatClassification(SupervisedTask):
         return figure
 
     def _listed(self, values: Tensor) -> str:
-        """Return the names of the labels above 0.5."""
         held = [name for name, value in zip(self.hparams['label_names'], values.tolist(), strict=True) if value > 0.5]
         return ', '.join(held) or 'none'
 

@@ -10,7 +10,6 @@ from torch import nn
 
 
 def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over the encoders of a task by modality; none before the model is built."""
     backbone = getattr(getattr(task, 'model', None), 'backbone', None)
     yield from getattr(backbone, 'encoders', nn.ModuleDict()).items()
 

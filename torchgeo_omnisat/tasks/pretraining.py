@@ -54,14 +54,14 @@ class Views(NamedTuple):
     Attributes:
         tiles: Embedding of each tile by modality, ``(M, B, P)``; P is 0 without heads.
         patches: Embeddings of the patches, ``(M, B, N, D)``.
-        seen: Patches that each modality observed, ``(B, N, M)``.
+        observed: Patches that each modality observed, ``(B, N, M)``.
         errors: Sum of the squared errors of each reconstructed modality, ``(M,)``; zero without that term.
         counts: Number of reconstructed values, ``(M,)``.
     """
 
     tiles: Tensor
     patches: Tensor
-    seen: Tensor
+    observed: Tensor
     errors: Tensor
     counts: Tensor
 
@@ -290,7 +290,7 @@ class OmniSatPretraining(OmniSatTask):
         if 'tile' in terms and (stage == 'train' or counted > 1):
             losses['tile'] = self._contrast_tiles(views, exclude, counts, stage)
         if 'patch' in terms:
-            patches = self.patch_contrast.compare(views.patches, views.seen, exclude, counts)
+            patches = self.patch_contrast.compare(views.patches, views.observed, exclude, counts)
             losses['patch'] = patches.loss
             self._log_spread(f'{stage}_patch_spread', patches.tokens, patches.available, stage)
         if 'reconstruction' in terms:
@@ -305,9 +305,8 @@ class OmniSatPretraining(OmniSatTask):
         return loss, views
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
-        """Return the contrastive loss of tiles, and log its metrics by pair of modalities."""
         assert self.tile_contrast is not None
-        found = self.tile_contrast.contrast(views.tiles, views.seen.any(1), exclude, counts)
+        found = self.tile_contrast.contrast(views.tiles, views.observed.any(1), exclude, counts)
         names = list(self.modalities)
         pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
         for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
@@ -317,7 +316,6 @@ class OmniSatPretraining(OmniSatTask):
         return found.loss
 
     def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
-        """Return the pairs of tiles that are too close to be negatives; tiles without bounds are never close."""
         within = self.hparams['exclude_within']
         if within is None:
             return None
@@ -330,22 +328,20 @@ class OmniSatPretraining(OmniSatTask):
         self._similar: dict[str, Tensor] = {}
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
-        """Log the losses of an evaluation batch, and update retrieval and similarities."""
         loss, views = self.compute(batch, stage, batch_idx)
         refuse_output(views.patches.movedim(1, 0), batch, batch_idx, self.model)
         refuse_loss(loss, batch_idx, self.model)
         key = (self.hparams['seed'], STAGES[stage], batch_idx, self.global_rank)
-        self._retrieval.update(views.patches, views.seen, generator(key))
+        self._retrieval.update(views.patches, views.observed, generator(key))
         if batch_idx == 0 and 'tile' in self.terms:
             tiles = F.normalize(views.tiles.float(), dim=-1).cpu()
-            seen = views.seen.any(1).cpu()
+            observed = views.observed.any(1).cpu()
             for (i, first), (j, second) in combinations(enumerate(self.modalities), 2):
-                both = seen[:, i] & seen[:, j]
+                both = observed[:, i] & observed[:, j]
                 if both.any():
                     self._similar[f'tiles, {first} and {second}'] = (tiles[i] @ tiles[j].T)[both][:, both][:64, :64]
 
     def _report(self, stage: str) -> None:
-        """Log the retrieval of patches, and draw similarities."""
         for pair, found in self._retrieval.compute().items():
             name = subset_name(pair)
             self.log(f'{stage}_patch_top1/{name}', found.top1, sync_dist=True)
@@ -361,13 +357,11 @@ class OmniSatPretraining(OmniSatTask):
         self.log(name, value.detach(), batch_size=count, sync_dist=stage != 'train', **kwargs)
 
     def _log_each(self, name: str, keys: Sequence[str], values: Tensor, counts: Tensor, stage: str) -> None:
-        """Log one value per key, except for keys with a count of zero."""
         for key, value, count in zip(keys, values.detach(), counts.tolist(), strict=True):
             if count:
                 self._log(f'{name}/{key}', value, count, stage)
 
     def _log_spread(self, name: str, embeddings: Tensor, available: Tensor, stage: str) -> None:
-        """Log the spread of each modality's embeddings."""
         values = spread(embeddings, available)
         self._log_each(name, list(self.modalities), values, values.isfinite(), stage)
 
@@ -426,7 +420,6 @@ class Pretrainer(nn.Module):
         self.reconstruction = reconstruction
 
     def _heads(self, width: int | None) -> nn.ModuleDict:
-        """Build one MLP per modality, or none."""
         dim = self.backbone.embed_dim
         names = self.backbone.modalities if width is not None else ()
         return nn.ModuleDict({name: Mlp(dim, dim, width) for name in names})
@@ -482,8 +475,8 @@ class Pretrainer(nn.Module):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
             parts.append(checkpoint(self._views, part, draws.part(rows), *settings, use_reentrant=False))
-        tiles, patches, seen, errors, counts = zip(*parts, strict=True)
-        return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(seen), sum(errors), sum(counts))
+        tiles, patches, observed, errors, counts = zip(*parts, strict=True)
+        return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(observed), sum(errors), sum(counts))
 
     def _views(
         self,
@@ -500,32 +493,30 @@ class Pretrainer(nn.Module):
         apart = pixels and self.reconstruction is not None
         shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)
         whole = self._encode(batch, grid) if apart and compare else shown
-        tokens, seen = shown
+        tokens, observed = shown
         some = next(iter(tokens.values()))
         errors = some.new_zeros(len(backbone.modalities), dtype=torch.float32)
         counts = torch.zeros_like(errors, dtype=torch.int64)
         if self.reconstruction is not None:
-            visible = seen & ~hidden.unsqueeze(-1)
+            visible = observed & ~hidden.unsqueeze(-1)
             chance = torch.tensor(chances, dtype=torch.float32, device=some.device)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
             wanted = torch.ones_like(hidden) if everything else hidden
             errors, counts = self.reconstruction.errors(fused, batch, wanted, grid)
-        tokens, seen = whole
+        tokens, observed = whole
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
         patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
-        return Views(self._tiles(stacked, seen), patches, seen, errors, counts)
+        return Views(self._tiles(stacked, observed), patches, observed, errors, counts)
 
     def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the tokens of each modality, and the patches that each of them observed."""
         maps = self.backbone.encode(batch)
         return self.backbone.tokens(maps), self.backbone.observed_patches(maps, grid)
 
-    def _tiles(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Return the embedding of every tile in every modality, from the tokens of observed patches."""
+    def _tiles(self, tokens: Tensor, observed: Tensor) -> Tensor:
         if not self.tile_heads:
             return tokens.new_zeros(*tokens.shape[:2], 0)
-        count = seen.sum(1).T.clamp(min=1).unsqueeze(-1)
+        count = observed.sum(1).T.clamp(min=1).unsqueeze(-1)
         return project(tokens.sum(2) / count, self.tile_heads)
 
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:

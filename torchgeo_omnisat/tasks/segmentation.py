@@ -101,7 +101,7 @@ class OmniSatSegmentation(SupervisedTask):
         """Set the loss, once all required hyper-parameters are set."""
         for name in ('subset_weight', 'distill'):
             if not 0 <= self.hparams[name] < math.inf:
-                raise ValueError(f'{name} is {self.hparams[name]}, expected a number of 0 or more')
+                raise ValueError(f'{name} is {self.hparams[name]}, expected at least 0')
         if self.is_configured:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
             if self.hparams['loss'] not in dice:

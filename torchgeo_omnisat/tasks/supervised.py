@@ -110,8 +110,8 @@ def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
     Raises:
         ValueError: If two parts differ.
     """
-    held = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
-    named = {name: labels for name, labels in held.items() if labels and not _numbered(labels)}
+    available = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
+    named = {name: labels for name, labels in available.items() if labels and not _numbered(labels)}
     first = next(iter(named), '')
     for name, labels in named.items():
         if labels != named[first]:
@@ -284,13 +284,13 @@ class SupervisedTask(OmniSatTask):
         self._score(logits, batch, 'test')
         order = list(self.modalities)
         for subset in () if FILLER in batch else self.subset_scores.subsets:
-            held = out.available[:, [order.index(name) for name in subset]]
+            available = out.available[:, [order.index(name) for name in subset]]
             answer = None
             if subset == self.subset_scores.subsets[0]:
                 answer = self.answer(logits)
-            elif held.any():
+            elif available.any():
                 answer = self.answer(self.model.decode(self.model.backbone.restrict(out, subset)))
-            self.subset_scores.update(subset, answer, self.truth(batch), held, self.labelled(batch))
+            self.subset_scores.update(subset, answer, self.truth(batch), available, self.labelled(batch))
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the target.
@@ -409,7 +409,6 @@ class SupervisedTask(OmniSatTask):
         return self.target_of(batch)
 
     def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
-        """Log the loss and update the metrics of a stage."""
         if FILLER in batch:
             return
         loss = self.criterion(logits, self.target_of(batch))
@@ -418,11 +417,9 @@ class SupervisedTask(OmniSatTask):
         self.warn_without_modalities(batch)
 
     def _counting(self) -> dict[str, Metric]:
-        """Return the metrics that are updated during a training epoch, by name."""
         return {**dict(self.train_metrics.items()), 'mean_loss': self.train_mean_loss}
 
     def _loss_of(self, stage: str) -> MeanLoss:
-        """Return the mean loss of a stage."""
         mean: MeanLoss = getattr(self, f'{stage}_mean_loss')
         return mean
 

@@ -3,6 +3,7 @@
 
 """Base class and helper functions of transforms."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -127,3 +128,18 @@ def interval(value: tuple[float, float], name: str, least: float) -> tuple[float
     if not least <= low <= high < float('inf'):
         raise ValueError(f'{name} is {value}, expected two numbers in order, at least {least}')
     return float(low), float(high)
+
+
+def renamed[T](value: T, name: str, old_value: T | None, old_name: str) -> T:
+    """Return the value of an argument that may be given under its earlier name, and warn in that case.
+
+    Args:
+        value: Value under the present name.
+        name: Present name.
+        old_value: Value under the earlier name; None if it is not used.
+        old_name: Earlier name.
+    """
+    if old_value is None:
+        return value
+    warnings.warn(f'{old_name} is deprecated, use {name} instead', DeprecationWarning, stacklevel=3)
+    return old_value

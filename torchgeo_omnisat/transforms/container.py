@@ -154,7 +154,6 @@ class MultimodalAugmentation(nn.Module):
         return {key: value[0] for key, value in batch.items()} if single else dict(batch)
 
     def _step(self, step: AugmentationStep, same_on_dates: bool) -> nn.Module:
-        """Return a step as a module that takes a batch."""
         if isinstance(step, Mapping):
             if unknown := [name for name in step if name not in self.modalities]:
                 raise ValueError(f'got a step for modalities {unknown}, expected some of {list(self.modalities)}')
@@ -172,7 +171,6 @@ class MultimodalAugmentation(nn.Module):
 
 
 def _check_intensity(augmentation: object) -> None:
-    """Raise TypeError if it is not an intensity augmentation of Kornia, and name the equivalent transform."""
     if isinstance(augmentation, IntensityAugmentationBase2D):
         return
     name = type(augmentation).__name__

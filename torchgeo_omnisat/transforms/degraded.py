@@ -16,7 +16,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, probability
+from .base import Params, Transform, probability, renamed
 
 
 class Degradation(Transform):
@@ -74,41 +74,43 @@ class Degradation(Transform):
         return drawn
 
 
-class Partial(Degradation):
+class FractionalDegradation(Degradation):
     """Base class of degradations of a given fraction.
 
     Args:
         modalities: Modalities of the batch.
-        share: Fraction, from 0 to 1.
+        fraction: Fraction, from 0 to 1.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
+        share: Deprecated name of *fraction*.
 
     Raises:
-        ValueError: If *share* is not between 0 and 1.
+        ValueError: If *fraction* is not between 0 and 1.
     """
 
     def __init__(
         self,
         modalities: Mapping[str, Modality] | Iterable[Modality],
-        share: float = 0.5,
+        fraction: float = 0.5,
         seed: int = 0,
         same_on_batch: bool = False,
+        share: float | None = None,
     ) -> None:
         super().__init__(modalities, seed, same_on_batch)
-        self.share = probability(share, 'share')
+        self.fraction = probability(renamed(fraction, 'fraction', share, 'share'), 'fraction')
 
 
-class FewerDates(Partial):
+class FewerDates(FractionalDegradation):
     """Keep a fraction of the valid dates of each time series, at least one; only ``valid`` changes.
 
     Args:
         modalities: Modalities of the batch.
-        share: Fraction of the valid dates to keep, rounded to whole dates.
+        fraction: Fraction of the valid dates to keep, rounded to whole dates.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *share* is not between 0 and 1.
+        ValueError: If *fraction* is not between 0 and 1.
     """
 
     @staticmethod
@@ -120,7 +122,7 @@ class FewerDates(Partial):
         """Return flags (T,) of the dates that are kept."""
         kept = valid.cpu().numpy().copy()
         order = rng.permutation(np.flatnonzero(kept))
-        kept[order[max(1, round(self.share * len(order))) :]] = False
+        kept[order[max(1, round(self.fraction * len(order))) :]] = False
         return kept
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
@@ -128,7 +130,7 @@ class FewerDates(Partial):
         return {**batch, **{m.valid_key: batch[m.valid_key] & params[m.name] for m in self.present(batch)}}
 
 
-class CloudCover(Partial):
+class CloudCover(FractionalDegradation):
     """Mask simulated clouds in optical time series, some dates of which are covered completely.
 
     It applies to time series of ``kind='optical'``. Covered pixels are NaN, and dates that are
@@ -137,12 +139,12 @@ class CloudCover(Partial):
 
     Args:
         modalities: Modalities of the batch.
-        share: Fraction of the pixels of all valid dates that is covered.
+        fraction: Fraction of the pixels of all valid dates that is covered.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *share* is not between 0 and 1.
+        ValueError: If *fraction* is not between 0 and 1.
     """
 
     @staticmethod
@@ -158,7 +160,7 @@ class CloudCover(Partial):
         days = int(there.sum())
         sky = rng.standard_normal((days, 1, 1), dtype=np.float32)
         blobs = rng.standard_normal((days, height, width), dtype=np.float32)
-        count = round(self.share * blobs.size)
+        count = round(self.fraction * blobs.size)
         if count:
             blobs = gaussian_filter(blobs, (0, height / 8, width / 8))
             field = 2 * _scale_to_unit_std(gaussian_filter(sky, (1, 0, 0))) + _scale_to_unit_std(blobs)
@@ -225,17 +227,17 @@ class GaussianNoise(Degradation):
         return {**batch, **images}
 
 
-class PartialCover(Partial):
+class PartialCover(FractionalDegradation):
     """Restrict single images to a part of the tile along one of its four sides; the rest is NaN.
 
     Args:
         modalities: Modalities of the batch.
-        share: Fraction of the tile that is covered, rounded to whole rows or columns.
+        fraction: Fraction of the tile that is covered, rounded to whole rows or columns.
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
 
     Raises:
-        ValueError: If *share* is not between 0 and 1.
+        ValueError: If *fraction* is not between 0 and 1.
     """
 
     @staticmethod
@@ -248,7 +250,7 @@ class PartialCover(Partial):
         covered = np.zeros(tuple(image.shape[-2:]), dtype=bool)
         quarter_turns = rng.integers(4)
         side = np.rot90(covered, quarter_turns)  # a view, so that the rows below are those of one side
-        side[: round(self.share * len(side))] = True
+        side[: round(self.fraction * len(side))] = True
         return covered
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:

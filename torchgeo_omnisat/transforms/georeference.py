@@ -85,7 +85,6 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
 
 
 def _unknown(affine: Tensor) -> Tensor:
-    """Return bounds of NaN, except for the resolutions, which are those of an affine in metres."""
     bounds = torch.full((len(affine), 9), torch.nan, dtype=affine.dtype, device=affine.device)
     bounds[:, [2, 5]] = affine[:, :2, :2].norm(dim=1)
     return bounds

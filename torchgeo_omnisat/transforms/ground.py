@@ -55,7 +55,7 @@ class GroundTransform(Transform):
         georeference = move(batch, self.matrix(params, before), before, after or before)
         return {**batch, **changed, **georeference}
 
-    def seen(self, batch: Sample) -> Sample:
+    def invalidate_empty(self, batch: Sample) -> Sample:
         """Return the batch with ``valid`` False for images without a finite pixel."""
         for modality in self.present(batch):
             image, valid = batch[modality.image_key], batch[modality.valid_key]
@@ -175,7 +175,7 @@ class RandomGroundCrop(GroundTransform):
             windows = windows.unfold(-2, side, step).unfold(-2, side, step)
             return windows[sample, :, row, column].view(*image.shape[:-2], side, side)
 
-        changed = self.seen(self.moved(batch, params, cut, cut, (self.size, self.size)))
+        changed = self.invalidate_empty(self.moved(batch, params, cut, cut, (self.size, self.size)))
         if 'window' in batch:
             changed['window'] = self._window(batch['window'], params['corner'], (height, width))
         return changed
@@ -188,7 +188,6 @@ class RandomGroundCrop(GroundTransform):
         return matrix
 
     def _window(self, window: Tensor, corner: Tensor, size: tuple[float, float]) -> Tensor:
-        """Return row, column, height and width of the crop on the output grid."""
         pixels = window[:, 2:].double() / torch.tensor(size, device=window.device)
         lengths = corner * self.patch_size * pixels, self.size * pixels
         start, side = ((length + 0.5 + 1e-6).floor() for length in lengths)  # halves are rounded up, as in half_up
@@ -266,7 +265,7 @@ class RandomGroundAffine(GroundTransform):
         def mask(old: Tensor) -> Tensor:
             return torch.where(applied[:, None, None], _sample_nearest(old, grid(old), self.ignore_index), old)
 
-        return self.seen(self.moved(batch, params, image, mask))
+        return self.invalidate_empty(self.moved(batch, params, image, mask))
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
         """Return the inverse of scaling, rotation and translation, in this order, about the centre."""
@@ -315,7 +314,6 @@ def _sample_nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
 
 
 def _whole(length: float, step: float, name: str, steps: str) -> int:
-    """Return the number of steps in a length; raise ValueError if it is not whole."""
     count = length / step if step > 0 else 0.0
     if not math.isfinite(count) or count < 0.5 or abs(count - round(count)) > 1e-6 * max(1.0, count):
         raise ValueError(f'{name} is {length:g} m, expected a whole number of {steps}')

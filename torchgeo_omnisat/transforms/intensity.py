@@ -14,7 +14,7 @@ from torch.distributions import Gamma
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, interval, keep_some, probability
+from .base import Params, Transform, interval, keep_some, probability, renamed
 
 #: Minimum and maximum brightness of a cloud, by unit.
 _BRIGHTNESS: dict[str, tuple[float, float]] = {'reflectance': (0.3, 0.9), 'dn': (3000.0, 9000.0)}
@@ -35,9 +35,10 @@ class RandomClouds(Transform):
         brightness: Minimum and maximum value of a cloud, in the unit of the images. Defaults to 0.3 to
             0.9 for reflectance and 3000 to 9000 for digital numbers (reflectance x 10000). Time
             series of other or unknown units have no clouds by default.
-        told: Whether to set ``valid`` to False on dates with clouds, as a cloud mask would.
+        mark_invalid: Whether to set ``valid`` to False on dates with clouds, as a cloud mask would.
         blobs: Approximate number of clouds along a side of the tile.
         same_on_batch: Whether all samples share one draw.
+        told: Deprecated name of *mark_invalid*.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -49,30 +50,30 @@ class RandomClouds(Transform):
         p: float = 0.2,
         cover: tuple[float, float] = (0.2, 0.8),
         brightness: tuple[float, float] | None = None,
-        told: bool = False,
+        mark_invalid: bool = False,
         blobs: int = 3,
         same_on_batch: bool = False,
+        told: bool | None = None,
     ) -> None:
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
         self.cover = interval(cover, 'cover', 0.0)
         probability(self.cover[1], 'cover')
         self.brightness = None if brightness is None else interval(brightness, 'brightness', -math.inf)
-        self.told = told
+        self.mark_invalid = renamed(mark_invalid, 'mark_invalid', told, 'told')
         if blobs < 1:
             raise ValueError(f'blobs is {blobs}, expected at least 1')
         self.blobs = blobs
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """Yield the optical time series whose keys are in a batch."""
-        return (m for m in super().present(batch) if m.temporal and m.kind == 'optical' and self._light(m))
+        return (m for m in super().present(batch) if m.temporal and m.kind == 'optical' and self._brightness(m))
 
-    def _light(self, modality: Modality) -> tuple[float, float] | None:
-        """Return minimum and maximum brightness in a modality, None if it depends on an unknown unit."""
+    def _brightness(self, modality: Modality) -> tuple[float, float] | None:
         return self.brightness or _BRIGHTNESS.get(modality.unit)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
-        """Draw ``<name>_dates`` and ``_light`` (B, T), and ``_inside`` (B, T, n, n), positive inside clouds."""
+        """Draw ``<name>_dates`` and ``_brightness`` (B, T), and ``_inside`` (B, T, n, n), positive inside clouds."""
         drawn = {}
         for m in self.present(batch):
             valid = batch[m.valid_key]
@@ -84,8 +85,8 @@ class RandomClouds(Transform):
             rank = ((1 - low - (high - low) * cover) * (side * side - 1)).round().long()
             edge = field.sort(-1).values.gather(-1, rank[..., None])
             drawn[f'{m.name}_dates'] = valid & ~keep_some(valid, self.p, random, priority)
-            darkest, brightest = self._light(m) or (0.0, 0.0)
-            drawn[f'{m.name}_light'] = darkest + (brightest - darkest) * light
+            darkest, brightest = self._brightness(m) or (0.0, 0.0)
+            drawn[f'{m.name}_brightness'] = darkest + (brightest - darkest) * light
             drawn[f'{m.name}_inside'] = (field - edge).view(*valid.shape, side, side)
         return drawn
 
@@ -93,13 +94,13 @@ class RandomClouds(Transform):
         """Blend the clouds with the images, from the same coarse field at any resolution."""
         changed = dict(batch)
         for m in self.present(batch):
-            dates, light, inside = (params[f'{m.name}_{what}'] for what in ('dates', 'light', 'inside'))
+            dates, light, inside = (params[f'{m.name}_{what}'] for what in ('dates', 'brightness', 'inside'))
             image = batch[m.image_key]
             smooth = F.interpolate(inside, size=image.shape[-2:], mode='bilinear', align_corners=False)
             veil = (8 * smooth + 0.5).clamp(0, 1) * dates[..., None, None]
             veil = veil[:, :, None].to(image.dtype)
             changed[m.image_key] = torch.lerp(image, light.to(image.dtype)[..., None, None, None], veil)
-            if self.told:
+            if self.mark_invalid:
                 changed[m.valid_key] = batch[m.valid_key] & ~dates
         return changed
 
@@ -146,13 +147,11 @@ class RandomSpeckle(Transform):
         return (m for m in super().present(batch) if self._noisy(m))
 
     def _in_decibels(self, modality: Modality) -> bool | None:
-        """Return whether a modality is radar in dB, or in linear power; None if it is neither."""
         known = {'db': True, 'power': False, 'unknown': self.decibel}
         is_radar = modality.kind == 'radar' or (modality.kind is None and self.decibel is not None)
         return known.get(modality.unit) if is_radar else None
 
     def _noisy(self, modality: Modality) -> dict[int, tuple[str, str | None]]:
-        """Return the polarisation of each band with noise, and that of its denominator."""
         in_decibels = self._in_decibels(modality)
         return {} if in_decibels is None else polarisations(modality, 'db' if in_decibels else 'power')
 
@@ -295,7 +294,6 @@ def describe_not_simulated(modalities: Iterable[Modality]) -> str:
 
 
 def _missing_fact(modality: Modality) -> str:
-    """Return which fact is missing in a modality for the simulation, or an empty string."""
     if modality.kind is None:
         return f'kind{" and unit" * (modality.unit == "unknown")} unknown'
     simulated = modality.kind == 'radar' or (modality.kind == 'optical' and modality.temporal)

@@ -17,7 +17,7 @@ from ..utils.observed import finite
 from .base import refuse_tensor
 
 #: One value per band, by name of the modality.
-Statistics = Mapping[str, Tensor | Sequence[float]]
+BandStatistics = Mapping[str, Tensor | Sequence[float]]
 
 #: Maximum standard deviation of a constant band, relative to its absolute mean (float32 rounding).
 CONSTANT_RTOL = 4 * torch.finfo(torch.float32).eps
@@ -49,8 +49,8 @@ class Normalize(nn.Module):
     def __init__(
         self,
         modalities: Mapping[str, Modality] | Iterable[Modality],
-        mean: Statistics | None = None,
-        std: Statistics | None = None,
+        mean: BandStatistics | None = None,
+        std: BandStatistics | None = None,
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
@@ -101,7 +101,6 @@ class Normalize(nn.Module):
         return mean, std
 
     def _warn_constant(self) -> None:
-        """Warn of constant bands."""
         constant = {}
         for name, modality in self.modalities.items():
             flags = is_constant(self.get_buffer(f'mean_{name}'), self.get_buffer(f'std_{name}')).tolist()
@@ -128,7 +127,7 @@ class Denormalize(Normalize):
     constant: ClassVar[float] = 0.0
 
     def __init__(
-        self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: Statistics, std: Statistics
+        self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: BandStatistics, std: BandStatistics
     ) -> None:
         super().__init__(modalities, mean, std)
 
@@ -150,8 +149,7 @@ def is_constant(mean: Tensor, std: Tensor) -> Tensor:
     return std <= torch.clamp(CONSTANT_RTOL * mean.abs(), min=CONSTANT_ATOL)
 
 
-def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
-    """Return the statistics of a modality as a tensor; raise ValueError if they are invalid."""
+def _per_band(statistics: BandStatistics, kind: str, modality: Modality) -> Tensor:
     if modality.name not in statistics:
         raise ValueError(f'{kind} has the modalities {sorted(statistics)}, expected {modality.name!r} too')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
@@ -166,7 +164,6 @@ def _per_band(statistics: Statistics, kind: str, modality: Modality) -> Tensor:
 
 
 def _measure(image: Tensor, valid: Tensor, temporal: bool) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each sample and band over the finite pixels of valid dates."""
     dims = (-4, -2, -1) if temporal else (-2, -1)
     known = finite(image) & (valid[..., None, None, None] if temporal else valid[..., None, None])
     count = known.sum(dims, keepdim=True).clamp(min=1)

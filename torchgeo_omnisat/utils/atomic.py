@@ -300,5 +300,4 @@ def _lies_in(name: object, folder: Path) -> bool:
 
 
 def _error_for(error: OSError, path: Path) -> OSError:
-    """Return the same error for another path; Python selects the subclass by the error number."""
     return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))

@@ -33,7 +33,6 @@ def load_config(text: str, path: str) -> object:
 
 
 def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
-    """Return the number of values of a node; infinity if it contains itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:

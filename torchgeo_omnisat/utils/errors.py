@@ -141,7 +141,6 @@ def _checkpoint_of(traceback: TracebackType | None) -> str:
 
 
 def _parse_worker_error(error: BaseException) -> tuple[str, str, bool] | None:
-    """Return type and message of an error in a worker of a dataloader, and whether it is an error of the user."""
     text = str(error)
     if not (text.startswith('Caught ') and 'Original Traceback' in text):
         return None

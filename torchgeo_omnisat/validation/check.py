@@ -83,7 +83,7 @@ def read_all(
     """Read every tile as :func:`walk` does; return the report and the summary of each split."""
     kind = datamodule.dataset_class
     if not hasattr(kind, 'parts'):
-        raise TypeError(f'{kind.__name__} does not say what its files should hold, expected a dataset with parts')
+        raise TypeError(f'{kind.__name__} has no method parts, expected a dataset that describes its files')
     datamodule.exclude = None
     changes: dict[str, Any] = datamodule.whole_series()
     changes |= {'missing': 'check'} if 'missing' in datamodule.kwargs else {}
@@ -139,7 +139,6 @@ def about_dataset(error: Exception, root: Path) -> Problem:
 
 
 def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) -> SplitValues:
-    """Return an empty summary of a split."""
     labels = list(getattr(datamodule, 'labels', None) or ())
     names = datamodule.label_names if labels else ()
     return SplitValues(dict(modalities), labels, datamodule.ignore_index, names)
@@ -148,7 +147,6 @@ def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) ->
 def _read_tile(
     dataset: Any, nothing: SplitValues, max_nan: float, allow_missing: bool, index: int
 ) -> tuple[Findings, SplitValues]:
-    """Return the problems and the summary of one tile."""
     values = SplitValues(nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names)
     values.tiles = 1
     observe: Callable[[str, Any], None] = values.observe

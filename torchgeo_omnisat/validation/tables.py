@@ -210,7 +210,6 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Format a number with four significant digits, without an exponent if possible."""
     if value is None:
         return '-'
     if value == 0 or (value == int(value) and abs(value) < 1e7):

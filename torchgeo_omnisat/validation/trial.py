@@ -55,7 +55,7 @@ def try_training(
             datamodule.num_workers, datamodule.batch_size = 0, min(size, TILES)
             if 'train' in splits:
                 datamodule.statistics = _Measured(datamodule, splits['train'])
-                datamodule.look_at_labels = lambda splits: None  # the labels of all tiles are in the report
+                datamodule.report_labels = lambda splits: None  # the labels of all tiles are in the report
             trainer.callbacks.append(_Resume(settings))  # type: ignore[attr-defined]
             trainer.callbacks.append(_Stop(step))  # type: ignore[attr-defined]
             trainer.fit(task, datamodule=datamodule)
@@ -66,7 +66,7 @@ def try_training(
             return (errors.describe_error(error) or '').removeprefix(kind) or kind + ' '.join(str(error).split())
         finally:
             datamodule.num_workers, datamodule.batch_size = workers, size
-            for name in ('statistics', 'look_at_labels'):
+            for name in ('statistics', 'report_labels'):
                 datamodule.__dict__.pop(name, None)
     return None
 
@@ -166,7 +166,6 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
 
 
 def _hyper_parameters(path: str) -> dict[str, Any]:
-    """Return the arguments of the model in a checkpoint, which override those of the configuration."""
     if not Path(path).is_file():
         return {}
     kept = dict(torch.load(path, weights_only=True, map_location='cpu').get('hyper_parameters', {}))
@@ -175,7 +174,6 @@ def _hyper_parameters(path: str) -> dict[str, Any]:
 
 
 def _default(splits: Mapping[str, SplitValues]) -> Any:
-    """Return the smallest task that fits the labels."""
     counted = next((values.counted for values in splits.values() if values.counted), '')
     kinds: dict[str, type[Any]] = {'pixels': OmniSatSegmentation, 'tiles': OmniSatClassification}
     return kinds.get(counted, OmniSatPretraining)(backbone='omnisat_tiny')

@@ -447,8 +447,8 @@ def test_one_modality_a_dataset(children: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ('other', 'message'),
     [
-        ({'origin': (X + 3, Y)}, r'other: its pixels of 10 m lie 0.3 of a pixel beside the grid of the tiles'),
-        ({'origin': (X, Y - 4)}, r'other: its pixels of 10 m lie 0.4 of a pixel beside the grid of the tiles'),
+        ({'origin': (X + 3, Y)}, r'other: its pixels of 10 m are shifted by 0.3 pixels from the grid of the tiles'),
+        ({'origin': (X, Y - 4)}, r'other: its pixels of 10 m are shifted by 0.4 pixels from the grid of the tiles'),
         ({'step': 9.0}, r'other: its pixels have 9 m, those of the tiles 10 m; they are resampled'),
         (
             {'origin': (183200.0, 5708800.0), 'crs': 'EPSG:32632'},
@@ -478,12 +478,12 @@ def test_no_two_grids_are_mixed_silently(tmp_path: Path, other: dict[str, Any], 
     assert joined[window(16, 16)]['image_s2'].shape == (1, 1, 16, 16)
 
 
-def test_a_grid_that_lies_askew_is_said(tmp_path: Path) -> None:
+def test_rotated_pixels_are_warned_of(tmp_path: Path) -> None:
     write(tmp_path / 's2/a_20210101.tif', ramp(64, 64))
     place = Affine.translation(X, Y) @ Affine.rotation(30) @ Affine.scale(10, -10)
     size = {'count': 1, 'height': 40, 'width': 40, 'dtype': 'float32'}
     with rasterio.open(tmp_path / 'b.tif', 'w', driver='GTiff', crs=UTM, transform=place, **size) as file:
         file.write(ramp(40, 40))
     askew = RasterTimeSeries(tmp_path / 'b.tif', name='askew', res=10, temporal=False)
-    with pytest.warns(UserWarning, match=r'askew.*pixels.*askew.*grid.*tiles'):
+    with pytest.warns(UserWarning, match=r'askew.*pixels.*rotated.*grid.*tiles'):
         MultimodalGeoDataset({'s2': RasterTimeSeries(tmp_path / 's2', name='s2'), 'askew': askew})

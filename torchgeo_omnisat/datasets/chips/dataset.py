@@ -326,7 +326,6 @@ class ImageChips(MultimodalDataset):
         return files
 
     def _index(self) -> None:
-        """Group the files of each chip; masks without an image are not chips."""
         self.names = tuple(self.files)
         sources = {**self.files, **({} if self.masks is None else {'mask': self.masks.dataset})}
         self._sources: dict[str, ChipFiles] = sources
@@ -343,7 +342,6 @@ class ImageChips(MultimodalDataset):
             warnings.warn(text, stacklevel=3)
 
     def _set_grids(self, label_gsd: float | None) -> None:
-        """Set the pixel grids of each chip and of its labels, and collect mismatches."""
         #: File and error message of a faulty chip, by id.
         self.faults: dict[str, tuple[str, str]] = {}
         self._grids: dict[str, dict[str, ChipGrid]] = {}
@@ -381,7 +379,6 @@ class ImageChips(MultimodalDataset):
         return grids
 
     def _outline(self, chip: str, rows: Mapping[str, NDArray[np.intp]]) -> Any:
-        """Return the footprint of a chip in longitude and latitude; empty if it is not georeferenced."""
         shapes = (self._sources[name].index.geometry.iloc[places[0]] for name, places in rows.items())
         return next((shape for shape in shapes if not shape.is_empty), shapely.Polygon())
 
@@ -420,7 +417,6 @@ class ImageChips(MultimodalDataset):
     def _add_size_fault(
         self, chip: str, grid: ChipGrid, expected: str, every: Sequence[tuple[str, str, ChipGrid]]
     ) -> None:
-        """Collect the error of a chip of another size."""
         lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
         smallest, step = min(min(one.size) for _, _, one in every), common_step(lengths)
         largest = math.floor(smallest / step + 1e-6) * step
@@ -458,20 +454,17 @@ class ImageChips(MultimodalDataset):
                 )
 
     def _check_faults(self, name: str) -> None:
-        """Raise ValueError if the files of a chip do not match each other or the other chips."""
         if name in self.faults:
             more = f' (as {len(self.faults) - 1} more chips)' if len(self.faults) > 1 else ''
             raise ValueError(self.faults[name][1] + more)
 
     def _checked(self, name: str, files: Sequence[Expected], read: Callable[[], Any]) -> Any:
-        """Read part of a chip; raise ValueError if one of its files is faulty."""
         path, text = self.faults.get(name, ('', ''))
         if any(str(file.path) == path for file in files):
             raise ValueError(text)
         return read()
 
     def _read_images(self, modality: Modality, name: str) -> Sample:
-        """Return image, dates and valid of a modality; an empty dict if it is missing."""
         if modality.name not in self._rows[name]:
             return {}
         rows, grid = self._index_of(modality.name, name), self._grids[name][modality.name].grid
@@ -488,7 +481,6 @@ class ImageChips(MultimodalDataset):
         return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
 
     def _expected_file(self, files: ChipFiles, name: str) -> tuple[Expected, ...]:
-        """Return the expected file of a chip that is missing, with the extension of the others."""
         suffix = os.path.splitext(files.index.filepath.iloc[0])[1]
         base, above = next((pair for pair in files.bases.items() if name.startswith(f'{pair[1]}/')), (None, ''))
         folder = base or next(iter(files.bases))
@@ -501,7 +493,6 @@ class ImageChips(MultimodalDataset):
         return paths
 
     def _crop(self, name: str) -> _Crop:
-        """Return the window of a chip that is its sample."""
         grids = self._grids[name]
         height, width = min(grids.values(), key=lambda grid: grid.gsd).size
         if self.tile_size is None:
@@ -532,7 +523,6 @@ def _full_id(path: str, chip: str, bases: Mapping[Path, str]) -> str:
 
 
 def _check_duplicates(name: str, files: ChipFiles) -> None:
-    """Raise ValueError if a chip has two files of one date."""
     index = files.index
     keys = list(zip(index.chip, index.index.left, strict=True))
     first: dict[Any, str] = {}
@@ -548,5 +538,4 @@ def _check_duplicates(name: str, files: ChipFiles) -> None:
 
 
 def _code(crs: CRS | None) -> str:
-    """Return the code of a CRS."""
     return 'none' if crs is None else ':'.join(crs.to_authority() or [crs.name])

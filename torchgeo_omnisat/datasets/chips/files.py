@@ -185,7 +185,7 @@ class ChipFiles(RasterTimeSeries):
         matches = {path: pattern.match(os.path.basename(path)) for path in self.files}
         ids = {path: match['id'] for path, match in matches.items() if match}
         if not ids:
-            raise self._nothing()
+            raise self._no_files_error()
         times = [self._filepath_to_timestamp(path) for path in ids]
         self.assumed_crs = None if crs is None else CRS.from_user_input(crs)
         damaged: dict[str, str] = {}
@@ -214,7 +214,6 @@ class ChipFiles(RasterTimeSeries):
         self._res = (1.0, 1.0)
 
     def _read_header(self, path: str) -> Header:
-        """Return the header of a file; its CRS is None without georeference."""
         header = read_header(path, located=False)
         if header.transform.is_identity:
             return header._replace(crs=None)

@@ -77,7 +77,9 @@ def _by_fractions(
 ) -> dict[str, list[str]]:
     """Assign groups of chips in random order, each to the split that lacks most of its fraction."""
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or block <= 0:
-        raise ValueError(f'split has fractions {fractions} and block {block}, expected three that make 1, and metres')
+        raise ValueError(
+            f'split has fractions {fractions} and block {block}, expected three that sum to 1 and a length in metres'
+        )
     groups = _groups(ids, shapes, block, group_by)
     sizes = np.bincount(groups)
     if len(sizes) < sum(fraction > 0 for fraction in fractions):
@@ -131,7 +133,6 @@ def _groups(
 
 
 def _key(group_by: str, name: str) -> str:
-    """Return the part of an id that identifies its group."""
     match = re.search(group_by, name)
     if match is None:
         raise ValueError(f'group_by of split is {group_by!r}, expected to find it in the id of every chip, as {name!r}')
@@ -139,7 +140,6 @@ def _key(group_by: str, name: str) -> str:
 
 
 def _overlapping(shapes: NDArray[np.object_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of the chips of each overlapping pair."""
     one, other = shapely.STRtree(shapes).query(shapes, predicate='intersects')
     one, other = one[one < other], other[one < other]
     shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
@@ -148,7 +148,6 @@ def _overlapping(shapes: NDArray[np.object_]) -> tuple[NDArray[np.intp], NDArray
 
 
 def _warn_of_overlaps(parts: Mapping[str, Sequence[str]], ids: Sequence[str], shapes: NDArray[np.object_]) -> None:
-    """Warn of chips of different splits that overlap."""
     where = {name: part for part, names in parts.items() for name in names}
     pairs = [(ids[a], ids[b]) for a, b in zip(*_overlapping(shapes), strict=True)]
     leaks = [(a, b) for a, b in pairs if a in where and b in where and where[a] != where[b]]
@@ -162,7 +161,6 @@ def _warn_of_overlaps(parts: Mapping[str, Sequence[str]], ids: Sequence[str], sh
 
 
 def _by_folders(ids: Sequence[str], folders: Sequence[str | None]) -> dict[str, list[str]]:
-    """Assign chips to splits by the folders of their files."""
     parents = {name: set(name.split('/')[:-1]) for name in ids}
     parts = {
         part: [name for name in ids if folder is not None and folder in parents[name]]
@@ -178,7 +176,6 @@ def _by_folders(ids: Sequence[str], folders: Sequence[str | None]) -> dict[str, 
 def _by_names(
     lists: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]], where: str
 ) -> dict[str, list[str]]:
-    """Assign chips to splits by lists of their ids, or of their file names with or without extension."""
     known: dict[str, set[str]] = {}
     for chip, files in names.items():
         for name in {chip, chip.rpartition('/')[2], *files, *(re.sub(r'\.\w+$', '', file) for file in files)}:
@@ -197,7 +194,6 @@ def _by_names(
 
 
 def _check_duplicates(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    """Raise ValueError if a chip is in two splits."""
     counts = Counter(name for names in parts.values() for name in names)
     if twice := [name for name, count in counts.items() if count > 1]:
         both = [part for part, names in parts.items() if twice[0] in names]
@@ -205,7 +201,6 @@ def _check_duplicates(parts: Mapping[str, Sequence[str]], where: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file."""
     try:
         return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -213,7 +208,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read_table(path: Path, column: str) -> dict[str, list[str]]:
-    """Return the names of each split from a CSV table or a JSON file."""
     try:
         if path.suffix.lower() == '.json':
             content = load_json(path)

@@ -62,7 +62,7 @@ def image_dataset(
         raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
     if reader in ('raster', 'stac', 'netcdf'):
         settings['name'] = name
-    return _made(name, readers[reader], settings, root)
+    return _instantiate(name, readers[reader], settings, root)
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def label_dataset(
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
     if 'class_path' not in settings and _is_vector(settings, root):
-        return _made('mask', Polygons, {'labels': labels, 'ignore_index': ignore_index, **settings}, root)
+        return _instantiate('mask', Polygons, {'labels': labels, 'ignore_index': ignore_index, **settings}, root)
     settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}
     if 'class_path' in settings:
         return _of_class('mask', settings, root)
@@ -103,11 +103,10 @@ def label_dataset(
     chosen = settings.pop('kind', settings.pop('reader', 'raster'))
     if chosen not in readers:
         raise ValueError(f'kind of the mask is {chosen!r}, expected one of {list(readers)}, or none for polygons')
-    return _made('mask', readers[chosen], {'name': 'mask', 'temporal': False, **settings}, root)
+    return _instantiate('mask', readers[chosen], {'name': 'mask', 'temporal': False, **settings}, root)
 
 
 def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
-    """Return whether labels are polygons or points."""
     path = settings.get('path', '')
     several = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
     if 'column' in settings or any(one.lower().endswith((*VECTORS, *TABLES)) for one in several):
@@ -117,7 +116,7 @@ def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
     return bool(inside & set(VECTORS)) and not inside & {'.tif', '.tiff', '.vrt', '.img', '.jp2'}
 
 
-def _made(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
+def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """Create an instance of a class after its arguments have been checked."""
     settings = dict(settings)
     known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}

@@ -241,9 +241,9 @@ class MultimodalGeoDataset(GeoDataset):
         straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]  # reprojected footprints are rotated
         bounds = (index if straight.empty else straight).total_bounds
         self.corner = (float(bounds[0]), float(bounds[3]))
-        self._tell_shifts(crs)
+        self._warn_of_resampling(crs)
 
-    def _tell_shifts(self, crs: CRS) -> None:
+    def _warn_of_resampling(self, crs: CRS) -> None:
         """Warn of rasters that are resampled because they are in another CRS or on another pixel grid."""
         steps = {name: source.modality.gsd for name, source in self.sources.items()} | {'mask': self.label_gsd}
         for name, dataset in {**self.given, 'mask': self.labels_given}.items():
@@ -265,7 +265,7 @@ class MultimodalGeoDataset(GeoDataset):
             straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
             if straight.empty:
                 warnings.warn(
-                    f'{name}: its pixels lie askew to the grid of the tiles; they are resampled', stacklevel=4
+                    f'{name}: its pixels are rotated against the grid of the tiles; they are resampled', stacklevel=4
                 )
                 continue
             xmin, _, _, ymax = straight.geometry.iloc[0].bounds
@@ -273,13 +273,12 @@ class MultimodalGeoDataset(GeoDataset):
             shift = max(abs(offset - round(offset)) for offset in offsets)
             if shift > 0.01:
                 warnings.warn(
-                    f'{name}: its pixels of {step:g} m lie {shift:.2g} of a pixel beside the grid of the tiles, which '
-                    f'begins at {self.corner}; they are resampled',
+                    f'{name}: its pixels of {step:g} m are shifted by {shift:.2g} pixels from the grid of the tiles, '
+                    f'which starts at {self.corner}; they are resampled',
                     stacklevel=4,
                 )
 
     def _joined(self) -> GeoDataFrame:
-        """Return the index of the join: the common footprint of required modalities, labels and area."""
         grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}
         ground = shapely.union_all(list(grounds.values()))
         parts = {name: grounds[name] for name in self.required}
@@ -293,7 +292,6 @@ class MultimodalGeoDataset(GeoDataset):
         return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
 
     def _rows(self, ground: Any, what: str) -> GeoDataFrame:
-        """Return an index with a row for each polygon of a footprint."""
         shapes = [shape for shape in shapely.get_parts(ground) if shape.area > 0]
         if not shapes:
             raise ValueError(f'there is no ground in {what}, expected some in {self._crs_name}')
@@ -309,7 +307,6 @@ class MultimodalGeoDataset(GeoDataset):
 
 
 def _names(what: str, names: Sequence[str], expected: Any) -> tuple[str, ...]:
-    """Return the names of an argument; raise ValueError if one is not expected."""
     if isinstance(names, str) or not set(names) <= set(expected):
         raise ValueError(f'{what} names {names!r}, expected some of {list(expected)}')
     return tuple(names)
@@ -332,7 +329,6 @@ def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | Non
 
 
 def _in_metres(crs: CRS) -> bool:
-    """Return whether the unit of a CRS is a metre on the ground, which it is not in Web Mercator."""
     web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
     return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
 

@@ -92,7 +92,7 @@ class Polygons(VectorDataset):
         ignore_index: int | None = None,
         buffer: float = 0.0,
     ) -> None:
-        self.told_crs = crs
+        self.points_crs = crs
         self.paths, self.transforms, self.layer = paths, None, layer
         self.label_name, self.task, self._res = column, 'semantic_segmentation', (0.0001, 0.0001)
         self.codes = ClassMap(labels, classes, other, ignore_index)
@@ -112,7 +112,7 @@ class Polygons(VectorDataset):
         self.frames = self._numbered(read)
         self.index = self._index(CRS.from_user_input(crs or self.frames[files[0]].crs))
         if column:
-            self._tell_lacking()
+            self._warn_of_unused_classes()
 
     @property
     def files(self) -> list[str]:
@@ -208,7 +208,6 @@ class Polygons(VectorDataset):
         return self.frames[path]
 
     def _index(self, crs: CRS) -> gpd.GeoDataFrame:
-        """Return an index of the bounding boxes of files, which are valid at all times."""
         bounds = [frame.to_crs(crs).total_bounds for frame in self.frames.values()]
         boxes = [shapely.box(x - EDGE, y - EDGE, u + EDGE, v + EDGE) for x, y, u, v in bounds]
         when = pd.IntervalIndex.from_tuples([ALWAYS] * len(boxes), closed='both', name='datetime')
@@ -246,13 +245,13 @@ class Polygons(VectorDataset):
         bounds = frame.total_bounds.tolist()
         if not all(abs(number) <= FARTHEST for number in bounds):
             raise ValueError(f'{path} extends from {bounds[:2]} to {bounds[2:]}, expected valid coordinates')
-        if frame.crs is None and self.told_crs is None:
+        if frame.crs is None and self.points_crs is None:
             xmin, ymin, xmax, ymax = frame.total_bounds
             raise ValueError(
                 f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
                 f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
             )
-        return frame if frame.crs is not None else frame.set_crs(self.told_crs)
+        return frame if frame.crs is not None else frame.set_crs(self.points_crs)
 
     def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
         """Return the points of a table.
@@ -267,7 +266,7 @@ class Polygons(VectorDataset):
                 f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y, of points'
             )
         degrees = pairs[0] in DEGREES
-        if not degrees and self.told_crs is None:
+        if not degrees and self.points_crs is None:
             raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
         x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
         bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
@@ -277,15 +276,10 @@ class Polygons(VectorDataset):
             raise ValueError(
                 f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such rows)'
             )
-        crs = 'EPSG:4326' if degrees else self.told_crs
+        crs = 'EPSG:4326' if degrees else self.points_crs
         return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
 
     def _check_single(self, frame: gpd.GeoDataFrame, outside: str | int | None) -> None:
-        """Check that a single class is meant if no column is given.
-
-        Raises:
-            ValueError: If there are several classes and no column.
-        """
         labels, columns = self.codes.labels, list(frame.columns.drop(frame.geometry.name))
         several = len(labels) > 2 or self.sparse or self.codes.other != UNKNOWN or outside in (1, *labels[1:])
         if labels and several:
@@ -295,7 +289,6 @@ class Polygons(VectorDataset):
             )
 
     def _outside(self, outside: str | int | None) -> int:
-        """Return the class index of pixels outside of all polygons."""
         if outside is None:
             return self.nodata if self.label_name or self.sparse else 0
         if self.sparse:
@@ -331,8 +324,7 @@ class Polygons(VectorDataset):
             raise self.codes.unknown(unknown, where, 'points' if self.sparse else 'polygons')
         return frames
 
-    def _tell_lacking(self) -> None:
-        """Warn of classes without a polygon."""
+    def _warn_of_unused_classes(self) -> None:
         found = {self.outside}.union(*(frame.number for frame in self.frames.values()))
         lacking = [name for name, number in self.names.items() if number not in found]
         if lacking:
@@ -344,7 +336,6 @@ class Polygons(VectorDataset):
 
 
 def _parquet(path: str) -> pd.DataFrame:
-    """Read a GeoParquet file, or a Parquet table without geometries."""
     try:
         return gpd.read_parquet(path)
     except ValueError:
@@ -352,7 +343,6 @@ def _parquet(path: str) -> pd.DataFrame:
 
 
 def _buffered(shapes: gpd.GeoSeries, metres: float, **style: Any) -> gpd.GeoSeries:
-    """Buffer shapes by a distance in metres, in any CRS."""
     if not metres or shapes.empty:
         return shapes
     metric = shapes.to_crs(shapes.estimate_utm_crs())

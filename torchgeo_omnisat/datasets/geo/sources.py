@@ -97,7 +97,7 @@ class Source:
         rows = overlapping(self.dataset, grid, span)
         return overlapping(self.dataset, grid, None) if rows.empty and prefer else rows
 
-    def ask(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+    def query(self, grid: Grid, rows: GeoDataFrame) -> Sample:
         """Return the dataset's own sample of a window in the period of *rows*; an empty dict if there is none."""
         self._forget_old(rows)
         xmin, ymin, xmax, ymax = grid.bounds
@@ -201,14 +201,14 @@ class ImageSource(Source):
         if self.plain:
             return read_modality(self.dataset, rows, grid, self.modality)
         if self.own is not None:
-            sample = self.ask(grid, rows)
+            sample = self.query(grid, rows)
             pairs = zip(self.modality.keys, self.own.keys, strict=True)
             return {key: sample[own] for key, own in pairs} if self.own.image_key in sample else {}
-        return self._ask_days(grid, rows) if self.modality.temporal else self._ask_image(grid, rows)
+        return self._read_series(grid, rows) if self.modality.temporal else self._read_image(grid, rows)
 
-    def _ask_image(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+    def _read_image(self, grid: Grid, rows: GeoDataFrame) -> Sample:
         """Read one image through TorchGeo; its date is 0 unless all files have the same date."""
-        sample = self.ask(grid, rows)
+        sample = self.query(grid, rows)
         if not sample:
             return {}
         image = self.mask_nodata(sample['image'], rows, grid)
@@ -217,12 +217,11 @@ class ImageSource(Source):
             image, days if len(days) == 1 else np.zeros(1, np.int64), np.isfinite(image).any(keepdims=True)
         )
 
-    def _ask_days(self, grid: Grid, rows: GeoDataFrame) -> Sample:
-        """Read a time series through TorchGeo, one query per acquisition date."""
+    def _read_series(self, grid: Grid, rows: GeoDataFrame) -> Sample:
         frames, days = [], []
         for day in np.unique(days_of(rows)):
             of_day = rows[days_of(rows) == day]
-            sample = self.ask(grid, of_day)
+            sample = self.query(grid, of_day)
             if sample:
                 image = self.mask_nodata(sample['image'], of_day, grid)
                 frames.append(merge_of(self.modality.unit == 'db')(image) if image.ndim == 4 else image)
@@ -337,7 +336,7 @@ class LabelSource(Source):
         if not rows.empty and self.plain:
             frames, _, _ = read_daily_images(self.dataset, rows, grid)
             mask = newest(frames)[0]
-        elif not rows.empty and (sample := self.ask(grid, rows)):
+        elif not rows.empty and (sample := self.query(grid, rows)):
             if 'mask' not in sample:
                 raise ValueError(
                     f'mask returns samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
@@ -383,7 +382,6 @@ class LabelSource(Source):
         return found
 
     def _check_header(self, path: str) -> list[float]:
-        """Return the nodata values of a label raster; raise ValueError if it has several bands or complex pixels."""
         if hasattr(self.dataset, 'label_nodata'):
             own: list[float] = self.dataset.label_nodata(path)
             return own
@@ -471,7 +469,6 @@ def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
 
 
 def _files(dataset: Any, index: GeoDataFrame) -> list[str]:
-    """Return the files of an index, which has several columns of paths for a union or an intersection."""
     columns = [column for column in index.columns if str(column).startswith('filepath')]
     paths = {str(path) for column in columns for path in index[column] if isinstance(path, str) and path}
     return sorted({file for path in paths for file in scene_files(dataset, path)})
@@ -494,7 +491,6 @@ def _is_plain(dataset: GeoDataset) -> bool:
 
 
 def _is_series(dataset: GeoDataset) -> bool:
-    """Return whether a dataset of TorchGeo stacks acquisition dates."""
     parts = getattr(dataset, 'datasets', ())
     return any(map(_is_series, parts)) if parts else bool(getattr(dataset, 'time_series', False))
 

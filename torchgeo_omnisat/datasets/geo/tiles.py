@@ -125,7 +125,6 @@ class TilePlaces:
         return root if weight(inside) >= ENOUGH * weight(root) else np.concatenate([inside, mixed])
 
     def _root(self, piece: Any) -> Blocks | None:
-        """Return the block of positions in the bounding box of a polygon; None if it is smaller than a tile."""
         (x, y), step = self.grid.corner, self.grid.step
         xmin, ymin, xmax, ymax = piece.bounds
         top, left = np.ceil((y - ymax) / step), np.ceil((xmin - x) / step)
@@ -263,9 +262,9 @@ class NoRoomError(ValueError):
         count = len(shapely.get_parts(ground))
         pieces = f'{count} pieces within ' if count > 1 else ''
         super().__init__(
-            f'the ground of {split!r}, {pieces}{xmax - xmin:g} x {ymax - ymin:g} m, has no room for a tile of '
+            f'the area of {split!r}, {pieces}{xmax - xmin:g} x {ymax - ymin:g} m, is smaller than a tile of '
             f'{size:g} m, expected '
-            + (f'a tile_size of at most {largest:g}' if largest else 'a larger ground: no tile fits, however small')
+            + (f'a tile_size of at most {largest:g}' if largest else 'a larger area: no tile of any size fits')
         )
 
 
@@ -393,7 +392,6 @@ class GeoTiles(MultimodalDataset):
         return place
 
     def _read_mask(self, read: Callable[[], Tensor], window: Sequence[float]) -> Tensor:
-        """Return the labels of a window, without those outside the footprint."""
         (xmin, ymin, xmax, ymax), step = window, self.dataset.label_gsd
         bounds = torch.tensor([xmin, xmax, step, ymin, ymax], dtype=torch.float64)
         return self._ignore_beyond({'mask': read(), 'bounds': bounds})['mask']

@@ -174,7 +174,7 @@ def band_names(header: Header, skip_alpha: bool) -> tuple[str, ...]:
 
 
 def band_numbers(
-    header: Header, first: Header, names: tuple[str, ...], wanted: set[str] | None, told: bool, skip_alpha: bool
+    header: Header, first: Header, names: tuple[str, ...], wanted: set[str] | None, configured: bool, skip_alpha: bool
 ) -> tuple[int, ...]:
     """Return the indices of bands in a file, by its descriptions if there are any, else by position.
 
@@ -183,7 +183,7 @@ def band_numbers(
         first: Header of the first file.
         names: Names of the bands of the first file.
         wanted: Bands that are read; None for all.
-        told: Whether *names* are configured, so that they may differ from the descriptions.
+        configured: Whether *names* are configured, so that they may differ from the descriptions.
         skip_alpha: Whether to ignore an alpha band.
 
     Returns:
@@ -199,7 +199,7 @@ def band_numbers(
             return tuple(numbers[own.index(name)] if name in own else 0 for name in names)
     elif own is not None and reference is not None and set(own) == set(reference):
         return tuple(numbers[own.index(name)] for name in reference[: len(names)])
-    elif len(numbers) == len(first.numbers(skip_alpha)) and (told or not _contradict(header, first)):
+    elif len(numbers) == len(first.numbers(skip_alpha)) and (configured or not _contradict(header, first)):
         return numbers[: len(names)]
     raise ValueError(
         f'{header.path} has {_list(header, skip_alpha)}, expected {_list(first, skip_alpha)} as in '

@@ -128,6 +128,5 @@ def _scene(paths: Sequence[str], split: dict[str, list[str]], place: int) -> dic
 
 
 def _order(band: str) -> tuple[Any, ...]:
-    """Return the sort key of a band: by wavelength if it is a word, else by its number."""
     word, number, rest = re.fullmatch(r'(\D*)(\d*)(\D*)', band).groups()  # type: ignore[union-attr]
     return (_WORDS.index(word.lower()) if word.lower() in _WORDS else -1, word, int(number or 0), rest)

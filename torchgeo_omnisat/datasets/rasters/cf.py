@@ -336,7 +336,6 @@ def _dimensions(file: Any, name: str, path: str, time: str | None) -> tuple[str,
 
 
 def _named_time(file: Any, variable: Any, path: str, time: str) -> str | None:
-    """Return the dimension of the configured time coordinate; None for a single date."""
     if time not in file.variables:
         raise ValueError(f'time is {time!r}, expected a coordinate of {path}, one of {list(file.variables)}')
     dims = file.variables[time].dims
@@ -348,7 +347,6 @@ def _named_time(file: Any, variable: Any, path: str, time: str) -> str | None:
 
 
 def _positions(file: Any, dim: str) -> NDArray[np.float64]:
-    """Return the pixel coordinates along an axis."""
     packing = packing_of(file.variables[dim])
     return np.atleast_1d(file.variables[dim].values).astype(np.float64) * packing.scale + packing.offset
 
@@ -469,20 +467,17 @@ def _iso(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return an attribute as a Python number or string."""
     value = np.asarray(value)
     value = value.item() if value.size == 1 else value
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _chunk(variable: Any, time: str | None) -> int:
-    """Return the number of dates per chunk of a file."""
     chunks = variable.encoding.get('chunksizes')
     return int(chunks[variable.dims.index(time)]) if chunks and time is not None else 1
 
 
 def _runs(frames: NDArray[np.int64], chunk: int) -> Iterable[NDArray[np.intp]]:
-    """Yield the positions of frames that are read at once: those of the same or adjacent chunks."""
     order = np.argsort(frames, kind='stable')
     chunks = frames[order] // chunk
     return np.split(order, np.flatnonzero(np.diff(chunks) > 1) + 1)

@@ -47,12 +47,11 @@ def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequ
                 near, _transformer(target.geodetic_crs, target).transform, interleaved=False
             )
         elif number in bad:
-            raise _refusal(names[number], source, target, there[number])
+            raise _distortion_error(names[number], source, target, there[number])
     return moved
 
 
 def _is_wide(there: Any) -> bool:
-    """Return whether a footprint in degrees is large; one that crosses 180 degrees is not."""
     west, south, east, north = there.bounds
     if max(east - west, north - south) < 30:
         return False
@@ -96,7 +95,7 @@ def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
         ValueError: Always.
     """
     there = shapely.transform(shape, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
-    raise _refusal(name, CRS.from_user_input(source), crs, there)
+    raise _distortion_error(name, CRS.from_user_input(source), crs, there)
 
 
 def _is_distorting(crs: CRS) -> bool:
@@ -106,7 +105,6 @@ def _is_distorting(crs: CRS) -> bool:
 
 
 def _distortion(crs: CRS, there: Any) -> NDArray[np.float64]:
-    """Return the relative change of area or aspect ratio at the vertices of a footprint in degrees."""
     lon, lat = shapely.get_coordinates(there).T
     finite = np.isfinite(lon) & np.isfinite(lat)
     factors = _proj(crs).get_factors(np.where(finite, lon, 0), np.where(finite, lat, 0), errcheck=False)
@@ -117,8 +115,7 @@ def _distortion(crs: CRS, there: Any) -> NDArray[np.float64]:
     return np.where(finite & np.isfinite(change), change, np.inf)
 
 
-def _refusal(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
-    """Return the error of a distorted footprint."""
+def _distortion_error(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
     change = float(_distortion(target, there).min())
     lon, lat = shapely.get_coordinates(there.centroid if np.isfinite(there.bounds).all() else there)[0]
     how = f'changes the size or shape of its pixels by {change:.0%}' if np.isfinite(change) else 'does not reach it'
@@ -131,7 +128,6 @@ def _refusal(what: str, source: CRS, target: CRS, there: Any) -> ValueError:
 
 
 def _named(crs: CRS) -> str:
-    """Return the code and name of a CRS."""
     authority = crs.to_authority()
     return f'{":".join(authority)} ({crs.name})' if authority else crs.name
 

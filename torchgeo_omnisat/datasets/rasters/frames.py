@@ -362,7 +362,6 @@ def _source_window(source: Any, grid: Grid, assumed: Any) -> Window | None:
 
 
 def _aligned_window(source: Any, grid: Grid, assumed: Any) -> tuple[int, int, int, int] | None:
-    """Return row, column, height and width of a grid in a file; None if their pixels are not aligned."""
     crs, (a, b, x, d, e, y, *_) = _crs_and_transform(source, assumed)
     step, (left, top) = grid.step, grid.corner
     if b or d or max(abs(a - step), abs(e + step)) > 1e-6 * step or not _is_same_crs(crs, grid.crs):
@@ -391,7 +390,6 @@ def _read_window(
     width: int,
     read: Callable[[Window], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Read a window of an open file, NaN beyond its border and where pixels are not valid."""
     image = np.full((count, height, width), np.nan, dtype=np.float32)
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + height, source.height), min(column + width, source.width)
@@ -410,7 +408,6 @@ def _crs_and_transform(source: Any, assumed: Any) -> tuple[Any, Affine]:
 
 @functools.lru_cache(maxsize=128)
 def _is_same_crs(source: Any, grid: Any) -> bool:
-    """Return whether the CRS of a file is that of a grid, as is assumed of a file without one."""
     return source is None or bool(source == grid)
 
 
@@ -427,7 +424,6 @@ atexit.register(_kept_open.cache_clear)  # GDAL reports an error if files are cl
 
 
 def _pixel_size(source: Any, grid: Grid, assumed: Any) -> float:
-    """Return the approximate pixel size of a file in units of the CRS of a grid."""
     crs, transform = _crs_and_transform(source, assumed)
     side = math.sqrt(abs(transform.determinant))
     if _is_same_crs(crs, grid.crs):

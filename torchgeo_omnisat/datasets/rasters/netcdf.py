@@ -170,7 +170,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
         """Read the metadata of every file once, and build the spatiotemporal index."""
         files = self.files
         if not files:
-            raise self._nothing()
+            raise self._no_files_error()
         wanted = None if bands is None else list(bands)
         if self.clouds is not None and wanted is not None and self.clouds.band not in wanted:
             wanted.append(self.clouds.band)
@@ -208,7 +208,6 @@ class NetCDFTimeSeries(RasterTimeSeries):
             ) from None
 
     def _check_scales(self) -> None:
-        """Raise ValueError if digital numbers have different scales in different files."""
         stated = {(cube.header.scales, cube.header.offsets): path for path, cube in self.cubes.items()}
         if not self.scaled and len(stated) > 1:
             one, other = list(stated.values())[:2]
@@ -249,8 +248,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             )
         return span
 
-    def _nothing(self) -> DatasetNotFoundError:
-        """Return the error of paths without NetCDF files."""
+    def _no_files_error(self) -> DatasetNotFoundError:
         error = DatasetNotFoundError(self)
         error.args = (f'{error} Expected NetCDF files {self.filename_glob!r}; filename_glob chooses others.',)
         return error

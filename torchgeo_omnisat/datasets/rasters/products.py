@@ -41,7 +41,6 @@ def describe_others(path: str, pattern: str) -> str:
 
 
 def _names(path: str) -> list[str]:
-    """Return the names of a path and of the files and folders below it."""
     names = [os.path.basename(os.path.normpath(path))]
     for _, folders, files in os.walk(path):
         names += sorted(folders) + sorted(files)

@@ -103,11 +103,9 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         return np.array(offsets, np.float32)[:, None, None]
 
     def _scale(self, headers: Sequence[Header]) -> None:
-        """Keep digital numbers, and collect the offsets that files state."""
         self.scaled, self.tag_offsets = False, stated_offsets(headers)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
-        """Return the file of another band of a scene; SAFE products have a folder per resolution."""
         directory, filename = os.path.split(filepath)
         match = re.match(self.filename_regex, filename, re.VERBOSE)
         assert match is not None

@@ -164,7 +164,6 @@ class STACTimeSeries(RasterTimeSeries):
         return np.array(offsets if self.harmonize else [0] * len(offsets), np.float32)[:, None, None]
 
     def _scale(self, headers: Sequence[Header]) -> None:
-        """Keep digital numbers of Sentinel-2; apply scale and offset of others if items or files differ."""
         self.tag_offsets = {}
         if all(scene.facts.unit == 'dn' for scene in self.items.values()):
             self.scaled, self.tag_offsets = False, stated_offsets(headers)
@@ -172,7 +171,6 @@ class STACTimeSeries(RasterTimeSeries):
             super()._scale(headers)
 
     def _stated_scales(self, header: Header) -> tuple[tuple[float, float], ...]:
-        """Return scale and offset of each band, from its item, else from its file."""
         scales = [self.items[header.path].scales[band] for band in self.bands]
         if None not in scales:
             return tuple(scale for scale in scales if scale is not None)
@@ -192,7 +190,6 @@ class STACTimeSeries(RasterTimeSeries):
         return day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
-        """Return the file of another band of an item."""
         return self.items[filepath].files[band]
 
 
@@ -255,7 +252,6 @@ def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool
 
 
 def _is_sentinel2(item: Any) -> bool:
-    """Return whether an item states that it is Sentinel-2."""
     properties = item.properties
     named = any(str(properties.get(key)).lower().startswith('sentinel-2') for key in ('constellation', 'platform'))
     return named or 's2:processing_baseline' in properties
@@ -294,7 +290,6 @@ def _offset(item: Any, name: str) -> float | None:
 
 
 def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return scale and offset of an asset; None if it states none."""
     raster = _raster(asset)
     for prefix in ('', 'raster:'):
         if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
@@ -321,7 +316,6 @@ def _raster(asset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_spectral(asset: Mapping[str, Any], name: str) -> bool:
-    """Return whether an asset of Sentinel-2 is a spectral band, unlike classes and RGB previews."""
     bands = asset.get('eo:bands') or asset.get('bands') or asset.get('raster:bands') or [{}]
     colours = [key for band in bands for key in band if key.endswith('common_name')]
     return bool(re.match(r'B\d', name)) or len(colours) == 1

@@ -159,7 +159,6 @@ def _names(header: Header, places: NDArray[np.int64]) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """Return a band description without dates and times."""
     return re.sub(r'[\s_\-.:]+', '_', re.sub(rf'{DATE.pattern}(?:T\d{{6}})?', '', text)).strip('_')
 
 

@@ -271,7 +271,6 @@ class RasterTimeSeries(RasterDataset):
         return read_modality(self, rows, grid, next(iter(self.modalities.values())), every)
 
     def _update_filepath(self, band: str, filepath: str) -> str:
-        """Return the file of another band of an image."""
         if filepath in self._scenes:
             return self._scenes[filepath][band]
         return super()._update_filepath(band, filepath)
@@ -300,7 +299,7 @@ class RasterTimeSeries(RasterDataset):
         self._check_dated(pattern)
         files = [file for file in self.files if pattern.match(os.path.basename(file))]
         if not files:
-            raise self._nothing()
+            raise self._no_files_error()
         times = [self._filepath_to_timestamp(file) for file in files]
         headers = [read_header(file) for file in files]
         self._known: dict[str, Header] = {}
@@ -333,7 +332,6 @@ class RasterTimeSeries(RasterDataset):
     def _set_index(
         self, headers: Sequence[Header], times: Sequence[Any], crs: Any, res: Any, is_stored: bool, stacklevel: int
     ) -> None:
-        """Set CRS, pixel size and spatiotemporal index; warn if files have different grids or stored types."""
         self.assumed_crs = crs
         self.finest = min(metres(header.crs or crs, pixel_side(header)) for header in headers)
         if difference := describe_grids(headers, crs):
@@ -487,7 +485,6 @@ class RasterTimeSeries(RasterDataset):
         return tuple((file.scales[0], file.offsets[0]) for file in files)
 
     def _pattern(self) -> re.Pattern[str]:
-        """Return the regular expression of file names."""
         try:
             return re.compile(self.filename_regex, re.VERBOSE)
         except re.error as error:
@@ -496,8 +493,7 @@ class RasterTimeSeries(RasterDataset):
                 f"'S2_(?P<date>\\d{{8}})' ({error})"
             ) from None
 
-    def _nothing(self) -> DatasetNotFoundError:
-        """Return the error for a folder without matching files."""
+    def _no_files_error(self) -> DatasetNotFoundError:
         error = DatasetNotFoundError(self)
         files = self.files
         wanted = (
@@ -517,7 +513,6 @@ class RasterTimeSeries(RasterDataset):
         return next((hint for path in paths if (hint := describe_others(str(path), self.filename_glob))), '')
 
     def _check_bands(self, bands: Sequence[str] | None) -> None:
-        """Raise ValueError for bands that do not exist."""
         wanted = [*(bands or ())] + ([self.clouds.band] if self.clouds and not self.separate_files else [])
         unknown = [band for band in wanted if band not in self.all_bands]
         if unknown:
@@ -527,7 +522,6 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def _check_dated(self, pattern: re.Pattern[str]) -> None:
-        """Raise ValueError if file names of a time series have no date."""
         groups = pattern.groupindex
         if self.temporal and not ('date' in groups or {'start', 'stop'} <= groups.keys()):
             raise ValueError(
@@ -536,7 +530,6 @@ class RasterTimeSeries(RasterDataset):
             )
 
     def _check_index(self) -> None:
-        """Raise ValueError if pixels are not square."""
         if not math.isclose(*self.res, rel_tol=1e-4):
             raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; set res')
 
@@ -554,7 +547,6 @@ class RasterTimeSeries(RasterDataset):
         self.index = kept
 
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
-        """Return the period of a file; that of a single image without a date is unbounded."""
         match = re.match(self.filename_regex, os.path.basename(filepath), re.VERBOSE)
         if match and match.groupdict().get('date', '') is None:
             return self.mint, self.maxt

@@ -156,7 +156,6 @@ def _draw_blocks(rng: np.random.Generator, extent: int, spacing: int = 190) -> t
 
 
 def _draw_parcels(rng: np.random.Generator, block: Indices, angle: Array) -> Indices:
-    """Cut each block into strips along its direction, and strips into parcels with indices from 0."""
     plots = np.zeros_like(block)
     for index in np.unique(block):
         row, column = np.nonzero(block == index)
@@ -172,7 +171,6 @@ def _draw_parcels(rng: np.random.Generator, block: Indices, angle: Array) -> Ind
 
 
 def _draw_covers(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Cover], Indices]:
-    """Draw a cover and a class for each plot; crops are balanced."""
     wild = rng.random(blocks)[block] + (rng.random(len(block)) < 0.05)
     rounds = [rng.permutation(list(CROPS)) for _ in range(len(block) // len(CROPS) + 1)]
     label = np.concatenate(rounds)[: len(block)]
@@ -185,7 +183,6 @@ def _draw_covers(rng: np.random.Generator, block: Indices, blocks: int) -> tuple
 
 
 def _borders(plots: Indices) -> NDArray[np.bool_]:
-    """Return a mask of the two metres along the borders between plots."""
     edge = np.zeros(plots.shape, dtype=bool)
     for axis in (0, 1):
         change = np.diff(plots, axis=axis) != 0

@@ -279,7 +279,6 @@ def _backscatter(land: Landscape, days: Indices) -> Array:
 
 
 def _add_clouds(rng: np.random.Generator, image: Array) -> Array:
-    """Add clouds with shadows to a third of the dates, and full cloud cover to some."""
     count, _, side, _ = image.shape
     cover = np.where(rng.random(count) < 0.35, rng.uniform(0.1, 0.7, count), 0)
     cover = np.where(rng.random(count) < 0.12, 1.0, cover)

@@ -171,7 +171,6 @@ def is_synthetic(root: Path) -> bool:
 
 
 def _is_written(root: Path, recipe: 'DataclassInstance') -> bool:
-    """Return whether the landscapes exist; raise ValueError if the directory contains other files."""
     manifest = root / MANIFEST
     if not manifest.exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
