@@ -17,6 +17,7 @@ from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny, register_encoder
 from torchgeo_omnisat.models.encoders import registry
 from torchgeo_omnisat.models.encoders.ltae import LTAEEncoder
+from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
 S2 = Modality('s2', ('B04', 'B08'), 10.0, True)
@@ -93,6 +94,30 @@ def test_a_registered_class_is_built_by_name() -> None:
         encoder({'name': 'mean', 'depth': 8})
     with pytest.raises(ValueError, match='mean'):
         encoder('mean', SPOT)
+
+
+def test_an_encoder_of_images_runs_on_each_date() -> None:
+    @register_encoder('blur', temporal=False, per_date=True)
+    class Blur(nn.Module):
+        channels, strides = (16,), (4,)
+
+        def __init__(self, bands: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(bands, 16, 4, 4)
+
+        def encode(self, image: Tensor) -> list[Tensor]:
+            return [self.conv(image)]
+
+        def forward(self, image: Tensor, valid: Tensor) -> list[Tensor]:
+            return self.encode(image)
+
+    built = encoder({'name': 'blur', 'width': 32})
+    assert isinstance(built, PerDate)
+    assert (built.channels, built.strides) == ((32, 16), (1, 4))
+    single = Modality('spot', ('R', 'G', 'B'), 1.5, False)
+    assert isinstance(encoder('blur', single), Blur)
+    with pytest.raises(ValueError, match=r"'spot'.*'width'.*time series"):
+        encoder({'name': 'blur', 'width': 32}, single)
 
 
 def test_a_class_is_built_by_its_path(module: str) -> None:

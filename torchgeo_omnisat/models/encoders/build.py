@@ -52,30 +52,31 @@ def _build_encoder(modality: Modality, encoder: Encoder | None, sizes: Mapping[s
         return call_builder(modality, import_class(modality.name, path), arguments.get('init_args') or {})
     name = arguments.pop('name', None)
     if name is None:
-        entry = find_entry(None, arguments['weights'])
-        if entry is None:
+        weights = find_entry(None, arguments['weights'])
+        if weights is None:
             raise ValueError(
                 f'encoder of {modality.name!r} has the weights {arguments["weights"]!r} but no name, expected the name '
                 "of its backbone, or weights such as 'ResNet50_Weights.SENTINEL2_ALL_MOCO'"
             )
-        name = model_of(entry)
+        name = model_of(weights)
+        name = name if name in ENCODERS else next((key for key in ENCODERS if name.startswith(f'{key}_')), name)
     if name in ENCODERS:
-        build, temporal, own = ENCODERS[name]
-        if temporal not in (None, modality.temporal):
+        entry = ENCODERS[name]
+        if entry.temporal not in (None, modality.temporal) and not entry.per_date:
             kinds = {True: 'a time series', False: 'single images'}
             raise ValueError(
-                f'encoder {name!r} of {modality.name!r} takes {kinds[bool(temporal)]}, expected one for '
+                f'encoder {name!r} of {modality.name!r} takes {kinds[bool(entry.temporal)]}, expected one for '
                 f'{kinds[modality.temporal]}: {_names(modality)}'
             )
-        return call_builder(modality, build, {**{key: sizes[key] for key in own}, **arguments})
+        temporal = _per_date_arguments(modality, arguments) if entry.per_date else {}
+        built = call_builder(modality, entry.build, {**{key: sizes[key] for key in entry.sizes}, **arguments})
+        return _per_date(modality, built, temporal, sizes) if entry.per_date else built
     return _backbone(modality, name, arguments, sizes)
 
 
 def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: Mapping[str, Any]) -> nn.Module:
     """Return an encoder with a backbone of timm or torchvision, on each date of a time series."""
-    temporal = {key: arguments.pop(key) for key in _PER_DATE if key in arguments}
-    if temporal and not modality.temporal:
-        raise ValueError(f'encoder of {modality.name!r} has {sorted(temporal)}, expected them only for a time series')
+    temporal = _per_date_arguments(modality, arguments)
     pretrained = arguments.pop('pretrained', None)
     if pretrained not in (None, True, False):
         raise ValueError(f'pretrained is {pretrained!r} for {modality.name!r}, expected true or false')
@@ -98,6 +99,21 @@ def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: M
             )
         only = {key: value for key, value in arguments.items() if key not in ('load', 'weights')}
         encoder = ImageEncoder(len(modality.bands), name, **only)
+    return _per_date(modality, encoder, temporal, sizes)
+
+
+def _per_date_arguments(modality: Modality, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove the arguments of ``PerDate`` from a specification and return them."""
+    temporal = {key: arguments.pop(key) for key in _PER_DATE if key in arguments}
+    if temporal and not modality.temporal:
+        raise ValueError(f'encoder of {modality.name!r} has {sorted(temporal)}, expected them only for a time series')
+    return temporal
+
+
+def _per_date(
+    modality: Modality, encoder: nn.Module, temporal: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> nn.Module:
+    """Return an encoder of single images, on each date of a time series."""
     if not modality.temporal:
         return encoder
     return PerDate(encoder, len(modality.bands), **{'width': max(16, sizes['widths'][0] // 16 * 16), **temporal})
@@ -105,7 +121,9 @@ def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: M
 
 def _names(modality: Modality) -> str:
     """Return the names of the registered encoders for a modality."""
-    return ', '.join(name for name, entry in ENCODERS.items() if entry.temporal in (None, modality.temporal))
+    return ', '.join(
+        name for name, entry in ENCODERS.items() if entry.per_date or entry.temporal in (None, modality.temporal)
+    )
 
 
 def _default(modality: Modality, sizes: Mapping[str, Any]) -> nn.Module:

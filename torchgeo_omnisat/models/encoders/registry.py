@@ -29,11 +29,13 @@ class Registered(NamedTuple):
         build: Class or function that builds the encoder.
         temporal: Whether it encodes time series (True), single images (False) or both (None).
         sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
+        per_date: Whether an encoder of single images encodes each date of a time series.
     """
 
     build: Callable[..., nn.Module]
     temporal: bool | None
     sizes: tuple[str, ...]
+    per_date: bool = False
 
 
 #: Registered encoders by name.
@@ -43,7 +45,7 @@ _checkpoint: ContextVar[str | None] = ContextVar('checkpoint', default=None)
 
 
 def register_encoder(
-    name: str, temporal: bool | None = None, sizes: tuple[str, ...] = ()
+    name: str, temporal: bool | None = None, sizes: tuple[str, ...] = (), per_date: bool = False
 ) -> Callable[[Builder], Builder]:
     """Register an encoder under a name, which ``encoders={'s2': name}`` of :class:`.OmniSat` builds.
 
@@ -59,13 +61,15 @@ def register_encoder(
         name: Name of the encoder; a registered name is replaced.
         temporal: Whether it encodes time series (True), single images (False) or both (None).
         sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
+        per_date: Whether an encoder of single images encodes each date of a time series, followed by temporal
+            attention (``PerDate``). It then has a method ``encode``, which maps valid images to a list of maps.
 
     Returns:
         Decorator of a class or function.
     """
 
     def register(build: Builder) -> Builder:
-        ENCODERS[name] = Registered(build, temporal, tuple(sizes))
+        ENCODERS[name] = Registered(build, temporal, tuple(sizes), per_date)
         return build
 
     return register

@@ -3,25 +3,20 @@
 
 """Encoder of images by a pre-trained 2-D backbone of timm or torchvision."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
-import torch
-import torch.nn.functional as F
 import torchvision
-from jaxtyping import Bool, Float
 from timm.layers import DropPath
 from timm.models import is_model_in_modules
-from timm.optim import param_groups_layer_decay
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ....modality import Modality
-from ..packing import gather_valid, scatter_valid, valid_indices
 from ..registry import Origin
 from .adapter import AdaptedConv2d, BandAdapter
+from .base import AdaptedEncoder, check_arguments
 from .sources import find_source
 
 #: Swin transformers of torchvision, as in TorchGeo's weights.
@@ -32,13 +27,11 @@ _SIZED = ['vision_transformer', 'vision_transformer_hybrid', 'eva', 'swin_transf
 _HEADS = ('head', 'fc', 'norm', 'fc_norm', 'classifier')
 
 
-class PretrainedEncoder(nn.Module):
-    """Pre-trained 2-D backbone, whose bands and units are adapted to a modality.
+class PretrainedEncoder(AdaptedEncoder):
+    """Pre-trained 2-D backbone of timm or torchvision, whose bands and units are adapted to a modality.
 
-    Images are converted to the unit of the weights. Bands are matched by number, polarisation or colour and reordered.
     The first convolution is sliced for bands that the modality lacks, and gets a second, zero-initialised
-    convolution for bands that the weights lack. Images are padded to a multiple of the coarsest stride, never cropped
-    or resized. BatchNorm is frozen and stochastic depth is off.
+    convolution for bands that the weights lack. BatchNorm is frozen and stochastic depth is off.
 
     Args:
         modality: Modality to encode.
@@ -48,11 +41,9 @@ class PretrainedEncoder(nn.Module):
         bands: Bands of a file, in the order of its channels; None if they are those of the modality.
         units: ``'standardised'`` passes images as normalised by the statistics of the data, ``'native'`` in the unit of
             the weights. None for ``'native'`` with TorchGeo's weights and ``'standardised'`` otherwise.
-        freeze: Whether to freeze no weights (False), all loaded weights (True), or all but the last stage or block
-            (``'but_last'``).
+        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
         layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the feature maps. None for all stages, or for the middle and last block of a ViT.
-            Those of a time series begin at stride 4, because ``PerDate`` adds a map at full resolution.
+        levels: Indices of the feature maps.
         chunk: Maximum number of images that are computed at once.
         load: Whether to load the weights; False if a checkpoint has them.
 
@@ -60,8 +51,6 @@ class PretrainedEncoder(nn.Module):
         ValueError: If the weights are unknown or do not fit, or bands or units cannot be matched.
         FileNotFoundError: If a file of weights does not exist.
     """
-
-    origin: Origin
 
     def __init__(
         self,
@@ -77,112 +66,15 @@ class PretrainedEncoder(nn.Module):
         chunk: int = 64,
         load: bool = True,
     ) -> None:
-        super().__init__()
-        if freeze not in (True, False, 'but_last') or units not in (None, 'native', 'standardised'):
-            raise ValueError(
-                f'freeze is {freeze!r} and units is {units!r} for {modality.name!r}, expected freeze to be true, false '
-                "or 'but_last' and units to be 'native' or 'standardised'"
-            )
-        if not 0 < layer_decay <= 1 or chunk < 1:
-            raise ValueError(
-                f'layer_decay is {layer_decay} and chunk is {chunk} for {modality.name!r}, expected a factor above 0 '
-                'and up to 1, and at least one image'
-            )
+        check_arguments(modality, units, freeze, layer_decay, chunk)
         source = find_source(name, modality.name, modality.bands, weights, pretrained, bands)
         standardised = source.standardised if units is None else units == 'standardised'
-        self.freeze, self.layer_decay, self.chunk = freeze, layer_decay, chunk
-        self.converts_units = not standardised  # read by a task, which calls set_statistics
-        self.adapter = BandAdapter(modality, source.native, standardised)
-        self.body = make_body(name, len(source.native.bands), source.image_size)
-        tensors = load_body(self.body, source.read(), source.native.label) if load else 0
+        adapter = BandAdapter(modality, source.native, standardised)
+        body = make_body(name, len(source.native.bands), source.image_size)
+        tensors = load_body(body, source.read(), source.native.label) if load else 0
+        pads = _adapt(body, adapter, len(source.native.bands))
+        super().__init__(modality, adapter, freeze_batch_norm_2d(body), freeze, layer_decay, levels, chunk, pads)
         self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
-        info = feature_info(self.body)
-        self.vit = len({entry['reduction'] for entry in info}) == 1 and len(info) > 1
-        least = 4 if modality.temporal else 1
-        default = [level for level, entry in enumerate(info) if entry['reduction'] >= least]
-        default = [len(info) // 2 - 1, len(info) - 1] if self.vit else default
-        self.levels = [range(len(info))[index] for index in (levels if levels is not None else default)]
-        self.channels = tuple(info[level]['num_chs'] for level in self.levels)
-        self.strides = tuple(info[level]['reduction'] for level in self.levels)
-        self.last = [info[level]['module'] for level in self.levels][-1]
-        self.pads = _adapt(self.body, self.adapter, len(source.native.bands))
-        self.body = freeze_batch_norm_2d(self.body)
-        self._freeze()
-
-    def _freeze(self) -> None:
-        stem: Any = next(m for m in self.body.modules() if isinstance(m, AdaptedConv2d))
-        if self.freeze:
-            self.body.requires_grad_(False)
-            if self.freeze == 'but_last':
-                self.body.get_submodule(self.last).requires_grad_(True)
-            if stem.extra is not None:
-                stem.extra.requires_grad_(True)
-                stem.missing.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> 'PretrainedEncoder':
-        """Set the mode; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze:
-            self.body.eval()
-            if self.freeze == 'but_last':
-                self.body.get_submodule(self.last).train(mode)
-        return self
-
-    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the statistics that images are normalised with before they reach the encoder; see ``BandAdapter``."""
-        self.adapter.set_normalisation(mean, std)
-
-    def learning_rates(self) -> dict[nn.Parameter, float]:
-        """Return the factor of the learning rate of each trained parameter of the backbone."""
-        if self.layer_decay == 1:
-            return {}
-        stem: Any = next(m for m in self.body.modules() if isinstance(m, AdaptedConv2d))
-        if hasattr(self.body, 'group_matcher'):
-            groups: Any = param_groups_layer_decay(self.body, layer_decay=self.layer_decay)
-            rates = {p: float(group['lr_scale']) for group in groups for p in group['params']}
-        else:
-            stages = len(self.body.features)  # type: ignore[arg-type]
-            rates = {
-                p: self.layer_decay ** (stages - 1 - int(n.split('.')[1])) for n, p in self.body.named_parameters()
-            }
-        return {p: rate for p, rate in rates.items() if p is not stem.extra and p is not stem.missing}
-
-    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
-        """Encode images.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            valid: Valid images; the maps of the others are zero.
-
-        Returns:
-            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
-        """
-        index = valid_indices(valid)
-        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
-
-    def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
-        """Return the maps of S images."""
-        height, width = image.shape[-2:]
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())
-        with torch.set_grad_enabled(trained or (torch.is_grad_enabled() and image.requires_grad)):
-            x = self.adapter(image)
-            if self.pads:
-                step = max(self.strides)
-                x = F.pad(x, (0, -width % step, 0, -height % step), mode='replicate') if len(x) else x
-            x = x.contiguous(memory_format=torch.channels_last)
-            parts = [self._maps(part) for part in x.split(self.chunk)]
-        maps = [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]
-        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
-        return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        if not len(x):
-            size = x.shape[-2:]
-            places = zip(self.channels, self.strides, strict=True)
-            return [x.new_zeros(0, c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in places]
-        body: Any = self.body
-        maps: list[Tensor] = body.forward_intermediates(x, indices=self.levels, norm=self.vit, intermediates_only=True)
-        return maps
 
 
 class SwinMaps(nn.Module):
@@ -241,12 +133,6 @@ def make_body(name: str, in_channels: int, image_size: int | None = None) -> nn.
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
     return body
-
-
-def feature_info(body: Any) -> list[dict[str, Any]]:
-    """Return channels, stride and module of each feature map of a backbone."""
-    info = body.feature_info
-    return list(info.info if hasattr(info, 'info') else info)
 
 
 def load_body(body: nn.Module, state: Mapping[str, Tensor], label: str) -> int:

@@ -14,7 +14,8 @@ from huggingface_hub import try_to_load_from_cache
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
-from .backbone import TORCHVISION, feature_info, make_body
+from .backbone import TORCHVISION, make_body
+from .base import feature_info
 from .sources import entry_source
 
 #: Tags of timm that the best published results on aerial and SPOT images use; timm has thousands more.

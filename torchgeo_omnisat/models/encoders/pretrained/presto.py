@@ -4,7 +4,6 @@
 """Presto encoder of Sentinel-1 and Sentinel-2 pixel time series."""
 
 import hashlib
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 from ....modality import Modality
 from ....utils.observed import observed
 from ..registry import Origin, register_encoder
+from .adapter import canonical
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
 #: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).
@@ -418,16 +418,9 @@ def median(values: Float[Tensor, 'k h w']) -> Float[Tensor, 'h w']:
     return ((ordered.gather(0, low) + ordered.gather(0, high)) / 2)[0]
 
 
-def canonical(band: str) -> str:
-    """Return the name of a band without case and padding: ``b04`` and ``B4`` are ``'B4'``."""
-    name = band.strip().upper()
-    number = re.fullmatch(r'B0*(\d+A?)', name)
-    return f'B{number[1]}' if number else name
-
-
 def _match(bands: Sequence[str]) -> dict[int, int]:
     """Return the channel of Presto by index of the band, for bands of complete groups."""
-    names = [canonical(band) for band in bands]
+    names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
     if double := sorted({name for name in names if names.count(name) > 1 and name in READ}):
         raise ValueError(f'bands are {list(bands)}, expected {double} once')
     channels = {CHANNELS.index(name): index for index, name in enumerate(names) if name in READ}

@@ -1,0 +1,180 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Encoder of images by a pre-trained model whose input is adapted to a modality."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from ....modality import Modality
+from ..packing import gather_valid, scatter_valid, valid_indices
+from ..registry import Origin
+from .adapter import BandAdapter
+
+
+class AdaptedEncoder(nn.Module):
+    """Pre-trained model of single images, whose bands and units are adapted to a modality.
+
+    Images are converted to the unit of the weights. Bands are matched and reordered. Images are padded to a multiple of
+    the coarsest stride, never cropped or resized.
+
+    Args:
+        modality: Modality to encode.
+        adapter: Conversion of images to the input of the model.
+        body: Model with timm's interface: ``feature_info``, ``forward_intermediates`` and, for ``layer_decay``,
+            ``group_matcher`` or ``features``. One of its modules has the parameters ``extra`` and ``missing``, which
+            read bands that the weights lack and flags of missing bands; None if there are none.
+        freeze: Whether to freeze no weights (False), all loaded weights (True), or all but the last stage or block
+            (``'but_last'``).
+        layer_decay: Factor of the learning rate from one layer to the layer before it.
+        levels: Indices of the feature maps. None for all stages, or for the middle and last block of a ViT.
+            Those of a time series begin at stride 4, because ``PerDate`` adds a map at full resolution.
+        chunk: Maximum number of images that are computed at once.
+        pads: Whether images have to be padded.
+    """
+
+    origin: Origin
+
+    def __init__(
+        self,
+        modality: Modality,
+        adapter: BandAdapter,
+        body: nn.Module,
+        freeze: bool | str,
+        layer_decay: float,
+        levels: Sequence[int] | None,
+        chunk: int,
+        pads: bool = True,
+    ) -> None:
+        super().__init__()
+        self.freeze, self.layer_decay, self.chunk, self.pads = freeze, layer_decay, chunk, pads
+        self.converts_units = not adapter.standardised  # read by a task, which calls set_statistics
+        self.adapter = adapter
+        self.body = body
+        info = feature_info(body)
+        self.vit = len({entry['reduction'] for entry in info}) == 1 and len(info) > 1
+        least = 4 if modality.temporal else 1
+        default = [level for level, entry in enumerate(info) if entry['reduction'] >= least]
+        default = [len(info) // 2 - 1, len(info) - 1] if self.vit else default
+        self.levels = [range(len(info))[index] for index in (levels if levels is not None else default)]
+        self.channels = tuple(info[level]['num_chs'] for level in self.levels)
+        self.strides = tuple(info[level]['reduction'] for level in self.levels)
+        self.last = [info[level]['module'] for level in self.levels][-1]
+        self._freeze()
+
+    def _new_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are not pre-trained."""
+        found = [getattr(m, name, None) for m in self.body.modules() for name in ('extra', 'missing')]
+        return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+
+    def _freeze(self) -> None:
+        if self.freeze:
+            self.body.requires_grad_(False)
+            if self.freeze == 'but_last':
+                self.body.get_submodule(self.last).requires_grad_(True)
+            if len(self.adapter.rest):
+                for parameter in self._new_parameters():
+                    parameter.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> 'AdaptedEncoder':
+        """Set the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze:
+            self.body.eval()
+            if self.freeze == 'but_last':
+                self.body.get_submodule(self.last).train(mode)
+        return self
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the statistics that images are normalised with before they reach the encoder; see ``BandAdapter``."""
+        self.adapter.set_normalisation(mean, std)
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        """Return the factor of the learning rate of each trained parameter of the backbone."""
+        if self.layer_decay == 1:
+            return {}
+        if hasattr(self.body, 'group_matcher'):
+            groups: Any = param_groups_layer_decay(self.body, layer_decay=self.layer_decay)
+            rates = {p: float(group['lr_scale']) for group in groups for p in group['params']}
+        else:
+            stages = len(self.body.features)  # type: ignore[arg-type]
+            rates = {
+                p: self.layer_decay ** (stages - 1 - int(n.split('.')[1])) for n, p in self.body.named_parameters()
+            }
+        new = {id(parameter) for parameter in self._new_parameters()}
+        return {p: rate for p, rate in rates.items() if id(p) not in new}
+
+    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            image: Normalised bands; NaN is nodata.
+            valid: Valid images; the maps of the others are zero.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
+        """
+        index = valid_indices(valid)
+        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
+
+    def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
+        """Return the maps of S images."""
+        height, width = image.shape[-2:]
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())
+        with torch.set_grad_enabled(trained or (torch.is_grad_enabled() and image.requires_grad)):
+            x = self.adapter(image)
+            if self.pads:
+                step = max(self.strides)
+                x = F.pad(x, (0, -width % step, 0, -height % step), mode='replicate') if len(x) else x
+            x = x.contiguous(memory_format=torch.channels_last)
+            parts = [self._maps(part) for part in x.split(self.chunk)]
+        maps = [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*parts, strict=True)]
+        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
+        return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        if not len(x):
+            size = x.shape[-2:]
+            places = zip(self.channels, self.strides, strict=True)
+            return [x.new_zeros(0, c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in places]
+        body: Any = self.body
+        maps: list[Tensor] = body.forward_intermediates(x, indices=self.levels, norm=self.vit, intermediates_only=True)
+        return maps
+
+
+def check_arguments(modality: Modality, units: str | None, freeze: bool | str, layer_decay: float, chunk: int) -> None:
+    """Validate arguments of an ``AdaptedEncoder``.
+
+    Args:
+        modality: Modality in errors.
+        units: Units of the input: ``'native'``, ``'standardised'`` or None.
+        freeze: See ``AdaptedEncoder``.
+        layer_decay: See ``AdaptedEncoder``.
+        chunk: See ``AdaptedEncoder``.
+
+    Raises:
+        ValueError: If a value is not supported.
+    """
+    if freeze not in (True, False, 'but_last') or units not in (None, 'native', 'standardised'):
+        raise ValueError(
+            f'freeze is {freeze!r} and units is {units!r} for {modality.name!r}, expected freeze to be true, false '
+            "or 'but_last' and units to be 'native' or 'standardised'"
+        )
+    if not 0 < layer_decay <= 1 or chunk < 1:
+        raise ValueError(
+            f'layer_decay is {layer_decay} and chunk is {chunk} for {modality.name!r}, expected a factor above 0 '
+            'and up to 1, and at least one image'
+        )
+
+
+def feature_info(body: Any) -> list[dict[str, Any]]:
+    """Return channels, stride and module of each feature map of a backbone."""
+    info = body.feature_info
+    return list(info.info if hasattr(info, 'info') else info)
