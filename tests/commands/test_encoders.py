@@ -29,6 +29,15 @@ def test_the_table_lists_a_sensor(
     assert not any('SENTINEL2' in line for line in lines)
 
 
+def test_pixel_encoders_are_listed() -> None:
+    rows = {(row.sensor, row.name): row for row in catalogue() if row.name == 'tessera'}
+    assert {key: row.weights for key, row in rows.items()} == {
+        ('s2', 'tessera'): 'TESSERA_SENTINEL2_ENCODER',
+        ('s1', 'tessera'): 'TESSERA_SENTINEL1_ENCODER',
+    }
+    assert {(round(row.parameters / 1e6), row.licence) for row in rows.values()} == {(44, 'cc0-1.0')}
+
+
 def test_restricted_licences_are_marked() -> None:
     rows = {row.name: row for row in catalogue('rgb')}
     assert rows['convnext_tiny.dinov3_lvd1689m'].licence.endswith('*')

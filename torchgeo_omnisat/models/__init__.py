@@ -9,6 +9,7 @@ from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
 from .encoders.pretrained.presto import PrestoEncoder
+from .encoders.pretrained.tessera import TesseraEncoder
 from .encoders.registry import register_encoder
 from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae
@@ -31,6 +32,7 @@ __all__ = [
     'OmniSatSegmenter',
     'PrestoEncoder',
     'SeriesPatchEncoder',
+    'TesseraEncoder',
     'UTAEEncoder',
     'UTAE_Weights',
     'attention',

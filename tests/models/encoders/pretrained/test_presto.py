@@ -13,10 +13,10 @@ from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
 from torchgeo_omnisat.models.encoders.pretrained.presto import CHANNELS, PrestoEncoder, canonical, median
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
-from ... import test_invariance
-from ...conftest import MODALITIES, random_batch
+from ...conftest import MODALITIES
 from ...conftest import S1A as RADAR
 from ...conftest import S2 as SERIES
+from .invariances import INVARIANCES, check
 
 SHARED = Path(__file__).parents[4].parent / 'shared'
 WEIGHTS, FIXTURE = SHARED / 'data/weights/presto_default_model.pt', SHARED / 'fixtures/presto_pooled.pt'
@@ -376,23 +376,6 @@ def test_tasks_set_the_statistics(state):
         OmniSatSegmentation(**task.hparams | {'sources': sources})
 
 
-#: Invariances that hold for every encoder of time series; the others of the module are about layers of ours.
-INVARIANCES = {
-    'test_padding_is_invisible': (float('nan'),),
-    'test_absent_modality_is_invisible': (1e4,),
-    'test_absent_keys_equal_absent_everywhere': (),
-    'test_order_of_dates_is_invisible': (),
-    'test_dates_matter': (),
-    'test_other_samples_are_invisible': None,
-    'test_nan_image_equals_absent_image': None,
-    'test_nan_date_equals_invalid_date': (),
-    'test_unmeasured_patch_takes_no_part': None,
-    'test_nothing_available_is_finite': None,
-    'test_restricting_equals_encoding_less': None,
-    'test_pixel_without_any_band_adds_nothing': (),
-}
-
-
 @pytest.fixture(scope='module')
 def segmenter():
     encoders = {}
@@ -405,7 +388,4 @@ def segmenter():
 
 @pytest.mark.parametrize('name', INVARIANCES)
 def test_invariances_of_the_model(segmenter, name):
-    arguments = INVARIANCES[name]
-    batch = random_batch(pixels=16)
-    rest = () if arguments is None else (SERIES, *arguments)
-    getattr(test_invariance, name)(copy.deepcopy(segmenter), batch, *rest)
+    check(name, segmenter)

@@ -6,6 +6,6 @@
 Modules with registered encoders are imported here.
 """
 
-from . import presto
+from . import presto, tessera
 
-__all__ = ('presto',)
+__all__ = ('presto', 'tessera')

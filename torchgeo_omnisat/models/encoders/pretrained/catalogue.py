@@ -17,6 +17,7 @@ from ....utils.cache import cache_folder
 from .backbone import TORCHVISION, make_body
 from .base import feature_info
 from .sources import entry_source
+from .tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 
 #: Tags of timm that the best published results on aerial and SPOT images use; timm has thousands more.
 TAGS = (
@@ -64,7 +65,9 @@ def catalogue(sensor: str | None = None) -> list[Row]:
     Args:
         sensor: One of :data:`SENSORS`; None for all.
     """
-    return sorted(row for row in (*_presto(), *_entries(sensor), *_timm(sensor)) if sensor in (None, row.sensor))
+    return sorted(
+        row for row in (*_presto(), *_tessera(), *_entries(sensor), *_timm(sensor)) if sensor in (None, row.sensor)
+    )
 
 
 def _entries(sensor: str | None) -> Iterator[Row]:
@@ -118,6 +121,16 @@ def _presto() -> Iterator[Row]:
     disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
     for sensor, bands in (('s2', '10: B2 .. B12'), ('s1', 'VV VH')):
         yield Row(sensor, 'presto', entry.name, bands, count, '1', 'mit', disk)
+
+
+def _tessera() -> Iterator[Row]:
+    for sensor, entry in ENTRIES.items():
+        with torch.device('meta'):
+            encoder = TesseraEncoder(BANDS[sensor], UNITS[sensor][0])
+        count = sum(p.numel() for p in encoder.parameters())
+        disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
+        bands = ' '.join(BANDS[sensor]) if sensor == 's1' else '10: B4 .. B12'
+        yield Row(sensor, 'tessera', entry.name, bands, count, '1', LICENCE, disk)
 
 
 @cache

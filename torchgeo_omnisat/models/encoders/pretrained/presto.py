@@ -3,7 +3,6 @@
 
 """Presto encoder of Sentinel-1 and Sentinel-2 pixel time series."""
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ....modality import Modality
 from ....utils.observed import observed
 from ..registry import Origin, register_encoder
 from .adapter import canonical
+from .pixels import PixelEncoder, chosen_weights, read_weights
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
 #: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).
@@ -41,11 +41,9 @@ _GROUPS = [
     for channel in range(len(CHANNELS))
 ]
 _SRTM = list(BANDS_GROUPS_IDX).index('SRTM')
-#: Minimum scale of an embedding, whose values are of the order of one.
-_SMALLEST_SCALE = 1e-3
 
 
-class PrestoEncoder(nn.Module):
+class PrestoEncoder(PixelEncoder):
     """Presto, a pre-trained transformer of pixel time series of Sentinel-1, Sentinel-2 or both.
 
     Tseng et al., "Lightweight, Pre-trained Transformers for Remote Sensing Timeseries" (arXiv
@@ -57,15 +55,12 @@ class PrestoEncoder(nn.Module):
     the median of optical bands, the mean of backscatter in linear power. The sequence begins in the
     month of the first observed date of the sample. Months without observation keep their position and
     are masked, as are band groups with a missing band. NDVI is computed from B8 and B4.
-    Meteorology, elevation and land cover are masked. A batch has no coordinate reference system, so
-    the location is an argument; without it, its token is removed.
+    Meteorology, elevation and land cover are masked. The location of each sample is that of
+    ``coordinates`` of the batch; the token of an unknown location is removed.
 
     Presto cannot compute pixels with different numbers of masked tokens together, so pixels are
-    grouped by that number. Embeddings that need no gradient are cached by the content of the pixel.
-
-    Within a region, embeddings differ little compared with their mean, which a decoder learns
-    slowly. The first batch in training therefore sets a shift and a scale per channel, as in
-    ActNorm (Kingma and Dhariwal, arXiv 1807.03039); they stay fixed and are saved with the model.
+    grouped by that number. Embeddings that need no gradient are cached by the content of the pixel,
+    and standardised by the first batch in training (``PixelEncoder``).
 
     Args:
         bands: Bands of the modality in any order, such as ``B04``, ``B4``, ``b8a`` or ``VV``. Bands that
@@ -76,7 +71,7 @@ class PrestoEncoder(nn.Module):
         weights: Entry of ``torchgeo.models.Presto_Weights`` or its name, a file, or a state dict. None
             for random weights, for example to load a checkpoint.
         frozen: Whether the weights of Presto are excluded from training.
-        latlon: Latitude and longitude of the images in degrees.
+        latlon: Latitude and longitude of all images in degrees, instead of ``coordinates`` of the batch.
         ndvi: Whether NDVI is used.
         standardise: Whether the first batch in training sets the shift and scale of the embeddings.
         chunk: Maximum number of pixels that are computed at once.
@@ -88,13 +83,8 @@ class PrestoEncoder(nn.Module):
             the bands, or the weights do not fit the model.
     """
 
-    mean: Tensor
-    std: Tensor
-    shift: Tensor
-    scale: Tensor
-    is_standardised: Tensor
-    #: Description of the weights; None for weights from elsewhere.
-    origin: Origin | None = None
+    #: ``OmniSat`` passes ``coordinates`` of the batch.
+    takes_coordinates = True
 
     def __init__(
         self,
@@ -111,18 +101,15 @@ class PrestoEncoder(nn.Module):
         cache_size: int = 2**18,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.bands, self.ndvi, self.chunk = tuple(bands), ndvi, chunk
-        #: Channel of Presto by index of the band.
-        self.used = _match(self.bands)
-        units = (unit,) * len(self.bands) if isinstance(unit, str) else tuple(unit)
-        self.units = _check_units(self.bands, units, self.used)
-        self.register_buffer('mean', torch.zeros(len(self.bands)))
-        self.register_buffer('std', torch.ones(len(self.bands)))
-        if mean is not None or std is not None:
-            self.set_statistics(mean, std)
-        self.latlon = None if latlon is None else _check_place(latlon)
+        used = _match(bands)
+        units = _check_units(bands, (unit,) * len(bands) if isinstance(unit, str) else tuple(unit), used)
         model: Any = presto(None, **kwargs)
+        super().__init__(bands, mean, std, model.encoder.embedding_size, standardise, cache_size)
+        self.ndvi, self.chunk = ndvi, chunk
+        #: Channel of Presto by index of the band.
+        self.used = used
+        self.units = units
+        self.latlon = None if latlon is None else _check_place(latlon)
         if weights is not None:
             self.origin = _load(model, weights)
         self.encoder: Any = model.encoder
@@ -132,31 +119,14 @@ class PrestoEncoder(nn.Module):
         self.encoder.blocks[0].register_forward_pre_hook(self._drop_location)
         if frozen:
             self.requires_grad_(False)
-        self.standardise = standardise
-        self.register_buffer('is_standardised', torch.tensor(False))
-        self.register_buffer('shift', torch.zeros(self.encoder.embedding_size))
-        self.register_buffer('scale', torch.ones(self.encoder.embedding_size))
-        self.cache = EmbeddingCache(cache_size)
-        self.channels, self.strides = (self.encoder.embedding_size,), (1,)
-
-    def set_statistics(self, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None) -> None:
-        """Set the mean and standard deviation with which images were normalised.
-
-        Args:
-            mean: One value per band, in the unit of the raw images.
-            std: One value per band.
-
-        Raises:
-            ValueError: If they are not one finite number for each band.
-        """
-        for name, values in (('mean', mean), ('std', std)):
-            numbers = torch.as_tensor(() if values is None else values, dtype=torch.float32)
-            if numbers.shape != (len(self.bands),) or not numbers.isfinite().all():
-                raise ValueError(f'{name} is {values}, expected {len(self.bands)} finite numbers, one for each band')
-            getattr(self, name).copy_(numbers)
+        self._located = True
 
     def forward(
-        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+        self,
+        image: Float[Tensor, 'b t c h w'],
+        dates: Int[Tensor, 'b t'],
+        valid: Bool[Tensor, 'b t'],
+        coordinates: Float[Tensor, 'b 2'] | None = None,
     ) -> list[Tensor]:
         """Encode time series.
 
@@ -164,6 +134,7 @@ class PrestoEncoder(nn.Module):
             image: Bands, normalised with *mean* and *std*; NaN is nodata.
             dates: Days since 1970-01-01.
             valid: Valid dates; the others are ignored.
+            coordinates: Longitude and latitude of each sample in degrees, NaN where unknown.
 
         Returns:
             One map of shape ``(B, D, H, W)``, zero where no band group was observed.
@@ -174,8 +145,11 @@ class PrestoEncoder(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             x, month = self.composites(image, dates, valid)
             height = x.shape[-2]
-            months = month.view(-1, 1, 1).expand(-1, *x.shape[-2:]).flatten()
-            embedded = self._standardised(self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months))
+            pixels = height * x.shape[-1]
+            months, places = month.repeat_interleave(pixels), None
+            if coordinates is not None:
+                places = coordinates.flip(-1).repeat_interleave(pixels, 0)
+            embedded = self.standardised(self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months, places))
         return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=height)]
 
     def composites(
@@ -226,12 +200,15 @@ class PrestoEncoder(nn.Module):
             out.append((decibels + 25) / 25)
         return torch.stack(out)
 
-    def embed(self, x: Float[Tensor, 'p t 17'], month: Int[Tensor, ' p']) -> Float[Tensor, 'p d']:
+    def embed(
+        self, x: Float[Tensor, 'p t 17'], month: Int[Tensor, ' p'], place: Float[Tensor, 'p 2'] | None = None
+    ) -> Float[Tensor, 'p d']:
         """Embed pixels.
 
         Args:
             x: Monthly values in the channels and scales of Presto; NaN is missing.
             month: First month of each pixel, 0 to 11.
+            place: Latitude and longitude of each pixel in degrees, NaN where unknown; ignored if ``latlon`` is set.
 
         Returns:
             Embeddings, zero for pixels without a complete band group.
@@ -244,46 +221,28 @@ class PrestoEncoder(nn.Module):
             return out
         known = known[seen]
         x = x[seen].masked_fill(~known[..., _GROUPS], 0)
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        embed = self._embed_cached if self.cache.size and not needs_grad else self._embed
-        return out.index_copy(0, seen, embed(x, known, month[seen]))
+        if self.latlon is not None or place is None:
+            place = x.new_tensor(self.latlon or (torch.nan, torch.nan), dtype=torch.float64).expand(len(seen), 2)
+        else:
+            place = place[seen]
+        parts = [x, known, month[seen].unsqueeze(1), place.to(x).nan_to_num(torch.inf)]
+        return out.index_copy(0, seen, self.cached(parts, lambda rows: self._embed(*(part[rows] for part in parts))))
 
-    def _standardised(self, embedded: Float[Tensor, 'p d']) -> Float[Tensor, 'p d']:
-        """Subtract the shift and divide by the scale, which the first batch in training sets; zero stays zero."""
-        seen = embedded.any(1, keepdim=True)
-        if self.training and self.standardise and not self.is_standardised and seen.sum() > 1:
-            chosen = embedded.detach()[seen.squeeze(1)].float()
-            self.shift.copy_(chosen.mean(0))
-            self.scale.copy_(chosen.std(0).clamp(min=_SMALLEST_SCALE))
-            self.is_standardised.fill_(True)
-        return (embedded - self.shift.to(embedded.dtype)) / self.scale.to(embedded.dtype) * seen
-
-    def _embed_cached(self, x: Tensor, known: Tensor, month: Tensor) -> Tensor:
-        """Return embeddings of pixels, computing only those that are not in the cache."""
-        self.cache.begin([(p.data_ptr(), p._version, p.dtype) for p in self.parameters()])
-        keys = content_keys([x, known, month.unsqueeze(1)], str(self.latlon).encode())
-        new = {key: index for index, key in enumerate(keys) if key not in self.cache.slots}
-        computed = x.new_zeros(0, self.channels[0])
-        if new:
-            rows = torch.tensor(list(new.values()), device=x.device)
-            with torch.no_grad():
-                computed = self._embed(x[rows], known[rows], month[rows])
-        values = self.cache.update(keys, list(new), computed.cpu().numpy())
-        return torch.from_numpy(values).to(x.device)
-
-    def _embed(self, x: Tensor, known: Tensor, month: Tensor) -> Tensor:
+    def _embed(self, x: Tensor, known: Tensor, month: Tensor, place: Tensor) -> Tensor:
         """Return embeddings of pixels, in groups of the same number of tokens."""
         dtype = self.norm.weight.dtype
         steps = torch.arange(x.shape[1], device=x.device)
-        tokens = known.flatten(1).sum(1)
+        located = place.isfinite().all(1)
+        tokens = 2 * known.flatten(1).sum(1) + located
         order, parts = [], []
         for number in tokens.unique():
+            self._located = bool(number % 2)
             for rows in (tokens == number).nonzero().squeeze(1).split(self.chunk):
-                months = (month[rows].unsqueeze(1) + steps) % 12
-                place = torch.tensor(self.latlon or (0.0, 0.0), dtype=dtype, device=x.device).expand(len(rows), 2)
+                months = (month[rows] + steps) % 12
+                degrees = place[rows].to(dtype) if self._located else x.new_zeros(len(rows), 2, dtype=dtype)
                 cover = torch.full_like(months, NUM_DYNAMIC_WORLD_CLASSES)
                 mask = (~known[rows])[..., _GROUPS].to(dtype)
-                encoded, _, _ = self.encoder(x[rows].to(dtype), cover, place, mask, months)
+                encoded, _, _ = self.encoder(x[rows].to(dtype), cover, degrees, mask, months)
                 order.append(rows)
                 parts.append(self.norm(encoded.mean(1)).to(x.dtype))
         computed = torch.cat(parts)
@@ -291,7 +250,7 @@ class PrestoEncoder(nn.Module):
 
     def _drop_location(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Remove the token of the location, which is the first, if the location is unknown."""
-        return inputs if self.latlon is not None else (inputs[0][:, 1:], *inputs[1:])
+        return inputs if self._located else (inputs[0][:, 1:], *inputs[1:])
 
 
 @register_encoder('presto', temporal=True)
@@ -315,97 +274,11 @@ def presto_encoder(
     Raises:
         ValueError: If the modality has an unsuitable GSD, or neither weights nor *pretrained* are given.
     """
-    if weights is None and pretrained is None:
-        raise ValueError(
-            f'encoder of {modality.name!r} is presto without weights, expected weights: PRESTO, or a file, '
-            'to load them, or pretrained: false for random weights'
-        )
-    if weights is not None and pretrained is False:
-        raise ValueError(f'encoder of {modality.name!r} has weights {weights!r} and pretrained: false, expected one')
-    chosen = (weights or Presto_Weights.PRESTO) if pretrained or weights else None
+    chosen = chosen_weights(modality.name, 'presto', weights, pretrained, Presto_Weights.PRESTO)
     encoder = PrestoEncoder(modality.bands, modality.unit, weights=chosen if load else None, **kwargs)
     if chosen is not None and not load:
         encoder.origin = Origin(str(chosen), 0, 'the checkpoint', 'MIT')
     return encoder
-
-
-class EmbeddingCache:
-    """Embeddings of pixels by a hash of their content; the oldest are replaced when it is full.
-
-    Args:
-        size: Maximum number of embeddings.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.hits = size, 0
-        self.weights: list[Any] = []
-        self.slots: dict[bytes, int] = {}
-        self._keys: list[bytes] = []
-        self._next = 0
-        self._values: NDArray[Any] = np.empty((0, 0))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Exclude the content from copies and pickles."""
-        return vars(EmbeddingCache(self.size))
-
-    def begin(self, weights: list[Any]) -> None:
-        """Clear the cache if the weights are not those of the previous call.
-
-        Args:
-            weights: Identity and version of every parameter.
-        """
-        if weights != self.weights:
-            vars(self).update(vars(EmbeddingCache(self.size)), weights=weights)
-
-    def update(self, keys: Sequence[bytes], new: Sequence[bytes], values: NDArray[Any]) -> NDArray[Any]:
-        """Return the embeddings of *keys* and keep the new ones.
-
-        Args:
-            keys: Keys that are in the cache or in *new*.
-            new: Distinct keys that are not in the cache.
-            values: Their embeddings, ``(len(new), D)``.
-        """
-        rows = {key: row for row, key in enumerate(new)}
-        out = np.empty((len(keys), values.shape[1]), values.dtype)
-        for index, key in enumerate(keys):
-            out[index] = values[rows[key]] if key in rows else self._values[self.slots[key]]
-            self.hits += key not in rows
-        for key, value in zip(new, values, strict=True):
-            self._put(key, value)
-        return out
-
-    def _put(self, key: bytes, value: NDArray[Any]) -> None:
-        if self._next == len(self._values) < self.size:
-            grown = np.empty((min(self.size, max(1024, 2 * self._next)), len(value)), value.dtype)
-            if self._next:
-                grown[: self._next] = self._values
-            self._values = grown
-        slot = self._next % self.size
-        if slot < len(self._keys):
-            del self.slots[self._keys[slot]]
-            self._keys[slot] = key
-        else:
-            self._keys.append(key)
-        self.slots[key], self._values[slot] = slot, value
-        self._next += 1
-
-
-def content_keys(parts: Sequence[Tensor], shared: bytes) -> list[bytes]:
-    """Return a hash of the content of every row.
-
-    Args:
-        parts: Tensors of the same number of rows.
-        shared: Content that belongs to every row.
-    """
-    columns = [part.cpu().flatten(1).contiguous().numpy().view(np.uint8) for part in parts]
-    rows = np.ascontiguousarray(np.concatenate(columns, axis=1))
-    start = hashlib.blake2b(shared + str(rows.shape[1]).encode(), digest_size=16)
-    keys = []
-    for row in rows:
-        digest = start.copy()
-        digest.update(row)
-        keys.append(digest.digest())
-    return keys
 
 
 def median(values: Float[Tensor, 'k h w']) -> Float[Tensor, 'h w']:
@@ -460,26 +333,12 @@ def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, 
 
 def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> Origin:
     """Load weights of the whole Presto, encoder and decoder."""
-    if isinstance(weights, str | Path) and Path(weights).is_file():
-        name, source = Path(weights).name, str(weights)
-        state: Any = torch.load(weights, map_location='cpu', weights_only=True)
-    elif isinstance(weights, Mapping):
-        name = source = 'a state dict'
-        state = weights
-    else:
-        try:
-            entry: Any = Presto_Weights.verify(str(weights).removeprefix('Presto_Weights.'))
-        except KeyError:
-            names = [str(known) for known in Presto_Weights.__members__.values()]
-            raise ValueError(f'weights are {str(weights)!r}, expected a file or one of {names}') from None
-        name, source = str(entry), entry.url
-        state = entry.get_state_dict(progress=True, map_location='cpu', check_hash=True, weights_only=True)
+    state, origin = read_weights(weights, Presto_Weights, 'MIT')
     try:
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f'{source} does not fit Presto: {error}') from error
-    tensors = sum(key.startswith('encoder.') for key in model.state_dict())
-    return Origin(name, tensors, source, 'MIT' if isinstance(weights, Presto_Weights | str) else None)
+    except RuntimeError as error:
+        raise ValueError(f'{origin.source} does not fit Presto: {error}') from error
+    return origin._replace(tensors=sum(key.startswith('encoder.') for key in model.state_dict()))
 
 
 def _months(dates: Int[Tensor, 'b t']) -> NDArray[np.int64]:

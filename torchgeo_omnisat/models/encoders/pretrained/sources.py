@@ -167,10 +167,11 @@ def entry_source(name: str, entry: WeightsEnum) -> Source:
     shift, scale = normalisation(entry.transforms, len(bands))
     native = Native(str(entry), bands, _units(entry, bands), shift, scale, entry.name.startswith('SENTINEL2'))
     licence = meta.get('license') or (f'see {meta["repo"]}' if 'repo' in meta else None)
-    return Source(name, native, False, entry.url, licence, lambda: _read_entry(entry), meta.get('img_size'))
+    return Source(name, native, False, entry.url, licence, lambda: read_entry(entry), meta.get('img_size'))
 
 
-def _read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
+def read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
+    """Return the state dict of an entry of TorchGeo, which is downloaded once."""
     with _lock():
         state: Mapping[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     return state
