@@ -38,6 +38,20 @@ def sample(s2: int = 0, s1: int = 0, spot: bool = False, seed: int = 0) -> dict[
 
 
 class TestCollate:
+    def test_coordinates_are_those_of_the_bounds_or_of_the_samples(self) -> None:
+        samples = [sample(s2=2), sample(s2=1)]
+        for one, x in zip(samples, (700_000.0, torch.nan), strict=True):
+            one['bounds'] = torch.tensor([x, x + 40, 10, 6_600_000, 6_600_040, 10, 0, 0, 1], dtype=torch.float64)
+        batch = collate(samples, MODALITIES, crs='EPSG:2154')
+        assert batch['coordinates'].dtype == torch.float64
+        assert batch['coordinates'][0].tolist() == pytest.approx([3.0, 46.5], abs=1e-3)  # origin of Lambert-93
+        assert batch['coordinates'][1].isnan().all()
+        samples[0]['coordinates'] = torch.tensor([5.0, 50.0], dtype=torch.float64)
+        batch = collate(samples, MODALITIES, crs='EPSG:2154')
+        assert batch['coordinates'][0].tolist() == [5.0, 50.0]
+        assert batch['coordinates'][1].isnan().all()
+        assert 'coordinates' not in collate([sample(s2=1)], MODALITIES)
+
     def test_pads_what_is_shorter(self) -> None:
         samples = [sample(s2=2), sample(s2=5, seed=1), sample(s2=1, seed=2)]
         batch = collate(samples, MODALITIES)

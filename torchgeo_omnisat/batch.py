@@ -11,10 +11,13 @@ Samples and batches are flat dictionaries of tensors, as in TorchGeo:
 ``valid_<name>``        ``(B, T)`` bool, an image was acquired and is usable
 ``mask``, ``label``     targets; other tensors of one shape are allowed too
 ``bounds``              ``(B, 9)`` float64, location, if known
+``coordinates``         ``(B, 2)`` float64, longitude and latitude, if known
 ======================  =============================================================
 
 ``bounds`` are in TorchGeo's order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in
 metres of the dataset's ``crs`` and seconds since 1970-01-01; unknown values are NaN.
+``coordinates`` are those of the centre of the tile in degrees (WGS 84), computed from ``bounds``
+and ``crs`` before any augmentation; NaN where unknown.
 
 A sample has the same keys without B. ``valid`` is the one mask for padding, unusable dates,
 dropped modalities and missing modalities. NaN in a valid image is nodata.
@@ -28,18 +31,20 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from .modality import Modality
+from .utils.coordinates import COORDINATES, centre_coordinates
 
 #: Key of a batch whose samples are not scored. A rank with fewer batches than others gets such batches, because
 #: evaluation steps contain collective operations.
 FILLER = 'filler'
 
 
-def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sample:
+def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality], crs: Any = None) -> Sample:
     """Join samples into a batch, with padding for shorter time series and missing modalities.
 
     Args:
         samples: Samples of one dataset, or of several that share *modalities*.
         modalities: Modalities that may occur, by name.
+        crs: CRS of ``bounds``; None for samples that have ``coordinates`` or no location.
 
     Returns:
         Batch, without the keys of modalities that no sample has.
@@ -56,9 +61,14 @@ def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality]) -> Sa
     for modality in modalities.values():
         if any(modality.image_key in sample for sample in samples):
             batch |= _collate_modality(samples, modality)
+    if any(COORDINATES in sample for sample in samples):
+        unknown = torch.full((2,), torch.nan, dtype=torch.float64)
+        batch[COORDINATES] = torch.stack([sample.get(COORDINATES, unknown) for sample in samples])
     for key in dict.fromkeys(key for sample in samples for key in sample):
         if key not in batch:
             batch[key] = _stack(samples, key)
+    if crs is not None and 'bounds' in batch and COORDINATES not in batch:
+        batch[COORDINATES] = centre_coordinates(batch['bounds'], crs)
     return batch
 
 

@@ -12,6 +12,7 @@ import rasterio
 import torch
 import torchgeo.main
 import yaml
+from pyproj import Transformer
 from rasterio.transform import Affine
 
 from tests.chips_tree import LABELS, MASK, PLACES, RASTERS, write_chips
@@ -109,6 +110,16 @@ def test_check_lists_the_faults_of_chips(tmp_path: Path, capsys: pytest.CaptureF
     assert 'missing: does not exist, expected mask there' in said
     assert 'differ by up to 30 m' in said
     assert "no pixel of 'train' has the label ['water']" in said
+
+
+def test_coordinates_of_chips(tmp_path: Path) -> None:
+    write_chips(tmp_path, 2)
+    datamodule = make(tmp_path, predict_split='all')
+    dataset = datamodule.make_dataset('predict')
+    sample = dataset[1]
+    x, y = (sample['bounds'][[0, 3]] + sample['bounds'][[1, 4]]) / 2
+    back = Transformer.from_crs(4326, dataset.chip_crs[1], always_xy=True).transform(*sample['coordinates'].tolist())
+    assert back == pytest.approx((float(x), float(y)), abs=1)
 
 
 def test_maps_lie_where_their_chips_lie(tmp_path: Path) -> None:

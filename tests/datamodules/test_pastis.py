@@ -12,6 +12,7 @@ import rasterio
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from pyproj import Transformer
 from torch import Tensor, nn
 from torchgeo.datasets import unbind_samples
 
@@ -119,6 +120,18 @@ class TestPASTISMultimodalDataModule:
         raw = datamodule.test_dataset[0]['image_s2']
         seen = probe.batches['test'][0]['image_s2'][0, : len(raw)]
         assert torch.allclose(seen, (raw - 20) / 3, atol=1e-3)
+
+    def test_coordinates_are_not_augmented(self, root: Path) -> None:
+        datamodule = PASTISMultimodalDataModule(str(root), batch_size=2, modalities=('s2',))
+        datamodule.setup('fit')
+        batch = next(iter(datamodule.train_dataloader()))
+        xmin, xmax, ymin, ymax = batch['bounds'][:, [0, 1, 3, 4]].T
+        back = Transformer.from_crs(4326, 2154, always_xy=True).transform(*batch['coordinates'].T)
+        assert np.abs(np.array(back) - torch.stack([(xmin + xmax) / 2, (ymin + ymax) / 2]).numpy()).max() < 1
+        for _ in range(4):
+            augmented = datamodule.train_aug(dict(batch))
+            assert torch.equal(augmented['coordinates'], batch['coordinates'])
+            assert augmented['coordinates'].dtype == torch.float64
 
     @pytest.mark.parametrize(('batch_size', 'batches'), [(2, 3), (4, 1), (6, 1), (8, 1)])
     def test_small_split_still_trains(self, root: Path, batch_size: int, batches: int) -> None:

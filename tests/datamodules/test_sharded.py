@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from pyproj import CRS
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 from torchgeo.main import main as torchgeo
@@ -60,6 +61,7 @@ def test_samples_are_those_of_the_files(shards: Path) -> None:
     for index in (3, 0, 2, 1):
         assert same(found[index], files.val_dataset[index])
     assert same(pickle.loads(pickle.dumps(found))[-1], found[3])
+    assert CRS.from_user_input(found.crs) == CRS(2154)
     with pytest.raises(IndexError):
         found[4]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyproj import CRS
 from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
@@ -132,7 +133,9 @@ def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
     attributes = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
-    return {'made_from': datamodule.origin, 'modalities': modalities, **measured, **attributes}
+    crs = getattr(datamodule.train_dataset, 'crs', None)
+    place = None if crs is None else CRS.from_user_input(crs).to_wkt()
+    return {'made_from': datamodule.origin, 'modalities': modalities, 'crs': place, **measured, **attributes}
 
 
 @dataclass(frozen=True)

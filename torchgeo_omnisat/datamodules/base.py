@@ -383,7 +383,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             self.warn_of_implausible_statistics()
         self.aug = Normalize(self.modalities, self.mean, self.std)
         self.train_aug = self.augmentation()
-        self.collate_fn = partial(collate, modalities=self.modalities)
+        self.collate_fn = partial(collate, modalities=self.modalities, crs=getattr(dataset, 'crs', None))
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
         """Count the labels of a split by class; images are only read if labels require it.

@@ -473,7 +473,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         known = self.statistics_of_model(dataset.modalities)
         self.mean, self.std = known or self.statistics(self.make_dataset('train', every=True))
         self.aug = Normalize(self.modalities, self.mean, self.std)
-        self.collate_fn = partial(collate, modalities=self.modalities)
+        self.collate_fn = partial(collate, modalities=self.modalities, crs=dataset.crs)
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
         """Join the rasters and labels."""

@@ -155,6 +155,8 @@ class ShardedDataset(MultimodalDataset):
         self.root, self.path, self.split, self.cache = root, Path(root), split, cache
         self.labels = description['labels']
         self.modalities = as_modalities(description['modalities'])
+        #: CRS of ``bounds``; None if samples have no location.
+        self.crs = description.get('crs')
         #: Number of samples in each shard.
         self.lengths = tuple(description['shards'][split])
         self._opened: tuple[int, Any] | None = None

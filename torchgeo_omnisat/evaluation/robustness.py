@@ -18,6 +18,7 @@ from ..batch import FILLER
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
+from ..utils.coordinates import COORDINATES
 
 if TYPE_CHECKING:
     from ..tasks import SupervisedTask
@@ -174,7 +175,8 @@ class RobustnessTest(LightningModule):
         if not concerned:
             return out
         backbone = self.task.model.backbone
-        again = backbone.encode({key: changed[key] for modality in concerned for key in modality.keys})
+        keys = [key for modality in concerned for key in modality.keys] + [COORDINATES]
+        again = backbone.encode({key: changed[key] for key in keys if key in changed})
         joined: OmniSatOutput = backbone.join({**out.maps, **again})
         return joined
 

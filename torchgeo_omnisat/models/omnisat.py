@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities, half_up
+from ..utils.coordinates import COORDINATES
 from ..utils.observed import observed
 from .encoders import Encoder, build_encoders
 from .fusion import Fusion
@@ -99,7 +100,8 @@ class OmniSat(nn.Module):
             backbone for an image, a module, or a class that takes the number of bands. Encoders have
             ``channels`` and ``strides`` (of its maps, fine to coarse) and map
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
-            maps. NaN is nodata.
+            maps. NaN is nodata. An encoder of time series with ``takes_coordinates`` set is also called with
+            ``coordinates`` of the batch, if there are any.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
         widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
@@ -170,7 +172,8 @@ class OmniSat(nn.Module):
             pixels, image = flags.any(-3, keepdim=True), image.masked_fill(~flags, torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
-                maps = encoder(image, dates, valid)
+                located = COORDINATES in batch and getattr(encoder, 'takes_coordinates', False)
+                maps = encoder(image, dates, valid, *([batch[COORDINATES]] if located else []))
                 seen = (pixels & valid[..., None, None, None]).any(1)
             else:
                 maps = encoder(image, valid[:, 0])

@@ -24,6 +24,7 @@ from ..modality import Modality, subset_name
 from ..models import OmniSat, OmniSatOutput
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
+from ..utils.coordinates import COORDINATES
 from ..utils.distributed import gather_numbers, own_rows
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
@@ -465,8 +466,8 @@ class Pretrainer(nn.Module):
         Returns:
             Views of all tiles.
         """
-        keys = [key for m in self.backbone.modalities.values() for key in m.keys if key in batch]
-        images = {key: batch[key] for key in keys}
+        keys = [key for m in self.backbone.modalities.values() for key in m.keys]
+        images = {key: batch[key] for key in [*keys, COORDINATES] if key in batch}
         grid = self.grid(images)
         if micro_batch_size is None:
             return self._views(images, draws, grid, chances, pixels, compare, everything)

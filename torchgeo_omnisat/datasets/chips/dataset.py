@@ -26,6 +26,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
+from ...utils.coordinates import COORDINATES, centre_coordinates
 from ..arguments import MISSING, check_choice, leave_out
 from ..base import MultimodalDataset, bounds_of
 from ..classes import ClassMap
@@ -219,6 +220,8 @@ class ImageChips(MultimodalDataset):
         place = self._places[index]
         corners = place.grid.bounds if place.crs is not None else (math.nan,) * 4
         sample['bounds'] = bounds_of(corners, place.grid.step if place.crs is not None else math.nan, sample)
+        if place.crs is not None:
+            sample[COORDINATES] = centre_coordinates(sample['bounds'], place.crs)
         transform = torch.tensor(tuple(place.grid.transform)[:9], dtype=torch.float64)
         sample['transform'] = transform if place.crs is not None else torch.full_like(transform, math.nan)
         return sample if self.transforms is None else self.transforms(sample)

@@ -51,7 +51,9 @@ def register_encoder(
 
     The decorated class or function is called with the number of bands, or with the modality if its first parameter is
     called ``modality``. The encoder has ``channels`` and ``strides`` of its feature maps, fine to coarse, and maps
-    ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of maps. NaN is nodata.
+    ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of maps. NaN is nodata. An encoder of
+    time series with the attribute ``takes_coordinates`` set to True also takes ``coordinates``, longitude and latitude
+    ``(B, 2)`` in degrees, NaN where unknown; batches without them omit the argument.
 
     Keyword arguments come from the specification: ``{'name': name, 'depth': 3}`` passes ``depth=3``. An encoder with
     pre-trained weights also has a parameter ``load``, which is False when a checkpoint provides all weights, and an

@@ -239,6 +239,37 @@ def test_location_matters_and_is_left_out_if_unknown(state):
     assert torch.equal(unknown(image, dates, valid)[0], before)
 
 
+def test_location_of_each_sample(state):
+    image, dates, valid = series(size=3)
+    places = torch.tensor([[140.0, -20.0], [torch.nan, torch.nan], [5.3, 50.9]], dtype=torch.float64)
+    encoder = PrestoEncoder(S2, 'dn', weights=state, **SMALL).eval()
+    (out,) = encoder(image, dates, valid, places)
+    for index, place in enumerate(((-20.0, 140.0), None, (50.9, 5.3))):
+        single = PrestoEncoder(S2, 'dn', weights=state, latlon=place, **SMALL).eval()
+        part = image[index : index + 1], dates[index : index + 1], valid[index : index + 1]
+        same(out[index], single(*part)[0][0])
+        same(out[index], encoder(*part, places[index : index + 1])[0][0])  # from the cache
+    hits = encoder.cache.hits
+    assert hits == 27
+    (moved,) = encoder(image, dates, valid, places.flip(0))
+    assert (moved[0] - out[0]).abs().max() > 1e-3
+    same(moved[1], out[1])
+    fixed = build(state)  # latlon overrides
+    same(fixed(image, dates, valid, places)[0], fixed(image, dates, valid)[0], 0)
+
+
+def test_model_passes_coordinates(state):
+    modality = Modality('s2', S2, 10.0, True, 'optical', 'dn')
+    torch.manual_seed(0)
+    spec = {'name': 'presto', 'pretrained': False} | SMALL
+    model = omnisat_tiny([modality], encoders={'s2': spec}).eval()
+    batch = dict(zip(modality.keys, series(side=4), strict=True))
+    located = batch | {'coordinates': torch.tensor([[5.0, 50.0], [torch.nan, torch.nan]], dtype=torch.float64)}
+    difference = (model(located).fused - model(batch).fused).abs().amax((1, 2))
+    assert difference[0] > 1e-4
+    assert difference[1] < 1e-5
+
+
 def test_cache_depends_on_content_and_weights(state):
     image, dates, valid = series()
     encoder = build(state)

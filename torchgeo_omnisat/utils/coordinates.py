@@ -1,0 +1,49 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Longitude and latitude of tiles."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+from torch import Tensor
+
+#: Key of longitude and latitude (WGS 84) of the centre of each tile in a batch, ``(B, 2)`` float64 in degrees.
+COORDINATES = 'coordinates'
+
+
+def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
+    """Return longitude and latitude of the centres of tiles.
+
+    Args:
+        bounds: ``(..., 9)`` in TorchGeo's order: xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres.
+        crs: CRS of the bounds, of pyproj, rasterio, or in any form that pyproj reads; x is easting or longitude.
+
+    Returns:
+        Longitude (-180 to 180) and latitude (-90 to 90) in degrees (WGS 84), ``(..., 2)`` float64; NaN where the bounds
+        are unknown or have no location in the CRS.
+    """
+    box = bounds.detach().cpu().double()
+    x, y = ((box[..., low] + box[..., low + 1]) / 2 for low in (0, 3))
+    unknown = torch.full((*box.shape[:-1], 2), torch.nan, dtype=torch.float64)
+    transformer = _to_degrees(crs)
+    if transformer is None:
+        return unknown
+    degrees = transformer.transform(x.flatten().numpy(), y.flatten().numpy())
+    found = torch.stack([torch.as_tensor(values, dtype=torch.float64) for values in degrees], -1).view_as(unknown)
+    longitude, latitude = found.unbind(-1)
+    longitude = torch.where(longitude.abs() <= 180, longitude, (longitude + 180) % 360 - 180)
+    known = found.isfinite().all(-1) & (latitude.abs() <= 90)
+    return torch.where(known.unsqueeze(-1), torch.stack([longitude, latitude], -1), unknown)
+
+
+@lru_cache(maxsize=64)
+def _to_degrees(crs: Any) -> Transformer | None:
+    """Return the transformer to longitude and latitude; None for a local CRS without a location."""
+    try:
+        return Transformer.from_crs(CRS.from_user_input(crs), 'EPSG:4326', always_xy=True)
+    except ProjError:
+        return None
