@@ -3,7 +3,6 @@
 
 """Pre-trained encoders: weights, bands, units, freezing; from local files of random weights."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchgeo.models import (
     ResNet18_Weights,
     ResNet50_Weights,
+    Swin_V2_B_Weights,
     Swin_V2_T_Weights,
     ViTSmall14_DINOv2_Weights,
     ViTSmall16_Weights,
@@ -30,6 +30,9 @@ from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import normalisation
 from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
+from .invariances import check_series
+from .tiny import shrink
+
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 S2 = Modality('s2', BANDS, 10.0, True, 'optical', 'dn')
 S1 = Modality('s1', ('VV', 'VH'), 10.0, True, 'radar', 'db')
@@ -38,6 +41,7 @@ RGB = Modality('spot', ('R', 'G', 'B'), 1.5, False, 'optical', 'dn')
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
     monkeypatch.setattr('torch.hub.get_dir', lambda: str(tmp_path / 'hub'))
 
 
@@ -244,6 +248,43 @@ def test_weights_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['vit_small_patch14_dinov2.lvd142m', 'vit_small_patch16_dinov3.lvd1689m'])
+def test_dino_of_timm_on_8_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two blocks, and an image that has to be padded."""
+    create, made = timm.create_model, []
+
+    def local(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        made.append(create(name, pretrained=False, depth=2, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(timm, 'create_model', local)
+    bgrn = Modality('spot', ('B', 'G', 'R', 'N'), 1.5, False, 'optical', 'dn')
+    built = encoder(bgrn, {'name': name, 'pretrained': True, 'units': 'native'}).eval()
+    source: Any = made[-1].eval()  # the second is that of the weights
+    eight, side = torch.rand(1, 4, 40, 47) * 255, 42 if 'patch14' in name else 48
+    config = source.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+    x = (eight[:, [2, 1, 0]] / 255 - mean) / std
+    x = nn.functional.pad(x, (0, -47 % built.strides[0], 0, side - 40), mode='replicate')
+    source.set_input_size(x.shape[-2:])
+    expected = source.forward_intermediates(x, indices=[0, 1], norm=True, intermediates_only=True)
+    for ours, theirs in zip(built(eight, torch.ones(1, dtype=torch.bool)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_naip_in_8_bits(local: Any) -> None:
+    source: Any = local('swin_v2_b', Swin_V2_B_Weights.NAIP_RGB_MI_SATLAS)
+    own = Modality('aerial', ('N', 'B', 'G', 'R'), 1.0, False, 'optical', 'dn')
+    built = encoder(own, {'name': 'swin_v2_b', 'weights': 'NAIP_RGB_MI_SATLAS'})
+    eight = torch.rand(1, 4, 64, 64) * 255
+    expected = source.forward_intermediates(eight[:, [3, 2, 1]] / 255, indices=[0, 1, 2, 3])
+    for ours, theirs in zip(built(eight, torch.ones(1, dtype=torch.bool)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    numbered = Modality('s2', ('B04', 'B03', 'B02'), 10.0, False, 'optical', 'dn')
+    with pytest.raises(ValueError, match=r"'dn'.*8 bit"):  # digital numbers of Sentinel-2 have 16 bits
+        encoder(numbered, {'name': 'swin_v2_b', 'weights': 'NAIP_RGB_MI_SATLAS'})
+
+
 def test_download_of_a_local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry's own way of downloading, from a ``file:`` URL."""
     torch.save(make_body('resnet18', 2).state_dict(), tmp_path / 'weights.pth')
@@ -262,15 +303,11 @@ def test_download_of_a_local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize('freeze', [True, 'but_last'])
-@pytest.mark.parametrize('name', ['resnet18', 'vit_small_patch16_224'])
-def test_frozen_weights_are_bit_equal_after_a_step(name: str, freeze: Any, local: Any, monkeypatch: Any) -> None:
-    entry = {
-        'resnet18': ResNet18_Weights.SENTINEL2_ALL_MOCO,
-        'vit_small_patch16_224': ViTSmall16_Weights.SENTINEL2_ALL_DINO,
-    }[name]
-    local(name, entry)
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto', 'vit_tiny_patch16_224', 'swin_v2_t'])
+def test_frozen_weights_are_bit_equal_after_a_step(name: str, freeze: Any) -> None:
     own = Modality('s2', ('B04', 'B08'), 10.0, False, 'optical', 'dn')
-    built = encoder(own, {'name': name, 'weights': entry.name, 'freeze': freeze}).train()
+    spec = {'name': name, 'weights': 'a.pth', 'bands': ['B8', 'B4', 'B3'], 'load': False, 'freeze': freeze}
+    built = encoder(own, spec).train()
     before = {key: value.clone() for key, value in built.body.state_dict().items()}
     head = nn.Conv2d(built.channels[-1], 1, 1)
     parameters = [p for p in [*built.parameters(), *head.parameters()] if p.requires_grad]
@@ -383,34 +420,12 @@ BACKBONES = ['resnet18', 'convnext_atto', 'vit_tiny_patch16_224', 'swin_tiny_pat
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_what_must_not_matter(name: str) -> None:
+def test_what_must_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding, the order of dates, the other samples, and what an invalid date contains."""
     torch.manual_seed(0)
+    create = timm.create_model
+    small = {'embed_dim': 16, 'depths': (1, 1, 1, 1), 'num_heads': (1, 2, 4, 8)} if 'swin' in name else {}
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: create(*args, **kwargs, **small))
     own = Modality('s2', ('B04', 'B08', 'B11'), 10.0, True)
     spec = {'name': name, 'weights': 'a.pth', 'bands': ['B8', 'B4', 'B3', 'B2'], 'load': False, 'width': 16}
-    built = encoder(own, spec).train()
-    for key, parameter in built.named_parameters():
-        if key.endswith(('.missing', '.extra')):
-            nn.init.normal_(parameter, std=0.1)
-    image, dates = torch.randn(2, 3, 3, 40, 40), torch.tensor([[18000, 18030, 18060], [18010, 18100, 18200]])
-    valid = torch.tensor([[True, True, False], [True, True, True]])
-    image[0, 0, 0, :8] = image[1, 1, :, 8:16] = torch.nan
-    expected = built(image, dates, valid)
-    assert all(m.isfinite().all() for m in expected)
-    assert [m.shape[-1] for m in expected] == [math.ceil(40 / stride) for stride in built.strides]
-
-    def same(maps: list[Tensor], samples: Any = slice(None)) -> None:
-        for a, b in zip(maps, expected, strict=True):
-            torch.testing.assert_close(a, b[samples], rtol=1e-4, atol=1e-4)
-
-    order = [2, 0, 1]
-    same(built(image[:, order], dates[:, order], valid[:, order]))
-    same(built(image[:1], dates[:1], valid[:1]), slice(1))
-    more = torch.cat([image, torch.full((2, 2, 3, 40, 40), torch.nan)], 1)
-    same(built(more, torch.cat([dates, dates[:, :2]], 1), torch.cat([valid, torch.zeros(2, 2, dtype=torch.bool)], 1)))
-    image[0, 2] = 1e4
-    same(built(image, dates, valid))
-    image[0, 2], valid[0, 2] = torch.nan, True
-    same(built(image, dates, valid))
-    nothing = built(image, dates, torch.zeros_like(valid))
-    assert all(m.isfinite().all() for m in nothing)
+    check_series(encoder(own, spec), 3)

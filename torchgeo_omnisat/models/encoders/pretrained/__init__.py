@@ -6,6 +6,6 @@
 Modules with registered encoders are imported here.
 """
 
-from . import presto, tessera
+from . import copernicusfm, croma, dofa, panopticon, presto, tessera
 
-__all__ = ('presto', 'tessera')
+__all__ = ('copernicusfm', 'croma', 'dofa', 'panopticon', 'presto', 'tessera')

@@ -47,6 +47,8 @@ class Native(NamedTuple):
         shift: Value that is subtracted from each band.
         scale: Value that each band is divided by afterwards.
         sentinel2: Whether numbered bands are those of Sentinel-2.
+        standardised: Whether ``shift`` and ``scale`` apply to images normalised by the statistics of the data.
+        clip: Range of the values after normalisation; None for any.
     """
 
     label: str
@@ -55,6 +57,8 @@ class Native(NamedTuple):
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     sentinel2: bool = False
+    standardised: bool = False
+    clip: tuple[float, float] | None = None
 
 
 def canonical(band: str) -> str:
@@ -139,6 +143,8 @@ class BandAdapter(nn.Module):
         own, theirs, rest = match_bands(modality, native)
         self.theirs, self.standardised, self.count = theirs, standardised, len(modality.bands)
         self.log = not standardised and modality.unit == 'power'
+        self.clip = native.clip
+        self.converts = not standardised or native.standardised
         for name, indices in (('known', own), ('rest', rest)):
             self.register_buffer(name, torch.tensor(indices, dtype=torch.int64), persistent=False)
         factor, limit = zip(
@@ -147,13 +153,15 @@ class BandAdapter(nn.Module):
         fixed = {
             'factor': factor,
             'limit': limit,
-            'shift': [native.shift[j] for j in theirs],
-            'scale': [native.scale[j] for j in theirs],
+            'shift': [native.shift[j] if self.converts else 0.0 for j in theirs],
+            'scale': [native.scale[j] if self.converts else 1.0 for j in theirs],
         }
         for name, values in fixed.items():
             self.register_buffer(name, _per_band(values), persistent=False)
         for name, value in (('mean', 0.0), ('std', 1.0), ('fill', 0.0)):
             self.register_buffer(name, _per_band([value] * len(own)))
+        if standardised:
+            self.fill.copy_(self._convert(torch.zeros_like(self.mean)))
 
     def _conversion(self, modality: Modality, native: Native, own: int, theirs: int) -> tuple[float, float]:
         if self.standardised:
@@ -189,14 +197,15 @@ class BandAdapter(nn.Module):
 
     def _convert(self, x: Tensor) -> Tensor:
         """Convert normalised values of the matched bands ``(..., K, H, W)``."""
-        if self.standardised:
+        if not self.converts:
             return x
         wide = torch.promote_types(x.dtype, torch.float32)
         raw = x.to(wide) * self.std.to(wide) + self.mean.to(wide)
         if self.log:
             raw = 10 * raw.clamp(min=1e-10).log10()
         raw = (raw * self.factor.to(wide)).minimum(self.limit.to(wide))
-        return ((raw - self.shift.to(wide)) / self.scale.to(wide)).to(x.dtype)
+        converted = (raw - self.shift.to(wide)) / self.scale.to(wide)
+        return (converted if self.clip is None else converted.clamp(*self.clip)).to(x.dtype)
 
     def forward(self, image: Float[Tensor, 's c h w']) -> Float[Tensor, 's d h w']:
         """Return the matched bands, the other bands and, if some are missing, the flags of missing bands.

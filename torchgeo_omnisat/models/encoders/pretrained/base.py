@@ -40,7 +40,7 @@ class AdaptedEncoder(nn.Module):
         pads: Whether images have to be padded.
     """
 
-    origin: Origin
+    origin: Origin | None
 
     def __init__(
         self,

@@ -173,8 +173,8 @@ def entry_source(name: str, entry: WeightsEnum) -> Source:
 def read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
     """Return the state dict of an entry of TorchGeo, which is downloaded once."""
     with _lock():
-        state: Mapping[str, Tensor] = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    return state
+        state: Mapping[str, Any] = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return flatten_state(state)
 
 
 def _lock() -> Any:
@@ -253,7 +253,20 @@ def read_file(path: Path) -> dict[str, Tensor]:
     for key in ('state_dict', 'model', 'teacher'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    state = flatten_state(content) if isinstance(content, dict) else {}
     if not state:
         raise ValueError(f'{path} holds no tensors, expected a state dict')
     return state
+
+
+def flatten_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of state dicts by name under names such as ``encoder.weight``.
+
+    Args:
+        content: State dict, or state dicts by name.
+    """
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if state:
+        return state
+    parts = {name: part for name, part in content.items() if isinstance(part, Mapping)}
+    return {f'{name}.{key}': v for name, part in parts.items() for key, v in part.items() if isinstance(v, Tensor)}

@@ -1,0 +1,192 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Weights and bands of the foundation models of TorchGeo that encode single images."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from ....modality import Modality
+from ..registry import Origin
+from .adapter import Native, canonical
+from .sources import find_entry, read_entry, read_file
+
+#: Polarisations of radar bands.
+POLARISATIONS = ('VV', 'VH', 'HH', 'HV')
+#: Maximum difference between the wavelength of a band and that of the same band in the pre-training, as a fraction.
+TOLERANCE = 0.03
+
+
+class Family(NamedTuple):
+    """Foundation model with weights in TorchGeo.
+
+    Attributes:
+        name: Name of the encoder.
+        entries: Entry of TorchGeo's weights by size; None if it has none.
+        licence: Licence of the weights, or where it is stated.
+        sensors: Sensors of the catalogue that it encodes.
+        patch: Patch size in pixels.
+        body: Function that returns the model of a size, for a modality, to count its parameters.
+    """
+
+    name: str
+    entries: Mapping[str, WeightsEnum | None]
+    licence: str
+    sensors: tuple[str, ...]
+    patch: int
+    body: Callable[[str, str], nn.Module]
+
+
+class Weights(NamedTuple):
+    """Weights of a foundation model.
+
+    Attributes:
+        size: Size of the model.
+        label: Name of the weights in errors.
+        address: File or URL; None for random weights.
+        licence: Licence; None if unknown.
+        read: Function that returns the state dict; it may download. None for random weights.
+    """
+
+    size: str
+    label: str
+    address: str | None = None
+    licence: str | None = None
+    read: Callable[[], Mapping[str, Tensor]] | None = None
+
+    def origin(self, tensors: int) -> Origin | None:
+        """Return the source of the weights; None for random weights."""
+        return None if self.address is None else Origin(self.label, tensors, self.address, self.licence)
+
+
+def find_weights(
+    modality: Modality, family: Family, size: str | None, weights: Any, pretrained: bool | None
+) -> Weights:
+    """Return the weights of a specification, without reading or downloading them.
+
+    Args:
+        modality: Modality in errors.
+        family: Foundation model.
+        size: Size of the model; None for that of the weights, or the first with weights.
+        weights: Entry of TorchGeo or its name, a file, or a folder of the Hugging Face hub.
+        pretrained: True for the weights of TorchGeo, False for random weights.
+
+    Raises:
+        ValueError: If neither is given, or there are no such weights.
+    """
+    sizes = [name for name, entry in family.entries.items() if entry is not None]
+    if size is not None and size not in family.entries:
+        raise ValueError(f'size of {family.name} is {size!r} for {modality.name!r}, expected {list(family.entries)}')
+    chosen = size or sizes[0]
+    if weights is None:
+        if pretrained is None:
+            raise ValueError(
+                f'encoder {family.name!r} of {modality.name!r} names no weights, expected pretrained: true to load '
+                f'those of TorchGeo, weights: {_names(family)} or a file, or pretrained: false for random weights'
+            )
+        if not pretrained:
+            return Weights(chosen, f'{family.name} ({chosen})')
+        weights = family.entries[chosen]
+        if weights is None:
+            raise ValueError(f'TorchGeo has no weights of {family.name} of size {chosen!r}, expected a size in {sizes}')
+    entry = _entry(family, chosen, weights)
+    if entry is not None:
+        found = next((name for name, own in family.entries.items() if own is entry), None)
+        if found is None or size not in (None, found):
+            raise ValueError(
+                f'weights {entry} do not fit {family.name} of size {chosen!r}, expected one of {_names(family)}'
+            )
+        return Weights(found, str(entry), entry.url, family.licence, lambda: read_entry(entry))
+    path = Path(str(weights)).expanduser()
+    if not path.exists() and path.suffix not in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin'):
+        raise ValueError(
+            f'weights {str(weights)!r} of the encoder of {modality.name!r} are unknown, expected a file, a folder of '
+            f'the Hugging Face hub or one of {_names(family)}'
+        )
+    return Weights(chosen, str(path), str(path), None, lambda: read_file(path))
+
+
+def _entry(family: Family, size: str, weights: Any) -> WeightsEnum | None:
+    if isinstance(weights, WeightsEnum) or '.' in str(weights):
+        return find_entry(None, weights)
+    own = family.entries[size]
+    return own if own is not None and own.name == str(weights) else None
+
+
+def _names(family: Family) -> list[str]:
+    return [str(entry) for entry in family.entries.values() if entry is not None]
+
+
+class BandStatistics(NamedTuple):
+    """Normalisation of a band in the pre-training.
+
+    Attributes:
+        nm: Central wavelength in nanometres; None for radar.
+        unit: Unit, a key of ``CONVERSIONS``.
+        mean: Mean in this unit.
+        std: Standard deviation in this unit.
+    """
+
+    nm: float | None
+    unit: str
+    mean: float
+    std: float
+
+
+def band_wavelengths(modality: Modality, label: str) -> dict[int, float | str]:
+    """Return the polarisation of each radar band, and the wavelength in nanometres of each other band, by index.
+
+    Args:
+        modality: Modality.
+        label: Name of the weights in errors.
+
+    Raises:
+        ValueError: If no band has either.
+    """
+    known: dict[int, float | str] = {}
+    for index, band in enumerate(modality.bands):
+        name = canonical(band)
+        if name in POLARISATIONS:
+            known[index] = name
+        elif modality.wavelengths is not None and modality.kind != 'radar':
+            known[index] = modality.wavelengths[index]
+    if not known:
+        raise ValueError(
+            f'bands {list(modality.bands)} of {modality.name!r} have no wavelengths, by which {label} reads bands: '
+            f'expected wavelengths of the modality in nanometres, or bands named {list(POLARISATIONS)}'
+        )
+    return known
+
+
+def spectral_native(
+    modality: Modality, label: str, known: Iterable[int], statistics: Mapping[str, BandStatistics]
+) -> Native:
+    """Return the input of weights that read any band by its wavelength.
+
+    The unit of a band is None unless its name and its wavelength are those of a band in the pre-training.
+
+    Args:
+        modality: Modality.
+        label: Name of the weights in errors.
+        known: Indices of the bands with a wavelength or polarisation.
+        statistics: Normalisation of the bands in the pre-training by name.
+    """
+    bands, found = [], []
+    for index in known:
+        bands.append(modality.bands[index])
+        own = statistics.get(canonical(modality.bands[index]))
+        nm = modality.wavelengths[index] if modality.wavelengths else None
+        if own is not None and own.nm is not None and (nm is None or abs(nm - own.nm) > TOLERANCE * own.nm):
+            own = None
+        found.append(own)
+    return Native(
+        label,
+        tuple(bands),
+        tuple(own and own.unit for own in found),
+        tuple(own.mean if own else 0.0 for own in found),
+        tuple(own.std if own else 1.0 for own in found),
+    )
