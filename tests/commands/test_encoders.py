@@ -38,6 +38,28 @@ def test_pixel_encoders_are_listed() -> None:
     assert {(round(row.parameters / 1e6), row.licence) for row in rows.values()} == {(44, 'cc0-1.0')}
 
 
+def test_foundation_models_are_listed() -> None:
+    rows = {(row.sensor, row.weights): row for row in catalogue()}
+    found = {key: (round(row.parameters / 1e6), row.strides, row.licence) for key, row in rows.items()}
+    assert found['s1', 'CROMABase_Weights.CROMA_VIT'] == (43, '8', 'mit')
+    assert found['s2', 'CROMABase_Weights.CROMA_VIT'] == (86, '8', 'mit')
+    assert found['rgb', 'DOFABase16_Weights.DOFA_MAE'] == (111, '16', 'cc-by-4.0')
+    assert found['s2', 'DOFALarge16_Weights.DOFA_MAE'][0] > 300
+    assert found['landsat', 'Panopticon_Weights.VIT_BASE14'][1:] == (
+        '14',
+        'see https://github.com/Panopticon-FM/panopticon',
+    )
+    assert found['s1', 'CopernicusFM_Base_Weights.CopernicusFM_ViT'][2] == 'cc-by-4.0'
+
+
+def test_licences_of_repositories_are_stated() -> None:
+    rows = {(row.name, row.weights): row.licence for row in catalogue()}
+    assert rows['resnet18', 'SENTINEL2_ALL_MOCO'] == 'cc-by-4.0'
+    assert rows['swin_v2_t', 'SENTINEL2_MI_MS_SATLAS'] == 'odc-by'
+    assert rows['resnet50', 'LANDSAT_OLI_SR_MOCO'] == 'cc0-1.0'
+    assert rows['resnet50', 'SENTINEL2_ALL_SOFTCON'] == 'see https://github.com/zhu-xlab/softcon'
+
+
 def test_restricted_licences_are_marked() -> None:
     rows = {row.name: row for row in catalogue('rgb')}
     assert rows['convnext_tiny.dinov3_lvd1689m'].licence.endswith('*')

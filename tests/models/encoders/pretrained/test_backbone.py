@@ -381,7 +381,7 @@ def test_fit_says_what_was_loaded_and_a_checkpoint_loads_offline(
     (line,) = [record.message for record in caplog.records if record.message.startswith('Encoders: ')]
     tensors = len(make_body('resnet18', 13).state_dict())
     assert f's2: {tensors} tensors of resnet18: ResNet18_Weights.SENTINEL2_ALL_MOCO from https://hf.co/' in line
-    assert 'licence: see https://github.com/zhu-xlab/SSL4EO-S12' in line
+    assert 'licence: cc-by-4.0' in line
     assert 'spot: random weights' in line
     trainer.save_checkpoint(tmp_path / 'a.ckpt')
     monkeypatch.setattr(ResNet18_Weights, 'get_state_dict', download)

@@ -4,7 +4,8 @@
 """Foundation models of single images: maps, bands, units and weights, from random weights of small variants."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +25,15 @@ from torchgeo.models.croma import get_2dalibi
 from torchgeo.models.dofa import DOFA
 
 from torchgeo_omnisat import Modality
-from torchgeo_omnisat.models import omnisat_tiny
+from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
 from torchgeo_omnisat.models.encoders.pretrained import copernicusfm, croma, dofa
 from torchgeo_omnisat.models.encoders.pretrained.adapter import TCI, TCI_DN
 from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import read_file
 
-from .invariances import check_images, check_series
+from ...conftest import MODALITIES, S2
+from .invariances import INVARIANCES, check_images, check_series
+from .invariances import check as check_model
 from .tiny import DEPTH, WIDTH, shrink, small_panopticon
 
 #: Sentinel-2 bands with their wavelengths.
@@ -255,6 +258,23 @@ def test_invariance(name: str) -> None:
     assert isinstance(series, PerDate)
     check_series(series, 3)
     check_images(encoder(optical('B04', 'B08', 'B11'), spec), 3)
+
+
+@pytest.fixture(scope='module', params=[('dofa', 'croma'), ('copernicusfm', 'panopticon')], ids='+'.join)
+def segmenter(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+    s2, s1 = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        torch.manual_seed(0)
+        waves = tuple(WAVES[band] for band in S2.bands)
+        modalities = {**MODALITIES, 's2': replace(S2, wavelengths=waves)}
+        specs = {name: {'name': own, 'pretrained': False, **SPECS[own]} for name, own in (('s2', s2), ('s1a', s1))}
+        yield OmniSatSegmenter(omnisat_tiny(modalities, encoders=specs), num_classes=5, label_gsd=10.0)
+
+
+@pytest.mark.parametrize('name', INVARIANCES)
+def test_models_with_two_of_them(name: str, segmenter: nn.Module) -> None:
+    check_model(name, segmenter)
 
 
 @pytest.mark.parametrize('freeze', [True, 'but_last'])

@@ -14,9 +14,11 @@ from huggingface_hub import try_to_load_from_cache
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
+from . import copernicusfm, croma, dofa, panopticon
 from .backbone import TORCHVISION, make_body
 from .base import feature_info
-from .sources import entry_source
+from .foundation import Family
+from .sources import entry_source, licence_of
 from .tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 
 #: Tags of timm that the best published results on aerial and SPOT images use; timm has thousands more.
@@ -32,7 +34,9 @@ TAGS = (
 #: Sensors of the catalogue.
 SENSORS = ('s2', 's1', 'rgb', 'landsat')
 #: Beginnings of licences that are not restricted.
-_OPEN = ('apache', 'mit', 'bsd', 'cc-by-4', 'cc0')
+_OPEN = ('apache', 'mit', 'bsd', 'cc-by-4', 'cc0', 'odc-by', 'see ')
+#: Foundation models of single images.
+FAMILIES: tuple[Family, ...] = (croma.FAMILY, dofa.FAMILY, panopticon.FAMILY, copernicusfm.FAMILY)
 
 
 class Row(NamedTuple):
@@ -66,7 +70,9 @@ def catalogue(sensor: str | None = None) -> list[Row]:
         sensor: One of :data:`SENSORS`; None for all.
     """
     return sorted(
-        row for row in (*_presto(), *_tessera(), *_entries(sensor), *_timm(sensor)) if sensor in (None, row.sensor)
+        row
+        for row in (*_presto(), *_tessera(), *_foundation(sensor), *_entries(sensor), *_timm(sensor))
+        if sensor in (None, row.sensor)
     )
 
 
@@ -91,8 +97,37 @@ def _entry(name: str, entry: WeightsEnum) -> Row:
     bands = source.native.bands
     parameters, strides = _size(name, len(bands), source.image_size)
     text = ' '.join(bands) if len(bands) < 4 else f'{len(bands)}: {bands[0]} .. {bands[-1]}'
-    file = cache_folder() / 'checkpoints' / entry.url.rpartition('/')[2]
-    return Row(_sensor(entry.name), name, entry.name, text, parameters, strides, source.licence or '', file.is_file())
+    licence = _marked(source.licence)
+    return Row(_sensor(entry.name), name, entry.name, text, parameters, strides, licence, _on_disk(entry))
+
+
+def _on_disk(entry: WeightsEnum) -> bool:
+    return (cache_folder() / 'checkpoints' / entry.url.rpartition('/')[2]).is_file()
+
+
+def _marked(licence: str | None) -> str:
+    """Return a licence with a mark if it is restricted."""
+    text = licence or 'not stated'
+    return text if text.lower().startswith(_OPEN) else f'{text} *'
+
+
+def _foundation(sensor: str | None) -> Iterator[Row]:
+    for family in FAMILIES:
+        for size, entry in family.entries.items():
+            for own, bands in family.bands.items() if entry is not None else ():
+                if entry is not None and sensor in (None, own):
+                    count, stride = _family_size(family.name, size, own)
+                    licence = _marked(licence_of(entry))
+                    yield Row(own, family.name, str(entry), bands, count, stride, licence, _on_disk(entry))
+
+
+@cache
+def _family_size(name: str, size: str, sensor: str) -> tuple[int, str]:
+    """Return the number of parameters and the stride of a foundation model, without memory for its weights."""
+    family = next(family for family in FAMILIES if family.name == name)
+    with torch.device('meta'):
+        body = family.body(size, sensor)
+    return sum(p.numel() for p in body.parameters()), str(body.patch)
 
 
 def _sensor(name: str) -> str:
@@ -107,9 +142,8 @@ def _timm(sensor: str | None) -> Iterator[Row]:
             continue  # of another version of timm
         parameters, strides = _size(tag, 3)
         hub = config.hf_hub_id and try_to_load_from_cache(config.hf_hub_id, 'model.safetensors')
-        licence = config.license or 'not stated'
-        marked = licence if licence.startswith(_OPEN) else f'{licence} *'
-        yield Row('rgb', tag, 'pretrained: true', 'R G B', parameters, strides, marked, isinstance(hub, str))
+        licence = _marked(config.license)
+        yield Row('rgb', tag, 'pretrained: true', 'R G B', parameters, strides, licence, isinstance(hub, str))
 
 
 def _presto() -> Iterator[Row]:

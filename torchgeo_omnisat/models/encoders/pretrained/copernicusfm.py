@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.models import CopernicusFM_Base_Weights, copernicusfm_base
 from torchgeo.models.copernicusfm import CopernicusFM
 
@@ -96,17 +96,15 @@ class CopernicusFMBody(TokenBody):
         return encoded[:, None].to(x.dtype)
 
 
-def _body(size: str, sensor: str) -> nn.Module:
+def _body(size: str, sensor: str) -> TokenBody:
     return CopernicusFMBody(SIZES[size](), RADAR[:1], RADAR[1:], None)
 
 
-#: Weights of Copernicus-FM. Licence in https://github.com/zhu-xlab/Copernicus-FM/tree/main/Copernicus-FM.
+#: Weights of Copernicus-FM.
 FAMILY = Family(
     'copernicusfm',
     {'base': CopernicusFM_Base_Weights.CopernicusFM_ViT},
-    'cc-by-4.0',
-    ('s2', 's1', 'landsat'),
-    16,
+    dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
     _body,
 )
 

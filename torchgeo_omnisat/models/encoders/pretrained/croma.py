@@ -35,7 +35,7 @@ HEADS, PATCH = 16, 8
 _PARTS = {'sar': 's1_encoder', 'optical': 's2_encoder'}
 
 
-def _body(size: str, sensor: str) -> nn.Module:
+def _body(size: str, sensor: str) -> TokenBody:
     half = 'sar' if sensor == 's1' else 'optical'
     width, depth = SIZES[size]
     return CROMABody(len(BANDS[half]), width, depth if half == 'optical' else depth // 2)
@@ -82,13 +82,11 @@ class CROMABody(TokenBody):
         return (-self.slopes.float().view(1, -1, 1, 1) * distance).to(tokens.dtype)
 
 
-#: Weights of CROMA. Licence of https://huggingface.co/torchgeo/croma.
+#: Weights of CROMA.
 FAMILY = Family(
     'croma',
     {'base': CROMABase_Weights.CROMA_VIT, 'large': CROMALarge_Weights.CROMA_VIT},
-    'mit',
-    ('s2', 's1'),
-    PATCH,
+    {'s2': '12: B1 .. B12', 's1': 'VV VH'},
     _body,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.models import (
     DOFABase16_Weights,
     DOFALarge16_Weights,
@@ -79,17 +79,15 @@ class DOFABody(TokenBody):
         return prepend_class_token(tokens, self.cls_token, self.pos_embed, grid)
 
 
-def _body(size: str, sensor: str) -> nn.Module:
+def _body(size: str, sensor: str) -> TokenBody:
     return DOFABody(SIZES[size](), (RADAR,))
 
 
-#: Weights of DOFA. Licence of https://huggingface.co/torchgeo/dofa.
+#: Weights of DOFA.
 FAMILY = Family(
     'dofa',
     {'small': None, 'base': DOFABase16_Weights.DOFA_MAE, 'large': DOFALarge16_Weights.DOFA_MAE, 'huge': None},
-    'cc-by-4.0',
-    ('s2', 's1', 'rgb', 'landsat'),
-    16,
+    dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
     _body,
 )
 

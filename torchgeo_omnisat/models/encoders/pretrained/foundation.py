@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from ....modality import Modality
 from ..registry import Origin
 from .adapter import Native, canonical
-from .sources import find_entry, read_entry, read_file
+from .sources import find_entry, licence_of, read_entry, read_file
+from .tokens import TokenBody
 
 #: Polarisations of radar bands.
 POLARISATIONS = ('VV', 'VH', 'HH', 'HV')
@@ -27,18 +28,14 @@ class Family(NamedTuple):
     Attributes:
         name: Name of the encoder.
         entries: Entry of TorchGeo's weights by size; None if it has none.
-        licence: Licence of the weights, or where it is stated.
-        sensors: Sensors of the catalogue that it encodes.
-        patch: Patch size in pixels.
-        body: Function that returns the model of a size, for a modality, to count its parameters.
+        bands: Description of the bands by sensor of the catalogue.
+        body: Function of the size and the sensor that returns the model, to count its parameters.
     """
 
     name: str
     entries: Mapping[str, WeightsEnum | None]
-    licence: str
-    sensors: tuple[str, ...]
-    patch: int
-    body: Callable[[str, str], nn.Module]
+    bands: Mapping[str, str]
+    body: Callable[[str, str], TokenBody]
 
 
 class Weights(NamedTuple):
@@ -100,7 +97,7 @@ def find_weights(
             raise ValueError(
                 f'weights {entry} do not fit {family.name} of size {chosen!r}, expected one of {_names(family)}'
             )
-        return Weights(found, str(entry), entry.url, family.licence, lambda: read_entry(entry))
+        return Weights(found, str(entry), entry.url, licence_of(entry), lambda: read_entry(entry))
     path = Path(str(weights)).expanduser()
     if not path.exists() and path.suffix not in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin'):
         raise ValueError(

@@ -73,7 +73,7 @@ class PanopticonBody(TokenBody):
         return whole & ~whole.all(1, keepdim=True)
 
 
-def _body(size: str, sensor: str) -> nn.Module:
+def _body(size: str, sensor: str) -> TokenBody:
     return PanopticonBody(SIZES[size](), (-1.0,))
 
 
@@ -81,9 +81,7 @@ def _body(size: str, sensor: str) -> nn.Module:
 FAMILY = Family(
     'panopticon',
     {'base': Panopticon_Weights.VIT_BASE14},
-    'see https://github.com/Panopticon-FM/panopticon',
-    ('s2', 's1', 'rgb', 'landsat'),
-    14,
+    dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
     _body,
 )
 

@@ -22,6 +22,18 @@ from .adapter import Native
 
 #: Names of the file of tensors in a folder of the Hugging Face hub.
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+#: Licence of the weights of a repository, which TorchGeo's entries name but do not state.
+LICENCES = {
+    'https://github.com/zhu-xlab/SSL4EO-S12': 'cc-by-4.0',  # README.md: "The dataset and pretrained model weights"
+    'https://github.com/zhu-xlab/Copernicus-FM': 'cc-by-4.0',  # Copernicus-FM/README.md: "The model weights"
+    'https://github.com/zhu-xlab/DOFA': 'cc-by-4.0',  # card of https://huggingface.co/torchgeo/dofa
+    'https://github.com/zhu-xlab/DeCUR': 'apache-2.0',  # README.md: "This project"
+    'https://github.com/DarthReca/closp': 'apache-2.0',  # README.md: "This project"
+    'https://github.com/allenai/satlas': 'odc-by',  # SatlasPretrain.md: "The models are released under"
+    'https://github.com/allenai/satlaspretrain_models': 'odc-by',  # the same page, which names this repository
+    'https://github.com/antofuller/CROMA': 'mit',  # card of https://huggingface.co/torchgeo/croma
+    'https://github.com/torchgeo/torchgeo': 'cc0-1.0',  # card of https://huggingface.co/torchgeo/ssl4eo_landsat
+}
 _S1 = {'VV', 'VH', 'HH', 'HV'}
 
 
@@ -166,8 +178,15 @@ def entry_source(name: str, entry: WeightsEnum) -> Source:
         raise ValueError(f'{entry} states no bands, expected weights of a convolutional or transformer backbone')
     shift, scale = normalisation(entry.transforms, len(bands))
     native = Native(str(entry), bands, _units(entry, bands), shift, scale, entry.name.startswith('SENTINEL2'))
-    licence = meta.get('license') or (f'see {meta["repo"]}' if 'repo' in meta else None)
+    licence = licence_of(entry)
     return Source(name, native, False, entry.url, licence, lambda: read_entry(entry), meta.get('img_size'))
+
+
+def licence_of(entry: WeightsEnum) -> str | None:
+    """Return the licence of an entry of TorchGeo, or the repository that states it; None if there is neither."""
+    meta = entry.meta
+    licence: str | None = meta.get('license') or LICENCES.get(meta.get('repo', ''))
+    return licence or (f'see {meta["repo"]}' if 'repo' in meta else None)
 
 
 def read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
