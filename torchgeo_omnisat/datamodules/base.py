@@ -57,6 +57,11 @@ _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'pr
 LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
+#: Arguments of datasets that a datamodule sets itself, and its choices of *missing*.
+NOT_PASSED = ('split', 'folds', 'exclude', 'transforms')
+MISSING = Literal['error', 'allow']
+
+
 class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     """Datamodule base class for samples with several modalities.
 

@@ -5,15 +5,17 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
+from ..datasets.arguments import check_choice
 from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, flair_class_names
 from ..modality import Modality
-from .base import MultimodalDataModule
+from ..utils.signatures import with_arguments_of
+from .base import MISSING, NOT_PASSED, MultimodalDataModule
 from .statistics import BandMoments
 
 
@@ -29,54 +31,20 @@ class FLAIRDataModule(MultimodalDataModule):
     patch_size = 10.24
     label_gsd = FLAIR.label_gsd
 
-    def __init__(
-        self,
-        root: str = 'data',
-        modalities: tuple[str, ...] | None = None,
-        bands: dict[str, tuple[str, ...]] | None = None,
-        num_classes: int = 13,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        max_dates: int | None = None,
-        missing: Literal['error', 'allow'] = 'error',
-        download: bool = False,
-        checksum: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    @with_arguments_of(FLAIR, without=NOT_PASSED, missing=MISSING)
+    def __init__(self, root: str = 'data', *, num_classes: int = 13, **kwargs: Any) -> None:
         """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.FLAIR`).
-            modalities: ``'aerial'``, ``'s2'`` or both; None for all that *root* contains.
-            bands: Bands to read by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13, of which ``'other'``, the last, is ignored, or 19.
-            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
-            cloud_cover: Fraction of such pixels from which a date is invalid.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            missing: How to handle missing images: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
-            download: Whether to download the files of a stage.
-            checksum: Whether to check the MD5 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If *num_classes* is neither 13 nor 19.
         """
-        if num_classes not in (13, 19):
-            raise ValueError(f'num_classes is {num_classes!r}, expected one of [13, 19]')
-        super().__init__(
-            FLAIR,
-            root=root,
-            modalities=modalities,
-            bands=bands,
-            num_classes=num_classes,
-            cloud_probability=cloud_probability,
-            cloud_cover=cloud_cover,
-            max_dates=max_dates,
-            missing=missing,
-            download=download,
-            checksum=checksum,
-            **kwargs,
-        )
+        check_choice(num_classes=(num_classes, (13, 19)))
+        super().__init__(FLAIR, root=root, num_classes=num_classes, **kwargs)
         self.num_classes = num_classes
         self.labels = list(flair_class_names(num_classes))
         self.ignore_index = 12 if num_classes == 13 else None

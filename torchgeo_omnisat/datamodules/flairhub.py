@@ -3,7 +3,7 @@
 
 """Datamodule of FLAIR-HUB."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torchgeo.datamodules import flair as published
 
@@ -11,7 +11,8 @@ from ..datasets import FLAIRHUBMultimodal
 from ..datasets.arguments import check_choice
 from ..datasets.flairhub import SPLITS, TYPES, ignored, palette
 from ..modality import Modality
-from .base import MultimodalDataModule
+from ..utils.signatures import with_arguments_of
+from .base import MISSING, NOT_PASSED, MultimodalDataModule
 from .statistics import BandMoments
 
 #: Mean and standard deviation of single images, as published in TorchGeo.
@@ -33,64 +34,25 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
     patch_size = 10.24
     label_gsd = FLAIRHUBMultimodal.label_gsd
 
+    @with_arguments_of(FLAIRHUBMultimodal, without=NOT_PASSED, missing=MISSING)
     def __init__(
-        self,
-        root: str = 'data',
-        modalities: tuple[str, ...] | None = None,
-        bands: dict[str, tuple[str, ...]] | None = None,
-        domains: tuple[str, ...] | None = None,
-        split_column: str = 'split_1',
-        dataset_type: str = 'land_cover',
-        decibels: bool = False,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        max_dates: int | None = None,
-        missing: Literal['error', 'allow'] = 'error',
-        download: bool = False,
-        checksum: bool = False,
-        **kwargs: Any,
+        self, root: str = 'data', *, split_column: str = 'split_1', dataset_type: str = 'land_cover', **kwargs: Any
     ) -> None:
         """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see
                 :class:`~torchgeo_omnisat.datasets.FLAIRHUBMultimodal`).
-            modalities: Names of the modalities; None for all that *root* contains.
-            bands: Bands to read by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
-            domains: Domains and years such as ``('D004-2021',)``; None for all that *root* contains.
             split_column: Official split, such as ``'split_1'``.
             dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or
                 ``'crop_type_3'``.
-            decibels: Whether Sentinel-1 is stored in dB and not as power.
-            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
-            cloud_cover: Fraction of such pixels from which a date is invalid.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            missing: How to handle missing images: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
-            download: Whether to download missing archives.
-            checksum: Whether to check the SHA-256 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If *split_column* or *dataset_type* is unknown.
         """
         check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
-        super().__init__(
-            FLAIRHUBMultimodal,
-            root=root,
-            modalities=modalities,
-            bands=bands,
-            domains=domains,
-            split_column=split_column,
-            dataset_type=dataset_type,
-            decibels=decibels,
-            cloud_probability=cloud_probability,
-            cloud_cover=cloud_cover,
-            max_dates=max_dates,
-            missing=missing,
-            download=download,
-            checksum=checksum,
-            **kwargs,
-        )
+        super().__init__(FLAIRHUBMultimodal, root=root, split_column=split_column, dataset_type=dataset_type, **kwargs)
         self.labels = list(palette(dataset_type).labels)
         self.num_classes = len(self.labels)
         self.ignore_index = ignored(dataset_type)

@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..batch import collate
-from ..datasets.arguments import name_classes
+from ..datasets.arguments import check_choice, name_classes
 from ..datasets.chips.dataset import ImageChips
 from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
 from ..datasets.geo.config import facts_of, image_dataset, label_dataset
@@ -34,7 +34,8 @@ from ..grid import Grid
 from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
-from .base import LABELS, MultimodalDataModule
+from ..utils.signatures import with_arguments_of
+from .base import LABELS, MISSING, MultimodalDataModule
 from .statistics import settings_group
 
 #: Splits, in the order of fractions.
@@ -148,7 +149,77 @@ def _boxes(name: str, boxes: Any) -> Any:
     return shapely.union_all([shapely.box(*box) for box in several])
 
 
-class MultimodalGeoDataModule(MultimodalDataModule):
+class RastersDataModule(MultimodalDataModule):
+    """Base class of the datamodules of the user's own rasters."""
+
+    ignore_index: int
+    published = False
+    #: Remaining tiles of an interrupted prediction, see :class:`.GeoTIFFWriter`; None if maps are not tiled.
+    plan: Any = None
+
+    def __init__(
+        self,
+        dataset_class: Any,
+        root: str = 'data',
+        rasters: dict[str, dict[str, Any]] | None = None,
+        mask: dict[str, Any] | None = None,
+        labels: list[str] | None = None,
+        num_classes: int | None = None,
+        ignore_index: int = 255,
+        colors: list[str] | None = None,
+        modalities: tuple[str, ...] | None = None,
+        patch_size: float = 40.0,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize without reading files.
+
+        Args:
+            dataset_class: Class of the dataset.
+            root: Directory of the data and of their statistics.
+            rasters: Settings by name of the modality.
+            mask: Settings of the labels; None for pre-training or prediction.
+            labels: Names of the classes; defaults to those of ``classes``.
+            num_classes: Number of classes; defaults to that of *labels*.
+            ignore_index: Value of pixels without a label.
+            colors: Colour of each class, for figures and maps.
+            modalities: Names of the *rasters* to use; None for all.
+            patch_size: Side of a token on the ground in metres.
+            **kwargs: Arguments of :class:`.MultimodalDataModule`.
+
+        Raises:
+            ValueError: If an argument is invalid.
+        """
+        super().__init__(dataset_class, **kwargs)
+        if self.kwargs:
+            raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
+        self.given_rasters = dict(rasters or {})
+        self.check_names(modalities=modalities)
+        if not rasters:
+            raise ValueError("rasters is empty, expected settings by name such as {'s2': {'path': 's2', 'gsd': 10}}")
+        self.root = Path(root).expanduser()
+        self.rasters = {name: dict(rasters[name]) for name in modalities or rasters}
+        self.mask = mask
+        if labels is None and mask and mask.get('classes'):
+            labels = class_names(mask['classes'], mask.get('other'))
+        self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
+        self.num_classes = len(self.labels)
+        refuse_ignored_class(self.labels, ignore_index)
+        self.ignore_index = ignore_index
+        self.colors = colors
+        self.patch_size = patch_size
+
+    def check_names(self, **arguments: tuple[str, ...] | None) -> None:
+        """Raise ValueError for names of modalities that are not among the rasters.
+
+        Args:
+            **arguments: Names by argument; None for all.
+        """
+        for argument, names in arguments.items():
+            if isinstance(names, str) or not set(names or ()) <= set(self.given_rasters):
+                raise ValueError(f'{argument} is {names!r}, expected some of the rasters {list(self.given_rasters)}')
+
+
+class MultimodalGeoDataModule(RastersDataModule):
     """Datamodule of rasters of a region, with spatial splits, and prediction of one map.
 
     All arguments are plain values, so that a YAML file can contain them:
@@ -169,24 +240,15 @@ class MultimodalGeoDataModule(MultimodalDataModule):
     all rasters, or *predict_area*.
     """
 
-    ignore_index: int
-    published = False
-    #: Remaining tiles of an interrupted prediction, instead of :attr:`tiling`.
-    plan: Any = None
-
+    @with_arguments_of(RastersDataModule, without=('dataset_class',))
     def __init__(
         self,
         root: str = 'data',
         rasters: dict[str, dict[str, Any]] | None = None,
         mask: dict[str, Any] | None = None,
-        labels: list[str] | None = None,
-        num_classes: int | None = None,
-        ignore_index: int = 255,
-        colors: list[str] | None = None,
-        modalities: tuple[str, ...] | None = None,
+        *,
         required: tuple[str, ...] = (),
         crs: str | None = None,
-        patch_size: float = 40.0,
         label_gsd: float | None = None,
         tile_size: float = 320.0,
         length: int | None = None,
@@ -208,14 +270,8 @@ class MultimodalGeoDataModule(MultimodalDataModule):
                 ``classes`` maps codes to names, such as ``{10: tree, 20: shrub}``, and ``other`` is the class of
                 all other codes. Training is restricted to the area of the labels. None for pre-training
                 or prediction.
-            labels: Names of the classes; defaults to those of ``classes``.
-            num_classes: Number of classes; defaults to that of *labels*.
-            ignore_index: Value of pixels without a label.
-            colors: Colour of each class, for figures and maps.
-            modalities: Names of the *rasters* to use; None for all.
             required: Modalities that tiles must have; other areas are excluded.
             crs: CRS of tiles and maps, in metres; defaults to the first such CRS of the labels and *rasters*.
-            patch_size: Side of a token on the ground in metres.
             label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.
@@ -230,28 +286,10 @@ class MultimodalGeoDataModule(MultimodalDataModule):
         Raises:
             ValueError: If an argument is invalid.
         """
-        super().__init__(GeoTiles, **kwargs)
-        if self.kwargs:
-            raise TypeError(f'got an unexpected keyword argument {next(iter(self.kwargs))!r}')
-        known = list(rasters or {})
-        for what, names in (('modalities', modalities), ('required', required)):
-            if isinstance(names, str) or not set(names or ()) <= set(known):
-                raise ValueError(f'{what} is {names!r}, expected some of the rasters {known}')
-        if not rasters:
-            raise ValueError("rasters is empty, expected settings by name such as {'s2': {'path': 's2', 'gsd': 10}}")
-        self.root = Path(root).expanduser()
-        self.rasters = {name: dict(rasters[name]) for name in modalities or known}
-        self.mask = mask
-        if labels is None and mask and mask.get('classes'):
-            labels = class_names(mask['classes'], mask.get('other'))
-        self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
-        self.num_classes = len(self.labels)
-        refuse_ignored_class(self.labels, ignore_index)
-        self.ignore_index = ignore_index
-        self.colors = colors
+        super().__init__(GeoTiles, root, rasters, mask, **kwargs)
+        self.check_names(required=required)
         self.required = tuple(required)
         self.crs = crs
-        self.patch_size = patch_size
         self.tile_size = float(tile_size)
         self.length = length
         self.split = split or {'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}
@@ -502,7 +540,7 @@ class MultimodalGeoDataModule(MultimodalDataModule):
 CHECKED_MASKS = 20
 
 
-class ChipsDataModule(MultimodalDataModule):
+class ChipsDataModule(RastersDataModule):
     """Datamodule of image chips, with masks of the same names, with or without a CRS.
 
     All arguments are plain values, so that a YAML file can contain them:
@@ -519,28 +557,20 @@ class ChipsDataModule(MultimodalDataModule):
     Files of the same name are one chip. No pixel is resampled. ``predict`` writes a map for each chip in its CRS.
     """
 
-    ignore_index: int
-    published = False
     max_counted = None
-    #: Attribute that enables maps in `predict`, see :class:`.GeoTIFFWriter`; None, because chips are not tiled.
-    plan: Any = None
 
+    @with_arguments_of(RastersDataModule, without=('dataset_class',))
     def __init__(
         self,
         root: str = 'data',
         rasters: dict[str, dict[str, Any]] | None = None,
         mask: dict[str, Any] | None = None,
-        labels: list[str] | None = None,
-        num_classes: int | None = None,
-        ignore_index: int = 255,
-        colors: list[str] | None = None,
-        modalities: tuple[str, ...] | None = None,
-        patch_size: float = 40.0,
+        *,
         tile_size: float | None = None,
         label_gsd: float | None = None,
         split: dict[str, Any] | None = None,
         predict_split: Literal['train', 'val', 'test', 'all'] = 'test',
-        missing: Literal['error', 'allow'] = 'allow',
+        missing: MISSING = 'allow',
         **kwargs: Any,
     ) -> None:
         """Initialize without reading files.
@@ -552,12 +582,6 @@ class ChipsDataModule(MultimodalDataModule):
                 ``filename_regex``, the group ``id`` is the chip, and the group ``date`` the date in a time series.
             mask: Settings of the masks: ``path``, ``classes``, ``other`` and others. None for pre-training or
                 prediction.
-            labels: Names of the classes; defaults to those of ``classes``.
-            num_classes: Number of classes; defaults to that of *labels*.
-            ignore_index: Value of pixels without a label.
-            colors: Colour of each class, for figures and maps.
-            modalities: Names of the *rasters* to use; None for all.
-            patch_size: Side of a token on the ground in metres.
             tile_size: Side in metres of a square at the centre of each chip; by default samples are whole chips,
                 which must have the same size.
             label_gsd: GSD of labels and maps in metres, a multiple of that of the masks, the default.
@@ -571,32 +595,19 @@ class ChipsDataModule(MultimodalDataModule):
         Raises:
             ValueError: If an argument is invalid.
         """
-        if isinstance(modalities, str) or not set(modalities or ()) <= set(rasters or {}):
-            raise ValueError(f'modalities is {modalities!r}, expected some of the rasters {list(rasters or {})}')
-        if predict_split not in (*SPLITS, 'all'):
-            raise ValueError(f'predict_split is {predict_split!r}, expected one of {[*SPLITS, "all"]}')
-        if labels is None and mask and mask.get('classes'):
-            labels = class_names(mask['classes'], mask.get('other'))
-        self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
-        super().__init__(
-            ImageChips,
-            root=root,
-            rasters={name: dict((rasters or {})[name]) for name in modalities or rasters or {}},
-            mask=mask,
-            labels=self.labels,
-            splits=split,
-            tile_size=tile_size,
-            label_gsd=label_gsd,
-            ignore_index=ignore_index,
-            missing=missing,
-            **kwargs,
-        )
-        self.mask = mask
-        self.num_classes = len(self.labels)
-        refuse_ignored_class(self.labels, ignore_index)
-        self.ignore_index = ignore_index
-        self.colors = colors
-        self.patch_size = patch_size
+        check_choice(predict_split=(predict_split, (*SPLITS, 'all')))
+        super().__init__(ImageChips, root, rasters, mask, **kwargs)
+        self.kwargs = {
+            'root': root,
+            'rasters': self.rasters,
+            'mask': mask,
+            'labels': self.labels,
+            'splits': split,
+            'tile_size': tile_size,
+            'label_gsd': label_gsd,
+            'ignore_index': self.ignore_index,
+            'missing': missing,
+        }
         self.predict_split = predict_split
 
     @cached_property

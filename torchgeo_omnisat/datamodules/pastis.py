@@ -3,14 +3,16 @@
 
 """Datamodule of PASTIS with its official folds."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..datasets import PASTISMultimodal
+from ..datasets.arguments import check_choice
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
-from .base import MultimodalDataModule
+from ..utils.signatures import with_arguments_of
+from .base import MISSING, NOT_PASSED, MultimodalDataModule
 from .statistics import BandMoments, read_statistics
 
 
@@ -24,16 +26,14 @@ class FoldsDataModule(MultimodalDataModule):
     label_gsd = PASTISMultimodal.label_gsd
     max_measured = None
 
+    @with_arguments_of(PASTISMultimodal, without=(*NOT_PASSED, 'missing', 'download', 'checksum'))
     def __init__(
         self,
         dataset_class: type[PASTISMultimodal],
         root: str = 'data',
         fold: int = 1,
-        modalities: tuple[str, ...] | None = None,
-        bands: dict[str, tuple[str, ...]] | None = None,
+        *,
         batch_size: int = 1,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading files.
@@ -43,28 +43,14 @@ class FoldsDataModule(MultimodalDataModule):
             root: Directory of the dataset.
             fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
                 451/2/3 or 512/3/4.
-            modalities: Names of the modalities; None for all that *root* contains.
-            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
             batch_size: Samples per batch.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
             **kwargs: Other arguments of the dataset and of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If *fold* is not 1 to 5.
         """
-        if fold not in FOLDS:
-            raise ValueError(f'fold is {fold!r}, expected one of {list(FOLDS)}')
-        super().__init__(
-            dataset_class,
-            batch_size=batch_size,
-            root=root,
-            modalities=modalities,
-            bands=bands,
-            max_dates=max_dates,
-            date_range=date_range,
-            **kwargs,
-        )
+        check_choice(fold=(fold, tuple(FOLDS)))
+        super().__init__(dataset_class, batch_size=batch_size, root=root, **kwargs)
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
 
     @property
@@ -97,50 +83,17 @@ class PASTISMultimodalDataModule(FoldsDataModule):
     file does not exist (SPOT has none), statistics are computed for each training fold over all dates and averaged.
     """
 
-    def __init__(
-        self,
-        root: str = 'data',
-        fold: int = 1,
-        modalities: tuple[str, ...] | None = None,
-        bands: dict[str, tuple[str, ...]] | None = None,
-        batch_size: int = 1,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
-        missing: Literal['error', 'allow'] = 'error',
-        download: bool = False,
-        checksum: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    @with_arguments_of(PASTISMultimodal, without=NOT_PASSED, missing=MISSING)
+    def __init__(self, root: str = 'data', fold: int = 1, **kwargs: Any) -> None:
         """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).
             fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
                 451/2/3 or 512/3/4.
-            modalities: Names of the modalities; None for all that *root* contains.
-            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            batch_size: Samples per batch.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
-            download: Whether to download missing files: PASTIS-HD if ``'spot'`` is among *modalities*, else PASTIS-R.
-            checksum: Whether to check the MD5 of the archive, or of existing files.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If *fold* is not 1 to 5.
         """
-        super().__init__(
-            PASTISMultimodal,
-            root,
-            fold,
-            modalities,
-            bands,
-            batch_size,
-            max_dates,
-            date_range,
-            missing=missing,
-            download=download,
-            checksum=checksum,
-            **kwargs,
-        )
+        super().__init__(PASTISMultimodal, root, fold, **kwargs)

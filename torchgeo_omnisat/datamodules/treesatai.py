@@ -3,11 +3,12 @@
 
 """Datamodule of TreeSatAI Time-Series."""
 
-from typing import Any, Literal
+from typing import Any
 
 from ..datasets import TreeSatAITimeSeries
 from ..datasets.treesatai import GENERA
-from .base import MultimodalDataModule
+from ..utils.signatures import with_arguments_of
+from .base import MISSING, NOT_PASSED, MultimodalDataModule
 
 
 class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
@@ -23,50 +24,14 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
     labels = list(GENERA)
     patch_size = 10.0
 
-    def __init__(
-        self,
-        root: str = 'data',
-        modalities: tuple[str, ...] | None = None,
-        bands: dict[str, tuple[str, ...]] | None = None,
-        batch_size: int = 8,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        missing: Literal['error', 'allow'] = 'error',
-        download: bool = False,
-        checksum: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    @with_arguments_of(TreeSatAITimeSeries, without=NOT_PASSED, missing=MISSING)
+    def __init__(self, root: str = 'data', *, batch_size: int = 8, **kwargs: Any) -> None:
         """Initialize without reading files.
 
         Args:
             root: Directory of the dataset (see
                 :class:`~torchgeo_omnisat.datasets.TreeSatAITimeSeries`).
-            modalities: Names of the modalities; None for all that *root* contains.
-            bands: Bands to read by modality, such as ``{'s1a': ('VV',)}``.
             batch_size: Samples per batch.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            cloud_probability: Probability in % from which a pixel counts as snow or cloud.
-            cloud_cover: Fraction of such pixels from which a date is invalid.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` treats the modality as not acquired.
-            download: Whether to download missing archives.
-            checksum: Whether to check the SHA-256 of archives.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
-        super().__init__(
-            TreeSatAITimeSeries,
-            batch_size=batch_size,
-            root=root,
-            modalities=modalities,
-            bands=bands,
-            max_dates=max_dates,
-            date_range=date_range,
-            cloud_probability=cloud_probability,
-            cloud_cover=cloud_cover,
-            missing=missing,
-            download=download,
-            checksum=checksum,
-            **kwargs,
-        )
+        super().__init__(TreeSatAITimeSeries, batch_size=batch_size, root=root, **kwargs)

@@ -517,9 +517,9 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             cloud_probability: Minimum probability in % of a pixel of snow or cloud.
             cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
             max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
-            missing: How to handle missing images of patches with labels: ``'error'`` raises,
-                ``'allow'`` leaves the modality out of the sample, and ``'check'`` defers all errors
-                to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
+            missing: How to handle missing images of patches with labels: ``'error'`` raises, ``'allow'``
+                leaves the modality out of the sample, and ``'check'``, for the command `check`, defers all
+                errors to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
                 (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
             transforms: Transform applied to each sample.

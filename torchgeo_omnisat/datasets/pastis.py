@@ -290,9 +290,9 @@ class PASTISMultimodal(MultimodalDataset):
             max_dates: Maximum number of days per time series, evenly spread; None for all.
             date_range: First and last day, inclusive, such as ``('2018-10-01', '2019-03-31')``. Time
                 series without a date in this range are left out of the sample.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality
-                out of the sample, and ``'check'`` defers all errors to :meth:`parts`. Patches without
-                any of *modalities* are excluded with a warning (:attr:`unseen`).
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of
+                the sample, and ``'check'``, for the command `check`, defers all errors to :meth:`parts`.
+                Patches without any of *modalities* are excluded with a warning (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any fold).
             transforms: Transform applied to each sample.
             download: Whether to download missing files: PASTIS-HD, only the files of *modalities*,

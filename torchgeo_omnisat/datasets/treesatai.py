@@ -512,9 +512,9 @@ class TreeSatAITimeSeries(MultimodalDataset):
                 left out of the sample; if it has no other modality, it gets one invalid image.
             cloud_probability: Minimum probability in % of a pixel of snow or cloud.
             cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality
-                out of the sample, and ``'check'`` defers all errors to :meth:`parts`. Plots without
-                any of *modalities* are excluded with a warning (:attr:`unseen`).
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of
+                the sample, and ``'check'``, for the command `check`, defers all errors to :meth:`parts`.
+                Plots without any of *modalities* are excluded with a warning (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
             transforms: Transform applied to each sample.
             download: Whether to download missing archives (22 GB).

@@ -4,7 +4,7 @@
 """Time series from NetCDF files."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
-from ...modality import Kind, Unit
+from ...modality import Unit
+from ...utils.signatures import with_arguments_of
 from ..io.headers import DAY
 from .cf import Cube, read_cube, read_frames_of
-from .frames import Clouds, repeat, resample
+from .frames import repeat, resample
 from .timeseries import RasterTimeSeries
 
 
@@ -45,54 +45,37 @@ class NetCDFTimeSeries(RasterTimeSeries):
     filename_regex = rf'(?:.*?(?<!\d)(?P<date>{DAY})(?!\d))?'
     separate_files = False
 
+    @with_arguments_of(
+        RasterTimeSeries,
+        without=('all_bands', 'filename_regex', 'date_format', 'separate_files', 'stack'),
+        is_last=True,
+    )
     def __init__(
         self,
         paths: PathLike | Iterable[PathLike] = 'data',
-        crs: CRS | None = None,
-        res: float | tuple[float, float] | None = None,
-        bands: Sequence[str] | None = None,
-        transforms: Callable[[Sample], Sample] | None = None,
-        cache: bool = True,
         *,
+        bands: Sequence[str] | None = None,
         variable: str | None = None,
         time: str | None = None,
-        name: str | None = None,
         temporal: bool | None = None,
-        filename_glob: str | None = None,
         nodata: float | Sequence[float] | None = None,
         replace_nodata: float | Sequence[float] | None = None,
-        kind: Kind | None = None,
         unit: Unit | None = None,
-        wavelengths: Sequence[float] | Mapping[str, float] | None = None,
-        decibels: bool | None = None,
-        date_range: tuple[str, str] | None = None,
-        max_dates: int | None = None,
-        clouds: Clouds | Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize the dataset from the metadata of its files; no pixel is read.
 
         Args:
             paths: Directories or files.
-            crs: CRS of the samples, and of files without one. Defaults to that of the first file.
-            res: Pixel size in units of *crs*; defaults to that of the first file.
             bands: Variables to read, in this order. Defaults to all with the dimensions of the first.
-            transforms: Transform applied to each sample.
-            cache: Whether to keep files open, in each process.
             variable: Only variable to read, instead of *bands*.
             time: Name of the time coordinate, if files do not state it. Its values may be numbers or
                 strings such as ``20210615`` or ``2021-06-15``.
-            name: Name of the modality.
             temporal: Whether the files are a time series. By default they are if a file has a time dimension.
-            filename_glob: Pattern of the file names, such as ``'S2_L2A_10m_*.nc'``; defaults to ``'*.nc'``.
             nodata: One or several nodata values, as stored, in addition to those that files state.
             replace_nodata: One or several nodata values instead of ``_FillValue`` and ``missing_value``.
-            kind: Kind of the sensor, see :class:`RasterTimeSeries`.
             unit: Unit of the pixels after scale and offset; ``'dn'`` for the stored values.
-            wavelengths: Central wavelengths of *bands* in nanometres, in their order or by name.
-            decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
-            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
+            **kwargs: Other arguments of :class:`RasterTimeSeries`.
 
         Raises:
             DatasetNotFoundError: If no file is found.
@@ -105,23 +88,12 @@ class NetCDFTimeSeries(RasterTimeSeries):
         self._configured_temporal = temporal
         super().__init__(
             paths,
-            crs,
-            res,
-            bands if variable is None else (variable,),
-            transforms,
-            cache,
-            name=name,
+            bands=bands if variable is None else (variable,),
             temporal=temporal,
-            filename_glob=filename_glob,
             nodata=nodata,
             replace_nodata=replace_nodata,
-            kind=kind,
             unit=unit,
-            wavelengths=wavelengths,
-            decibels=decibels,
-            date_range=date_range,
-            max_dates=max_dates,
-            clouds=clouds,
+            **kwargs,
         )
 
     def read_stack(

@@ -6,7 +6,7 @@
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from urllib.request import url2pathname
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyproj import CRS
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample, lazy_import
+from torchgeo.datasets.utils import lazy_import
 
 from ...modality import Kind, Unit
 from ...utils.jsonfile import load_json
+from ...utils.signatures import with_arguments_of
 from ..arguments import state_facts
 from ..io.decoding import Decoding
 from ..io.headers import Header
@@ -61,15 +61,16 @@ class STACTimeSeries(RasterTimeSeries):
     filename_regex = '(?P<date>.*)'
     separate_files = True
 
+    @with_arguments_of(
+        RasterTimeSeries,
+        without=('all_bands', 'filename_glob', 'filename_regex', 'date_format', 'separate_files', 'stack'),
+        is_last=True,
+    )
     def __init__(
         self,
         paths: PathLike,
-        crs: CRS | None = None,
-        res: float | tuple[float, float] | None = None,
-        bands: Sequence[str] = (),
-        transforms: Callable[[Sample], Sample] | None = None,
-        cache: bool = True,
         *,
+        bands: Sequence[str] = (),
         assets: Mapping[str, str] | None = None,
         name: str = 's2',
         temporal: bool = True,
@@ -79,21 +80,16 @@ class STACTimeSeries(RasterTimeSeries):
         unit: Unit = 'unknown',
         wavelengths: Sequence[float] | Mapping[str, float] | None = None,
         decibels: bool | None = None,
-        date_range: tuple[str, str] | None = None,
-        max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
         harmonize: bool = True,
         allow_outside: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Initialize the dataset from the items, and the header of the first band of each.
 
         Args:
             paths: JSON file of the ItemCollection.
-            crs: CRS of the samples; defaults to that of the first file.
-            res: Pixel size in units of *crs*; defaults to that of the first band.
             bands: Bands to read, in this order.
-            transforms: Transform applied to each sample.
-            cache: Whether to keep files open.
             assets: Asset of each band whose asset has another name.
             name: Name of the modality.
             temporal: Whether the items are a time series; otherwise a sample is one image.
@@ -104,11 +100,10 @@ class STACTimeSeries(RasterTimeSeries):
             unit: Unit of the pixels; defaults to that of the items.
             wavelengths: Central wavelengths of *bands* in nanometres; defaults to those of the items.
             decibels: True for *kind* ``'radar'`` and *unit* ``'db'``, False for *unit* ``'power'``.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
             clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
             harmonize: Whether to subtract the offset that ESA adds to Sentinel-2 since baseline 04.00.
             allow_outside: Whether items may refer to local files outside the folder of *paths*.
+            **kwargs: Other arguments of :class:`RasterTimeSeries`.
 
         Raises:
             DependencyNotFoundError: If pystac is not installed.
@@ -132,11 +127,7 @@ class STACTimeSeries(RasterTimeSeries):
         nanometres = dict(zip(wanted, own.wavelengths, strict=False))
         super().__init__(
             list(self.items),
-            crs,
-            res,
-            tuple(bands),
-            transforms,
-            cache,
+            bands=tuple(bands),
             name=name,
             temporal=temporal,
             all_bands=wanted,
@@ -147,9 +138,8 @@ class STACTimeSeries(RasterTimeSeries):
             wavelengths=nanometres
             if wavelengths is None and None not in own.wavelengths[: len(bands)]
             else wavelengths,
-            date_range=date_range,
-            max_dates=max_dates,
             clouds=mask,
+            **kwargs,
         )
 
     @property
