@@ -75,10 +75,6 @@ def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality], crs: 
 def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Tensor:
     """Return which modalities each sample has.
 
-    Args:
-        batch: Batch.
-        modalities: M modalities by name.
-
     Returns:
         Flags of shape ``(B, M)``, in the order of *modalities*.
 

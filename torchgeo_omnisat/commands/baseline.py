@@ -108,9 +108,6 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the scores with Sentinel-2 only and with all modalities.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status, 0 for success.
     """

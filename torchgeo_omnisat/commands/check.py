@@ -19,9 +19,6 @@ __all__ = ['main', 'table', 'walk']
 def main(argv: Sequence[str] | None = None) -> int:
     """Validate a dataset, and print and optionally write the report.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status: 1 if there is a problem, 0 if there are none or only warnings.
     """

@@ -20,12 +20,7 @@ TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 
 
 
 def data_parser(command: str, description: str) -> ArgumentParser:
-    """Create a parser for ``--data NAME --data.root DIR ...`` and ``--config FILE``.
-
-    Args:
-        command: Name of the command.
-        description: Description of the command.
-    """
+    """Create a parser for ``--data NAME --data.root DIR ...`` and ``--config FILE``."""
     parser = BriefParser(
         prog=f'python -m torchgeo_omnisat {command}',
         description=describe(description),
@@ -66,9 +61,5 @@ def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
 
 
 def one_error(command: str) -> AbstractContextManager[None]:
-    """Return a context in which a user error ends the command with one line and status 1.
-
-    Args:
-        command: Name of the command.
-    """
+    """Return a context in which a user error ends the command with one line and status 1."""
     return errors.one_line(f'python -m torchgeo_omnisat {command}')

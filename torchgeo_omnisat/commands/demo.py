@@ -30,9 +30,6 @@ PICTURES = 4
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit and test a model, compare it with the baseline, and plot predictions.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status, 0 for success.
     """
@@ -85,12 +82,7 @@ def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbo
 
 
 def score_baseline(data: Mapping[str, Any], names: Sequence[str]) -> float:
-    """Return the mean IoU of the pixel-wise baseline on the test tiles.
-
-    Args:
-        data: Arguments of the datamodule.
-        names: Modalities to use.
-    """
+    """Return the mean IoU of the pixel-wise baseline on the test tiles."""
     datamodule = SyntheticLandscapesDataModule(**data, modalities=tuple(names))
     return score_pixels(datamodule.make_dataset('train'), datamodule.make_dataset('test'))
 

@@ -25,11 +25,7 @@ def main(argv: list[str]) -> int:
 
 
 def report(rows: list[Row]) -> str:
-    """Return the table of encoders.
-
-    Args:
-        rows: Rows of the table.
-    """
+    """Return the table of encoders."""
     head = ('name', 'weights', 'bands', 'M', 'stride', 'on disk', 'licence')
     lines = [
         (

@@ -54,10 +54,6 @@ PROBLEMS = (
 def outline(command: str, description: str) -> ArgumentParser:
     """Create a parser that documents ``--data`` and ``--config`` without importing any datamodule.
 
-    Args:
-        command: Name of the command.
-        description: Description of the command.
-
     Returns:
         Parser for help texts; it does not parse the arguments of a datamodule.
     """

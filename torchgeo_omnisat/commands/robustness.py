@@ -25,9 +25,6 @@ from .data import data_parser, one_error, parse_data
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the checkpoints, and write and print the report.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status, 0 for success.
     """

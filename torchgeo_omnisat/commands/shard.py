@@ -21,9 +21,6 @@ from .data import data_parser, one_error, parse_data
 def main(argv: Sequence[str] | None = None) -> int:
     """Write shards of all splits.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status, 0 for success.
     """

@@ -15,9 +15,6 @@ from .data import data_parser, one_error, parse_data
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the statistics of the training data, store them beside the data, and print them.
 
-    Args:
-        argv: Arguments of the command line.
-
     Returns:
         Exit status: 0, or 1 if a modality has no valid pixels or the statistics could not be stored.
     """
@@ -35,12 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def format_statistics(modalities: Mapping[str, Modality], entries: Entries) -> str:
-    """Return a table of mean and standard deviation by modality, group and band.
-
-    Args:
-        modalities: Modalities of the statistics.
-        entries: Statistics by modality and group.
-    """
+    """Return a table of mean and standard deviation by modality, group and band."""
     lines = [f'{"modality":<10}{"group":<10}{"samples":>8}  {"band":<8}{"mean":>14}{"std":>14}']
     for name, groups in entries.items():
         for group, entry in groups.items():

@@ -506,10 +506,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Augment or normalise a batch, after comparing the first ones with the statistics of the model (*guard*).
 
-        Args:
-            batch: Batch in raw units.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             The augmented or normalised batch.
 
@@ -528,11 +524,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         return done
 
     def teardown(self, stage: str) -> None:
-        """Conclude the comparison of the first batches.
-
-        Args:
-            stage: Stage that ends.
-        """
+        """Conclude the comparison of the first batches."""
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.conclude()

@@ -670,11 +670,7 @@ class ChipsDataModule(RastersDataModule):
         super().prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Create the chips of a stage, load or compute statistics, and log the split.
-
-        Args:
-            stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``.
-        """
+        """Create the chips of a stage, load or compute statistics, and log the split."""
         if stage == 'fit':
             rank_zero_info(self.describe_split())
         super().setup(stage)

@@ -218,9 +218,6 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
     def setup(self, stage: str) -> None:
         """Set up all datamodules, and join their modalities and statistics.
 
-        Args:
-            stage: ``'fit'``, ``'validate'`` or ``'test'``.
-
         Raises:
             ValueError: If modalities with the same name differ, or *stage* is ``'predict'``.
         """
@@ -272,12 +269,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return self._one_after_the_other('test')
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment and normalise a batch with its datamodule, and rename its modalities.
-
-        Args:
-            batch: Batch.
-            dataloader_idx: Index of the dataloader.
-        """
+        """Augment and normalise a batch with its datamodule, and rename its modalities."""
         if SOURCE not in batch:
             return batch
         batch = dict(batch)
@@ -287,11 +279,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         return {keys.get(key, key): value for key, value in batch.items()}
 
     def teardown(self, stage: str) -> None:
-        """Tear down all datamodules.
-
-        Args:
-            stage: Stage that ends.
-        """
+        """Tear down all datamodules."""
         for module in self.datamodules.values():
             module.teardown(stage)
 

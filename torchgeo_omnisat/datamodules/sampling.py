@@ -189,11 +189,7 @@ class EpochSampler(DistributedSampler[Draw]):
         self.turn, self.skipped = turn, skipped
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, unless it is the one that is being resumed.
-
-        Args:
-            epoch: Index of the epoch.
-        """
+        """Start an epoch, unless it is the one that is being resumed."""
         if epoch != self.place.epoch:
             self.place.epoch, self.place.batches = epoch, 0
 
@@ -205,11 +201,7 @@ class RepeatedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
     """
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch with the order of the first one.
-
-        Args:
-            epoch: Index of the epoch.
-        """
+        """Start an epoch with the order of the first one."""
         if epoch != getattr(self, 'begun', epoch):
             self.place.batches = 0
         self.begun = epoch
@@ -385,10 +377,6 @@ class ResumableDataModule(LightningDataModule):
 
         The training step continues from this state of the generators (:class:`SeededStep`).
 
-        Args:
-            batch: Batch.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             The augmented or normalised batch.
         """
@@ -412,11 +400,7 @@ class ResumableDataModule(LightningDataModule):
         return {'seed': self.place.seed, 'epoch': self.place.epoch, 'batches': progress.processed, **self._shape}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from the state of a checkpoint.
-
-        Args:
-            state: Result of :meth:`state_dict`.
-        """
+        """Resume from the state of a checkpoint."""
         # In place: FSDP restores after a scheduler has requested the loader.
         self.place.seed, self.place.epoch, self.place.batches = (state[k] for k in ('seed', 'epoch', 'batches'))
         self._loaded = {key: value for key, value in state.items() if key not in ('seed', 'epoch', 'batches')}
@@ -424,9 +408,6 @@ class ResumableDataModule(LightningDataModule):
 
     def cut_epoch(self, shape: dict[str, Any]) -> None:
         """Set the settings that define the batches of an epoch.
-
-        Args:
-            shape: Settings by name.
 
         Raises:
             ValueError: If training resumes in the middle of an epoch with other settings.
@@ -443,11 +424,7 @@ class ResumableDataModule(LightningDataModule):
             )
 
     def whole(self, shape: dict[str, Any]) -> int:
-        """Return the number of whole batches of an epoch.
-
-        Args:
-            shape: Settings as in :meth:`cut_epoch`.
-        """
+        """Return the number of whole batches of an epoch."""
         return int(shape['samples'] // (shape['batch_size'] * shape['processes']))
 
     def choose_seed(self) -> None:

@@ -329,10 +329,6 @@ def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: i
 def save_statistics(root: Path, entries: Entries) -> Path | None:
     """Add entries to the statistics of the dataset in *root*.
 
-    Args:
-        root: Directory of the dataset.
-        entries: Statistics.
-
     Returns:
         The file; None, with a warning, if it cannot be written.
     """

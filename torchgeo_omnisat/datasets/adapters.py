@@ -76,9 +76,6 @@ class MappedDataset(MultimodalDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return a sample.
 
-        Args:
-            index: Index of the sample.
-
         Returns:
             Sample, see :mod:`torchgeo_omnisat.batch`.
 

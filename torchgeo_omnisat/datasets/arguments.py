@@ -44,9 +44,6 @@ class Settings:
 def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
     """Raise an error for an argument that is not one of its options.
 
-    Args:
-        **arguments: Value and options of each argument.
-
     Raises:
         ValueError: If a value is not one of its options.
     """

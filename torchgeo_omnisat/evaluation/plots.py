@@ -40,12 +40,7 @@ def write_subsets(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and close it.
-
-    Args:
-        figure: Figure to write.
-        path: Output file, written atomically.
-    """
+    """Write a figure as PNG and close it."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format='png', dpi=150)
     plt.close(figure)

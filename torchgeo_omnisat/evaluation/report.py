@@ -86,12 +86,7 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
 
 
 def markdown(scored: Sequence[Scored], data: str) -> str:
-    """Return two Markdown tables with one column per model: subsets of the sensors, and degradations.
-
-    Args:
-        scored: Scores of the models.
-        data: Name of the data.
-    """
+    """Return two Markdown tables with one column per model: subsets of the sensors, and degradations."""
     title = scored[0].rows[0].title
     head = ['| ' + ' | '.join(['{kind}', *(table_cell(model.label) for model in scored), 'samples']) + ' |']
     head.append('| --- |' + ' --- |' * (len(scored) + 1))

@@ -110,12 +110,7 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw matrices of cosine similarities; the diagonal is bright where modalities agree.
-
-    Args:
-        similarities: Square matrices by title.
-        title: Title of the figure.
-    """
+    """Draw matrices of cosine similarities; the diagonal is bright where modalities agree."""
     count = max(1, len(similarities))
     figure, axes = plt.subplots(1, count, figsize=(3.2 * count + 1, 3.6), squeeze=False, layout='constrained')
     for ax, (name, matrix) in zip(axes[0], similarities.items(), strict=False):

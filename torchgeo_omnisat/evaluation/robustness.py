@@ -125,10 +125,6 @@ class RobustnessTest(LightningModule):
     def test_step(self, batch: Sample, batch_idx: int) -> None:
         """Update the metrics of every subset and degradation.
 
-        Args:
-            batch: Batch with the target.
-            batch_idx: Index of the batch.
-
         Raises:
             ValueError: If the batch has no target.
         """
@@ -206,10 +202,6 @@ class RobustnessTest(LightningModule):
 
 def sensors(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Return the modalities of each sensor.
-
-    Args:
-        names: Names of the available modalities.
-        groups: Modalities by sensor.
 
     Returns:
         Modalities by sensor, in the order of *names*; a modality in no group is a separate sensor.

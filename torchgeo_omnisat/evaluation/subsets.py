@@ -117,13 +117,7 @@ def without_torchmetrics_warnings() -> Iterator[None]:
 
 
 def write_table(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
-    """Write the rows as CSV; missing scores are ``nan``.
-
-    Args:
-        rows: At least one row.
-        path: Output file, written atomically.
-        data: Name of the data, the last column.
-    """
+    """Write the rows as CSV; missing scores are ``nan``."""
     with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow([*rows[0].as_dict(), 'data'])

@@ -147,11 +147,6 @@ class Tiling:
 def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:
     """Return the contiguous strips of one rank.
 
-    Args:
-        strips: Strips to predict, at least one.
-        rank: Rank.
-        processes: World size.
-
     Returns:
         Strips of the rank; the last one of *strips* if there are fewer strips than ranks.
     """

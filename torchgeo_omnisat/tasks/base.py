@@ -230,11 +230,7 @@ class OmniSatTask(BaseTask):
         shard(self, strategy)
 
     def teardown(self, stage: str) -> None:
-        """Restore the precision plugin, and warn of implausible values.
-
-        Args:
-            stage: Stage that ends.
-        """
+        """Restore the precision plugin, and warn of implausible values."""
         vars(self.trainer.precision_plugin).pop('convert_input', None)
         self.warn_extreme()
 
@@ -285,9 +281,6 @@ class OmniSatTask(BaseTask):
         """Reject weights that are not finite, and extend the optimiser state by the terms of missing bands.
 
         Older checkpoints lack these terms.
-
-        Args:
-            checkpoint: Content of the checkpoint; modified.
 
         Raises:
             ValueError: If a tensor is not finite.
@@ -340,13 +333,7 @@ class OmniSatTask(BaseTask):
         self._watch.loss = loss.detach() * self.trainer.accumulate_grad_batches
 
     def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
-        """Store the loss of a step without the factor of a gradient scaler.
-
-        Args:
-            outputs: The loss.
-            batch: The batch.
-            batch_idx: Its index.
-        """
+        """Store the loss of a step without the factor of a gradient scaler."""
         loss = outputs['loss'] if isinstance(outputs, Mapping) else outputs
         if self._watch.pending is not None and isinstance(loss, Tensor):
             self._watch.pending = self._watch.pending._replace(loss=loss.detach())
@@ -370,9 +357,6 @@ class OmniSatTask(BaseTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reject weights that are not finite, so that the last valid checkpoint is kept.
-
-        Args:
-            checkpoint: Content of the checkpoint.
 
         Raises:
             ValueError: If a weight or a gradient is not finite.

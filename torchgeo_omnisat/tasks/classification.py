@@ -76,11 +76,6 @@ class OmniSatClassification(SupervisedTask):
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the labels.
 
-        Args:
-            batch: Batch.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             ``probabilities`` ``(B, K)``, and ``bounds`` as in the batch or None.
         """

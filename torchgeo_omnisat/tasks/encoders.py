@@ -15,11 +15,7 @@ def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def learning_rates(task: Any) -> dict[nn.Parameter, float]:
-    """Return the factors of the learning rate of parameters whose encoders have a layer decay.
-
-    Args:
-        task: Task.
-    """
+    """Return the factors of the learning rate of parameters whose encoders have a layer decay."""
     rates: dict[nn.Parameter, float] = {}
     for _, encoder in _encoders(task):
         for module in encoder.modules():
@@ -29,11 +25,7 @@ def learning_rates(task: Any) -> dict[nn.Parameter, float]:
 
 
 def describe_encoders(task: Any) -> str:
-    """Return which weights the encoder of each modality has.
-
-    Args:
-        task: Task.
-    """
+    """Return which weights the encoder of each modality has."""
     said = []
     for name, encoder in _encoders(task):
         origins = [str(module.origin) for module in encoder.modules() if getattr(module, 'origin', None) is not None]

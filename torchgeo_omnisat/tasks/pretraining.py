@@ -201,11 +201,6 @@ class OmniSatPretraining(OmniSatTask):
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the loss of a batch, with different patches masked in each step.
 
-        Args:
-            batch: Batch; labels are ignored.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             The loss.
         """
@@ -216,13 +211,7 @@ class OmniSatPretraining(OmniSatTask):
         self._begin()
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the losses of a batch, with the same masked patches in every epoch.
-
-        Args:
-            batch: Batch; labels are ignored.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-        """
+        """Log the losses of a batch, with the same masked patches in every epoch."""
         self._evaluate(batch, 'val', batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -243,11 +232,6 @@ class OmniSatPretraining(OmniSatTask):
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Return the embeddings of a batch, without masking.
-
-        Args:
-            batch: A batch.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
 
         Returns:
             ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None.

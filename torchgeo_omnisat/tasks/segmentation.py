@@ -144,11 +144,6 @@ class OmniSatSegmentation(SupervisedTask):
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the classes, with their position.
 
-        Args:
-            batch: A batch.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
             or None, and ``seen``, see :func:`.seen_bits`. For tiles of an area also ``window``,

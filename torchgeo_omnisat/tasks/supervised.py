@@ -216,11 +216,6 @@ class SupervisedTask(OmniSatTask):
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the loss of a batch, with some modalities dropped.
 
-        Args:
-            batch: A batch with the target.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-
         Returns:
             The loss.
         """
@@ -243,13 +238,7 @@ class SupervisedTask(OmniSatTask):
         return logits, self.criterion(logits, self.target_of(batch))
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update loss and metrics, and draw the first sample of some batches.
-
-        Args:
-            batch: A batch with the target.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-        """
+        """Update loss and metrics, and draw the first sample of some batches."""
         logits = self(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, batch, 'val')
@@ -271,13 +260,7 @@ class SupervisedTask(OmniSatTask):
         self.subset_scores.to(self.device)
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update loss and metrics, and the metrics of every subset; each modality is encoded once.
-
-        Args:
-            batch: A batch with the target.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
-        """
+        """Update loss and metrics, and the metrics of every subset; each modality is encoded once."""
         out = self.model.backbone(self.renormalise(batch))
         logits = self.model.decode(out)
         refuse_output(logits, batch, batch_idx, self.model)
@@ -294,11 +277,6 @@ class SupervisedTask(OmniSatTask):
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the target.
-
-        Args:
-            batch: Batch.
-            batch_idx: Index of the batch.
-            dataloader_idx: Index of the dataloader.
 
         Returns:
             ``prediction``, as :meth:`answer` returns it, and ``bounds`` as in the batch or None.
@@ -335,11 +313,7 @@ class SupervisedTask(OmniSatTask):
             rank_zero_info(f'Metrics of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the metric states of the current epoch, summed over all ranks.
-
-        Args:
-            checkpoint: Content of the checkpoint.
-        """
+        """Save the metric states of the current epoch, summed over all ranks."""
         super().on_save_checkpoint(checkpoint)
         if self.is_configured:
             checkpoint['train_metrics'] = {
@@ -351,11 +325,7 @@ class SupervisedTask(OmniSatTask):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the metric states if training is resumed: the sum on rank 0, nothing on the others.
-
-        Args:
-            checkpoint: Content of the checkpoint.
-        """
+        """Restore the metric states if training is resumed: the sum on rank 0, nothing on the others."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get('hyper_parameters', {})
         for name in ('labels', 'label_names'):

@@ -282,11 +282,7 @@ def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | N
 
 
 def describe_not_simulated(modalities: Iterable[Modality]) -> str:
-    """Return a message that names modalities without simulated speckle or clouds and the reasons, or ''.
-
-    Args:
-        modalities: Modalities of the data.
-    """
+    """Return a message that names modalities without simulated speckle or clouds and the reasons, or ''."""
     lacking = {modality.name: _missing_fact(modality) for modality in modalities}
     reasons = ', '.join(f'{name} ({lack})' for name, lack in lacking.items() if lack)
     hint = 'state kind and unit, such as `kind: radar, unit: db` or `kind: optical, unit: dn`'

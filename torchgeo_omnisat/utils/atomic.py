@@ -140,10 +140,6 @@ def publish(source: Path, target: Path) -> None:
 def naming_errors(path: Path, folder: Path) -> Iterator[None]:
     """Replace temporary paths in errors by the final one, and identify a full disk.
 
-    Args:
-        path: Final path.
-        folder: Folder of temporary files.
-
     Raises:
         OSError: With *path* as file name. Other errors are raised unchanged unless the disk is full.
     """
@@ -159,12 +155,7 @@ def naming_errors(path: Path, folder: Path) -> Iterator[None]:
 
 
 def hidden_name(name: str, ending: str) -> str:
-    """Return ``.NAMEENDING``; a name that is too long for the file system is shortened and gets a hash.
-
-    Args:
-        name: File name.
-        ending: ASCII suffix.
-    """
+    """Return ``.NAMEENDING``; a name that is too long for the file system is shortened and gets a hash."""
     text = os.fsencode(name)
     room = _NAME_MAX - 1 - len(ending)
     if len(text) > room:

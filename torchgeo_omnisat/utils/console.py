@@ -13,12 +13,7 @@ _HIDDEN = {'Cc', 'Cf', 'Cs', 'Zl', 'Zp'}
 
 
 def printable(text: str, kept: str = '') -> str:
-    """Replace control characters, such as terminal escape sequences, by backslash escapes.
-
-    Args:
-        text: Text.
-        kept: Control characters that are not replaced.
-    """
+    """Replace control characters, such as terminal escape sequences, by backslash escapes."""
     if text.isascii() and text.isprintable():
         return text
     return ''.join(
@@ -47,11 +42,7 @@ def say(*parts: object, error: bool = False, end: str = '\n') -> None:
 
 
 def table_cell(text: object) -> str:
-    """Escape a text for a cell of a Markdown table, as a single line.
-
-    Args:
-        text: Content of the cell.
-    """
+    """Escape a text for a cell of a Markdown table, as a single line."""
     escaped = str(text).replace('\\', '\\\\').replace('|', '\\|').replace('`', '\\`').replace('<', '&lt;')
     return printable(' '.join(escaped.split()))
 

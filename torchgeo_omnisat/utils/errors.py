@@ -78,11 +78,7 @@ def shorten(error: BaseException, program: str) -> None:
 
 @contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """Print an error of the user as one line and exit with status 1.
-
-    Args:
-        program: Name of the program.
-    """
+    """Print an error of the user as one line and exit with status 1."""
     try:
         yield
     except Exception as error:

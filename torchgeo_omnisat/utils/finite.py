@@ -145,11 +145,6 @@ def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, m
 def refuse_loss(loss: Tensor, batch_idx: int, model: nn.Module) -> None:
     """Raise an error if the loss of an evaluation is NaN or infinite.
 
-    Args:
-        loss: Loss of a batch.
-        batch_idx: Index of the batch.
-        model: Model.
-
     Raises:
         ValueError: If the loss or a weight is not finite.
     """

@@ -156,12 +156,7 @@ def beside(blocks: Sequence[str]) -> str:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """Write the report as CSV with one row per value: table, split, modality, item, quantity, value.
-
-    Args:
-        report: Report to write.
-        path: Output file.
-    """
+    """Write the report as CSV with one row per value: table, split, modality, item, quantity, value."""
     rows: list[tuple[Any, ...]] = []
     names = {'modalities': ('', 'modality', ''), 'bands': ('', 'modality', 'band')}
     names |= {'splits': ('split', '', ''), 'classes': ('split', '', 'class')}

@@ -162,9 +162,6 @@ def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
 def summarize(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
     """Return the summary of all splits in plain types, rows by table.
 
-    Args:
-        splits: Summary of each split.
-
     Returns:
         ``modalities``: dates and coverage; ``bands``: values of valid pixels; ``splits`` and ``classes``:
         labels. Unknown values are None. Empty if there is no split.

@@ -201,9 +201,6 @@ class ImageChips(MultimodalDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return the sample of a chip.
 
-        Args:
-            index: Index of the chip.
-
         Returns:
             Sample with images, dates, valid flags, mask, bounds and transform.
 

@@ -138,9 +138,6 @@ class ChipFiles(RasterTimeSeries):
     def grid_of(self, path: str) -> ChipGrid:
         """Return the pixel grid of a file.
 
-        Args:
-            path: File of the index.
-
         Raises:
             ValueError: If its pixel size differs from the nominal GSD, or its pixels are rotated.
         """
@@ -237,11 +234,7 @@ class ChipLabels(LabelSource):
         super().__init__(files, WORLD, None, classes)
 
     def of(self, rows: GeoDataFrame) -> 'ChipLabels':
-        """Return a copy for one chip.
-
-        Args:
-            rows: Rows of its files in the index.
-        """
+        """Return a copy for one chip."""
         part, part.dataset = copy.copy(self), copy.copy(self.dataset)
         part.dataset.index = rows
         return part

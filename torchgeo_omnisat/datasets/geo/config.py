@@ -66,11 +66,7 @@ def image_dataset(
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of a modality that are set next to the ``class_path`` of its dataset.
-
-    Args:
-        settings: Settings of a modality.
-    """
+    """Return the facts of a modality that are set next to the ``class_path`` of its dataset."""
     return {key: settings[key] for key in FACTS if key in settings} if 'class_path' in settings else {}
 
 

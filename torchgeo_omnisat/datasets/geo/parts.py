@@ -23,10 +23,6 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
     """Yield the files of each modality and of the labels that intersect a window, and how to read them.
 
     A modality may cover any fraction of a window, so its valid fraction is not checked.
-
-    Args:
-        join: Joined dataset.
-        index: Spatiotemporal slice of the window.
     """
     x, y, t = join._disambiguate_slice(index)
     window, span = join.snap(x, y), (t.start, t.stop)
@@ -46,9 +42,6 @@ def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
 
     Headers were read when the files were indexed, so no file is opened.
 
-    Args:
-        join: Joined dataset.
-
     Returns:
         Modality (or ``'mask'``) and error message, by path.
     """
@@ -62,11 +55,7 @@ def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
 
 
 def contents(join: MultimodalGeoDataset) -> str:
-    """Return a table of the files, acquisition dates, GSD, CRS and bands of each modality.
-
-    Args:
-        join: Joined dataset.
-    """
+    """Return a table of the files, acquisition dates, GSD, CRS and bands of each modality."""
     crs = {name: ':'.join(join.given[name].crs.to_authority() or [join.given[name].crs.name]) for name in join.sources}
     return file_table([(source.modality, source.index, crs[name]) for name, source in join.sources.items()])
 
@@ -91,12 +80,7 @@ def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
 
 
 def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
-    """Return the local files of index rows. A file of all bands is expected to have as many as the first file.
-
-    Args:
-        dataset: Raster dataset.
-        rows: Rows of its index.
-    """
+    """Return the local files of index rows. A file of all bands is expected to have as many as the first file."""
     scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
     shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None

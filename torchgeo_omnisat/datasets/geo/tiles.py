@@ -431,9 +431,6 @@ def largest_tile(dataset: MultimodalGeoDataset) -> float:
 def disjoint(grounds: Sequence[tuple[str, object]]) -> None:
     """Check that splits do not overlap.
 
-    Args:
-        grounds: Names and footprints of the splits.
-
     Raises:
         ValueError: If two footprints overlap.
     """

@@ -228,11 +228,7 @@ def _read_frames(
 
 
 def packing_of(variable: Any) -> Packing:
-    """Return the packing of a variable from its attributes.
-
-    Args:
-        variable: Variable of an open file.
-    """
+    """Return the packing of a variable from its attributes."""
     attrs, dtype = variable.attrs, variable.dtype
     unsigned = dtype.kind == 'i' and str(_plain(attrs.get('_Unsigned', ''))).lower() == 'true'
     scale, offset = (float(_plain(attrs.get(key, usual))) for key, usual in (('scale_factor', 1), ('add_offset', 0)))

@@ -128,11 +128,7 @@ def shift(baseline: str) -> int:
 
 
 def stated_offsets(headers: Sequence[Header]) -> dict[str, float]:
-    """Return the offset in digital numbers that each file states, by path.
-
-    Args:
-        headers: Headers of files of the first band.
-    """
+    """Return the offset in digital numbers that each file states, by path."""
     return {
         header.path: float(round(header.offsets[0] / header.scales[0]))
         for header in headers

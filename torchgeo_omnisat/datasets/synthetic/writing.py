@@ -123,10 +123,6 @@ def write_landscapes(root: Path, recipe: Recipe) -> None:
     They are written to a temporary directory next to *root*, which is then renamed. So *root*
     is complete or absent, even if several processes write it.
 
-    Args:
-        root: Directory of the dataset.
-        recipe: Arguments of the landscapes.
-
     Raises:
         ValueError: If *root* contains other files.
     """
