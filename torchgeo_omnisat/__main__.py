@@ -34,9 +34,6 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv: Arguments, ``sys.argv[1:]`` by default.
-
-    Returns:
-        Exit status, 0 for success.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('-h', '--help'):

@@ -132,9 +132,6 @@ class Modality:
         Args:
             metres: Length in metres.
 
-        Returns:
-            Number of pixels.
-
         Raises:
             ValueError: If the length is not a whole number of pixels.
         """
@@ -148,9 +145,6 @@ class Modality:
 
         Args:
             bands: Names of the bands to keep.
-
-        Returns:
-            A new modality.
 
         Raises:
             ValueError: If a band is unknown.
@@ -213,9 +207,6 @@ def as_modalities(
     Args:
         modalities: Modalities or their dictionaries (see :meth:`Modality.as_dict`), as a sequence
             or as a mapping by name.
-
-    Returns:
-        Modalities by name, in the given order.
 
     Raises:
         ValueError: If there are none, two have the same name, or a key of the mapping is not the name.

@@ -28,11 +28,7 @@ PICTURES = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit and test a model, compare it with the baseline, and plot predictions.
-
-    Returns:
-        Exit status, 0 for success.
-    """
+    """Fit and test a model, compare it with the baseline, and plot predictions."""
     args = parsers.demo().parse_args(argv)
     data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
     checkpoint, table = args.output / 'omnisat.ckpt', args.output / 'subsets.csv'
@@ -95,9 +91,6 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
         datamodule: Datamodule, set up for testing.
         checkpoint: Checkpoint of the trained model.
         folder: Output folder.
-
-    Returns:
-        Paths of the PNG files.
     """
     task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu', weights_only=True).eval()
     dataset = datamodule.make_dataset('test')

@@ -13,9 +13,6 @@ def main(argv: list[str]) -> int:
 
     Args:
         argv: Arguments after ``encoders``.
-
-    Returns:
-        Exit status, 0 for success.
     """
     words = parsers.encoders().parse_args(argv)
     say(report(catalogue(words.sensor)))

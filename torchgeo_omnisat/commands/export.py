@@ -14,9 +14,6 @@ def main(argv: list[str]) -> int:
 
     Args:
         argv: Arguments after ``export``.
-
-    Returns:
-        Exit status, 0 for success.
     """
     words = parsers.export().parse_args(argv)
     export_hub(words.ckpt, words.output)

@@ -23,11 +23,7 @@ from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score the checkpoints, and write and print the report.
-
-    Returns:
-        Exit status, 0 for success.
-    """
+    """Score the checkpoints, and write and print the report."""
     args, datamodule = parse_data(parsers.robustness(data_parser), argv)
     with one_error('robustness'):
         labelled, groups = parse_checkpoints(args.ckpt), parse_groups(args.groups)

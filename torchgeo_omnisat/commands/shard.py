@@ -19,11 +19,7 @@ from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write shards of all splits.
-
-    Returns:
-        Exit status, 0 for success.
-    """
+    """Write shards of all splits."""
     args, datamodule = parse_data(parsers.shard(data_parser), argv)
     with one_error('shard'):
         shards = write(datamodule, args.output, args.megabytes)
@@ -40,9 +36,6 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
         datamodule: Datamodule.
         output: Output folder.
         megabytes: Approximate size of a shard in MB.
-
-    Returns:
-        Number of samples in each shard, by split.
 
     Raises:
         ValueError: If *output* exists, *megabytes* is not positive, or a split has no samples.

@@ -269,9 +269,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         Args:
             dataset: Any split, with the directory and the bands.
 
-        Returns:
-            Mean and standard deviation by modality.
-
         Raises:
             ValueError: If a file is invalid, or there is no valid pixel.
         """
@@ -506,9 +503,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Augment or normalise a batch, after comparing the first ones with the statistics of the model (*guard*).
 
-        Returns:
-            The augmented or normalised batch.
-
         Raises:
             ValueError: If the first tiles are implausible and *guard* is ``'error'``.
         """
@@ -536,9 +530,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             sample: Sample of a batch, with ``prediction`` if there is one.
             show_titles: Whether to write titles.
             suptitle: Title of the figure.
-
-        Returns:
-            The figure.
         """
         sample = {key: value.detach().cpu() for key, value in sample.items()}
         raw = Denormalize(self.modalities, self.mean, self.std)(sample)

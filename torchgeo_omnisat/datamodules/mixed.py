@@ -290,9 +290,6 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             sample: Sample, with the names of the mixture.
             *args: Other arguments of :meth:`.MultimodalDataModule.plot`.
             **kwargs: Keyword arguments of this method.
-
-        Returns:
-            The figure.
         """
         latest = self.latest or next(iter(self.datamodules))
         keys = {new: old for old, new in self._keys(latest).items()}

@@ -376,9 +376,6 @@ class ResumableDataModule(LightningDataModule):
         """Augment or normalise a batch; seed the generators for each training batch.
 
         The training step continues from this state of the generators (:class:`SeededStep`).
-
-        Returns:
-            The augmented or normalised batch.
         """
         trainer = self.trainer
         augmented: Sample

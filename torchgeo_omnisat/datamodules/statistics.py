@@ -176,9 +176,6 @@ def measure(
         num_workers: Number of worker processes.
         keep: File for partial results, from which a later call resumes. It is deleted at the end.
         about: Plain values that identify this pass; a file of another pass is ignored.
-
-    Returns:
-        Mean and standard deviation by modality and group.
     """
     places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}

@@ -76,9 +76,6 @@ class MappedDataset(MultimodalDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return a sample.
 
-        Returns:
-            Sample, see :mod:`torchgeo_omnisat.batch`.
-
         Raises:
             ValueError: If keys or shapes do not match the arguments.
         """

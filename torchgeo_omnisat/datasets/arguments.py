@@ -186,9 +186,6 @@ def leave_out[T](
         known: Valid names in *exclude*, including those of other splits.
         where: Location of the data, for the error.
 
-    Returns:
-        Remaining samples, and the names of excluded ones.
-
     Raises:
         ValueError: If a name is unknown, or nothing remains.
     """

@@ -120,9 +120,6 @@ class MultimodalDataset(NonGeoDataset):
             show_titles: Whether to write titles.
             suptitle: Title of the figure.
 
-        Returns:
-            The figure.
-
         Raises:
             RGBBandsMissingError: If no modality has the bands of its :attr:`composites`.
         """

@@ -398,9 +398,6 @@ def read_image_days(path: Path, patches: Collection[str], faults: Faults | None 
         patches: Requested patches.
         faults: Dictionary to which errors of patches are added; None to raise them.
 
-    Returns:
-        Days since 1970-01-01 by patch.
-
     Raises:
         ValueError: If the table is damaged, or a date does not exist.
     """

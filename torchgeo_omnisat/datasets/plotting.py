@@ -95,9 +95,6 @@ def plot_sample(
         show_titles: Whether to show dates and names.
         suptitle: Title of the figure.
 
-    Returns:
-        Matplotlib figure.
-
     Raises:
         RGBBandsMissingError: If no modality has the bands of one of its combinations.
     """

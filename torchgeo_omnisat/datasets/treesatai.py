@@ -582,9 +582,6 @@ class TreeSatAITimeSeries(MultimodalDataset):
             show_titles: Whether to show titles.
             suptitle: Title of the figure instead of the genera.
 
-        Returns:
-            Matplotlib figure.
-
         Raises:
             RGBBandsMissingError: If no modality has the bands of a plot.
         """

@@ -58,9 +58,6 @@ def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure
             omitted. A single model needs no name.
         score: Name of the scores.
         title: Title of the figure.
-
-    Returns:
-        The figure.
     """
     found = {name: {k: v for k, v in scores.items() if math.isfinite(v)} for name, scores in models.items()}
     best = {subset: value for scores in reversed(found.values()) for subset, value in scores.items()}
@@ -95,9 +92,6 @@ def draw_degradations(
         axes_of: Label of the axis of each kind, with its unit.
         score: Name of the scores.
         title: Title of the figure.
-
-    Returns:
-        The figure.
     """
     kinds = [kind for kind in axes_of if any(levels.get(kind) for levels in models.values())]
     figure, panels = plt.subplots(

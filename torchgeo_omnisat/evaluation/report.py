@@ -49,9 +49,6 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
         folder: Output folder; existing files are replaced.
         data: Name of the data, which every file states.
         circumstances: Metadata for the JSON file, in plain types.
-
-    Returns:
-        Paths of the files.
     """
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}

@@ -57,9 +57,6 @@ class CrossEntropyDice(nn.Module):
             logits: Logits of K classes.
             mask: Labels from 0 to K - 1, or *ignore_index*.
 
-        Returns:
-            Scalar loss.
-
         Raises:
             ValueError: If the mask has another size or a label that is not a class, or there
                 are not K class weights.
@@ -132,9 +129,6 @@ class MultiLabelLoss(nn.Module):
         Args:
             logits: Logits of K labels.
             label: 1 if the tile has the label, else 0.
-
-        Returns:
-            Scalar loss.
         """
         loss: Tensor = self.total(logits.float(), label) / label.numel()
         return loss

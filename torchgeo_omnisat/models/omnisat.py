@@ -144,9 +144,6 @@ class OmniSat(nn.Module):
         Args:
             batch: See :mod:`torchgeo_omnisat.batch`.
 
-        Returns:
-            Tokens, fused tokens, availability and feature maps.
-
         Raises:
             ValueError: If the batch has an unknown modality, none of the model's, other bands than
                 expected, or modalities that cover different ground.

@@ -104,9 +104,6 @@ class WorkFolder:
 
         Args:
             shape: Function that returns the shape of a strip, ``(bands, rows, columns)``.
-
-        Returns:
-            Removed strips.
         """
         damaged = []
         for strip in sorted(self.done()):

@@ -155,9 +155,6 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
             :func:`.export_hub`. Only tensors and plain types are read.
         modalities: Modalities of *backbone*.
 
-    Returns:
-        Report of the loaded parts.
-
     Raises:
         FileNotFoundError: If *path* does not exist.
         ValueError: If it cannot be read safely, no part fits, or a modality had another unit.

@@ -178,9 +178,6 @@ class OmniSatTask(BaseTask):
             weights_only: Whether to reject any other content. With False, code in a checkpoint is run.
             **kwargs: Hyper-parameters to replace. Encoders with a ``class_path`` that is not registered have to be
                 given again in ``backbone_args``.
-
-        Returns:
-            The task.
         """
         loading: Any = nullcontext() if 'backbone_args' in kwargs else checkpoint_encoders(str(checkpoint_path))
         with loading:
@@ -374,9 +371,6 @@ class OmniSatTask(BaseTask):
 
         The baselines ``'utae'``, ``'dual_stream'`` and ``'late_fusion'`` have one token per pixel of
         the label. ``backbone_args={'series': NAME}`` selects the time series of ``'utae'``.
-
-        Returns:
-            Backbone of the modalities.
 
         Raises:
             ValueError: If *backbone* is unknown, or no part of the checkpoint fits.

@@ -146,9 +146,6 @@ def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str |
         inherited: Statistics of the weights.
         statistics: Requested source of the weights.
 
-    Returns:
-        ``'mean'`` and ``'std'`` by modality.
-
     Raises:
         ValueError: If the weights have several sources and the choice is ambiguous.
     """

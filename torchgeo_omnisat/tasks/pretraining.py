@@ -199,11 +199,7 @@ class OmniSatPretraining(OmniSatTask):
         return [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the loss of a batch, with different patches masked in each step.
-
-        Returns:
-            The loss.
-        """
+        """Return the loss of a batch, with different patches masked in each step."""
         return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.zero_loss_over_all_parameters()
 
     def on_validation_epoch_start(self) -> None:
@@ -446,9 +442,6 @@ class Pretrainer(nn.Module):
             compare: Whether embeddings without masking are needed; otherwise one of the two passes
                 is skipped.
             everything: Whether to also reconstruct unmasked patches.
-
-        Returns:
-            Views of all tiles.
         """
         keys = [key for m in self.backbone.modalities.values() for key in m.keys]
         images = {key: batch[key] for key in [*keys, COORDINATES] if key in batch}

@@ -214,11 +214,7 @@ class SupervisedTask(OmniSatTask):
         self.train_mean_loss, self.val_mean_loss, self.test_mean_loss = MeanLoss(), MeanLoss(), MeanLoss()
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the loss of a batch, with some modalities dropped.
-
-        Returns:
-            The loss.
-        """
+        """Return the loss of a batch, with some modalities dropped."""
         if batch_idx == 0:  # a training resumed after the last batch of an epoch skips the end of that epoch
             for metric in self._counting().values():
                 metric.reset()

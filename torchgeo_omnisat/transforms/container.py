@@ -129,9 +129,6 @@ class MultimodalAugmentation(nn.Module):
             batch: Batch or sample; it is not changed.
             params: :attr:`params` of another call, to repeat it.
 
-        Returns:
-            New batch or sample.
-
         Raises:
             TypeError: If *batch* is a tensor.
             ValueError: If *params* do not match the steps.

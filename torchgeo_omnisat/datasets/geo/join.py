@@ -138,9 +138,6 @@ class MultimodalGeoDataset(GeoDataset):
         Args:
             area: Geometry in :attr:`crs`.
 
-        Returns:
-            Join of the same datasets.
-
         Raises:
             ValueError: If *area* does not intersect the footprint of the join.
         """
@@ -207,9 +204,6 @@ class MultimodalGeoDataset(GeoDataset):
             sample: Sample of this dataset, optionally with ``prediction`` (H, W).
             show_titles: Whether to show a title above each panel.
             suptitle: Title of the figure.
-
-        Returns:
-            Matplotlib figure.
         """
         return draw_any(sample, self.modalities, self.label_names, self.ignore_index, show_titles, suptitle)
 

@@ -351,9 +351,6 @@ class GeoTiles(MultimodalDataset):
 
         Args:
             index: Index of the tile. A random tile is drawn with PyTorch's global generator.
-
-        Returns:
-            Sample of the join.
         """
         row, column = self.places[index]
         if self.count is not None:

@@ -243,9 +243,6 @@ class RasterTimeSeries(RasterDataset):
             index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]; a step n in time reads
                 every n-th date.
 
-        Returns:
-            Sample with images, dates, valid flags, bounds and transform.
-
         Raises:
             IndexError: If no file intersects the window.
         """
@@ -569,9 +566,6 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
         grid: Pixel grid of the output.
         modality: Modality of the files.
         every: Step between the dates of a time series.
-
-    Returns:
-        Image, dates and valid.
     """
     merge = merge_of(modality.unit == 'db')
     if modality.temporal:
