@@ -85,7 +85,7 @@ def test_command_line_can_set_every_argument() -> None:
     ours = parser.get_defaults().as_dict()
     assert ours.keys() >= {'root', 'fold', 'seed', 'batch_size', 'num_workers', 'exclude', 'speckle', 'batches'}
     assert not ours.keys() & {'missing', 'download', 'checksum', 'kwargs'}
-    assert parser.parse_args(['--speckle=5', '--bands={s2: [B02]}']).bands == {'s2': ('B02',)}
+    assert parser.parse_args(['--speckle=5', '--bands={s2: [B02]}']).bands == {'s2': ['B02']}
     reads = signature(SyntheticLandscapes).parameters
     both = ours.keys() & reads.keys() - {'exclude'}  # a report, of which the dataset gets names
     assert {name: ours[name] for name in both} == {name: reads[name].default for name in both}

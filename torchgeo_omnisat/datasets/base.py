@@ -5,9 +5,10 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from .arguments import MISSING, check_choice, check_max_dates, parse_span
 from .plotting import Composite, Palette, draw_any, plot_sample
 from .series import when
 
@@ -49,6 +51,10 @@ class MultimodalDataset(NonGeoDataset):
     labels: Any = None
     #: Label ignored in training and metrics; None if there is none.
     ignore_index: Any = None
+    #: Band combinations of each modality for figures.
+    composites: Mapping[str, Sequence[Composite]] = MappingProxyType({})
+    #: Names and colours of the classes for figures; None for :attr:`labels` in default colours.
+    palette: Palette | None = None
 
     def __init__(self, root: PathLike = 'data', split: str = 'train') -> None:
         """Initialize the dataset.
@@ -77,16 +83,6 @@ class MultimodalDataset(NonGeoDataset):
     @property
     def positions(self) -> NDArray[np.float64] | None:
         """Centre of each sample ``(N, 2)`` in metres; None if unknown."""
-        return None
-
-    @property
-    def composites(self) -> Mapping[str, Sequence[Composite]]:
-        """Band combinations of each modality for figures."""
-        return {}
-
-    @property
-    def palette(self) -> Palette | None:
-        """Names and colours of the classes for figures; None for :attr:`labels` in default colours."""
         return None
 
     @abstractmethod
@@ -126,6 +122,55 @@ class MultimodalDataset(NonGeoDataset):
         if self.palette is not None:
             return plot_sample(sample, self.modalities, self.composites, self.palette, show_titles, suptitle)
         return draw_any(sample, self.modalities, self.labels, self.ignore_index, show_titles, suptitle)
+
+
+class PublishedDataset(MultimodalDataset):
+    """Base class of published datasets, with the arguments that they share."""
+
+    #: Names of the samples that are excluded because they have none of the modalities.
+    unseen: list[str]
+
+    def __init__(
+        self,
+        root: PathLike = 'data',
+        modalities: Sequence[str] | None = None,
+        bands: Mapping[str, Sequence[str]] | None = None,
+        max_dates: int | None = None,
+        date_range: tuple[str, str] | None = None,
+        cloud_probability: float = 60,
+        cloud_cover: float = 0.5,
+        missing: Literal['error', 'allow', 'check'] = 'error',
+        exclude: Collection[str] = (),
+        transforms: Callable[[Sample], Sample] | None = None,
+        download: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        """Initialize without reading files.
+
+        Args:
+            root: Directory of the dataset.
+            modalities: Names of the modalities to read; None for all that are in *root*.
+            bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
+            max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
+            date_range: First and last day, inclusive, such as ``('2018-10-01', '2019-03-31')``. Time
+                series without a date in this range are left out of the sample.
+            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
+            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
+            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of
+                the sample, and ``'check'``, for the command `check`, defers all errors to ``parts``.
+                Samples without any of *modalities* are excluded with a warning (``unseen``).
+            exclude: Names of samples to exclude (:attr:`ids`, of any split).
+            transforms: Transform applied to each sample.
+            download: Whether to download missing archives.
+            checksum: Whether to check the checksum of archives.
+        """
+        check_choice(missing=(missing, MISSING))
+        check_max_dates(max_dates)
+        self.root, self.path = root, Path(root).expanduser()
+        self.max_dates, self.date_range, self._span = max_dates, date_range, parse_span(date_range)
+        self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
+        self.missing, self.transforms, self.download, self.checksum = missing, transforms, download, checksum
+        self.unseen = []
 
 
 def refuse_missing(lost: Sequence[Path], count: int) -> None:

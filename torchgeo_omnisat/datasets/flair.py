@@ -4,12 +4,12 @@
 """FLAIR #1 and #2: land cover from aerial images and Sentinel-2 time series."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
-from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
+from ..utils.signatures import refuse_unexpected, with_arguments_of
+from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
+from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
@@ -354,7 +355,7 @@ def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tupl
 _STEPS = 5
 
 
-class FLAIR(MultimodalDataset):
+class FLAIR(PublishedDataset):
     """FLAIR #1 and #2 datasets: aerial images with heights, Sentinel-2 time series and land cover.
 
     ======  ==============================================  =======  =========================
@@ -399,24 +400,23 @@ class FLAIR(MultimodalDataset):
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = tuple(DIRECTORIES)
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
+    composites = COMPOSITES
 
+    @with_arguments_of(PublishedDataset, without=('date_range',), is_last=True)
     def __init__(
         self,
         root: PathLike = 'data',
         split: str = 'train',
         modalities: Sequence[str] | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
+        *,
         num_classes: int = 13,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        max_dates: int | None = None,
-        missing: Literal['error', 'allow', 'check'] = 'error',
         exclude: Collection[str] = (),
-        transforms: Callable[[Sample], Sample] | None = None,
-        download: bool = False,
-        checksum: bool = False,
+        **kwargs: Any,
     ) -> None:
         """List the files and read their metadata; no image is opened.
+
+        The archives for training and validation have 50.7 GB (aerial) and 22.8 GB (s2).
 
         Args:
             root: Directory with ``flair_labels_train``, ``flair_aerial_train`` etc., or their archives.
@@ -424,40 +424,28 @@ class FLAIR(MultimodalDataset):
             modalities: ``'aerial'``, ``'s2'`` or both; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13 or 19.
-            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
-            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
-            max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
-            missing: How to handle missing images of patches with labels: ``'error'`` raises, ``'allow'``
-                leaves the modality out of the sample, and ``'check'``, for the command `check`, defers all
-                errors to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
-                (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
-            transforms: Transform applied to each sample.
-            download: Whether to download missing archives of *modalities*: 50.7 GB (aerial) and
-                22.8 GB (s2) for training and validation.
-            checksum: Whether to check the MD5 of archives.
+            **kwargs: Arguments of all published datasets.
 
         Raises:
             DatasetNotFoundError: If the split is not found and *download* is False.
             FileNotFoundError: If a file is missing.
             ValueError: If an argument is invalid.
         """
-        check_choice(split=(split, self.splits), missing=(missing, MISSING))
-        check_choice(num_classes=(num_classes, (13, len(CLASSES))))
-        check_max_dates(max_dates)
+        refuse_unexpected(FLAIR.__init__, kwargs)
+        check_choice(split=(split, self.splits), num_classes=(num_classes, (13, len(CLASSES))))
         choose_modalities(modalities, MODALITIES, MODALITIES, root)
-        self.root, self.path, self.split = root, Path(root).expanduser(), split
-        self.num_classes, self.missing, self.max_dates = num_classes, missing, max_dates
-        self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
-        self.transforms, self.download, self.checksum = transforms, download, checksum
+        super().__init__(root, **kwargs)
+        self.split, self.num_classes = split, num_classes
         self.ignore_index = 12 if num_classes == 13 else None
         self.classes, self.colors = flair_class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
+        self.palette = Palette(self.classes, self.colors)
         self._find_or_download(modalities)
         self.patches = self._list(exclude)
         wanted = modalities is None or 's2' in modalities
         zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()
         place = self.path / DIRECTORIES[split]['s2']
-        strict = missing != 'check'
+        strict = self.missing != 'check'
         self._areas = {(domain, zone): find_super_area(place / domain / zone, strict) for domain, zone in zones}
         self.modalities = select_bands(self._choose(modalities), bands)
         patches = self.patches if 's2' in self.modalities else []
@@ -488,16 +476,6 @@ class FLAIR(MultimodalDataset):
         extent = (np.nan,) * 4 if transform.is_identity else array_bounds(*stored.shape, transform)
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
-
-    @property
-    def composites(self) -> Mapping[str, Sequence[Composite]]:
-        """Band combinations of each modality for figures."""
-        return COMPOSITES
-
-    @property
-    def palette(self) -> Palette:
-        """Names and colours of the classes."""
-        return Palette(self.classes, self.colors)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; published masks have no CRS."""
@@ -616,7 +594,6 @@ class FLAIR(MultimodalDataset):
         for name in chosen:
             if self.missing == 'error' or len(lost[name]) == len(self.patches):
                 refuse_missing([self._file(name, patch) for patch in lost[name]], len(self.patches))
-        self.unseen: list[str] = []
         if self.missing != 'check':
             seen = [any(patch not in lost[name] for name in chosen) for patch in self.patches]
             self.patches, self.unseen = keep_seen(self.patches, self.ids, seen, chosen, self.path)

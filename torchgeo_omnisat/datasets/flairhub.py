@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import fiona
 import numpy as np
@@ -27,8 +27,9 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
-from .arguments import MISSING, check_choice, check_max_dates, choose_modalities, leave_out, not_found, select_bands
-from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
+from ..utils.signatures import refuse_unexpected, with_arguments_of
+from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
+from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.files import occurring
@@ -441,7 +442,7 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from error
 
 
-class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
+class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
     """FLAIR-HUB dataset: TorchGeo's :class:`~torchgeo.datasets.FLAIRHUB` with dates and cloud masks.
 
     ==========  ==============================================  =======  ========================
@@ -479,7 +480,9 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
     crs = CRS.from_epsg(2154)
     splits: ClassVar[tuple[str, ...]] = ('train', 'val', 'test')
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
+    composites = COMPOSITES
 
+    @with_arguments_of(PublishedDataset, without=('date_range',), is_last=True)
     def __init__(
         self,
         root: PathLike = 'data',
@@ -487,17 +490,13 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
         modalities: Sequence[str] | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
         domains: Sequence[str] | None = None,
+        *,
         split_column: str = 'split_1',
         dataset_type: str = 'land_cover',
         decibels: bool = False,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        max_dates: int | None = None,
-        missing: Literal['error', 'allow', 'check'] = 'error',
         exclude: Collection[str] = (),
         transforms: Callable[[Sample], Sample] | None = None,
-        download: bool = False,
-        checksum: bool = False,
+        **kwargs: Any,
     ) -> None:
         """List the files with TorchGeo, and read the tables of dates; no image is opened.
 
@@ -511,33 +510,22 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             split_column: Official split, a column of the table of splits.
             dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or ``'crop_type_3'``.
             decibels: Whether Sentinel-1 is stored in dB instead of linear power.
-            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
-            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
-            max_dates: Maximum number of days per time series, evenly spread over valid ones; None for all.
-            missing: How to handle missing images of patches with labels: ``'error'`` raises, ``'allow'``
-                leaves the modality out of the sample, and ``'check'``, for the command `check`, defers all
-                errors to :meth:`parts`. Patches without any of *modalities* are excluded with a warning
-                (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
             transforms: Transform applied to each sample.
-            download: Whether to download missing archives.
-            checksum: Whether to check the SHA-256 of archives.
+            **kwargs: Arguments of all published datasets.
 
         Raises:
             DatasetNotFoundError: If the split is not found and *download* is False.
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or a table is invalid.
         """
+        refuse_unexpected(FLAIRHUBMultimodal.__init__, kwargs)
         check_choice(
-            split=(split, self.splits),
-            split_column=(split_column, SPLITS),
-            dataset_type=(dataset_type, TYPES),
-            missing=(missing, MISSING),
+            split=(split, self.splits), split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES)
         )
-        check_max_dates(max_dates)
-        self.path, self.dataset_type = Path(root).expanduser(), cast(Any, dataset_type)
-        self.missing, self.max_dates, self.decibels = missing, max_dates, decibels
-        self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
+        PublishedDataset.__init__(self, root, **kwargs)
+        self.dataset_type, self.decibels = cast(Any, dataset_type), decibels
+        download, missing = self.download, self.missing
         self.domain_years = choose_domains(  # type: ignore[misc]
             self.path, domains, self.domain_years, label_product(dataset_type), download
         )
@@ -551,7 +539,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             cast(Any, split_column),
             None,
             download,
-            checksum,
+            self.checksum,
             asked,
             cast(Any, dataset_type),
         )
@@ -568,7 +556,8 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             raise not_found(self, f'Split {split!r} of {split_column!r} has no patch in {self.path}, {expected}.')
         known = read_splits(splits, SPLITS[0]) if exclude else ()
         self.files, self.excluded = leave_out(self.files, self.ids, exclude, known, self.path)
-        self.classes = tuple(palette(dataset_type).labels)
+        self.palette = palette(dataset_type)
+        self.classes = tuple(self.palette.labels)
         self.ignore_index = ignored(dataset_type)
         self._check_files()
         self._days, self._undated = read_tables(self.path, self.modalities, self.ids, tell=missing == 'check')
@@ -597,16 +586,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
             extent = (np.nan,) * 4 if source.transform.is_identity else source.bounds
         sample['bounds'] = bounds_of(extent, self.label_gsd, sample)
         return sample if self._prepare is None else self._prepare(sample)
-
-    @property
-    def composites(self) -> Mapping[str, Sequence[Composite]]:
-        """Band combinations of each modality for figures."""
-        return COMPOSITES
-
-    @property
-    def palette(self) -> Palette:
-        """Names and colours of the classes."""
-        return palette(self.dataset_type)
 
     plot = MultimodalDataset.plot  # type: ignore[assignment]
 
@@ -693,7 +672,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, MultimodalDataset):
 
     def _check_files(self) -> None:
         """Raise an error for missing images, unless they are allowed, and exclude patches without any modality."""
-        self.unseen: list[str] = []
         for band in self.bands if self.missing == 'error' else ():
             paths = [Path(files[band]) for files in self.files]
             refuse_missing([path for path in paths if not path.exists()], len(paths))

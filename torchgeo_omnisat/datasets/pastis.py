@@ -4,12 +4,12 @@
 """PASTIS-R and PASTIS-HD: crop types from Sentinel-2 and Sentinel-1 time series and SPOT images."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import fiona
 import numpy as np
@@ -24,17 +24,9 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
-from .arguments import (
-    MISSING,
-    check_choice,
-    check_max_dates,
-    choose_modalities,
-    leave_out,
-    not_found,
-    parse_span,
-    select_bands,
-)
-from .base import MultimodalDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
+from ..utils.signatures import refuse_unexpected, with_arguments_of
+from .arguments import choose_modalities, leave_out, not_found, select_bands
+from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import download_files, fetch
 from .io.files import extract_directory, has_values, measured, occurring, read_array, read_array_frames, read_raster
@@ -230,7 +222,7 @@ def _corners(geometry: Any) -> tuple[tuple[float, float], ...]:
     return tuple(min(points, key=lambda point: x * point[0] + y * point[1]) for x, y in ((1, -1), (-1, -1), (1, 1)))
 
 
-class PASTISMultimodal(MultimodalDataset):
+class PASTISMultimodal(PublishedDataset):
     """PASTIS-R and PASTIS-HD datasets: Sentinel-2 and Sentinel-1 time series, SPOT images and crop types.
 
     ======  ==============================================  =======  ====================
@@ -265,21 +257,21 @@ class PASTISMultimodal(MultimodalDataset):
     target = 'ANNOTATIONS/TARGET_{}.npy'
     classes: ClassVar[tuple[str, ...]] = CLASSES
 
+    @with_arguments_of(PublishedDataset, without=('cloud_probability', 'cloud_cover'), is_last=True)
     def __init__(
         self,
         root: PathLike = 'data',
         folds: Sequence[int] = (1, 2, 3, 4, 5),
         modalities: Sequence[str] | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
-        missing: Literal['error', 'allow', 'check'] = 'error',
+        *,
         exclude: Collection[str] = (),
-        transforms: Callable[[Sample], Sample] | None = None,
-        download: bool = False,
-        checksum: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Read the index and check that files exist; no image is opened.
+
+        *download* gets PASTIS-HD, only the files of *modalities*, if they include ``'spot'``, else PASTIS-R
+        (54 GB). *checksum* compares the MD5 of the archive, or of existing files of PASTIS-HD.
 
         Args:
             root: Directory with ``metadata.geojson``, with a directory ``PASTIS-HD`` or ``PASTIS-R``
@@ -287,30 +279,17 @@ class PASTISMultimodal(MultimodalDataset):
             folds: Folds to use, of 1 to 5.
             modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            max_dates: Maximum number of days per time series, evenly spread; None for all.
-            date_range: First and last day, inclusive, such as ``('2018-10-01', '2019-03-31')``. Time
-                series without a date in this range are left out of the sample.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of
-                the sample, and ``'check'``, for the command `check`, defers all errors to :meth:`parts`.
-                Patches without any of *modalities* are excluded with a warning (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any fold).
-            transforms: Transform applied to each sample.
-            download: Whether to download missing files: PASTIS-HD, only the files of *modalities*,
-                if they include ``'spot'``, else PASTIS-R (54 GB).
-            checksum: Whether to check the MD5 of the archive, or existing files of PASTIS-HD.
+            **kwargs: Arguments of all published datasets.
 
         Raises:
             DatasetNotFoundError: If the dataset is not found and *download* is False.
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or the index is invalid.
         """
-        check_choice(missing=(missing, MISSING))
-        check_max_dates(max_dates)
-        self.root, self.folds = root, _folds(folds)
-        self.max_dates, self.date_range = max_dates, date_range
-        self.missing = missing
-        self.transforms, self.download, self.checksum = transforms, download, checksum
-        self._span = parse_span(date_range)
+        refuse_unexpected(PASTISMultimodal.__init__, kwargs)
+        super().__init__(root, **kwargs)
+        self.folds = _folds(folds)
         self.path = self._verify(modalities)
         patches, self.crs = read_index(self.path / self.index)
         self.patches = [patch for patch in patches if patch.fold in self.folds]
@@ -320,6 +299,8 @@ class PASTISMultimodal(MultimodalDataset):
         known = {str(patch.id) for patch in patches}
         self.patches, self.excluded = leave_out(self.patches, self.ids, exclude, known, self.path / self.index)
         self._sources = self._choose(patches, modalities)
+        self.composites = {name: source.composites for name, source in self._sources.items()}
+        self.palette = Palette(self.classes, COLORS)
         self.modalities = select_bands({name: source.modality for name, source in self._sources.items()}, bands)
         self._check_dates()
         self._check_files()
@@ -354,16 +335,6 @@ class PASTISMultimodal(MultimodalDataset):
     def corners(self) -> NDArray[np.float64]:
         """Upper left, upper right and lower left corner of every patch ``(N, 3, 2)`` in :attr:`crs`."""
         return np.array([patch.corners for patch in self.patches])
-
-    @property
-    def composites(self) -> dict[str, Sequence[Composite]]:
-        """Band combinations of each modality for figures."""
-        return {name: source.composites for name, source in self._sources.items()}
-
-    @property
-    def palette(self) -> Palette:
-        """Names and colours of the classes."""
-        return Palette(self.classes, COLORS)
 
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the mask and the modalities of a patch, for checks; the index lists its time series."""
@@ -456,7 +427,6 @@ class PASTISMultimodal(MultimodalDataset):
 
     def _check_files(self) -> None:
         """Raise an error for missing files, unless they are allowed, and exclude patches without any modality."""
-        self.unseen: list[str] = []
         if self.missing == 'check':
             return
         seen: set[int] = set()

@@ -5,12 +5,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -26,17 +26,9 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .arguments import (
-    MISSING,
-    check_choice,
-    check_max_dates,
-    choose_modalities,
-    leave_out,
-    not_found,
-    parse_span,
-    select_bands,
-)
-from .base import MultimodalDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
+from ..utils.signatures import with_arguments_of
+from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
+from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.download import Archive, obtain
@@ -446,7 +438,7 @@ def _rows(file: h5py.File, key: str, first: int, stop: int) -> NDArray[Any]:
     return rows
 
 
-class TreeSatAITimeSeries(MultimodalDataset):
+class TreeSatAITimeSeries(PublishedDataset):
     """TreeSatAI Time-Series dataset: forest plots of 60 m in Lower Saxony and their tree genera.
 
     ======  ==============================================  =======  ====================
@@ -481,23 +473,21 @@ class TreeSatAITimeSeries(MultimodalDataset):
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
     extent = EXTENT
 
+    @with_arguments_of(PublishedDataset, is_last=True)
     def __init__(
         self,
         root: PathLike = 'data',
         split: str | None = 'train',
         modalities: Sequence[str] | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
-        cloud_probability: float = 60,
-        cloud_cover: float = 0.5,
-        missing: Literal['error', 'allow', 'check'] = 'error',
+        *,
         exclude: Collection[str] = (),
-        transforms: Callable[[Sample], Sample] | None = None,
-        download: bool = False,
-        checksum: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Read the labels and the list of the split, and check that files exist.
+
+        A sample without a date in *date_range* and without another modality gets one invalid image. The archives
+        have 22 GB.
 
         Args:
             root: Directory with ``labels``, ``aerial``, ``sentinel-ts`` and ``split``, or their
@@ -506,45 +496,28 @@ class TreeSatAITimeSeries(MultimodalDataset):
                 for validation, a tenth of the training list is used, with the smallest SHA-256.
             modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV',)}``.
-            max_dates: Maximum number of days per time series, evenly spread over clear ones if there
-                are any; None for all.
-            date_range: First and last day (YYYY-MM-DD), inclusive. Time series without a date in it are
-                left out of the sample; if it has no other modality, it gets one invalid image.
-            cloud_probability: Minimum probability in % of a pixel of snow or cloud.
-            cloud_cover: Minimum fraction of such pixels of a date that is not valid; above 1 to keep all dates.
-            missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of
-                the sample, and ``'check'``, for the command `check`, defers all errors to :meth:`parts`.
-                Plots without any of *modalities* are excluded with a warning (:attr:`unseen`).
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
-            transforms: Transform applied to each sample.
-            download: Whether to download missing archives (22 GB).
-            checksum: Whether to check the SHA-256 of archives.
+            **kwargs: Arguments of all published datasets.
 
         Raises:
             DatasetNotFoundError: If the dataset is not found and *download* is False.
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or a file is invalid.
         """
-        check_choice(split=(split, ('train', 'val', 'test', None)), missing=(missing, MISSING))
-        check_max_dates(max_dates)
-        self.root, self.split, self.missing = root, split, missing
-        self.max_dates, self.date_range = max_dates, date_range
-        self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
-        self.transforms, self.download, self.checksum = transforms, download, checksum
-        self._span = parse_span(date_range)
-        self.path = Path(root).expanduser()
+        check_choice(split=(split, ('train', 'val', 'test', None)))
+        super().__init__(root, **kwargs)
+        self.split = split
         self._verify(modalities)
         self._series = find_series(self.path / 'sentinel-ts')
         self._aerial = {path.stem: path for path in (self.path / 'aerial').glob('*.tif')}
         self.modalities = self._choose(modalities, bands)
-        self.shares = read_label_fractions(self.path / LABELS, strict=missing != 'check')
+        self.shares = read_label_fractions(self.path / LABELS, strict=self.missing != 'check')
         self.names = sorted({*self._series, *self._aerial}) if split is None else read_split(self.path, split)
         known = {*listed(self.path), *self.shares, *self._series, *self._aerial}
         self.names, self.excluded = leave_out(self.names, self.names, exclude, known, self.path)
-        self.unseen: list[str] = []
-        if missing != 'check':
+        if self.missing != 'check':
             self._check_files()
-        self.crs = None if missing == 'check' else self._place(self.names[0])[0]
+        self.crs = None if self.missing == 'check' else self._place(self.names[0])[0]
 
     @property
     def ids(self) -> list[str]:

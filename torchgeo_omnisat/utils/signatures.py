@@ -4,7 +4,7 @@
 """Signatures and docstrings of constructors that pass keyword arguments on."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, getdoc, signature
 from typing import Any
 
@@ -34,13 +34,18 @@ def with_arguments_of[F: Callable[..., Any]](
         parameters = [*named, *passed, *([] if is_last else [rest])]
         setattr(init, '__signature__', own.replace(parameters=parameters))  # noqa: B010
         theirs = _entries(getdoc(source.__init__) or '')  # type: ignore[misc]
-        ours = getdoc(init) or ''
+        ours = (getdoc(init) or '') + '\n'
         added = ''.join(theirs[parameter.name] for parameter in passed)
         last = _entries(ours)[rest.name]
-        init.__doc__ = ours.replace(last, added + last * (not is_last))
+        init.__doc__ = ours.replace(last, added + last * (not is_last)).rstrip()
         return init
 
     return document
+
+
+def refuse_unexpected(init: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError for keyword arguments that the signature of a constructor does not have."""
+    signature(init).bind_partial(None, **arguments)
 
 
 def _entries(doc: str) -> dict[str, str]:

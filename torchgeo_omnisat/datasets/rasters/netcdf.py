@@ -17,7 +17,7 @@ from torchgeo.datasets.utils import Path as PathLike
 
 from ...grid import Grid
 from ...modality import Unit
-from ...utils.signatures import with_arguments_of
+from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..io.headers import DAY
 from .cf import Cube, read_cube, read_frames_of
 from .frames import repeat, resample
@@ -82,6 +82,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
             ImportError: If xarray or h5netcdf are not installed.
             ValueError: If an argument is invalid, a file cannot be read, or lacks a variable.
         """
+        refuse_unexpected(NetCDFTimeSeries.__init__, kwargs)
         if variable is not None and bands is not None:
             raise ValueError(f'variable is {variable!r} and bands is {list(bands)}, expected one of both')
         self.time = time

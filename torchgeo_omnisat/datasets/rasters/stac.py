@@ -21,7 +21,7 @@ from torchgeo.datasets.utils import lazy_import
 
 from ...modality import Kind, Unit
 from ...utils.jsonfile import load_json
-from ...utils.signatures import with_arguments_of
+from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..arguments import state_facts
 from ..io.decoding import Decoding
 from ..io.headers import Header
@@ -110,6 +110,7 @@ class STACTimeSeries(RasterTimeSeries):
             ValueError: If the file is not an ItemCollection, an item lacks an asset or a date, or refers to a
                 file outside the folder, or *kind* or *unit* contradict the items.
         """
+        refuse_unexpected(STACTimeSeries.__init__, kwargs)
         if not bands:
             raise ValueError(f'bands of {name!r} is empty, expected names of assets')
         mask = None if clouds is None else Clouds.of(clouds)

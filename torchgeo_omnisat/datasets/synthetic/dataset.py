@@ -3,13 +3,12 @@
 
 """Dataset of synthetic landscapes in the file layout of PASTIS-HD."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample
 
+from ...utils.signatures import with_arguments_of
 from ..pastis import PASTISMultimodal
 from .writing import Recipe, write_landscapes
 
@@ -36,6 +35,7 @@ class SyntheticLandscapes(PASTISMultimodal):
     #: Whether the data are synthetic, so that results are reported as such.
     synthetic: ClassVar[bool] = True
 
+    @with_arguments_of(PASTISMultimodal, without=('missing', 'download', 'checksum'), is_last=True)
     def __init__(
         self,
         root: PathLike = 'data/synthetic',
@@ -43,13 +43,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         seed: int = 0,
         size: int = 32,
         dates: tuple[int, int] = (8, 14),
-        folds: Sequence[int] = (1, 2, 3, 4, 5),
-        modalities: Sequence[str] | None = None,
-        bands: Mapping[str, Sequence[str]] | None = None,
-        max_dates: int | None = None,
-        date_range: tuple[str, str] | None = None,
-        exclude: Collection[str] = (),
-        transforms: Callable[[Sample], Sample] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Write the landscapes unless they exist, and initialize the dataset.
 
@@ -59,26 +53,10 @@ class SyntheticLandscapes(PASTISMultimodal):
             seed: Random seed.
             size: Side of a tile in pixels of 10 m, a multiple of 4.
             dates: Minimum and maximum number of dates of a time series.
-            folds: Folds to use, from 1 to 5.
-            modalities: Names of the modalities to read; None for all.
-            bands: Bands to read by modality, such as ``{'s1a': ('VV', 'VH')}``.
-            max_dates: Maximum number of evenly spaced dates of a time series; None for all.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            exclude: Names of samples to exclude.
-            transforms: Transform applied to each sample.
+            **kwargs: Arguments of PASTISMultimodal.
 
         Raises:
             ValueError: If *root* contains other files, or an argument is invalid.
         """
         write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates))
-        super().__init__(
-            root=root,
-            folds=folds,
-            modalities=modalities,
-            bands=bands,
-            max_dates=max_dates,
-            date_range=date_range,
-            missing='allow',
-            exclude=exclude,
-            transforms=transforms,
-        )
+        super().__init__(root, missing='allow', **kwargs)
