@@ -20,7 +20,8 @@ PIXEL_TOLERANCE = 1e-6
 class Grid:
     """North-up grid of square pixels, as in a GeoTIFF.
 
-    odc-geo's ``GeoBox`` would save 30 lines, but requires xarray, which is optional here.
+    With odc-geo's ``GeoBox``, tests/test_grid.py::test_windows_between_pixels_keep_their_size fails: its
+    ``overlap_roi`` raises "Incompatible grids". It also requires xarray, which is optional here.
 
     Args:
         crs: Coordinate reference system (CRS); the size of pixels is in its unit.

@@ -73,9 +73,6 @@ class MappedDataModule(MultimodalDataModule):
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
                 ``{'val': {'split': 'test'}}``; defaults to ``split=<name>``.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If an argument is invalid.
         """
         super().__init__(MappedDataset, **kwargs)
         if self.kwargs:

@@ -185,9 +185,6 @@ class RastersDataModule(MultimodalDataModule):
             modalities: Names of the *rasters* to use; None for all.
             patch_size: Side of a token on the ground in metres.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If an argument is invalid.
         """
         super().__init__(dataset_class, **kwargs)
         if self.kwargs:
@@ -282,9 +279,6 @@ class MultimodalGeoDataModule(RastersDataModule):
                 polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for the area of the rasters.
             overlap: Overlap of neighbouring tiles in prediction, as a fraction.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If an argument is invalid.
         """
         super().__init__(GeoTiles, root, rasters, mask, **kwargs)
         self.check_names(required=required)
@@ -591,9 +585,6 @@ class ChipsDataModule(RastersDataModule):
             missing: How to handle missing files: ``'error'`` raises, ``'allow'`` leaves the modality out of the
                 sample. A missing mask is an error, except in prediction.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If an argument is invalid.
         """
         check_choice(predict_split=(predict_split, (*SPLITS, 'all')))
         super().__init__(ImageChips, root, rasters, mask, **kwargs)

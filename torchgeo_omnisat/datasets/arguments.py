@@ -42,11 +42,7 @@ class Settings:
 
 
 def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
-    """Raise an error for an argument that is not one of its options.
-
-    Raises:
-        ValueError: If a value is not one of its options.
-    """
+    """Raise an error for an argument that is not one of its options."""
     for name, (value, options) in arguments.items():
         if value not in options:
             raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')

@@ -179,9 +179,6 @@ def refuse_missing(lost: Sequence[Path], count: int) -> None:
     Args:
         lost: Missing files.
         count: Number of samples.
-
-    Raises:
-        FileNotFoundError: If *lost* is not empty.
     """
     if lost:
         raise FileNotFoundError(

@@ -215,9 +215,6 @@ def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
     Args:
         labels: Names of the classes.
         ignore_index: Index of pixels without a label.
-
-    Raises:
-        ValueError: If it is 255 and there are more than 255 classes.
     """
     if ignore_index == 255 and len(labels) > ignore_index:
         raise ValueError(

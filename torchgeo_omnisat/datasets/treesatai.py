@@ -129,10 +129,6 @@ def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str
         path: File of the labels, for error messages.
         plots: Fractions by genus, by name of the plot.
         name: Name of the plot.
-
-    Raises:
-        FileNotFoundError: If the plot has no label.
-        ValueError: If a genus is unknown or a fraction is not in [0, 1].
     """
     expected = f'expected [["<genus>", <share from 0 to 1>], ...] of {list(GENERA)}'
     if name not in plots:

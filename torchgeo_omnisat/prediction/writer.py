@@ -117,11 +117,7 @@ class WorkFolder:
         return damaged
 
     def check(self) -> None:
-        """Check that the folder still exists.
-
-        Raises:
-            RuntimeError: If it was removed.
-        """
+        """Check that the folder still exists."""
         if not (self.path / _MANIFEST).exists():
             raise RuntimeError(
                 f'{self.path} was removed during prediction, expected it to hold the finished strips of '

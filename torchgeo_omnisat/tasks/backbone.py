@@ -79,9 +79,6 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
     Args:
         arguments: Arguments of a builder, in plain types.
         name: Name in the error.
-
-    Raises:
-        ValueError: If a number is not finite, negative or too large.
     """
     if isinstance(arguments, Mapping) and 'class_path' not in arguments:
         for key, value in arguments.items():

@@ -70,11 +70,7 @@ def plain_sources(value: Any) -> Sources:
 
 
 def check_bands(name: str, numbers: Mapping[str, Collection[float]], modalities: Mapping[str, Modality]) -> None:
-    """Validate that statistics have one number per band of a model.
-
-    Raises:
-        ValueError: If modalities or bands differ.
-    """
+    """Validate that statistics have one number per band of a model."""
     given = {key: len(numbers.get(key, ())) for key in modalities}
     expected = {key: len(modality.bands) for key, modality in modalities.items()}
     if given != expected:

@@ -80,9 +80,6 @@ def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | 
         theirs: Names of the classes of the data; None or empty if they are unknown.
         ours: Names of the model's classes, in order.
         order_alone: Whether only the order is validated, as in prediction.
-
-    Raises:
-        ValueError: If both are known and differ.
     """
     if not theirs or not ours or list(theirs) == list(ours) or _numbered(theirs) or _numbered(ours):
         return
@@ -106,9 +103,6 @@ def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
     Args:
         parts: Datamodules of the mixture by name; empty without a mixture.
         attribute: Attribute with the names of the classes.
-
-    Raises:
-        ValueError: If two parts differ.
     """
     available = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
     named = {name: labels for name, labels in available.items() if labels and not _numbered(labels)}

@@ -62,9 +62,6 @@ class Watch:
 
         Args:
             scaled: Whether a scaler skips steps without a finite gradient.
-
-        Raises:
-            ValueError: If its gradient was not finite.
         """
         step, self.pending = self.pending, None
         if step is None:
@@ -105,9 +102,6 @@ def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
     Args:
         tensors: Tensors by name.
         source: Name of their file or model in the error.
-
-    Raises:
-        ValueError: If a tensor is not finite.
     """
     name = first_not_finite(tensors)
     if name is not None:
@@ -126,9 +120,6 @@ def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, m
         batch: Batch.
         batch_idx: Index of the batch.
         model: Model.
-
-    Raises:
-        ValueError: If the output of a tile or a weight is not finite.
     """
     flags = output.detach().isfinite().flatten(1).all(1)
     if flags.all():
@@ -143,11 +134,7 @@ def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, m
 
 
 def refuse_loss(loss: Tensor, batch_idx: int, model: nn.Module) -> None:
-    """Raise an error if the loss of an evaluation is NaN or infinite.
-
-    Raises:
-        ValueError: If the loss or a weight is not finite.
-    """
+    """Raise an error if the loss of an evaluation is NaN or infinite."""
     if loss.isfinite():
         return
     refuse_weights(dict(model.named_parameters()), 'the model')

@@ -18,9 +18,6 @@ def refuse_strategy(strategy: Strategy) -> None:
 
     A rank whose batch lacks a modality does not call its encoder, so the encoder cannot be a unit
     whose parameters all ranks gather and reduce together.
-
-    Raises:
-        ValueError: If it is FSDP1 with nested units or flat parameters, or FSDP2 with tensor parallelism.
     """
     if isinstance(strategy, ModelParallelStrategy) and strategy._tensor_parallel_size not in (1, 'auto'):
         raise ValueError(

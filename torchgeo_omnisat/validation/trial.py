@@ -128,11 +128,7 @@ class _Measured:
 
 
 def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folder: str) -> tuple[Any, Trainer]:
-    """Return the task and a trainer for one batch on the CPU.
-
-    Raises:
-        ValueError: If an argument is invalid.
-    """
+    """Return the task and a trainer for one batch on the CPU."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Trainer, 'trainer')
     parser.add_lightning_class_args(BaseTask, 'model', subclass_mode=True, required=False)

@@ -426,11 +426,7 @@ def largest_tile(dataset: MultimodalGeoDataset) -> float:
 
 
 def disjoint(grounds: Sequence[tuple[str, object]]) -> None:
-    """Check that splits do not overlap.
-
-    Raises:
-        ValueError: If two footprints overlap.
-    """
+    """Check that splits do not overlap."""
     for number, (name, ground) in enumerate(grounds):
         for other, part in grounds[:number]:
             shared = shapely.area(shapely.intersection(ground, part))

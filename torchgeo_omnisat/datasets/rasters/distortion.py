@@ -90,9 +90,6 @@ def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
         crs: CRS to which it was reprojected.
         source: CRS from which it was reprojected.
         name: Name of the footprint, for the error.
-
-    Raises:
-        ValueError: Always.
     """
     there = shapely.transform(shape, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
     raise _distortion_error(name, CRS.from_user_input(source), crs, there)
