@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.commands.robustness import parse_checkpoints
+from torchgeo_omnisat.commands.robustness import load_task, parse_checkpoints
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST
 from torchgeo_omnisat.tasks import OmniSatSegmentation
@@ -57,6 +57,16 @@ def test_some_subsets(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         run(folder, tmp_path / 'out', *words, 's3')
     assert 's3' in capsys.readouterr().err
+
+
+class OwnTask(OmniSatSegmentation):
+    pass
+
+
+def test_task_of_the_user(folder: Path) -> None:
+    assert type(load_task(folder / 'all.ckpt', f'{__name__}.OwnTask')) is OwnTask
+    with pytest.raises(ValueError, match='OwnTusk'):
+        load_task(folder / 'all.ckpt', f'{__name__}.OwnTusk')
 
 
 def test_one_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

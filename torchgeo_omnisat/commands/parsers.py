@@ -164,6 +164,7 @@ def robustness(make: MakeParser = outline) -> ArgumentParser:
         'own sensors only',
     )
     parser.add_argument('--output', type=Path, default=Path('robustness'), help='folder for the results')
+    parser.add_argument('--task', metavar='CLASS', help='import path of the task of the checkpoints, if it is your own')
     parser.add_argument(
         '--groups',
         nargs='+',

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
+from ..datasets.arguments import class_at
 from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_error('robustness'):
         labelled, groups = parse_checkpoints(args.ckpt), parse_groups(args.groups)
         which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
-        tasks = {label: [load_task(path) for path in paths] for label, paths in labelled.items()}
+        tasks = {label: [load_task(path, args.task) for path in paths] for label, paths in labelled.items()}
         datamodule.prepare_data()
         datamodule.setup('test')
         if unknown := [name for names in groups.values() for name in names if name not in datamodule.modalities]:
@@ -115,8 +116,12 @@ def join(label: str, models: Sequence[Scored]) -> Scored:
     return Scored(label, sorted(rows, key=lambda row: -row.modalities))
 
 
-def load_task(path: Path) -> SupervisedTask:
+def load_task(path: Path, class_path: str | None = None) -> SupervisedTask:
     """Load the trained task of a checkpoint.
+
+    Args:
+        path: Checkpoint.
+        class_path: Import path of its task; by default segmentation or classification.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -124,7 +129,8 @@ def load_task(path: Path) -> SupervisedTask:
     """
     _, hparams = read_weights(path)
     kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
-    kind = next((kind for key, kind in kinds.items() if key in hparams), None)
+    kind: Any = class_at(class_path, SupervisedTask, '--task') if class_path else None
+    kind = kind or next((kind for key, kind in kinds.items() if key in hparams), None)
     if kind is None or not path.is_file():
         raise ValueError(f'expected a checkpoint of {" or ".join(k.__name__ for k in kinds.values())}, got {path}')
     task: SupervisedTask = kind.load_from_checkpoint(path, map_location='cpu', weights_only=True)
