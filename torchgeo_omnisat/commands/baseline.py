@@ -127,7 +127,6 @@ def _samples(dataset: PASTISMultimodal) -> Iterator[Sample]:
 
 
 def _all_features(sample: Sample, modalities: Mapping[str, Modality], calendar: Days) -> Features:
-    """Return the features of all modalities, concatenated (H W, F)."""
     height, width = sample['mask'].shape
     return np.concatenate([pixel_features(sample, m, calendar, (height, width)) for m in modalities.values()], axis=1)
 

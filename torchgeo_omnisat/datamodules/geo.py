@@ -466,11 +466,6 @@ class MultimodalGeoDataModule(RastersDataModule):
         self._set_attributes(dataset)
 
     def _refuse_unlike_files(self) -> None:
-        """Check that all files of a modality have the bands of the first, before any pixel is read.
-
-        Raises:
-            ValueError: If some have other bands, with the first of them and their number.
-        """
         unlike = unlike_files(self.labelled)
         if unlike:
             _, message = next(iter(unlike.values()))
@@ -508,7 +503,6 @@ class MultimodalGeoDataModule(RastersDataModule):
         self.collate_fn = partial(collate, modalities=self.modalities, crs=dataset.crs)
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
-        """Join the rasters and labels."""
         gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
         images = {name: image_dataset(name, settings, self.root) for name, settings in self.rasters.items()}
         settings = {} if mask is None or self.mask is None or isinstance(mask, Polygons) else self.mask

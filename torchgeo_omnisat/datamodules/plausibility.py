@@ -291,7 +291,6 @@ class _Comparison:
         return found
 
     def _constant(self) -> list[str]:
-        """Find bands without any variation, although they varied in training."""
         if self.height and self.tiles < 4:
             return []
         with _quiet():

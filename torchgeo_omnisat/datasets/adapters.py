@@ -159,11 +159,7 @@ class MappedDataset(MultimodalDataset):
         return torch.tensor([parse_day(day, f'dates of {name!r}') for day in dates]) if dates else None
 
     def _mask(self, mask: Tensor) -> Tensor:
-        """Return the class indices (H, W) of the selected layer.
-
-        Raises:
-            ValueError: If they are not whole numbers.
-        """
+        """Return the class indices (H, W) of the selected layer."""
         if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
             found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
             raise ValueError(
@@ -177,7 +173,6 @@ class MappedDataset(MultimodalDataset):
         return mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
 
     def _label(self, label: Tensor) -> Tensor:
-        """Return targets (K,), from a class index or from a multi-label target."""
         if label.ndim == 1:
             return label.float()
         if self.num_classes is None:

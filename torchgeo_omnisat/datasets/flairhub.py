@@ -649,7 +649,6 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
         return tensors(modality, pick(modality, MODALITIES[modality.name].bands, image), np.array([day]), valid)
 
     def _series(self, files: Files, modality: Modality, image: NDArray[np.float32], loaded: Sample) -> Sample:
-        """Return image, dates and valid of a time series, with one frame per day."""
         product = PRODUCTS[modality.name]
         days = self._days[modality.name][area_of(str(files['patch_id']))]
         if len(days) != len(image):

@@ -388,7 +388,6 @@ def _code(crs: int) -> str:
 
 
 def _check_order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
-    """Yield the faults of days that are not sorted or not unique."""
     stamps = days.astype('datetime64[D]')
     back = next(((a, b) for a, b in pairwise(stamps) if b < a), None)
     if back is not None:

@@ -368,7 +368,6 @@ class PASTISMultimodal(PublishedDataset):
         return self.path / path.format(patch.id)
 
     def _read_mask(self, patch: Patch) -> Tensor:
-        """Return the classes (H, W), the first channel of the annotation."""
         path = self._file(self.target, patch)
         expected = f'integers (3, H, W), of which the first channel is classes 0 to {len(self.classes) - 1}'
         array = read_array(path, expected)
@@ -381,7 +380,6 @@ class PASTISMultimodal(PublishedDataset):
         return torch.from_numpy(mask)
 
     def _read(self, patch: Patch, name: str, size: tuple[int, ...]) -> Sample:
-        """Read image, dates and valid of a modality; of a time series, only the selected dates are read."""
         source, modality = self._sources[name], self.modalities[name]
         path, bands = self._file(source.path, patch), source.modality.bands
         if self.missing == 'allow' and not path.exists():
@@ -445,7 +443,6 @@ class PASTISMultimodal(PublishedDataset):
         return len(choose_dates(self._days(patch, source), self._span)) > 0
 
     def _check_dates(self) -> None:
-        """Raise an error if no time series has a date in ``date_range``."""
         series = [source for source in self._sources.values() if source.dates is not None]
         if series and not any(self._in_span(patch, source) for patch in self.patches for source in series):
             raise ValueError(f'date_range is {self.date_range}, expected one with a date of {self.path / self.index}')

@@ -587,7 +587,6 @@ class TreeSatAITimeSeries(PublishedDataset):
         return [place(self.names[index]) for index in indices]
 
     def _label(self, name: str) -> Tensor:
-        """Return which genera (K,) a plot has, as 0 or 1."""
         shares = self.shares[name]
         return torch.tensor([shares.get(genus, 0.0) > THRESHOLD for genus in self.classes]).float()
 

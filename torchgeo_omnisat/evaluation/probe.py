@@ -165,7 +165,6 @@ class ProbeCallback(Callback):
         return {key: self._join(parts) for key, parts in found.items()}
 
     def _join(self, parts: list[tuple[Tensor, Tensor]]) -> Embedded:
-        """Concatenate the batches, and sample at most *max_patches* of their embeddings."""
         x, y = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
         chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_patches]
         return Embedded(x[chosen], y[chosen])

@@ -274,7 +274,6 @@ def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups
 
 
 def _sample_dates(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
-    """Sample at most *count* of the valid dates of each tile."""
     numbers = torch.rand(valid.shape, device=valid.device, dtype=torch.float32).masked_fill(~valid, 2)
     order = numbers.argsort(dim=1).argsort(dim=1)
     return valid & (order < count)

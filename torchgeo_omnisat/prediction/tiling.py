@@ -138,7 +138,6 @@ class Tiling:
                 yield Strip(band, row), row >= wanted[0]
 
     def _starts(self, length: int) -> tuple[int, ...]:
-        """Return the first pixels of the fewest evenly spaced tiles along a side."""
         patches = max(0, math.ceil((length - self.size) / self.patch))
         gaps = math.ceil(patches * self.patch / self.stride)
         return tuple(index * patches // max(1, gaps) * self.patch for index in range(gaps + 1))
@@ -274,7 +273,6 @@ class TileBatches(Dataset[Sample]):
         return self.collate_fn([self.tiles[window] for window in windows])
 
     def _split(self, strips: Sequence[Strip]) -> Iterator[tuple[Strip, int]]:
-        """Yield the row of tiles and the first tile of each batch."""
         for strip, _ in self.tiling.passes(strips):
             for begin in range(0, len(self.tiling.tiles(strip)), self.batch_size):
                 yield strip, begin

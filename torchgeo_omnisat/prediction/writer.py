@@ -427,7 +427,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         return labels
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
-        """Yield the rows of tiles in the order of prediction, with the tiles of each."""
         for strip, wanted in self._tiling.passes(self._strips):
             yield strip, wanted, self._tiling.tiles(strip)
 
@@ -482,11 +481,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         return len(self._bands.names), extent.height, extent.width
 
     def _await(self) -> None:
-        """Wait until the strips of all ranks are finished.
-
-        Raises:
-            RuntimeError: If the folder of the strips is removed, or a rank ends without finishing its strips.
-        """
+        """Wait until the strips of all ranks are finished."""
         work = self._work
         assert work is not None
         ended = 0

@@ -289,7 +289,6 @@ def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality],
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Return the first difference in names or shapes between two parts; empty if there is none."""
     for key in expected.keys() | found.keys():
         here, there = (tuple(state[key].shape) if key in state else None for state in (expected, found))
         if here != there:

@@ -610,11 +610,7 @@ class OmniSatTask(BaseTask):
             rank_zero_info(f'Images are normalised with the statistics of these sources, of {known}: {parts}')
 
     def _inform_encoders(self) -> None:
-        """Set the statistics of encoders that convert images to the units of their pre-trained weights.
-
-        Raises:
-            ValueError: If such an encoder is trained on a mixture whose sources are normalised differently.
-        """
+        """Set the statistics of encoders that convert images to the units of their pre-trained weights."""
         if any(self.hparams[kind] is None for kind in KINDS):
             return
         for name, encoder in self.model.backbone.encoders.items():

@@ -174,7 +174,6 @@ def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str |
 
 
 def _only(sources: Sources, measured: Mapping[str, Any], names: Collection[str]) -> str | None:
-    """Return the only matching source; None if there is none or several."""
     fitting = [source for source, entry in sources.items() if set(names) <= set(entry['mean'])]
     equal = [source for source in fitting if all(_equal(sources[source], measured, name) for name in names)]
     alike = [source for source in fitting if sources[source]['data'] and sources[source]['data'] == measured['data']]

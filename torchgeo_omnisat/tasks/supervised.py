@@ -237,7 +237,6 @@ class SupervisedTask(OmniSatTask):
             self.show(f'val/{batch_idx}', lambda: self.draw(self._first_of(batch), answer.cpu()))
 
     def _first_of(self, batch: Sample) -> Sample:
-        """Return the first sample of a batch on the CPU, for a figure."""
         keys = [key for modality in self.known.values() for key in modality.keys]
         keys += ['mask', 'label', self.target]
         return {key: batch[key][0].detach().cpu() for key in keys if key in batch}

@@ -183,6 +183,5 @@ def _check_intensity(augmentation: object) -> None:
 
 
 def _series(modality: Modality, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the images as a time series ``(B, T, C, H, W)``, T = 1 for a single image."""
     image = batch[modality.image_key]
     return image if modality.temporal else image[:, None]

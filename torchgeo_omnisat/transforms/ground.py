@@ -305,7 +305,6 @@ def _sample_bilinear(image: Tensor, grid: Tensor) -> Tensor:
 
 
 def _sample_nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
-    """Sample a mask ``(B, H, W)`` at a grid."""
     height, width = mask.shape[-2:]
     column = ((grid[..., 0] + 1) * width / 2).floor().long().clamp(0, width - 1)
     row = ((grid[..., 1] + 1) * height / 2).floor().long().clamp(0, height - 1)

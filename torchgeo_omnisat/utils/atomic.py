@@ -225,7 +225,6 @@ def _take(folder: Path) -> tuple[Path, int | None] | None:
 
 
 def _release(folder: Path, lock: int | None) -> None:
-    """Remove a hidden folder and its lock."""
     with _guard:
         _remove_contents(folder)
         with suppress(OSError):

@@ -151,6 +151,5 @@ def _parse_worker_error(error: BaseException) -> tuple[str, str, bool] | None:
 
 
 def _one_line(text: str, start: str = '', most: int = 0) -> str:
-    """Return a text as a single line, truncated to *most* characters."""
     line = start + ' '.join(text.split())
     return line if not most or len(line) <= most else f'{line[:most]}...'

@@ -383,7 +383,6 @@ class ImageChips(MultimodalDataset):
         return next((shape for shape in shapes if not shape.is_empty), shapely.Polygon())
 
     def _check_sizes(self) -> None:
-        """Collect chips of another size than most, or smaller than *tile_size*."""
         every = [(chip, name, grid) for chip, grids in self._grids.items() for name, grid in grids.items()]
         if self.tile_size is not None:
             lengths = [self.label_gsd, *(files.side for files in self._sources.values())]
@@ -476,7 +475,6 @@ class ImageChips(MultimodalDataset):
         return sample | {modality.image_key: image}
 
     def _index_of(self, source: str, name: str) -> GeoDataFrame:
-        """Return the files of a chip in chronological order."""
         rows = self._sources[source].index.iloc[self._rows[name][source]]
         return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
 

@@ -307,11 +307,7 @@ def _names(what: str, names: Sequence[str], expected: Any) -> tuple[str, ...]:
 
 
 def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | None) -> CRS:
-    """Return a CRS in metres: *crs*, that of a dataset, or the UTM zone of a dataset in degrees.
-
-    Raises:
-        ValueError: If *crs* is not in metres.
-    """
+    """Return a CRS in metres: *crs*, that of a dataset, or the UTM zone of a dataset in degrees."""
     if crs is None:
         found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
         metric = [crs for crs in found if _in_metres(crs)]

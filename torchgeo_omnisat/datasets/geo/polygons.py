@@ -214,7 +214,6 @@ class Polygons(VectorDataset):
         return gpd.GeoDataFrame({'filepath': list(self.frames)}, index=when, geometry=boxes, crs=crs)
 
     def _read(self, path: str) -> gpd.GeoDataFrame:
-        """Return the geometries of a file with the values of the class column."""
         try:
             if path.lower().endswith('.csv'):
                 text = {self.label_name: str} if self.label_name else None  # keeps the leading zeros of codes
@@ -254,11 +253,7 @@ class Polygons(VectorDataset):
         return frame if frame.crs is not None else frame.set_crs(self.points_crs)
 
     def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
-        """Return the points of a table.
-
-        Raises:
-            ValueError: If it has no columns of coordinates.
-        """
+        """Return the points of a table."""
         names = {str(column).strip().lower(): column for column in table.columns}
         pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
         if not pairs:
@@ -301,11 +296,7 @@ class Polygons(VectorDataset):
         return self.names[outside] if isinstance(outside, str) else outside
 
     def _numbered(self, read: Mapping[str, gpd.GeoDataFrame]) -> dict[str, gpd.GeoDataFrame]:
-        """Return the geometries of each file with their class index as ``number``.
-
-        Raises:
-            ValueError: If codes are not classes; the message lists all of them.
-        """
+        """Return the geometries of each file with their class index as ``number``."""
         frames, unknown, strange = {}, Counter[Any](), []
         for path, frame in read.items():
             values = frame[self.label_name] if self.label_name else pd.Series(1, frame.index)

@@ -413,7 +413,6 @@ def _spelled(attrs: Mapping[str, Any], path: str) -> CRS | None:
 
 
 def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None) -> NDArray[np.datetime64]:
-    """Return the date of each frame."""
     name = time if time is not None else dim
     if name is None:  # a scalar coordinate
         listed = str(_plain(variable.attrs.get('coordinates', ''))).split()

@@ -169,7 +169,6 @@ class NetCDFTimeSeries(RasterTimeSeries):
         )
 
     def _next(self, path: str, first: Cube, crs: Any) -> Cube:
-        """Read the metadata of another file, which must have the variables of the first."""
         try:
             return read_cube(path, self.all_bands, self.time, crs)
         except ValueError as error:

@@ -313,12 +313,7 @@ def _is_spectral(asset: Mapping[str, Any], name: str) -> bool:
 
 
 def _asset_path(asset: Any, item: Any, path: Path, allow_outside: bool) -> str:
-    """Return the path of an asset; a relative one is resolved against its item, or else the collection.
-
-    Raises:
-        ValueError: If it is a local file outside the folder of the collection that is not allowed, or neither a
-            file nor a URL.
-    """
+    """Return the path of an asset; a relative one is resolved against its item, or else the collection."""
     absolute = asset.get_absolute_href() if item.get_self_href() else None
     href = str(absolute or asset.href)
     scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]*)://', href)

@@ -210,7 +210,6 @@ class RasterTimeSeries(RasterDataset):
         return sorted(files)
 
     def _warn_undated(self) -> None:
-        """Warn of files that are not read because their names have no date."""
         pattern = re.compile(self.filename_regex, re.VERBOSE)
         lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
         if lost:
@@ -342,7 +341,6 @@ class RasterTimeSeries(RasterDataset):
         self.index = GeoDataFrame({'filepath': files}, index=when, geometry=shapes, crs=crs)
 
     def _stack_files(self, headers: Sequence[Header], times: Sequence[Any]) -> None:
-        """Stack files of one band into images, if their names differ only in the band."""
         self._scenes: Scenes = {}
         if self.separate_files or self._is_together:
             return
@@ -505,7 +503,6 @@ class RasterTimeSeries(RasterDataset):
         return error
 
     def _hint(self) -> str:
-        """Describe the files that the folders contain instead."""
         paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
         return next((hint for path in paths if (hint := describe_others(str(path), self.filename_glob))), '')
 
@@ -531,7 +528,6 @@ class RasterTimeSeries(RasterDataset):
             raise ValueError(f'pixels of {self.name!r} are {self.res} units of its CRS, expected square ones; set res')
 
     def _keep_dates(self) -> None:
-        """Select the files within ``date_range``."""
         span = as_span(self.date_range)
         if span is None:
             return
