@@ -21,10 +21,7 @@ TRAINING = ('seed_everything', 'trainer', 'model', 'optimizer', 'lr_scheduler', 
 
 def data_parser(command: str, description: str) -> ArgumentParser:
     """Create a parser for ``--data NAME --data.root DIR ...`` and ``--config FILE``."""
-    parser = BriefParser(
-        prog=f'python -m torchgeo_omnisat {command}',
-        description=describe(description),
-    )
+    parser = BriefParser(prog=f'python -m torchgeo_omnisat {command}', description=describe(description))
     parser.add_argument('-c', '--config', action='config', help=CONFIG_HELP)
     for name in TRAINING:
         parser.add_argument(f'--{name}', type=Any, help=SUPPRESS)

@@ -90,11 +90,7 @@ def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[
     with quiet():
         try:
             trainer = Trainer(
-                accelerator=accelerator,
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
+                accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False
             )
         except MisconfigurationException as error:
             raise ValueError(f'--accelerator {accelerator}: {error}') from error

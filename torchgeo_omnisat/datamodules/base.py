@@ -159,6 +159,12 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self.batches = batches
         self._reported_facts = False
 
+    def add_defaults(self) -> None:
+        """Add the default of each argument of the dataset that is not set to :attr:`kwargs`."""
+        parameters = signature(self.dataset_class).parameters.values()
+        defaults = {x.name: x.default for x in parameters if x.default is not x.empty and x.name not in NOT_PASSED}
+        self.kwargs = defaults | self.kwargs
+
     @cached_property
     def report(self) -> Report:
         """Report of `check`.

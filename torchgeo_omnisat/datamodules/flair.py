@@ -45,6 +45,7 @@ class FLAIRDataModule(MultimodalDataModule):
         """
         check_choice(num_classes=(num_classes, (13, 19)))
         super().__init__(FLAIR, root=root, num_classes=num_classes, **kwargs)
+        self.add_defaults()
         self.num_classes = num_classes
         self.labels = list(flair_class_names(num_classes))
         self.ignore_index = 12 if num_classes == 13 else None

@@ -53,6 +53,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
         """
         check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
         super().__init__(FLAIRHUBMultimodal, root=root, split_column=split_column, dataset_type=dataset_type, **kwargs)
+        self.add_defaults()
         self.labels = list(palette(dataset_type).labels)
         self.num_classes = len(self.labels)
         self.ignore_index = ignored(dataset_type)

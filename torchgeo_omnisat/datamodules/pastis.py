@@ -51,6 +51,7 @@ class FoldsDataModule(MultimodalDataModule):
         """
         check_choice(fold=(fold, tuple(FOLDS)))
         super().__init__(dataset_class, batch_size=batch_size, root=root, **kwargs)
+        self.add_defaults()
         self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
 
     @property

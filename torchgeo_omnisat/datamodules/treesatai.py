@@ -35,3 +35,4 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         super().__init__(TreeSatAITimeSeries, batch_size=batch_size, root=root, **kwargs)
+        self.add_defaults()

@@ -40,11 +40,7 @@ _TRAIN = {'labels': 'flair_labels_train', 'aerial': 'flair_aerial_train', 's2': 
 _TEST = {'labels': 'flair_2_labels_test', 'aerial': 'flair_2_aerial_test', 's2': 'flair_2_sen_test'}
 DIRECTORIES: dict[str, dict[str, str]] = {'train': _TRAIN, 'val': _TRAIN, 'test': _TEST}
 #: Files in the directory of a zone, with ``{}`` for the number of a patch.
-FILES = {
-    'labels': 'msk/MSK_{}.tif',
-    'aerial': 'img/IMG_{}.tif',
-    's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}',
-}
+FILES = {'labels': 'msk/MSK_{}.tif', 'aerial': 'img/IMG_{}.tif', 's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}'}
 
 #: File with the positions of patches in their super-areas.
 CENTROIDS = 'flair-2_centroids_sp_to_patch.json'

@@ -44,11 +44,7 @@ class Composite:
 
 
 #: Band combinations of Sentinel-1.
-S1_COMPOSITES = (
-    Composite('VV, VH, VV', ('VV', 'VH', 'VV')),
-    Composite('VV', ('VV',)),
-    Composite('VH', ('VH',)),
-)
+S1_COMPOSITES = (Composite('VV, VH, VV', ('VV', 'VH', 'VV')), Composite('VV', ('VV',)), Composite('VH', ('VH',)))
 #: Band combinations of Sentinel-2.
 S2_COMPOSITES = (
     Composite('true colour', ('B04', 'B03', 'B02'), alike=True),

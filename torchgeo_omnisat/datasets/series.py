@@ -97,10 +97,7 @@ def choose_dates(
 
 
 def choose_clear(
-    days: NDArray[np.int64],
-    clear: NDArray[np.bool_],
-    span: tuple[int, int] | None = None,
-    max_dates: int | None = None,
+    days: NDArray[np.int64], clear: NDArray[np.bool_], span: tuple[int, int] | None = None, max_dates: int | None = None
 ) -> NDArray[np.int64]:
     """Select the frames to read of a time series with clouds, in the order of time.
 

@@ -87,10 +87,7 @@ COMPOSITES: dict[str, tuple[Composite, ...]] = {
     's2': S2_COMPOSITES,
     's1a': S1_COMPOSITES,
     's1d': S1_COMPOSITES,
-    'aerial': (
-        Composite('true colour', ('R', 'G', 'B'), alike=True),
-        Composite('infrared', ('NIR',)),
-    ),
+    'aerial': (Composite('true colour', ('R', 'G', 'B'), alike=True), Composite('infrared', ('NIR',))),
 }
 #: Genera in the order of the label.
 GENERA: tuple[str, ...] = TreeSatAI.classes

@@ -314,10 +314,5 @@ def area_loader(datamodule: Any) -> DataLoader[Sample]:
     """
     tiling, strips = datamodule.plan() if datamodule.plan else (datamodule.tiling, None)
     return tile_loader(
-        datamodule.predict_dataset,
-        tiling,
-        datamodule.collate_fn,
-        strips,
-        datamodule.batch_size,
-        datamodule.num_workers,
+        datamodule.predict_dataset, tiling, datamodule.collate_fn, strips, datamodule.batch_size, datamodule.num_workers
     )

@@ -292,10 +292,7 @@ class OmniSatTask(BaseTask):
                 state['param_groups'][-1]['params'].extend(range(len(places), len(places) + count))
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the norm of the gradient to one, or to ``--trainer.gradient_clip_val``; 0 disables it.
 

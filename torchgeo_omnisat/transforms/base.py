@@ -13,6 +13,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 
+#: Modalities of a batch, by name or in order.
+Modalities = Mapping[str, Modality] | Iterable[Modality]
 #: Random parameters of a batch: tensors by name, specific to the transform.
 Params = dict[str, Tensor]
 
@@ -30,7 +32,7 @@ class Transform(nn.Module, ABC):
         same_on_batch: Whether all samples share one draw.
     """
 
-    def __init__(self, modalities: Mapping[str, Modality] | Iterable[Modality], same_on_batch: bool = False) -> None:
+    def __init__(self, modalities: Modalities, same_on_batch: bool = False) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
         self.same_on_batch = same_on_batch

@@ -3,7 +3,7 @@
 
 """Sequences of augmentations of this package and of Kornia."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from ..utils.observed import finite
-from .base import Params, Transform, refuse_tensor
+from .base import Modalities, Params, Transform, refuse_tensor
 from .ground import RandomDihedral
 from .intensity import RandomSpeckle
 from .temporal import RandomTemporalDropout
@@ -41,7 +41,7 @@ class KorniaIntensity(Transform):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         augmentations: Mapping[str, Sequence[IntensityAugmentationBase2D]],
         same_on_dates: bool = True,
     ) -> None:
@@ -107,12 +107,7 @@ class MultimodalAugmentation(nn.Module):
         ValueError: If a name is unknown.
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        *steps: AugmentationStep,
-        same_on_dates: bool = True,
-    ) -> None:
+    def __init__(self, modalities: Modalities, *steps: AugmentationStep, same_on_dates: bool = True) -> None:
         """Initialize the steps; augmentations of Kornia are wrapped."""
         super().__init__()
         self.modalities = as_modalities(modalities)

@@ -6,7 +6,7 @@
 import math
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, probability, renamed
+from .base import Modalities, Params, Transform, probability, renamed
 
 
 class Degradation(Transform):
@@ -36,9 +36,7 @@ class Degradation(Transform):
         ValueError: If *seed* is negative.
     """
 
-    def __init__(
-        self, modalities: Mapping[str, Modality] | Iterable[Modality], seed: int = 0, same_on_batch: bool = False
-    ) -> None:
+    def __init__(self, modalities: Modalities, seed: int = 0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         if seed < 0:
             raise ValueError(f'seed is {seed}, expected at least 0')
@@ -90,7 +88,7 @@ class FractionalDegradation(Degradation):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         fraction: float = 0.5,
         seed: int = 0,
         same_on_batch: bool = False,
@@ -193,13 +191,7 @@ class GaussianNoise(Degradation):
         ValueError: If *snr* is NaN or negative infinity.
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        snr: float = 0.0,
-        seed: int = 0,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, snr: float = 0.0, seed: int = 0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, seed, same_on_batch)
         if not snr > -math.inf:
             raise ValueError(f'snr is {snr}, expected a ratio in dB or inf')

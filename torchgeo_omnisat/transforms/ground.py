@@ -5,16 +5,15 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality
 from ..utils.observed import finite
-from .base import Params, Transform, interval, probability
+from .base import Modalities, Params, Transform, interval, probability
 from .georeference import extent, move
 
 
@@ -77,12 +76,7 @@ class RandomDihedral(GroundTransform):
         same_on_batch: Whether all samples share one draw.
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        p: float = 1.0,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, p: float = 1.0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
 
@@ -140,11 +134,7 @@ class RandomGroundCrop(GroundTransform):
     """
 
     def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        size: float = 160.0,
-        patch_size: float = 40.0,
-        same_on_batch: bool = False,
+        self, modalities: Modalities, size: float = 160.0, patch_size: float = 40.0, same_on_batch: bool = False
     ) -> None:
         """Validate the sizes."""
         super().__init__(modalities, same_on_batch)
@@ -216,7 +206,7 @@ class RandomGroundAffine(GroundTransform):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         degrees: float = 180.0,
         scale: tuple[float, float] = (0.8, 1.25),
         translate: float = 20.0,

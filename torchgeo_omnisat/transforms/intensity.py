@@ -14,7 +14,7 @@ from torch.distributions import Gamma
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, interval, keep_some, probability, renamed
+from .base import Modalities, Params, Transform, interval, keep_some, probability, renamed
 
 #: Minimum and maximum brightness of a cloud, by unit.
 _BRIGHTNESS: dict[str, tuple[float, float]] = {'reflectance': (0.3, 0.9), 'dn': (3000.0, 9000.0)}
@@ -46,7 +46,7 @@ class RandomClouds(Transform):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         p: float = 0.2,
         cover: tuple[float, float] = (0.2, 0.8),
         brightness: tuple[float, float] | None = None,
@@ -126,7 +126,7 @@ class RandomSpeckle(Transform):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         looks: float = 10.0,
         decibel: bool | None = None,
         p: float = 1.0,
@@ -201,12 +201,7 @@ class RandomBandDropout(Transform):
         ValueError: If *p* is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        p: float = 0.1,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, p: float = 0.1, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
 
@@ -241,12 +236,7 @@ class RandomJitter(Transform):
         ValueError: If *strength* is not between 0 and 1.
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        strength: float = 0.05,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, strength: float = 0.05, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         if not 0 <= strength <= 1:
             raise ValueError(f'strength is {strength}, expected a number between 0 and 1')

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality
-from .base import Params, Transform, keep_some, probabilities
+from .base import Modalities, Params, Transform, keep_some, probabilities
 
 
 class ModalityDropout(Transform):
@@ -34,7 +33,7 @@ class ModalityDropout(Transform):
 
     def __init__(
         self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
+        modalities: Modalities,
         p: float | Mapping[str, float] = 0.2,
         keep: Iterable[str] = (),
         same_on_batch: bool = False,

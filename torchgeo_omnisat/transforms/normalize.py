@@ -5,7 +5,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from ..utils.observed import finite
-from .base import refuse_tensor
+from .base import Modalities, refuse_tensor
 
 #: One value per band, by name of the modality.
 BandStatistics = Mapping[str, Tensor | Sequence[float]]
@@ -47,10 +47,7 @@ class Normalize(nn.Module):
     constant: ClassVar[float] = math.inf
 
     def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        mean: BandStatistics | None = None,
-        std: BandStatistics | None = None,
+        self, modalities: Modalities, mean: BandStatistics | None = None, std: BandStatistics | None = None
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
@@ -126,9 +123,7 @@ class Denormalize(Normalize):
 
     constant: ClassVar[float] = 0.0
 
-    def __init__(
-        self, modalities: Mapping[str, Modality] | Iterable[Modality], mean: BandStatistics, std: BandStatistics
-    ) -> None:
+    def __init__(self, modalities: Modalities, mean: BandStatistics, std: BandStatistics) -> None:
         super().__init__(modalities, mean, std)
 
     def _warn_constant(self) -> None:

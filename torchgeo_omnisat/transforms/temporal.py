@@ -3,14 +3,14 @@
 
 """Temporal transforms: dropout, subsampling and shift of dates."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Params, Transform, keep_some, probabilities, probability
+from .base import Modalities, Params, Transform, keep_some, probabilities, probability
 
 
 class TemporalTransform(Transform):
@@ -34,10 +34,7 @@ class RandomTemporalDropout(TemporalTransform):
     """
 
     def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        p: float | Mapping[str, float] = 0.2,
-        same_on_batch: bool = False,
+        self, modalities: Modalities, p: float | Mapping[str, float] = 0.2, same_on_batch: bool = False
     ) -> None:
         """Initialize the probability of each modality."""
         super().__init__(modalities, same_on_batch)
@@ -73,12 +70,7 @@ class TemporalSubsample(TemporalTransform):
         ValueError: If *max_dates* is not positive.
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        max_dates: int = 16,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, max_dates: int = 16, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         if max_dates < 1:
             raise ValueError(f'max_dates is {max_dates}, expected at least 1')
@@ -123,13 +115,7 @@ class RandomDateShift(Transform):
         ValueError: If *days* is negative or *p* is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        modalities: Mapping[str, Modality] | Iterable[Modality],
-        days: int = 15,
-        p: float = 1.0,
-        same_on_batch: bool = False,
-    ) -> None:
+    def __init__(self, modalities: Modalities, days: int = 15, p: float = 1.0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
         if days < 0:
             raise ValueError(f'days is {days}, expected at least 0')

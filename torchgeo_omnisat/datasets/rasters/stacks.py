@@ -75,10 +75,7 @@ class Stack(Settings):
                 f'{header.path} has {len(numbers)} bands, expected the {len(self.dates)} dates of stack{bands}'
             )
         self._refuse_dates(header, numbers, texts, count)
-        orders = {
-            ORDERS[0]: np.array(numbers).reshape(-1, count),
-            ORDERS[1]: np.array(numbers).reshape(count, -1).T,
-        }
+        orders = {ORDERS[0]: np.array(numbers).reshape(-1, count), ORDERS[1]: np.array(numbers).reshape(count, -1).T}
         places = orders[self.order]
         if not names:
             names = _names(header, places)
