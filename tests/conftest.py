@@ -3,6 +3,7 @@
 
 """Small datasets in the layouts of the real ones, random and from a seed."""
 
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import install_import_hook
 from rasterio.transform import from_origin
 
+gc.disable()  # until all tests are collected, see below
 matplotlib.use('Agg')
 # Check the shapes that models and losses state; an int will do for a float.
 install_import_hook(
@@ -101,6 +103,12 @@ def edit(root: Path, patch: int, **properties: Any) -> None:
     path.write_text(json.dumps(index))
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the imported libraries from garbage collection, which would scan their million objects again and again."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope='session')
 def pastis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten patches, two a fold, to be read alone; whoever changes files writes its own."""
@@ -121,12 +129,20 @@ def _close_figures() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _random_weights() -> Iterator[None]:
-    """Tests of what surrounds a model need no trained one."""
+def _plain_tasks() -> Iterator[None]:
+    """Tests of what surrounds a model need no trained one, and no figures of its validations."""
     with pytest.MonkeyPatch.context() as patch:
         if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
             patch.setattr(base.OmniSatTask, 'allow_random', True)
+        if (supervised := sys.modules.get('torchgeo_omnisat.tasks.supervised')) is not None:
+            patch.setattr(supervised.SupervisedTask, 'figures', 0)
         yield
+
+
+@pytest.fixture
+def validation_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the figures of validations, as without :func:`_plain_tasks`."""
+    monkeypatch.setattr(sys.modules['torchgeo_omnisat.tasks.supervised'].SupervisedTask, 'figures', 4)
 
 
 @pytest.fixture(scope='session')

@@ -55,7 +55,8 @@ def _call(folder: Path, target: Callable[..., object], *args: Any) -> None:
     os.setsid()
     torch.set_num_threads(1)
     if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
-        base.OmniSatTask.allow_random = True  # as in the tests' own process
+        base.OmniSatTask.allow_random = True  # as in the tests' own process, which draws no figures either
+        sys.modules['torchgeo_omnisat.tasks.supervised'].SupervisedTask.figures = 0
     try:
         target(*args)
     except BaseException:

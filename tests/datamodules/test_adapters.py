@@ -124,6 +124,7 @@ def test_each_gives_batches_in_our_keys(parts: dict[str, dict[str, Any]]) -> Non
     assert not hasattr(MappedDataModule(**parts['eurosat']), 'label_gsd')
 
 
+@pytest.mark.usefixtures('validation_figures')
 def test_a_mixture_from_yaml_is_trained_on_and_one_of_it_after(
     parts: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

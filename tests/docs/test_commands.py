@@ -117,6 +117,7 @@ def status(run, words):
         return error.code or 0
 
 
+@pytest.mark.usefixtures('validation_figures')
 @pytest.mark.slow
 @pytest.mark.parametrize('line', RUN)
 def test_command_runs(line, linked, made, trained, brief, monkeypatch):

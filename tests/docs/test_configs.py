@@ -39,6 +39,7 @@ def test_every_configuration_says_how_it_is_used():
         assert re.search(rf'^#   torchgeo fit +--config docs/configs/{path.name}', path.read_text(), re.M), path.name
 
 
+@pytest.mark.usefixtures('validation_figures')
 @pytest.mark.slow
 @pytest.mark.parametrize('name', DATA)
 def test_configuration_runs(name, made, linked):

@@ -101,6 +101,7 @@ class TestFacts:
         assert task.modalities['s2'].kind == 'optical'
 
 
+@pytest.mark.usefixtures('validation_figures')
 class TestFigures:
     def test_one_png_a_validation_where_the_logger_takes_no_figures(self, root: Path, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, limit_train_batches=1)

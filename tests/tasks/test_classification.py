@@ -120,6 +120,7 @@ class TestTraining:
 
 
 class TestData:
+    @pytest.mark.usefixtures('validation_figures')
     def test_crops_of_pastis(self, root: Path, tmp_path: Path) -> None:
         datamodule = make_datamodule(root, modalities=('s2',))
         task = OmniSatClassification('omnisat_tiny')
@@ -138,6 +139,7 @@ class TestData:
             del words[place : place + 2]
         main([*words, '--model.backbone', 'omnisat_tiny'])
 
+    @pytest.mark.usefixtures('validation_figures')
     @pytest.mark.skipif(not REAL.is_dir(), reason='needs the real plot')
     def test_real_plot(self, tmp_path: Path) -> None:
         """One plot under two names, as there is but one."""

@@ -3,6 +3,7 @@
 
 """Base class of supervised tasks: loss and metrics of a target, for every subset of the modalities."""
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -408,7 +409,18 @@ def classification_metrics(task: Literal['multiclass', 'multilabel'], **settings
         task: Kind of classification.
         **settings: Values of ``num_classes``, ``num_labels``, ``labels`` and ``ignore_index``; None by default.
     """
+    labels = settings.pop('labels', None)
+    labels = None if labels is None else tuple(labels)
+    return dict(_metrics_of(torch.get_default_device(), task, labels, **settings))
+
+
+@functools.cache
+def _metrics_of(
+    device: torch.device, task: str, labels: tuple[str, ...] | None, **settings: int | None
+) -> Mapping[str, Metric]:
+    """Build metrics on the default device, to be copied but never updated; TorchGeo's method takes longer."""
     mixin = ClassificationMixin()
-    mixin.hparams.update(dict.fromkeys(('num_classes', 'num_labels', 'labels', 'ignore_index')) | settings, task=task)
+    mixin.hparams.update(dict.fromkeys(('num_classes', 'num_labels', 'ignore_index')) | settings, task=task)
+    mixin.hparams.update(labels=None if labels is None else list(labels))
     mixin.configure_metrics()
     return dict(mixin.train_metrics.items(keep_base=True, copy_state=False))
