@@ -27,6 +27,7 @@ from .utils import errors
 from .utils.configs import load_config
 from .utils.console import printable, say, use_utf8
 from .utils.help import PlainHelpFormatter
+from .utils.regular import refuse_special
 
 #: Default datamodule of the tasks of this package.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
@@ -189,6 +190,7 @@ def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
 
 def _hyper_parameters(path: str) -> Any:
     try:
+        refuse_special(path, 'a checkpoint')
         return torch.load(path, map_location='cpu', weights_only=True, mmap=True)['hyper_parameters']
     except Exception:
         return None

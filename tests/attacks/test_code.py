@@ -22,7 +22,7 @@ from torchgeo.main import main
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD, make_loader, make_sample
 from torchgeo_omnisat.datasets.io.files import open_array
-from torchgeo_omnisat.datasets.shards import check_index
+from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.checkpoints import read_weights
 
@@ -104,7 +104,22 @@ def test_array_of_objects(tmp_path: Path, mark: Path) -> None:
     assert not mark.exists()
 
 
-GOOD = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': None, 'compression': None}
+LEAF = {'type': None, 'context': None, 'children_spec': []}
+GOOD = {
+    'data_format': ['bytes'],
+    'data_spec': json.dumps([1, LEAF]),
+    'item_loader': 'PyTreeLoader',
+    'encryption': None,
+    'compression': None,
+    'chunk_bytes': 200,
+    'chunk_size': None,
+    'types': 'bytes',
+}
+DEFAULT_DICT = {
+    'type': 'collections.defaultdict',
+    'context': json.dumps({'default_factory_module': 'os', 'default_factory_name': 'getcwd', 'dict_context': ['a']}),
+    'children_spec': [LEAF],
+}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +132,19 @@ GOOD = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': N
         {'config': GOOD | {'item_loader': 'ParquetLoader'}},
         {'config': GOOD | {'encryption': {'algorithm': 'x'}}},
         {'config': GOOD | {'compression': 'zstd'}},
+        {'config': GOOD | {'data_spec': json.dumps([1, DEFAULT_DICT])}},
+        {'config': GOOD | {'data_spec': json.dumps([1, LEAF | {'type': 'evil.Class'}])}},
+        {'config': GOOD | {'data_spec': json.dumps([2, LEAF])}},
+        {'config': GOOD | {'data_spec': json.dumps([1, LEAF | {'context': '1'}])}},
+        {'config': GOOD | {'data_spec': json.dumps([1, LEAF | {'children_spec': [LEAF]}])}},
+        {'config': GOOD | {'data_spec': '[' * 100_000}},
+        {'config': GOOD | {'data_spec': None}},
+        {'config': GOOD | {'data_spec': [1, LEAF]}},
+        {'config': {key: value for key, value in GOOD.items() if key != 'data_spec'}},
+        {'config': GOOD | {'ipc_compression': 'zstd'}},
+        {'config': GOOD | {'types': ['pickle']}},
+        {'config': GOOD | {'chunk_bytes': '200'}},
+        {'config': GOOD | {'new': 1}},
         {'config': {}},
         {'config': None},
         {'chunks': [{'filename': '../../file.bin'}]},
@@ -129,12 +157,14 @@ GOOD = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': N
         {'chunks': 7},
         {'chunks': None},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:200],
 )
 def test_index_of_shards(change: dict[str, Any], tmp_path: Path) -> None:
-    good = {'chunks': [{'filename': 'chunk-0-0.bin'}], 'config': GOOD}
+    good = {'chunks': [{'filename': 'chunk-0-0.bin', 'chunk_size': 2}], 'config': GOOD}
     (tmp_path / 'index.json').write_text(json.dumps(good))
-    check_index(str(tmp_path))
+    check_index(str(tmp_path), [2])
+    with pytest.raises(ValueError, match=r'index\.json lists shards with \[2\] samples'):
+        check_index(str(tmp_path), [3])
     (tmp_path / 'index.json').write_text(json.dumps(good | change))
     with pytest.raises(ValueError, match=r'index\.json'):
         check_index(str(tmp_path))
@@ -145,6 +175,32 @@ def test_index_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / 'index.json').write_text(text)
     with pytest.raises(ValueError, match=r'index\.json cannot be read'):
         check_index(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'shards': [2]},
+        {'shards': {'train': 2}},
+        {'shards': {'train': [0]}},
+        {'shards': {'train': [1e999]}},
+        {'shards': {'train': ['2']}},
+        {'modalities': None},
+        {'modalities': [{'name': 'a'}]},
+        {'modalities': []},
+        {'labels': 7},
+    ],
+    ids=str,
+)
+def test_description_of_shards(change: dict[str, Any], tmp_path: Path) -> None:
+    modality = {'name': 's', 'bands': ['a'], 'gsd': 1.0, 'temporal': False}
+    good = {'shards': {'train': [2]}, 'modalities': [modality], 'labels': ['a']}
+    (tmp_path / 'shards.json').write_text(json.dumps(good))
+    read_description(str(tmp_path))
+    for text in (json.dumps(good | change), json.dumps({key: good[key] for key in {*good} - {*change}}), '[]'):
+        (tmp_path / 'shards.json').write_text(text)
+        with pytest.raises(ValueError, match=r'shards\.json'):
+            read_description(str(tmp_path))
 
 
 @pytest.fixture

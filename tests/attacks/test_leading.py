@@ -4,6 +4,7 @@
 """Files that lead elsewhere: a file of a dataset reads no other file and no address."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,83 @@ def test_virtual_raster_by_its_own_ending(tmp_path: Path, secret: Path) -> None:
     (tmp_path / 'mosaic.vrt').write_text(VRT.format(secret))
     with open_raster(str(tmp_path / 'mosaic.vrt')) as source:
         assert (source.read() == 42).all()
+
+
+MASK = VRT.replace('<SRS>', '<Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata><SRS>')
+
+
+@pytest.mark.parametrize('source', ['{secret}', '/vsicurl/http://127.0.0.1:9/a.tif', '/vsizip/{secret}.zip/a.tif'])
+@pytest.mark.parametrize('text', [MASK, WMS], ids=['vrt', 'wms'])
+@pytest.mark.parametrize('ending', ['msk', 'MSK'])
+@pytest.mark.parametrize('archive', [False, True])
+def test_mask_that_is_virtual(tmp_path: Path, secret: Path, ending: str, text: str, source: str, archive: bool) -> None:
+    """GDAL opens a mask beside a raster with any driver."""
+    path, mask = tmp_path / 'a.tif', tmp_path / f'a.tif.{ending}'
+    path.write_bytes(secret.read_bytes())
+    mask.write_text(text.format(source.format(secret=secret)))
+    if archive:
+        with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+            for one in (path, mask):
+                file.write(one, one.name)
+        with pytest.raises(ValueError, match=rf'a\.tif\.{ending}'):
+            read_header(f'/vsizip/{tmp_path}/a.zip/a.tif')
+        return
+    for read in (read_header, lambda path: read_raster(Path(path), 'an image')):
+        with pytest.raises(ValueError, match=rf'a\.tif\.{ending} begins with'):
+            read(str(path))
+
+
+@pytest.mark.parametrize('archive', [False, True])
+def test_mask_that_is_a_tiff(tmp_path: Path, archive: bool) -> None:
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+        rasterio.open(tmp_path / 'a.tif', 'w', 'GTiff', 4, 4, 1, dtype='uint8') as file,
+    ):
+        file.write(np.ones((1, 4, 4), np.uint8))
+        file.write_mask(np.eye(4, dtype=bool))
+    assert (tmp_path / 'a.tif.msk').exists()
+    path = str(tmp_path / 'a.tif')
+    if archive:
+        with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as zipped:
+            for one in (tmp_path / 'a.tif', tmp_path / 'a.tif.msk'):
+                zipped.write(one, one.name)
+        path = f'/vsizip/{tmp_path}/a.zip/a.tif'
+    with open_raster(path) as source:
+        assert (source.read_masks(1) > 0).sum() == 4
+
+
+@pytest.mark.parametrize('side', ['a.tif.ovr', 'a.tif.OVR', 'a.tif.aux.xml', 'a.aux', 'a.rrd'])
+def test_overviews_are_not_opened(tmp_path: Path, secret: Path, side: str) -> None:
+    """GDAL would open them with any driver, or at any path, when they are listed or read."""
+    address = '/vsicurl/http://127.0.0.1:9/a.tif'
+    proxy = f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{address}</MDI></Metadata></PAMDataset>'
+    path = tmp_path / 'a.tif'
+    path.write_bytes(secret.read_bytes())
+    (tmp_path / side).write_text(proxy if side.endswith('xml') else VRT.format(address))
+    log = tmp_path / 'log'
+    with rasterio.Env(CPL_DEBUG=True, CPL_LOG=str(log)):
+        read_header(str(path))
+        assert (read_raster(path, 'an image').array == 42).all()
+    assert '127.0.0.1' not in (log.read_text() if log.exists() else '')
+
+
+LINKED = {
+    'GDALG': '{{"type": "gdal_streamed_alg", "command_line": "gdal raster convert -i {} -f stream out"}}',
+    'MRF': '<MRF_META><CachedSource><Source>{}</Source></CachedSource><Raster><Size x="4" y="4"/></Raster></MRF_META>',
+    'MAP': 'OziExplorer Map Data File Version 2.2\nx\n{}\n1 ,Map Code,\n',
+    'kerchunk': '{{"version": 1, "refs": {{".zgroup": "{{}}", "a/0": ["{}", 0, 4]}}}}',
+    'GTI': '<GDALTileIndexDataset><IndexDataset>{}</IndexDataset></GDALTileIndexDataset>',
+}
+
+
+@pytest.mark.parametrize('kind', LINKED)
+@pytest.mark.parametrize('ending', ['dat', 'map', 'json', 'xml', ''])
+def test_other_formats_that_refer_to_files(tmp_path: Path, secret: Path, kind: str, ending: str) -> None:
+    """GDAL recognizes them by their content, whatever their extension."""
+    path = tmp_path / f'image.{ending}'
+    path.write_text(LINKED[kind].format(secret))
+    with pytest.raises(RasterioError, match='not recognized'):
+        open_raster(str(path))
 
 
 @pytest.fixture

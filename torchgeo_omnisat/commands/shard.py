@@ -49,7 +49,7 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     description = describe_samples(datamodule)
     datamodule.setup('test')
     datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
-    if lacking := [split for split, dataset in datasets.items() if dataset is None]:
+    if lacking := [split for split, dataset in datasets.items() if dataset is None or len(dataset) == 0]:
         raise ValueError(f'splits {lacking} of {type(datamodule).__name__} are empty, expected samples in every split')
     try:
         with atomic_folder(output, exclusive=True) as temporary:

@@ -21,6 +21,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.regular import refuse_special
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
@@ -267,6 +268,7 @@ def read_products(path: Path) -> NDArray[np.int64]:
     Raises:
         ValueError: If a line is not a product name.
     """
+    refuse_special(path, 'the names of products')
     days = []
     for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').split(), start=1):
         where = f'line {number} of {path}'

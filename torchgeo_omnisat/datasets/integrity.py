@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..modality import Modality
 from ..utils.jsonfile import load_json
+from ..utils.regular import refuse_special
 from .io.opening import open_raster
 
 #: Kinds of problems and their descriptions.
@@ -320,6 +321,7 @@ class _Header:
 
 def _array_header(file: Expected) -> _Header:
     """Return the header of a ``.npy`` file; memory mapping fails if the file is truncated."""
+    refuse_special(file.path, 'an array')
     array = np.load(file.path, mmap_mode='r')
     return _Header(array.shape, array.dtype)
 
@@ -338,8 +340,9 @@ def _hdf5_header(file: Expected) -> _Header:
     """Return the header of an array in an HDF5 file; without a key, only check that the file exists."""
     if file.key is None:
         return _no_header(file)
+    refuse_special(file.path, 'an HDF5 file')
     with h5py.File(file.path, 'r') as source:
-        if file.key not in source:
+        if not isinstance(source.get(file.key, getlink=True), h5py.HardLink):
             raise LookupError(file.key)
         return _Header(source[file.key].shape, source[file.key].dtype)
 
@@ -422,6 +425,7 @@ def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None
 
 
 def _label_range(file: Expected) -> tuple[int, int]:
+    refuse_special(file.path, 'labels')
     if file.path.suffix == '.npy':
         labels = np.load(file.path, mmap_mode='r')[file.channel]
     else:

@@ -29,7 +29,16 @@ from .arguments import choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.download import download_files, fetch
-from .io.files import extract_directory, has_values, measured, occurring, read_array, read_array_frames, read_raster
+from .io.files import (
+    extract_directory,
+    has_values,
+    measured,
+    occurring,
+    open_array,
+    read_array,
+    read_array_frames,
+    read_raster,
+)
 from .io.opening import refuse_other_format
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .series import (
@@ -361,7 +370,7 @@ class PASTISMultimodal(PublishedDataset):
         sizes: Counter[tuple[int, ...]] = Counter()
         for path in (self.target, *alike):
             with suppress(OSError, ValueError, EOFError):
-                sizes[np.load(self._file(path, patch), mmap_mode='r').shape[-2:]] += 1
+                sizes[open_array(self._file(path, patch), 'an array').shape[-2:]] += 1
         return sizes.most_common(1)[0][0] if sizes else (0, 0)
 
     def _file(self, path: str, patch: Patch) -> Path:

@@ -9,7 +9,7 @@ have time series of any length, which litdata's encoding of tensors does not all
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
 from ..utils.jsonfile import load_json, parse_json
+from ..utils.regular import refuse_special
 from .base import MultimodalDataset
 
 #: Description of the shards in a directory.
 FILE = 'shards.json'
 #: File names of shards.
 _SHARD = re.compile(r'[A-Za-z0-9_-]+\.bin')
+#: Serialized PyTorch tree of a sample: one leaf, which is not of a class.
+_SPEC = [1, {'type': None, 'context': None, 'children_spec': []}]
+#: Values in an index other than None, and keys whose values may be integers.
+_CONFIG: Mapping[str, Any] = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'types': 'bytes'}
+_NUMBERS = ('chunk_size', 'chunk_bytes')
 #: Smaller data types for images and masks, used where they are exact.
 _NARROW = (torch.uint8, torch.int16, torch.float16)
 
@@ -92,14 +98,17 @@ def read_description(root: str) -> dict[str, Any]:
     Raises:
         ValueError: If the file does not exist or is damaged.
     """
-    import fsspec
-
     address = f'{root.rstrip("/")}/{FILE}'
     try:
-        with fsspec.open(address) as file:
-            described: dict[str, Any] = parse_json(file.read())
-    except ValueError as error:
-        raise ValueError(f'{address} cannot be read ({error}), expected what shard wrote') from error
+        described: dict[str, Any] = _read_json(address)
+        as_modalities(described['modalities'])
+        for split, lengths in described['shards'].items():
+            if not (isinstance(lengths, list) and all(type(length) is int and length > 0 for length in lengths)):
+                raise ValueError(f'shards of {split!r} are {lengths!r}, expected the number of samples of each')
+        if not isinstance(described['labels'], list | None):
+            raise ValueError(f'labels are {described["labels"]!r}, expected names')
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{address} cannot be read ({error!r}), expected what shard wrote') from error
     except FileNotFoundError:
         raise ValueError(
             f'there is no {address}, expected what `python -m torchgeo_omnisat shard --output {root}` writes'
@@ -107,30 +116,50 @@ def read_description(root: str) -> dict[str, Any]:
     return described
 
 
-def check_index(address: str) -> None:
-    """Validate that an index of shards refers only to files of its directory that are read without pickle.
+def check_index(address: str, lengths: Sequence[int] | None = None) -> None:
+    """Validate that an index of shards has the content that ``shard`` writes.
+
+    litdata would unpickle samples of another data format, import the classes that a data spec names, and read
+    shards of other directories.
 
     Args:
         address: Directory or URL of the shards of a split.
+        lengths: Number of samples in each shard; None to skip this check.
 
     Raises:
-        ValueError: If the index is missing, a shard is in another directory, or samples are not stored as
-            bytes. litdata would unpickle some of the other formats.
+        ValueError: If the index is missing or has other content.
     """
-    import fsspec
-
     index = f'{address.removeprefix("local:")}/index.json'
+    expected = 'expected what shard wrote'
     try:
-        with fsspec.open(index) as file:
-            content = parse_json(file.read())
-        names = [chunk['filename'] for chunk in content['chunks']]
-        config = {key: content['config'][key] for key in ('data_format', 'item_loader', 'encryption', 'compression')}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f'{index} cannot be read ({error!r}), expected what shard wrote') from error
+        content = _read_json(index)
+        chunks, config = list(content['chunks']), dict(content['config'])
+        names, sizes = [chunk['filename'] for chunk in chunks], [chunk['chunk_size'] for chunk in chunks]
+        spec = parse_json(config['data_spec'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{index} cannot be read ({error!r}), {expected}') from error
     if strange := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
         raise ValueError(f'{index} names the shard {strange[0]!r}, expected files of its folder')
-    if config != {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'encryption': None, 'compression': None}:
-        raise ValueError(f'{index} states {config}, expected bytes that are neither encrypted nor compressed')
+    if spec != _SPEC:
+        raise ValueError(f'{index} states the data_spec {config["data_spec"]!r}, expected {_SPEC}')
+    for key, value in config.items():
+        numbers = key in _NUMBERS and type(value) is int
+        if key != 'data_spec' and value != _CONFIG.get(key) and not numbers:
+            raise ValueError(f'{index} states {key} {value!r}, expected {_CONFIG.get(key)!r}')
+    if lacking := [key for key in ('data_format', 'item_loader') if key not in config]:
+        raise ValueError(f'{index} states no {lacking[0]}, expected {_CONFIG[lacking[0]]!r}')
+    if lengths is not None and sizes != list(lengths):
+        raise ValueError(f'{index} lists shards with {sizes} samples, expected {list(lengths)} as in {FILE}')
+
+
+def _read_json(address: str) -> Any:
+    """Read a JSON file in a directory or an object store."""
+    import fsspec
+
+    if '://' not in address:
+        refuse_special(address, 'a JSON file')
+    with fsspec.open(address) as file:
+        return parse_json(file.read())
 
 
 class ShardedDataset(MultimodalDataset):
@@ -175,7 +204,7 @@ class ShardedDataset(MultimodalDataset):
             raise IndexError(f'index is {index}, expected less than {len(self)}')
         if self._opened is None or self._opened[0] != os.getpid():
             address = f'{self.root.rstrip("/")}/{self.split}'
-            check_index(address)
+            check_index(address, self.lengths)
             where = None if self.cache is None else str(Path(self.cache) / self.split)
             self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
         return decode_sample(bytes(self._opened[1][index % len(self)]))

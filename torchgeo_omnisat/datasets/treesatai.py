@@ -26,13 +26,14 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.regular import refuse_special
 from ..utils.signatures import with_arguments_of
 from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.download import Archive, obtain
-from .io.files import measured, read_json, read_raster, refuse_special
+from .io.files import measured, read_json, read_raster
 from .io.fingerprint import State, state_of
 from .io.opening import open_raster
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
@@ -138,6 +139,8 @@ def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str
 def listed(root: Path) -> set[str]:
     """Return the names in the published lists of all splits, without ``.tif``."""
     paths = [*root.glob('*_filenames.lst'), *root.glob('split/*_filenames.lst')]
+    for path in paths:
+        refuse_special(path, 'the names of files')
     return {Path(line.strip()).name.removesuffix('.tif') for path in paths for line in path.read_text().splitlines()}
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .regular import refuse_special
+
 
 def parse_json(text: str | bytes) -> Any:
     """Parse a JSON text.
@@ -31,8 +33,9 @@ def load_json(path: Path | str) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If the file is not valid JSON, is nested too deeply, or contains a duplicate key.
+        ValueError: If it is no regular file, not valid JSON, is nested too deeply, or contains a duplicate key.
     """
+    refuse_special(path, 'a JSON file')
     try:
         return parse_json(Path(path).read_text(encoding='utf-8'))
     except ValueError as error:

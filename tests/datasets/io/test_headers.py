@@ -13,6 +13,7 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from tests.geo_tree import UTM, X, Y, ramp, write
 from torchgeo_omnisat.datasets import RasterTimeSeries, Sentinel2TimeSeries
+from torchgeo_omnisat.datasets.io import opening
 from torchgeo_omnisat.datasets.rasters.frames import _kept_open
 
 WINDOW = slice(X, X + 80, 10), slice(Y - 80, Y, 10)
@@ -146,8 +147,9 @@ def test_every_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for stamp in '20210601', '20210611', '20210621':
         bands(tmp_path / f'a_{stamp}.tif', 'B02', 'B03')
     opened: list[str] = []
-    right = rasterio.open
-    monkeypatch.setattr(rasterio, 'open', lambda path, *a, **k: opened.append(Path(path).name) or right(path, *a, **k))
+    right = opening.DatasetReader
+    count = lambda path, *a, **k: opened.append(Path(path).name) or right(path, *a, **k)  # noqa: E731
+    monkeypatch.setattr(opening, 'DatasetReader', count)
     series = RasterTimeSeries(tmp_path)
     assert sorted(opened) == [f'a_{stamp}.tif' for stamp in ('20210601', '20210611', '20210621')]
     series[WINDOW]

@@ -22,6 +22,7 @@ from torchgeo_omnisat.datasets import MultimodalGeoDataset, RasterTimeSeries, Tr
 from torchgeo_omnisat.datasets.adapters import MappedDataset
 from torchgeo_omnisat.datasets.geo.parts import _bands_of
 from torchgeo_omnisat.datasets.geo.polygons import Polygons
+from torchgeo_omnisat.datasets.io import opening
 from torchgeo_omnisat.datasets.io.fingerprint import Fingerprint, describe_change, list_data_files, stamps, state_of
 
 WINDOW = slice(X, X + 80, 10.0), slice(Y - 80, Y, 10.0)
@@ -67,13 +68,13 @@ def test_rasters_and_raster_labels(tmp_path: Path, way: str, temporal: bool) -> 
 
 def test_files_stay_open_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fill(tmp_path / 'a_20210101.tif', 1)
-    series, opened, original = RasterTimeSeries(path, name='s'), list[str](), rasterio.open
+    series, opened, original = RasterTimeSeries(path, name='s'), list[str](), opening.DatasetReader
 
     def count(path: str, *args: Any, **kwargs: Any) -> Any:
         opened.append(path)
         return original(path, *args, **kwargs)
 
-    monkeypatch.setattr(rasterio, 'open', count)
+    monkeypatch.setattr(opening, 'DatasetReader', count)
     for _ in range(3):
         series[WINDOW]
     assert len(opened) == 1

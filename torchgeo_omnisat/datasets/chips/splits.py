@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ...utils.jsonfile import load_json
+from ...utils.regular import refuse_special
 from .files import centres
 
 #: Names of the splits, in the order of fractions, folders and files.
@@ -202,8 +203,9 @@ def _check_duplicates(parts: Mapping[str, Sequence[str]], where: str) -> None:
 
 def _lines(path: Path) -> list[str]:
     try:
+        refuse_special(path, 'names of chips')
         return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected the name of a chip in each line') from None
 
 
@@ -213,6 +215,7 @@ def _read_table(path: Path, column: str) -> dict[str, list[str]]:
             content = load_json(path)
             lists = {part: list(map(str, names)) for part, names in content.items() if part in SPLITS}
         else:
+            refuse_special(path, 'a table')
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
             lists = {part: table.loc[table[column] == part].iloc[:, 0].tolist() for part in SPLITS}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

@@ -21,6 +21,7 @@ from torchgeo.datasets import VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
+from ...utils.regular import is_special
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.fingerprint import vector_state
 from ..io.opening import refuse_other_format
@@ -215,6 +216,8 @@ class Polygons(VectorDataset):
 
     def _read(self, path: str) -> gpd.GeoDataFrame:
         try:
+            if is_special(path):
+                raise ValueError('it is no regular file')
             if path.lower().endswith('.csv'):
                 text = {self.label_name: str} if self.label_name else None  # keeps the leading zeros of codes
                 frame: Any = pd.read_csv(

@@ -20,6 +20,7 @@ from torchgeo.datasets.utils import extract_archive
 
 from ...utils.atomic import publish, scratch_folder
 from ...utils.jsonfile import parse_json
+from ...utils.regular import refuse_special
 from .decoding import GREATEST
 from .headers import refuse_complex
 from .opening import open_within, sidecars
@@ -57,20 +58,6 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
     if shape is not None and array.shape != shape:
         raise ValueError(f'{path} has shape {array.shape}, expected {expected}')
     return array
-
-
-def refuse_special(path: Path, expected: str) -> None:
-    """Check that a path is a regular file; reading a named pipe, for example, would block forever.
-
-    Raises:
-        FileNotFoundError: If the path does not exist.
-        ValueError: If it is not a regular file.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, expected {expected}')
-    if not path.is_file():
-        what = 'a directory' if path.is_dir() else 'no regular file'
-        raise ValueError(f'{path} cannot be read (it is {what}), expected {expected}')
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
@@ -263,9 +250,18 @@ def extract_directory(archive: Path, directory: str) -> None:
     """
     with scratch_folder(archive.with_name(archive.stem)) as temporary:
         try:
+            refuse_special(archive, 'a zip archive')
             _check_size(archive)
             extract_archive(archive, temporary / 'content')
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+        ) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error
         found = next((temporary / 'content').glob(directory), None)
         if found is None:

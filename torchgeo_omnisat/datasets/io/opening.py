@@ -15,19 +15,37 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+import fiona
 import rasterio
+from fiona.errors import FionaError, FionaValueError
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.io import DatasetReader
 from rasterio.session import DummySession
+
+from ...utils.regular import is_special
 
 #: Remote paths, for which GDAL does not search sidecar files, as that would cost requests.
 NETWORK = re.compile(r'https?://|/vsi(?:curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)')
 
 #: Driver by extension.
-DRIVERS = {'.tif': 'GTiff', '.tiff': 'GTiff', '.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
-#: Required extension of files that refer to other files or URLs, by driver.
-LEADING = {
-    'VRT': '.vrt', 'GTI': '.gti', 'WMS': '.wms', 'WMTS': '.wmts', 'WCS': '.wcs', 'STACTA': '.json', 'STACIT': '.json',
+DRIVERS = {
+    '.tif': ['GTiff'], '.tiff': ['GTiff'], '.png': ['PNG'], '.jpg': ['JPEG'], '.jpeg': ['JPEG'],
+    '.jp2': ['JP2OpenJPEG', 'JP2KAK', 'JP2ECW', 'JP2MrSID'], '.img': ['HFA', 'ENVI', 'EHdr'], '.vrt': ['VRT'],
+    '.gti': ['GTI'], '.wms': ['WMS'], '.wmts': ['WMTS'], '.wcs': ['WCS'], '.nc': ['netCDF'], '.hdf': ['HDF4', 'HDF5'],
+    '.h5': ['HDF5', 'BAG'], '.mrf': ['MRF'],
 }  # fmt: skip
+#: Drivers of other extensions: those whose pixels are in the file itself. Many others refer to files or URLs, and GDAL
+#: recognizes them by their content.
+SELF_CONTAINED = [
+    'GTiff', 'PNG', 'JPEG', 'JP2OpenJPEG', 'JP2KAK', 'JP2ECW', 'JP2MrSID', 'WEBP', 'GIF', 'BIGGIF', 'BMP', 'PNM',
+    'TGA', 'HFA', 'ENVI', 'EHdr', 'GRIB', 'NITF', 'AAIGrid', 'ACE2', 'GRASSASCIIGrid', 'GSAG', 'GSBG', 'GS7BG', 'DTED',
+    'SRTMHGT', 'USGSDEM', 'GTX', 'NTv2', 'BT', 'BYN', 'LCP', 'RMF', 'RST', 'RRASTER', 'SAGA', 'PCRaster', 'XYZ', 'ZMap',
+    'SIGDEM', 'HF2', 'Leveller', 'Terragen', 'KRO', 'LIBERTIFF',
+]  # fmt: skip
+#: First bytes of a TIFF file, the format of masks.
+TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+#: Name of a subdataset, which a user may configure.
+_SUBDATASET = re.compile(r'[A-Za-z0-9_]+:(?!//)')
 
 #: Magic number of vector files by extension.
 VECTORS = {
@@ -44,12 +62,13 @@ def sidecars(path: str = '') -> rasterio.Env:
 
     TorchGeo's command line sets ``GDAL_DISABLE_READDIR_ON_OPEN=EMPTY_DIR``, which hides ``.msk``,
     ``.aux.xml``, ``.tfw`` and ``.hdr`` in ``fit`` only. Regardless of the environment, this context
-    reads them for local files and archives, and not for remote files.
+    reads them for local files and archives, and not for remote files. Directories are not listed, so only
+    the names of sidecar files that are all lower or all upper case are found.
 
     Args:
         path: Path of the raster.
     """
-    value = 'EMPTY_DIR' if NETWORK.search(path) else 'FALSE'
+    value = 'EMPTY_DIR' if NETWORK.search(path) else 'TRUE'
     return rasterio.Env(session=DummySession(), GDAL_DISABLE_READDIR_ON_OPEN=value)
 
 
@@ -60,9 +79,11 @@ def refuse_other_format(path: str) -> None:
         path: Path of the file; a remote one is not checked.
 
     Raises:
-        ValueError: If it does not begin with the magic number of its extension.
+        ValueError: If it is no regular file, or does not begin with the magic number of its extension.
     """
     ending = os.path.splitext(path)[1].lower()
+    if is_special(path):
+        raise ValueError(f'{path} cannot be read (it is no regular file), expected a vector file')
     if ending == '.vrt' or not os.path.isfile(path):
         return
     with open(path, 'rb') as file:
@@ -103,13 +124,39 @@ def open_raster(path: str) -> rasterio.DatasetReader:
 
 def open_within(path: str) -> rasterio.DatasetReader:
     """Open a raster as :func:`open_raster` does, within the context of :func:`sidecars`."""
-    ending = os.path.splitext(path)[1].lower()
+    drivers = DRIVERS.get(os.path.splitext(path)[1].lower(), SELF_CONTAINED)
+    if _SUBDATASET.match(path) and not os.path.exists(path):
+        drivers = None
+    if is_special(path):
+        raise RasterioIOError('it is no regular file')
+    _refuse_other_mask(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)  # raised as an error where it matters
-        source = rasterio.open(path, driver=DRIVERS.get(ending))
-    if LEADING.get(source.driver, ending) != ending:
-        source.close()
-        raise RasterioIOError(
-            f'it is a {source.driver}, which refers to other files, expected {LEADING[source.driver]}'
-        )
-    return source
+        return DatasetReader(path, driver=drivers)  # rasterio.open accepts a single driver only
+
+
+def _refuse_other_mask(path: str) -> None:
+    """Check that an external mask is a TIFF file, because GDAL opens it with any driver.
+
+    Raises:
+        RasterioIOError: If it is not.
+    """
+    for mask in (f'{path}.msk', f'{path}.MSK'):
+        if path.startswith('/vsi'):
+            if not NETWORK.search(path) and os.path.basename(mask) in _members_beside(path):
+                rasterio.open(mask, driver='GTiff').close()
+        elif os.path.exists(mask):
+            start = b''
+            if os.path.isfile(mask):
+                with open(mask, 'rb') as file:
+                    start = file.read(4)
+            if start not in TIFF:
+                raise RasterioIOError(f'its mask {mask} begins with {start!r}, expected a TIFF file')
+
+
+def _members_beside(path: str) -> list[str]:
+    """Return the names in the folder of a file of an archive; empty if it cannot be listed."""
+    try:
+        return list(fiona.listdir(os.path.dirname(path)))
+    except (FionaError, FionaValueError):
+        return []

@@ -17,6 +17,7 @@ from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.windows import Window
 
+from ...utils.regular import refuse_special
 from ..io.decoding import GREATEST, Decoding, warn_of_huge_values
 from ..io.fingerprint import State, state_of
 from ..io.headers import Header, refuse_complex, stated_crs
@@ -162,6 +163,7 @@ def open_cube(path: str) -> Any:
         raise ImportError(
             f'{path} cannot be read ({error}), expected xarray and h5netcdf: pip install torchgeo-omnisat[netcdf]'
         ) from error
+    refuse_special(path, 'a NetCDF file')
     with open(path, 'rb') as file:
         is_classic = file.read(3) == b'CDF'
     try:
