@@ -144,6 +144,7 @@ class PublishedDataset(MultimodalDataset):
         transforms: Callable[[Sample], Sample] | None = None,
         download: bool = False,
         checksum: bool = False,
+        allow_outside: bool = False,
     ) -> None:
         """Initialize without reading files.
 
@@ -163,6 +164,7 @@ class PublishedDataset(MultimodalDataset):
             transforms: Transform applied to each sample.
             download: Whether to download missing archives.
             checksum: Whether to check the checksum of archives.
+            allow_outside: Whether symbolic links in *root* may lead out of it.
         """
         check_choice(missing=(missing, MISSING))
         check_max_dates(max_dates)
@@ -170,6 +172,7 @@ class PublishedDataset(MultimodalDataset):
         self.max_dates, self.date_range, self._span = max_dates, date_range, parse_span(date_range)
         self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover
         self.missing, self.transforms, self.download, self.checksum = missing, transforms, download, checksum
+        self.allow_outside = allow_outside
         self.unseen = []
 
 

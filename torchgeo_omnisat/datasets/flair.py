@@ -28,6 +28,7 @@ from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, 
 from .integrity import Dates, Expected, Part
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
+from .io.links import refuse_outside
 from .io.opening import open_raster
 from .plotting import S2_COMPOSITES, Composite, Palette
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
@@ -439,6 +440,7 @@ class FLAIR(PublishedDataset):
         self.classes, self.colors = flair_class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
         self.palette = Palette(self.classes, self.colors)
         self._find_or_download(modalities)
+        refuse_outside(self.path, ('flair*',), self.allow_outside)
         self.patches = self._list(exclude)
         wanted = modalities is None or 's2' in modalities
         zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()

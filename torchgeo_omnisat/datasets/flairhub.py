@@ -33,6 +33,7 @@ from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pic
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
 from .io.files import occurring
+from .io.links import refuse_outside
 from .io.opening import open_raster, refuse_other_format, sidecars
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .rasters.frames import decibel_mean
@@ -543,6 +544,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
             asked,
             cast(Any, dataset_type),
         )
+        refuse_outside(self.path, ('D[0-9]*', 'GLOBAL_*', '*.csv', '*.json'), self.allow_outside)
         chosen = {f'{domain}-{year}' for domain, years in self.domain_years.items() for year in years}
         found = [files for files in self.files if str(files['patch_id']).partition('_')[0] in chosen]
         splits = self._ensure_splits_available()

@@ -39,6 +39,7 @@ from .io.files import (
     read_array_frames,
     read_raster,
 )
+from .io.links import refuse_outside
 from .io.opening import refuse_other_format
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .series import (
@@ -300,6 +301,7 @@ class PASTISMultimodal(PublishedDataset):
         super().__init__(root, **kwargs)
         self.folds = _folds(folds)
         self.path = self._verify(modalities)
+        refuse_outside(self.path, allow_outside=self.allow_outside)
         patches, self.crs = read_index(self.path / self.index)
         self.patches = [patch for patch in patches if patch.fold in self.folds]
         if not self.patches:

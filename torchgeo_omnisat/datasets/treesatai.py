@@ -35,6 +35,7 @@ from .io.decoding import GREATEST
 from .io.download import Archive, obtain
 from .io.files import measured, read_json, read_raster
 from .io.fingerprint import State, state_of
+from .io.links import refuse_outside
 from .io.opening import open_raster
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
 from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
@@ -504,6 +505,7 @@ class TreeSatAITimeSeries(PublishedDataset):
         super().__init__(root, **kwargs)
         self.split = split
         self._verify(modalities)
+        refuse_outside(self.path, ('aerial', 'labels', 'sentinel*', 'split', '*.lst'), self.allow_outside)
         self._series = find_series(self.path / 'sentinel-ts')
         self._aerial = {path.stem: path for path in (self.path / 'aerial').glob('*.tif')}
         self.modalities = self._choose(modalities, bands)

@@ -12,6 +12,7 @@ from torchgeo.datasets import GeoDataset
 
 from ...modality import Kind
 from ..arguments import class_at
+from ..io.links import refuse_outside
 from ..io.opening import sidecars
 from ..rasters.frames import is_remote
 from ..rasters.netcdf import NetCDFTimeSeries
@@ -115,7 +116,7 @@ def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
 def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """Create an instance of a class after its arguments have been checked."""
     settings = dict(settings)
-    known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
+    known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path', 'allow_outside'}
     known -= {*FACTS} if name == 'mask' else set()
     if 'path' not in settings or (unknown := set(settings) - known):
         wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
@@ -135,6 +136,14 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
                 f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
                 f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')
             )
+    allow_outside = settings.get('allow_outside', False)
+    if not isinstance(allow_outside, bool):
+        raise ValueError(f'allow_outside of {name!r} is {allow_outside!r}, expected true or false')
+    if 'allow_outside' not in inspect.signature(kind.__init__).parameters:
+        settings.pop('allow_outside', None)
+    for one, far in zip(located, beyond, strict=True):
+        if not far:
+            refuse_outside(one, allow_outside=allow_outside, within=(root, *located))
     dataset: GeoDataset = kind(paths=located if isinstance(path, list | tuple) else located[0], **settings)
     return dataset
 
