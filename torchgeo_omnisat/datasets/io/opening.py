@@ -124,7 +124,7 @@ def open_raster(path: str) -> rasterio.DatasetReader:
 
 def open_within(path: str) -> rasterio.DatasetReader:
     """Open a raster as :func:`open_raster` does, within the context of :func:`sidecars`."""
-    drivers = DRIVERS.get(os.path.splitext(path)[1].lower(), SELF_CONTAINED)
+    drivers: list[str] | None = DRIVERS.get(os.path.splitext(path)[1].lower(), SELF_CONTAINED)
     if _SUBDATASET.match(path) and not os.path.exists(path):
         drivers = None
     if is_special(path):
