@@ -21,6 +21,8 @@ from torchgeo.main import main
 
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD, make_loader, make_sample
+from torchgeo_omnisat.datamodules import ShardedDataModule
+from torchgeo_omnisat.datasets import ShardedDataset
 from torchgeo_omnisat.datasets.io.files import open_array
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
@@ -228,3 +230,55 @@ def test_class_of_an_encoder_on_the_command_line(evil: Path, mark: Path, monkeyp
     with pytest.raises(ValueError, match=r'evil\.ckpt.*evil_encoders\.Encoder'):
         main(['test', '--model', 'omnisat', '--ckpt_path', str(evil)])
     assert not mark.exists()
+
+
+DESCRIPTION: dict[str, Any] = {
+    'shards': {'train': [2]},
+    'modalities': [{'name': 's', 'bands': ['a'], 'gsd': 1.0, 'temporal': False}],
+    'labels': ['a', 'b'],
+    'num_classes': 2,
+    'label_names': None,
+    'ignore_index': 255,
+    'patch_size': 40.0,
+    'label_gsd': 10.0,
+    'synthetic': False,
+    'made_from': 'x',
+    'mean': {'s': [0.0]},
+    'std': {'s': [1.0]},
+}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'num_classes': 1e9},
+        {'num_classes': 0},
+        {'num_classes': 'two'},
+        {'ignore_index': [255]},
+        {'patch_size': 0},
+        {'patch_size': float('nan')},
+        {'label_gsd': float('inf')},
+        {'mean': {'s': [float('nan')]}},
+        {'mean': {'s': [0.0, 0.0]}},
+        {'mean': {'other': [0.0]}},
+        {'mean': None},
+        {'std': {'s': [-1.0]}},
+        {'std': {'s': 'x'}},
+    ],
+    ids=str,
+)
+def test_attributes_of_shards(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / 'shards.json').write_text(json.dumps(DESCRIPTION))
+    ShardedDataModule(str(tmp_path))
+    (tmp_path / 'shards.json').write_text(json.dumps(DESCRIPTION | change))
+    with pytest.raises(ValueError, match=rf'{next(iter(change))} in {tmp_path}'):
+        ShardedDataModule(str(tmp_path))
+
+
+def test_shards_that_are_links(tmp_path: Path) -> None:
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in/shards.json').write_text(json.dumps(DESCRIPTION))
+    (tmp_path / 'in/train').symlink_to(tmp_path)
+    with pytest.raises(ValueError, match='in/train is a link'):
+        ShardedDataset(str(tmp_path / 'in'))
+    assert len(ShardedDataset(str(tmp_path / 'in'), allow_outside=True)) == 2

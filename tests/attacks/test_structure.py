@@ -134,6 +134,56 @@ def test_vector_that_is_virtual_under_another_extension(
         read(archive)
 
 
+ADDRESS = 'http://127.0.0.1:9/crs'
+
+
+@pytest.mark.parametrize('read', VECTORS[:2], ids=['split', 'index'])
+@pytest.mark.parametrize('key', ['crs', 'CRS', '\\u0063rs'])
+@pytest.mark.parametrize(
+    'crs',
+    [
+        {'type': 'link', 'properties': {'href': ADDRESS, 'type': 'ogcwkt'}},
+        {'properties': {'href': ADDRESS}, 'type': 'Link'},
+        {'type': 'url', 'properties': {'url': ADDRESS}},
+        {'type': 'name', 'properties': {'name': 'EPSG:4326'}, 'type ': 1, '\\u0074ype': 'link'},
+    ],
+    ids=str,
+)
+def test_crs_at_an_address(tmp_path: Path, crs: Any, key: str, read: Callable[[Path], Any]) -> None:
+    """GDAL would request it."""
+    path = tmp_path / 'a.geojson'
+    content = json.dumps({'type': 'FeatureCollection', 'KEY': crs, 'features': [FEATURE]}).replace('\\\\', '\\')
+    path.write_text(content.replace('KEY', key))
+    with pytest.raises(ValueError, match=r'a\.geojson|type'):
+        read(path)
+    feature = FEATURE | {'geometry': FEATURE['geometry'] | {'crs': crs}}
+    path.write_text(json.dumps({'type': 'FeatureCollection', 'features': [feature]}).replace('\\\\', '\\'))
+    with pytest.raises(ValueError, match=r'a\.geojson|type'):
+        read(path)
+
+
+def test_crs_that_is_a_name(tmp_path: Path) -> None:
+    crs = {'type': 'name', 'properties': {'name': 'urn:ogc:def:crs:EPSG::2154'}}
+    path = tmp_path / 'a.geojson'
+    for content in ({'crs': crs}, {'crs': crs, 'more': {'crs': crs}}, {'name': 'é', 'crs': None}, {}):
+        path.write_text(json.dumps({'type': 'FeatureCollection', **content, 'features': [FEATURE]}))
+        assert len(read_polygons(path, 'EPSG:4326')) == 1
+
+
+@pytest.mark.parametrize('ending', ['gml', 'kml', 'xml', 'dat', 'zip'])
+def test_schema_at_an_address(tmp_path: Path, ending: str) -> None:
+    """GDAL would request the schema of GML, whatever its extension."""
+    text = f'<a xmlns:gml="http://www.opengis.net/gml" xsi:schemaLocation="t {ADDRESS}"><kml/></a>'
+    path = tmp_path / f'a.{ending}'
+    if ending == 'zip':
+        with zipfile.ZipFile(path, 'w') as file:
+            file.writestr('a.gml', text)
+    else:
+        path.write_text(text)
+    with pytest.raises(ValueError, match='URLs'):
+        read_polygons(path, 'EPSG:4326')
+
+
 @pytest.mark.parametrize(
     'dates', [DEEP, "{'a':" * 2000, '[', '{"0": 99999999}', 'open("x")'], ids=lambda text: text[:9]
 )

@@ -3,7 +3,8 @@
 
 """Datamodules of other sources: datasets of TorchGeo by a mapping of keys, and shards."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +177,40 @@ class ByShard:
         return [int(index) for index in np.concatenate([dealt.ravel(), rest])]
 
 
+def _check_description(description: Mapping[str, Any], root: str) -> None:
+    """Check the attributes of the original datamodule, from which models are built.
+
+    Raises:
+        ValueError: If one is missing, or is not what ``shard`` writes.
+    """
+
+    def refuse(key: str, expected: str) -> None:
+        value = repr(description.get(key))
+        raise ValueError(f'{key} in {root} is {value[:200]}, expected {expected}, as shard wrote')
+
+    if missing := [key for key in (*ATTRIBUTES, 'mean', 'std', 'made_from') if key not in description]:
+        refuse(missing[0], 'a value')
+    for key, least in (('num_classes', 1), ('ignore_index', -(2**31))):
+        value = description[key]
+        if value is not None and not (type(value) is int and least <= value <= 2**31):
+            refuse(key, 'an integer or null')
+    for key in ('patch_size', 'label_gsd'):
+        value = description[key]
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            refuse(key, 'a length in metres')
+    for key in ('mean', 'std'):
+        bands = {modality['name']: len(modality['bands']) for modality in description['modalities']}
+        values = description[key]
+        if not isinstance(values, dict) or not values.keys() <= bands.keys():
+            refuse(key, f'numbers of {list(bands)}')
+        for name, numbers in values.items():
+            fits = isinstance(numbers, list) and len(numbers) == bands[name]
+            if not fits or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+                refuse(key, f'{bands[name]} finite numbers of {name!r}')
+            if key == 'std' and min(numbers) < 0:
+                refuse(key, 'no negative number')
+
+
 class ShardedDataModule(MultimodalDataModule):
     """Datamodule of shards written by ``python -m torchgeo_omnisat shard``, in a directory or an object store.
 
@@ -199,6 +234,7 @@ class ShardedDataModule(MultimodalDataModule):
         """
         super().__init__(ShardedDataset, root=root, cache=cache, **kwargs)
         self.description = read_description(root)
+        _check_description(self.description, root)
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
             if self.description[name] is not None:
                 setattr(self, name, self.description[name])

@@ -22,6 +22,7 @@ from ..modality import as_modalities
 from ..utils.jsonfile import load_json, parse_json
 from ..utils.regular import refuse_special
 from .base import MultimodalDataset
+from .io.links import refuse_outside
 
 #: Description of the shards in a directory.
 FILE = 'shards.json'
@@ -171,13 +172,15 @@ class ShardedDataset(MultimodalDataset):
         root: Directory, or a URL supported by litdata, such as ``s3://bucket/folder``.
         split: ``'train'``, ``'val'`` or ``'test'``.
         cache: Directory for downloaded shards; None for that of litdata.
+        allow_outside: Whether symbolic links in *root* may lead out of it.
 
     Raises:
         ValueError: If there are no shards of this split.
     """
 
-    def __init__(self, root: str, split: str = 'train', cache: str | None = None) -> None:
+    def __init__(self, root: str, split: str = 'train', cache: str | None = None, allow_outside: bool = False) -> None:
         """Read the description of the shards; no sample is read."""
+        refuse_outside(root, (FILE, split), allow_outside)
         description = read_description(root)
         if split not in description['shards']:
             raise ValueError(f'split is {split!r}, expected one of {list(description["shards"])} that {root} holds')
@@ -207,7 +210,13 @@ class ShardedDataset(MultimodalDataset):
             check_index(address, self.lengths)
             where = None if self.cache is None else str(Path(self.cache) / self.split)
             self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
-        return decode_sample(bytes(self._opened[1][index % len(self)]))
+        try:
+            return decode_sample(bytes(self._opened[1][index % len(self)]))
+        except Exception as error:  # a damaged shard raises any error of litdata and safetensors
+            if isinstance(error, OSError):
+                raise
+            where = f'sample {index} of {self.split!r} in {self.root}'
+            raise ValueError(f'{where} cannot be read ({error!r}), expected what shard wrote') from error
 
     def __getstate__(self) -> Mapping[str, Any]:
         """Return the state without open files."""

@@ -8,6 +8,8 @@ files or URLs.
 """
 
 import codecs
+import itertools
+import mmap
 import os
 import re
 import warnings
@@ -22,6 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
+from ...utils.jsonfile import parse_json
 from ...utils.regular import is_special
 
 #: Remote paths, for which GDAL does not search sidecar files, as that would cost requests.
@@ -44,6 +47,9 @@ SELF_CONTAINED = [
 ]  # fmt: skip
 #: First bytes of a TIFF file, the format of masks.
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+#: A CRS of GeoJSON, or an escaped letter, which could be in that word; and a CRS that is a name.
+_CRS = re.compile(rb'"crs"|\\u00[4-7]', re.IGNORECASE)
+_NAMED_CRS = re.compile(rb'"crs"\s*:\s*\{\s*"type"\s*:\s*"name"\s*,\s*"properties"\s*:\s*\{[^{}]*\}\s*\}')
 #: Name of a subdataset, which a user may configure.
 _SUBDATASET = re.compile(r'[A-Za-z0-9_]+:(?!//)')
 
@@ -94,6 +100,43 @@ def refuse_other_format(path: str) -> None:
     # GDAL recognizes an OGR VRT under any extension, also in a zip archive.
     if any(b'<OGRVRTDataSource' in text for text in (start, *_members(path))):
         raise ValueError(f'{path} is an OGR VRT, which refers to other files, expected the extension .vrt')
+    if any(_is_other_xml(text) or text.startswith(b'{') for text in _members(path)):
+        raise ValueError(f'{path} has members that may refer to URLs, expected a shapefile or a GeoPackage in it')
+    if start.startswith(b'<') and (ending != '.kml' or _is_other_xml(start)):
+        raise ValueError(f'{path} is XML that may refer to URLs, such as GML, expected a GeoPackage or KML')
+    if start.startswith(b'{'):
+        _refuse_linked_crs(path)
+
+
+def _is_other_xml(start: bytes) -> bool:
+    """Return whether a file is XML other than KML; GDAL reads the schemas that GML names, also at URLs."""
+    return start.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<') and (b'<kml' not in start or b'net/gml' in start)
+
+
+def _refuse_linked_crs(path: str) -> None:
+    """Check that no CRS of a GeoJSON file is a link, which GDAL would request.
+
+    Raises:
+        ValueError: If one is a link, or the file must be parsed and is not valid JSON.
+    """
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        places = list(itertools.islice(_CRS.finditer(content), 2))
+        if not places or (len(places) == 1 and _NAMED_CRS.match(content, places[0].start())):
+            return
+        text = content[:]
+    try:
+        stack = [parse_json(text.removeprefix(codecs.BOM_UTF8))]
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read ({error}), expected GeoJSON') from error
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            for key, crs in value.items():
+                if key.lower() == 'crs' and isinstance(crs, dict) and str(crs.get('type')).lower() in ('link', 'url'):
+                    raise ValueError(f'{path} has the crs {str(crs)[:200]}, expected a name such as "EPSG:2154"')
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
 
 
 def _members(path: str) -> Iterator[bytes]:
