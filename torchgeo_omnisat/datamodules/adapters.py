@@ -221,18 +221,21 @@ class ShardedDataModule(MultimodalDataModule):
 
     max_counted = 0  # counting labels would download one sample of each of many shards
 
-    def __init__(self, root: str = 'data/shards', cache: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = 'data/shards', cache: str | None = None, allow_outside: bool = False, **kwargs: Any
+    ) -> None:
         """Read the description of the shards, but no sample.
 
         Args:
             root: Directory, or a URL that litdata supports, such as ``s3://bucket/folder``.
             cache: Directory for downloaded shards; the default of litdata if None.
+            allow_outside: Whether symbolic links in *root* may lead out of it.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
 
         Raises:
             ValueError: If there are no shards.
         """
-        super().__init__(ShardedDataset, root=root, cache=cache, **kwargs)
+        super().__init__(ShardedDataset, root=root, cache=cache, allow_outside=allow_outside, **kwargs)
         self.description = read_description(root)
         _check_description(self.description, root)
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
