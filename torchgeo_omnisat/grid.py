@@ -39,7 +39,6 @@ class Grid:
     width: int
 
     def __post_init__(self) -> None:
-        """Validate the transform and the size."""
         a, b, _, d, e, _ = self.transform[:6]
         if not (a > 0 and b == d == 0 and abs(a + e) <= PIXEL_TOLERANCE * a):
             raise ValueError(f'transform is {self.transform[:6]}, expected square, north-up pixels')

@@ -68,7 +68,6 @@ class Modality:
     wavelengths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Validate the fields."""
         if isinstance(self.bands, str):
             raise ValueError(f'bands of {self.name!r} must be a sequence of names, got {self.bands!r}')
         object.__setattr__(self, 'bands', tuple(self.bands))

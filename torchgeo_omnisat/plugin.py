@@ -37,7 +37,6 @@ class PlainParser(LightningArgumentParser):
     """Parser whose help texts do not contain the mark-up of docstrings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Initialize the parser."""
         super().__init__(*args, **{'formatter_class': PlainHelpFormatter, **kwargs})
 
 
@@ -65,7 +64,6 @@ class OmniSatCLI(LightningCLI):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Run the command line."""
         words = kwargs.get('args')
         if words is None and Path(sys.argv[0]).name == 'torchgeo':
             use_utf8()

@@ -96,12 +96,7 @@ class MappedDataModule(MultimodalDataModule):
             self.label_gsd = next(iter(self.declared.values())).gsd if label_gsd is None else label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> MappedDataset:
-        """Return the dataset of a split.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``.
-            **changes: Ignored: samples always have all bands.
-        """
+        """Return the dataset of a split."""
         kind, arguments = self.made_of
         given = kind(**{**arguments, **self.splits[split]})
         root = str(getattr(given, 'root', arguments.get('root', '.')))
@@ -157,7 +152,6 @@ class ByShard:
     window: int = 4
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return sum(self.lengths)
 
     def __call__(self, seed: int) -> Sequence[int]:
@@ -259,12 +253,7 @@ class ShardedDataModule(MultimodalDataModule):
         return bool(self.description['synthetic'])
 
     def make_dataset(self, split: str, **changes: Any) -> ShardedDataset:
-        """Return the dataset of a split.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``.
-            **changes: Ignored: samples are read as they were written.
-        """
+        """Return the dataset of a split."""
         return ShardedDataset(split=split, **self.kwargs)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

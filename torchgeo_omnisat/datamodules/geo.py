@@ -334,12 +334,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         return self.labelled.label_gsd if self._label_gsd is None else self._label_gsd
 
     def make_dataset(self, split: str, every: bool = False, **changes: Any) -> GeoTiles:
-        """Return the tiles of a split.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``.
-            every: Whether training tiles are adjacent, as in other splits, and not random.
-            **changes: Ignored: tiles always have all bands.
+        """Return the tiles of a split; training tiles are random, or adjacent with *every*.
 
         Raises:
             ValueError: If the split has no area, or is smaller than a tile.
@@ -359,11 +354,6 @@ class MultimodalGeoDataModule(RastersDataModule):
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
         """Count the labels of a split by class, once; no image is read.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``.
-            most: Ignored: all labels are counted.
-            target: Ignored: samples have masks.
 
         Raises:
             ValueError: If labels have unknown codes, or the split has no area.
@@ -606,11 +596,7 @@ class ChipsDataModule(RastersDataModule):
         return self.chips.label_gsd
 
     def make_dataset(self, split: str, **changes: Any) -> ImageChips:
-        """Return the dataset of a split.
-
-        Args:
-            split: ``'train'``, ``'val'``, ``'test'``, or ``'predict'`` for those of *predict_split* without masks.
-            **changes: ``missing`` to override the datamodule's.
+        """Return the dataset of a split; ``'predict'`` are the chips of *predict_split* without masks.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -639,11 +625,7 @@ class ChipsDataModule(RastersDataModule):
         return [settings_group([known, dataset.ids])] * len(dataset)
 
     def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return mean and standard deviation of the model in prediction, or else of the training split.
-
-        Args:
-            dataset: Any split.
-        """
+        """Return mean and standard deviation of the model in prediction, or else of the training split."""
         return self.statistics_of_model(dataset.modalities) or super().statistics(dataset)
 
     def prepare_data(self) -> None:
@@ -662,11 +644,6 @@ class ChipsDataModule(RastersDataModule):
 
     def label_counts(self, split: str, most: int | None = None, target: str | None = None) -> LabelCounts:
         """Count the labels of a split by class; no image is read.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``.
-            most: Maximum number of evenly spaced chips to read; None for all.
-            target: Ignored: chips have masks.
 
         Raises:
             ValueError: If masks have unknown codes, with all of them.

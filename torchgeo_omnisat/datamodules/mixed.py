@@ -120,7 +120,6 @@ class Batches(Dataset[Sample]):
         self.parts = list(self._lay_out(batch_sizes))
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self.parts)
 
     def __getitem__(self, index: Any) -> Sample:
@@ -284,13 +283,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             module.teardown(stage)
 
     def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Figure:
-        """Plot a sample of the latest batch with its datamodule.
-
-        Args:
-            sample: Sample, with the names of the mixture.
-            *args: Other arguments of :meth:`.MultimodalDataModule.plot`.
-            **kwargs: Keyword arguments of this method.
-        """
+        """Plot a sample of the latest batch with its datamodule."""
         latest = self.latest or next(iter(self.datamodules))
         keys = {new: old for old, new in self._keys(latest).items()}
         return self.datamodules[latest].plot({keys.get(k, k): v for k, v in sample.items()}, *args, **kwargs)

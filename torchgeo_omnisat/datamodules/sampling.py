@@ -52,7 +52,6 @@ class RandomOrder:
     count: int
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return self.count
 
     def __call__(self, seed: int) -> list[int]:
@@ -80,7 +79,6 @@ class SpatialOrder:
     size: int
 
     def __post_init__(self) -> None:
-        """Validate the positions."""
         shape, unknown = self.positions.shape, int((~np.isfinite(self.positions)).any(-1).sum())
         if len(shape) != 2 or shape[1] != 2 or unknown:
             raise ValueError(
@@ -88,7 +86,6 @@ class SpatialOrder:
             )
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.positions)
 
     def __call__(self, seed: int) -> list[int]:
@@ -154,7 +151,6 @@ class EpochSampler(DistributedSampler[Draw]):
     def __init__(
         self, order: Order, place: Progress, batch_size: int, drop_last: bool = True, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Initialize the sampler."""
         super().__init__(order, world_size, rank, drop_last=drop_last)  # type: ignore[arg-type]
         self.order, self.place, self.batch_size = order, place, batch_size
         self.turn: tuple[int, ...] = ()
@@ -224,11 +220,9 @@ class DealtDataset(Dataset[Any]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, item: Any) -> Any:
-        """Return a sample."""
         return fill(self.dataset[item.item]) if isinstance(item, Filler) else self.dataset[item]
 
 
@@ -249,7 +243,6 @@ class DealtSampler(DistributedSampler[Any], SequentialSampler):
     def __init__(
         self, dataset: Sized, batch_size: int = 1, rank: int = 0, world_size: int = 1, fill: bool = True
     ) -> None:
-        """Assign samples to this rank."""
         super().__init__(dataset, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         self.items: list[Any] = list(range(rank, len(dataset), world_size))
         most = math.ceil(len(range(0, len(dataset), world_size)) / batch_size)
@@ -257,11 +250,9 @@ class DealtSampler(DistributedSampler[Any], SequentialSampler):
             self.items.append(Filler(0))
 
     def __len__(self) -> int:
-        """Return the number of samples of this rank."""
         return len(self.items)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the samples of this rank."""
         return iter(self.items)
 
 
@@ -281,7 +272,6 @@ class SeededDataset(Dataset[Sample]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draw: Draw) -> Sample:

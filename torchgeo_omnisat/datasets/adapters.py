@@ -59,7 +59,6 @@ class MappedDataset(MultimodalDataset):
         path: str = '.',
         split: str = 'train',
     ) -> None:
-        """Initialize the dataset and validate the keys."""
         self.dataset = dataset
         self.modalities = as_modalities(modalities)
         self.keys = {name: {'key': entry} if isinstance(entry, str) else dict(entry) for name, entry in keys.items()}
@@ -70,7 +69,6 @@ class MappedDataset(MultimodalDataset):
         self.path, self.split = Path(path), split
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
@@ -95,10 +93,6 @@ class MappedDataset(MultimodalDataset):
 
         These are the paths in ``files`` or ``samples`` of the dataset, if they have one entry per sample, else
         all data files below its ``root``, unless they are more than 100,000 (``fingerprint.walk``).
-
-        Args:
-            name: Name of the modality; ignored.
-            indices: Indices of the samples.
         """
         root = getattr(self.dataset, 'root', None)
         for listed in (getattr(self.dataset, what, None) for what in ('files', 'samples')):

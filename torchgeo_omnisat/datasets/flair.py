@@ -458,7 +458,6 @@ class FLAIR(PublishedDataset):
         return [patch.id for patch in self.patches]
 
     def __len__(self) -> int:
-        """Return the number of patches."""
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Sample:

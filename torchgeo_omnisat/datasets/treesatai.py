@@ -523,7 +523,6 @@ class TreeSatAITimeSeries(PublishedDataset):
         return self.names
 
     def __len__(self) -> int:
-        """Return the number of plots."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
@@ -546,12 +545,6 @@ class TreeSatAITimeSeries(PublishedDataset):
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot every modality and some of its dates, with the genera and, if available, the prediction.
-
-        Args:
-            sample: Sample of this dataset, optionally with ``prediction`` (15,), in which values above
-                0.5 are positive.
-            show_titles: Whether to show titles.
-            suptitle: Title of the figure instead of the genera.
 
         Raises:
             RGBBandsMissingError: If no modality has the bands of a plot.

@@ -91,7 +91,6 @@ class RobustnessTest(LightningModule):
         seed: int = 0,
         subsets: Which = 'auto',
     ) -> None:
-        """Validate the arguments; the metrics are set up when the test begins."""
         super().__init__()
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f'degradations {unknown} are unknown, expected some of {list(KINDS)}')

@@ -66,7 +66,6 @@ class SubsetScores(Metric):
     full_state_update = False
 
     def __init__(self, names: Iterable[str], which: Which, metrics: Mapping[str, Metric], title: str) -> None:
-        """Copy the metrics for each subset."""
         super().__init__()
         self.subsets, self.title = subsets(names, which), title
         self.scores = nn.ModuleList(

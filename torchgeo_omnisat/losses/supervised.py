@@ -39,7 +39,6 @@ class CrossEntropyDice(nn.Module):
         class_weights: Sequence[float] | Tensor | None = None,
         dice_weight: float = 1.0,
     ) -> None:
-        """Initialize the loss; class weights are not saved in checkpoints."""
         super().__init__()
         if not 0 <= dice_weight < float('inf'):
             raise ValueError(f'dice_weight is {dice_weight}, expected a finite number, at least 0')

@@ -90,7 +90,6 @@ class MapBands:
     precision: Precision = 'uint8'
 
     def __post_init__(self) -> None:
-        """Validate the arguments."""
         object.__setattr__(self, 'labels', tuple(map(printable, self.labels)))
         if self.precision not in (*_ONE, 'none'):
             raise ValueError(f'probabilities is {self.precision!r}, expected one of {[*_ONE, "none"]}')
@@ -350,7 +349,6 @@ class TileFolder:
     """
 
     def __init__(self, path: Path, dataset: Any, bands: MapBands, colors: Colors) -> None:
-        """Create the folder."""
         self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
         self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
         self.ids = [name.replace('/', '-') for name in dataset.ids]

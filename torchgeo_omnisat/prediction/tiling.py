@@ -58,7 +58,6 @@ class Tiling:
     band: int | None = None
 
     def __post_init__(self) -> None:
-        """Validate the arguments."""
         if self.height < 1 or self.width < 1:
             raise ValueError(f'area has {self.height} x {self.width} pixels, expected at least 1 x 1')
         if self.size < 1 or self.size % self.patch:
@@ -263,7 +262,6 @@ class TileBatches(Dataset[Sample]):
         self.parts = list(self._split(strips))
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self.parts)
 
     def __getitem__(self, index: int) -> Sample:

@@ -50,7 +50,6 @@ class Piece:
     parts: list['Piece'] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start each piece as its own parcel."""
         self.parts = [self]
 
     def root(self) -> 'Piece':

@@ -130,7 +130,6 @@ class OmniSatTask(BaseTask):
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
     ) -> None:
-        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         self.weights, self.statistics = weights, statistics
         super().__init__()
 

@@ -55,7 +55,6 @@ class OmniSatClassification(SupervisedTask):
         loss: Literal['asymmetric', 'bce'] = 'asymmetric',
         **kwargs: Any,
     ) -> None:
-        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, **kwargs)
 
     def build(self) -> nn.Module:

@@ -156,7 +156,6 @@ class OmniSatPretraining(OmniSatTask):
         warmup: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         super().__init__(
             backbone=backbone,
             modalities=modalities,

@@ -84,7 +84,6 @@ class OmniSatSegmentation(SupervisedTask):
         lr: float = 2e-3,
         **kwargs: Any,
     ) -> None:
-        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, lr=lr, **kwargs)
 
     @property

@@ -164,7 +164,6 @@ class SupervisedTask(OmniSatTask):
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
         **kwargs: Any,
     ) -> None:
-        """Build the model if all required arguments are given; otherwise the trainer builds it."""
         self.subsets = subsets
         super().__init__(backbone=backbone, modalities=modalities, **kwargs)
 

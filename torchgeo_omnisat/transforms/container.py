@@ -45,7 +45,6 @@ class KorniaIntensity(Transform):
         augmentations: Mapping[str, Sequence[IntensityAugmentationBase2D]],
         same_on_dates: bool = True,
     ) -> None:
-        """Create a container of Kornia for every modality."""
         super().__init__([m for m in as_modalities(modalities).values() if m.name in augmentations])
         chains = {name: VideoSequential(*chain, same_on_frame=same_on_dates) for name, chain in augmentations.items()}
         self.chains = nn.ModuleDict(chains)
@@ -108,7 +107,6 @@ class MultimodalAugmentation(nn.Module):
     """
 
     def __init__(self, modalities: Modalities, *steps: AugmentationStep, same_on_dates: bool = True) -> None:
-        """Initialize the steps; augmentations of Kornia are wrapped."""
         super().__init__()
         self.modalities = as_modalities(modalities)
         if not steps:

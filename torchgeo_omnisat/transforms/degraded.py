@@ -102,13 +102,8 @@ class FewerDates(FractionalDegradation):
     """Keep a fraction of the valid dates of each time series, at least one; only ``valid`` changes.
 
     Args:
-        modalities: Modalities of the batch.
         fraction: Fraction of the valid dates to keep, rounded to whole dates.
-        seed: See :class:`.Degradation`.
-        same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *fraction* is not between 0 and 1.
+        **kwargs: See :class:`.Degradation`.
     """
 
     @staticmethod
@@ -136,13 +131,8 @@ class CloudCover(FractionalDegradation):
     :class:`.RandomClouds`.
 
     Args:
-        modalities: Modalities of the batch.
         fraction: Fraction of the pixels of all valid dates that is covered.
-        seed: See :class:`.Degradation`.
-        same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *fraction* is not between 0 and 1.
+        **kwargs: See :class:`.Degradation`.
     """
 
     @staticmethod
@@ -223,13 +213,8 @@ class PartialCover(FractionalDegradation):
     """Restrict single images to a part of the tile along one of its four sides; the rest is NaN.
 
     Args:
-        modalities: Modalities of the batch.
         fraction: Fraction of the tile that is covered, rounded to whole rows or columns.
-        seed: See :class:`.Degradation`.
-        same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *fraction* is not between 0 and 1.
+        **kwargs: See :class:`.Degradation`.
     """
 
     @staticmethod

@@ -136,7 +136,6 @@ class RandomGroundCrop(GroundTransform):
     def __init__(
         self, modalities: Modalities, size: float = 160.0, patch_size: float = 40.0, same_on_batch: bool = False
     ) -> None:
-        """Validate the sizes."""
         super().__init__(modalities, same_on_batch)
         self.size, self.patch_size = float(size), float(patch_size)
         for modality in self.modalities.values():

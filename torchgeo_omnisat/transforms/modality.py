@@ -38,7 +38,6 @@ class ModalityDropout(Transform):
         keep: Iterable[str] = (),
         same_on_batch: bool = False,
     ) -> None:
-        """Initialize the probability of each modality."""
         super().__init__(modalities, same_on_batch)
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         if unknown := [name for name in keep if name not in self.modalities]:

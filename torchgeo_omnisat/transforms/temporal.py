@@ -36,7 +36,6 @@ class RandomTemporalDropout(TemporalTransform):
     def __init__(
         self, modalities: Modalities, p: float | Mapping[str, float] = 0.2, same_on_batch: bool = False
     ) -> None:
-        """Initialize the probability of each modality."""
         super().__init__(modalities, same_on_batch)
         self.p = probabilities(p, self.modalities)
 

@@ -106,7 +106,6 @@ class SplitValues:
     counted: str = ''
 
     def __post_init__(self) -> None:
-        """Initialize empty counts."""
         self.values = {name: ModalityValues(len(modality.bands)) for name, modality in self.modalities.items()}
         self.counts = LabelCounts.none(self.labels, self.ignore_index)
 

@@ -195,7 +195,6 @@ class ImageChips(MultimodalDataset):
         return self._ids
 
     def __len__(self) -> int:
-        """Return the number of chips."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
@@ -224,12 +223,7 @@ class ImageChips(MultimodalDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
-        """Return the files of a modality of several chips.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the chips.
-        """
+        """Return the files of a modality of several chips."""
         chips = [chip for chip in (self.ids[index] for index in indices) if name in self._rows[chip]]
         paths = [path for chip in chips for path in self._paths(name, self._rows[chip][name])]
         return [file for path in paths for file in scene_files(self.files[name], path)]
@@ -239,20 +233,12 @@ class ImageChips(MultimodalDataset):
         name = self.ids[index]
         fault = 'shape' if name in self.faults else 'unreadable'
         for modality in self.modalities.values():
-            there, files = modality.name in self._rows[name], self.files[modality.name]
-            expected = (
-                expected_files(files, self._index_of(modality.name, name))
-                if there
-                else self._expected_file(files, name)
-            )
-            absent = not there and self.missing == 'allow'
+            expected = self._expected(modality.name, name)
+            absent = modality.name not in self._rows[name] and self.missing == 'allow'
             read = partial(self._checked, name, expected, partial(self._read_images, modality, name))
             yield Part(modality.name, expected, read, None, modality, fault, absent)
         if self.masks is not None:
-            there, files = 'mask' in self._rows[name], self.masks.dataset
-            expected = (
-                expected_files(files, self._index_of('mask', name)) if there else self._expected_file(files, name)
-            )
+            expected = self._expected('mask', name)
             read = partial(self._checked, name, expected, partial(self.read_mask, index, strict=False))
             yield Part('mask', expected, read, fault='shape' if name in self.faults else 'label')
 
@@ -477,6 +463,11 @@ class ImageChips(MultimodalDataset):
     def _index_of(self, source: str, name: str) -> GeoDataFrame:
         rows = self._sources[source].index.iloc[self._rows[name][source]]
         return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
+
+    def _expected(self, source: str, name: str) -> tuple[Expected, ...]:
+        files = self._sources[source]
+        there = source in self._rows[name]
+        return expected_files(files, self._index_of(source, name)) if there else self._expected_file(files, name)
 
     def _expected_file(self, files: ChipFiles, name: str) -> tuple[Expected, ...]:
         suffix = os.path.splitext(files.index.filepath.iloc[0])[1]

@@ -155,11 +155,7 @@ class MultimodalGeoDataset(GeoDataset):
         return part
 
     def image_files(self, name: str) -> list[str]:
-        """Return the files of a modality that intersect the footprint of the join.
-
-        Args:
-            name: Name of the modality.
-        """
+        """Return the files of a modality that intersect the footprint of the join."""
         return self.sources[name].files(self.area)
 
     def __getitem__(self, index: GeoSlice) -> Sample:
@@ -198,13 +194,7 @@ class MultimodalGeoDataset(GeoDataset):
         return left, top - height, left + width, top
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Plot every modality, some of its dates, the mask and, if available, the prediction.
-
-        Args:
-            sample: Sample of this dataset, optionally with ``prediction`` (H, W).
-            show_titles: Whether to show a title above each panel.
-            suptitle: Title of the figure.
-        """
+        """Plot every modality, some of its dates, the mask and, if available, the prediction."""
         return draw_any(sample, self.modalities, self.label_names, self.ignore_index, show_titles, suptitle)
 
     def _build(self, crs: CRS) -> None:

@@ -71,7 +71,6 @@ class Source:
     """
 
     def __init__(self, name: str, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
-        """Copy the dataset into the CRS and select the files of the period."""
         self.name = name
         self.dataset: Any = _moved(dataset, crs)
         self.span = as_span(date_range)
@@ -171,7 +170,6 @@ class ImageSource(Source):
         anchor: float | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Determine the modality of the dataset."""
         super().__init__(name, dataset, crs, date_range)
         gsd = native_gsd(dataset, anchor) if gsd is None else gsd
         own = getattr(dataset, 'modalities', None)
@@ -252,7 +250,6 @@ class LabelSource(Source):
     def __init__(
         self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None, classes: ClassMap | None = None
     ) -> None:
-        """Set rasters to be read as masks, even if they are declared as images."""
         super().__init__('mask', dataset, crs, date_range)
         self.classes = ClassMap() if classes is None or isinstance(dataset, Polygons) else classes
         self.native = metres(dataset.crs, float(dataset.res[0])) if isinstance(dataset, RasterDataset) else 0.0

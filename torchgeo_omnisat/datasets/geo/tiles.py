@@ -49,14 +49,12 @@ class TilePlaces:
     """
 
     def __init__(self, ground: Any, grid: Grid, across: int) -> None:
-        """Prepare the geometry; positions are searched by :meth:`fits` and :meth:`draw`."""
         self.grid, self.across = grid, across
         self.ground = ground.buffer(1e-6 * grid.step, join_style='mitre')
         shapely.prepare(self.ground)
         self._leaves: list[NDArray[np.int64]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Prepare the footprint again in another process."""
         self.__dict__.update(state)
         shapely.prepare(self.ground)
 
@@ -296,7 +294,6 @@ class GeoTiles(MultimodalDataset):
         path: str = '.',
         split: str = 'train',
     ) -> None:
-        """Initialize the positions of the tiles; no pixel is read."""
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
             raise ValueError(
                 f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and pixels of '
@@ -317,7 +314,6 @@ class GeoTiles(MultimodalDataset):
         self._draw(np.random.default_rng(0))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Prepare the footprint again in another process."""
         self.__dict__.update(state)
         shapely.prepare(self.area)
 
@@ -343,7 +339,6 @@ class GeoTiles(MultimodalDataset):
         return np.stack([x + middle[:, 1] * step, y - middle[:, 0] * step], axis=1)
 
     def __len__(self) -> int:
-        """Return the number of tiles."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> Sample:
@@ -359,12 +354,7 @@ class GeoTiles(MultimodalDataset):
         return self._ignore_beyond(sample)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
-        """Return the files of a modality that intersect the footprint of all tiles.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of samples; ignored, as tiles share files.
-        """
+        """Return the files of a modality that intersect the footprint of all tiles."""
         return self.dataset.image_files(name)
 
     def parts(self, index: int) -> Iterator[Part]:

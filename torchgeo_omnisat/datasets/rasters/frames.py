@@ -62,7 +62,6 @@ class Clouds(Settings):
     cover: float = 0.5
 
     def __post_init__(self) -> None:
-        """Validate the arguments."""
         object.__setattr__(self, 'values', tuple(self.values))
         if bool(self.values) == (self.threshold is not None):
             raise ValueError(

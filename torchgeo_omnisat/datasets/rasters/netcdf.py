@@ -102,16 +102,6 @@ class NetCDFTimeSeries(RasterTimeSeries):
     ) -> NDArray[np.float32]:
         """Read several dates of a file.
 
-        Args:
-            path: File of the index.
-            frames: Indices of the dates in the file.
-            grid: Pixel grid of the images.
-            bands: Names of the variables.
-            nearest: Whether to use nearest-neighbour resampling.
-
-        Returns:
-            Float32 ``(F, C, H, W)``, NaN where pixels are not valid.
-
         Raises:
             ValueError: If the file cannot be read.
         """
@@ -125,9 +115,6 @@ class NetCDFTimeSeries(RasterTimeSeries):
 
     def label_nodata(self, path: str) -> list[float]:
         """Return the nodata values of a label file.
-
-        Args:
-            path: File of the index.
 
         Raises:
             ValueError: If there are several variables.

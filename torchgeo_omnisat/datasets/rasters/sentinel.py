@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,18 +13,24 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import Sentinel1, Sentinel2
 from torchgeo.datasets.utils import Path as PathLike
-from torchgeo.datasets.utils import Sample
 
 from ...modality import Unit
+from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..io.headers import Header
 from ..series import S2_WAVELENGTHS
-from .frames import Clouds
 from .timeseries import RasterTimeSeries
 
 #: Processing baseline in the name of a Sentinel-2 product; the first that adds an offset to reflectances,
 #: that offset (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and the value for unknown.
 BASELINE = re.compile(r'S2[A-D]_MSIL[12][AC]_\d{8}T\d{6}_N(\d{4})_')
 FIRST_SHIFTED, SHIFT, UNKNOWN_BASELINE = 400, 1000, 9999
+
+
+#: Arguments of RasterTimeSeries that the file names of Sentinel products determine.
+FIXED = (
+    'name', 'temporal', 'all_bands', 'filename_glob', 'filename_regex', 'date_format', 'separate_files', 'nodata',
+    'replace_nodata', 'kind', 'unit', 'wavelengths', 'decibels', 'stack',
+)  # fmt: skip
 
 
 class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
@@ -51,19 +57,16 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     filename_regex = Sentinel2.filename_regex.replace(r'B[018][\dA]', r'B[018][\dA]|SCL')
     resolutions: ClassVar[dict[str, str]] = Sentinel2.resolutions | {'SCL': '20m'}
 
+    @with_arguments_of(RasterTimeSeries, without=FIXED, is_last=True)
     def __init__(
         self,
         paths: PathLike | Iterable[PathLike] = 'data',
         crs: CRS | None = None,
         res: float | tuple[float, float] | None = 10,
         bands: Sequence[str] = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'),
-        transforms: Callable[[Sample], Sample] | None = None,
-        cache: bool = True,
         *,
-        date_range: tuple[str, str] | None = None,
-        max_dates: int | None = None,
-        clouds: Clouds | Mapping[str, Any] | None = None,
         harmonize: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Initialize the dataset from the headers of the files of the first band.
 
@@ -72,28 +75,14 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
             crs: CRS of the samples; defaults to that of the first file.
             res: Pixel size in units of *crs*.
             bands: Bands to read, in this order.
-            transforms: Transform applied to each sample.
-            cache: Whether to keep files open.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
-            clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
             harmonize: Whether to subtract the 1000 that ESA adds since baseline 04.00.
+            **kwargs: Other arguments of :class:`RasterTimeSeries`.
         """
+        refuse_unexpected(Sentinel2TimeSeries.__init__, kwargs)
         self.harmonize = harmonize
         self.filename_glob = self.filename_glob.format(bands[0])
         self.filename_regex = self.filename_regex.format(self.resolutions.get(bands[0], '10m'))
-        super().__init__(
-            paths,
-            crs,
-            res,
-            tuple(bands),
-            transforms,
-            cache,
-            wavelengths=S2_WAVELENGTHS,
-            date_range=date_range,
-            max_dates=max_dates,
-            clouds=clouds,
-        )
+        super().__init__(paths, crs, res, tuple(bands), wavelengths=S2_WAVELENGTHS, **kwargs)
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
         """Return the offset to add to each band of a scene, ``(C, 1, 1)``."""
@@ -149,17 +138,14 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
     filename_glob = Sentinel1.filename_glob
     filename_regex = Sentinel1.filename_regex
 
+    @with_arguments_of(RasterTimeSeries, without=(*FIXED, 'clouds'), is_last=True)
     def __init__(
         self,
         paths: PathLike | Iterable[PathLike] = 'data',
         crs: CRS | None = None,
         res: float | tuple[float, float] = 10,
         bands: Sequence[str] = ('VV', 'VH'),
-        transforms: Callable[[Sample], Sample] | None = None,
-        cache: bool = True,
-        *,
-        date_range: tuple[str, str] | None = None,
-        max_dates: int | None = None,
+        **kwargs: Any,
     ) -> None:
         """Initialize the dataset from the headers of the files of the first polarisation.
 
@@ -168,20 +154,18 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
             crs: CRS of the samples; defaults to that of the first file.
             res: Pixel size in units of *crs*.
             bands: Polarisations to read, in this order.
-            transforms: Transform applied to each sample.
-            cache: Whether to keep files open.
-            date_range: First and last day (YYYY-MM-DD), inclusive; None for all.
-            max_dates: Maximum number of evenly spaced dates of a sample; None for all.
+            **kwargs: Other arguments of :class:`RasterTimeSeries`.
 
         Raises:
             ValueError: If files are in different scales, or *bands* of different transmitted polarisations.
         """
+        refuse_unexpected(Sentinel1TimeSeries.__init__, kwargs)
         if len({band[:1] for band in bands}) != 1:
             raise ValueError(
                 f'bands of {self.name!r} are {tuple(bands)}, expected those of one transmitted polarisation'
             )
         self.filename_glob = self.filename_glob.format(bands[0])
-        super().__init__(paths, crs, res, tuple(bands), transforms, cache, date_range=date_range, max_dates=max_dates)
+        super().__init__(paths, crs, res, tuple(bands), **kwargs)
         names = (re.match(self.filename_regex, os.path.basename(path), re.VERBOSE) for path in self.index.filepath)
         scales = {match['scale'] for match in names if match}
         if len(scales) > 1:

@@ -39,7 +39,6 @@ class Stack(Settings):
     order: str = ORDERS[0]
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for invalid dates or an unknown order."""
         if self.order not in ORDERS:
             raise ValueError(f'order of stack is {self.order!r}, expected one of {list(ORDERS)}')
         if self.dates == DESCRIPTIONS:

@@ -55,7 +55,6 @@ class Recipe:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        """Validate the arguments."""
         if self.num_tiles < 1:
             raise ValueError(f'num_tiles must be at least 1, got {self.num_tiles}')
         if self.seed < 0:
