@@ -73,10 +73,7 @@ def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality], crs: 
 
 
 def available(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> Tensor:
-    """Return which modalities each sample has.
-
-    Returns:
-        Flags of shape ``(B, M)``, in the order of *modalities*.
+    """Return which modalities each sample has, flags ``(B, M)`` in the order of *modalities*.
 
     Raises:
         ValueError: If the batch has none of the modalities, so that its size is unknown.
@@ -101,14 +98,11 @@ def fill(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> Sample:
-    """Return a batch without the keys of some modalities.
+    """Return a batch without the keys of some modalities; it shares the remaining tensors.
 
     Args:
         batch: Batch or sample; it is not changed.
         modalities: Modalities to remove.
-
-    Returns:
-        New dictionary that shares the remaining tensors.
     """
     removed = {key for modality in modalities for key in modality.keys}
     return {key: value for key, value in batch.items() if key not in removed}

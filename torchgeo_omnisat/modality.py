@@ -232,16 +232,13 @@ def half_up(count: float) -> int:
 
 
 def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]]:
-    """Return non-empty subsets of the modalities, the largest first.
+    """Return non-empty subsets of the modalities, the largest first, each in the order of *names*.
 
     Args:
         names: Names of the M modalities.
         which: ``'all'`` for all 2^M - 1 subsets. ``'auto'`` is the same for up to five modalities; for
             more it is the full set, the sets without one modality, and the single modalities, 2 M + 1
             in all. Or a list of names such as ``'s1a+s2'``, to which the full set is added.
-
-    Returns:
-        Subsets, each in the order of *names*.
 
     Raises:
         ValueError: If *which* is another string, or a subset has no modality or an unknown one.

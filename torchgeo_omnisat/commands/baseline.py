@@ -36,7 +36,7 @@ STEP = 20
 
 
 def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tuple[int, int]) -> Features:
-    """Return the features of one modality for every label pixel.
+    """Return the features (H W, F) of one modality for every label pixel, NaN where it is not observed.
 
     Features of a time series are its bands, interpolated linearly to the dates of *calendar*, and their 10 %,
     50 % and 90 % quantiles over time. The feature of a single image is its mean over the label pixel.
@@ -46,9 +46,6 @@ def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tup
         modality: Modality.
         calendar: (D,) days since 1970-01-01.
         size: Height and width of the labels.
-
-    Returns:
-        (H W, F); NaN for pixels that are not observed.
     """
     bands, pixels = len(modality.bands), size[0] * size[1]
     width = bands * (len(calendar) + 3) if modality.temporal else bands

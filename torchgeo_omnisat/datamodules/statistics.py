@@ -324,11 +324,7 @@ def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: i
 
 
 def save_statistics(root: Path, entries: Entries) -> Path | None:
-    """Add entries to the statistics of the dataset in *root*.
-
-    Returns:
-        The file; None, with a warning, if it cannot be written.
-    """
+    """Add entries to the statistics of the dataset in *root*; return the file, or None with a warning."""
     known = load_statistics(root)
     merged = known | {name: known.get(name, {}) | groups for name, groups in entries.items()}
     for place in places_of(root):

@@ -76,16 +76,13 @@ def parse_day(value: str, where: str) -> int:
 def choose_dates(
     days: NDArray[np.int64], span: tuple[int, int] | None = None, max_dates: int | None = None
 ) -> NDArray[np.int64]:
-    """Select the frames to read, in the order of time.
+    """Return the indices of the frames to read, in the order of time; possibly empty.
 
     Args:
         days: Day of each frame.
         span: First and last day, inclusive.
         max_dates: Maximum number of days, evenly spread over the available ones. All frames of a
             selected day are read.
-
-    Returns:
-        Indices into *days*, possibly empty.
     """
     kept = np.unique(days)
     if span is not None:

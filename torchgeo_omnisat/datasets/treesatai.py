@@ -286,7 +286,7 @@ def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
 def read_hidden(
     file: h5py.File, series: Series, shape: Sequence[int], probability: float, path: Path
 ) -> NDArray[np.float64]:
-    """Return the fraction of pixels of each frame that are covered by snow or clouds.
+    """Return the fraction (T,) of pixels of each frame that are covered by snow or clouds.
 
     Args:
         file: Open file.
@@ -295,9 +295,6 @@ def read_hidden(
         probability: Minimum probability in % of a covered pixel. Pixels with unknown probability
             are covered.
         path: Path of the file for error messages.
-
-    Returns:
-        Fractions (T,) from 0 to 1.
 
     Raises:
         ValueError: If the masks do not match the images.

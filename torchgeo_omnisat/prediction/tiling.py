@@ -219,11 +219,7 @@ class Stitcher:
         self.seen[:, outside] |= seen[:, inside]
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-        """Return the strip of the current row.
-
-        Returns:
-            Probabilities ``(K, rows, columns)`` and bit flags of the modalities.
-        """
+        """Return probabilities ``(K, rows, columns)`` and bit flags of the strip of the current row."""
         assert self.strip is not None
         rows = self.tiling.extent(self.strip).height
         return self.total[:, :rows] / self.weight[:rows], self.seen[:rows].copy()

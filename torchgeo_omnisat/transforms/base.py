@@ -46,14 +46,11 @@ class Transform(nn.Module, ABC):
         """Transform a batch deterministically with given parameters."""
 
     def forward(self, batch: Mapping[str, Tensor], params: Params | None = None) -> Sample:
-        """Transform a batch or a sample.
+        """Transform a batch or a sample; the result shares the tensors that do not change.
 
         Args:
             batch: Batch or sample; it is not changed.
             params: Result of :meth:`draw`, to repeat a transform; drawn by default.
-
-        Returns:
-            New dictionary that shares the tensors that do not change.
 
         Raises:
             TypeError: If *batch* is a tensor.

@@ -35,7 +35,7 @@ def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple
 def move(
     batch: Mapping[str, Tensor], matrix: Tensor, before: tuple[float, float], after: tuple[float, float]
 ) -> Sample:
-    """Return ``bounds`` and ``transform`` of tiles after a geometric transform.
+    """Return ``bounds`` and ``transform`` of tiles after a geometric transform, if they change.
 
     Ground coordinates are in metres from the upper left corner of a tile, to the right and down.
     The GSD of a modality does not change, nor do the resolutions in ``bounds``: they are the size
@@ -49,9 +49,6 @@ def move(
         matrix: ``(B, 3, 3)`` float64, from ground coordinates of the new tile to those of the old one.
         before: Height and width of the old tiles in metres.
         after: Height and width of the new tiles in metres.
-
-    Returns:
-        Keys that change.
 
     Raises:
         ValueError: If ``bounds`` or ``transform`` has another shape.

@@ -26,16 +26,13 @@ class GroundTransform(Transform):
 
     @abstractmethod
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
-        """Return the matrix from ground coordinates of the new tile to those of the old one.
+        """Return the matrix (B, 3, 3) from ground coordinates of the new tile to those of the old one.
 
         Ground coordinates are in metres from the upper left corner, to the right and down.
 
         Args:
             params: Result of :meth:`draw`.
             before: Height and width of the old tile in metres.
-
-        Returns:
-            ``(B, 3, 3)`` float64.
         """
 
     def moved(

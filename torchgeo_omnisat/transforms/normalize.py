@@ -61,13 +61,10 @@ class Normalize(nn.Module):
             self._warn_constant()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Sample:
-        """Normalise every image.
+        """Normalise every image; the result shares all tensors but the images of *modalities*.
 
         Args:
             batch: Batch or sample; it is not changed.
-
-        Returns:
-            New dictionary that shares all tensors but the images of *modalities*.
 
         Raises:
             TypeError: If *batch* is a tensor.

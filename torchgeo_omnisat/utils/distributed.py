@@ -53,14 +53,11 @@ def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
 
 
 def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
-    """Gather the rows of all ranks, without gradient.
+    """Gather the rows of each rank, in the order of the ranks, without gradient.
 
     Args:
         x: Rows of this rank, ``(B, ...)``; only B may differ between ranks.
         counts: Number of rows of each rank; None to gather them in another collective.
-
-    Returns:
-        The rows of each rank, in the order of the ranks.
     """
     if world_size() == 1:
         return [x.detach()]

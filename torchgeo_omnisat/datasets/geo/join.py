@@ -159,14 +159,11 @@ class MultimodalGeoDataset(GeoDataset):
         return self.sources[name].files(self.area)
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """Return the sample of a window.
+        """Return the sample of a window, with the aligned window in ``bounds``.
 
         Args:
             index: [xmin:xmax, ymin:ymax, tmin:tmax]. Time series are restricted to the period; single
                 images and labels of the period are preferred over others. Steps are ignored.
-
-        Returns:
-            Sample with the aligned window in ``bounds``.
 
         Raises:
             IndexError: If the window does not intersect the footprint of the join.

@@ -175,7 +175,7 @@ def open_cube(path: str) -> Any:
 def read_frames_of(
     cube: Cube, names: Sequence[str], frames: NDArray[np.int64], window: Window, decoding: Decoding, cache: bool = True
 ) -> NDArray[np.float32]:
-    """Read a window of several dates.
+    """Read a window of several dates as float32 ``(F, C, H, W)``, NaN where pixels are not valid.
 
     Args:
         cube: Metadata of the file.
@@ -184,9 +184,6 @@ def read_frames_of(
         window: Window within the file, north up.
         decoding: Nodata values, and whether to apply scale and offset.
         cache: Whether to keep the file open.
-
-    Returns:
-        Float32 ``(F, C, H, W)``, NaN where pixels are not valid.
 
     Raises:
         ValueError: If the file cannot be read.

@@ -170,7 +170,7 @@ def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime
 def read_stacks(
     dataset: Any, rows: GeoDataFrame, grid: Grid, bands: Sequence[str], nearest: bool
 ) -> NDArray[np.float32]:
-    """Read files that contain several dates.
+    """Read files that contain several dates as float32 ``(N, C, H, W)`` in the order of the rows.
 
     Args:
         dataset: Dataset whose ``read_stack`` reads the dates of one file.
@@ -178,9 +178,6 @@ def read_stacks(
         grid: Pixel grid of the images.
         bands: Names of the bands.
         nearest: Whether to use nearest-neighbour resampling.
-
-    Returns:
-        Float32 ``(N, C, H, W)`` in the order of the rows.
     """
     image = np.empty((len(rows), len(bands), grid.height, grid.width), dtype=np.float32)
     numbers = rows.frame.to_numpy()

@@ -413,7 +413,7 @@ class RasterTimeSeries(RasterDataset):
         self.bands, self.band_indexes = tuple(bands or self.all_bands), None
 
     def read_stack(self, path: str, frames: Any, grid: Grid, bands: Sequence[str], nearest: bool) -> Any:
-        """Read dates that are stacked in a file.
+        """Read dates that are stacked in a file as float32 (F, C, H, W), NaN for nodata.
 
         Args:
             path: File of the index.
@@ -421,9 +421,6 @@ class RasterTimeSeries(RasterDataset):
             grid: Pixel grid of the output.
             bands: Names of the bands.
             nearest: Whether to use nearest-neighbor resampling.
-
-        Returns:
-            Float32 array (F, C, H, W), NaN for nodata.
         """
         numbers = self.frames[path].select(bands)[frames]
         image = np.full((*numbers.shape, grid.height, grid.width), np.nan, np.float32)
