@@ -45,15 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fit_and_test(output: Path, data: Mapping[str, Any], checkpoint: Path, backbone: str, epochs: int) -> None:
-    """Print and run ``torchgeo fit`` and ``torchgeo test``.
-
-    Args:
-        output: Output folder.
-        data: Arguments of the datamodule.
-        checkpoint: Path of the checkpoint to write.
-        backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
-        epochs: Number of epochs.
-    """
+    """Print and run ``torchgeo fit`` and ``torchgeo test``."""
     shared: dict[str, Any] = {'model': 'omnisat', 'data': 'SyntheticLandscapesDataModule'}
     shared |= {f'data.{name}': value for name, value in data.items()}
     shared |= {'trainer.default_root_dir': output, 'trainer.logger': 'false', 'trainer.devices': 1}
@@ -85,13 +77,7 @@ def score_baseline(data: Mapping[str, Any], names: Sequence[str]) -> float:
 
 @torch.inference_mode()
 def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, folder: Path) -> list[Path]:
-    """Plot inputs, mask and prediction of some test tiles.
-
-    Args:
-        datamodule: Datamodule, set up for testing.
-        checkpoint: Checkpoint of the trained model.
-        folder: Output folder.
-    """
+    """Plot inputs, mask and prediction of some test tiles."""
     task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu', weights_only=True).eval()
     dataset = datamodule.make_dataset('test')
     tiles = [dataset[index] for index in range(min(PICTURES, len(dataset)))]

@@ -32,11 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int]]:
     """Write the shards of all splits of a datamodule.
 
-    Args:
-        datamodule: Datamodule.
-        output: Output folder.
-        megabytes: Approximate size of a shard in MB.
-
     Raises:
         ValueError: If *output* exists, *megabytes* is not positive, or a split has no samples.
     """

@@ -538,9 +538,6 @@ class Guard:
     def look(self, batch: Mapping[str, Tensor]) -> None:
         """Add a batch in raw units, and conclude if there are enough tiles.
 
-        Args:
-            batch: Batch, which is not changed.
-
         Raises:
             ValueError: If the tiles are implausible and the mode is ``'error'``.
         """

@@ -176,12 +176,7 @@ class EpochSampler(DistributedSampler[Draw]):
                 yield Draw(items[number % len(items)], mix(*key, number))
 
     def take_turn(self, turn: tuple[int, ...], skipped: int) -> None:
-        """Select one of several rounds of an epoch; each round has a different order.
-
-        Args:
-            turn: Identifier of the round.
-            skipped: Number of its batches to skip.
-        """
+        """Select one of several rounds of an epoch; each round has a different order."""
         self.turn, self.skipped = turn, skipped
 
     def set_epoch(self, epoch: int) -> None:
@@ -456,11 +451,7 @@ def _draw_seed() -> int:
 
 @contextmanager
 def borrowed(begin: Callable[[], object]) -> Iterator[None]:
-    """Use the global generators in a context, and restore their states afterwards.
-
-    Args:
-        begin: Function that sets the states to start from.
-    """
+    """Use the global generators in a context, and restore their states afterwards."""
     before = _collect_rng_states()
     try:
         begin()

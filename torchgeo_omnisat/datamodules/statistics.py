@@ -234,14 +234,7 @@ def measured_files(dataset: Any, name: str, indices: Sequence[int]) -> tuple[lis
 
 
 def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) -> str:
-    """Return how the files of a modality have changed since they were measured; empty if they have not.
-
-    Args:
-        dataset: Dataset.
-        entries: Statistics of all groups.
-        name: Name of the modality.
-        groups: Group of each sample.
-    """
+    """Return how the files of a modality have changed since they were measured; empty if they have not."""
     known = {group: entries[name][group] for group in dict.fromkeys(groups)}
     whole = all(entry.get('samples') == entry.get('of') for entry in known.values())
     most = len(groups) if whole else sum(entry.get('samples', 0) for entry in known.values())
@@ -258,11 +251,6 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
 
 def read_statistics(path: Path, key: str, bands: int) -> BandMoments:
     """Read an entry of a file such as ``{"Fold_1": {"mean": [...], "std": [...]}}``.
-
-    Args:
-        path: JSON file.
-        key: Key of the entry.
-        bands: Number of bands.
 
     Returns:
         Mean and standard deviation, float64.

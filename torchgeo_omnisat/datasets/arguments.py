@@ -25,9 +25,6 @@ class Settings:
     def of(cls, settings: Any) -> Self:
         """Create an instance from a configuration.
 
-        Args:
-            settings: Instance, or its arguments by name.
-
         Raises:
             ValueError: If the arguments are invalid.
         """
@@ -129,11 +126,6 @@ def state_facts(
 
 def class_at(path: Any, base: type, what: str) -> Any:
     """Return the class at a dotted path, as in a YAML file.
-
-    Args:
-        path: Dotted path of module and class.
-        base: Required base class.
-        what: Name of the setting, for the error.
 
     Raises:
         ValueError: If the class does not exist, or is not a subclass of *base*.

@@ -177,12 +177,7 @@ class PublishedDataset(MultimodalDataset):
 
 
 def refuse_missing(lost: Sequence[Path], count: int) -> None:
-    """Raise an error for samples without a file.
-
-    Args:
-        lost: Missing files.
-        count: Number of samples.
-    """
+    """Raise an error for samples without a file."""
     if lost:
         raise FileNotFoundError(
             f'{lost[0]} does not exist, expected one for each of the {count} samples, of which {len(lost)} have none '
@@ -252,12 +247,7 @@ def tensors(
 
 
 def blank(modality: Modality, metres: float) -> Sample:
-    """Return image, dates and valid of a modality without a valid pixel.
-
-    Args:
-        modality: Modality.
-        metres: Side of the tile in metres.
-    """
+    """Return image, dates and valid of a modality without a valid pixel."""
     side = modality.pixels(metres)
     image = np.full((*(1,) * modality.temporal, len(modality.bands), side, side), np.nan, dtype=np.float32)
     return tensors(modality, image, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_))

@@ -132,13 +132,7 @@ class ClassMap:
         return np.where(known, numbers, NO_LABEL)
 
     def unknown(self, counts: Mapping[Any, int], files: Sequence[str], what: str = 'pixels') -> UnknownCodesError:
-        """Return the error for codes without a class.
-
-        Args:
-            counts: Number of occurrences of each code.
-            files: Files with these codes.
-            what: Plural noun for the items with the codes.
-        """
+        """Return the error for codes without a class."""
         return UnknownCodesError(self, counts, files, what)
 
     def unknown_text(self, counts: Mapping[Any, int], files: Sequence[str], what: str) -> str:

@@ -158,9 +158,6 @@ def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
 def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
     """Read the mask of a patch. The CRS in the file, which is often missing, is not read.
 
-    Args:
-        path: Path of the file.
-
     Returns:
         Classes ``(H, W)``, 1 to 19, and the affine transform to EPSG:2154.
 
@@ -282,10 +279,6 @@ def read_products(path: Path) -> NDArray[np.int64]:
 
 def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Open both arrays of a super-area as memory maps.
-
-    Args:
-        area: Files of the super-area.
-        dates: Number of products T.
 
     Returns:
         Reflectance x 10000 ``(T, 10, H, W)`` and probabilities of snow and clouds ``(T, 2, H, W)``.

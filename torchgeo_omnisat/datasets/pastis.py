@@ -169,9 +169,6 @@ COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(le
 def read_index(path: Path) -> tuple[list[Patch], CRS]:
     """Read the patches, in the order of the file, and the CRS of an index, ``metadata.geojson``.
 
-    Args:
-        path: Path of the index.
-
     Raises:
         ValueError: If the file is damaged or not such an index.
     """

@@ -122,13 +122,7 @@ def read_label_fractions(path: Path, strict: bool = True) -> dict[str, dict[str,
 
 
 def check_shares(path: Path, plots: Mapping[str, Mapping[str, float]], name: str) -> None:
-    """Validate the label of a plot.
-
-    Args:
-        path: File of the labels, for error messages.
-        plots: Fractions by genus, by name of the plot.
-        name: Name of the plot.
-    """
+    """Validate the label of a plot."""
     expected = f'expected [["<genus>", <share from 0 to 1>], ...] of {list(GENERA)}'
     if name not in plots:
         raise FileNotFoundError(f'{path} has no entry for {name!r}, {expected}')
@@ -221,9 +215,6 @@ _MOST_DATES = 10_000
 @contextmanager
 def open_series(path: Path) -> Iterator[h5py.File]:
     """Open a file of time series, so that errors of its structure name the file.
-
-    Args:
-        path: Path of the file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -356,13 +347,6 @@ def survey(
 
 def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:
     """Return the HDF5 dataset of the images of a time series, ``(T, C, H, W)``, without reading them.
-
-    Args:
-        file: Open file.
-        name: Name of the modality.
-        count: Number of dates.
-        extent: Side of the plot in metres.
-        path: Path of the file for error messages.
 
     Raises:
         ValueError: If the shape or the data type is unexpected.

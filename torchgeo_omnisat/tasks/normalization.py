@@ -40,10 +40,6 @@ class Inherited(NamedTuple):
 def plain_statistics(name: str, value: Any) -> dict[str, list[float]]:
     """Return statistics of one kind in plain types.
 
-    Args:
-        name: Name in the error.
-        value: Numbers by modality, one per band.
-
     Raises:
         ValueError: If it is not a mapping.
     """

@@ -121,10 +121,6 @@ def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) ->
 def publish(source: Path, target: Path) -> None:
     """Flush a file or a folder to disk and rename it.
 
-    Args:
-        source: File or folder on the file system of *target*.
-        target: Final path.
-
     Raises:
         OSError: If this fails; the error names *target*.
     """

@@ -12,10 +12,6 @@ MAX_EXPANDED_VALUES = 100_000
 def load_config(text: str, path: str) -> object:
     """Parse a YAML configuration.
 
-    Args:
-        text: Content of the file.
-        path: Path of the file, for error messages.
-
     Raises:
         ValueError: If aliases are recursive, or there are more than :data:`MAX_EXPANDED_VALUES` values.
         yaml.YAMLError: If the text is not valid YAML.

@@ -30,11 +30,7 @@ def rank() -> int:
 
 
 def own_rows(counts: Sequence[int]) -> slice:
-    """Return the slice of this rank in the rows of all ranks.
-
-    Args:
-        counts: Number of rows of each rank.
-    """
+    """Return the slice of this rank in the rows of all ranks."""
     start = sum(counts[: rank()])
     return slice(start, start + counts[rank()])
 

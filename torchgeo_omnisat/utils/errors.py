@@ -30,9 +30,6 @@ def describe_error(error: BaseException) -> str | None:
 
     Errors of the user are missing or unreadable files, and errors that this package, TorchGeo, Lightning or
     jsonargparse raise explicitly, also in the worker processes of a dataloader.
-
-    Args:
-        error: Error with its traceback.
     """
     if type(error).__name__ == 'OutOfMemoryError':
         return _one_line(f'{error}', 'out of memory: ') + ': decrease data.batch_size or the size of tiles'

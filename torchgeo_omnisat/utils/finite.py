@@ -97,12 +97,7 @@ def _by_device(flags: Iterable[Tensor]) -> list[Tensor]:
 
 
 def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
-    """Raise an error if weights have NaN or infinity.
-
-    Args:
-        tensors: Tensors by name.
-        source: Name of their file or model in the error.
-    """
+    """Raise an error if weights have NaN or infinity."""
     name = first_not_finite(tensors)
     if name is not None:
         bad, count = int((~tensors[name].isfinite()).sum()), tensors[name].numel()

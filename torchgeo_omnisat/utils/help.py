@@ -13,11 +13,7 @@ _ROLE = re.compile(r':(?:py:)?[a-z]+:`([~.!]?)([^`<]*?)(?:\s*<[^`>]*>)?`')
 
 
 def plain(text: str) -> str:
-    """Return text without the mark-up of reStructuredText and without representations of Python objects.
-
-    Args:
-        text: A docstring, or a help text that contains some.
-    """
+    """Return text without the mark-up of reStructuredText and without representations of Python objects."""
     text = _ROLE.sub(lambda role: role[2].rpartition('.')[-1] if role[1] == '~' else role[2], text)
     text = re.sub(r'``([^`]*)``', r'\1', text)
     text = re.sub(r"<(?:class|function|module) '?([\w.]+)'?(?: at 0x[0-9a-f]+)?[^>]*>", r'\1', text)

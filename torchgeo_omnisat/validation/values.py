@@ -39,12 +39,7 @@ class ModalityValues:
         self.days: set[int] = set()
 
     def add(self, sample: Sample, modality: Modality) -> None:
-        """Add the images of a tile, if it has any.
-
-        Args:
-            sample: Sample with image, dates and valid of the modality.
-            modality: Modality.
-        """
+        """Add the images of a tile, if it has any."""
         if modality.image_key not in sample:
             return
         image, valid = sample[modality.image_key], sample[modality.valid_key]

@@ -61,11 +61,7 @@ def contents(join: MultimodalGeoDataset) -> str:
 
 
 def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
-    """Return a table of files, one row per modality.
-
-    Args:
-        sources: Modality, index of its files, and their CRS.
-    """
+    """Return a table of files, one row per modality."""
     rows = [('modality', 'files', 'days', 'from', 'to', 'm/pixel', 'CRS', 'bands')]
     for modality, index, crs in sources:
         days = np.unique(days_of(index)[days_of(index) > 0])

@@ -162,11 +162,7 @@ class Polygons(VectorDataset):
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
     def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return a mask (H, W) of the pixels with polygons or points of different classes.
-
-        Args:
-            grid: Pixel grid in the CRS of the labels.
-        """
+        """Return a mask (H, W) of the pixels with polygons or points of different classes."""
         near = self._near(grid)
         return self._differ(near[near.number != self.nodata], grid)
 

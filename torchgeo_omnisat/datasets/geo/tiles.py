@@ -399,9 +399,6 @@ class GeoTiles(MultimodalDataset):
 def largest_tile(dataset: MultimodalGeoDataset) -> float:
     """Return the side in metres of the largest tile that fits in the footprint of a join.
 
-    Args:
-        dataset: Join, restricted to the footprint of one split.
-
     Returns:
         Multiple of the join's ``step``; 0 if no tile fits.
     """

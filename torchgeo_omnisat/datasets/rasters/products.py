@@ -13,12 +13,7 @@ _MOST = 10_000
 
 
 def describe_others(path: str, pattern: str) -> str:
-    """Return a hint on how to read a path without matching files; an empty string if there is none.
-
-    Args:
-        path: Directory or file.
-        pattern: Pattern that no file name matches.
-    """
+    """Return a hint on how to read a path without matching files; an empty string if there is none."""
     names = _names(path)
     products = [name for name in names if '.safe' in name.lower()]
     zipped = [name for name in names if name.lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz'))]

@@ -187,10 +187,6 @@ def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: fl
 def render_spot(rng: np.random.Generator, land: Landscape) -> Array:
     """Simulate a SPOT image of rows, trees, tramlines and mottling at a resolution of one metre.
 
-    Args:
-        rng: Random number generator.
-        land: Landscape.
-
     Returns:
         Red, green and blue, (3, S, S), from 0 to 255.
     """
