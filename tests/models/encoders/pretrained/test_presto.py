@@ -10,7 +10,9 @@ from torchgeo.models import presto
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
-from torchgeo_omnisat.models.encoders.pretrained.presto import CHANNELS, PrestoEncoder, canonical, median
+from torchgeo_omnisat.models.encoders.pretrained.adapter import canonical
+from torchgeo_omnisat.models.encoders.pretrained.composites import median
+from torchgeo_omnisat.models.encoders.pretrained.presto import CHANNELS, PrestoEncoder
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from ...conftest import MODALITIES

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from ..registry import Origin
 from .cache import EmbeddingCache, content_keys
+from .composites import RawImages
 from .sources import read_entry, read_file
 
 #: Minimum scale of an embedding, whose values are of the order of one.
 _SMALLEST_SCALE = 1e-3
 
 
-class PixelEncoder(nn.Module):
+class PixelEncoder(RawImages):
     """Base class of encoders that embed the time series of every pixel separately.
 
     Embeddings that need no gradient are cached by the content of the pixel.
@@ -41,8 +42,6 @@ class PixelEncoder(nn.Module):
         ValueError: If the statistics do not fit the bands.
     """
 
-    mean: Tensor
-    std: Tensor
     shift: Tensor
     scale: Tensor
     is_standardised: Tensor
@@ -58,33 +57,13 @@ class PixelEncoder(nn.Module):
         standardise: bool,
         cache_size: int,
     ) -> None:
-        super().__init__()
-        self.bands, self.standardise = tuple(bands), standardise
-        self.register_buffer('mean', torch.zeros(len(self.bands)))
-        self.register_buffer('std', torch.ones(len(self.bands)))
-        if mean is not None or std is not None:
-            self.set_statistics(mean, std)
+        super().__init__(bands, mean, std)
+        self.standardise = standardise
         self.register_buffer('is_standardised', torch.tensor(False))
         self.register_buffer('shift', torch.zeros(dim))
         self.register_buffer('scale', torch.ones(dim))
         self.cache = EmbeddingCache(cache_size)
         self.channels, self.strides = (dim,), (1,)
-
-    def set_statistics(self, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None) -> None:
-        """Set the mean and standard deviation with which images were normalised.
-
-        Args:
-            mean: One value per band, in the unit of the raw images.
-            std: One value per band.
-
-        Raises:
-            ValueError: If they are not one finite number for each band.
-        """
-        for name, values in (('mean', mean), ('std', std)):
-            numbers = torch.as_tensor(() if values is None else values, dtype=torch.float32)
-            if numbers.shape != (len(self.bands),) or not numbers.isfinite().all():
-                raise ValueError(f'{name} is {values}, expected {len(self.bands)} finite numbers, one for each band')
-            getattr(self, name).copy_(numbers)
 
     def standardised(self, embedded: Float[Tensor, 'p d']) -> Float[Tensor, 'p d']:
         """Subtract the shift and divide by the scale, which the first batch in training sets; zero stays zero."""

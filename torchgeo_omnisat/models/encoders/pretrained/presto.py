@@ -8,19 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
 from ....modality import Modality
-from ....utils.observed import observed
 from ..registry import Origin, register_encoder
 from .adapter import canonical
+from .composites import OPTICAL, RADAR, monthly_composites
 from .pixels import PixelEncoder, chosen_weights, read_weights
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
@@ -34,7 +32,7 @@ CHANNELS = (
 READ = CHANNELS[:12]
 #: Units of a modality that can be converted, by sensor. In the same file, Presto divides digital numbers of
 #: Sentinel-2 by 10,000, and adds 25 to decibels of Sentinel-1 (Earth Engine's GRD product) and divides by 25.
-UNITS = {'S1': ('db', 'power'), 'S2': ('dn', 'reflectance')}
+UNITS = {'S1': RADAR, 'S2': OPTICAL}
 #: Index of the band group of each channel.
 _GROUPS = [
     next(index for index, group in enumerate(BANDS_GROUPS_IDX.values()) if channel in group)
@@ -159,46 +157,18 @@ class PrestoEncoder(PixelEncoder):
 
         Channels without observation are NaN. The arguments are those of :meth:`forward`.
         """
-        flags = (valid & observed(image).flatten(2).any(2)).cpu().numpy()
-        numbers = _months(dates)
-        first = np.where(flags, numbers, np.iinfo(np.int64).max).min(1, initial=np.iinfo(np.int64).max)
-        first = np.where(flags.any(1), first, 0)
-        places = numbers - first[:, None]
-        length = int(places.max(where=flags, initial=0)) + 1
-        if length > self.encoder.max_sequence_length:
-            raise ValueError(
-                f'a time series spans {length} months, expected at most {self.encoder.max_sequence_length}, which '
-                'Presto can encode: read fewer dates'
-            )
-        shape = len(image), length, len(CHANNELS), *image.shape[-2:]
-        x = torch.full(shape, torch.nan, dtype=torch.float32, device=image.device)
         bands = list(self.used)
-        for sample, (of_dates, usable) in enumerate(zip(places, flags, strict=True)):
-            for place in np.unique(of_dates[usable]):
-                frames = image[sample, (usable & (of_dates == place)).nonzero()[0]][:, bands].float()
-                x[sample, place, list(self.used.values())] = self._combine(frames)
+        units, longest = [self.units[band] for band in bands], self.encoder.max_sequence_length
+        found, first = monthly_composites(self, image, dates, valid, bands, units, longest, 'Presto')
+        radar = torch.tensor([unit in RADAR for unit in units], device=image.device).view(-1, 1, 1)
+        x = found.new_full((*found.shape[:2], len(CHANNELS), *found.shape[-2:]), torch.nan)
+        x[:, :, list(self.used.values())] = torch.where(radar, (found + 25) / 25, found)
         if self.ndvi:
             near, red = x[:, :, CHANNELS.index('B8')], x[:, :, CHANNELS.index('B4')]
             total = near + red
             index = torch.where(total > 0, (near - red) / total, 0)
             x[:, :, CHANNELS.index('NDVI')] = index.masked_fill(total.isnan(), torch.nan)
-        return x, torch.as_tensor(first % 12, device=image.device)
-
-    def _combine(self, frames: Float[Tensor, 'k c h w']) -> Float[Tensor, 'c h w']:
-        """Combine the dates of a month, and convert the unit."""
-        bands = list(self.used)
-        raw = frames * self.std[bands].view(-1, 1, 1) + self.mean[bands].view(-1, 1, 1)
-        raw = raw.masked_fill(~observed(frames), torch.nan)
-        out = []
-        for values, band in zip(raw.unbind(1), bands, strict=True):
-            unit = self.units[band]
-            if unit in UNITS['S2']:
-                out.append(median(values) / (1e4 if unit == 'dn' else 1))
-                continue
-            power = 10 ** (values / 10) if unit == 'db' else values.masked_fill(values <= 0, torch.nan)
-            decibels = values[0] if len(values) == 1 and unit == 'db' else 10 * power.nanmean(0).log10()
-            out.append((decibels + 25) / 25)
-        return torch.stack(out)
+        return x, first % 12
 
     def embed(
         self, x: Float[Tensor, 'p t 17'], month: Int[Tensor, ' p'], place: Float[Tensor, 'p 2'] | None = None
@@ -281,16 +251,6 @@ def presto_encoder(
     return encoder
 
 
-def median(values: Float[Tensor, 'k h w']) -> Float[Tensor, 'h w']:
-    """Return the median over the first axis of the values that are not NaN; NaN if there are none."""
-    if len(values) == 1:
-        return values[0]
-    count = (~values.isnan()).sum(0, keepdim=True)
-    ordered = values.sort(dim=0).values  # NaN comes last
-    low, high = ((count - 1) // 2).clamp(min=0), (count // 2).clamp(max=len(values) - 1)
-    return ((ordered.gather(0, low) + ordered.gather(0, high)) / 2)[0]
-
-
 def _match(bands: Sequence[str]) -> dict[int, int]:
     """Return the channel of Presto by index of the band, for bands of complete groups."""
     names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
@@ -339,9 +299,3 @@ def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, 
     except RuntimeError as error:
         raise ValueError(f'{origin.source} does not fit Presto: {error}') from error
     return origin._replace(tensors=sum(key.startswith('encoder.') for key in model.state_dict()))
-
-
-def _months(dates: Int[Tensor, 'b t']) -> NDArray[np.int64]:
-    """Return the calendar month of each date, as months since January 1970."""
-    months: NDArray[np.int64] = dates.cpu().numpy().astype('datetime64[D]').astype('datetime64[M]').astype(np.int64)
-    return months
