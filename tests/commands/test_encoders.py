@@ -60,6 +60,12 @@ def test_licences_of_repositories_are_stated() -> None:
     assert rows['resnet50', 'SENTINEL2_ALL_SOFTCON'] == 'see https://github.com/zhu-xlab/softcon'
 
 
+def test_olmoearth_is_listed_without_its_package() -> None:
+    rows = [row for row in catalogue('s1') if row.name == 'olmoearth']
+    assert [row.weights for row in rows] == ['BASE', 'LARGE', 'NANO', 'TINY']
+    assert all(row.licence == 'OlmoEarth Artifact License *' and row.strides == '4' for row in rows)
+
+
 def test_restricted_licences_are_marked() -> None:
     rows = {row.name: row for row in catalogue('rgb')}
     assert rows['convnext_tiny.dinov3_lvd1689m'].licence.endswith('*')

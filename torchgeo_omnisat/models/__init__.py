@@ -8,6 +8,7 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
+from .encoders.pretrained.olmoearth import OlmoEarthEncoder
 from .encoders.pretrained.presto import PrestoEncoder
 from .encoders.pretrained.tessera import TesseraEncoder
 from .encoders.registry import register_encoder
@@ -26,6 +27,7 @@ __all__ = [
     'ImagePatchEncoder',
     'LTAEEncoder',
     'LateFusion',
+    'OlmoEarthEncoder',
     'OmniSat',
     'OmniSatClassifier',
     'OmniSatOutput',

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
+from torchgeo.models import OlmoEarthV1_Weights
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
@@ -18,6 +19,8 @@ from . import copernicusfm, croma, dofa, panopticon
 from .backbone import TORCHVISION, make_body
 from .base import feature_info
 from .foundation import Family
+from .olmoearth import LICENCE as OLMOEARTH_LICENCE
+from .olmoearth import PARAMETERS as OLMOEARTH_PARAMETERS
 from .sources import entry_source, licence_of
 from .tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 
@@ -69,11 +72,9 @@ def catalogue(sensor: str | None = None) -> list[Row]:
     Args:
         sensor: One of :data:`SENSORS`; None for all.
     """
-    return sorted(
-        row
-        for row in (*_presto(), *_tessera(), *_foundation(sensor), *_entries(sensor), *_timm(sensor))
-        if sensor in (None, row.sensor)
-    )
+    series = (*_presto(), *_tessera(), *_olmoearth())
+    images = (*_foundation(sensor), *_entries(sensor), *_timm(sensor))
+    return sorted(row for row in (*series, *images) if sensor in (None, row.sensor))
 
 
 def _entries(sensor: str | None) -> Iterator[Row]:
@@ -165,6 +166,13 @@ def _tessera() -> Iterator[Row]:
         disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
         bands = ' '.join(BANDS[sensor]) if sensor == 's1' else '10: B4 .. B12'
         yield Row(sensor, 'tessera', entry.name, bands, count, '1', LICENCE, disk)
+
+
+def _olmoearth() -> Iterator[Row]:
+    for entry in OlmoEarthV1_Weights.__members__.values():
+        for sensor, bands in (('s2', '12: B1 .. B12'), ('s1', 'VV VH')):
+            count, licence = OLMOEARTH_PARAMETERS[entry.name], _marked(OLMOEARTH_LICENCE)
+            yield Row(sensor, 'olmoearth', entry.name, bands, count, '4', licence, _on_disk(entry))
 
 
 @cache
