@@ -8,7 +8,11 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
+from .encoders.pretrained.copernicusfm import CopernicusFMEncoder
+from .encoders.pretrained.croma import CROMAEncoder
+from .encoders.pretrained.dofa import DOFAEncoder
 from .encoders.pretrained.olmoearth import OlmoEarthEncoder
+from .encoders.pretrained.panopticon import PanopticonEncoder
 from .encoders.pretrained.presto import PrestoEncoder
 from .encoders.pretrained.tessera import TesseraEncoder
 from .encoders.registry import register_encoder
@@ -22,6 +26,9 @@ __all__ = [
     'LATE_FUSION',
     'UTAE',
     'Attention',
+    'CROMAEncoder',
+    'CopernicusFMEncoder',
+    'DOFAEncoder',
     'FeatureMaps',
     'ImageEncoder',
     'ImagePatchEncoder',
@@ -32,6 +39,7 @@ __all__ = [
     'OmniSatClassifier',
     'OmniSatOutput',
     'OmniSatSegmenter',
+    'PanopticonEncoder',
     'PrestoEncoder',
     'SeriesPatchEncoder',
     'TesseraEncoder',
