@@ -49,6 +49,7 @@ def test_foundation_models_are_listed() -> None:
         '14',
         'see https://github.com/Panopticon-FM/panopticon',
     )
+    assert found['s2', 'DEO_Weights.DEO_SWIN'] == (87, '4..32', 'MIT')
     assert found['s1', 'CopernicusFM_Base_Weights.CopernicusFM_ViT'][2] == 'cc-by-4.0'
 
 

@@ -10,6 +10,7 @@ from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
 from .encoders.pretrained.copernicusfm import CopernicusFMEncoder
 from .encoders.pretrained.croma import CROMAEncoder
+from .encoders.pretrained.deo import DEOEncoder
 from .encoders.pretrained.dofa import DOFAEncoder
 from .encoders.pretrained.olmoearth import OlmoEarthEncoder
 from .encoders.pretrained.panopticon import PanopticonEncoder
@@ -28,6 +29,7 @@ __all__ = [
     'Attention',
     'CROMAEncoder',
     'CopernicusFMEncoder',
+    'DEOEncoder',
     'DOFAEncoder',
     'FeatureMaps',
     'ImageEncoder',

@@ -16,6 +16,7 @@ from torchgeo.models import (
     CROMA,
     CopernicusFM_Base_Weights,
     CROMABase_Weights,
+    DEO_Weights,
     DOFABase16_Weights,
     DOFALarge16_Weights,
     Panopticon_Weights,
@@ -34,7 +35,7 @@ from torchgeo_omnisat.models.encoders.pretrained.sources import read_file
 from ...conftest import MODALITIES, S2
 from .invariances import INVARIANCES, check_images, check_series
 from .invariances import check as check_model
-from .tiny import DEPTH, WIDTH, shrink, small_panopticon
+from .tiny import DEPTH, WIDTH, shrink, small_deo, small_panopticon
 
 #: Sentinel-2 bands with their wavelengths.
 WAVES = {'B02': 492.4, 'B03': 559.8, 'B04': 664.6, 'B08': 832.8, 'B8A': 864.7, 'B11': 1613.7}
@@ -233,6 +234,19 @@ def test_panopticon_of_sentinel_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not built.converts_units
 
 
+@pytest.mark.parametrize('bands', [tuple(DEO_Weights.DEO_SWIN.meta['bands']), ('R', 'G', 'B')])
+def test_deo(bands: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = small_deo().eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    monkeypatch.setattr(DEO_Weights, 'get_state_dict', lambda *_, **__: state)
+    own = Modality('s2', bands[::-1], 10.0, False, 'optical', 'dn')
+    built = encoder(own, DEO_Weights.DEO_SWIN)
+    assert built.strides == (4, 8, 16, 32)
+    z = torch.randn(2, len(bands), 64, 96)
+    for ours, theirs in zip(built(z.flip(1), torch.ones(2, dtype=torch.bool)), model.forward_features(z), strict=True):
+        torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+
+
 def test_panopticon_masks_missing_bands() -> None:
     """A patch without a band has the token of an image without it."""
     spec = {'name': 'panopticon', 'pretrained': False, 'levels': [0]}
@@ -248,6 +262,7 @@ SPECS: dict[str, dict[str, Any]] = {
     'dofa': {'units': 'standardised'},
     'panopticon': {},
     'copernicusfm': {'units': 'standardised'},
+    'deo': {},
 }
 
 
@@ -260,7 +275,9 @@ def test_invariance(name: str) -> None:
     check_images(encoder(optical('B04', 'B08', 'B11'), spec), 3)
 
 
-@pytest.fixture(scope='module', params=[('dofa', 'croma'), ('copernicusfm', 'panopticon')], ids='+'.join)
+@pytest.fixture(
+    scope='module', params=[('dofa', 'croma'), ('copernicusfm', 'panopticon'), ('deo', 'croma')], ids='+'.join
+)
 def segmenter(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
     s2, s1 = request.param
     with pytest.MonkeyPatch.context() as patch:
@@ -281,8 +298,8 @@ def test_models_with_two_of_them(name: str, segmenter: nn.Module) -> None:
 @pytest.mark.parametrize('name', SPECS)
 def test_frozen_weights_are_bit_equal_after_a_step(name: str, freeze: Any) -> None:
     spec = {'name': name, 'pretrained': False, 'freeze': freeze, **SPECS[name]}
-    bands = ('B04', 'B08') if name == 'croma' else ('VV', 'VH')
-    rest = ('NDVI',) if name == 'croma' else ('RATIO',)
+    bands = ('B04', 'B08') if name in ('croma', 'deo') else ('VV', 'VH')
+    rest = ('NDVI',) if name in ('croma', 'deo') else ('RATIO',)
     own = Modality('s', (*bands, *rest), 10.0, False)
     built = encoder(own, spec).train()
     before = {key: value.clone() for key, value in built.body.state_dict().items()}
@@ -303,7 +320,8 @@ def test_early_layers_learn_slower(name: str) -> None:
     spec = {'name': name, 'pretrained': False, 'layer_decay': 0.5, **SPECS[name]}
     built = encoder(optical('B04', 'B08'), spec)
     rates = built.learning_rates()
-    first, last = (next(built.body.blocks[i].parameters()) for i in (0, -1))
+    layers = built.body.features if name == 'deo' else built.body.blocks
+    first, last = (next(layers[i].parameters()) for i in (0, -1))
     assert rates[first] < rates[last] <= 1
     trained = {n for n, p in built.body.named_parameters() if p.requires_grad}
     assert len(rates) == sum(not name.endswith(('extra', 'missing')) for name in trained)

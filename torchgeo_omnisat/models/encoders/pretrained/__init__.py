@@ -6,6 +6,6 @@
 Modules with registered encoders are imported here.
 """
 
-from . import copernicusfm, croma, dofa, olmoearth, panopticon, presto, tessera
+from . import copernicusfm, croma, deo, dofa, olmoearth, panopticon, presto, tessera
 
-__all__ = ('copernicusfm', 'croma', 'dofa', 'olmoearth', 'panopticon', 'presto', 'tessera')
+__all__ = ('copernicusfm', 'croma', 'deo', 'dofa', 'olmoearth', 'panopticon', 'presto', 'tessera')

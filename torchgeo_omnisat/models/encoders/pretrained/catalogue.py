@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 from torchgeo.models import OlmoEarthV1_Weights
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
-from . import copernicusfm, croma, dofa, panopticon
+from . import copernicusfm, croma, deo, dofa, panopticon
 from .backbone import TORCHVISION, make_body
 from .base import feature_info
 from .foundation import Family
@@ -39,7 +40,7 @@ SENSORS = ('s2', 's1', 'rgb', 'landsat')
 #: Beginnings of licences that are not restricted.
 _OPEN = ('apache', 'mit', 'bsd', 'cc-by-4', 'cc0', 'odc-by', 'see ')
 #: Foundation models of single images.
-FAMILIES: tuple[Family, ...] = (croma.FAMILY, dofa.FAMILY, panopticon.FAMILY, copernicusfm.FAMILY)
+FAMILIES: tuple[Family, ...] = (croma.FAMILY, dofa.FAMILY, panopticon.FAMILY, copernicusfm.FAMILY, deo.FAMILY)
 
 
 class Row(NamedTuple):
@@ -128,7 +129,7 @@ def _family_size(name: str, size: str, sensor: str) -> tuple[int, str]:
     family = next(family for family in FAMILIES if family.name == name)
     with torch.device('meta'):
         body = family.body(size, sensor)
-    return sum(p.numel() for p in body.parameters()), str(body.patch)
+    return sum(p.numel() for p in body.parameters()), _stride(body)
 
 
 def _sensor(name: str) -> str:
@@ -180,6 +181,9 @@ def _size(name: str, count: int, image_size: int | None = None) -> tuple[int, st
     """Return the number of parameters and the strides of a backbone, without memory for its weights."""
     with torch.device('meta'):
         body = make_body(name, count, image_size)
+    return sum(p.numel() for p in body.parameters()), _stride(body)
+
+
+def _stride(body: nn.Module) -> str:
     strides = sorted({entry['reduction'] for entry in feature_info(body)})
-    text = str(strides[0]) if len(strides) == 1 else f'{strides[0]}..{strides[-1]}'
-    return sum(p.numel() for p in body.parameters()), text
+    return str(strides[0]) if len(strides) == 1 else f'{strides[0]}..{strides[-1]}'

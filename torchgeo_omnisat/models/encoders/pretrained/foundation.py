@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ....modality import Modality
 from ..registry import Origin
 from .adapter import Native, canonical
 from .sources import find_entry, licence_of, read_entry, read_file
-from .tokens import TokenBody
 
 #: Polarisations of radar bands.
 POLARISATIONS = ('VV', 'VH', 'HH', 'HV')
@@ -35,7 +34,7 @@ class Family(NamedTuple):
     name: str
     entries: Mapping[str, WeightsEnum | None]
     bands: Mapping[str, str]
-    body: Callable[[str, str], TokenBody]
+    body: Callable[[str, str], nn.Module]
 
 
 class Weights(NamedTuple):
