@@ -51,7 +51,7 @@ PROBLEMS = (
 )
 
 
-def outline(command: str, description: str) -> ArgumentParser:
+def help_parser(command: str, description: str) -> ArgumentParser:
     """Create a parser that documents ``--data`` and ``--config`` without importing any datamodule.
 
     Returns:
@@ -92,7 +92,7 @@ def datamodules() -> list[str]:
     return [name for name in ast.literal_eval(lists[-1]) if name != 'MultimodalDataModule']
 
 
-def stats(make: MakeParser = outline) -> ArgumentParser:
+def stats(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``stats``."""
     return make(
         'stats',
@@ -103,7 +103,7 @@ def stats(make: MakeParser = outline) -> ArgumentParser:
     )
 
 
-def check(make: MakeParser = outline) -> ArgumentParser:
+def check(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``check``."""
     parser = make(
         'check',
@@ -134,7 +134,7 @@ def check(make: MakeParser = outline) -> ArgumentParser:
     return parser
 
 
-def shard(make: MakeParser = outline) -> ArgumentParser:
+def shard(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``shard``."""
     parser = make(
         'shard',
@@ -146,7 +146,7 @@ def shard(make: MakeParser = outline) -> ArgumentParser:
     return parser
 
 
-def robustness(make: MakeParser = outline) -> ArgumentParser:
+def robustness(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``robustness``."""
     parser = make(
         'robustness',

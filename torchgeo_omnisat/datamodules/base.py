@@ -59,7 +59,7 @@ LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 #: Arguments of datasets that a datamodule sets itself, and its choices of *missing*.
 NOT_PASSED = ('split', 'folds', 'exclude', 'transforms')
-MISSING = Literal['error', 'allow']
+Missing = Literal['error', 'allow']
 
 
 class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):

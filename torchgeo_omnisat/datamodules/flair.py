@@ -15,7 +15,7 @@ from ..datasets.arguments import check_choice
 from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, flair_class_names
 from ..modality import Modality
 from ..utils.signatures import with_arguments_of
-from .base import MISSING, NOT_PASSED, MultimodalDataModule
+from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments
 
 
@@ -31,7 +31,7 @@ class FLAIRDataModule(MultimodalDataModule):
     patch_size = 10.24
     label_gsd = FLAIR.label_gsd
 
-    @with_arguments_of(FLAIR, without=NOT_PASSED, missing=MISSING)
+    @with_arguments_of(FLAIR, without=NOT_PASSED, missing=Missing)
     def __init__(self, root: str = 'data', *, num_classes: int = 13, **kwargs: Any) -> None:
         """Initialize without reading files.
 

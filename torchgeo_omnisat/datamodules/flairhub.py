@@ -12,7 +12,7 @@ from ..datasets.arguments import check_choice
 from ..datasets.flairhub import SPLITS, TYPES, ignored, palette
 from ..modality import Modality
 from ..utils.signatures import with_arguments_of
-from .base import MISSING, NOT_PASSED, MultimodalDataModule
+from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments
 
 #: Mean and standard deviation of single images, as published in TorchGeo.
@@ -34,7 +34,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
     patch_size = 10.24
     label_gsd = FLAIRHUBMultimodal.label_gsd
 
-    @with_arguments_of(FLAIRHUBMultimodal, without=NOT_PASSED, missing=MISSING)
+    @with_arguments_of(FLAIRHUBMultimodal, without=NOT_PASSED, missing=Missing)
     def __init__(
         self, root: str = 'data', *, split_column: str = 'split_1', dataset_type: str = 'land_cover', **kwargs: Any
     ) -> None:

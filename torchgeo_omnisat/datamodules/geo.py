@@ -35,7 +35,7 @@ from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from ..utils.signatures import with_arguments_of
-from .base import LABELS, MISSING, MultimodalDataModule
+from .base import LABELS, Missing, MultimodalDataModule
 from .statistics import settings_group
 
 #: Splits, in the order of fractions.
@@ -548,7 +548,7 @@ class ChipsDataModule(RastersDataModule):
         label_gsd: float | None = None,
         split: dict[str, Any] | None = None,
         predict_split: Literal['train', 'val', 'test', 'all'] = 'test',
-        missing: MISSING = 'allow',
+        missing: Missing = 'allow',
         **kwargs: Any,
     ) -> None:
         """Initialize without reading files.

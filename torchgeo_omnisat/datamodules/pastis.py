@@ -12,7 +12,7 @@ from ..datasets.arguments import check_choice
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
 from ..utils.signatures import with_arguments_of
-from .base import MISSING, NOT_PASSED, MultimodalDataModule
+from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments, read_statistics
 
 
@@ -84,7 +84,7 @@ class PASTISMultimodalDataModule(FoldsDataModule):
     file does not exist (SPOT has none), statistics are computed for each training fold over all dates and averaged.
     """
 
-    @with_arguments_of(PASTISMultimodal, without=NOT_PASSED, missing=MISSING)
+    @with_arguments_of(PASTISMultimodal, without=NOT_PASSED, missing=Missing)
     def __init__(self, root: str = 'data', fold: int = 1, **kwargs: Any) -> None:
         """Initialize without reading files.
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..datasets import TreeSatAITimeSeries
 from ..datasets.treesatai import GENERA
 from ..utils.signatures import with_arguments_of
-from .base import MISSING, NOT_PASSED, MultimodalDataModule
+from .base import NOT_PASSED, Missing, MultimodalDataModule
 
 
 class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
@@ -24,7 +24,7 @@ class TreeSatAITimeSeriesDataModule(MultimodalDataModule):
     labels = list(GENERA)
     patch_size = 10.0
 
-    @with_arguments_of(TreeSatAITimeSeries, without=NOT_PASSED, missing=MISSING)
+    @with_arguments_of(TreeSatAITimeSeries, without=NOT_PASSED, missing=Missing)
     def __init__(self, root: str = 'data', *, batch_size: int = 8, **kwargs: Any) -> None:
         """Initialize without reading files.
 

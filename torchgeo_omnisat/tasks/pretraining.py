@@ -203,7 +203,10 @@ class OmniSatPretraining(OmniSatTask):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the retrieval."""
-        self._begin()
+        self._retrieval = PatchRetrieval(self.modalities, self.hparams['candidates'])
+        self._similar: dict[str, Tensor] = {}
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the losses of a batch, with the same masked patches in every epoch."""
@@ -212,10 +215,6 @@ class OmniSatPretraining(OmniSatTask):
     def on_validation_epoch_end(self) -> None:
         """Log the retrieval of patches, and draw similarities."""
         self._report('val')
-
-    def on_test_epoch_start(self) -> None:
-        """Reset the retrieval."""
-        self._begin()
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the losses of a batch, as :meth:`validation_step`."""
@@ -302,10 +301,6 @@ class OmniSatPretraining(OmniSatTask):
         count = len(available(batch, self.modalities))
         unknown = torch.full((count, 9), torch.nan, dtype=torch.float64, device=self.device)
         return too_close(batch.get('bounds', unknown), within, counts)
-
-    def _begin(self) -> None:
-        self._retrieval = PatchRetrieval(self.modalities, self.hparams['candidates'])
-        self._similar: dict[str, Tensor] = {}
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         loss, views = self.compute(batch, stage, batch_idx)

@@ -129,7 +129,7 @@ def interval(value: tuple[float, float], name: str, least: float) -> tuple[float
     return float(low), float(high)
 
 
-def renamed[T](value: T, name: str, old_value: T | None, old_name: str) -> T:
+def deprecated_argument[T](value: T, name: str, old_value: T | None, old_name: str) -> T:
     """Return the value of an argument that may be given under its earlier name, and warn in that case.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Modalities, Params, Transform, probability, renamed
+from .base import Modalities, Params, Transform, deprecated_argument, probability
 
 
 class Degradation(Transform):
@@ -95,7 +95,7 @@ class FractionalDegradation(Degradation):
         share: float | None = None,
     ) -> None:
         super().__init__(modalities, seed, same_on_batch)
-        self.fraction = probability(renamed(fraction, 'fraction', share, 'share'), 'fraction')
+        self.fraction = probability(deprecated_argument(fraction, 'fraction', share, 'share'), 'fraction')
 
 
 class FewerDates(FractionalDegradation):

@@ -14,7 +14,7 @@ from torch.distributions import Gamma
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .base import Modalities, Params, Transform, interval, keep_some, probability, renamed
+from .base import Modalities, Params, Transform, deprecated_argument, interval, keep_some, probability
 
 #: Minimum and maximum brightness of a cloud, by unit.
 _BRIGHTNESS: dict[str, tuple[float, float]] = {'reflectance': (0.3, 0.9), 'dn': (3000.0, 9000.0)}
@@ -60,7 +60,7 @@ class RandomClouds(Transform):
         self.cover = interval(cover, 'cover', 0.0)
         probability(self.cover[1], 'cover')
         self.brightness = None if brightness is None else interval(brightness, 'brightness', -math.inf)
-        self.mark_invalid = renamed(mark_invalid, 'mark_invalid', told, 'told')
+        self.mark_invalid = deprecated_argument(mark_invalid, 'mark_invalid', told, 'told')
         if blobs < 1:
             raise ValueError(f'blobs is {blobs}, expected at least 1')
         self.blobs = blobs

@@ -17,7 +17,7 @@ from ..utils.observed import finite
 from .base import Modalities, refuse_tensor
 
 #: One value per band, by name of the modality.
-BandStatistics = Mapping[str, Tensor | Sequence[float]]
+BandValues = Mapping[str, Tensor | Sequence[float]]
 
 #: Maximum standard deviation of a constant band, relative to its absolute mean (float32 rounding).
 CONSTANT_RTOL = 4 * torch.finfo(torch.float32).eps
@@ -46,9 +46,7 @@ class Normalize(nn.Module):
     #: Replaces the standard deviation of a constant band.
     constant: ClassVar[float] = math.inf
 
-    def __init__(
-        self, modalities: Modalities, mean: BandStatistics | None = None, std: BandStatistics | None = None
-    ) -> None:
+    def __init__(self, modalities: Modalities, mean: BandValues | None = None, std: BandValues | None = None) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
         if (mean is None) != (std is None):
@@ -120,7 +118,7 @@ class Denormalize(Normalize):
 
     constant: ClassVar[float] = 0.0
 
-    def __init__(self, modalities: Modalities, mean: BandStatistics, std: BandStatistics) -> None:
+    def __init__(self, modalities: Modalities, mean: BandValues, std: BandValues) -> None:
         super().__init__(modalities, mean, std)
 
     def _warn_constant(self) -> None:
@@ -141,7 +139,7 @@ def is_constant(mean: Tensor, std: Tensor) -> Tensor:
     return std <= torch.clamp(CONSTANT_RTOL * mean.abs(), min=CONSTANT_ATOL)
 
 
-def _per_band(statistics: BandStatistics, kind: str, modality: Modality) -> Tensor:
+def _per_band(statistics: BandValues, kind: str, modality: Modality) -> Tensor:
     if modality.name not in statistics:
         raise ValueError(f'{kind} has the modalities {sorted(statistics)}, expected {modality.name!r} too')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
