@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             scored.append(join(label, [Scored(label, *test.results()) for test in tests]))
         if len(titles := {model.rows[0].title for model in scored}) > 1:
             raise ValueError(f'metrics of the checkpoints are {sorted(titles)}, expected models of one task')
-        data = describe_data(datamodule)
+        name = type(datamodule).__name__.removesuffix('DataModule')
+        data = 'synthetic landscapes' if datamodule.synthetic else name
         files = write_report(
             scored,
             args.output,
@@ -164,8 +165,3 @@ def parse_groups(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
             raise ValueError(f'--groups contains {word!r}, expected SENSOR=MODALITY,MODALITY')
         groups[sensor] = members
     return groups
-
-
-def describe_data(datamodule: MultimodalDataModule) -> str:
-    """Return the name of the data for titles."""
-    return 'synthetic landscapes' if datamodule.synthetic else type(datamodule).__name__.removesuffix('DataModule')

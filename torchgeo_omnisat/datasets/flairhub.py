@@ -255,17 +255,6 @@ def expect(
     return (*images, *([Expected(dates.path)] if series and dates is not None else []))
 
 
-def dates_of(table: Path, days: Any, fault: Exception | None) -> Dates:
-    """Return the dates of an area or a patch in a table. They may be unsorted and repeated.
-
-    Args:
-        table: Path of the table.
-        days: Days of the frames, day of the image, or None if unknown.
-        fault: Error of the row, if any.
-    """
-    return Dates(table, partial(_days, days, fault), ordered=False)
-
-
 def _days(days: Any, fault: Exception | None) -> NDArray[np.int64]:
     if fault is not None:
         raise fault
@@ -600,7 +589,8 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
             dates = None
             if product.table is not None:
                 table, key = table_of(self.path, product.table), key_of(str(files['patch_id']), modality)
-                dates = dates_of(table, self._days[name].get(key), self._undated[name].get(key))
+                read_days = partial(_days, self._days[name].get(key), self._undated[name].get(key))
+                dates = Dates(table, read_days, ordered=False)
             read = partial(self._read_alone, files, modality, size)
             yield Part(name, expect(files, product, size, self.dataset_type, dates), read, dates, modality)
 

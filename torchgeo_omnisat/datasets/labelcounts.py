@@ -249,7 +249,9 @@ def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
         numbers = np.where(inside, source.classes.pixels(codes), NO_LABEL)
         counts.ignored += int(((codes == ignored) & inside & ((numbers == NO_LABEL) | (numbers == ignored))).sum())
         counts.total += int(inside.sum())
-        strange = (numbers == UNKNOWN) | ((numbers != NO_LABEL) & (numbers != ignored) & _beyond(numbers, labels))
+        strange = (numbers == UNKNOWN) | (
+            (numbers != NO_LABEL) & (numbers != ignored) & ((numbers < 0) | (numbers >= len(labels)))
+        )
         if strange.any():
             if len(unknown) < LISTED:
                 unknown.update(codes[strange].tolist())
@@ -274,10 +276,6 @@ def _blocks(tiles: GeoTiles, many: int) -> Iterator[tuple[int, int, NDArray[np.b
             members = there[row : row + many, column : column + many]
             if members.any():
                 yield row * tiles.across, column * tiles.across, members
-
-
-def _beyond(numbers: NDArray[np.int64], labels: Sequence[str]) -> NDArray[np.bool_]:
-    return (numbers < 0) | (numbers >= len(labels))
 
 
 def _add(counts: LabelCounts, numbers: NDArray[np.int64], side: int, labels: Sequence[str], ignored: Any) -> None:

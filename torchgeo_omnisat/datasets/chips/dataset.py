@@ -36,7 +36,7 @@ from ..geo.sources import common_step
 from ..integrity import Expected, Part
 from ..rasters.frames import ALWAYS, scene_files
 from ..rasters.timeseries import read_modality
-from .files import ChipFiles, ChipGrid, ChipLabels, centres
+from .files import ChipFiles, ChipGrid, ChipLabels, centres, nowhere
 from .splits import SPLITS, split_chips
 
 #: Readers of the files of a chip.
@@ -257,7 +257,7 @@ class ImageChips(MultimodalDataset):
         own = self._grids[name]['mask']
         height, width = (round(length / self.label_gsd) for length in own.size)
         part = self.masks.of(self._index_of('mask', name))
-        classes = part.read_chip(height, width, self.label_gsd, self.ignore_index, strict)
+        classes = part.read(nowhere(height, width, self.label_gsd), ALWAYS, self.ignore_index, strict)
         return self._crop(name).of(classes, self.label_gsd)
 
     def masked(self) -> list[int]:

@@ -20,13 +20,11 @@ from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
-from torch import Tensor
 
 from ...grid import Grid
 from ..classes import ClassMap
 from ..geo.sources import LabelSource
 from ..io.headers import DAY, Header, describe_types, read_header
-from ..rasters.frames import ALWAYS
 from ..rasters.georeference import DEGREE, Span, metres, outline, pixel_side
 from ..rasters.timeseries import RasterTimeSeries
 
@@ -242,22 +240,6 @@ class ChipLabels(LabelSource):
     def rows(self, grid: Grid, span: Span, prefer: bool) -> GeoDataFrame:
         """Return all rows of the index, regardless of the grid."""
         return self.index
-
-    def read_chip(self, height: int, width: int, gsd: float, ignore_index: int, strict: bool) -> Tensor:
-        """Return the class indices (H, W) of one chip, see :meth:`.LabelSource.read`.
-
-        Args:
-            height: Height of the output in pixels.
-            width: Width of the output in pixels.
-            gsd: GSD of the output in metres, a multiple of that of the files.
-            ignore_index: Index of pixels without a label.
-            strict: Whether a code that is not a class is an error; otherwise its pixels have no label.
-        """
-        return self.read(nowhere(height, width, gsd), ALWAYS, ignore_index, strict)
-
-    def nodata_of(self, paths: Sequence[str]) -> dict[str, tuple[float, int]]:
-        """Return nodata value and class index of files whose nodata value is also a class code, by path."""
-        return self._nodata_of(paths)
 
 
 def nowhere(height: int, width: int, gsd: float) -> Grid:

@@ -357,19 +357,13 @@ class LabelSource(Source):
         return [str(path) for path in rows.get('filepath', []) if path]
 
     def nodata_classes(self, ground: Any) -> dict[str, tuple[float, int]]:
-        """Return nodata value and class index of files whose nodata value is also a class code, by path.
-
-        Args:
-            ground: Geometry in the CRS of the join that the files must intersect.
-
-        Raises:
-            ValueError: If a raster has several bands, or complex pixels.
-        """
+        """Return :meth:`nodata_of` of the files that intersect a geometry in the CRS of the join."""
         if not self.plain:
             return {}
-        return self._nodata_of(self.index.filepath[self.index.intersects(ground)])
+        return self.nodata_of(self.index.filepath[self.index.intersects(ground)])
 
-    def _nodata_of(self, paths: Iterable[str]) -> dict[str, tuple[float, int]]:
+    def nodata_of(self, paths: Iterable[str]) -> dict[str, tuple[float, int]]:
+        """Return nodata value and class index of files whose nodata value is also a class code, by path."""
         found = {}
         for path in paths:
             for nodata in self._check_header(path):
