@@ -142,9 +142,6 @@ class Modality:
     def select(self, bands: Sequence[str]) -> 'Modality':
         """Return this modality with some of its bands, in the given order.
 
-        Args:
-            bands: Names of the bands to keep.
-
         Raises:
             ValueError: If a band is unknown.
         """
@@ -173,11 +170,7 @@ class Modality:
         return len(units) < 2 and len(kinds) < 2 and alike
 
     def joined(self, other: 'Modality') -> 'Modality':
-        """Return this modality with its unknown kind, unit and wavelengths taken from *other*.
-
-        Args:
-            other: A modality that agrees with this one.
-        """
+        """Return this modality with its unknown kind, unit and wavelengths taken from *other*."""
         return replace(
             self,
             kind=self.kind or other.kind,

@@ -36,19 +36,9 @@ EXPORTED = ('config.json', 'model.safetensors')
 DEGRADATIONS = ('dates', 'clouds', 'noise', 'cover')
 #: Kinds of problem that `check` reports.
 PROBLEMS = (
-    'missing',
-    'unreadable',
-    'shape',
-    'dtype',
-    'dates',
-    'crs',
-    'label',
-    'nan',
-    'empty',
-    'values',
-    'settings',
+    'missing', 'unreadable', 'shape', 'dtype', 'dates', 'crs', 'label', 'nan', 'empty', 'values', 'settings',
     'training',
-)
+)  # fmt: skip
 
 
 def help_parser(command: str, description: str) -> ArgumentParser:

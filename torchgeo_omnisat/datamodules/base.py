@@ -201,11 +201,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     @rank_zero_only
     def report_excluded(self, datasets: Mapping[str, Any]) -> None:
-        """Log how many samples of each split are excluded, and why.
-
-        Args:
-            datasets: Datasets by split.
-        """
+        """Log how many samples of each split are excluded, and why."""
         if self.exclude is None:
             return
         kinds = self.report.samples_at_fault
@@ -413,9 +409,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         At most :attr:`max_counted` tiles of a split are read. Classes without a tile are warned of if all tiles were
         read and the classes are the user's; published splits may lack a rare class.
 
-        Args:
-            splits: Names of splits.
-
         Raises:
             ValueError: If labels are not a class, or no training tile has a label.
         """
@@ -444,9 +437,6 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self, modalities: Mapping[str, Modality]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
         """Return mean and standard deviation of the model in prediction.
-
-        Args:
-            modalities: Modalities of the data.
 
         Returns:
             Both by modality; None if the model lacks some, or the stage is not ``'predict'``.

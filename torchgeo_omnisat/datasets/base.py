@@ -89,9 +89,6 @@ class MultimodalDataset(NonGeoDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return a sample.
 
-        Args:
-            index: Index of the sample in the split.
-
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file has unexpected content.
@@ -101,10 +98,6 @@ class MultimodalDataset(NonGeoDataset):
         """Return the files that a modality of some samples is read from; empty if unknown.
 
         Statistics are recomputed if one of them changes.
-
-        Args:
-            name: Name of the modality.
-            indices: Indices of the samples.
         """
         return []
 

@@ -86,26 +86,10 @@ AERIAL_STD = (51.0, 45.0, 44.0, 40.0, 16.0 / 5)
 
 #: Names of the 19 classes, with the values 1 to 19 in files.
 CLASSES: tuple[str, ...] = (
-    'building',
-    'pervious surface',
-    'impervious surface',
-    'bare soil',
-    'water',
-    'coniferous',
-    'deciduous',
-    'brushwood',
-    'vineyard',
-    'herbaceous vegetation',
-    'agricultural land',
-    'plowed land',
-    'swimming pool',
-    'snow',
-    'clear cut',
-    'mixed',
-    'ligneous',
-    'greenhouse',
-    'other',
-)
+    'building', 'pervious surface', 'impervious surface', 'bare soil', 'water', 'coniferous', 'deciduous',
+    'brushwood', 'vineyard', 'herbaceous vegetation', 'agricultural land', 'plowed land', 'swimming pool', 'snow',
+    'clear cut', 'mixed', 'ligneous', 'greenhouse', 'other',
+)  # fmt: skip
 #: Colours of the 19 classes.
 COLORS: tuple[str, ...] = (
     '#db0e9a', '#938e7b', '#f80c00', '#a97101', '#1553ae', '#194a26', '#46e483', '#f3a60d', '#660082', '#55ff00',

@@ -141,27 +141,10 @@ SOURCES: tuple[SensorFiles, ...] = (
 
 #: Names of the classes; the last, void, is ignored: parcels that are mostly outside the patch.
 CLASSES: tuple[str, ...] = (
-    'background',
-    'meadow',
-    'soft winter wheat',
-    'corn',
-    'winter barley',
-    'winter rapeseed',
-    'spring barley',
-    'sunflower',
-    'grapevine',
-    'beet',
-    'winter triticale',
-    'winter durum wheat',
-    'fruits, vegetables, flowers',
-    'potatoes',
-    'leguminous fodder',
-    'soybeans',
-    'orchard',
-    'mixed cereal',
-    'sorghum',
-    'void',
-)
+    'background', 'meadow', 'soft winter wheat', 'corn', 'winter barley', 'winter rapeseed', 'spring barley',
+    'sunflower', 'grapevine', 'beet', 'winter triticale', 'winter durum wheat', 'fruits, vegetables, flowers',
+    'potatoes', 'leguminous fodder', 'soybeans', 'orchard', 'mixed cereal', 'sorghum', 'void',
+)  # fmt: skip
 #: Colours of the classes.
 COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(len(CLASSES)))
 

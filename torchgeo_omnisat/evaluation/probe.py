@@ -87,10 +87,6 @@ class ProbeCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate that the task has a backbone and the datamodule has datasets.
 
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-
         Raises:
             ValueError: If something is missing.
         """
@@ -105,12 +101,7 @@ class ProbeCallback(Callback):
             rank_zero_warn('ProbeCallback does nothing under FSDP, expected DDP or one process')
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, score and log.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The task.
-        """
+        """Fit, score and log."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or isinstance(trainer.strategy, FSDPStrategy):
             return
         scores = self.probe(trainer, pl_module) if trainer.is_global_zero else {}
@@ -118,12 +109,7 @@ class ProbeCallback(Callback):
             pl_module.log(name, score)
 
     def probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Return the scores of the current backbone by the name under which they are logged.
-
-        Args:
-            trainer: The trainer, with its datamodule.
-            pl_module: The task.
-        """
+        """Return the scores of the current backbone by the name under which they are logged."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         context = trainer.precision_plugin.forward_context
         with isolate_rng(), evaluating(pl_module), torch.no_grad():

@@ -220,9 +220,6 @@ def load_hub(folder: str | Path) -> models.OmniSat:
 
     Its inputs are images normalised with ``mean`` and ``std`` of the configuration.
 
-    Args:
-        folder: Folder with both files.
-
     Raises:
         FileNotFoundError: If one of the two files is missing.
         ValueError: If a file is damaged, or the files do not match.

@@ -265,11 +265,7 @@ class ImageChips(MultimodalDataset):
         return [index for index, name in enumerate(self.ids) if 'mask' in self._rows[name] and name not in self.faults]
 
     def nodata_classes(self, indices: Sequence[int]) -> dict[str, tuple[float, int]]:
-        """Return nodata value and class index of masks whose nodata value is also a class code, by path.
-
-        Args:
-            indices: Indices of chips with a mask.
-        """
+        """Return nodata value and class index of masks whose nodata value is also a class code, by path."""
         paths = [self._grids[self.ids[index]]['mask'].path for index in indices]
         return {} if self.masks is None else self.masks.nodata_of(paths)
 

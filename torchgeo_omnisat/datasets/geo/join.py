@@ -135,9 +135,6 @@ class MultimodalGeoDataset(GeoDataset):
     def clip(self, area: Any) -> 'MultimodalGeoDataset':
         """Restrict the join to an area.
 
-        Args:
-            area: Geometry in :attr:`crs`.
-
         Raises:
             ValueError: If *area* does not intersect the footprint of the join.
         """

@@ -199,11 +199,7 @@ def _list(repository: str) -> tuple[str | None, dict[str, str]]:
 
 
 def _digest(file: RepoSibling) -> str:
-    """Return the SHA-256 of a large file, or the git blob id of a small one.
-
-    Raises:
-        ValueError: If the path of the file leaves the folder, or it has no digest.
-    """
+    """Return the SHA-256 of a large file, or the git blob id of a small one."""
     parts = PurePosixPath(file.rfilename).parts
     if not parts or parts[0] == '/' or '..' in parts:
         raise ValueError(f'name {file.rfilename!r}')

@@ -41,9 +41,6 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
         expected: Expected content, for an error.
         shape: Expected shape; None for any.
 
-    Returns:
-        Read-only array.
-
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is truncated, not a ``.npy`` file, or has other content.

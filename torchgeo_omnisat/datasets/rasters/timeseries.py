@@ -272,12 +272,7 @@ class RasterTimeSeries(RasterDataset):
         return super()._update_filepath(band, filepath)
 
     def decoding(self, filepath: str, band: str | None) -> Decoding:
-        """Return nodata, scale and offset of a file.
-
-        Args:
-            filepath: File of the index.
-            band: Band of a scene with separate files.
-        """
+        """Return nodata, scale and offset of a file."""
         return Decoding(
             self.added_nodata,
             self.replaced_nodata,
