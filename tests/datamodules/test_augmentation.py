@@ -10,6 +10,7 @@ from torch import Tensor
 from torchgeo.datasets import unbind_samples
 
 from torchgeo_omnisat.datamodules import MultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.transforms import MultimodalAugmentation, Normalize
 
 from .test_pastis import Probe, trainer
@@ -102,3 +103,22 @@ def test_a_training_sample_can_be_shown(root: Path) -> None:
     datamodule = make(root)
     batch = datamodule.train_aug(next(iter(datamodule.train_dataloader())))
     datamodule.plot(unbind_samples(batch)[0])
+
+
+def test_values_that_a_frozen_encoder_caches_are_not_augmented(root: Path) -> None:
+    """In the second epoch every embedding comes from the cache; the other modality is augmented."""
+    small = {'encoder_embedding_size': 16, 'encoder_depth': 1, 'encoder_num_heads': 2}
+    small |= {'decoder_embedding_size': 16, 'decoder_depth': 1, 'decoder_num_heads': 2}
+    spec = {'name': 'presto', 'pretrained': False} | small
+    datamodule = make(root, modalities=('s2', 's1a'))
+    uncached = {'encoders': {'s2': {**spec, 'cache_size': 0}}}
+    task = OmniSatSegmentation('omnisat_tiny', modality_dropout=0.0, backbone_args={'encoders': {'s2': spec}})
+    run = trainer()
+    run.fit_loop.max_epochs, run.limit_val_batches = 2, 0
+    run.fit(task, datamodule)
+    assert task.model.backbone.encoders['s2'].cache.hits == 6 * 64
+    varied = {type(step).__name__: list(step.modalities) for step in datamodule.train_aug.steps[1:]}
+    assert all(varied[name] == ['s1a'] for name in ('RandomTemporalDropout', 'RandomSpeckle', 'RandomJitter'))
+    assert steps(datamodule)[0] == 'RandomDihedral'
+    facts = {key: task.hparams[key] for key in ('modalities', 'num_classes', 'patch_size', 'label_gsd')}
+    assert not OmniSatSegmentation('omnisat_tiny', backbone_args=uncached, **facts).cached_modalities

@@ -157,6 +157,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self.speckle = speckle
         self.jitter = jitter
         self.batches = batches
+        #: Modalities whose values are not augmented.
+        self._cached: frozenset[str] = frozenset()
         self._reported_facts = False
 
     def add_defaults(self) -> None:
@@ -484,17 +486,32 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def augmentation(self) -> MultimodalAugmentation:
         """Return the training augmentation: geometry, time and speckle in raw units, then the rest."""
         known = self.modalities
+        varied = {name: modality for name, modality in known.items() if name not in self._cached}
         steps: list[nn.Module] = []
         if self.dihedral:
             steps.append(RandomDihedral(known))
-        if self.temporal_dropout:
-            steps.append(RandomTemporalDropout(known, self.temporal_dropout))
-        if self.speckle:
-            steps.append(RandomSpeckle(known, self.speckle))
+        if self.temporal_dropout and varied:
+            steps.append(RandomTemporalDropout(varied, self.temporal_dropout))
+        if self.speckle and varied:
+            steps.append(RandomSpeckle(varied, self.speckle))
         steps.append(cast(nn.Module, self.aug))  # the same instance, so that it warns of constant bands once
-        if self.jitter:
-            steps.append(RandomJitter(known, self.jitter))
+        if self.jitter and varied:
+            steps.append(RandomJitter(varied, self.jitter))
         return MultimodalAugmentation(known, *steps)
+
+    def _keep_values_of_cached(self) -> None:
+        """Exclude modalities whose embeddings are cached by their values from augmentations that change values."""
+        task = self.trainer.lightning_module if self.trainer else None
+        known = getattr(task, 'cached_modalities', frozenset())
+        cached = frozenset(name for name in self.modalities if self.names_in_mixture.get(name, name) in known)
+        if cached == self._cached:
+            return
+        self._cached = cached
+        self.train_aug = self.augmentation()
+        rank_zero_info(
+            f'Jitter, speckle and temporal dropout are off for {sorted(cached)}: their frozen encoders cache the '
+            'embeddings of unchanged values. cache_size: 0 of the encoder turns the cache off and the augmentation on'
+        )
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Augment or normalise a batch, after comparing the first ones with the statistics of the model (*guard*).
@@ -503,6 +520,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             ValueError: If the first tiles are implausible and *guard* is ``'error'``.
         """
         trainer = self.trainer
+        if trainer and trainer.training:
+            self._keep_values_of_cached()
         if self.guard != 'off' and trainer and trainer.state.fn in ('validate', 'test', 'predict'):
             if self._guard is None:
                 numbers = {kind: getattr(self, kind, None) for kind in ('mean', 'std')}

@@ -605,6 +605,12 @@ class OmniSatTask(BaseTask):
             parts = '; '.join(f'{"images" if source is None else source}: {name}' for source, name in elsewhere.items())
             rank_zero_info(f'Images are normalised with the statistics of these sources, of {known}: {parts}')
 
+    @property
+    def cached_modalities(self) -> frozenset[str]:
+        """Modalities whose frozen encoders cache embeddings by the values of pixels, which must not be augmented."""
+        encoders = getattr(getattr(self.model, 'backbone', None), 'encoders', {})
+        return frozenset(name for name, encoder in encoders.items() if getattr(encoder, 'is_cached', False))
+
     def _inform_encoders(self) -> None:
         """Set the statistics of encoders that convert images to the units of their pre-trained weights."""
         if any(self.hparams[kind] is None for kind in KINDS):

@@ -279,6 +279,10 @@ def test_cache_depends_on_content_and_weights(state):
     assert encoder.cache.hits == 0
     assert torch.equal(encoder(image.flip(-1), dates, valid)[0], first.flip(-1))
     assert encoder.cache.hits == 18
+    longer = torch.cat([image, torch.full_like(image[:, :2], torch.nan)], 1)  # beside a longer series
+    longer[1, -1] = image[1, 0]
+    encoder(longer, torch.cat([dates, dates[:, -2:] + 62], 1), torch.cat([valid, valid[:, :2]], 1))
+    assert encoder.cache.hits == 27
     (shifted,) = encoder(image, dates + 31, valid)
     assert not torch.equal(shifted, first)
     image[0, 0, 0, 0, 0] += 1

@@ -156,7 +156,7 @@ def test_cache():
     assert torch.equal(encoder(image.flip(-1), dates, valid)[0], first.flip(-1))
     assert encoder.cache.hits == 8
     assert not torch.equal(encoder(image, dates + 31, valid)[0], first)
-    trained = build(frozen=False)
+    trained = build(freeze=False)
     trained(image, dates, valid)
     assert not trained.cache.slots
 
@@ -164,7 +164,7 @@ def test_cache():
 def test_frozen_weights_stay_without_dropout_and_others_train():
     image, dates, valid = series()
     for frozen in (True, False):
-        encoder = build(frozen=frozen, standardise=False)
+        encoder = build(freeze=frozen, standardise=False)
         expected = encoder(image, dates, valid)[0]
         encoder.train()
         head = torch.nn.Conv2d(32, 2, 1)

@@ -65,6 +65,11 @@ class PixelEncoder(RawImages):
         self.cache = EmbeddingCache(cache_size)
         self.channels, self.strides = (dim,), (1,)
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether embeddings are cached in training, so that images should not be augmented."""
+        return self.cache.size > 0 and not any(parameter.requires_grad for parameter in self.parameters())
+
     def standardised(self, embedded: Float[Tensor, 'p d']) -> Float[Tensor, 'p d']:
         """Subtract the shift and divide by the scale, which the first batch in training sets; zero stays zero."""
         seen = embedded.any(1, keepdim=True)
@@ -84,7 +89,7 @@ class PixelEncoder(RawImages):
         weight changed.
 
         Args:
-            parts: Input of the model, tensors of P rows.
+            parts: Content that determines the embeddings, tensors of P rows.
             compute: Function that returns the embeddings of some rows.
         """
         first = parts[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -196,7 +197,10 @@ class PrestoEncoder(PixelEncoder):
         else:
             place = place[seen]
         parts = [x, known, month[seen].unsqueeze(1), place.to(x).nan_to_num(torch.inf)]
-        return out.index_copy(0, seen, self.cached(parts, lambda rows: self._embed(*(part[rows] for part in parts))))
+        # The number of months is that of the longest series of the batch, which must not change the keys.
+        later = (0, 0, 0, self.encoder.max_sequence_length - x.shape[1])
+        content = [F.pad(x, later), F.pad(known, later), *parts[2:]]
+        return out.index_copy(0, seen, self.cached(content, lambda rows: self._embed(*(part[rows] for part in parts))))
 
     def _embed(self, x: Tensor, known: Tensor, month: Tensor, place: Tensor) -> Tensor:
         """Return embeddings of pixels, in groups of the same number of tokens."""

@@ -60,7 +60,7 @@ class TesseraEncoder(PixelEncoder):
         std: Standard deviation, in the same form.
         weights: Entry of ``torchgeo.models.Tessera_Weights`` or its name, a file, or a state dict, of one
             encoder or of the whole model. None for random weights, for example to load a checkpoint.
-        frozen: Whether the weights are excluded from training; dropout is disabled then.
+        freeze: Whether the weights are excluded from training; dropout is disabled then.
         dates: Number of dates per pixel; TESSERA was trained with 40.
         standardise: Whether the first batch in training sets the shift and scale of the embeddings.
         chunk: Maximum number of pixels that are computed at once.
@@ -86,7 +86,7 @@ class TesseraEncoder(PixelEncoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         weights: Tessera_Weights | str | Path | Mapping[str, Tensor] | None = None,
-        frozen: bool = True,
+        freeze: bool = True,
         dates: int = 40,
         standardise: bool = True,
         chunk: int = 256,
@@ -102,7 +102,7 @@ class TesseraEncoder(PixelEncoder):
         if dates < 1:
             raise ValueError(f'dates is {dates}, expected at least 1')
         super().__init__(bands, mean, std, 4 * latent_dim, standardise, cache_size)
-        self.sensor, self.unit, self.frozen, self.dates, self.chunk = sensor, unit, frozen, dates, chunk
+        self.sensor, self.unit, self.freeze, self.dates, self.chunk = sensor, unit, freeze, dates, chunk
         #: Index of the band by channel of TESSERA.
         self.used = used
         transform: Any = next(step for step in ENTRIES[sensor].transforms.modules() if isinstance(step, Normalize))
@@ -111,14 +111,14 @@ class TesseraEncoder(PixelEncoder):
         self.encoder = TransformerEncoder(len(used), latent_dim, num_heads, depth, hidden_dim)
         if weights is not None:
             self.origin = _load(self.encoder, sensor, weights)
-        if frozen:
+        if freeze:
             self.requires_grad_(False)
             self.encoder.eval()
 
     def train(self, mode: bool = True) -> 'TesseraEncoder':
         """Set the training mode; frozen weights stay in evaluation mode, without dropout."""
         super().train(mode)
-        if self.frozen:
+        if self.freeze:
             self.encoder.eval()
         return self
 
