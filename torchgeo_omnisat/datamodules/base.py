@@ -502,7 +502,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def _keep_values_of_cached(self) -> None:
         """Exclude modalities whose embeddings are cached by their values from augmentations that change values."""
         task = self.trainer.lightning_module if self.trainer else None
-        known = getattr(task, 'cached_modalities', frozenset())
+        known: frozenset[str] = getattr(task, 'cached_modalities', frozenset())
         cached = frozenset(name for name in self.modalities if self.names_in_mixture.get(name, name) in known)
         if cached == self._cached:
             return
