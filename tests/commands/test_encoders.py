@@ -58,6 +58,7 @@ def test_licences_of_repositories_are_stated() -> None:
     assert rows['resnet18', 'SENTINEL2_ALL_MOCO'] == 'cc-by-4.0'
     assert rows['swin_v2_t', 'SENTINEL2_MI_MS_SATLAS'] == 'odc-by'
     assert rows['resnet50', 'LANDSAT_OLI_SR_MOCO'] == 'cc0-1.0'
+    assert rows['swin_t', 'CITYSCAPES_SEMSEG'] == 'cc-by-nc-4.0 *'
     assert rows['resnet50', 'SENTINEL2_ALL_SOFTCON'] == 'see https://github.com/zhu-xlab/softcon'
 
 

@@ -355,6 +355,17 @@ def test_a_specification_without_loading_has_the_same_structure(local: Any) -> N
     assert 'checkpoint' in str(empty.encoder.origin)
 
 
+def test_a_checkpoint_of_weights_without_the_last_norm(tmp_path: Path) -> None:
+    own = Modality('s2', ('B04', 'B08'), 10.0, False, 'optical', 'dn')
+    state = make_body('vit_tiny_patch16_224', 2).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith('norm.')}, tmp_path / 'a.pth')
+    spec = {'name': 'vit_tiny_patch16_224', 'weights': str(tmp_path / 'a.pth')}
+    loaded, empty = encoder(own, spec), encoder(own, {**spec, 'load': False})
+    empty.load_state_dict(loaded.state_dict())
+    image, valid = torch.randn(1, 2, 32, 32), torch.ones(1, dtype=torch.bool)
+    assert all(torch.equal(a, b) for a, b in zip(loaded(image, valid), empty(image, valid), strict=True))
+
+
 TASK: dict[str, Any] = {
     **TOLD,
     'mean': {'s2': [1000.0, 1100.0, 1200.0], 's1a': [-12.0, -18.0], 'spot': [90.0]},

@@ -83,6 +83,12 @@ class AdaptedEncoder(nn.Module):
                 for parameter in self._new_parameters():
                     parameter.requires_grad_(True)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = [key.removeprefix(f'{prefix}body.') for key in state_dict if key.startswith(f'{prefix}body.')]
+        if own and hasattr(self.body, 'norm') and not any(key.startswith('norm.') for key in own):
+            self.body.norm = nn.Identity()  # as in load_body, for a checkpoint of weights without it
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def train(self, mode: bool = True) -> 'AdaptedEncoder':
         """Set the mode; frozen parts stay in evaluation mode."""
         super().train(mode)

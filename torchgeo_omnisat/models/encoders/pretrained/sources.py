@@ -32,6 +32,8 @@ LICENCES = {
     'https://github.com/allenai/satlas': 'odc-by',  # SatlasPretrain.md: "The models are released under"
     'https://github.com/allenai/satlaspretrain_models': 'odc-by',  # the same page, which names this repository
     'https://github.com/antofuller/CROMA': 'mit',  # card of https://huggingface.co/torchgeo/croma
+    'https://github.com/ServiceNow/seasonal-contrast': 'apache-2.0',  # card of torchgeo/resnet50_sentinel2_rgb_seco
+    'https://github.com/facebookresearch/Mask2Former/': 'cc-by-nc-4.0',  # MODEL_ZOO.md: "All models available"
     'https://github.com/torchgeo/torchgeo': 'cc0-1.0',  # card of https://huggingface.co/torchgeo/ssl4eo_landsat
 }
 _S1 = {'VV', 'VH', 'HH', 'HV'}
