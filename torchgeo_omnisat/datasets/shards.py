@@ -47,11 +47,7 @@ def encode_sample(sample: Sample) -> bytes:
 
 
 def decode_sample(data: bytes) -> Sample:
-    """Invert :func:`encode_sample`.
-
-    Args:
-        data: Result of :func:`encode_sample`.
-    """
+    """Invert :func:`encode_sample`."""
     return {key: value.to(_wide(key) or value.dtype) for key, value in load(data).items()}
 
 
@@ -61,7 +57,6 @@ def _wide(key: str) -> torch.dtype | None:
 
 
 def _narrowed(key: str, value: Tensor) -> Tensor:
-    """Return the same values in the smallest data type that holds all of them."""
     if value.dtype != _wide(key):
         return value
     for dtype in _NARROW:
@@ -92,9 +87,6 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
 
 def read_description(root: str) -> dict[str, Any]:
     """Read ``shards.json``.
-
-    Args:
-        root: Directory or URL of the shards.
 
     Raises:
         ValueError: If the file does not exist or is damaged.
@@ -154,7 +146,6 @@ def check_index(address: str, lengths: Sequence[int] | None = None) -> None:
 
 
 def _read_json(address: str) -> Any:
-    """Read a JSON file in a directory or an object store."""
     import fsspec
 
     if '://' not in address:
@@ -179,7 +170,6 @@ class ShardedDataset(MultimodalDataset):
     """
 
     def __init__(self, root: str, split: str = 'train', cache: str | None = None, allow_outside: bool = False) -> None:
-        """Read the description of the shards; no sample is read."""
         refuse_outside(root, (FILE, split), allow_outside)
         description = read_description(root)
         if split not in description['shards']:
@@ -194,15 +184,10 @@ class ShardedDataset(MultimodalDataset):
         self._opened: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return sum(self.lengths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a sample as it was written.
-
-        Args:
-            index: Index in the order of writing.
-        """
+        """Return a sample as it was written."""
         if not -len(self) <= index < len(self):
             raise IndexError(f'index is {index}, expected less than {len(self)}')
         if self._opened is None or self._opened[0] != os.getpid():
@@ -224,7 +209,6 @@ class ShardedDataset(MultimodalDataset):
 
 
 def _litdata(part: str = '') -> Any:
-    """Import the optional library litdata, without its request for a newer release."""
     from importlib import import_module
 
     os.environ.setdefault('LITDATA_DISABLE_VERSION_CHECK', '1')

@@ -224,7 +224,6 @@ def _validate(
 
 
 def _check_finite(x: Float[Tensor, 'g m d']) -> None:
-    """Raise ValueError if an available embedding is not finite."""
     wrong = ~x.isfinite().all(-1)
     if wrong.any():
         tiles, modalities = wrong.nonzero().unbind(1)
@@ -356,7 +355,6 @@ class PatchContrastiveLoss(nn.Module):
             return self._compare(x, seen, exclude, counts)
 
     def _counts(self, x: Float[Tensor, 'm b n d']) -> list[int]:
-        """Return the number of tiles of each rank."""
         modalities, tiles, patches, width = x.shape
         shapes = processes.gather_numbers(tiles, modalities, patches, width, device=x.device)
         if len({tuple(row[1:]) for row in shapes}) > 1:
@@ -407,7 +405,6 @@ class PatchContrastiveLoss(nn.Module):
 
 
 def _seen(tokens: Tensor, available: Tensor) -> Bool[Tensor, 'm b n']:
-    """Validate the shapes, and return flags of the available tokens."""
     modalities, tiles, patches, _ = tokens.shape
     if modalities < 2:
         raise ValueError(f'tokens have {modalities} modality, expected at least two')

@@ -11,10 +11,6 @@ from pathlib import Path
 def refuse_special(path: Path | str, expected: str) -> None:
     """Check that a path is a regular file; reading a named pipe, for example, would block forever.
 
-    Args:
-        path: Local path.
-        expected: Expected content, for an error.
-
     Raises:
         FileNotFoundError: If the path does not exist.
         ValueError: If it is not a regular file.

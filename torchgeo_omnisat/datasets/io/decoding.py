@@ -112,7 +112,6 @@ def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding
 
 
 def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return the mask of pixels of a band that are finite and not nodata."""
     valid = np.ones(pixels.shape, dtype=np.bool_)
     for number in nodata:
         valid &= pixels != number

@@ -168,7 +168,6 @@ def download_files(
 def _obtain_file(
     repository: str, revision: str | None, listed: Mapping[str, str], root: Path, checksum: bool, name: str
 ) -> None:
-    """Download or verify a file."""
     path = root / name
     if path.exists():
         if checksum and not _matches(path, listed[name]):
@@ -187,7 +186,6 @@ def _obtain_file(
 
 
 def _list(repository: str) -> tuple[str | None, dict[str, str]]:
-    """Return the revision of a dataset on Hugging Face and the digests of its files, in one request."""
     try:
         info = HfApi(endpoint=ENDPOINT).dataset_info(repository, files_metadata=True, timeout=_TIMEOUT)
         return info.sha, {file.rfilename: _digest(file) for file in info.siblings or ()}

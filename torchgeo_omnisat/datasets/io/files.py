@@ -60,10 +60,6 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
     """Read a JSON file with an object.
 
-    Args:
-        path: Path of the file.
-        expected: Expected content, for an error.
-
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not valid JSON, or not an object.

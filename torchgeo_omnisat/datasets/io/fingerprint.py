@@ -57,9 +57,6 @@ def state_of(file: str | Path | int) -> State | None:
 def raster_state(path: str) -> tuple[State | None, ...]:
     """Return the states of all files of a raster.
 
-    Args:
-        path: File, or a path that GDAL opens.
-
     Returns:
         States of the file, of its sidecar files with mask and metadata, and of the sources of a virtual raster.
     """
@@ -146,12 +143,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, found: Sequence[Stamp], samples: Sequence[str] = ()) -> Self:
-        """Create the fingerprint of files.
-
-        Args:
-            found: Entries of :func:`stamps`.
-            samples: Names of the samples in the files.
-        """
+        """Create the fingerprint of files."""
         text = json.dumps([list(samples), found])
         sizes, times = [size or 0 for _, size, _ in found], [time or 0 for *_, time in found]
         return cls(len(found), sum(sizes), max(times, default=0), hashlib.sha256(text.encode()).hexdigest()[:32])
@@ -162,12 +154,7 @@ class Fingerprint:
 
 
 def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
-    """Describe how files differ from an earlier fingerprint.
-
-    Args:
-        then: Earlier fingerprint, from :meth:`Fingerprint.as_dict`.
-        found: Entries of the files now, from :func:`stamps`.
-    """
+    """Describe how files differ from an earlier fingerprint."""
     newer = [(name, time) for name, _, time in found if time is not None and time > then.get('newest', 0)]
     size = sum(size or 0 for _, size, _ in found)
     if newer:
@@ -180,12 +167,7 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
 
 
 def list_data_files(root: str | Path, most: int = MOST) -> list[str]:
-    """Return all data files below a folder; an empty list if there are too many.
-
-    Args:
-        root: Folder, of which hidden files and folders are ignored.
-        most: Maximum number of files.
-    """
+    """Return all data files below a folder; an empty list if there are too many."""
     found: list[str] = []
     for path in _walk(str(root)):
         found.append(path)

@@ -122,7 +122,6 @@ def georeference(source: Any) -> tuple[Any, Affine]:
 
 
 def _is_nowhere(source: Any) -> bool:
-    """Return whether an open file has neither a transform nor ground control points."""
     return bool(source.transform.is_identity and not (source.gcps[0] and source.gcps[1]))
 
 
@@ -209,7 +208,6 @@ def band_numbers(
 
 
 def _contradict(header: Header, first: Header) -> bool:
-    """Return whether two files have different descriptions of a band."""
     pairs = zip(header.descriptions, first.descriptions, strict=False)
     return any(one and other and one != other for one, other in pairs)
 
@@ -243,10 +241,6 @@ def _storage(header: Header) -> str | int:
 
 def refuse_dates(header: Header, names: tuple[str, ...]) -> None:
     """Check that the bands of a file are not dates, which would be read as one image.
-
-    Args:
-        header: Header of the file.
-        names: Names of the bands.
 
     Raises:
         ValueError: If the names have different dates.

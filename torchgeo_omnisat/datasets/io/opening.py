@@ -70,9 +70,6 @@ def sidecars(path: str = '') -> rasterio.Env:
     ``.aux.xml``, ``.tfw`` and ``.hdr`` in ``fit`` only. Regardless of the environment, this context
     reads them for local files and archives, and not for remote files. Directories are not listed, so only
     the names of sidecar files that are all lower or all upper case are found.
-
-    Args:
-        path: Path of the raster.
     """
     value = 'EMPTY_DIR' if NETWORK.search(path) else 'TRUE'
     return rasterio.Env(session=DummySession(), GDAL_DISABLE_READDIR_ON_OPEN=value)
@@ -155,9 +152,6 @@ def _members(path: str) -> Iterator[bytes]:
 def open_raster(path: str) -> rasterio.DatasetReader:
     """Open a raster with its sidecar files.
 
-    Args:
-        path: File, or a path that GDAL opens.
-
     Raises:
         RasterioError: If it cannot be opened, or has another format than that of its extension.
     """
@@ -198,7 +192,6 @@ def _refuse_other_mask(path: str) -> None:
 
 
 def _members_beside(path: str) -> list[str]:
-    """Return the names in the folder of a file of an archive; empty if it cannot be listed."""
     try:
         return list(fiona.listdir(os.path.dirname(path)))
     except (FionaError, FionaValueError):

@@ -84,12 +84,7 @@ class BandLinear(nn.Linear):
 
 
 def add_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with zeros for parameters of missing bands that an old checkpoint lacks.
-
-    Args:
-        state: State dict of the checkpoint.
-        own: State dict of the module.
-    """
+    """Return a state dict with zeros for parameters of missing bands that an old checkpoint lacks."""
     added = {
         name: torch.zeros_like(value)
         for name, value in own.items()

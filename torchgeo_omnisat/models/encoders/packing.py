@@ -39,13 +39,7 @@ def scatter_valid(x: Tensor, index: Int[Tensor, ' s'] | None, length: int) -> Te
 
 
 def add_up(x: Tensor, index: Int[Tensor, ' s'] | None, shape: torch.Size) -> Tensor:
-    """Sum the images of each of B samples: ``(S, ...)`` to ``(B, ...)``.
-
-    Args:
-        x: One row per valid image.
-        index: Its index among the B T images.
-        shape: B and T.
-    """
+    """Sum the images of each of B samples: ``(S, ...)`` to ``(B, ...)``."""
     if index is None:
         return x.unflatten(0, shape).sum(1)
     return x.new_zeros(shape[0], *x.shape[1:]).index_add(0, index // shape[1], x)

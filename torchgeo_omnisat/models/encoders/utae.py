@@ -148,7 +148,6 @@ class UTAEEncoder(nn.Module):
         return [*maps, coarse], weights
 
     def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Call a function, with gradient checkpointing if it is enabled."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*args)
         result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
@@ -197,13 +196,6 @@ def collapse(
 
     Head g weights the g-th group of channels. If a pixel is not observed on a date, unlike
     its coarse neighbourhood, its weights of the other dates are increased.
-
-    Args:
-        level: Features of S images.
-        weights: Weights of the G heads at the coarsest level.
-        seen: Observed pixels of the images.
-        index: Indices of the S images among B times T.
-        shape: B and T.
     """
     size = level.shape[-2:]
     weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)

@@ -250,7 +250,6 @@ def _files(folder: Path, url: str) -> list[dict[str, Any]]:
 
 
 def _check(path: Path, md5: str | None) -> None:
-    """Delete a file with another MD5, and raise an error."""
     if md5 is None:
         return
     with path.open('rb') as file:
