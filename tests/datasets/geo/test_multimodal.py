@@ -447,9 +447,9 @@ def test_one_modality_a_dataset(children: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ('other', 'message'),
     [
-        ({'origin': (X + 3, Y)}, r'other: its pixels of 10 m are shifted by 0.3 pixels from the grid of the tiles'),
-        ({'origin': (X, Y - 4)}, r'other: its pixels of 10 m are shifted by 0.4 pixels from the grid of the tiles'),
-        ({'step': 9.0}, r'other: its pixels have 9 m, those of the tiles 10 m; they are resampled'),
+        ({'origin': (X + 3, Y)}, r'other has pixels of 10 m that are shifted by 0.3 pixels from the grid of the tiles'),
+        ({'origin': (X, Y - 4)}, r'other has pixels of 10 m that are shifted by 0.4 pixels from the grid of the tiles'),
+        ({'step': 9.0}, r'other has pixels of 9 m, the tiles have 10 m; it is resampled'),
         (
             {'origin': (183200.0, 5708800.0), 'crs': 'EPSG:32632'},
             r'other is in EPSG:32632, the tiles are in EPSG:32631; it is resampled',

@@ -222,39 +222,30 @@ class MultimodalGeoDataset(GeoDataset):
         self._warn_of_resampling(crs)
 
     def _warn_of_resampling(self, crs: CRS) -> None:
-        """Warn of rasters that are resampled because they are in another CRS or on another pixel grid."""
         steps = {name: source.modality.gsd for name, source in self.sources.items()} | {'mask': self.label_gsd}
         for name, dataset in {**self.given, 'mask': self.labels_given}.items():
-            if not isinstance(dataset, RasterDataset):
-                continue
-            if dataset.crs != crs:
-                theirs, ours = (':'.join(one.to_authority() or [one.name]) for one in (dataset.crs, crs))
-                warnings.warn(f'{name} is in {theirs}, the tiles are in {ours}; it is resampled', stacklevel=4)
-                continue
-            ratio = max(steps[name], float(dataset.res[0])) / min(steps[name], float(dataset.res[0]))
-            if abs(ratio - round(ratio)) > 1e-6:
-                warnings.warn(
-                    f'{name}: its pixels have {float(dataset.res[0]):.10g} m, those of the tiles {steps[name]:g} m; '
-                    'they are resampled',
-                    stacklevel=4,
-                )
-                continue
-            index, step = dataset.index, min(steps[name], float(dataset.res[0]))
-            straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
-            if straight.empty:
-                warnings.warn(
-                    f'{name}: its pixels are rotated against the grid of the tiles; they are resampled', stacklevel=4
-                )
-                continue
-            xmin, _, _, ymax = straight.geometry.iloc[0].bounds
-            offsets = ((xmin - self.corner[0]) / step, (ymax - self.corner[1]) / step)
-            shift = max(abs(offset - round(offset)) for offset in offsets)
-            if shift > 0.01:
-                warnings.warn(
-                    f'{name}: its pixels of {step:g} m are shifted by {shift:.2g} pixels from the grid of the tiles, '
-                    f'which starts at {self.corner}; they are resampled',
-                    stacklevel=4,
-                )
+            if isinstance(dataset, RasterDataset) and (why := self._resampling(dataset, crs, steps[name])):
+                warnings.warn(f'{name} {why}; it is resampled', stacklevel=4)
+
+    def _resampling(self, dataset: RasterDataset, crs: CRS, gsd: float) -> str:
+        """Return why a raster is resampled: another CRS or another pixel grid; empty if it is not."""
+        if dataset.crs != crs:
+            theirs, ours = (':'.join(one.to_authority() or [one.name]) for one in (dataset.crs, crs))
+            return f'is in {theirs}, the tiles are in {ours}'
+        own = float(dataset.res[0])
+        step = min(gsd, own)
+        ratio = max(gsd, own) / step
+        if abs(ratio - round(ratio)) > 1e-6:
+            return f'has pixels of {own:.10g} m, the tiles have {gsd:g} m'
+        index = dataset.index
+        straight = index[np.isclose(index.area, index.envelope.area, rtol=1e-9)]
+        if straight.empty:
+            return 'has pixels that are rotated against the grid of the tiles'
+        xmin, _, _, ymax = straight.geometry.iloc[0].bounds
+        offsets = ((xmin - self.corner[0]) / step, (ymax - self.corner[1]) / step)
+        shift = max(abs(offset - round(offset)) for offset in offsets)
+        where = f'shifted by {shift:.2g} pixels from the grid of the tiles, which starts at {self.corner}'
+        return f'has pixels of {step:g} m that are {where}' if shift > 0.01 else ''
 
     def _joined(self) -> GeoDataFrame:
         grounds = {name: source.index.geometry.union_all() for name, source in self.sources.items()}

@@ -93,7 +93,7 @@ class Polygons(VectorDataset):
         ignore_index: int | None = None,
         buffer: float = 0.0,
     ) -> None:
-        self.points_crs = crs
+        self.default_crs = crs
         self.paths, self.transforms, self.layer = paths, None, layer
         self.label_name, self.task, self._res = column, 'semantic_segmentation', (0.0001, 0.0001)
         self.codes = ClassMap(labels, classes, other, ignore_index)
@@ -243,13 +243,13 @@ class Polygons(VectorDataset):
         bounds = frame.total_bounds.tolist()
         if not all(abs(number) <= FARTHEST for number in bounds):
             raise ValueError(f'{path} extends from {bounds[:2]} to {bounds[2:]}, expected valid coordinates')
-        if frame.crs is None and self.points_crs is None:
+        if frame.crs is None and self.default_crs is None:
             xmin, ymin, xmax, ymax = frame.total_bounds
             raise ValueError(
                 f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
                 f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
             )
-        return frame if frame.crs is not None else frame.set_crs(self.points_crs)
+        return frame if frame.crs is not None else frame.set_crs(self.default_crs)
 
     def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
         """Return the points of a table."""
@@ -260,7 +260,7 @@ class Polygons(VectorDataset):
                 f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y, of points'
             )
         degrees = pairs[0] in DEGREES
-        if not degrees and self.points_crs is None:
+        if not degrees and self.default_crs is None:
             raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
         x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
         bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
@@ -270,7 +270,7 @@ class Polygons(VectorDataset):
             raise ValueError(
                 f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such rows)'
             )
-        crs = 'EPSG:4326' if degrees else self.points_crs
+        crs = 'EPSG:4326' if degrees else self.default_crs
         return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
 
     def _check_single(self, frame: gpd.GeoDataFrame, outside: str | int | None) -> None:
