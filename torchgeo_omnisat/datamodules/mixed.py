@@ -107,13 +107,7 @@ class MixedLoader(CombinedLoader):
 
 
 class Batches(Dataset[Sample]):
-    """Dataset of the batches of several datasets, one dataset after the other.
-
-    Args:
-        datasets: Datasets of the samples.
-        collate_fns: Collate function of each dataset.
-        batch_sizes: Batch size of each dataset.
-    """
+    """Dataset of the batches of several datasets, one dataset after the other."""
 
     def __init__(self, datasets: Sequence[Any], collate_fns: Sequence[Any], batch_sizes: Sequence[int]) -> None:
         self.datasets, self.collate_fns = datasets, collate_fns

@@ -43,11 +43,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class RandomOrder:
-    """Random order of all samples.
-
-    Args:
-        count: Number of samples.
-    """
+    """Random order of all samples."""
 
     count: int
 
@@ -205,11 +201,7 @@ class Filler(NamedTuple):
 
 
 class DealtDataset(Dataset[Any]):
-    """Dataset that accepts a :class:`Filler` as index.
-
-    Args:
-        dataset: Dataset of the samples.
-    """
+    """Dataset that accepts a :class:`Filler` as index."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -257,11 +249,7 @@ def mix(*numbers: int) -> int:
 
 
 class SeededDataset(Dataset[Sample]):
-    """Dataset that seeds the random generators for each sample, in any worker.
-
-    Args:
-        dataset: Dataset of the samples.
-    """
+    """Dataset that seeds the random generators for each sample, in any worker."""
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
@@ -420,12 +408,7 @@ class ResumableDataModule(LightningDataModule):
 
 
 class SeededStep:
-    """Training step of a strategy that continues from the generator states of the batch's augmentation.
-
-    Args:
-        step: Original training step.
-        place: Progress with the states of the generators.
-    """
+    """Training step of a strategy that continues from the generator states of the batch's augmentation."""
 
     def __init__(self, step: Callable[..., Any], place: Progress) -> None:
         self.step, self.place = step, place

@@ -35,12 +35,7 @@ class Found(NamedTuple):
 
 
 class PatchRetrieval:
-    """Retrieval on a random sample of the patches that both modalities of a pair observed.
-
-    Args:
-        names: Names of the modalities.
-        candidates: Maximum number of patches of each pair.
-    """
+    """Retrieval on a random sample of the patches that both modalities of a pair observed."""
 
     def __init__(self, names: Iterable[str], candidates: int) -> None:
         self.candidates = candidates

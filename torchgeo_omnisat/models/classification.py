@@ -44,10 +44,6 @@ class LabelHead(nn.Module):
     The weights of a label sum to one over the observed patches, so neither the number of
     patches nor unobserved ones change the scale. If no patch is observed, all are included and
     the output is finite.
-
-    Args:
-        dim: Width of the tokens.
-        num_classes: Number of labels K.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:

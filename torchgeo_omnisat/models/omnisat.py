@@ -65,12 +65,7 @@ class OmniSatOutput(NamedTuple):
 
 
 class TokenHead(nn.Module):
-    """Projection of the feature maps of one modality to one token per ground patch.
-
-    Args:
-        channels: Channels of each map.
-        dim: Width of a token.
-    """
+    """Projection of the feature maps of one modality to one token per ground patch."""
 
     def __init__(self, channels: Sequence[int], dim: int) -> None:
         super().__init__()

@@ -27,10 +27,6 @@ class MeanSkip(nn.Module):
     """Skip connection of one level: mean over the modalities that observed a pixel.
 
     It is normalised, so its scale does not depend on which modalities are available.
-
-    Args:
-        levels: Index and channels of the map of each modality.
-        width: Channels of the skip.
     """
 
     def __init__(self, levels: Mapping[str, tuple[int, int]], width: int) -> None:

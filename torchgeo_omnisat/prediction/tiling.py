@@ -237,13 +237,6 @@ class TileBatches(Dataset[Sample]):
 
     The batch of a tile depends neither on where a run was resumed nor on the world size, so results are
     identical bit for bit.
-
-    Args:
-        tiles: Reader of tiles.
-        tiling: Tiling of the area.
-        strips: Strips to predict.
-        batch_size: Number of tiles in a batch.
-        collate_fn: Function that collates samples.
     """
 
     def __init__(

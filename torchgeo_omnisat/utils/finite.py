@@ -14,14 +14,7 @@ SKIPPED = 25
 
 
 class PendingStep(NamedTuple):
-    """Optimiser step that is not checked yet, because the device may still compute it.
-
-    Attributes:
-        number: Number of the step.
-        loss: Loss of this rank.
-        norm: Norm of the gradient over all ranks.
-        rate: Learning rate.
-    """
+    """Optimiser step that is not checked yet, because the device may still compute it."""
 
     number: int
     loss: Tensor

@@ -21,11 +21,7 @@ from ..modality import Modality
 
 
 class ModalityValues:
-    """Running summary of one modality: valid pixels by band, acquisition dates and coverage.
-
-    Args:
-        bands: Number of bands.
-    """
+    """Running summary of one modality: valid pixels by band, acquisition dates and coverage."""
 
     def __init__(self, bands: int) -> None:
         self.moments = Moments(bands)

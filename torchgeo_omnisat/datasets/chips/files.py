@@ -219,12 +219,7 @@ class ChipFiles(RasterTimeSeries):
 
 
 class ChipLabels(LabelSource):
-    """Labels of chips, from raster masks.
-
-    Args:
-        files: Mask files.
-        classes: Mapping from codes to classes.
-    """
+    """Labels of chips, from raster masks."""
 
     dataset: ChipFiles
 
