@@ -402,31 +402,18 @@ class MultimodalGeoDataModule(RastersDataModule):
             self.statistics(self.make_dataset('train', every=True))
 
     def setup(self, stage: str) -> None:
-        """Create the tiles of a stage, and load or compute statistics.
-
-        Args:
-            stage: ``'fit'``, ``'validate'``, ``'test'`` or ``'predict'``. ``'fit'`` skips a validation split without an
-                area.
-        """
+        """Create the tiles of a stage, or the map to predict, and load or compute statistics."""
         self._refuse_unlike_files()
         if stage == 'predict':
             self._setup_map()
-            return
-        self.modalities = self.labelled.modalities
-        if stage == 'fit':
-            self.begin()
-            self.report_disabled_augmentations()
-        wanted = LABELS[stage]
-        self.report_labels(wanted)
-        made = [self.make_dataset(name) for name in wanted if name == wanted[0] or not self.grounds[name].is_empty]
-        for dataset in made:
-            setattr(self, f'{dataset.split}_dataset', dataset)
-        self.report_excluded({dataset.split: dataset for dataset in made})
-        self._set_attributes(self.labelled)
-        if stage == 'fit':
-            self.warn_of_empty_splits()
-            self.warn_of_implausible_statistics()
-        self.train_aug = self.augmentation()
+        else:
+            super().setup(stage)
+        self.collate_fn = partial(collate, modalities=self.modalities, crs=self.labelled.crs)
+
+    def statistics(self, dataset: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return mean and standard deviation of the model in prediction, or else of the training area."""
+        known = self.statistics_of_model(self.labelled.modalities)
+        return known or super().statistics(self.make_dataset('train', every=True))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the loader of the overlapping tiles of the map."""
@@ -453,7 +440,9 @@ class MultimodalGeoDataModule(RastersDataModule):
         patch = patch_pixels(dataset.step, self.label_gsd)
         self.tiling = Tiling(self.grid.height, self.grid.width, size, self.overlap, patch)
         self.predict_dataset = AreaTiles(dataset.clip(self.area), self.grid)  # type: ignore[assignment]
-        self._set_attributes(dataset)
+        self.modalities = dataset.modalities
+        self.mean, self.std = self.statistics(dataset)
+        self.aug = Normalize(self.modalities, self.mean, self.std)
 
     def _refuse_unlike_files(self) -> None:
         unlike = unlike_files(self.labelled)
@@ -484,13 +473,6 @@ class MultimodalGeoDataModule(RastersDataModule):
         """Return a digest that changes if a label file is rewritten."""
         labels = self.labelled.labels
         return Fingerprint.of(stamps([] if labels is None else labels.files(), self.root)).digest
-
-    def _set_attributes(self, dataset: MultimodalGeoDataset) -> None:
-        self.modalities = dataset.modalities
-        known = self.statistics_of_model(dataset.modalities)
-        self.mean, self.std = known or self.statistics(self.make_dataset('train', every=True))
-        self.aug = Normalize(self.modalities, self.mean, self.std)
-        self.collate_fn = partial(collate, modalities=self.modalities, crs=dataset.crs)
 
     def _join(self, mask: Any) -> MultimodalGeoDataset:
         gsd = {name: float(settings['gsd']) for name, settings in self.rasters.items() if 'gsd' in settings}
