@@ -11,6 +11,7 @@ from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
 from .encoders.pretrained.copernicusfm import CopernicusFMEncoder
 from .encoders.pretrained.croma import CROMAEncoder
 from .encoders.pretrained.deo import DEOEncoder
+from .encoders.pretrained.dictionary import DictionaryEncoder
 from .encoders.pretrained.dofa import DOFAEncoder
 from .encoders.pretrained.olmoearth import OlmoEarthEncoder
 from .encoders.pretrained.panopticon import PanopticonEncoder
@@ -31,6 +32,7 @@ __all__ = [
     'CopernicusFMEncoder',
     'DEOEncoder',
     'DOFAEncoder',
+    'DictionaryEncoder',
     'FeatureMaps',
     'ImageEncoder',
     'ImagePatchEncoder',

@@ -138,18 +138,32 @@ def as_specification(name: str, encoder: Encoder) -> Encoder:
             raise ValueError(f'encoder of {name!r} has {extra} beside class_path, expected init_args alone')
         if not isinstance(spec['class_path'], str) or not isinstance(spec.get('init_args') or {}, Mapping):
             raise ValueError(f'encoder of {name!r} is {spec}, expected a class_path and init_args by name')
-        if source is not None and spec['class_path'] not in registered_paths():
-            raise ValueError(
-                f'{source} names the class {spec["class_path"]!r} as encoder of {name!r}, which is imported only if '
-                'you name it too: expected the same backbone_args in your call, command line or configuration, or the '
-                'class registered by register_encoder'
-            )
+        refuse_import(name, spec['class_path'])
         return spec
     if not {'name', 'weights'} & set(spec):
         raise ValueError(f'encoder of {name!r} is {spec}, expected a name, weights or a class_path')
     if source is not None:
         spec = without_loading(spec)
     return spec
+
+
+def refuse_import(name: str, path: str) -> None:
+    """Raise an error if a checkpoint names a class that is not registered.
+
+    Args:
+        name: Name of the modality in errors.
+        path: Import path of the class.
+
+    Raises:
+        ValueError: If encoders are built as a checkpoint describes them, and the class is not registered.
+    """
+    source = _checkpoint.get()
+    if source is not None and path not in registered_paths():
+        raise ValueError(
+            f'{source} names the class {path!r} as encoder of {name!r}, which is imported only if you name it too: '
+            'expected the same backbone_args in your call, command line or configuration, or the class registered by '
+            'register_encoder'
+        )
 
 
 def registered_paths() -> set[str]:

@@ -6,6 +6,6 @@
 Modules with registered encoders are imported here.
 """
 
-from . import copernicusfm, croma, deo, dofa, olmoearth, panopticon, presto, tessera
+from . import copernicusfm, croma, deo, dictionary, dofa, olmoearth, panopticon, presto, tessera
 
-__all__ = ('copernicusfm', 'croma', 'deo', 'dofa', 'olmoearth', 'panopticon', 'presto', 'tessera')
+__all__ = ('copernicusfm', 'croma', 'deo', 'dictionary', 'dofa', 'olmoearth', 'panopticon', 'presto', 'tessera')
