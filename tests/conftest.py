@@ -109,6 +109,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter collect them when it ends."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope='session')
 def pastis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten patches, two a fold, to be read alone; whoever changes files writes its own."""

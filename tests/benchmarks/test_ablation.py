@@ -31,6 +31,9 @@ from torchgeo_omnisat.tasks import OmniSatSegmentation
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 TINY = Size('omnisat_tiny', NARROW, steps=3, pretraining_steps=1, batch_size=2, tiles=10)
 ROWS = {row.name: row for table in TABLES.values() for row in table}
+#: Small landscapes, as arguments and as words of the command line.
+SMALL: dict[str, Any] = {'size': 32, 'dates': (2, 3)}
+FEW = ['--data.size', '32', '--data.dates', '[2,3]']
 DIRECTORIES = {'S2': ('DATA_S2',), 'S1': ('DATA_S1A', 'DATA_S1D'), 'SPOT': ('DATA_SPOT',)}
 
 
@@ -38,7 +41,7 @@ DIRECTORIES = {'S2': ('DATA_S2',), 'S1': ('DATA_S1A', 'DATA_S1D'), 'SPOT': ('DAT
 def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten tiles, measured, to be copied."""
     root = tmp_path_factory.mktemp('landscapes') / 'data'
-    SyntheticLandscapesDataModule(root=str(root), num_tiles=TINY.tiles).prepare_data()
+    SyntheticLandscapesDataModule(root=str(root), num_tiles=TINY.tiles, **SMALL).prepare_data()
     return root
 
 
@@ -75,6 +78,11 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return calls
 
 
+def train(words: list[str]) -> None:
+    """Run a command on the small landscapes."""
+    main([*words, *FEW])
+
+
 def without(landscapes: Path, sensors: tuple[str, ...], root: Path) -> Path:
     """A copy in which the files of all other sensors are empty: whoever opens one fails."""
     shutil.copytree(landscapes, root)
@@ -93,7 +101,7 @@ def test_a_row_receives_what_it_says(name: str, landscapes: Path, tmp_path: Path
     run = make_run(replace(row, pretrained=False), TINY, 'synthetic', 1, 0)
     run = replace(run, modality_dropout=1.0 if run.modality_dropout else 0.0)
     root = without(landscapes, row.sensors, tmp_path / 'data')
-    main(runs.commands(run, tmp_path, str(root))['fit'])
+    train(runs.commands(run, tmp_path, str(root))['fit'])
     held = [modality for sensor in row.sensors for modality in SENSORS[sensor]]
     drops = row.backbone is None and row.dropout and len(held) > 1
     decodes = 2 if drops and row.both else 1  # all of a tile, and then what dropout leaves of it
@@ -112,18 +120,19 @@ def test_a_row_receives_what_it_says(name: str, landscapes: Path, tmp_path: Path
 def test_a_sensor_that_is_there_is_opened(landscapes: Path, tmp_path: Path) -> None:
     """So that the rows above would have failed."""
     root = without(landscapes, ('S2', 'SPOT'), tmp_path / 'data')
+    run = make_run(ROWS['without pre-training'], TINY, 'synthetic', 1, 0)
     with pytest.raises(ValueError, match='S1'):
-        main(runs.commands(make_run(ROWS['without pre-training'], TINY, 'synthetic', 1, 0), tmp_path, str(root))['fit'])
+        train(runs.commands(run, tmp_path, str(root))['fit'])
 
 
 @pytest.mark.slow
 def test_pretraining_is_what_training_begins_with(landscapes: Path, tmp_path: Path, received: list[Step]) -> None:
     whole = make_run(WHOLE, TINY, 'synthetic', 1, 0)
     words = runs.commands(whole, tmp_path, str(landscapes))
-    main(words['pretrain'])
+    train(words['pretrain'])
     assert not received  # no label is learnt from
-    main(words['fit'])
-    main(runs.commands(replace(whole, pretraining_steps=0), tmp_path, str(landscapes))['fit'])
+    train(words['fit'])
+    train(runs.commands(replace(whole, pretraining_steps=0), tmp_path, str(landscapes))['fit'])
     pretrained = torch.load(tmp_path / whole.pretraining.key / 'pretrained.ckpt', weights_only=True)['state_dict']
     first, other = received[0].state, received[2 * TINY.steps].state
     theirs = {key: next(v for k, v in pretrained.items() if k.endswith(f'backbone.{key}')) for key in first}
@@ -154,7 +163,7 @@ def test_every_part_of_a_run_is_in_its_key() -> None:
 class TestFewLabels:
     def test_parts_are_nested_and_as_long_as_the_whole(self, landscapes: Path) -> None:
         def tiles(part: float, draw: int = 0) -> list[int]:
-            made = few.FewSyntheticLandscapesDataModule(part, draw, root=str(landscapes), num_tiles=TINY.tiles)
+            made = few.FewSyntheticLandscapesDataModule(part, draw, root=str(landscapes), num_tiles=TINY.tiles, **SMALL)
             assert len(made.make_dataset('test')) == 2
             return [patch.id for patch in made.make_dataset('train').patches]
 
@@ -168,7 +177,7 @@ class TestFewLabels:
     def test_from_the_command_line(self, landscapes: Path, tmp_path: Path, received: list[Step]) -> None:
         """All labels of an epoch are those of one tile, up to turning and mirroring."""
         run = replace(make_run(ROWS['OmniSat of S2'], TINY, 'synthetic', 1, 0), labels=0.01)
-        main(runs.commands(run, tmp_path, str(landscapes))['fit'])
+        train(runs.commands(run, tmp_path, str(landscapes))['fit'])
         masks = torch.cat([step.batch['mask'] for step in received])
         counts = torch.stack([torch.bincount(mask.flatten(), minlength=20) for mask in masks])
         assert len(masks) == 6
@@ -276,7 +285,9 @@ class TestTable:
 
 
 @pytest.mark.slow
-def test_a_run_from_end_to_end(landscapes: Path, tmp_path: Path) -> None:
+def test_a_run_from_end_to_end(landscapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = runs.torchgeo_command
+    monkeypatch.setattr(runs, 'torchgeo_command', lambda words: command([*words, *FEW]))
     run = make_run(ROWS['S1+S2 (dual-stream)'], TINY, 'synthetic', 1, 0)
     (row,) = runs.complete([run], tmp_path / 'runs.csv', tmp_path, str(landscapes)).values()
     scores = json.loads(row['subsets'])
