@@ -25,7 +25,7 @@ demo: .venv/.package  ## train on synthetic landscapes and write scores and pict
 
 # One process per core with one thread each: most tests are too small to use more threads.
 test: .venv/.tests  ## run the tests
-	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-min: .venv/pyvenv.cfg  ## run the tests with the oldest supported versions, in .venv-min
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min

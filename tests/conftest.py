@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,13 @@ def edit(root: Path, patch: int, **properties: Any) -> None:
         if value is not None:
             feature['properties'][name.replace('_', '-')] = value
     path.write_text(json.dumps(index))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders and files of slow tests: processes that share files end together if the last are short."""
+    slow = [item.path for item in items if item.get_closest_marker('slow')]
+    folders = Counter(path.parent for path in slow)
+    items.sort(key=lambda item: (-folders[item.path.parent], item.path.parent, item.path not in slow))
 
 
 def pytest_collection_finish() -> None:

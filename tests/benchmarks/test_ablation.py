@@ -32,8 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 TINY = Size('omnisat_tiny', NARROW, steps=3, pretraining_steps=1, batch_size=2, tiles=10)
 ROWS = {row.name: row for table in TABLES.values() for row in table}
 #: Small landscapes, as arguments and as words of the command line.
-SMALL: dict[str, Any] = {'size': 32, 'dates': (2, 3)}
-FEW = ['--data.size', '32', '--data.dates', '[2,3]']
+SMALL: dict[str, Any] = {'size': 16, 'dates': (2, 3)}
+FEW = ['--data.size', '16', '--data.dates', '[2,3]']
 DIRECTORIES = {'S2': ('DATA_S2',), 'S1': ('DATA_S1A', 'DATA_S1D'), 'SPOT': ('DATA_SPOT',)}
 
 

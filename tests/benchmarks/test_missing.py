@@ -34,7 +34,7 @@ PAGE = Path(__file__).parents[2] / 'docs/howto/tables.md'
 def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five tiles, one a fold, of which each has every modality."""
     root = tmp_path_factory.mktemp('landscapes') / 'data'
-    SyntheticLandscapesDataModule(root=str(root), num_tiles=5, dates=(2, 3), size=32).prepare_data()
+    SyntheticLandscapesDataModule(root=str(root), num_tiles=5, dates=(2, 3), size=16).prepare_data()
     return root
 
 

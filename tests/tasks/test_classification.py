@@ -95,11 +95,11 @@ class TestScores:
 
 
 class TestTraining:
-    @pytest.mark.parametrize('loss', ['asymmetric', 'bce'])
-    def test_loss_falls(self, tmp_path: Path, loss: str) -> None:
+    @pytest.mark.parametrize(('loss', 'steps'), [('asymmetric', 30), ('bce', 16)])
+    def test_loss_falls(self, tmp_path: Path, loss: str, steps: int) -> None:
         torch.manual_seed(0)
         task = OmniSatClassification(**TOLD, lr=3e-3, modality_dropout=0.0, loss=loss)  # type: ignore[arg-type]
-        make_trainer(tmp_path, max_steps=30).fit(task, make_loader([make(0), make(1)]))
+        make_trainer(tmp_path, max_steps=steps).fit(task, make_loader([make(0), make(1)]))
         rows = [row for row in read_csv(next(tmp_path.rglob('metrics.csv'))) if row['train_loss']]
         assert float(rows[-1]['train_loss']) < 0.3 * float(rows[0]['train_loss'])
 
