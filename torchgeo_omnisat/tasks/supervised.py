@@ -413,11 +413,10 @@ def classification_metrics(task: Literal['multiclass', 'multilabel'], **settings
     return dict(_metrics_of(torch.get_default_device(), task, labels, **settings))
 
 
-@functools.cache
+@functools.cache  # each use copies them, which takes less time than TorchGeo's method
 def _metrics_of(
     device: torch.device, task: str, labels: tuple[str, ...] | None, **settings: int | None
 ) -> Mapping[str, Metric]:
-    """Build metrics on the default device, to be copied but never updated; TorchGeo's method takes longer."""
     mixin = ClassificationMixin()
     mixin.hparams.update(dict.fromkeys(('num_classes', 'num_labels', 'ignore_index')) | settings, task=task)
     mixin.hparams.update(labels=None if labels is None else list(labels))
