@@ -118,9 +118,6 @@ def check(
         modalities: Modalities that may occur, by name.
         where: Name of the batch in error messages.
         batched: Whether there is a leading batch dimension.
-
-    Raises:
-        ValueError: If a tensor of a modality is unknown, missing, or of another shape or data type.
     """
     known = {m.image_key for m in modalities.values()}
     unknown = [key for key in batch if key.startswith('image') and key not in known]

@@ -172,11 +172,7 @@ class ByShard:
 
 
 def _check_description(description: Mapping[str, Any], root: str) -> None:
-    """Check the attributes of the original datamodule, from which models are built.
-
-    Raises:
-        ValueError: If one is missing, or is not what ``shard`` writes.
-    """
+    """Check the attributes of the original datamodule, from which models are built."""
 
     def refuse(key: str, expected: str) -> None:
         value = repr(description.get(key))
@@ -262,11 +258,7 @@ class ShardedDataModule(MultimodalDataModule):
         return mean, std
 
     def measure(self) -> Any:
-        """Raise an error, because shards contain their statistics.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Raise an error, because shards contain their statistics."""
         raise TypeError('shards contain their statistics, expected the original datamodule')
 
     def order(self, dataset: Any, size: int) -> Order:

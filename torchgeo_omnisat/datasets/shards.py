@@ -118,9 +118,6 @@ def check_index(address: str, lengths: Sequence[int] | None = None) -> None:
     Args:
         address: Directory or URL of the shards of a split.
         lengths: Number of samples in each shard; None to skip this check.
-
-    Raises:
-        ValueError: If the index is missing or has other content.
     """
     index = f'{address.removeprefix("local:")}/index.json'
     expected = 'expected what shard wrote'

@@ -85,11 +85,7 @@ class ProbeCallback(Callback):
         self.neighbours, self.seed, self.subsets = neighbours, seed, subsets
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate that the task has a backbone and the datamodule has datasets.
-
-        Raises:
-            ValueError: If something is missing.
-        """
+        """Validate that the task has a backbone and the datamodule has datasets."""
         datamodule: Any = getattr(trainer, 'datamodule', None)
         if getattr(getattr(pl_module, 'model', None), 'backbone', None) is None:
             raise ValueError(f'ProbeCallback found no model.backbone in {type(pl_module).__name__}, expected one')

@@ -503,9 +503,6 @@ class OmniSatTask(BaseTask):
 
         Random weights cannot be tested or used for prediction; a random head cannot be validated either.
         A random backbone can be validated, as the reference of pre-training.
-
-        Raises:
-            ValueError: If all weights are random, or those of the head of a supervised task.
         """
         trainer: Any = self._trainer
         state = getattr(trainer, 'state', None)

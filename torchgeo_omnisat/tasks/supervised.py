@@ -330,11 +330,7 @@ class SupervisedTask(OmniSatTask):
                     setattr(metric, key, counted[key].to(value.device))
 
     def check_classes(self, who: str, datamodule: Any) -> None:
-        """Validate the classes and the ignored label of a datamodule.
-
-        Raises:
-            ValueError: If the classes or their order differ, or the ignored label of the data is a class of the model.
-        """
+        """Validate the classes and the ignored label of a datamodule."""
         for name in ('labels', 'label_names'):
             if name in self.hparams:
                 theirs = getattr(datamodule, name, None)

@@ -9,12 +9,7 @@ from pathlib import Path
 
 
 def refuse_special(path: Path | str, expected: str) -> None:
-    """Check that a path is a regular file; reading a named pipe, for example, would block forever.
-
-    Raises:
-        FileNotFoundError: If the path does not exist.
-        ValueError: If it is not a regular file.
-    """
+    """Check that a path is a regular file; reading a named pipe, for example, would block forever."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

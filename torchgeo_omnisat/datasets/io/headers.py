@@ -240,11 +240,7 @@ def _storage(header: Header) -> str | int:
 
 
 def refuse_dates(header: Header, names: tuple[str, ...]) -> None:
-    """Check that the bands of a file are not dates, which would be read as one image.
-
-    Raises:
-        ValueError: If the names have different dates.
-    """
+    """Check that the bands of a file are not dates, which would be read as one image."""
     dates = {found.group() for name in names if (found := DATE.search(name))}
     if len(dates) > 1:
         raise ValueError(

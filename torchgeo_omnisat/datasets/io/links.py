@@ -33,9 +33,6 @@ def refuse_outside(
         names: Patterns of the names in *root* that belong to the dataset.
         allow_outside: Whether links may lead out of the folder; then nothing is checked.
         within: Other folders that links may lead to.
-
-    Raises:
-        ValueError: If a link leads out of the folder, or a named pipe or device is in it.
     """
     if allow_outside or not os.path.isdir(root):
         return

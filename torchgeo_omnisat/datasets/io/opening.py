@@ -80,9 +80,6 @@ def refuse_other_format(path: str) -> None:
 
     Args:
         path: Path of the file; a remote one is not checked.
-
-    Raises:
-        ValueError: If it is no regular file, or does not begin with the magic number of its extension.
     """
     ending = os.path.splitext(path)[1].lower()
     if is_special(path):
@@ -111,11 +108,7 @@ def _is_other_xml(start: bytes) -> bool:
 
 
 def _refuse_linked_crs(path: str) -> None:
-    """Check that no CRS of a GeoJSON file is a link, which GDAL would request.
-
-    Raises:
-        ValueError: If one is a link, or the file must be parsed and is not valid JSON.
-    """
+    """Check that no CRS of a GeoJSON file is a link, which GDAL would request."""
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         places = list(itertools.islice(_CRS.finditer(content), 2))
         if not places or (len(places) == 1 and _NAMED_CRS.match(content, places[0].start())):
@@ -173,11 +166,7 @@ def open_within(path: str) -> rasterio.DatasetReader:
 
 
 def _refuse_other_mask(path: str) -> None:
-    """Check that an external mask is a TIFF file, because GDAL opens it with any driver.
-
-    Raises:
-        RasterioIOError: If it is not.
-    """
+    """Check that an external mask is a TIFF file, because GDAL opens it with any driver."""
     for mask in (f'{path}.msk', f'{path}.MSK'):
         if path.startswith('/vsi'):
             if not NETWORK.search(path) and os.path.basename(mask) in _members_beside(path):

@@ -113,14 +113,12 @@ def _per_date_arguments(modality: Modality, arguments: dict[str, Any]) -> dict[s
 def _per_date(
     modality: Modality, encoder: nn.Module, temporal: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> nn.Module:
-    """Return an encoder of single images, on each date of a time series."""
     if not modality.temporal:
         return encoder
     return PerDate(encoder, len(modality.bands), **{'width': max(16, sizes['widths'][0] // 16 * 16), **temporal})
 
 
 def _names(modality: Modality) -> str:
-    """Return the names of the registered encoders for a modality."""
     return ', '.join(
         name for name, entry in ENCODERS.items() if entry.per_date or entry.temporal in (None, modality.temporal)
     )

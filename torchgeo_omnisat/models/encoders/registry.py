@@ -105,9 +105,6 @@ def checkpoint_encoders(source: str) -> Iterator[None]:
 
     The specification is untrusted, so it imports no class and reads no file: ``class_path`` must name a
     class that is registered in this process, and pre-trained weights are not loaded, because the checkpoint has them.
-
-    Args:
-        source: Name of the checkpoint in errors.
     """
     token = _checkpoint.set(source)
     try:
@@ -148,15 +145,7 @@ def as_specification(name: str, encoder: Encoder) -> Encoder:
 
 
 def refuse_import(name: str, path: str) -> None:
-    """Raise an error if a checkpoint names a class that is not registered.
-
-    Args:
-        name: Name of the modality in errors.
-        path: Import path of the class.
-
-    Raises:
-        ValueError: If encoders are built as a checkpoint describes them, and the class is not registered.
-    """
+    """Raise an error if a checkpoint names a class that is not registered."""
     source = _checkpoint.get()
     if source is not None and path not in registered_paths():
         raise ValueError(
@@ -245,11 +234,6 @@ def import_class(name: str, path: str) -> Callable[..., nn.Module]:
 
 def call_builder(modality: Modality, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Call a builder with the modality, or the number of its bands, and validate the encoder.
-
-    Args:
-        modality: Modality to encode.
-        build: Class or function.
-        arguments: Keyword arguments.
 
     Raises:
         ValueError: If the arguments do not fit, or the result is not an encoder.

@@ -96,13 +96,7 @@ class SeriesGroupNorm(nn.GroupNorm):
 
 
 class MasterQuery(nn.Module):
-    """Scores of one learned query per head with keys that are a linear map of the input.
-
-    Args:
-        dim: Width of the input.
-        num_heads: Number of heads.
-        key_dim: Width of a query and a key.
-    """
+    """Scores of one learned query per head with keys that are a linear map of the input."""
 
     def __init__(self, dim: int, num_heads: int, key_dim: int) -> None:
         super().__init__()

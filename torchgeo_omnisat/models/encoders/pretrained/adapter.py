@@ -71,10 +71,6 @@ def canonical(band: str) -> str:
 def match_bands(modality: Modality, native: Native) -> tuple[list[int], list[int], list[int]]:
     """Match the bands of a modality with those of weights, by number, polarisation or colour.
 
-    Args:
-        modality: Modality.
-        native: Input of the weights.
-
     Returns:
         Indices of the matched bands in the modality, those in the weights, and indices of the bands that the weights
         lack.
@@ -180,12 +176,7 @@ class BandAdapter(nn.Module):
         return found
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the statistics that images are normalised with before they reach the encoder.
-
-        Args:
-            mean: Mean of each band of the modality.
-            std: Standard deviation of each band.
-        """
+        """Set the statistics that images are normalised with before they reach the encoder."""
         if self.standardised:
             return
         for name, values in (('mean', mean), ('std', std)):
@@ -231,10 +222,6 @@ class AdaptedConv2d(nn.Conv2d):
 
     Columns of bands that the modality lacks are removed. Bands that the weights lack, and the flags of missing bands,
     have separate convolutions, initialised to zero.
-
-    Args:
-        conv: Convolution of the backbone.
-        adapter: Adapter that provides its input.
     """
 
     extra: nn.Parameter | None

@@ -70,7 +70,6 @@ class AdaptedEncoder(nn.Module):
         self._freeze()
 
     def _new_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are not pre-trained."""
         found = [getattr(m, name, None) for m in self.body.modules() for name in ('extra', 'missing')]
         return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
 
@@ -164,9 +163,6 @@ def check_arguments(modality: Modality, units: str | None, freeze: bool | str, l
         freeze: See ``AdaptedEncoder``.
         layer_decay: See ``AdaptedEncoder``.
         chunk: See ``AdaptedEncoder``.
-
-    Raises:
-        ValueError: If a value is not supported.
     """
     if freeze not in (True, False, 'but_last') or units not in (None, 'native', 'standardised'):
         raise ValueError(

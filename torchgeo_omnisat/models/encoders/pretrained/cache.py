@@ -13,11 +13,7 @@ from torch import Tensor
 
 
 class EmbeddingCache:
-    """Embeddings of pixels by a hash of their content; the oldest are replaced when it is full.
-
-    Args:
-        size: Maximum number of embeddings.
-    """
+    """Embeddings of pixels by a hash of their content; the oldest are replaced when it is full."""
 
     def __init__(self, size: int) -> None:
         self.size, self.hits = size, 0
@@ -32,11 +28,7 @@ class EmbeddingCache:
         return vars(EmbeddingCache(self.size))
 
     def begin(self, weights: list[Any]) -> None:
-        """Clear the cache if the weights are not those of the previous call.
-
-        Args:
-            weights: Identity and version of every parameter.
-        """
+        """Clear the cache if the weights are not those of the previous call."""
         if weights != self.weights:
             vars(self).update(vars(EmbeddingCache(self.size)), weights=weights)
 
@@ -74,12 +66,7 @@ class EmbeddingCache:
 
 
 def content_keys(parts: Sequence[Tensor], shared: bytes) -> list[bytes]:
-    """Return a hash of the content of every row.
-
-    Args:
-        parts: Tensors of the same number of rows.
-        shared: Content that belongs to every row.
-    """
+    """Return a hash of the content of every row."""
     columns = [part.cpu().flatten(1).contiguous().numpy().view(np.uint8) for part in parts]
     rows = np.ascontiguousarray(np.concatenate(columns, axis=1))
     start = hashlib.blake2b(shared + str(rows.shape[1]).encode(), digest_size=16)

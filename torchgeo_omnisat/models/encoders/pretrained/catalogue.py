@@ -108,7 +108,6 @@ def _on_disk(entry: WeightsEnum) -> bool:
 
 
 def _marked(licence: str | None) -> str:
-    """Return a licence with a mark if it is restricted."""
     text = licence or 'not stated'
     return text if text.lower().startswith(_OPEN) else f'{text} *'
 

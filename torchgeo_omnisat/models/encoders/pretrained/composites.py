@@ -130,7 +130,6 @@ def monthly_composites(
 
 
 def _combine(values: Float[Tensor, 'k h w'], unit: str) -> Float[Tensor, 'h w']:
-    """Combine the dates of a month, in reflectance or decibels."""
     if unit in OPTICAL:
         return median(values) / (1e4 if unit == 'dn' else 1)
     if unit == 'db' and len(values) == 1:

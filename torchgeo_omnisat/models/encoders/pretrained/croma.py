@@ -46,11 +46,6 @@ class CROMABody(TokenBody):
 
     The attention has a bias that is proportional to the distance of two patches (ALiBi), so no position embedding has
     to be resized.
-
-    Args:
-        bands: Number of bands.
-        width: Number of channels of a token.
-        depth: Number of blocks.
     """
 
     slopes: Tensor
@@ -156,7 +151,6 @@ class CROMAEncoder(AdaptedEncoder):
 
 
 def _rename(state: Mapping[str, Tensor], half: str, bands: int) -> dict[str, Tensor]:
-    """Return the tensors of one half under our names."""
     prefix = f'{_PARTS[half]}.'
     prefix = prefix if any(key.startswith(prefix) for key in state) else ''
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -25,12 +25,7 @@ SIZES: dict[str, Callable[[], DEO]] = {'base': deo_base}
 
 
 class DEOBody(nn.Module):
-    """Swin transformer of DEO with one of its stems, and timm's interface.
-
-    Args:
-        model: DEO.
-        stem: ``'conv_ms'`` or ``'conv_rgb'``.
-    """
+    """Swin transformer of DEO with one of its stems, and timm's interface."""
 
     def __init__(self, model: DEO, stem: str) -> None:
         super().__init__()

@@ -57,12 +57,7 @@ STATISTICS = {
 
 
 class DOFABody(TokenBody):
-    """Vision transformer of DOFA, for images of any size.
-
-    Args:
-        model: DOFA.
-        wavelengths: Wavelength of each band in micrometres.
-    """
+    """Vision transformer of DOFA, for images of any size."""
 
     def __init__(self, model: DOFA, wavelengths: Sequence[float]) -> None:
         super().__init__(model.blocks, model.embed_dim, model.patch_size)  # fc_norm is not pre-trained

@@ -170,7 +170,6 @@ class OlmoEarthEncoder(RawImages):
         return (x * factor - self.native_mean + 2 * self.native_std) / (4 * self.native_std), first
 
     def _encode(self, x: Float[Tensor, 'n m c h w'], first: Int[Tensor, ' n']) -> Float[Tensor, 'n d i j']:
-        """Encode windows, in groups of the same number of tokens."""
         known = torch.stack([part.isfinite().all(2) for part in x.split(self._counts(), 2)], 2)
         shown = F.max_pool2d(known.flatten(0, 2).float(), self.patch).unflatten(0, known.shape[:3]) > 0
         x = self._filled(x, known)
@@ -266,7 +265,6 @@ def _import(name: str) -> Any:
 
 
 def _size_of(weights: Any) -> str | None:
-    """Return the size of the model of an entry; None for a file or a state dict."""
     if not isinstance(weights, OlmoEarthV1_Weights):
         entries = OlmoEarthV1_Weights.__members__.values()
         known = {key: entry for entry in entries for key in (entry.name, str(entry))}
@@ -275,7 +273,6 @@ def _size_of(weights: Any) -> str | None:
 
 
 def _named(sensor: str, number: int) -> list[str]:
-    """Return the names of the bands of a set in the statistics of the package."""
     names = BAND_SETS[sensor][number]
     return [name.lower() if sensor == 'sentinel1' else f'B{name[1:].zfill(2)}' for name in names]
 
@@ -315,7 +312,6 @@ def _check_units(
 
 
 def _load(encoder: Any, state: Mapping[str, Tensor], origin: Origin) -> Origin:
-    """Load the encoder's part of the weights of the whole model."""
     plain = {key.removeprefix('model.'): value for key, value in state.items()}
     part = {key.removeprefix('encoder.'): value for key, value in plain.items() if key.startswith('encoder.')} or plain
     try:

@@ -87,10 +87,6 @@ class PixelEncoder(RawImages):
 
         Gradients and changed weights are respected: with a gradient nothing is cached, and the cache is cleared if a
         weight changed.
-
-        Args:
-            parts: Content that determines the embeddings, tensors of P rows.
-            compute: Function that returns the embeddings of some rows.
         """
         first = parts[0]
         needs_grad = torch.is_grad_enabled() and (
@@ -139,13 +135,6 @@ def chosen_weights[W: WeightsEnum](
     name: str, label: str, weights: W | str | None, pretrained: bool | None, published: W
 ) -> W | str | None:
     """Return the weights of a specification, None for random ones.
-
-    Args:
-        name: Name of the modality in errors.
-        label: Name of the encoder in errors.
-        weights: Weights of the specification.
-        pretrained: True for the published weights, False for random weights.
-        published: Published weights.
 
     Raises:
         ValueError: If neither or both are given.

@@ -278,14 +278,12 @@ def _match(bands: Sequence[str]) -> dict[int, int]:
 
 
 def _check_place(latlon: Sequence[float]) -> tuple[float, float]:
-    """Return latitude and longitude if they are valid."""
     if len(latlon) != 2 or not (abs(latlon[0]) <= 90 and abs(latlon[1]) <= 180):
         raise ValueError(f'latlon is {latlon}, expected latitude (-90 to 90) and longitude (-180 to 180) in degrees')
     return float(latlon[0]), float(latlon[1])
 
 
 def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, int]) -> tuple[str, ...]:
-    """Return the unit of each band, if Presto's unit can be computed from it."""
     if len(units) != len(bands):
         raise ValueError(f'unit is {list(units)}, expected one, or one for each of the bands {list(bands)}')
     for index, channel in used.items():
@@ -296,7 +294,6 @@ def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, 
 
 
 def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> Origin:
-    """Load weights of the whole Presto, encoder and decoder."""
     state, origin = read_weights(weights, Presto_Weights, 'MIT')
     try:
         model.load_state_dict(state, strict=True)

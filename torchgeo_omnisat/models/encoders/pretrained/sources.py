@@ -167,10 +167,6 @@ def _read_timm(name: str) -> dict[str, Tensor]:
 def entry_source(name: str, entry: WeightsEnum) -> Source:
     """Return the source of an entry of TorchGeo.
 
-    Args:
-        name: Name of the backbone.
-        entry: Entry.
-
     Raises:
         ValueError: If it states no bands.
     """
@@ -199,7 +195,6 @@ def read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
 
 
 def _lock() -> Any:
-    """Return a lock with which one process downloads and the others wait."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / '.download.lock') if os.access(folder, os.W_OK) else nullcontext()
@@ -224,12 +219,7 @@ def _units(entry: WeightsEnum, bands: Sequence[str]) -> tuple[str | None, ...]:
 
 
 def normalisation(transforms: Any, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the shift and scale of the ``Normalize`` transforms of an entry; resizing and cropping are ignored.
-
-    Args:
-        transforms: Transforms of the entry.
-        count: Number of bands.
-    """
+    """Return the shift and scale of the ``Normalize`` transforms of an entry; resizing and cropping are ignored."""
     shift, scale = torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
     for step in _steps(transforms):
         mean, std = (getattr(step, key, None) for key in ('mean', 'std'))
@@ -281,11 +271,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def flatten_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of state dicts by name under names such as ``encoder.weight``.
-
-    Args:
-        content: State dict, or state dicts by name.
-    """
+    """Return the tensors of a state dict, or of state dicts by name under names such as ``encoder.weight``."""
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if state:
         return state

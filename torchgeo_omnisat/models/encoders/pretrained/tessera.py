@@ -146,7 +146,6 @@ class TesseraEncoder(PixelEncoder):
         return [maps]
 
     def _embed_sample(self, image: Tensor, days: Tensor, valid: Tensor, order: Tensor) -> Tensor:
-        """Return the embeddings of the pixels of one sample, zero where no date has all bands."""
         kept = order[: max(1, int(valid.sum()))]
         frames = image[kept][:, self.used]
         usable = (observed(frames).all(1) & valid[kept].view(-1, 1, 1)).flatten(1).T
@@ -229,7 +228,6 @@ def day_of_year(dates: Int[Tensor, 'b t']) -> Float[Tensor, 'b t']:
 
 
 def _match(bands: Sequence[str]) -> tuple[Literal['s1', 's2'], list[int]]:
-    """Return the sensor, and the index of the band of each channel."""
     names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
     complete = [sensor for sensor, known in BANDS.items() if set(known) <= set(names)]
     if len(complete) != 1:
@@ -248,7 +246,6 @@ def _match(bands: Sequence[str]) -> tuple[Literal['s1', 's2'], list[int]]:
 def _load(
     model: TransformerEncoder, sensor: str, weights: Tessera_Weights | str | Path | Mapping[str, Tensor]
 ) -> Origin:
-    """Load weights of one encoder, or its part of those of the whole model."""
     state, origin = read_weights(weights, Tessera_Weights, LICENCE)
     prefix = f'{sensor}_backbone.'
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or dict(state)

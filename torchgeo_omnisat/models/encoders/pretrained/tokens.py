@@ -17,14 +17,7 @@ from .adapter import BandAdapter
 
 
 class BandTerms(nn.Module):
-    """Zero-initialised convolutions of bands that the weights lack, and of flags of missing bands.
-
-    Args:
-        adapter: Adapter that provides the input.
-        width: Number of channels of a token.
-        patch: Patch size in pixels.
-        padding: Padding of the patch embedding.
-    """
+    """Zero-initialised convolutions of bands that the weights lack, and of flags of missing bands."""
 
     extra: nn.Parameter | None
 
@@ -38,12 +31,7 @@ class BandTerms(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width, adapter.count, patch, patch))
 
     def forward(self, x: Float[Tensor, 's d h w'], tokens: Float[Tensor, 's n e']) -> Float[Tensor, 's n e']:
-        """Add the terms to the tokens of the matched bands.
-
-        Args:
-            x: Output of the adapter.
-            tokens: Tokens of the matched bands.
-        """
+        """Add the terms to the tokens of the matched bands."""
         if self.extra is not None:
             tokens = tokens + self._tokens(x[:, self.known : self.known + self.rest], self.extra)
         if x.shape[1] > self.known + self.rest:
