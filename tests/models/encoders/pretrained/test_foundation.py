@@ -33,7 +33,7 @@ from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import read_file
 
 from ...conftest import MODALITIES, S2
-from .invariances import INVARIANCES, check_images, check_series
+from .invariances import INVARIANCES, check_images, check_series, learn
 from .invariances import check as check_model
 from .tiny import DEPTH, WIDTH, shrink, small_deo, small_panopticon
 
@@ -316,6 +316,19 @@ def test_frozen_weights_are_bit_equal_after_a_step(name: str, freeze: Any) -> No
 
 
 @pytest.mark.parametrize('name', SPECS)
+def test_maps_of_a_compiled_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes the terms of missing bands always, and cannot branch on values."""
+    built = encoder(optical('B04', 'B08'), {'name': name, 'pretrained': False, **SPECS[name]})
+    image, valid = torch.randn(1, 2, 32, 32), torch.ones(1, dtype=torch.bool)
+    expected = built(image, valid)
+    learn(built)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    for a, b in zip(built(image, valid), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert not any(getattr(module, 'assert_range', False) for module in built.modules())
+
+
+@pytest.mark.parametrize('name', SPECS)
 def test_early_layers_learn_slower(name: str) -> None:
     spec = {'name': name, 'pretrained': False, 'layer_decay': 0.5, **SPECS[name]}
     built = encoder(optical('B04', 'B08'), spec)
@@ -376,6 +389,11 @@ BAND = optical('B04', 'B08')
             Modality('x', ('X',), 10.0, False, None, 'dn', (700.0,)),
             {'name': 'copernicusfm', 'pretrained': False},
             ["'X'", "'B8A'", 'bandwidths'],
+        ),
+        (
+            Modality('x', ('X',), 10.0, False, None, 'dn', (0.7,)),  # micrometres
+            {'name': 'copernicusfm', 'pretrained': False, 'bandwidths': {'X': 20}},
+            ['[0.7]', '100', 'nanometres'],
         ),
         (
             Modality('x', ('B05',), 30.0, False, 'optical', 'dn', (865.0,)),  # of Landsat, not of Sentinel-2

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torchgeo.models import CopernicusFM_Base_Weights, copernicusfm_base
-from torchgeo.models.copernicusfm import CopernicusFM
+from torchgeo.models.copernicusfm import CopernicusFM, FourierExpansion
 
 from ....modality import Modality
 from ..registry import register_encoder
@@ -50,8 +50,8 @@ STATISTICS = {
 }
 #: Wavelength and bandwidth of radar in the pre-training, in nanometres.
 RADAR = (5e7, 1e9)
-#: Smallest and largest area of a patch that the model encodes, in square kilometres.
-AREAS = (0.001, 5.1e8)
+#: Ranges that the model encodes: wavelengths and bandwidths in nanometres, areas of a patch in square kilometres.
+WAVELENGTHS, BANDWIDTHS, AREAS = (100, 1e9), (1, 1e9), (0.001, 5.1e8)
 
 
 class CopernicusFMBody(TokenBody):
@@ -75,6 +75,9 @@ class CopernicusFMBody(TokenBody):
         self.coord_fc, self.scale_fc, self.time_fc = model.coord_fc, model.scale_fc, model.time_fc
         self.coord_token, self.time_token = model.coord_token, model.time_token
         self.scale_token, self.scale_expansion = model.scale_token, model.scale_expansion
+        for module in self.modules():
+            if isinstance(module, FourierExpansion):
+                module.assert_range = False  # checked by the encoder, because a compiled graph cannot
 
     def embed(self, x: Float[Tensor, 's d h w']) -> Float[Tensor, 's n e']:
         """Return the class token and the tokens of the patches."""
@@ -162,6 +165,15 @@ class CopernicusFMEncoder(AdaptedEncoder):
         native = spectral_native(modality, found.label, known, STATISTICS)
         nanometres = [RADAR[0] if isinstance(value, str) else value for value in known.values()]
         widths = _bandwidths(modality, known, native.units, bandwidths or {})
+        for name, values, (low, high) in (
+            ('wavelengths', nanometres, WAVELENGTHS),
+            ('bandwidths', widths, BANDWIDTHS),
+        ):
+            if not all(low <= value <= high for value in values):
+                raise ValueError(
+                    f'{name} of {modality.name!r} are {values}, expected {low:g} to {high:g} nanometres for '
+                    f'{found.label}'
+                )
         adapter = BandAdapter(modality, native, units == 'standardised')
         model = SIZES[found.size]()
         area = (model.patch_embed_spectral.kernel_size * modality.gsd / 1000) ** 2
