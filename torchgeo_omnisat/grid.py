@@ -28,9 +28,6 @@ class Grid:
         transform: Affine transform from column and row to x and y; the upper left corner is (0, 0).
         height: Number of rows.
         width: Number of columns.
-
-    Raises:
-        ValueError: If there are no pixels, or they are not square and north-up.
     """
 
     crs: CRS

@@ -221,9 +221,6 @@ class ShardedDataModule(MultimodalDataModule):
             cache: Directory for downloaded shards; the default of litdata if None.
             allow_outside: Whether symbolic links in *root* may lead out of it.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If there are no shards.
         """
         super().__init__(ShardedDataset, root=root, cache=cache, allow_outside=allow_outside, **kwargs)
         self.description = read_description(root)

@@ -39,9 +39,6 @@ class FLAIRDataModule(MultimodalDataModule):
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.FLAIR`).
             num_classes: 13, of which ``'other'``, the last, is ignored, or 19.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If *num_classes* is neither 13 nor 19.
         """
         check_choice(num_classes=(num_classes, (13, 19)))
         super().__init__(FLAIR, root=root, num_classes=num_classes, **kwargs)

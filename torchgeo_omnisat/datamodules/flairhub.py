@@ -47,9 +47,6 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
             dataset_type: ``'land_cover'``, ``'crop_type'``, ``'crop_type_2'`` or
                 ``'crop_type_3'``.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If *split_column* or *dataset_type* is unknown.
         """
         check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
         super().__init__(FLAIRHUBMultimodal, root=root, split_column=split_column, dataset_type=dataset_type, **kwargs)

@@ -98,11 +98,7 @@ def _by_file(dataset: MultimodalGeoDataset, root: Path, file: str, column: str =
 
 
 def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
-    """Read the polygons of a vector file in a CRS.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
+    """Read the polygons of a vector file in a CRS."""
     try:
         refuse_other_format(str(path))
         frame = gpd.read_file(path).to_crs(crs)

@@ -45,9 +45,6 @@ class FoldsDataModule(MultimodalDataModule):
                 451/2/3 or 512/3/4.
             batch_size: Samples per batch.
             **kwargs: Other arguments of the dataset and of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If *fold* is not 1 to 5.
         """
         check_choice(fold=(fold, tuple(FOLDS)))
         super().__init__(dataset_class, batch_size=batch_size, root=root, **kwargs)
@@ -93,8 +90,5 @@ class PASTISMultimodalDataModule(FoldsDataModule):
             fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
                 451/2/3 or 512/3/4.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If *fold* is not 1 to 5.
         """
         super().__init__(PASTISMultimodal, root, fold, **kwargs)

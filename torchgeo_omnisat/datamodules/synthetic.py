@@ -41,9 +41,6 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             batch_size: Samples per batch.
             **kwargs: *modalities*, *bands*, *max_dates* and *date_range* as in
                 :class:`.PASTISMultimodalDataModule`, and arguments of :class:`.MultimodalDataModule`.
-
-        Raises:
-            ValueError: If *fold* is not 1 to 5.
         """
         super().__init__(
             SyntheticLandscapes,

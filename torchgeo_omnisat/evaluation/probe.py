@@ -63,9 +63,6 @@ class ProbeCallback(Callback):
         seed: Seed of the choice of tiles and patches.
         subsets: Subsets of the modalities: ``'auto'`` for all subsets of up to five modalities, else all,
             all but one, and single ones; ``'all'``; or names such as ``s1a+s2``.
-
-    Raises:
-        ValueError: If a number is not positive.
     """
 
     def __init__(

@@ -151,9 +151,6 @@ class MaskedReconstruction(nn.Module):
 
         Returns:
             Loss, 0 if no hidden patch is observed, and that of each modality.
-
-        Raises:
-            ValueError: If shapes do not fit.
         """
         return self.mean(*self.errors(fused, batch, hidden, grid))
 

@@ -153,11 +153,7 @@ class WorkFolder:
                 raise
 
     def load(self, strip: Strip) -> NDArray[Any]:
-        """Load a finished strip.
-
-        Raises:
-            ValueError: If its file cannot be read.
-        """
+        """Load a finished strip."""
         path = self.path / _name(strip)
         try:
             with np.load(path) as file:
@@ -245,9 +241,6 @@ class GeoTIFFWriter(BasePredictionWriter):
         smallest_parcel: Minimum area of a parcel in hectares; smaller ones are merged into their largest neighbour.
         overview: Whether to write a picture of the same name. Single tiles have none.
         colors: Colour of every class; defaults to ``colors`` of the datamodule, if it has any.
-
-    Raises:
-        ValueError: If *smallest_parcel* is negative.
     """
 
     def __init__(

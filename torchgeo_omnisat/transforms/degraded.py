@@ -31,9 +31,6 @@ class Degradation(Transform):
         modalities: Modalities of the batch.
         seed: Seed for batches with ``index``.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *seed* is negative.
     """
 
     def __init__(self, modalities: Modalities, seed: int = 0, same_on_batch: bool = False) -> None:
@@ -81,9 +78,6 @@ class FractionalDegradation(Degradation):
         seed: See :class:`.Degradation`.
         same_on_batch: Whether all samples share one draw.
         share: Deprecated name of *fraction*.
-
-    Raises:
-        ValueError: If *fraction* is not between 0 and 1.
     """
 
     def __init__(

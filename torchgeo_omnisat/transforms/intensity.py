@@ -196,9 +196,6 @@ class RandomBandDropout(Transform):
         modalities: Modalities of the batch.
         p: Probability of dropping each band.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *p* is not in [0, 1].
     """
 
     def __init__(self, modalities: Modalities, p: float = 0.1, same_on_batch: bool = False) -> None:
@@ -231,9 +228,6 @@ class RandomJitter(Transform):
         modalities: Modalities of the batch.
         strength: Maximum difference of the gain from 1 and of the offset from 0.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *strength* is not between 0 and 1.
     """
 
     def __init__(self, modalities: Modalities, strength: float = 0.05, same_on_batch: bool = False) -> None:

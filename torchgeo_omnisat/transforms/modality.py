@@ -26,9 +26,6 @@ class ModalityDropout(Transform):
         keep: Names of modalities that are never dropped, regardless of *p*.
         same_on_batch: Whether all samples share one draw. Samples with different available
             modalities may still lose different ones.
-
-    Raises:
-        ValueError: If a probability is not between 0 and 1, or a name is unknown.
     """
 
     def __init__(

@@ -111,9 +111,6 @@ class Denormalize(Normalize):
         modalities: Modalities to denormalise.
         mean: Mean of every band by modality.
         std: Standard deviation, in the same form.
-
-    Raises:
-        ValueError: As :class:`Normalize`.
     """
 
     constant: ClassVar[float] = 0.0

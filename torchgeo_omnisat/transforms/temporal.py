@@ -28,9 +28,6 @@ class RandomTemporalDropout(TemporalTransform):
         modalities: Modalities of the batch.
         p: Probability of dropping a valid date, or probabilities by modality, 0 for missing names.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If a probability is not between 0 and 1, or a name is unknown.
     """
 
     def __init__(
@@ -64,9 +61,6 @@ class TemporalSubsample(TemporalTransform):
         modalities: Modalities of the batch.
         max_dates: Maximum number of dates.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *max_dates* is not positive.
     """
 
     def __init__(self, modalities: Modalities, max_dates: int = 16, same_on_batch: bool = False) -> None:
@@ -109,9 +103,6 @@ class RandomDateShift(Transform):
         days: Maximum shift in either direction; all whole numbers of days are equally likely.
         p: Probability that the dates of a tile are shifted.
         same_on_batch: Whether all samples share one draw.
-
-    Raises:
-        ValueError: If *days* is negative or *p* is not in [0, 1].
     """
 
     def __init__(self, modalities: Modalities, days: int = 15, p: float = 1.0, same_on_batch: bool = False) -> None:

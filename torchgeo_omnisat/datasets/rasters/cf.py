@@ -184,9 +184,6 @@ def read_frames_of(
         window: Window within the file, north up.
         decoding: Nodata values, and whether to apply scale and offset.
         cache: Whether to keep the file open.
-
-    Raises:
-        ValueError: If the file cannot be read.
     """
     path = cube.header.path
     file = _kept_open(path, os.getpid(), state_of(path)) if cache else open_cube(path)

@@ -256,9 +256,6 @@ def read_window(
     Returns:
         Float32 ``(C, H, W)``, NaN outside of the file and where pixels are not valid. Pixels on the grid of the
         file are copied, as warping a small tile takes ten times as long.
-
-    Raises:
-        ValueError: If the file cannot be read.
     """
     decoding = nodata if isinstance(nodata, Decoding) else Decoding(as_numbers(nodata))
     try:

@@ -100,11 +100,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
     def read_stack(
         self, path: str, frames: NDArray[np.int64], grid: Grid, bands: Sequence[str], nearest: bool
     ) -> NDArray[np.float32]:
-        """Read several dates of a file.
-
-        Raises:
-            ValueError: If the file cannot be read.
-        """
+        """Read several dates of a file."""
         cube, decoding = self.cubes[path], self.decoding(path, None)
 
         def read(window: Any) -> NDArray[np.float32]:
