@@ -193,7 +193,10 @@ def test_subset_of_modalities():
 def test_a_series_without_convolutions_keeps_how_bright_a_pixel_is() -> None:
     torch.manual_seed(0)
     encoder = LTAEEncoder(16, (16,), num_heads=4).eval()
-    encoder.pixel = torch.nn.Sequential()
+    last = torch.nn.Linear(16, 16)
+    torch.nn.init.eye_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    encoder.pixel = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity(), last)
     image, dates, valid = torch.randn(1, 5, 16, 2, 2), torch.arange(5)[None] * 30, torch.ones(1, 5, dtype=torch.bool)
     (dark,), (bright,) = encoder(image, dates, valid), encoder(3 * image, dates, valid)
     assert (dark - bright).abs().max() > 0.1, 'a norm over the dates would make them alike'

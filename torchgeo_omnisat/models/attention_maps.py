@@ -57,7 +57,7 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
     if fusion is None:
         raise ValueError(f'model is {type(model).__name__}, which has no attention, expected one such as omnisat_small')
     modality_weights: list[Tensor] = []
-    date_weights: dict[str, Tensor] = {}
+    date_weights: dict[str, dict[nn.Module, list[Tensor]]] = {}
     with ExitStack() as hooks:
         handle = fusion.register_forward_hook(
             lambda part, inputs, _: modality_weights.append(part.weigh(*inputs)[1].mean(-1))
@@ -67,7 +67,10 @@ def attention(model: OmniSat, batch: Mapping[str, Tensor]) -> Attention:
             handle = part.register_forward_hook(partial(_store_mean, date_weights, name))
             hooks.callback(handle.remove)
         out = model(batch)
-    dates = {name: _on_grid(weights, out.maps[name], out.grid) for name, weights in date_weights.items()}
+    dates = {}
+    for name, of_parts in date_weights.items():
+        coarsest = list(of_parts.values())[-1]
+        dates[name] = _on_grid(torch.cat(coarsest, -1), out.maps[name], out.grid)
     return Attention(dates, modality_weights[0], out.grid)
 
 
@@ -79,10 +82,14 @@ def _temporal_attentions(model: OmniSat) -> Iterator[tuple[str, TemporalAttentio
 
 
 def _store_mean(
-    weights: dict[str, Tensor], name: str, part: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]
+    weights: dict[str, dict[nn.Module, list[Tensor]]],
+    name: str,
+    part: nn.Module,
+    inputs: Any,
+    output: tuple[Tensor, Tensor],
 ) -> None:
-    """Store the weights of the dates, ``(B, T, P)``, averaged over the heads."""
-    weights[name] = output[1].mean(-1)
+    """Append the weights of the dates, ``(B, T, P)``, averaged over the heads; blocks of pixels come in order."""
+    weights.setdefault(name, {}).setdefault(part, []).append(output[1].mean(-1))
 
 
 def _on_grid(weights: Tensor, found: FeatureMaps, grid: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -111,10 +112,14 @@ class MasterQuery(nn.Module):
         The query does not depend on the input, so query and key map are folded into one
         linear map with one output per head: ``key_dim`` times fewer products.
         """
+        return F.linear(x, *self.folded())
+
+    def folded(self) -> tuple[Float[Tensor, 'g d'], Float[Tensor, ' g']]:
+        """Return the weight and bias of the linear map from the input to the scores."""
         heads, width = self.query.shape
         weight = torch.einsum('gk,gkd->gd', self.query, self.key.weight.view(heads, width, -1))
         bias = (self.query * self.key.bias.view(heads, width)).sum(-1)
-        return F.linear(x, weight, bias) / math.sqrt(width)
+        return weight / math.sqrt(width), bias / math.sqrt(width)
 
 
 class TemporalAttention(nn.Module):
@@ -165,7 +170,12 @@ class TemporalAttention(nn.Module):
         self.out_norm = nn.GroupNorm(_groups(num_heads, widths[-1]), widths[-1])
 
     def forward(
-        self, x: Float[Tensor, 'b t p c'], dates: Int[Tensor, 'b t'], seen: Bool[Tensor, 'b t p']
+        self,
+        x: Float[Tensor, 'b t p c'],
+        dates: Int[Tensor, 'b t'],
+        seen: Bool[Tensor, 'b t p'],
+        proj: nn.Linear | None = None,
+        valid: Bool[Tensor, 'b t'] | None = None,
     ) -> tuple[Float[Tensor, 'b p d'], Float[Tensor, 'b t p g']]:
         """Collapse the dates of every pixel.
 
@@ -173,28 +183,56 @@ class TemporalAttention(nn.Module):
             x: Features of P pixels at T dates.
             dates: Days since 1970-01-01.
             seen: Pixels observed on each date; the others are ignored.
+            proj: Linear layer of the features, if it was not yet applied. It commutes with the sum over the
+                dates, so it is applied to one vector per pixel and head instead of one per pixel and date.
+                Only without normalisation and projection of the input.
+            valid: Dates with an observed pixel of the whole image, if these are only some of its pixels.
 
         Returns:
             One vector per pixel, and the weights of the dates, which sum to one for each pixel
             and head, or to zero for a pixel that was never observed.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self._collapse(x.to(self.out_norm.weight.dtype), dates, seen)
+            x = x.to(self.out_norm.weight.dtype)
+            code = self.dates(dates, seen.any(-1) if valid is None else valid).to(x.dtype)
+            collapse = self._collapse if proj is None else partial(self._collapse_projected, proj)
+            out, weights = collapse(x, code, ~seen.unsqueeze(-1))
+            return self._finish(out), weights
 
-    def _collapse(self, x: Tensor, dates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _collapse(self, x: Tensor, code: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if self.in_norm is not None:
-            x = self.in_norm(x, seen)
-        x = self.in_proj(x) + self.dates(dates, seen.any(-1)).to(x.dtype).unsqueeze(2)
-        hidden = ~seen.unsqueeze(-1)
-        scores = self.heads(x)
-        weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=1).masked_fill(hidden, 0)
+            x = self.in_norm(x, ~hidden.squeeze(-1))
+        x = self.in_proj(x) + code.unsqueeze(2)
+        weights = _date_weights(self.heads(x), hidden)
         values = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_heads)
-        out = (values * weights.unsqueeze(-1)).sum(1)
+        return (values * weights.unsqueeze(-1)).sum(1), weights
+
+    def _collapse_projected(self, proj: nn.Linear, x: Tensor, code: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Collapse ``proj(x) + code`` without computing it for every date."""
+        code = code + proj.bias
+        weight, bias = self.heads.folded()
+        scores = F.linear(x, weight @ proj.weight) + F.linear(code, weight, bias).unsqueeze(2)
+        weights = _date_weights(scores, hidden)
+        summed = torch.einsum('b t p g, b t p i -> b p g i', weights, x)
+        of_heads = rearrange(proj.weight, '(g c) i -> g c i', g=self.num_heads)
+        codes = rearrange(code, 'b t (g c) -> b t g c', g=self.num_heads)
+        out = torch.einsum('b p g i, g c i -> b p g c', summed, of_heads)
+        return out + torch.einsum('b t p g, b t g c -> b p g c', weights, codes), weights
+
+    def _finish(self, out: Float[Tensor, 'b p g c']) -> Float[Tensor, 'b p d']:
+        length = len(out)
         out = rearrange(out, 'b p g c -> (b p) (g c)')
         for layer in self.mlp:
             out = layer(out)
         out = self.out_norm(self.dropout(out))
-        return rearrange(out, '(b p) d -> b p d', b=len(x)), weights
+        return rearrange(out, '(b p) d -> b p d', b=length)
+
+
+def _date_weights(scores: Float[Tensor, 'b t p g'], hidden: Bool[Tensor, 'b t p 1']) -> Float[Tensor, 'b t p g']:
+    """Return the softmax over the dates that are not hidden, zero where all are."""
+    if not torch.compiler.is_compiling() and not bool(hidden.any()):
+        return scores.softmax(dim=1)
+    return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=1).masked_fill(hidden, 0)
 
 
 def _groups(num_heads: int, channels: int) -> int:
