@@ -10,10 +10,10 @@ jsonargparse resolves short names among imported classes, so importing this modu
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,13 +21,13 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 from . import datamodules, tasks
-from .models.encoders.registry import class_paths, plain_encoders, registered_paths
+from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
+from .tasks.checkpoints import limited_size, read_hyper_parameters
 from .utils import errors
 from .utils.configs import load_config
 from .utils.console import printable, say, use_utf8
 from .utils.help import PlainHelpFormatter
-from .utils.regular import refuse_special
 
 #: Default datamodule of the tasks of this package.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
@@ -97,20 +97,23 @@ class OmniSatCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        config = self.config.get(self.config.get('subcommand') or '') or {}
-        path = config.get('ckpt_path')
-        if path and Path(path).is_file():
-            named = class_paths(_plain_config(config.get('model'))) | registered_paths()
-            if strange := sorted(class_paths(_hyper_parameters(path)) - named):
-                raise ValueError(
-                    f'{path} names the classes {strange}, which are imported only if you name them too: expected the '
-                    'same --model.backbone_args as in training'
-                )
-        super()._parse_ckpt_path()
-        if path:
-            arguments = self.config.get(f'{self.config.subcommand}.model.init_args.backbone_args')
-            if arguments and arguments.get('encoders'):
-                self.config[f'{self.config.subcommand}.model.init_args.backbone_args'] = plain_encoders(arguments)
+        """Parse the hyper-parameters of ``--ckpt_path``, which import no class and read no other file."""
+        command = self.config.get('subcommand')
+        path = (self.config.get(command) or {}).get('ckpt_path')
+        if not path or not Path(path).is_file():
+            return
+        named = class_paths(_plain_config(self.config[command].get('model')))
+        if kept := read_hyper_parameters(path, named):
+            self.config = self.parser.parse_object({command: {'model': kept}}, self.config)
+        arguments = self.config.get(f'{command}.model.init_args.backbone_args')
+        if arguments and arguments.get('encoders'):
+            self.config[f'{command}.model.init_args.backbone_args'] = plain_encoders(arguments)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate the classes; a model of ``--ckpt_path`` must not be much larger than this file."""
+        path = (self.config.get(self.config.get('subcommand')) or {}).get('ckpt_path')
+        with limited_size(path) if path else nullcontext():
+            super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
         """Print that the data are synthetic, before anything is read or trained."""
@@ -184,14 +187,6 @@ def _is_ours(model: str | None, base: type[Any] = BaseTask) -> bool:
     package = tasks.__name__.partition('.')[0] + '.'
     names = {task.__name__ for task in _descendants(base) if task.__module__.startswith(package)}
     return model is not None and (model in names or model.startswith(package))
-
-
-def _hyper_parameters(path: str) -> Any:
-    try:
-        refuse_special(path, 'a checkpoint')
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)['hyper_parameters']
-    except Exception:
-        return None
 
 
 def _plain_config(config: Any) -> Any:

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from .. import models
 from ..modality import Modality, as_modalities
 from ..models.encoders.bands import add_missing
-from ..models.encoders.registry import checkpoint_encoders
+from ..models.encoders.registry import checkpoint_encoders, registered_paths
 from ..models.encoders.weights import load_encoder
 from ..models.late_fusion import taken
-from .checkpoints import CONFIG, KEPT, PREFIX, read_config, read_weights, write_hub
+from .checkpoints import CONFIG, KEPT, PREFIX, limited_size, read_config, read_weights, write_hub
 from .normalization import KINDS, Inherited, Sources, Statistics
 
 #: Modules of a backbone that hold one part for each modality.
 _BY_MODALITY = ('encoders', 'heads', 'embeddings')
+#: Arguments that may exceed the limit of a size: coordinates may be negative, and a cache grows as it is filled.
+_NO_SIZES = ('latlon', 'cache_size')
 #: Backbones by name: every size of OmniSat, and the baselines.
 BACKBONES = (*(name for name in models.__all__ if name.startswith('omnisat_')), *models.LATE_FUSION)
 
@@ -80,9 +82,11 @@ def refuse_sizes(arguments: Any, name: str = 'backbone_args') -> None:
         arguments: Arguments of a builder, in plain types.
         name: Name in the error.
     """
-    if isinstance(arguments, Mapping) and 'class_path' not in arguments:
+    if isinstance(arguments, Mapping):
+        if 'class_path' in arguments and arguments['class_path'] not in registered_paths():
+            return
         for key, value in arguments.items():
-            if key != 'latlon':  # coordinates may be negative
+            if key not in _NO_SIZES:
                 refuse_sizes(value, f'{name}.{key}')
     elif isinstance(arguments, list | tuple):
         for value in arguments:
@@ -233,7 +237,7 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Lig
         modalities, arguments = as_modalities(config['modalities']), config['backbone_args'] or {}
         _check_size(arguments, tensors)
         sizes = config['patch_size'], config['label_gsd']
-        with checkpoint_encoders(source) if isinstance(source, str) else nullcontext():
+        with checkpoint_encoders(source) if isinstance(source, str) else nullcontext(), limited_size(source):
             backbone = make_backbone(config['backbone'], modalities, *sizes, arguments)
         backbone.load_state_dict(tensors)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:

@@ -36,7 +36,7 @@ from ..utils.finite import Watch, refuse_weights
 from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard
 from .backbone import load_weights, make_backbone, modalities_of
-from .checkpoints import secure_checkpoints
+from .checkpoints import limited_size, secure_checkpoints
 from .encoders import describe_encoders, learning_rates
 from .normalization import (
     KINDS,
@@ -177,12 +177,23 @@ class OmniSatTask(BaseTask):
             weights_only: Whether to reject any other content. With False, code in a checkpoint is run.
             **kwargs: Hyper-parameters to replace. Encoders with a ``class_path`` that is not registered have to be
                 given again in ``backbone_args``.
+
+        Raises:
+            ValueError: If the hyper-parameters of the checkpoint do not describe this task, or describe a model that
+                is much larger than the file.
         """
         loading: Any = nullcontext() if 'backbone_args' in kwargs else checkpoint_encoders(str(checkpoint_path))
-        with loading:
-            return super().load_from_checkpoint(
-                checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
-            )
+        kwargs = {'weights': None, 'statistics': None} | kwargs  # of the user, never of the checkpoint
+        with loading, limited_size(checkpoint_path):
+            try:
+                return super().load_from_checkpoint(
+                    checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+                )
+            except (TypeError, AttributeError, LookupError) as error:
+                raise ValueError(
+                    f'{checkpoint_path} does not describe a {cls.__name__} ({error or type(error).__name__}), expected '
+                    'the hyper-parameters of one'
+                ) from error
 
     def configure_models(self) -> None:
         """Build the model if all required hyper-parameters are set; otherwise the trainer builds it."""

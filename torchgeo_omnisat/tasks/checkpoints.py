@@ -13,8 +13,11 @@ incomplete file on a full disk (``test_export_on_a_full_disk_is_one_line``).
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,18 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
 
 from ..modality import as_modalities
+from ..models.encoders.registry import class_paths, registered_paths
 from ..utils.atomic import atomic_file
 from ..utils.finite import refuse_weights
 from ..utils.jsonfile import load_json
+from ..utils.regular import refuse_special
 from .normalization import KINDS, plain_sources
 
 #: Names of the two files on the hub.
@@ -37,6 +47,9 @@ MODEL, CONFIG = 'model.safetensors', 'config.json'
 KEPT = ('backbone', 'backbone_args', 'modalities', 'patch_size', 'label_gsd', 'mean', 'std', 'sources')
 #: Prefix of the backbone in the state dict of a task.
 PREFIX = 'model.backbone.'
+#: Number of values that a model may have in addition to one per byte of its file; half precision has two bytes, and
+#: parts such as decoders are built although they are not stored.
+_SMALL = 2**24
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,6 +91,107 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     refuse_weights(tensors, str(path))
     return tensors, hparams if isinstance(hparams, dict) else {}
+
+
+def read_hyper_parameters(path: str | Path, named: Collection[str] = ()) -> dict[str, Any]:
+    """Read the hyper-parameters of a checkpoint, for a parser that imports the classes that they name.
+
+    Args:
+        path: Checkpoint.
+        named: Import paths of the classes that the user names.
+
+    Returns:
+        Hyper-parameters as Lightning's command line parses them: those of a task with its ``class_path``, without
+        arguments that checkpoints do not contain, such as ``weights``, which would read another file.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read safely, or names a class that is neither loaded nor named.
+    """
+    refuse_special(path, 'a checkpoint')
+    try:
+        try:
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        except RuntimeError:  # a format that cannot be mapped into memory
+            content = torch.load(path, map_location='cpu', weights_only=True)
+        kept = dict(content.get('hyper_parameters') or {})
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as a checkpoint ({_reason(error)}), expected one of a training, with only tensors '
+            'and plain types'
+        ) from error
+    kept.pop('_instantiator', None)
+    own = kept.pop('_class_path', None)
+    strange = class_paths(kept) - {*named, *registered_paths()}
+    if own is not None and own not in named and not _is_task(own):
+        strange.add(str(own))
+    if strange:
+        raise ValueError(
+            f'{path} names the classes {sorted(strange)}, which are imported only if you name them too: expected the '
+            'same --model and --model.backbone_args as in training'
+        )
+    ignored = getattr(_loaded(own), 'ignore', ('weights', 'statistics'))
+    for name in (ignored,) if isinstance(ignored, str) else ignored or ():
+        kept.pop(name, None)
+    return kept if own is None else {'class_path': own, 'dict_kwargs': kept}
+
+
+def _is_task(path: Any) -> bool:
+    """Return whether an import path is one of this package, or of a loaded task."""
+    ours = __name__.partition('.')[0]
+    return isinstance(path, str) and (path.startswith(f'{ours}.') or isinstance(_loaded(path), type))
+
+
+def _loaded(path: Any) -> Any:
+    """Return the class of an import path if its module is loaded, else None."""
+    module, _, name = path.rpartition('.') if isinstance(path, str) else ('', '', '')
+    return getattr(sys.modules.get(module), name, None)
+
+
+@contextmanager
+def limited_size(path: Any) -> Iterator[None]:
+    """Raise an error if a model that is built inside is much larger than its file, before it fills the memory.
+
+    Args:
+        path: Checkpoint or folder; nothing is checked if it is a URL or an object in memory.
+
+    Raises:
+        ValueError: If the model has more parameters than the file has bytes.
+    """
+    files = [Path(path) / MODEL, Path(path)] if isinstance(path, str | Path) else []
+    limit = next((_SMALL + os.path.getsize(file) for file in files if file.is_file()), None)
+    count = 0
+
+    def add(value: Any) -> None:
+        nonlocal count
+        count += value.numel() if isinstance(value, Tensor) else 0
+        if limit is not None and count > limit:
+            raise ValueError(
+                f'{path} describes a model of more than {limit} numbers, expected at most one per byte of the file'
+            )
+
+    def register(module: nn.Module, name: str, value: Any) -> None:
+        add(value)
+
+    hooks = [register_module_parameter_registration_hook(register), register_module_buffer_registration_hook(register)]
+    try:
+        with _Clones(add):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Clones(TorchFunctionMode):
+    """Calls a function on tensors that are cloned, such as parameters of copied layers, which are not registered."""
+
+    def __init__(self, call: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.call = call
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.clone:
+            self.call(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def secure_checkpoints(strategy: Any) -> None:

@@ -27,6 +27,9 @@ from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.finite import refuse_output
 from .supervised import SupervisedTask, classification_metrics
 
+#: Maximum number of classes.
+MOST_CLASSES = 4096
+
 
 class OmniSatSegmentation(SupervisedTask):
     """Task for semantic segmentation; ``test`` scores every subset of the modalities.
@@ -94,7 +97,10 @@ class OmniSatSegmentation(SupervisedTask):
 
     def build(self) -> nn.Module:
         """Build the backbone with a decoder."""
-        return OmniSatSegmenter(self.build_backbone(), self.hparams['num_classes'], label_gsd=self.hparams['label_gsd'])
+        classes = self.hparams['num_classes']
+        if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
+            raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
+        return OmniSatSegmenter(self.build_backbone(), classes, label_gsd=self.hparams['label_gsd'])
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""

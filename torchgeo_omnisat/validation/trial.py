@@ -19,7 +19,9 @@ from torch import Tensor
 from torchgeo.tasks import BaseTask
 
 from ..datamodules.base import no_valid_pixel
+from ..models.encoders.registry import class_paths
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from ..tasks.checkpoints import limited_size, read_hyper_parameters
 from ..utils import errors
 from ..utils.quiet import quiet
 from .values import SplitValues
@@ -135,9 +137,11 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
     given = {name: settings[name] for name in ('trainer', 'model') if settings.get(name)}
     try:
         config = parser.parse_object(given)
-        if kept := _hyper_parameters(str(settings.get('ckpt_path') or '')):
+        path = str(settings.get('ckpt_path') or '')
+        if Path(path).is_file() and (kept := read_hyper_parameters(path, class_paths(given.get('model')))):
             config = parser.parse_object({'model': kept}, config)
-        made = parser.instantiate_classes(config)
+        with limited_size(path):
+            made = parser.instantiate_classes(config)
     except Exception as error:
         if 'Errors:' in str(error) or type(error).__name__ == 'ArgumentError':
             raise ValueError(errors.of_parser(str(error))) from None
@@ -159,14 +163,6 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
         **trained,
     )
     return made.get('model') or _default(splits), trainer
-
-
-def _hyper_parameters(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        return {}
-    kept = dict(torch.load(path, weights_only=True, map_location='cpu').get('hyper_parameters', {}))
-    kept.pop('_instantiator', None)
-    return {'class_path': kept.pop('_class_path'), 'dict_kwargs': kept} if '_class_path' in kept else kept
 
 
 def _default(splits: Mapping[str, SplitValues]) -> Any:

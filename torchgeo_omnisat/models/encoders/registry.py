@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 from torchvision.models._api import WeightsEnum
+from yaml import YAMLError
 
 from ...modality import Modality
+from ...utils.configs import load_config
 
 #: Encoder as a name, weights, a specification (see :func:`register_encoder`), a module, or a class or function that
 #: takes the number of bands or, if its first parameter is called ``modality``, the modality.
@@ -40,6 +42,8 @@ class Registered(NamedTuple):
 
 #: Registered encoders by name.
 ENCODERS: dict[str, Registered] = {}
+#: Arguments of timm that name files to read.
+_FILES = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 #: Name of a checkpoint if encoders are built as it describes them, else None.
 _checkpoint: ContextVar[str | None] = ContextVar('checkpoint', default=None)
 
@@ -136,7 +140,7 @@ def as_specification(name: str, encoder: Encoder) -> Encoder:
         if not isinstance(spec['class_path'], str) or not isinstance(spec.get('init_args') or {}, Mapping):
             raise ValueError(f'encoder of {name!r} is {spec}, expected a class_path and init_args by name')
         refuse_import(name, spec['class_path'])
-        return spec
+        return spec if source is None else without_loading(spec)
     if not {'name', 'weights'} & set(spec):
         raise ValueError(f'encoder of {name!r} is {spec}, expected a name, weights or a class_path')
     if source is not None:
@@ -166,9 +170,19 @@ def import_path(build: Callable[..., Any]) -> str:
 
 
 def without_loading(encoder: Any) -> Any:
-    """Return a specification that builds the same encoder without loading its pre-trained weights."""
-    loads = isinstance(encoder, Mapping) and (encoder.get('weights') is not None or encoder.get('pretrained'))
-    return {**encoder, 'load': False} if loads else encoder
+    """Return a specification that builds the same encoder without loading its pre-trained weights.
+
+    Args:
+        encoder: Specification. Others, and those of a class that is not registered, are returned unchanged.
+    """
+    if not isinstance(encoder, Mapping):
+        return encoder
+    if 'class_path' in encoder:
+        given = encoder.get('init_args')
+        known = isinstance(given, Mapping) and encoder['class_path'] in registered_paths()
+        return {**encoder, 'init_args': without_loading({**given})} if known else encoder
+    kept = {key: value for key, value in encoder.items() if key not in _FILES}
+    return {**kept, 'load': False} if kept.get('weights') is not None or kept.get('pretrained') else kept
 
 
 def plain_encoders(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -198,11 +212,21 @@ def _plain(encoder: Any) -> Any:
 
 
 def class_paths(value: Any) -> set[str]:
-    """Return every ``class_path`` in hyper-parameters of plain types."""
+    """Return every ``class_path`` in hyper-parameters of plain types, also in strings that jsonargparse would parse.
+
+    Raises:
+        ValueError: If a string expands to too many values.
+    """
+    if isinstance(value, str) and ':' in value:
+        try:
+            value = load_config(value, f'hyper-parameter {value[:40]!r}')
+        except YAMLError:
+            return set()
     if isinstance(value, Mapping):
         own = {value['class_path']} if isinstance(value.get('class_path'), str) else set()
         return own.union(*map(class_paths, value.values()))
-    return set().union(*map(class_paths, value)) if isinstance(value, list | tuple) else set()
+    several = isinstance(value, list | tuple | set | frozenset)
+    return set().union(*map(class_paths, value)) if several else set()
 
 
 def import_class(name: str, path: str) -> Callable[..., nn.Module]:
