@@ -21,12 +21,14 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from tests.attacks.test_code import DESCRIPTION
 from tests.prediction.areas import PlaneDataModule
 from tests.prediction.test_resume import AREA, killed
 from tests.prediction.test_writer import predict, read
 from torchgeo_omnisat.commands import check
 from torchgeo_omnisat.commands.shard import write as write_shards
 from torchgeo_omnisat.datamodules.statistics import places_of, save_statistics
+from torchgeo_omnisat.datasets import ShardedDataset
 from torchgeo_omnisat.datasets.integrity import Problem, Report
 from torchgeo_omnisat.datasets.io.files import extract_directory
 from torchgeo_omnisat.datasets.synthetic.writing import Recipe, write_landscapes
@@ -160,14 +162,47 @@ def test_killed(tmp_path: Path, name: str, moment: str) -> None:
     assert not hidden(tmp_path)
 
 
-def test_two_shards_of_one_output(tmp_path: Path) -> None:
-    split = SimpleNamespace(
-        prepare_data=lambda: None, setup=lambda stage: None, train_dataset=[], val_dataset=[], test_dataset=[]
+@pytest.fixture
+def splits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A datamodule with one sample per split."""
+    monkeypatch.setattr('torchgeo_omnisat.commands.shard.describe_samples', lambda datamodule: DESCRIPTION)
+    datasets = {f'{split}_dataset': [{'mask': torch.ones(8, 8).long()}] for split in ('train', 'val', 'test')}
+    return SimpleNamespace(prepare_data=lambda: None, setup=lambda stage: None, num_workers=0, **datasets)
+
+
+def test_two_shards_of_one_output(tmp_path: Path, splits: SimpleNamespace) -> None:
+    with (
+        scratch_folder(tmp_path / 'out'),
+        pytest.raises(ValueError, match='which another process is writing'),
+    ):
+        write_shards(splits, tmp_path / 'out', 1)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize('empty', [None, []], ids=str)
+def test_shards_of_an_empty_split(tmp_path: Path, splits: SimpleNamespace, split: str, empty: Any) -> None:
+    setattr(splits, f'{split}_dataset', empty)
+    with pytest.raises(ValueError, match=rf"splits \['{split}'\] of SimpleNamespace are empty"):
+        write_shards(splits, tmp_path / 'out', 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('damage', ['end', 'header', 'offsets'])
+def test_damaged_sample_of_shards(tmp_path: Path, splits: SimpleNamespace, damage: str) -> None:
+    write_shards(splits, tmp_path / 'out', 1)
+    assert ShardedDataset(str(tmp_path / 'out'))[0]['mask'].sum() == 64
+    (file,) = (tmp_path / 'out/train').glob('*.bin')
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            'end': content[:-32],
+            'header': content.replace(b'"mask"', b'"ma\xffk"'),
+            'offsets': content[:4] + b'\xff' * 8 + content[12:],
+        }[damage]
     )
-    with pytest.MonkeyPatch.context() as patch, scratch_folder(tmp_path / 'out'):
-        patch.setattr('torchgeo_omnisat.commands.shard.describe_samples', lambda datamodule: {})
-        with pytest.raises(ValueError, match='which another process is writing'):
-            write_shards(split, tmp_path / 'out', 1)
+    where = rf'{file} has .* bytes' if damage == 'end' else rf"sample 0 of 'train' in {tmp_path / 'out'} cannot be read"
+    with pytest.raises(ValueError, match=where):
+        ShardedDataset(str(tmp_path / 'out'))[0]
 
 
 @pytest.fixture(scope='module')

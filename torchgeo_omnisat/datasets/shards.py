@@ -130,6 +130,10 @@ def check_index(address: str, lengths: Sequence[int] | None = None) -> None:
         raise ValueError(f'{index} cannot be read ({error!r}), {expected}') from error
     if strange := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
         raise ValueError(f'{index} names the shard {strange[0]!r}, expected files of its folder')
+    for chunk in chunks:
+        file, size = os.path.join(os.path.dirname(index), chunk['filename']), chunk.get('chunk_bytes')
+        if type(size) is int and os.path.isfile(file) and os.path.getsize(file) < size:  # litdata would wait for it
+            raise ValueError(f'{file} has {os.path.getsize(file)} bytes, expected {size}: it is truncated')
     if spec != _SPEC:
         raise ValueError(f'{index} states the data_spec {config["data_spec"]!r}, expected {_SPEC}')
     for key, value in config.items():
