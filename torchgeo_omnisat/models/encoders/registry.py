@@ -178,10 +178,10 @@ def without_loading(encoder: Any) -> Any:
     if not isinstance(encoder, Mapping):
         return encoder
     if 'class_path' in encoder:
-        given = encoder.get('init_args')
+        given: Any = encoder.get('init_args')
         known = isinstance(given, Mapping) and encoder['class_path'] in registered_paths()
-        return {**encoder, 'init_args': without_loading({**given})} if known else encoder
-    kept = {key: value for key, value in encoder.items() if key not in _FILES}
+        return {**encoder, 'init_args': without_loading(given)} if known else encoder
+    kept = {key: without_loading(value) for key, value in encoder.items() if key not in _FILES}
     return {**kept, 'load': False} if kept.get('weights') is not None or kept.get('pretrained') else kept
 
 
