@@ -28,7 +28,7 @@ def blocks(language):
 
 
 LINES = sorted({line for _, block in blocks('sh') for line in block.splitlines() if '--trainer.devices' in line})
-CONFIGS = {page.name: block for page, block in blocks('yaml') if 'model:' in block}
+CONFIGS = {page.name: block for page, block in blocks('yaml') if re.search('^model:', block, re.M)}
 
 
 class Accepted(Exception):
