@@ -272,6 +272,20 @@ def test_model_passes_coordinates(state):
     assert difference[1] < 1e-5
 
 
+def test_checkpoint_without_location_stays_without(state):
+    image, dates, valid = series()
+    places = torch.tensor([[5.3, 50.9]] * 2, dtype=torch.float64)
+    encoder = PrestoEncoder(S2, 'dn', weights=state, **SMALL).eval()
+    plain = encoder(image, dates, valid)[0]
+    assert not torch.equal(encoder(image, dates, valid, places)[0], plain)
+    saved = encoder.state_dict()
+    encoder.load_state_dict(saved)
+    assert not torch.equal(encoder(image, dates, valid, places)[0], plain)
+    saved.pop('uses_coordinates')
+    encoder.load_state_dict(saved)
+    assert torch.equal(encoder(image, dates, valid, places)[0], plain)
+
+
 def test_cache_depends_on_content_and_weights(state):
     image, dates, valid = series()
     encoder = build(state)

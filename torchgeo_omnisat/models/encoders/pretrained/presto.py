@@ -82,6 +82,7 @@ class PrestoEncoder(PixelEncoder):
             the bands, or the weights do not fit the model.
     """
 
+    uses_coordinates: Tensor
     #: ``OmniSat`` passes ``coordinates`` of the batch.
     takes_coordinates = True
 
@@ -119,6 +120,9 @@ class PrestoEncoder(PixelEncoder):
         if frozen:
             self.requires_grad_(False)
         self._located = True
+        # Checkpoints written before batches had coordinates lack this buffer; they were trained without the location.
+        self.register_buffer('uses_coordinates', torch.tensor(True))
+        self.register_load_state_dict_pre_hook(_without_coordinates)
 
     def forward(
         self,
@@ -146,7 +150,7 @@ class PrestoEncoder(PixelEncoder):
             height = x.shape[-2]
             pixels = height * x.shape[-1]
             months, places = month.repeat_interleave(pixels), None
-            if coordinates is not None:
+            if coordinates is not None and self.uses_coordinates:
                 places = coordinates.flip(-1).repeat_interleave(pixels, 0)
             embedded = self.standardised(self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months, places))
         return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=height)]
@@ -275,6 +279,11 @@ def _match(bands: Sequence[str]) -> dict[int, int]:
     if unused := [band for index, band in enumerate(bands) if index not in used]:
         warnings.warn(f'Presto does not use the bands {unused}: it has the groups {groups}', stacklevel=3)
     return used
+
+
+def _without_coordinates(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if any(key.startswith(prefix) for key in state):
+        state.setdefault(f'{prefix}uses_coordinates', torch.tensor(False))
 
 
 def _check_place(latlon: Sequence[float]) -> tuple[float, float]:
