@@ -11,8 +11,8 @@ declared crop are ignored; only the bands of 20 m are used, since one tile has n
 ``belgium``: the western half of ``belgium-crops`` for training, the eastern half for testing, as in
 ``belgium.py``. Its labels are WorldCereal 2021, a product of a model of Presto's family.
 
-All methods use the same monthly composites; Presto is given their first twelve months, as in its
-pre-training. Every pixel of Presto is embedded once. The decoder is trained on the embeddings,
+All methods use the same monthly composites; Presto is given their first twelve months, chosen as its
+other settings. Every pixel of Presto is embedded once. The decoder is trained on the embeddings,
 standardised by the training pixels. No setting was chosen by pixels that are tested: those of Presto
 were chosen by leaving out strips of the western half of ``belgium-crops`` (README.md), those of
 *scratch* are those of docs/configs/belgium-crops.yaml.
