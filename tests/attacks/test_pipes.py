@@ -29,8 +29,7 @@ from torchgeo_omnisat.datasets.rasters.stac import STACTimeSeries
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.datasets.treesatai import listed, open_series
 from torchgeo_omnisat.models.encoders.weights import published
-from torchgeo_omnisat.plugin import _hyper_parameters
-from torchgeo_omnisat.tasks.checkpoints import read_config, read_weights
+from torchgeo_omnisat.tasks.checkpoints import read_config, read_hyper_parameters, read_weights
 from torchgeo_omnisat.utils.jsonfile import load_json
 
 
@@ -102,7 +101,8 @@ def test_pipe(kind: str, tmp_path: Path) -> None:
 def test_pipe_that_is_skipped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'STATISTICS.json')
     assert load_statistics(tmp_path) == {}
-    assert _hyper_parameters(str(tmp_path / 'STATISTICS.json')) is None
+    with pytest.raises(ValueError, match='no regular file'):
+        read_hyper_parameters(tmp_path / 'STATISTICS.json')
 
 
 def test_header_of_another_file(tmp_path: Path) -> None:
