@@ -1,8 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Documentation, docstrings and comments use the words of the field."""
+"""Documentation, docstrings, comments, errors and warnings use the words of the field."""
 
+import ast
 import io
 import re
 import tokenize
@@ -46,15 +47,27 @@ def prose(path):
             previous = token.type
 
 
+def messages(path):
+    """Yield line number and text of the strings of errors and warnings of a source file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        warns = isinstance(node, ast.Call) and 'warn' in ast.unparse(node.func).rpartition('.')[-1]
+        if warns or isinstance(node, ast.Raise):
+            parts = (part for part in ast.walk(node) if isinstance(part, ast.Constant))
+            yield from ((part.lineno, part.value) for part in parts if isinstance(part.value, str))
+
+
+@pytest.fixture(scope='module')
+def lines():
+    """Everything that is read, with its place."""
+    texts = [(path, *line) for path in (*PAGES, *SOURCES) for line in prose(path)]
+    texts += [(path, *line) for path in SOURCES for line in messages(path)]
+    return [(f'{path.relative_to(ROOT)}:{number}', text.strip()) for path, number, text in texts]
+
+
 @pytest.mark.parametrize('expression', AVOID)
-def test_expression_is_avoided(expression):
+def test_expression_is_avoided(expression, lines):
     pattern = re.compile(expression, re.IGNORECASE)
-    found = [
-        f'{path.relative_to(ROOT)}:{number}: {line.strip()}'
-        for path in (*PAGES, *SOURCES)
-        for number, line in prose(path)
-        if pattern.search(line)
-    ]
+    found = [f'{place}: {text}' for place, text in lines if pattern.search(text)]
     assert not found, '\n'.join([f'{expression}: write instead {AVOID[expression]}', *found])
 
 
@@ -64,3 +77,9 @@ def test_docstrings_and_comments_are_read(tmp_path):
     text = ' '.join(line for _, line in prose(source))
     assert all(word in text for word in ('One', 'two', 'Three', 'Four'))
     assert 'no' not in text
+
+
+def test_messages_are_read(tmp_path):
+    source = tmp_path / 'source.py'
+    source.write_text("x = 'no'\nwarnings.warn(f'One {x} two', stacklevel=2)\nraise ValueError('three ' 'four')\n")
+    assert {text.strip() for _, text in messages(source)} == {'One', 'two', 'three four'}
