@@ -142,7 +142,7 @@ def _close_figures() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _plain_tasks() -> Iterator[None]:
+def _random_weights() -> Iterator[None]:
     """Tests of what surrounds a model need no trained one, and no figures of its validations."""
     with pytest.MonkeyPatch.context() as patch:
         if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
@@ -154,7 +154,7 @@ def _plain_tasks() -> Iterator[None]:
 
 @pytest.fixture
 def validation_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the figures of validations, as without :func:`_plain_tasks`."""
+    """Draw the figures of validations, as without :func:`_random_weights`."""
     monkeypatch.setattr(sys.modules['torchgeo_omnisat.tasks.supervised'].SupervisedTask, 'figures', 4)
 
 

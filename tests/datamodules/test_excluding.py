@@ -61,7 +61,7 @@ class TestExcluding:
     def test_training_goes_on_without_them(
         self, root: Path, report: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
     ) -> None:
-        with pytest.raises(FileNotFoundError, match=r'S1A_10000\.npy does not exist'):
+        with pytest.raises(FileNotFoundError, match=r'S1A_10000\.npy'):
             PASTISMultimodalDataModule(str(root)).setup('fit')
         datamodule = PASTISMultimodalDataModule(str(root), exclude=str(report), batch_size=4)
         probe = Probe()
@@ -82,9 +82,7 @@ class TestExcluding:
 
     def test_a_smaller_test_split_is_a_warning(self, root: Path, report: Path) -> None:
         datamodule = PASTISMultimodalDataModule(str(root), exclude=str(report))
-        with pytest.warns(
-            UserWarning, match=r"1 of 2 samples of 'test' are excluded by .*: 1 missing\. Metrics are of the"
-        ):
+        with pytest.warns(UserWarning, match=rf"1 of 2 .*'test'.*{report}.*1 missing"):
             datamodule.setup('test')
         assert ids(datamodule, 'test') == ['10004']
 
@@ -118,7 +116,7 @@ class TestExcluding:
         datamodule = kind(
             str(root), exclude=write_report(tmp_path / 'check.json', f'{first}0', root=root, layout=layout)
         )
-        with pytest.raises(ValueError, match=f"exclude names '{first}0', not known to"):
+        with pytest.raises(ValueError, match=f"exclude.*'{first}0'"):
             datamodule.setup('fit')
 
 
@@ -126,7 +124,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ('samples', 'match'),
         [
-            (('10000', '77'), r"exclude names '77', not known to .*metadata\.geojson; expected names such as '10000'"),
+            (('10000', '77'), r"exclude.*'77'.*metadata\.geojson.*'10000'"),
             (('78', '77'), r"exclude names '77' and 1 more, not known to"),
             (tuple(str(10000 + n) for n in range(10)), 'exclude names all 6 samples of a split, expected'),
         ],
@@ -138,9 +136,7 @@ class TestErrors:
 
     def test_another_dataset(self, pastis: Path, tmp_path: Path) -> None:
         exclude = write_report(tmp_path / 'check.json', '10000', layout='FLAIR')
-        with pytest.raises(
-            ValueError, match=r'check\.json.* is about FLAIR in /elsewhere, expected a report about PASTIS'
-        ):
+        with pytest.raises(ValueError, match=r'check\.json.*FLAIR.*/elsewhere.*PASTIS'):
             PASTISMultimodalDataModule(str(pastis), exclude=exclude).setup('fit')
 
     @pytest.mark.parametrize('positional', [True, False])
@@ -151,7 +147,7 @@ class TestErrors:
         exclude = write_report(tmp_path / 'check.json', '10000', root=tmp_path / 'other')
         datamodule = PASTISMultimodalDataModule(*[str(pastis)] * positional, exclude=exclude)
         ours = pastis if positional else tmp_path / 'data'
-        match = rf'a report about {tmp_path}/other, but root is {ours}.*: run .* check --output FILE. on this root'
+        match = rf'{tmp_path}/other.*root.*{ours}.*check --output FILE'
         with pytest.raises(ValueError, match=match):
             datamodule.setup('fit')
 
@@ -159,7 +155,7 @@ class TestErrors:
         report = write_report(tmp_path / 'check.json', '1_2', root='/elsewhere', layout='Rasters')
         rasters: Any = {'s2': {'path': 's2', 'gsd': 10}}
         datamodule = MultimodalGeoDataModule(str(tmp_path), rasters=rasters, labels=['a'], exclude=report)
-        with pytest.raises(ValueError, match=f'a report about /elsewhere, but root is {tmp_path}: run'):
+        with pytest.raises(ValueError, match=f'/elsewhere.*root.*{tmp_path}'):
             _ = datamodule.report
 
     def test_a_link_to_the_root_is_the_same_root(self, pastis: Path, tmp_path: Path) -> None:
@@ -172,11 +168,11 @@ class TestErrors:
     @pytest.mark.parametrize('text', ['', '[]', '{}', '{"problems": [{}]}', '{"layout": "PASTIS", "problems": 3}'])
     def test_no_report(self, pastis: Path, tmp_path: Path, text: str) -> None:
         (tmp_path / 'check.json').write_text(text)
-        with pytest.raises(ValueError, match=r'check\.json cannot be read .*expected what .* check --output FILE'):
+        with pytest.raises(ValueError, match=r'check\.json.* check --output FILE'):
             PASTISMultimodalDataModule(str(pastis), exclude=str(tmp_path / 'check.json')).setup('fit')
 
     def test_no_file(self, pastis: Path, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r'none\.json does not exist, expected what'):
+        with pytest.raises(FileNotFoundError, match=r'none\.json'):
             PASTISMultimodalDataModule(str(pastis), exclude=str(tmp_path / 'none.json')).setup('fit')
 
 
@@ -197,7 +193,7 @@ def test_tiles_of_rasters(tmp_path: Path) -> None:
     every = MultimodalGeoDataModule(str(tmp_path), **settings).make_dataset('test').ids
     report = write_report(tmp_path / 'check.json', every[1], root=tmp_path, layout='Rasters')
     datamodule = MultimodalGeoDataModule(str(tmp_path), exclude=report, **settings)
-    with pytest.warns(UserWarning, match=f"1 of {len(every)} samples of 'test' are excluded by"):
+    with pytest.warns(UserWarning, match=f"1 of {len(every)} .*'test'"):
         datamodule.setup('test')
     assert datamodule.test_dataset.ids == [name for name in every if name != every[1]]  # type: ignore[union-attr]
     datamodule = MultimodalGeoDataModule(

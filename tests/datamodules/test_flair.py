@@ -158,7 +158,7 @@ class TestStatistics:
 
     def test_training_split_without_a_valid_date(self, own: Path) -> None:
         save(series(own, ZONE, 'masks.npy'), np.full((4, 2, 12, 14), 100, np.uint8))
-        with pytest.raises(ValueError, match=r"'s2' has no valid pixel in the 2 training samples of"):
+        with pytest.raises(ValueError, match=r"'s2'.*\b2 "):
             FLAIRDataModule(str(own)).setup('fit')
 
     def test_test_split_is_never_measured(self, own: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_fraction_of_nothing_is_no_ground(root: Path) -> None:
 def test_a_fraction_that_meets_no_ground_is_a_warning(root: Path) -> None:
     datamodule = make(root, split={'axis': 'x', 'fractions': (0.5, 0.25, 0.25)})
     datamodule.grounds = datamodule.grounds | {'val': shapely.Polygon()}  # as between labels that are far apart
-    with pytest.warns(UserWarning, match="'val' is skipped: it has no tile with labels"):
+    with pytest.warns(UserWarning, match="'val'"):
         datamodule.setup('fit')
     assert datamodule.lost_splits() == ['val']
     assert make(root, split={'axis': 'x', 'fractions': (0.5, 0.0, 0.5)}).lost_splits() == []
@@ -287,18 +287,18 @@ def test_arguments(root: Path, changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_modality_that_training_never_sees(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"'aerial' has no valid pixel .* remove it from modalities"):
+    with pytest.raises(ValueError, match=r"'aerial'.*modalities"):
         make(root, split={'axis': 'y', 'fractions': (0.5, 0.25, 0.25)}).setup('fit')
 
 
 def test_an_area_outside(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'predict_area is \[0, 0, 1, 1\]: .* no ground .* data cover \(600000,'):
+    with pytest.raises(ValueError, match=r'predict_area.*\[0, 0, 1, 1\].*\(600000,'):
         make(root, predict_area=[0, 0, 1, 1]).setup('predict')
     for area in [0, 0, 1], [1, 0, 0, 1], {'bounds': [0, 0, 1, 1]}, {'bounds': None, 'crs': 'EPSG:4326'}:
-        with pytest.raises(ValueError, match=r'predict_area is .* expected xmin, ymin, xmax, ymax, a vector file, or'):
+        with pytest.raises(ValueError, match=r'predict_area.*xmin, ymin, xmax, ymax'):
             make(root, predict_area=area).setup('predict')
     gpd.GeoDataFrame(geometry=[shapely.Point(X, Y)], crs=UTM).to_file(tmp_path / 'points.gpkg')
-    with pytest.raises(ValueError, match=r'points.gpkg has no polygons, expected the area to predict'):
+    with pytest.raises(ValueError, match=r'points\.gpkg'):
         make(root, predict_area=str(tmp_path / 'points.gpkg')).setup('predict')
 
 
@@ -349,7 +349,7 @@ def test_real_fields_train_and_are_mapped(belgium: Path, tmp_path: Path) -> None
 def test_a_file_of_splits_needs_their_names(root: Path, tmp_path: Path) -> None:
     frame = gpd.GeoDataFrame({'part': ['train']}, geometry=[shapely.box(X, Y - 320, X + 240, Y)], crs=UTM)
     frame.to_file(tmp_path / 'regions.gpkg')
-    with pytest.raises(ValueError, match=r"regions.gpkg has the columns \['part', 'geometry'\], expected 'split' with"):
+    with pytest.raises(ValueError, match=r"regions\.gpkg.*\['part', 'geometry'\].*'split'"):
         _ = make(root, split={'file': str(tmp_path / 'regions.gpkg')}).grounds
 
 

@@ -262,14 +262,14 @@ def make_trainer() -> Trainer:
 @pytest.mark.parametrize('stage', ['test', 'validate', 'predict'])
 def test_every_stage_is_guarded(stage: str, root: Path, model: Toy) -> None:
     run = {name: getattr(make_trainer(), name) for name in ('test', 'validate', 'predict')}[stage]
-    with pytest.warns(UserWarning, match=r's2: bands B02.*multiplied by 10000') as said:
+    with pytest.warns(UserWarning, match=r's2: .*B02.*10000') as said:
         run(model, datamodule=make_datamodule(root))
     assert len([w for w in said if 'multiplied' in str(w.message)]) == 1
     assert 's1a' not in str(said[-1].message)
 
 
 def test_guard_refuses_or_is_silent(root: Path, model: Toy) -> None:
-    with pytest.raises(ValueError, match=r's2: bands B02.*multiplied by 10000'):
+    with pytest.raises(ValueError, match=r's2: .*B02.*10000'):
         make_trainer().test(model, datamodule=make_datamodule(root, guard='error'))
     with warnings.catch_warnings():
         warnings.filterwarnings('error', 'the first tiles')
@@ -283,7 +283,7 @@ def test_a_mixture_is_compared_under_its_names(root: Path, model: Toy) -> None:
     named = {kind: {'other' if k == 's2' else k: v for k, v in model.hparams[kind].items()} for kind in ('mean', 'std')}
     parts = {'made': make_datamodule(root, guard='error')}
     mixture = MixedDataModule(parts, rename={'made': {'s2': 'other'}})
-    with pytest.raises(ValueError, match=r's2: bands B02.*multiplied by 10000'):
+    with pytest.raises(ValueError, match=r's2: .*B02.*10000'):
         make_trainer().test(Toy(**named), datamodule=mixture)
 
 

@@ -70,7 +70,7 @@ def test_codes_from_a_yaml_file(root: Path, values: Any, classes: Any, other: An
 @pytest.mark.parametrize('value', [99, -1, 2])
 def test_numbers_that_are_no_class_stop_before_training(root: Path, value: int) -> None:
     datamodule = make(root, labels(root, np.array([0, 1, 1, value], np.int16)))
-    with pytest.raises(ValueError, match=rf'l.tif has the codes {value} \(256 pixels\), expected .*\(a, b\)'):
+    with pytest.raises(ValueError, match=rf'l\.tif.*{value} \(256 pixels\).*\(a, b\)'):
         datamodule.setup('fit')
 
 
@@ -94,7 +94,7 @@ def test_pixels_that_are_no_numbers_of_classes_are_refused(root: Path, dtype: st
 
 def test_a_picture_is_refused(root: Path) -> None:
     write(root / 'l.tif', np.zeros((3, 32, 64), np.uint8))
-    with pytest.raises(ValueError, match=r'l.tif has the 3 bands'):
+    with pytest.raises(ValueError, match=r'l\.tif.*\b3 bands'):
         make(root, {'path': 'l.tif'}).setup('fit')
     write(root / 'n.tif', np.stack([np.zeros((32, 64)), np.ones((32, 64))]).astype(np.uint8), bands=('year', 'crop'))
     datamodule = make(root, {'path': 'n.tif', 'bands': ['crop']})
@@ -119,10 +119,10 @@ def test_a_split_without_a_label_is_told_or_refused(root: Path) -> None:
     image = np.full((32, 64), 255, np.uint8)
     image[:, :32] = np.arange(32) % 2
     write(root / 'l.tif', image)
-    with pytest.warns(UserWarning, match="'val' has no labelled pixel"):
+    with pytest.warns(UserWarning, match="'val'"):
         make(root, {'path': 'l.tif'}).setup('fit')
     turned = make(root, {'path': 'l.tif'}, split={'train': WEST['val'], 'val': WEST['train']})
-    with pytest.raises(ValueError, match="'train' has no labelled pixel"):
+    with pytest.raises(ValueError, match="'train'"):
         turned.setup('fit')
 
 
@@ -182,7 +182,7 @@ def test_files_with_other_bands_stop_before_training(root: Path) -> None:
     write(root / 's2/c_20210402.tif', ramp(32, 64, 3), origin=(X + 5000, Y))  # where no tile lies
     mask = labels(root, np.array([0, 1], np.uint8))
     for step in MultimodalGeoDataModule.prepare_data, lambda datamodule: datamodule.setup('fit'):
-        with pytest.raises(ValueError, match=r'b_20210401.tif has 2 bands, expected 1 .*a_20210301.tif.*1 more file'):
+        with pytest.raises(ValueError, match=r'b_20210401\.tif.*\b2 .*\b1 .*a_20210301\.tif.*\b1 '):
             step(make(root, mask))
     report = walk(make(root, mask))
     found = [(problem.kind, problem.file) for problem in report.faults]
@@ -191,5 +191,5 @@ def test_files_with_other_bands_stop_before_training(root: Path) -> None:
 
 def test_files_of_another_type_are_named(root: Path) -> None:
     write(root / 's2/b_20210401.tif', np.ones((32, 64), np.uint16))
-    with pytest.warns(UserWarning, match=r'float32 in .*a_20210301.tif, but uint16 in .*b_20210401.tif'):
+    with pytest.warns(UserWarning, match=r'float32.*a_20210301\.tif.*uint16.*b_20210401\.tif'):
         make(root, labels(root, np.array([0, 1], np.uint8))).setup('fit')

@@ -62,7 +62,7 @@ class TestOrders:
 
     @pytest.mark.parametrize('positions', [np.array([[0.0, np.nan], [1.0, 2.0]]), np.zeros((3, 4))])
     def test_unknown_positions(self, positions: Any) -> None:
-        with pytest.raises(ValueError, match=r'positions have shape .* expected \(N, 2\) in metres'):
+        with pytest.raises(ValueError, match=r'positions.*\(N, 2\)'):
             SpatialOrder(positions, 2)
 
 
@@ -202,7 +202,7 @@ def test_other_batches_in_the_middle_of_an_epoch(tmp_path: Any, quiet: dict[str,
     trainer = Trainer(**quiet | {'max_steps': 3})
     trainer.fit(Listener(), datamodule=datamodule)
     trainer.save_checkpoint(tmp_path / 'a.ckpt')
-    with pytest.raises(ValueError, match=r'after 3 of 5 batches .*expected the same, or a checkpoint from the end'):
+    with pytest.raises(ValueError, match=r'\b3 of 5 '):
         Trainer(**quiet).fit(
             Listener(), datamodule=NoiseDataModule(3), ckpt_path=tmp_path / 'a.ckpt', weights_only=True
         )
@@ -220,7 +220,7 @@ def test_second_training_begins_anew(quiet: dict[str, Any], monkeypatch: pytest.
 
 
 def test_neighbours_need_places() -> None:
-    with pytest.raises(ValueError, match=r"batches is 'near', expected 'anywhere' or 'region'"):
+    with pytest.raises(ValueError, match=r"batches.*'near'.*'anywhere'.*'region'"):
         MultimodalDataModule(NonGeoDataset, batches='near')  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r'requires positions of samples, but list has none: .* positions \(N, 2\)'):
+    with pytest.raises(ValueError, match=r'positions.*\blist\b.*\(N, 2\)'):
         MultimodalDataModule(NonGeoDataset, batches='region').order([], 4)  # type: ignore[arg-type]

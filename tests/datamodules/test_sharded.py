@@ -213,10 +213,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match='1'):
         main(['stats', '--data=ShardedDataModule', f'--data.root={tmp_path / "out"}'])
     assert 'shards contain their statistics' in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r'there is no .*shards.json, expected'):
+    with pytest.raises(ValueError, match=r'shards\.json'):
         ShardedDataModule(str(tmp_path))
     (tmp_path / 'shards.json').write_text('{"shards"')
-    with pytest.raises(ValueError, match=r'shards.json cannot be read \('):
+    with pytest.raises(ValueError, match=r'shards\.json'):
         ShardedDataModule(str(tmp_path))
 
 

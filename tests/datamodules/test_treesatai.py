@@ -65,7 +65,7 @@ class TestDataModule:
         own = Path(shutil.copytree(root, tmp_path / 'own'))
         (own / 'STATISTICS.json').unlink(missing_ok=True)
         datamodule = TreeSatAITimeSeriesDataModule(str(own), modalities=('s2',), cloud_probability=0)
-        with pytest.raises(ValueError, match=r"'s2' has no valid pixel in the 3 training samples"):
+        with pytest.raises(ValueError, match=r"'s2'.*\b3 "):
             datamodule.setup('fit')
 
 

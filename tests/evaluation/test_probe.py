@@ -230,10 +230,10 @@ def test_modes_come_back_as_they_were() -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='max_tiles is 0, expected at least 1'):
+    with pytest.raises(ValueError, match=r'max_tiles.*\b0\b'):
         ProbeCallback(max_tiles=0)
     trainer = make_trainer(tmp_path, callbacks=[ProbeCallback()])
-    with pytest.raises(ValueError, match=r"found no \['train_dataset', .*in the datamodule None"):
+    with pytest.raises(ValueError, match=r"\['train_dataset', .*None"):
         trainer.fit(OmniSatSegmentation(**TOLD), make_loader([make_sample(0)]))
 
 

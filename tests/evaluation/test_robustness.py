@@ -174,12 +174,12 @@ class TestSensors:
     def test_nonsense_is_refused(self) -> None:
         with pytest.raises(ValueError, match='expected each modality once'):
             sensors(['s2'], {'a': ('s2',), 'b': ('s2',)})
-        with pytest.raises(ValueError, match=r"groups are called \['spot'\], expected names that no other"):
+        with pytest.raises(ValueError, match=r"groups.*\['spot'\]"):
             sensors(['s2', 'spot'], {'spot': ('s2',)})
-        with pytest.raises(ValueError, match=r"degradations \['fog'\] are unknown, expected some of"):
+        with pytest.raises(ValueError, match=r"degradations.*\['fog'\]"):
             RobustnessTest(make_task(), kinds=('fog',))
 
     def test_data_without_the_target(self, tmp_path: Path) -> None:
         sample = {key: value for key, value in make_sample(0).items() if key != 'mask'}
-        with pytest.raises(ValueError, match="the data have no 'mask' to score, expected what OmniSatSegmentation"):
+        with pytest.raises(ValueError, match=r"'mask'.*OmniSatSegmentation"):
             run(tmp_path, make_task(), [sample])

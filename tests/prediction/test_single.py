@@ -77,14 +77,14 @@ def test_bounds_must_be_those_of_the_pixels(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / '8.tif') as file:
         assert file.transform[:6] == (2, 0, 100, 0, -2, 62)
     for bounds in [100.0, 109.0, 2.0, 50.0, 62.0, 2.0], None:
-        with pytest.raises(ValueError, match=r"sample 'D01-Z1-7' of SimpleNamespace has bounds .* 6 x 4 pixels"):
+        with pytest.raises(ValueError, match=r"'D01-Z1-7'.*bounds.*\b6 x 4 "):
             folder.write(0, *tile(6, 4), bounds)
     assert [path.name for path in tmp_path.iterdir()] == ['8.tif']
 
 
 def test_single_tiles_have_no_parcels(tmp_path: Path) -> None:
     datamodule = SyntheticLandscapesDataModule(str(tmp_path / 'data'), num_tiles=5, size=16, dates=(2, 3))
-    with pytest.raises(ValueError, match='parcels is True for Synthetic'):
+    with pytest.raises(ValueError, match=r'parcels.*True.*Synthetic'):
         make_trainer(tmp_path, GeoTIFFWriter(parcels=True)).predict(
             OmniSatSegmentation('omnisat_tiny'), datamodule=datamodule
         )

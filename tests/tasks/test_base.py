@@ -122,7 +122,7 @@ class TestFigures:
 
 class TestErrors:
     def test_no_datamodule(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"has no \['modalities', .*\] and there is no datamodule"):
+        with pytest.raises(ValueError, match=r"\['modalities', .*\].*datamodule"):
             make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), make_loader([make_sample(0)]))
 
     def test_datamodule_that_is_not_ours(self, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ class TestErrors:
         task = OmniSatSegmentation.load_from_checkpoint(fitted, weights_only=True)
         datamodule = make_datamodule(root)
         datamodule.num_classes = 7
-        with pytest.raises(ValueError, match=r'num_classes of .* is 7, but the model was built for 20'):
+        with pytest.raises(ValueError, match=r'num_classes.*\b7\b.*\b20\b'):
             make_trainer(tmp_path).test(task, datamodule=datamodule)
         make_trainer(tmp_path).predict(task, datamodule=datamodule)
 
@@ -194,7 +194,7 @@ class TestBlind:
             blind[modality.valid_key][:] = False
         task = OmniSatSegmentation(**TOLD)
         loader = make_loader([blind, make_sample(1)] * 2)
-        with pytest.warns(UserWarning, match=r"1 of 2 samples of a batch have none of the modalities \['s2',") as said:
+        with pytest.warns(UserWarning, match=r"1 of 2 .*\['s2',") as said:
             predictions: Any = make_trainer(tmp_path).predict(task, loader)
         assert all(p['probabilities'].isfinite().all() for p in predictions)
         assert len([w for w in said if 'none of the modalities' in str(w.message)]) == 1

@@ -69,7 +69,7 @@ def test_what_it_takes_is_never_dropped_for_what_it_does_not() -> None:
 def test_another_series() -> None:
     task = OmniSatSegmentation(**TOLD | {'backbone': 'utae'}, backbone_args=SMALL | {'series': 's1a'})
     assert list(task.model.backbone.encoders) == ['s1a']
-    with pytest.raises(ValueError, match=r"series of utae is 'spot', expected one of \['s2', 's1a'\]"):
+    with pytest.raises(ValueError, match=r"series.*utae.*'spot'.*\['s2', 's1a'\]"):
         OmniSatSegmentation(**TOLD | {'backbone': 'utae'}, backbone_args={'series': 'spot'})
 
 
@@ -121,7 +121,5 @@ class TestPublishedWeights:
         assert 'new: nothing; ignored: up_blocks.0.' in said[-1]
 
     def test_no_series_of_their_bands(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"is for a series of the bands \['B02', .* expected one among \['s2', 's1a'"
-        ):
+        with pytest.raises(ValueError, match=r"\['B02', .*\['s2', 's1a'"):
             OmniSatSegmentation(**TOLD, weights='UTAE_Weights.PASTIS_FOLD1')

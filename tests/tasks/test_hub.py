@@ -95,7 +95,7 @@ class TestHandover:
             assert torch.equal(backbone.restrict(joint, ('s2', 's1a')).fused, expected.fused)
 
     def test_another_backbone_is_named(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match=r"fits the backbone.*trained with backbone='omnisat_tiny'"):
+        with pytest.raises(ValueError, match=r"backbone='omnisat_tiny'"):
             OmniSatSegmentation(**TOLD | {'backbone': 'omnisat_small'}, weights=str(folder))
 
 
@@ -132,7 +132,7 @@ class TestStatistics:
         assert self.meet(folder, MEAN | {'spot': [0.0]}, **told).hparams['mean'] == mean
 
     def test_other_units_are_noticed(self, folder: Path) -> None:
-        with pytest.warns(UserWarning, match="the mean of 's1a' in the data is 4.2 standard deviations from"):
+        with pytest.warns(UserWarning, match=r"'s1a'.*\b4\.2 "):
             self.meet(folder, {'s2': MEAN['s2'], 's1a': [0.5, -18.0], 'spot': [0.0]})
 
 
@@ -149,7 +149,7 @@ class TestErrors:
     )
     def test_damaged_configuration(self, folder: Path, content: str, reason: str) -> None:
         (folder / 'config.json').write_text(content)
-        with pytest.raises(ValueError, match=rf'config\.json cannot be used \(.*{reason}.*expected what export_hub'):
+        with pytest.raises(ValueError, match=rf'config\.json.*{reason}.*export_hub'):
             OmniSatSegmentation(**TOLD, weights=str(folder))
 
     @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ class TestErrors:
     def test_hostile_configuration(self, folder: Path, changes: dict[str, Any]) -> None:
         config = json.loads((folder / 'config.json').read_text())
         (folder / 'config.json').write_text(json.dumps(config | changes))
-        with pytest.raises(ValueError, match=r'config\.json cannot be used'):
+        with pytest.raises(ValueError, match=r'config\.json'):
             load_hub(folder)
 
     @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ class TestErrors:
         path = folder / 'model.safetensors'
         path.write_bytes(path.read_bytes()[:5000] if damage is None else damage)
         for weights in (folder, path):
-            with pytest.raises(ValueError, match=r'model\.safetensors cannot be read as safetensors'):
+            with pytest.raises(ValueError, match=r'model\.safetensors'):
                 OmniSatSegmentation(**TOLD, weights=str(weights))
 
     @pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
     def test_missing_file(self, folder: Path, name: str) -> None:
         (folder / name).unlink()
-        with pytest.raises(FileNotFoundError, match=rf'{name} does not exist'):
+        with pytest.raises(FileNotFoundError, match=name):
             OmniSatSegmentation(**TOLD, weights=str(folder))
 
     def test_tensors_of_something_else(self, folder: Path) -> None:

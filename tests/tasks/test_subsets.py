@@ -114,5 +114,5 @@ def test_divergence() -> None:
 
 @pytest.mark.parametrize('name', ['subset_weight', 'distill'])
 def test_nonsense_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f'{name} is -1, expected at least 0'):
+    with pytest.raises(ValueError, match=f'{name} .*-1'):
         make_task(**{name: -1})

@@ -62,7 +62,7 @@ class TestWeights:
     def test_another_unit_is_refused(self, tmp_path: Path) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')
         power = [replace(m, unit='power') if m.name == 's1a' else m for m in MODALITIES.values()]
-        with pytest.raises(ValueError, match=r"a.ckpt was trained on 's1a' with the unit 'db', .* is 'power'"):
+        with pytest.raises(ValueError, match=r"a\.ckpt.*'s1a'.*'db'.*'power'"):
             OmniSatSegmentation(**TOLD | {'modalities': power}, weights=str(path))
         unknown = [replace(m, kind=None, unit='unknown') for m in MODALITIES.values()]
         OmniSatSegmentation(**TOLD | {'modalities': unknown}, weights=str(path))
@@ -87,7 +87,7 @@ class TestWeights:
 
     def test_checkpoint_that_fits_nothing(self, tmp_path: Path) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')
-        with pytest.raises(ValueError, match=r'no part of .*a\.ckpt fits the backbone, expected some of'):
+        with pytest.raises(ValueError, match=r'a\.ckpt.*backbone'):
             OmniSatSegmentation(**TOLD | {'backbone': 'omnisat_small'}, weights=str(path))
 
     @pytest.mark.parametrize('content', [{}, {'state_dict': {'conv.weight': torch.zeros(3)}}, {'state_dict': [1, 2]}])
@@ -112,10 +112,10 @@ class TestWeights:
     def test_damaged_checkpoint(self, tmp_path: Path) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')
         path.write_bytes(path.read_bytes()[:5000])
-        with pytest.raises(ValueError, match=r'a\.ckpt cannot be read'):
+        with pytest.raises(ValueError, match=r'a\.ckpt'):
             OmniSatSegmentation(**TOLD, weights=str(path))
         torch.save(torch.zeros(2), path)
-        with pytest.raises(ValueError, match=r'a\.ckpt holds a Tensor'):
+        with pytest.raises(ValueError, match=r'a\.ckpt.*Tensor'):
             OmniSatSegmentation(**TOLD, weights=str(path))
 
     def test_no_file(self, tmp_path: Path) -> None:
