@@ -166,7 +166,11 @@ class Given(nn.Module):
 def first_months(tile: Tile, months: int) -> Tile:
     """Return the tile with only the dates of its first *months* months."""
     start = min(int(days[0]) for days in tile.dates.values())
-    end = (np.datetime64(start, 'D').astype('datetime64[M]') + months).astype('datetime64[D]').astype(int)
+    end = (
+        (np.datetime64(start, 'D').astype('datetime64[M]') + np.timedelta64(months, 'M'))
+        .astype('datetime64[D]')
+        .astype(int)
+    )
     chosen = {name: days < end for name, days in tile.dates.items()}
     images = {name: image[chosen[name]] for name, image in tile.images.items()}
     return tile._replace(images=images, dates={name: days[chosen[name]] for name, days in tile.dates.items()})

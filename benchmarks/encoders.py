@@ -137,7 +137,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ['| sensor | encoder | inference | training step, frozen | training step, trained |', '| --- ' * 5 + '|']
     for sensor, name in dict.fromkeys((row['sensor'], row['encoder']) for row in rows):
         own = [row for row in rows if (row['sensor'], row['encoder']) == (sensor, name)]
-        found = {row['mode']: f'{float(row["Y"]):.2g} Y, {float(row["GB"]):.1f} GB' for row in own}
+        found = {row['mode']: f'{float(row["Y"]):.3g} Y, {float(row["GB"]):.1f} GB' for row in own}
         cells = [found.get(mode, '') for mode in ('inference', 'step, frozen', 'step, trained')]
         lines.append(f'| {sensor} | `{name}` | {" | ".join(cells)} |')
     return '\n'.join(lines)
