@@ -66,7 +66,7 @@ def case(sensor: str, name: str, freeze: bool, size: int, dates: int) -> tuple[A
     modality = Modality(sensor, bands, 10.0 if temporal else 0.2, temporal, 'optical', 'dn')
     spec: dict[str, Any] = {'name': name, **ENCODERS[sensor][name]}
     if name in PIXELS:
-        spec['frozen' if name == 'presto' else 'freeze'] = freeze
+        spec['freeze'] = freeze
     elif name not in ('ltae', 'utae'):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'weights.pth'

@@ -318,8 +318,8 @@ def test_cache_is_bounded(state):
 
 def test_frozen_weights_stay_and_others_train(state):
     image, dates, valid = series()
-    for frozen in (True, False):
-        encoder = build(state, frozen=frozen)
+    for frozen, name in ((True, 'freeze'), (False, 'freeze'), (False, 'frozen')):  # the last is its former name
+        encoder = build(state, **{name: frozen})
         head = torch.nn.Conv2d(32, 2, 1)
         parameters = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
         before = copy.deepcopy(encoder.state_dict())

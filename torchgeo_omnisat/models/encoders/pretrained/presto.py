@@ -69,7 +69,7 @@ class PrestoEncoder(PixelEncoder):
         std: Standard deviation, in the same form.
         weights: Entry of ``torchgeo.models.Presto_Weights`` or its name, a file, or a state dict. None
             for random weights, for example to load a checkpoint.
-        frozen: Whether the weights of Presto are excluded from training.
+        freeze: Whether the weights of Presto are excluded from training.
         latlon: Latitude and longitude of all images in degrees, instead of ``coordinates`` of the batch.
         ndvi: Whether NDVI is used.
         standardise: Whether the first batch in training sets the shift and scale of the embeddings.
@@ -93,7 +93,7 @@ class PrestoEncoder(PixelEncoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         weights: Presto_Weights | str | Path | Mapping[str, Tensor] | None = None,
-        frozen: bool = True,
+        freeze: bool = True,
         latlon: Sequence[float] | None = None,
         ndvi: bool = True,
         standardise: bool = True,
@@ -101,6 +101,7 @@ class PrestoEncoder(PixelEncoder):
         cache_size: int = 2**18,
         **kwargs: Any,
     ) -> None:
+        freeze = kwargs.pop('frozen', freeze)  # its name in earlier checkpoints and configurations
         used = _match(bands)
         units = _check_units(bands, (unit,) * len(bands) if isinstance(unit, str) else tuple(unit), used)
         model: Any = presto(None, **kwargs)
@@ -117,7 +118,7 @@ class PrestoEncoder(PixelEncoder):
         self.norm: nn.LayerNorm = self.encoder.norm
         self.encoder.norm = nn.Identity()
         self.encoder.blocks[0].register_forward_pre_hook(self._drop_location)
-        if frozen:
+        if freeze:
             self.requires_grad_(False)
         self._located = True
         # Checkpoints written before batches had coordinates lack this buffer; they were trained without the location.
