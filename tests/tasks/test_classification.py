@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,8 @@ class TestData:
             (tmp_path / 'plots' / folder).mkdir(parents=True)
         plots = tmp_path / 'plots'
         for name, splits in (('one', ('train',)), ('two', ('val', 'test'))):
-            (plots / f'aerial/{name}.tif').symlink_to(image)
-            (plots / f'sentinel-ts/{name}_2019.h5').symlink_to(series)
+            shutil.copy(image, plots / f'aerial/{name}.tif')
+            shutil.copy(series, plots / f'sentinel-ts/{name}_2019.h5')
             for split in splits:
                 (plots / f'split/{split}_filenames.lst').write_text(f'{name}.tif')
         (shares,) = json.loads((REAL / LABELS_FILE).read_text()).values()
