@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.backbone import load_backbone
 
+from ..models.encoders.pretrained.test_presto import SMALL
 from .helpers import MODALITIES, TOLD, make_loader, make_sample, make_trainer
 
 
@@ -51,6 +52,20 @@ class TestWeights:
             assert all(
                 torch.equal(new.model.backbone.state_dict()[k], old.model.backbone.state_dict()[k]) for k in keys
             )
+
+    def test_presto_saved_before_it_used_coordinates(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        arguments = {'backbone_args': {'encoders': {'s2': {'name': 'presto', 'pretrained': False} | SMALL}}}
+        path, _ = self.save(tmp_path / 'a.ckpt', **arguments)
+        saved = torch.load(path)
+        old = {key: value for key, value in saved['state_dict'].items() if 'uses_coordinates' not in key}
+        assert len(old) == len(saved['state_dict']) - 1
+        torch.save(saved | {'state_dict': old}, path)
+        with caplog.at_level('INFO'):
+            new = OmniSatSegmentation(**TOLD | arguments, weights=str(path))
+        (message,) = [record.message for record in caplog.records if str(path) in record.message]
+        assert 'new: nothing' in message
+        (flag,) = [value for key, value in new.state_dict().items() if 'uses_coordinates' in key]
+        assert not flag
 
     def test_other_bands_are_not_mixed_up(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')

@@ -13,6 +13,9 @@ from ...utils.observed import observed
 
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
 MISSING = 'missing'
+#: Names that such checkpoints lack, and a parameter of the same module that they have: the parameters of missing bands,
+#: and the flag of Presto that the location is used.
+_ADDED = {MISSING: 'weight', 'uses_coordinates': 'norm.weight'}
 
 
 class BandConv2d(nn.Conv2d):
@@ -84,12 +87,12 @@ class BandLinear(nn.Linear):
 
 
 def add_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with zeros for parameters of missing bands that an old checkpoint lacks."""
-    added = {
-        name: torch.zeros_like(value)
-        for name, value in own.items()
-        if name.split('.')[-1] == MISSING and name not in state and name.removesuffix(MISSING) + 'weight' in state
-    }
+    """Return a state dict with zeros for parameters and flags that an old checkpoint lacks."""
+    added = {}
+    for name, value in own.items():
+        prefix, dot, last = name.rpartition('.')
+        if last in _ADDED and name not in state and prefix + dot + _ADDED[last] in state:
+            added[name] = torch.zeros_like(value)
     return {**state, **added}
 
 
