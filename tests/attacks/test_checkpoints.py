@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchgeo.main import main
 
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
 from tests.tasks.helpers import TOLD
 from torchgeo_omnisat.tasks import OmniSatSegmentation, load_hub
 from torchgeo_omnisat.tasks.backbone import export_hub
-from torchgeo_omnisat.tasks.checkpoints import PREFIX, read_hyper_parameters
+from torchgeo_omnisat.tasks.checkpoints import PREFIX, limited_size, read_hyper_parameters
 from torchgeo_omnisat.validation.trial import try_training
 
 TASK = 'torchgeo_omnisat.tasks.segmentation.OmniSatSegmentation'
@@ -213,6 +214,39 @@ def test_large_models(arguments: dict[str, Any], told: dict[str, Any], folder: P
     (folder / 'model.safetensors').write_bytes(hub['model'])
     with pytest.raises(ValueError, match=rf'{re.escape(str(folder))} holds no backbone .*(more than|larger|from)'):
         load_hub(folder)
+
+
+class _Sizes(TorchFunctionMode):
+    """Records the sizes of new tensors that take memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [0]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.randn) and str((kwargs or {}).get('device')) != 'meta':
+            self.sizes.append(func(*args, **(kwargs or {}) | {'device': 'meta'}).numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_size_of_one_tensor_is_checked_before_it_is_allocated(told: dict[str, Any], folder: Path) -> None:
+    path = save(folder, told | {'backbone_args': {'widths': [16384] * 8}})
+    with _Sizes() as new, pytest.raises(ValueError, match=r'a\.ckpt describes a model of more than'):
+        OmniSatSegmentation.load_from_checkpoint(path)
+    assert max(new.sizes) < 2**25
+
+
+def test_limit_does_not_change_random_weights(folder: Path) -> None:
+    (folder / 'a.ckpt').write_bytes(b'')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = torch.randn(3), torch.rand(3), nn.Linear(2, 3).weight
+        torch.manual_seed(0)
+        with limited_size(folder / 'a.ckpt'):
+            found = torch.randn(3), torch.rand(3), nn.Linear(2, 3).weight
+    for one, two in zip(expected, found, strict=True):
+        assert torch.equal(one, two)
+        assert two.device.type == 'cpu'
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,11 @@ def limited_size(path: Any) -> Iterator[None]:
     limit = next((_SMALL + os.path.getsize(file) for file in files if file.is_file()), None)
     count = 0
 
-    def add(value: Any) -> None:
+    def add(value: Any, is_kept: bool = True) -> None:
         nonlocal count
-        count += value.numel() if isinstance(value, Tensor) else 0
-        if limit is not None and count > limit:
+        size = value.numel() if isinstance(value, Tensor) else 0
+        count += size if is_kept else 0
+        if limit is not None and max(count, size) > limit:
             raise ValueError(
                 f'{path} describes a model of more than {limit} numbers, expected at most one per byte of the file'
             )
@@ -174,23 +175,34 @@ def limited_size(path: Any) -> Iterator[None]:
 
     hooks = [register_module_parameter_registration_hook(register), register_module_buffer_registration_hook(register)]
     try:
-        with _Clones(add):
+        with _Sizes(add):
             yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-class _Clones(TorchFunctionMode):
-    """Calls a function on tensors that are cloned, such as parameters of copied layers, which are not registered."""
+#: Functions that allocate tensors of any size.
+_ALLOCATING = (
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye,
+)  # fmt: skip
 
-    def __init__(self, call: Callable[[Any], None]) -> None:
+
+class _Sizes(TorchFunctionMode):
+    """Calls a function on tensors that are cloned, such as parameters of copied layers, which are not registered.
+
+    It is also called for each new tensor before memory is allocated, with a tensor on the meta device.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
         super().__init__()
         self.call = call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.clone:
             self.call(args[0])
+        elif func in _ALLOCATING and not {'out', 'generator'} & set(kwargs or {}):
+            self.call(func(*args, **{**(kwargs or {}), 'device': 'meta', 'pin_memory': False}), is_kept=False)
         return func(*args, **(kwargs or {}))
 
 
