@@ -6,13 +6,16 @@
 import os
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
-from torchgeo_omnisat.datasets import SyntheticLandscapes
+from torchgeo_omnisat.datasets import RasterTimeSeries, Sentinel2TimeSeries, SyntheticLandscapes
 from torchgeo_omnisat.datasets.geo.config import image_dataset
+from torchgeo_omnisat.datasets.geo.polygons import Polygons
 from torchgeo_omnisat.datasets.io.links import refuse_outside
 from torchgeo_omnisat.datasets.pastis import PASTISMultimodal
 
@@ -22,6 +25,18 @@ def move(path: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     path.rename(target)
     path.symlink_to(target)
+
+
+def write_raster(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = {'crs': 'EPSG:32631', 'transform': rasterio.Affine(10, 0, 6e5, 0, -10, 57e5)}
+    with rasterio.open(path, 'w', 'GTiff', 4, 4, 1, dtype='uint8', **place) as file:
+        file.write(np.ones((1, 4, 4), np.uint8))
+
+
+def write_polygon(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gpd.GeoDataFrame({'c': ['a']}, geometry=[shapely.box(5, 50, 6, 51)], crs='EPSG:4326').to_file(path)
 
 
 @pytest.fixture
@@ -96,10 +111,7 @@ def test_dataset(tmp_path: Path, kind: str) -> None:
 
 def test_folder_of_rasters(tmp_path: Path) -> None:
     path = tmp_path / 'root/s2/a_20210601.tif'
-    path.parent.mkdir(parents=True)
-    place = {'crs': 'EPSG:32631', 'transform': rasterio.Affine(10, 0, 6e5, 0, -10, 57e5)}
-    with rasterio.open(path, 'w', 'GTiff', 4, 4, 1, dtype='uint8', **place) as file:
-        file.write(np.ones((1, 4, 4), np.uint8))
+    write_raster(path)
     move(path, tmp_path / 'root/raw/x.tif')
     image_dataset('s2', {'path': 's2'}, tmp_path / 'root')
     path.unlink()
@@ -110,3 +122,42 @@ def test_folder_of_rasters(tmp_path: Path) -> None:
     assert len(image_dataset('s2', {'path': 's2', 'allow_outside': True}, tmp_path / 'root')) == 1
     with pytest.raises(ValueError, match='allow_outside'):
         image_dataset('s2', {'path': 's2', 'allow_outside': 'yes'}, tmp_path / 'root')
+
+
+READERS = {
+    'raster': ('a_20210601.tif', RasterTimeSeries, {'temporal': False}),
+    'sentinel2': ('T31UFS_20210601T103021_B02_10m.tif', Sentinel2TimeSeries, {'bands': ('B02',)}),
+    'polygons': ('a.gpkg', Polygons, {'column': 'c', 'labels': ['a']}),
+}
+
+
+@pytest.mark.parametrize('kind', READERS)
+@pytest.mark.parametrize('linked', ['file', 'folder'])
+def test_datasets_without_settings(tmp_path: Path, kind: str, linked: str) -> None:
+    """Links in a folder are checked, those that the user names are not."""
+    name, reader, arguments = READERS[kind]
+    path, other = tmp_path / 'root/sub' / name, tmp_path / 'other' / name
+    for one in (path, other, tmp_path / 'root' / name):
+        (write_polygon if kind == 'polygons' else write_raster)(one)
+    reader(str(path.parents[1]), **arguments)
+    moved = path if linked == 'file' else path.parent
+    move(moved, tmp_path / 'disk' / moved.name)
+    for paths in (tmp_path / 'root', [str(other), str(tmp_path / 'root')]):
+        with pytest.raises(
+            ValueError, match=rf'root/sub\S* is a link to {tmp_path}/disk/{moved.name}, .*allow_outside=True'
+        ):
+            reader(paths, **arguments)
+        reader(paths, allow_outside=True, **arguments)
+    reader([str(path)], **arguments)
+    reader(path, **arguments)
+    reader([tmp_path / 'root', tmp_path / 'disk', other], **arguments)
+    (tmp_path / 'link').symlink_to(other.parent)
+    reader(tmp_path / 'link', **arguments)
+
+
+def test_hidden_folder_of_labels(tmp_path: Path) -> None:
+    write_polygon(tmp_path / 'root/a.gpkg')
+    write_polygon(tmp_path / 'disk/b.gpkg')
+    (tmp_path / 'root/.hidden').mkdir()
+    (tmp_path / 'root/.hidden/b.gpkg').symlink_to(tmp_path / 'disk/b.gpkg')
+    assert Polygons(tmp_path / 'root', column='c', labels=['a']).files == [str(tmp_path / 'root/a.gpkg')]

@@ -116,7 +116,7 @@ def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
 def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """Create an instance of a class after its arguments have been checked."""
     settings = dict(settings)
-    known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path', 'allow_outside'}
+    known = set(inspect.signature(kind.__init__).parameters) - {'self', 'paths'} | {'path'}
     known -= {*FACTS} if name == 'mask' else set()
     if 'path' not in settings or (unknown := set(settings) - known):
         wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
@@ -139,11 +139,11 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
     allow_outside = settings.get('allow_outside', False)
     if not isinstance(allow_outside, bool):
         raise ValueError(f'allow_outside of {name!r} is {allow_outside!r}, expected true or false')
-    if 'allow_outside' not in inspect.signature(kind.__init__).parameters:
-        settings.pop('allow_outside', None)
     for one, far in zip(located, beyond, strict=True):
         if not far:
             refuse_outside(one, allow_outside=allow_outside, within=(root, *located))
+    if kind is not STACTimeSeries:
+        settings['allow_outside'] = True  # the links were checked; they may lead to other places in root
     dataset: GeoDataset = kind(paths=located if isinstance(path, list | tuple) else located[0], **settings)
     return dataset
 

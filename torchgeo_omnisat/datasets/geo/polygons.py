@@ -24,6 +24,7 @@ from ...grid import Grid
 from ...utils.regular import is_special
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.fingerprint import vector_state
+from ..io.links import refuse_links
 from ..io.opening import refuse_other_format
 from ..rasters.frames import ALWAYS, is_remote
 from ..rasters.georeference import where, window_grid
@@ -72,9 +73,11 @@ class Polygons(VectorDataset):
         other: Class of all codes that are not in *classes*.
         ignore_index: Code of geometries without a label.
         buffer: Buffer around points and polygons, in metres.
+        allow_outside: Whether symbolic links in directories of *paths* may lead out of them.
 
     Raises:
-        ValueError: If a file cannot be read or lacks *column*, or a code is not a class.
+        ValueError: If a file cannot be read or lacks *column*, a code is not a class, or a link leads out of its
+            directory.
     """
 
     #: Value of pixels without a label, also in joins.
@@ -92,7 +95,9 @@ class Polygons(VectorDataset):
         other: str | None = None,
         ignore_index: int | None = None,
         buffer: float = 0.0,
+        allow_outside: bool = False,
     ) -> None:
+        refuse_links(paths, allow_outside)
         self.default_crs = crs
         self.paths, self.transforms, self.layer = paths, None, layer
         self.label_name, self.task, self._res = column, 'semantic_segmentation', (0.0001, 0.0001)
@@ -128,7 +133,7 @@ class Polygons(VectorDataset):
             if not Path(path).is_dir() or Path(path).suffix.lower() == '.gdb' or is_remote(path):
                 found.append(path)
                 continue
-            inside = sorted(one for one in Path(path).rglob('*') if not one.name.startswith('.'))
+            inside = sorted(one for one in Path(path).rglob('*') if not _is_hidden(one, path))
             groups = [[one for one in inside if one.suffix.lower() in group] for group in (VECTORS, TABLES)]
             if not any(groups):
                 names = [one.name for one in inside[:3]]
@@ -323,6 +328,10 @@ class Polygons(VectorDataset):
                 f'no {"point" if self.sparse else "polygon"} of {self.paths} is {lacking}'
                 + hint * (self.outside == self.nodata and not self.sparse)
             )
+
+
+def _is_hidden(file: Path, folder: str) -> bool:
+    return any(part.startswith('.') for part in file.relative_to(folder).parts)
 
 
 def _parquet(path: str) -> pd.DataFrame:

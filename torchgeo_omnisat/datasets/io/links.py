@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from ...utils.regular import is_special
 
@@ -36,7 +37,7 @@ def refuse_outside(
     """
     if allow_outside or not os.path.isdir(root):
         return
-    places = [os.path.realpath(place) for place in (root, *within)]
+    places: list[str] = []
     folders = [str(root)]
     while folders:
         folder = folders.pop()
@@ -48,6 +49,7 @@ def refuse_outside(
                     continue
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
+                    places = places or [os.path.realpath(place) for place in (root, *within)]
                     if not any(os.path.commonpath([place, target]) == place for place in places):
                         raise ValueError(f'{entry.path} is a link to {target}, outside of {root}, {_HINT}')
                 elif entry.is_dir():
@@ -55,3 +57,18 @@ def refuse_outside(
                     continue
                 if not entry.is_file(follow_symlinks=False) and is_special(entry.path):
                     raise ValueError(f'{entry.path} cannot be read (it is no regular file), expected files and folders')
+
+
+def refuse_links(paths: os.PathLike[str] | str | Iterable[Any], allow_outside: bool) -> None:
+    """Check that no symbolic link in the folders of a dataset leads out of them.
+
+    Args:
+        paths: One or several files, folders or URLs. Only folders are checked: a file that is named may be a link.
+        allow_outside: Whether links may lead out of the folders; then nothing is checked.
+
+    Raises:
+        ValueError: If a link leads out, or a folder has something else than files, folders and links.
+    """
+    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    for path in map(str, several):
+        refuse_outside(path, allow_outside=allow_outside, within=map(str, several))

@@ -140,6 +140,7 @@ class STACTimeSeries(RasterTimeSeries):
             if wavelengths is None and None not in own.wavelengths[: len(bands)]
             else wavelengths,
             clouds=mask,
+            allow_outside=allow_outside,
             **kwargs,
         )
 

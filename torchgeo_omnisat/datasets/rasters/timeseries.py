@@ -28,6 +28,7 @@ from ...modality import Kind, Modality, Unit
 from ..arguments import check_max_dates, state_facts
 from ..io.decoding import Decoding, as_numbers
 from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
+from ..io.links import refuse_links
 from ..series import choose_dates
 from .bandfiles import Scenes, band_files
 from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_daily_images, read_window, repeat
@@ -92,6 +93,7 @@ class RasterTimeSeries(RasterDataset):
         max_dates: int | None = None,
         clouds: Clouds | Mapping[str, Any] | None = None,
         stack: Stack | Mapping[str, Any] | None = None,
+        allow_outside: bool = False,
     ) -> None:
         r"""Initialize the dataset from the headers of its files; no pixel is read.
 
@@ -127,10 +129,11 @@ class RasterTimeSeries(RasterDataset):
             clouds: Cloud mask of each date: :class:`Clouds` or its arguments.
             stack: Dates that are stacked as the bands of each file: :class:`.Stack` or its arguments. File
                 names then need no date.
+            allow_outside: Whether symbolic links in directories of *paths* may lead out of them.
 
         Raises:
             DatasetNotFoundError: If no file is found.
-            ValueError: If an argument is invalid or a file cannot be read.
+            ValueError: If an argument is invalid, a file cannot be read, or a link leads out of its directory.
         """
         given = {
             'name': name,
@@ -165,7 +168,9 @@ class RasterTimeSeries(RasterDataset):
         self.clouds = None if clouds is None else Clouds.of(clouds)
         self.max_dates = max_dates
         self.date_range = date_range
-        self.paths, self.transforms, self.cache, self.time_series = paths, transforms, cache, self.temporal
+        self.paths = paths if isinstance(paths, str | os.PathLike) else list(paths)
+        refuse_links(self.paths, allow_outside)
+        self.transforms, self.cache, self.time_series = transforms, cache, self.temporal
         self._index_files(crs, res, bands)
         if self.filename_regex == RasterTimeSeries.filename_regex:  # a custom regular expression selects files
             self._warn_undated()
