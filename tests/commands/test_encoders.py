@@ -29,6 +29,13 @@ def test_the_table_lists_a_sensor(
     assert not any('SENTINEL2' in line for line in lines)
 
 
+def test_the_table_of_all_sensors_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['encoders']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ['sensor', 'name']
+    assert {line.split()[0] for line in lines[1 : lines.index('')]} == set(SENSORS)
+
+
 def test_pixel_encoders_are_listed() -> None:
     rows = {(row.sensor, row.name): row for row in catalogue() if row.name == 'tessera'}
     assert {key: row.weights for key, row in rows.items()} == {

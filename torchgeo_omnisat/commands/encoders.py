@@ -15,17 +15,23 @@ def main(argv: list[str]) -> int:
         argv: Arguments after ``encoders``.
     """
     words = parsers.encoders().parse_args(argv)
-    say(report(catalogue(words.sensor)))
+    say(report(catalogue(words.sensor), sensors=words.sensor is None))
     say('\n  --model.backbone_args \'{"encoders": {"s2": {"name": NAME, "weights": WEIGHTS}}}\'')
     say('  weights of timm: {"name": NAME, "pretrained": true}. * non-commercial or restricted: read the licence.')
     return 0
 
 
-def report(rows: list[Row]) -> str:
-    """Return the table of encoders."""
-    head = ('name', 'weights', 'bands', 'M', 'stride', 'on disk', 'licence')
+def report(rows: list[Row], sensors: bool) -> str:
+    """Return the table of encoders.
+
+    Args:
+        rows: Rows.
+        sensors: Whether to add a column of sensors.
+    """
+    head = ('sensor', 'name', 'weights', 'bands', 'M', 'stride', 'on disk', 'licence')
     lines = [
         (
+            row.sensor,
             row.name,
             row.weights,
             row.bands,
@@ -36,6 +42,7 @@ def report(rows: list[Row]) -> str:
         )
         for row in rows
     ]
+    shown = range(0 if sensors else 1, len(head))
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    table = ['  '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [head, *lines]]
+    table = ['  '.join(line[column].ljust(widths[column]) for column in shown) for line in [head, *lines]]
     return '\n'.join(line.rstrip() for line in table)

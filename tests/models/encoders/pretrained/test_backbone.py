@@ -6,10 +6,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchgeo.models import (
     ResNet18_Weights,
@@ -222,6 +224,47 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     (tmp_path / 'b.pth').write_bytes(b'no weights')
     with pytest.raises(ValueError, match=r'b\.pth'):
         encoder(own, {**spec, 'weights': str(tmp_path / 'b.pth')})
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+def test_weights_of_a_hub_folder(file: str, tmp_path: Path) -> None:
+    """A checkpoint loads after the folder was removed."""
+    state = make_body('test_resnet', 2).state_dict()
+    folder = tmp_path / 'hub' / 'somebody'
+    folder.mkdir(parents=True)
+    (save_file if file.endswith('safetensors') else torch.save)(state, folder / file)
+    spec = {'name': 'test_resnet', 'weights': str(folder), 'bands': ['B8', 'B4'], 'width': 16}
+    task = OmniSatSegmentation(**TASK, backbone_args={'encoders': {'s2': spec}})
+    built: Any = task.model.backbone.encoders['s2'].encoder
+    assert built.origin.tensors == len(state)
+    assert str(folder) in str(built.origin)
+    assert torch.equal(built.body.layer1[0].conv1.weight, state['layer1.0.conv1.weight'])
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(task, make_loader([make_sample(0), make_sample(1)]))
+    trainer.save_checkpoint(tmp_path / 'a.ckpt')
+    (folder / file).unlink()
+    folder.rmdir()
+    loaded: Any = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'a.ckpt')
+    assert torch.equal(loaded.eval().model(make_batch()), task.eval().model(make_batch()))
+    with pytest.raises(ValueError, match='somebody'):
+        encoder(S2, spec)
+    with pytest.raises(ValueError, match='SENTINEL2_UNKNOWN'):  # its bands and units are not known
+        encoder(S2, {**spec, 'weights': 'SENTINEL2_UNKNOWN', 'load': False})
+
+
+def test_a_failed_download_names_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **kwargs: Any) -> Any:
+        if kwargs.get('pretrained', True):
+            raise URLError('no network')
+        return create(*_, **kwargs)
+
+    entry, create = ResNet18_Weights.SENTINEL2_ALL_MOCO, timm.create_model
+    monkeypatch.setattr(ResNet18_Weights, 'get_state_dict', fail)
+    with pytest.raises(OSError, match=rf'{entry}.*{entry.url}.*no network.*hub'):
+        encoder(S2, {'name': 'resnet18', 'weights': entry})
+    monkeypatch.setattr(timm, 'create_model', fail)
+    with pytest.raises(OSError, match=r'convnext_atto\.d2_in1k.*https://.*no network'):
+        encoder(RGB, {'name': 'convnext_atto.d2_in1k', 'pretrained': True})
 
 
 def test_weights_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,6 +362,10 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), case.tokens(z)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r'croma\.pt.*to_qkv'):
         encoder(optical('B04', 'B08'), {'name': 'croma', 'weights': str(tmp_path / 'croma.pt')})
+    gone = {'name': 'croma', 'weights': str(tmp_path / 'folder')}
+    encoder(radar('VV', 'VH'), {**gone, 'load': False})  # as for a checkpoint
+    with pytest.raises(ValueError, match='folder'):
+        encoder(radar('VV', 'VH'), gone)
 
 
 BAND = optical('B04', 'B08')

@@ -67,7 +67,7 @@ class PretrainedEncoder(AdaptedEncoder):
         load: bool = True,
     ) -> None:
         check_arguments(modality, units, freeze, layer_decay, chunk)
-        source = find_source(name, modality.name, modality.bands, weights, pretrained, bands)
+        source = find_source(name, modality.name, modality.bands, weights, pretrained, bands, load)
         standardised = source.standardised if units is None else units == 'standardised'
         adapter = BandAdapter(modality, source.native, standardised)
         body = make_body(name, len(source.native.bands), source.image_size)

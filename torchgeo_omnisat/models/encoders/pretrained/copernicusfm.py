@@ -160,7 +160,7 @@ class CopernicusFMEncoder(AdaptedEncoder):
         load: bool = True,
     ) -> None:
         check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained)
+        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
         known = band_wavelengths(modality, found.label)
         native = spectral_native(modality, found.label, known, STATISTICS)
         nanometres = [RADAR[0] if isinstance(value, str) else value for value in known.values()]

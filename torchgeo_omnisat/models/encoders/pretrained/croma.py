@@ -128,7 +128,7 @@ class CROMAEncoder(AdaptedEncoder):
         load: bool = True,
     ) -> None:
         check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained)
+        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
         half = 'sar' if {canonical(band) for band in modality.bands} & set(POLARISATIONS) else 'optical'
         bands = BANDS[half]
         native = Native(

@@ -105,7 +105,7 @@ class DEOEncoder(AdaptedEncoder):
         load: bool = True,
     ) -> None:
         check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained)
+        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
         natives = {stem: _native(found.label, bands) for stem, bands in BANDS.items()}
         matched = {BANDS['conv_ms'][index] for index in match_bands(modality, natives['conv_ms'])[1]}
         stem = 'conv_rgb' if matched == set(BANDS['conv_ms'][:3]) else 'conv_ms'

@@ -130,7 +130,7 @@ class DOFAEncoder(AdaptedEncoder):
         load: bool = True,
     ) -> None:
         check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained)
+        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
         known = band_wavelengths(modality, found.label)
         native = spectral_native(modality, found.label, known, STATISTICS)
         adapter = BandAdapter(modality, native, units == 'standardised')

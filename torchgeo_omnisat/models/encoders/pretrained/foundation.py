@@ -13,7 +13,7 @@ from torchvision.models._api import WeightsEnum
 from ....modality import Modality
 from ..registry import Origin
 from .adapter import Native, canonical
-from .sources import find_entry, licence_of, read_entry, read_file
+from .sources import find_entry, licence_of, names_file, read_entry, read_file
 
 #: Polarisations of radar bands.
 POLARISATIONS = ('VV', 'VH', 'HH', 'HV')
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 
 
 def find_weights(
-    modality: Modality, family: Family, size: str | None, weights: Any, pretrained: bool | None
+    modality: Modality, family: Family, size: str | None, weights: Any, pretrained: bool | None, load: bool = True
 ) -> Weights:
     """Return the weights of a specification, without reading or downloading them.
 
@@ -70,6 +70,7 @@ def find_weights(
         size: Size of the model; None for that of the weights, or the first with weights.
         weights: Entry of TorchGeo or its name, a file, or a folder of the Hugging Face hub.
         pretrained: True for the weights of TorchGeo, False for random weights.
+        load: Whether the weights will be read; False if a checkpoint has them.
 
     Raises:
         ValueError: If neither is given, or there are no such weights.
@@ -98,7 +99,7 @@ def find_weights(
             )
         return Weights(found, str(entry), entry.url, licence_of(entry), lambda: read_entry(entry))
     path = Path(str(weights)).expanduser()
-    if not path.exists() and path.suffix not in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin'):
+    if not names_file(path, load):
         raise ValueError(
             f'weights {str(weights)!r} of the encoder of {modality.name!r} are unknown, expected a file, a folder of '
             f'the Hugging Face hub or one of {_names(family)}'

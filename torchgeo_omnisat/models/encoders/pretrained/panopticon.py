@@ -132,7 +132,7 @@ class PanopticonEncoder(AdaptedEncoder):
         check_arguments(modality, units, freeze, layer_decay, chunk)
         if orbit not in ORBITS:
             raise ValueError(f'orbit is {orbit!r} for {modality.name!r}, expected one of {list(ORBITS)}')
-        found = find_weights(modality, FAMILY, size, weights, pretrained)
+        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
         known = band_wavelengths(modality, found.label)
         adapter = BandAdapter(modality, spectral_native(modality, found.label, known, {}), units != 'native')
         first = -1 - len(POLARISATIONS) * ORBITS.index(orbit)

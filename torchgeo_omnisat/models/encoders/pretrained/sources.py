@@ -4,8 +4,9 @@
 """Sources of pre-trained weights: entries of TorchGeo, timm tags, files and hub folders."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ LICENCES = {
     'https://github.com/facebookresearch/Mask2Former/': 'cc-by-nc-4.0',  # MODEL_ZOO.md: "All models available"
     'https://github.com/torchgeo/torchgeo': 'cc0-1.0',  # card of https://huggingface.co/torchgeo/ssl4eo_landsat
 }
+#: Name of an entry of TorchGeo, with or without that of its class.
+_ENTRY = re.compile(r'(\w+\.)?[A-Z0-9_]+')
 _S1 = {'VV', 'VH', 'HH', 'HV'}
 
 
@@ -105,6 +108,7 @@ def find_source(
     weights: Any,
     pretrained: bool,
     bands: Sequence[str] | None,
+    load: bool = True,
 ) -> Source:
     """Return the source of the weights of a specification, without reading or downloading it.
 
@@ -115,6 +119,7 @@ def find_source(
         weights: See :func:`find_entry`; or a file, or a folder of the Hugging Face hub.
         pretrained: Whether to use the weights of timm.
         bands: Bands of a file in the order of its channels.
+        load: Whether the weights will be read; False if a checkpoint has them.
 
     Raises:
         ValueError: If there are no such weights.
@@ -124,7 +129,7 @@ def find_source(
     if (entry := find_entry(name, weights)) is not None:
         return entry_source(name, entry)
     path = Path(str(weights)).expanduser()
-    if not path.exists() and path.suffix not in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin'):
+    if not names_file(path, load):
         raise ValueError(
             f'weights {str(weights)!r} of the encoder of {modality_name!r} are unknown, expected a file, a folder of '
             f'the Hugging Face hub or one of {entries_of(name) or "none: TorchGeo has no weights of this model"}'
@@ -132,6 +137,17 @@ def find_source(
     chosen = tuple(bands or modality_bands)
     native = Native(str(path), chosen, (None,) * len(chosen), (0.0,) * len(chosen), (1.0,) * len(chosen), True)
     return Source(name, native, True, str(path), None, lambda: read_file(path))
+
+
+def names_file(path: Path, load: bool) -> bool:
+    """Return whether weights that are no entry of TorchGeo are those of a file or folder.
+
+    Args:
+        path: File, or folder of the Hugging Face hub.
+        load: Whether it will be read. If not, it may have been moved since the checkpoint was written.
+    """
+    known = path.exists() or path.suffix in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin')
+    return known or (not load and _ENTRY.fullmatch(str(path)) is None)
 
 
 def entries_of(name: str) -> list[str]:
@@ -156,11 +172,11 @@ def _timm(name: str, modality: str, pretrained: bool) -> Source:
     native = Native(f'{name} of timm', bands, ('8 bit',) * count, shift, scale)
     address = config.url if isinstance(config.url, str) and config.url else f'https://huggingface.co/{config.hf_hub_id}'
     licence = config.license or 'not stated by timm'
-    return Source(name, native, True, address, licence, lambda: _read_timm(name))
+    return Source(name, native, True, address, licence, lambda: _read_timm(name, address))
 
 
-def _read_timm(name: str) -> dict[str, Tensor]:
-    with _lock():
+def _read_timm(name: str, address: str) -> dict[str, Tensor]:
+    with _download(f'{name} of timm', address):
         return timm.create_model(name, pretrained=True).state_dict()
 
 
@@ -188,16 +204,30 @@ def licence_of(entry: WeightsEnum) -> str | None:
 
 
 def read_entry(entry: WeightsEnum) -> Mapping[str, Tensor]:
-    """Return the state dict of an entry of TorchGeo, which is downloaded once."""
-    with _lock():
+    """Return the state dict of an entry of TorchGeo, which is downloaded once.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+    """
+    with _download(str(entry), entry.url):
         state: Mapping[str, Any] = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     return flatten_state(state)
 
 
-def _lock() -> Any:
+@contextmanager
+def _download(label: str, address: str) -> Iterator[None]:
+    """Let one process at a time download, and name the weights in the error of a failed download."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / '.download.lock') if os.access(folder, os.W_OK) else nullcontext()
+    with FileLock(folder / '.download.lock') if os.access(folder, os.W_OK) else nullcontext():
+        try:
+            yield
+        except OSError as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OSError(
+                f'weights {label} cannot be downloaded from {address}: {reason}; expected a connection, '
+                f'the file in the cache {folder}, or weights: FILE'
+            ) from error
 
 
 def _units(entry: WeightsEnum, bands: Sequence[str]) -> tuple[str | None, ...]:
