@@ -260,7 +260,7 @@ def test_a_failed_download_names_the_weights(monkeypatch: pytest.MonkeyPatch) ->
 
     entry, create = ResNet18_Weights.SENTINEL2_ALL_MOCO, timm.create_model
     monkeypatch.setattr(ResNet18_Weights, 'get_state_dict', fail)
-    with pytest.raises(OSError, match=rf'{entry}.*{entry.url}.*no network.*hub'):
+    with pytest.raises(OSError, match=rf'{entry}.*{entry.url}.*no network'):
         encoder(S2, {'name': 'resnet18', 'weights': entry})
     monkeypatch.setattr(timm, 'create_model', fail)
     with pytest.raises(OSError, match=r'convnext_atto\.d2_in1k.*https://.*no network'):

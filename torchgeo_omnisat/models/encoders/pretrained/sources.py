@@ -226,7 +226,7 @@ def _download(label: str, address: str) -> Iterator[None]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OSError(
                 f'weights {label} cannot be downloaded from {address}: {reason}; expected a connection, '
-                f'the file in the cache {folder}, or weights: FILE'
+                'or weights: FILE with a file that was downloaded elsewhere'
             ) from error
 
 
