@@ -24,7 +24,7 @@ from torchgeo_omnisat.transforms import Normalize
 from .helpers import TOLD, command, make_batch, make_datamodule, make_trainer
 
 HALF = 'bf16-mixed'
-NARROW = {'widths': [8, 16], 'image_widths': [8, 8, 16, 16]}
+NARROW = {'widths': [16, 16], 'image_widths': [8, 8, 16, 16]}
 #: Precisions in which parameters are kept too.
 TRUE = {'bf16-true': torch.bfloat16, '16-true': torch.float16, '64-true': torch.float64}
 
@@ -120,7 +120,7 @@ def test_command_line(model: str, root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatClassification, OmniSatPretraining])
 def test_whole_model_in_another_precision(kind: Any, precision: str, root: Path, tmp_path: Path) -> None:
     """Fit, validate, test and predict; georeference, dates and raw images come to each step as they were read."""
-    data, steps = make_datamodule(root / 'small', size=16), []
+    data, steps = make_datamodule(root.with_name(f'{root.name}-small'), size=16), []
     task = kind('omnisat_tiny', backbone_args=NARROW)
     read = {}
     for split in ('train', 'val', 'test'):
@@ -172,7 +172,7 @@ def watch(task: Any, name: str, steps: list[Any]) -> None:
 @pytest.mark.parametrize('precision', TRUE)
 def test_images_are_normalised_before_they_are_cast(precision: str, root: Path, tmp_path: Path) -> None:
     """Digital numbers of 10000 have 6 to 8 bits left in half precision, a tenth of a standard deviation."""
-    data, given = make_datamodule(root / 'small', size=16), []
+    data, given = make_datamodule(root.with_name(f'{root.name}-small'), size=16), []
     task = OmniSatSegmentation('omnisat_tiny', backbone_args=NARROW)
     trainer = make_trainer(tmp_path, precision=precision, max_steps=1, limit_val_batches=0, limit_predict_batches=1)
     trainer.fit(task, data)

@@ -56,7 +56,7 @@ def test_memory_grows_with_a_micro_batch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_resumed_in_the_middle_of_an_epoch(root: Path, tmp_path: Path) -> None:
-    told = {'root': root / 'fifteen', 'folder': tmp_path, 'task': 'OmniSatPretraining'}
+    told = {'root': root.with_name(f'{root.name}-fifteen'), 'folder': tmp_path, 'task': 'OmniSatPretraining'}
     whole, resumed = fit(**told), fit(**told, resume=True)
     assert whole['step'] == resumed['step'] == 12
     assert set(whole['metrics']) == set(resumed['metrics'])

@@ -32,7 +32,7 @@ def assert_same(one: Any, other: Any) -> None:
     [('OmniSatSegmentation', 2, 'anywhere'), ('OmniSatPretraining', 0, 'region'), ('OmniSatSegmentation', 2, 'mixed')],
 )
 def test_killed_and_resumed(root: Path, tmp_path: Path, task: str, workers: int, batches: str) -> None:
-    data = root / 'fifteen'
+    data = root.with_name(f'{root.name}-fifteen')
     whole = fit(data, tmp_path / 'whole', task, workers, batches)
     folder = tmp_path / 'killed'
     assert run(tmp_path, fit, data, folder, task, workers, batches, 1, SAVED + 1) == -signal.SIGKILL
@@ -51,7 +51,7 @@ def test_metrics_of_a_run_killed_before_the_end_of_an_epoch(
     root: Path, tmp_path: Path, saver: dict[str, Any], saved: int
 ) -> None:
     """Lightning goes on with the next epoch, or with the end of this one."""
-    told = {'root': root / 'fifteen', 'folder': tmp_path, 'saver': saver}
+    told = {'root': root.with_name(f'{root.name}-fifteen'), 'folder': tmp_path, 'saver': saver}
     whole, resumed = fit(**told), fit(**told, resume=True, saved=saved)
     assert_same(resumed['state'], whole['state'])
     metrics = dict(whole['metrics'])
@@ -63,9 +63,8 @@ def test_metrics_of_a_run_killed_before_the_end_of_an_epoch(
 @pytest.mark.slow
 @pytest.mark.parametrize('batches', ['region', 'mixed'])
 def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: str) -> None:
-    whole, killed = (
-        (root / 'fifteen', tmp_path / n, 'OmniSatSegmentation', 0, batches, 2) for n in ('whole', 'killed')
-    )
+    data = root.with_name(f'{root.name}-fifteen')
+    whole, killed = ((data, tmp_path / n, 'OmniSatSegmentation', 0, batches, 2) for n in ('whole', 'killed'))
     succeed(tmp_path, fit, *whole, 0, False, tmp_path / 'whole.pt')
     assert run(tmp_path, fit, *killed, SAVED + 1, False, tmp_path / 'never') != 0
     assert 'SIGKILL' in (tmp_path / 'error.txt').read_text()

@@ -79,15 +79,17 @@ def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:
     """Return the local files of index rows. A file of all bands is expected to have as many as the first file."""
     scenes = [path for path in dict.fromkeys(rows.get('filepath', [])) if path and not is_remote(path)]
     together = not getattr(dataset, 'separate_files', True) and 'frame' not in dataset.index
-    shape = (
-        (_bands(first := dataset.index.filepath.min(), state_of(first)), None, None) if together and scenes else None
-    )
+    shape = (_bands_of(dataset.index.filepath.min()), None, None) if together and scenes else None
     unlike = getattr(dataset, 'unlike', scenes)  # other files have the requested bands, and possibly more, e.g. alpha
     return tuple(
         Expected(Path(path), shape if path in unlike else None)
         for scene in scenes
         for path in scene_files(dataset, scene)
     )
+
+
+def _bands_of(path: str) -> int:
+    return _bands(path, state_of(path))
 
 
 @lru_cache(maxsize=1024)
