@@ -120,9 +120,10 @@ def read_weights(
     """
     if isinstance(weights, Mapping):
         return weights, Origin('a state dict', len(weights), 'a state dict')
-    if isinstance(weights, str | Path) and Path(weights).exists():
-        state: Mapping[str, Tensor] = read_file(Path(weights))
-        return state, Origin(Path(weights).name, len(state), str(weights), licence)
+    path = Path(str(weights)).expanduser()
+    if path.exists():
+        state: Mapping[str, Tensor] = read_file(path)
+        return state, Origin(path.name, len(state), str(path))  # it may hold other weights than the published ones
     names = [str(entry) for entry in known]
     entry: Any = next((entry for entry in known if str(weights) in (entry.name, str(entry))), None)
     if entry is None:
