@@ -3,6 +3,7 @@
 
 """Vision transformers of TorchGeo with timm's interface, for images of any size."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ class BandTerms(nn.Module):
         return rearrange(F.conv2d(x, weight, stride=self.patch, padding=self.padding), 's e h w -> s (h w) e')
 
 
-class TokenBody(nn.Module):
+class TokenBody(nn.Module, ABC):
     """Vision transformer whose tokens are returned as feature maps.
 
     A subclass implements ``embed``.
@@ -70,13 +71,13 @@ class TokenBody(nn.Module):
         """Add the parameters that are not pre-trained; call it after the weights are loaded."""
         self.terms = BandTerms(adapter, self.width, self.patch, padding)
 
+    @abstractmethod
     def embed(self, x: Float[Tensor, 's d h w']) -> Float[Tensor, 's n e']:
         """Return the input of the first block: prefix tokens, then one token per patch.
 
         Args:
             x: Output of a ``BandAdapter``.
         """
-        raise NotImplementedError
 
     def run_block(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the output of a block."""
