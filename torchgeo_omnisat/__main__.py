@@ -30,11 +30,7 @@ TORCHGEO = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        argv: Arguments, ``sys.argv[1:]`` by default.
-    """
+    """Run a command with the arguments *argv*, ``sys.argv[1:]`` by default."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ('-h', '--help'):
         print(_help())

@@ -17,11 +17,7 @@ __all__ = ['main', 'table', 'walk']
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Validate a dataset, and print and optionally write the report.
-
-    Returns:
-        Exit status: 1 if there is a problem, 0 if there are none or only warnings.
-    """
+    """Validate a dataset, print and optionally write the report; return 1 if there is a problem, else 0."""
     args, datamodule = parse_data(parsers.check(data_parser), argv)
     with one_error('check'):
         report = check(datamodule, args.training, args.max_nan, args.workers, args.ignore, args.dry_run)

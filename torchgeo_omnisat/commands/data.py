@@ -30,14 +30,10 @@ def data_parser(command: str, description: str) -> ArgumentParser:
 
 
 def parse_data(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Namespace, MultimodalDataModule]:
-    """Return the parsed command line and the datamodule that it configures.
+    """Return the parsed command line and the datamodule that it configures, before any data are read.
 
-    Args:
-        parser: Result of :func:`data_parser`, with the arguments of the command added.
-        argv: Arguments of the command line.
-
-    Returns:
-        Arguments, with those of :data:`TRAINING` as ``training``, and datamodule, before any data are read.
+    *parser* is that of :func:`data_parser` with the arguments of the command. The arguments of :data:`TRAINING` are
+    returned as ``training``.
     """
     words = None if argv is None else list(argv)
     with one_error(parser.prog.rpartition(' ')[-1]):

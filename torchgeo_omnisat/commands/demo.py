@@ -94,12 +94,7 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
 
 
 def format_scores(table: Path, baseline: Mapping[str, float]) -> str:
-    """Return a table of the scores of every subset and of the baseline.
-
-    Args:
-        table: ``subsets.csv`` of ``torchgeo test``.
-        baseline: Mean IoU of the baseline for some of the subsets.
-    """
+    """Return a table of the scores of every subset in ``subsets.csv``, and of the baseline for some subsets."""
     with table.open(encoding='utf-8', newline='') as file:
         scores = {row['subset']: float(row['mean_iou']) for row in csv.DictReader(file)}
     lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"pixel-wise MLP":>22}']

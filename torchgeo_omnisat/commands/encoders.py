@@ -9,11 +9,7 @@ from . import parsers
 
 
 def main(argv: list[str]) -> int:
-    """Print the table.
-
-    Args:
-        argv: Arguments after ``encoders``.
-    """
+    """Print the table."""
     words = parsers.encoders().parse_args(argv)
     say(report(catalogue(words.sensor), sensors=words.sensor is None))
     say('\n  --model.backbone_args \'{"encoders": {"s2": {"name": NAME, "weights": WEIGHTS}}}\'')
@@ -22,12 +18,7 @@ def main(argv: list[str]) -> int:
 
 
 def report(rows: list[Row], sensors: bool) -> str:
-    """Return the table of encoders.
-
-    Args:
-        rows: Rows.
-        sensors: Whether to add a column of sensors.
-    """
+    """Return the table of encoders, with a column of *sensors* on request."""
     head = ('sensor', 'name', 'weights', 'bands', 'M', 'stride', 'on disk', 'licence')
     lines = [
         (

@@ -10,11 +10,7 @@ from . import parsers
 
 
 def main(argv: list[str]) -> int:
-    """Export the backbone of a checkpoint.
-
-    Args:
-        argv: Arguments after ``export``.
-    """
+    """Export the backbone of a checkpoint."""
     words = parsers.export().parse_args(argv)
     export_hub(words.ckpt, words.output)
     say(f'{words.output / MODEL}\n{words.output / CONFIG}\nFine-tune with --model.weights {words.output}')

@@ -42,11 +42,7 @@ PROBLEMS = (
 
 
 def help_parser(command: str, description: str) -> ArgumentParser:
-    """Create a parser that documents ``--data`` and ``--config`` without importing any datamodule.
-
-    Returns:
-        Parser for help texts; it does not parse the arguments of a datamodule.
-    """
+    """Create a parser for help texts, with ``--data`` and ``--config``, without importing any datamodule."""
     parser = ArgumentParser(
         prog=f'python -m torchgeo_omnisat {command}',
         description=describe(description),

@@ -67,15 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(test: RobustnessTest, datamodule: MultimodalDataModule, there: Sequence[str], accelerator: str) -> None:
     """Score a model on the test split, without reading modalities that it does not use.
 
-    Args:
-        test: Robustness test of the model.
-        datamodule: Datamodule; it is changed to read only the modalities of the model.
-        there: Names of the modalities of the data.
-        accelerator: Accelerator for Lightning.
-
-    Raises:
-        ValueError: If model and data share no modality, the data have no target, or the
-            accelerator is not available.
+    *datamodule* is changed accordingly; *there* are the names of the modalities of the data. Raise ValueError if model
+    and data share no modality, the data have no target, or the accelerator is not available.
     """
     trained = list(test.task.modalities)
     names = tuple(name for name in there if name in trained)
@@ -114,16 +107,7 @@ def join(label: str, models: Sequence[Scored]) -> Scored:
 
 
 def load_task(path: Path, class_path: str | None = None) -> SupervisedTask:
-    """Load the trained task of a checkpoint.
-
-    Args:
-        path: Checkpoint.
-        class_path: Import path of its task; by default segmentation or classification.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be read safely, or the task cannot be scored.
-    """
+    """Load the trained task of a checkpoint, whose class is *class_path* or one of this package."""
     _, hparams = read_weights(path)
     kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
     kind: Any = class_at(class_path, SupervisedTask, '--task') if class_path else None

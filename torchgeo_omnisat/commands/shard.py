@@ -30,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int]]:
-    """Write the shards of all splits of a datamodule.
-
-    Raises:
-        ValueError: If *output* exists, *megabytes* is not positive, or a split has no samples.
-    """
+    """Write the shards of all splits of a datamodule; *output* must not exist, and each split needs samples."""
     if output.exists():
         raise ValueError(f'output is {output}, which exists already, expected a new folder')
     if not megabytes > 0:

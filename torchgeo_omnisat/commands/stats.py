@@ -13,11 +13,7 @@ from .data import data_parser, one_error, parse_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compute the statistics of the training data, store them beside the data, and print them.
-
-    Returns:
-        Exit status: 0, or 1 if a modality has no valid pixels or the statistics could not be stored.
-    """
+    """Compute the statistics of the training data, store and print them; return 1 if some are missing, else 0."""
     _, datamodule = parse_data(parsers.stats(data_parser), argv)
     with one_error('stats'):
         train, entries, path = datamodule.measure()

@@ -118,11 +118,7 @@ ATTRIBUTES = ('num_classes', 'labels', 'label_names', 'ignore_index', 'patch_siz
 
 
 def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
-    """Return the attributes that tasks read from a datamodule, in plain types.
-
-    Args:
-        datamodule: Datamodule after ``setup('fit')``.
-    """
+    """Return the attributes that tasks read from a datamodule after ``setup('fit')``, in plain types."""
     attributes = {name: getattr(datamodule, name, None) for name in ATTRIBUTES}
     modalities = [modality.as_dict() for modality in datamodule.modalities.values()]
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
@@ -135,15 +131,9 @@ def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
 class ByShard:
     """Random order of all samples in which each rank reads different shards, few of them at a time.
 
-    Shards and the samples of each shard are shuffled. Each rank gets a contiguous part, in which the samples of
-    *window* shards are shuffled together. A shard at the edge of a part is read by two ranks. Remaining samples
-    come last.
-
-    Args:
-        lengths: Number of samples of each shard.
-        batch_size: Samples per batch of one rank.
-        processes: World size.
-        window: Number of shards whose samples are shuffled together.
+    Shards and the samples of each shard (*lengths*) are shuffled. Each rank gets a contiguous part, in which the
+    samples of *window* shards are shuffled together. A shard at the edge of a part is read by two ranks. Remaining
+    samples come last.
     """
 
     lengths: tuple[int, ...]

@@ -109,16 +109,7 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
 
 
 def read_area(area: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
-    """Return an area as one geometry.
-
-    Args:
-        area: Box in *crs*; vector file; or ``bounds`` and their ``crs``.
-        crs: CRS of the result.
-        root: Directory that the path of the file is relative to.
-
-    Raises:
-        ValueError: If *area* is invalid or empty.
-    """
+    """Return an area as one geometry in *crs*: a box, a vector file below *root*, or ``bounds`` and their ``crs``."""
     if isinstance(area, str):
         geometry = read_polygons(root / area, crs).union_all()
         if not geometry.area:

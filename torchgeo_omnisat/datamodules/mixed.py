@@ -26,16 +26,10 @@ from .sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:
-    """Return the loader of each batch of an epoch.
+    """Return the index of the loader of each batch of an epoch; each loader occurs at least once.
 
-    Args:
-        lengths: Number of batches of each loader.
-        temperature: The fraction of batches of a loader is proportional to its length to the power of
-            1 / *temperature*: 1 for proportional fractions, infinity for equal ones.
-        seed: Random seed of the order.
-
-    Returns:
-        Index of the loader of each batch. Each loader occurs at least once.
+    The fraction of batches of a loader is proportional to its length to the power of 1 / *temperature*: 1 for
+    proportional fractions, infinity for equal ones.
     """
     shares = np.array(lengths, dtype=np.float64) ** (1 / temperature)
     ends = np.cumsum(shares / shares.sum()) * sum(lengths)
@@ -45,19 +39,14 @@ def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[n
 
 
 class MixedLoader(CombinedLoader):
-    """Combined loader of Lightning that yields single batches in random order.
+    """Combined loader of Lightning that yields single batches of *loaders* in random order, see :func:`schedule`.
 
-    The order depends only on the seed and the epoch, so that training can resume after any batch, and all ranks use
-    the same loader at the same time. An exhausted loader restarts in another order. Lightning's limit of batches
-    applies to each loader.
+    The order depends only on the seed and the epoch, so that training can resume after any batch, and all ranks use the
+    same loader at the same time. An exhausted loader restarts in another order. Lightning's limit of batches applies to
+    each loader. *place* is the progress to start from, which the samplers of the loaders share and update.
 
     With the modes of Lightning's ``CombinedLoader`` instead, ``test_batches_are_of_one_datamodule_each`` fails: each
     step gets a batch of every loader, and training does not support ``'sequential'``.
-
-    Args:
-        loaders: Data loaders with :class:`.EpochSampler`.
-        place: Progress to start from, shared with the samplers, which update it.
-        temperature: See :func:`schedule`.
     """
 
     def __init__(self, loaders: Sequence[Any], place: Progress, temperature: float = 1.0) -> None:

@@ -23,15 +23,7 @@ HUGE = 1e20
 
 
 class BandSummary(NamedTuple):
-    """Summary statistics of the valid pixels of a band.
-
-    Attributes:
-        minimum: Smallest value; NaN if there is no valid pixel, as are the others.
-        mean: Mean.
-        maximum: Largest value.
-        std: Standard deviation.
-        valid: Fraction of the pixels that are valid.
-    """
+    """Summary of the valid pixels of a band, a fraction *valid* of all; NaN if there are none."""
 
     minimum: float
     mean: float
@@ -59,18 +51,9 @@ _RANGES = {
 
 
 def implausible(modality: Modality, bands: Sequence[BandSummary]) -> list[str]:
-    """Find values that contradict the unit of a modality.
+    """Return a sentence for each finding of values that contradict the unit of a modality.
 
-    Args:
-        modality: Modality, with kind and unit if known.
-        bands: Summary of each band, in order.
-
-    Returns:
-        One sentence for each finding, with bands, values, expectation and likely cause. Without a
-        unit, only nodata, constant and empty bands are found.
-
-    Raises:
-        ValueError: If the number of summaries is not that of bands.
+    It has bands, values, expectation and likely cause. Without a unit, only nodata, constant and empty bands are found.
     """
     if len(bands) != len(modality.bands):
         raise ValueError(
@@ -86,16 +69,7 @@ def implausible(modality: Modality, bands: Sequence[BandSummary]) -> list[str]:
 
 
 def implausible_statistics(modality: Modality, mean: Sequence[float], std: Sequence[float]) -> list[str]:
-    """Find means and standard deviations that contradict the unit of a modality.
-
-    Args:
-        modality: Modality, with kind and unit if known.
-        mean: Mean of each band.
-        std: Standard deviation of each band.
-
-    Returns:
-        As :func:`implausible`; empty without a unit.
-    """
+    """Find means and standard deviations that contradict the unit of a modality, if it is known."""
     if modality.unit == 'unknown':
         return []
     bands = [BandSummary(m, m, math.nextafter(m, math.inf), s) for m, s in zip(mean, std, strict=True)]
@@ -181,13 +155,7 @@ Values = NDArray[np.float64]
 
 
 class _Cause(NamedTuple):
-    """Hypothesis about implausible values.
-
-    Attributes:
-        text: Description of the values.
-        undo: Function that converts the values to the units of the checkpoint.
-        prior: Additional cost of an unusual cause.
-    """
+    """Hypothesis about values, how to convert them back, and the additional cost of an unusual cause."""
 
     text: str
     undo: Callable[[Values], Values]
@@ -209,22 +177,13 @@ _GAINS = {
 def compare(
     modality: Modality, pixels: ArrayLike, mean: ArrayLike, std: ArrayLike, tiles: int = 1, dates: int = 1
 ) -> list[str]:
-    """Compare pixels with the statistics of a checkpoint, and name the likely causes of contradictions.
+    """Compare pixels with the statistics of a checkpoint, and return a sentence for each likely cause.
 
-    Only mean and standard deviation of each band are known, and values of other regions, seasons and clouds
-    differ much. Therefore a distance alone is not a finding. A cause is named if the pixels are unlikely, but
-    likely after undoing the cause, in all bands together or clearly in one.
+    Only mean and standard deviation of each band are known, and values of other regions, seasons and clouds differ
+    much. Therefore a distance alone is not a finding. A cause is named if the pixels are unlikely, but likely after
+    undoing the cause, in all bands together or clearly in one.
 
-    Args:
-        modality: Modality, with kind and unit if known.
-        pixels: Valid pixels of several tiles and dates in raw units, ``(N, C)``, NaN for nodata.
-        mean: Mean of each band in the checkpoint ``(C,)``.
-        std: Standard deviation of each band, in the same order.
-        tiles: Number of tiles that the pixels are from.
-        dates: Number of dates that they are from.
-
-    Returns:
-        One sentence for each finding, with modality, bands, cause, value and expectation.
+    *pixels* are ``(N, C)`` in raw units, NaN for nodata, from a number of *tiles* and *dates*.
     """
     values = np.array(pixels, dtype=np.float64).reshape(-1, len(modality.bands))
     values[~np.isfinite(values)] = np.nan
@@ -508,15 +467,7 @@ def check_mode(guard: str) -> None:
 
 
 class Guard:
-    """Comparison of the first tiles with mean and standard deviation of a model.
-
-    Args:
-        modalities: Modalities of the tiles, by name.
-        mean: Mean of each band by modality in the model; other modalities are not compared.
-        std: Standard deviation of each band by modality in the model.
-        mode: Whether findings are a warning or an error.
-        total: Number of batches, if known; the comparison ends with the last.
-    """
+    """Comparison of the first tiles of at most *total* batches with the statistics of a model, by modality."""
 
     def __init__(
         self,
@@ -536,11 +487,7 @@ class Guard:
         self._generator = torch.Generator().manual_seed(0)
 
     def look(self, batch: Mapping[str, Tensor]) -> None:
-        """Add a batch in raw units, and conclude if there are enough tiles.
-
-        Raises:
-            ValueError: If the tiles are implausible and the mode is ``'error'``.
-        """
+        """Add a batch in raw units, and conclude if there are enough tiles."""
         if self.done:
             return
         self.batches += 1
@@ -552,11 +499,7 @@ class Guard:
             self.conclude()
 
     def conclude(self) -> None:
-        """Compare the observed values, and warn or raise.
-
-        Raises:
-            ValueError: If the tiles are implausible and the mode is ``'error'``.
-        """
+        """Compare the observed values; raise ValueError if they are implausible and the mode is ``'error'``."""
         if self.done:
             return
         self.done = True
@@ -600,12 +543,8 @@ def make_guard(
 ) -> Guard:
     """Return the guard of a run; it compares nothing if the model has no statistics.
 
-    Args:
-        trainer: Trainer with the model.
-        modalities: Modalities of the datamodule by name.
-        measured: Argument of :meth:`.OmniSatTask.statistics_of`, with the names of the datamodule.
-        named: Names in the model by names in the datamodule, where they differ.
-        mode: Handling of implausible tiles.
+    *measured* is the argument of :meth:`.OmniSatTask.statistics_of` with the names of the datamodule, and *named* are
+    their names in the model, where they differ.
     """
     task = getattr(trainer.lightning_module, 'task', trainer.lightning_module)  # the robustness test has one
     hparams: Any = getattr(task, 'hparams', {})

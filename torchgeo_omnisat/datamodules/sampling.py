@@ -60,15 +60,9 @@ class RandomOrder:
 class SpatialOrder:
     """Random order of all samples in which each batch consists of neighbours on the ground.
 
-    The samples are divided in half recursively, across the longer side of each part, until each part is one batch.
-    The axes are rotated at random for each division, so that a sample has different neighbours in each epoch.
-
-    Args:
-        positions: Coordinates of the samples, ``(N, 2)`` in metres.
-        size: Samples per batch of all ranks together.
-
-    Raises:
-        ValueError: If a position is not finite.
+    The samples at *positions* ``(N, 2)`` in metres are divided in half recursively, across the longer side of each
+    part, until each part is one batch of *size* samples of all ranks. The axes are rotated at random for each division,
+    so that a sample has different neighbours in each epoch.
     """
 
     positions: NDArray[np.float64]
@@ -129,19 +123,11 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Distributed sampler that can resume in the middle of an epoch.
+    """Distributed sampler that can resume in the middle of an epoch, at *place*.
 
     The batch of all ranks together contains the same samples for any world size. Lightning does not replace a
-    ``DistributedSampler``, with or without ``use_distributed_sampler``.
-
-    Args:
-        order: Order of the samples.
-        place: Progress to start from; :meth:`set_epoch` updates it.
-        batch_size: Samples per batch of one rank.
-        drop_last: Whether to drop an incomplete batch. Otherwise samples are repeated until all ranks have
-            the same number.
-        rank: Rank.
-        world_size: World size.
+    ``DistributedSampler``, with or without ``use_distributed_sampler``. Without *drop_last*, samples are repeated until
+    all ranks have the same number.
     """
 
     def __init__(
@@ -216,15 +202,8 @@ class DealtDataset(Dataset[Any]):
 class DealtSampler(DistributedSampler[Any], SequentialSampler):
     """Distributed sampler for evaluation: each sample once, in order.
 
-    All ranks have the same number of batches, because evaluation steps communicate. A rank with one
-    batch fewer gets one with a single :class:`Filler`.
-
-    Args:
-        dataset: Dataset of the samples.
-        batch_size: Samples per batch of one rank.
-        rank: Rank.
-        world_size: World size.
-        fill: Whether to add fillers; otherwise some ranks have one batch fewer.
+    All ranks have the same number of batches, because evaluation steps communicate. With *fill*, a rank with one batch
+    fewer gets one with a single :class:`Filler`.
     """
 
     def __init__(
@@ -444,12 +423,7 @@ def borrowed(begin: Callable[[], object]) -> Iterator[None]:
 
 
 def seed_draws(seed: int, devices: bool = True) -> None:
-    """Seed Python, NumPy and PyTorch.
-
-    Args:
-        seed: Random seed.
-        devices: Whether to seed PyTorch on all devices, or on the CPU only.
-    """
+    """Seed Python, NumPy and PyTorch, on all *devices* or on the CPU only."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (for other libraries)
     if devices:

@@ -50,18 +50,7 @@ class _Each(Dataset[Any]):
 
 
 def stream(function: Callable[[int], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:
-    """Call a function in worker processes, with a progress bar in terminals.
-
-    Args:
-        function: Function of the indices *first* to *length* - 1.
-        length: Number of indices.
-        num_workers: Number of worker processes; 0 for this process.
-        title: Title of the progress bar.
-        first: First index.
-
-    Yields:
-        The results in the order of the indices.
-    """
+    """Call a function of the indices *first* to *length* - 1 in worker processes, and yield the results in order."""
     loader: DataLoader[Any] = DataLoader(
         _Each(function, length),
         batch_size=None,
@@ -99,11 +88,6 @@ class Moments:
     """
 
     def __init__(self, bands: int) -> None:
-        """Initialize without pixels.
-
-        Args:
-            bands: Number of bands.
-        """
         self.count: NDArray[np.float64] = np.zeros(bands)
         self.mean: NDArray[np.float64] = np.zeros(bands)
         self.squares: NDArray[np.float64] = np.zeros(bands)
@@ -164,18 +148,11 @@ def measure(
     keep: Path | None = None,
     about: Any = None,
 ) -> Entries:
-    """Compute the statistics of valid dates and finite pixels in one pass over the samples.
+    """Compute the statistics of valid dates and finite pixels in one pass over the samples, by group.
 
-    Samples are added in order, so that the result does not depend on the number of workers, or on interruptions.
-
-    Args:
-        dataset: Dataset of the samples.
-        modalities: Modalities to measure.
-        groups: Group of each sample; each group has separate statistics.
-        most: Maximum number of evenly spaced samples to read; None for all.
-        num_workers: Number of worker processes.
-        keep: File for partial results, from which a later call resumes. It is deleted at the end.
-        about: Plain values that identify this pass; a file of another pass is ignored.
+    Samples are added in order, so that the result does not depend on the number of workers, or on interruptions. Of all
+    samples, *most* evenly spaced ones are read. Partial results are written to the file *keep*, from which a later call
+    with the same *about* resumes, and which is deleted at the end.
     """
     places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
@@ -215,16 +192,7 @@ def measure(
 
 
 def measured_files(dataset: Any, name: str, indices: Sequence[int]) -> tuple[list[Stamp], list[str]] | None:
-    """Return size and modification time of the files of a modality, and the names of the samples.
-
-    Args:
-        dataset: Dataset, with ``image_files(name, indices)`` if its files are known.
-        name: Name of the modality.
-        indices: Indices of the samples.
-
-    Returns:
-        Arguments of :meth:`.Fingerprint.of`; None if the files are not known.
-    """
+    """Return stamps of the files of a modality and names of the samples; None if files are not known."""
     image_files = getattr(dataset, 'image_files', None)
     paths = [] if image_files is None else image_files(name, indices)
     if not paths:
@@ -250,14 +218,7 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
 
 
 def read_statistics(path: Path, key: str, bands: int) -> BandMoments:
-    """Read an entry of a file such as ``{"Fold_1": {"mean": [...], "std": [...]}}``.
-
-    Returns:
-        Mean and standard deviation, float64.
-
-    Raises:
-        ValueError: If the file cannot be read, or the entry is missing or invalid.
-    """
+    """Read mean and standard deviation of an entry of a file such as ``{"Fold_1": {"mean": [...], ...}}``."""
     expected = f"expected {key!r} with 'mean' and 'std' of {bands} finite numbers each"
     try:
         mean, std = as_bands(load_json(path)[key])
@@ -297,12 +258,7 @@ def load_statistics(root: Path) -> Entries:
 def is_measured(entries: Entries, name: str, groups: Mapping[str, int], bands: int) -> bool:
     """Return whether there are statistics of all groups of a modality, with the same numbers of samples.
 
-    Args:
-        entries: Statistics.
-        name: Name of the modality.
-        groups: Number of samples by group. An entry without ``of``, such as a handwritten one, is valid for any
-            number.
-        bands: Number of bands.
+    An entry without ``of``, such as a handwritten one, is valid for any number.
     """
     known = entries.get(name, {})
     return all(

@@ -23,11 +23,7 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """Create an instance from a configuration.
-
-        Raises:
-            ValueError: If the arguments are invalid.
-        """
+        """Create an instance from a configuration."""
         if isinstance(settings, cls):
             return settings
         every = fields(cls)  # type: ignore[arg-type]
@@ -66,17 +62,7 @@ def parse_span(date_range: Sequence[str] | None) -> tuple[int, int] | None:
 def choose_modalities(
     names: Sequence[str] | None, held: Collection[str], known: Collection[str], where: object
 ) -> list[str]:
-    """Return the names of the requested modalities.
-
-    Args:
-        names: Requested names; None for all existing ones.
-        held: Existing modalities.
-        known: Supported modalities.
-        where: Location of the data, for the error.
-
-    Raises:
-        ValueError: If one does not exist.
-    """
+    """Return the requested names, or all that are *held*; raise ValueError unless *where* has them."""
     if names is not None and (isinstance(names, str) or not names):
         raise ValueError(f'modalities is {names!r}, expected a tuple of names, such as {tuple(held)}')
     for name in names or ():
@@ -97,18 +83,9 @@ def select_bands(modalities: Mapping[str, Modality], bands: Mapping[str, Sequenc
 def state_facts(
     name: str, kind: Kind | None, unit: Unit = 'unknown', decibels: bool | None = None
 ) -> tuple[Kind | None, Unit]:
-    """Return the kind and unit of a modality, if they are stated.
+    """Return the kind and unit of a modality, if they are stated and do not contradict each other.
 
-    Decibels and linear power are units of radar backscatter, so they state the kind too.
-
-    Args:
-        name: Name of the modality, for an error.
-        kind: Kind of the sensor; None if unknown.
-        unit: Unit of the pixels; None if unknown.
-        decibels: True for radar in dB, False for radar in linear power; None if not stated.
-
-    Raises:
-        ValueError: If one is unknown, or they contradict each other.
+    Decibels (True) and linear power (False) are units of radar backscatter, so they state the kind too.
     """
     for what, value, options in (('kind', kind, (None, *get_args(Kind))), ('unit', unit, get_args(Unit))):
         if value not in options:
@@ -125,11 +102,7 @@ def state_facts(
 
 
 def class_at(path: Any, base: type, what: str) -> Any:
-    """Return the class at a dotted path, as in a YAML file.
-
-    Raises:
-        ValueError: If the class does not exist, or is not a subclass of *base*.
-    """
+    """Return the subclass of *base* at a dotted path, as in a YAML file."""
     module, _, name = str(path).rpartition('.')
     expected = f'class_path of {what} is {path!r}, expected a {base.__name__}'
     try:
@@ -142,16 +115,7 @@ def class_at(path: Any, base: type, what: str) -> Any:
 
 
 def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0) -> list[str]:
-    """Return the names of the classes.
-
-    Args:
-        labels: Names; None for the class indices.
-        count: Number of classes; None for that of *labels*.
-        least: Minimum number of classes.
-
-    Raises:
-        ValueError: If there are too few, or the number of names differs.
-    """
+    """Return the names of *count* classes, at *least* so many; by default that of *labels*, or the indices."""
     if labels is None and count is None and least:
         raise ValueError(f'labels is None, and so is num_classes; expected the names of at least {least} classes')
     count = len(labels or ()) if count is None else count
@@ -165,17 +129,9 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
 def leave_out[T](
     samples: Sequence[T], ids: Sequence[str], exclude: Collection[str], known: Collection[str], where: object
 ) -> tuple[list[T], list[str]]:
-    """Return the samples without the excluded ones.
+    """Return the samples without the excluded ones, and the names of the latter in these samples.
 
-    Args:
-        samples: Samples.
-        ids: Names of the samples.
-        exclude: Names of the samples to exclude.
-        known: Valid names in *exclude*, including those of other splits.
-        where: Location of the data, for the error.
-
-    Raises:
-        ValueError: If a name is unknown, or nothing remains.
+    *known* are valid names in *exclude*, including those of other splits; *where* is the data in errors.
     """
     if unknown := sorted(set(exclude) - set(known)):
         more = f' and {len(unknown) - 1} more' * (len(unknown) > 1)

@@ -181,20 +181,10 @@ def refuse_missing(lost: Sequence[Path], count: int) -> None:
 def keep_seen[T](
     samples: Sequence[T], ids: Sequence[str], seen: Iterable[bool], names: Iterable[str], where: object
 ) -> tuple[list[T], list[str]]:
-    """Return the samples with at least one modality, and warn of the number of others.
+    """Return the samples with at least one modality and the names of the others; warn of their number.
 
-    Args:
-        samples: Samples.
-        ids: Names of the samples.
-        seen: Flags of the samples with an image, as far as known without opening any.
-        names: Requested modalities.
-        where: Location of the samples, for messages.
-
-    Returns:
-        Samples with a modality, and the names of the others.
-
-    Raises:
-        FileNotFoundError: If no sample has a modality.
+    *seen* are flags of the samples with an image, as far as known without opening any. Raise FileNotFoundError if there
+    is none.
     """
     flags = list(seen)
     unseen = [name for name, flag in zip(ids, flags, strict=True) if not flag]
@@ -213,13 +203,7 @@ def keep_seen[T](
 
 
 def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Select the bands of a modality from an image, in its order.
-
-    Args:
-        modality: Modality with the requested bands.
-        bands: Bands of *image*.
-        image: ``(..., C, H, W)``.
-    """
+    """Select the bands of a modality from an image ``(..., C, H, W)`` with *bands*, in its order."""
     if modality.bands == tuple(bands):
         return image
     return np.ascontiguousarray(image[..., [bands.index(band) for band in modality.bands], :, :])
@@ -228,14 +212,7 @@ def pick(modality: Modality, bands: Sequence[str], image: NDArray[np.float32]) -
 def tensors(
     modality: Modality, image: NDArray[np.float32], days: NDArray[np.int64], valid: NDArray[np.bool_]
 ) -> Sample:
-    """Return image, dates and valid of a modality.
-
-    Args:
-        modality: Modality.
-        image: ``(T, C, H, W)`` or ``(C, H, W)``.
-        days: Days since 1970-01-01 ``(T,)``.
-        valid: Flags of the usable images ``(T,)``.
-    """
+    """Return *image* ``(T, C, H, W)`` or ``(C, H, W)``, *days* ``(T,)`` and *valid* ``(T,)`` of a modality."""
     return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
 
 
@@ -247,13 +224,7 @@ def blank(modality: Modality, metres: float) -> Sample:
 
 
 def bounds_of(extent: Sequence[float], gsd: float, sample: Sample) -> Tensor:
-    """Return the ``bounds`` (9,) of a sample in TorchGeo's order; NaN where unknown.
-
-    Args:
-        extent: xmin, ymin, xmax, ymax.
-        gsd: GSD in metres.
-        sample: Sample with the dates.
-    """
+    """Return the ``bounds`` (9,) of a sample with dates, from xmin, ymin, xmax, ymax; NaN where unknown."""
     xmin, ymin, xmax, ymax = extent
     tmin, tmax = when(value for key, value in sample.items() if key.startswith('dates_'))
     return torch.tensor((xmin, xmax, gsd, ymin, ymax, gsd, tmin, tmax, 1), dtype=torch.float64)

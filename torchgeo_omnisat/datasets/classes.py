@@ -45,14 +45,7 @@ def class_names(classes: Mapping[Any, Any], other: str | None = None) -> list[st
 
 
 class UnknownCodesError(ValueError):
-    """Error of codes in label files that have no class.
-
-    Args:
-        classes: Mapping without these codes.
-        counts: Number of occurrences of each code.
-        files: Files with these codes.
-        what: Plural noun for the items with the codes, such as ``'pixels'``.
-    """
+    """Error of codes without a class, with their *counts*, *files*, and *what* has them, such as pixels."""
 
     def __init__(self, classes: 'ClassMap', counts: Mapping[Any, int], files: Sequence[str], what: str) -> None:
         self.classes, self.counts, self.files, self.what = classes, Counter(counts), list(files), what
@@ -73,17 +66,9 @@ class UnknownCodesError(ValueError):
 class ClassMap:
     """Mapping from codes in label files to class indices.
 
-    Without *classes*, codes are class names or class indices from 0. If the names are numbers,
-    such as ``['10', '20']``, they are the codes.
-
-    Args:
-        labels: Names of the classes; if empty, any whole number is a class index.
-        classes: Class name by code, None for a code without a label. Codes are numbers or text.
-        other: Class of all codes that are not in *classes*; None to raise an error for them.
-        ignore_index: Further code without a label, unless it is in *classes*.
-
-    Raises:
-        ValueError: If a name is not in *labels*, or a code has two classes.
+    Without *classes* (class name by code, None for no label), codes are class names or class indices from 0. If the
+    names are numbers, such as ``['10', '20']``, they are the codes. *other* is the class of all other codes, None to
+    raise an error for them. *ignore_index* is a further code without a label, unless it is in *classes*.
     """
 
     def __init__(
@@ -204,12 +189,7 @@ def _is_whole(code: str) -> bool:
 
 
 def refuse_ignored_class(labels: Sequence[str], ignore_index: int) -> None:
-    """Raise an error if the default of *ignore_index* is also a class, which would be ignored in training.
-
-    Args:
-        labels: Names of the classes.
-        ignore_index: Index of pixels without a label.
-    """
+    """Raise an error if the default of *ignore_index* is also a class, which would be ignored in training."""
     if ignore_index == 255 and len(labels) > ignore_index:
         raise ValueError(
             f'ignore_index is 255, which is {labels[255]!r} of {len(labels)} labels, expected a number that is not a '

@@ -140,15 +140,7 @@ def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.uint8], Affine]:
-    """Read the mask of a patch. The CRS in the file, which is often missing, is not read.
-
-    Returns:
-        Classes ``(H, W)``, 1 to 19, and the affine transform to EPSG:2154.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is truncated, not such a raster, or has other values.
-    """
+    """Read classes ``(H, W)``, 1 to 19, and the transform to EPSG:2154; the CRS, often missing, is not read."""
     expected = f'uint8 (1, H, W) of classes 1 to {len(CLASSES)}'
     array, _, transform, _ = read_raster(path, expected)
     if len(array) != 1 or array.dtype != np.uint8:
@@ -168,11 +160,7 @@ def read_size(paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[str, int]:
-    """Read the known acquisition dates of aerial images, as days since 1970-01-01 by number of the patch.
-
-    Raises:
-        ValueError: If a file is damaged or a date does not exist.
-    """
+    """Read the known dates of aerial images, as days since 1970-01-01 by number of the patch."""
     numbers = {patch.number for patch in patches}
     dates = {}
     for path in paths:
@@ -199,15 +187,7 @@ class SuperArea:
 
 
 def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
-    """Return the super-area in the directory of a zone; None if it has no files.
-
-    Args:
-        zone: Directory of the zone.
-        strict: Whether all three files must exist.
-
-    Raises:
-        FileNotFoundError: If *strict* and one of the three files does not exist.
-    """
+    """Return the super-area in the directory of a zone; None without files, an error if *strict* and one lacks."""
     found = sorted(zone.glob('sen/SEN2*'))
     if not found:
         return None
@@ -220,17 +200,7 @@ def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
 
 
 def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) -> dict[str, tuple[int, int]]:
-    """Read row and column of patches in their super-areas, by number of the patch.
-
-    Args:
-        path: Path of the file.
-        patches: Patches to read.
-        strict: Whether all patches must be in the file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is damaged, or *strict* and a patch is missing in it.
-    """
+    """Read row and column of patches in their super-areas, by number; *strict* if all must be there."""
     expected = '{"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
     entries = read_json(path, expected)
     centroids = {}
@@ -245,11 +215,7 @@ def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) ->
 
 
 def read_products(path: Path) -> NDArray[np.int64]:
-    """Read the dates of Sentinel-2 products, as days since 1970-01-01, from product names, one per line.
-
-    Raises:
-        ValueError: If a line is not a product name.
-    """
+    """Read days since 1970-01-01 from the names of Sentinel-2 products, one per line."""
     refuse_special(path, 'the names of products')
     days = []
     for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').split(), start=1):
@@ -262,14 +228,7 @@ def read_products(path: Path) -> NDArray[np.int64]:
 
 
 def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Open both arrays of a super-area as memory maps.
-
-    Returns:
-        Reflectance x 10000 ``(T, 10, H, W)`` and probabilities of snow and clouds ``(T, 2, H, W)``.
-
-    Raises:
-        ValueError: If an array is damaged or has another shape.
-    """
+    """Map reflectance x 10000 ``(T, 10, H, W)`` and probabilities of snow and clouds ``(T, 2, H, W)``."""
     arrays: list[NDArray[Any]] = []
     for path, bands in ((area.data, len(MODALITIES['s2'].bands)), (area.masks, 2)):
         size = f'{arrays[0].shape[2]}, {arrays[0].shape[3]}' if arrays else 'H, W'
@@ -284,19 +243,10 @@ def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[
 def window_around(
     centre: Sequence[int], counts: Sequence[int], size: Sequence[int], where: str
 ) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
-    """Return the window around a pixel, clipped to the image.
+    """Return the window around a pixel, clipped to the image; raise ValueError if they do not intersect.
 
-    Args:
-        centre: Row and column; for an even size of the window, the first pixel after the centre.
-        counts: Height and width of the window in pixels.
-        size: Height and width of the image in pixels.
-        where: Description of the position for error messages.
-
-    Returns:
-        Slice of each axis, and the number of pixels that were clipped before and after it.
-
-    Raises:
-        ValueError: If the window does not intersect the image.
+    *centre* is row and column; for an even size *counts* of the window, the first pixel after the centre. The result is
+    the slice of each axis, and the number of pixels that were clipped before and after it.
     """
     slices, lacks = [], []
     for middle, count, length in zip(centre, counts, size, strict=True):
@@ -310,15 +260,7 @@ def window_around(
 
 
 def expect_series(area: SuperArea | None, absent: Path, centroids: Path) -> tuple[tuple[Expected, ...], Dates | None]:
-    """Return the expected files and dates of the time series of a patch, for checks.
-
-    Products may be unsorted, and a day may have several.
-
-    Args:
-        area: Super-area of the zone, if there is one.
-        absent: Path to report if there is none.
-        centroids: File with the positions of patches.
-    """
+    """Return the expected files and dates of the time series of a patch, or *absent* without super-area."""
     if area is None:
         return (Expected(absent, optional=True),), None
     bands = ((area.data, len(MODALITIES['s2'].bands)), (area.masks, 2))

@@ -135,18 +135,10 @@ def has_product(root: Path, domain: str, product: str) -> bool:
 def choose_domains(
     root: Path, asked: Sequence[str] | None, known: Mapping[str, Sequence[str]], labels: str, download: bool
 ) -> dict[str, list[str]]:
-    """Return the requested years by domain.
+    """Return the requested years by domain, of all *known* ones.
 
-    Args:
-        root: Directory of the dataset.
-        asked: Domains and years, such as ``'D004-2021'``. Defaults to those with labels in *root*, or
-            to all if there are none or *download* is True.
-        known: Years of all domains.
-        labels: Product of the labels.
-        download: Whether to download missing archives.
-
-    Raises:
-        ValueError: If a domain is unknown.
+    *asked* are domains and years, such as ``'D004-2021'``. It defaults to those with labels in *root*, or to all if
+    there are none or *download* is True.
     """
     every = [f'{domain}-{year}' for domain, years in known.items() for year in years]
     if asked is not None and (isinstance(asked, str) or not asked or not set(asked) <= set(every)):
@@ -176,17 +168,9 @@ def damaged(files: Files, products: Iterable[str]) -> str | Path:
 def measured_of(
     files: Files, product: Product, image: NDArray[np.float32], size: Sequence[int], decibels: bool
 ) -> NDArray[np.float32]:
-    """Return an image or a time series with NaN for nodata; radar stays in linear power.
+    """Return an image ``(..., C, H, W)`` with NaN for nodata; radar stays in linear power, unless in *decibels*.
 
-    Args:
-        files: Files of the patch.
-        product: Product of the image.
-        image: All bands, ``(..., C, H, W)``.
-        size: Height and width of the labels in pixels.
-        decibels: Whether radar is in dB.
-
-    Raises:
-        ValueError: If the image does not cover the extent of the labels, or power is negative.
+    Raise ValueError if it does not cover the extent of the labels of *size* pixels, or power is negative.
     """
     path, modality = files[product.name], product.modality
     gsd = MODALITIES['aerial'].gsd
@@ -222,15 +206,7 @@ def size_of(files: Files) -> tuple[int, int]:
 def expect(
     files: Files, product: Product | None, size: Sequence[int], dataset_type: str, dates: Dates | None = None
 ) -> tuple[Expected, ...]:
-    """Return the expected content of the files of a modality, the images first.
-
-    Args:
-        files: Files of the patch.
-        product: Product; None for the labels.
-        size: Height and width of the labels in pixels.
-        dataset_type: Type of the labels.
-        dates: Acquisition dates of the images.
-    """
+    """Return the expected content of the files of a product, or of the labels (None), the images first."""
     if product is None:
         channels, channel = _CHANNELS[dataset_type]
         classes = (0, len(palette(dataset_type).labels) - 1)
@@ -269,16 +245,7 @@ def lacking_labels(
     labels: str,
     products: Sequence[str],
 ) -> list[dict[str, str | Path]]:
-    """Return the files of patches that have images and no labels.
-
-    Args:
-        root: Directory of the dataset.
-        patches: All patches of the split.
-        domains: Requested domains, such as ``'D004-2021'``.
-        found: Files of the patches with labels.
-        labels: Product of the labels.
-        products: Requested products.
-    """
+    """Return the files of *patches* of *domains* that have images of *products* and no labels."""
     known = {str(files['patch_id']) for files in found}
     lacking = []
     for patch in patches:
@@ -319,20 +286,9 @@ def table_of(root: Path, name: str) -> Path:
 def read_tables(
     root: Path, names: Iterable[str], patches: Collection[str], tell: bool
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Faults]]:
-    """Read the days of modalities, by area or patch.
+    """Read the days of modalities that have a table, by modality and area or patch.
 
-    Args:
-        root: Directory of the dataset.
-        names: Names of the modalities; those without a table are skipped.
-        patches: Requested patches.
-        tell: Whether to return errors instead of raising them.
-
-    Returns:
-        Days, and errors of those that cannot be read, by modality and area or patch.
-
-    Raises:
-        FileNotFoundError: If the table of a time series does not exist.
-        ValueError: If a table is damaged.
+    With *tell*, errors of those that cannot be read are returned instead of raised, in the same form.
     """
     days: dict[str, Mapping[str, Any]] = {}
     undated: dict[str, Faults] = {}
@@ -353,20 +309,10 @@ def read_tables(
 
 
 def read_series_days(path: Path, areas: Collection[str], faults: Faults | None = None) -> dict[str, NDArray[np.int64]]:
-    """Read the days of the time series of each area, which all its patches share.
+    """Read the days of the time series of each area, which all its patches share, in the order of frames.
 
-    Args:
-        path: Path of the table, with a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``,
-            and a column ``patch_id`` or ``zone_id``, which begins with domain and area.
-        areas: Requested areas.
-        faults: Dictionary to which errors of areas are added; None to raise them.
-
-    Returns:
-        Days since 1970-01-01 in the order of the frames, by area.
-
-    Raises:
-        FileNotFoundError: If the table does not exist.
-        ValueError: If the table is damaged, or an area is missing in it.
+    The table has a column ``acquisition_dates`` of JSON, ``{"1": "20210114", ...}``, and a column ``patch_id`` or
+    ``zone_id``, which begins with domain and area. Errors of areas are added to *faults*, or raised if it is None.
     """
     days: dict[str, NDArray[np.int64]] = {}
     for key, dates in _rows(path, 'acquisition_dates'):
@@ -381,16 +327,10 @@ def read_series_days(path: Path, areas: Collection[str], faults: Faults | None =
 
 
 def read_image_days(path: Path, patches: Collection[str], faults: Faults | None = None) -> dict[str, int]:
-    """Read the day of the image of each patch, if it is known.
+    """Read the day of the image of each patch, if it is known; a missing table knows none.
 
-    Args:
-        path: Path of the table with the columns ``patch_id`` and ``date``, such as ``20210614``. A date
-            with day or month ``00`` is unknown.
-        patches: Requested patches.
-        faults: Dictionary to which errors of patches are added; None to raise them.
-
-    Raises:
-        ValueError: If the table is damaged, or a date does not exist.
+    The table has the columns ``patch_id`` and ``date``, such as ``20210614``; day or month ``00`` is unknown. Errors of
+    patches are added to *faults*, or raised if it is None.
     """
     days = {}
     for key, date in _rows(path, 'date') if path.exists() else ():

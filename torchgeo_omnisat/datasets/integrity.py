@@ -211,12 +211,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a report.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If the file is not a report.
-        """
+        """Read a report."""
         expected = 'expected what `python -m torchgeo_omnisat check --output FILE` writes'
         try:
             content: dict[str, Any] = load_json(path)
@@ -249,17 +244,9 @@ def inspect(
     allow_missing: bool,
     observe: Callable[[str, Any], None] | None = None,
 ) -> Findings:
-    """Check every file of a sample.
+    """Check every file of a sample; optional images may be missing if *allow_missing*.
 
-    Args:
-        dataset: Dataset with all bands and dates.
-        index: Index of the sample.
-        max_nan: Maximum fraction of nodata pixels of a modality.
-        allow_missing: Whether optional images may be missing.
-        observe: Function called with the name and the content of each part.
-
-    Returns:
-        Problems and missing modalities. Files with unexpected headers are not read further.
+    *observe* is called with the name and the content of each part. Files with unexpected headers are not read further.
     """
     found, sample = Findings(), dataset.ids[index]
     for whole in dataset.parts(index):

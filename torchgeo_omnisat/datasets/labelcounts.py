@@ -85,12 +85,7 @@ class LabelCounts:
         return f'Labels of {split!r}{read}: {counted}({each})'
 
     def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
-        """Return a warning for each problem of the labels of a split.
-
-        Args:
-            split: ``'train'``, ``'val'`` or ``'test'``. Classes without labels are a problem in training.
-            ignore_index: Index of pixels without a label.
-        """
+        """Return a warning for each problem of the labels of a split; in training, every class needs some."""
         said = []
         because = [
             f'{self.ignored} pixels are {ignore_index}, which is ignore_index and no label: if it is a class, classes '
@@ -117,11 +112,7 @@ class LabelCounts:
         return said
 
     def add_mask(self, mask: Tensor, labels: Sequence[str], ignore_index: int | None) -> None:
-        """Count the mask ``(H, W)`` of one tile.
-
-        Raises:
-            ValueError: If a label is not a class.
-        """
+        """Count the mask ``(H, W)`` of one tile; raise ValueError if a label is not a class."""
         values, counts = mask.unique(return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
         self.ignored += found.pop(ignore_index, 0)
@@ -151,21 +142,11 @@ def count_tiles(
     most: int | None = None,
     target: str | None = None,
 ) -> LabelCounts:
-    """Count the labels of a dataset of tiles, one tile in memory at a time.
+    """Count the labels of a dataset of tiles with ``mask`` or ``label``, one tile in memory at a time.
 
-    Only the labels of a tile are read if the dataset has ``parts``, else the whole sample.
-
-    Args:
-        dataset: Dataset of samples with ``mask`` or ``label``; samples with neither are not counted.
-        labels: Names of the classes.
-        label_names: Names of the classes in ``label``, in its order.
-        ignore_index: Index of pixels without a label.
-        split: Name of the split for error messages.
-        most: Maximum number of tiles to read, evenly spread; None for all.
-        target: ``'mask'`` or ``'label'``; by default the mask if a sample has one, else the label.
-
-    Raises:
-        ValueError: If masks have labels that are not classes. The error lists them and the first tile.
+    Only the labels of a tile are read if the dataset has ``parts``, else the whole sample; at *most* so many tiles,
+    evenly spread. *target* is ``'mask'`` or ``'label'``; by default the mask if a sample has one. Raise ValueError with
+    all labels of masks that are not classes, and the first tile.
     """
     counts, size = LabelCounts.none(labels, ignore_index), len(dataset)
     chosen = range(size)
@@ -212,14 +193,7 @@ def _label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]
 def count_labels(tiles: GeoTiles, labels: Sequence[str]) -> LabelCounts:
     """Count the labels of adjacent tiles; images are not read.
 
-    Files are read in blocks, so memory use does not depend on the extent.
-
-    Args:
-        tiles: Tiles of a split.
-        labels: Names of the classes; an ignored class is not counted.
-
-    Raises:
-        ValueError: If there are codes without a class. The error lists them and their numbers of pixels.
+    Files are read in blocks, so memory use does not depend on the extent. Raise the error of all codes without a class.
     """
     join = tiles.dataset
     source, ignored = join.labels, join.ignore_index

@@ -150,11 +150,7 @@ COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(le
 
 
 def read_index(path: Path) -> tuple[list[Patch], CRS]:
-    """Read the patches, in the order of the file, and the CRS of an index, ``metadata.geojson``.
-
-    Raises:
-        ValueError: If the file is damaged or not such an index.
-    """
+    """Read the patches, in the order of the file, and the CRS of an index, ``metadata.geojson``."""
     expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
     try:
         refuse_other_format(str(path))
@@ -179,15 +175,7 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
 
 
 def obtain_hd(root: Path, sources: Sequence[SensorFiles], target: str, index: str, checksum: bool) -> None:
-    """Download missing files of PASTIS-HD; the index comes last, because it marks a complete root.
-
-    Args:
-        root: Directory of the dataset.
-        sources: Modalities to download, in addition to labels and statistics.
-        target: Path of the labels of a patch, with ``{}`` for the id.
-        index: File name of the index.
-        checksum: Whether to verify existing files.
-    """
+    """Download missing files of PASTIS-HD; the index comes last, because it marks a complete root."""
     if (root / index).is_file() and all(
         _count_files(root, source.path) >= _count_files(root, target) for source in sources
     ):

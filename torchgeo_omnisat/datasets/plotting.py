@@ -83,16 +83,8 @@ def plot_sample(
 ) -> Figure:
     """Draw one row of dates per time series; single images, labels and legend in the last row.
 
-    Args:
-        sample: Sample in raw units, optionally with ``mask`` and ``prediction``.
-        modalities: Modalities that may occur, by name.
-        composites: Band combinations by modality; the first one with available bands is used.
-        palette: Names and colours of the classes.
-        show_titles: Whether to show dates and names.
-        suptitle: Title of the figure.
-
-    Raises:
-        RGBBandsMissingError: If no modality has the bands of one of its combinations.
+    The sample is in raw units, optionally with ``mask`` and ``prediction``. The first of the composites with available
+    bands is used; raise RGBBandsMissingError if no modality has one.
     """
     rows, last = [], []
     for modality in modalities.values():
@@ -134,16 +126,7 @@ def draw_any(
     show_titles: bool,
     suptitle: str | None,
 ) -> Figure:
-    """Plot a sample with default band combinations and colours, see :func:`plot_sample`.
-
-    Args:
-        sample: As for :func:`plot_sample`.
-        modalities: Modalities to plot; without an RGB composite the first band is shown.
-        labels: Names of the classes; if None or empty, the class indices.
-        ignore_index: Index of pixels without a label; None if there is none.
-        show_titles: As for :func:`plot_sample`.
-        suptitle: Title of the figure.
-    """
+    """Plot a sample by :func:`plot_sample` with default colours and band combinations, else the first band."""
     composites = {name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1])) for name, m in modalities.items()}
     classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
     ignored = -1 if ignore_index is None else ignore_index

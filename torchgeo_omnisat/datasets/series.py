@@ -34,18 +34,10 @@ Merge = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
-    """Parse dates such as ``20180924``.
+    """Parse dates such as ``20180924`` to days since 1970-01-01, in the order of the frames.
 
-    Args:
-        value: Dates as a list, as a mapping from the index of the frame (``{'0': 20180924}``), or
-            as a string of either, in JSON or Python.
-        where: Name of the dates in error messages.
-
-    Returns:
-        Days since 1970-01-01 in the order of the frames, which may differ from that of time.
-
-    Raises:
-        ValueError: If *value* has another format, or a date does not exist.
+    *value* is a list, a mapping from the index of the frame (``{'0': 20180924}``), or a string of either, in JSON or
+    Python; *where* is its name in errors.
     """
     expected = f"expected dates such as {{'0': 20180924, '1': 20180929}} in {where}"
     try:
@@ -78,11 +70,8 @@ def choose_dates(
 ) -> NDArray[np.int64]:
     """Return the indices of the frames to read, in the order of time; possibly empty.
 
-    Args:
-        days: Day of each frame.
-        span: First and last day, inclusive.
-        max_dates: Maximum number of days, evenly spread over the available ones. All frames of a
-            selected day are read.
+    At most *max_dates* days of the period *span* are evenly spread over the available ones. All frames of a selected
+    day are read.
     """
     kept = np.unique(days)
     if span is not None:
@@ -96,17 +85,10 @@ def choose_dates(
 def choose_clear(
     days: NDArray[np.int64], clear: NDArray[np.bool_], span: tuple[int, int] | None = None, max_dates: int | None = None
 ) -> NDArray[np.int64]:
-    """Select the frames to read of a time series with clouds, in the order of time.
+    """Return the indices of the frames to read of a time series with clouds, in the order of time.
 
-    Args:
-        days: Day of each frame.
-        clear: Flags of frames without clouds. Cloudy frames of a day with a clear one are never
-            selected. If *max_dates* is given and any frame is clear, no cloudy frame is.
-        span: First and last day, inclusive.
-        max_dates: Maximum number of days.
-
-    Returns:
-        Indices into *days*, possibly empty.
+    Cloudy frames of a day with a clear one are never selected. If *max_dates* is given and any frame is clear, no
+    cloudy frame is.
     """
     wanted = clear if max_dates is not None and clear.any() else clear | ~np.isin(days, days[clear])
     frames = np.flatnonzero(wanted)
@@ -116,16 +98,7 @@ def choose_clear(
 def merge_days(
     image: NDArray[np.float32], days: NDArray[np.int64], merge: Merge
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Merge the frames of each day into a daily composite.
-
-    Args:
-        image: Frames ``(T, C, H, W)`` with NaN for nodata.
-        days: Day of each frame, in the order of time.
-        merge: Pixel-wise function from the frames of one day to a composite.
-
-    Returns:
-        Composites and their days; the arguments themselves if no day is repeated.
-    """
+    """Merge the frames ``(T, C, H, W)`` of each day, in the order of time, into daily composites and their days."""
     if (days[1:] > days[:-1]).all():  # most series have one frame per day
         return image, days
     unique, first, counts = np.unique(days, return_index=True, return_counts=True)
@@ -157,11 +130,7 @@ def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def when(dates: Iterable[Tensor]) -> tuple[float, float]:
-    """Return start of the first and end of the last day in seconds since 1970-01-01; NaN without dates.
-
-    Args:
-        dates: Days since 1970-01-01 of several modalities, ``(T,)`` each; 0 means unknown.
-    """
+    """Return start of the first and end of the last day in seconds since 1970-01-01; NaN without known days."""
     days = np.concatenate([*map(np.asarray, dates), np.zeros(1, dtype=np.int64)])
     days = days[days != 0]
     if len(days) == 0:

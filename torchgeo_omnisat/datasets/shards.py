@@ -38,11 +38,7 @@ _NARROW = (torch.uint8, torch.int16, torch.float16)
 
 
 def encode_sample(sample: Sample) -> bytes:
-    """Return a sample as bytes, with images and masks in the smallest data type that is exact.
-
-    Args:
-        sample: Sample; any modality may be missing.
-    """
+    """Return a sample as bytes, with images and masks in the smallest data type that is exact."""
     return save({key: _narrowed(key, value).contiguous() for key, value in sample.items()})
 
 
@@ -67,16 +63,7 @@ def _narrowed(key: str, value: Tensor) -> Tensor:
 
 
 def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> list[int]:
-    """Write the shards of a split.
-
-    Args:
-        samples: Results of :func:`encode_sample`, in order.
-        folder: New directory.
-        megabytes: Approximate size of a shard; a larger sample is stored in a separate shard.
-
-    Returns:
-        Number of samples in each shard.
-    """
+    """Write the shards of a split, of about so many *megabytes*; return the number of samples in each."""
     writer = _litdata('streaming.writer').BinaryWriter(str(folder), chunk_bytes=round(megabytes * 1e6))
     for index, sample in enumerate(samples):
         writer[index] = sample
@@ -86,11 +73,7 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
 
 
 def read_description(root: str) -> dict[str, Any]:
-    """Read ``shards.json``.
-
-    Raises:
-        ValueError: If the file does not exist or is damaged.
-    """
+    """Read and validate ``shards.json``."""
     address = f'{root.rstrip("/")}/{FILE}'
     try:
         described: dict[str, Any] = _read_json(address)
@@ -110,14 +93,10 @@ def read_description(root: str) -> dict[str, Any]:
 
 
 def check_index(address: str, lengths: Sequence[int] | None = None) -> None:
-    """Validate that an index of shards has the content that ``shard`` writes.
+    """Validate that an index of shards has the content that ``shard`` writes, with *lengths* if they are known.
 
-    litdata would unpickle samples of another data format, import the classes that a data spec names, and read
-    shards of other directories.
-
-    Args:
-        address: Directory or URL of the shards of a split.
-        lengths: Number of samples in each shard; None to skip this check.
+    litdata would unpickle samples of another data format, import the classes that a data spec names, and read shards of
+    other directories.
     """
     index = f'{address.removeprefix("local:")}/index.json'
     expected = 'expected what shard wrote'

@@ -96,18 +96,7 @@ GENERA: tuple[str, ...] = TreeSatAI.classes
 
 
 def read_label_fractions(path: Path, strict: bool = True) -> dict[str, dict[str, float]]:
-    """Read the fraction of each plot that each genus covers, by the name of the plot.
-
-    Args:
-        path: Path of the JSON file.
-        strict: Whether to validate genera and fractions.
-
-    Returns:
-        Fractions from 0 to 1 by genus, by name without ``.tif``.
-
-    Raises:
-        ValueError: If the file has another format, or *strict* and a genus or a fraction is invalid.
-    """
+    """Read the fraction (0 to 1) of each plot that each genus covers, by name; validate it if *strict*."""
     expected = '{"<name>.tif": [["Betula", 0.72], ...]}'
     try:
         plots = {
@@ -140,21 +129,10 @@ def listed(root: Path) -> set[str]:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Read the names of the plots of a split from the published lists.
+    """Read the names of the plots of a split from the published lists, in their order.
 
-    If there is no list for validation (as in the first release, on Zenodo), a tenth of the
-    training list is used: the names with the smallest SHA-256.
-
-    Args:
-        root: Directory of the dataset; the lists are in it or in its directory ``split``.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-
-    Returns:
-        Names without ``.tif``, in the order of the list.
-
-    Raises:
-        FileNotFoundError: If the list does not exist.
-        ValueError: If the list is empty.
+    If there is no list for validation (as in the first release, on Zenodo), a tenth of the training list is used: the
+    names with the smallest SHA-256.
     """
     lists = {}
     for kind in ('train', 'val', 'test'):
@@ -189,14 +167,7 @@ def around(transform: Affine, shape: Sequence[int]) -> Bounds:
 
 
 def find_series(directory: Path) -> dict[str, Path]:
-    """Return the files of time series by name of the plot.
-
-    Args:
-        directory: Directory of the files ``<name>_<year>.h5``.
-
-    Raises:
-        ValueError: If a plot has files of two years.
-    """
+    """Return the files ``<name>_<year>.h5`` of time series by name of the plot, one each."""
     found: dict[str, Path] = {}
     for path in sorted(directory.glob('*.h5')):
         match = re.fullmatch(r'(.+)_\d{4}', path.stem)
@@ -214,12 +185,7 @@ _MOST_DATES = 10_000
 
 @contextmanager
 def open_series(path: Path) -> Iterator[h5py.File]:
-    """Open a file of time series, so that errors of its structure name the file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is truncated, not HDF5, or lacks a dataset.
-    """
+    """Open a file of time series, so that errors of its structure are ValueErrors that name the file."""
     refuse_special(path, EXPECTED)
     try:
         with h5py.File(path, 'r') as file:
@@ -231,9 +197,7 @@ def open_series(path: Path) -> Iterator[h5py.File]:
 def dataset_of(file: h5py.File, key: str) -> h5py.Dataset:
     """Return an HDF5 dataset that is stored in the file itself.
 
-    Raises:
-        KeyError: If it does not exist, or refers to other files: a downloaded file must not select
-            files to read.
+    Others are a KeyError: a downloaded file must not select files to read.
     """
     if not isinstance(file.get(key, getlink=True), h5py.HardLink):
         raise KeyError(f'{key} is not a dataset in the file itself')
@@ -277,18 +241,9 @@ def read_file_days(path: Path, series: Series) -> NDArray[np.int64]:
 def read_hidden(
     file: h5py.File, series: Series, shape: Sequence[int], probability: float, path: Path
 ) -> NDArray[np.float64]:
-    """Return the fraction (T,) of pixels of each frame that are covered by snow or clouds.
+    """Return the fraction (T,) of pixels of each frame ``(T, H, W)`` that snow or clouds cover; 0 without masks.
 
-    Args:
-        file: Open file.
-        series: Time series; it has no covered pixels if it has no masks.
-        shape: T, H and W of its images.
-        probability: Minimum probability in % of a covered pixel. Pixels with unknown probability
-            are covered.
-        path: Path of the file for error messages.
-
-    Raises:
-        ValueError: If the masks do not match the images.
+    *probability* is the minimum in % of a covered pixel. Pixels with unknown probability are covered.
     """
     key = f'{series.prefix}-masks'
     if series.radar or key not in file:
@@ -305,16 +260,7 @@ def read_hidden(
 def read_clear(
     file: h5py.File, series: Series, shape: Sequence[int], probability: float, cover: float, path: Path
 ) -> bytes:
-    """Return flags of frames without snow or clouds, packed into bits.
-
-    Args:
-        file: Open file.
-        series: Time series.
-        shape: T, C, H and W of its images.
-        probability: Minimum probability in % of a covered pixel.
-        cover: Minimum fraction of such pixels of a frame that is not clear.
-        path: Path of the file for error messages.
-    """
+    """Return flags of frames of which snow or clouds cover a fraction less than *cover*, packed into bits."""
     hidden = read_hidden(file, series, (shape[0], *shape[2:]), probability, path)
     return np.packbits(hidden < cover).tobytes()
 
@@ -323,18 +269,9 @@ def read_clear(
 def survey(
     path: Path, state: State | None, names: Sequence[str], extent: float, probability: float, cover: float
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """Read dates and clouds of time series; the result is cached until the file changes.
+    """Read days, as bytes of int64, and flags of clear frames, packed into bits, of each modality of a plot.
 
-    Args:
-        path: Path of the file.
-        state: State of the file, the key of the cache.
-        names: Names of the modalities.
-        extent: Side of the plot in metres.
-        probability: Minimum probability in % of a pixel of snow or cloud.
-        cover: Minimum fraction of such pixels of a frame that is not clear.
-
-    Returns:
-        Days since 1970-01-01 as bytes of int64, and flags of clear frames packed into bits, of each modality.
+    The result is cached until the *state* of the file changes.
     """
     found = []
     with open_series(path) as file:
@@ -346,11 +283,7 @@ def survey(
 
 
 def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path) -> h5py.Dataset:
-    """Return the HDF5 dataset of the images of a time series, ``(T, C, H, W)``, without reading them.
-
-    Raises:
-        ValueError: If the shape or the data type is unexpected.
-    """
+    """Return the HDF5 dataset of the images of a time series, ``(T, C, H, W)``, without reading them."""
     modality, key = MODALITIES[name], f'{SERIES[name].prefix}-data'
     side = modality.pixels(extent)
     shape, dataset = (count, len(modality.bands), side, side), dataset_of(file, key)
@@ -366,11 +299,7 @@ def plan(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Return indices of the frames to read, their days, and flags of their distinct days with a clear frame.
 
-    Args:
-        days: Days since 1970-01-01 of the T frames, as bytes of int64.
-        clear: Flags of frames without clouds, packed into bits.
-        span: First and last day, inclusive.
-        max_dates: Maximum number of days.
+    *days* and *clear* are those of :func:`survey`.
     """
     every = np.frombuffer(days, dtype=np.int64)
     flags = np.unpackbits(np.frombuffer(clear, dtype=np.uint8), count=len(every)).astype(bool)
@@ -382,11 +311,6 @@ def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64
     """Read frames of a time series with NaN for nodata; radar is in linear power.
 
     Nodata are Sentinel-2 pixels that are zero in all bands, and Sentinel-1 values that are zero.
-
-    Args:
-        file: Open file, which was checked by :func:`survey`.
-        series: Time series.
-        frames: Indices of the frames, in the order of the result.
     """
     first, last = int(frames.min()), int(frames.max())
     stored = _rows(file, f'{series.prefix}-data', first, last + 1)

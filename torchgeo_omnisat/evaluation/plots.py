@@ -28,13 +28,7 @@ Scores = Mapping[str, float]
 
 
 def write_subsets(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
-    """Write :func:`draw_subsets` of one model as PNG.
-
-    Args:
-        rows: At least one row; those without a score are omitted.
-        path: Output file, written atomically.
-        data: Name of the data.
-    """
+    """Write :func:`draw_subsets` of the rows of one model that have a score as PNG, atomically."""
     write_figure(draw_subsets({'': {row.subset: row.score for row in rows}}, rows[0].title, f'data: {data}'), path)
 
 
@@ -48,16 +42,11 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure:
-    """Draw the scores of every subset as bars, above dots that mark its sensors.
+    """Draw the scores of every subset, such as ``'s1+s2'``, as bars above dots that mark its sensors.
 
-    Subsets are sorted by size, then by the score of the first model. A dashed line marks the first
-    model's score with all sensors. The gap between a bar and the line is the cost of the missing sensors.
-
-    Args:
-        models: Scores of each model by subset, such as ``'s1+s2'``; missing and NaN scores are
-            omitted. A single model needs no name.
-        score: Name of the scores.
-        title: Title of the figure.
+    Subsets are sorted by size, then by the score of the first model. A dashed line marks the first model's score with
+    all sensors. The gap between a bar and the line is the cost of the missing sensors. Missing and NaN scores are
+    omitted.
     """
     found = {name: {k: v for k, v in scores.items() if math.isfinite(v)} for name, scores in models.items()}
     best = {subset: value for scores in reversed(found.values()) for subset, value in scores.items()}
@@ -87,11 +76,7 @@ def draw_degradations(
 ) -> Figure:
     """Draw the score over the level of degradation, one panel per kind and one line per model.
 
-    Args:
-        models: Scores from 0 to 1 by model, kind and level, the clean level first.
-        axes_of: Label of the axis of each kind, with its unit.
-        score: Name of the scores.
-        title: Title of the figure.
+    *axes_of* is the label of the axis of each kind, with its unit. The first level is the clean one.
     """
     kinds = [kind for kind in axes_of if any(levels.get(kind) for levels in models.values())]
     figure, panels = plt.subplots(

@@ -42,14 +42,7 @@ class Scored:
 
 
 def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstances: Mapping[str, Any]) -> list[Path]:
-    """Write the report, each file atomically.
-
-    Args:
-        scored: Scores of at least one model.
-        folder: Output folder; existing files are replaced.
-        data: Name of the data, which every file states.
-        circumstances: Metadata for the JSON file, in plain types.
-    """
+    """Write the report of at least one model, each file atomically; every file states the name of the data."""
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
     with atomic_file(files['robustness.csv']) as path, path.open('w', encoding='utf-8', newline='') as file:

@@ -43,13 +43,7 @@ class PatchRetrieval:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     def update(self, tokens: Tensor, observed: Tensor, generator: torch.Generator) -> None:
-        """Add the patches of a batch to the random sample.
-
-        Args:
-            tokens: Tokens ``(M, B, N, D)``.
-            observed: Modalities that observed each patch, ``(B, N, M)``.
-            generator: Random generator on the CPU.
-        """
+        """Add the patches of tokens ``(M, B, N, D)`` that are observed ``(B, N, M)`` to the random sample."""
         for (i, first), (j, second) in self.pairs:
             both = observed[..., i] & observed[..., j]
             ticket = torch.rand(int(both.sum()), 1, generator=generator, dtype=torch.float32).to(tokens.device)
@@ -84,17 +78,10 @@ def _found(similarity: Tensor) -> Found:
 
 
 def spread(embeddings: Tensor, available: Tensor) -> Tensor:
-    """Return the spread of embeddings, ``(M,)``: near 1 if uniformly distributed, 0 if collapsed.
+    """Return the spread of embeddings ``(M, ..., D)``: near 1 if uniformly distributed, 0 if collapsed, or NaN.
 
-    It is the standard deviation of each dimension of the normalised embeddings, averaged over the
-    dimensions, times the square root of their number.
-
-    Args:
-        embeddings: ``(M, ..., D)``.
-        available: Available embeddings, ``(..., M)``.
-
-    Returns:
-        Spread of each modality, equal on all ranks for equal inputs; NaN without embeddings.
+    It is the standard deviation of each dimension of the normalised available embeddings, averaged over the dimensions,
+    times the square root of their number; equal on all ranks for equal inputs.
     """
     counted = available.movedim(-1, 0).flatten(1)
     x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).masked_fill(~counted.unsqueeze(-1), 0)

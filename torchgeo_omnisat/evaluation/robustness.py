@@ -122,11 +122,7 @@ class RobustnessTest(LightningModule):
         self.tested = 0
 
     def test_step(self, batch: Sample, batch_idx: int) -> None:
-        """Update the metrics of every subset and degradation.
-
-        Raises:
-            ValueError: If the batch has no target.
-        """
+        """Update the metrics of every subset and degradation."""
         if FILLER in batch:
             return
         task = self.task
@@ -200,14 +196,7 @@ class RobustnessTest(LightningModule):
 
 
 def sensors(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Return the modalities of each sensor.
-
-    Returns:
-        Modalities by sensor, in the order of *names*; a modality in no group is a separate sensor.
-
-    Raises:
-        ValueError: If a modality is in two groups, or a group has the name of another modality.
-    """
+    """Return the modalities of each sensor, in the order of *names*; one in no group is a separate sensor."""
     of = {name: sensor for sensor, members in groups.items() for name in members}
     if len(of) < sum(len(members) for members in groups.values()):
         raise ValueError(f'groups are {dict(groups)}, expected each modality once')

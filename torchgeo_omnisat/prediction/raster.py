@@ -121,14 +121,9 @@ class MapBands:
         return ['class', 'modalities', *(f'probability {label}' for label in shown)]
 
     def encode(self, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
-        """Return the bands of a window; nodata where no modality observed anything or all probabilities are 0.
+        """Return the bands ``(bands, H, W)`` of probabilities ``(K, H, W)`` and :func:`.seen_bits` ``(H, W)``.
 
-        Args:
-            probabilities: ``(K, H, W)``.
-            seen: ``(H, W)``, bit flags of the modalities, see :func:`.seen_bits`.
-
-        Returns:
-            ``(bands, H, W)``.
+        They are nodata where no modality observed anything or all probabilities are 0.
         """
         bands = np.empty((len(self.names), *seen.shape), self.dtype)
         bands[0], bands[1] = probabilities.argmax(0), seen
@@ -214,15 +209,7 @@ def write_map(
 
 
 def class_colors(count: int, colors: Sequence[Any] | None = None) -> Colors:
-    """Return red, green and blue of every class, ``(K, 3)``.
-
-    Args:
-        count: Number of classes.
-        colors: Colour of every class; defaults to a qualitative colour map of matplotlib.
-
-    Raises:
-        ValueError: If the number of colours is not *count*.
-    """
+    """Return red, green and blue of every class, ``(K, 3)``, by default of a colour map of matplotlib."""
     if colors is None:
         wheel = colormaps['tab10' if count <= 10 else 'tab20'] if count <= 20 else colormaps['gist_rainbow']
         colors = [wheel(index if count <= 20 else index / (count - 1)) for index in range(count)]
@@ -232,16 +219,10 @@ def class_colors(count: int, colors: Sequence[Any] | None = None) -> Colors:
 
 
 def set_colors(path: Path, colors: Colors) -> int:
-    """Fill the colour tables of a GeoTIFF, which GDAL allocates but does not fill in files of several bands.
+    """Fill the colour tables of image and overviews of a GeoTIFF, and return their number.
 
-    The layout of the file does not change.
-
-    Args:
-        path: GeoTIFF that was created with ``photometric='PALETTE'``.
-        colors: ``(K, 3)``; values from K up become black.
-
-    Returns:
-        Number of colour tables: one for the image and one for each overview.
+    GDAL allocates them for ``photometric='PALETTE'``, but does not fill them in files of several bands. The layout of
+    the file does not change. Values from K up become black.
     """
     with path.open('r+b') as file:
         tables = list(_color_tables(file))
@@ -293,17 +274,7 @@ NODATA = (220, 220, 224)
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
 def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str = '') -> Figure:
-    """Plot the classes of a map, read at the resolution of the plot.
-
-    Args:
-        path: Output of :func:`.write_map`.
-        labels: Names of the classes.
-        colors: ``(K, 3)``.
-        title: Title of the plot.
-
-    Returns:
-        Figure with a legend of the classes that occur and their fractions.
-    """
+    """Plot the classes of a map, read at the resolution of the plot, with their fractions in the legend."""
     with rasterio.open(path) as file:
         factor = max(1.0, max(file.height, file.width) / SIDE)
         shape = max(1, round(file.height / factor)), max(1, round(file.width / factor))
@@ -359,14 +330,7 @@ class TileFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, probabilities: NDArray[np.float32], seen: NDArray[np.uint16], bounds: Any) -> None:
-        """Write the file of a sample atomically.
-
-        Args:
-            index: Index of the sample.
-            probabilities: ``(K, H, W)``.
-            seen: ``(H, W)``, bit flags of the modalities.
-            bounds: ``bounds`` of the sample; None if it has none.
-        """
+        """Write the file of a sample atomically."""
         name, (height, width) = self.ids[index], seen.shape
         crs = self.crs[index]
         transform = Affine.identity() if crs is None else self._transform(index, bounds, height, width)

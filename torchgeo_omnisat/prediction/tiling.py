@@ -143,11 +143,7 @@ class Tiling:
 
 
 def share(strips: Sequence[Strip], rank: int, processes: int) -> list[Strip]:
-    """Return the contiguous strips of one rank.
-
-    Returns:
-        Strips of the rank; the last one of *strips* if there are fewer strips than ranks.
-    """
+    """Return the contiguous strips of one rank; the last one of all if there are fewer strips than ranks."""
     begin, end = (len(strips) * (rank + i) // processes for i in (0, 1))
     return list(strips[begin:end]) or list(strips[-1:])
 

@@ -675,15 +675,7 @@ def _of_missing_bands(name: str) -> bool:
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
-    """Return the learning rate factor by step: a linear warm-up to 1, then half a cosine down to 0.
-
-    Args:
-        total: Number of optimiser steps.
-        warmup: Fraction of the steps with a linear warm-up.
-
-    Returns:
-        Function of the step, from 0.
-    """
+    """Return the learning rate factor by step: a linear warm-up to 1, then half a cosine down to 0."""
     rise = max(1, round(total * warmup))
 
     def factor(step: int) -> float:
@@ -709,12 +701,7 @@ def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
 
 
 def as_plain(value: Any, hint: Any = None) -> Any:
-    """Convert a hyper-parameter to plain types, so that a checkpoint loads safely.
-
-    Args:
-        value: Number, string, tensor, array, mapping or sequence.
-        hint: Type of the argument, such as ``float | None`` or ``Sequence[str] | None``; None if unknown.
-    """
+    """Convert a hyper-parameter, of the type *hint* if known, to plain types, so that a checkpoint loads safely."""
     if value is None:
         return None
     for kind in (int, float, str):

@@ -53,17 +53,10 @@ _SMALL = 2**24
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors by name, and the hyper-parameters of their model.
+    """Read tensors by name, and the hyper-parameters of their model, if there are any, from a file or folder.
 
-    Args:
-        path: Checkpoint, file with a state dict, also as safetensors, or folder.
-
-    Returns:
-        Tensors, and hyper-parameters; empty if the file has none.
-
-    Raises:
-        FileNotFoundError: If *path* does not exist.
-        ValueError: If it cannot be read safely, or weights are NaN or infinite.
+    The file is a checkpoint, or a state dict, also as safetensors. Raise ValueError if it cannot be read safely, or
+    weights are NaN or infinite.
     """
     path = Path(path)
     if (path / MODEL).exists() or (path / CONFIG).exists():
@@ -96,16 +89,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_hyper_parameters(path: str | Path, named: Collection[str] = ()) -> dict[str, Any]:
     """Read the hyper-parameters of a checkpoint, for a parser that imports the classes that they name.
 
-    Args:
-        path: Checkpoint.
-        named: Import paths of the classes that the user names.
-
-    Returns:
-        Hyper-parameters as Lightning's command line parses them: those of a task with its ``class_path``, without
-        arguments that checkpoints do not contain, such as ``weights``, which would read another file.
-
-    Raises:
-        ValueError: If the checkpoint cannot be read safely, or names a class that is neither loaded nor named.
+    Return them as Lightning's command line parses them: those of a task with its ``class_path``, without arguments that
+    checkpoints do not contain, such as ``weights``, which would read another file. Raise ValueError for a class that is
+    neither loaded nor *named* by the user.
     """
     refuse_special(path, 'a checkpoint')
     try:
@@ -151,11 +137,7 @@ def _loaded(path: Any) -> Any:
 def limited_size(path: Any) -> Iterator[None]:
     """Raise an error if a model that is built inside is much larger than its file, before it fills the memory.
 
-    Args:
-        path: Checkpoint or folder; nothing is checked if it is a URL or an object in memory.
-
-    Raises:
-        ValueError: If the model has more parameters than the file has bytes.
+    Nothing is checked if *path* is a URL or an object in memory.
     """
     files = [Path(path) / MODEL, Path(path)] if isinstance(path, str | Path) else []
     limit = next((_SMALL + os.path.getsize(file) for file in files if file.is_file()), None)
@@ -210,11 +192,8 @@ def secure_checkpoints(strategy: Any) -> None:
     """Make a trainer write checkpoints atomically, and unpickle only tensors and plain types.
 
     Without ``weights_only``, Lightning runs the code in a checkpoint that it downloads from a URL. It copies
-    checkpoints from the temporary folder, and leaves an incomplete file if it is killed meanwhile. Checkpoint
-    plugins of the user still write their own files.
-
-    Args:
-        strategy: Strategy of the trainer; its checkpoint plugin is modified.
+    checkpoints from the temporary folder, and leaves an incomplete file if it is killed meanwhile. Checkpoint plugins
+    of the user still write their own files.
     """
     plugin = strategy.checkpoint_io
     if 'load_checkpoint' not in vars(plugin):
@@ -254,12 +233,7 @@ def _tensors_alone(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and validate the configuration of the backbone in a folder.
-
-    Raises:
-        FileNotFoundError: If the folder has no configuration.
-        ValueError: If it is damaged, or does not describe a model of this package.
-    """
+    """Read and validate the configuration of the backbone in a folder."""
     path = folder / CONFIG
     expected = f'expected what export_hub writes: {", ".join(KEPT)}'
     if not path.is_file():
@@ -299,16 +273,7 @@ def _check_statistics(label: str, entry: Mapping[str, Any]) -> None:
 
 
 def write_hub(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write the folder of a backbone; each file is written atomically.
-
-    Args:
-        folder: Output folder; existing files are replaced.
-        backbone: Module with the tensors.
-        config: Arguments of its builder, in plain types.
-
-    Raises:
-        OSError: If a file cannot be written, for example because the disk is full.
-    """
+    """Write the folder of a backbone, in which files are replaced atomically."""
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.state_dict().items()}
     with atomic_file(folder / MODEL) as path:
         try:

@@ -38,22 +38,14 @@ class Inherited(NamedTuple):
 
 
 def plain_statistics(name: str, value: Any) -> dict[str, list[float]]:
-    """Return statistics of one kind in plain types.
-
-    Raises:
-        ValueError: If it is not a mapping.
-    """
+    """Return statistics of one kind in plain types."""
     if not isinstance(value, Mapping):
         raise ValueError(f'{name} is {value!r}, expected numbers by modality, one per band')
     return {key: torch.as_tensor(numbers, dtype=torch.float64).tolist() for key, numbers in value.items()}
 
 
 def plain_sources(value: Any) -> Sources:
-    """Return statistics by source in plain types, so that a checkpoint loads safely.
-
-    Raises:
-        ValueError: If a source has no mean or no standard deviation.
-    """
+    """Return statistics by source in plain types, so that a checkpoint loads safely."""
     if not isinstance(value, Mapping):
         raise ValueError(f"sources is {value!r}, expected {{source: {{'mean': ..., 'std': ...}}}}")
     plain: Sources = {}
@@ -86,25 +78,12 @@ def first_of(sources: Sources) -> Statistics:
 def choose(
     sources: Sources, measured: Mapping[str, Any], names: Collection[str], statistics: str | None = None
 ) -> tuple[str, Statistics]:
-    """Choose the source whose statistics normalise the images.
+    """Choose the source whose statistics normalise the images; return its name and the statistics of *names*.
 
-    This is *statistics* if it is given. Otherwise it is the only source with all modalities; if
-    there are several, the one with equal statistics, or the only one of the same datamodule. If no
-    source has all modalities, each modality uses the only source that has it.
-
-    Args:
-        sources: Statistics by source.
-        measured: Statistics of the images: ``mean`` and ``std`` of their datamodule, None if it has
-            none, and ``data``, its name.
-        names: Names of the modalities.
-        statistics: Requested source.
-
-    Returns:
-        Name of the source or sources, and mean and standard deviation of *names*.
-
-    Raises:
-        ValueError: If the source is unknown, the choice is ambiguous, or the modalities have
-            other names in the mixture.
+    This is *statistics* if it is given. Otherwise it is the only source with all modalities; if there are several, the
+    one with equal statistics, or the only one of the same datamodule. If no source has all modalities, each modality
+    uses the only source that has it. *measured* are ``mean`` and ``std`` of the datamodule, or None, and ``data``, its
+    name. Raise ValueError if the choice is ambiguous.
     """
     if statistics is not None and statistics not in sources:
         raise ValueError(f'statistics is {statistics!r}, expected one of the sources {list(sources)}')
@@ -129,17 +108,8 @@ def choose(
 def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str | None = None) -> dict[str, Any]:
     """Return the statistics for training: those of the weights, or else those of the data.
 
-    A pre-trained encoder needs images that are normalised as in its training. If the data have other
-    units, set ``mean`` and ``std``.
-
-    Args:
-        measured: ``'mean'`` and ``'std'`` of the data by modality, None if they are unknown; ``'data'``, the
-            name of the datamodule; and ``'source'``, its name in a mixture.
-        inherited: Statistics of the weights.
-        statistics: Requested source of the weights.
-
-    Raises:
-        ValueError: If the weights have several sources and the choice is ambiguous.
+    A pre-trained encoder needs images that are normalised as in its training. If the data have other units, set
+    ``mean`` and ``std``. *measured* is as in :func:`choose`, with ``source``, the name in a mixture.
     """
     if any(measured[kind] is None for kind in KINDS):
         return {kind: measured[kind] for kind in KINDS}

@@ -420,22 +420,15 @@ class Pretrainer(nn.Module):
         compare: bool = True,
         everything: bool = False,
     ) -> Views:
-        """Encode every modality of a batch, and reconstruct masked patches.
+        """Encode every modality of a batch, and reconstruct masked patches, or *everything*.
 
-        Tiles and patches are embedded without masking. A mask that all modalities share would reveal
-        which of them belong together, and the contrastive loss would learn only that.
+        Tiles and patches are embedded without masking, if *compare*. A mask that all modalities share would reveal
+        which of them belong together, and the contrastive loss would learn only that. Masking *pixels* instead of the
+        tokens in the fusion takes a second pass of the encoders. The fusion drops modalities with the probability
+        *chances*.
 
-        Args:
-            batch: Normalised batch; only its images, dates and ``valid`` are used.
-            draws: Random draws of masking and dropout.
-            chances: Probability that the fusion drops each modality of a tile; one is always kept.
-            pixels: Whether to mask the pixels, which takes a second pass of the encoders, instead of
-                the tokens in the fusion.
-            micro_batch_size: Number of tiles to encode at once; None for all. Activations are computed
-                again in the backward pass, so that only those of these tiles are in memory.
-            compare: Whether embeddings without masking are needed; otherwise one of the two passes
-                is skipped.
-            everything: Whether to also reconstruct unmasked patches.
+        With *micro_batch_size*, activations are computed again in the backward pass, so that only those of so many
+        tiles are in memory.
         """
         keys = [key for m in self.backbone.modalities.values() for key in m.keys]
         images = {key: batch[key] for key in [*keys, COORDINATES] if key in batch}
@@ -492,15 +485,7 @@ class Pretrainer(nn.Module):
         return project(tokens.sum(2) / count, self.tile_heads)
 
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Return the batch with masked patches set to NaN.
-
-        A pixel in several patches is masked if any of them is.
-
-        Args:
-            batch: Batch; it is not modified.
-            hidden: Patches to mask, ``(B, N)``.
-            grid: Rows and columns of the ground grid, N in total.
-        """
+        """Return the batch with pixels of masked patches ``(B, N)``, also of several patches, set to NaN."""
         flags = hidden.unflatten(1, (1, *grid)).float()
         changed = {}
         for modality in self.backbone.modalities.values():
@@ -528,13 +513,7 @@ def draw_views(
 ) -> Draws:
     """Return random draws that depend on a key, and not on the number of ranks that share the batch.
 
-    Args:
-        key: Non-negative integers, such as the seed and the step; equal on all ranks.
-        counts: Number of tiles of each rank.
-        modalities: Number M of modalities.
-        grid: Rows and columns of the ground grid, N in total; at least one patch is not masked.
-        ratio: Fraction of the patches to mask.
-        device: Device of the draws.
+    *counts* are the tiles of each rank; at least one patch of the grid is not masked.
     """
     own = own_rows(counts)
     random = generator(key)

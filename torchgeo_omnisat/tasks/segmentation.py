@@ -227,15 +227,10 @@ class omnisat(OmniSatSegmentation):
 
 
 def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
-    """Return the output with some modalities of each sample removed, without encoding again.
+    """Return the output with the modalities *kept* ``(B, M)`` of each sample, without encoding again.
 
-    :meth:`.OmniSat.restrict` is the same for all samples of a batch. Value and gradient are
-    those of a second pass over the batch with ``valid`` False for modalities that are not kept.
-
-    Args:
-        backbone: Backbone.
-        out: Output of the backbone for a batch.
-        kept: Modalities that each sample keeps, ``(B, M)`` bool in the order of the model.
+    :meth:`.OmniSat.restrict` is the same for all samples of a batch. Value and gradient are those of a second pass over
+    the batch with ``valid`` False for modalities that are not kept.
     """
     flags = dict(zip(backbone.modalities, kept.unbind(1), strict=True))
     maps = {
@@ -247,15 +242,10 @@ def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of class probabilities, averaged over pixels.
+    """Return the Kullback-Leibler divergence of class probabilities, averaged over *counted* pixels ``(B, H, W)``.
 
-    This is knowledge distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) at temperature one. The teacher
-    has no gradient.
-
-    Args:
-        student: Logits ``(B, K, H, W)``.
-        teacher: Logits of the same shape.
-        counted: Pixels to include, ``(B, H, W)`` bool.
+    This is knowledge distillation (Hinton, Vinyals and Dean, arXiv 1503.02531) at temperature one, of logits ``(B, K,
+    H, W)``. The teacher has no gradient.
     """
     wanted = teacher.detach().float().log_softmax(1)
     of_pixels = F.kl_div(student.float().log_softmax(1), wanted, log_target=True, reduction='none').sum(1)

@@ -54,10 +54,6 @@ def warn_without_labels(trainer: Any, stage: str) -> None:
     """Warn of an epoch without labels, and stop callbacks from monitoring its metrics.
 
     A callback whose monitor is missing would end training, and a loss of 0 would be the best value.
-
-    Args:
-        trainer: Trainer.
-        stage: ``'train'``, ``'val'`` or ``'test'``, the prefix of the metrics.
     """
     changes = []
     for callback in trainer.callbacks:
@@ -74,14 +70,7 @@ def warn_without_labels(trainer: Any, stage: str) -> None:
 
 
 def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | None, order_alone: bool) -> None:
-    """Validate that the data have the classes of the model, in the same order.
-
-    Args:
-        who: Name of the data in error messages.
-        theirs: Names of the classes of the data; None or empty if they are unknown.
-        ours: Names of the model's classes, in order.
-        order_alone: Whether only the order is validated, as in prediction.
-    """
+    """Validate that the data have the classes of the model, if known, in the same order, or the order alone."""
     if not theirs or not ours or list(theirs) == list(ours) or _numbered(theirs) or _numbered(ours):
         return
     missing, extra = ([name for name in one if name not in other] for one, other in ((ours, theirs), (theirs, ours)))
@@ -99,12 +88,7 @@ def check_classes(who: str, theirs: Sequence[str] | None, ours: Sequence[str] | 
 
 
 def check_parts(parts: Mapping[str, Any], attribute: str) -> None:
-    """Validate that all parts of a mixture have the same classes in the same order.
-
-    Args:
-        parts: Datamodules of the mixture by name; empty without a mixture.
-        attribute: Attribute with the names of the classes.
-    """
+    """Validate that all parts of a mixture have the same classes in the same order."""
     available = {name: list(getattr(part, attribute, None) or ()) for name, part in parts.items()}
     named = {name: labels for name, labels in available.items() if labels and not _numbered(labels)}
     first = next(iter(named), '')
@@ -398,12 +382,7 @@ def _states(metric: Metric) -> list[tuple[str, Tensor]]:
 
 
 def classification_metrics(task: Literal['multiclass', 'multilabel'], **settings: Any) -> dict[str, Metric]:
-    """Return the metrics of TorchGeo's classification and segmentation tasks by name, without prefix.
-
-    Args:
-        task: Kind of classification.
-        **settings: Values of ``num_classes``, ``num_labels``, ``labels`` and ``ignore_index``; None by default.
-    """
+    """Return the metrics of TorchGeo's classification and segmentation tasks by name, without prefix."""
     labels = settings.pop('labels', None)
     labels = None if labels is None else tuple(labels)
     return dict(_metrics_of(torch.get_default_device(), task, labels, **settings))

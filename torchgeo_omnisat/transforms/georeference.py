@@ -13,12 +13,7 @@ from ..modality import Modality
 
 
 def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple[float, float]:
-    """Return height and width of the tiles of a batch in metres.
-
-    Raises:
-        ValueError: If the batch has no image, or the extents of two modalities differ by more than
-            half a pixel of the coarser one.
-    """
+    """Return height and width of the tiles of a batch in metres, equal within half a pixel of the coarser modality."""
     found = [(m, [side * m.gsd for side in batch[m.image_key].shape[-2:]]) for m in modalities if m.image_key in batch]
     if not found:
         raise ValueError(f'keys of the batch are {sorted(batch)}, expected at least one image')

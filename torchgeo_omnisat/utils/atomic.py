@@ -44,17 +44,10 @@ _guard = threading.Lock()
 
 @contextmanager
 def atomic_file(path: Path, parents: bool = True) -> Iterator[Path]:
-    """Write a file atomically.
+    """Write a file atomically: yield a path of the same name in a hidden folder.
 
-    Args:
-        path: File. An existing one is replaced when the new one is complete, and kept if writing fails.
-        parents: Whether to create its folder.
-
-    Yields:
-        Path to write to: a file of the same name in a hidden folder.
-
-    Raises:
-        OSError: If writing fails, for example because the disk is full; the error names *path*.
+    An existing file is replaced when the new one is complete, and kept if writing fails, for example because the disk
+    is full. The OSError names *path*.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, 'exists, but is not a regular file', str(path))
@@ -67,18 +60,9 @@ def atomic_file(path: Path, parents: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """Write a folder atomically.
+    """Write a folder, empty or absent, atomically: yield an empty one of the same name in a hidden folder.
 
-    Args:
-        path: Folder; it must be empty or absent.
-        exclusive: Whether to raise an error if another process is writing it.
-
-    Yields:
-        Folder to write to: an empty one of the same name in a hidden folder.
-
-    Raises:
-        OSError: If writing fails, or *path* is not empty in the end.
-        BlockingIOError: If *exclusive* is True and another process is writing it.
+    Raise BlockingIOError if *exclusive* is True and another process is writing it.
     """
     with scratch_folder(path, exclusive) as folder:
         temporary = folder / path.name
@@ -92,19 +76,8 @@ def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
 def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) -> Iterator[Path]:
     """Create a hidden folder beside a target, and remove it in the end.
 
-    Hidden folders of killed processes for the same target are removed.
-
-    Args:
-        path: Target.
-        exclusive: Whether to raise an error if another process has a hidden folder for this target.
-        parents: Whether to create the folder of the target.
-
-    Yields:
-        Folder, which is empty except for a lock file.
-
-    Raises:
-        OSError: If it cannot be created; the error names *path*.
-        BlockingIOError: If *exclusive* is True and another process has a hidden folder.
+    Hidden folders of killed processes for the same target are removed. The OSError names the target. Raise
+    BlockingIOError if *exclusive* is True and another process has a hidden folder.
     """
     try:
         if parents:
@@ -119,11 +92,7 @@ def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) ->
 
 
 def publish(source: Path, target: Path) -> None:
-    """Flush a file or a folder to disk and rename it.
-
-    Raises:
-        OSError: If this fails; the error names *target*.
-    """
+    """Flush a file or a folder to disk and rename it; the OSError names *target*."""
     try:
         _flush(source, everything=source.is_dir())
         os.replace(source, target)
@@ -134,11 +103,7 @@ def publish(source: Path, target: Path) -> None:
 
 @contextmanager
 def naming_errors(path: Path, folder: Path) -> Iterator[None]:
-    """Replace temporary paths in errors by the final one, and identify a full disk.
-
-    Raises:
-        OSError: With *path* as file name. Other errors are raised unchanged unless the disk is full.
-    """
+    """Replace temporary paths in OSErrors by the final one, and identify a full disk in any error."""
     try:
         yield
     except Exception as error:

@@ -9,11 +9,7 @@ import torch
 
 
 def cache_folder() -> Path:
-    """Return the folder of :func:`torch.hub.get_dir`, by ``TORCH_HOME``, ``XDG_CACHE_HOME`` and ``HOME``.
-
-    Raises:
-        FileNotFoundError: If none of them is set and the user has no home.
-    """
+    """Return the folder of :func:`torch.hub.get_dir`; raise FileNotFoundError without a home directory."""
     folder = Path(torch.hub.get_dir())
     if folder.parts[:1] and folder.parts[0].startswith('~'):
         raise FileNotFoundError(

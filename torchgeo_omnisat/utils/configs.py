@@ -10,12 +10,7 @@ MAX_EXPANDED_VALUES = 100_000
 
 
 def load_config(text: str, path: str) -> object:
-    """Parse a YAML configuration.
-
-    Raises:
-        ValueError: If aliases are recursive, or there are more than :data:`MAX_EXPANDED_VALUES` values.
-        yaml.YAMLError: If the text is not valid YAML.
-    """
+    """Parse a YAML configuration; raise ValueError if its aliases expand to too many values."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         count = 0 if node is None else _expanded(node, {})

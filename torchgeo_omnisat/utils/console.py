@@ -28,13 +28,7 @@ def abbreviate(text: str, most: int = 60) -> str:
 
 
 def say(*parts: object, error: bool = False, end: str = '\n') -> None:
-    """Print a text with escaped control characters, in the encoding of the terminal.
-
-    Args:
-        *parts: Objects to print, separated by spaces.
-        error: Whether to print to stderr.
-        end: Text to print at the end.
-    """
+    """Print objects with escaped control characters, in the encoding of the terminal, or as an *error* to stderr."""
     stream = sys.stderr if error else sys.stdout
     text = printable(' '.join(map(str, parts)), kept='\n\t')
     encoding = getattr(stream, 'encoding', None) or 'utf-8'

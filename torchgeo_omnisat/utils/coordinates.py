@@ -16,15 +16,10 @@ COORDINATES = 'coordinates'
 
 
 def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
-    """Return longitude and latitude of the centres of tiles.
+    """Return longitude and latitude of the centres of tiles in degrees (WGS 84), ``(..., 2)`` float64.
 
-    Args:
-        bounds: ``(..., 9)`` in TorchGeo's order: xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres.
-        crs: CRS of the bounds, of pyproj, rasterio, or in any form that pyproj reads; x is easting or longitude.
-
-    Returns:
-        Longitude (-180 to 180) and latitude (-90 to 90) in degrees (WGS 84), ``(..., 2)`` float64; NaN where the bounds
-        are unknown or have no location in the CRS.
+    *bounds* are ``(..., 9)`` in TorchGeo's order, and *crs* in any form that pyproj reads; x is easting or longitude.
+    NaN where the bounds are unknown or have no location in the CRS.
     """
     box = bounds.detach().cpu().double()
     x, y = ((box[..., low] + box[..., low + 1]) / 2 for low in (0, 3))

@@ -15,13 +15,8 @@ YEAR = 365.2425
 def annual_code(dates: Tensor, valid: Tensor, harmonics: int = 4) -> Tensor:
     """Return sinusoids of the day of the year and of the time since the first valid date.
 
-    Args:
-        dates: Days since 1970-01-01, ``(B, T)``.
-        valid: Valid dates, ``(B, T)``; the encoding of the others is undefined.
-        harmonics: Number of harmonics of a year.
-
-    Returns:
-        ``(B, T, 2 * harmonics + 4)`` float32: sines, then cosines, of the harmonics and of periods of 2 and 8 years.
+    For days since 1970-01-01, ``(B, T)``, return ``(B, T, 2 * harmonics + 4)`` float32: sines, then cosines, of the
+    harmonics and of periods of 2 and 8 years. It is undefined where dates are not valid.
     """
     first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
     cycles = 2 * math.pi * torch.arange(1, harmonics + 1, dtype=torch.float32, device=dates.device)

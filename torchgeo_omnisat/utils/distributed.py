@@ -36,12 +36,7 @@ def own_rows(counts: Sequence[int]) -> slice:
 
 
 def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
-    """Gather integers of all ranks in one collective.
-
-    Args:
-        *numbers: Integers of this rank, the same number on all ranks.
-        device: Device of the process group.
-    """
+    """Gather integers of all ranks, the same number on each, in one collective."""
     if world_size() == 1:
         return [list(numbers)]
     table: list[list[int]] = torch.stack(_all_gather(torch.tensor(numbers, device=device))).tolist()
@@ -49,12 +44,7 @@ def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
 
 
 def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
-    """Gather the rows of each rank, in the order of the ranks, without gradient.
-
-    Args:
-        x: Rows of this rank, ``(B, ...)``; only B may differ between ranks.
-        counts: Number of rows of each rank; None to gather them in another collective.
-    """
+    """Gather the rows ``(B, ...)`` of each rank, in the order of the ranks, without gradient."""
     if world_size() == 1:
         return [x.detach()]
     if counts is None:
@@ -67,12 +57,7 @@ def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
 def gather_with_gradient(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Gather and concatenate the rows of all ranks, for a loss that every rank computes completely.
 
-    The gradient of this rank's rows is multiplied by the world size, because DDP and FSDP average
-    gradients over ranks.
-
-    Args:
-        x: Rows of this rank, ``(B, ...)``.
-        counts: Number of rows of each rank.
+    The gradient of this rank's rows is multiplied by the world size, because DDP and FSDP average gradients over ranks.
     """
     if world_size() == 1:
         return x
@@ -91,12 +76,8 @@ def total(x: Tensor) -> Tensor:
 def shared_mean(local: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over the terms of all ranks and their number, in one collective.
 
-    The gradient of this rank's terms is multiplied by the world size, as in
-    :func:`gather_with_gradient`.
-
-    Args:
-        local: Sum of this rank's terms; also several sums.
-        count: Number of this rank's terms, of the same shape. The mean of no terms is 0.
+    The gradient of this rank's terms, of which *local* is the sum, is multiplied by the world size, as in
+    :func:`gather_with_gradient`. The mean of no terms is 0.
     """
     if world_size() == 1:
         return local / count.clamp(min=1), count

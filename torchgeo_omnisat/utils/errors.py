@@ -53,12 +53,7 @@ def describe_error(error: BaseException) -> str | None:
 
 
 def shorten(error: BaseException, program: str) -> None:
-    """Print an error of the user as one line instead of a traceback if it ends the program.
-
-    Args:
-        error: Error that is being raised; the traceback of a bug is printed as usual.
-        program: Name of the program.
-    """
+    """Print an error of the user as one line instead of a traceback if it ends the program."""
     message = None if wants_traceback() else describe_error(error)
     if message is None:
         return
@@ -92,11 +87,7 @@ def wants_traceback() -> bool:
 
 
 def of_parser(message: str) -> str:
-    """Return the relevant sentence of an error message of jsonargparse.
-
-    Args:
-        message: Message, with a reason for each alternative type of the argument.
-    """
+    """Return the relevant sentence of an error message of jsonargparse, which has one for each alternative type."""
     errors = message.partition('Errors:\n')[2].partition('\nGiven value')[0]
     reasons = [' '.join(error.split()) for error in re.split(r'^\s*- ', errors, flags=re.MULTILINE)]
     kept = [text for text in dict.fromkeys(reasons) if text and not text.startswith('Expected a <')]

@@ -34,28 +34,14 @@ class Watch:
         self.skipped = 0
 
     def begin(self, number: int, norm: Tensor, rate: float, scaled: bool) -> None:
-        """Check the previous step, and store the next one.
-
-        Args:
-            number: Number of the step.
-            norm: Norm of its gradient.
-            rate: Learning rate.
-            scaled: Whether a scaler skips steps without a finite gradient.
-
-        Raises:
-            ValueError: If the gradient of the previous step was not finite.
-        """
+        """Check the previous step, and store the next one; a scaler may skip steps without a finite gradient."""
         self.check(scaled)
         self.pending = PendingStep(
             number, norm.detach() if self.loss is None else self.loss, norm.detach(), float(rate)
         )
 
     def check(self, scaled: bool = False) -> None:
-        """Check the stored step.
-
-        Args:
-            scaled: Whether a scaler skips steps without a finite gradient.
-        """
+        """Check the stored step; raise ValueError if its gradient is not finite and no scaler skips it."""
         step, self.pending = self.pending, None
         if step is None:
             return
@@ -101,14 +87,7 @@ def refuse_weights(tensors: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_output(output: Tensor, batch: Mapping[str, Tensor], batch_idx: int, model: nn.Module) -> None:
-    """Raise an error if the output of a model has NaN or infinity, which would become class 0.
-
-    Args:
-        output: Output of the model for a batch, ``(B, ...)``.
-        batch: Batch.
-        batch_idx: Index of the batch.
-        model: Model.
-    """
+    """Raise an error if the output ``(B, ...)`` has NaN or infinity, which would become class 0."""
     flags = output.detach().isfinite().flatten(1).all(1)
     if flags.all():
         return

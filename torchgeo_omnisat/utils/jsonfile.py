@@ -11,14 +11,7 @@ from .regular import refuse_special
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse a JSON text.
-
-    Args:
-        text: Text, or bytes in UTF-8.
-
-    Raises:
-        ValueError: If the text is not valid JSON, is nested too deeply, or contains a duplicate key.
-    """
+    """Parse a JSON text; raise ValueError if it is not valid, too deep, or contains a duplicate key."""
     try:
         return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
     except RecursionError:
@@ -26,15 +19,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_json(path: Path | str) -> Any:
-    """Read a JSON file, see :func:`parse_json`.
-
-    Args:
-        path: File in UTF-8.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is no regular file, not valid JSON, is nested too deeply, or contains a duplicate key.
-    """
+    """Read a JSON file in UTF-8, see :func:`parse_json`; raise ValueError if it is no regular file."""
     refuse_special(path, 'a JSON file')
     try:
         return parse_json(Path(path).read_text(encoding='utf-8'))

@@ -19,22 +19,14 @@ MAX_RAW = 1e20
 
 
 def observed(image: Tensor) -> Tensor:
-    """Return flags of the observed values of normalised images: at most :data:`MAX_NORMALISED` in absolute value.
-
-    Args:
-        image: Normalised image of any shape.
-    """
+    """Return flags of the values of normalised images of at most :data:`MAX_NORMALISED` in absolute value."""
     if not image.is_floating_point():
         return torch.ones_like(image, dtype=torch.bool)
     return image.abs() <= _maximum(image)
 
 
 def finite(image: Tensor) -> Tensor:
-    """Return flags of the observed values in raw units: at most :data:`MAX_RAW` in absolute value.
-
-    Args:
-        image: Image in raw units, of any shape.
-    """
+    """Return flags of the values of images in raw units of at most :data:`MAX_RAW` in absolute value."""
     if not image.is_floating_point():
         return torch.ones_like(image, dtype=torch.bool)
     return image.abs() <= min(MAX_RAW, torch.finfo(image.dtype).max)
@@ -50,13 +42,7 @@ class ImplausibleCounts:
         self._counts: dict[str, Tensor] = {}
 
     def add(self, name: str, image: Tensor, valid: Tensor) -> None:
-        """Count the implausible values of a batch.
-
-        Args:
-            name: Name of the modality.
-            image: Normalised images, ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
-            valid: Valid dates ``(B, T)``; others are ignored.
-        """
+        """Count the implausible values of normalised images on valid dates ``(B, T)``."""
         if not image.is_floating_point() or not image.numel():
             return
         implausible = image.detach().abs() > _maximum(image)

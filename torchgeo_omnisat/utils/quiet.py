@@ -12,12 +12,7 @@ from typing import Any
 
 @contextmanager
 def quiet(every_warning: bool = False, level: int = logging.ERROR) -> Iterator[None]:
-    """Silence Lightning's loggers and warnings; the progress bar stays.
-
-    Args:
-        every_warning: Whether to silence the warnings of all packages.
-        level: Messages of Lightning below this level are not logged.
-    """
+    """Silence Lightning's loggers below *level* and its warnings, or all warnings; the progress bar stays."""
     loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

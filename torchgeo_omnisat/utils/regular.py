@@ -20,11 +20,7 @@ def refuse_special(path: Path | str, expected: str) -> None:
 
 
 def is_special(path: Path | str) -> bool:
-    """Return whether a path exists and is neither a regular file nor a directory.
-
-    Args:
-        path: Local path; a URL does not exist.
-    """
+    """Return whether a local path exists and is neither a regular file nor a directory."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

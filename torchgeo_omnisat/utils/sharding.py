@@ -36,9 +36,7 @@ def refuse_strategy(strategy: Strategy) -> None:
 def shard(task: LightningModule, strategy: Any) -> None:
     """Shard a task by FSDP2 as one unit, if that is the strategy and it is not sharded yet.
 
-    Args:
-        task: Task whose model is built. Its parameters become ``DTensor``; inside the steps they are whole.
-        strategy: Strategy of the trainer, or None.
+    Its parameters become ``DTensor``; inside the steps they are whole.
     """
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(task, FSDPModule):
         assert task.device_mesh is not None

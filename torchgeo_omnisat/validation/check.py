@@ -28,20 +28,11 @@ SPLITS = ('train', 'val', 'test')
 def walk(
     datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
 ) -> Report:
-    """Read every tile of every available split.
+    """Read every tile of every available split; return problems and a summary of values, dates and labels.
 
-    Args:
-        datamodule: Datamodule. Samples that it excludes are read too.
-        max_nan: Maximum fraction of nodata in the pixels of a modality.
-        num_workers: Number of worker processes; the report does not depend on it.
-        ignore: Kinds of problem to ignore.
-
-    Returns:
-        Problems, and a summary of values, dates and labels.
-
-    Raises:
-        DatasetNotFoundError: If no split is available.
-        TypeError: If the dataset does not state the expected content of its files.
+    Samples that the datamodule excludes are read too. A problem is a modality with more than *max_nan* nodata, but none
+    is of the kinds *ignore*. The report does not depend on *num_workers*. Raise TypeError if the dataset does not state
+    the expected content of its files.
     """
     report, _ = read_all(datamodule, max_nan, num_workers, ignore)
     return report
@@ -57,13 +48,8 @@ def check(
 ) -> Report:
     """Read every tile as :func:`walk` does, then try a training step as `fit` would.
 
-    Args:
-        datamodule: Datamodule.
-        settings: ``model``, ``trainer`` and ``ckpt_path`` as in a configuration for `fit`.
-        max_nan: Maximum fraction of nodata in the pixels of a modality.
-        num_workers: Number of worker processes.
-        ignore: Kinds of problem to ignore.
-        dry_run: Whether to build the model, load its checkpoint and, if no file has a problem, train on a batch.
+    *settings* are ``model``, ``trainer`` and ``ckpt_path`` as in a configuration for `fit`. With *dry_run*, the model
+    is built, its checkpoint loaded and, if no file has a problem, it is trained on a batch.
     """
     exclude = datamodule.exclude
     report, splits = read_all(datamodule, max_nan, num_workers, ignore)

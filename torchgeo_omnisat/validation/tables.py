@@ -17,12 +17,7 @@ WIDTH = 100
 
 
 def table(report: Report, rows: int = ROWS) -> str:
-    """Return the whole report: values, labels, problems and a summary.
-
-    Args:
-        report: Report to print.
-        rows: Maximum number of lines of problems; the same problem of several samples is one line.
-    """
+    """Return the whole report: values, labels, at most so many *rows* of problems, and a summary."""
     parts = [modality_table(report), band_table(report), class_table(report), problem_table(report, rows)]
     return '\n\n'.join([*filter(None, parts), summary(report)])
 
@@ -80,9 +75,7 @@ def class_table(report: Report) -> str:
 def problem_table(report: Report, rows: int = ROWS) -> str:
     """Return one line per problem and warning, first those of the whole dataset; empty if there is none.
 
-    Args:
-        report: Report to print.
-        rows: Maximum number of lines; the same problem of several samples is one line.
+    The same problem of several samples is one line.
     """
     merged: dict[tuple[bool, bool, str, str, str], list[str]] = {}
     for problem in sorted(report.problems, key=lambda problem: (problem.warning, bool(problem.sample))):
@@ -130,13 +123,7 @@ def summary(report: Report) -> str:
 
 
 def align(cells: Sequence[Sequence[str]], sides: str, title: str = '') -> str:
-    """Return rows of cells as aligned columns.
-
-    Args:
-        cells: Rows, the first of which is the header.
-        sides: Alignment of each column, ``<`` or ``>``.
-        title: Line above the table; none if empty.
-    """
+    """Return rows of cells, the first a header, as columns aligned by *sides*, ``<`` or ``>``, below a title."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
     lines = [
         '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()

@@ -39,15 +39,9 @@ def try_training(
 ) -> str | None:
     """Set up data and model as `fit` does, without writing files or changing the global random state.
 
-    Args:
-        datamodule: Datamodule.
-        settings: ``model``, ``trainer``, ``ckpt_path`` and ``weights_only`` as in a configuration for
-            `fit`. Without a model, the smallest one that fits the data is used.
-        splits: Summary of each split, whose statistics are used instead of reading the tiles again.
-        step: Whether to train and validate on a batch; if not, everything is only built.
-
-    Returns:
-        Error message of `fit`; None if there is no error.
+    *settings* has ``model``, ``trainer``, ``ckpt_path`` and ``weights_only`` as in a configuration for `fit`. Without a
+    model, the smallest one that fits the data is used. The statistics of *splits* are used instead of reading the tiles
+    again. With *step*, train and validate on a batch. Return the error message of `fit`, or None.
     """
     workers, size = datamodule.num_workers, datamodule.batch_size
     with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, quiet(every_warning=True):

@@ -101,15 +101,7 @@ class SplitValues:
         self.counts = LabelCounts.none(self.labels, self.ignore_index)
 
     def observe(self, name: str, found: Any) -> None:
-        """Add a part of a tile.
-
-        Args:
-            name: Name of a modality, ``'mask'`` or ``'label'``.
-            found: Image, dates and valid of the modality, or the labels.
-
-        Raises:
-            ValueError: If a mask has a label that is not a class.
-        """
+        """Add a part of a tile: image, dates and valid of the modality *name*, or the mask or label."""
         if name in self.values:
             self.values[name].add(found, self.modalities[name])
         elif name in ('mask', 'label') and isinstance(found, Tensor) and self.labels:
@@ -150,11 +142,10 @@ def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
 
 
 def summarize(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
-    """Return the summary of all splits in plain types, rows by table.
+    """Return the summary of all splits in plain types, rows by table; empty if there is no split.
 
-    Returns:
-        ``modalities``: dates and coverage; ``bands``: values of valid pixels; ``splits`` and ``classes``:
-        labels. Unknown values are None. Empty if there is no split.
+    ``modalities`` has dates and coverage; ``bands`` values of valid pixels; ``splits`` and ``classes`` labels. Unknown
+    values are None.
     """
     if not splits:
         return {}

@@ -115,14 +115,7 @@ class ChipFiles(RasterTimeSeries):
         return next(iter(self.headers.values())).width
 
     def settle_gsd(self, stated: float | None) -> None:
-        """Set the nominal GSD: the configured one, or else that of most files.
-
-        Args:
-            stated: Configured GSD in metres; None for that of the files.
-
-        Raises:
-            ValueError: If it is not configured, and no file is georeferenced.
-        """
+        """Set the nominal GSD: the configured one, or else that of most files."""
         sides = [side for header in self.headers.values() if (side := self._sides(header))]
         if stated is None and not sides:
             raise ValueError(
@@ -134,11 +127,7 @@ class ChipFiles(RasterTimeSeries):
         self.finest = self.side
 
     def grid_of(self, path: str) -> ChipGrid:
-        """Return the pixel grid of a file.
-
-        Raises:
-            ValueError: If its pixel size differs from the nominal GSD, or its pixels are rotated.
-        """
+        """Return the pixel grid of a file; raise ValueError if it is rotated or of another GSD."""
         header = self.headers[path]
         sides = self._sides(header)
         if sides is None:

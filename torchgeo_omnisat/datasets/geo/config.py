@@ -36,19 +36,11 @@ KINDS: dict[str, type[GeoDataset]] = {
 def image_dataset(
     name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = KINDS
 ) -> GeoDataset:
-    """Build an image dataset.
+    """Build the image dataset of a modality.
 
-    Args:
-        name: Name of the modality.
-        settings: ``path`` relative to *root*, or a list of paths or URLs, and the arguments of a reader.
-            ``kind`` is the name of a reader (``'raster'``, ``'sentinel2'``, ``'sentinel1'``, ``'stac'`` or
-            ``'netcdf'``), or the kind of the modality, such as ``'radar'``; ``reader`` then selects a reader.
-            Alternatively ``class_path`` and ``init_args`` of any geodataset.
-        root: Directory of the data.
-        readers: Readers by name.
-
-    Raises:
-        ValueError: If a setting or class does not exist.
+    *settings* are ``path`` relative to *root*, or a list of paths or URLs, and the arguments of a reader. ``kind`` is
+    the name of a reader, or the kind of the modality, such as ``'radar'``; ``reader`` then selects a reader.
+    Alternatively ``class_path`` and ``init_args`` of any geodataset.
     """
     settings = {key: value for key, value in settings.items() if key != 'gsd'}
     if 'class_path' in settings:
@@ -80,15 +72,9 @@ def label_dataset(
 ) -> GeoDataset:
     """Build a label dataset.
 
-    Args:
-        settings: Settings as for images, with ``classes`` and ``other`` to map codes to classes. ``kind`` or
-            ``reader`` is ``'raster'`` or ``'netcdf'``. For polygons and points, ``path`` is a vector file, a
-            table of points, or a directory of them, and ``column``, ``outside`` and ``buffer`` are arguments
-            of :class:`.Polygons`.
-        root: Directory of the data.
-        labels: Class names.
-        ignore_index: Index of pixels without a label.
-        reader: Reader of rasters.
+    *settings* are as for images, with ``classes`` and ``other`` to map codes to classes. ``kind`` or ``reader`` is
+    ``'raster'`` or ``'netcdf'``. For polygons and points, ``path`` is a vector file, a table of points, or a directory
+    of them, and ``column``, ``outside`` and ``buffer`` are arguments of :class:`.Polygons`.
     """
     settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
     if 'class_path' not in settings and _is_vector(settings, root):

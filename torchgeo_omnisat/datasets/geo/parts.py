@@ -38,12 +38,9 @@ def parts(join: MultimodalGeoDataset, index: GeoSlice) -> Iterator[Part]:
 
 
 def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
-    """Return the files of a join whose bands differ from those of the first file of their modality.
+    """Return modality and error of the files whose bands differ from those of its first file, by path.
 
     Headers were read when the files were indexed, so no file is opened.
-
-    Returns:
-        Modality (or ``'mask'``) and error message, by path.
     """
     sources = {**join.sources, **({} if join.labels is None else {'mask': join.labels})}
     return {

@@ -122,11 +122,7 @@ class Polygons(VectorDataset):
 
     @property
     def files(self) -> list[str]:
-        """Vector files of *paths* and of its directories, without sidecar files.
-
-        Raises:
-            ValueError: If a directory contains none.
-        """
+        """Vector files of *paths* and of its directories, without sidecar files."""
         several = self.paths if isinstance(self.paths, list | tuple) else [self.paths]
         found: list[str] = []
         for path in map(str, several):
@@ -142,17 +138,7 @@ class Polygons(VectorDataset):
         return list(dict.fromkeys(found))
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """Return the labels of a window; ambiguous pixels of points have none.
-
-        Args:
-            index: [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres].
-
-        Returns:
-            Sample with ``mask`` (H, W), :attr:`nodata` where there is no label.
-
-        Raises:
-            IndexError: If no file intersects the window.
-        """
+        """Return ``mask`` (H, W) of a window, :attr:`nodata` where there is no label or points are ambiguous."""
         x, y, t = self._disambiguate_slice(index)
         grid, window = window_grid(self.crs, x, y), shapely.box(x.start, y.start, x.stop, y.stop)
         rows = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop)) & self.index.intersects(window)]

@@ -55,19 +55,10 @@ _READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_w
 
 
 class Source:
-    """Dataset reprojected to the CRS of a join and restricted to a period.
+    """Dataset, not changed, in the CRS of a join and restricted to a period *date_range*.
 
-    Files of a plain ``RasterDataset`` are read by this package, which keeps track of nodata.
-    A subclass that overrides the reading methods is read through its ``__getitem__``.
-
-    Args:
-        name: Name for error messages.
-        dataset: Dataset; it is not changed.
-        crs: CRS of the join.
-        date_range: First and last day, inclusive; None for all.
-
-    Raises:
-        ValueError: If the dataset has no files in *date_range*.
+    Files of a plain ``RasterDataset`` are read by this package, which keeps track of nodata. A subclass that overrides
+    the reading methods is read through its ``__getitem__``.
     """
 
     def __init__(self, name: str, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
@@ -108,11 +99,7 @@ class Source:
             return {}
 
     def files(self, ground: Any = None) -> list[str]:
-        """Return all files of the dataset, those of all bands; an empty list if its index has no paths.
-
-        Args:
-            ground: Geometry in the CRS of the join that the files must intersect; None for all files.
-        """
+        """Return all files that intersect *ground* in the CRS of the join; empty if the index has no paths."""
         index = self.index if ground is None else self.index[self.index.intersects(ground)]
         described = [str(self.dataset.collection)] if hasattr(self.dataset, 'collection') else []
         return described + _files(self.dataset, index)
@@ -125,11 +112,7 @@ class Source:
         self._states |= states
 
     def mask_nodata(self, pixels: Tensor, rows: GeoDataFrame, grid: Grid) -> NDArray[np.float32]:
-        """Return pixels as float32, with NaN for nodata and outside the footprints of *rows*.
-
-        Raises:
-            ValueError: If the size of *pixels* is not that of *grid*, or pixels are complex.
-        """
+        """Return pixels as float32, with NaN for nodata and outside the footprints of *rows*."""
         refuse_complex([pixels.numpy().dtype], f'{self.name!r}')
         values = pixels.numpy().astype(np.float32)
         if values.shape[-2:] != (grid.height, grid.width):
@@ -145,19 +128,10 @@ class Source:
 
 
 class ImageSource(Source):
-    """Image dataset as one modality of a join.
+    """Image dataset of this package with one modality, or of TorchGeo, as one modality of a join.
 
-    Args:
-        name: Name of the modality.
-        dataset: Image dataset of this package with one modality, or of TorchGeo.
-        crs: CRS of the join.
-        date_range: First and last day, inclusive; None for all.
-        gsd: GSD in metres; None for the native one, rounded by :func:`native_gsd`.
-        anchor: GSD of which those that are not round become a multiple or a fraction.
-        facts: ``kind``, ``unit`` and ``wavelengths`` of a dataset that does not state them itself.
-
-    Raises:
-        ValueError: If the dataset has several modalities, or states other facts.
+    *gsd* is in metres; None for :func:`native_gsd` with *anchor*. *facts* are ``kind``, ``unit`` and ``wavelengths`` of
+    a dataset that does not state them itself.
     """
 
     def __init__(
@@ -189,9 +163,7 @@ class ImageSource(Source):
     def read(self, grid: Grid, span: Span) -> Sample:
         """Return image, dates and valid of a window; an empty dict if no file intersects it.
 
-        Args:
-            grid: Pixel grid of the window.
-            span: First and last instant. Without a single image in this period, one of another period is read.
+        Without a single image in the period *span*, one of another period is read.
         """
         rows = self.rows(grid, span, prefer=not self.modality.temporal)
         if rows.empty:
@@ -237,14 +209,8 @@ class ImageSource(Source):
 class LabelSource(Source):
     """Raster or vector dataset of class labels.
 
-    Args:
-        dataset: Labels; the dataset is not changed.
-        crs: CRS of the join.
-        date_range: First and last day, inclusive; None for all.
-        classes: Mapping from the codes of a raster to classes; None if codes are class indices.
-
-    Raises:
-        ValueError: If a raster has several bands, or complex pixels.
+    *classes* maps the codes of a raster to classes; None if they are class indices. Raise ValueError if a raster has
+    several bands or complex pixels.
     """
 
     def __init__(
@@ -271,11 +237,7 @@ class LabelSource(Source):
             self.dataset.index = self.index.set_geometry(boxes, crs=self.index.crs)
 
     def around(self, distance: float) -> Any:
-        """Return the union of squares around all points; a tile in it contains the pixel of a point.
-
-        Args:
-            distance: Half the side of a square, in metres.
-        """
+        """Return the union of squares of 2 *distance* metres around all points; tiles in it contain a point."""
         frames = [self.dataset._frame(path) for path in self.index.filepath]
         bounds = np.concatenate([frame.bounds.to_numpy() for frame in frames])
         lower, upper = np.split(np.unique(bounds, axis=0), 2, axis=1)
@@ -287,14 +249,8 @@ class LabelSource(Source):
     def read(self, grid: Grid, span: Span, ignore_index: int, strict: bool = True) -> Tensor:
         """Return the class indices (H, W) of a window, *ignore_index* where there is no label.
 
-        Args:
-            grid: Pixel grid of the window.
-            span: First and last instant. Where no labels are from this period, those of another period are read.
-            ignore_index: Index of pixels without a label.
-            strict: Whether a code that is not a class is an error; otherwise its pixels have no label.
-
-        Raises:
-            ValueError: If *strict* and a code is not a class.
+        Where no labels are from the period *span*, those of another period are read. A code that is not a class is an
+        error if *strict*; otherwise its pixels have no label.
         """
         codes = self.codes(grid, span)
         numbers = self.classes.pixels(codes)
@@ -392,16 +348,10 @@ class LabelSource(Source):
 
 
 def block_majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
-    """Aggregate blocks of label codes by majority vote.
+    """Aggregate blocks of label codes (H * count, W * count), NaN for no label, by majority vote to (H, W).
 
-    Args:
-        codes: Codes (H * count, W * count), NaN where there is no label.
-        count: Side of a block in pixels.
-        classes: Class of each code. A code that is not a class wins over all others, so that it is reported.
-
-    Returns:
-        Codes (H, W). A tie goes to the first class. NaN or the ignored code where less than half of a block
-        is labelled.
+    A tie goes to the first class. A code that is not a class wins over all others, so that it is reported. The result
+    is NaN or the ignored code where less than half of a block is labelled.
     """
     blocks = rearrange(codes, '(h i) (w j) -> h w (i j)', i=count, j=count)
     numbers = classes.pixels(blocks)
@@ -506,11 +456,7 @@ def _bands(dataset: GeoDataset) -> tuple[str, ...]:
 
 
 def common_step(lengths: Sequence[float]) -> float:
-    """Return the least common multiple of lengths in metres.
-
-    Raises:
-        ValueError: If it is more than 100 times the maximum length.
-    """
+    """Return the least common multiple of lengths in metres, at most 100 times the maximum length."""
     micrometres = [round(length * 1e6) for length in lengths]
     step = math.lcm(*micrometres) / 1e6
     if step > 100 * max(lengths):

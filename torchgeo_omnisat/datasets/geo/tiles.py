@@ -37,15 +37,10 @@ Blocks = NDArray[np.int64]
 
 
 class TilePlaces:
-    """Sampler of tile positions on a grid whose tiles lie within a footprint.
+    """Sampler of tile positions on a grid whose tiles, *across* pixels a side, lie within a footprint *ground*.
 
-    Each polygon of the footprint is searched with a quadtree of positions, so gaps between polygons
-    take no time. Only the preparation of the geometry depends on its number of vertices.
-
-    Args:
-        ground: Footprint, a geometry in the CRS of *grid*. A tile may exceed it by a millionth of a pixel.
-        grid: Pixel grid of the positions.
-        across: Side of a tile in pixels.
+    Each polygon of the footprint is searched with a quadtree of positions, so gaps between polygons take no time. Only
+    the preparation of the geometry depends on its number of vertices. A tile may exceed it by a millionth of a pixel.
     """
 
     def __init__(self, ground: Any, grid: Grid, across: int) -> None:
@@ -158,13 +153,7 @@ class TilePlaces:
 
 
 def tiles_over(ground: Any, grid: Grid, across: int) -> Blocks:
-    """Return rows and columns (N, 2) of the adjacent tiles of a grid that intersect a footprint.
-
-    Args:
-        ground: Footprint, a geometry in the CRS of *grid*.
-        grid: Pixel grid; the first tile begins at its corner.
-        across: Side of a tile in pixels.
-    """
+    """Return rows and columns (N, 2) of the adjacent tiles, from the corner of a grid, that intersect *ground*."""
     shapely.prepare(ground)
     (x, y), side, margin = grid.corner, grid.step * across, 1e-6 * grid.step  # excludes tiles that only touch
     blocks = np.array([[0, 0, -(-grid.height // across), -(-grid.width // across)]], np.int64)
@@ -245,14 +234,7 @@ class AreaTiles:
 
 
 class NoRoomError(ValueError):
-    """Error of a split whose footprint is too small for a tile.
-
-    Args:
-        split: Name of the split.
-        ground: Footprint of the split.
-        size: Side of the tile in metres.
-        largest: Side of the largest tile that fits, in metres; 0 if none does.
-    """
+    """Error of a split whose footprint is too small for a tile; *largest* is the side of one that fits, or 0."""
 
     def __init__(self, split: str, ground: Any, size: float, largest: float) -> None:
         self.split, self.size, self.largest = split, size, largest
@@ -342,11 +324,7 @@ class GeoTiles(MultimodalDataset):
         return len(self.places)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a tile.
-
-        Args:
-            index: Index of the tile. A random tile is drawn with PyTorch's global generator.
-        """
+        """Return a tile; a random one is drawn with PyTorch's global generator."""
         row, column = self.places[index]
         if self.count is not None:
             row, column = self._draw(np.random.default_rng(int(torch.randint(2**62, ()))))
@@ -397,11 +375,7 @@ class GeoTiles(MultimodalDataset):
 
 
 def largest_tile(dataset: MultimodalGeoDataset) -> float:
-    """Return the side in metres of the largest tile that fits in the footprint of a join.
-
-    Returns:
-        Multiple of the join's ``step``; 0 if no tile fits.
-    """
+    """Return the side in metres of the largest tile that fits, a multiple of the join's ``step``; 0 if none."""
     area, step = dataset.area, round(dataset.step / dataset.lattice)
     grid = Grid.over(dataset.crs, area.bounds, dataset.lattice, dataset.corner)
     room = TilePlaces(area, grid, step)

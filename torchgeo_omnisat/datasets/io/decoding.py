@@ -52,25 +52,13 @@ class Decoding(NamedTuple):
         return self.scale or (float(source.scales[band - 1]), float(source.offsets[band - 1]))
 
     def numbers(self, stated: float | None) -> tuple[float, ...]:
-        """Return the nodata values of a band.
-
-        Args:
-            stated: Nodata value that the file states; None for none.
-        """
+        """Return the nodata values of a band whose file states the value *stated*, or None."""
         own = () if stated is None else (float(stated),)
         return (*(own if self.replaced is None else self.replaced), *self.nodata)
 
 
 def as_numbers(value: Any, what: str = 'nodata') -> tuple[float, ...]:
-    """Convert one or several numbers to a tuple; None is an empty tuple.
-
-    Args:
-        value: Number, sequence of numbers, or None.
-        what: Name of the argument, for an error.
-
-    Raises:
-        ValueError: If *value* is something else.
-    """
+    """Convert one or several numbers, or None, to a tuple."""
     try:
         several = () if value is None else value if isinstance(value, Sequence) else (value,)
         if isinstance(several, str) or any(isinstance(one, bool) for one in several):
@@ -81,20 +69,7 @@ def as_numbers(value: Any, what: str = 'nodata') -> tuple[float, ...]:
 
 
 def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding) -> NDArray[np.float32]:
-    """Read and decode a window of an open raster.
-
-    Args:
-        source: Open raster.
-        bands: Band indices, from 1 on.
-        window: Window within the raster.
-        decoding: Nodata values, mask, scale and offset.
-
-    Returns:
-        Float32 ``(C, H, W)``, NaN where pixels are not valid.
-
-    Raises:
-        ValueError: If pixels are complex.
-    """
+    """Read and decode a window of an open raster as float32 ``(C, H, W)``, NaN where pixels are not valid."""
     refuse_complex([source.dtypes[band - 1] for band in bands], source.name)
     stored = [source.read(band, window=window) for band in bands] if len(set(source.dtypes)) > 1 else None
     stored = source.read(bands, window=window) if stored is None else stored

@@ -62,20 +62,10 @@ class Archive:
 
 
 def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool = False) -> bool:
-    """Ensure that the content of an archive is in *root*; download and unpack it if necessary.
+    """Return whether the content of an archive is in *root*; *download* and unpack it if necessary.
 
-    Args:
-        archive: Archive with the content.
-        root: Directory of the archive and of its content.
-        download: Whether to download the archive if it is missing.
-        checksum: Whether to verify an existing archive. Downloads are always verified.
-
-    Returns:
-        Whether the content exists; False if it is missing and *download* is False.
-
-    Raises:
-        RuntimeError: If the archive is damaged.
-        ConnectionError: If it cannot be downloaded.
+    Downloads are always verified, an existing archive if *checksum*. Raise RuntimeError if it is damaged, and
+    ConnectionError if it cannot be downloaded.
     """
     if any(root.glob(archive.holds)):
         return True
@@ -94,20 +84,11 @@ def obtain(archive: Archive, root: Path, download: bool = False, checksum: bool 
 
 
 def fetch(url: str, path: Path, digest: str | None = None, checksum: bool = False) -> None:
-    """Download a file with :func:`torchgeo.datasets.utils.download_url`.
+    """Download a file with :func:`torchgeo.datasets.utils.download_url`, unless it exists.
 
-    If several processes request the file, one downloads it and the others wait.
-
-    Args:
-        url: URL of the file.
-        path: Path of the downloaded file. Nothing is downloaded if it exists.
-        digest: MD5 (32 digits) or SHA-256 (64 digits). Without it, a ``.zip`` must at least be a valid
-            archive.
-        checksum: Whether to verify an existing file.
-
-    Raises:
-        ConnectionError: If the file cannot be downloaded.
-        RuntimeError: If it is damaged.
+    If several processes request the file, one downloads it and the others wait. *digest* is an MD5 (32 digits) or
+    SHA-256 (64 digits); without it, a ``.zip`` must at least be a valid archive. *checksum* verifies an existing file,
+    too.
     """
     expected: dict[str, Any] = {} if digest is None else {_ALGORITHMS[len(digest)]: digest}
     with _lock(path.parent):
@@ -135,21 +116,10 @@ def download_files(
     checksum: bool = False,
     digests: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Download the files of a dataset on Hugging Face that are missing in *root*.
+    """Download the files of a dataset on Hugging Face that match *patterns* and are missing in *root*.
 
-    Each file is compared with the digest that the hub lists for it. An interrupted download is
-    continued by the next call.
-
-    Args:
-        repository: Name of the dataset, such as ``'IGNF/PASTIS-HD'``.
-        patterns: Patterns of files, such as ``'DATA_S2/*.npy'``, downloaded in this order.
-        root: Directory of the files.
-        checksum: Whether to verify existing files, too.
-        digests: Expected SHA-256 of files, which the hub must list.
-
-    Raises:
-        RuntimeError: If a file is damaged.
-        ConnectionError: If the hub cannot be reached, or lacks the files.
+    Each file is compared with the digest that the hub lists for it, and that with *digests*; existing ones if
+    *checksum*. An interrupted download is continued by the next call.
     """
     revision, listed = _list(repository)
     for name, digest in digests.items():

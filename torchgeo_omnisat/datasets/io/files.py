@@ -36,14 +36,7 @@ MOST_VALUES = 2**28
 def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
     """Map a ``.npy`` file into memory, so that bytes are read when they are indexed.
 
-    Args:
-        path: Path of the file.
-        expected: Expected content, for an error.
-        shape: Expected shape; None for any.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is truncated, not a ``.npy`` file, or has other content.
+    *expected* is the content in errors; *shape* may be None for any.
     """
     refuse_special(path, expected)
     try:
@@ -58,12 +51,7 @@ def open_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) 
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """Read a JSON file with an object.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not valid JSON, or not an object.
-    """
+    """Read a JSON file with an object; *expected* is the content in errors."""
     refuse_special(path, expected)
     try:
         content = parse_json(path.read_text(encoding='utf-8'))
@@ -91,20 +79,7 @@ class Raster(NamedTuple):
 
 
 def read_raster(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> Raster:
-    """Read all bands of a raster; its shape is checked before any pixel is read.
-
-    Args:
-        path: Path of the file.
-        expected: Expected content, for an error.
-        shape: Expected shape; None for any.
-
-    Returns:
-        Array with nodata value, transform and mask.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is truncated, not a raster, or has another shape.
-    """
+    """Read all bands of a raster; its shape is checked before any pixel is read."""
     refuse_special(path, expected)
     try:
         with sidecars(), open_within(str(path)) as source:
@@ -131,21 +106,9 @@ def measured(
     out: NDArray[np.float32] | None = None,
     shown: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Convert an array to float32, with NaN for nodata.
+    """Convert the content of a file to float32, with NaN for nodata, outside *shown* and for infinite values.
 
-    Args:
-        array: Content of the file.
-        dtype: Expected data type of the file; an integer type excludes NaN.
-        nodata: Nodata value; None for none.
-        path: Path of the file, for an error.
-        out: Output array; None for a new one.
-        shown: Valid pixels of a mask, ``(H, W)``; None for all.
-
-    Returns:
-        Array of finite values or NaN.
-
-    Raises:
-        ValueError: If *dtype* is an integer type, and the array has NaN or infinite values.
+    An integer *dtype*, the expected data type of the file, excludes NaN and infinity: they raise ValueError.
     """
     image = np.empty(array.shape, dtype=np.float32) if out is None else out
     if array.dtype in (np.float16, np.uint8):
@@ -186,22 +149,9 @@ def read_array_frames(
     dtype: str,
     nodata: float | None,
 ) -> NDArray[np.float32]:
-    """Read frames of a ``.npy`` file as float32, see :func:`measured`.
+    """Read *frames*, at least one, of a ``.npy`` file ``(T, ...)`` as float32, see :func:`measured`.
 
     Frames are converted in chunks that fit the processor's cache.
-
-    Args:
-        path: Path of the file.
-        expected: Expected content, for an error.
-        shape: Expected shape ``(T, ...)``.
-        frames: Indices of the frames, in the order of the output; at least one.
-        dtype: Expected data type of the file.
-        nodata: Nodata value; None for none.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is truncated, not a ``.npy`` file, or has another shape, or if *dtype* is an integer
-            type and the array has NaN or infinite values.
     """
     array = open_array(path, expected, shape)
     image = np.empty((len(frames), *shape[1:]), dtype=np.float32)
@@ -229,17 +179,10 @@ def occurring(mask: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]
 
 
 def extract_directory(archive: Path, directory: str) -> None:
-    """Unpack one directory, or one file, of a zip archive next to it, atomically.
+    """Unpack one directory or file, by name or pattern, of a zip archive next to it, atomically.
 
-    The archive is unpacked into a temporary directory, of which only *directory* is kept.
-
-    Args:
-        archive: Path of the archive.
-        directory: Name or pattern of the directory or file in the archive.
-
-    Raises:
-        RuntimeError: If the archive is damaged, encrypted, larger than the free disk space, has an
-            implausible compression ratio, or lacks *directory*.
+    Raise RuntimeError if the archive is damaged, encrypted, larger than the free disk space, has an implausible
+    compression ratio, or lacks *directory*.
     """
     with scratch_folder(archive.with_name(archive.stem)) as temporary:
         try:

@@ -38,14 +38,9 @@ _ARCHIVE = re.compile(r'/vsi(?:zip|tar|gzip|7z|rar)/')
 
 
 def state_of(file: str | Path | int) -> State | None:
-    """Return the state of a file with a single ``os.stat``.
+    """Return the state of a file, of the archive that contains it, or of a descriptor, by one ``os.stat``.
 
-    Args:
-        file: Path, or descriptor of an open file. For a file in an archive, the state is that of the archive.
-
-    Returns:
-        Inode, size, modification time, and change time, which programs cannot set back; None for URLs,
-        buckets and missing files.
+    The change time is that which programs cannot set back. None for URLs, buckets and missing files.
     """
     try:
         status = os.stat(_on_disk(file) if isinstance(file, str) and file.startswith('/vsi') else file)
@@ -55,11 +50,7 @@ def state_of(file: str | Path | int) -> State | None:
 
 
 def raster_state(path: str) -> tuple[State | None, ...]:
-    """Return the states of all files of a raster.
-
-    Returns:
-        States of the file, of its sidecar files with mask and metadata, and of the sources of a virtual raster.
-    """
+    """Return the states of a raster, of its sidecar files, and of the sources of a virtual raster."""
     state = state_of(path)
     if state is None:
         return (None,)
@@ -73,12 +64,7 @@ def vector_state(path: str) -> tuple[State | None, ...]:
 
 
 def sources_of(path: str, state: State | None) -> tuple[str, ...]:
-    """Return the sources of a virtual raster, including nested ones; an empty tuple for any other file.
-
-    Args:
-        path: Path of the file.
-        state: State of the file, by which the result is cached.
-    """
+    """Return the sources of a virtual raster, including nested ones; an empty tuple for any other file."""
     return _sources(path, state) if path.lower().endswith('.vrt') else ()
 
 
@@ -93,16 +79,10 @@ def _sources(path: str, state: State | None) -> tuple[str, ...]:
 
 
 def stamps(paths: Iterable[str | Path], root: str | Path) -> list[Stamp]:
-    """Return size and modification time of files and of their sidecar files.
+    """Return stamps of files and of their sidecar files, in the order of their names relative to *root*.
 
-    Each folder is listed once, and the status of each file is read once.
-
-    Args:
-        paths: Files; of missing or remote ones, only the name is used.
-        root: Directory of the data, to which the names of files are relative.
-
-    Returns:
-        One entry per file, in the order of their names.
+    Each folder is listed once, and the status of each file is read once. Of missing or remote ones, only the name is
+    used.
     """
     wanted = {str(path) for path in paths}
     wanted |= {

@@ -71,15 +71,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: str, located: bool = True) -> Header:
-    """Read the header of a raster.
-
-    Args:
-        path: File, or a path that GDAL opens.
-        located: Whether a file without georeference is an error; otherwise its transform is the identity.
-
-    Raises:
-        ValueError: If the file cannot be read, is not georeferenced, or has complex pixels.
-    """
+    """Read the header of a raster; without georeference, it is an error or, if not *located*, the identity."""
     try:
         with sidecars(path), open_raster(path) as source:
             crs, transform = (None, Affine.identity()) if not located and _is_nowhere(source) else georeference(source)
@@ -108,11 +100,7 @@ def read_header(path: str, located: bool = True) -> Header:
 
 
 def georeference(source: Any) -> tuple[Any, Affine]:
-    """Return the CRS and the transform of an open file, from ground control points if it has no transform.
-
-    Raises:
-        ValueError: If it has neither.
-    """
+    """Return the CRS and the transform of an open file, from ground control points if it has no transform."""
     if not source.transform.is_identity:
         return stated_crs(source.crs), source.transform
     points, crs = source.gcps
@@ -175,21 +163,10 @@ def band_names(header: Header, skip_alpha: bool) -> tuple[str, ...]:
 def band_numbers(
     header: Header, first: Header, names: tuple[str, ...], wanted: set[str] | None, configured: bool, skip_alpha: bool
 ) -> tuple[int, ...]:
-    """Return the indices of bands in a file, by its descriptions if there are any, else by position.
+    """Return the index of each of *names* in a file, from 1 on; 0 for a missing band that is not *wanted*.
 
-    Args:
-        header: Header of the file.
-        first: Header of the first file.
-        names: Names of the bands of the first file.
-        wanted: Bands that are read; None for all.
-        configured: Whether *names* are configured, so that they may differ from the descriptions.
-        skip_alpha: Whether to ignore an alpha band.
-
-    Returns:
-        Index of each of *names*, from 1 on; 0 for a missing band that is not read.
-
-    Raises:
-        ValueError: If the file has other bands than the first.
+    Bands are found by their descriptions if there are any, else by position. *names* are those of the *first* file; if
+    they are *configured*, they may differ from the descriptions. Raise ValueError if the file has other bands.
     """
     own, reference = header.named(skip_alpha), first.named(skip_alpha)
     numbers = header.numbers(skip_alpha)

@@ -26,14 +26,9 @@ def refuse_outside(
 ) -> None:
     """Check that no symbolic link in a folder leads out of it, and that it has only files, folders and links.
 
-    The data of a download could otherwise be any file of the computer. Hidden files are ignored. Folders are listed
-    once, and no file is opened.
-
-    Args:
-        root: Folder of a dataset, which may itself be a link. Nothing is checked if it is not a local folder.
-        names: Patterns of the names in *root* that belong to the dataset.
-        allow_outside: Whether links may lead out of the folder; then nothing is checked.
-        within: Other folders that links may lead to.
+    The data of a download could otherwise be any file of the computer. Hidden files and names that match none of
+    *names* are ignored. Folders are listed once, and no file is opened. *root* may itself be a link; nothing is checked
+    if it is not a local folder. Links may lead to the folders *within*, too.
     """
     if allow_outside or not os.path.isdir(root):
         return
@@ -60,14 +55,9 @@ def refuse_outside(
 
 
 def refuse_links(paths: os.PathLike[str] | str | Iterable[Any], allow_outside: bool) -> None:
-    """Check that no symbolic link in the folders of a dataset leads out of them.
+    """Check that no symbolic link in the folders of a dataset leads out of all of them.
 
-    Args:
-        paths: One or several files, folders or URLs. Only folders are checked: a file that is named may be a link.
-        allow_outside: Whether links may lead out of the folders; then nothing is checked.
-
-    Raises:
-        ValueError: If a link leads out, or a folder has something else than files, folders and links.
+    Of files, folders and URLs, only folders are checked: a file that is named may be a link.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     for path in map(str, several):

@@ -76,11 +76,7 @@ def sidecars(path: str = '') -> rasterio.Env:
 
 
 def refuse_other_format(path: str) -> None:
-    """Check that a vector file has the format of its extension, and is not a virtual one.
-
-    Args:
-        path: Path of the file; a remote one is not checked.
-    """
+    """Check that a local vector file has the format of its extension, and is not a virtual one."""
     ending = os.path.splitext(path)[1].lower()
     if is_special(path):
         raise ValueError(f'{path} cannot be read (it is no regular file), expected a vector file')
@@ -143,11 +139,7 @@ def _members(path: str) -> Iterator[bytes]:
 
 
 def open_raster(path: str) -> rasterio.DatasetReader:
-    """Open a raster with its sidecar files.
-
-    Raises:
-        RasterioError: If it cannot be opened, or has another format than that of its extension.
-    """
+    """Open a raster with its sidecar files; raise RasterioError if it has not the format of its extension."""
     with sidecars(path):
         return open_within(path)
 

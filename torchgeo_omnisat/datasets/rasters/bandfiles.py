@@ -37,17 +37,8 @@ Scenes = dict[str, dict[str, str]]
 def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_alpha: bool) -> Scenes:
     """Group files that are the bands of one image: same date and bounds, names that differ in the band.
 
-    Args:
-        name: Name of the modality, for errors.
-        headers: Headers of the files.
-        times: Acquisition date of each file.
-        skip_alpha: Whether to ignore alpha bands.
-
-    Returns:
-        Files of each image by band; empty if each file is an image.
-
-    Raises:
-        ValueError: If files are bands of an image, but their names do not state which.
+    Return the files of each image by band; empty if each file is an image. Raise ValueError if files are bands of an
+    image, but their names do not state which.
     """
     if any(len(header.numbers(skip_alpha)) > 1 for header in headers):
         return {}

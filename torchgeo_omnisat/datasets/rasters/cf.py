@@ -83,16 +83,8 @@ class Packing(NamedTuple):
 def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, crs: Any = None) -> Cube:
     """Read the metadata of a NetCDF file; no pixel is read.
 
-    Args:
-        path: Path of the file.
-        bands: Names of variables; None for all on the pixel grid of the first.
-        time: Name of the time coordinate, if the file does not state it.
-        crs: CRS of a file without one.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ImportError: If xarray or h5netcdf are not installed.
-        ValueError: If the file cannot be read, lacks a variable, or its pixels are not on a regular grid.
+    *bands* defaults to all variables on the pixel grid of the first. *time* and *crs* are for files that do not state
+    them.
     """
     with open_cube(path) as file:
         names = _bands(file, path) if bands is None else list(bands)
@@ -146,16 +138,7 @@ def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, c
 
 
 def open_cube(path: str) -> Any:
-    """Open a NetCDF file with xarray; nothing is decoded and no pixel is read.
-
-    Args:
-        path: Path of a NetCDF 3 or NetCDF 4 file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ImportError: If xarray or h5netcdf are not installed.
-        ValueError: If the file cannot be read.
-    """
+    """Open a NetCDF file, of version 3 or 4, with xarray; nothing is decoded and no pixel is read."""
     try:
         import h5netcdf  # noqa: F401
         import xarray
@@ -175,16 +158,7 @@ def open_cube(path: str) -> Any:
 def read_frames_of(
     cube: Cube, names: Sequence[str], frames: NDArray[np.int64], window: Window, decoding: Decoding, cache: bool = True
 ) -> NDArray[np.float32]:
-    """Read a window of several dates as float32 ``(F, C, H, W)``, NaN where pixels are not valid.
-
-    Args:
-        cube: Metadata of the file.
-        names: Names of the variables.
-        frames: Indices of the dates.
-        window: Window within the file, north up.
-        decoding: Nodata values, and whether to apply scale and offset.
-        cache: Whether to keep the file open.
-    """
+    """Read a window of several dates as float32 ``(F, C, H, W)``, NaN where pixels are not valid."""
     path = cube.header.path
     file = _kept_open(path, os.getpid(), state_of(path)) if cache else open_cube(path)
     try:
@@ -247,14 +221,7 @@ def packing_of(variable: Any) -> Packing:
 
 
 def unpack(stored: NDArray[Any], packing: Packing, decoding: Decoding, path: str) -> NDArray[np.float32]:
-    """Unpack values to float32, NaN where they are not valid.
-
-    Args:
-        stored: Values as stored.
-        packing: Packing of the variable.
-        decoding: Additional or other nodata values, and whether to apply scale and offset.
-        path: Path of the file, for a warning.
-    """
+    """Unpack values to float32, NaN where they are not valid."""
     if packing.unsigned:
         stored = stored.view(stored.dtype.str.replace('i', 'u'))
     valid = ~np.isnan(stored) if stored.dtype.kind == 'f' else np.ones(stored.shape, np.bool_)

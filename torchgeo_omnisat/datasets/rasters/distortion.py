@@ -19,19 +19,10 @@ AROUND = 6.0
 
 
 def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequence[str]) -> NDArray[np.object_]:
-    """Reproject footprints.
+    """Reproject footprints with vertices along their sides; raise ValueError if *target* distorts their pixels.
 
-    A footprint that extends far beyond the area of use of the CRS, such as a map of the world, is
-    cropped to its surroundings.
-
-    Args:
-        shapes: Footprints, with vertices along their sides.
-        source: CRS of *shapes*.
-        target: CRS of the result.
-        names: Name of each footprint, for errors.
-
-    Raises:
-        ValueError: If *target* distorts the pixels of a whole footprint.
+    A footprint that extends far beyond the area of use of the CRS, such as a map of the world, is cropped to its
+    surroundings.
     """
     source, target = CRS.from_user_input(source), CRS.from_user_input(target)
     moved = shapely.transform(shapes, _transformer(source, target).transform, interleaved=False)
@@ -83,14 +74,7 @@ def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
 
 
 def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
-    """Raise the error of a footprint that is distorted by its CRS.
-
-    Args:
-        shape: Footprint in *crs*.
-        crs: CRS to which it was reprojected.
-        source: CRS from which it was reprojected.
-        name: Name of the footprint, for the error.
-    """
+    """Raise the error of a footprint in *crs* that was reprojected from *source* and is distorted."""
     there = shapely.transform(shape, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
     raise _distortion_error(name, CRS.from_user_input(source), crs, there)
 

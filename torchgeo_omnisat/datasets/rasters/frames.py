@@ -76,16 +76,9 @@ class Clouds(Settings):
 
 
 def overlapping(dataset: GeoDataset, grid: Grid, span: tuple[pd.Timestamp, pd.Timestamp] | None) -> GeoDataFrame:
-    """Return the rows of an index that intersect a window and a period.
+    """Return the rows of an index that intersect a window and a period, in chronological order.
 
-    Args:
-        dataset: Dataset in the CRS of *grid*.
-        grid: Pixel grid of the window.
-        span: First and last instant; None for all.
-
-    Returns:
-        Rows in chronological order, without files that only touch the window: a file must
-        contain the centre of a pixel.
+    They do not include files that only touch the window: a file must contain the centre of a pixel.
     """
     index = dataset.index
     if span is not None:
@@ -111,18 +104,10 @@ def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
 def read_daily_images(
     dataset: RasterDataset, rows: GeoDataFrame, grid: Grid, merge: Merge = finite_mean, clouds: Clouds | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Read one image per acquisition date.
+    """Read one image per acquisition date of the files of *rows*, at least one.
 
-    Args:
-        dataset: Dataset of the files.
-        rows: Rows of its index, at least one.
-        grid: Pixel grid of the images.
-        merge: Function that merges the files of one date.
-        clouds: Cloud mask.
-
-    Returns:
-        Images ``(T, C, H, W)`` in chronological order, NaN where pixels are not valid; dates ``(T,)`` in
-        days since 1970-01-01; and ``(T,)`` whether a date has valid pixels and few enough clouds.
+    Return images ``(T, C, H, W)`` in chronological order, NaN where pixels are not valid; dates ``(T,)`` in days since
+    1970-01-01; and ``(T,)`` whether a date has valid pixels and few enough clouds.
     """
     days, files = days_of(rows), rows.filepath.to_numpy()
     images, valid = [], []
@@ -148,15 +133,9 @@ def read_daily_images(
 
 
 def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime64]) -> GeoDataFrame:
-    """Return an index with one row per date of files that contain several dates.
+    """Return an index with one row per date of its files, and the column ``frame``, the position in the file.
 
-    Args:
-        index: Index with one row per file.
-        counts: Number of dates of each file.
-        days: Dates of all files; NaT keeps the period of the row.
-
-    Returns:
-        Index with the column ``frame``, the position of the date in its file.
+    *days* are the dates of all files; NaT keeps the period of the row.
     """
     rows = index.iloc[np.repeat(np.arange(len(index)), counts)]
     first = pd.DatetimeIndex(days.astype('datetime64[ns]'))
@@ -170,15 +149,7 @@ def repeat(index: GeoDataFrame, counts: Sequence[int], days: NDArray[np.datetime
 def read_stacks(
     dataset: Any, rows: GeoDataFrame, grid: Grid, bands: Sequence[str], nearest: bool
 ) -> NDArray[np.float32]:
-    """Read files that contain several dates as float32 ``(N, C, H, W)`` in the order of the rows.
-
-    Args:
-        dataset: Dataset whose ``read_stack`` reads the dates of one file.
-        rows: Rows of its index, one per date.
-        grid: Pixel grid of the images.
-        bands: Names of the bands.
-        nearest: Whether to use nearest-neighbour resampling.
-    """
+    """Read files of several dates by ``read_stack`` of their dataset as float32 ``(N, C, H, W)`` of *rows*."""
     image = np.empty((len(rows), len(bands), grid.height, grid.width), dtype=np.float32)
     numbers = rows.frame.to_numpy()
     for path, places in rows.reset_index(drop=True).groupby('filepath', sort=False).indices.items():
@@ -242,20 +213,11 @@ def read_window(
     nearest: bool,
     cache: bool,
 ) -> NDArray[np.float32]:
-    """Read bands of a raster on a pixel grid.
+    """Read bands of a raster on a pixel grid as float32 ``(C, H, W)``, NaN where pixels are not valid.
 
-    Args:
-        path: File, or a path that GDAL opens, such as a URL.
-        indexes: Band indices, from 1 on; None for all.
-        grid: Pixel grid, which may have another pixel size and CRS than the file.
-        nodata: Nodata values in addition to that of the file, or a complete decoding.
-        nearest: Whether to use nearest-neighbour resampling, as for class labels.
-        cache: Whether to keep the file open. It is reopened if it changes, which costs a status request
-            per read.
-
-    Returns:
-        Float32 ``(C, H, W)``, NaN outside of the file and where pixels are not valid. Pixels on the grid of the
-        file are copied, as warping a small tile takes ten times as long.
+    Pixels on the grid of the file are copied, as warping a small tile takes ten times as long. *nodata* are values in
+    addition to that of the file, or a complete decoding. With *cache*, the file is kept open, and reopened if it
+    changes, which costs a status request per read.
     """
     decoding = nodata if isinstance(nodata, Decoding) else Decoding(as_numbers(nodata))
     try:
@@ -279,19 +241,10 @@ def read_window(
 def resample(
     source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
 ) -> NDArray[np.float32]:
-    """Read a file on a pixel grid; pixels that are already on it are copied.
+    """Read a file on a pixel grid as float32 ``(C, H, W)``, NaN outside; pixels already on it are copied.
 
-    Args:
-        source: Open raster, or an object with its CRS, transform, width and height.
-        count: Number of bands.
-        grid: Pixel grid.
-        read: Function that reads a window of the file, ``(C, H, W)``, NaN where pixels are not valid.
-        nearest: Whether to use nearest-neighbour resampling; otherwise finer pixels are averaged, and others
-            interpolated bilinearly.
-        assumed: CRS of a file without one.
-
-    Returns:
-        Float32 ``(C, H, W)``, NaN outside of the file.
+    *source* is an open raster, or has its CRS, transform, width and height; *assumed* is the CRS of one without. *read*
+    reads a window of it. Unless *nearest*, finer pixels are averaged, and others interpolated bilinearly.
     """
     place = _aligned_window(source, grid, assumed)
     if place is None:

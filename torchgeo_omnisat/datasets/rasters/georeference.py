@@ -33,11 +33,7 @@ DEGREE = 111_320.0
 
 
 def window_grid(crs: Any, x: slice, y: slice) -> Grid:
-    """Return the pixel grid of a window in TorchGeo's slices, whose steps are the pixel size.
-
-    Raises:
-        ValueError: If pixels are not square, or there is none.
-    """
+    """Return the pixel grid of a window in TorchGeo's slices, whose steps are the pixel size."""
     if not math.isclose(x.step, y.step, rel_tol=1e-4):
         raise ValueError(f'pixel size of the window is {x.step} x {y.step}, expected square pixels')
     rows, columns = (max(0, half_up((axis.stop - axis.start) / x.step)) for axis in (y, x))
@@ -56,11 +52,7 @@ def where(grid: Grid, span: Span) -> Sample:
 
 
 def as_span(date_range: Sequence[str] | None) -> Span:
-    """Return the first and last instant of a date range; None for all time.
-
-    Raises:
-        ValueError: If these are not two dates in chronological order.
-    """
+    """Return the first and last instant of a date range; None for all time."""
     days = parse_span(date_range)
     if days is None:
         return None
@@ -77,11 +69,7 @@ def metres(crs: Any, step: float) -> float:
 
 
 def outline(header: Header, crs: Any) -> Any:
-    """Return the footprint of a file in a CRS, which is also that of files without one.
-
-    Raises:
-        ValueError: If the CRS distorts the pixels of the file.
-    """
+    """Return the footprint of a file in a CRS, which is also that of files without one."""
     a, b, x, d, e, y = header.transform[:6]  # may be rotated
     shape = affine_transform(shapely.box(0, 0, header.width, header.height), (a, b, d, e, x, y))
     if header.crs is None or header.crs == crs:
@@ -109,12 +97,7 @@ def pixel_side(header: Header) -> float:
 
 
 def describe_grids(headers: Sequence[Header], crs: Any) -> str:
-    """Describe the files on another pixel grid than the first; an empty string if there are none.
-
-    Args:
-        headers: Headers of the files of one modality.
-        crs: CRS of files without one.
-    """
+    """Describe the files on another pixel grid than the first; an empty string if there are none."""
     first, found = headers[0], dict[str, list[str]]()
     side, (x, y), own = pixel_side(first), (first.transform.c, first.transform.f), first.crs or crs
     for header in headers[1:]:

@@ -108,11 +108,7 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
 
 
 def shift(baseline: str) -> int:
-    """Return the offset that a processing baseline of Sentinel-2 adds to reflectances.
-
-    Args:
-        baseline: Baseline as in the name of a product, such as ``'0400'``.
-    """
+    """Return the offset that a processing baseline of Sentinel-2, such as ``'0400'``, adds to reflectances."""
     return SHIFT if baseline.isdigit() and FIRST_SHIFTED <= int(baseline) < UNKNOWN_BASELINE else 0
 
 

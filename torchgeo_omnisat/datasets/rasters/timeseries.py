@@ -551,15 +551,7 @@ class RasterTimeSeries(RasterDataset):
 
 
 def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modality, every: int = 1) -> Sample:
-    """Read a modality from files.
-
-    Args:
-        dataset: :class:`RasterTimeSeries`, or a raster dataset of TorchGeo.
-        rows: Index rows of the files, at least one.
-        grid: Pixel grid of the output.
-        modality: Modality of the files.
-        every: Step between the dates of a time series.
-    """
+    """Read a modality from the files of *rows*, at least one; of a time series, every n-th date."""
     merge = merge_of(modality.unit == 'db')
     if modality.temporal:
         days = days_of(rows)
@@ -580,12 +572,7 @@ def newest(frames: Any) -> Any:
 
 
 def matching(path: PathLike, pattern: str) -> list[str]:
-    """Return the files below a path whose names match a pattern.
-
-    Args:
-        path: Folder, whose name may contain brackets, file, or GDAL path of an archive or a bucket.
-        pattern: Glob pattern of file names, such as ``'*.tif'``.
-    """
+    """Return the files below a folder (or in GDAL's archive or bucket) whose names match a pattern."""
     if os.path.isdir(path):
         return [os.path.join(path, file) for file in glob(os.path.join('**', pattern), root_dir=path, recursive=True)]
     return find_files(path, pattern)

@@ -83,11 +83,7 @@ class Landscape:
     soil: Array
 
     def fragments(self) -> tuple[Indices, Indices, Array]:
-        """Intersect parcels with 10 m pixels.
-
-        Returns:
-            Pixel index, parcel index and fraction of the pixel area of each part, sorted by pixel.
-        """
+        """Return pixel, parcel and fraction of each intersection of parcels and pixels, sorted by pixel."""
         side = len(self.parcels) // GSD
         pixel = np.arange(side * side).reshape(side, side).repeat(GSD, 0).repeat(GSD, 1)
         key, count = np.unique(pixel * len(self.covers) + self.parcels, return_counts=True)
@@ -102,12 +98,7 @@ class Landscape:
 
 
 def draw_landscape(rng: np.random.Generator, size: int) -> Landscape:
-    """Draw a landscape.
-
-    Args:
-        rng: Random number generator.
-        size: Side in pixels of 10 m.
-    """
+    """Draw a landscape of *size* x *size* pixels of 10 m."""
     block, road, angle = _draw_blocks(rng, size * GSD)
     plots = _draw_parcels(rng, block, angle)
     area = np.bincount(plots.ravel())

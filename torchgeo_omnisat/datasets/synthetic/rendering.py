@@ -131,16 +131,9 @@ TEXTURES = {
 
 
 def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: bool = True) -> Array:
-    """Simulate a Sentinel-2 time series as mixtures of green, straw and soil, with clouds, shadows and noise.
+    """Simulate Sentinel-2 as mixtures of green, straw and soil, with *clouds*, shadows and noise.
 
-    Args:
-        rng: Random number generator.
-        land: Landscape.
-        days: Days (T,) since 2018-09-01.
-        clouds: Whether to add clouds.
-
-    Returns:
-        Reflectance x 10000, (T, 10, S / 10, S / 10).
+    *days* (T,) are since 2018-09-01. Return reflectance x 10000, (T, 10, S / 10, S / 10).
     """
     pixel, parcel, fraction = land.fragments()
     side = len(land.parcels) // GSD
@@ -155,20 +148,10 @@ def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: 
 
 
 def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: float, looks: int = 3) -> Array:
-    """Simulate a Sentinel-1 time series as backscatter of each cover with gamma-distributed speckle.
+    """Simulate a Sentinel-1 time series as backscatter of each cover with gamma-distributed speckle of *looks*.
 
-    Rows across the line of sight are brighter, so the two orbits differ for a parcel. Each orbit also has
-    an independent error per parcel.
-
-    Args:
-        rng: Random number generator.
-        land: Landscape.
-        days: Days (T,) since 2018-09-01.
-        look: Look direction of the orbit in radians.
-        looks: Number of looks.
-
-    Returns:
-        VV, VH and VV - VH in dB, (T, 3, S / 10, S / 10).
+    Rows across the line of sight *look* in radians are brighter, so the two orbits differ for a parcel. Each orbit also
+    has an independent error per parcel. Return VV, VH and VV - VH in dB, (T, 3, S / 10, S / 10).
     """
     pixel, parcel, fraction = land.fragments()
     side, count = len(land.parcels) // GSD, len(land.covers)
@@ -185,11 +168,7 @@ def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: fl
 
 
 def render_spot(rng: np.random.Generator, land: Landscape) -> Array:
-    """Simulate a SPOT image of rows, trees, tramlines and mottling at a resolution of one metre.
-
-    Returns:
-        Red, green and blue, (3, S, S), from 0 to 255.
-    """
+    """Simulate a SPOT image (3, S, S) of rows, trees, tramlines and mottling at a resolution of one metre."""
     textures = [TEXTURES[cover.spot] for cover in land.covers]
     count, parcels = len(textures), land.parcels
     bright = 14 * (land.soil - 0.5) - 4 * land.vigour + rng.normal(0, 7, count)

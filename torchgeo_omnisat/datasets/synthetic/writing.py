@@ -119,25 +119,16 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
 def write_landscapes(root: Path, recipe: Recipe) -> None:
     """Write the landscapes to *root* unless they exist.
 
-    They are written to a temporary directory next to *root*, which is then renamed. So *root*
-    is complete or absent, even if several processes write it.
-
-    Raises:
-        ValueError: If *root* contains other files.
+    They are written to a temporary directory next to *root*, which is then renamed. So *root* is complete or absent,
+    even if several processes write it.
     """
     write_once(root, recipe, _write)
 
 
 def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[Path, R], None]) -> None:
-    """Write a directory atomically, unless it exists with the same arguments.
+    """Write a directory by *write* atomically, unless it exists with the same arguments *recipe*.
 
-    Args:
-        root: Directory to write to.
-        recipe: Arguments, a dataclass of plain values that *write* stores in :data:`MANIFEST`.
-        write: Function that writes the data into an empty directory.
-
-    Raises:
-        ValueError: If *root* contains other files.
+    Raise ValueError if *root* contains other files.
     """
     if _is_written(root, recipe):
         return
