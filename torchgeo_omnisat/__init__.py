@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._moved import install
+from ._moved import install_finder
 
 if TYPE_CHECKING:
     from .batch import collate
@@ -19,7 +19,7 @@ __all__ = ['Modality', 'OmniSat', '__version__', 'collate']
 #: Module of each public name. They are imported on first access (PEP 562).
 _HOMES = {'Modality': '.modality', 'OmniSat': '.models', 'collate': '.batch'}
 
-install()
+install_finder()
 
 
 def __getattr__(name: str) -> Any:

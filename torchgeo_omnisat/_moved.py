@@ -112,7 +112,7 @@ class MovedFinder(MetaPathFinder, Loader):
             module.__spec__ = module.__spec__.loader_state
 
 
-def install() -> None:
+def install_finder() -> None:
     """Add the finder to :data:`sys.meta_path`, once.
 
     It is the first one: the others would import a module of a moved package a second time under its old path.

@@ -26,7 +26,7 @@ from torchgeo_omnisat.datasets import ShardedDataset
 from torchgeo_omnisat.datasets.io.files import open_array
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
-from torchgeo_omnisat.tasks.checkpoints import read_weights
+from torchgeo_omnisat.tasks.checkpoints import read_checkpoint
 
 
 class Touch:
@@ -55,7 +55,7 @@ def test_checkpoint(task: Any, place: str, tmp_path: Path, mark: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         task.load_from_checkpoint(tmp_path / 'evil.ckpt')
     with pytest.raises(ValueError, match=r'evil\.ckpt cannot be read as a checkpoint'):
-        read_weights(tmp_path / 'evil.ckpt')
+        read_checkpoint(tmp_path / 'evil.ckpt')
     assert not mark.exists()
 
 

@@ -29,7 +29,7 @@ from torchgeo_omnisat.datasets.rasters.stac import STACTimeSeries
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.datasets.treesatai import listed, open_series
 from torchgeo_omnisat.models.encoders.weights import published
-from torchgeo_omnisat.tasks.checkpoints import read_config, read_hyper_parameters, read_weights
+from torchgeo_omnisat.tasks.checkpoints import read_checkpoint, read_config, read_hyper_parameters
 from torchgeo_omnisat.utils.jsonfile import load_json
 
 
@@ -85,7 +85,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     'shards': ('shards.json', lambda path: read_description(str(path.parent))),
     'index of shards': ('index.json', lambda path: check_index(str(path.parent))),
     'config': ('config.json', lambda path: read_config(path.parent)),
-    'checkpoint': ('a.ckpt', read_weights),
+    'checkpoint': ('a.ckpt', read_checkpoint),
     'weights': ('a.pt', lambda path: published(str(path))),
 }
 

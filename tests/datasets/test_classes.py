@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchgeo_omnisat.datasets.classes import GREATEST, NO_LABEL, UNKNOWN, ClassMap, class_names, code_of
+from torchgeo_omnisat.datasets.classes import GREATEST_CODE, NO_LABEL, UNKNOWN, ClassMap, class_names, code_of
 
 
 @pytest.mark.parametrize('value', [10, 10.0, '10', '10.0', ' 10 ', np.uint8(10), np.float32(10)])
@@ -45,9 +45,9 @@ def test_without_a_mapping_pixels_are_positions_or_names_that_are_numbers() -> N
 
 
 def test_numbers_that_float32_cannot_tell_apart_are_none() -> None:
-    codes = ClassMap((), {GREATEST + 1: 'a', 5: 'b'}, other='c')
-    assert codes.pixels(np.array([GREATEST + 1, 5], np.float32)).tolist() == [UNKNOWN, 1]
-    assert codes.number(GREATEST + 1) == 0
+    codes = ClassMap((), {GREATEST_CODE + 1: 'a', 5: 'b'}, other='c')
+    assert codes.pixels(np.array([GREATEST_CODE + 1, 5], np.float32)).tolist() == [UNKNOWN, 1]
+    assert codes.number(GREATEST_CODE + 1) == 0
 
 
 def test_unknown_codes_are_one_error_with_all_of_them() -> None:

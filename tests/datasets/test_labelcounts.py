@@ -57,7 +57,6 @@ def test_counts_of_the_whole(root: Path) -> None:
     assert counts.pixels['c'] == 64
     assert counts.tiles == {'a': 34, 'b': 34, 'c': 1}
     assert (counts.ignored, counts.total, counts.labelled) == (16, 36 * 52, 36 * 52 - 16)
-    assert counts.shares()['c'] == pytest.approx(64 / counts.labelled)
 
 
 def test_no_image_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

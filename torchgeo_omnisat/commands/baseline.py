@@ -88,7 +88,7 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the scores with Sentinel-2 only and with all modalities."""
-    args = parsers.baseline().parse_args(argv)
+    args = parsers.baseline_parser().parse_args(argv)
     root = Path(args.root or SYNTHETIC_ROOT)
     if args.root is None and not root.exists():
         SyntheticLandscapes(root)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..transforms.intensity import describe_not_simulated
 from ..utils.atomic import atomic_file
 from ..utils.console import say
-from ..validation import check, table, walk
+from ..validation import check_data, table, walk
 from ..validation.tables import write_csv
 from . import parsers
 from .data import data_parser, one_error, parse_data
@@ -18,9 +18,9 @@ __all__ = ['main', 'table', 'walk']
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Validate a dataset, print and optionally write the report; return 1 if there is a problem, else 0."""
-    args, datamodule = parse_data(parsers.check(data_parser), argv)
+    args, datamodule = parse_data(parsers.check_parser(data_parser), argv)
     with one_error('check'):
-        report = check(datamodule, args.training, args.max_nan, args.workers, args.ignore, args.dry_run)
+        report = check_data(datamodule, args.training, args.max_nan, args.workers, args.ignore, args.dry_run)
     if report.samples and hasattr(datamodule, 'contents'):
         say(f'Files\n{datamodule.contents()}', end='\n\n')
     say(table(report))

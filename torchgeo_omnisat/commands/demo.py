@@ -29,7 +29,7 @@ PICTURES = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit and test a model, compare it with the baseline, and plot predictions."""
-    args = parsers.demo().parse_args(argv)
+    args = parsers.demo_parser().parse_args(argv)
     data = {'root': str(args.output / 'landscapes'), 'num_tiles': args.tiles}
     checkpoint, table = args.output / 'omnisat.ckpt', args.output / 'subsets.csv'
 

@@ -10,7 +10,7 @@ from . import parsers
 
 def main(argv: list[str]) -> int:
     """Print the table."""
-    words = parsers.encoders().parse_args(argv)
+    words = parsers.encoders_parser().parse_args(argv)
     say(report(catalogue(words.sensor), sensors=words.sensor is None))
     say('\n  --model.backbone_args \'{"encoders": {"s2": {"name": NAME, "weights": WEIGHTS}}}\'')
     say('  weights of timm: {"name": NAME, "pretrained": true}. * non-commercial or restricted: read the licence.')

@@ -11,7 +11,7 @@ from . import parsers
 
 def main(argv: list[str]) -> int:
     """Export the backbone of a checkpoint."""
-    words = parsers.export().parse_args(argv)
+    words = parsers.export_parser().parse_args(argv)
     export_hub(words.ckpt, words.output)
     say(f'{words.output / MODEL}\n{words.output / CONFIG}\nFine-tune with --model.weights {words.output}')
     return 0

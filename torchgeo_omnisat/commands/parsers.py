@@ -78,7 +78,7 @@ def datamodules() -> list[str]:
     return [name for name in ast.literal_eval(lists[-1]) if name != 'MultimodalDataModule']
 
 
-def stats(make: MakeParser = help_parser) -> ArgumentParser:
+def stats_parser(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``stats``."""
     return make(
         'stats',
@@ -89,7 +89,7 @@ def stats(make: MakeParser = help_parser) -> ArgumentParser:
     )
 
 
-def check(make: MakeParser = help_parser) -> ArgumentParser:
+def check_parser(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``check``."""
     parser = make(
         'check',
@@ -120,7 +120,7 @@ def check(make: MakeParser = help_parser) -> ArgumentParser:
     return parser
 
 
-def shard(make: MakeParser = help_parser) -> ArgumentParser:
+def shard_parser(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``shard``."""
     parser = make(
         'shard',
@@ -132,7 +132,7 @@ def shard(make: MakeParser = help_parser) -> ArgumentParser:
     return parser
 
 
-def robustness(make: MakeParser = help_parser) -> ArgumentParser:
+def robustness_parser(make: MakeParser = help_parser) -> ArgumentParser:
     """Create the parser of ``robustness``."""
     parser = make(
         'robustness',
@@ -174,7 +174,7 @@ def robustness(make: MakeParser = help_parser) -> ArgumentParser:
     return parser
 
 
-def baseline() -> argparse.ArgumentParser:
+def baseline_parser() -> argparse.ArgumentParser:
     """Create the parser of ``baseline``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat baseline',
@@ -187,7 +187,7 @@ def baseline() -> argparse.ArgumentParser:
     return parser
 
 
-def demo() -> argparse.ArgumentParser:
+def demo_parser() -> argparse.ArgumentParser:
     """Create the parser of ``demo``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat demo',
@@ -200,7 +200,7 @@ def demo() -> argparse.ArgumentParser:
     return parser
 
 
-def encoders() -> argparse.ArgumentParser:
+def encoders_parser() -> argparse.ArgumentParser:
     """Create the parser of ``encoders``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat encoders',
@@ -210,7 +210,7 @@ def encoders() -> argparse.ArgumentParser:
     return parser
 
 
-def export() -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
     """Create the parser of ``export``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat export',
@@ -223,14 +223,14 @@ def export() -> argparse.ArgumentParser:
 
 #: Parsers by command.
 PARSERS: dict[str, Callable[[], Any]] = {
-    'demo': demo,
-    'encoders': encoders,
-    'export': export,
-    'baseline': baseline,
-    'stats': stats,
-    'robustness': robustness,
-    'shard': shard,
-    'check': check,
+    'demo': demo_parser,
+    'encoders': encoders_parser,
+    'export': export_parser,
+    'baseline': baseline_parser,
+    'stats': stats_parser,
+    'robustness': robustness_parser,
+    'shard': shard_parser,
+    'check': check_parser,
 }
 
 

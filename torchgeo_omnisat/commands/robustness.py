@@ -16,7 +16,7 @@ from ..datasets.arguments import class_at
 from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
-from ..tasks.checkpoints import read_weights
+from ..tasks.checkpoints import read_checkpoint
 from ..utils.console import say
 from ..utils.quiet import quiet
 from . import parsers
@@ -25,7 +25,7 @@ from .data import data_parser, one_error, parse_data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the checkpoints, and write and print the report."""
-    args, datamodule = parse_data(parsers.robustness(data_parser), argv)
+    args, datamodule = parse_data(parsers.robustness_parser(data_parser), argv)
     with one_error('robustness'):
         labelled, groups = parse_checkpoints(args.ckpt), parse_groups(args.groups)
         which = args.subsets[0] if args.subsets in (['auto'], ['all']) else args.subsets
@@ -108,7 +108,7 @@ def join(label: str, models: Sequence[Scored]) -> Scored:
 
 def load_task(path: Path, class_path: str | None = None) -> SupervisedTask:
     """Load the trained task of a checkpoint, whose class is *class_path* or one of this package."""
-    _, hparams = read_weights(path)
+    _, hparams = read_checkpoint(path)
     kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
     kind: Any = class_at(class_path, SupervisedTask, '--task') if class_path else None
     kind = kind or next((kind for key, kind in kinds.items() if key in hparams), None)

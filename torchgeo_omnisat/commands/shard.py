@@ -11,6 +11,7 @@ from typing import Any
 
 from ..datamodules.adapters import describe_samples
 from ..datamodules.statistics import stream
+from ..datasets.arguments import SPLITS
 from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder
 from ..utils.console import say
@@ -20,7 +21,7 @@ from .data import data_parser, one_error, parse_data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write shards of all splits."""
-    args, datamodule = parse_data(parsers.shard(data_parser), argv)
+    args, datamodule = parse_data(parsers.shard_parser(data_parser), argv)
     with one_error('shard'):
         shards = write(datamodule, args.output, args.megabytes)
     for split, lengths in shards.items():
@@ -39,7 +40,7 @@ def write(datamodule: Any, output: Path, megabytes: float) -> dict[str, list[int
     datamodule.setup('fit')
     description = describe_samples(datamodule)
     datamodule.setup('test')
-    datasets = {split: getattr(datamodule, f'{split}_dataset') for split in ('train', 'val', 'test')}
+    datasets = {split: getattr(datamodule, f'{split}_dataset') for split in SPLITS}
     if lacking := [split for split, dataset in datasets.items() if dataset is None or len(dataset) == 0]:
         raise ValueError(f'splits {lacking} of {type(datamodule).__name__} are empty, expected samples in every split')
     try:

@@ -14,7 +14,7 @@ from .data import data_parser, one_error, parse_data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the statistics of the training data, store and print them; return 1 if some are missing, else 0."""
-    _, datamodule = parse_data(parsers.stats(data_parser), argv)
+    _, datamodule = parse_data(parsers.stats_parser(data_parser), argv)
     with one_error('stats'):
         train, entries, path = datamodule.measure()
     say(format_statistics(train.modalities, entries))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
 from ..datasets.adapters import MappedDataset
-from ..datasets.arguments import class_at, name_classes
+from ..datasets.arguments import SPLITS, class_at, name_classes
 from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from .base import MultimodalDataModule
@@ -84,7 +84,7 @@ class MappedDataModule(MultimodalDataModule):
         self.made_of = kind, dict(dataset.get('init_args') or {})
         self.declared = as_modalities(modalities)
         self.keys = keys
-        known = {name: {'split': name} for name in ('train', 'val', 'test')}
+        known = {name: {'split': name} for name in SPLITS}
         if unknown := set(splits or {}) - set(known):
             raise ValueError(f'splits has {sorted(unknown)}, expected some of {list(known)}')
         self.splits = known | dict(splits or {})

@@ -159,7 +159,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         self.batches = batches
         #: Modalities whose values are not augmented.
         self._cached: frozenset[str] = frozenset()
-        self._reported_facts = False
+        self._reported: set[Any] = set()
 
     def add_defaults(self) -> None:
         """Add the default of each argument of the dataset that is not set to :attr:`kwargs`."""
@@ -418,10 +418,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         target = getattr(task, 'target', None)
         if target not in ('mask', 'label') or not getattr(self, 'labels', None) or self.max_counted == 0:
             return
-        logged: set[str] = self.__dict__.setdefault('_reported_labels', set())
         for split in splits:
-            if split not in logged and split not in self.left_out():
-                logged.add(split)
+            if split not in self.left_out() and self._is_first('labels', split):
                 self._report_labels(split, self.label_counts(split, self.max_counted, target))
 
     def _report_labels(self, split: str, counts: LabelCounts) -> None:
@@ -460,16 +458,12 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     def report_disabled_augmentations(self) -> None:
         """Log once which augmentations are disabled because the kind or unit of a modality is unknown."""
-        if not self._reported_facts and (line := describe_not_simulated(self.modalities.values())):
+        if self._is_first('facts') and (line := describe_not_simulated(self.modalities.values())):
             rank_zero_info(line)
-        self._reported_facts = True
 
     def warn_of_implausible_statistics(self) -> None:
         """Warn once of statistics that contradict the unit of a modality."""
-        if self.__dict__.setdefault('_warned_implausible', False):
-            return
-        self._warned_implausible = True
-        for name, modality in self.modalities.items():
+        for name, modality in self.modalities.items() if self._is_first('statistics') else ():
             for sentence in implausible_statistics(modality, self.mean[name].tolist(), self.std[name].tolist()):
                 rank_zero_warn(sentence)
 
@@ -479,9 +473,14 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
 
     def warn_of_empty_splits(self) -> None:
         """Warn once of requested splits that have no tile."""
-        for split in self.lost_splits() if not self.__dict__.setdefault('_warned_empty', False) else ():
+        for split in self.lost_splits() if self._is_first('splits') else ():
             rank_zero_warn(describe_left_out(split))
-        self._warned_empty = True
+
+    def _is_first(self, *report: str) -> bool:
+        """Return whether a report was not requested before."""
+        is_first = report not in self._reported
+        self._reported.add(report)
+        return is_first
 
     def augmentation(self) -> MultimodalAugmentation:
         """Return the training augmentation: geometry, time and speckle in raw units, then the rest."""

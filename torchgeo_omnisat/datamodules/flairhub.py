@@ -9,7 +9,7 @@ from torchgeo.datamodules import flair as published
 
 from ..datasets import FLAIRHUBMultimodal
 from ..datasets.arguments import check_choice
-from ..datasets.flairhub import SPLITS, TYPES, ignored, palette
+from ..datasets.flairhub import SPLIT_COLUMNS, TYPES, ignored, palette
 from ..modality import Modality
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
@@ -48,7 +48,7 @@ class FLAIRHUBMultimodalDataModule(MultimodalDataModule):
                 ``'crop_type_3'``.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
-        check_choice(split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES))
+        check_choice(split_column=(split_column, SPLIT_COLUMNS), dataset_type=(dataset_type, TYPES))
         super().__init__(FLAIRHUBMultimodal, root=root, split_column=split_column, dataset_type=dataset_type, **kwargs)
         self.add_defaults()
         self.labels = list(palette(dataset_type).labels)

@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..batch import collate
-from ..datasets.arguments import check_choice, name_classes
+from ..datasets.arguments import SPLITS, check_choice, name_classes
 from ..datasets.chips.dataset import ImageChips
 from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
 from ..datasets.geo.config import facts_of, image_dataset, label_dataset
@@ -28,7 +28,7 @@ from ..datasets.geo.polygons import Polygons
 from ..datasets.geo.tiles import AreaTiles, GeoTiles, disjoint
 from ..datasets.io.fingerprint import Fingerprint, stamps
 from ..datasets.io.opening import refuse_other_format
-from ..datasets.labelcounts import LabelCounts, count_labels
+from ..datasets.labelcounts import LabelCounts, count_labels, evenly_spaced
 from ..datasets.rasters.georeference import bendable
 from ..grid import Grid
 from ..modality import half_up
@@ -37,9 +37,6 @@ from ..transforms import Normalize
 from ..utils.signatures import with_arguments_of
 from .base import LABELS, Missing, MultimodalDataModule
 from .statistics import settings_group
-
-#: Splits, in the order of fractions.
-SPLITS = ('train', 'val', 'test')
 
 
 def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -365,7 +362,7 @@ class MultimodalGeoDataModule(RastersDataModule):
 
     def lost_splits(self) -> list[str]:
         """Return the splits without an area although their fraction is not 0, or they have a box."""
-        fractions = dict(zip(('train', 'val', 'test'), self.split.get('fractions', ()), strict=False))
+        fractions = dict(zip(SPLITS, self.split.get('fractions', ()), strict=False))
         return [name for name in self.left_out() if fractions.get(name) or name in self.split]
 
     def groups(self, dataset: Any) -> list[str]:
@@ -447,14 +444,10 @@ class MultimodalGeoDataModule(RastersDataModule):
         task = self.trainer.lightning_module if self.trainer else None
         if self.mask is None or getattr(task, 'target', 'mask') is None:
             return
-        logged: set[tuple[str, str]] = self.__dict__.setdefault('_reported_labels', set())
         now = self._label_files()
         for split in splits:
-            if (split, now) in logged or self.grounds[split].is_empty:
-                continue
-            counts = self.label_counts(split)
-            logged.add((split, now))
-            self._report_labels(split, counts)
+            if not self.grounds[split].is_empty and self._is_first('labels', split, now):
+                self._report_labels(split, self.label_counts(split))
 
     def _label_files(self) -> str:
         """Return a digest that changes if a label file is rewritten."""
@@ -620,10 +613,8 @@ class ChipsDataModule(RastersDataModule):
         dataset = self.make_dataset(split, missing='check')
         counts, unknown = LabelCounts.none(self.labels, self.ignore_index), list[UnknownCodesError]()
         masked = dataset.masked()
-        chosen = masked
-        if most is not None and most < len(masked):
-            counts.of = len(masked)
-            chosen = [masked[index] for index in np.linspace(0, len(masked) - 1, most).round().astype(int).tolist()]
+        chosen = [masked[place] for place in evenly_spaced(len(masked), most)]
+        counts.of = len(masked) if len(chosen) < len(masked) else 0
         for index in tqdm(chosen, desc=f'Labels of {split}', disable=None, leave=False):
             try:
                 counts.add_mask(dataset.read_mask(index), self.labels, self.ignore_index)

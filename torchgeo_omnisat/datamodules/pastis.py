@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..datasets import PASTISMultimodal
-from ..datasets.arguments import check_choice
+from ..datasets.arguments import SPLITS, check_choice
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
 from ..utils.signatures import with_arguments_of
@@ -49,7 +49,7 @@ class FoldsDataModule(MultimodalDataModule):
         check_choice(fold=(fold, tuple(FOLDS)))
         super().__init__(dataset_class, batch_size=batch_size, root=root, **kwargs)
         self.add_defaults()
-        self.folds = dict(zip(('train', 'val', 'test'), FOLDS[fold], strict=True))
+        self.folds = dict(zip(SPLITS, FOLDS[fold], strict=True))
 
     @property
     def label_names(self) -> list[str]:

@@ -30,6 +30,7 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
+from ..datasets.labelcounts import evenly_spaced
 from ..modality import Modality
 from ..utils.atomic import atomic_file
 from ..utils.cache import cache_folder
@@ -154,7 +155,7 @@ def measure(
     samples, *most* evenly spaced ones are read. Partial results are written to the file *keep*, from which a later call
     with the same *about* resumes, and which is deleted at the end.
     """
-    places = range(len(groups)) if most is None or most >= len(groups) else _spread(len(groups), most)
+    places = evenly_spaced(len(groups), most)
     found = {name: {group: Moments(len(m.bands)) for group in groups} for name, m in modalities.items()}
     sizes, seen = Counter(groups), Counter(groups[place] for place in places)
     prints: dict[str, dict[str, Any]] = {}  # computed before files are read
@@ -206,7 +207,7 @@ def changed(dataset: Any, entries: Entries, name: str, groups: Sequence[str]) ->
     known = {group: entries[name][group] for group in dict.fromkeys(groups)}
     whole = all(entry.get('samples') == entry.get('of') for entry in known.values())
     most = len(groups) if whole else sum(entry.get('samples', 0) for entry in known.values())
-    places = range(len(groups)) if most >= len(groups) else _spread(len(groups), most)
+    places = evenly_spaced(len(groups), most)
     for group, entry in known.items():
         then = entry.get('files')
         if not isinstance(then, Mapping):
@@ -308,12 +309,6 @@ def _sample_moments(
             found[name] = Moments(len(modality.bands))
             found[name].add(image[valid] if modality.temporal else image[None][valid])
     return found
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return evenly spaced indices, at most *most* of *count*."""
-    chosen: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
-    return chosen
 
 
 def _states(found: Mapping[str, Mapping[str, Moments]]) -> dict[str, dict[str, Any]]:

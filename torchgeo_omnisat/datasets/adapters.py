@@ -114,7 +114,6 @@ class MappedDataset(MultimodalDataset):
         return torch.as_tensor(given[key])
 
     def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
-        """Return image, dates and valid of a modality."""
         entry, bands = self.keys[modality.name], len(modality.bands)
         image = self._get(given, modality.name)
         refuse_complex([str(image.dtype).removeprefix('torch.')], f'{entry["key"]!r} of {modality.name!r}')
@@ -153,7 +152,6 @@ class MappedDataset(MultimodalDataset):
         return torch.tensor([parse_day(day, f'dates of {name!r}') for day in dates]) if dates else None
 
     def _mask(self, mask: Tensor) -> Tensor:
-        """Return the class indices (H, W) of the selected layer."""
         if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
             found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
             raise ValueError(

@@ -14,6 +14,8 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..modality import Kind, Modality, Unit
 from .series import parse_day
 
+#: Names of the splits, in the order of fractions, folders and files.
+SPLITS = ('train', 'val', 'test')
 #: Handling of missing files: an error, treated as not acquired, or reported by `check`.
 MISSING = ('error', 'allow', 'check')
 

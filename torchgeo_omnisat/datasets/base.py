@@ -122,6 +122,8 @@ class PublishedDataset(MultimodalDataset):
 
     #: Names of the samples that are excluded because they have none of the modalities.
     unseen: list[str]
+    #: Samples, each with a unique ``id``; not of datasets that override :attr:`ids` and ``__len__``.
+    patches: list[Any]
 
     def __init__(
         self,
@@ -167,6 +169,14 @@ class PublishedDataset(MultimodalDataset):
         self.missing, self.transforms, self.download, self.checksum = missing, transforms, download, checksum
         self.allow_outside = allow_outside
         self.unseen = []
+
+    @property
+    def ids(self) -> list[str]:
+        """Name of each sample."""
+        return [str(patch.id) for patch in self.patches]
+
+    def __len__(self) -> int:
+        return len(self.patches)
 
 
 def refuse_missing(lost: Sequence[Path], count: int) -> None:

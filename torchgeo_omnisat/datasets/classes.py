@@ -16,7 +16,7 @@ NO_LABEL = -(2**31)
 #: Class index of a code without a class.
 UNKNOWN = NO_LABEL + 1
 #: Rasters are read as float32, which is not exact for integers from here on.
-GREATEST = 2**24
+GREATEST_CODE = 2**24
 
 _WHOLE = re.compile(r'([+-]?)(0|[1-9]\d*)(?:\.0*)?')
 
@@ -113,7 +113,7 @@ class ClassMap:
         if len(self._keys):
             places = np.searchsorted(self._keys, values).clip(max=len(self._keys) - 1)
             numbers = np.where(self._keys[places] == values, self._values[places], numbers)
-        numbers[(values != np.round(values)) | (np.abs(values) >= GREATEST)] = UNKNOWN
+        numbers[(values != np.round(values)) | (np.abs(values) >= GREATEST_CODE)] = UNKNOWN
         return np.where(known, numbers, NO_LABEL)
 
     def unknown(self, counts: Mapping[Any, int], files: Sequence[str], what: str = 'pixels') -> UnknownCodesError:
@@ -131,8 +131,8 @@ class ClassMap:
         fractions = [code for code in counts if isinstance(code, float) and not code.is_integer()]
         if fractions:
             wanted, hint = 'whole numbers', 'labels are classes: is this a raster of measurements?'
-        elif any(isinstance(code, float) and abs(code) >= GREATEST for code in counts):
-            wanted, hint = f'numbers below {GREATEST} in a raster', 'recode the file'
+        elif any(isinstance(code, float) and abs(code) >= GREATEST_CODE for code in counts):
+            wanted, hint = f'numbers below {GREATEST_CODE} in a raster', 'recode the file'
         elif self.identity:
             wanted, hint = 'whole numbers', 'give labels, and classes in the mask to map codes to them'
         else:

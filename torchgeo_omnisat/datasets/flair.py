@@ -98,7 +98,7 @@ COLORS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, order=True)
-class Patch:
+class FLAIRPatch:
     """Patch of 102.4 x 102.4 m.
 
     Args:
@@ -128,14 +128,14 @@ def split_of(domain: str) -> str:
     return 'val' if code in VAL_DOMAINS else 'test' if code in TEST_DOMAINS else 'train'
 
 
-def find_patches(directory: Path, folder: str, prefix: str) -> set[Patch]:
+def find_patches(directory: Path, folder: str, prefix: str) -> set[FLAIRPatch]:
     """Return the patches with a file ``<domain>/<zone>/<folder>/<prefix>_<number>.tif`` in a directory."""
     pattern = re.compile(rf'{prefix}_(\d+)\.tif')
     found = set()
     for place in directory.glob(f'D*_*/*/{folder}'):
         zone = place.parent
         names = (pattern.fullmatch(path.name) for path in place.iterdir())
-        found |= {Patch(zone.parent.name, zone.name, name[1]) for name in names if name}
+        found |= {FLAIRPatch(zone.parent.name, zone.name, name[1]) for name in names if name}
     return found
 
 
@@ -159,7 +159,7 @@ def read_size(paths: Iterable[Path]) -> tuple[int, int]:
     return 0, 0
 
 
-def read_aerial_dates(paths: Iterable[Path], patches: Iterable[Patch]) -> dict[str, int]:
+def read_aerial_dates(paths: Iterable[Path], patches: Iterable[FLAIRPatch]) -> dict[str, int]:
     """Read the known dates of aerial images, as days since 1970-01-01 by number of the patch."""
     numbers = {patch.number for patch in patches}
     dates = {}
@@ -199,7 +199,7 @@ def find_super_area(zone: Path, strict: bool = True) -> SuperArea | None:
     return SuperArea(data, masks, products)
 
 
-def read_centroids(path: Path, patches: Iterable[Patch], strict: bool = True) -> dict[str, tuple[int, int]]:
+def read_centroids(path: Path, patches: Iterable[FLAIRPatch], strict: bool = True) -> dict[str, tuple[int, int]]:
     """Read row and column of patches in their super-areas, by number; *strict* if all must be there."""
     expected = '{"IMG_000000.tif": [row, column], ...} of the pixel in the super-area at a patch\'s centre'
     entries = read_json(path, expected)
@@ -371,14 +371,6 @@ class FLAIR(PublishedDataset):
         self._centroids = read_centroids(self.path / CENTROIDS, patches, strict) if patches else {}
         self._days = read_aerial_dates(sorted(self.path.glob(METADATA)), self.patches)
 
-    @property
-    def ids(self) -> list[str]:
-        """Name of each sample."""
-        return [patch.id for patch in self.patches]
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
     def __getitem__(self, index: int) -> Sample:
         """Return the sample of a patch."""
         patch = self.patches[index]
@@ -424,7 +416,7 @@ class FLAIR(PublishedDataset):
         """Return class indices (H, W) from the stored values from 1; rare classes are merged."""
         return np.minimum(stored - np.uint8(1), np.uint8(self.num_classes - 1))
 
-    def _read_aerial(self, patch: Patch, size: tuple[int, int]) -> Sample:
+    def _read_aerial(self, patch: FLAIRPatch, size: tuple[int, int]) -> Sample:
         path, asked, modality = self._file('aerial', patch), self.modalities['aerial'], MODALITIES['aerial']
         if self.missing == 'allow' and not path.exists():
             return {}
@@ -435,7 +427,7 @@ class FLAIR(PublishedDataset):
         days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)
         return tensors(asked, pick(asked, modality.bands, image), days, np.ones(1, dtype=bool))
 
-    def _read_s2(self, patch: Patch, size: tuple[int, int]) -> Sample:
+    def _read_s2(self, patch: FLAIRPatch, size: tuple[int, int]) -> Sample:
         """Read the part of the super-area's time series that the patch covers."""
         area = self._areas[patch.domain, patch.zone]
         if area is None:
@@ -464,7 +456,7 @@ class FLAIR(PublishedDataset):
         asked = self.modalities['s2']
         return tensors(asked, pick(asked, MODALITIES['s2'].bands, image), merged, valid)
 
-    def _file(self, what: str, patch: Patch) -> Path:
+    def _file(self, what: str, patch: FLAIRPatch) -> Path:
         place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
         return place / FILES[what].format(patch.number)
 
@@ -481,7 +473,7 @@ class FLAIR(PublishedDataset):
             if held.get(name):
                 has(ARCHIVES[beside])
 
-    def _list(self, exclude: Collection[str]) -> list[Patch]:
+    def _list(self, exclude: Collection[str]) -> list[FLAIRPatch]:
         """Return the patches of the split that have labels or an aerial image, sorted."""
         places = DIRECTORIES[self.split]
         labelled = find_patches(self.path / places['labels'], 'msk', 'MSK')

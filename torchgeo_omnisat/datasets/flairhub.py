@@ -28,7 +28,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from ..utils.signatures import refuse_unexpected, with_arguments_of
-from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
+from .arguments import SPLITS, check_choice, choose_modalities, leave_out, not_found, select_bands
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
@@ -36,13 +36,21 @@ from .io.files import occurring
 from .io.links import refuse_outside
 from .io.opening import open_raster, refuse_other_format, sidecars
 from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
-from .rasters.frames import decibel_mean
-from .series import S2_BANDS, S2_FACTS, SPOT_WAVELENGTHS, choose_clear, finite_mean, merge_days, parse_dates
+from .series import (
+    S2_BANDS,
+    S2_FACTS,
+    SPOT_WAVELENGTHS,
+    choose_clear,
+    decibel_mean,
+    finite_mean,
+    merge_days,
+    parse_dates,
+)
 
 #: GSD of Sentinel-1 and -2 in metres, so that ten pixels cover the 102.4 m of a patch.
 GSD = 10.24
 #: Columns of the table ``GLOBAL_ALL_MTD_SPLIT.gpkg``, TorchGeo's default first.
-SPLITS = ('split_1', 'split_2', 'split_3', 'split_4', 'split_5', 'split_flairchallenge', 'split_toy')
+SPLIT_COLUMNS = ('split_1', 'split_2', 'split_3', 'split_4', 'split_5', 'split_flairchallenge', 'split_toy')
 #: Types of labels: land cover, and crops in three levels of detail.
 TYPES = tuple(TASKS)
 #: Product with the probabilities of snow and clouds for ``'s2'``.
@@ -408,7 +416,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
     layout: ClassVar[str] = 'FLAIR-HUB'
     #: CRS of the transforms in the files.
     crs = CRS.from_epsg(2154)
-    splits: ClassVar[tuple[str, ...]] = ('train', 'val', 'test')
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     all_modalities: ClassVar[dict[str, Modality]] = MODALITIES
     composites = COMPOSITES
 
@@ -451,7 +459,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
         """
         refuse_unexpected(FLAIRHUBMultimodal.__init__, kwargs)
         check_choice(
-            split=(split, self.splits), split_column=(split_column, SPLITS), dataset_type=(dataset_type, TYPES)
+            split=(split, self.splits), split_column=(split_column, SPLIT_COLUMNS), dataset_type=(dataset_type, TYPES)
         )
         PublishedDataset.__init__(self, root, **kwargs)
         self.dataset_type, self.decibels = cast(Any, dataset_type), decibels
@@ -485,7 +493,7 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
         if not self.files:
             expected = f'expected one of the domains {sorted(chosen)[:5]} in {splits.name}'
             raise not_found(self, f'Split {split!r} of {split_column!r} has no patch in {self.path}, {expected}.')
-        known = read_splits(splits, SPLITS[0]) if exclude else ()
+        known = read_splits(splits, SPLIT_COLUMNS[0]) if exclude else ()
         self.files, self.excluded = leave_out(self.files, self.ids, exclude, known, self.path)
         self.palette = palette(dataset_type)
         self.classes = tuple(self.palette.labels)

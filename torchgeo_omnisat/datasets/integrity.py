@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -114,23 +114,6 @@ class Part:
     absent: bool = False
 
 
-class Checkable(Protocol):
-    """Protocol of a dataset that can be checked."""
-
-    path: Path
-    modalities: dict[str, Modality]
-
-    @property
-    def ids(self) -> list[str]:
-        """Name of each sample."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def parts(self, index: int) -> Iterator[Part]:
-        """Yield the parts of a sample."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """Problem of a dataset or a sample.
@@ -150,19 +133,6 @@ class Problem:
     kind: str
     reason: str
     warning: bool = False
-
-
-@dataclass
-class Findings:
-    """Problems and missing modalities of a sample.
-
-    Args:
-        problems: Problems.
-        absent: Modalities that are missing without being an error.
-    """
-
-    problems: list[Problem] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -227,41 +197,37 @@ class Report:
 _DAMAGE = (ValueError, OSError, RuntimeError, LookupError, EOFError, RasterioError)
 
 
-@dataclass(frozen=True)
-class _Fault:
-    """Problem without sample and part, which the caller adds."""
-
-    path: Path
-    kind: str
-    reason: str
-    warning: bool = False
+def _fault(path: Path, kind: str, reason: str, warning: bool = False) -> Problem:
+    """Return a problem without sample and part, which the caller adds."""
+    return Problem('', '', str(path), kind, reason, warning)
 
 
 def inspect(
-    dataset: Checkable,
+    dataset: Any,
     index: int,
     max_nan: float,
     allow_missing: bool,
     observe: Callable[[str, Any], None] | None = None,
-) -> Findings:
-    """Check every file of a sample; optional images may be missing if *allow_missing*.
+) -> tuple[list[Problem], list[str]]:
+    """Return problems and absent modalities of a sample; optional images may be absent if *allow_missing*.
 
     *observe* is called with the name and the content of each part. Files with unexpected headers are not read further.
     """
-    found, sample = Findings(), dataset.ids[index]
+    problems: list[Problem] = []
+    absent: list[str] = []
     for whole in dataset.parts(index):
         lacking = [file for file in whole.files if allow_missing and file.optional and not file.path.exists()]
         part = replace(whole, files=tuple(file for file in whole.files if file not in lacking))
         if whole.absent or any(file in lacking for file in whole.files[:1]):
-            found.absent.append(part.name)
+            absent.append(part.name)
             continue
         faults = list(_check_headers(part))
         if all(fault.warning for fault in faults):
             faults += _check_values(part, max_nan, observe)
         for fault in faults:
-            file = below(fault.path, dataset.path)
-            found.problems.append(Problem(sample, part.name, file, fault.kind, fault.reason, fault.warning))
-    return found
+            file = below(Path(fault.file), dataset.path)
+            problems.append(replace(fault, sample=dataset.ids[index], part=part.name, file=file))
+    return problems, absent
 
 
 def below(path: Path, root: Path) -> str:
@@ -269,29 +235,29 @@ def below(path: Path, root: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _check_headers(part: Part) -> Iterator[_Fault]:
+def _check_headers(part: Part) -> Iterator[Problem]:
     """Yield the faults of a part that are found without reading its pixels."""
     days, undated = None, None
     if part.dates is not None:
         try:
             days = part.dates.read()
         except _DAMAGE as error:
-            undated = _Fault(part.dates.path, 'dates', _message_without_path(part.dates.path, error))
+            undated = _fault(part.dates.path, 'dates', _message_without_path(part.dates.path, error))
     broken = set()
     for file in part.files:
         try:
             header = _HEADERS.get(file.path.suffix, _no_header)(file)
         except LookupError as error:
-            yield _Fault(file.path, 'missing', f'has no {error.args[0]!r}, expected {part.name} there')
+            yield _fault(file.path, 'missing', f'has no {error.args[0]!r}, expected {part.name} there')
         except FileNotFoundError:
             broken.add(file.path)
-            yield _Fault(file.path, 'missing', f'does not exist, expected {part.name} there')
+            yield _fault(file.path, 'missing', f'does not exist, expected {part.name} there')
         except _DAMAGE as error:
             broken.add(file.path)
-            yield _Fault(file.path, 'unreadable', f'truncated or damaged: {_message_without_path(file.path, error)}')
+            yield _fault(file.path, 'unreadable', f'truncated or damaged: {_message_without_path(file.path, error)}')
         else:
             yield from _compare(file, header, days if file.series else None, part.dates)
-    if undated is not None and undated.path not in broken:
+    if undated is not None and Path(undated.file) not in broken:
         yield undated
     if days is not None and part.dates is not None and part.dates.ordered:
         yield from _check_order(part.dates.path, days)
@@ -299,7 +265,7 @@ def _check_headers(part: Part) -> Iterator[_Fault]:
 
 @dataclass(frozen=True)
 class _Header:
-    """Header of an array in a file."""
+    """Header of an array."""
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
@@ -346,48 +312,47 @@ _HEADERS: dict[str, Callable[[Expected], _Header]] = {
 }
 
 
-def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, dates: Dates | None) -> Iterator[_Fault]:
-    """Compare a header with the expected one."""
+def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, dates: Dates | None) -> Iterator[Problem]:
     if header.shape is not None and header.dtype is not None:
         sizes = list(file.shape or header.shape)
         framed = len(header.shape) in (0, len(sizes))
         if framed and days is not None and dates is not None and header.shape[:1] != (len(days),):
             held = f'{header.shape[0]} images' if header.shape else 'no series'
-            yield _Fault(file.path, 'dates', f'holds {held}, but {dates.path.name} has {len(days)} dates')
+            yield _fault(file.path, 'dates', f'holds {held}, but {dates.path.name} has {len(days)} dates')
             sizes[:1] = header.shape[:1]
         fits = [want in (None, size) for want, size in zip(sizes, header.shape, strict=False)]
         if len(sizes) != len(header.shape) or not all(fits):
             wanted = ', '.join('any' if want is None else str(want) for want in sizes)
-            yield _Fault(file.path, 'shape', f'has shape {header.shape}, expected ({wanted})')
+            yield _fault(file.path, 'shape', f'has shape {header.shape}, expected ({wanted})')
         families = {'number': 'iuf', 'integer': 'iu', 'any': header.dtype.kind}
         kind, name = header.dtype.kind, header.dtype.name
         if kind not in families[file.dtype] if file.dtype in families else name != file.dtype:
-            yield _Fault(file.path, 'dtype', f'holds {name}, expected {file.dtype}')
+            yield _fault(file.path, 'dtype', f'holds {name}, expected {file.dtype}')
     if file.crs is not None:
         code = header.crs.to_epsg() if header.crs else None
         if header.crs is None or (code is None and file.crs_unused):
             what = 'has no CRS' if header.crs is None else 'has a CRS without a code'
             why = ', which published files lack as well and nothing needs' if file.crs_unused else ''
-            yield _Fault(file.path, 'crs', f'{what}, expected {_code(file.crs)}{why}', file.crs_unused)
+            yield _fault(file.path, 'crs', f'{what}, expected {_code(file.crs)}{why}', file.crs_unused)
         elif file.crs not in (0, code):
-            yield _Fault(file.path, 'crs', f'has the CRS {header.crs}, expected {_code(file.crs)}')
+            yield _fault(file.path, 'crs', f'has the CRS {header.crs}, expected {_code(file.crs)}')
 
 
 def _code(crs: int) -> str:
     return f'EPSG:{crs}' if crs else 'one'
 
 
-def _check_order(path: Path, days: NDArray[np.int64]) -> Iterator[_Fault]:
+def _check_order(path: Path, days: NDArray[np.int64]) -> Iterator[Problem]:
     stamps = days.astype('datetime64[D]')
     back = next(((a, b) for a, b in pairwise(stamps) if b < a), None)
     if back is not None:
-        yield _Fault(path, 'dates', f'is not in the order of time: {back[1]} comes after {back[0]}')
+        yield _fault(path, 'dates', f'is not in the order of time: {back[1]} comes after {back[0]}')
     unique, counts = np.unique(stamps, return_counts=True)
     if (counts > 1).any():
-        yield _Fault(path, 'dates', f'has {unique[counts > 1][0]} {counts.max()} times, expected each date once')
+        yield _fault(path, 'dates', f'has {unique[counts > 1][0]} {counts.max()} times, expected each date once')
 
 
-def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[_Fault]:
+def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[Problem]:
     """Yield the faults that are found by reading a part."""
     try:
         for file in part.files:
@@ -395,7 +360,7 @@ def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None
                 least, most = _label_range(file)
                 if least < file.classes[0] or most > file.classes[1]:
                     wanted = f'classes {file.classes[0]} to {file.classes[1]}'
-                    yield _Fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
+                    yield _fault(file.path, 'label', f'holds labels from {least} to {most}, expected {wanted}')
                     return
         sample = part.read()
         if observe is not None:
@@ -405,7 +370,7 @@ def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None
         path = next((path for path in paths if str(path) in str(error)), paths[0])
         kind = 'missing' if isinstance(error, FileNotFoundError | LookupError) else part.fault
         damaged = 'truncated or damaged: ' if kind == 'unreadable' else ''
-        yield _Fault(path, kind, damaged + _message_without_path(path, error))
+        yield _fault(path, kind, damaged + _message_without_path(path, error))
     else:
         if part.modality is not None:
             yield from _check_observed(part.files[0].path, part.modality, sample, max_nan)
@@ -421,17 +386,17 @@ def _label_range(file: Expected) -> tuple[int, int]:
     return int(labels.min()), int(labels.max())
 
 
-def _check_observed(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_nan: float) -> Iterator[_Fault]:
+def _check_observed(path: Path, modality: Modality, sample: Mapping[str, Tensor], max_nan: float) -> Iterator[Problem]:
     if modality.image_key not in sample:
-        yield _Fault(path, 'empty', 'has no image at all')
+        yield _fault(path, 'empty', 'has no image at all')
         return
     image, valid = sample[modality.image_key], sample[modality.valid_key]
     share = 1 - image.isfinite().float().mean().item()
     if not valid.any():
         why = f'{share:.1%} of the pixels are NaN or nodata, and dates under snow or clouds do not count'
-        yield _Fault(path, 'empty', f'has no valid image among {len(valid)}: {why}')
+        yield _fault(path, 'empty', f'has no valid image among {len(valid)}: {why}')
     elif share > max_nan:
-        yield _Fault(path, 'nan', f'{share:.1%} of the pixels are NaN or nodata, expected at most {max_nan:.1%}')
+        yield _fault(path, 'nan', f'{share:.1%} of the pixels are NaN or nodata, expected at most {max_nan:.1%}')
 
 
 def _message_without_path(path: Path, error: Exception) -> str:

@@ -73,10 +73,6 @@ class LabelCounts:
         """Classes without a labelled pixel."""
         return [name for name, count in self.pixels.items() if not count]
 
-    def shares(self) -> dict[str, float]:
-        """Return the fraction of labelled pixels of each class."""
-        return {name: count / max(1, self.labelled) for name, count in self.pixels.items()}
-
     def summary(self, split: str) -> str:
         """Return one line with the labelled pixels of a split, in total and by class."""
         each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
@@ -133,6 +129,14 @@ class LabelCounts:
             self.tiles[name] += value > 0.5
 
 
+def evenly_spaced(count: int, most: int | None = None) -> Sequence[int]:
+    """Return at most *most* evenly spaced indices of *count*; None for all."""
+    if most is None or most >= count:
+        return range(count)
+    chosen: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return chosen
+
+
 def count_tiles(
     dataset: Any,
     labels: Sequence[str],
@@ -149,10 +153,8 @@ def count_tiles(
     all labels of masks that are not classes, and the first tile.
     """
     counts, size = LabelCounts.none(labels, ignore_index), len(dataset)
-    chosen = range(size)
-    if most is not None and most < size:
-        counts.of = size
-        chosen = np.unique(np.linspace(0, size - 1, most).round().astype(int)).tolist()
+    chosen = evenly_spaced(size, most)
+    counts.of = size if len(chosen) < size else 0
     strange, tiles = Counter[int](), list[int]()
     for index in tqdm(chosen, desc=f'Labels of {split}', disable=None, leave=False):
         sample = _label_of(dataset, index, (target,) if target else ('mask', 'label'))

@@ -92,7 +92,7 @@ REPOSITORY = 'IGNF/PASTIS-HD'
 
 
 @dataclass(frozen=True)
-class Patch:
+class PASTISPatch:
     """Patch of 1280 x 1280 m, an entry of the index.
 
     Args:
@@ -149,7 +149,7 @@ CLASSES: tuple[str, ...] = (
 COLORS: tuple[str, ...] = tuple(to_hex(PASTIS.cmap(index)) for index in range(len(CLASSES)))
 
 
-def read_index(path: Path) -> tuple[list[Patch], CRS]:
+def read_index(path: Path) -> tuple[list[PASTISPatch], CRS]:
     """Read the patches, in the order of the file, and the CRS of an index, ``metadata.geojson``."""
     expected = "expected PASTIS's index, features with a geometry and 'ID_PATCH', 'Fold', 'dates-S2'"
     try:
@@ -163,7 +163,7 @@ def read_index(path: Path) -> tuple[list[Patch], CRS]:
     for place, (geometry, properties) in enumerate(found):
         try:
             number, fold = int(properties['ID_PATCH']), int(properties['Fold'])
-            patch = Patch(number, fold, fiona.bounds(geometry), _corners(geometry), properties)
+            patch = PASTISPatch(number, fold, fiona.bounds(geometry), _corners(geometry), properties)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(f'feature {place} of {path} has {sorted(properties)}, {expected}') from error
         if fold not in FOLDS:
@@ -281,14 +281,6 @@ class PASTISMultimodal(PublishedDataset):
         self._check_dates()
         self._check_files()
 
-    @property
-    def ids(self) -> list[str]:
-        """Name of each sample."""
-        return [str(patch.id) for patch in self.patches]
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
     def __getitem__(self, index: int) -> Sample:
         """Return the sample of a patch."""
         patch = self.patches[index]
@@ -331,7 +323,7 @@ class PASTISMultimodal(PublishedDataset):
         """Return the files of a modality and some samples, including files that do not exist."""
         return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
 
-    def _size(self, patch: Patch) -> tuple[int, ...]:
+    def _size(self, patch: PASTISPatch) -> tuple[int, ...]:
         alike = [source.path for source in self._sources.values() if source.modality.gsd == self.label_gsd]
         sizes: Counter[tuple[int, ...]] = Counter()
         for path in (self.target, *alike):
@@ -339,10 +331,10 @@ class PASTISMultimodal(PublishedDataset):
                 sizes[open_array(self._file(path, patch), 'an array').shape[-2:]] += 1
         return sizes.most_common(1)[0][0] if sizes else (0, 0)
 
-    def _file(self, path: str, patch: Patch) -> Path:
+    def _file(self, path: str, patch: PASTISPatch) -> Path:
         return self.path / path.format(patch.id)
 
-    def _read_mask(self, patch: Patch) -> Tensor:
+    def _read_mask(self, patch: PASTISPatch) -> Tensor:
         path = self._file(self.target, patch)
         expected = f'integers (3, H, W), of which the first channel is classes 0 to {len(self.classes) - 1}'
         array = read_array(path, expected)
@@ -354,7 +346,7 @@ class PASTISMultimodal(PublishedDataset):
             raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, expected {expected}')
         return torch.from_numpy(mask)
 
-    def _read(self, patch: Patch, name: str, size: tuple[int, ...]) -> Sample:
+    def _read(self, patch: PASTISPatch, name: str, size: tuple[int, ...]) -> Sample:
         source, modality = self._sources[name], self.modalities[name]
         path, bands = self._file(source.path, patch), source.modality.bands
         if self.missing == 'allow' and not path.exists():
@@ -376,7 +368,7 @@ class PASTISMultimodal(PublishedDataset):
         image = pick(modality, bands, image)
         return tensors(modality, image, days, has_values(image.reshape(len(days), -1)))
 
-    def _days(self, patch: Patch, source: SensorFiles) -> NDArray[np.int64]:
+    def _days(self, patch: PASTISPatch, source: SensorFiles) -> NDArray[np.int64]:
         if source.dates is None:
             return np.zeros(1, dtype=np.int64)
         where = f'{source.dates!r} of patch {patch.id} in {self.path / self.index}'
@@ -385,7 +377,7 @@ class PASTISMultimodal(PublishedDataset):
             raise ValueError(f'{where} is missing, expected the dates of {self._file(source.path, patch)}')
         return parse_dates(value, where)
 
-    def _choose(self, patches: Sequence[Patch], names: Sequence[str] | None) -> dict[str, SensorFiles]:
+    def _choose(self, patches: Sequence[PASTISPatch], names: Sequence[str] | None) -> dict[str, SensorFiles]:
         sources = {source.modality.name: source for source in self.sources}
         held = [name for name, source in sources.items() if len(self._patches_without(source, patches)) < len(patches)]
         if not held:
@@ -393,7 +385,7 @@ class PASTISMultimodal(PublishedDataset):
             raise FileNotFoundError(f'{self.path} holds images of no modality, expected files such as {first}')
         return {name: sources[name] for name in choose_modalities(names, held, sources, self.path)}
 
-    def _patches_without(self, source: SensorFiles, patches: Sequence[Patch]) -> list[Patch]:
+    def _patches_without(self, source: SensorFiles, patches: Sequence[PASTISPatch]) -> list[PASTISPatch]:
         directory = (self.path / source.path).parent
         files = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
         return [patch for patch in patches if self._file(source.path, patch).name not in files]
@@ -411,7 +403,7 @@ class PASTISMultimodal(PublishedDataset):
         flags = [patch.id in seen for patch in self.patches]
         self.patches, self.unseen = keep_seen(self.patches, self.ids, flags, self.modalities, self.path)
 
-    def _in_span(self, patch: Patch, source: SensorFiles) -> bool:
+    def _in_span(self, patch: PASTISPatch, source: SensorFiles) -> bool:
         """Return whether a modality of a patch has a date in ``date_range``, or the index has no dates of it."""
         if self._span is None or source.dates is None or patch.properties.get(source.dates) is None:
             return True

@@ -119,13 +119,18 @@ def finite_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
         return (np.where(finite, frames, 0).sum(0, dtype=np.float64) / finite.sum(0)).astype(np.float32)
 
 
+def decibel_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of the finite pixels of frames ``(F, C, H, W)`` in decibels, computed in linear power."""
+    return 10 * np.log10(finite_mean(np.power(10, frames / 10, dtype=np.float32)))
+
+
 def backscatter_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean in linear power of frames ``(F, 3, H, W)`` with the bands VV, VH and VV-VH in dB.
 
     The mean of values in dB is biased low by speckle. The third band, the ratio of powers, is
     computed from the means of the other two.
     """
-    polarisations = 10 * np.log10(finite_mean(np.power(10, frames[:, :2] / 10, dtype=np.float32)))
+    polarisations = decibel_mean(frames[:, :2])
     return np.concatenate([polarisations, polarisations[:1] - polarisations[1:]])
 
 

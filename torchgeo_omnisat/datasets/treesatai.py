@@ -28,7 +28,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from ..utils.regular import refuse_special
 from ..utils.signatures import with_arguments_of
-from .arguments import check_choice, choose_modalities, leave_out, not_found, select_bands
+from .arguments import SPLITS, check_choice, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST
@@ -135,7 +135,7 @@ def read_split(root: Path, split: str) -> list[str]:
     names with the smallest SHA-256.
     """
     lists = {}
-    for kind in ('train', 'val', 'test'):
+    for kind in SPLITS:
         places = [root / 'split' / f'{kind}_filenames.lst', root / f'{kind}_filenames.lst']
         found = next((place for place in places if place.is_file()), None)
         if found is not None:
@@ -406,7 +406,7 @@ class TreeSatAITimeSeries(PublishedDataset):
             FileNotFoundError: If a file is missing.
             ValueError: If an argument or a file is invalid.
         """
-        check_choice(split=(split, ('train', 'val', 'test', None)))
+        check_choice(split=(split, (*SPLITS, None)))
         super().__init__(root, **kwargs)
         self.split = split
         self._verify(modalities)

@@ -20,7 +20,7 @@ from ..models.encoders.bands import add_missing
 from ..models.encoders.registry import checkpoint_encoders, registered_paths
 from ..models.encoders.weights import load_encoder
 from ..models.late_fusion import taken
-from .checkpoints import CONFIG, KEPT, PREFIX, limited_size, read_config, read_weights, write_hub
+from .checkpoints import CONFIG, KEPT, PREFIX, limited_size, read_checkpoint, read_config, write_hub
 from .normalization import KINDS, Inherited, Sources, Statistics
 
 #: Modules of a backbone that hold one part for each modality.
@@ -160,7 +160,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
         FileNotFoundError: If *path* does not exist.
         ValueError: If it cannot be read safely, no part fits, or a modality had another unit.
     """
-    state, hparams = read_weights(path)
+    state, hparams = read_checkpoint(path)
     own = backbone.state_dict()
     found, expected = _parts(add_missing(_strip(state, own), own), modalities), _parts(own, modalities)
     saved = hparams.get('modalities') or ()
@@ -208,7 +208,7 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
     if isinstance(source, LightningModule):
         state, hparams = source.state_dict(), dict(source.hparams)
     else:
-        state, hparams = read_weights(source)
+        state, hparams = read_checkpoint(source)
     config = {key: hparams.get(key) for key in KEPT}
     tensors = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not tensors or config['modalities'] is None:
@@ -229,7 +229,7 @@ def load_hub(folder: str | Path) -> models.OmniSat:
         ValueError: If a file is damaged, or the files do not match.
     """
     config = read_config(Path(folder))
-    return _build(config, read_weights(folder)[0], str(folder)).eval()
+    return _build(config, read_checkpoint(folder)[0], str(folder)).eval()
 
 
 def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: LightningModule | str) -> models.OmniSat:

@@ -34,7 +34,7 @@ from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
 from ..utils.finite import Watch, refuse_weights
 from ..utils.observed import ImplausibleCounts
-from ..utils.sharding import refuse_strategy, shard
+from ..utils.sharding import refuse_strategy, shard_task
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
 from .encoders import describe_encoders, learning_rates
@@ -234,7 +234,7 @@ class OmniSatTask(BaseTask):
         self._check_datamodule(datamodule)
         if getattr(getattr(self._trainer, 'state', None), 'fn', None) == TrainerFn.FITTING:
             rank_zero_info(f'Encoders: {describe_encoders(self)}')
-        shard(self, strategy)
+        shard_task(self, strategy)
 
     def teardown(self, stage: str) -> None:
         """Restore the precision plugin, and warn of implausible values."""

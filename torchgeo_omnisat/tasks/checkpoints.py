@@ -52,7 +52,7 @@ PREFIX = 'model.backbone.'
 _SMALL = 2**24
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors by name, and the hyper-parameters of their model, if there are any, from a file or folder.
 
     The file is a checkpoint, or a state dict, also as safetensors. Raise ValueError if it cannot be read safely, or

@@ -341,7 +341,6 @@ class OmniSatPretraining(OmniSatTask):
         self._log_each(name, list(self.modalities), values, values.isfinite(), stage)
 
     def _check_arguments(self) -> None:
-        """Validate the hyper-parameters."""
         hparams = self.hparams
         weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
         if min(weights.values()) < 0 or not any(weights.values()):
@@ -453,7 +452,6 @@ class Pretrainer(nn.Module):
         compare: bool,
         everything: bool,
     ) -> Views:
-        """Return the views of tiles that are encoded at once."""
         backbone, hidden = self.backbone, draws.hidden
         apart = pixels and self.reconstruction is not None
         shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)

@@ -33,7 +33,7 @@ def refuse_strategy(strategy: Strategy) -> None:
                 )
 
 
-def shard(task: LightningModule, strategy: Any) -> None:
+def shard_task(task: LightningModule, strategy: Any) -> None:
     """Shard a task by FSDP2 as one unit, if that is the strategy and it is not sharded yet.
 
     Its parameters become ``DTensor``; inside the steps they are whole.

@@ -7,7 +7,7 @@
 dataset, ``trial.py`` tries one training step, ``tables.py`` prints the report.
 """
 
-from .check import check, walk
+from .check import check_data, walk
 from .tables import table
 
-__all__ = ['check', 'table', 'walk']
+__all__ = ['check_data', 'table', 'walk']

@@ -15,14 +15,13 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..datamodules import MultimodalDataModule
 from ..datamodules.base import describe_left_out
 from ..datamodules.statistics import stream
-from ..datasets.integrity import Findings, Problem, Report, below, inspect
+from ..datasets.arguments import SPLITS
+from ..datasets.integrity import Problem, Report, below, inspect
 from ..modality import Modality
 from ..utils.console import say
 from .findings import FINDERS
 from .trial import try_training
 from .values import SplitValues, summarize
-
-SPLITS = ('train', 'val', 'test')
 
 
 def walk(
@@ -38,7 +37,7 @@ def walk(
     return report
 
 
-def check(
+def check_data(
     datamodule: MultimodalDataModule,
     settings: Mapping[str, Any],
     max_nan: float = 0.25,
@@ -97,9 +96,9 @@ def read_all(
         splits[split] = _empty(datamodule, dataset.modalities)
         look = partial(_read_tile, dataset, splits[split], max_nan, allow_missing)
         results: Any = stream(look, len(dataset), num_workers, f'Check {split}')
-        for findings, values in results:
-            problems += findings.problems
-            absent.update(findings.absent)
+        for (found, without), values in results:
+            problems += found
+            absent.update(without)
             splits[split].merge(values)
     if len(lost) == len(SPLITS):
         raise lost[0]
@@ -132,7 +131,7 @@ def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) ->
 
 def _read_tile(
     dataset: Any, nothing: SplitValues, max_nan: float, allow_missing: bool, index: int
-) -> tuple[Findings, SplitValues]:
+) -> tuple[tuple[list[Problem], list[str]], SplitValues]:
     values = SplitValues(nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names)
     values.tiles = 1
     observe: Callable[[str, Any], None] = values.observe

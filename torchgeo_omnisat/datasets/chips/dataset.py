@@ -27,7 +27,7 @@ from torchgeo.datasets.utils import Sample
 from ...grid import Grid
 from ...modality import Modality
 from ...utils.coordinates import COORDINATES, centre_coordinates
-from ..arguments import MISSING, check_choice, leave_out
+from ..arguments import MISSING, SPLITS, check_choice, leave_out
 from ..base import MultimodalDataset, bounds_of
 from ..classes import ClassMap
 from ..geo.config import image_dataset, label_dataset
@@ -35,9 +35,10 @@ from ..geo.parts import expected_files
 from ..geo.sources import common_step
 from ..integrity import Expected, Part
 from ..rasters.frames import ALWAYS, scene_files
+from ..rasters.georeference import crs_code
 from ..rasters.timeseries import read_modality
 from .files import ChipFiles, ChipGrid, ChipLabels, centres, nowhere
-from .splits import SPLITS, split_chips
+from .splits import split_chips
 
 #: Readers of the files of a chip.
 READERS = {'raster': ChipFiles}
@@ -272,7 +273,7 @@ class ImageChips(MultimodalDataset):
     def describe_crs(self, name: str) -> str:
         """Describe the CRSs of the files of a modality, such as ``EPSG:32631 and 2 more``."""
         stated = [grids[name].crs for grids in self._grids.values() if name in grids]
-        codes = [code for code, _ in Counter(_code(crs) for crs in stated).most_common()]
+        codes = [code for code, _ in Counter(map(crs_code, stated)).most_common()]
         return codes[0] + f' and {len(codes) - 1} more' * (len(codes) > 1)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> ChipFiles:
@@ -473,7 +474,6 @@ class ImageChips(MultimodalDataset):
         return (Expected(folder / f'{name}{suffix}', optional=files.name != 'mask'),)
 
     def _paths(self, source: str, places: NDArray[np.intp]) -> list[str]:
-        """Return the files at positions of an index."""
         paths: list[str] = self._sources[source].index.filepath.iloc[places].tolist()
         return paths
 
@@ -488,7 +488,6 @@ class ImageChips(MultimodalDataset):
         return _Crop(max(0, top), max(0, left), self.tile_size, self.tile_size)
 
     def _place(self, name: str) -> ChipGrid:
-        """Return the pixel grid of the labels of a sample."""
         finest = min(self._grids[name].values(), key=lambda one: (one.crs is None, one.gsd), default=None)
         if finest is None:
             crs: Any = None
@@ -520,7 +519,3 @@ def _check_duplicates(name: str, files: ChipFiles) -> None:
                 'reads several dates'
             )
         first[key] = path
-
-
-def _code(crs: CRS | None) -> str:
-    return 'none' if crs is None else ':'.join(crs.to_authority() or [crs.name])

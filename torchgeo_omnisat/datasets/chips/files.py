@@ -25,7 +25,7 @@ from ...grid import Grid
 from ..classes import ClassMap
 from ..geo.sources import LabelSource
 from ..io.headers import DAY, Header, describe_types, read_header
-from ..rasters.georeference import DEGREE, Span, metres, outline, pixel_side
+from ..rasters.georeference import DEGREE, Span, crs_code, metres, outline, pixel_side
 from ..rasters.timeseries import RasterTimeSeries
 
 #: CRS in which the footprints of chips are compared.
@@ -66,7 +66,7 @@ class ChipGrid(NamedTuple):
             sizes = f'{other.path} covers {_size(other)} and {self.path} {_size(self)}'
             return sizes if max(differences) > half * (1 + 1e-6) else ''
         if self.crs != other.crs:
-            return f'{other.path} is in {_code(other.crs)} and {self.path} in {_code(self.crs)}'
+            return f'{other.path} is in {crs_code(other.crs)} and {self.path} in {crs_code(self.crs)}'
         finer = self if self.gsd <= other.gsd else other
         units = finer.grid.step / finer.gsd
         bounds = zip(self.grid.bounds, other.grid.bounds, strict=True)
@@ -153,7 +153,6 @@ class ChipFiles(RasterTimeSeries):
         return side * DEGREE * math.cos(math.radians(latitude)), side * DEGREE
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
-        """Read the header of every file once, and build the index of chips and dates."""
         if self.separate_files or res is not None:
             what = 'separate_files' if self.separate_files else 'res'
             raise ValueError(f'settings of {self.name!r} have {what}, expected chips with all bands in one file')
@@ -247,10 +246,6 @@ def _to_map(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache(maxsize=256)
 def _as_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)
-
-
-def _code(crs: CRS) -> str:
-    return ':'.join(crs.to_authority() or [crs.name])
 
 
 def _size(place: ChipGrid) -> str:

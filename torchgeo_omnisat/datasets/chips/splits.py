@@ -19,10 +19,9 @@ from scipy.sparse.csgraph import connected_components
 
 from ...utils.jsonfile import load_json
 from ...utils.regular import refuse_special
+from ..arguments import SPLITS
 from .files import centres
 
-#: Names of the splits, in the order of fractions, folders and files.
-SPLITS = ('train', 'val', 'test')
 #: Maximum fraction of the smaller of two chips that may be shared without counting as an overlap.
 OVERLAP = 0.01
 
@@ -108,7 +107,6 @@ def _by_fractions(
 def _groups(
     ids: Sequence[str], shapes: NDArray[np.object_], block: float, group_by: str | None
 ) -> NDArray[np.integer[Any]]:
-    """Return the index of the group of each chip."""
     located = ~shapely.is_empty(shapes)
     if group_by is not None:
         keys: list[Any] = [_key(group_by, name) for name in ids]

@@ -23,7 +23,8 @@ from ...grid import Grid
 from ...modality import Modality, half_up
 from ..classes import ClassMap
 from ..plotting import draw_any
-from ..rasters.georeference import where
+from ..rasters.distortion import is_distorting
+from ..rasters.georeference import crs_code, where
 from .sources import ImageSource, LabelSource, common_step, native_gsd, period
 
 
@@ -230,7 +231,7 @@ class MultimodalGeoDataset(GeoDataset):
     def _resampling(self, dataset: RasterDataset, crs: CRS, gsd: float) -> str:
         """Return why a raster is resampled: another CRS or another pixel grid; empty if it is not."""
         if dataset.crs != crs:
-            theirs, ours = (':'.join(one.to_authority() or [one.name]) for one in (dataset.crs, crs))
+            theirs, ours = (crs_code(one) for one in (dataset.crs, crs))
             return f'is in {theirs}, the tiles are in {ours}'
         own = float(dataset.res[0])
         step = min(gsd, own)
@@ -294,8 +295,7 @@ def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | Non
 
 
 def _in_metres(crs: CRS) -> bool:
-    web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
-    return bool(crs.is_projected and crs.axis_info[0].unit_conversion_factor == 1 and not web)
+    return is_distorting(crs) and crs.axis_info[0].unit_conversion_factor == 1
 
 
 def pixels(crs: CRS, window: tuple[float, float, float, float], gsd: float) -> Grid:

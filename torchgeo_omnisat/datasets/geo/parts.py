@@ -16,6 +16,7 @@ from ...modality import Modality
 from ..integrity import Expected, Part
 from ..io.fingerprint import State, state_of
 from ..rasters.frames import days_of, is_remote, opened, scene_files
+from ..rasters.georeference import crs_code
 from .join import MultimodalGeoDataset, pixels
 
 
@@ -53,8 +54,8 @@ def unlike_files(join: MultimodalGeoDataset) -> dict[str, tuple[str, str]]:
 
 def contents(join: MultimodalGeoDataset) -> str:
     """Return a table of the files, acquisition dates, GSD, CRS and bands of each modality."""
-    crs = {name: ':'.join(join.given[name].crs.to_authority() or [join.given[name].crs.name]) for name in join.sources}
-    return file_table([(source.modality, source.index, crs[name]) for name, source in join.sources.items()])
+    rows = [(source.modality, source.index, crs_code(join.given[name].crs)) for name, source in join.sources.items()]
+    return file_table(rows)
 
 
 def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:

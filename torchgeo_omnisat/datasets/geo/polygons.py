@@ -243,7 +243,6 @@ class Polygons(VectorDataset):
         return frame if frame.crs is not None else frame.set_crs(self.default_crs)
 
     def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
-        """Return the points of a table."""
         names = {str(column).strip().lower(): column for column in table.columns}
         pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
         if not pairs:

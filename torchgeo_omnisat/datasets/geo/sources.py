@@ -29,6 +29,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality, half_up
+from ..base import tensors
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.decoding import GREATEST, as_numbers
 from ..io.fingerprint import raster_state
@@ -54,7 +55,7 @@ from .polygons import Polygons
 _READING = ('__getitem__', '_merge_or_stack', '_load_warp_file', '_cached_load_warp_file')
 
 
-class Source:
+class GeoSource:
     """Dataset, not changed, in the CRS of a join and restricted to a period *date_range*.
 
     Files of a plain ``RasterDataset`` are read by this package, which keeps track of nodata. A subclass that overrides
@@ -127,7 +128,7 @@ class Source:
         return values
 
 
-class ImageSource(Source):
+class ImageSource(GeoSource):
     """Image dataset of this package with one modality, or of TorchGeo, as one modality of a join.
 
     *gsd* is in metres; None for :func:`native_gsd` with *anchor*. *facts* are ``kind``, ``unit`` and ``wavelengths`` of
@@ -183,9 +184,8 @@ class ImageSource(Source):
             return {}
         image = self.mask_nodata(sample['image'], rows, grid)
         days = np.unique(days_of(rows))
-        return self._keys(
-            image, days if len(days) == 1 else np.zeros(1, np.int64), np.isfinite(image).any(keepdims=True)
-        )
+        days = days if len(days) == 1 else np.zeros(1, np.int64)
+        return tensors(self.modality, image, days, np.isfinite(image).any(keepdims=True).reshape(-1))
 
     def _read_series(self, grid: Grid, rows: GeoDataFrame) -> Sample:
         frames, days = [], []
@@ -199,14 +199,10 @@ class ImageSource(Source):
         if not frames:
             return {}
         image = np.stack(frames)
-        return self._keys(image, np.array(days, np.int64), np.isfinite(image).reshape(len(image), -1).any(1))
-
-    def _keys(self, image: NDArray[Any], days: NDArray[np.int64], valid: NDArray[np.bool_]) -> Sample:
-        arrays = (image, days, valid.reshape(-1))
-        return dict(zip(self.modality.keys, map(torch.from_numpy, arrays), strict=True))
+        return tensors(self.modality, image, np.array(days, np.int64), np.isfinite(image).any((1, 2, 3)))
 
 
-class LabelSource(Source):
+class LabelSource(GeoSource):
     """Raster or vector dataset of class labels.
 
     *classes* maps the codes of a raster to classes; None if they are class indices. Raise ValueError if a raster has
@@ -393,7 +389,6 @@ def period(indexes: Sequence[GeoDataFrame]) -> tuple[pd.Timestamp, pd.Timestamp]
 
 
 def _moved(dataset: GeoDataset, crs: CRS) -> GeoDataset:
-    """Return a copy of a dataset in another CRS."""
     if hasattr(dataset, 'datasets'):  # the setter of a union or an intersection changes its members
         moved = copy.deepcopy(dataset)
         with contextlib.redirect_stdout(io.StringIO()):

@@ -362,7 +362,6 @@ def _crs(file: Any, variable: Any, x: str, y: str, path: str) -> CRS | None:
 
 
 def _spelled(attrs: Mapping[str, Any], path: str) -> CRS | None:
-    """Return the CRS in attributes; None if there is none."""
     for key in _CRS_KEYS:
         text = str(attrs.get(key, '')).strip().removeprefix('+init=')
         if not text:

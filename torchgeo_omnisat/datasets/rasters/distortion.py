@@ -26,7 +26,7 @@ def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequ
     """
     source, target = CRS.from_user_input(source), CRS.from_user_input(target)
     moved = shapely.transform(shapes, _transformer(source, target).transform, interleaved=False)
-    if not _is_distorting(target):
+    if not is_distorting(target):
         return moved
     there = shapely.transform(shapes, _transformer(source, target.geodetic_crs).transform, interleaved=False)
     _, place = shapely.get_coordinates(shapes, return_index=True)
@@ -65,7 +65,7 @@ def _near(there: Any, target: CRS) -> Any:
 
 def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
     """Return the indices of the footprints that their CRS distorts everywhere."""
-    if not _is_distorting(crs):
+    if not is_distorting(crs):
         return np.zeros(0, np.intp)
     there = shapely.transform(shapes, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
     _, place = shapely.get_coordinates(shapes, return_index=True)
@@ -79,7 +79,7 @@ def refuse_distorted(shape: Any, crs: CRS, source: Any, name: str) -> None:
     raise _distortion_error(name, CRS.from_user_input(source), crs, there)
 
 
-def _is_distorting(crs: CRS) -> bool:
+def is_distorting(crs: CRS) -> bool:
     """Return whether a CRS is checked for distortion, unlike geographic CRSs and Web Mercator."""
     web = crs.coordinate_operation is not None and 'Pseudo Mercator' in crs.coordinate_operation.method_name
     return bool(crs.is_projected and not web)

@@ -30,7 +30,7 @@ from ..io.decoding import Decoding, as_numbers, decode
 from ..io.fingerprint import State, raster_state
 from ..io.headers import georeference
 from ..io.opening import open_raster, sidecars
-from ..series import Merge, finite_mean
+from ..series import Merge, decibel_mean, finite_mean
 
 #: Period of a file without a date.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
@@ -117,7 +117,7 @@ def read_daily_images(
         hidden = None if clouds is None else clouds(read_stacks(dataset, rows, grid, (clouds.band,), True)[:, 0])
     for day in np.unique(days):
         here = days == day
-        frames = np.stack([read_file(dataset, path, grid) for path in files[here]]) if every is None else every[here]
+        frames = np.stack([read_bands(dataset, path, grid) for path in files[here]]) if every is None else every[here]
         observed = np.isfinite(frames).any(1)
         usable = bool(observed.any())
         if clouds is not None:
@@ -157,7 +157,7 @@ def read_stacks(
     return image
 
 
-def read_file(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float32]:
+def read_bands(dataset: RasterDataset, path: str, grid: Grid) -> NDArray[np.float32]:
     """Return the bands ``(C, H, W)`` of one file, or of the files of one scene."""
     nearest = not dataset.is_image
     if dataset.separate_files:
@@ -255,7 +255,6 @@ def resample(
 def _warp(
     source: Any, count: int, grid: Grid, read: Callable[[Window], NDArray[np.float32]], nearest: bool, assumed: Any
 ) -> NDArray[np.float32]:
-    """Warp an open file to a pixel grid."""
     window = _source_window(source, grid, assumed)
     if window is not None and window.width * window.height * count > LARGEST and grid.height > 1:
         half = grid.height // 2
@@ -380,12 +379,6 @@ def _pixel_size(source: Any, grid: Grid, assumed: Any) -> float:
     except RasterioError:
         return grid.step
     return math.sqrt((right - left) * (top - bottom))
-
-
-def decibel_mean(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of the finite pixels of frames ``(F, C, H, W)`` in decibels, computed in linear power."""
-    powers = np.power(10, frames / 10, dtype=np.float32)
-    return (10 * np.log10(finite_mean(powers))).astype(np.float32)
 
 
 def merge_of(decibels: bool) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

@@ -68,6 +68,11 @@ def metres(crs: Any, step: float) -> float:
     return step * float(crs.axis_info[0].unit_conversion_factor)
 
 
+def crs_code(crs: Any) -> str:
+    """Return the code of a CRS, such as ``EPSG:32631``; the name of one without a code, and none without a CRS."""
+    return 'none' if crs is None else ':'.join(crs.to_authority() or [crs.name])
+
+
 def outline(header: Header, crs: Any) -> Any:
     """Return the footprint of a file in a CRS, which is also that of files without one."""
     a, b, x, d, e, y = header.transform[:6]  # may be rotated

@@ -123,7 +123,6 @@ class NetCDFTimeSeries(RasterTimeSeries):
         return sorted(self.decoding(path, None).numbers(None))
 
     def _index_files(self, crs: Any, res: float | tuple[float, float] | None, bands: Sequence[str] | None) -> None:
-        """Read the metadata of every file once, and build the spatiotemporal index."""
         files = self.files
         if not files:
             raise self._no_files_error()

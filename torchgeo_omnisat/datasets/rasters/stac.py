@@ -177,7 +177,6 @@ class STACTimeSeries(RasterTimeSeries):
         return usual._replace(nodata=nodata, scale=self.items[filepath].scales.get(band or ''))
 
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
-        """Return the first and last instant of the date of an item."""
         day = self.items[str(filepath)].day
         return day, day + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
 
@@ -224,7 +223,6 @@ def _items(path: Path, assets: Mapping[str, str], allow_outside: bool) -> dict[s
 
 
 def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool) -> Scene:
-    """Return the metadata of *assets* of an item."""
     lacking = [asset for asset in assets.values() if asset not in item.assets]
     when = item.datetime or item.common_metadata.start_datetime
     if lacking or when is None:
@@ -250,7 +248,6 @@ def _is_sentinel2(item: Any) -> bool:
 
 
 def _facts(item: Any, names: Sequence[str]) -> Facts:
-    """Return the facts that an item states of the assets *names*."""
     wavelengths = []
     for name in names:
         asset = item.assets[name].extra_fields
@@ -302,7 +299,6 @@ def _nodata(item: Any, name: str) -> tuple[float, ...]:
 
 
 def _raster(asset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the properties of an asset and of its first band."""
     bands = asset.get('raster:bands') or asset.get('bands') or [{}]
     return {**asset, **bands[0]}
 

@@ -122,7 +122,6 @@ class Frames(NamedTuple):
 
 
 def _described(header: Header, numbers: Sequence[int], texts: Sequence[str], names: Sequence[str]) -> Frames:
-    """Assign the bands of a file to dates by their descriptions."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for number, text in zip(numbers, texts, strict=True):
         date = DATE.search(text)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import rasterio
-import torch
 from geopandas import GeoDataFrame
 from matplotlib.colors import ListedColormap
 from pyproj import CRS
@@ -26,6 +25,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from ...grid import Grid
 from ...modality import Kind, Modality, Unit
 from ..arguments import check_max_dates, state_facts
+from ..base import tensors
 from ..io.decoding import Decoding, as_numbers
 from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from ..io.links import refuse_links
@@ -560,7 +560,7 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
     image, days, valid = read_daily_images(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
     if not modality.temporal:
         image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
-    return dict(zip(modality.keys, map(torch.from_numpy, (image, days, valid)), strict=True))
+    return tensors(modality, image, days, valid)
 
 
 def newest(frames: Any) -> Any:
