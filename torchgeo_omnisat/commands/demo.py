@@ -3,13 +3,13 @@
 
 """Demo: train and evaluate a small model on synthetic landscapes with TorchGeo's command line."""
 
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 import torchgeo.main
 
@@ -95,8 +95,7 @@ def draw_pictures(datamodule: SyntheticLandscapesDataModule, checkpoint: Path, f
 
 def format_scores(table: Path, baseline: Mapping[str, float]) -> str:
     """Return a table of the scores of every subset in ``subsets.csv``, and of the baseline for some subsets."""
-    with table.open(encoding='utf-8', newline='') as file:
-        scores = {row['subset']: float(row['mean_iou']) for row in csv.DictReader(file)}
+    scores = pd.read_csv(table).set_index('subset')['mean_iou']
     lines = ['', 'Mean IoU on held-out synthetic landscapes', f'{"":<22}{"omnisat":>8}{"pixel-wise MLP":>22}']
     for subset, score in scores.items():
         other = f'{baseline[subset]:>22.3f}' if subset in baseline else ''

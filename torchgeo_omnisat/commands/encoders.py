@@ -4,7 +4,7 @@
 """Command `encoders`: table of encoders and pre-trained weights for a sensor."""
 
 from ..models.encoders.pretrained.catalogue import Row, catalogue
-from ..utils.console import say
+from ..utils.console import align, say
 from . import parsers
 
 
@@ -33,7 +33,4 @@ def report(rows: list[Row], sensors: bool) -> str:
         )
         for row in rows
     ]
-    shown = range(0 if sensors else 1, len(head))
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    table = ['  '.join(line[column].ljust(widths[column]) for column in shown) for line in [head, *lines]]
-    return '\n'.join(line.rstrip() for line in table)
+    return align([line[0 if sensors else 1 :] for line in [head, *lines]])

@@ -71,9 +71,7 @@ class SpatialOrder:
     def __post_init__(self) -> None:
         shape, unknown = self.positions.shape, int((~np.isfinite(self.positions)).any(-1).sum())
         if len(shape) != 2 or shape[1] != 2 or unknown:
-            raise ValueError(
-                f'positions have shape {shape} and {unknown} of them are not finite, expected (N, 2) in metres'
-            )
+            raise ValueError(f'positions {shape} have {unknown} that are not finite, expected (N, 2) in metres')
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -134,9 +134,7 @@ class MappedDataset(MultimodalDataset):
         days = self._days(given, modality.name)
         days = torch.zeros(count, dtype=torch.int64) if days is None else days
         if len(days) != count:
-            raise ValueError(
-                f'dates of {modality.name!r} are {entry["dates"]}, of which there are {len(days)}, expected {count}'
-            )
+            raise ValueError(f'dates of {modality.name!r} are {entry["dates"]}, {len(days)} instead of {count}')
         if modality.temporal and isinstance(entry.get('dates'), str):
             days, order = days.sort(stable=True)
             image = image[order]
@@ -154,9 +152,7 @@ class MappedDataset(MultimodalDataset):
     def _mask(self, mask: Tensor) -> Tensor:
         if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
             found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
-            raise ValueError(
-                f'{self.keys["mask"]["key"]!r} has {found} among its pixels, expected whole numbers as classes'
-            )
+            raise ValueError(f'{self.keys["mask"]["key"]!r} has pixels {found}, expected whole numbers as classes')
         mask = mask.long()
         if 'channels' in self.keys['mask']:
             if mask.ndim != 3:

@@ -3,13 +3,14 @@
 
 """Report of a robustness test in CSV, JSON and Markdown, with two figures."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..utils.atomic import atomic_file
 from ..utils.console import printable, table_cell
@@ -45,12 +46,8 @@ def write_report(scored: Sequence[Scored], folder: Path, data: str, circumstance
     """Write the report of at least one model, each file atomically; every file states the name of the data."""
     records = [{**record, 'data': data} for model in scored for record in model.records()]
     files = {name: folder / name for name in ('robustness.csv', 'robustness.json', 'robustness.md')}
-    with atomic_file(files['robustness.csv']) as path, path.open('w', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(
-            {k: f'{v:.6f}' if isinstance(v, float) else v for k, v in record.items()} for record in records
-        )
+    with atomic_file(files['robustness.csv']) as path:
+        pd.DataFrame(records).to_csv(path, index=False, float_format='%.6f', na_rep='nan')
     with atomic_file(files['robustness.json']) as path:
         plain = [{k: None if v != v else v for k, v in record.items()} for record in records]
         path.write_text(json.dumps({'data': data, **circumstances, 'scores': plain}, indent=1) + '\n', encoding='utf-8')

@@ -3,7 +3,6 @@
 
 """Metrics of every subset of the modalities, and their table."""
 
-import csv
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -117,8 +117,6 @@ def without_torchmetrics_warnings() -> Iterator[None]:
 
 def write_table(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     """Write the rows as CSV; missing scores are ``nan``."""
-    with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow([*rows[0].as_dict(), 'data'])
-        for row in rows:
-            writer.writerow([*(f'{v:.6f}' if isinstance(v, float) else v for v in row.as_dict().values()), data])
+    table = pd.DataFrame([{**row.as_dict(), 'data': data} for row in rows])
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False, float_format='%.6f', na_rep='nan')

@@ -283,9 +283,7 @@ class GeoTIFFWriter(BasePredictionWriter):
                 'and `tiling`, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
             )
         if single and self.parcels:
-            raise ValueError(
-                f'parcels is True for {type(datamodule).__name__}, which predicts single tiles: expected an area'
-            )
+            raise ValueError(f'parcels is True for {type(datamodule).__name__}, with single tiles: expected an area')
         self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
         trainer.predict_loop.return_predictions = False
         # Lightning warns that it finds no batch indices, which are not needed because batches have `window`.
@@ -425,9 +423,7 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def _check(self, window: Window, probabilities: Any) -> None:
         if not self._windows or self._windows.pop(0) != window:
-            raise ValueError(
-                f'tile {tuple(window)} is out of order, expected the order of Tiling.passes, as of tile_loader'
-            )
+            raise ValueError(f'tile {tuple(window)} is out of order, expected that of Tiling.passes, as of tile_loader')
         if probabilities.shape != (len(self._bands.labels), window.height, window.width):
             grid: Grid = self._datamodule.grid
             raise ValueError(

@@ -212,9 +212,7 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
     config = {key: hparams.get(key) for key in KEPT}
     tensors = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if not tensors or config['modalities'] is None:
-        raise ValueError(
-            f'{source} has no backbone with its hyper-parameters, expected a checkpoint of one of our tasks'
-        )
+        raise ValueError(f'{source} has no backbone with hyper-parameters, expected a checkpoint of one of our tasks')
     source = source if isinstance(source, LightningModule) else str(source)
     write_hub(Path(folder), _build(config, tensors, source), config)
 

@@ -5,7 +5,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,10 @@ class Transform(nn.Module, ABC):
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
         """Yield the modalities whose keys are in a batch."""
         return (m for m in self.modalities.values() if m.valid_key in batch)
+
+    def with_images(self, batch: Mapping[str, Tensor], change: Callable[[Modality, Tensor], Tensor]) -> Sample:
+        """Return the batch with the image of each present modality changed by a function."""
+        return {**batch, **{m.image_key: change(m, batch[m.image_key]) for m in self.present(batch)}}
 
     def random(self, batch: Mapping[str, Tensor], *shape: int) -> Tensor:
         """Return uniform random numbers in [0, 1), ``(B, *shape)``, equal for all samples if ``same_on_batch``."""

@@ -165,9 +165,7 @@ def _check_intensity(augmentation: object) -> None:
         return
     name = type(augmentation).__name__
     if not isinstance(augmentation, GeometricAugmentationBase2D):
-        raise TypeError(
-            f'got {name} as a step, expected a transform of this package or an intensity augmentation of Kornia'
-        )
+        raise TypeError(f'got {name} as a step, expected one of our transforms or an intensity augmentation of Kornia')
     ours = next((ours for word, ours in _OURS.items() if word in name), 'RandomGroundAffine')
     raise TypeError(
         f'got {name}, a geometric augmentation of Kornia, which would misalign modalities of different GSD: '

@@ -196,11 +196,7 @@ class GaussianNoise(Degradation):
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Add the noise; NaN stays NaN."""
-        images = {
-            m.image_key: batch[m.image_key] + self.std * params[m.name].to(batch[m.image_key].dtype)
-            for m in self.present(batch)
-        }
-        return {**batch, **images}
+        return self.with_images(batch, lambda m, image: image + self.std * params[m.name].to(image.dtype))
 
 
 class PartialCover(FractionalDegradation):
@@ -226,11 +222,7 @@ class PartialCover(FractionalDegradation):
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Set pixels that are not covered to NaN."""
-        images = {
-            m.image_key: batch[m.image_key].masked_fill(~params[m.name][:, None], torch.nan)
-            for m in self.present(batch)
-        }
-        return {**batch, **images}
+        return self.with_images(batch, lambda m, image: image.masked_fill(~params[m.name][:, None], torch.nan))
 
 
 def _scale_to_unit_std(field: NDArray[np.float32]) -> NDArray[np.float32]:

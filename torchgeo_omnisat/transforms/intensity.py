@@ -242,12 +242,12 @@ class RandomJitter(Transform):
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Apply gain and offset to every image."""
-        changed = dict(batch)
-        for m in self.present(batch):
-            image = batch[m.image_key]
+
+        def change(m: Modality, image: Tensor) -> Tensor:
             numbers = params[m.name].to(image.dtype).view(-1, 2, *[1] * (image.ndim - 1))
-            changed[m.image_key] = torch.addcmul(numbers[:, 1], image, 1 + numbers[:, 0])
-        return changed
+            return torch.addcmul(numbers[:, 1], image, 1 + numbers[:, 0])
+
+        return self.with_images(batch, change)
 
 
 def polarisations(modality: Modality, unit: str) -> dict[int, tuple[str, str | None]]:

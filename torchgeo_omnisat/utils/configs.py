@@ -17,9 +17,7 @@ def load_config(text: str, path: str) -> object:
     except RecursionError:
         raise ValueError(f'{path} exceeds the recursion limit, expected a configuration with less nesting') from None
     if count > MAX_EXPANDED_VALUES:
-        raise ValueError(
-            f'{path} has more than {MAX_EXPANDED_VALUES} values after its aliases are expanded, expected fewer'
-        )
+        raise ValueError(f'{path} has more than {MAX_EXPANDED_VALUES} values with expanded aliases, expected fewer')
     return yaml.safe_load(text)
 
 

@@ -7,6 +7,7 @@ import codecs
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 #: Unicode categories of control characters and other characters that a terminal cannot display.
 _HIDDEN = {'Cc', 'Cf', 'Cs', 'Zl', 'Zp'}
@@ -33,6 +34,17 @@ def say(*parts: object, error: bool = False, end: str = '\n') -> None:
     text = printable(' '.join(map(str, parts)), kept='\n\t')
     encoding = getattr(stream, 'encoding', None) or 'utf-8'
     print(text.encode(encoding, 'backslashreplace').decode(encoding), file=stream, end=end, flush=True)
+
+
+def align(cells: Sequence[Sequence[str]], sides: str = '', title: str = '') -> str:
+    """Return rows of cells, the first a header, as columns aligned by *sides*, ``<`` or ``>``, below a title."""
+    sides = sides or '<' * len(cells[0])
+    widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
+    lines = [
+        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return '\n'.join([title, *lines] if title else lines)
 
 
 def table_cell(text: object) -> str:

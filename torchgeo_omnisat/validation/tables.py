@@ -3,13 +3,15 @@
 
 """Tables of a report of `check`, of at most 100 columns if names are short enough."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..datasets.integrity import Problem, Report
+from ..utils.console import align
 
 #: Maximum number of printed lines of problems; the output file has all.
 ROWS = 50
@@ -122,16 +124,6 @@ def summary(report: Report) -> str:
     return '\n'.join(lines)
 
 
-def align(cells: Sequence[Sequence[str]], sides: str, title: str = '') -> str:
-    """Return rows of cells, the first a header, as columns aligned by *sides*, ``<`` or ``>``, below a title."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
-    lines = [
-        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return '\n'.join([title, *lines] if title else lines)
-
-
 def beside(blocks: Sequence[str]) -> str:
     """Return blocks with the same number of lines side by side."""
     columns = [block.split('\n') for block in blocks]
@@ -154,10 +146,7 @@ def write_csv(report: Report, path: Path) -> None:
     rows += [
         ('problems', '', problem.part, problem.sample, problem.kind, _message(problem)) for problem in report.problems
     ]
-    with path.open('w', encoding='utf-8', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(('table', 'split', 'modality', 'item', 'quantity', 'value'))
-        writer.writerows(rows)
+    pd.DataFrame(rows, columns=['table', 'split', 'modality', 'item', 'quantity', 'value']).to_csv(path, index=False)
 
 
 def _message(problem: Problem) -> str:

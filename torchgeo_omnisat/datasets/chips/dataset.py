@@ -416,9 +416,7 @@ class ImageChips(MultimodalDataset):
         self.split, self.missing, self.with_masks = split, missing, with_masks
         ids = list(self._rows) if split == 'all' else self.assigned[split]
         if not ids:
-            raise ValueError(
-                f'split {dict(self.splits)} leaves no chip for {split!r}, expected some of {len(self._rows)}'
-            )
+            raise ValueError(f'split {dict(self.splits)} has no chip for {split!r}, expected some of {len(self._rows)}')
         self._ids, self.excluded = leave_out(ids, ids, exclude, self._rows, self.path)
         self._places = [self._place(name) for name in self.ids]
         if missing == 'check':

@@ -133,9 +133,7 @@ class ChipFiles(RasterTimeSeries):
         if sides is None:
             return ChipGrid(path, None, nowhere(header.height, header.width, self.side), self.side)
         if not sides[0] * 0.99 <= self.side <= sides[1] * 1.01:
-            raise ValueError(
-                f'{path} has pixels of {sides[1]:.6g} m, expected {self.side:g} m, the gsd of {self.name!r}'
-            )
+            raise ValueError(f'{path} has pixels of {sides[1]:.6g} m, expected {self.side:g} m, gsd of {self.name!r}')
         try:
             crs = _as_crs(header.crs)
             return ChipGrid(path, crs, Grid(crs, header.transform, header.height, header.width), self.side)

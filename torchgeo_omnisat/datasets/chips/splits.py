@@ -77,9 +77,7 @@ def _by_fractions(
 ) -> dict[str, list[str]]:
     """Assign groups of chips in random order, each to the split that lacks most of its fraction."""
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or block <= 0:
-        raise ValueError(
-            f'split has fractions {fractions} and block {block}, expected three that sum to 1 and a length in metres'
-        )
+        raise ValueError(f'split has fractions {fractions} and block {block}, expected three of sum 1, and metres')
     groups = _groups(ids, shapes, block, group_by)
     sizes = np.bincount(groups)
     if len(sizes) < sum(fraction > 0 for fraction in fractions):

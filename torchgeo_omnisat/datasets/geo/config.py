@@ -115,9 +115,7 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
     for one, far in zip(located, beyond, strict=True):
         if not far and not Path(one).exists():
             if not root.exists():
-                raise FileNotFoundError(
-                    f'root is {str(root)!r}, which does not exist, expected the folder of the files'
-                )
+                raise FileNotFoundError(f'root is {str(root)!r}, which does not exist, expected a folder of files')
             raise FileNotFoundError(
                 f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
                 f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')
@@ -138,9 +136,7 @@ def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
     """Create an instance of any geodataset; its paths are relative to *root*."""
     kind = class_at(settings['class_path'], GeoDataset, repr(name))
     if unknown := set(settings) - {'class_path', 'init_args'} - (set() if name == 'mask' else {*FACTS}):
-        raise ValueError(
-            f'settings of {name!r} have {sorted(unknown)} beside class_path, expected init_args of the class'
-        )
+        raise ValueError(f'settings of {name!r} have {sorted(unknown)} beside class_path, expected init_args')
     arguments = dict(settings.get('init_args') or {})
     if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
         arguments['paths'] = str(root / arguments['paths'])

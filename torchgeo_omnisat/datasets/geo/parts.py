@@ -13,6 +13,7 @@ import pandas as pd
 from torchgeo.datasets.utils import GeoSlice
 
 from ...modality import Modality
+from ...utils.console import align
 from ..integrity import Expected, Part
 from ..io.fingerprint import State, state_of
 from ..rasters.frames import days_of, is_remote, opened, scene_files
@@ -67,10 +68,7 @@ def file_table(sources: Sequence[tuple[Modality, Any, str]]) -> str:
         gsd, bands = f'{modality.gsd:g}', ' '.join(modality.bands)
         files = index.filepath.nunique() if 'frame' in index else len(index)
         rows.append((modality.name, str(files), str(len(days)), first, last, gsd, crs, bands))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return '\n'.join(
-        '  '.join([*(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
+    return align(rows)
 
 
 def expected_files(dataset: Any, rows: Any) -> tuple[Expected, ...]:

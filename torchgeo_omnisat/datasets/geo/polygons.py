@@ -246,9 +246,7 @@ class Polygons(VectorDataset):
         names = {str(column).strip().lower(): column for column in table.columns}
         pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
         if not pairs:
-            raise ValueError(
-                f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y, of points'
-            )
+            raise ValueError(f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y')
         degrees = pairs[0] in DEGREES
         if not degrees and self.default_crs is None:
             raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
@@ -257,9 +255,7 @@ class Polygons(VectorDataset):
         if bad.any():
             first = table.loc[bad.idxmax(), [names[name] for name in pairs[0]]].to_dict()
             kind = 'degrees (lon from -180 to 180, lat from -90 to 90)' if degrees else 'numbers'
-            raise ValueError(
-                f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such rows)'
-            )
+            raise ValueError(f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such)')
         crs = 'EPSG:4326' if degrees else self.default_crs
         return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
 

@@ -287,9 +287,7 @@ class LabelSource(GeoSource):
             mask = newest(frames)[0]
         elif not rows.empty and (sample := self.query(grid, rows)):
             if 'mask' not in sample:
-                raise ValueError(
-                    f'mask returns samples of {sorted(sample)}, expected a dataset of masks (is_image=False)'
-                )
+                raise ValueError(f'mask returns samples of {sorted(sample)}, expected masks (is_image=False)')
             mask = self.mask_nodata(sample['mask'], rows, grid)
             if mask.ndim == 3 and len(mask) == 1:
                 mask = mask[0]

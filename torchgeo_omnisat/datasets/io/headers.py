@@ -122,9 +122,7 @@ def refuse_complex(dtypes: Any, path: Any) -> None:
     """Raise ValueError for complex pixels, of which only the real part would be read."""
     found = [dtype for dtype in dtypes if str(dtype).startswith('complex')]
     if found:
-        raise ValueError(
-            f'{path} holds {found[0]} pixels, expected real ones: convert them to amplitude, power or decibels first'
-        )
+        raise ValueError(f'{path} holds {found[0]} pixels, expected real ones: convert them to amplitude, power or dB')
 
 
 def _descriptions(source: Any) -> tuple[str | None, ...]:

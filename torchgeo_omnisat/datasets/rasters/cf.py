@@ -188,9 +188,7 @@ def _read_frames(
             try:
                 stored = variable.isel(where | time).transpose(*axes).values
             except Exception as error:  # any error of h5py
-                raise ValueError(
-                    f'{cube.header.path} cannot be read ({error}), expected the variable {name!r}'
-                ) from error
+                raise ValueError(f'{cube.header.path} cannot be read ({error}), expected variable {name!r}') from error
             stored = stored.reshape(-1, height, width)[here - here.min()]
             image[places, band] = unpack(stored, packing, decoding, cube.header.path)
     rows, columns = (slice(None, None, -1 if flip else 1) for flip in cube.flipped)

@@ -157,9 +157,7 @@ class Sentinel1TimeSeries(RasterTimeSeries, Sentinel1):
         """
         refuse_unexpected(Sentinel1TimeSeries.__init__, kwargs)
         if len({band[:1] for band in bands}) != 1:
-            raise ValueError(
-                f'bands of {self.name!r} are {tuple(bands)}, expected those of one transmitted polarisation'
-            )
+            raise ValueError(f'bands of {self.name!r} are {tuple(bands)}, expected one transmitted polarisation')
         self.filename_glob = self.filename_glob.format(bands[0])
         super().__init__(paths, crs, res, tuple(bands), **kwargs)
         names = (re.match(self.filename_regex, os.path.basename(path), re.VERBOSE) for path in self.index.filepath)

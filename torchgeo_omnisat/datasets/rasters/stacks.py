@@ -164,6 +164,4 @@ def _day(text: str) -> str:
     try:
         return str(np.datetime64(iso, 'D'))
     except ValueError:
-        raise ValueError(
-            f'dates of stack have {text!r}, expected dates such as 20210615, 2021-06-15 or 2021-06'
-        ) from None
+        raise ValueError(f'stack has the date {text!r}, expected one such as 20210615, 2021-06-15 or 2021-06') from None

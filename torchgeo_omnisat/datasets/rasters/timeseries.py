@@ -354,9 +354,7 @@ class RasterTimeSeries(RasterDataset):
                 'their names; expected some of these'
             )
         self.separate_files, self.all_bands = True, tuple(self.all_bands or names)
-        warnings.warn(
-            f'files of {self.name!r} hold one band each and are stacked: {", ".join(self.all_bands)}', stacklevel=4
-        )
+        warnings.warn(f'files of {self.name!r} hold one band each, stacked: {", ".join(self.all_bands)}', stacklevel=4)
 
     def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
         """Set the names of the bands and their indices in each file."""
