@@ -136,8 +136,8 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(args)
 
     for name in (
-        'pixels.read_file',
-        'pixels.read_entry',
+        'weights.read_file',
+        'weights.read_entry',
         'foundation.read_file',
         'foundation.read_entry',
         'sources.read_file',

@@ -4,6 +4,7 @@
 """Encoder of single images: any timm backbone as a feature pyramid."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import timm
@@ -19,7 +20,31 @@ from .bands import BandConv2d
 from .packing import gather_valid, scatter_valid, valid_indices
 
 
-class ImageEncoder(nn.Module):
+class SingleImageEncoder(nn.Module, ABC):
+    """Base class of encoders of single images, which compute valid images only.
+
+    A subclass has ``channels`` and ``strides``, and implements ``encode``.
+    """
+
+    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            image: Normalised bands; NaN is nodata.
+            valid: Valid images; the maps of the others are zero.
+
+        Returns:
+            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
+        """
+        index = valid_indices(valid)
+        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
+
+    @abstractmethod
+    def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
+        """Return the maps of S images."""
+
+
+class ImageEncoder(SingleImageEncoder):
     """Timm backbone whose output for an image does not depend on the other images of the batch.
 
     Invalid images are not computed. BatchNorm is frozen with pre-trained weights, and replaced
@@ -54,25 +79,12 @@ class ImageEncoder(nn.Module):
         self.channels = tuple(self.backbone.feature_info.channels())
         self.strides = tuple(self.backbone.feature_info.reduction())
 
-    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
-        """Encode images.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            valid: Valid images; the maps of the others are zero.
-
-        Returns:
-            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
-        """
-        index = valid_indices(valid)
-        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
-
-    def encode(self, packed: Float[Tensor, 's c h w']) -> list[Tensor]:
+    def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
         """Return the maps of S images."""
         if not self.takes_missing:
-            packed = packed.masked_fill(~observed(packed), 0)
-        packed = packed.contiguous(memory_format=torch.channels_last)
-        maps: list[Tensor] = self.backbone(packed)
+            image = image.masked_fill(~observed(image), 0)
+        image = image.contiguous(memory_format=torch.channels_last)
+        maps: list[Tensor] = self.backbone(image)
         return maps
 
 

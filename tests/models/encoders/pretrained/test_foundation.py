@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from torchgeo_omnisat.models.encoders.pretrained import copernicusfm, croma, dof
 from torchgeo_omnisat.models.encoders.pretrained.adapter import TCI, TCI_DN
 from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import read_file
+from torchgeo_omnisat.models.encoders.registry import ENCODERS
 
 from ...conftest import MODALITIES, S2
 from .invariances import INVARIANCES, check_images, check_series, learn
@@ -417,3 +419,16 @@ def test_statistics_have_the_bands_of_their_tables() -> None:
     assert set(dofa.STATISTICS) >= {'R', 'G', 'B', 'B4', 'B12'}
     assert len(copernicusfm.SENTINEL2) == 13
     assert {len(bands) for bands in croma.BANDS.values()} == {2, 12}
+
+
+@pytest.mark.parametrize('name', ['croma', 'deo', 'dofa', 'panopticon', 'copernicusfm'])
+def test_signatures_and_docstrings_have_all_arguments(name: str) -> None:
+    build: Any = ENCODERS[name].build
+    shared = {'weights', 'pretrained', 'size', 'units', 'freeze', 'layer_decay', 'levels', 'chunk', 'load'}
+    arguments = signature(build).parameters
+    assert shared < set(arguments)
+    assert not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+    assert all(f'    {argument}: ' in build.__init__.__doc__ for argument in arguments)
+    assert ('orbit' in arguments) == (name == 'panopticon')
+    assert ('bandwidths' in arguments) == (name == 'copernicusfm')
+    assert arguments['chunk'].default == (8 if name == 'panopticon' else 16)

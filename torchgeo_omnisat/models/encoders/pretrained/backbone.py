@@ -14,6 +14,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ....modality import Modality
+from ....utils.signatures import with_arguments_of
 from ..registry import Origin
 from .adapter import AdaptedConv2d, BandAdapter
 from .base import AdaptedEncoder, check_arguments
@@ -32,26 +33,9 @@ class PretrainedEncoder(AdaptedEncoder):
 
     The first convolution is sliced for bands that the modality lacks, and gets a second, zero-initialised
     convolution for bands that the weights lack. BatchNorm is frozen and stochastic depth is off.
-
-    Args:
-        modality: Modality to encode.
-        name: Name of a timm model, or ``'swin_v2_t'``, ``'swin_v2_b'`` etc. of torchvision.
-        weights: Entry of TorchGeo's weights or its name, a file, or a folder of the Hugging Face hub.
-        pretrained: Whether to use the weights of timm.
-        bands: Bands of a file, in the order of its channels; None if they are those of the modality.
-        units: ``'standardised'`` passes images as normalised by the statistics of the data, ``'native'`` in the unit of
-            the weights. None for ``'native'`` with TorchGeo's weights and ``'standardised'`` otherwise.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the feature maps.
-        chunk: Maximum number of images that are computed at once.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, or bands or units cannot be matched.
-        FileNotFoundError: If a file of weights does not exist.
     """
 
+    @with_arguments_of(AdaptedEncoder, without=('adapter', 'body', 'pads'), is_last=True)
     def __init__(
         self,
         modality: Modality,
@@ -60,20 +44,37 @@ class PretrainedEncoder(AdaptedEncoder):
         pretrained: bool = False,
         bands: Sequence[str] | None = None,
         units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 64,
+        *,
         load: bool = True,
+        chunk: int = 64,
+        **kwargs: Any,
     ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
+        """Initialize the encoder.
+
+        Args:
+            modality: Modality to encode.
+            name: Name of a timm model, or ``'swin_v2_t'``, ``'swin_v2_b'`` etc. of torchvision.
+            weights: Entry of TorchGeo's weights or its name, a file, or a folder of the Hugging Face hub.
+            pretrained: Whether to use the weights of timm.
+            bands: Bands of a file, in the order of its channels; None if they are those of the modality.
+            units: ``'standardised'`` passes images as normalised by the statistics of the data, ``'native'`` in the
+                unit of the weights. None for ``'native'`` with TorchGeo's weights and ``'standardised'`` otherwise.
+            load: Whether to load the weights; False if a checkpoint has them.
+            chunk: Maximum number of images that are computed at once.
+            **kwargs: Arguments of ``AdaptedEncoder``.
+
+        Raises:
+            ValueError: If the weights are unknown or do not fit, or bands or units cannot be matched.
+            FileNotFoundError: If a file of weights does not exist.
+        """
+        check_arguments(modality, units, chunk=chunk, **kwargs)
         source = find_source(name, modality.name, modality.bands, weights, pretrained, bands, load)
         standardised = source.standardised if units is None else units == 'standardised'
         adapter = BandAdapter(modality, source.native, standardised)
         body = make_body(name, len(source.native.bands), source.image_size)
         tensors = load_body(body, source.read(), source.native.label) if load else 0
         pads = _adapt(body, adapter, len(source.native.bands))
-        super().__init__(modality, adapter, freeze_batch_norm_2d(body), freeze, layer_decay, levels, chunk, pads)
+        super().__init__(modality, adapter, freeze_batch_norm_2d(body), pads, chunk=chunk, **kwargs)
         self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
 
 

@@ -9,52 +9,53 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from ....modality import Modality
-from ..packing import gather_valid, scatter_valid, valid_indices
-from ..registry import Origin
+from ..image import SingleImageEncoder
 from .adapter import BandAdapter
+from .freezing import FreezableEncoder
 
 
-class AdaptedEncoder(nn.Module):
+class AdaptedEncoder(SingleImageEncoder, FreezableEncoder):
     """Pre-trained model of single images, whose bands and units are adapted to a modality.
 
     Images are converted to the unit of the weights. Bands are matched and reordered. Images are padded to a multiple of
     the coarsest stride, never cropped or resized.
-
-    Args:
-        modality: Modality to encode.
-        adapter: Conversion of images to the input of the model.
-        body: Model with timm's interface: ``feature_info``, ``forward_intermediates`` and, for ``layer_decay``,
-            ``group_matcher`` or ``features``. One of its modules has the parameters ``extra`` and ``missing``, which
-            read bands that the weights lack and flags of missing bands; None if there are none.
-        freeze: Whether to freeze no weights (False), all loaded weights (True), or all but the last stage or block
-            (``'but_last'``).
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the feature maps. None for all stages, or for the middle and last block of a ViT.
-            Those of a time series begin at stride 4, because ``PerDate`` adds a map at full resolution.
-        chunk: Maximum number of images that are computed at once.
-        pads: Whether images have to be padded.
     """
-
-    origin: Origin | None
 
     def __init__(
         self,
         modality: Modality,
         adapter: BandAdapter,
         body: nn.Module,
-        freeze: bool | str,
-        layer_decay: float,
-        levels: Sequence[int] | None,
-        chunk: int,
         pads: bool = True,
+        freeze: bool | str = False,
+        layer_decay: float = 1.0,
+        levels: Sequence[int] | None = None,
+        chunk: int = 16,
     ) -> None:
+        """Initialize the encoder.
+
+        Args:
+            modality: Modality to encode.
+            adapter: Conversion of images to the input of the model.
+            body: Model with timm's interface: ``feature_info``, ``forward_intermediates`` and, for ``layer_decay``,
+                ``group_matcher`` or ``features``. One of its modules has the parameters ``extra`` and ``missing``,
+                which read bands that the weights lack and flags of missing bands; None if there are none.
+            pads: Whether images have to be padded.
+            freeze: Whether to freeze no weights (False), all loaded weights (True), or all but the last stage or block
+                (``'but_last'``).
+            layer_decay: Factor of the learning rate from one layer to the layer before it.
+            levels: Indices of the stages or blocks whose maps are returned; None for all stages, or for the middle and
+                the last block of a ViT. Maps of a time series begin at stride 4, because ``PerDate`` adds a map at full
+                resolution.
+            chunk: Maximum number of images that are computed at once.
+        """
         super().__init__()
-        self.freeze, self.layer_decay, self.chunk, self.pads = freeze, layer_decay, chunk, pads
+        self.layer_decay, self.chunk, self.pads = layer_decay, chunk, pads
         self.converts_units = not adapter.standardised  # read by a task, which calls set_statistics
         self.adapter = adapter
         self.body = body
@@ -67,35 +68,20 @@ class AdaptedEncoder(nn.Module):
         self.channels = tuple(info[level]['num_chs'] for level in self.levels)
         self.strides = tuple(info[level]['reduction'] for level in self.levels)
         self.last = [info[level]['module'] for level in self.levels][-1]
-        self._freeze()
+        if freeze:
+            self.freeze_modules('body', but=(f'body.{self.last}',) if freeze == 'but_last' else ())
+            for parameter in self._new_parameters() if len(adapter.rest) else ():
+                parameter.requires_grad_(True)
 
     def _new_parameters(self) -> list[nn.Parameter]:
         found = [getattr(m, name, None) for m in self.body.modules() for name in ('extra', 'missing')]
         return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
-
-    def _freeze(self) -> None:
-        if self.freeze:
-            self.body.requires_grad_(False)
-            if self.freeze == 'but_last':
-                self.body.get_submodule(self.last).requires_grad_(True)
-            if len(self.adapter.rest):
-                for parameter in self._new_parameters():
-                    parameter.requires_grad_(True)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         own = [key.removeprefix(f'{prefix}body.') for key in state_dict if key.startswith(f'{prefix}body.')]
         if own and hasattr(self.body, 'norm') and not any(key.startswith('norm.') for key in own):
             self.body.norm = nn.Identity()  # as in load_body, for a checkpoint of weights without it
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def train(self, mode: bool = True) -> 'AdaptedEncoder':
-        """Set the mode; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze:
-            self.body.eval()
-            if self.freeze == 'but_last':
-                self.body.get_submodule(self.last).train(mode)
-        return self
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the statistics that images are normalised with before they reach the encoder; see ``BandAdapter``."""
@@ -115,19 +101,6 @@ class AdaptedEncoder(nn.Module):
             }
         new = {id(parameter) for parameter in self._new_parameters()}
         return {p: rate for p, rate in rates.items() if id(p) not in new}
-
-    def forward(self, image: Float[Tensor, 'b c h w'], valid: Bool[Tensor, ' b']) -> list[Tensor]:
-        """Encode images.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            valid: Valid images; the maps of the others are zero.
-
-        Returns:
-            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
-        """
-        index = valid_indices(valid)
-        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
 
     def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
         """Return the maps of S images."""
@@ -154,15 +127,18 @@ class AdaptedEncoder(nn.Module):
         return maps
 
 
-def check_arguments(modality: Modality, units: str | None, freeze: bool | str, layer_decay: float, chunk: int) -> None:
-    """Validate arguments of an ``AdaptedEncoder``.
+def check_arguments(
+    modality: Modality,
+    units: str | None,
+    freeze: bool | str = False,
+    layer_decay: float = 1.0,
+    levels: Sequence[int] | None = None,
+    chunk: int = 16,
+) -> None:
+    """Validate arguments of an ``AdaptedEncoder`` before its weights are read.
 
-    Args:
-        modality: Modality in errors.
-        units: Units of the input: ``'native'``, ``'standardised'`` or None.
-        freeze: See ``AdaptedEncoder``.
-        layer_decay: See ``AdaptedEncoder``.
-        chunk: See ``AdaptedEncoder``.
+    Raises:
+        ValueError: If *units*, *freeze*, *layer_decay* or *chunk* are invalid.
     """
     if freeze not in (True, False, 'but_last') or units not in (None, 'native', 'standardised'):
         raise ValueError(

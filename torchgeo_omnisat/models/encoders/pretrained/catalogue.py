@@ -5,14 +5,13 @@
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from torchgeo.models import OlmoEarthV1_Weights
+from torchgeo.models import OlmoEarthV1_Weights, Presto_Weights, presto
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
@@ -22,6 +21,7 @@ from .base import feature_info
 from .foundation import Family
 from .olmoearth import LICENCE as OLMOEARTH_LICENCE
 from .olmoearth import PARAMETERS as OLMOEARTH_PARAMETERS
+from .presto import LICENCE as PRESTO_LICENCE
 from .sources import entry_source, licence_of
 from .tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 
@@ -73,9 +73,8 @@ def catalogue(sensor: str | None = None) -> list[Row]:
     Args:
         sensor: One of :data:`SENSORS`; None for all.
     """
-    series = (*_presto(), *_tessera(), *_olmoearth())
-    images = (*_foundation(sensor), *_entries(sensor), *_timm(sensor))
-    return sorted(row for row in (*series, *images) if sensor in (None, row.sensor))
+    rows = (*_series(), *_foundation(sensor), *_entries(sensor), *_timm(sensor))
+    return sorted(row for row in rows if sensor in (None, row.sensor))
 
 
 def _entries(sensor: str | None) -> Iterator[Row]:
@@ -128,7 +127,7 @@ def _family_size(name: str, size: str, sensor: str) -> tuple[int, str]:
     family = next(family for family in FAMILIES if family.name == name)
     with torch.device('meta'):
         body = family.body(size, sensor)
-    return sum(p.numel() for p in body.parameters()), _stride(body)
+    return _parameters(body), _stride(body)
 
 
 def _sensor(name: str) -> str:
@@ -147,32 +146,29 @@ def _timm(sensor: str | None) -> Iterator[Row]:
         yield Row('rgb', tag, 'pretrained: true', 'R G B', parameters, strides, licence, isinstance(hub, str))
 
 
-def _presto() -> Iterator[Row]:
-    from torchgeo.models import Presto_Weights, presto
-
-    with torch.device('meta'):
-        count = sum(p.numel() for p in presto().encoder.parameters())
-    entry: Any = Presto_Weights.PRESTO
-    disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
+def _series() -> Iterator[Row]:
+    rows: list[tuple[str, str, WeightsEnum, str, int, str, str]] = []
     for sensor, bands in (('s2', '10: B2 .. B12'), ('s1', 'VV VH')):
-        yield Row(sensor, 'presto', entry.name, bands, count, '1', 'mit', disk)
-
-
-def _tessera() -> Iterator[Row]:
+        rows.append((sensor, 'presto', Presto_Weights.PRESTO, bands, _presto_size(), '1', PRESTO_LICENCE))
+        for entry in OlmoEarthV1_Weights.__members__.values():
+            named = bands if sensor == 's1' else '12: B1 .. B12'
+            rows.append((sensor, 'olmoearth', entry, named, OLMOEARTH_PARAMETERS[entry.name], '4', OLMOEARTH_LICENCE))
     for sensor, entry in ENTRIES.items():
         with torch.device('meta'):
             encoder = TesseraEncoder(BANDS[sensor], UNITS[sensor][0])
-        count = sum(p.numel() for p in encoder.parameters())
-        disk = (cache_folder() / 'checkpoints' / Path(entry.url).name).is_file()
-        bands = ' '.join(BANDS[sensor]) if sensor == 's1' else '10: B4 .. B12'
-        yield Row(sensor, 'tessera', entry.name, bands, count, '1', LICENCE, disk)
+        named = ' '.join(BANDS[sensor]) if sensor == 's1' else '10: B4 .. B12'
+        rows.append((sensor, 'tessera', entry, named, _parameters(encoder), '1', LICENCE))
+    for sensor, name, entry, bands, count, stride, licence in rows:
+        yield Row(sensor, name, entry.name, bands, count, stride, _marked(licence), _on_disk(entry))
 
 
-def _olmoearth() -> Iterator[Row]:
-    for entry in OlmoEarthV1_Weights.__members__.values():
-        for sensor, bands in (('s2', '12: B1 .. B12'), ('s1', 'VV VH')):
-            count, licence = OLMOEARTH_PARAMETERS[entry.name], _marked(OLMOEARTH_LICENCE)
-            yield Row(sensor, 'olmoearth', entry.name, bands, count, '4', licence, _on_disk(entry))
+def _presto_size() -> int:
+    with torch.device('meta'):
+        return _parameters(presto().encoder)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @cache
@@ -180,7 +176,7 @@ def _size(name: str, count: int, image_size: int | None = None) -> tuple[int, st
     """Return the number of parameters and the strides of a backbone, without memory for its weights."""
     with torch.device('meta'):
         body = make_body(name, count, image_size)
-    return sum(p.numel() for p in body.parameters()), _stride(body)
+    return _parameters(body), _stride(body)
 
 
 def _stride(body: nn.Module) -> str:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....utils.observed import observed
+from .freezing import FreezableEncoder
 
 #: Units of optical bands and of backscatter that can be converted.
 OPTICAL, RADAR = ('dn', 'reflectance'), ('db', 'power')
 
 
-class RawImages(nn.Module):
+class RawImages(FreezableEncoder):
     """Base class of encoders that undo the normalisation of images.
 
     Args:

@@ -14,11 +14,10 @@ from torchgeo.models import CopernicusFM_Base_Weights, copernicusfm_base
 from torchgeo.models.copernicusfm import CopernicusFM, FourierExpansion
 
 from ....modality import Modality
+from ....utils.signatures import with_arguments_of
 from ..registry import register_encoder
-from .adapter import BandAdapter, canonical
-from .backbone import load_body
-from .base import AdaptedEncoder, check_arguments
-from .foundation import BandStatistics, Family, band_wavelengths, find_weights, spectral_native
+from .adapter import Native, canonical
+from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody
 
 #: Builders of the model by size.
@@ -99,21 +98,17 @@ class CopernicusFMBody(TokenBody):
         return encoded[:, None].to(x.dtype)
 
 
-def _body(size: str, sensor: str) -> TokenBody:
-    return CopernicusFMBody(SIZES[size](), RADAR[:1], RADAR[1:], None)
-
-
 #: Weights of Copernicus-FM.
 FAMILY = Family(
     'copernicusfm',
     {'base': CopernicusFM_Base_Weights.CopernicusFM_ViT},
     dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
-    _body,
+    lambda size, sensor: CopernicusFMBody(SIZES[size](), RADAR[:1], RADAR[1:], None),
 )
 
 
 @register_encoder('copernicusfm', temporal=False, per_date=True)
-class CopernicusFMEncoder(AdaptedEncoder):
+class CopernicusFMEncoder(FoundationEncoder):
     """Copernicus-FM encoder of images whose bands are described by wavelength and bandwidth, for images of any size.
 
     Wang et al., "Towards a Unified Copernicus Foundation Model for Earth Vision" (arXiv 2503.11849), as implemented in
@@ -126,45 +121,36 @@ class CopernicusFMEncoder(AdaptedEncoder):
     The statistics of the pre-training are known for Sentinel-2 (level 1C) and for Sentinel-1 in decibels. For others,
     ``units: 'standardised'`` is required, which passes images as normalised by the statistics of the data.
 
-    Args:
-        modality: Modality to encode.
-        weights: ``'CopernicusFM_Base_Weights.CopernicusFM_ViT'`` or a file.
-        pretrained: True for TorchGeo's weights, False for random weights.
-        size: ``'base'`` or None.
-        bandwidths: Bandwidth in nanometres by name of the band, for those that are not of Sentinel-2 or radar.
-        units: ``'native'`` for the statistics of the pre-training, ``'standardised'`` for those of the data; None for
-            ``'native'``.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the blocks whose tokens are returned; None for the middle and the last.
-        chunk: Maximum number of images that are computed at once.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, or a wavelength, bandwidth or unit is unknown.
-        FileNotFoundError: If a file of weights does not exist.
+    The size is ``'base'`` (``CopernicusFM_Base_Weights.CopernicusFM_ViT``).
     """
 
+    family = FAMILY
+    padding = 1
+
+    @with_arguments_of(FoundationEncoder, is_last=True)
     def __init__(
-        self,
-        modality: Modality,
-        weights: Any = None,
-        pretrained: bool | None = None,
-        size: str | None = None,
-        bandwidths: Mapping[str, float] | None = None,
-        units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 16,
-        load: bool = True,
+        self, modality: Modality, weights: Any = None, *, bandwidths: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
-        known = band_wavelengths(modality, found.label)
-        native = spectral_native(modality, found.label, known, STATISTICS)
+        """Initialize the encoder.
+
+        Args:
+            modality: Modality to encode.
+            weights: ``'CopernicusFM_Base_Weights.CopernicusFM_ViT'`` or a file.
+            bandwidths: Bandwidth in nanometres by name of the band, for those that are not of Sentinel-2 or radar.
+            **kwargs: Arguments of ``FoundationEncoder``.
+
+        Raises:
+            ValueError: If a bandwidth is unknown, or as for ``FoundationEncoder``.
+        """
+        self.bandwidths = dict(bandwidths or {})
+        super().__init__(modality, weights, **kwargs)
+
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, CopernicusFMBody]:
+        """Return the input of Copernicus-FM, and the model for these wavelengths and bandwidths."""
+        known = band_wavelengths(modality, weights.label)
+        native = spectral_native(modality, weights.label, known, STATISTICS)
         nanometres = [RADAR[0] if isinstance(value, str) else value for value in known.values()]
-        widths = _bandwidths(modality, known, native.units, bandwidths or {})
+        widths = _bandwidths(modality, known, native.units, self.bandwidths)
         for name, values, (low, high) in (
             ('wavelengths', nanometres, WAVELENGTHS),
             ('bandwidths', widths, BANDWIDTHS),
@@ -172,16 +158,11 @@ class CopernicusFMEncoder(AdaptedEncoder):
             if not all(low <= value <= high for value in values):
                 raise ValueError(
                     f'{name} of {modality.name!r} are {values}, expected {low:g} to {high:g} nanometres for '
-                    f'{found.label}'
+                    f'{weights.label}'
                 )
-        adapter = BandAdapter(modality, native, units == 'standardised')
-        model = SIZES[found.size]()
+        model = SIZES[weights.size]()
         area = (model.patch_embed_spectral.kernel_size * modality.gsd / 1000) ** 2
-        body = CopernicusFMBody(model, nanometres, widths, area if AREAS[0] <= area <= AREAS[1] else None)
-        tensors = load_body(body, found.read(), found.label) if load and found.read else 0
-        body.add_terms(adapter, padding=1)
-        super().__init__(modality, adapter, body, freeze, layer_decay, levels, chunk)
-        self.origin = found.origin(tensors)
+        return native, CopernicusFMBody(model, nanometres, widths, area if AREAS[0] <= area <= AREAS[1] else None)
 
 
 def _bandwidths(

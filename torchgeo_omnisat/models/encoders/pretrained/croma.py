@@ -3,7 +3,7 @@
 
 """CROMA encoder of Sentinel-1 or Sentinel-2 images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,7 @@ from torchgeo.models.croma import BaseTransformer, get_2dalibi
 from ....modality import Modality
 from ..registry import register_encoder
 from .adapter import AdaptedConv2d, BandAdapter, Native, canonical
-from .backbone import load_body
-from .base import AdaptedEncoder, check_arguments
-from .foundation import POLARISATIONS, Family, find_weights
+from .foundation import POLARISATIONS, Family, FoundationEncoder, Weights
 from .tokens import TokenBody
 
 #: Bands of the two encoders of CROMA, in its order: 12 bands of Sentinel-2 without the cirrus band
@@ -35,25 +33,25 @@ HEADS, PATCH = 16, 8
 _PARTS = {'sar': 's1_encoder', 'optical': 's2_encoder'}
 
 
-def _body(size: str, sensor: str) -> TokenBody:
-    half = 'sar' if sensor == 's1' else 'optical'
-    width, depth = SIZES[size]
-    return CROMABody(len(BANDS[half]), width, depth if half == 'optical' else depth // 2)
-
-
 class CROMABody(TokenBody):
     """One of the two encoders of CROMA, for images of any size.
 
     The attention has a bias that is proportional to the distance of two patches (ALiBi), so no position embedding has
     to be resized.
+
+    Args:
+        size: Size of the model.
+        half: ``'sar'`` or ``'optical'``.
     """
 
     slopes: Tensor
 
-    def __init__(self, bands: int, width: int, depth: int) -> None:
-        transformer = BaseTransformer(width, depth, HEADS)
+    def __init__(self, size: str, half: str) -> None:
+        width, depth = SIZES[size]
+        transformer = BaseTransformer(width, depth if half == 'optical' else depth // 2, HEADS)
         super().__init__(transformer.layers, width, PATCH, transformer.norm_out)
-        self.patch_embed = nn.Conv2d(bands, width, PATCH, PATCH)
+        self.part = half
+        self.patch_embed = nn.Conv2d(len(BANDS[half]), width, PATCH, PATCH)
         # The bias of patches at distance 1 is the negative slope of each head.
         self.register_buffer('slopes', -get_2dalibi(HEADS, 4)[0, :, 0, 1], persistent=False)
 
@@ -82,12 +80,12 @@ FAMILY = Family(
     'croma',
     {'base': CROMABase_Weights.CROMA_VIT, 'large': CROMALarge_Weights.CROMA_VIT},
     {'s2': '12: B1 .. B12', 's1': 'VV VH'},
-    _body,
+    lambda size, sensor: CROMABody(size, 'sar' if sensor == 's1' else 'optical'),
 )
 
 
 @register_encoder('croma', temporal=False, per_date=True)
-class CROMAEncoder(AdaptedEncoder):
+class CROMAEncoder(FoundationEncoder):
     """CROMA encoder of Sentinel-1 (VV, VH) or Sentinel-2 (12 bands) images, for images of any size.
 
     Fuller et al., "CROMA: Remote Sensing Representations with Contrastive Radar-Optical Masked Autoencoders"
@@ -97,57 +95,34 @@ class CROMAEncoder(AdaptedEncoder):
     CROMA has no units: it takes images in which the mean minus and plus two standard deviations of each band are 0 and
     1, clipped to this range (``normalize`` in its README). This is computed from the statistics of the data.
 
-    Args:
-        modality: Modality to encode.
-        weights: ``'CROMABase_Weights.CROMA_VIT'``, ``'CROMALarge_Weights.CROMA_VIT'``, or a file.
-        pretrained: True for TorchGeo's weights of *size*, False for random weights.
-        size: ``'base'`` or ``'large'``; None for that of the weights.
-        units: ``'standardised'`` or None.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the blocks whose tokens are returned; None for the middle and the last.
-        chunk: Maximum number of images that are computed at once.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, or no band matches.
-        FileNotFoundError: If a file of weights does not exist.
+    Sizes are ``'base'`` (``CROMABase_Weights.CROMA_VIT``) and ``'large'`` (``CROMALarge_Weights.CROMA_VIT``).
     """
 
-    def __init__(
-        self,
-        modality: Modality,
-        weights: Any = None,
-        pretrained: bool | None = None,
-        size: str | None = None,
-        units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 16,
-        load: bool = True,
-    ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
+    family = FAMILY
+    standardised = True
+
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, CROMABody]:
+        """Return the input of one half of CROMA, and this half."""
         half = 'sar' if {canonical(band) for band in modality.bands} & set(POLARISATIONS) else 'optical'
-        bands = BANDS[half]
         native = Native(
-            f'{found.label} ({half})',
-            bands,
-            (None,) * len(bands),
-            (-2.0,) * len(bands),
-            (4.0,) * len(bands),
+            f'{weights.label} ({half})',
+            BANDS[half],
+            (None,) * len(BANDS[half]),
+            (-2.0,) * len(BANDS[half]),
+            (4.0,) * len(BANDS[half]),
             sentinel2=True,
             standardised=True,
             clip=(0.0, 1.0),
         )
-        adapter = BandAdapter(modality, native, units != 'native')
-        width, depth = SIZES[found.size]
-        body = CROMABody(len(bands), width, depth if half == 'optical' else depth // 2)
-        tensors = load_body(body, _rename(found.read(), half, len(bands)), native.label) if load and found.read else 0
+        return native, CROMABody(weights.size, half)
+
+    def rename(self, state: Mapping[str, Tensor], body: CROMABody) -> Mapping[str, Tensor]:
+        """Return the tensors of one half under the names of the model."""
+        return _rename(state, body.part, len(BANDS[body.part]))
+
+    def add_bands(self, body: CROMABody, adapter: BandAdapter) -> None:
+        """Adapt the convolution of the patches."""
         body.patch_embed = AdaptedConv2d(body.patch_embed, adapter)
-        super().__init__(modality, adapter, body, freeze, layer_decay, levels, chunk)
-        self.origin = found.origin(tensors)
 
 
 def _rename(state: Mapping[str, Tensor], half: str, bands: int) -> dict[str, Tensor]:

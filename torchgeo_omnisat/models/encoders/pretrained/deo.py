@@ -3,7 +3,7 @@
 
 """DEO encoder of Sentinel-2 or RGB images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -14,9 +14,7 @@ from torchvision.ops import StochasticDepth
 from ....modality import Modality
 from ..registry import register_encoder
 from .adapter import AdaptedConv2d, BandAdapter, Native, match_bands
-from .backbone import load_body
-from .base import AdaptedEncoder, check_arguments
-from .foundation import Family, find_weights
+from .foundation import Family, FoundationEncoder, Weights
 
 #: Bands of the two stems of DEO, in its order.
 BANDS = {'conv_ms': tuple(DEO_Weights.DEO_SWIN.meta['bands']), 'conv_rgb': ('R', 'G', 'B')}
@@ -30,7 +28,7 @@ class DEOBody(nn.Module):
     def __init__(self, model: DEO, stem: str) -> None:
         super().__init__()
         source: Any = model.feat_extr
-        self.stem, self.features = getattr(source, stem), source.features
+        self.stem_name, self.stem, self.features = stem, getattr(source, stem), source.features
         for module in self.features.modules():
             if isinstance(module, StochasticDepth):
                 module.p = 0.0
@@ -56,16 +54,17 @@ class DEOBody(nn.Module):
         return {'stem': r'^stem', 'blocks': r'^features\.(\d+)'}
 
 
-def _body(size: str, sensor: str) -> DEOBody:
-    return DEOBody(SIZES[size](), 'conv_rgb' if sensor == 'rgb' else 'conv_ms')
-
-
 #: Weights of DEO.
-FAMILY = Family('deo', {'base': DEO_Weights.DEO_SWIN}, {'s2': '10: B4 .. B12', 'rgb': 'R G B'}, _body)
+FAMILY = Family(
+    'deo',
+    {'base': DEO_Weights.DEO_SWIN},
+    {'s2': '10: B4 .. B12', 'rgb': 'R G B'},
+    lambda size, sensor: DEOBody(SIZES[size](), 'conv_rgb' if sensor == 'rgb' else 'conv_ms'),
+)
 
 
 @register_encoder('deo', temporal=False, per_date=True)
-class DEOEncoder(AdaptedEncoder):
+class DEOEncoder(FoundationEncoder):
     """DEO encoder of Sentinel-2 (10 bands) or RGB images, for images of any size.
 
     "Pretrained Distillation for EO" (arXiv 2602.19863), as implemented in ``torchgeo.models.deo``: a Swin transformer
@@ -74,49 +73,27 @@ class DEOEncoder(AdaptedEncoder):
     The scale of R, G and B in the pre-training is not stated, so images are passed as normalised by the statistics of
     the data.
 
-    Args:
-        modality: Modality to encode.
-        weights: ``'DEO_Weights.DEO_SWIN'`` or a file.
-        pretrained: True for TorchGeo's weights, False for random weights.
-        size: ``'base'`` or None.
-        units: ``'standardised'`` or None.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the stages whose maps are returned; None for all.
-        chunk: Maximum number of images that are computed at once.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, or no band matches.
-        FileNotFoundError: If a file of weights does not exist.
+    The size is ``'base'`` (``DEO_Weights.DEO_SWIN``).
     """
 
-    def __init__(
-        self,
-        modality: Modality,
-        weights: Any = None,
-        pretrained: bool | None = None,
-        size: str | None = None,
-        units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 16,
-        load: bool = True,
-    ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
-        natives = {stem: _native(found.label, bands) for stem, bands in BANDS.items()}
+    family = FAMILY
+    standardised = True
+
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, DEOBody]:
+        """Return the input of one stem of DEO, and the model with this stem."""
+        natives = {stem: _native(weights.label, bands) for stem, bands in BANDS.items()}
         matched = {BANDS['conv_ms'][index] for index in match_bands(modality, natives['conv_ms'])[1]}
         stem = 'conv_rgb' if matched == set(BANDS['conv_ms'][:3]) else 'conv_ms'
-        adapter = BandAdapter(modality, natives[stem], units != 'native')
-        body = DEOBody(SIZES[found.size](), stem)
-        state = found.read() if load and found.read else {}
-        renamed = {key.removeprefix('feat_extr.').replace(f'{stem}.', 'stem.', 1): v for key, v in state.items()}
-        tensors = load_body(body, renamed, found.label) if state else 0
+        return natives[stem], DEOBody(SIZES[weights.size](), stem)
+
+    def rename(self, state: Mapping[str, Tensor], body: DEOBody) -> Mapping[str, Tensor]:
+        """Return published tensors under the names of the model."""
+        stem = f'{body.stem_name}.'
+        return {key.removeprefix('feat_extr.').replace(stem, 'stem.', 1): value for key, value in state.items()}
+
+    def add_bands(self, body: DEOBody, adapter: BandAdapter) -> None:
+        """Adapt the first convolution."""
         body.stem[0] = AdaptedConv2d(body.stem[0], adapter)
-        super().__init__(modality, adapter, body, freeze, layer_decay, levels, chunk)
-        self.origin = found.origin(tensors)
 
 
 def _native(label: str, bands: tuple[str, ...]) -> Native:

@@ -20,6 +20,7 @@ from .adapter import canonical
 from .composites import RawImages
 from .sources import read_file
 from .tessera import day_of_year
+from .weights import load_strictly
 
 
 class DictionaryEncoder(RawImages):
@@ -56,9 +57,6 @@ class DictionaryEncoder(RawImages):
         ValueError: If the model cannot be built, a band is missing, or an argument or the weights do not fit.
     """
 
-    #: Description of the weights; None for weights from elsewhere.
-    origin: Origin | None = None
-
     def __init__(
         self,
         modality: Modality,
@@ -89,7 +87,7 @@ class DictionaryEncoder(RawImages):
         self.key = key or modality.name
         self.dates_key, self.date_format = dates_key or f'{self.key}_dates', dates
         self.output, self.channels_last, self.call = output, channels_last, dict(call or {})
-        self.freeze, self.chunk = freeze, chunk
+        self.chunk = chunk
         self.order = _order(modality, modality.bands if bands is None else bands)
         #: Whether a task sets the statistics of the data.
         self.converts_units = shift is not None or scale is not None
@@ -104,22 +102,11 @@ class DictionaryEncoder(RawImages):
             self.origin = Origin(Path(weights).name, 0, 'the checkpoint')
             if load:
                 state = read_file(Path(weights).expanduser())
-                try:
-                    self.model.load_state_dict(state, strict=True)
-                except RuntimeError as error:
-                    raise ValueError(f'{weights} does not fit the model of {modality.name!r}: {error}') from error
-                self.origin = Origin(Path(weights).name, len(state), str(weights))
+                origin = Origin(Path(weights).name, len(state), str(weights))
+                self.origin = load_strictly(self.model, state, origin, f'the model of {modality.name!r}')
         if freeze:
-            self.model.requires_grad_(False)
-            self.model.eval()
+            self.freeze_modules('model')
         self.channels, self.strides = (channels,), (stride,)
-
-    def train(self, mode: bool = True) -> 'DictionaryEncoder':
-        """Set the training mode; a frozen model stays in evaluation mode."""
-        super().train(mode)
-        if self.freeze:
-            self.model.eval()
-        return self
 
     def forward(self, image: Float[Tensor, 'b ...'], *rest: Tensor) -> list[Tensor]:
         """Encode time series, or single images.

@@ -4,7 +4,6 @@
 """DOFA encoder of images with any bands."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,10 +20,8 @@ from torchgeo.models.dofa import DOFA
 
 from ....modality import Modality
 from ..registry import register_encoder
-from .adapter import BandAdapter
-from .backbone import load_body
-from .base import AdaptedEncoder, check_arguments
-from .foundation import BandStatistics, Family, band_wavelengths, find_weights, spectral_native
+from .adapter import Native
+from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody, prepend_class_token
 
 #: Value that stands for radar in the weights, in micrometres (``torchgeo.models.dofa``).
@@ -74,21 +71,17 @@ class DOFABody(TokenBody):
         return prepend_class_token(tokens, self.cls_token, self.pos_embed, grid)
 
 
-def _body(size: str, sensor: str) -> TokenBody:
-    return DOFABody(SIZES[size](), (RADAR,))
-
-
 #: Weights of DOFA.
 FAMILY = Family(
     'dofa',
     {'small': None, 'base': DOFABase16_Weights.DOFA_MAE, 'large': DOFALarge16_Weights.DOFA_MAE, 'huge': None},
     dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
-    _body,
+    lambda size, sensor: DOFABody(SIZES[size](), (RADAR,)),
 )
 
 
 @register_encoder('dofa', temporal=False, per_date=True)
-class DOFAEncoder(AdaptedEncoder):
+class DOFAEncoder(FoundationEncoder):
     """DOFA encoder of images whose bands are described by their wavelengths, for images of any size.
 
     Xiong et al., "Neural Plasticity-Inspired Multimodal Foundation Model for Earth Observation" (arXiv 2403.15356), as
@@ -98,45 +91,16 @@ class DOFAEncoder(AdaptedEncoder):
     The statistics of the pre-training are known for R, G and B in 8 bits and for nine bands of Sentinel-2 (not B8A).
     For others, ``units: 'standardised'`` is required, which passes images as normalised by the statistics of the data.
 
-    Args:
-        modality: Modality to encode.
-        weights: ``'DOFABase16_Weights.DOFA_MAE'``, ``'DOFALarge16_Weights.DOFA_MAE'``, or a file.
-        pretrained: True for TorchGeo's weights of *size*, False for random weights.
-        size: ``'small'``, ``'base'``, ``'large'`` or ``'huge'``; None for that of the weights.
-        units: ``'native'`` for the statistics of the pre-training, ``'standardised'`` for those of the data; None for
-            ``'native'``.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the blocks whose tokens are returned; None for the middle and the last.
-        chunk: Maximum number of images that are computed at once.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, no band has a wavelength, or a unit is unknown.
-        FileNotFoundError: If a file of weights does not exist.
+    Sizes are ``'base'`` (``DOFABase16_Weights.DOFA_MAE``) and ``'large'`` (``DOFALarge16_Weights.DOFA_MAE``), and
+    ``'small'`` and ``'huge'`` without weights.
     """
 
-    def __init__(
-        self,
-        modality: Modality,
-        weights: Any = None,
-        pretrained: bool | None = None,
-        size: str | None = None,
-        units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 16,
-        load: bool = True,
-    ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
-        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
-        known = band_wavelengths(modality, found.label)
-        native = spectral_native(modality, found.label, known, STATISTICS)
-        adapter = BandAdapter(modality, native, units == 'standardised')
+    family = FAMILY
+    padding = 1
+
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, DOFABody]:
+        """Return the input of DOFA, and the model for these wavelengths."""
+        known = band_wavelengths(modality, weights.label)
         micrometres = [RADAR if isinstance(value, str) else value / 1000 for value in known.values()]
-        body = DOFABody(SIZES[found.size](), micrometres)
-        tensors = load_body(body, found.read(), found.label) if load and found.read else 0
-        body.add_terms(adapter, padding=1)
-        super().__init__(modality, adapter, body, freeze, layer_decay, levels, chunk)
-        self.origin = found.origin(tensors)
+        native = spectral_native(modality, weights.label, known, STATISTICS)
+        return native, DOFABody(SIZES[weights.size](), micrometres)

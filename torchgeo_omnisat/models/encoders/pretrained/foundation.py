@@ -1,19 +1,22 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Weights and bands of the foundation models of TorchGeo that encode single images."""
+"""Base class of the foundation models of TorchGeo that encode single images, with their weights and bands."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ....modality import Modality
+from ....utils.signatures import with_arguments_of
 from ..registry import Origin
-from .adapter import Native, canonical
-from .sources import find_entry, licence_of, names_file, read_entry, read_file
+from .adapter import BandAdapter, Native, canonical
+from .backbone import load_body
+from .base import AdaptedEncoder, check_arguments
+from .sources import find_entry, find_file, licence_of, read_entry, read_file
 
 #: Polarisations of radar bands.
 POLARISATIONS = ('VV', 'VH', 'HH', 'HV')
@@ -98,12 +101,7 @@ def find_weights(
                 f'weights {entry} do not fit {family.name} of size {chosen!r}, expected one of {_names(family)}'
             )
         return Weights(found, str(entry), entry.url, licence_of(entry), lambda: read_entry(entry))
-    path = Path(str(weights)).expanduser()
-    if not names_file(path, load):
-        raise ValueError(
-            f'weights {str(weights)!r} of the encoder of {modality.name!r} are unknown, expected a file, a folder of '
-            f'the Hugging Face hub or one of {_names(family)}'
-        )
+    path = find_file(modality.name, weights, _names(family), load)
     return Weights(chosen, str(path), str(path), None, lambda: read_file(path))
 
 
@@ -187,3 +185,77 @@ def spectral_native(
         tuple(own.mean if own else 0.0 for own in found),
         tuple(own.std if own else 1.0 for own in found),
     )
+
+
+class FoundationEncoder(AdaptedEncoder, ABC):
+    """Base class of the encoders of images by a foundation model of TorchGeo.
+
+    A subclass states its ``family`` and implements ``build``.
+    """
+
+    #: Foundation model and its weights.
+    family: ClassVar[Family]
+    #: Whether images are passed as normalised by the statistics of the data if *units* is None.
+    standardised: ClassVar[bool] = False
+    #: Padding of the convolution of the patches in pixels.
+    padding: ClassVar[int] = 0
+
+    @with_arguments_of(AdaptedEncoder, without=('adapter', 'body', 'pads'), is_last=True)
+    def __init__(
+        self,
+        modality: Modality,
+        weights: Any = None,
+        pretrained: bool | None = None,
+        size: str | None = None,
+        units: str | None = None,
+        *,
+        load: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize the encoder.
+
+        Args:
+            modality: Modality to encode.
+            weights: Entry of TorchGeo's weights of the model or its name, a file, or a folder of the Hugging Face hub.
+            pretrained: True for TorchGeo's weights of *size*, False for random weights.
+            size: Size of the model; None for that of the weights.
+            units: ``'native'`` for the units and statistics of the pre-training, ``'standardised'`` for images as
+                normalised by the statistics of the data; None for ``'native'`` if the model has units.
+            load: Whether to load the weights; False if a checkpoint has them.
+            **kwargs: Arguments of ``AdaptedEncoder``.
+
+        Raises:
+            ValueError: If the weights are unknown or do not fit, or a band, wavelength or unit cannot be matched.
+            FileNotFoundError: If a file of weights does not exist.
+        """
+        check_arguments(modality, units, **kwargs)
+        found = find_weights(modality, self.family, size, weights, pretrained, load)
+        native, body = self.build(modality, found)
+        adapter = BandAdapter(modality, native, units == 'standardised' or (units is None and self.standardised))
+        state = found.read() if load and found.read else None
+        tensors = 0 if state is None else load_body(body, self.rename(state, body), native.label)
+        self.add_bands(body, adapter)
+        super().__init__(modality, adapter, body, **kwargs)
+        self.origin = found.origin(tensors)
+
+    @abstractmethod
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, nn.Module]:
+        """Return the input of the weights, and the model with random weights.
+
+        It is called before the module is initialised.
+
+        Args:
+            modality: Modality to encode.
+            weights: Size and name of the weights.
+
+        Raises:
+            ValueError: If a band or wavelength cannot be matched.
+        """
+
+    def rename(self, state: Mapping[str, Tensor], body: Any) -> Mapping[str, Tensor]:
+        """Return published tensors under the names of the model."""
+        return state
+
+    def add_bands(self, body: Any, adapter: BandAdapter) -> None:
+        """Add the parameters of bands that the weights lack, after the weights are loaded."""
+        body.add_terms(adapter, self.padding)

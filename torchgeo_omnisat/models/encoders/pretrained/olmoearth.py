@@ -3,7 +3,6 @@
 
 """OlmoEarth encoder of Sentinel-1 and Sentinel-2 time series."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,15 +17,17 @@ from torchgeo.models import OlmoEarthV1_Weights, olmoearth_v1
 
 from ....modality import Modality
 from ..registry import Origin, register_encoder
-from .adapter import canonical
+from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, RawImages, monthly_composites
-from .pixels import chosen_weights, read_weights
+from .weights import build_pretrained, load_strictly, read_weights
 
 #: Band sets by sensor, in the order of the channels (``Modality.band_sets`` of ``olmoearth_pretrain_minimal``).
 BAND_SETS = {
     'sentinel2_l2a': (('B2', 'B3', 'B4', 'B8'), ('B5', 'B6', 'B7', 'B8A', 'B11', 'B12'), ('B1', 'B9')),
     'sentinel1': (('VV', 'VH'),),
 }
+#: The same by sensor and index of the set.
+_SETS = {(sensor, number): names for sensor, sets in BAND_SETS.items() for number, names in enumerate(sets)}
 #: Maximum number of months.
 MONTHS = 12
 #: Licence of the weights, which forbids some uses.
@@ -76,8 +77,6 @@ class OlmoEarthEncoder(RawImages):
 
     native_mean: Tensor
     native_std: Tensor
-    #: Description of the weights; None for weights from elsewhere.
-    origin: Origin | None = None
 
     def __init__(
         self,
@@ -93,54 +92,43 @@ class OlmoEarthEncoder(RawImages):
         window: int = 32,
         chunk: int = 4,
     ) -> None:
-        sets = _match(bands)
-        units = (unit,) * len(bands) if isinstance(unit, str) else tuple(unit)
+        sets = complete_groups('OlmoEarth', bands, _SETS)
         if not 1 <= patch <= 8 or window < patch or window % patch or chunk < 1:
             raise ValueError(
                 f'patch is {patch}, window {window} and chunk {chunk}, expected a patch of 1 to 8 pixels, a window of '
                 'some patches, and at least one window'
             )
         super().__init__(bands, mean, std)
-        self.gsd, self.freeze, self.patch, self.window, self.chunk = gsd, freeze, patch, window, chunk
+        self.gsd, self.patch, self.window, self.chunk = gsd, patch, window, chunk
         #: Indices of the bands of each complete band set, by sensor and index of the set.
         self.sets = sets
         self.used = [band for places in sets.values() for band in places]
-        self.units = _check_units(bands, units, sets)
+        known = {
+            index: RADAR if sensor == 'sentinel1' else OPTICAL
+            for (sensor, _), places in sets.items()
+            for index in places
+        }
+        self.units = check_units('OlmoEarth', bands, unit, known)
         package = _import(_PACKAGE)
+        loaded = None if weights is None else read_weights(weights, OlmoEarthV1_Weights, LICENCE)
+        size = size or _size_of(weights) or 'nano'
         self.encoder: Any
-        if weights is not None:
-            state, origin = read_weights(weights, OlmoEarthV1_Weights, LICENCE)
-            size = size or _size_of(weights)
-            self.encoder = olmoearth_v1(None, model_size=size or 'nano', drop_path=0.0).encoder
-            self.origin = _load(self.encoder, state, origin)
-        else:
-            self.encoder = olmoearth_v1(None, model_size=size or 'nano', drop_path=0.0).encoder
+        self.encoder = olmoearth_v1(None, model_size=size, drop_path=0.0).encoder
+        if loaded is not None:
+            self.origin = _load(self.encoder, *loaded)
         numbers = package.Normalizer().norm_config
         names = [(sensor, name) for sensor, number in sets for name in _named(sensor, number)]
         for kind in ('mean', 'std'):
             values = [numbers[sensor][name][kind] for sensor, name in names]
             self.register_buffer(f'native_{kind}', torch.tensor(values).float().view(-1, 1, 1), persistent=False)
         if freeze:
-            self.requires_grad_(False)
-            self.encoder.eval()
+            self.freeze_modules('encoder')
         self.channels, self.strides = (int(self.encoder.embedding_size),), (patch,)
-
-    def train(self, mode: bool = True) -> 'OlmoEarthEncoder':
-        """Set the training mode; frozen weights stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze:
-            self.encoder.eval()
-        return self
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Bands, normalised with *mean* and *std*; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are ignored.
+        """Encode time series; the arguments are those of ``PixelEncoder``.
 
         Returns:
             One map of shape ``(B, D, H / patch, W / patch)``, rounded up, zero where no band set was observed.
@@ -233,26 +221,17 @@ def olmoearth_encoder(
     load: bool = True,
     **kwargs: Any,
 ) -> OlmoEarthEncoder:
-    """Build the OlmoEarth encoder of a modality.
+    """Build the OlmoEarth encoder of a modality; see ``build_pretrained``.
 
-    Args:
-        modality: Modality, with the unit of its images.
-        weights: See ``OlmoEarthEncoder``.
-        pretrained: True for the published weights of the smallest model, False for random weights.
-        load: Whether to load the weights; False if a checkpoint provides them.
-        **kwargs: Other arguments of ``OlmoEarthEncoder``. Without *mean* and *std*, images are in raw
-            units, unless ``set_statistics`` is called.
-
-    Raises:
-        ImportError: If ``olmoearth-pretrain-minimal`` is not installed.
-        ValueError: If neither weights nor *pretrained* are given, or the bands do not fit.
+    Other arguments are those of ``OlmoEarthEncoder``. Without *mean* and *std*, images are in raw units, unless
+    ``set_statistics`` is called.
     """
-    chosen = chosen_weights(modality.name, 'olmoearth', weights, pretrained, OlmoEarthV1_Weights.NANO)
-    kwargs.setdefault('size', None if chosen is None else _size_of(chosen))
-    encoder = OlmoEarthEncoder(modality.bands, modality.unit, modality.gsd, weights=chosen if load else None, **kwargs)
-    if chosen is not None and not load:
-        encoder.origin = Origin(str(chosen), 0, 'the checkpoint', LICENCE)
-    return encoder
+    if pretrained or weights is not None:
+        kwargs.setdefault('size', _size_of(weights or OlmoEarthV1_Weights.NANO))
+    return build_pretrained(
+        lambda chosen: OlmoEarthEncoder(modality.bands, modality.unit, modality.gsd, weights=chosen, **kwargs),
+        *(modality.name, 'olmoearth', weights, pretrained, load, OlmoEarthV1_Weights.NANO, LICENCE),
+    )
 
 
 def _import(name: str) -> Any:
@@ -277,47 +256,7 @@ def _named(sensor: str, number: int) -> list[str]:
     return [name.lower() if sensor == 'sentinel1' else f'B{name[1:].zfill(2)}' for name in names]
 
 
-def _match(bands: Sequence[str]) -> dict[tuple[str, int], list[int]]:
-    """Return the indices of the bands of each complete band set."""
-    names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
-    everything = [name for sets in BAND_SETS.values() for names_of in sets for name in names_of]
-    if double := sorted({name for name in names if names.count(name) > 1 and name in everything}):
-        raise ValueError(f'bands are {list(bands)}, expected {double} once')
-    found = {
-        (sensor, number): [names.index(name) for name in wanted]
-        for sensor, sets in BAND_SETS.items()
-        for number, wanted in enumerate(sets)
-        if set(wanted) <= set(names)
-    }
-    groups = [list(wanted) for sets in BAND_SETS.values() for wanted in sets]
-    if not found:
-        raise ValueError(f'bands are {list(bands)}, expected at least one band set of OlmoEarth: {groups}')
-    used = {band for places in found.values() for band in places}
-    if unused := [band for index, band in enumerate(bands) if index not in used]:
-        warnings.warn(f'OlmoEarth does not use the bands {unused}: it has the band sets {groups}', stacklevel=3)
-    return found
-
-
-def _check_units(
-    bands: Sequence[str], units: tuple[str, ...], sets: Mapping[tuple[str, int], Sequence[int]]
-) -> tuple[str, ...]:
-    if len(units) != len(bands):
-        raise ValueError(f'unit is {list(units)}, expected one, or one for each of the bands {list(bands)}')
-    for (sensor, _), places in sets.items():
-        expected = RADAR if sensor == 'sentinel1' else OPTICAL
-        for band in places:
-            if units[band] not in expected:
-                raise ValueError(f'unit of {bands[band]} is {units[band]!r}, expected one of {list(expected)}')
-    return units
-
-
 def _load(encoder: Any, state: Mapping[str, Tensor], origin: Origin) -> Origin:
     plain = {key.removeprefix('model.'): value for key, value in state.items()}
     part = {key.removeprefix('encoder.'): value for key, value in plain.items() if key.startswith('encoder.')} or plain
-    try:
-        encoder.load_state_dict(part, strict=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f'{origin.source} does not fit OlmoEarth: {error}; expected the size of the weights in size'
-        ) from error
-    return origin._replace(tensors=len(part))
+    return load_strictly(encoder, part, origin, 'this size of OlmoEarth')

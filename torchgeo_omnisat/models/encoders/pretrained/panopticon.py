@@ -16,11 +16,10 @@ from torchgeo.models import Panopticon_Weights, panopticon_vitb14
 from torchgeo.models.panopticon import Panopticon
 
 from ....modality import Modality
+from ....utils.signatures import with_arguments_of
 from ..registry import register_encoder
-from .adapter import BandAdapter
-from .backbone import load_body
-from .base import AdaptedEncoder, check_arguments
-from .foundation import POLARISATIONS, Family, band_wavelengths, find_weights, spectral_native
+from .adapter import Native
+from .foundation import POLARISATIONS, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody, prepend_class_token
 
 #: Size of the images that the position embedding of the published file is for.
@@ -73,21 +72,17 @@ class PanopticonBody(TokenBody):
         return whole & ~whole.all(1, keepdim=True)
 
 
-def _body(size: str, sensor: str) -> TokenBody:
-    return PanopticonBody(SIZES[size](), (-1.0,))
-
-
 #: Weights of Panopticon.
 FAMILY = Family(
     'panopticon',
     {'base': Panopticon_Weights.VIT_BASE14},
     dict.fromkeys(('s2', 's1', 'rgb', 'landsat'), 'by wavelength'),
-    _body,
+    lambda size, sensor: PanopticonBody(SIZES[size](), (-1.0,)),
 )
 
 
 @register_encoder('panopticon', temporal=False, per_date=True)
-class PanopticonEncoder(AdaptedEncoder):
+class PanopticonEncoder(FoundationEncoder):
     """Panopticon encoder of images whose bands are described by their wavelengths, for images of any size.
 
     Waldmann et al., "Panopticon: Advancing Any-Sensor Foundation Models for Earth Observation" (arXiv 2503.10845), as
@@ -97,50 +92,39 @@ class PanopticonEncoder(AdaptedEncoder):
     Panopticon has no units: images are normalised by the mean and standard deviation of each band ("standard normal
     normalization" in its README), which are those of the data.
 
-    Args:
-        modality: Modality to encode.
-        weights: ``'Panopticon_Weights.VIT_BASE14'`` or a file.
-        pretrained: True for TorchGeo's weights, False for random weights.
-        size: ``'base'`` or None.
-        orbit: ``'ascending'`` or ``'descending'`` for radar; None if unknown or both.
-        units: ``'standardised'`` or None.
-        freeze: See ``AdaptedEncoder``, as for the arguments that follow.
-        layer_decay: Factor of the learning rate from one layer to the layer before it.
-        levels: Indices of the blocks whose tokens are returned; None for the middle and the last.
-        chunk: Maximum number of images that are computed at once. The attention over bands takes memory.
-        load: Whether to load the weights; False if a checkpoint has them.
-
-    Raises:
-        ValueError: If the weights are unknown or do not fit, no band has a wavelength, or *orbit* is unknown.
-        FileNotFoundError: If a file of weights does not exist.
+    The size is ``'base'`` (``Panopticon_Weights.VIT_BASE14``).
     """
 
+    family = FAMILY
+    standardised = True
+
+    @with_arguments_of(FoundationEncoder, is_last=True)
     def __init__(
-        self,
-        modality: Modality,
-        weights: Any = None,
-        pretrained: bool | None = None,
-        size: str | None = None,
-        orbit: str | None = None,
-        units: str | None = None,
-        freeze: bool | str = False,
-        layer_decay: float = 1.0,
-        levels: Sequence[int] | None = None,
-        chunk: int = 8,
-        load: bool = True,
+        self, modality: Modality, weights: Any = None, *, orbit: str | None = None, chunk: int = 8, **kwargs: Any
     ) -> None:
-        check_arguments(modality, units, freeze, layer_decay, chunk)
+        """Initialize the encoder.
+
+        Args:
+            modality: Modality to encode.
+            weights: ``'Panopticon_Weights.VIT_BASE14'`` or a file.
+            orbit: ``'ascending'`` or ``'descending'`` for radar; None if unknown or both.
+            chunk: Maximum number of images that are computed at once. The attention over bands takes memory.
+            **kwargs: Arguments of ``FoundationEncoder``.
+
+        Raises:
+            ValueError: If *orbit* is unknown, or as for ``FoundationEncoder``.
+        """
         if orbit not in ORBITS:
             raise ValueError(f'orbit is {orbit!r} for {modality.name!r}, expected one of {list(ORBITS)}')
-        found = find_weights(modality, FAMILY, size, weights, pretrained, load)
-        known = band_wavelengths(modality, found.label)
-        adapter = BandAdapter(modality, spectral_native(modality, found.label, known, {}), units != 'native')
-        first = -1 - len(POLARISATIONS) * ORBITS.index(orbit)
+        self.orbit = orbit
+        super().__init__(modality, weights, chunk=chunk, **kwargs)
+
+    def build(self, modality: Modality, weights: Weights) -> tuple[Native, PanopticonBody]:
+        """Return the input of Panopticon, and the model for these wavelengths."""
+        known = band_wavelengths(modality, weights.label)
+        first = -1 - len(POLARISATIONS) * ORBITS.index(self.orbit)
         channels = [
             float(first - POLARISATIONS.index(value)) if isinstance(value, str) else value for value in known.values()
         ]
-        body = PanopticonBody(SIZES[found.size](), channels)
-        tensors = load_body(body, found.read(), found.label) if load and found.read else 0
-        body.add_terms(adapter)
-        super().__init__(modality, adapter, body, freeze, layer_decay, levels, chunk)
-        self.origin = found.origin(tensors)
+        native = spectral_native(modality, weights.label, known, {})
+        return native, PanopticonBody(SIZES[weights.size](), channels)

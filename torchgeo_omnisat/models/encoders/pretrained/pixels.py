@@ -3,26 +3,25 @@
 
 """Base class of the pre-trained encoders of pixel time series."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.models._api import WeightsEnum
 
-from ..registry import Origin
 from .cache import EmbeddingCache, content_keys
 from .composites import RawImages
-from .sources import read_entry, read_file
 
 #: Minimum scale of an embedding, whose values are of the order of one.
 _SMALLEST_SCALE = 1e-3
 
 
-class PixelEncoder(RawImages):
+class PixelEncoder(RawImages, ABC):
     """Base class of encoders that embed the time series of every pixel separately.
+
+    A subclass implements ``embed_images``.
 
     Embeddings that need no gradient are cached by the content of the pixel.
 
@@ -45,8 +44,6 @@ class PixelEncoder(RawImages):
     shift: Tensor
     scale: Tensor
     is_standardised: Tensor
-    #: Description of the weights; None for weights from elsewhere.
-    origin: Origin | None = None
 
     def __init__(
         self,
@@ -64,6 +61,37 @@ class PixelEncoder(RawImages):
         self.register_buffer('scale', torch.ones(dim))
         self.cache = EmbeddingCache(cache_size)
         self.channels, self.strides = (dim,), (1,)
+
+    def forward(
+        self,
+        image: Float[Tensor, 'b t c h w'],
+        dates: Int[Tensor, 'b t'],
+        valid: Bool[Tensor, 'b t'],
+        coordinates: Float[Tensor, 'b 2'] | None = None,
+    ) -> list[Tensor]:
+        """Encode time series.
+
+        Args:
+            image: Bands, normalised with *mean* and *std*; NaN is nodata.
+            dates: Days since 1970-01-01.
+            valid: Valid dates; the others are ignored.
+            coordinates: Longitude and latitude of each sample in degrees, NaN where unknown.
+
+        Returns:
+            One map of shape ``(B, D, H, W)``, zero where nothing was observed.
+
+        Raises:
+            ValueError: If the model cannot encode a series of this length.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            embedded = self.standardised(self.embed_images(image, dates, valid, coordinates))
+        return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=image.shape[-2])]
+
+    @abstractmethod
+    def embed_images(
+        self, image: Tensor, dates: Tensor, valid: Tensor, coordinates: Tensor | None
+    ) -> Float[Tensor, 'p d']:
+        """Return the embedding of each of the ``B x H x W`` pixels, zero where nothing was observed."""
 
     @property
     def is_cached(self) -> bool:
@@ -103,48 +131,3 @@ class PixelEncoder(RawImages):
                 computed = compute(torch.tensor(list(new.values()), device=first.device))
         values = self.cache.update(keys, list(new), computed.cpu().numpy())
         return torch.from_numpy(values).to(first.device)
-
-
-def read_weights(
-    weights: WeightsEnum | str | Path | Mapping[str, Tensor], known: type[WeightsEnum], licence: str
-) -> tuple[Mapping[str, Tensor], Origin]:
-    """Return a state dict and its origin, with the number of its tensors.
-
-    Args:
-        weights: Entry of TorchGeo or its name, a file, or a state dict.
-        known: Entries of the model.
-        licence: Licence of the published weights.
-
-    Raises:
-        ValueError: If the entry is unknown, or the file cannot be read as tensors.
-    """
-    if isinstance(weights, Mapping):
-        return weights, Origin('a state dict', len(weights), 'a state dict')
-    path = Path(str(weights)).expanduser()
-    if path.exists():
-        state: Mapping[str, Tensor] = read_file(path)
-        return state, Origin(path.name, len(state), str(path))  # it may hold other weights than the published ones
-    names = [str(entry) for entry in known]
-    entry: Any = next((entry for entry in known if str(weights) in (entry.name, str(entry))), None)
-    if entry is None:
-        raise ValueError(f'weights are {str(weights)!r}, expected a file or one of {names}')
-    state = read_entry(entry)
-    return state, Origin(str(entry), len(state), entry.url, licence)
-
-
-def chosen_weights[W: WeightsEnum](
-    name: str, label: str, weights: W | str | None, pretrained: bool | None, published: W
-) -> W | str | None:
-    """Return the weights of a specification, None for random ones.
-
-    Raises:
-        ValueError: If neither or both are given.
-    """
-    if weights is None and pretrained is None:
-        raise ValueError(
-            f'encoder of {name!r} is {label} without weights, expected weights: {published.name}, or a file, '
-            'to load them, or pretrained: false for random weights'
-        )
-    if weights is not None and pretrained is False:
-        raise ValueError(f'encoder of {name!r} has weights {weights!r} and pretrained: false, expected one')
-    return (weights or published) if pretrained or weights else None

@@ -3,7 +3,6 @@
 
 """Presto encoder of Sentinel-1 and Sentinel-2 pixel time series."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
 from ....modality import Modality
 from ..registry import Origin, register_encoder
-from .adapter import canonical
+from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, monthly_composites
-from .pixels import PixelEncoder, chosen_weights, read_weights
+from .pixels import PixelEncoder
+from .weights import build_pretrained, load_strictly, read_weights
 
 #: Channels of Presto, in its order: ``NORMED_BANDS`` in ``presto/dataops/pipelines/s1_s2_era5_srtm.py`` of
 #: https://github.com/nasaharvest/presto (MIT License; Tseng et al., arXiv 2304.14065).
@@ -39,6 +39,8 @@ _GROUPS = [
     next(index for index, group in enumerate(BANDS_GROUPS_IDX.values()) if channel in group)
     for channel in range(len(CHANNELS))
 ]
+#: Licence of the weights (README of the same repository).
+LICENCE = 'MIT'
 _SRTM = list(BANDS_GROUPS_IDX).index('SRTM')
 
 
@@ -103,7 +105,8 @@ class PrestoEncoder(PixelEncoder):
     ) -> None:
         freeze = kwargs.pop('frozen', freeze)  # its name in earlier checkpoints and configurations
         used = _match(bands)
-        units = _check_units(bands, (unit,) * len(bands) if isinstance(unit, str) else tuple(unit), used)
+        sensors = {index: 'S1' if CHANNELS[channel] in ('VV', 'VH') else 'S2' for index, channel in used.items()}
+        units = check_units('Presto', bands, unit, {index: UNITS[sensor] for index, sensor in sensors.items()})
         model: Any = presto(None, **kwargs)
         super().__init__(bands, mean, std, model.encoder.embedding_size, standardise, cache_size)
         self.ndvi, self.chunk = ndvi, chunk
@@ -119,42 +122,22 @@ class PrestoEncoder(PixelEncoder):
         self.encoder.norm = nn.Identity()
         self.encoder.blocks[0].register_forward_pre_hook(self._drop_location)
         if freeze:
-            self.requires_grad_(False)
+            self.freeze_modules('encoder', 'norm')
         self._located = True
         # Checkpoints written before batches had coordinates lack this buffer; they were trained without the location.
         self.register_buffer('uses_coordinates', torch.tensor(True))
         self.register_load_state_dict_pre_hook(_without_coordinates)
 
-    def forward(
-        self,
-        image: Float[Tensor, 'b t c h w'],
-        dates: Int[Tensor, 'b t'],
-        valid: Bool[Tensor, 'b t'],
-        coordinates: Float[Tensor, 'b 2'] | None = None,
-    ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Bands, normalised with *mean* and *std*; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are ignored.
-            coordinates: Longitude and latitude of each sample in degrees, NaN where unknown.
-
-        Returns:
-            One map of shape ``(B, D, H, W)``, zero where no band group was observed.
-
-        Raises:
-            ValueError: If a series spans more months than Presto can encode.
-        """
-        with torch.autocast(image.device.type, enabled=False):
-            x, month = self.composites(image, dates, valid)
-            height = x.shape[-2]
-            pixels = height * x.shape[-1]
-            months, places = month.repeat_interleave(pixels), None
-            if coordinates is not None and self.uses_coordinates:
-                places = coordinates.flip(-1).repeat_interleave(pixels, 0)
-            embedded = self.standardised(self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months, places))
-        return [rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=height)]
+    def embed_images(
+        self, image: Tensor, dates: Tensor, valid: Tensor, coordinates: Tensor | None
+    ) -> Float[Tensor, 'p d']:
+        """Return the embedding of each pixel."""
+        x, month = self.composites(image, dates, valid)
+        pixels = x.shape[-2] * x.shape[-1]
+        months, places = month.repeat_interleave(pixels), None
+        if coordinates is not None and self.uses_coordinates:
+            places = coordinates.flip(-1).repeat_interleave(pixels, 0)
+        return self.embed(rearrange(x, 'b t c h w -> (b h w) t c'), months, places)
 
     def composites(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
@@ -240,46 +223,23 @@ def presto_encoder(
     load: bool = True,
     **kwargs: Any,
 ) -> PrestoEncoder:
-    """Build the Presto encoder of a modality.
+    """Build the Presto encoder of a modality; see ``build_pretrained``.
 
-    Args:
-        modality: Modality, with the unit of its images.
-        weights: See ``PrestoEncoder``.
-        pretrained: True for the published weights, False for random weights.
-        load: Whether to load the weights; False if a checkpoint provides them.
-        **kwargs: Other arguments of ``PrestoEncoder``. Without *mean* and *std*, images are in raw
-            units, unless ``set_statistics`` is called.
-
-    Raises:
-        ValueError: If the modality has an unsuitable GSD, or neither weights nor *pretrained* are given.
+    Other arguments are those of ``PrestoEncoder``. Without *mean* and *std*, images are in raw units, unless
+    ``set_statistics`` is called.
     """
-    chosen = chosen_weights(modality.name, 'presto', weights, pretrained, Presto_Weights.PRESTO)
-    encoder = PrestoEncoder(modality.bands, modality.unit, weights=chosen if load else None, **kwargs)
-    if chosen is not None and not load:
-        encoder.origin = Origin(str(chosen), 0, 'the checkpoint', 'MIT')
-    return encoder
+    return build_pretrained(
+        lambda chosen: PrestoEncoder(modality.bands, modality.unit, weights=chosen, **kwargs),
+        *(modality.name, 'presto', weights, pretrained, load, Presto_Weights.PRESTO, LICENCE),
+    )
 
 
 def _match(bands: Sequence[str]) -> dict[int, int]:
     """Return the channel of Presto by index of the band, for bands of complete groups."""
-    names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
-    if double := sorted({name for name in names if names.count(name) > 1 and name in READ}):
-        raise ValueError(f'bands are {list(bands)}, expected {double} once')
-    channels = {CHANNELS.index(name): index for index, name in enumerate(names) if name in READ}
-    used = {
-        channels[channel]: channel
-        for group in BANDS_GROUPS_IDX.values()
-        if set(group) <= set(channels)
-        for channel in group
-    }
-    groups = [
-        [CHANNELS[c] for c in group] for group in BANDS_GROUPS_IDX.values() if set(group) <= set(range(len(READ)))
-    ]
-    if not used:
-        raise ValueError(f'bands are {list(bands)}, expected at least one whole group of those of Presto: {groups}')
-    if unused := [band for index, band in enumerate(bands) if index not in used]:
-        warnings.warn(f'Presto does not use the bands {unused}: it has the groups {groups}', stacklevel=3)
-    return used
+    groups = {tuple(group): [CHANNELS[channel] for channel in group] for group in BANDS_GROUPS_IDX.values()}
+    read = {group: names for group, names in groups.items() if set(names) <= set(READ)}
+    found = complete_groups('Presto', bands, read)
+    return {index: channel for group, places in found.items() for index, channel in zip(places, group, strict=True)}
 
 
 def _without_coordinates(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -293,20 +253,7 @@ def _check_place(latlon: Sequence[float]) -> tuple[float, float]:
     return float(latlon[0]), float(latlon[1])
 
 
-def _check_units(bands: Sequence[str], units: Sequence[str], used: Mapping[int, int]) -> tuple[str, ...]:
-    if len(units) != len(bands):
-        raise ValueError(f'unit is {list(units)}, expected one, or one for each of the bands {list(bands)}')
-    for index, channel in used.items():
-        expected = UNITS['S1' if CHANNELS[channel] in ('VV', 'VH') else 'S2']
-        if units[index] not in expected:
-            raise ValueError(f'unit of {bands[index]} is {units[index]!r}, expected one of {list(expected)} for Presto')
-    return tuple(units)
-
-
 def _load(model: nn.Module, weights: Presto_Weights | str | Path | Mapping[str, Tensor]) -> Origin:
-    state, origin = read_weights(weights, Presto_Weights, 'MIT')
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f'{origin.source} does not fit Presto: {error}') from error
+    state, origin = read_weights(weights, Presto_Weights, LICENCE)
+    origin = load_strictly(model, state, origin, 'Presto')
     return origin._replace(tensors=sum(key.startswith('encoder.') for key in model.state_dict()))

@@ -128,26 +128,32 @@ def find_source(
         return _timm(name, modality_name, pretrained)
     if (entry := find_entry(name, weights)) is not None:
         return entry_source(name, entry)
-    path = Path(str(weights)).expanduser()
-    if not names_file(path, load):
-        raise ValueError(
-            f'weights {str(weights)!r} of the encoder of {modality_name!r} are unknown, expected a file, a folder of '
-            f'the Hugging Face hub or one of {entries_of(name) or "none: TorchGeo has no weights of this model"}'
-        )
+    path = find_file(modality_name, weights, entries_of(name), load)
     chosen = tuple(bands or modality_bands)
     native = Native(str(path), chosen, (None,) * len(chosen), (0.0,) * len(chosen), (1.0,) * len(chosen), True)
     return Source(name, native, True, str(path), None, lambda: read_file(path))
 
 
-def names_file(path: Path, load: bool) -> bool:
-    """Return whether weights that are no entry of TorchGeo are those of a file or folder.
+def find_file(modality_name: str, weights: Any, entries: Sequence[str], load: bool) -> Path:
+    """Return the path of weights that are no entry of TorchGeo.
 
     Args:
-        path: File, or folder of the Hugging Face hub.
+        modality_name: Name of the modality in errors.
+        weights: File, or folder of the Hugging Face hub; ``~`` is the home folder.
+        entries: Entries of TorchGeo in errors.
         load: Whether it will be read. If not, it may have been moved since the checkpoint was written.
+
+    Raises:
+        ValueError: If it is neither.
     """
+    path = Path(str(weights)).expanduser()
     known = path.exists() or path.suffix in ('.pt', '.pth', '.safetensors', '.ckpt', '.bin')
-    return known or (not load and _ENTRY.fullmatch(str(path)) is None)
+    if not known and (load or _ENTRY.fullmatch(str(path))):
+        raise ValueError(
+            f'weights {str(weights)!r} of the encoder of {modality_name!r} are unknown, expected a file, a folder of '
+            f'the Hugging Face hub or one of {list(entries) or "none: TorchGeo has no weights of this model"}'
+        )
+    return path
 
 
 def entries_of(name: str) -> list[str]:

@@ -20,8 +20,9 @@ from torchvision.transforms.v2 import Normalize
 from ....modality import Modality
 from ....utils.observed import observed
 from ..registry import Origin, register_encoder
-from .adapter import canonical
-from .pixels import PixelEncoder, chosen_weights, read_weights
+from .bands import check_units, complete_groups
+from .pixels import PixelEncoder
+from .weights import build_pretrained, load_strictly, read_weights
 
 #: Entry of TorchGeo by sensor.
 ENTRIES = {'s2': Tessera_Weights.TESSERA_SENTINEL2_ENCODER, 's1': Tessera_Weights.TESSERA_SENTINEL1_ENCODER}
@@ -97,12 +98,11 @@ class TesseraEncoder(PixelEncoder):
         hidden_dim: int = 4096,
     ) -> None:
         sensor, used = _match(bands)
-        if unit not in UNITS[sensor]:
-            raise ValueError(f'unit of {list(bands)} is {unit!r}, expected one of {list(UNITS[sensor])} for TESSERA')
+        check_units('TESSERA', bands, unit, dict.fromkeys(used, UNITS[sensor]))
         if dates < 1:
             raise ValueError(f'dates is {dates}, expected at least 1')
         super().__init__(bands, mean, std, 4 * latent_dim, standardise, cache_size)
-        self.sensor, self.unit, self.freeze, self.dates, self.chunk = sensor, unit, freeze, dates, chunk
+        self.sensor, self.unit, self.dates, self.chunk = sensor, unit, dates, chunk
         #: Index of the band by channel of TESSERA.
         self.used = used
         transform: Any = next(step for step in ENTRIES[sensor].transforms.modules() if isinstance(step, Normalize))
@@ -112,38 +112,15 @@ class TesseraEncoder(PixelEncoder):
         if weights is not None:
             self.origin = _load(self.encoder, sensor, weights)
         if freeze:
-            self.requires_grad_(False)
-            self.encoder.eval()
+            self.freeze_modules('encoder')
 
-    def train(self, mode: bool = True) -> 'TesseraEncoder':
-        """Set the training mode; frozen weights stay in evaluation mode, without dropout."""
-        super().train(mode)
-        if self.freeze:
-            self.encoder.eval()
-        return self
-
-    def forward(
-        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
-    ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Bands, normalised with *mean* and *std*; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are ignored.
-
-        Returns:
-            One map of shape ``(B, D, H, W)``, zero where no date has all bands.
-        """
+    def embed_images(
+        self, image: Tensor, dates: Tensor, valid: Tensor, coordinates: Tensor | None
+    ) -> Float[Tensor, 'p d']:
+        """Return the embedding of each pixel, one sample at a time, to bound memory."""
         days = day_of_year(dates).to(image.device)
         order = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).argsort(dim=1, stable=True)
-        with torch.autocast(image.device.type, enabled=False):
-            rows = [
-                self._embed_sample(*parts) for parts in zip(image, days, valid, order, strict=True)
-            ]  # one sample at a time, to bound memory
-            embedded = self.standardised(torch.cat(rows))
-        maps = rearrange(embedded.to(image.dtype), '(b h w) d -> b d h w', b=len(image), h=image.shape[-2])
-        return [maps]
+        return torch.cat([self._embed_sample(*parts) for parts in zip(image, days, valid, order, strict=True)])
 
     def _embed_sample(self, image: Tensor, days: Tensor, valid: Tensor, order: Tensor) -> Tensor:
         kept = order[: max(1, int(valid.sum()))]
@@ -183,27 +160,18 @@ def tessera_encoder(
     load: bool = True,
     **kwargs: Any,
 ) -> TesseraEncoder:
-    """Build the TESSERA encoder of a modality.
+    """Build the TESSERA encoder of a modality; see ``build_pretrained``.
 
-    Args:
-        modality: Modality, with the unit of its images.
-        weights: See ``TesseraEncoder``.
-        pretrained: True for the published weights, False for random weights.
-        load: Whether to load the weights; False if a checkpoint provides them.
-        **kwargs: Other arguments of ``TesseraEncoder``. Without *mean* and *std*, images are in raw
-            units, unless ``set_statistics`` is called.
-
-    Raises:
-        ValueError: If neither weights nor *pretrained* are given, or the bands do not fit.
+    Other arguments are those of ``TesseraEncoder``. Without *mean* and *std*, images are in raw units, unless
+    ``set_statistics`` is called.
     """
     sensor: Literal['s1', 's2'] = _match(modality.bands)[0]
-    chosen = chosen_weights(modality.name, 'tessera', weights, pretrained, ENTRIES[sensor])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of unused bands, given above
-        encoder = TesseraEncoder(modality.bands, modality.unit, weights=chosen if load else None, **kwargs)
-    if chosen is not None and not load:
-        encoder.origin = Origin(str(chosen), 0, 'the checkpoint', LICENCE)
-    return encoder
+        return build_pretrained(
+            lambda chosen: TesseraEncoder(modality.bands, modality.unit, weights=chosen, **kwargs),
+            *(modality.name, 'tessera', weights, pretrained, load, ENTRIES[sensor], LICENCE),
+        )
 
 
 def spaced_evenly(usable: Bool[Tensor, 'p t'], count: int) -> Int[Tensor, 'p k']:
@@ -228,19 +196,12 @@ def day_of_year(dates: Int[Tensor, 'b t']) -> Float[Tensor, 'b t']:
 
 
 def _match(bands: Sequence[str]) -> tuple[Literal['s1', 's2'], list[int]]:
-    names = ['' if band.upper().startswith('SR_') else canonical(band) for band in bands]  # those of Landsat differ
-    complete = [sensor for sensor, known in BANDS.items() if set(known) <= set(names)]
-    if len(complete) != 1:
-        raise ValueError(
-            f'bands are {list(bands)}, expected all of those of one sensor, each with its own encoder: '
-            f'{[list(known) for known in BANDS.values()]}'
-        )
-    known = BANDS[complete[0]]
-    if double := [name for name in known if names.count(name) > 1]:
-        raise ValueError(f'bands are {list(bands)}, expected {double} once')
-    if unused := [band for band, name in zip(bands, names, strict=True) if name not in known]:
-        warnings.warn(f'TESSERA does not use the bands {unused}: it has {list(known)}', stacklevel=3)
-    return ('s1' if complete[0] == 's1' else 's2'), [names.index(name) for name in known]
+    """Return the sensor, and the index of the band by channel of TESSERA."""
+    found = complete_groups('TESSERA', bands, BANDS)
+    if len(found) != 1:
+        raise ValueError(f'bands are {list(bands)}, expected those of one sensor, each with its own encoder')
+    sensor, used = next(iter(found.items()))
+    return ('s1' if sensor == 's1' else 's2'), used
 
 
 def _load(
@@ -249,8 +210,4 @@ def _load(
     state, origin = read_weights(weights, Tessera_Weights, LICENCE)
     prefix = f'{sensor}_backbone.'
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or dict(state)
-    try:
-        model.load_state_dict(part, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f'{origin.source} does not fit the encoder of {sensor} of TESSERA: {error}') from error
-    return origin._replace(tensors=len(part))
+    return load_strictly(model, part, origin, f'the encoder of {sensor} of TESSERA')
