@@ -52,10 +52,7 @@ def test_foundation_models_are_listed() -> None:
     assert found['s2', 'CROMABase_Weights.CROMA_VIT'] == (86, '8', 'mit')
     assert found['rgb', 'DOFABase16_Weights.DOFA_MAE'] == (111, '16', 'cc-by-4.0')
     assert found['s2', 'DOFALarge16_Weights.DOFA_MAE'][0] > 300
-    assert found['landsat', 'Panopticon_Weights.VIT_BASE14'][1:] == (
-        '14',
-        'see https://github.com/Panopticon-FM/panopticon',
-    )
+    assert found['landsat', 'Panopticon_Weights.VIT_BASE14'][1:] == ('14', 'apache-2.0')
     assert found['s2', 'DEO_Weights.DEO_SWIN'] == (87, '4..32', 'MIT')
     assert found['s1', 'CopernicusFM_Base_Weights.CopernicusFM_ViT'][2] == 'cc-by-4.0'
 
@@ -66,7 +63,9 @@ def test_licences_of_repositories_are_stated() -> None:
     assert rows['swin_v2_t', 'SENTINEL2_MI_MS_SATLAS'] == 'odc-by'
     assert rows['resnet50', 'LANDSAT_OLI_SR_MOCO'] == 'cc0-1.0'
     assert rows['swin_t', 'CITYSCAPES_SEMSEG'] == 'cc-by-nc-4.0 *'
-    assert rows['resnet50', 'SENTINEL2_ALL_SOFTCON'] == 'see https://github.com/zhu-xlab/softcon'
+    assert rows['resnet50', 'SENTINEL2_ALL_SOFTCON'] == 'cc-by-4.0'
+    assert rows['resnet50', 'SENTINEL2_ALL_SECO_ECO'] == 'mit'
+    assert not [name for name, licence in rows.items() if licence.startswith('see ')]
 
 
 def test_olmoearth_is_listed_without_its_package() -> None:

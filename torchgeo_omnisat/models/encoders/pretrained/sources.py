@@ -35,6 +35,11 @@ LICENCES = {
     'https://github.com/antofuller/CROMA': 'mit',  # card of https://huggingface.co/torchgeo/croma
     'https://github.com/ServiceNow/seasonal-contrast': 'apache-2.0',  # card of torchgeo/resnet50_sentinel2_rgb_seco
     'https://github.com/facebookresearch/Mask2Former/': 'cc-by-nc-4.0',  # MODEL_ZOO.md: "All models available"
+    'https://github.com/zhu-xlab/softcon': 'cc-by-4.0',  # docs/api/weights/sar.csv of TorchGeo
+    'https://github.com/zhu-xlab/FGMAE': 'cc-by-4.0',  # card of https://huggingface.co/wangyi111/FGMAE
+    'https://github.com/sustainlab-group/geography-aware-ssl': 'cc-by-4.0',  # card of torchgeo/resnet50_fmow_rgb_gassl
+    'https://github.com/Panopticon-FM/panopticon': 'apache-2.0',  # docs/api/weights/agnostic.csv of TorchGeo
+    'https://github.com/PlekhanovaElena/ssl4eco': 'mit',  # LICENSE of the repository, for its software
     'https://github.com/torchgeo/torchgeo': 'cc0-1.0',  # card of https://huggingface.co/torchgeo/ssl4eo_landsat
 }
 #: Name of an entry of TorchGeo, with or without that of its class.
