@@ -72,7 +72,7 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'prediction.single': 'prediction.raster',
     'prediction.stitching': 'prediction.tiling',
     'prediction.work': 'prediction.writer',
-    'quiet': 'utils.quiet',
+    'quiet': 'utils.console',
     'tasks.degraded': 'evaluation.robustness',
     'tasks.files': 'tasks.checkpoints',
     'tasks.finite': 'utils.finite',
@@ -83,8 +83,10 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.sharding': 'utils.sharding',
     'tasks.statistics': 'tasks.normalization',
     'tasks.upset': 'evaluation.plots',
+    'tasks.encoders': 'tasks.base',
     'tasks.views': 'tasks.pretraining',
     'tasks.weights': 'tasks.backbone',
+    'utils.quiet': 'utils.console',
 }
 
 

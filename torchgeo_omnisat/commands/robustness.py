@@ -17,8 +17,7 @@ from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.checkpoints import read_checkpoint
-from ..utils.console import say
-from ..utils.quiet import quiet
+from ..utils.console import quiet, say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 

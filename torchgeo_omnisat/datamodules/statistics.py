@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
@@ -37,34 +38,16 @@ from ..utils.cache import cache_folder
 from ..utils.jsonfile import load_json
 
 
-class _Each(Dataset[Any]):
-    """Dataset of the results of a function for each index."""
-
-    def __init__(self, function: Callable[[int], Any], length: int) -> None:
-        self.function, self.length = function, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(index)
-
-
-def stream(function: Callable[[int], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:
+def stream(function: Callable[[Any], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:
     """Call a function of the indices *first* to *length* - 1 in worker processes, and yield the results in order."""
     loader: DataLoader[Any] = DataLoader(
-        _Each(function, length),
+        range(first, length),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=range(first, length),
         num_workers=num_workers,
-        collate_fn=_identity,  # or numbers would become tensors
+        collate_fn=function,  # which workers call
         generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
     )
     yield from tqdm(loader, initial=first, total=length, desc=title, unit=' samples', disable=None, leave=False)
-
-
-def _identity(result: Any) -> Any:
-    return result
 
 
 #: File with the statistics of a dataset.
@@ -162,7 +145,7 @@ def measure(
     for name in modalities:
         for group in seen:
             if files := measured_files(dataset, name, [place for place in places if groups[place] == group]):
-                prints.setdefault(name, {})[group] = Fingerprint.of(*files).as_dict()
+                prints.setdefault(name, {})[group] = asdict(Fingerprint.of(*files))
     what = [about, type(dataset).__name__, list(groups), list(places), [m.as_dict() for m in modalities.values()]]
     what.append(prints)
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()

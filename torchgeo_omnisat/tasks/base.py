@@ -6,7 +6,7 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -37,7 +37,6 @@ from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard_task
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
-from .encoders import describe_encoders, learning_rates
 from .normalization import (
     KINDS,
     Inherited,
@@ -672,6 +671,30 @@ def _is_image(key: str, value: Any) -> bool:
 def _of_missing_bands(name: str) -> bool:
     """Return whether a parameter is a term of missing bands, which come last in the optimiser."""
     return name.split('.')[-1] == MISSING
+
+
+def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
+    backbone = getattr(getattr(task, 'model', None), 'backbone', None)
+    yield from getattr(backbone, 'encoders', nn.ModuleDict()).items()
+
+
+def learning_rates(task: Any) -> dict[nn.Parameter, float]:
+    """Return the factors of the learning rate of parameters whose encoders have a layer decay."""
+    rates: dict[nn.Parameter, float] = {}
+    for _, encoder in _encoders(task):
+        for module in encoder.modules():
+            if callable(own := getattr(module, 'learning_rates', None)):
+                rates |= own()
+    return rates
+
+
+def describe_encoders(task: Any) -> str:
+    """Return which weights the encoder of each modality has."""
+    said = []
+    for name, encoder in _encoders(task):
+        origins = [str(module.origin) for module in encoder.modules() if getattr(module, 'origin', None) is not None]
+        said.append(f'{name}: {"; ".join(origins) or "random weights"}')
+    return '; '.join(said)
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:

@@ -141,7 +141,7 @@ def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str |
 
 def _only(sources: Sources, measured: Mapping[str, Any], names: Collection[str]) -> str | None:
     fitting = [source for source, entry in sources.items() if set(names) <= set(entry['mean'])]
-    equal = [source for source in fitting if all(_equal(sources[source], measured, name) for name in names)]
+    equal = [source for source in fitting if all(_numbers(sources[source], n) == _numbers(measured, n) for n in names)]
     alike = [source for source in fitting if sources[source]['data'] and sources[source]['data'] == measured['data']]
     return next((found[0] for found in (fitting, equal[:1], alike) if len(found) == 1), None)
 
@@ -149,7 +149,7 @@ def _only(sources: Sources, measured: Mapping[str, Any], names: Collection[str])
 def _refuse_renamed(sources: Sources, measured: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
     """Reject images with the statistics of a modality that has another name, and thus another encoder, in a source."""
     for name, source in chosen.items():
-        own = (measured.get('mean') or {}).get(name), (measured.get('std') or {}).get(name)
+        own = _numbers(measured, name)
         if None in own or own == _numbers(sources[source], name):
             continue
         for other, entry in sources.items():
@@ -162,11 +162,5 @@ def _refuse_renamed(sources: Sources, measured: Mapping[str, Any], chosen: Mappi
                 )
 
 
-def _numbers(entry: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    return entry['mean'].get(name), entry['std'].get(name)
-
-
-def _equal(entry: Mapping[str, Any], measured: Mapping[str, Any], name: str) -> bool:
-    return (measured.get('mean') or {}).get(name) == entry['mean'][name] and (measured.get('std') or {}).get(
-        name
-    ) == entry['std'][name]
+def _numbers(entry: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    return tuple((entry.get(kind) or {}).get(name) for kind in KINDS)

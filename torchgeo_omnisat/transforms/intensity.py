@@ -212,11 +212,12 @@ class RandomBandDropout(Transform):
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Set the dropped bands to NaN."""
-        changed = dict(batch)
-        for m in self.present(batch):
+
+        def change(m: Modality, image: Tensor) -> Tensor:
             lost = ~params[m.name][:, None] if m.temporal else ~params[m.name]
-            changed[m.image_key] = batch[m.image_key].masked_fill(lost[..., None, None], torch.nan)
-        return changed
+            return image.masked_fill(lost[..., None, None], torch.nan)
+
+        return self.with_images(batch, change)
 
 
 class RandomJitter(Transform):

@@ -1,13 +1,17 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Console output, in which control characters of names and files are escaped."""
+"""Console output, in which control characters of names and files are escaped, and silence of Lightning."""
 
 import codecs
+import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 #: Unicode categories of control characters and other characters that a terminal cannot display.
 _HIDDEN = {'Cc', 'Cf', 'Cs', 'Zl', 'Zp'}
@@ -51,6 +55,22 @@ def table_cell(text: object) -> str:
     """Escape a text for a cell of a Markdown table, as a single line."""
     escaped = str(text).replace('\\', '\\\\').replace('|', '\\|').replace('`', '\\`').replace('<', '&lt;')
     return printable(' '.join(escaped.split()))
+
+
+@contextmanager
+def quiet(every_warning: bool = False, level: int = logging.ERROR) -> Iterator[None]:
+    """Silence Lightning's loggers below *level* and its warnings, or all warnings; the progress bar stays."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='' if every_warning else 'lightning')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def use_utf8() -> None:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -101,11 +102,9 @@ def of_parser(message: str) -> str:
 def _frames(traceback: TracebackType | None) -> list[tuple[str, str, str]]:
     """Return package, file and source line of each frame, the innermost last."""
     found = []
-    while traceback is not None:
-        code, module = traceback.tb_frame.f_code, traceback.tb_frame.f_globals.get('__name__', '')
-        text = linecache.getline(code.co_filename, traceback.tb_lineno).strip()
-        found.append((str(module).partition('.')[0], code.co_filename, text))
-        traceback = traceback.tb_next
+    for frame, number in walk_tb(traceback):
+        file, module = frame.f_code.co_filename, str(frame.f_globals.get('__name__', ''))
+        found.append((module.partition('.')[0], file, linecache.getline(file, number).strip()))
     return found
 
 
@@ -115,12 +114,10 @@ def _reads_checkpoint(frames: list[tuple[str, str, str]]) -> bool:
 
 def _checkpoint_of(traceback: TracebackType | None) -> str:
     """Return the path of the file that ``torch.load`` was reading."""
-    while traceback is not None:
-        code, values = traceback.tb_frame.f_code, traceback.tb_frame.f_locals
+    for frame, _ in walk_tb(traceback):
+        code, file = frame.f_code, frame.f_locals.get('f')
         if code.co_name == 'load' and code.co_filename.endswith(os.path.join('torch', 'serialization.py')):
-            file = values.get('f')
             return str(file if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'a file'))
-        traceback = traceback.tb_next
     return 'a file'
 
 

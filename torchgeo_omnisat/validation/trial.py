@@ -23,7 +23,7 @@ from ..models.encoders.registry import class_paths
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from ..tasks.checkpoints import limited_size, read_hyper_parameters
 from ..utils import errors
-from ..utils.quiet import quiet
+from ..utils.console import quiet
 from .values import SplitValues
 
 #: Number of tiles in the batch.

@@ -6,6 +6,7 @@
 import json
 import os
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ class TestFingerprint:
         assert Fingerprint.of(found, ['1']).digest != Fingerprint.of(found, ['2']).digest
 
     def test_what_changed_is_described(self) -> None:
-        then = json.loads(json.dumps(Fingerprint.of([('a', 3, 5), ('b', 4, 6)]).as_dict()))
+        then = json.loads(json.dumps(asdict(Fingerprint.of([('a', 3, 5), ('b', 4, 6)]))))
         assert describe_change(then, [('a', 3, 7), ('b', 4, 8)]) == '2 of 2 files are newer, such as b'
         assert describe_change(then, [('a', 3, 5)]) == 'there were 2 files, there are 1'
         assert describe_change(then, [('a', 3, 5), ('b', 5, 6)]) == 'the 2 files had 7 bytes, they have 8'

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,10 +127,6 @@ class Fingerprint:
         text = json.dumps([list(samples), found])
         sizes, times = [size or 0 for _, size, _ in found], [time or 0 for *_, time in found]
         return cls(len(found), sum(sizes), max(times, default=0), hashlib.sha256(text.encode()).hexdigest()[:32])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the values as a dict for a JSON file."""
-        return asdict(self)
 
 
 def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
