@@ -59,7 +59,7 @@ def case(sensor: str, name: str, freeze: bool, size: int, dates: int) -> tuple[A
 
     from torchgeo_omnisat import Modality
     from torchgeo_omnisat.models.encoders import build_encoders
-    from torchgeo_omnisat.models.encoders.pretrained.backbone import make_body
+    from torchgeo_omnisat.models.encoders.pretrained.images.backbone import make_body
 
     temporal = sensor == 's2'
     bands = BANDS if temporal else ('R', 'G', 'B')

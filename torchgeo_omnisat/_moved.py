@@ -22,6 +22,16 @@ _FOLDERS = (
         'bandfiles cf distortion frames georeference netcdf products sentinel stac stacks',
     ),
     ('models', 'models.encoders', 'bands image ltae packing patches published temporal utae weights'),
+    (
+        'models.encoders.pretrained',
+        'models.encoders.pretrained.images',
+        'backbone base copernicusfm croma deo dofa foundation panopticon tokens',
+    ),
+    (
+        'models.encoders.pretrained',
+        'models.encoders.pretrained.series',
+        'cache composites olmoearth pixels presto tessera',
+    ),
     ('tasks', 'evaluation', 'plots report retrieval subsets'),
 )
 #: New path of each module by its old one, below the package.
@@ -88,6 +98,11 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.weights': 'tasks.backbone',
     'utils.quiet': 'utils.console',
 }
+
+
+def old_names(module: str) -> list[str]:
+    """Return the old paths of a module."""
+    return [f'{PACKAGE}.{old}' for old, new in MOVED.items() if f'{PACKAGE}.{new}' == module]
 
 
 class MovedFinder(MetaPathFinder, Loader):

@@ -24,8 +24,8 @@ from torchgeo_omnisat.tasks.checkpoints import PREFIX, limited_size, read_hyper_
 from torchgeo_omnisat.validation.trial import try_training
 
 TASK = 'torchgeo_omnisat.tasks.segmentation.OmniSatSegmentation'
-PRESTO = 'torchgeo_omnisat.models.encoders.pretrained.presto.presto_encoder'
-TESSERA = 'torchgeo_omnisat.models.encoders.pretrained.tessera.tessera_encoder'
+PRESTO = 'torchgeo_omnisat.models.encoders.pretrained.presto.presto_encoder'  # the path of earlier checkpoints
+TESSERA = 'torchgeo_omnisat.models.encoders.pretrained.series.tessera.tessera_encoder'
 EVIL = {'class_path': 'evil_encoders.Encoder'}
 
 
@@ -136,10 +136,10 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(args)
 
     for name in (
-        'weights.read_file',
-        'weights.read_entry',
-        'foundation.read_file',
-        'foundation.read_entry',
+        'series.weights.read_file',
+        'series.weights.read_entry',
+        'images.foundation.read_file',
+        'images.foundation.read_entry',
         'sources.read_file',
     ):
         monkeypatch.setattr(f'torchgeo_omnisat.models.encoders.pretrained.{name}', read)

@@ -13,7 +13,7 @@ from lightning.pytorch import seed_everything
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.backbone import load_backbone
 
-from ..models.encoders.pretrained.test_presto import SMALL
+from ..models.encoders.pretrained.series.test_presto import SMALL
 from .helpers import MODALITIES, TOLD, make_loader, make_sample, make_trainer
 
 

@@ -8,15 +8,15 @@ from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
 from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
-from .encoders.pretrained.copernicusfm import CopernicusFMEncoder
-from .encoders.pretrained.croma import CROMAEncoder
-from .encoders.pretrained.deo import DEOEncoder
 from .encoders.pretrained.dictionary import DictionaryEncoder
-from .encoders.pretrained.dofa import DOFAEncoder
-from .encoders.pretrained.olmoearth import OlmoEarthEncoder
-from .encoders.pretrained.panopticon import PanopticonEncoder
-from .encoders.pretrained.presto import PrestoEncoder
-from .encoders.pretrained.tessera import TesseraEncoder
+from .encoders.pretrained.images.copernicusfm import CopernicusFMEncoder
+from .encoders.pretrained.images.croma import CROMAEncoder
+from .encoders.pretrained.images.deo import DEOEncoder
+from .encoders.pretrained.images.dofa import DOFAEncoder
+from .encoders.pretrained.images.panopticon import PanopticonEncoder
+from .encoders.pretrained.series.olmoearth import OlmoEarthEncoder
+from .encoders.pretrained.series.presto import PrestoEncoder
+from .encoders.pretrained.series.tessera import TesseraEncoder
 from .encoders.registry import register_encoder
 from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae

@@ -188,3 +188,20 @@ def test_classes_are_saved_as_plain_types(module: str, tmp_path: Path) -> None:
     assert built.hparams['backbone_args'] == {'encoders': {'s2': 'ltae'}}
     own = registry.import_class('s2', f'{module}.Mean')
     assert task(own).hparams['backbone_args'] == {'encoders': {'s2': {'class_path': f'{module}.Mean'}}}
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('presto.presto_encoder', 'series.presto.presto_encoder'),
+        ('croma.CROMAEncoder', 'images.croma.CROMAEncoder'),
+        ('dictionary.dictionary_encoder', 'dictionary.dictionary_encoder'),
+    ],
+)
+def test_old_class_paths_are_registered(old: str, new: str, recwarn: pytest.WarningsRecorder) -> None:
+    package = 'torchgeo_omnisat.models.encoders.pretrained'
+    built = [registry.import_class('s2', f'{package}.{path}') for path in (old, new)]
+    assert built[0] is built[1]
+    assert {f'{package}.{old}', f'{package}.{new}'} <= registry.registered_paths()
+    assert registry.import_path(built[0]) == f'{package}.{new}'
+    assert not recwarn.list

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...modality import Modality
 from .image import ImageEncoder
-from .pretrained.backbone import PretrainedEncoder
+from .pretrained.images.backbone import PretrainedEncoder
 from .pretrained.per_date import PerDate
 from .pretrained.sources import find_entry, model_of
 from .registry import ENCODERS, Encoder, as_specification, call_builder, check_encoder, import_class

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models._api import WeightsEnum
 from yaml import YAMLError
 
+from ..._moved import old_names
 from ...modality import Modality
 from ...utils.configs import load_config
 
@@ -160,8 +161,12 @@ def refuse_import(name: str, path: str) -> None:
 
 
 def registered_paths() -> set[str]:
-    """Return the import paths of the registered encoders."""
-    return {import_path(entry.build) for entry in ENCODERS.values()}
+    """Return the import paths of the registered encoders, old and new."""
+    return {path for entry in ENCODERS.values() for path in _import_paths(entry.build)}
+
+
+def _import_paths(build: Callable[..., Any]) -> list[str]:
+    return [f'{module}.{build.__qualname__}' for module in (build.__module__, *old_names(build.__module__))]
 
 
 def import_path(build: Callable[..., Any]) -> str:
@@ -240,7 +245,7 @@ def import_class(name: str, path: str) -> Callable[..., nn.Module]:
         ValueError: If it does not exist or cannot be called.
     """
     for entry in ENCODERS.values():
-        if import_path(entry.build) == path:
+        if path in _import_paths(entry.build):
             return entry.build
     module, _, attribute = path.rpartition('.')
     try:

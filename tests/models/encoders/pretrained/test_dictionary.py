@@ -10,7 +10,7 @@ from torch import nn
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
 from torchgeo_omnisat.models.encoders.pretrained.dictionary import DictionaryEncoder
-from torchgeo_omnisat.models.encoders.pretrained.tessera import day_of_year
+from torchgeo_omnisat.models.encoders.pretrained.series.tessera import day_of_year
 from torchgeo_omnisat.models.encoders.registry import checkpoint_encoders
 
 from ...conftest import MODALITIES, S1A, S2, SPOT

@@ -1,11 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Pre-trained encoders: backbones of TorchGeo and timm, and foundation models.
+"""Pre-trained encoders.
 
-Modules with registered encoders are imported here.
+``images`` encode single images, ``series`` time series. Modules with registered encoders are imported here.
 """
 
-from . import copernicusfm, croma, deo, dictionary, dofa, olmoearth, panopticon, presto, tessera
+from . import dictionary, images, series
 
-__all__ = ('copernicusfm', 'croma', 'deo', 'dictionary', 'dofa', 'olmoearth', 'panopticon', 'presto', 'tessera')
+__all__ = ('dictionary', 'images', 'series')

@@ -15,15 +15,15 @@ from torchgeo.models import OlmoEarthV1_Weights, Presto_Weights, presto
 from torchvision.models._api import WeightsEnum
 
 from ....utils.cache import cache_folder
-from . import copernicusfm, croma, deo, dofa, panopticon
-from .backbone import TORCHVISION, make_body
-from .base import feature_info
-from .foundation import Family
-from .olmoearth import LICENCE as OLMOEARTH_LICENCE
-from .olmoearth import PARAMETERS as OLMOEARTH_PARAMETERS
-from .presto import LICENCE as PRESTO_LICENCE
+from .images import copernicusfm, croma, deo, dofa, panopticon
+from .images.backbone import TORCHVISION, make_body
+from .images.base import feature_info
+from .images.foundation import Family
+from .series.olmoearth import LICENCE as OLMOEARTH_LICENCE
+from .series.olmoearth import PARAMETERS as OLMOEARTH_PARAMETERS
+from .series.presto import LICENCE as PRESTO_LICENCE
+from .series.tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 from .sources import entry_source, licence_of
-from .tessera import BANDS, ENTRIES, LICENCE, UNITS, TesseraEncoder
 
 #: Tags of timm that the best published results on aerial and SPOT images use; timm has thousands more.
 TAGS = (

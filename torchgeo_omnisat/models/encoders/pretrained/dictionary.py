@@ -17,10 +17,10 @@ from ....modality import Modality
 from ....utils.observed import observed
 from ..registry import Origin, import_class, refuse_import, register_encoder
 from .adapter import canonical
-from .composites import RawImages
+from .series.composites import RawImages
+from .series.tessera import day_of_year
+from .series.weights import load_strictly
 from .sources import read_file
-from .tessera import day_of_year
-from .weights import load_strictly
 
 
 class DictionaryEncoder(RawImages):

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ....utils.observed import observed
-from .freezing import FreezableEncoder
+from .....utils.observed import observed
+from ..freezing import FreezableEncoder
 
 #: Units of optical bands and of backscatter that can be converted.
 OPTICAL, RADAR = ('dn', 'reflectance'), ('db', 'power')

@@ -6,7 +6,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from .adapter import canonical
+from ..adapter import canonical
 
 
 def complete_groups[K](model: str, bands: Sequence[str], groups: Mapping[K, Sequence[str]]) -> dict[K, list[int]]:

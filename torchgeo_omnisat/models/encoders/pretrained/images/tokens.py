@@ -14,7 +14,7 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from .adapter import BandAdapter
+from ..adapter import BandAdapter
 
 
 class BandTerms(nn.Module):

@@ -17,9 +17,9 @@ from torchgeo.models import Tessera_Weights
 from torchgeo.models.tessera import TransformerEncoder
 from torchvision.transforms.v2 import Normalize
 
-from ....modality import Modality
-from ....utils.observed import observed
-from ..registry import Origin, register_encoder
+from .....modality import Modality
+from .....utils.observed import observed
+from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .pixels import PixelEncoder
 from .weights import build_pretrained, load_strictly, read_weights

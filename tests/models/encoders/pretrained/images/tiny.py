@@ -15,8 +15,8 @@ from torchgeo.models.dofa import DOFA
 from torchgeo.models.panopticon import Panopticon
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
-from torchgeo_omnisat.models.encoders.pretrained import copernicusfm, croma, deo, dofa
-from torchgeo_omnisat.models.encoders.pretrained import panopticon as encoders
+from torchgeo_omnisat.models.encoders.pretrained.images import copernicusfm, croma, deo, dofa
+from torchgeo_omnisat.models.encoders.pretrained.images import panopticon as encoders
 
 #: Width and depth of the transformers.
 WIDTH, DEPTH = 48, 4

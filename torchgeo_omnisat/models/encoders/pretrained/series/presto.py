@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
-from ....modality import Modality
-from ..registry import Origin, register_encoder
+from .....modality import Modality
+from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, monthly_composites
 from .pixels import PixelEncoder

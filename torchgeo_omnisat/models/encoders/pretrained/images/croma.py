@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchgeo.models import CROMABase_Weights, CROMALarge_Weights
 from torchgeo.models.croma import BaseTransformer, get_2dalibi
 
-from ....modality import Modality
-from ..registry import register_encoder
-from .adapter import AdaptedConv2d, BandAdapter, Native, canonical
+from .....modality import Modality
+from ...registry import register_encoder
+from ..adapter import AdaptedConv2d, BandAdapter, Native, canonical
 from .foundation import POLARISATIONS, Family, FoundationEncoder, Weights
 from .tokens import TokenBody
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from ....modality import Modality
-from ....utils.signatures import with_arguments_of
-from ..registry import Origin
-from .adapter import BandAdapter, Native, canonical
+from .....modality import Modality
+from .....utils.signatures import with_arguments_of
+from ...registry import Origin
+from ..adapter import BandAdapter, Native, canonical
+from ..sources import find_entry, find_file, licence_of, read_entry, read_file
 from .backbone import load_body
 from .base import AdaptedEncoder, check_arguments
-from .sources import find_entry, find_file, licence_of, read_entry, read_file
 
 #: Polarisations of radar bands.
 POLARISATIONS = ('VV', 'VH', 'HH', 'HV')

@@ -12,9 +12,9 @@ from torchgeo.models import olmoearth_v1
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OlmoEarthEncoder, OmniSatSegmenter, omnisat_tiny
 
-from ...conftest import SPOT
+from ....conftest import SPOT
+from ..invariances import INVARIANCES, check
 from . import olmoearth_stub
-from .invariances import INVARIANCES, check
 
 #: Order of the channels of the source model.
 S2 = ('B02', 'B03', 'B04', 'B08', 'B05', 'B06', 'B07', 'B8A', 'B11', 'B12', 'B01', 'B09')

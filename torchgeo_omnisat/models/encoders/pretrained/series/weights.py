@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from ..registry import Origin
-from .freezing import FreezableEncoder
-from .sources import read_entry, read_file
+from ...registry import Origin
+from ..freezing import FreezableEncoder
+from ..sources import read_entry, read_file
 
 
 def read_weights(

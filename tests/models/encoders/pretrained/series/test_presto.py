@@ -11,14 +11,14 @@ from torchgeo.models import presto
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
 from torchgeo_omnisat.models.encoders.pretrained.adapter import canonical
-from torchgeo_omnisat.models.encoders.pretrained.composites import median
-from torchgeo_omnisat.models.encoders.pretrained.presto import CHANNELS, PrestoEncoder
+from torchgeo_omnisat.models.encoders.pretrained.series.composites import median
+from torchgeo_omnisat.models.encoders.pretrained.series.presto import CHANNELS, PrestoEncoder
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
-from ...conftest import MODALITIES
-from ...conftest import S1A as RADAR
-from ...conftest import S2 as SERIES
-from .invariances import INVARIANCES, check
+from ....conftest import MODALITIES
+from ....conftest import S1A as RADAR
+from ....conftest import S2 as SERIES
+from ..invariances import INVARIANCES, check
 
 SHARED = Path(__file__).parents[4].parent / 'shared'
 WEIGHTS, FIXTURE = SHARED / 'data/weights/presto_default_model.pt', SHARED / 'fixtures/presto_pooled.pt'

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchgeo.models import DEO, DEO_Weights, deo_base
 from torchvision.ops import StochasticDepth
 
-from ....modality import Modality
-from ..registry import register_encoder
-from .adapter import AdaptedConv2d, BandAdapter, Native, match_bands
+from .....modality import Modality
+from ...registry import register_encoder
+from ..adapter import AdaptedConv2d, BandAdapter, Native, match_bands
 from .foundation import Family, FoundationEncoder, Weights
 
 #: Bands of the two stems of DEO, in its order.

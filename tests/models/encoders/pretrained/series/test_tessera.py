@@ -10,10 +10,10 @@ from torchgeo.models.tessera import TransformerEncoder
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, TesseraEncoder, omnisat_tiny
-from torchgeo_omnisat.models.encoders.pretrained.tessera import ENTRIES, day_of_year, spaced_evenly
+from torchgeo_omnisat.models.encoders.pretrained.series.tessera import ENTRIES, day_of_year, spaced_evenly
 
-from ...conftest import SPOT
-from .invariances import INVARIANCES, check
+from ....conftest import SPOT
+from ..invariances import INVARIANCES, check
 
 #: Order of the channels of the source model.
 S2 = ('B04', 'B02', 'B03', 'B08', 'B8A', 'B05', 'B06', 'B07', 'B11', 'B12')

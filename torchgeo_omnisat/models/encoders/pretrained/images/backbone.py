@@ -13,12 +13,12 @@ from timm.models import is_model_in_modules
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ....modality import Modality
-from ....utils.signatures import with_arguments_of
-from ..registry import Origin
-from .adapter import AdaptedConv2d, BandAdapter
+from .....modality import Modality
+from .....utils.signatures import with_arguments_of
+from ...registry import Origin
+from ..adapter import AdaptedConv2d, BandAdapter
+from ..sources import find_source
 from .base import AdaptedEncoder, check_arguments
-from .sources import find_source
 
 #: Swin transformers of torchvision, as in TorchGeo's weights.
 TORCHVISION = ('swin_t', 'swin_s', 'swin_v2_t', 'swin_v2_s', 'swin_v2_b')

@@ -18,9 +18,9 @@ from torchgeo.models import (
 )
 from torchgeo.models.dofa import DOFA
 
-from ....modality import Modality
-from ..registry import register_encoder
-from .adapter import Native
+from .....modality import Modality
+from ...registry import register_encoder
+from ..adapter import Native
 from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody, prepend_class_token
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torchgeo.models import CopernicusFM_Base_Weights, copernicusfm_base
 from torchgeo.models.copernicusfm import CopernicusFM, FourierExpansion
 
-from ....modality import Modality
-from ....utils.signatures import with_arguments_of
-from ..registry import register_encoder
-from .adapter import Native, canonical
+from .....modality import Modality
+from .....utils.signatures import with_arguments_of
+from ...registry import register_encoder
+from ..adapter import Native, canonical
 from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchgeo.models import Panopticon_Weights, panopticon_vitb14
 from torchgeo.models.panopticon import Panopticon
 
-from ....modality import Modality
-from ....utils.signatures import with_arguments_of
-from ..registry import register_encoder
-from .adapter import Native
+from .....modality import Modality
+from .....utils.signatures import with_arguments_of
+from ...registry import register_encoder
+from ..adapter import Native
 from .foundation import POLARISATIONS, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
 from .tokens import TokenBody, prepend_class_token
 

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from ....modality import Modality
-from ..image import SingleImageEncoder
-from .adapter import BandAdapter
-from .freezing import FreezableEncoder
+from .....modality import Modality
+from ...image import SingleImageEncoder
+from ..adapter import BandAdapter
+from ..freezing import FreezableEncoder
 
 
 class AdaptedEncoder(SingleImageEncoder, FreezableEncoder):

@@ -28,15 +28,15 @@ from torchgeo.models.dofa import DOFA
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_tiny
-from torchgeo_omnisat.models.encoders.pretrained import copernicusfm, croma, dofa
 from torchgeo_omnisat.models.encoders.pretrained.adapter import TCI, TCI_DN
+from torchgeo_omnisat.models.encoders.pretrained.images import copernicusfm, croma, dofa
 from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import read_file
 from torchgeo_omnisat.models.encoders.registry import ENCODERS
 
-from ...conftest import MODALITIES, S2
-from .invariances import INVARIANCES, check_images, check_series, learn
-from .invariances import check as check_model
+from ....conftest import MODALITIES, S2
+from ..invariances import INVARIANCES, check_images, check_series, learn
+from ..invariances import check as check_model
 from .tiny import DEPTH, WIDTH, shrink, small_deo, small_panopticon
 
 #: Sentinel-2 bands with their wavelengths.

@@ -27,12 +27,12 @@ from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.models.encoders.pretrained.adapter import TCI, TCI_DN, canonical
-from torchgeo_omnisat.models.encoders.pretrained.backbone import PretrainedEncoder, make_body
+from torchgeo_omnisat.models.encoders.pretrained.images.backbone import PretrainedEncoder, make_body
 from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
 from torchgeo_omnisat.models.encoders.pretrained.sources import normalisation
 from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
-from .invariances import check_series
+from ..invariances import check_series
 from .tiny import shrink
 
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')

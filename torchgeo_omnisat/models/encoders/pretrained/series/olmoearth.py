@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchgeo.models import OlmoEarthV1_Weights, olmoearth_v1
 
-from ....modality import Modality
-from ..registry import Origin, register_encoder
+from .....modality import Modality
+from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, RawImages, monthly_composites
 from .weights import build_pretrained, load_strictly, read_weights
