@@ -88,6 +88,28 @@ def test_data_that_are_named_keep_their_own_defaults(command_line: Any, capfd: A
 
 
 @pytest.mark.parametrize(
+    ('words', 'collected'),
+    [(['fit', '--model', 'omnisat', '--print_config'], 1), (['--config', 'nested.yaml', 'fit', '--print_config'], 4)],
+)
+def test_arguments_of_other_subcommands_are_not_collected(
+    command_line: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], collected: int
+) -> None:
+    """They take seconds; options before the subcommand may configure any of them."""
+    Path('nested.yaml').write_text('fit: {model: omnisat, trainer: {max_steps: 7}}\ntest: {model: omnisat}')
+    count: list[object] = []
+    collect = LightningCLI.add_core_arguments_to_parser
+    monkeypatch.setattr(LightningCLI, 'add_core_arguments_to_parser', lambda *args: count.append(0) or collect(*args))
+    with pytest.raises(SystemExit) as exit_:
+        command_line(*words)
+    assert exit_.value.code == 0
+    assert len(count) == collected
+    config = yaml.safe_load(capfd.readouterr().out)
+    config = config.get('fit', config)
+    assert config['model']['class_path'].startswith('torchgeo_omnisat.tasks.')
+    assert config['trainer']['max_steps'] == (-1 if collected == 1 else 7)
+
+
+@pytest.mark.parametrize(
     ('args', 'expected'),
     [
         (['fit', '--model', 'omnisat'], 'omnisat'),

@@ -73,6 +73,7 @@ class OmniSatCLI(LightningCLI):
             errors.shorten(error, _program())
             raise
         kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
+        self._first_word = _first_word(words)
         try:
             super().__init__(*args, **kwargs)
         except Exception as error:
@@ -92,9 +93,20 @@ class OmniSatCLI(LightningCLI):
         The default is not set if a datamodule is configured, because both would share their arguments.
         """
         if _is_ours(requested('model', args)) and requested('data', args) is None:
-            for subparser in self._subcommand_parsers.values():
-                subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
+            for name, subparser in self._subcommand_parsers.items():
+                if self._needs_arguments(name):
+                    subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
         super().parse_arguments(parser, args)
+
+    def _prepare_subcommand_parser(self, klass: type[Any], subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._needs_arguments(subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
+
+    def _needs_arguments(self, subcommand: str) -> bool:
+        # The arguments of one subcommand take about as long as the rest of the command line.
+        return self._first_word not in self.subcommands() or self._first_word == subcommand
 
     def _parse_ckpt_path(self) -> None:
         """Parse the hyper-parameters of ``--ckpt_path``, which import no class and read no other file."""
@@ -170,6 +182,11 @@ def requested(part: str, args: Any) -> str | None:
     except yaml.YAMLError:
         return None
     return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
+
+
+def _first_word(args: Any) -> str | None:
+    args = sys.argv[1:] if args is None else args
+    return args[0] if isinstance(args, list | tuple) and args else None
 
 
 @rank_zero_only

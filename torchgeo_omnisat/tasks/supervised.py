@@ -368,10 +368,12 @@ class SupervisedTask(OmniSatTask):
         loss, weight = mean.compute().unbind()
         mean.reset()
         if weight > 0:
-            if stage != 'train':
-                self.log(f'{stage}_loss', loss, sync_dist=True)
             with without_torchmetrics_warnings():
-                self.log_dict(metrics.compute())
+                scores = metrics.compute()
+            if not self.trainer.sanity_checking:  # Lightning discards what is logged there
+                if stage != 'train':
+                    self.log(f'{stage}_loss', loss, sync_dist=True)
+                self.log_dict(scores)
         elif not self.trainer.sanity_checking:
             warn_without_labels(self.trainer, stage)
         metrics.reset()
