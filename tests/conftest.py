@@ -3,12 +3,14 @@
 
 """Small datasets in the layouts of the real ones, random and from a seed."""
 
+import functools
 import gc
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +114,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the imported libraries from garbage collection, which would scan their million objects again and again."""
+    """Exempt the imported libraries from garbage collection, which would scan their million objects again and again.
+
+    Processes that tests need are forked from now on.
+    """
     gc.freeze()
     gc.enable()
+    if processes := sys.modules.get('tests.processes'):
+        processes.start_server()
 
 
 def pytest_unconfigure() -> None:
@@ -149,6 +156,24 @@ def _random_weights() -> Iterator[None]:
             patch.setattr(base.OmniSatTask, 'allow_random', True)
         if (supervised := sys.modules.get('torchgeo_omnisat.tasks.supervised')) is not None:
             patch.setattr(supervised.SupervisedTask, 'figures', 0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _brief_lightning() -> Iterator[None]:
+    """Let Lightning look for callbacks of other packages once, and move no metric from the CPU to the CPU.
+
+    For every metric that is logged it would copy each attribute of the metric several times.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if 'lightning.pytorch' in sys.modules:
+            connectors = 'lightning.pytorch.trainer.connectors'
+            callbacks = import_module(f'{connectors}.callback_connector')
+            patch.setattr(callbacks, '_load_external_callbacks', functools.cache(callbacks._load_external_callbacks))
+            if not torch.cuda.is_available():
+                results = import_module(f'{connectors}.logger_connector.result')
+                for kind in (results._ResultMetric, results._ResultCollection):
+                    patch.setattr(kind, 'to', lambda self, *_, **__: self)
         yield
 
 

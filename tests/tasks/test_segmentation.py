@@ -147,6 +147,16 @@ class TestMetrics:
         logits = torch.randn(1, 5, 2, 2)
         assert torch.equal(task.without_ignored(logits), logits)
 
+    def test_the_sanity_check_logs_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lightning would discard them."""
+        logged: list[bool] = []
+        monkeypatch.setattr(
+            OmniSatSegmentation, 'log_dict', lambda self, _: logged.append(self.trainer.sanity_checking)
+        )
+        trainer = make_trainer(tmp_path, max_steps=1, num_sanity_val_steps=1)
+        trainer.fit(OmniSatSegmentation(**TOLD), *[make_loader([make_sample(0)])] * 2)
+        assert logged == [False, False]  # of validation and of training
+
 
 class TestTraining:
     def test_modalities_are_dropped_in_training_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
