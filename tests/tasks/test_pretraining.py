@@ -195,7 +195,7 @@ class TestErrors:
             ({'tile_weight': 0.0, 'patch_weight': 0.0, **CONTRAST}, "{'tile': 0.0"),
             ({'mask_ratio': 1.0}, 'mask_ratio is 1.0, expected a number between 0 and 1'),
             ({'mask_ratio': 0.0}, 'mask_ratio is 0.0'),
-            ({'hide': 'patches'}, "hide is 'patches', expected 'pixels' or 'tokens'"),
+            ({'hide': 'patches'}, "hide is 'patches', expected one of"),
             ({'micro_batch_size': 0}, 'micro_batch_size is 0, expected at least 1'),
             ({'candidates': 0}, 'candidates is 0'),
             ({'projection_dim': 0}, 'projection_dim is 0'),

@@ -10,7 +10,7 @@ from copy import copy
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -36,7 +36,8 @@ from ..transforms import (
     RandomTemporalDropout,
 )
 from ..transforms.intensity import describe_not_simulated
-from .plausibility import Guard, GuardMode, check_mode, implausible_statistics, make_guard
+from ..utils.checks import check_choice, check_least
+from .plausibility import Guard, GuardMode, implausible_statistics, make_guard
 from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
 from .statistics import (
     FILENAME,
@@ -138,13 +139,10 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             TypeError: If the dataset does not have an argument.
             ValueError: If an argument is invalid.
         """
-        for name, value, least in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0)):
-            if value < least:
-                raise ValueError(f'{name} is {value}, expected at least {least}')
+        check_least(1, batch_size=batch_size)
+        check_least(0, num_workers=num_workers)
         signature(dataset_class).bind_partial(**kwargs)  # rejects misspelt arguments before data are read
-        if batches not in ('anywhere', 'region'):
-            raise ValueError(f"batches is {batches!r}, expected 'anywhere' or 'region'")
-        check_mode(guard)
+        check_choice(batches=(batches, ('anywhere', 'region')), guard=(guard, get_args(GuardMode)))
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.exclude = exclude
         self.guard = guard

@@ -11,9 +11,9 @@ import torch
 from torchgeo.datasets import DatasetNotFoundError
 
 from ..datasets import FLAIR
-from ..datasets.arguments import check_choice
 from ..datasets.flair import AERIAL_MEAN, AERIAL_STD, flair_class_names
 from ..modality import Modality
+from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments

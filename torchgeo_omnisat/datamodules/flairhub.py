@@ -8,9 +8,9 @@ from typing import Any
 from torchgeo.datamodules import flair as published
 
 from ..datasets import FLAIRHUBMultimodal
-from ..datasets.arguments import check_choice
 from ..datasets.flairhub import SPLIT_COLUMNS, TYPES, ignored, palette
 from ..modality import Modality
+from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments

@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..batch import collate
-from ..datasets.arguments import SPLITS, check_choice, name_classes
+from ..datasets.arguments import SPLITS, name_classes
 from ..datasets.chips.dataset import ImageChips
 from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
 from ..datasets.geo.config import facts_of, image_dataset, label_dataset
@@ -34,6 +34,7 @@ from ..grid import Grid
 from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
+from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import LABELS, Missing, MultimodalDataModule
 from .statistics import settings_group

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import fill
 from ..modality import Modality
+from ..utils.checks import check_choice, check_least
 from .base import MultimodalDataModule
-from .plausibility import GuardMode, check_mode
+from .plausibility import GuardMode
 from .sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
 
 
@@ -168,8 +169,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         """
         if not datamodules:
             raise ValueError('datamodules is empty, expected at least one')
-        if not temperature >= 1 or math.isnan(temperature):
-            raise ValueError(f'temperature is {temperature}, expected at least 1')
+        check_least(1, temperature=temperature)
         unknown = set(rename or {}) - set(datamodules)
         if unknown:
             raise ValueError(f'rename names {sorted(unknown)}, expected some of {list(datamodules)}')
@@ -183,7 +183,7 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
             raise ValueError(f'patches of the datamodules are {sizes} m, expected patch_size to be given')
         self.patch_size = first.patch_size if patch_size is None else patch_size
         if guard is not None:
-            check_mode(guard)
+            check_choice(guard=(guard, get_args(GuardMode)))
             for module in self.datamodules.values():
                 module.guard = guard
 

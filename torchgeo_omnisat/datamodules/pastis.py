@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ..datasets import PASTISMultimodal
-from ..datasets.arguments import SPLITS, check_choice
+from ..datasets.arguments import SPLITS
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
+from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
 from .statistics import BandMoments, read_statistics

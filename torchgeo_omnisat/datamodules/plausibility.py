@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -458,12 +458,6 @@ GuardMode = Literal['warn', 'error', 'off']
 #: Number of tiles of each modality to compare, of tiles after which the comparison does not wait for more, and of
 #: pixels per tile.
 TILES, LIMIT, PIXELS = 16, 64, 2048
-
-
-def check_mode(guard: str) -> None:
-    """Raise a ValueError for an unknown mode."""
-    if guard not in get_args(GuardMode):
-        raise ValueError(f'guard is {guard!r}, expected one of {list(get_args(GuardMode))}')
 
 
 class Guard:

@@ -36,19 +36,6 @@ class Settings:
         return cls(**settings)
 
 
-def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
-    """Raise an error for an argument that is not one of its options."""
-    for name, (value, options) in arguments.items():
-        if value not in options:
-            raise ValueError(f'{name} is {value!r}, expected one of {list(options)}')
-
-
-def check_max_dates(max_dates: int | None) -> None:
-    """Raise an error unless it is None or positive."""
-    if max_dates is not None and max_dates < 1:
-        raise ValueError(f'max_dates is {max_dates}, expected None or at least 1')
-
-
 def parse_span(date_range: Sequence[str] | None) -> tuple[int, int] | None:
     """Return the first and last day as days since 1970-01-01; None for all."""
     if date_range is None:

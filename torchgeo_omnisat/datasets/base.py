@@ -20,7 +20,8 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from .arguments import MISSING, check_choice, check_max_dates, parse_span
+from ..utils.checks import check_choice, check_least
+from .arguments import MISSING, parse_span
 from .plotting import Composite, Palette, draw_any, plot_sample
 from .series import when
 
@@ -162,7 +163,7 @@ class PublishedDataset(MultimodalDataset):
             allow_outside: Whether symbolic links in *root* may lead out of it.
         """
         check_choice(missing=(missing, MISSING))
-        check_max_dates(max_dates)
+        check_least(1, max_dates=max_dates)
         self.root, self.path = root, Path(root).expanduser()
         self.max_dates, self.date_range, self._span = max_dates, date_range, parse_span(date_range)
         self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover

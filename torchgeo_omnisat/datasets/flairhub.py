@@ -27,8 +27,9 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
+from ..utils.checks import check_choice
 from ..utils.signatures import refuse_unexpected, with_arguments_of
-from .arguments import SPLITS, check_choice, choose_modalities, leave_out, not_found, select_bands
+from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST

@@ -26,9 +26,10 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.checks import check_choice
 from ..utils.regular import refuse_special
 from ..utils.signatures import with_arguments_of
-from .arguments import SPLITS, check_choice, choose_modalities, leave_out, not_found, select_bands
+from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
 from .io.decoding import GREATEST

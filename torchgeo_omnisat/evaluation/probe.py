@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from ..modality import subset_name, subsets
+from ..utils.checks import check_least
 
 
 class Embedded(NamedTuple):
@@ -74,10 +75,9 @@ class ProbeCallback(Callback):
         seed: int = 0,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
-        numbers = {'every_n_epochs': every_n_epochs, 'max_tiles': max_tiles, 'max_patches': max_patches}
-        for name, value in (numbers | {'neighbours': neighbours}).items():
-            if value < 1:
-                raise ValueError(f'{name} is {value}, expected at least 1')
+        check_least(
+            1, every_n_epochs=every_n_epochs, max_tiles=max_tiles, max_patches=max_patches, neighbours=neighbours
+        )
         self.every_n_epochs, self.max_tiles, self.max_patches = every_n_epochs, max_tiles, max_patches
         self.neighbours, self.seed, self.subsets = neighbours, seed, subsets
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..grid import Grid
 from ..modality import Modality
 from ..utils.atomic import atomic_file
+from ..utils.checks import check_choice
 from ..utils.console import abbreviate, printable
 from ..utils.observed import observed
 from .tiling import Window
@@ -91,8 +92,7 @@ class MapBands:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'labels', tuple(map(printable, self.labels)))
-        if self.precision not in (*_ONE, 'none'):
-            raise ValueError(f'probabilities is {self.precision!r}, expected one of {[*_ONE, "none"]}')
+        check_choice(probabilities=(self.precision, (*_ONE, 'none')))
         if len(self.modalities) > 15 or len(self.labels) > 65534:
             raise ValueError(
                 f'got {len(self.modalities)} modalities and {len(self.labels)} classes, expected at most 15 and 65534'

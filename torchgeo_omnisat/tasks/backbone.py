@@ -20,6 +20,7 @@ from ..models.encoders.bands import add_missing
 from ..models.encoders.registry import checkpoint_encoders, registered_paths
 from ..models.encoders.weights import load_encoder
 from ..models.late_fusion import taken
+from ..utils.checks import check_choice
 from .checkpoints import CONFIG, KEPT, PREFIX, limited_size, read_checkpoint, read_config, write_hub
 from .normalization import KINDS, Inherited, Sources, Statistics
 
@@ -55,8 +56,7 @@ def make_backbone(
     Raises:
         ValueError: If *backbone* is unknown, or it can use none of the modalities.
     """
-    if backbone not in BACKBONES:
-        raise ValueError(f'backbone is {backbone!r}, expected one of {list(BACKBONES)}')
+    check_choice(backbone=(backbone, BACKBONES))
     refuse_sizes(arguments)
     modalities = modalities_of(backbone, known, arguments)
     if left := [name for name in known if name not in modalities]:

@@ -24,6 +24,7 @@ from ..modality import Modality, subset_name
 from ..models import OmniSat, OmniSatOutput
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
+from ..utils.checks import check_choice, check_least
 from ..utils.coordinates import COORDINATES
 from ..utils.distributed import gather_numbers, own_rows
 from ..utils.finite import refuse_loss, refuse_output
@@ -350,14 +351,10 @@ class OmniSatPretraining(OmniSatTask):
                 f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
                 'modalities, or tile_weight=0 and patch_weight=0'
             )
-        for name, choices in {'hide': ('pixels', 'tokens'), 'rebuild': ('hidden', 'all')}.items():
-            if hparams[name] not in choices:
-                raise ValueError(f'{name} is {hparams[name]!r}, expected {choices[0]!r} or {choices[1]!r}')
+        check_choice(hide=(hparams['hide'], ('pixels', 'tokens')), rebuild=(hparams['rebuild'], ('hidden', 'all')))
         if weights['reconstruction'] and not 0 < hparams['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
-        for name in ('micro_batch_size', 'projection_dim', 'candidates'):
-            if hparams[name] is not None and hparams[name] < 1:
-                raise ValueError(f'{name} is {hparams[name]}, expected at least 1')
+        check_least(1, **{name: hparams[name] for name in ('micro_batch_size', 'projection_dim', 'candidates')})
         if hparams['ema'] is not None and not 0 <= hparams['ema'] < 1:
             raise ValueError(f'ema is {hparams["ema"]}, expected a decay from 0 to below 1')
 

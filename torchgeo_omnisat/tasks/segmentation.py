@@ -24,6 +24,7 @@ from ..modality import Modality
 from ..models import OmniSat, OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
+from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
 from .supervised import SupervisedTask, classification_metrics
 
@@ -109,8 +110,7 @@ class OmniSatSegmentation(SupervisedTask):
                 raise ValueError(f'{name} is {self.hparams[name]}, expected at least 0')
         if self.is_configured:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
-            if self.hparams['loss'] not in dice:
-                raise ValueError(f'loss is {self.hparams["loss"]!r}, expected one of {list(dice)}')
+            check_choice(loss=(self.hparams['loss'], dice))
             self.criterion = CrossEntropyDice(
                 self.hparams['ignore_index'], self.hparams['class_weights'], dice[self.hparams['loss']]
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.checks import check_least
 from .base import Modalities, Params, Transform, deprecated_argument, probability
 
 
@@ -35,8 +36,7 @@ class Degradation(Transform):
 
     def __init__(self, modalities: Modalities, seed: int = 0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
-        if seed < 0:
-            raise ValueError(f'seed is {seed}, expected at least 0')
+        check_least(0, seed=seed)
         self.seed = seed
 
     @staticmethod

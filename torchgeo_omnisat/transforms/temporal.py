@@ -10,6 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.checks import check_least
 from .base import Modalities, Params, Transform, keep_some, probabilities, probability
 
 
@@ -65,8 +66,7 @@ class TemporalSubsample(TemporalTransform):
 
     def __init__(self, modalities: Modalities, max_dates: int = 16, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
-        if max_dates < 1:
-            raise ValueError(f'max_dates is {max_dates}, expected at least 1')
+        check_least(1, max_dates=max_dates)
         self.max_dates = max_dates
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
@@ -107,8 +107,7 @@ class RandomDateShift(Transform):
 
     def __init__(self, modalities: Modalities, days: int = 15, p: float = 1.0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
-        if days < 0:
-            raise ValueError(f'days is {days}, expected at least 0')
+        check_least(0, days=days)
         self.days = days
         self.p = probability(p)
 

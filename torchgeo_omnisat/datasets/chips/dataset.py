@@ -26,8 +26,9 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
+from ...utils.checks import check_choice
 from ...utils.coordinates import COORDINATES, centre_coordinates
-from ..arguments import MISSING, SPLITS, check_choice, leave_out
+from ..arguments import MISSING, SPLITS, leave_out
 from ..base import MultimodalDataset, bounds_of
 from ..classes import ClassMap
 from ..geo.config import image_dataset, label_dataset

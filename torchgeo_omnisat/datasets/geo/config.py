@@ -11,6 +11,7 @@ from typing import Any, get_args
 from torchgeo.datasets import GeoDataset
 
 from ...modality import Kind
+from ...utils.checks import check_choice
 from ..arguments import class_at
 from ..io.links import refuse_outside
 from ..io.opening import sidecars
@@ -49,8 +50,7 @@ def image_dataset(
     if settings.get('kind') in readers:
         reader = settings.pop('kind')
     kind = settings.get('kind')
-    if reader not in readers:
-        raise ValueError(f'reader of {name!r} is {reader!r}, expected one of {list(readers)}')
+    check_choice(**{f'reader of {name!r}': (reader, readers)})
     if kind not in (None, *get_args(Kind)):
         raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
     if reader in ('raster', 'stac', 'netcdf'):

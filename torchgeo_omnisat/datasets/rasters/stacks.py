@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...utils.checks import check_choice
 from ..arguments import Settings
 from ..io.headers import DATE, Header
 
@@ -39,8 +40,7 @@ class Stack(Settings):
     order: str = ORDERS[0]
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f'order of stack is {self.order!r}, expected one of {list(ORDERS)}')
+        check_choice(**{'order of stack': (self.order, ORDERS)})
         if self.dates == DESCRIPTIONS:
             return
         if isinstance(self.dates, str) or not isinstance(self.dates, Sequence) or not self.dates:
@@ -164,4 +164,6 @@ def _day(text: str) -> str:
     try:
         return str(np.datetime64(iso, 'D'))
     except ValueError:
-        raise ValueError(f'stack has the date {text!r}, expected one such as 20210615, 2021-06-15 or 2021-06') from None
+        raise ValueError(
+            f'dates of stack have {text!r}, expected dates such as 20210615, 2021-06-15 or 2021-06'
+        ) from None

@@ -24,7 +24,8 @@ from torchgeo.datasets.utils import Path as PathLike
 
 from ...grid import Grid
 from ...modality import Kind, Modality, Unit
-from ..arguments import check_max_dates, state_facts
+from ...utils.checks import check_least
+from ..arguments import state_facts
 from ..base import tensors
 from ..io.decoding import Decoding, as_numbers
 from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
@@ -158,7 +159,7 @@ class RasterTimeSeries(RasterDataset):
         self._wavelengths = wavelengths
         self.added_nodata = as_numbers(self.nodata)
         self.replaced_nodata = None if replace_nodata is None else as_numbers(replace_nodata, 'replace_nodata')
-        check_max_dates(max_dates)
+        check_least(1, max_dates=max_dates)
         if (
             (not self.temporal or self.stack is not None)
             and filename_regex is None
