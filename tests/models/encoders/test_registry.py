@@ -4,6 +4,7 @@
 """Encoders by name, by class and by specification, in models and in checkpoints."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchgeo.models import presto
 
 from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make_trainer
 from torchgeo_omnisat import Modality
@@ -205,3 +207,34 @@ def test_old_class_paths_are_registered(old: str, new: str, recwarn: pytest.Warn
     assert {f'{package}.{old}', f'{package}.{new}'} <= registry.registered_paths()
     assert registry.import_path(built[0]) == f'{package}.{new}'
     assert not recwarn.list
+
+
+PRESTO = 'torchgeo_omnisat.models.encoders.pretrained.series.presto.presto_encoder'
+SIZES: dict[str, Any] = {'encoder_embedding_size': 32, 'encoder_depth': 1, 'decoder_depth': 1}
+RANDOM = {'pretrained': False, **SIZES}
+NIR = Modality('nir', ('B08',), 10.0, True, 'optical', 'dn')
+
+
+@pytest.mark.parametrize('spec', [{'name': 'presto', **RANDOM}, {'class_path': PRESTO, 'init_args': RANDOM}], ids=str)
+def test_frozen_random_weights_are_warned_about(spec: Any) -> None:
+    with pytest.warns(UserWarning, match="'nir' is frozen"):
+        omnisat_tiny([NIR], encoders={'nir': spec})
+    with registry.checkpoint_encoders('a.ckpt'), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        omnisat_tiny([NIR], encoders={'nir': spec})
+
+
+@pytest.mark.parametrize('changed', [{'freeze': False}, {'load': False}, {'pretrained': None, 'weights': 'presto.pt'}])
+def test_other_weights_are_not_warned_about(
+    changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(presto(None, **SIZES).state_dict(), 'presto.pt')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        omnisat_tiny([NIR], encoders={'nir': {'name': 'presto', **RANDOM, **changed}})
+
+
+def test_random_weights_of_a_backbone_cannot_be_frozen() -> None:
+    with pytest.raises(ValueError, match="'spot' has freeze"):
+        omnisat_tiny([SPOT], encoders={'spot': {'name': 'resnet18', 'pretrained': False, 'freeze': True}})

@@ -4,6 +4,7 @@
 """Construction of the encoder of each modality."""
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from ...modality import Modality
 from .image import ImageEncoder
+from .pretrained.freezing import FreezableEncoder
 from .pretrained.images.backbone import PretrainedEncoder
 from .pretrained.per_date import PerDate
 from .pretrained.sources import find_entry, model_of
-from .registry import ENCODERS, Encoder, as_specification, call_builder, check_encoder, import_class
+from .registry import ENCODERS, Encoder, as_specification, builds_checkpoint, call_builder, check_encoder, import_class
 
 #: Arguments of ``PerDate`` in a specification.
 _PER_DATE = ('width', 'num_heads', 'key_dim', 'dim', 'attention_stride')
@@ -49,7 +51,8 @@ def _build_encoder(modality: Modality, encoder: Encoder | None, sizes: Mapping[s
         return call_builder(modality, encoder, {})
     arguments = dict(encoder)
     if path := arguments.pop('class_path', None):
-        return call_builder(modality, import_class(modality.name, path), arguments.get('init_args') or {})
+        given = arguments.get('init_args') or {}
+        return _warn_if_random(modality, call_builder(modality, import_class(modality.name, path), given), given)
     name = arguments.pop('name', None)
     if name is None:
         weights = find_entry(None, arguments['weights'])
@@ -70,8 +73,22 @@ def _build_encoder(modality: Modality, encoder: Encoder | None, sizes: Mapping[s
             )
         temporal = _per_date_arguments(modality, arguments) if entry.per_date else {}
         built = call_builder(modality, entry.build, {**{key: sizes[key] for key in entry.sizes}, **arguments})
+        _warn_if_random(modality, built, arguments)
         return _per_date(modality, built, temporal, sizes) if entry.per_date else built
     return _backbone(modality, name, arguments, sizes)
+
+
+def _warn_if_random(modality: Modality, encoder: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
+    """Warn if an encoder is frozen with random weights that no checkpoint replaces."""
+    is_random = arguments.get('pretrained') is False and arguments.get('weights') is None
+    loads = arguments.get('load', True) and not builds_checkpoint()
+    if is_random and loads and isinstance(encoder, FreezableEncoder) and encoder.frozen:
+        warnings.warn(
+            f'encoder of {modality.name!r} is frozen with random weights, expected pretrained: true, weights or '
+            'freeze: false, unless a checkpoint provides its weights',
+            stacklevel=2,
+        )
+    return encoder
 
 
 def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: Mapping[str, Any]) -> nn.Module:
@@ -96,6 +113,11 @@ def _backbone(modality: Modality, name: str, arguments: dict[str, Any], sizes: M
             raise ValueError(
                 f'encoder {name!r} of the series {modality.name!r} is unknown, expected one of {_names(modality)}, or '
                 'a backbone of timm'
+            )
+        if arguments.pop('freeze', None):
+            raise ValueError(
+                f'encoder {name!r} of {modality.name!r} has freeze but random weights, expected pretrained: true, '
+                'weights, or no freeze'
             )
         only = {key: value for key, value in arguments.items() if key not in ('load', 'weights')}
         encoder = ImageEncoder(len(modality.bands), name, **only)

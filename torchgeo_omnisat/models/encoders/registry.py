@@ -118,6 +118,11 @@ def checkpoint_encoders(source: str) -> Iterator[None]:
         _checkpoint.reset(token)
 
 
+def builds_checkpoint() -> bool:
+    """Return whether encoders are built as a checkpoint describes them."""
+    return _checkpoint.get() is not None
+
+
 def as_specification(name: str, encoder: Encoder) -> Encoder:
     """Return a specification with the keys that apply; modules and functions are returned unchanged.
 
