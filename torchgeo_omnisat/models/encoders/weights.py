@@ -131,8 +131,8 @@ def utae(weights: UTAE_Weights | str | None = None, **kwargs: Any) -> UTAE:
 
 def published(weights: UTAE_Weights | str) -> dict[str, Tensor]:
     """Return parameters under their published names, from weights, their name or a file."""
-    if isinstance(weights, str) and Path(weights).is_file():
-        return read_published(Path(weights), weights)
+    if isinstance(weights, str) and (path := Path(weights).expanduser()).is_file():
+        return read_published(path, weights)
     try:
         chosen: UTAE_Weights = UTAE_Weights.verify(weights)
     except KeyError:
