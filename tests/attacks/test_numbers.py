@@ -27,7 +27,14 @@ from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.raster import MapBands
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub, load_hub
 from torchgeo_omnisat.transforms import Normalize
-from torchgeo_omnisat.utils.observed import MAX_NORMALISED, ImplausibleCounts, finite, observed
+from torchgeo_omnisat.utils.observed import (
+    MAX_NORMALISED,
+    ImplausibleCounts,
+    all_observed,
+    finite,
+    observed,
+    observed_pixels,
+)
 
 STRANGE = [-math.inf, 1e30, 3.4e38, 2e6]
 
@@ -38,6 +45,12 @@ def test_observed(dtype: torch.dtype) -> None:
     assert observed(values).tolist() == [True] * 3 + [False] * 4
     assert finite(values).tolist() == [True] * 3 + [False] * 4
     assert observed(torch.tensor([1, 2**30])).all()
+    assert [all_observed(values[: length + 1]) for length in range(7)] == [True] * 3 + [False] * 4
+    assert not any(all_observed(value) for value in values[3:])
+    assert all_observed(torch.tensor([1, 2**30]))
+    assert all_observed(values[:0])
+    assert observed_pixels(values.view(1, 7, 1, 1)).all()
+    assert observed_pixels(values.view(7, 1, 1, 1)).flatten().tolist() == observed(values).tolist()
 
 
 def test_counts() -> None:

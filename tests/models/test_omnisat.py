@@ -16,6 +16,7 @@ from torchgeo_omnisat.models import (
     omnisat_small,
     omnisat_tiny,
 )
+from torchgeo_omnisat.models.encoders.image import FrozenBatchNorm2d, FrozenBatchNormAct2d, with_frozen_norm
 
 from .conftest import MODALITIES, S2, SPOT, random_batch
 
@@ -55,6 +56,23 @@ def test_timm_backbones(backbone):
     maps = encoder(image, torch.tensor([True, True]))
     assert [x.shape[1] for x in maps] == list(encoder.channels)
     torch.testing.assert_close(encoder(image[1:], torch.tensor([True]))[-1], maps[-1][1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('backbone', ['resnet10t', 'test_efficientnet'])
+def test_frozen_norm_is_the_norm_in_evaluation_mode(backbone):
+    """Both classes of BatchNorm: torchvision's, and timm's with an activation."""
+    body = timm.create_model(backbone, num_classes=0)
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+    image = torch.randn(2, 3, 32, 32)
+    wanted = body.eval()(image)
+    torch.testing.assert_close(with_frozen_norm(body).train()(image), wanted)
+    frozen = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d)]
+    assert frozen
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+    assert not any(list(module.parameters()) for module in frozen)
 
 
 def test_pretrained_batch_norm_is_frozen(monkeypatch):

@@ -25,6 +25,33 @@ def observed(image: Tensor) -> Tensor:
     return image.abs() <= _maximum(image)
 
 
+def all_observed(image: Tensor) -> bool:
+    """Return whether all values are observed; without a temporary tensor, unlike :func:`observed`.
+
+    It is always False in a compiled graph, which has no branches that depend on values.
+
+    Args:
+        image: Normalised image of any shape.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if not image.is_floating_point() or not image.numel():
+        return True
+    low, high = image.detach().aminmax()  # NaN if any value is NaN
+    return bool((low >= -_maximum(image)) & (high <= _maximum(image)))
+
+
+def observed_pixels(image: Tensor) -> Tensor:
+    """Return flags of the pixels with an observed band, ``(..., 1, H, W)``.
+
+    Args:
+        image: Normalised images, ``(..., C, H, W)``.
+    """
+    if all_observed(image):
+        return torch.ones_like(image[..., :1, :, :], dtype=torch.bool)
+    return observed(image).any(-3, keepdim=True)
+
+
 def finite(image: Tensor) -> Tensor:
     """Return flags of the values of images in raw units of at most :data:`MAX_RAW` in absolute value."""
     if not image.is_floating_point():

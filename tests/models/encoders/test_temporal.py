@@ -55,6 +55,7 @@ def test_norm_over_dates_is_group_norm_of_those_seen() -> None:
         series = x[tile, :count].permute(1, 2, 0)  # a pixel is a sample of channels and dates
         wanted = nn.functional.group_norm(series, 4, norm.weight, norm.bias, norm.eps).permute(2, 0, 1)
         torch.testing.assert_close(found[tile, :count], wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(norm(x[:1], seen[:1]), found[:1])  # without a missing date
 
 
 @pytest.mark.parametrize('in_norm', [True, False])

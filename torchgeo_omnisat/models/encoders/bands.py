@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...utils.observed import observed
+from ...utils.observed import all_observed, observed
 
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
 MISSING = 'missing'
@@ -48,9 +48,9 @@ class BandConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve images ``(S, C, H, W)``."""
-        missing = ~observed(x)
-        if _none(missing):
+        if all_observed(x):
             return super().forward(x)
+        missing = ~observed(x)
         out = super().forward(x.masked_fill(missing, 0))
         if self.missing is None:
             return out
@@ -74,9 +74,9 @@ class BandLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels ``(..., C)``."""
-        missing = ~observed(x)
-        if _none(missing):
+        if all_observed(x):
             return super().forward(x)
+        missing = ~observed(x)
         out = super().forward(x.masked_fill(missing, 0))
         partial = missing & ~missing.all(-1, keepdim=True)
         return out if _none(partial) else out + nn.functional.linear(partial.to(x.dtype), self.missing)

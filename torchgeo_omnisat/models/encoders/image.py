@@ -9,13 +9,15 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import BatchNormAct2d
+from timm import layers
 from timm.models import is_model_in_modules
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torchvision import ops
 
-from ...utils.observed import observed
+from ...utils.observed import all_observed, observed
 from .bands import BandConv2d
 from .packing import gather_valid, scatter_valid, valid_indices
 
@@ -74,14 +76,14 @@ class ImageEncoder(SingleImageEncoder):
         self.backbone: Any = timm.create_model(
             backbone, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
         )
-        self.backbone = freeze_batch_norm_2d(self.backbone) if pretrained else with_group_norm(self.backbone)
+        self.backbone = with_frozen_norm(self.backbone) if pretrained else with_group_norm(self.backbone)
         self.takes_missing = _take_missing(self.backbone, in_channels)
         self.channels = tuple(self.backbone.feature_info.channels())
         self.strides = tuple(self.backbone.feature_info.reduction())
 
     def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:
         """Return the maps of S images."""
-        if not self.takes_missing:
+        if not self.takes_missing and not all_observed(image):
             image = image.masked_fill(~observed(image), 0)
         image = image.contiguous(memory_format=torch.channels_last)
         maps: list[Tensor] = self.backbone(image)
@@ -98,6 +100,37 @@ def _take_missing(backbone: nn.Module, bands: int) -> bool:
     return True
 
 
+def _batch_norm(norm: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
+    """BatchNorm with fixed statistics, scale and offset as one operation; torchvision's is a product and a sum."""
+
+    def forward(self, x: Float[Tensor, 's c h w']) -> Float[Tensor, 's c h w']:
+        """Normalise images."""
+        return _batch_norm(self, x)
+
+
+class FrozenBatchNormAct2d(layers.FrozenBatchNormAct2d):
+    """BatchNorm with fixed statistics, scale and offset as one operation, followed by timm's activation."""
+
+    def forward(self, x: Float[Tensor, 's c h w']) -> Float[Tensor, 's c h w']:
+        """Normalise images and apply the activation."""
+        return self.act(self.drop(_batch_norm(self, x)))
+
+
+def with_frozen_norm(module: nn.Module) -> nn.Module:
+    """Freeze the statistics, scale and offset of every BatchNorm below *module*."""
+    module = freeze_batch_norm_2d(module)
+    for child in module.modules():
+        if type(child) is ops.FrozenBatchNorm2d:
+            child.__class__ = FrozenBatchNorm2d
+        elif type(child) is layers.FrozenBatchNormAct2d:
+            child.__class__ = FrozenBatchNormAct2d
+    return module
+
+
 def with_group_norm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm below *module* by a GroupNorm of at most eight groups."""
     for name, child in module.named_children():
@@ -105,7 +138,7 @@ def with_group_norm(module: nn.Module) -> nn.Module:
             norm: Any = nn.GroupNorm(math.gcd(8, child.num_features), child.num_features)
             if child.weight is not None:
                 nn.init.constant_(norm.weight, float(child.weight.detach()[0]))
-            if isinstance(child, BatchNormAct2d):
+            if isinstance(child, layers.BatchNormAct2d):
                 norm = nn.Sequential(norm, child.drop, child.act)
             setattr(module, name, norm)
         else:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.observed import observed
+from ...utils.observed import all_observed, observed
 from .bands import BandLinear
 from .packing import gather_valid, scatter_valid, valid_indices
 from .registry import register_encoder
@@ -64,7 +64,8 @@ class LTAEEncoder(nn.Module):
         Returns:
             Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
         """
-        valid = valid & observed(image).flatten(2).any(2)
+        if not all_observed(image):
+            valid = valid & observed(image).flatten(2).any(2)
         maps = [torch.cat([self._collapse(part, dates, valid) for part in image.split(self._rows(image), -2)], -2)]
         for block in self.down_blocks:
             maps.append(block(maps[-1]))

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -90,10 +90,16 @@ class SeriesGroupNorm(nn.GroupNorm):
         grouped = rearrange(x.to(wide), 'b t p (g c) -> b t p g c', g=self.num_groups)
         weight = rearrange(seen, 'b t p -> b t p 1 1').to(wide)
         count = (weight.sum(1, keepdim=True) * grouped.shape[-1]).clamp(min=1)
-        mean = reduce(grouped * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
-        var = reduce((grouped - mean).square() * weight, 'b t p g c -> b 1 p g 1', 'sum') / count
-        normed = (grouped - mean) * (var + self.eps).rsqrt()
-        return rearrange(normed, 'b t p g c -> b t p (g c)').to(x.dtype) * self.weight + self.bias
+        weighted = torch.compiler.is_compiling() or not bool(seen.all())
+
+        def average(values: Tensor) -> Tensor:
+            values = values * weight if weighted else values
+            return values.sum(1, keepdim=True).sum(-1, keepdim=True) / count
+
+        centred = grouped - average(grouped)
+        scale = (average(centred.square()) + self.eps).rsqrt() * self.weight.view(self.num_groups, -1)
+        normed = torch.addcmul(self.bias.view(self.num_groups, -1).to(wide), centred, scale)
+        return rearrange(normed, 'b t p g c -> b t p (g c)').to(x.dtype)
 
 
 class MasterQuery(nn.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...utils.observed import observed
+from ...utils.observed import observed_pixels
 from .bands import BandConv2d
 from .packing import add_up, gather_valid, scatter_valid, valid_indices
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
@@ -137,7 +137,7 @@ class UTAEEncoder(nn.Module):
         """Return the maps of :meth:`forward`, and the attention weights at the coarsest level."""
         index = valid_indices(valid)
         packed = gather_valid(image.flatten(0, 1), index)
-        seen = observed(packed).any(1, keepdim=True) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
+        seen = observed_pixels(packed) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
         packed = packed.contiguous(memory_format=torch.channels_last)
         pyramid = [self._run(self.in_conv, packed)]
         for level, block in enumerate(self.down_blocks):

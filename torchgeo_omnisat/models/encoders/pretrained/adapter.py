@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....modality import Modality
-from ....utils.observed import observed
+from ....utils.observed import all_observed, observed
 
 #: Maximum of the true-colour images (TCI) that Satlas was trained on, and the digital number that it stands for:
 #: "The saturation level of 255 digital counts correspond to a level of 3558 for L1C products" (Sentinel-2 Products
@@ -146,6 +146,7 @@ class BandAdapter(nn.Module):
         factor, limit = zip(
             *(self._conversion(modality, native, i, j) for i, j in zip(own, theirs, strict=True)), strict=False
         )
+        self.limited = min(limit) < torch.inf
         fixed = {
             'factor': factor,
             'limit': limit,
@@ -191,11 +192,15 @@ class BandAdapter(nn.Module):
         if not self.converts:
             return x
         wide = torch.promote_types(x.dtype, torch.float32)
-        raw = x.to(wide) * self.std.to(wide) + self.mean.to(wide)
+        names = 'mean', 'std', 'factor', 'limit', 'shift', 'scale'
+        mean, std, factor, limit, shift, scale = (getattr(self, name).to(wide) for name in names)
+        raw = x.to(wide)
         if self.log:
-            raw = 10 * raw.clamp(min=1e-10).log10()
-        raw = (raw * self.factor.to(wide)).minimum(self.limit.to(wide))
-        converted = (raw - self.shift.to(wide)) / self.scale.to(wide)
+            raw = 10 * (raw * std + mean).clamp(min=1e-10).log10()
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        converted = torch.addcmul((mean * factor - shift) / scale, raw, std * factor / scale)
+        if self.limited:
+            converted = converted.minimum((limit - shift) / scale)
         return (converted if self.clip is None else converted.clamp(*self.clip)).to(x.dtype)
 
     def forward(self, image: Float[Tensor, 's c h w']) -> Float[Tensor, 's d h w']:
@@ -204,12 +209,13 @@ class BandAdapter(nn.Module):
         Args:
             image: Images; NaN is nodata.
         """
+        if all_observed(image):
+            return torch.cat([self._convert(image[:, self.known]), image[:, self.rest]], 1)
         missing = ~observed(image)
         image = image.masked_fill(missing, 0)
         converted = self._convert(image[:, self.known])
         parts = [torch.where(missing[:, self.known], self.fill.to(image.dtype), converted), image[:, self.rest]]
-        if torch.compiler.is_compiling() or bool(missing.any()):
-            parts.append((missing & ~missing.all(1, keepdim=True)).to(image.dtype))
+        parts.append((missing & ~missing.all(1, keepdim=True)).to(image.dtype))
         return torch.cat(parts, 1)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ....utils.observed import observed
+from ....utils.observed import observed_pixels
 from ..ltae import LTAEEncoder
 from ..packing import gather_valid, valid_indices
 from ..temporal import TemporalAttention
@@ -69,7 +69,7 @@ class PerDate(nn.Module):
         """
         index = valid_indices(valid)
         packed = gather_valid(image.flatten(0, 1), index)
-        seen = observed(packed).any(1, keepdim=True) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
+        seen = observed_pixels(packed) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
         encoder: Any = self.encoder
         pyramid = encoder.encode(packed)
         attended, weights = attend(self.temporal, pyramid[self.level], seen, dates, index)

@@ -10,11 +10,11 @@ import timm
 import torchvision
 from timm.layers import DropPath
 from timm.models import is_model_in_modules
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from .....modality import Modality
 from .....utils.signatures import with_arguments_of
+from ...image import with_frozen_norm
 from ...registry import Origin
 from ..adapter import AdaptedConv2d, BandAdapter
 from ..sources import find_source
@@ -74,7 +74,7 @@ class PretrainedEncoder(AdaptedEncoder):
         body = make_body(name, len(source.native.bands), source.image_size)
         tensors = load_body(body, source.read(), source.native.label) if load else 0
         pads = _adapt(body, adapter, len(source.native.bands))
-        super().__init__(modality, adapter, freeze_batch_norm_2d(body), pads, chunk=chunk, **kwargs)
+        super().__init__(modality, adapter, with_frozen_norm(body), pads, chunk=chunk, **kwargs)
         self.origin = Origin(f'{name}: {source.native.label}', tensors, source.address, source.licence)
 
 
