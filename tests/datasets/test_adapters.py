@@ -52,6 +52,35 @@ def test_like_eurosat() -> None:
         MappedDataset(dataset.dataset, [S2], {'s2': 'image', 'label': 'label'})[0]
 
 
+def test_coordinates_of_keys_and_of_bounds() -> None:
+    image, utm = torch.ones(12, 4, 4), 'EPSG:32631'
+    keys: dict[str, Any] = {'s2': 'image', 'coordinates': {'x': 'lon', 'y': 'lat'}}
+    made = Made(image=image, lon=torch.tensor(7.5), lat=45.25, bounds=torch.full((9,), torch.nan))
+    batch = read(MappedDataset(made, [S2], keys))
+    assert batch['coordinates'].dtype == torch.float64
+    assert batch['coordinates'].tolist() == [[7.5, 45.25]] * 3
+    north: Any = {'x': 'x', 'y': 'y', 'crs': utm}
+    made = Made(image=image, x=torch.tensor([499_990.0, 500_010.0]), y=torch.tensor([0.0, 0.0]))
+    assert read(MappedDataset(made, [S2], keys | {'coordinates': north}))['coordinates'][0].tolist() == pytest.approx(
+        [3, 0]
+    )
+    bounds = torch.tensor([500_000.0, 500_000.0, 10, 0.0, 0.0, 10, 0, 1, 1], dtype=torch.float64)
+    located = Made(image=image, bounds=bounds, crs=utm)
+    assert read(MappedDataset(located, [S2], {'s2': 'image'}))['coordinates'][0].tolist() == pytest.approx([3, 0])
+    located.sample.pop('crs')
+    assert 'coordinates' not in MappedDataset(located, [S2], {'s2': 'image'})[0]
+    located.crs = utm  # type: ignore[attr-defined]
+    assert MappedDataset(located, [S2], {'s2': 'image'})[0]['coordinates'].tolist() == pytest.approx([3, 0])
+    assert 'coordinates' not in MappedDataset(Made(image=image, lon=1.0, lat=1.0), [S2], {'s2': 'image'})[0]
+
+
+@pytest.mark.parametrize(('place', 'named'), [({'x': 'lon'}, "'lon'"), ({'x': 'east', 'y': 'lat'}, 'east')])
+def test_coordinates_that_are_not_there(place: Any, named: str) -> None:
+    made = Made(image=torch.ones(12, 4, 4), lon=1.0, lat=1.0)
+    with pytest.raises(ValueError, match=named):
+        MappedDataset(made, [S2], {'s2': 'image', 'coordinates': place})[0]
+
+
 def test_like_bigearthnet_and_sen12ms() -> None:
     image = torch.arange(14.0)[:, None, None].expand(14, 4, 4)
     made = Made(image=image, label=torch.tensor([0, 1, 1]), mask=torch.ones(1, 4, 4))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from ..utils.coordinates import COORDINATES, centre_coordinates
 from .base import MultimodalDataset
 from .io.decoding import GREATEST
 from .io.fingerprint import list_data_files
@@ -42,6 +43,10 @@ class MappedDataset(MultimodalDataset):
             ``['2019-07-01']``, or a key of the sample with seconds since 1970, by which the time
             series is sorted. Also the keys of the targets ``'mask'`` and ``'label'``; ``channels``
             selects a layer of the mask. Time series with shape ``(T * C, H, W)`` are split into dates.
+            ``'coordinates': {'x': 'lon', 'y': 'lat'}`` names the keys of the position of a sample, in the CRS of
+            the optional entry ``crs``, WGS 84 by default. Without it, the position is that of ``bounds``, if samples
+            have bounds and they or the dataset a ``crs``. Other samples have no ``coordinates``, and encoders such as
+            Presto omit the location.
         num_classes: Number of classes of a ``'label'`` that is a class index.
         path: Directory of the data, where statistics are stored.
         split: Name of the split.
@@ -63,8 +68,13 @@ class MappedDataset(MultimodalDataset):
         self.modalities = as_modalities(modalities)
         self.keys = {name: {'key': entry} if isinstance(entry, str) else dict(entry) for name, entry in keys.items()}
         expected = {*self.modalities}
-        if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label'}:
-            raise ValueError(f"keys has {list(self.keys)}, expected {sorted(expected)}, optionally 'mask', 'label'")
+        if not expected <= set(self.keys) or not set(self.keys) <= expected | {'mask', 'label', COORDINATES}:
+            raise ValueError(
+                f"keys has {list(self.keys)}, expected {sorted(expected)}, optionally 'mask', 'label', 'coordinates'"
+            )
+        place = self.keys.get(COORDINATES)
+        if place is not None and not {'x', 'y'} <= set(place) <= {'x', 'y', 'crs'}:
+            raise ValueError(f"'coordinates' among keys is {place}, expected keys of 'x' and 'y', optionally a 'crs'")
         self.num_classes = num_classes
         self.path, self.split = Path(path), split
 
@@ -86,7 +96,7 @@ class MappedDataset(MultimodalDataset):
             sample['mask'] = self._mask(self._get(given, 'mask'))
         if 'label' in self.keys:
             sample['label'] = self._label(self._get(given, 'label'))
-        return sample
+        return sample | self._coordinates(given)
 
     def image_files(self, name: str, indices: Iterable[int]) -> list[str]:
         """Return the files of some samples, if they can be determined.
@@ -112,6 +122,22 @@ class MappedDataset(MultimodalDataset):
         if key not in given:
             raise ValueError(f'keys maps {name!r} to {key!r}, expected one of {sorted(given)}')
         return torch.as_tensor(given[key])
+
+    def _coordinates(self, given: Mapping[str, Any]) -> Sample:
+        """Return longitude and latitude of a sample, if its position is known."""
+        place, bounds = self.keys.get(COORDINATES), given.get('bounds')
+        if place is not None:
+            if missing := {place['x'], place['y']} - set(given):
+                raise ValueError(f"keys maps 'coordinates' to {sorted(missing)}, expected some of {sorted(given)}")
+            # The position of several dates is their mean.
+            x, y = (torch.as_tensor(given[place[axis]]).double().mean() for axis in 'xy')
+            bounds, crs = torch.zeros(9, dtype=torch.float64), place.get('crs', 'EPSG:4326')
+            bounds[0:2], bounds[3:5] = x, y
+        else:
+            crs = given.get('crs', getattr(self.dataset, 'crs', None))
+        if not isinstance(bounds, Tensor) or bounds.shape != (9,) or crs is None:
+            return {}
+        return {COORDINATES: centre_coordinates(bounds, crs)}
 
     def _image(self, given: Mapping[str, Any], modality: Modality) -> Sample:
         entry, bands = self.keys[modality.name], len(modality.bands)
