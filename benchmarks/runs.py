@@ -65,6 +65,8 @@ class Run:
             from in every step too; 0 for what dropout leaves alone.
         distill: Weight of its divergence from what all modalities give.
         pretraining_args: Other options of the pre-training's model, as JSON; its defaults if empty.
+        options: Other options of the task, as JSON. Without any, a model has no experts, as when the tables were
+            measured.
     """
 
     data: str
@@ -84,17 +86,19 @@ class Run:
     subset_weight: float = 0.0
     distill: float = 0.0
     pretraining_args: str = ''
+    options: str = ''
 
     @property
     def key(self) -> str:
         """What the run is called: the same for the same configuration, today and tomorrow."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        known = {name: value for name, value in asdict(self).items() if name != 'options' or value}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def pretraining(self) -> 'Run':
         """The pre-training of the run, which others share: it knows no label and no fine-tuning."""
         untold = dict.fromkeys(('modality_dropout', 'labels', 'lr', 'subset_weight', 'distill'), 0.0)
-        return replace(self, steps=self.pretraining_steps, **untold)
+        return replace(self, steps=self.pretraining_steps, options='', **untold)
 
 
 def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, list[str]]:
@@ -108,6 +112,7 @@ def commands(run: Run, folder: Path, root: str, workers: int = 0) -> dict[str, l
     """
     pretrained, checkpoint = folder / run.pretraining.key / 'pretrained.ckpt', folder / run.key / 'model.ckpt'
     told = {f'model.{name}': getattr(run, name) for name in ('modality_dropout', 'subset_weight', 'distill', 'lr')}
+    told |= {f'model.{name}': value for name, value in ({'experts': False} | json.loads(run.options or '{}')).items()}
     task, data = {'model': 'omnisat', **_backbone(run), **told}, _data(run, root, workers)
     fit = task | _training(run, checkpoint, run.steps) | data
     test = task | _trainer(checkpoint.parent) | data | {'ckpt_path': checkpoint, 'verbose': 'false'}

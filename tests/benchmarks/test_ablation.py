@@ -68,10 +68,10 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         batches.append(dict(batch))
         return learn(self, batch)
 
-    def spy_decode(self: OmniSatSegmenter, out: OmniSatOutput) -> Tensor:
+    def spy_decode(self: OmniSatSegmenter, out: OmniSatOutput, *args: Any) -> Tensor:
         state = {key: value.clone() for key, value in self.backbone.state_dict().items()}
         calls.append(Step(self, state, batches[-1], out.available.sum(1).tolist()))
-        return decode(self, out)
+        return decode(self, out, *args)
 
     monkeypatch.setattr(OmniSatSegmentation, 'learn', spy_learn)
     monkeypatch.setattr(OmniSatSegmenter, 'decode', spy_decode)

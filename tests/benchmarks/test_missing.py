@@ -44,7 +44,12 @@ class TestSwitches:
         """A field of a run that no word of the command line depends on would do nothing."""
         run = make_run(SCRATCH, TINY, 'synthetic', 1, 0)
         changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
-        changed |= {'labels': 0.1, 'max_dates': 3, 'pretraining_args': '{"tile_weight": 0}'}
+        changed |= {
+            'labels': 0.1,
+            'max_dates': 3,
+            'pretraining_args': '{"tile_weight": 0}',
+            'options': '{"experts": true}',
+        }
         if name == 'pretraining_args':
             run = replace(run, pretraining_steps=1)
         value = changed[name] if name in changed else (getattr(run, name) or 0) + 1
@@ -69,9 +74,9 @@ class TestSwitches:
         def spy(name: str) -> Any:
             true = getattr(OmniSatSegmenter, name)
 
-            def call(self: OmniSatSegmenter, out: OmniSatOutput) -> Tensor:
+            def call(self: OmniSatSegmenter, out: OmniSatOutput, *args: Any) -> Tensor:
                 seen.append((name, out.available.clone()))
-                return true(self, out)
+                return true(self, out, *args)
 
             return call
 

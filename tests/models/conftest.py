@@ -42,7 +42,7 @@ def batch():
 
 @pytest.fixture(params=['utae', 'ltae', 'late fusion', 'per date'])
 def model(request):
-    """A segmenter in training mode: what must not matter must not matter there either."""
+    """A segmenter in training mode, with or without experts: what must not matter must not matter there either."""
     torch.manual_seed(0)
     if request.param == 'late fusion':
         backbone = late_fusion(MODALITIES, widths=(16, 32), image_widths=(16, 16, 32, 32), width=16)
@@ -50,5 +50,7 @@ def model(request):
         encoder = {'name': 'resnet10t', 'channels': [16, 16, 32, 32], 'width': 16}
         backbone = omnisat_tiny(MODALITIES, encoders={'s2': encoder, 's1a': encoder})
     else:
-        backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param})
-    return OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0)
+        queries = 2 if request.param == 'utae' else 1
+        backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param}, queries=queries)
+    experts = request.param in ('utae', 'per date')
+    return OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0, experts=experts)

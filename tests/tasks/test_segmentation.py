@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,14 +163,14 @@ class TestTraining:
     def test_modalities_are_dropped_in_training_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         task = OmniSatSegmentation(**TOLD, modality_dropout=1.0)
         seen: list[tuple[bool, float]] = []
-        forward = task.model.forward
+        forward = task.model.backbone.forward
 
-        def spy(batch: dict[str, Tensor]) -> Tensor:
+        def spy(batch: dict[str, Tensor]) -> Any:
             held = torch.stack([batch[m.valid_key].any(-1) for m in MODALITIES.values()], -1)
             seen.append((task.training, held.sum(-1).float().mean().item()))
             return forward(batch)
 
-        monkeypatch.setattr(task.model, 'forward', spy)
+        monkeypatch.setattr(task.model.backbone, 'forward', spy)
         loader = make_loader([make_sample(0), make_sample(1)])
         make_trainer(tmp_path).fit(task, loader, loader)
         assert {count for training, count in seen if training} == {1.0}
@@ -216,5 +217,55 @@ class TestTraining:
         make_trainer(tmp_path).fit(task, make_loader([make_sample(0), make_sample(1)]))
         changed = {key for key, value in task.state_dict().items() if not torch.equal(value, before[key])}
         assert changed
-        assert all(key.startswith('model.decoder') for key in changed)
+        assert {key.split('.')[1] for key in changed} == {'decoder', 'experts'}
         assert set(modes) == {(False, True)}
+
+
+class TestExperts:
+    def test_logits_add_up_over_observed_pixels(self) -> None:
+        torch.manual_seed(0)
+        model, batch = OmniSatSegmentation(**TOLD).eval().model, make_batch()
+        batch['valid_s1a'][1] = False
+        batch['image_spot'][0, ..., :16] = torch.nan
+        with torch.no_grad():
+            out = model.backbone(batch)
+            expected, opinions = model.decoder(out, (16, 16)), model.expert_logits(out)
+            opinions['s1a'][1], opinions['spot'][0, ..., :8] = 0, 0
+            for name in ('s2', 's1a', 'spot'):
+                assert opinions[name].abs().amax() > 0
+                expected = expected + opinions[name]
+            torch.testing.assert_close(model(batch), expected)
+            torch.testing.assert_close(model.decode(out, model.expert_logits(out)), expected)
+
+    @pytest.mark.parametrize('subset_weight', [0.0, 1.0])
+    def test_each_expert_learns_from_the_samples_with_its_modality(self, subset_weight: float) -> None:
+        task = OmniSatSegmentation(**TOLD, modality_dropout=0.0, expert_weight=0.5, subset_weight=subset_weight)
+        batch = make_batch()
+        batch['valid_s1a'][1] = False
+        logits, loss = task.learn(batch)
+        opinions, mask = task.model.expert_logits(task.model.backbone(batch)), batch['mask']
+        alone = [task.criterion(opinions[name], mask) for name in ('s2', 'spot')]
+        alone.append(task.criterion(opinions['s1a'][[0, 2]], mask[[0, 2]]))
+        torch.testing.assert_close(loss, task.criterion(logits, mask) + 0.5 * torch.stack(alone).mean())
+
+    def test_baselines_have_none(self) -> None:
+        assert not OmniSatSegmentation(**TOLD | {'backbone': 'late_fusion'}).model.experts
+
+    @pytest.mark.parametrize('weight', [-1.0, float('inf')])
+    def test_implausible_weight(self, weight: float) -> None:
+        with pytest.raises(ValueError, match=f'expert_weight is {weight}'):
+            OmniSatSegmentation(**TOLD, expert_weight=weight)
+
+    def test_checkpoint_from_before_there_were_experts(self, fitted: Path, root: Path, tmp_path: Path) -> None:
+        """Its hyper-parameters do not name them."""
+        saved = torch.load(fitted, weights_only=True)
+        state = {key: value for key, value in saved['state_dict'].items() if not key.startswith('model.experts.')}
+        assert len(state) < len(saved['state_dict'])
+        hparams = {key: value for key, value in saved['hyper_parameters'].items() if 'expert' not in key}
+        old = tmp_path / 'old.ckpt'
+        torch.save({**saved, 'state_dict': state, 'hyper_parameters': hparams}, old)
+        loaded = OmniSatSegmentation.load_from_checkpoint(old)
+        assert loaded.hparams['experts'] is False
+        assert loaded.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+        main(command(root, tmp_path, 'test', '--ckpt_path', str(old)))

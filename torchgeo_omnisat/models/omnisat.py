@@ -103,6 +103,7 @@ class OmniSat(nn.Module):
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         checkpointing: Whether default time series encoders recompute the finest maps of single
             dates in the backward pass, which saves memory and takes more time.
+        queries: Number of queries per head of ``'utae'``; see :class:`.UTAEEncoder`.
 
     Raises:
         ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or
@@ -121,13 +122,15 @@ class OmniSat(nn.Module):
         widths: Sequence[int] = (32, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
         checkpointing: bool = False,
+        queries: int = 1,
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
         finest = min(modality.gsd for modality in self.modalities.values())
         _check_sizes(finest, patch_size, embed_dim, depth, num_heads, (*widths, *image_widths))
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
-        self.encoders = nn.ModuleDict(build_encoders(self.modalities, encoders, widths, image_widths, checkpointing))
+        built = build_encoders(self.modalities, encoders, widths, image_widths, checkpointing, queries)
+        self.encoders = nn.ModuleDict(built)
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
         self.fusion: nn.Module = Fusion(self.modalities, embed_dim, depth, num_heads)

@@ -4,7 +4,7 @@
 """U-Net decoder from fused tokens to the pixels of the labels, with feature maps as skips."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,8 +48,44 @@ class MeanSkip(nn.Module):
         return self.norm(total / count.clamp(min=1))
 
 
+class Expert(nn.Module):
+    """Segmentation head of a single modality, from its feature maps to logits at the resolution of the labels.
+
+    Args:
+        channels: Channels of the maps.
+        num_classes: Number of classes K.
+        width: Channels of the hidden layers.
+        scale: Factor of the initial logits.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.proj = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.convs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(math.gcd(8, width), width), nn.ReLU(inplace=True)
+            )
+            for _ in range(2)
+        )
+        self.head = _logit_layer(width, num_classes, scale)
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
+        """Return logits of the given size."""
+        x = torch.stack([_project(proj, found, size) for proj, found in zip(self.proj, maps, strict=True)]).sum(0)
+        x = F.relu(self.norm(x))
+        for conv in self.convs:
+            x = x + conv(x)
+        return _logits(self.head, x)
+
+
 class OmniSatSegmenter(nn.Module):
     """OmniSat backbone with a U-Net decoder, which returns logits for every pixel of the labels.
+
+    With *experts*, each modality also has a small head on its own feature maps. The logits of the heads of the
+    available modalities are added to those of the decoder, as in a product of experts (Hinton, "Training Products of
+    Experts by Minimizing Contrastive Divergence", Neural Computation 2002): if the sensors are independent given the
+    class, their log-likelihoods add up. A modality adds nothing where it observed no pixel.
 
     Args:
         backbone: Backbone that encodes and fuses the modalities.
@@ -57,23 +93,55 @@ class OmniSatSegmenter(nn.Module):
         label_gsd: GSD of the labels in metres.
         width: Channels at the label's resolution; they double with every level, up to the
             width of the tokens.
+        experts: Whether each modality has a head.
     """
 
-    def __init__(self, backbone: OmniSat, num_classes: int, label_gsd: float = 10.0, width: int = 32) -> None:
+    def __init__(
+        self, backbone: OmniSat, num_classes: int, label_gsd: float = 10.0, width: int = 32, experts: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.label_gsd = float(label_gsd)
         self.decoder = Decoder(backbone, num_classes, self.label_gsd, width)
+        encoders: dict[str, Any] = dict(backbone.encoders.items()) if experts else {}
+        scale = 1 / (1 + len(encoders))  # the initial sum is about as large as the logits of the decoder alone
+        self.experts = nn.ModuleDict(
+            {name: Expert(encoder.channels, num_classes, width, scale) for name, encoder in encoders.items()}
+        )
         self.decoder.to(memory_format=torch.channels_last)
+        self.experts.to(memory_format=torch.channels_last)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b k h w']:
         """Return the logits of a batch; see :meth:`OmniSat.forward`."""
         return self.decode(self.backbone(batch))
 
-    def decode(self, out: OmniSatOutput) -> Float[Tensor, 'b k h w']:
-        """Return the logits from the output of the backbone."""
+    def decode(
+        self, out: OmniSatOutput, opinions: Mapping[str, Float[Tensor, 'b k h w']] | None = None
+    ) -> Float[Tensor, 'b k h w']:
+        """Return the logits from the output of the backbone.
+
+        Args:
+            out: Output of the backbone.
+            opinions: Output of :meth:`expert_logits` for the same feature maps, if it was already computed.
+        """
+        size = self._size(out)
+        logits = self.decoder(out, size)
+        for name, own in (self.expert_logits(out) if opinions is None else opinions).items():
+            if name in out.maps:
+                logits = logits + own * F.adaptive_max_pool2d(out.maps[name].seen.to(own.dtype), size)
+        return logits
+
+    def expert_logits(self, out: OmniSatOutput) -> dict[str, Float[Tensor, 'b k h w']]:
+        """Return the logits of the head of each modality, for all pixels; empty without *experts*."""
+        return {
+            name: expert(out.maps[name].maps, self._size(out))
+            for name, expert in self.experts.items()
+            if name in out.maps
+        }
+
+    def _size(self, out: OmniSatOutput) -> tuple[int, int]:
         rows, columns = (max(1, half_up(side / self.label_gsd)) for side in out.extent)
-        return self.decoder(out, (rows, columns))
+        return rows, columns
 
 
 class Decoder(nn.Module):
@@ -95,15 +163,7 @@ class Decoder(nn.Module):
             skip = MeanSkip(_maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))
-        self.head = nn.Conv2d(widths[-1], num_classes, 1)
-        nn.init.normal_(self.head.weight, std=1 / (LOGIT_SCALE * math.sqrt(widths[-1])))
-        nn.init.zeros_(self.bias)
-
-    @property
-    def bias(self) -> Tensor:
-        """Bias of the last layer."""
-        assert self.head.bias is not None
-        return self.head.bias
+        self.head = _logit_layer(widths[-1], num_classes)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Return logits of the given size."""
@@ -113,10 +173,7 @@ class Decoder(nn.Module):
             scale = 2 ** (len(self.blocks) - 1 - level)
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would leave ties between classes
-            wide = torch.promote_types(self.head.weight.dtype, torch.float32)
-            logits = F.conv2d(x.to(wide), self.head.weight.to(wide), self.bias.to(wide))
-        return resize(LOGIT_SCALE * logits, size)
+        return resize(_logits(self.head, x), size)
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:
@@ -126,6 +183,29 @@ def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
         return F.adaptive_avg_pool2d(x, size)
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def _project(proj: nn.Module, found: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b d i j']:
+    """Project and resize a map; both are linear, so the map is projected at the coarser of the two resolutions."""
+    if found.shape[-2] * found.shape[-1] > size[0] * size[1]:
+        projected: Tensor = proj(resize(found, size))
+        return projected
+    return resize(proj(found), size)
+
+
+def _logit_layer(width: int, num_classes: int, scale: float = 1.0) -> nn.Conv2d:
+    layer = nn.Conv2d(width, num_classes, 1)
+    nn.init.normal_(layer.weight, std=scale / (LOGIT_SCALE * math.sqrt(width)))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _logits(layer: nn.Conv2d, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b k h w']:
+    assert layer.bias is not None
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 would leave ties between classes
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        return LOGIT_SCALE * F.conv2d(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
 
 
 def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,7 @@ from ..batch import available
 from ..losses import CrossEntropyDice
 from ..modality import Modality
 from ..models import OmniSat, OmniSatSegmenter
+from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
@@ -57,6 +58,10 @@ class OmniSatSegmentation(SupervisedTask):
             former; the tile is encoded once. If 0, only the remaining ones are used.
         distill: Weight of a distillation loss: the divergence of the class probabilities after dropout
             from those of all modalities. If positive, tiles are used as with *subset_weight*.
+        experts: Whether each modality has a head on its own feature maps, whose logits are added to those of the
+            decoder; see :class:`.OmniSatSegmenter`. The baselines have none. A checkpoint without this
+            hyper-parameter was trained without experts.
+        expert_weight: Weight of the loss of each expert alone, averaged over the modalities (deep supervision).
         lr: Learning rate after the warm-up.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
 
@@ -85,6 +90,8 @@ class OmniSatSegmentation(SupervisedTask):
         class_weights: Sequence[float] | None = None,
         subset_weight: float = 0.0,
         distill: float = 0.0,
+        experts: bool = True,
+        expert_weight: float = 0.3,
         lr: float = 2e-3,
         **kwargs: Any,
     ) -> None:
@@ -101,11 +108,12 @@ class OmniSatSegmentation(SupervisedTask):
         classes = self.hparams['num_classes']
         if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
             raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
-        return OmniSatSegmenter(self.build_backbone(), classes, label_gsd=self.hparams['label_gsd'])
+        experts = self.hparams['experts'] and self.hparams['backbone'] not in LATE_FUSION
+        return OmniSatSegmenter(self.build_backbone(), classes, self.hparams['label_gsd'], experts=experts)
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
-        for name in ('subset_weight', 'distill'):
+        for name in ('subset_weight', 'distill', 'expert_weight'):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f'{name} is {self.hparams[name]}, expected at least 0')
         if self.is_configured:
@@ -129,22 +137,42 @@ class OmniSatSegmentation(SupervisedTask):
         return super().labelled(batch) if ignored is None else (mask != ignored).flatten(1).any(1)
 
     def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Return logits and loss of a training batch; see *subset_weight* and *distill*."""
-        weight, distill = self.hparams['subset_weight'], self.hparams['distill']
-        if not weight and not distill:
+        """Return logits and loss of a training batch; see *subset_weight*, *distill* and *expert_weight*."""
+        weight, distill, mask = self.hparams['subset_weight'], self.hparams['distill'], self.target_of(batch)
+        both = weight or distill
+        if not both and not self.model.experts:
             return super().learn(batch)
-        out = self.model.backbone(batch)
-        logits = self.model.decode(out)
-        left = available(self.dropout(batch), self.modalities)
-        part = self.model.decode(hide(self.model.backbone, out, left))
-        mask = batch['mask']
-        loss = (self.criterion(logits, mask) + weight * self.criterion(part, mask)) / (1 + weight)
+        out = self.model.backbone(batch if both else self.dropout(batch))
+        opinions = self.model.expert_logits(out)
+        logits = self.model.decode(out, opinions)
+        loss = self.criterion(logits, mask)
+        if both:
+            left = available(self.dropout(batch), self.modalities)
+            part = self.model.decode(hide(self.model.backbone, out, left), opinions)
+            loss = (loss + weight * self.criterion(part, mask)) / (1 + weight)
         if distill:
             scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
             ignored = self.hparams['ignore_index']
             counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
             loss = loss + distill * divergence(part[:, scored], logits[:, scored], counted)
-        return logits, loss
+        return logits, loss + self.hparams['expert_weight'] * self._loss_of_experts(opinions, out, mask)
+
+    def _loss_of_experts(self, opinions: Mapping[str, Tensor], out: OmniSatOutput, mask: Tensor) -> Tensor | float:
+        """Return the mean loss of each expert alone, over the samples that have its modality."""
+        order, losses = list(self.modalities), []
+        for name, logits in opinions.items():
+            available = out.available[:, order.index(name)]
+            if available.any():
+                losses.append(self.criterion(logits[available], mask[available]))
+        return torch.stack(losses).mean() if losses else 0.0
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remove the experts if the checkpoint was written before there were any; see *experts*."""
+        saved = checkpoint.get('hyper_parameters')
+        if self.is_configured and saved is not None and 'experts' not in saved:
+            self.save_hyperparameters({'experts': False})
+            self.model.experts = nn.ModuleDict()
+        super().on_load_checkpoint(checkpoint)
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the classes, with their position.

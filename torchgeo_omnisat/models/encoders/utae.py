@@ -68,7 +68,7 @@ class DownBlock(nn.Module):
         return x + self.conv2(x)
 
 
-@register_encoder('utae', temporal=True, sizes=('widths', 'dim', 'checkpointing'))
+@register_encoder('utae', temporal=True, sizes=('widths', 'dim', 'checkpointing', 'queries'))
 class UTAEEncoder(nn.Module):
     """U-TAE encoder of time series, which returns a feature pyramid without a time axis.
 
@@ -88,6 +88,8 @@ class UTAEEncoder(nn.Module):
         dropout: Dropout after the temporal attention.
         checkpointing: Whether to recompute the maps of single dates at the two finest levels in
             the backward pass.
+        queries: Number of queries per head of the temporal attention. Each finer map has *queries* times as many
+            channels, one weighted sum over the dates per query.
     """
 
     def __init__(
@@ -102,9 +104,13 @@ class UTAEEncoder(nn.Module):
         batch_norm: bool = False,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        queries: int = 1,
     ) -> None:
         super().__init__()
-        self.channels, self.checkpointing = tuple(widths), checkpointing
+        if queries < 1:
+            raise ValueError(f'queries is {queries}, expected at least 1')
+        self.channels = (*(queries * width for width in widths[:-1]), widths[-1])
+        self.checkpointing = checkpointing
         self.strides = tuple(2**level for level in range(len(widths)))
         first = partial(BandConv2d, learn=padding_mode == 'zeros')
         self.in_conv = nn.Sequential(
@@ -113,7 +119,15 @@ class UTAEEncoder(nn.Module):
         )
         self.down_blocks = nn.ModuleList(DownBlock(i, o, padding_mode) for i, o in pairwise(widths))
         self.temporal = TemporalAttention(
-            widths[-1], (widths[-1],), dim, num_heads, key_dim, dates, batch_norm=batch_norm, dropout=dropout
+            widths[-1],
+            (widths[-1],),
+            dim,
+            num_heads,
+            key_dim,
+            dates,
+            batch_norm=batch_norm,
+            dropout=dropout,
+            queries=queries,
         )
 
     def forward(
@@ -127,7 +141,7 @@ class UTAEEncoder(nn.Module):
             valid: Valid dates; the others are not computed.
 
         Returns:
-            Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
+            Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse, of :attr:`channels`.
         """
         return self.attend(image, dates, valid)[0]
 
@@ -144,7 +158,8 @@ class UTAEEncoder(nn.Module):
             pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))
         coarse, weights = attend(self.temporal, pyramid[-1], seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
-        maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape) for level in pyramid[:-1]]
+        queries = self.temporal.queries
+        maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape, queries) for level in pyramid[:-1]]
         return [*maps, coarse], weights
 
     def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -191,12 +206,16 @@ def collapse(
     seen: Bool[Tensor, 's 1 k l'],
     index: Int[Tensor, ' s'] | None,
     shape: torch.Size,
-) -> Float[Tensor, 'b c h w']:
+    queries: int = 1,
+) -> Float[Tensor, 'b d h w']:
     """Sum the dates of a finer level with the attention weights of the coarsest one.
 
-    Head g weights the g-th group of channels. If a pixel is not observed on a date, unlike
-    its coarse neighbourhood, its weights of the other dates are increased.
+    Head g weights the g-th group of channels, once with each of its queries. If a pixel is not observed on a date,
+    unlike its coarse neighbourhood, its weights of the other dates are increased.
     """
+    if queries > 1:  # one after the other, which takes less memory
+        of_queries = rearrange(weights, 's (g q) i j -> q s g i j', q=queries)
+        return torch.cat([collapse(level, each, seen, index, shape) for each in of_queries], dim=1)
     size = level.shape[-2:]
     weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
     weights = rearrange(weights, 's g h w -> s h w g 1')

@@ -1,0 +1,84 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Trials of changes to OmniSat on synthetic landscapes, with equal steps.
+
+Every trial is a run of ``ablation.py`` at the size ``small`` with one change. A trial that has a row in the table is
+not repeated.
+
+    python benchmarks/leads.py                              # all leads, seed 0
+    python benchmarks/leads.py --leads experts --seeds 0 1 2
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import runs
+from ablation import BOTH_DROPOUT, HERE, NARROW, SIZES, WHOLE, make_run
+from runs import Run, pretty, spread
+
+EXPERTS = {'options': json.dumps({'experts': True})}
+#: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead.
+LEADS: dict[str, dict[str, Any]] = {
+    'baseline': {},
+    'experts': EXPERTS,
+    'experts, two queries': {**EXPERTS, 'backbone_args': json.dumps({'queries': 2})},
+    'learning rate 0.004': {'lr': 4e-3},
+    'experts, learning rate 0.004': {**EXPERTS, 'lr': 4e-3},
+    'experts, learning rate 0.004, no dropout': {
+        **EXPERTS,
+        'lr': 4e-3,
+        'modality_dropout': 0.0,
+        'subset_weight': 0.0,
+    },
+    'late fusion, learning rate 0.004': {
+        'backbone': 'late_fusion',
+        'backbone_args': json.dumps(NARROW),
+        'lr': 4e-3,
+        'modality_dropout': 0.0,
+        'subset_weight': 0.0,
+    },
+}
+
+
+def trial(lead: str, seed: int) -> Run:
+    """Return the run of a lead."""
+    run = make_run(replace(WHOLE, pretrained=False), SIZES['small'], 'synthetic', 1, seed)
+    assert run.modality_dropout == BOTH_DROPOUT
+    return replace(run, **LEADS[lead])
+
+
+def markdown(done: Mapping[str, list[dict[str, str]]]) -> str:
+    """Return the scores of each lead as a Markdown table, as mean and standard deviation over its seeds."""
+    lines = ['| change | seeds | all sensors | mean of all subsets |', '| --- | --- | --- | --- |']
+    for lead, rows in done.items():
+        means = [{'mean': str(_mean(json.loads(row['subsets'])))} for row in rows]
+        seeds = ', '.join(row['seed'] for row in rows)
+        lines.append(f'| {lead} | {seeds} | {pretty(*spread(rows))} | {pretty(*spread(means, "mean"))} |')
+    return '\n'.join(lines)
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def main() -> None:
+    """Run the trials that have no row yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--leads', nargs='+', choices=list(LEADS), default=list(LEADS), metavar='LEAD')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--folder', type=Path, default=HERE / 'runs', help='for checkpoints and the landscapes')
+    args = parser.parse_args()
+    wanted = {lead: [trial(lead, seed) for seed in args.seeds] for lead in args.leads}
+    table, folder = HERE / 'results' / 'runs-leads.csv', args.folder / 'leads'
+    root = str(args.folder / f'landscapes-{SIZES["small"].tiles}')
+    done = runs.complete([run for trials in wanted.values() for run in trials], table, folder, root)
+    print(markdown({lead: [done[run.key] for run in trials] for lead, trials in wanted.items()}))
+
+
+if __name__ == '__main__':
+    main()
