@@ -3,14 +3,12 @@
 
 """Small datasets in the layouts of the real ones, random and from a seed."""
 
-import functools
 import gc
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ import rasterio
 import torch
 from jaxtyping import install_import_hook
 from rasterio.transform import from_origin
+
+from . import brief
 
 gc.disable()  # until all tests are collected, see below
 matplotlib.use('Agg')
@@ -40,6 +40,8 @@ SERIES = {'S2': (10, np.int16), 'S1A': (3, np.float16), 'S1D': (3, np.float16)}
 SPOT = 'DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{}.tif'
 
 Writer = Callable[..., Path]
+#: Undone at the end.
+_BRIEF = pytest.MonkeyPatch()
 
 
 def write_pastis(root: Path, folds: Sequence[int] = (1, 2, 3, 4, 5) * 2, size: int = 32, seed: int = 0) -> Path:
@@ -116,17 +118,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Exempt the imported libraries from garbage collection, which would scan their million objects again and again.
 
-    Processes that tests need are forked from now on.
+    Lightning is made brief, and processes that tests need are forked from now on.
     """
     gc.freeze()
     gc.enable()
+    brief.begin(_BRIEF)
     if processes := sys.modules.get('tests.processes'):
         processes.start_server()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU; a look for one before the fork would forbid its use in forked processes."""
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
 
 
 def pytest_unconfigure() -> None:
     """Let the interpreter collect them when it ends."""
     gc.unfreeze()
+    _BRIEF.undo()
 
 
 @pytest.fixture(scope='session')
@@ -148,39 +158,10 @@ def _close_figures() -> Iterator[None]:
     plt.close('all')
 
 
-@pytest.fixture(autouse=True, scope='session')
-def _random_weights() -> Iterator[None]:
-    """Tests of what surrounds a model need no trained one, and no figures of its validations."""
-    with pytest.MonkeyPatch.context() as patch:
-        if (base := sys.modules.get('torchgeo_omnisat.tasks.base')) is not None:
-            patch.setattr(base.OmniSatTask, 'allow_random', True)
-        if (supervised := sys.modules.get('torchgeo_omnisat.tasks.supervised')) is not None:
-            patch.setattr(supervised.SupervisedTask, 'figures', 0)
-        yield
-
-
-@pytest.fixture(autouse=True, scope='session')
-def _brief_lightning() -> Iterator[None]:
-    """Let Lightning look for callbacks of other packages once, and move no metric from the CPU to the CPU.
-
-    For every metric that is logged it would copy each attribute of the metric several times.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if 'lightning.pytorch' in sys.modules:
-            connectors = 'lightning.pytorch.trainer.connectors'
-            callbacks = import_module(f'{connectors}.callback_connector')
-            patch.setattr(callbacks, '_load_external_callbacks', functools.cache(callbacks._load_external_callbacks))
-            if not torch.cuda.is_available():
-                results = import_module(f'{connectors}.logger_connector.result')
-                for kind in (results._ResultMetric, results._ResultCollection):
-                    patch.setattr(kind, 'to', lambda self, *_, **__: self)
-        yield
-
-
 @pytest.fixture
 def validation_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the figures of validations, as without :func:`_random_weights`."""
-    monkeypatch.setattr(sys.modules['torchgeo_omnisat.tasks.supervised'].SupervisedTask, 'figures', 4)
+    """Draw the figures of validations and tests, which other tests do without."""
+    brief.draw_figures(monkeypatch)
 
 
 @pytest.fixture(scope='session')

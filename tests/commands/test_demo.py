@@ -13,6 +13,7 @@ import torch
 from torchgeo_omnisat.commands import demo, parsers
 
 
+@pytest.mark.usefixtures('validation_figures')
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, 'argv', ['torchgeo_omnisat'])
     output = tmp_path / 'a folder'

@@ -46,7 +46,7 @@ def write_belgium(root: Path) -> Path:
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    'pastis': write_pastis,
+    'pastis': lambda root: write_pastis(root, size=16),
     'flair': lambda root: write_flair(root, FLAIRRecipe(zones=5, size=8, dates=3)),
     'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, dates=3)),
     'treesatai': lambda root: write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3)),

@@ -78,12 +78,13 @@ pytestmark = pytest.mark.skipif(not (ROOT / 'docs').is_dir(), reason='the site i
 
 @pytest.fixture
 def brief(monkeypatch):
-    """A step of training, one batch of evaluation and a few landscapes are enough, without other words."""
+    """A step of training, one batch of evaluation and a few small landscapes are enough, without other words."""
     begin = LightningCLI.instantiate_trainer
     few = {f'limit_{stage}_batches': 1 for stage in ('train', 'val', 'test')} | {'max_epochs': 1}
     monkeypatch.setattr(LightningCLI, 'instantiate_trainer', lambda self, **kwargs: begin(self, **kwargs | few))
     write = synthetic.write_landscapes
-    monkeypatch.setattr(synthetic, 'write_landscapes', lambda root, recipe: write(root, replace(recipe, num_tiles=10)))
+    small = {'num_tiles': 10, 'size': 16, 'dates': (2, 3)}
+    monkeypatch.setattr(synthetic, 'write_landscapes', lambda root, recipe: write(root, replace(recipe, **small)))
 
 
 @pytest.fixture(scope='session')

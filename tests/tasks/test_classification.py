@@ -53,6 +53,7 @@ def f1_by_hand(said: Tensor, true: Tensor) -> tuple[float, float]:
 
 
 class TestScores:
+    @pytest.mark.usefixtures('validation_figures')
     def test_every_subset_against_f1_by_hand(self, tmp_path: Path) -> None:
         torch.manual_seed(3)
         task = OmniSatClassification(**TOLD).eval()

@@ -28,7 +28,7 @@ SAMPLES = [make_sample(index) for index in range(4)]
 
 
 @pytest.fixture(autouse=True)
-def _refused(_random_weights: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OmniSatTask, 'allow_random', False)
 
 

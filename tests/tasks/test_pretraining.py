@@ -62,6 +62,7 @@ class TestFit:
         for name, value in task.model.backbone.state_dict().items():
             assert torch.equal(value, fine.model.backbone.state_dict()[name])
 
+    @pytest.mark.usefixtures('validation_figures')
     def test_figures_by_pair_of_modalities(self, root: Path, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, max_steps=3, max_epochs=1)
         trainer.fit(OmniSatPretraining('omnisat_tiny'), datamodule=make_datamodule(root))

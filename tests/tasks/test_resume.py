@@ -76,7 +76,7 @@ def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: s
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='FSDP needs a GPU')
+@pytest.mark.gpu
 def test_fsdp_trains(root: Path, tmp_path: Path) -> None:
     task = OmniSatPretraining(backbone='omnisat_tiny')
     trainer = make_trainer(tmp_path, accelerator='gpu', strategy='fsdp', enable_checkpointing=True)

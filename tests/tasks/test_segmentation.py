@@ -48,6 +48,7 @@ class TestCommandLine:
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
         assert list(loaded.modalities) == ['s2', 's1a']
 
+    @pytest.mark.usefixtures('validation_figures')
     def test_test_scores_every_subset(self, fitted: Path, root: Path, tmp_path: Path) -> None:
         main(command(root, tmp_path, 'test', '--ckpt_path', str(fitted)))
         table = next(tmp_path.rglob('subsets.csv'))

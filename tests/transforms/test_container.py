@@ -59,7 +59,7 @@ KORNIA: dict[str, nn.Module] = {
     'sharpness': K.RandomSharpness(p=1.0),
     'plasma': K.RandomPlasmaBrightness(p=1.0),
 }
-DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize('name', list(OURS))
