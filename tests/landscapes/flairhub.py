@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from torchgeo_omnisat.datasets.flair import CLASSES
-from torchgeo_omnisat.datasets.flairhub import CLOUDS, MODALITIES, PRODUCTS, SPLITS, label_product, palette, table_of
+from torchgeo_omnisat.datasets.flairhub import (
+    CLOUDS,
+    MODALITIES,
+    PRODUCTS,
+    SPLIT_COLUMNS,
+    label_product,
+    palette,
+    table_of,
+)
 from torchgeo_omnisat.datasets.synthetic.landscape import GSD, Indices, Landscape, draw_landscape, smooth_noise
 from torchgeo_omnisat.datasets.synthetic.rendering import render_s1, render_spot
 from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, write_image, write_once
@@ -103,7 +111,7 @@ def _write(root: Path, recipe: FLAIRHUBRecipe) -> None:
         year = int(domain[-4:]) - 2019
         for place in np.ndindex(2, 2):
             patch = f'{domain}_{area}_{place[0]}-{place[1]}'
-            rows['SPLIT'].append({'patch_id': patch, **dict.fromkeys(SPLITS, split)})
+            rows['SPLIT'].append({'patch_id': patch, **dict.fromkeys(SPLIT_COLUMNS, split)})
             rows['AERIAL'].append({'patch_id': patch, 'date': f'{domain[-4:]}0714'})
             rows['SPOT'].append({'patch_id': patch, 'date': f'{domain[-4:]}0600'})
             for name, image in whole.items():

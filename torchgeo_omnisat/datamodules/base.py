@@ -55,7 +55,7 @@ from .statistics import (
 #: Splits that a stage reads.
 _SPLITS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',), 'predict': ('test',)}
 #: Splits whose labels a stage needs.
-LABELS = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
+LABELLED = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
 
 
 #: Arguments of datasets that a datamodule sets itself, and its choices of *missing*.
@@ -346,7 +346,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     def prepare_data(self) -> None:
         """Download the data of a stage, and compute statistics, on rank zero only."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
-        self.report_labels(LABELS.get(stage or 'fit', ()))
+        self.report_labels(LABELLED.get(stage or 'fit', ()))
         self.statistics(self.make_dataset(self.splits_of(stage or 'fit')[0]))
 
     def splits_of(self, stage: str) -> tuple[str, ...]:
@@ -366,7 +366,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """
         if stage == 'fit':
             self.begin()
-        self.report_labels(LABELS.get(stage, ()))
+        self.report_labels(LABELLED.get(stage, ()))
         first, *others = self.splits_of(stage)
         empty = self.left_out() if others else ()
         made = {split: self.make_dataset(split) for split in (first, *others) if split not in empty}

@@ -36,7 +36,7 @@ from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
-from .base import LABELS, Missing, MultimodalDataModule
+from .base import LABELLED, Missing, MultimodalDataModule
 from .statistics import settings_group
 
 
@@ -382,7 +382,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         """
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
-        self.report_labels(LABELS.get(stage or 'fit', ()))
+        self.report_labels(LABELLED.get(stage or 'fit', ()))
         if self.statistics_of_model(self.labelled.modalities) is None:
             self.statistics(self.make_dataset('train', every=True))
 

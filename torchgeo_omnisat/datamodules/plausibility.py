@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..modality import Modality, as_modalities
+from ..utils.observed import MAX_RAW
 
-#: Common nodata values, which are not valid measurements. Values beyond `HUGE` are nodata too.
+#: Common nodata values, which are not valid measurements. Values beyond `MAX_RAW` are nodata too.
 FILL_VALUES = (-9999.0, -99999.0, -32768.0, -32767.0, 65535.0)
-HUGE = 1e20
 
 
 class BandSummary(NamedTuple):
@@ -81,7 +81,7 @@ def _implausible_band(modality: Modality, band: BandSummary, bands: Sequence[Ban
     if not math.isfinite(band.mean):
         return 'no valid pixel'
     for value in (band.minimum, band.maximum):
-        if (value in FILL_VALUES and value != band.mean) or abs(value) >= HUGE:
+        if (value in FILL_VALUES and value != band.mean) or abs(value) >= MAX_RAW:
             return f'nodata {value:g} counts as data, state it as nodata'
     if band.minimum == band.maximum:
         level = modality.kind == 'elevation' or modality.unit == 'metres'
@@ -242,11 +242,11 @@ class _Comparison:
                     self._finding(bands, f'{share.max():.1%} of the pixels are {value:g}, nodata counts as data')
                 )
                 self.pixels[self.pixels == value] = np.nan
-        bands = np.flatnonzero((np.abs(self.pixels) >= HUGE).any(0) & (np.abs(self.mean) < HUGE / 1e3))
+        bands = np.flatnonzero((np.abs(self.pixels) >= MAX_RAW).any(0) & (np.abs(self.mean) < MAX_RAW / 1e3))
         if bands.size:
             value = np.nanmax(np.abs(self.pixels))
             found.append(self._finding(bands, f'pixels are as large as {value:g}, nodata counts as data'))
-            self.pixels[np.abs(self.pixels) >= HUGE] = np.nan
+            self.pixels[np.abs(self.pixels) >= MAX_RAW] = np.nan
         return found
 
     def _constant(self) -> list[str]:

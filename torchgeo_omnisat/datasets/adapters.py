@@ -15,8 +15,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
 from ..utils.coordinates import COORDINATES, centre_coordinates
+from ..utils.observed import MAX_RAW
 from .base import MultimodalDataset
-from .io.decoding import GREATEST
 from .io.fingerprint import list_data_files
 from .io.headers import refuse_complex
 from .io.opening import sidecars
@@ -155,7 +155,7 @@ class MappedDataset(MultimodalDataset):
             )
         if 'nodata' in entry:
             image = image.masked_fill(torch.eq(image, float(entry['nodata'])), torch.nan)
-        image = image.masked_fill(~(image.abs() <= GREATEST), torch.nan)
+        image = image.masked_fill(~(image.abs() <= MAX_RAW), torch.nan)
         count = len(image) if modality.temporal else 1
         days = self._days(given, modality.name)
         days = torch.zeros(count, dtype=torch.int64) if days is None else days

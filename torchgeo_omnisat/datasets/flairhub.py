@@ -28,11 +28,11 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from ..utils.checks import check_choice
+from ..utils.observed import MAX_RAW
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
-from .io.decoding import GREATEST
 from .io.files import occurring
 from .io.links import refuse_outside
 from .io.opening import open_raster, refuse_other_format, sidecars
@@ -191,7 +191,7 @@ def measured_of(
         raise ValueError(f'{path} holds numbers below 0, expected power; decibels=True takes them for dB')
     with sidecars(), open_raster(str(path)) as source:
         nodata = source.nodata
-    unknown = ~(np.abs(image) <= GREATEST)
+    unknown = ~(np.abs(image) <= MAX_RAW)
     if nodata is not None:
         unknown |= image == nodata
     if power:

@@ -27,12 +27,12 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice
+from ..utils.observed import MAX_RAW
 from ..utils.regular import refuse_special
 from ..utils.signatures import with_arguments_of
 from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .integrity import Dates, Expected, Part
-from .io.decoding import GREATEST
 from .io.download import Archive, obtain
 from .io.files import measured, read_json, read_raster
 from .io.fingerprint import State, state_of
@@ -319,9 +319,9 @@ def read_series_frames(file: h5py.File, series: Series, frames: NDArray[np.int64
         stored = stored[frames - first]
     image: NDArray[np.float32] = stored.astype(np.float32, copy=False)
     known = (
-        (image > 0) & (image <= GREATEST)
+        (image > 0) & (image <= MAX_RAW)
         if series.radar
-        else (np.abs(image) <= GREATEST) & (image != 0).any(1, keepdims=True)
+        else (np.abs(image) <= MAX_RAW) & (image != 0).any(1, keepdims=True)
     )
     if not known.all():
         image[~known] = np.nan

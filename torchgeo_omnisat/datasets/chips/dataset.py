@@ -42,7 +42,7 @@ from .files import ChipFiles, ChipGrid, ChipLabels, centres, nowhere
 from .splits import split_chips
 
 #: Readers of the files of a chip.
-READERS = {'raster': ChipFiles}
+CHIP_READERS = {'raster': ChipFiles}
 
 
 class _Crop(NamedTuple):
@@ -293,7 +293,7 @@ class ImageChips(MultimodalDataset):
         if name == 'mask':
             files = label_dataset(given, self.path, self.labels, self.ignore_index, ChipFiles)
         else:
-            files = image_dataset(name, given, self.path, READERS)
+            files = image_dataset(name, given, self.path, CHIP_READERS)
         if not isinstance(files, ChipFiles):
             raise ValueError(f'settings of {name!r} are {dict(settings)}, expected masks that are rasters')
         gsd = None if settings.get('gsd') is None else float(settings['gsd'])

@@ -24,7 +24,7 @@ from rasterio import Affine
 from ...grid import Grid
 from ..classes import ClassMap
 from ..geo.sources import LabelSource
-from ..io.headers import DAY, Header, describe_types, read_header
+from ..io.headers import DAY_PATTERN, Header, describe_types, read_header
 from ..rasters.georeference import DEGREE, Span, crs_code, metres, outline, pixel_side
 from ..rasters.timeseries import RasterTimeSeries
 
@@ -33,9 +33,9 @@ WORLD = CRS.from_epsg(4326)
 #: Extensions of rasters.
 SUFFIXES = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.jp2', '.bmp', '.img', '.vrt', '.webp')
 #: Id of a single image: its name without extension.
-SINGLE = r'(?P<id>.+)\.\w+$'
+SINGLE_ID = r'(?P<id>.+)\.\w+$'
 #: Id of an image of a time series: its name up to the date.
-SERIES = rf'(?P<id>.+?)[_.-]?(?<!\d)(?P<date>{DAY})(?!\d)'
+SERIES_ID = rf'(?P<id>.+?)[_.-]?(?<!\d)(?P<date>{DAY_PATTERN})(?!\d)'
 
 
 class ChipGrid(NamedTuple):
@@ -84,7 +84,7 @@ class ChipFiles(RasterTimeSeries):
     """
 
     filename_glob = '*'
-    filename_regex = SINGLE
+    filename_regex = SINGLE_ID
     name = 'chips'
     temporal = False
     whole_files = True
@@ -154,8 +154,8 @@ class ChipFiles(RasterTimeSeries):
         if self.separate_files or res is not None:
             what = 'separate_files' if self.separate_files else 'res'
             raise ValueError(f'settings of {self.name!r} have {what}, expected chips with all bands in one file')
-        if self.temporal and self.filename_regex == SINGLE:
-            self.filename_regex = SERIES
+        if self.temporal and self.filename_regex == SINGLE_ID:
+            self.filename_regex = SERIES_ID
         pattern = self._pattern()
         self._check_dated(pattern)
         if 'id' not in pattern.groupindex:

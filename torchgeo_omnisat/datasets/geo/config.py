@@ -25,7 +25,7 @@ from .polygons import TABLES, VECTORS, Polygons
 #: Settings that describe a modality, independent of its reader.
 FACTS = ('kind', 'unit', 'wavelengths')
 #: Readers by name.
-KINDS: dict[str, type[GeoDataset]] = {
+READERS: dict[str, type[GeoDataset]] = {
     'raster': RasterTimeSeries,
     'sentinel1': Sentinel1TimeSeries,
     'sentinel2': Sentinel2TimeSeries,
@@ -35,7 +35,7 @@ KINDS: dict[str, type[GeoDataset]] = {
 
 
 def image_dataset(
-    name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = KINDS
+    name: str, settings: Mapping[str, Any], root: Path, readers: Mapping[str, type[GeoDataset]] = READERS
 ) -> GeoDataset:
     """Build the image dataset of a modality.
 

@@ -35,7 +35,7 @@ VECTORS = ('.gpkg', '.geojson', '.shp', '.parquet', '.fgb', '.gml', '.kml')
 TABLES = ('.json', '.csv', '.zip')
 #: Names of the columns of coordinates in a table, in lower case.
 DEGREES = (('lon', 'lat'), ('longitude', 'latitude'), ('long', 'lat'), ('lng', 'lat'))
-COORDINATES = (('x', 'y'), ('easting', 'northing'))
+METRIC = (('x', 'y'), ('easting', 'northing'))
 
 #: Margin of the bounding box of points in units of the CRS, so that a single point has one.
 EDGE = 1e-6
@@ -244,7 +244,7 @@ class Polygons(VectorDataset):
 
     def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
         names = {str(column).strip().lower(): column for column in table.columns}
-        pairs = [pair for pair in (*DEGREES, *COORDINATES) if set(pair) <= set(names)]
+        pairs = [pair for pair in (*DEGREES, *METRIC) if set(pair) <= set(names)]
         if not pairs:
             raise ValueError(f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y')
         degrees = pairs[0] in DEGREES

@@ -29,9 +29,10 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality, half_up
+from ...utils.observed import MAX_RAW
 from ..base import tensors
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
-from ..io.decoding import GREATEST, as_numbers
+from ..io.decoding import as_numbers
 from ..io.fingerprint import raster_state
 from ..io.headers import refuse_complex
 from ..io.opening import open_raster, sidecars
@@ -123,7 +124,7 @@ class GeoSource:
             )
         for number in as_numbers(getattr(self.dataset, 'nodata', None)):
             values[values == number] = np.nan
-        values[~(np.abs(values) <= GREATEST)] = np.nan
+        values[~(np.abs(values) <= MAX_RAW)] = np.nan
         values[..., geometry_mask(rows.geometry, (grid.height, grid.width), grid.transform)] = np.nan
         return values
 

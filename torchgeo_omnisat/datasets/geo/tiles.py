@@ -26,7 +26,7 @@ from .join import MultimodalGeoDataset
 from .parts import parts
 
 #: Maximum number of blocks of a search; above it, positions are sampled by rejection.
-MOST = 20_000
+MAX_BLOCKS = 20_000
 #: Minimum fraction of a polygon's bounding box with valid positions for the box to be sampled as a whole.
 ENOUGH = 1 / 8
 #: Attempts of one draw, each of which succeeds with a probability of about ENOUGH or higher.
@@ -112,7 +112,7 @@ class TilePlaces:
             return float(np.prod((high - low).astype(np.float64), axis=1).sum())
 
         inside, mixed = self._sort(root)
-        while len(mixed) and len(mixed) < MOST and weight(inside) < (weight(inside) + weight(mixed)) / 4:
+        while len(mixed) and len(mixed) < MAX_BLOCKS and weight(inside) < (weight(inside) + weight(mixed)) / 4:
             more, mixed = self._sort(_children(mixed))
             inside = np.concatenate([inside, more])
         return root if weight(inside) >= ENOUGH * weight(root) else np.concatenate([inside, mixed])

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+from ...utils.observed import MAX_RAW
 from .headers import refuse_complex
 
-#: Maximum absolute value of a valid pixel; larger values are undeclared nodata.
-GREATEST = 1e20
 #: Folders for which a warning of such values was issued.
 _WARNED_FOLDERS: set[str] = set()
 
@@ -92,7 +91,7 @@ def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDA
         valid &= pixels != number
     if pixels.dtype.kind == 'f':
         valid &= ~np.isnan(pixels)
-        huge = valid & (np.abs(pixels) > GREATEST)
+        huge = valid & (np.abs(pixels) > MAX_RAW)
         if huge.any():
             warn_of_huge_values(source.name, int(huge.sum()))
             valid &= ~huge
@@ -100,12 +99,12 @@ def _finite(pixels: NDArray[Any], source: Any, nodata: tuple[float, ...]) -> NDA
 
 
 def warn_of_huge_values(path: str, count: int) -> None:
-    """Warn, once per folder, of values beyond :data:`GREATEST`."""
+    """Warn, once per folder, of values beyond :data:`MAX_RAW`."""
     folder = os.path.dirname(path)
     if folder not in _WARNED_FOLDERS:
         _WARNED_FOLDERS.add(folder)
         warnings.warn(
-            f'{path} holds {count} values that are infinite or beyond {GREATEST:g}: they are invalid, here and in '
+            f'{path} holds {count} values that are infinite or beyond {MAX_RAW:g}: they are invalid, here and in '
             'other files of its folder',
             stacklevel=2,
         )

@@ -20,8 +20,8 @@ from torchgeo.datasets.utils import extract_archive
 
 from ...utils.atomic import publish, scratch_folder
 from ...utils.jsonfile import parse_json
+from ...utils.observed import MAX_RAW
 from ...utils.regular import refuse_special
-from .decoding import GREATEST
 from .headers import refuse_complex
 from .opening import open_within, sidecars
 
@@ -123,7 +123,7 @@ def measured(
         if nodata is not None and array.size and float(array.min()) <= nodata:
             image[array == nodata] = np.nan
         return image
-    known = np.abs(image) <= GREATEST
+    known = np.abs(image) <= MAX_RAW
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
     if nodata is not None:

@@ -32,7 +32,7 @@ DATA = (
     *('.pt', '.pth', '.parquet', '.safetensors'),
 )
 #: Maximum number of data files of a folder that is searched.
-MOST = 100_000
+MAX_FILES = 100_000
 
 _ARCHIVE = re.compile(r'/vsi(?:zip|tar|gzip|7z|rar)/')
 
@@ -142,7 +142,7 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
     return f'names or times of the {len(found)} files differ, as those of a copy do, or they were other samples'
 
 
-def list_data_files(root: str | Path, most: int = MOST) -> list[str]:
+def list_data_files(root: str | Path, most: int = MAX_FILES) -> list[str]:
     """Return all data files below a folder; an empty list if there are too many."""
     found: list[str] = []
     for path in _walk(str(root)):

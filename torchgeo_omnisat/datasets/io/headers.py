@@ -17,7 +17,7 @@ from rasterio.windows import Window
 from .opening import open_raster, sidecars
 
 #: Eight digits of a valid date.
-DAY = (
+DAY_PATTERN = (
     r'(?:(?:19|20)\d\d(?:(?:0[13578]|1[02])(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)(?:0[1-9]|[12]\d|30)|'
     r'02(?:0[1-9]|1\d|2[0-8]))|(?:19|20)(?:[02468][048]|[13579][26])0229)'
 )

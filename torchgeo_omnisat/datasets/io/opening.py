@@ -54,7 +54,7 @@ _NAMED_CRS = re.compile(rb'"crs"\s*:\s*\{\s*"type"\s*:\s*"name"\s*,\s*"propertie
 _SUBDATASET = re.compile(r'[A-Za-z0-9_]+:(?!//)')
 
 #: Magic number of vector files by extension.
-VECTORS = {
+MAGIC = {
     '.gpkg': b'SQLite format 3\0',
     '.shp': b'\0\0\x27\x0a',
     '.fgb': b'fgb',
@@ -84,7 +84,7 @@ def refuse_other_format(path: str) -> None:
         return
     with open(path, 'rb') as file:
         start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip(b' \t\r\n')
-    magic = VECTORS.get(ending, b'')
+    magic = MAGIC.get(ending, b'')
     if not start.startswith(magic):
         raise ValueError(f'{path} begins with {start[:16]!r}, expected {magic!r} for its extension')
     # GDAL recognizes an OGR VRT under any extension, also in a zip archive.

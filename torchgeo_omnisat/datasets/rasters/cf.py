@@ -17,8 +17,9 @@ from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.windows import Window
 
+from ...utils.observed import MAX_RAW
 from ...utils.regular import refuse_special
-from ..io.decoding import GREATEST, Decoding, warn_of_huge_values
+from ..io.decoding import Decoding, warn_of_huge_values
 from ..io.fingerprint import State, state_of
 from ..io.headers import Header, refuse_complex, stated_crs
 
@@ -227,7 +228,7 @@ def unpack(stored: NDArray[Any], packing: Packing, decoding: Decoding, path: str
         valid &= (stored >= packing.low) & (stored <= packing.high)
     for number in (*(packing.fill if decoding.replaced is None else decoding.replaced), *decoding.nodata):
         valid &= stored != number
-    if stored.dtype.kind == 'f' and (huge := valid & (np.abs(stored) > GREATEST)).any():
+    if stored.dtype.kind == 'f' and (huge := valid & (np.abs(stored) > MAX_RAW)).any():
         warn_of_huge_values(path, int(huge.sum()))
         valid &= ~huge
     plain = not decoding.scaled or (packing.scale, packing.offset) == (1, 0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Proj, Transformer
 
 #: Maximum relative change of the area of a pixel and of the ratio of its sides.
-MOST = 0.1
+MAX_DISTORTION = 0.1
 #: Margin in degrees around the area of use of a CRS to which large files are cropped.
 AROUND = 6.0
 
@@ -30,7 +30,7 @@ def projected(shapes: NDArray[np.object_], source: Any, target: Any, names: Sequ
         return moved
     there = shapely.transform(shapes, _transformer(source, target.geodetic_crs).transform, interleaved=False)
     _, place = shapely.get_coordinates(shapes, return_index=True)
-    bad = np.unique(place[_distortion(target, there) > MOST]).tolist()
+    bad = np.unique(place[_distortion(target, there) > MAX_DISTORTION]).tolist()
     for number in sorted({*bad, *(index for index, one in enumerate(there) if _is_wide(one))}):
         near = _near(there[number], target)
         if near is not None:
@@ -60,7 +60,7 @@ def _near(there: Any, target: CRS) -> Any:
     )
     near = shapely.make_valid(there).intersection(box)
     near = shapely.segmentize(near, shapely.length(near) / 64 + 1e-9)
-    return near if near.area > 0 and np.all(_distortion(target, near) <= MOST) else None
+    return near if near.area > 0 and np.all(_distortion(target, near) <= MAX_DISTORTION) else None
 
 
 def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
@@ -69,7 +69,7 @@ def distorted(shapes: NDArray[np.object_], crs: CRS) -> NDArray[np.intp]:
         return np.zeros(0, np.intp)
     there = shapely.transform(shapes, _transformer(crs, crs.geodetic_crs).transform, interleaved=False)
     _, place = shapely.get_coordinates(shapes, return_index=True)
-    fine = np.unique(place[_distortion(crs, there) <= MOST])
+    fine = np.unique(place[_distortion(crs, there) <= MAX_DISTORTION])
     return np.setdiff1d(np.arange(len(shapes)), fine)
 
 

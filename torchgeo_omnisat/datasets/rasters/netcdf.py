@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from ...grid import Grid
 from ...modality import Unit
 from ...utils.signatures import refuse_unexpected, with_arguments_of
-from ..io.headers import DAY
+from ..io.headers import DAY_PATTERN
 from .cf import Cube, read_cube, read_frames_of
 from .frames import repeat, resample
 from .timeseries import RasterTimeSeries
@@ -42,7 +42,7 @@ class NetCDFTimeSeries(RasterTimeSeries):
     """
 
     filename_glob = '*.nc'
-    filename_regex = rf'(?:.*?(?<!\d)(?P<date>{DAY})(?!\d))?'
+    filename_regex = rf'(?:.*?(?<!\d)(?P<date>{DAY_PATTERN})(?!\d))?'
     separate_files = False
 
     @with_arguments_of(

@@ -28,7 +28,7 @@ from ...utils.checks import check_least
 from ..arguments import state_facts
 from ..base import tensors
 from ..io.decoding import Decoding, as_numbers
-from ..io.headers import DAY, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
+from ..io.headers import DAY_PATTERN, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from ..io.links import refuse_links
 from ..series import choose_dates
 from .bandfiles import Scenes, band_files
@@ -57,7 +57,7 @@ class RasterTimeSeries(RasterDataset):
     """
 
     filename_glob = '*.tif'
-    filename_regex = rf'.*?(?<!\d)(?P<date>{DAY})(?!\d)'
+    filename_regex = rf'.*?(?<!\d)(?P<date>{DAY_PATTERN})(?!\d)'
     name = 'raster'
     temporal = True
     kind: Kind | None = None
@@ -488,7 +488,9 @@ class RasterTimeSeries(RasterDataset):
         error = DatasetNotFoundError(self)
         files = self.files
         wanted = (
-            'a date such as 20210615' if DAY in self.filename_regex else repr(' '.join(self.filename_regex.split()))
+            'a date such as 20210615'
+            if DAY_PATTERN in self.filename_regex
+            else repr(' '.join(self.filename_regex.split()))
         )
         others = '; set filename_regex and date_format to the format of their dates'
         error.args = (
