@@ -7,15 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .panoptic import PanopticQuality
     from .probe import ProbeCallback
 
-__all__ = ['ProbeCallback']
+#: Public names and their modules, which are imported on first access; tasks need neither.
+_MODULES = {'PanopticQuality': '.panoptic', 'ProbeCallback': '.probe'}
+__all__ = ['PanopticQuality', 'ProbeCallback']
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback on first access; tasks need the other modules, but not scikit-learn."""
-    if name in __all__:
-        return getattr(import_module('.probe', __name__), name)
+    """Import a public name on first access."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
