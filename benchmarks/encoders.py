@@ -6,10 +6,11 @@
 A yardstick Y is that of ``speed.py``: the forward time of ``Conv2d(64, 64, 3, padding=1)`` on a
 ``(40, 64, 128, 128)`` tensor. Both times are processor times of one thread, which a loaded machine changes
 less than wall times, and the minimum over the repetitions. An encoder runs alone, without fusion and decoder, on
-random valid images of one sample, with random weights: a Sentinel-2 time series of 40 dates and 128 pixels, or an
-aerial image of 512 pixels. Each encoder has a process of its own, which first predicts, then takes
-a training step with frozen and then with trained weights. The memory is the peak of the process after each, with
-0.5 to 0.7 GB of imports. Pixel encoders are measured on 16 pixels a side, and their times are multiplied by 64.
+random valid images of one sample, with random weights: a Sentinel-2 time series of 40 dates and 128 pixels, one
+Sentinel-2 image of 128 pixels, or an aerial image of 512 pixels. Each encoder has a process of its own, which first
+predicts, then takes a training step with frozen and then with trained weights. The memory is the peak of the process
+after each, with 0.5 to 0.7 GB of imports. Pixel encoders are measured on 16 (Presto) or 4 (TESSERA) pixels a side, and
+their times are multiplied by 64 or 1024.
 
     python benchmarks/encoders.py                    # all encoders, as a Markdown table and CSV
     python benchmarks/encoders.py --only resnet18    # encoders whose name contains this
@@ -24,12 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+#: Central wavelengths of the bands in nanometres.
+NANOMETRES = (492.4, 559.8, 664.6, 704.1, 740.5, 782.8, 832.8, 864.7, 1613.7, 2202.4)
+#: Foundation models of single images, measured on one date: a time series costs that for each valid date.
+FOUNDATION = ('croma', 'deo', 'dofa', 'panopticon', 'copernicusfm')
 #: Encoders by sensor; a timm or torchvision name has a file of random weights with the bands of the sensor.
 ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
     's2': {
@@ -42,14 +48,15 @@ ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
         'presto': {'pretrained': False, 'cache_size': 0},
         'tessera': {'pretrained': False, 'cache_size': 0},
     },
+    's2_image': {name: {'pretrained': False, 'units': 'standardised'} for name in FOUNDATION},
     'aerial': {
         'resnet18': {},
         'convnext_tiny': {},
         'vit_small_patch14_dinov2': {},
     },
 }
-#: Encoders of single pixels.
-PIXELS = ('presto', 'tessera')
+#: Encoders of single pixels, and the side of the images that they are measured on.
+PIXELS = {'presto': 16, 'tessera': 4}
 FIELDS = ('sensor', 'encoder', 'mode', 'Y', 'GB')
 
 
@@ -62,10 +69,11 @@ def case(sensor: str, name: str, freeze: bool, size: int, dates: int) -> tuple[A
     from torchgeo_omnisat.models.encoders.pretrained.images.backbone import make_body
 
     temporal = sensor == 's2'
-    bands = BANDS if temporal else ('R', 'G', 'B')
-    modality = Modality(sensor, bands, 10.0 if temporal else 0.2, temporal, 'optical', 'dn')
+    bands, gsd = (('R', 'G', 'B'), 0.2) if sensor == 'aerial' else (BANDS, 10.0)
+    waves = NANOMETRES if bands == BANDS else None
+    modality = Modality(sensor, bands, gsd, temporal, 'optical', 'dn', wavelengths=waves)
     spec: dict[str, Any] = {'name': name, **ENCODERS[sensor][name]}
-    if name in PIXELS:
+    if name in (*PIXELS, *FOUNDATION):
         spec['freeze'] = freeze
     elif name not in ('ltae', 'utae'):
         with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +81,10 @@ def case(sensor: str, name: str, freeze: bool, size: int, dates: int) -> tuple[A
             torch.save(make_body(name, len(bands)).state_dict(), path)
             spec |= {'weights': str(path), 'bands': list(bands), 'freeze': freeze}
             (encoder,) = build_encoders({sensor: modality}, {sensor: spec}, (32, 64, 64, 128), (64,)).values()
-    if name in (*PIXELS, 'ltae', 'utae'):
+    if name in (*PIXELS, *FOUNDATION, 'ltae', 'utae'):
         (encoder,) = build_encoders({sensor: modality}, {sensor: spec}, (32, 64, 64, 128), (64,)).values()
     if not temporal:
-        return encoder, (torch.randn(1, 3, size, size), torch.ones(1, dtype=torch.bool))
+        return encoder, (torch.randn(1, len(bands), size, size), torch.ones(1, dtype=torch.bool))
     days = 17_800 + 9 * torch.arange(dates)[None]
     return encoder, (torch.randn(1, dates, len(bands), size, size), days, torch.ones(1, dates, dtype=torch.bool))
 
@@ -94,10 +102,11 @@ def measure(sensor: str, name: str, repeats: int, smoke: bool) -> list[dict[str,
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size, dates = (128, 40) if sensor == 's2' else (512, 1)
+    warnings.filterwarnings('ignore', message='encoder of .* is frozen with random weights')
+    size, dates = {'s2': (128, 40), 's2_image': (128, 1), 'aerial': (512, 1)}[sensor]
     scale = 1
     if name in PIXELS:
-        size, scale = 16, 64
+        size, scale = PIXELS[name], (128 // PIXELS[name]) ** 2
     if smoke:
         size, dates, scale, repeats = (16, 3, 1, 1) if sensor == 's2' else (56, 1, 1, 1)
     conv, images = torch.nn.Conv2d(64, 64, 3, padding=1), torch.randn(2 if smoke else 40, 64, 128, 128)
