@@ -127,7 +127,7 @@ def segmenter(builder: str, training: bool) -> Callable[[], None]:
     from torchgeo_omnisat import models
 
     modalities, batch = pastis_hd_tile()
-    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20)
+    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20, experts=True)
     return _prepared(model, training, lambda: model(batch))
 
 
