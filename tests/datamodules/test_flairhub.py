@@ -74,6 +74,6 @@ class TestFLAIRHUBMultimodalDataModule:
     def test_trains_and_shows(self, root: Path) -> None:
         datamodule = FLAIRHUBMultimodalDataModule(str(root), modalities=('aerial', 's2', 's1d'), batch_size=2)
         task = OmniSatSegmentation(backbone='omnisat_tiny')
-        trainer().fit(task, datamodule=datamodule)
+        trainer(limit_train_batches=1, limit_val_batches=1).fit(task, datamodule=datamodule)
         sample = {key: value[0] for key, value in next(iter(datamodule.val_dataloader())).items()}
         assert datamodule.plot(sample).axes

@@ -49,10 +49,10 @@ class Probe(LightningModule):
         return torch.optim.SGD(self.parameters())
 
 
-def trainer() -> Trainer:
+def trainer(**kwargs: Any) -> Trainer:
     return Trainer(
         accelerator='cpu', max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
+        enable_model_summary=False, num_sanity_val_steps=0, **kwargs,
     )  # fmt: skip
 
 

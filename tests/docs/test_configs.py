@@ -48,7 +48,7 @@ def test_configuration_runs(name, made, linked):
     plugin.load()
     few = ['--trainer.fast_dev_run', '1', '--trainer.accelerator', 'cpu', '--trainer.enable_progress_bar', 'false']
     if name in ('flair-hub', 'belgium-crops', 'treesatai'):  # of batches too large for a test
-        few += ['--data.batch_size', '2']
+        few += ['--data.batch_size', '1' if name == 'flair-hub' else '2']
     if name == 'synthetic':
         few += ['--data.num_tiles', '5', '--data.dates', '[2,3]']
     if 'num_workers' in yaml.safe_load((CONFIGS / f'{name}.yaml').read_text())['data']['init_args']:
