@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import torchgeo.main
 from lightning.pytorch.cli import LightningCLI
 
 from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.commands import robustness
 from torchgeo_omnisat.datasets.synthetic import dataset as synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +84,9 @@ def brief(monkeypatch):
     begin = LightningCLI.instantiate_trainer
     few = {f'limit_{stage}_batches': 1 for stage in ('train', 'val', 'test')} | {'max_epochs': 1}
     monkeypatch.setattr(LightningCLI, 'instantiate_trainer', lambda self, **kwargs: begin(self, **kwargs | few))
+    monkeypatch.setattr(robustness, 'Trainer', partial(robustness.Trainer, limit_test_batches=1))
     write = synthetic.write_landscapes
-    small = {'num_tiles': 10, 'size': 16, 'dates': (2, 3)}
+    small = {'num_tiles': 5, 'size': 16, 'dates': (2, 3)}
     monkeypatch.setattr(synthetic, 'write_landscapes', lambda root, recipe: write(root, replace(recipe, **small)))
 
 
@@ -101,7 +104,7 @@ def trained(made, tmp_path_factory):
         (checkpoint,) = (folder / name).rglob('*.ckpt')
         shutil.copy(checkpoint, folder / f'{name}.ckpt')
     for sensor, names in {'S2': '[s2]', 'S1': '[s1a,s1d]'}.items():
-        one = [*told['pastis'], '--data.modalities', names]
+        one = [*told['pastis'], '--model.backbone', 'omnisat_tiny', '--data.modalities', names]
         main(['fit', *one, *few, '--trainer.default_root_dir', str(folder / sensor), '--trainer.logger', 'false'])
         shutil.copy(*(folder / sensor).rglob('*.ckpt'), folder / f'{sensor}.ckpt')
     main(['check', *told['pastis'][2:], '--output', str(folder / 'problems.json')])
