@@ -71,13 +71,13 @@ def test_distillation_is_computed_in_single() -> None:
 
 @pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatPretraining])
 def test_as_much_is_learnt(kind: Any, root: Path, tmp_path: Path) -> None:
-    """From one seed, the loss of validation within 5 %; of one model, its outputs within 3 %, its loss within 0.5 %."""
+    """From one seed, the loss of validation within 5 %; of one model, its outputs within 4 %, its loss within 0.5 %."""
     single, half = fit(kind, '32-true', root, tmp_path), fit(kind, HALF, root, tmp_path)
     loss, out = validate(single, '32-true', root, tmp_path)
     assert validate(half, HALF, root, tmp_path)[0] == pytest.approx(loss, rel=0.05)
     half_loss, half_out = validate(single, HALF, root, tmp_path)
     assert half_loss == pytest.approx(loss, rel=0.005)
-    assert 0 < (half_out - out).norm() < 0.03 * out.norm()
+    assert 0 < (half_out - out).norm() < 0.04 * out.norm()
 
 
 def fit(kind: Any, precision: str, root: Path, folder: Path) -> Any:

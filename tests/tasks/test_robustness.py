@@ -56,7 +56,7 @@ class TestSubsets:
 
     def test_unfinished_file_leaves_the_old_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / 'subsets.csv').write_text('old')
-        monkeypatch.setattr('csv.writer', lambda file: file.write('half') and 1 / 0)
+        monkeypatch.setattr('pandas.DataFrame.to_csv', lambda _, path, **__: Path(path).write_text('half') and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_trainer(tmp_path, logger=False).test(OmniSatSegmentation(**TOLD), make_loader([make_sample(0)]))
         assert [path.name for path in tmp_path.iterdir()] == ['subsets.csv']
