@@ -123,7 +123,7 @@ def test_full_disk_while_check_writes_its_report(
     parsed = defaultdict(lambda: None, output=tmp_path / name)
     arguments = type('Arguments', (), {'__getattr__': lambda _, key: parsed[key]})()
     monkeypatch.setattr(check, 'parse_data', lambda *_: (arguments, SimpleNamespace()))
-    monkeypatch.setattr(check, 'check', lambda *_: report)
+    monkeypatch.setattr(check, 'check_data', lambda *_: report)
     with small_files(2000), pytest.raises(SystemExit) as caught:
         check.main([])
     said = capsys.readouterr()
