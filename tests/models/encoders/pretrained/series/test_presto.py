@@ -20,7 +20,7 @@ from ....conftest import S1A as RADAR
 from ....conftest import S2 as SERIES
 from ..invariances import INVARIANCES, check
 
-SHARED = Path(__file__).parents[4].parent / 'shared'
+SHARED = Path(__file__).parents[5].parent / 'shared'
 WEIGHTS, FIXTURE = SHARED / 'data/weights/presto_default_model.pt', SHARED / 'fixtures/presto_pooled.pt'
 SMALL = {
     'encoder_embedding_size': 32,
