@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchgeo_omnisat.batch import available, collate, drop
 from torchgeo_omnisat.tasks import OmniSatSegmentation
-from torchgeo_omnisat.tasks.segmentation import divergence, hide
+from torchgeo_omnisat.tasks.segmentation import divergence
 
 from .helpers import MODALITIES, TOLD, make_batch, make_sample
 
@@ -87,7 +87,7 @@ def test_hidden_modalities_have_no_influence() -> None:
     with torch.no_grad():
         out = model.backbone(batch)
         kept = torch.tensor([[True, False, True], [False, True, False], [True, True, True]])
-        found = hide(model.backbone, out, kept)
+        found = model.backbone.hide(out, kept)
         for row in range(3):
             gone = [m for m, held in zip(MODALITIES.values(), kept[row], strict=True) if not held]
             alone = model.backbone(drop({key: value[[row]] for key, value in batch.items()}, gone))
@@ -97,7 +97,7 @@ def test_hidden_modalities_have_no_influence() -> None:
                 wanted = alone.tokens.get(name, torch.zeros_like(token[[row]]))
                 torch.testing.assert_close(token[[row]], wanted, rtol=1e-4, atol=1e-5)
         assert torch.equal(found.available, kept)
-        same = hide(model.backbone, out, torch.tensor([[True, False, False]] * 3))
+        same = model.backbone.hide(out, torch.tensor([[True, False, False]] * 3))
         torch.testing.assert_close(same.fused, model.backbone.restrict(out, ['s2']).fused)
 
 

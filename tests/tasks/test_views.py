@@ -159,7 +159,9 @@ class TestDropout:
 
 class TestDraws:
     def test_follow_from_the_key(self) -> None:
-        first, again, other = (draw_views(key, [4], 3, GRID, 0.5, CPU) for key in ((0, 0, 7), (0, 0, 7), (0, 0, 8)))
+        first, again, other = (
+            draw_views(key, [4], 3, GRID, 0.5, CPU, (9, 9), 7) for key in ((0, 0, 7), (0, 0, 7), (0, 0, 8))
+        )
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(first.hidden, other.hidden)
         assert not torch.equal(first.numbers, other.numbers)
@@ -168,7 +170,7 @@ class TestDraws:
 
     def test_leave_other_draws_alone(self) -> None:
         before = torch.get_rng_state()
-        draw_views((1,), [4], 3, GRID, 0.5, CPU)
+        draw_views((1,), [4], 3, GRID, 0.5, CPU, (9, 9), 7)
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize(('grid', 'ratio', 'count'), [((1, 1), 0.9, 0), ((1, 2), 0.9, 1), ((4, 4), 0.0, 0)])
@@ -176,10 +178,10 @@ class TestDraws:
         assert draw_views((0,), [2], 3, grid, ratio, CPU).hidden.sum(1).tolist() == [count] * 2
 
     def test_do_not_depend_on_how_processes_share_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        joint = draw_views((3,), [5], 3, GRID, 0.5, CPU)
+        joint = draw_views((3,), [5], 3, GRID, 0.5, CPU, (9, 9), 7)
         for rank, own in enumerate((slice(0, 2), slice(2, 5))):
             monkeypatch.setattr('torchgeo_omnisat.utils.distributed.rank', lambda rank=rank: rank)
-            mine = draw_views((3,), [2, 3], 3, GRID, 0.5, CPU)
+            mine = draw_views((3,), [2, 3], 3, GRID, 0.5, CPU, (9, 9), 7)
             assert all(torch.equal(a, b[own]) for a, b in zip(mine, joint, strict=True))
 
 

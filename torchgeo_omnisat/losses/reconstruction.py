@@ -21,6 +21,8 @@ from ..utils.observed import observed
 
 #: Width of the date encoding: sine and cosine of four harmonics of a year and two longer periods.
 DATE_FEATURES = 12
+#: Limit of targets that are not standardised, in standard deviations; clouds and corner reflectors exceed it.
+LIMIT = 5.0
 
 
 class Reconstruction(NamedTuple):
@@ -89,6 +91,8 @@ class MaskedReconstruction(nn.Module):
         max_dates: Maximum number of dates of a time series in a training step, to limit its
             cost. They are drawn from the valid dates for each tile and step. ``None`` for all
             dates, which evaluation always uses.
+        standardised: Whether targets are standardised per patch. If not, they are the values of the batch,
+            clipped to -5 and 5. Patches of one pixel need this: standardised, they lack their brightness.
 
     Raises:
         ValueError: If a size is not positive.
@@ -102,9 +106,11 @@ class MaskedReconstruction(nn.Module):
         width: int = 128,
         max_pixels: int | None = None,
         max_dates: int | None = None,
+        standardised: bool = True,
     ) -> None:
         super().__init__()
         self.modalities = as_modalities(modalities)
+        self.standardised = standardised
         sizes = {'embed_dim': embed_dim, 'patch_size': patch_size, 'width': width}
         sizes |= {
             'max_pixels': 1 if max_pixels is None else max_pixels,
@@ -193,7 +199,7 @@ class MaskedReconstruction(nn.Module):
             image, dates, valid = (batch[key] for key in modality.keys)
             images = image if modality.temporal else image.unsqueeze(1)
             with torch.no_grad():
-                patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name])
+                patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name], self.standardised)
                 code = annual_code(dates, valid).flatten(0, 1)[place]
                 if self.training and modality.temporal and self.max_dates is not None:
                     kept = _sample_dates(valid, self.max_dates).flatten()[place]
@@ -233,9 +239,9 @@ class PatchDecoder(nn.Module):
 
 
 def _targets(
-    images: Tensor, valid: Tensor, hidden: Tensor, grid: tuple[int, int], pixels: int
+    images: Tensor, valid: Tensor, hidden: Tensor, grid: tuple[int, int], pixels: int, standardised: bool
 ) -> tuple[Int[Tensor, ' s'], Int[Tensor, ' s'], Float[Tensor, 's v']]:
-    """Return the standardised values of the S observed images of hidden patches.
+    """Return the target values of the S observed images of hidden patches.
 
     Returns:
         Index among the B N patches, index among the B T images, and values, NaN for nodata.
@@ -245,8 +251,9 @@ def _targets(
     cells = _pool_observed(images.flatten(0, 1)[place].float(), (grid[0] * pixels, grid[1] * pixels))
     values = rearrange(cells, 's c (r k) (q l) -> s (r q) (c k l)', k=pixels, l=pixels)
     row, patch = (hidden[tile] & values.isfinite().any(-1)).nonzero().unbind(1)
-    where = tile[row] * hidden.shape[1] + patch
-    return where, place[row], _standardised(values[row, patch], where, hidden.numel())
+    where, values = tile[row] * hidden.shape[1] + patch, values[row, patch]
+    targets = _standardised(values, where, hidden.numel()) if standardised else values.clamp(-LIMIT, LIMIT)
+    return where, place[row], targets
 
 
 def _pool_observed(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:

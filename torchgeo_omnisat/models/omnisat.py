@@ -230,6 +230,20 @@ class OmniSat(nn.Module):
         seen = self.observed_patches(maps, out.grid)
         return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
+    def hide(self, out: OmniSatOutput, kept: Bool[Tensor, 'b m']) -> OmniSatOutput:
+        """Return the output for the modalities *kept* of each sample, without encoding them again.
+
+        :meth:`restrict` is the same for all samples of a batch. Value and gradient are those of a second pass over
+        the batch with ``valid`` False for modalities that are not kept.
+        """
+        flags = dict(zip(self.modalities, kept.unbind(1), strict=True))
+        maps = {
+            name: found._replace(seen=found.seen & flags[name][:, None, None, None]) for name, found in out.maps.items()
+        }
+        tokens = {name: token * flags[name][:, None, None] for name, token in out.tokens.items()}
+        seen = self.observed_patches(maps, out.grid)
+        return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
+
     def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
         """Return the common grid (rows, columns) and extent (height, width in metres) of maps or images."""
         sizes = {n: f.shape[-2:] if isinstance(f, Tensor) else f.seen.shape[-2:] for n, f in maps.items()}

@@ -3,6 +3,7 @@
 
 """Task for self-supervised pre-training on co-located modalities."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -12,26 +13,33 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchgeo.datasets.utils import Sample
 
 from ..batch import FILLER, available
+from ..evaluation.consistency import EmbeddingCosine, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, spread
 from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
-from ..modality import Modality, subset_name
-from ..models import OmniSat, OmniSatOutput
+from ..modality import Modality, Which, as_modalities, half_up, subset_name
+from ..models import FeatureMaps, OmniSat, OmniSatOutput
+from ..models.embedding import DenseEmbedding, any_observed, pixels_of
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
 from ..utils.coordinates import COORDINATES
-from ..utils.distributed import gather_numbers, own_rows
+from ..utils.distributed import gather_numbers, own_rows, shared_mean
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
 
 #: Index of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
+#: Maximum side in pixels of what is reconstructed from the embedding of one pixel.
+LARGEST_SIDE = 4
+#: Probability that the second view of dense embeddings lacks a modality.
+VIEW_DROPOUT = 0.5
 
 
 class Draws(NamedTuple):
@@ -40,14 +48,27 @@ class Draws(NamedTuple):
     Attributes:
         hidden: Ground patches that are masked in all modalities, ``(B, N)``.
         numbers: Uniform random numbers ``(B, 2, M)`` for the modality dropout of the fusion.
+        view: Uniform random numbers ``(B, 2, M)`` for the second view of dense embeddings.
+        pixels: Indices of the pixels of each tile whose embeddings are trained, ``(B, S)``; None without them.
     """
 
     hidden: Tensor
     numbers: Tensor
+    view: Tensor | None = None
+    pixels: Tensor | None = None
 
     def part(self, rows: slice) -> 'Draws':
         """Return the draws of some tiles."""
-        return Draws(*(value[rows] for value in self))
+        view, pixels = (None if value is None else value[rows] for value in (self.view, self.pixels))
+        return Draws(self.hidden[rows], self.numbers[rows], view, pixels)
+
+
+class Encoded(NamedTuple):
+    """Feature maps, tokens, and the modalities that observed each patch ``(B, N, M)``."""
+
+    maps: dict[str, FeatureMaps]
+    tokens: dict[str, Tensor]
+    observed: Tensor
 
 
 class Views(NamedTuple):
@@ -59,6 +80,11 @@ class Views(NamedTuple):
         observed: Patches that each modality observed, ``(B, N, M)``.
         errors: Sum of the squared errors of each reconstructed modality, ``(M,)``; zero without that term.
         counts: Number of reconstructed values, ``(M,)``.
+        pixels: Embeddings of S pixels from all modalities and from some of them, ``(2, B, S, D)``; S is 0 without
+            dense embeddings.
+        pixels_observed: Pixels that each of these two views observed, ``(B, S, 2)``.
+        pixel_errors: As *errors*, of the reconstruction from the embeddings of pixels.
+        pixel_counts: As *counts*, of the reconstruction from the embeddings of pixels.
     """
 
     tiles: Tensor
@@ -66,6 +92,10 @@ class Views(NamedTuple):
     observed: Tensor
     errors: Tensor
     counts: Tensor
+    pixels: Tensor
+    pixels_observed: Tensor
+    pixel_errors: Tensor
+    pixel_counts: Tensor
 
 
 class OmniSatPretraining(OmniSatTask):
@@ -76,6 +106,13 @@ class OmniSatPretraining(OmniSatTask):
     patches. Masked patches are hidden in all modalities and reconstructed from the fused tokens
     of the others. The contrastive losses compare tiles without masking. The fusion drops
     modalities at random, but they are still reconstructed. Labels are not used.
+
+    With *embedding_dim*, a head also decodes a unit vector for each pixel of *embedding_gsd* metres
+    (:class:`.DenseEmbedding`), which ``torchgeo predict`` writes as a map. It is trained on *embedding_pixels*
+    random pixels of each tile, in two views: one of all modalities, and one of a random subset. Three more terms are
+    added: reconstruction of the pixel in all modalities from either view, contrast between the views of a pixel and of
+    other pixels, and consistency, 1 minus the cosine of the two views. ``test`` writes the cosine of the embeddings
+    from every subset of the modalities and from all of them to ``embeddings.csv``.
 
     Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
     of another modality among *candidates* from all validation tiles, by pair:
@@ -113,6 +150,14 @@ class OmniSatPretraining(OmniSatTask):
         ema: Decay of an exponential moving average of the weights, such as 0.999. The average is
             validated and saved in checkpoints. None disables it.
         candidates: Number of candidate patches of the retrieval in validation.
+        embedding_dim: Dimension of dense embeddings, such as 64; None for a model without them.
+        embedding_gsd: GSD of dense embeddings in metres.
+        embedding_weight: Weight of their reconstruction and contrast; 0 disables both.
+        consistency_weight: Weight of their consistency between all and some modalities; 0 disables it.
+        embedding_pixels: Number of pixels of each tile on which they are trained.
+        subsets: Subsets of the modalities whose embeddings ``test`` compares with those of all: ``'auto'`` for all
+            subsets of up to five modalities, else all but one and single ones; ``'all'``; or names such as
+            ``s1a+s2``. Not saved in checkpoints.
         seed: Seed of masking and dropout, which also depend on the step and the tile.
         lr: Learning rate after the warm-up.
         weight_decay: Weight decay of AdamW.
@@ -126,6 +171,9 @@ class OmniSatPretraining(OmniSatTask):
 
     #: Key of the target in the batch; None, because labels are not used.
     target: ClassVar[str | None] = None
+    #: The argument ``subsets``.
+    subsets: Which = 'auto'
+    ignore = (*OmniSatTask.ignore, 'subsets')
 
     def __init__(
         self,
@@ -151,12 +199,19 @@ class OmniSatPretraining(OmniSatTask):
         micro_batch_size: int | None = None,
         ema: float | None = None,
         candidates: int = 256,
+        embedding_dim: int | None = None,
+        embedding_gsd: float = 10.0,
+        embedding_weight: float = 1.0,
+        consistency_weight: float = 1.0,
+        embedding_pixels: int = 64,
+        subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
         seed: int = 0,
         lr: float = 2e-3,
         weight_decay: float = 0.05,
         warmup: float = 0.1,
         **kwargs: Any,
     ) -> None:
+        self.subsets = subsets
         super().__init__(
             backbone=backbone,
             modalities=modalities,
@@ -171,6 +226,10 @@ class OmniSatPretraining(OmniSatTask):
     def terms(self) -> dict[str, float]:
         """Weights of the enabled loss terms by name."""
         found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
+        if self.hparams['embedding_dim'] is not None:
+            dense = float(self.hparams['embedding_weight'])
+            found |= {'pixel_reconstruction': dense, 'pixel_contrast': dense}
+            found['consistency'] = float(self.hparams['consistency_weight'])
         return {name: weight for name, weight in found.items() if weight}
 
     def build(self) -> nn.Module:
@@ -185,7 +244,22 @@ class OmniSatPretraining(OmniSatTask):
             hparams['projection_dim'] if 'tile' in terms else None,
             hparams['projection_dim'] if 'patch' in terms and hparams['project_patches'] else None,
             MaskedReconstruction(self.modalities, width, patch_size, **sizes) if 'reconstruction' in terms else None,
+            *self._dense_parts(backbone),
         )
+
+    def _dense_parts(self, backbone: OmniSat) -> tuple[DenseEmbedding | None, MaskedReconstruction | None]:
+        """Return the head of dense embeddings, and the decoders that reconstruct pixels from them."""
+        hparams = self.hparams
+        if hparams['embedding_dim'] is None:
+            return None, None
+        dense = DenseEmbedding(backbone, hparams['embedding_dim'], hparams['embedding_gsd'])
+        if 'pixel_reconstruction' not in self.terms:
+            return dense, None
+        side = min(LARGEST_SIDE, hparams['max_pixels'] or LARGEST_SIDE)
+        reconstruction = MaskedReconstruction(
+            self.modalities, dense.dim, dense.gsd, max_pixels=side, max_dates=hparams['max_dates'], standardised=False
+        )
+        return dense, reconstruction
 
     def configure_losses(self) -> None:
         """Set the contrastive losses; the reconstruction belongs to the model."""
@@ -193,6 +267,7 @@ class OmniSatPretraining(OmniSatTask):
             self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
             temperature, where = self.hparams['patch_temperature'], self.hparams['patch_negatives']
             self.patch_contrast = PatchContrastiveLoss(temperature, negatives=where)
+            self.pixel_contrast = PatchContrastiveLoss(temperature)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the moving average of the weights, if it is configured."""
@@ -207,8 +282,6 @@ class OmniSatPretraining(OmniSatTask):
         self._retrieval = PatchRetrieval(self.modalities, self.hparams['candidates'])
         self._similar: dict[str, Tensor] = {}
 
-    on_test_epoch_start = on_validation_epoch_start
-
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the losses of a batch, with the same masked patches in every epoch."""
         self._evaluate(batch, 'val', batch_idx)
@@ -217,13 +290,49 @@ class OmniSatPretraining(OmniSatTask):
         """Log the retrieval of patches, and draw similarities."""
         self._report('val')
 
+    def on_test_epoch_start(self) -> None:
+        """Reset the retrieval and the comparison of subsets of the modalities."""
+        self.on_validation_epoch_start()
+        theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
+        self._cosines = EmbeddingCosine([name for name in self.modalities if name in theirs], self.subsets)
+        self._cosines.to(self.device)
+
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the losses of a batch, as :meth:`validation_step`."""
+        """Log the losses of a batch, as :meth:`validation_step`, and compare the embeddings of all subsets."""
         self._evaluate(batch, 'test', batch_idx)
+        if FILLER not in batch:
+            self._compare_subsets(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log the retrieval of patches, as :meth:`on_validation_epoch_end`."""
+        """Log the retrieval of patches and the cosine of every subset, and write ``embeddings.csv``.
+
+        A ``fast_dev_run`` writes no file.
+        """
         self._report('test')
+        rows, folder = self._cosines.compute(), self.folder
+        self.log_dict({f'test_EmbeddingCosine/{row.subset}': row.cosine for row in rows if row.embeddings})
+        if rows and self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
+            data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
+            data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
+            write_cosines(rows, folder / 'embeddings.csv', data)
+            rank_zero_info(f'Cosine of embeddings by subset of the modalities: {folder / "embeddings.csv"}')
+
+    def _compare_subsets(self, batch: Sample) -> None:
+        """Compare the embeddings of each subset with those of all: dense ones, or else fused tokens."""
+        backbone, dense = self.model.backbone, self.model.dense
+        out = backbone(self.renormalise(batch))
+        whole = out.fused if dense is None else dense(out)
+        for subset in self._cosines.subsets:
+            if not set(subset) & set(out.maps):
+                continue
+            part = backbone.restrict(out, subset)
+            if dense is None:
+                embeddings, seen = part.fused, backbone.observed_patches(part.maps, out.grid).any(-1)
+            else:
+                embeddings = dense(part)
+                seen = any_observed(part, (whole.shape[-2], whole.shape[-1]))
+            dim = 1 if dense is not None else -1
+            self._cosines.update(subset, F.cosine_similarity(embeddings.float(), whole.float(), dim=dim), seen)
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Return the embeddings of a batch, without masking.
@@ -258,7 +367,11 @@ class OmniSatPretraining(OmniSatTask):
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
         counts = [row[0] for row in ranks]
-        draws = draw_views((hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device)
+        dense = {'pixel_reconstruction', 'pixel_contrast', 'consistency'} & set(terms)
+        pixels = self.model.pixel_grid(batch), hparams['embedding_pixels'] if dense else 0
+        draws = draw_views(
+            (hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device, *pixels
+        )
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
         how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all'
@@ -277,12 +390,35 @@ class OmniSatPretraining(OmniSatTask):
             rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
             losses['reconstruction'] = rebuilt.loss
             self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
+        losses |= self._dense_losses(views, exclude, counts, stage) if dense else {}
         loss = sum((terms[name] * value for name, value in losses.items()), start=views.patches.new_zeros(()))
         if losses:
             self._log(f'{stage}_loss', loss, counted, stage, prog_bar=True)
         for name, value in losses.items():
             self._log(f'{stage}_{name}_loss', value, counted, stage)
         return loss, views
+
+    def _dense_losses(
+        self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str
+    ) -> dict[str, Tensor]:
+        """Return the enabled losses of dense embeddings, and log the errors by modality."""
+        losses, terms = {}, self.terms
+        if 'pixel_reconstruction' in terms:
+            rebuilt = self.model.pixel_reconstruction.mean(views.pixel_errors, views.pixel_counts)
+            losses['pixel_reconstruction'] = rebuilt.loss
+            names = list(self.modalities)
+            self._log_each(f'{stage}_pixel_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
+        if 'pixel_contrast' in terms:
+            found = self.pixel_contrast.compare(views.pixels, views.pixels_observed, exclude, counts)
+            losses['pixel_contrast'] = found.loss
+            values = spread(found.tokens[:1], found.available[..., :1])
+            self._log_each(f'{stage}_pixel_spread', ['all'], values, values.isfinite(), stage)
+        if 'consistency' in terms:
+            both = views.pixels_observed.all(-1)
+            whole, part = views.pixels.float()
+            apart = (1 - F.cosine_similarity(part, whole.detach(), dim=-1)).masked_fill(~both, 0)
+            losses['consistency'] = shared_mean(apart.sum(), both.sum())[0]
+        return losses
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
         assert self.tile_contrast is not None
@@ -344,7 +480,7 @@ class OmniSatPretraining(OmniSatTask):
     def _check_arguments(self) -> None:
         hparams = self.hparams
         weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if min(weights.values()) < 0 or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
             raise ValueError(
@@ -354,7 +490,9 @@ class OmniSatPretraining(OmniSatTask):
         check_choice(hide=(hparams['hide'], ('pixels', 'tokens')), rebuild=(hparams['rebuild'], ('hidden', 'all')))
         if weights['reconstruction'] and not 0 < hparams['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
-        check_least(1, **{name: hparams[name] for name in ('micro_batch_size', 'projection_dim', 'candidates')})
+        sizes = ('micro_batch_size', 'projection_dim', 'candidates', 'embedding_pixels')
+        check_least(1, **{name: hparams[name] for name in sizes})
+        check_least(0, **{name: hparams[name] for name in ('embedding_weight', 'consistency_weight')})
         if hparams['ema'] is not None and not 0 <= hparams['ema'] < 1:
             raise ValueError(f'ema is {hparams["ema"]}, expected a decay from 0 to below 1')
 
@@ -376,6 +514,8 @@ class Pretrainer(nn.Module):
         tile_dim: Width P of the embedding of a tile; None without heads.
         patch_dim: Width of the embedding of a patch; None for tokens without projection.
         reconstruction: Decoders that reconstruct masked patches, or None.
+        dense: Head of dense embeddings, or None.
+        pixel_reconstruction: Decoders that reconstruct pixels from dense embeddings, or None.
     """
 
     def __init__(
@@ -384,11 +524,14 @@ class Pretrainer(nn.Module):
         tile_dim: int | None = 128,
         patch_dim: int | None = None,
         reconstruction: MaskedReconstruction | None = None,
+        dense: DenseEmbedding | None = None,
+        pixel_reconstruction: MaskedReconstruction | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tile_heads, self.patch_heads = self._heads(tile_dim), self._heads(patch_dim)
         self.reconstruction = reconstruction
+        self.dense, self.pixel_reconstruction = dense, pixel_reconstruction
 
     def _heads(self, width: int | None) -> nn.ModuleDict:
         dim = self.backbone.embed_dim
@@ -397,10 +540,20 @@ class Pretrainer(nn.Module):
 
     def grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         """Return the rows and columns of the ground grid of a batch."""
+        return self._ground(batch)[0]
+
+    def pixel_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Return the rows and columns of the dense embeddings of a batch; zero without them."""
+        if self.dense is None:
+            return 0, 0
+        height, width = (max(1, half_up(side / self.dense.gsd)) for side in self._ground(batch)[1])
+        return height, width
+
+    def _ground(self, batch: Mapping[str, Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
         images = {name: batch[m.image_key] for name, m in self.backbone.modalities.items() if m.image_key in batch}
         if not images:
             self.backbone.encode(batch)  # raises the error
-        return self.backbone.ground(images)[0]
+        return self.backbone.ground(images)
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
         """Return the output of the backbone for a batch, with nothing masked."""
@@ -436,8 +589,9 @@ class Pretrainer(nn.Module):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
             parts.append(checkpoint(self._views, part, draws.part(rows), *settings, use_reentrant=False))
-        tiles, patches, observed, errors, counts = zip(*parts, strict=True)
-        return Views(torch.cat(tiles, 1), torch.cat(patches, 1), torch.cat(observed), sum(errors), sum(counts))
+        columns = [list(column) for column in zip(*parts, strict=True)]
+        joins = (1, 1, 0, None, None, 1, 0, None, None)  # dimension of the batch, None for sums over it
+        return Views(*(sum(c) if d is None else torch.cat(c, d) for c, d in zip(columns, joins, strict=True)))
 
     def _views(
         self,
@@ -452,8 +606,8 @@ class Pretrainer(nn.Module):
         backbone, hidden = self.backbone, draws.hidden
         apart = pixels and self.reconstruction is not None
         shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)
-        whole = self._encode(batch, grid) if apart and compare else shown
-        tokens, observed = shown
+        whole = self._encode(batch, grid) if apart and (compare or draws.pixels is not None) else shown
+        _, tokens, observed = shown
         some = next(iter(tokens.values()))
         errors = some.new_zeros(len(backbone.modalities), dtype=torch.float32)
         counts = torch.zeros_like(errors, dtype=torch.int64)
@@ -464,14 +618,46 @@ class Pretrainer(nn.Module):
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
             wanted = torch.ones_like(hidden) if everything else hidden
             errors, counts = self.reconstruction.errors(fused, batch, wanted, grid)
-        tokens, observed = whole
+        maps, tokens, observed = whole
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
         patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
-        return Views(self._tiles(stacked, observed), patches, observed, errors, counts)
+        dense = self._pixels(maps, tokens, observed, batch, draws)
+        return Views(self._tiles(stacked, observed), patches, observed, errors, counts, *dense)
 
-    def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
+    def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> Encoded:
         maps = self.backbone.encode(batch)
-        return self.backbone.tokens(maps), self.backbone.observed_patches(maps, grid)
+        return Encoded(maps, self.backbone.tokens(maps), self.backbone.observed_patches(maps, grid))
+
+    def _pixels(
+        self,
+        maps: dict[str, FeatureMaps],
+        tokens: dict[str, Tensor],
+        observed: Tensor,
+        batch: Mapping[str, Tensor],
+        draws: Draws,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the last four entries of :class:`Views`."""
+        backbone, chosen, some = self.backbone, draws.pixels, next(iter(tokens.values()))
+        errors = some.new_zeros(len(backbone.modalities), dtype=torch.float32)
+        counts = torch.zeros_like(errors, dtype=torch.int64)
+        if self.dense is None or chosen is None or draws.view is None:
+            return some.new_zeros(2, len(some), 0, 1), observed.new_zeros(len(some), 0, 2), errors, counts
+        grid, extent = backbone.ground(maps)
+        whole = OmniSatOutput(tokens, backbone.fuse(tokens, observed, grid), observed.any(1), maps, grid, extent)
+        kept = keep_some(observed.any(1), VIEW_DROPOUT, *draws.view.unbind(1))
+        views, size = (whole, backbone.hide(whole, kept)), pixels_of(whole, self.dense.gsd)
+        maps_of_views = [self.dense(view, size).flatten(2) for view in views]
+        at = chosen.unsqueeze(1)
+        pixels = torch.stack([x.gather(2, at.expand(-1, x.shape[1], -1)).mT for x in maps_of_views])
+        seen = torch.stack([any_observed(view, size).flatten(1).gather(1, chosen) for view in views], dim=-1)
+        if self.pixel_reconstruction is not None:
+            # Every second pixel is reconstructed from some modalities, the others from all of them.
+            hidden = torch.zeros_like(maps_of_views[0][:, 0], dtype=torch.bool).scatter(1, chosen, True)
+            from_some = torch.zeros_like(hidden).scatter(1, chosen[:, ::2], True)
+            mixed = torch.where(from_some.unsqueeze(1), maps_of_views[1], maps_of_views[0])
+            scaled = mixed.mT * math.sqrt(self.dense.dim)  # components of about 1
+            errors, counts = self.pixel_reconstruction.errors(scaled, batch, hidden, size)
+        return pixels, seen, errors, counts
 
     def _tiles(self, tokens: Tensor, observed: Tensor) -> Tensor:
         if not self.tile_heads:
@@ -505,16 +691,23 @@ def draw_views(
     grid: tuple[int, int],
     ratio: float,
     device: torch.device,
+    pixel_grid: tuple[int, int] = (0, 0),
+    pixels: int = 0,
 ) -> Draws:
     """Return random draws that depend on a key, and not on the number of ranks that share the batch.
 
-    *counts* are the tiles of each rank; at least one patch of the grid is not masked.
+    *counts* are the tiles of each rank; at least one patch of the grid is not masked. *pixels* of the *pixel_grid* of
+    dense embeddings are drawn without replacement.
     """
     own = own_rows(counts)
     random = generator(key)
     numbers = torch.rand(sum(counts), 2, modalities, generator=random, dtype=torch.float32)
     hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)
-    return Draws(hidden[own].to(device), numbers[own].to(device))
+    drawn = [hidden, numbers]
+    if pixels:
+        tickets = torch.rand(sum(counts), math.prod(pixel_grid), generator=random, dtype=torch.float32)
+        drawn += [torch.rand(numbers.shape, generator=random, dtype=torch.float32), tickets.argsort(1)[:, :pixels]]
+    return Draws(*(value[own].to(device) for value in drawn))
 
 
 def generator(key: Sequence[int]) -> torch.Generator:

@@ -21,7 +21,7 @@ from torchmetrics import Metric
 from ..batch import available
 from ..losses import CrossEntropyDice
 from ..modality import Modality
-from ..models import OmniSat, OmniSatSegmenter
+from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter, seen_bits
@@ -148,7 +148,7 @@ class OmniSatSegmentation(SupervisedTask):
         loss = self.criterion(logits, mask)
         if both:
             left = available(self.dropout(batch), self.modalities)
-            part = self.model.decode(hide(self.model.backbone, out, left), opinions)
+            part = self.model.decode(self.model.backbone.hide(out, left), opinions)
             loss = (loss + weight * self.criterion(part, mask)) / (1 + weight)
         if distill:
             scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
@@ -252,21 +252,6 @@ class OmniSatSegmentation(SupervisedTask):
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name on the command line."""
-
-
-def hide(backbone: OmniSat, out: OmniSatOutput, kept: Tensor) -> OmniSatOutput:
-    """Return the output with the modalities *kept* ``(B, M)`` of each sample, without encoding again.
-
-    :meth:`.OmniSat.restrict` is the same for all samples of a batch. Value and gradient are those of a second pass over
-    the batch with ``valid`` False for modalities that are not kept.
-    """
-    flags = dict(zip(backbone.modalities, kept.unbind(1), strict=True))
-    maps = {
-        name: found._replace(seen=found.seen & flags[name][:, None, None, None]) for name, found in out.maps.items()
-    }
-    tokens = {name: token * flags[name][:, None, None] for name, token in out.tokens.items()}
-    seen = backbone.observed_patches(maps, out.grid)
-    return out._replace(tokens=tokens, fused=backbone.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
