@@ -65,7 +65,7 @@ def test_a_class_without_a_field_is_told(tmp_path: Path) -> None:
     [
         (
             {'column': 'krop'},
-            r"fields.gpkg has the columns \['crop', 'owner'\], expected 'krop', the column of the mask",
+            r"fields.gpkg has the columns \['crop', 'owner'\], expected 'krop', the column of the class",
         ),
         (
             {'column': 'crop', 'labels': ('wheat',)},

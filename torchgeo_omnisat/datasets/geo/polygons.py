@@ -202,62 +202,7 @@ class Polygons(VectorDataset):
         return gpd.GeoDataFrame({'filepath': list(self.frames)}, index=when, geometry=boxes, crs=crs)
 
     def _read(self, path: str) -> gpd.GeoDataFrame:
-        try:
-            if is_special(path):
-                raise ValueError('it is no regular file')
-            if path.lower().endswith('.csv'):
-                text = {self.label_name: str} if self.label_name else None  # keeps the leading zeros of codes
-                frame: Any = pd.read_csv(
-                    path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=['']
-                )
-            elif path.lower().endswith('.parquet'):
-                frame = _parquet(path)
-            else:
-                refuse_other_format(path)
-                frame = gpd.read_file(path, layer=self.layer)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f'{path} cannot be read ({error}), expected a vector file with polygons or points, or a table of points'
-            ) from error
-        if not isinstance(frame, gpd.GeoDataFrame):
-            frame = self._located(path, frame)
-        columns = list(frame.columns.drop(frame.geometry.name))
-        if self.label_name and self.label_name not in columns:
-            raise ValueError(f'{path} has the columns {columns}, expected {self.label_name!r}, the column of the mask')
-        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-        kinds = set(frame.geom_type)
-        if not kinds or not (kinds <= _POINTS or kinds <= _SURFACES):
-            raise ValueError(
-                f'{path} has {sorted(kinds) or "no geometries"}, expected polygons or points; lines become polygons by '
-                'a buffer'
-            )
-        bounds = frame.total_bounds.tolist()
-        if not all(abs(number) <= FARTHEST for number in bounds):
-            raise ValueError(f'{path} extends from {bounds[:2]} to {bounds[2:]}, expected valid coordinates')
-        if frame.crs is None and self.default_crs is None:
-            xmin, ymin, xmax, ymax = frame.total_bounds
-            raise ValueError(
-                f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
-                f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
-            )
-        return frame if frame.crs is not None else frame.set_crs(self.default_crs)
-
-    def _located(self, path: str, table: pd.DataFrame) -> gpd.GeoDataFrame:
-        names = {str(column).strip().lower(): column for column in table.columns}
-        pairs = [pair for pair in (*DEGREES, *METRIC) if set(pair) <= set(names)]
-        if not pairs:
-            raise ValueError(f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y')
-        degrees = pairs[0] in DEGREES
-        if not degrees and self.default_crs is None:
-            raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
-        x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
-        bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
-        if bad.any():
-            first = table.loc[bad.idxmax(), [names[name] for name in pairs[0]]].to_dict()
-            kind = 'degrees (lon from -180 to 180, lat from -90 to 90)' if degrees else 'numbers'
-            raise ValueError(f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such)')
-        crs = 'EPSG:4326' if degrees else self.default_crs
-        return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
+        return read_geometries(path, self.label_name, self.layer, self.default_crs)
 
     def _check_single(self, frame: gpd.GeoDataFrame, outside: str | int | None) -> None:
         labels, columns = self.codes.labels, list(frame.columns.drop(frame.geometry.name))
@@ -309,6 +254,77 @@ class Polygons(VectorDataset):
                 f'no {"point" if self.sparse else "polygon"} of {self.paths} is {lacking}'
                 + hint * (self.outside == self.nodata and not self.sparse)
             )
+
+
+def read_geometries(
+    path: str, column: str | None = None, layer: str | int | None = None, crs: Any = None
+) -> gpd.GeoDataFrame:
+    """Read the polygons or points of a vector file or a table.
+
+    Args:
+        path: Vector file, or table with the columns ``lon`` and ``lat``, or ``x`` and ``y`` in *crs*.
+        column: Required column.
+        layer: Layer of the file; defaults to the first.
+        crs: CRS of a file without one.
+
+    Raises:
+        ValueError: If the file cannot be read, lacks *column* or a CRS, or has lines or no geometries.
+    """
+    try:
+        if is_special(path):
+            raise ValueError('it is no regular file')
+        if path.lower().endswith('.csv'):
+            text = {column: str} if column else None  # keeps the leading zeros of codes
+            frame: Any = pd.read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])
+        elif path.lower().endswith('.parquet'):
+            frame = _parquet(path)
+        else:
+            refuse_other_format(path)
+            frame = gpd.read_file(path, layer=layer)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f'{path} cannot be read ({error}), expected a vector file with polygons or points, or a table of points'
+        ) from error
+    if not isinstance(frame, gpd.GeoDataFrame):
+        frame = _located(path, frame, crs)
+    columns = list(frame.columns.drop(frame.geometry.name))
+    if column and column not in columns:
+        raise ValueError(f'{path} has the columns {columns}, expected {column!r}, the column of the class')
+    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    kinds = set(frame.geom_type)
+    if not kinds or not (kinds <= _POINTS or kinds <= _SURFACES):
+        raise ValueError(
+            f'{path} has {sorted(kinds) or "no geometries"}, expected polygons or points; lines become polygons by '
+            'a buffer'
+        )
+    bounds = frame.total_bounds.tolist()
+    if not all(abs(number) <= FARTHEST for number in bounds):
+        raise ValueError(f'{path} extends from {bounds[:2]} to {bounds[2:]}, expected valid coordinates')
+    if frame.crs is None and crs is None:
+        xmin, ymin, xmax, ymax = frame.total_bounds
+        raise ValueError(
+            f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
+            f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
+        )
+    return frame if frame.crs is not None else frame.set_crs(crs)
+
+
+def _located(path: str, table: pd.DataFrame, default_crs: Any) -> gpd.GeoDataFrame:
+    names = {str(column).strip().lower(): column for column in table.columns}
+    pairs = [pair for pair in (*DEGREES, *METRIC) if set(pair) <= set(names)]
+    if not pairs:
+        raise ValueError(f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y')
+    degrees = pairs[0] in DEGREES
+    if not degrees and default_crs is None:
+        raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
+    x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
+    bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
+    if bad.any():
+        first = table.loc[bad.idxmax(), [names[name] for name in pairs[0]]].to_dict()
+        kind = 'degrees (lon from -180 to 180, lat from -90 to 90)' if degrees else 'numbers'
+        raise ValueError(f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such)')
+    crs = 'EPSG:4326' if degrees else default_crs
+    return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
 
 
 def _is_hidden(file: Path, folder: str) -> bool:

@@ -5,7 +5,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class Decoding(NamedTuple):
         scale: Scale and offset of all bands; None for those of the file.
         crs: CRS of a file without one.
         whole: Whether to read a file as a whole image, regardless of its georeference.
+        convert: Function of stored pixels ``(C, H, W)``, the open file and the window that returns decoded values;
+            None for scale and offset.
     """
 
     nodata: tuple[float, ...] = ()
@@ -43,6 +45,7 @@ class Decoding(NamedTuple):
     scale: tuple[float, float] | None = None
     crs: Any = None
     whole: bool = False
+    convert: Callable[[NDArray[Any], Any, Window], NDArray[np.float32]] | None = None
 
     def scale_of(self, source: Any, band: int) -> tuple[float, float]:
         """Return scale and offset of a band of an open file."""
@@ -73,11 +76,12 @@ def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding
     stored = [source.read(band, window=window) for band in bands] if len(set(source.dtypes)) > 1 else None
     stored = source.read(bands, window=window) if stored is None else stored
     image = np.empty((len(bands), int(window.height), int(window.width)), dtype=np.float32)
-    for target, pixels, band in zip(image, stored, bands, strict=True):
+    values = stored if decoding.convert is None else decoding.convert(stored, source, window)
+    for target, pixels, value, band in zip(image, stored, values, bands, strict=True):
         scale, offset = decoding.scale_of(source, band)
         valid = _finite(pixels, source, decoding.numbers(source.nodatavals[band - 1]))
         with np.errstate(over='ignore', invalid='ignore'):
-            target[:] = pixels if (scale, offset) == (1, 0) else pixels * scale + offset
+            target[:] = value if (scale, offset) == (1, 0) else value * scale + offset
         target[~valid] = np.nan
     for places, mask in _masks(source, bands, window, decoding):
         for place in places:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -230,12 +230,41 @@ def read_window(
                 read = functools.partial(decode, source, bands, decoding=decoding)
                 if decoding.whole:
                     return _read_window(source, len(bands), *_whole_window(source, grid), read)
-                return resample(source, len(bands), grid, read, nearest, decoding.crs)
+                view, read = _north_up(source, read)
+                return resample(view, len(bands), grid, read, nearest, decoding.crs)
             finally:
                 if not cache:
                     source.close()
     except (RasterioError, IndexError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a raster with the bands {indexes}') from error
+
+
+class _View(NamedTuple):
+    """Header of a file whose rows are read in reverse order; as :func:`.georeference` reads it."""
+
+    crs: Any
+    transform: Affine
+    width: int
+    height: int
+
+
+def _north_up(
+    source: Any, read: Callable[[Window], NDArray[np.float32]]
+) -> tuple[Any, Callable[[Window], NDArray[np.float32]]]:
+    """Return a file and its reading function, with the first row in the north.
+
+    The rows of some products, such as AlphaEarth's, are stored from south to north.
+    """
+    a, b, x, d, e, y = source.transform[:6]
+    if b or d or e <= 0 or source.transform.is_identity:
+        return source, read
+
+    def read_reversed(window: Window) -> NDArray[np.float32]:
+        row = source.height - window.row_off - window.height
+        return read(Window(window.col_off, row, window.width, window.height))[:, ::-1]
+
+    transform = Affine(a, 0, x, 0, -e, y + e * source.height)
+    return _View(source.crs, transform, source.width, source.height), read_reversed
 
 
 def resample(
