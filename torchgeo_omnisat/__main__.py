@@ -20,6 +20,9 @@ COMMANDS = {
     'robustness': 'score a model with missing and degraded sensors',
     'shard': 'write samples into large files, for clusters and object stores',
     'check': 'check files, values, dates and labels of a dataset before training',
+    'classify': 'make a map of classes from embeddings and a few labels',
+    'similar': 'make a map of the similarity to the embedding of a place',
+    'change': 'make a map of the change between two embedding maps',
 }
 TORCHGEO = {
     'fit': 'train a model',

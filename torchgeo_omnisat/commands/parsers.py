@@ -34,6 +34,10 @@ SENSORS = ('s2', 's1', 'rgb', 'landsat')
 EXPORTED = ('config.json', 'model.safetensors')
 #: Degradations that `robustness` simulates.
 DEGRADATIONS = ('dates', 'clouds', 'noise', 'cover')
+#: Classifiers of `classify`.
+CLASSIFIERS = ('knn', 'logistic', 'mlp')
+#: Data types of the probabilities of `classify`.
+PRECISIONS = ('uint8', 'uint16', 'none')
 #: Kinds of problem that `check` reports.
 PROBLEMS = (
     'missing', 'unreadable', 'shape', 'dtype', 'dates', 'crs', 'label', 'nan', 'empty', 'values', 'settings',
@@ -221,6 +225,87 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_EMBEDDINGS = (
+    'GeoTIFFs of embeddings: int8 codes of this package, of AlphaEarth, or of TESSERA with a file of scales, or floats'
+)
+
+
+def classify_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``classify``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat classify',
+        description='Classify an embedding map from labelled points or polygons, with a cross-validated score.',
+    )
+    parser.add_argument(
+        '--embeddings',
+        nargs='+',
+        type=Path,
+        required=True,
+        metavar='FILE',
+        help=f'{_EMBEDDINGS}; several files are a mosaic on one pixel grid',
+    )
+    parser.add_argument(
+        '--labels',
+        type=Path,
+        required=True,
+        metavar='FILE',
+        help='vector file of points or polygons in any CRS, or a table of points with lon and lat',
+    )
+    parser.add_argument('--column', help='column of the class (default: the only column)')
+    parser.add_argument('--layer', help='layer of the vector file (default: the first)')
+    parser.add_argument('--output', type=Path, required=True, metavar='FILE', help='GeoTIFF to write')
+    parser.add_argument('--classifier', choices=CLASSIFIERS, default='logistic', help='default: logistic')
+    parser.add_argument(
+        '--block',
+        type=_metres,
+        metavar='METRES',
+        help='side of the spatial blocks of the cross-validation, larger than fields or forest stands (default: a '
+        'fifth of the longer side of the extent of the labels)',
+    )
+    parser.add_argument(
+        '--max-pixels', type=_positive, default=1000, help='maximum number of pixels of a polygon (default: 1000)'
+    )
+    parser.add_argument(
+        '--probabilities', choices=PRECISIONS, default='uint8', help='data type of the probabilities (default: uint8)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the folds and the MLP (default: 0)')
+    return parser
+
+
+def similar_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``similar``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat similar',
+        description='Write the cosine similarity of every pixel of an embedding map to the embedding of a place.',
+    )
+    parser.add_argument('--embeddings', nargs='+', type=Path, required=True, metavar='FILE', help=_EMBEDDINGS)
+    parser.add_argument(
+        '--at',
+        nargs=2,
+        type=float,
+        action='append',
+        required=True,
+        metavar=('LON', 'LAT'),
+        help='place in degrees; several --at are averaged',
+    )
+    parser.add_argument(
+        '--output', type=Path, default=Path('similarity.tif'), metavar='FILE', help='default: similarity.tif'
+    )
+    return parser
+
+
+def change_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``change``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat change',
+        description='Write the change between two embedding maps, 1 - cosine: 0 without change, at most 2.',
+    )
+    parser.add_argument('--before', type=Path, required=True, metavar='FILE', help='embeddings of the first year')
+    parser.add_argument('--after', type=Path, required=True, metavar='FILE', help='embeddings of another year')
+    parser.add_argument('--output', type=Path, required=True, metavar='FILE', help='GeoTIFF to write')
+    return parser
+
+
 #: Parsers by command.
 PARSERS: dict[str, Callable[[], Any]] = {
     'demo': demo_parser,
@@ -231,6 +316,9 @@ PARSERS: dict[str, Callable[[], Any]] = {
     'robustness': robustness_parser,
     'shard': shard_parser,
     'check': check_parser,
+    'classify': classify_parser,
+    'similar': similar_parser,
+    'change': change_parser,
 }
 
 
@@ -238,4 +326,11 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f'expected at least 1, got {number}')
+    return number
+
+
+def _metres(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'expected a positive number of metres, got {number}')
     return number

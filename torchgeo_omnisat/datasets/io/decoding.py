@@ -76,7 +76,7 @@ def decode(source: Any, bands: Sequence[int], window: Window, decoding: Decoding
     stored = [source.read(band, window=window) for band in bands] if len(set(source.dtypes)) > 1 else None
     stored = source.read(bands, window=window) if stored is None else stored
     image = np.empty((len(bands), int(window.height), int(window.width)), dtype=np.float32)
-    values = stored if decoding.convert is None else decoding.convert(stored, source, window)
+    values = stored if decoding.convert is None else decoding.convert(np.asarray(stored), source, window)
     for target, pixels, value, band in zip(image, stored, values, bands, strict=True):
         scale, offset = decoding.scale_of(source, band)
         valid = _finite(pixels, source, decoding.numbers(source.nodatavals[band - 1]))

@@ -12,26 +12,17 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.windows import Window
 
+from ...utils.quantization import NODATA, dequantize
 from ..io.decoding import Decoding
 from ..io.headers import Header, read_header
 from ..io.opening import open_raster
 
-#: Code of a pixel without an embedding.
-NODATA = -128
-#: Code of 1 in the power scheme.
-SCALE = 127.5
 #: Description of a band with the sensors that observed a pixel, which is no dimension.
 SENSORS = 'sensors'
 #: Endings of the file with the scale of each pixel of a TESSERA file, instead of its extension.
 SCALES = ('_scales.tif', '_scales.tiff', '_scales.npy')
 #: Power: sign(q) (q / 127.5)^2. Scaled: q times the scale of the pixel. Float: stored values.
 Scheme = Literal['power', 'scaled', 'float']
-
-
-def dequantize(codes: NDArray[Any]) -> NDArray[np.float32]:
-    """Return sign(q) (q / 127.5)^2 of codes q, as defined by AlphaEarth; the code -128 is not treated as nodata."""
-    values = codes.astype(np.float32) / np.float32(SCALE)
-    return values * np.abs(values)
 
 
 class EmbeddingHeader(NamedTuple):

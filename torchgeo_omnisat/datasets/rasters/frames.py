@@ -230,8 +230,8 @@ def read_window(
                 read = functools.partial(decode, source, bands, decoding=decoding)
                 if decoding.whole:
                     return _read_window(source, len(bands), *_whole_window(source, grid), read)
-                view, read = _north_up(source, read)
-                return resample(view, len(bands), grid, read, nearest, decoding.crs)
+                view, read_north_up = _north_up(source, read)
+                return resample(view, len(bands), grid, read_north_up, nearest, decoding.crs)
             finally:
                 if not cache:
                     source.close()

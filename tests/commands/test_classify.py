@@ -1,0 +1,159 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Command `classify`: maps of classes from embeddings and labels."""
+
+import csv
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+
+from tests.prediction.areas import is_cog
+from tests.prediction.embedding_files import UTM, X, Y, landscape, points, write_codes, write_raster
+from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.prediction.classify import (
+    cross_validate,
+    default_block,
+    fit_classifier,
+    predict_probabilities,
+    read_labels,
+    spatial_blocks,
+)
+from torchgeo_omnisat.prediction.embedding_maps import EmbeddingMap
+
+VECTORS, CLASSES = landscape()
+VECTORS[:, :2] = np.nan
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('classify')
+    seen = np.where(np.arange(64) < 32, 1, 3)[None].repeat(48, 0)
+    write_codes(folder / 'map.tif', VECTORS, seen)
+    points(folder / 'points.gpkg', CLASSES)
+    return folder
+
+
+def run(folder: Path, *words: str, labels: str = 'points.gpkg', output: str = 'classes.tif') -> int:
+    paths = ['--embeddings', str(folder / 'map.tif'), '--labels', str(folder / labels)]
+    return main(['classify', *paths, '--output', str(folder / output), *words])
+
+
+@pytest.mark.parametrize('classifier', ['knn', 'logistic', 'mlp'])
+def test_map_scores_and_table(folder: Path, classifier: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, '--classifier', classifier, '--block', '80') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f'{classifier}, 5 folds of ')
+    assert [line.split()[0] for line in lines[2:5]] == ['fir', 'oak', 'sea']
+    with rasterio.open(folder / 'classes.tif') as file:
+        bands, tags = file.read(), file.tags()
+        assert file.descriptions == ('class', 'modalities', 'probability fir', 'probability oak', 'probability sea')
+        assert file.tags(1) == {'CLASS_0': 'fir', 'CLASS_1': 'oak', 'CLASS_2': 'sea'} | file.tags(1)
+        assert [file.tags(2)[f'BIT_{bit}'] for bit in (0, 1)] == ['s2', 's1']
+        assert file.nodata == 255
+        assert file.crs == UTM
+        assert len(set(map(tuple, (file.colormap(1)[index] for index in range(3))))) == 3
+    assert is_cog(folder / 'classes.tif')
+    assert (bands[:, :2] == 255).all()
+    expected = np.array([1, 0, 2])[CLASSES[2:]]  # oak, fir, sea in alphabetical order
+    assert (bands[0, 2:] == expected).mean() > 0.95
+    assert (bands[1, 2:, :32] == 1).all()
+    assert (bands[1, 2:, 32:] == 3).all()
+    assert np.abs(bands[2:, 2:].astype(int).sum(0) - 250).max() <= 2
+    scores = json.loads((folder / 'classes.json').read_text())
+    assert scores['scores']['accuracy'] > 0.9
+    assert float(tags['ACCURACY']) == pytest.approx(scores['scores']['accuracy'], abs=1e-4)
+    assert np.trace(scores['confusion']) / np.sum(scores['confusion']) == pytest.approx(scores['scores']['accuracy'])
+    with (folder / 'classes.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['class'] for row in rows] == ['fir', 'oak', 'sea']
+    assert (folder / 'classes.png').stat().st_size > 1000
+
+
+def test_polygons_numbers_and_tables(folder: Path, tmp_path: Path) -> None:
+    embeddings = EmbeddingMap([folder / 'map.tif'])
+    corners = [(8, 8), (8, 40), (24, 16), (40, 56)]
+    shapes = [shapely.box(X + 10 * c, Y - 10 * r - 60, X + 10 * c + 60, Y - 10 * r) for r, c in corners]
+    shapes.append(shapely.box(X + 1, Y - 309, X + 3, Y - 307))  # smaller than a pixel
+    values = [7, 12, 7, 12, 12]
+    gpd.GeoDataFrame({'fid': range(5), 'code': values}, geometry=shapes, crs=UTM).to_crs(4326).to_file(
+        tmp_path / 'a.geojson'
+    )
+    pixels = read_labels(tmp_path / 'a.geojson', embeddings, max_pixels=30)
+    assert pixels.labels == ('7', '12')
+    assert np.bincount(pixels.classes).tolist() == [60, 61]
+    assert set(pixels.rows[:30]) <= set(range(8, 14))
+    assert len(np.unique(pixels.places, axis=0)) == 5  # a polygon is never in two blocks
+    table = pd.DataFrame({'lon': [4.4, 4.4001], 'lat': [51.4, 51.4], 'kind': ['01', '02']})
+    frame = gpd.GeoDataFrame(table, geometry=gpd.points_from_xy([X + 5, X + 95], [Y - 95, Y - 95]), crs=UTM)
+    frame = frame.to_crs(4326)
+    frame['lon'], frame['lat'] = frame.geometry.x, frame.geometry.y
+    frame.drop(columns='geometry').to_csv(tmp_path / 'a.csv', index=False)
+    pixels = read_labels(tmp_path / 'a.csv', embeddings)
+    assert (pixels.rows.tolist(), pixels.columns.tolist()) == ([9, 9], [0, 9])
+
+
+def test_pixel_with_two_classes_is_not_used(folder: Path, tmp_path: Path) -> None:
+    places = shapely.points([X + 5, X + 6, X + 15, X + 16, X + 25], [Y - 5] * 5)
+    frame = gpd.GeoDataFrame({'class': ['a', 'b', 'a', 'a', 'b']}, geometry=places, crs=UTM)
+    frame.to_file(tmp_path / 'a.gpkg')
+    pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert (pixels.columns.tolist(), pixels.classes.tolist()) == ([1, 2], [0, 1])
+
+
+def test_no_block_is_trained_on_and_tested(folder: Path) -> None:
+    embeddings = EmbeddingMap([folder / 'map.tif'])
+    pixels = read_labels(folder / 'points.gpkg', embeddings)
+    blocks = spatial_blocks(pixels, embeddings, 100.0)
+    assert len(np.unique(blocks)) == len({(r // 10, c // 10) for r, c in zip(pixels.rows, pixels.columns, strict=True)})
+    assert default_block(pixels, embeddings) == pytest.approx(120, abs=10)
+    # The vector is the block, so a classifier that has seen a block knows its pixels, and no other's.
+    vectors = np.eye(blocks.max() + 1, dtype=np.float32)[blocks]
+    labels = np.random.default_rng(0).integers(2, size=blocks.max() + 1)[blocks]
+    validation = cross_validate('knn', vectors, labels, blocks, ('a', 'b'), 100.0)
+    assert validation.confusion.sum() == len(blocks)
+    assert validation.scores['accuracy'] < 0.75
+    leaked = cross_validate('knn', vectors, labels, np.arange(len(blocks)), ('a', 'b'), 100.0)
+    assert leaked.scores['accuracy'] > 0.9
+
+
+def test_classes_without_a_training_vector_have_probability_0() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    model = fit_classifier('logistic', vectors, np.array([0, 2, 0, 2]))
+    found = predict_probabilities(model, vectors, 3)
+    assert (found[:, 1] == 0).all()
+    assert np.allclose(found.sum(1), 1)
+    assert (predict_probabilities(fit_classifier('knn', vectors, np.full(4, 2)), vectors, 3)[:, 2] == 1).all()
+
+
+def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points(folder / 'far.gpkg', CLASSES)
+    frame = gpd.read_file(folder / 'points.gpkg').to_crs(UTM)
+    frame.set_geometry(frame.translate(50_000, 0)).to_file(folder / 'far.gpkg')
+    frame.assign(owner=1).to_file(folder / 'two.gpkg')
+    frame.iloc[:4].assign(**{'class': 'oak'}).to_file(folder / 'one.gpkg')
+    frame.set_geometry(shapely.points([X + 5] * 30 + [X + 15] * 30, Y - 5)).to_file(folder / 'empty.gpkg')
+    write_raster(folder / 'bytes.tif', np.zeros((4, 8, 8), np.uint8))
+    for labels, words, fragments in (
+        ('far.gpkg', [], ['far.gpkg extends from 65', 'within the map', 'EPSG:32631']),
+        ('two.gpkg', [], ["['class', 'owner']", '--column']),
+        ('points.gpkg', ['--column', 'crop'], ["['class']", "'crop'"]),
+        ('one.gpkg', [], ["'class'", "1 classes ['oak']", 'from 2']),
+        ('empty.gpkg', [], ['labelled pixels with an embedding', '0']),
+        ('points.gpkg', ['--block', '5000'], ['one block of 5000 m', 'at least 2 blocks', '--block']),
+        ('missing.gpkg', [], ['missing.gpkg cannot be read']),
+        ('points.gpkg', ['--embeddings', str(folder / 'bytes.tif')], ['bytes.tif', 'uint8', 'embedding']),
+        ('points.gpkg', ['--output', str(tmp_path / 'map.png')], ['map.png', 'GeoTIFF']),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run(folder, *words, labels=labels, output='never.tif')
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 1
+        assert all(fragment in error for fragment in fragments), (error, fragments)
+    assert not (folder / 'never.tif').exists()

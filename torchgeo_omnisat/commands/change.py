@@ -1,0 +1,21 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Command `change`: map of the change between two embedding maps."""
+
+from collections.abc import Sequence
+
+from ..prediction.embedding_maps import EmbeddingMap, write_values
+from ..prediction.similarity import change
+from ..utils.console import say
+from . import parsers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write 1 - cosine of the embeddings of every pixel."""
+    args = parsers.change_parser().parse_args(argv)
+    before, after = EmbeddingMap([args.before]), EmbeddingMap([args.after])
+    tags = {'TIFFTAG_SOFTWARE': 'torchgeo_omnisat', 'BEFORE': args.before.name, 'AFTER': args.after.name}
+    write_values(args.output, before, '1 - cosine similarity', change(before, after), tags)
+    say(f'Written: {args.output}')
+    return 0
