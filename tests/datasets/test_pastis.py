@@ -335,6 +335,36 @@ class TestPlot:
         dataset.plot(sample)
 
 
+class TestInstances:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        write_pastis(tmp_path, folds=(1,), size=8)
+        save(tmp_path / 'INSTANCE_ANNOTATIONS/INSTANCES_10000.npy', np.arange(64).reshape(8, 8) // 5)
+        return tmp_path
+
+    def test_parcels(self, root: Path) -> None:
+        dataset = PASTISMultimodal(root, modalities=('s2',), instances=True)
+        assert dataset[0]['instances'].dtype == torch.int64
+        assert np.array_equal(dataset[0]['instances'], np.arange(64).reshape(8, 8) // 5)
+        assert collate([dataset[0], dataset[0]], dataset.modalities)['instances'].shape == (2, 8, 8)
+        assert 'instances' in [part.name for part in dataset.parts(0)]
+        assert 'instances' not in PASTISMultimodal(root)[0]
+
+    @pytest.mark.parametrize(
+        ('array', 'value'),
+        [(np.zeros((8, 7), int), r'\(8, 7\)'), (np.zeros((8, 8)), 'float64'), (-np.eye(8, dtype=int), '-1')],
+    )
+    def test_damaged(self, root: Path, array: Any, value: str) -> None:
+        save(root / 'INSTANCE_ANNOTATIONS/INSTANCES_10000.npy', array)
+        with pytest.raises(ValueError, match=rf'INSTANCES_10000.npy.*{value}.*integers \(8, 8\)'):
+            PASTISMultimodal(root, instances=True)[0]
+
+    def test_missing(self, root: Path) -> None:
+        (root / 'INSTANCE_ANNOTATIONS/INSTANCES_10000.npy').unlink()
+        with pytest.raises(FileNotFoundError, match=r'INSTANCES_10000.npy.*INSTANCE_ANNOTATIONS'):
+            PASTISMultimodal(root, instances=True)
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason='no real data beside the checkout')
 class TestRealData:
     def test_patches(self) -> None:

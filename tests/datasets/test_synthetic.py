@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -196,6 +197,28 @@ class TestSyntheticLandscapes:
             assert (file.count, file.shape, file.dtypes[0], file.crs.to_epsg()) == (3, (80, 80), 'uint8', 2154)
             corners = [file.transform @ corner for corner in ((0, 0), (80, 0), (80, 80), (0, 80))]
         assert np.allclose(features[0]['geometry']['coordinates'][0][0][:4], corners, atol=1e-6)
+
+    def test_instances_are_the_parcels_and_touching_ones_differ(self, root: Path) -> None:
+        sample = SyntheticLandscapes(root, instances=True, **SMALL)[0]
+        instances, mask = sample['instances'], sample['mask']
+        stored = np.load(root / 'INSTANCE_ANNOTATIONS/INSTANCES_10000.npy')
+        assert stored.dtype == np.int64
+        assert np.array_equal(instances, stored)
+        assert torch.equal(instances > 0, mask > 0)
+        parcels = torch.from_numpy(np.load(root / 'ANNOTATIONS/ParcelIDs_10000.npy')).long()
+        assert torch.equal(instances[mask != 19], parcels[mask != 19])
+        big = torch.from_numpy(draw_tile(replace(RECIPE, size=32), 2).instances)
+        classes = torch.from_numpy(draw_tile(replace(RECIPE, size=32), 2).arrays['TARGET'][0].astype(int))
+        pairs = (big[1:] != big[:-1]) & (classes[1:] == classes[:-1]) & (classes[1:] > 0)
+        assert pairs.any()  # two fields of one crop
+
+    def test_a_root_from_before_there_were_instances_is_refused(self, tmp_path: Path) -> None:
+        write_landscapes(tmp_path / 'old', replace(RECIPE, num_tiles=1))
+        shutil.rmtree(tmp_path / 'old/INSTANCE_ANNOTATIONS')
+        settings = SMALL | {'num_tiles': 1}
+        assert 'instances' not in SyntheticLandscapes(tmp_path / 'old', **settings)[0]
+        with pytest.raises(FileNotFoundError, match=r'old.*INSTANCES_10000.npy.*delete it'):
+            SyntheticLandscapes(tmp_path / 'old', instances=True, **settings)
 
     def test_norm_files_are_the_statistics_of_the_folds(self, root: Path) -> None:
         norm = json.loads((root / 'NORM_S2_patch.json').read_text())['Fold_3']

@@ -246,6 +246,21 @@ class TestRandomGroundAffine:
         for key in ('image_s2', 'image_spot', 'transform'):
             assert torch.allclose(turned[key], exact[key], rtol=1e-3, atol=1e-3)
 
+    def test_instances_stay_with_the_mask(self) -> None:
+        """Ids follow the pixels of the mask; outside of the tile there is no field, but an ignored label."""
+        batch = random_tiles(4)
+        batch['instances'] = batch['mask'] + 7
+        transforms = (
+            RandomDihedral(SENSORS),
+            RandomGroundCrop(SENSORS, 40.0, 20.0),
+            RandomGroundAffine(SENSORS, ignore_index=-7),
+        )
+        for transform in transforms:
+            changed = transform(batch)
+            assert changed['instances'].shape == changed['mask'].shape
+            assert torch.equal(changed['instances'], changed['mask'] + 7)
+        assert (changed['instances'] == 0).any()
+
     def test_magnifies(self) -> None:
         params = {
             'applied': torch.ones(50, dtype=torch.bool),

@@ -86,6 +86,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     patch_size: float
     #: GSD of the mask in metres; not set without masks.
     label_gsd: float
+    #: Class of pixels outside of all fields; None if there is none.
+    background: int | None = None
     #: Maximum number of evenly spaced tiles of a split whose labels are counted before training; None for all.
     max_counted: int | None = 200
     #: Maximum number of evenly spaced training samples for statistics, except for `stats`; None for all.
@@ -226,7 +228,19 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             split: ``'train'``, ``'val'`` or ``'test'``.
             **changes: Arguments of the dataset to override.
         """
-        return self.dataset_class(**{**self.kwargs, **self.selection(split), **self.exclusion(), **changes})
+        takes_instances = 'instances' in signature(self.dataset_class).parameters
+        fields = {'instances': True} if takes_instances and self.with_instances else {}
+        return self.dataset_class(**{**self.kwargs, **fields, **self.selection(split), **self.exclusion(), **changes})
+
+    @property
+    def with_instances(self) -> bool:
+        """Whether samples have the field of each pixel: by argument, or because the task trains or scores fields."""
+        if self.kwargs.get('instances'):
+            return True
+        trainer = self.trainer
+        if trainer is None or trainer.lightning_module is None or trainer.predicting:
+            return False
+        return bool(getattr(trainer.lightning_module, 'with_instances', False))
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return arguments of a dataset with all bands and dates of some modalities; None for those in use."""

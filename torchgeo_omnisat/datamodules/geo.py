@@ -237,6 +237,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         split: dict[str, Any] | None = None,
         predict_area: list[float] | str | dict[str, Any] | None = None,
         overlap: float = 0.25,
+        instances: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading files.
@@ -263,6 +264,7 @@ class MultimodalGeoDataModule(RastersDataModule):
             predict_area: Area to predict: xmin, ymin, xmax, ymax in *crs*; a vector file of
                 polygons; or ``{'bounds': [5, 50, 6, 51], 'crs': 'EPSG:4326'}``. None for the area of the rasters.
             overlap: Overlap of neighbouring tiles in prediction, as a fraction.
+            instances: Whether tiles have ``instances``, the polygon of each pixel.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         super().__init__(GeoTiles, root, rasters, mask, **kwargs)
@@ -274,6 +276,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         self.split = split or {'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}
         self.predict_area = predict_area
         self.overlap = overlap
+        self.instances = instances
         self._label_gsd = label_gsd
         self._excluded: dict[str, list[str]] = {}
 
@@ -318,6 +321,17 @@ class MultimodalGeoDataModule(RastersDataModule):
         """GSD of labels and maps in metres."""
         return self.labelled.label_gsd if self._label_gsd is None else self._label_gsd
 
+    @property
+    def background(self) -> int | None:  # type: ignore[override]
+        """Class of pixels outside of all polygons; None if they have no label."""
+        labels = None if self.labelled.labels is None else self.labelled.labels.dataset
+        return labels.outside if isinstance(labels, Polygons) and labels.outside != labels.nodata else None
+
+    @property
+    def with_instances(self) -> bool:
+        """Whether tiles have the field of each pixel: by argument, or because the task trains or scores fields."""
+        return self.instances or super().with_instances
+
     def make_dataset(self, split: str, every: bool = False, **changes: Any) -> GeoTiles:
         """Return the tiles of a split; training tiles are random, or adjacent with *every*.
 
@@ -330,6 +344,7 @@ class MultimodalGeoDataModule(RastersDataModule):
                 f'split {self.split} leaves no labelled ground for {split!r}, expected some of {bounds}, {name}'
             )
         dataset = self.labelled.clip(self.grounds[split])
+        dataset.instances = self.with_instances
         tiles = GeoTiles(dataset, self.tile_size, None, str(self.root), split)
         if split == 'train' and not every:
             count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))

@@ -123,7 +123,7 @@ class Batches(Dataset[Sample]):
 #: Key of the datamodule's index in a batch, until it is augmented.
 SOURCE = 'source'
 #: Attributes that the mixture has if they are equal in all datamodules.
-COMMON = ('num_classes', 'labels', 'label_names', 'ignore_index', 'label_gsd')
+COMMON = ('num_classes', 'labels', 'label_names', 'ignore_index', 'label_gsd', 'background')
 
 
 class MixedDataModule(ResumableDataModule, BaseDataModule):

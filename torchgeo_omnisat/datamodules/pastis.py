@@ -25,6 +25,7 @@ class FoldsDataModule(MultimodalDataModule):
     ignore_index = PASTISMultimodal.ignore_index
     patch_size = 40.0
     label_gsd = PASTISMultimodal.label_gsd
+    background = 0
     max_measured = None
 
     @with_arguments_of(PASTISMultimodal, without=(*NOT_PASSED, 'missing', 'download', 'checksum'))

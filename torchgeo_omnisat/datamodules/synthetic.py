@@ -27,6 +27,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
         size: int = 32,
         dates: tuple[int, int] = (8, 14),
         batch_size: int = 8,
+        instances: bool = False,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading or writing files.
@@ -39,6 +40,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             size: Side of a tile in pixels of 10 m, a multiple of 4.
             dates: Minimum and maximum number of dates of a time series.
             batch_size: Samples per batch.
+            instances: Whether samples have ``instances``, the parcel of each pixel.
             **kwargs: *modalities*, *bands*, *max_dates* and *date_range* as in
                 :class:`.PASTISMultimodalDataModule`, and arguments of :class:`.MultimodalDataModule`.
         """
@@ -51,5 +53,6 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             seed=seed,
             size=size,
             dates=tuple(dates),
+            instances=instances,
             **kwargs,
         )

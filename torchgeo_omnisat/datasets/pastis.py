@@ -174,14 +174,15 @@ def read_index(path: Path) -> tuple[list[PASTISPatch], CRS]:
     return patches, crs
 
 
-def obtain_hd(root: Path, sources: Sequence[SensorFiles], target: str, index: str, checksum: bool) -> None:
+def obtain_hd(
+    root: Path, sources: Sequence[SensorFiles], target: str, index: str, checksum: bool, parcels: Sequence[str] = ()
+) -> None:
     """Download missing files of PASTIS-HD; the index comes last, because it marks a complete root."""
-    if (root / index).is_file() and all(
-        _count_files(root, source.path) >= _count_files(root, target) for source in sources
-    ):
+    paths = [*parcels, *(source.path for source in sources)]
+    if (root / index).is_file() and all(_count_files(root, path) >= _count_files(root, target) for path in paths):
         return
-    images = [source.path.format('*') for source in sources]
-    download_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *images, index], root, checksum)
+    others = [path.format('*') for path in paths]
+    download_files(REPOSITORY, ['NORM_*_patch.json', target.format('*'), *others, index], root, checksum)
 
 
 def _count_files(root: Path, path: str) -> int:
@@ -212,7 +213,8 @@ class PASTISMultimodal(PublishedDataset):
     A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of each available
     modality (see :mod:`torchgeo_omnisat.batch`), in raw units with NaN for nodata; ``mask``
     (H, W) with the classes 0 to 19, of which 19 (void) is ignored; ``label`` (18,), the crops
-    that occur; and ``bounds`` (9,). Dates are sorted, and frames of one day are merged.
+    that occur; and ``bounds`` (9,). Dates are sorted, and frames of one day are merged. With *instances*,
+    ``instances`` (H, W) is the parcel of each pixel, from 1 in every patch, and 0 for background.
 
     Source: https://huggingface.co/datasets/IGNF/PASTIS-HD, for PASTIS-R Zenodo; licence: Etalab 2.0.
     If you use this dataset in your research, please cite:
@@ -230,7 +232,9 @@ class PASTISMultimodal(PublishedDataset):
     sources: ClassVar[tuple[SensorFiles, ...]] = SOURCES
     all_modalities: ClassVar[dict[str, Modality]] = {source.modality.name: source.modality for source in SOURCES}
     target = 'ANNOTATIONS/TARGET_{}.npy'
+    parcels = 'INSTANCE_ANNOTATIONS/INSTANCES_{}.npy'
     classes: ClassVar[tuple[str, ...]] = CLASSES
+    _missing_instances: ClassVar[str] = '; they are in the folder INSTANCE_ANNOTATIONS of PASTIS and PASTIS-R'
 
     @with_arguments_of(PublishedDataset, without=('cloud_probability', 'cloud_cover'), is_last=True)
     def __init__(
@@ -241,6 +245,7 @@ class PASTISMultimodal(PublishedDataset):
         bands: Mapping[str, Sequence[str]] | None = None,
         *,
         exclude: Collection[str] = (),
+        instances: bool = False,
         **kwargs: Any,
     ) -> None:
         """Read the index and check that files exist; no image is opened.
@@ -255,6 +260,7 @@ class PASTISMultimodal(PublishedDataset):
             modalities: Names of the modalities to read; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
             exclude: Names of samples to exclude (:attr:`ids`, of any fold).
+            instances: Whether samples have ``instances`` (H, W), the parcel of each pixel.
             **kwargs: Arguments of all published datasets.
 
         Raises:
@@ -264,6 +270,7 @@ class PASTISMultimodal(PublishedDataset):
         """
         refuse_unexpected(PASTISMultimodal.__init__, kwargs)
         super().__init__(root, **kwargs)
+        self.instances = instances
         self.folds = _folds(folds)
         self.path = self._verify(modalities)
         refuse_outside(self.path, allow_outside=self.allow_outside)
@@ -289,6 +296,8 @@ class PASTISMultimodal(PublishedDataset):
         for name in self.modalities:
             sample |= self._read(patch, name, tuple(mask.shape))
         sample['mask'] = mask
+        if self.instances:
+            sample['instances'] = self._read_instances(patch, tuple(mask.shape))
         sample['label'] = torch.from_numpy(occurring(mask.numpy(), self.ignore_index)[1:])
         sample['bounds'] = bounds_of(patch.bounds, self.label_gsd, sample)
         return sample if self.transforms is None else self.transforms(sample)
@@ -309,6 +318,9 @@ class PASTISMultimodal(PublishedDataset):
         size = self._size(patch)
         mask = Expected(self._file(self.target, patch), (3, *size), 'integer', classes=(0, len(self.classes) - 1))
         yield Part('mask', (mask,), partial(self._read_mask, patch))
+        if self.instances:
+            parcels = Expected(self._file(self.parcels, patch), size, 'integer')
+            yield Part('instances', (parcels,), partial(self._read_instances, patch, size))
         for name, source in self._sources.items():
             modality, series = self.modalities[name], source.dates is not None
             ground = [half_up(side * self.label_gsd / modality.gsd) for side in size]
@@ -345,6 +357,14 @@ class PASTISMultimodal(PublishedDataset):
         if mask.min() < 0 or mask.max() >= len(self.classes):
             raise ValueError(f'{path} holds classes from {mask.min()} to {mask.max()}, expected {expected}')
         return torch.from_numpy(mask)
+
+    def _read_instances(self, patch: PASTISPatch, size: tuple[int, ...]) -> Tensor:
+        path, expected = self._file(self.parcels, patch), f'integers {size}, the parcel of each pixel, at least 0'
+        array = read_array(path, expected)
+        least = int(array.min()) if array.size and array.dtype.kind in 'iu' else 0
+        if array.shape != size or array.dtype.kind not in 'iu' or least < 0:
+            raise ValueError(f'{path} holds {array.dtype} {array.shape} from {least}, expected {expected}')
+        return torch.from_numpy(np.array(array, dtype=np.int64))
 
     def _read(self, patch: PASTISPatch, name: str, size: tuple[int, ...]) -> Sample:
         source, modality = self._sources[name], self.modalities[name]
@@ -394,6 +414,8 @@ class PASTISMultimodal(PublishedDataset):
         """Raise an error for missing files, unless they are allowed, and exclude patches without any modality."""
         if self.missing == 'check':
             return
+        if self.instances:
+            self._refuse_missing_instances()
         seen: set[int] = set()
         for source in self._sources.values():
             lost = self._patches_without(source, self.patches)
@@ -402,6 +424,14 @@ class PASTISMultimodal(PublishedDataset):
             seen |= {p.id for p in self.patches if self._in_span(p, source)} - {p.id for p in lost}
         flags = [patch.id in seen for patch in self.patches]
         self.patches, self.unseen = keep_seen(self.patches, self.ids, flags, self.modalities, self.path)
+
+    def _refuse_missing_instances(self) -> None:
+        lost = [path for patch in self.patches if not (path := self._file(self.parcels, patch)).is_file()]
+        if lost:
+            raise FileNotFoundError(
+                f'{lost[0]} does not exist, expected the parcels of each of the {len(self.patches)} patches for '
+                f'instances=True, of which {len(lost)} have none{self._missing_instances}'
+            )
 
     def _in_span(self, patch: PASTISPatch, source: SensorFiles) -> bool:
         """Return whether a modality of a patch has a date in ``date_range``, or the index has no dates of it."""
@@ -418,7 +448,8 @@ class PASTISMultimodal(PublishedDataset):
         root = Path(self.root).expanduser()
         sources = [source for source in self.sources if source.modality.name in (names or ())]
         if self.download and 'spot' in (names or ()):
-            obtain_hd(root / 'PASTIS-HD', sources, self.target, self.index, self.checksum)
+            parcels = (self.parcels,) if self.instances else ()
+            obtain_hd(root / 'PASTIS-HD', sources, self.target, self.index, self.checksum, parcels)
         found = self._find(root)
         if found is None:
             archive = root / self.filename

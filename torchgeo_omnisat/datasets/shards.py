@@ -33,6 +33,8 @@ _SPEC = [1, {'type': None, 'context': None, 'children_spec': []}]
 #: Values in an index other than None, and keys whose values may be integers.
 _CONFIG: Mapping[str, Any] = {'data_format': ['bytes'], 'item_loader': 'PyTreeLoader', 'types': 'bytes'}
 _NUMBERS = ('chunk_size', 'chunk_bytes')
+#: Keys of pixels of 64-bit integers.
+_INTEGERS = ('mask', 'instances')
 #: Smaller data types for images and masks, used where they are exact.
 _NARROW = (torch.uint8, torch.int16, torch.float16)
 
@@ -49,7 +51,7 @@ def decode_sample(data: bytes) -> Sample:
 
 def _wide(key: str) -> torch.dtype | None:
     """Return the data type of a value that may be stored in a smaller one; None for other values."""
-    return torch.float32 if key.startswith('image_') else torch.int64 if key == 'mask' else None
+    return torch.float32 if key.startswith('image_') else torch.int64 if key in _INTEGERS else None
 
 
 def _narrowed(key: str, value: Tensor) -> Tensor:

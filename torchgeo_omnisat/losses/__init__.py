@@ -4,12 +4,15 @@
 """Losses."""
 
 from .contrastive import CrossModalInfoNCE, PatchContrast, PatchContrastiveLoss, TileContrast, too_close
+from .fields import FieldLoss, FieldTargets, field_targets
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .supervised import CrossEntropyDice, MultiLabelLoss
 
 __all__ = [
     'CrossEntropyDice',
     'CrossModalInfoNCE',
+    'FieldLoss',
+    'FieldTargets',
     'MaskedReconstruction',
     'MultiLabelLoss',
     'PatchContrast',
@@ -17,5 +20,6 @@ __all__ = [
     'Reconstruction',
     'TileContrast',
     'draw_hidden',
+    'field_targets',
     'too_close',
 ]

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,38 @@ class Expert(nn.Module):
         return _logits(self.head, x)
 
 
+class FieldMaps(NamedTuple):
+    """Maps of the boundaries of fields.
+
+    Attributes:
+        extent: Logits of other, interior and boundary, ``(B, 3, H, W)``.
+        distance: Distance to the edge of the field relative to the maximum of the field, 0 to 1, ``(B, H, W)``.
+    """
+
+    extent: Tensor
+    distance: Tensor
+
+
+class FieldHead(nn.Module):
+    """Head that predicts :class:`FieldMaps` from the last features of the decoder.
+
+    Args:
+        width: Channels of the features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(math.gcd(8, width), width), nn.ReLU(inplace=True)
+        )
+        self.head = _logit_layer(width, 4)
+
+    def forward(self, features: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> FieldMaps:
+        """Return maps of the given size."""
+        maps = resize(_logits(self.head, features + self.conv(features)), size)
+        return FieldMaps(maps[:, :3], maps[:, 3].sigmoid())
+
+
 class OmniSatSegmenter(nn.Module):
     """OmniSat backbone with a U-Net decoder, which returns logits for every pixel of the labels.
 
@@ -94,10 +126,17 @@ class OmniSatSegmenter(nn.Module):
         width: Channels at the label's resolution; they double with every level, up to the
             width of the tokens.
         experts: Whether each modality has a head.
+        instances: Whether the decoder has a second head for :class:`FieldMaps`; see :meth:`decode_fields`.
     """
 
     def __init__(
-        self, backbone: OmniSat, num_classes: int, label_gsd: float = 10.0, width: int = 32, experts: bool = False
+        self,
+        backbone: OmniSat,
+        num_classes: int,
+        label_gsd: float = 10.0,
+        width: int = 32,
+        experts: bool = False,
+        instances: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -108,6 +147,7 @@ class OmniSatSegmenter(nn.Module):
         self.experts = nn.ModuleDict(
             {name: Expert(encoder.channels, num_classes, width, scale) for name, encoder in encoders.items()}
         )
+        self.fields = FieldHead(self.decoder.width) if instances else None
         self.decoder.to(memory_format=torch.channels_last)
         self.experts.to(memory_format=torch.channels_last)
 
@@ -124,8 +164,32 @@ class OmniSatSegmenter(nn.Module):
             out: Output of the backbone.
             opinions: Output of :meth:`expert_logits` for the same feature maps, if it was already computed.
         """
+        return self._with_experts(self.decoder(out, self._size(out)), out, opinions)
+
+    def decode_fields(
+        self, out: OmniSatOutput, opinions: Mapping[str, Float[Tensor, 'b k h w']] | None = None
+    ) -> tuple[Float[Tensor, 'b k h w'], FieldMaps]:
+        """Return the logits of :meth:`decode`, and the boundaries of fields from the same features.
+
+        Args:
+            out: Output of the backbone.
+            opinions: See :meth:`decode`.
+
+        Raises:
+            ValueError: If the model was built without *instances*.
+        """
+        if self.fields is None:
+            raise ValueError('the model has no head for fields, expected instances=True when it is built')
         size = self._size(out)
-        logits = self.decoder(out, size)
+        features = self.decoder.features(out, size)
+        logits = self._with_experts(self.decoder.logits(features, size), out, opinions)
+        return logits, self.fields(features, size)
+
+    def _with_experts(
+        self, logits: Tensor, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None
+    ) -> Float[Tensor, 'b k h w']:
+        """Add the logits of the experts where their modality observed a pixel."""
+        size = self._size(out)
         for name, own in (self.expert_logits(out) if opinions is None else opinions).items():
             if name in out.maps:
                 logits = logits + own * F.adaptive_max_pool2d(out.maps[name].seen.to(own.dtype), size)
@@ -163,17 +227,26 @@ class Decoder(nn.Module):
             skip = MeanSkip(_maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))
-        self.head = _logit_layer(widths[-1], num_classes)
+        self.width = widths[-1]
+        self.head = _logit_layer(self.width, num_classes)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Return logits of the given size."""
+        return self.logits(self.features(out, size), size)
+
+    def features(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
+        """Return the last features, of about the given size."""
         rows, columns = out.grid
         x = rearrange(out.fused, 'b (h w) d -> b d h w', h=rows, w=columns)
         for level, (skip, block) in enumerate(zip(self.skips, self.blocks, strict=True)):
             scale = 2 ** (len(self.blocks) - 1 - level)
             height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
             x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        return resize(_logits(self.head, x), size)
+        return x
+
+    def logits(self, features: Float[Tensor, 'b c i j'], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
+        """Return logits of the given size from the last features."""
+        return resize(_logits(self.head, features), size)
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:

@@ -19,11 +19,12 @@ from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
 
 from ..batch import available
-from ..losses import CrossEntropyDice
+from ..losses import CrossEntropyDice, FieldLoss
 from ..modality import Modality
 from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
+from ..models.segmentation import FieldMaps
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
@@ -36,8 +37,8 @@ MOST_CLASSES = 4096
 class OmniSatSegmentation(SupervisedTask):
     """Task for semantic segmentation; ``test`` scores every subset of the modalities.
 
-    If *modalities*, *num_classes*, *labels*, *ignore_index*, *patch_size*, *label_gsd*, *mean* or *std* are
-    None, they are taken from the datamodule and saved in checkpoints.
+    If *modalities*, *num_classes*, *labels*, *ignore_index*, *background*, *patch_size*, *label_gsd*, *mean* or
+    *std* are None, they are taken from the datamodule and saved in checkpoints.
 
     If the ignored label is one of the classes, its logit becomes minus infinity before
     argmax and softmax. It is then neither predicted nor scored.
@@ -62,6 +63,10 @@ class OmniSatSegmentation(SupervisedTask):
             decoder; see :class:`.OmniSatSegmenter`. The baselines have none. A checkpoint without this
             hyper-parameter was trained without experts.
         expert_weight: Weight of the loss of each expert alone, averaged over the modalities (deep supervision).
+        instances: Whether to delineate fields, the instances of crops: the model has a second head for their extent
+            and the distance to their edge, see :class:`.OmniSatSegmenter`, and batches have ``instances``.
+        instance_weight: Weight of the loss of this head, see :class:`.FieldLoss`.
+        background: Class outside of fields, which the scores of fields exclude; None if there is none.
         lr: Learning rate after the warm-up.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
 
@@ -71,7 +76,7 @@ class OmniSatSegmentation(SupervisedTask):
     """
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')
-    optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index')
+    optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index', 'background')
     target: ClassVar[str] = 'mask'
     subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
     score_title = 'mean IoU'
@@ -92,6 +97,9 @@ class OmniSatSegmentation(SupervisedTask):
         distill: float = 0.0,
         experts: bool = True,
         expert_weight: float = 0.3,
+        instances: bool = False,
+        instance_weight: float = 1.0,
+        background: int | None = None,
         lr: float = 2e-3,
         **kwargs: Any,
     ) -> None:
@@ -103,17 +111,23 @@ class OmniSatSegmentation(SupervisedTask):
         index: int | None = self.hparams['ignore_index']
         return index if index is not None and 0 <= index < self.hparams['num_classes'] else None
 
+    @property
+    def with_instances(self) -> bool:
+        """Whether the task delineates fields, so that its datamodule reads their instances."""
+        return bool(self.hparams['instances'])
+
     def build(self) -> nn.Module:
         """Build the backbone with a decoder."""
         classes = self.hparams['num_classes']
         if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
             raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
         experts = self.hparams['experts'] and self.hparams['backbone'] not in LATE_FUSION
-        return OmniSatSegmenter(self.build_backbone(), classes, self.hparams['label_gsd'], experts=experts)
+        gsd, instances = self.hparams['label_gsd'], self.with_instances
+        return OmniSatSegmenter(self.build_backbone(), classes, gsd, experts=experts, instances=instances)
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
-        for name in ('subset_weight', 'distill', 'expert_weight'):
+        for name in ('subset_weight', 'distill', 'expert_weight', 'instance_weight'):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f'{name} is {self.hparams[name]}, expected at least 0')
         if self.is_configured:
@@ -122,6 +136,8 @@ class OmniSatSegmentation(SupervisedTask):
             self.criterion = CrossEntropyDice(
                 self.hparams['ignore_index'], self.hparams['class_weights'], dice[self.hparams['loss']]
             )
+            if self.with_instances:
+                self.field_criterion = FieldLoss()
 
     def make_metrics(self) -> dict[str, Metric]:
         """Return TorchGeo's metrics of semantic segmentation."""
@@ -140,22 +156,60 @@ class OmniSatSegmentation(SupervisedTask):
         """Return logits and loss of a training batch; see *subset_weight*, *distill* and *expert_weight*."""
         weight, distill, mask = self.hparams['subset_weight'], self.hparams['distill'], self.target_of(batch)
         both = weight or distill
-        if not both and not self.model.experts:
+        if not both and not self.model.experts and not self.with_instances:
             return super().learn(batch)
         out = self.model.backbone(batch if both else self.dropout(batch))
         opinions = self.model.expert_logits(out)
-        logits = self.model.decode(out, opinions)
-        loss = self.criterion(logits, mask)
+        logits, more = self.infer_from(out, opinions)
+        loss = self.loss(logits, more, batch)
         if both:
             left = available(self.dropout(batch), self.modalities)
-            part = self.model.decode(self.model.backbone.hide(out, left), opinions)
-            loss = (loss + weight * self.criterion(part, mask)) / (1 + weight)
+            part, more = self.infer_from(self.model.backbone.hide(out, left), opinions)
+            loss = (loss + weight * self.loss(part, more, batch)) / (1 + weight)
         if distill:
             scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
             ignored = self.hparams['ignore_index']
             counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
             loss = loss + distill * divergence(part[:, scored], logits[:, scored], counted)
         return logits, loss + self.hparams['expert_weight'] * self._loss_of_experts(opinions, out, mask)
+
+    def infer(self, batch: Sample) -> tuple[Tensor, FieldMaps | None]:
+        """Return the logits of a normalised batch, and the maps of the boundaries of fields, with *instances*."""
+        return self.infer_from(self.model.backbone(batch)) if self.with_instances else (self(batch), None)
+
+    def infer_from(
+        self, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, FieldMaps | None]:
+        """Return the same from the output of the backbone, and of the experts if it was already computed."""
+        if not self.with_instances:
+            return self.model.decode(out, opinions), None
+        output: tuple[Tensor, FieldMaps] = self.model.decode_fields(out, opinions)
+        return output
+
+    def loss(self, logits: Tensor, more: FieldMaps | None, batch: Sample) -> Tensor:
+        """Return the loss of classes and, with *instances*, of the boundaries of fields."""
+        loss, mask, ignored = super().loss(logits, more, batch), self.target_of(batch), self.hparams['ignore_index']
+        if more is None:
+            return loss
+        labelled = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
+        of_fields: Tensor = self.field_criterion(more.extent, more.distance, self.instances_of(batch), labelled)
+        return loss + self.hparams['instance_weight'] * of_fields
+
+    def instances_of(self, batch: Sample) -> Tensor:
+        """Return the field of each pixel of a batch, ``(B, H, W)``.
+
+        Raises:
+            ValueError: If the batch has none, or of another size than the mask.
+        """
+        if 'instances' not in batch:
+            raise ValueError(
+                f"instances of {type(self).__name__} is True, which requires the key 'instances', but batches have "
+                f'{sorted(batch)}: expected PASTIS or synthetic landscapes, polygons as labels, or instances=False'
+            )
+        instances, size = batch['instances'], tuple(self.target_of(batch).shape)
+        if tuple(instances.shape) != size:
+            raise ValueError(f'instances have shape {tuple(instances.shape)}, expected that of the mask, {size}')
+        return instances
 
     def _loss_of_experts(self, opinions: Mapping[str, Tensor], out: OmniSatOutput, mask: Tensor) -> Tensor | float:
         """Return the mean loss of each expert alone, over the samples that have its modality."""
@@ -180,18 +234,22 @@ class OmniSatSegmentation(SupervisedTask):
         Returns:
             ``probabilities`` ``(B, K, H, W)``, ``bounds`` and ``transform`` as in the batch
             or None, and ``seen``, see :func:`.seen_bits`. For tiles of an area also ``window``,
-            as in the batch.
+            as in the batch. With *instances* also ``extent`` ``(B, 3, H, W)``, the probabilities of other,
+            interior and boundary, and ``distance`` ``(B, H, W)``, from 0 to 1 at the edge and in the middle of a
+            field; both are 0 where no modality observed anything.
         """
         if 'window' in batch:
             return self._predict_tiles(batch, batch_idx)
-        logits = self(self.renormalise(batch))
+        logits, more = self.infer(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self.warn_without_modalities(batch)
+        seen = seen_bits(batch, self.modalities, (logits.shape[-2], logits.shape[-1]))
         return {
             'probabilities': self.without_ignored(logits).softmax(dim=1),
-            'seen': seen_bits(batch, self.modalities, (logits.shape[-2], logits.shape[-1])),
+            'seen': seen,
             'bounds': batch.get('bounds'),
             'transform': batch.get('transform'),
+            **observed_fields(more, seen),
         }
 
     def configure_callbacks(self) -> list[Callback]:
@@ -216,15 +274,24 @@ class OmniSatSegmentation(SupervisedTask):
         """Return the output of :meth:`predict_step` for tiles of an area; unobserved pixels are nodata."""
         windows = batch['window']
         size = int(windows[0, 2]), int(windows[0, 3])
+        more: FieldMaps | None
         if any(modality.image_key in batch for modality in self.modalities.values()):
-            logits = self(self.renormalise(batch))
+            logits, more = self.infer(self.renormalise(batch))
             refuse_output(logits, batch, batch_idx, self.model)
             probabilities = self.without_ignored(logits).softmax(dim=1)
         else:
-            shape = len(windows), self.hparams['num_classes'], *size
-            probabilities = torch.zeros(shape, dtype=torch.float32, device=windows.device)
+            empty = torch.zeros(len(windows), self.hparams['num_classes'] + 4, *size, device=windows.device)
+            probabilities, extent, distance = empty[:, :-4], empty[:, -4:-1], empty[:, -1]
+            more = FieldMaps(extent, distance) if self.with_instances else None
         seen = seen_bits(batch, self.modalities, size)
-        return {'probabilities': probabilities, 'seen': seen, 'window': windows, 'bounds': None, 'transform': None}
+        return {
+            'probabilities': probabilities,
+            'seen': seen,
+            'window': windows,
+            'bounds': None,
+            'transform': None,
+            **observed_fields(more, seen),
+        }
 
     def without_ignored(self, logits: Tensor) -> Tensor:
         """Return the logits ``(B, K, H, W)`` with minus infinity for an ignored class."""
@@ -252,6 +319,15 @@ class OmniSatSegmentation(SupervisedTask):
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name on the command line."""
+
+
+def observed_fields(maps: FieldMaps | None, seen: Tensor) -> dict[str, Tensor | None]:
+    """Return ``extent`` and ``distance`` of a prediction, 0 where *seen* ``(B, H, W)`` is; empty without *maps*."""
+    if maps is None:
+        return {}
+    unseen = seen == 0
+    extent = maps.extent.softmax(dim=1).masked_fill(unseen[:, None], 0)
+    return {'extent': extent, 'distance': maps.distance.masked_fill(unseen, 0)}
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..batch import FILLER
 from ..evaluation.plots import write_subsets
 from ..evaluation.subsets import SubsetScores, without_torchmetrics_warnings, write_table
 from ..modality import Modality, Which, as_modalities
+from ..models.omnisat import OmniSatOutput
 from ..transforms import ModalityDropout
 from ..utils.finite import refuse_output
 from .base import OmniSatTask
@@ -213,16 +214,34 @@ class SupervisedTask(OmniSatTask):
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and draw the first sample of some batches."""
-        logits = self(self.renormalise(batch))
+        logits, more = self.infer(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
-        self._score(logits, batch, 'val')
+        self._score(logits, more, batch, 'val')
         if batch_idx < self.figures and hasattr(self.datamodule, 'plot') and not self.trainer.sanity_checking:
-            answer = self.answer(logits)[0]
-            self.show(f'val/{batch_idx}', lambda: self.draw(self._first_of(batch), answer.cpu()))
+            answer = self.answer(logits)[0].cpu()
+            sample = self._first_of(batch) | self.overlays(logits, more)
+            self.show(f'val/{batch_idx}', lambda: self.draw(sample, answer))
+
+    def infer(self, batch: Sample) -> tuple[Tensor, Any]:
+        """Return the logits of a normalised batch, and further outputs of the model, if the task has any."""
+        return self(batch), None
+
+    def infer_from(self, out: OmniSatOutput) -> tuple[Tensor, Any]:
+        """Return the same from the output of the backbone."""
+        return self.model.decode(out), None
+
+    def loss(self, logits: Tensor, more: Any, batch: Sample) -> Tensor:
+        """Return the loss of the output of :meth:`infer`."""
+        loss: Tensor = self.criterion(logits, self.target_of(batch))
+        return loss
+
+    def overlays(self, logits: Tensor, more: Any) -> Sample:
+        """Return further entries of the first sample for :meth:`draw`, from the output of :meth:`infer`."""
+        return {}
 
     def _first_of(self, batch: Sample) -> Sample:
         keys = [key for modality in self.known.values() for key in modality.keys]
-        keys += ['mask', 'label', self.target]
+        keys += ['mask', 'label', 'instances', self.target]
         return {key: batch[key][0].detach().cpu() for key in keys if key in batch}
 
     def on_test_start(self) -> None:
@@ -235,18 +254,32 @@ class SupervisedTask(OmniSatTask):
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and the metrics of every subset; each modality is encoded once."""
         out = self.model.backbone(self.renormalise(batch))
-        logits = self.model.decode(out)
+        logits, more = self.infer_from(out)
         refuse_output(logits, batch, batch_idx, self.model)
-        self._score(logits, batch, 'test')
+        self._score(logits, more, batch, 'test')
         order = list(self.modalities)
         for subset in () if FILLER in batch else self.subset_scores.subsets:
             available = out.available[:, [order.index(name) for name in subset]]
-            answer = None
+            output: tuple[Tensor, Any] | None = None
             if subset == self.subset_scores.subsets[0]:
-                answer = self.answer(logits)
+                output = logits, more
             elif available.any():
-                answer = self.answer(self.model.decode(self.model.backbone.restrict(out, subset)))
-            self.subset_scores.update(subset, answer, self.truth(batch), available, self.labelled(batch))
+                output = self.infer_from(self.model.backbone.restrict(out, subset))
+            self.score_subset(subset, output, batch, available)
+
+    def score_subset(
+        self, subset: tuple[str, ...], output: tuple[Tensor, Any] | None, batch: Sample, available: Tensor
+    ) -> None:
+        """Update the metrics of one subset of the modalities.
+
+        Args:
+            subset: Names of its S modalities.
+            output: Output of :meth:`infer_from`; None if no sample has any of the modalities.
+            batch: Batch with the targets.
+            available: Modalities available in each sample, ``(B, S)`` bool.
+        """
+        answer = None if output is None else self.answer(output[0])
+        self.subset_scores.update(subset, answer, self.truth(batch), available, self.labelled(batch))
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the target.
@@ -347,10 +380,10 @@ class SupervisedTask(OmniSatTask):
         """Return the target as the metrics expect it."""
         return self.target_of(batch)
 
-    def _score(self, logits: Tensor, batch: Sample, stage: str) -> None:
+    def _score(self, logits: Tensor, more: Any, batch: Sample, stage: str) -> None:
         if FILLER in batch:
             return
-        loss = self.criterion(logits, self.target_of(batch))
+        loss = self.loss(logits, more, batch)
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
         getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
         self.warn_without_modalities(batch)

@@ -6,6 +6,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from .georeference import extent, move
 
 
 class GroundTransform(Transform):
-    """Base class of geometric transforms, drawn once per tile and applied to all modalities and the mask.
+    """Base class of geometric transforms, drawn once per tile and applied to all modalities, mask and instances.
 
     ``bounds`` and ``transform`` are updated (see :func:`.georeference.move`); ground coordinates
     are in metres, as is the GSD.
@@ -42,12 +43,15 @@ class GroundTransform(Transform):
         image: Callable[[Tensor], Tensor],
         mask: Callable[[Tensor], Tensor],
         after: tuple[float, float] | None = None,
+        instances: Callable[[Tensor], Tensor] | None = None,
     ) -> Sample:
-        """Return the batch with transformed images, mask, bounds and transform."""
+        """Return the batch with transformed images, mask, instances, bounds and transform."""
         before = extent(batch, self.modalities.values())
         changed = {m.image_key: image(batch[m.image_key]) for m in self.present(batch)}
         if 'mask' in batch:
             changed['mask'] = mask(batch['mask'])
+        if 'instances' in batch:
+            changed['instances'] = (instances or mask)(batch['instances'])
         georeference = move(batch, self.matrix(params, before), before, after or before)
         return {**batch, **changed, **georeference}
 
@@ -79,7 +83,8 @@ class RandomDihedral(GroundTransform):
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Draw ``element`` (B,): number of counter-clockwise rotations by 90 degrees, plus 4 if flipped afterwards."""
-        sizes = [batch[m.image_key].shape for m in self.present(batch)] + [batch[k].shape for k in batch if k == 'mask']
+        keys = [*(m.image_key for m in self.present(batch)), *(k for k in ('mask', 'instances') if k in batch)]
+        sizes = [batch[key].shape for key in keys]
         square = all(shape[-1] == shape[-2] for shape in sizes)
         chance, which = self.random(batch, 2).unbind(-1)
         element = (which * 8).long() if square else (which * 4).long() * 2
@@ -184,7 +189,7 @@ class RandomGroundAffine(GroundTransform):
     """Rotate, scale and translate tiles about their centre in ground coordinates.
 
     Images are interpolated bilinearly from finite pixels, the mask with the nearest neighbour.
-    Pixels outside the tile are NaN in images and *ignore_index* in the mask. Image pixels with
+    Pixels outside the tile are NaN in images, *ignore_index* in the mask and 0 in ``instances``. Image pixels with
     more than half of their weight on NaN are NaN too.
 
     Args:
@@ -248,10 +253,11 @@ class RandomGroundAffine(GroundTransform):
             new = _sample_bilinear(old.flatten(1, -3), grid(old)).view(old.shape)
             return torch.where(applied.view(-1, *[1] * (old.ndim - 1)), new, old)
 
-        def mask(old: Tensor) -> Tensor:
-            return torch.where(applied[:, None, None], _sample_nearest(old, grid(old), self.ignore_index), old)
+        def nearest(old: Tensor, outside: int) -> Tensor:
+            return torch.where(applied[:, None, None], _sample_nearest(old, grid(old), outside), old)
 
-        return self.invalidate_empty(self.moved(batch, params, image, mask))
+        mask, instances = partial(nearest, outside=self.ignore_index), partial(nearest, outside=0)
+        return self.invalidate_empty(self.moved(batch, params, image, mask, instances=instances))
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
         """Return the inverse of scaling, rotation and translation, in this order, about the centre."""

@@ -41,6 +41,21 @@ def test_classes_have_names_or_numbers_and_gaps_have_none(tmp_path: Path, crops:
     assert row(Polygons(path, column='crop', outside=0, labels=LABELS), 3)[:5] == [1, 0, 0, 0, 2]
 
 
+def test_touching_fields_of_one_class_are_two_instances(tmp_path: Path) -> None:
+    """Polygons of the class of the ground around them are no fields; one without a class is."""
+    shapes = [shapely.box(X + 40 * i, Y - 40, X + 40 * i + 40, Y) for i in range(4)]
+    frame = gpd.GeoDataFrame({'crop': ['maize', 'maize', None, 'wheat']}, geometry=shapes, crs=UTM)
+    frame.to_file(tmp_path / 'fields.gpkg')
+    grid = window_grid(UTM, slice(X, X + 200, 10.0), slice(Y - 40, Y, 10.0))
+    labels = Polygons(tmp_path / 'fields.gpkg', column='crop', labels=LABELS[:2])
+    ids = labels.instances(grid)
+    assert ids.dtype == 'int64'
+    assert (ids == ids[0]).all()
+    assert ids[0, ::4].tolist() == [1, 2, 3, 4, 0]
+    around = Polygons(tmp_path / 'fields.gpkg', column='crop', outside='wheat', labels=LABELS[:2])
+    assert around.instances(grid)[0, ::4].tolist() == [1, 2, 3, 0, 0]
+
+
 def test_a_field_without_a_class_has_no_label(tmp_path: Path) -> None:
     path = fields(tmp_path / 'fields.gpkg', ['meadow', None, 'maize'])
     assert row(Polygons(path, column='crop', outside='wheat', labels=LABELS), 3)[:5] == [2, 0, -1, 0, 1]

@@ -38,7 +38,8 @@ class MultimodalGeoDataset(GeoDataset):
 
     A sample has ``image_<name>``, ``dates_<name>`` and ``valid_<name>`` of every available
     modality (see :mod:`torchgeo_omnisat.batch`), with NaN for nodata; ``mask`` (H, W) if there
-    are labels; and ``bounds`` and ``transform`` of the label pixels in float64.
+    are labels; ``instances`` (H, W) on request; and ``bounds`` and ``transform`` of the label pixels
+    in float64.
 
     A window is moved to the nearest position where the pixel grids of all modalities align, and
     its size is rounded to a whole number of pixels and patches, so that all modalities cover
@@ -62,6 +63,7 @@ class MultimodalGeoDataset(GeoDataset):
         facts: Mapping[str, Mapping[str, Any]] | None = None,
         classes: Mapping[Any, Any] | None = None,
         other: str | None = None,
+        instances: bool = False,
     ) -> None:
         """Initialize the join from the indexes of the datasets; no pixel is read.
 
@@ -85,6 +87,7 @@ class MultimodalGeoDataset(GeoDataset):
             facts: ``kind``, ``unit`` and ``wavelengths`` by modality, of datasets that do not state them.
             classes: Class name by code, if pixels of raster labels are other codes.
             other: Class of all codes that are not in *classes*.
+            instances: Whether samples have ``instances`` (H, W), the field of each pixel, if the labels are polygons.
 
         Raises:
             ValueError: If an argument is invalid, or the footprints do not overlap.
@@ -103,7 +106,7 @@ class MultimodalGeoDataset(GeoDataset):
                 raise ValueError(f'{name!r} is {type(dataset).__name__}, expected a GeoDataset')
         if not self.given:
             raise ValueError('datasets is empty, expected at least one modality')
-        self.patch_size, self.ignore_index = patch_size, ignore_index
+        self.patch_size, self.ignore_index, self.instances = patch_size, ignore_index, instances
         self.label_names, self.transforms = labels, transforms
         self._label_gsd, self._area = label_gsd, area
         self.classes = ClassMap(labels or (), classes, other, ignore_index)
@@ -178,6 +181,8 @@ class MultimodalGeoDataset(GeoDataset):
         grid = pixels(self.crs, window, self.label_gsd)
         if self.labels is not None:
             sample['mask'] = self.labels.read(grid, span, self.ignore_index)
+            if self.instances:
+                sample['instances'] = self.labels.instances(grid, span)
         sample |= where(grid, span)
         return sample if self.transforms is None else self.transforms(sample)
 

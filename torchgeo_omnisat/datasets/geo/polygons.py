@@ -152,6 +152,21 @@ class Polygons(VectorDataset):
             mask[self._differ(near, grid)] = self.nodata
         return {'mask': torch.from_numpy(mask).long(), **where(grid, (t.start, t.stop))}
 
+    def instances(self, grid: Grid) -> NDArray[np.int64]:
+        """Return the polygon of each pixel (H, W), from 1 in every window and 0 outside of all polygons.
+
+        Polygons that touch or overlap have different ids. Where they overlap, the same one wins as in the mask.
+        Polygons of the class *outside* have the id 0.
+
+        Raises:
+            ValueError: If there are points.
+        """
+        if self.sparse:
+            raise ValueError(f'{self.files[0]} has points, expected polygons for instances, the field of each pixel')
+        near = self._near(grid)
+        ids = np.where((near.number == self.outside) & (self.outside != self.nodata), 0, np.arange(1, len(near) + 1))
+        return self._drawn(near.assign(number=ids), grid, 0).astype(np.int64)
+
     def ambiguous(self, grid: Grid) -> NDArray[np.bool_]:
         """Return a mask (H, W) of the pixels with polygons or points of different classes."""
         near = self._near(grid)

@@ -296,6 +296,21 @@ class LabelSource(GeoSource):
                 raise ValueError(f'mask has shape {tuple(mask.shape)} in a window, expected one layer of classes')
         return mask
 
+    def instances(self, grid: Grid, span: Span) -> Tensor:
+        """Return the field of each pixel (H, W), 0 for none.
+
+        Raises:
+            ValueError: If labels are a raster.
+        """
+        if not isinstance(self.dataset, Polygons):
+            raise ValueError(
+                f'the mask is a {type(self.dataset).__name__}, expected a vector file with polygons for instances, the '
+                'field of each pixel'
+            )
+        if self.rows(grid, span, prefer=True).empty:
+            return torch.zeros(grid.height, grid.width, dtype=torch.int64)
+        return torch.from_numpy(self.dataset.instances(grid))
+
     def ambiguous(self, grid: Grid, span: Span) -> NDArray[np.bool_]:
         """Return a mask (H, W) of pixels with polygons or points of different classes; False for a raster."""
         if not isinstance(self.dataset, Polygons) or self.rows(grid, span, prefer=True).empty:

@@ -29,11 +29,15 @@ class SyntheticLandscapes(PASTISMultimodal):
     differ between tiles and sensors. Some tiles lack SPOT or Sentinel-1 descending.
 
     A tile depends on the seed, but not on the number of tiles. A directory contains the data of one set
-    of arguments, and opening it with others raises an error.
+    of arguments, and opening it with others raises an error. Adjacent parcels of one crop are
+    different instances.
     """
 
     #: Whether the data are synthetic, so that results are reported as such.
     synthetic: ClassVar[bool] = True
+    _missing_instances: ClassVar[str] = (
+        ': it was written before landscapes had them, so delete it or choose another root'
+    )
 
     @with_arguments_of(PASTISMultimodal, without=('missing', 'download', 'checksum'), is_last=True)
     def __init__(

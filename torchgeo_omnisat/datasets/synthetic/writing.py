@@ -31,6 +31,7 @@ SPOT = 'SPOT6_RVB_1M00_2019'
 
 _START = np.datetime64('2018-09-01')
 _SERIES = ('S2', 'S1A', 'S1D')
+_INSTANCES = 'INSTANCE_ANNOTATIONS'
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,14 @@ class Tile:
             ``SPOT`` uint8 (3, 10 H, 10 W); ``TARGET`` (3, H, W) uint8, or uint16 for
             more than 255 parcels; ``ParcelIDs`` int32 (H, W). Missing modalities are left out.
         dates: Days since 2018-09-01 of each time series.
+        instances: Parcel of each pixel, int64 (H, W), 0 for background. As in PASTIS, it includes parcels of the
+            class void, unlike ``ParcelIDs``.
     """
 
     number: int
     arrays: dict[str, NDArray[Any]]
     dates: dict[str, Indices]
+    instances: Indices
 
 
 def draw_tile(recipe: Recipe, index: int) -> Tile:
@@ -113,6 +117,7 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
         number=10000 + index,
         arrays={name: array for name, array in images.items() if name not in lacking},
         dates={name: day for name, day in days.items() if name not in lacking},
+        instances=np.where(label > 0, ids, 0),  # roads and verges, the parcels 0 and 1, are background
     )
 
 
@@ -176,7 +181,7 @@ def _is_written(root: Path, recipe: 'DataclassInstance') -> bool:
 
 def _write(root: Path, recipe: Recipe) -> None:
     """Write all files of the layout; the manifest comes last."""
-    for folder in ('DATA_S2', 'DATA_S1A', 'DATA_S1D', 'ANNOTATIONS', f'DATA_SPOT/PASTIS_{SPOT}'):
+    for folder in (*(f'DATA_{name}' for name in _SERIES), 'ANNOTATIONS', _INSTANCES, f'DATA_SPOT/PASTIS_{SPOT}'):
         (root / folder).mkdir(parents=True)
     features, moments = [], {name: np.zeros((5, 3, 10 if name == 'S2' else 3)) for name in _SERIES}
     for index in tqdm(range(recipe.num_tiles), desc='Synthetic landscapes', disable=None, leave=False):
@@ -192,6 +197,7 @@ def _write(root: Path, recipe: Recipe) -> None:
             if name in _SERIES:
                 flat = array.astype(np.float64)
                 moments[name][index % 5] += [(flat**power).sum((0, 2, 3)) for power in range(3)]
+        np.save(root / _INSTANCES / f'INSTANCES_{tile.number}.npy', tile.instances)
         features.append(_feature(tile, index, recipe.size, transform))
     for name in _SERIES:
         (root / f'NORM_{name}_patch.json').write_text(json.dumps(_statistics(moments[name]), indent=1))
