@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..modality import Modality, as_modalities
 from ..utils.observed import MAX_RAW
+from ..utils.quantization import SCALE
 
 #: Common nodata values, which are not valid measurements. Values beyond `MAX_RAW` are nodata too.
 FILL_VALUES = (-9999.0, -99999.0, -32768.0, -32767.0, 65535.0)
@@ -86,11 +87,18 @@ def _implausible_band(modality: Modality, band: BandSummary, bands: Sequence[Ban
     if band.minimum == band.maximum:
         level = modality.kind == 'elevation' or modality.unit == 'metres'
         return '' if level else f'constant, every valid pixel is {band.mean:g}'
+    if modality.kind == 'embedding' and _are_codes(band):
+        return 'values look like int8 codes, read them with kind: alphaearth, tessera or embeddings'
     if modality.unit == 'unknown':
         return ''
     low, high, typical = _RANGES[modality.unit]
     fits = low <= band.minimum and band.maximum <= high and abs(band.mean) <= typical
     return _UNITS[modality.unit](bands, fits)
+
+
+def _are_codes(band: BandSummary) -> bool:
+    whole = float(band.minimum).is_integer() and float(band.maximum).is_integer()
+    return whole and band.minimum >= -128 and band.maximum <= 127 and band.maximum - band.minimum > 32
 
 
 def _reflectance(bands: Sequence[BandSummary], fits: bool) -> str:
@@ -213,7 +221,10 @@ class _Comparison:
         if not self.bands.size:
             return found
         self.center, self.spread = _moments(self.pixels)
+        steps: Sequence[Callable[[], list[str]]]
         steps = (self._bytes, self._constant, self._sign, self._unit, self._offset, self._order)
+        if self.modality.kind == 'embedding':  # dimensions have no physical unit, sign or order
+            steps = (self._constant, self._unit)
         return found + next((finding for step in steps if (finding := step())), [])
 
     def _observed(self) -> NDArray[np.bool_]:
@@ -289,6 +300,13 @@ class _Comparison:
     def _causes(self) -> list[_Cause]:
         """Return the hypotheses that make sense for the kind of the modality."""
         kind, mean, std = self.modality.kind, self.mean, self.std
+        if kind == 'embedding':
+            return [
+                _Cause('int8 codes where the checkpoint has embeddings', lambda x: np.sign(x) * (x / SCALE) ** 2),
+                _Cause(
+                    'embeddings where the checkpoint has int8 codes', lambda x: SCALE * np.sign(x) * np.abs(x) ** 0.5
+                ),
+            ]
         causes = []
         for gain, text in _GAINS.items():
             # With a gain of 255, one side is in 8 bit.
@@ -438,6 +456,10 @@ def _moments(pixels: Values) -> tuple[Values, Values]:
         low, high = np.nanpercentile(pixels, (1, 99), axis=0)
         kept = np.clip(pixels, low, high)
         return np.nanmean(kept, 0), np.nanstd(kept, 0)
+
+
+def _to_codes(values: Values) -> Values:
+    return np.sign(values) * np.sqrt(np.abs(values)) * SCALE
 
 
 def _log10(values: Values) -> Values:

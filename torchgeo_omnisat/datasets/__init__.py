@@ -10,6 +10,7 @@ from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .geo.join import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
+from .rasters.embedding_products import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
 from .rasters.netcdf import NetCDFTimeSeries
 from .rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .rasters.stac import STACTimeSeries
@@ -20,6 +21,8 @@ from .treesatai import TreeSatAITimeSeries
 
 __all__ = [
     'FLAIR',
+    'AlphaEarthEmbeddings',
+    'EmbeddingRasters',
     'FLAIRHUBMultimodal',
     'ImageChips',
     'MappedDataset',
@@ -33,5 +36,6 @@ __all__ = [
     'Sentinel2TimeSeries',
     'ShardedDataset',
     'SyntheticLandscapes',
+    'TesseraEmbeddings',
     'TreeSatAITimeSeries',
 ]

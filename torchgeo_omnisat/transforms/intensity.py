@@ -202,6 +202,10 @@ class RandomBandDropout(Transform):
         super().__init__(modalities, same_on_batch)
         self.p = probability(p)
 
+    def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
+        """Yield the modalities of a batch, without embeddings, whose dimensions are never missing alone."""
+        return (m for m in super().present(batch) if m.kind != 'embedding')
+
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Draw flags ``<name>`` (B, C) of the bands that are kept."""
         drawn = {}
@@ -236,6 +240,10 @@ class RandomJitter(Transform):
         if not 0 <= strength <= 1:
             raise ValueError(f'strength is {strength}, expected a number between 0 and 1')
         self.strength = float(strength)
+
+    def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:
+        """Yield the modalities of a batch, without embeddings, whose dimensions have no common gain."""
+        return (m for m in super().present(batch) if m.kind != 'embedding')
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Draw ``<name>`` (B, 2), the gain minus 1 and the offset."""

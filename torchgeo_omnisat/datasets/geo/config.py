@@ -15,6 +15,7 @@ from ...utils.checks import check_choice
 from ..arguments import class_at
 from ..io.links import refuse_outside
 from ..io.opening import sidecars
+from ..rasters.embedding_products import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
 from ..rasters.frames import is_remote
 from ..rasters.netcdf import NetCDFTimeSeries
 from ..rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -31,6 +32,9 @@ READERS: dict[str, type[GeoDataset]] = {
     'sentinel2': Sentinel2TimeSeries,
     'stac': STACTimeSeries,
     'netcdf': NetCDFTimeSeries,
+    'alphaearth': AlphaEarthEmbeddings,
+    'tessera': TesseraEmbeddings,
+    'embeddings': EmbeddingRasters,
 }
 
 
@@ -53,7 +57,7 @@ def image_dataset(
     check_choice(**{f'reader of {name!r}': (reader, readers)})
     if kind not in (None, *get_args(Kind)):
         raise ValueError(f'kind of {name!r} is {kind!r}, expected one of {[*readers, *get_args(Kind)]}')
-    if reader in ('raster', 'stac', 'netcdf'):
+    if reader not in ('sentinel1', 'sentinel2'):
         settings['name'] = name
     return _instantiate(name, readers[reader], settings, root)
 

@@ -28,7 +28,7 @@ from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
-from ...modality import Modality, half_up
+from ...modality import Kind, Modality, half_up
 from ...utils.observed import MAX_RAW
 from ..base import tensors
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
@@ -37,12 +37,14 @@ from ..io.fingerprint import raster_state
 from ..io.headers import refuse_complex
 from ..io.opening import open_raster, sidecars
 from ..rasters.distortion import distorted, projected, refuse_distorted
+from ..rasters.embeddings import is_embedding
 from ..rasters.frames import (
     ALWAYS,
     FINER,
     days_of,
     decoding_of,
     merge_of,
+    nearest_period,
     opened,
     overlapping,
     read_daily_images,
@@ -155,7 +157,8 @@ class ImageSource(GeoSource):
         if self.own is not None:
             self.modality = replace(self.own, name=name, gsd=gsd)
         else:
-            self.modality = Modality(name, _bands(dataset), gsd, _is_series(dataset))
+            kind: Kind | None = 'embedding' if is_embedding(dataset) else None
+            self.modality = Modality(name, _bands(dataset), gsd, _is_series(dataset), kind)
         if facts:
             stated = replace(self.modality, **{'kind': None, 'unit': 'unknown', 'wavelengths': None} | dict(facts))
             if not self.modality.agrees(stated):
@@ -170,6 +173,8 @@ class ImageSource(GeoSource):
         rows = self.rows(grid, span, prefer=not self.modality.temporal)
         if rows.empty:
             return {}
+        if self.modality.kind == 'embedding' and not self.modality.temporal:
+            rows = nearest_period(rows, span)
         if self.plain:
             return read_modality(self.dataset, rows, grid, self.modality)
         if self.own is not None:

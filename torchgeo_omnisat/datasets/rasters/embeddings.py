@@ -3,6 +3,7 @@
 
 """Embedding rasters: quantised codes of AlphaEarth, TESSERA and this package, and plain floats."""
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.windows import Window
+from torchgeo.datasets import GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings
 
 from ...utils.quantization import NODATA, dequantize
 from ..io.decoding import Decoding
@@ -21,6 +23,8 @@ from ..io.opening import open_raster
 SENSORS = 'sensors'
 #: Endings of the file with the scale of each pixel of a TESSERA file, instead of its extension.
 SCALES = ('_scales.tif', '_scales.tiff', '_scales.npy')
+#: Rasters of embeddings of TorchGeo whose pixels are codes or floats of this module; it has others with own codes.
+TORCHGEO = (GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings)
 #: Power: sign(q) (q / 127.5)^2. Scaled: q times the scale of the pixel. Float: stored values.
 Scheme = Literal['power', 'scaled', 'float']
 
@@ -54,7 +58,12 @@ def read_embedding_header(path: str) -> EmbeddingHeader:
     Raises:
         ValueError: If the file has a single band, neither int8 nor float pixels, or TESSERA codes without scales.
     """
-    header = read_header(path)
+    return describe_embedding(read_header(path))
+
+
+def describe_embedding(header: Header) -> EmbeddingHeader:
+    """Return the metadata of an embedding raster with a header; the errors are those of its reading."""
+    path = header.path
     named = {str(text).lower(): number for number, text in enumerate(header.descriptions, 1)}
     sensors = named.get(SENSORS)
     bands = tuple(number for number in header.numbers(skip_alpha=False) if number != sensors)
@@ -78,6 +87,17 @@ def scales_file(path: str) -> str | None:
     """Return the file with the scale of each pixel of a TESSERA file; None if there is none."""
     stem = os.path.splitext(path)[0]
     return next((stem + ending for ending in SCALES if os.path.isfile(stem + ending)), None)
+
+
+def is_embedding(dataset: object) -> bool:
+    """Return whether a dataset is one of TorchGeo's rasters of embeddings."""
+    return isinstance(dataset, TORCHGEO)
+
+
+@functools.lru_cache(maxsize=1024)
+def decoding_of_file(path: str) -> Decoding:
+    """Return how the pixels of an embedding raster are decoded, from its header."""
+    return read_embedding_header(path).decoding
 
 
 def decoding_of_scheme(scheme: Scheme, **settings: Any) -> Decoding:

@@ -31,6 +31,7 @@ from ..io.fingerprint import State, raster_state
 from ..io.headers import georeference
 from ..io.opening import open_raster, sidecars
 from ..series import Merge, decibel_mean, finite_mean
+from .embeddings import decoding_of_file, is_embedding
 
 #: Period of a file without a date.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
@@ -99,6 +100,28 @@ def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
     epoch = pd.Timestamp(0)
     left = rows.index.left
     return ((left.where(left != ALWAYS[0], epoch) - epoch) // pd.Timedelta(days=1)).to_numpy(np.int64)
+
+
+def middle_of(rows: GeoDataFrame) -> int:
+    """Return how many days the middle of the period of rows is after its first day; 0 for files without a date."""
+    left, right = rows.index.left, rows.index.right
+    if left[0] == ALWAYS[0]:
+        return 0
+    return int((right[0] - left[0]).days // 2)
+
+
+def nearest_period(rows: GeoDataFrame, span: tuple[pd.Timestamp, pd.Timestamp] | None) -> GeoDataFrame:
+    """Return the rows of the one period, such as a year, that overlaps most with *span*, or is nearest to it."""
+    if span is None or rows.empty or rows.index.nunique() < 2:
+        return rows
+    first, last = span
+    shared = np.array(
+        [
+            (min(right, last) - max(left, first)).total_seconds()
+            for left, right in zip(rows.index.left, rows.index.right, strict=True)
+        ]
+    )
+    return rows[rows.index.left == rows.index.left[int(shared.argmax())]]
 
 
 def read_daily_images(
@@ -183,6 +206,8 @@ def decoding_of(dataset: RasterDataset, path: str, band: str | None) -> Decoding
     if hasattr(dataset, 'decoding'):
         own: Decoding = dataset.decoding(path, band)
         return own
+    if is_embedding(dataset):
+        return decoding_of_file(path)
     return Decoding(as_numbers(dataset.nodata), alpha=not dataset.all_bands)
 
 

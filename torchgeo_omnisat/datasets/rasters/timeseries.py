@@ -32,7 +32,18 @@ from ..io.headers import DAY_PATTERN, Header, band_names, band_numbers, describe
 from ..io.links import refuse_links
 from ..series import choose_dates
 from .bandfiles import Scenes, band_files
-from .frames import Clouds, as_gdal, days_of, is_remote, merge_of, overlapping, read_daily_images, read_window, repeat
+from .frames import (
+    Clouds,
+    as_gdal,
+    days_of,
+    is_remote,
+    merge_of,
+    middle_of,
+    overlapping,
+    read_daily_images,
+    read_window,
+    repeat,
+)
 from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
 from .products import describe_others
 from .stacks import DESCRIPTIONS, Frames, Stack
@@ -559,6 +570,8 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
         rows = rows[np.isin(days, np.unique(days)[::every])]
         rows = rows.iloc[choose_dates(days_of(rows), None, getattr(dataset, 'max_dates', None))]
     image, days, valid = read_daily_images(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
+    if modality.kind == 'embedding':
+        days = days + middle_of(rows)  # an annual embedding has the date of the middle of its year
     if not modality.temporal:
         image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
     return tensors(modality, image, days, valid)

@@ -1,0 +1,122 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Embedding products as a modality: codes become vectors, with the date of the middle of their year."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from torchgeo.datasets import GoogleSatelliteEmbedding
+from torchgeo.datasets import TesseraEmbeddings as TorchGeoTessera
+
+from tests.prediction.embedding_files import X, Y, landscape, write_codes, write_raster, write_scaled
+from torchgeo_omnisat.datasets import (
+    AlphaEarthEmbeddings,
+    EmbeddingRasters,
+    MultimodalGeoDataset,
+    RasterTimeSeries,
+    TesseraEmbeddings,
+)
+from torchgeo_omnisat.datasets.geo.config import image_dataset
+from torchgeo_omnisat.utils.quantization import dequantize, quantize
+
+AEF, _ = landscape(32, 32, dims=64)
+AEF[:, 4, 5] = np.nan
+TESSERA = 3 * landscape(32, 32, dims=128)[0]
+EPOCH = np.datetime64('1970-01-01')
+MIDDLE = {year: int((np.datetime64(f'{year}-07-02') - EPOCH).astype(int)) for year in (2021, 2022)}
+WHOLE: Any = (slice(X, X + 320), slice(Y - 320, Y))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp('products')
+    for year, sign in ((2021, -1), (2022, 1)):
+        write_codes(root / f'aef/{year}/31N/x086q72fv2f9q1x4a-0000000000-0000000000.tiff', sign * AEF, flipped=True)
+        write_scaled(root / f'tessera/grid_4.45_51.45_{year}.tiff', sign * TESSERA)
+    write_raster(root / 's2/a_20211101.tif', np.full((2, 32, 32), 7, np.uint16), names=['B04', 'B08'])
+    write_raster(root / 's2/a_20220901.tif', np.full((2, 32, 32), 9, np.uint16), names=['B04', 'B08'])
+    seen = np.ones((32, 32))
+    write_codes(root / 'own/map_2022.tif', AEF, seen)
+    return root
+
+
+def error(found: Tensor, expected: Any) -> float:
+    assert np.array_equal(np.isnan(found.numpy()), np.isnan(expected))
+    return float(np.nanmax(np.abs(found.numpy() - expected)))
+
+
+def test_codes_become_vectors_of_the_newest_year(root: Path) -> None:
+    dataset = AlphaEarthEmbeddings(root / 'aef', name='aef')
+    modality = dataset.modalities['aef']
+    assert (modality.kind, modality.temporal, modality.gsd) == ('embedding', False, 10)
+    assert modality.bands == tuple(f'A{index:02}' for index in range(64))
+    sample = dataset[WHOLE]
+    assert error(sample['image_aef'], dequantize(quantize(AEF))) < 1e-6
+    assert sample['dates_aef'].tolist() == [MIDDLE[2022]]
+    assert sample['valid_aef'].tolist() == [True]
+
+
+def test_scales_of_tessera_and_own_maps_without_the_sensors(root: Path) -> None:
+    sample = TesseraEmbeddings(root / 'tessera')[WHOLE]
+    assert sample['image_tessera'].shape == (128, 32, 32)
+    assert error(sample['image_tessera'], TESSERA) < 0.02
+    own = EmbeddingRasters(root / 'own', bands=['A03', 'A01'])
+    assert error(own[WHOLE]['image_embeddings'], dequantize(quantize(AEF))[[3, 1]]) < 1e-6
+    assert len(EmbeddingRasters(root / 'own').bands) == 64
+
+
+def test_years_are_a_series_on_request(root: Path) -> None:
+    sample = AlphaEarthEmbeddings(root / 'aef', name='aef', temporal=True)[WHOLE]
+    assert sample['image_aef'].shape == (2, 64, 32, 32)
+    assert sample['dates_aef'].tolist() == [MIDDLE[2021], MIDDLE[2022]]
+    assert error(sample['image_aef'][0], -dequantize(quantize(AEF))) < 1e-6
+
+
+@pytest.mark.parametrize('through', ['kind', 'class_path'])
+def test_join_takes_the_year_of_the_series(root: Path, through: str) -> None:
+    if through == 'kind':
+        settings = {'aef': {'kind': 'alphaearth', 'path': 'aef'}, 'tessera': {'kind': 'tessera', 'path': 'tessera'}}
+    else:
+        paths = {'aef': str(root / 'aef'), 'tessera': str(root / 'tessera')}
+        kinds = {'aef': GoogleSatelliteEmbedding, 'tessera': TorchGeoTessera}
+        settings = {
+            name: {'class_path': f'torchgeo.datasets.{kind.__name__}', 'init_args': {'paths': paths[name]}}
+            for name, kind in kinds.items()
+        }
+    products = {name: image_dataset(name, one, root) for name, one in settings.items()}
+    for days, year, sign in ((('2021-06-01', '2022-03-01'), 2021, -1), (('2021-10-01', '2022-10-01'), 2022, 1)):
+        s2 = RasterTimeSeries(root / 's2', name='s2', date_range=days)
+        join = MultimodalGeoDataset({'s2': s2, **products}, date_ranges={'s2': days})
+        assert [m.kind for m in join.modalities.values()] == [None, 'embedding', 'embedding']
+        sample = join[slice(X, X + 320), slice(Y - 320, Y), slice(*map(pd.Timestamp, days))]
+        assert error(sample['image_aef'], sign * dequantize(quantize(AEF))) < 1e-6
+        assert error(sample['image_tessera'], sign * TESSERA) < 0.02
+        assert sample['dates_aef'].tolist() == [MIDDLE[year]]
+        assert sample['dates_tessera'].tolist() == [MIDDLE[year]]
+
+
+def test_rows_from_south_to_north_are_on_the_grid(root: Path) -> None:
+    dataset = AlphaEarthEmbeddings(root / 'aef', name='aef')
+    part = dataset[slice(X + 50, X + 130), slice(Y - 200, Y - 40), slice(None)]['image_aef']
+    assert torch.equal(part.nan_to_num(9), dataset[WHOLE]['image_aef'][:, 4:20, 5:13].nan_to_num(9))
+
+
+def test_files_of_another_product(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'map_2022.tif has 64 bands of int8, expected 128 of TESSERA'):
+        TesseraEmbeddings(root / 'own')
+    with pytest.raises(ValueError, match=r'grid_.*tiff has 128 bands of int8 with scales, expected 64 of AlphaEarth'):
+        AlphaEarthEmbeddings(root / 'tessera')
+    write_raster(tmp_path / 'a.tif', np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r'a.tif has 3 bands of uint8, expected an embedding'):
+        EmbeddingRasters(tmp_path)
+    write_codes(tmp_path / 'b.tif', AEF)
+    (tmp_path / 'a.tif').unlink()
+    with pytest.raises(ValueError, match=r'b.tif has no year'):
+        AlphaEarthEmbeddings(tmp_path, temporal=True)
+    assert AlphaEarthEmbeddings(tmp_path)[WHOLE]['dates_alphaearth'].tolist() == [0]
