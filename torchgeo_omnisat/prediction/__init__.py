@@ -3,6 +3,7 @@
 
 """Prediction of areas and tiles as GeoTIFFs."""
 
+from .fields import segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
 from .writer import GeoTIFFWriter
@@ -16,5 +17,6 @@ __all__ = [
     'area_loader',
     'patch_pixels',
     'seen_bits',
+    'segment_fields',
     'tile_loader',
 ]
