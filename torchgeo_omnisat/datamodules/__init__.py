@@ -11,6 +11,7 @@ from .geo import ChipsDataModule, MultimodalGeoDataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
+from .tables import PixelTableDataModule
 from .treesatai import TreeSatAITimeSeriesDataModule
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'MultimodalDataModule',
     'MultimodalGeoDataModule',
     'PASTISMultimodalDataModule',
+    'PixelTableDataModule',
     'ShardedDataModule',
     'SyntheticLandscapesDataModule',
     'TreeSatAITimeSeriesDataModule',

@@ -17,6 +17,7 @@ from .rasters.stac import STACTimeSeries
 from .rasters.timeseries import RasterTimeSeries
 from .shards import ShardedDataset
 from .synthetic.dataset import SyntheticLandscapes
+from .tables import PixelTable
 from .treesatai import TreeSatAITimeSeries
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     'MultimodalGeoDataset',
     'NetCDFTimeSeries',
     'PASTISMultimodal',
+    'PixelTable',
     'RasterTimeSeries',
     'STACTimeSeries',
     'Sentinel1TimeSeries',
