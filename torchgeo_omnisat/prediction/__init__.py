@@ -3,12 +3,15 @@
 
 """Prediction of areas and tiles as GeoTIFFs."""
 
+from .embeddings import EmbeddingBands, EmbeddingWriter
 from .fields import segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
 from .writer import GeoTIFFWriter
 
 __all__ = [
+    'EmbeddingBands',
+    'EmbeddingWriter',
     'GeoTIFFWriter',
     'Stitcher',
     'Strip',

@@ -175,18 +175,7 @@ def write_map(
     Returns:
         Number of pixels that are not nodata.
     """
-    profile = {
-        'driver': 'GTiff',
-        'height': grid.height,
-        'width': grid.width,
-        'count': len(bands.names),
-        'dtype': bands.dtype,
-        'nodata': bands.nodata,
-    }
-    if grid.crs is not None:
-        code = grid.crs.to_epsg()
-        profile['crs'] = CRS.from_wkt(grid.crs.to_wkt('WKT1_GDAL')) if code is None else code
-        profile['transform'] = grid.transform
+    profile = profile_of(grid, len(bands.names), bands.dtype, bands.nodata)
     layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'band', 'bigtiff': 'IF_SAFER'}
     written = 0
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
@@ -196,7 +185,7 @@ def write_map(
                 where = RasterWindow(window.column, window.row, window.width, window.height)
                 file.write(values, window=where)
                 written += int((values[1] != bands.nodata).sum())
-        if factors := _factors(grid):
+        if factors := overview_factors(grid):
             with rasterio.open(scratch, 'r+') as file:
                 file.build_overviews(factors, Resampling.nearest)
         # GDAL's COG driver and `write_colormap` support colour tables in files of one or two bands only: with them
@@ -260,7 +249,24 @@ def _set_tags(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
     file.scales = [1.0, 1.0, *(bands.scale for _ in bands.names[2:])]
 
 
-def _factors(grid: Grid | Placement) -> list[int]:
+def profile_of(grid: Grid | Placement, count: int, dtype: str, nodata: float) -> dict[str, Any]:
+    """Return the profile of a GeoTIFF on a grid."""
+    profile: dict[str, Any] = {
+        'driver': 'GTiff',
+        'height': grid.height,
+        'width': grid.width,
+        'count': count,
+        'dtype': dtype,
+        'nodata': nodata,
+    }
+    if grid.crs is not None:
+        code = grid.crs.to_epsg()
+        profile['crs'] = CRS.from_wkt(grid.crs.to_wkt('WKT1_GDAL')) if code is None else code
+        profile['transform'] = grid.transform
+    return profile
+
+
+def overview_factors(grid: Grid | Placement) -> list[int]:
     """Return the decimation factors of the overviews; the last one fits in a block."""
     blocks = max(grid.height, grid.width) / BLOCK
     return [2**level for level in range(1, math.ceil(math.log2(max(1, blocks))) + 1)]
@@ -339,7 +345,10 @@ class TileFolder:
         parts = [(Window(0, 0, height, width), self.bands.encode(probabilities, seen))]
         with atomic_file(path) as made, warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)  # chips without CRS
-            write_map(made, made.with_name('scratch'), place, self.bands, parts, self.colors)
+            self._save(made, place, parts)
+
+    def _save(self, path: Path, place: Placement, parts: Iterable[tuple[Window, NDArray[Any]]]) -> None:
+        write_map(path, path.with_name('scratch'), place, self.bands, parts, self.colors)
 
     def _transform(self, index: int, bounds: Any, height: int, width: int) -> Affine:
         if self.corners is not None:

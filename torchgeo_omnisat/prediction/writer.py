@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -243,6 +243,10 @@ class GeoTIFFWriter(BasePredictionWriter):
         colors: Colour of every class; defaults to ``colors`` of the datamodule, if it has any.
     """
 
+    _bands: Any
+    #: Key of the predictions of a task.
+    key: ClassVar[str] = 'probabilities'
+
     def __init__(
         self,
         output: str | None = None,
@@ -279,8 +283,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         is_georeferenced = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
         if single and not (is_georeferenced and hasattr(dataset, 'ids')):
             raise ValueError(
-                f'GeoTIFFWriter got {type(datamodule).__name__} without an area, expected a datamodule with `grid` '
-                'and `tiling`, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
+                f'{type(self).__name__} got {type(datamodule).__name__} without an area, expected a datamodule with '
+                '`grid` and `tiling`, such as MultimodalGeoDataModule, or a dataset with `crs` and `ids`'
             )
         if single and self.parcels:
             raise ValueError(f'parcels is True for {type(datamodule).__name__}, with single tiles: expected an area')
@@ -303,9 +307,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         refuse: Any = getattr(module, 'refuse_random', None)
         if refuse is not None:
             refuse()  # before the folder of an earlier run changes
-        labels = self._legend()
+        self._legend()
         tiling: Tiling = self._datamodule.tiling
-        columns = MEMORY * 2**20 // ((len(labels) + 2) * 4 * tiling.size)
+        columns = MEMORY * 2**20 // ((self._channels + 2) * 4 * tiling.size)
         self._tiling = replace(tiling, band=columns)
         output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
@@ -331,9 +335,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         if self._work is None:
             self._legend()
             folder = Path(self.output or Path(trainer.default_root_dir) / 'predictions')
-            self._tiles = TileFolder(folder, self._datamodule.predict_dataset, self._bands, self._colors)
+            self._tiles = self._open_folder(folder)
             return
-        self._stitcher = Stitcher(self._tiling, len(self._bands.labels))
+        self._stitcher = Stitcher(self._tiling, self._channels)
         self._expected = self._walk()
         self._strip, self._wanted, self._windows = next(self._expected)
         self._stitcher.begin(self._strip)
@@ -355,14 +359,14 @@ class GeoTIFFWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add the tiles of a batch, and store every strip that is final."""
-        probabilities = prediction['probabilities'].float().cpu().numpy()
+        probabilities = prediction[self.key].float().cpu().numpy()
         seen = prediction['seen'].cpu().numpy().astype(np.uint16)
         if not np.isfinite(probabilities).all():
             index = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
             place = None if prediction.get('window') is None else prediction['window'][index].tolist()
             raise ValueError(
-                f'probabilities of tile {index} of batch {batch_idx} (window {place}) are NaN or infinite, expected '
-                'finite probabilities from predict_step'
+                f'{self.key} of tile {index} of batch {batch_idx} (window {place}) are NaN or infinite, expected '
+                f'finite {self.key} from predict_step'
             )
         if self._tiles is not None:
             places = [None] * len(seen) if prediction['bounds'] is None else prediction['bounds'].tolist()
@@ -410,12 +414,21 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Release all resources; finished strips are kept for another run."""
         self._release()
 
-    def _legend(self) -> list[str]:
+    @property
+    def _channels(self) -> int:
+        """Number of channels of a prediction, which are blended."""
+        return len(self._bands.labels)
+
+    def _open_folder(self, path: Path) -> TileFolder:
+        """Return the folder of the files of single tiles."""
+        return TileFolder(path, self._datamodule.predict_dataset, self._bands, self._colors)
+
+    def _legend(self) -> None:
+        """Set the bands and colours; the weights are loaded."""
         task: Any = self._module
         labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
         self._bands = MapBands(labels, list(task.modalities), self.probabilities)
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
-        return labels
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
         for strip, wanted in self._tiling.passes(self._strips):
@@ -424,11 +437,11 @@ class GeoTIFFWriter(BasePredictionWriter):
     def _check(self, window: Window, probabilities: Any) -> None:
         if not self._windows or self._windows.pop(0) != window:
             raise ValueError(f'tile {tuple(window)} is out of order, expected that of Tiling.passes, as of tile_loader')
-        if probabilities.shape != (len(self._bands.labels), window.height, window.width):
+        if probabilities.shape != (self._channels, window.height, window.width):
             grid: Grid = self._datamodule.grid
             raise ValueError(
                 f'predictions of a tile of {window[2:]} pixels have {probabilities.shape[1:]} pixels, expected the '
-                f'same: label_gsd is {self._module.hparams["label_gsd"]} m, pixels of the grid are {grid.step}'
+                f'same: label_gsd is {self._module.hparams.get("label_gsd")} m, pixels of the grid are {grid.step}'
             )
 
     def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -504,17 +517,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Write the outputs to the work folder, and return their temporary and final paths."""
         output, grid = work.output, self._datamodule.grid
         made = work.temporary('map.tif')
-        tags = {
-            'TIFFTAG_SOFTWARE': 'torchgeo_omnisat',
-            'WEIGHTS_SHA256': work.key['weights'],
-            'TILES': f'{self._tiling.size} pixels, every {self._tiling.stride}',
-        }
-        if not write_map(made, work.temporary('scratch.tif'), grid, self._bands, parts, self._colors, tags):
-            work.close(finished=True)
-            raise ValueError(
-                f'no modality of {list(self._bands.modalities)} has observed pixels in the area {grid.bounds} '
-                f'({grid.crs.to_string()}), expected an area that the data cover'
-            )
+        if not write_map(made, work.temporary('scratch.tif'), grid, self._bands, parts, self._colors, self._tags(work)):
+            self._refuse_empty(work)
         results = [(made, output)]
         if self.parcels:
             package = work.temporary('parcels.gpkg')
@@ -525,6 +529,21 @@ class GeoTIFFWriter(BasePredictionWriter):
             draw_overview(made, self._bands.labels, self._colors, output.stem).savefig(picture, dpi=150)
             results.append((picture, output.with_suffix('.png')))
         return results
+
+    def _tags(self, work: WorkFolder) -> dict[str, str]:
+        return {
+            'TIFFTAG_SOFTWARE': 'torchgeo_omnisat',
+            'WEIGHTS_SHA256': work.key['weights'],
+            'TILES': f'{self._tiling.size} pixels, every {self._tiling.stride}',
+        }
+
+    def _refuse_empty(self, work: WorkFolder) -> NoReturn:
+        grid = self._datamodule.grid
+        work.close(finished=True)
+        raise ValueError(
+            f'no modality of {list(self._bands.modalities)} has observed pixels in the area {grid.bounds} '
+            f'({grid.crs.to_string()}), expected an area that the data cover'
+        )
 
     def _release(self) -> None:
         if self._bar is not None:

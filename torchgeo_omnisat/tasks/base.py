@@ -30,13 +30,15 @@ from ..batch import available
 from ..modality import Modality, as_modalities
 from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
+from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
-from ..utils.finite import Watch, refuse_weights
+from ..utils.finite import Watch, refuse_output, refuse_weights
 from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard_task
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
+from .embedding import Embedder, fit_projection, read_projection, write_projection
 from .normalization import (
     KINDS,
     Inherited,
@@ -99,6 +101,8 @@ class OmniSatTask(BaseTask):
     heads_count: ClassVar[bool] = False
     #: Whether random weights may be evaluated, for tests.
     allow_random: bool = False
+    #: Function that returns embeddings instead of predictions, set by :class:`.EmbeddingWriter`.
+    embedder: Embedder | None = None
     #: Arguments that are not saved in checkpoints.
     ignore: tuple[str, ...] = ('weights', 'statistics')
 
@@ -436,6 +440,57 @@ class OmniSatTask(BaseTask):
             )
         stored = {kind: self.hparams[kind] or {} for kind in KINDS}
         return None, {kind: {n: stored[kind][n] for n in names if all(n in stored[k] for k in KINDS)} for kind in KINDS}
+
+    def make_embedder(
+        self, subsets: Sequence[tuple[str, ...]], dim: int, gsd: float, files: Sequence[Path], weights: str
+    ) -> Embedder:
+        """Return the embeddings of the model: its head, or else principal components of its features.
+
+        Rank 0 fits the components if none of the *files* exists, and writes them to the first writable one.
+
+        Args:
+            subsets: Subsets of the modalities whose embedding is compared with that of all.
+            dim: Number of components.
+            gsd: GSD of the components in metres.
+            files: Possible files of the components.
+            weights: Digest of the weights.
+
+        Raises:
+            ValueError: If the file has another number of components, or belongs to other weights.
+        """
+        if getattr(self.model, 'dense', None) is not None:
+            return Embedder(self.model, None, subsets)
+        existing = next((path for path in files if path.exists()), None)
+        if self.trainer.is_global_zero and existing is None:
+            fitted = fit_projection(self, self.datamodule, dim, gsd)
+            existing = write_projection(files, fitted, weights)
+            rank_zero_info(f'The model has no head of embeddings: {fitted.source} are written to {existing}')
+        path = self.trainer.strategy.broadcast(existing)
+        assert path is not None
+        projection, source, digest = read_projection(path, weights)
+        if projection.dim != dim:
+            raise ValueError(f'{path} has {projection.dim} components, but dim is {dim}: expected the same')
+        return Embedder(self.model, projection, subsets, source, digest)
+
+    def predict_embeddings(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
+        """Return the embeddings of a batch, computed by :attr:`embedder`.
+
+        Returns:
+            ``embeddings`` ``(B, D, H, W)``, ``seen``, see :func:`.seen_bits`, and ``bounds`` and ``window`` as in the
+            batch or None.
+        """
+        assert self.embedder is not None
+        windows = batch.get('window')
+        size = None if windows is None else (int(windows[0, 2]), int(windows[0, 3]))
+        if size is None or any(modality.image_key in batch for modality in self.modalities.values()):
+            embeddings = self.embedder(self.renormalise(batch), size)
+            refuse_output(embeddings, batch, batch_idx, self.model)
+        else:
+            count = self.embedder.channels
+            embeddings = torch.zeros(len(batch['window']), count, *size, dtype=torch.float32, device=self.device)
+        seen = seen_bits(batch, self.modalities, (embeddings.shape[-2], embeddings.shape[-1]))
+        bounds = batch.get('bounds') if windows is None else None
+        return {'embeddings': embeddings, 'seen': seen, 'window': windows, 'bounds': bounds}
 
     def zero_loss_over_all_parameters(self) -> Tensor | float:
         """Return zero, as a sum over every trained parameter if there are several ranks.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLo
 from ..modality import Modality, Which, as_modalities, half_up, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
 from ..models.embedding import DenseEmbedding, any_observed, pixels_of
+from ..prediction import EmbeddingWriter, GeoTIFFWriter
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
@@ -270,8 +272,12 @@ class OmniSatPretraining(OmniSatTask):
             self.pixel_contrast = PatchContrastiveLoss(temperature)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the moving average of the weights, if it is configured."""
-        return [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
+        """Return the moving average of the weights, if configured, and a writer if an area is predicted."""
+        trainer: Any = self.trainer
+        area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
+        writes = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
+        average = [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
+        return [*average, *([EmbeddingWriter()] if area and not writes else [])]
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the loss of a batch, with different patches masked in each step."""
@@ -338,8 +344,11 @@ class OmniSatPretraining(OmniSatTask):
         """Return the embeddings of a batch, without masking.
 
         Returns:
-            ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None.
+            ``fused`` ``(B, N, D)``, ``available`` ``(B, M)``, and ``bounds`` as in the batch or None. With
+            :class:`.EmbeddingWriter`, the output of :meth:`predict_embeddings`.
         """
+        if self.embedder is not None:
+            return self.predict_embeddings(batch, batch_idx)
         out = self(self.renormalise(batch))
         refuse_output(out.fused, batch, batch_idx, self.model)
         fused = out.fused.to(torch.promote_types(out.fused.dtype, torch.float32))  # NumPy has no bfloat16

@@ -238,6 +238,8 @@ class OmniSatSegmentation(SupervisedTask):
             interior and boundary, and ``distance`` ``(B, H, W)``, from 0 to 1 at the edge and in the middle of a
             field; both are 0 where no modality observed anything.
         """
+        if self.embedder is not None:
+            return self.predict_embeddings(batch, batch_idx)
         if 'window' in batch:
             return self._predict_tiles(batch, batch_idx)
         logits, more = self.infer(self.renormalise(batch))

@@ -285,8 +285,11 @@ class SupervisedTask(OmniSatTask):
         """Predict the target.
 
         Returns:
-            ``prediction``, as :meth:`answer` returns it, and ``bounds`` as in the batch or None.
+            ``prediction``, as :meth:`answer` returns it, and ``bounds`` as in the batch or None. With
+            :class:`.EmbeddingWriter`, the output of :meth:`predict_embeddings`.
         """
+        if self.embedder is not None:
+            return self.predict_embeddings(batch, batch_idx)
         logits = self(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self.warn_without_modalities(batch)

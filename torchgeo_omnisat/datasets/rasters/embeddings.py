@@ -5,6 +5,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,8 @@ from ..io.opening import open_raster
 
 #: Description of a band with the sensors that observed a pixel, which is no dimension.
 SENSORS = 'sensors'
+#: Description of a band that is a dimension, in maps of this package and of AlphaEarth; others are not, then.
+DIMENSION = re.compile('A[0-9]{2,}')
 #: Endings of the file with the scale of each pixel of a TESSERA file, instead of its extension.
 SCALES = ('_scales.tif', '_scales.tiff', '_scales.npy')
 #: Rasters of embeddings of TorchGeo whose pixels are codes or floats of this module; it has others with own codes.
@@ -67,6 +70,8 @@ def describe_embedding(header: Header) -> EmbeddingHeader:
     named = {str(text).lower(): number for number, text in enumerate(header.descriptions, 1)}
     sensors = named.get(SENSORS)
     bands = tuple(number for number in header.numbers(skip_alpha=False) if number != sensors)
+    dimensions = tuple(number for number in bands if DIMENSION.fullmatch(str(header.descriptions[number - 1])))
+    bands = dimensions if len(dimensions) > 1 else bands
     kinds = {header.dtypes[number - 1] for number in bands}
     if len(bands) < 2 or len(kinds) != 1 or not (kinds == {'int8'} or np.dtype(min(kinds)).kind == 'f'):
         raise ValueError(
