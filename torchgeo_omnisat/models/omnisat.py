@@ -21,7 +21,7 @@ from torchvision.models._api import WeightsEnum
 
 from ..modality import Modality, as_modalities, half_up
 from ..utils.coordinates import COORDINATES
-from ..utils.observed import observed
+from ..utils.observed import all_observed, observed, observed_pixels
 from .encoders import Encoder, build_encoders
 from .fusion import Fusion
 
@@ -163,8 +163,9 @@ class OmniSat(nn.Module):
             if modality.image_key not in batch:
                 continue
             image, dates, valid = (batch[key] for key in modality.keys)
-            flags = observed(image)
-            pixels, image = flags.any(-3, keepdim=True), image.masked_fill(~flags, torch.nan)
+            pixels = observed_pixels(image)
+            if not all_observed(image):
+                image = image.masked_fill(~observed(image), torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
                 located = COORDINATES in batch and getattr(encoder, 'takes_coordinates', False)

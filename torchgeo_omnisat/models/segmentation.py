@@ -3,6 +3,7 @@
 
 """U-Net decoder from fused tokens to the pixels of the labels, with feature maps as skips."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -72,8 +73,8 @@ class Expert(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Return logits of the given size."""
-        x = torch.stack([_project(proj, found, size) for proj, found in zip(self.proj, maps, strict=True)]).sum(0)
-        x = F.relu(self.norm(x))
+        projected = (_project(proj, found, size) for proj, found in zip(self.proj, maps, strict=True))
+        x = F.relu(self.norm(functools.reduce(Tensor.add_, projected)), inplace=True)
         for conv in self.convs:
             x = x + conv(x)
         return _logits(self.head, x)

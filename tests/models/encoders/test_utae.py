@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat.models import UTAE, UTAEEncoder
+from torchgeo_omnisat.models.encoders import packing
 from torchgeo_omnisat.models.encoders.utae import collapse
 
 from ..conftest import assert_same
@@ -72,3 +73,30 @@ def test_padding_is_invisible_to_utae():
     assert logits.min() < 0
     assert_same(model(image[1:, :2], dates[1:, :2], valid[1:, :2])[0], logits[1])
     assert model(image[..., :13, :11], dates, valid).shape == (2, 5, 13, 11)
+
+
+@pytest.mark.parametrize('samples', [1, 2])
+def test_few_dates_at_a_time(samples, monkeypatch):
+    """On a processor the maps of a block fit in its cache, and all blocks together give the same maps and gradients."""
+    torch.manual_seed(0)
+    encoder = UTAEEncoder(3, (16, 32, 32), num_heads=8, queries=2, checkpointing=True)
+    image, dates = torch.randn(samples, 5, 3, 16, 16), torch.arange(17_800, 18_300, 100).repeat(samples, 1)
+    image[0, 1, :, :9] = torch.nan
+    valid = torch.tensor([[True, True, True, True, False], [True] * 5])[-samples:]
+    sizes = []
+    encoder.in_conv.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+
+    def run():
+        encoder.zero_grad()
+        maps = encoder(image, dates, valid)
+        sum(x.square().mean() for x in maps).backward()
+        return [*maps, *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)]
+
+    whole = run()
+    assert sizes == [valid.sum(), valid.sum()]
+    sizes.clear()
+    monkeypatch.setattr(packing, 'BLOCK', 2 * 32 * 16 * 16)  # two images of as many channels as all queries give
+    blocks = run()
+    assert set(sizes) <= {1, 2}
+    for one, other in zip(blocks, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

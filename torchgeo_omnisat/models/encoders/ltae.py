@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from ...utils.observed import all_observed, observed
 from .bands import BandLinear
-from .packing import gather_valid, scatter_valid, valid_indices
+from .packing import BLOCK, gather_valid, scatter_valid, valid_indices
 from .registry import register_encoder
 from .temporal import TemporalAttention
 from .utae import DownBlock
-
-#: Maximum number of features of all dates that a processor computes at once. Larger tensors leave its cache, and glibc
-#: returns their pages to the system after each operation, which took half of the time.
-BLOCK = 2**20
 
 
 @register_encoder('ltae', temporal=True, sizes=('widths',))

@@ -8,10 +8,10 @@ Convolutional Temporal Attention Networks" (arXiv 2107.07933). Implemented from 
 the published code is MIT-licensed.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ...utils.observed import observed_pixels
 from .bands import BandConv2d
-from .packing import add_up, gather_valid, scatter_valid, valid_indices
+from .packing import add_up, gather_valid, images_per_block, scatter_valid, valid_indices
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 #: Padding mode of convolutions.
 Padding = Literal['zeros', 'reflect']
+Maps = TypeVar('Maps', Tensor, tuple[Tensor, ...])
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -73,7 +74,8 @@ class UTAEEncoder(nn.Module):
     """U-TAE encoder of time series, which returns a feature pyramid without a time axis.
 
     The convolutions are shared by all dates and only computed for valid ones. The attention
-    weights of the coarsest level are upsampled and reused for all finer levels.
+    weights of the coarsest level are upsampled and reused for all finer levels. A processor
+    computes a few dates at a time, whose maps fit in its cache.
 
     Args:
         in_channels: Number of bands.
@@ -112,7 +114,7 @@ class UTAEEncoder(nn.Module):
         self.channels = (*(queries * width for width in widths[:-1]), widths[-1])
         self.checkpointing = checkpointing
         self.strides = tuple(2**level for level in range(len(widths)))
-        first = partial(BandConv2d, learn=padding_mode == 'zeros')
+        first = functools.partial(BandConv2d, learn=padding_mode == 'zeros')
         self.in_conv = nn.Sequential(
             conv_block(in_channels, widths[0], padding_mode=padding_mode, layer=first),
             conv_block(widths[0], widths[0], padding_mode=padding_mode),
@@ -152,20 +154,32 @@ class UTAEEncoder(nn.Module):
         index = valid_indices(valid)
         packed = gather_valid(image.flatten(0, 1), index)
         seen = observed_pixels(packed) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
-        packed = packed.contiguous(memory_format=torch.channels_last)
-        pyramid = [self._run(self.in_conv, packed)]
-        for level, block in enumerate(self.down_blocks):
-            pyramid.append(self._run(block, pyramid[-1]) if level == 0 else block(pyramid[-1]))
-        coarse, weights = attend(self.temporal, pyramid[-1], seen, dates, index)
+        of_blocks = [self._pyramid(block) for block in packed.split(images_per_block(packed, self.channels[0]))]
+        *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
+        coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
         queries = self.temporal.queries
-        maps = [self._run(collapse, level, packed_weights, seen, index, valid.shape, queries) for level in pyramid[:-1]]
+        maps = [
+            _collapse_blocks(level, packed_weights, seen, index, valid.shape, queries, self._run) for level in finer
+        ]
         return [*maps, coarse], weights
 
-    def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    def _pyramid(self, block: Float[Tensor, 's c h w']) -> list[Tensor]:
+        """Return the maps of S images of single dates, fine to coarse."""
+        pyramid = list(self._run(self._finest, block))
+        for down in self.down_blocks[1:]:
+            pyramid.append(down(pyramid[-1]))
+        return pyramid
+
+    def _finest(self, block: Float[Tensor, 's c h w']) -> tuple[Tensor, ...]:
+        """Return the first two maps, or the only one."""
+        x = self.in_conv(block.contiguous(memory_format=torch.channels_last))
+        return x, *(down(x) for down in self.down_blocks[:1])
+
+    def _run(self, function: Callable[..., Maps], *args: Any) -> Maps:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*args)
-        result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+        result: Maps = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         return result
 
 
@@ -213,18 +227,60 @@ def collapse(
     Head g weights the g-th group of channels, once with each of its queries. If a pixel is not observed on a date,
     unlike its coarse neighbourhood, its weights of the other dates are increased.
     """
-    if queries > 1:  # one after the other, which takes less memory
-        of_queries = rearrange(weights, 's (g q) i j -> q s g i j', q=queries)
-        return torch.cat([collapse(level, each, seen, index, shape) for each in of_queries], dim=1)
-    size = level.shape[-2:]
+    blocks = level.split(images_per_block(level, level.shape[1]))
+    return _collapse_blocks(blocks, weights, seen, index, shape, queries)
+
+
+def _collapse_blocks(
+    blocks: Sequence[Tensor],
+    weights: Tensor,
+    seen: Tensor,
+    index: Tensor | None,
+    shape: torch.Size,
+    queries: int,
+    run: Callable[..., tuple[Tensor, ...]] = lambda function, *args: function(*args),
+) -> Tensor:
+    """Return the output of :func:`collapse` for a level whose S images are split into blocks."""
+    count = len(blocks[0])
+    sample = None if len(blocks) == 1 and index is None else _samples(index, shape, weights.device)
+    masked = torch.compiler.is_compiling() or not bool(seen.all())
+    collapsed = []
+    for query in range(queries):
+        parts = zip(
+            blocks,
+            weights[:, query::queries].split(count),
+            seen.split(count) if masked else [None] * len(blocks),
+            [None] if sample is None else sample.split(count),
+            strict=True,
+        )
+        sums = [run(_weighted_sums, *part, shape) for part in parts]
+        total, *norms = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
+        collapsed.append(rearrange(total / norms[0].clamp(min=1e-3) if masked else total, 'b h w g c -> b (g c) h w'))
+    return torch.cat(collapsed, dim=1)
+
+
+def _samples(index: Tensor | None, shape: torch.Size, device: torch.device) -> Int[Tensor, ' s']:
+    """Return the sample of each of S images."""
+    index = torch.arange(shape.numel(), device=device) if index is None else index
+    return index // shape[1]
+
+
+def _weighted_sums(
+    block: Float[Tensor, 's c h w'],
+    weights: Float[Tensor, 's g i j'],
+    seen: Bool[Tensor, 's 1 k l'] | None,
+    sample: Int[Tensor, ' s'] | None,
+    shape: torch.Size,
+) -> tuple[Tensor, ...]:
+    """Return the weighted sum of the dates of each sample, and with *seen* also the sum of their weights."""
+    size = block.shape[-2:]
     weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
     weights = rearrange(weights, 's g h w -> s h w g 1')
-    if torch.compiler.is_compiling() or not bool(seen.all()):
-        weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(level.dtype), size), 's 1 h w -> s h w 1 1')
-        total = add_up(weights, index, shape).clamp(min=1e-3)
-        weights = weights / gather_valid(total.repeat_interleave(shape[1], 0), index)
-    grouped = rearrange(level, 's (g c) h w -> s h w g c', g=weights.shape[3])
-    return rearrange(add_up(grouped * weights, index, shape), 'b h w g c -> b (g c) h w')
+    if seen is not None:
+        weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(block.dtype), size), 's 1 h w -> s h w 1 1')
+    grouped = rearrange(block, 's (g c) h w -> s h w g c', g=weights.shape[3])
+    summed = (grouped * weights,) if seen is None else (grouped * weights, weights)
+    return tuple(add_up(x, sample, shape) for x in summed)
 
 
 class UpBlock(nn.Module):
