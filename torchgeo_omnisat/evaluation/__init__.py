@@ -7,12 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .fields import FieldScores, connected_components
     from .panoptic import PanopticQuality
     from .probe import ProbeCallback
 
-#: Public names and their modules, which are imported on first access; tasks need neither.
-_MODULES = {'PanopticQuality': '.panoptic', 'ProbeCallback': '.probe'}
-__all__ = ['PanopticQuality', 'ProbeCallback']
+#: Public names and their modules, which are imported on first access; to be light.
+_MODULES = {
+    'FieldScores': '.fields',
+    'PanopticQuality': '.panoptic',
+    'ProbeCallback': '.probe',
+    'connected_components': '.fields',
+}
+__all__ = ['FieldScores', 'PanopticQuality', 'ProbeCallback', 'connected_components']
 
 
 def __getattr__(name: str) -> Any:

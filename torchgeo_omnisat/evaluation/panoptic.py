@@ -25,7 +25,7 @@ class PanopticQuality(Metric):
 
     Args:
         num_classes: Number of classes K, with background and void.
-        background: Class without instances, which is not scored.
+        background: Class without instances, which is not scored, or None if there is none.
         void: Class that is not scored, or None if there is none.
 
     Raises:
@@ -39,13 +39,13 @@ class PanopticQuality(Metric):
     predicted: Tensor
     true: Tensor
 
-    def __init__(self, num_classes: int, background: int = 0, void: int | None = None) -> None:
+    def __init__(self, num_classes: int, background: int | None = 0, void: int | None = None) -> None:
         super().__init__()
         for name, label in (('background', background), ('void', void)):
             if label is not None and not 0 <= label < num_classes:
                 raise ValueError(f'{name} is {label}, expected a class from 0 to {num_classes - 1}')
         self.num_classes, self.void = num_classes, void
-        self.unscored = [background] if void is None else [background, void]
+        self.unscored = [label for label in (background, void) if label is not None]
         for state in ('iou', 'matched', 'predicted', 'true'):
             self.add_state(state, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx='sum')
 

@@ -58,7 +58,8 @@ class SubsetScores(Metric):
     Args:
         names: Names of M modalities.
         which: Subsets to score; see :func:`.subsets`.
-        metrics: Metrics by column of the table, the main score first.
+        metrics: Metrics by column of the table, the main score first. A metric that returns a dictionary
+            has a column for each scalar of it, under its key.
         title: Name of the main score.
     """
 
@@ -74,14 +75,20 @@ class SubsetScores(Metric):
         self.add_state('counts', torch.zeros(len(self.subsets), 4, dtype=torch.int64), dist_reduce_fx='sum')
 
     def update(
-        self, subset: tuple[str, ...], answer: Tensor | None, target: Tensor, available: Tensor, labelled: Tensor
+        self,
+        subset: tuple[str, ...],
+        answer: Tensor | Sequence[Tensor] | None,
+        target: Tensor | Sequence[Tensor],
+        available: Tensor,
+        labelled: Tensor,
     ) -> None:
         """Update the metrics of one subset.
 
         Args:
             subset: Names of its S modalities.
-            answer: Predictions for B samples; None if no sample has any of the modalities.
-            target: Targets of the samples.
+            answer: Predictions for B samples, one or several arguments of the metrics; None if no sample has any of
+                the modalities.
+            target: Targets of the samples, the last arguments of the metrics.
             available: Modalities available in each sample, ``(B, S)`` bool.
             labelled: Samples with a label, ``(B,)`` bool.
         """
@@ -89,22 +96,40 @@ class SubsetScores(Metric):
         some, every = available.any(1), available.all(1)
         self.counts[row] += torch.stack([some.sum(), every.sum(), (~some).sum(), (some & labelled).sum()])
         if answer is not None and some.any():
+            values = [*_several(answer), *_several(target)]
             for metric in self._metrics(row).values():
-                metric.update(answer[some], target[some])
+                metric.update(*(value[some] for value in values))
 
     def compute(self) -> list[SubsetRow]:
         """Return one row per subset, the largest subsets first."""
         rows = []
         for row, subset in enumerate(self.subsets):
             with without_torchmetrics_warnings():
-                scores = {column: float(metric.compute()) for column, metric in self._metrics(row).items()}
+                scores = self._scores(row)
             samples, complete, blind, labelled = self.counts[row].tolist()
             scores = scores if labelled else dict.fromkeys(scores, math.nan)
             rows.append(SubsetRow(subset_name(subset), len(subset), scores, samples, complete, blind, self.title))
         return rows
 
+    def metrics_of(self, subset: str) -> dict[str, Any]:
+        """Return the metrics of a subset with a name such as ``'s1a+s2'``, by column."""
+        return self._metrics([subset_name(names) for names in self.subsets].index(subset))
+
+    def _scores(self, row: int) -> dict[str, float]:
+        """Return the scores by column."""
+        scores: dict[str, float] = {}
+        for column, metric in self._metrics(row).items():
+            value = metric.compute()
+            several = value if isinstance(value, Mapping) else {column: value}
+            scores |= {name: float(score) for name, score in several.items() if score.ndim == 0}
+        return scores
+
     def _metrics(self, row: int) -> dict[str, Any]:
         return dict(self.scores[row].items())  # type: ignore[operator]
+
+
+def _several(values: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [values] if isinstance(values, Tensor) else values
 
 
 @contextmanager

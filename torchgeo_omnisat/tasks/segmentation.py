@@ -19,6 +19,7 @@ from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
 
 from ..batch import available
+from ..evaluation.subsets import SubsetRow
 from ..losses import CrossEntropyDice, FieldLoss
 from ..modality import Modality
 from ..models import OmniSatSegmenter
@@ -28,6 +29,7 @@ from ..models.segmentation import FieldMaps
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
+from .fields import FoundFields, SubsetFieldScores, find_fields, observed_fields
 from .supervised import SupervisedTask, classification_metrics
 
 #: Maximum number of classes.
@@ -195,6 +197,50 @@ class OmniSatSegmentation(SupervisedTask):
         of_fields: Tensor = self.field_criterion(more.extent, more.distance, self.instances_of(batch), labelled)
         return loss + self.hparams['instance_weight'] * of_fields
 
+    def on_test_start(self) -> None:
+        """Set up the metrics of every subset of the modalities, with *instances* also those of fields."""
+        super().on_test_start()
+        if self.with_instances:
+            names = ('num_classes', 'background', 'ignore_index')
+            settings = {name: self.hparams[name] for name in names}
+            self.field_scores = SubsetFieldScores(self.scored_names, self.subsets, **settings).to(self.device)
+
+    def score_subset(
+        self, subset: tuple[str, ...], output: tuple[Tensor, Any] | None, batch: Sample, available: Tensor
+    ) -> None:
+        """Update the metrics of one subset of the modalities."""
+        super().score_subset(subset, output, batch, available)
+        if not self.with_instances:
+            return
+        found, classes, mask = None, None, self.truth(batch)
+        if output is not None:
+            found, classes = self.find_fields(*output, batch, subset), self.classes(output[0])
+        self.field_scores.update(
+            subset, found, classes, self.instances_of(batch), mask, available, self.labelled(batch)
+        )
+
+    def find_fields(self, logits: Tensor, maps: FieldMaps, batch: Sample, subset: Sequence[str]) -> FoundFields:
+        """Return the predicted fields of a batch where some modalities of *subset* observed something."""
+        known = {name: self.modalities[name] for name in subset}
+        seen = seen_bits(batch, known, (logits.shape[-2], logits.shape[-1]))
+        return find_fields(self.without_ignored(logits).softmax(1), maps, seen > 0)
+
+    def subset_rows(self) -> list[SubsetRow]:
+        """Return the rows of ``subsets.csv``; with *instances*, also write ``fields.csv`` with the scores by class."""
+        rows = super().subset_rows()
+        if not self.with_instances:
+            return rows
+        pairs = zip(rows, self.field_scores.rows(), strict=True)
+        rows = [row._replace(scores={**row.scores, **scores}) for row, scores in pairs]
+        self.log_subsets(rows, LOGGED)
+        whole = {f'test_{name}': rows[0].scores[column] for column, name in LOGGED.items()}
+        self.log_dict({name: score for name, score in whole.items() if not math.isnan(score)})
+        folder = self.folder
+        if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
+            labels = self.hparams['labels'] or [str(index) for index in range(self.hparams['num_classes'])]
+            self.field_scores.write_classes(folder / 'fields.csv', rows, labels)
+        return rows
+
     def instances_of(self, batch: Sample) -> Tensor:
         """Return the field of each pixel of a batch, ``(B, H, W)``.
 
@@ -321,15 +367,6 @@ class OmniSatSegmentation(SupervisedTask):
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name on the command line."""
-
-
-def observed_fields(maps: FieldMaps | None, seen: Tensor) -> dict[str, Tensor | None]:
-    """Return ``extent`` and ``distance`` of a prediction, 0 where *seen* ``(B, H, W)`` is; empty without *maps*."""
-    if maps is None:
-        return {}
-    unseen = seen == 0
-    extent = maps.extent.softmax(dim=1).masked_fill(unseen[:, None], 0)
-    return {'extent': extent, 'distance': maps.distance.masked_fill(unseen, 0)}
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

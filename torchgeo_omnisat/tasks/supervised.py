@@ -21,7 +21,7 @@ from torchmetrics import Metric, MetricCollection
 
 from ..batch import FILLER
 from ..evaluation.plots import write_subsets
-from ..evaluation.subsets import SubsetScores, without_torchmetrics_warnings, write_table
+from ..evaluation.subsets import SubsetRow, SubsetScores, without_torchmetrics_warnings, write_table
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import ModalityDropout
@@ -247,9 +247,13 @@ class SupervisedTask(OmniSatTask):
     def on_test_start(self) -> None:
         """Set up the metrics of every subset of the modalities that the data have."""
         super().on_test_start()
+        self.subset_scores = self.make_scores(self.scored_names, self.subsets).to(self.device)
+
+    @property
+    def scored_names(self) -> list[str]:
+        """Modalities of the model that the data have."""
         theirs = as_modalities(getattr(self.datamodule, 'modalities', None) or self.modalities)
-        self.subset_scores = self.make_scores([name for name in self.modalities if name in theirs], self.subsets)
-        self.subset_scores.to(self.device)
+        return [name for name in self.modalities if name in theirs]
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and the metrics of every subset; each modality is encoded once."""
@@ -309,10 +313,8 @@ class SupervisedTask(OmniSatTask):
         A ``fast_dev_run`` writes no files.
         """
         self._finish('test')
-        rows, headline = self.subset_scores.compute(), next(iter(self.subset_metrics.values()))
-        self.log_dict(
-            {f'test_{headline}/{row.subset}': row.score for row in rows if row.samples and not math.isnan(row.score)}
-        )
+        rows, headline = self.subset_rows(), next(iter(self.subset_metrics))
+        self.log_subsets(rows, {headline: self.subset_metrics[headline]})
         folder = self.folder
         if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
             data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
@@ -320,6 +322,18 @@ class SupervisedTask(OmniSatTask):
             write_table(rows, folder / 'subsets.csv', data)
             write_subsets(rows, folder / 'subsets.png', data)
             rank_zero_info(f'Metrics of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
+
+    def subset_rows(self) -> list[SubsetRow]:
+        """Return the rows of ``subsets.csv``, the largest subsets first."""
+        return self.subset_scores.compute()
+
+    def log_subsets(self, rows: Sequence[SubsetRow], names: Mapping[str, str]) -> None:
+        """Log scores of every subset as ``test_<name>/<subset>``, for the names of metrics by column."""
+        for row in rows:
+            if not row.samples:
+                continue
+            scores = {f'test_{name}/{row.subset}': row.scores[column] for column, name in names.items()}
+            self.log_dict({name: score for name, score in scores.items() if not math.isnan(score)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the metric states of the current epoch, summed over all ranks."""

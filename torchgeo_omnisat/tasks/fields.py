@@ -1,0 +1,153 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Fields of a batch from the output of a segmentation model, and their scores."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..evaluation.fields import FieldScores, connected_components
+from ..evaluation.panoptic import PanopticQuality
+from ..evaluation.subsets import SubsetRow, SubsetScores
+from ..modality import Which
+from ..models.segmentation import FieldMaps
+from ..prediction.fields import segment_fields
+from ..utils.atomic import atomic_file
+
+#: Names of the logged scores of fields, by column of ``subsets.csv``.
+FIELD_METRICS = {
+    'pq': 'PanopticQuality',
+    'sq': 'SegmentationQuality',
+    'rq': 'RecognitionQuality',
+    'object_f1': 'ObjectF1',
+    'over_segmentation': 'OverSegmentation',
+    'under_segmentation': 'UnderSegmentation',
+    'boundary_f1': 'BoundaryF1',
+}
+#: Prefix of the columns of the baseline, connected pixels of one class.
+BASELINE = 'components_'
+#: Names of all scores that are logged, by column.
+LOGGED = {**FIELD_METRICS, f'{BASELINE}pq': 'ComponentsPanopticQuality'}
+
+
+class FoundFields(NamedTuple):
+    """Predicted fields.
+
+    Attributes:
+        ids: Field of each pixel, from 1 in every sample, and 0 for none, ``(B, H, W)`` int64.
+        classes: Class of the field of each pixel; that of the pixel where there is no field, ``(B, H, W)`` int64.
+    """
+
+    ids: Tensor
+    classes: Tensor
+
+
+def find_fields(probabilities: Tensor, maps: FieldMaps, observed: Tensor) -> FoundFields:
+    """Return the fields of every sample, with the class of the largest mean probability in each.
+
+    Args:
+        probabilities: Probabilities of the classes, ``(B, K, H, W)``.
+        maps: Extent and distance.
+        observed: Pixels that a modality observed, ``(B, H, W)`` bool.
+    """
+    extent, distance = maps.extent.float().softmax(1).cpu().numpy(), maps.distance.float().cpu().numpy()
+    found = [segment_fields(*sample) for sample in zip(extent, distance, observed.cpu().numpy(), strict=True)]
+    ids = torch.from_numpy(np.stack(found)).to(probabilities.device, torch.int64)
+    return FoundFields(ids, torch.stack([_classes(*sample) for sample in zip(probabilities, ids, strict=True)]))
+
+
+def _classes(probabilities: Tensor, ids: Tensor) -> Tensor:
+    flat, index = probabilities.float().flatten(1), ids.flatten()
+    sums = flat.new_zeros(len(flat), int(index.max()) + 1).index_add_(1, index, flat)
+    return torch.where(index > 0, sums.argmax(0)[index], flat.argmax(0)).view(ids.shape)
+
+
+def observed_fields(maps: FieldMaps | None, seen: Tensor) -> dict[str, Tensor | None]:
+    """Return ``extent`` and ``distance`` of a prediction, 0 where *seen* ``(B, H, W)`` is; empty without *maps*."""
+    if maps is None:
+        return {}
+    unseen = seen == 0
+    extent = maps.extent.softmax(dim=1).masked_fill(unseen[:, None], 0)
+    return {'extent': extent, 'distance': maps.distance.masked_fill(unseen, 0)}
+
+
+class SubsetFieldScores(torch.nn.Module):
+    """Scores of fields, and of connected pixels of one class, for every subset of the modalities.
+
+    Args:
+        names: Names of the modalities.
+        which: Subsets to score; see :func:`.subsets`.
+        num_classes: Number of classes K.
+        background: Class outside of fields; None if there is none.
+        ignore_index: Label that is not scored, which may be a class; None if there is none.
+    """
+
+    def __init__(
+        self, names: Iterable[str], which: Which, num_classes: int, background: int | None, ignore_index: int | None
+    ) -> None:
+        super().__init__()
+        names = list(names)
+        self.void, self.background, self.ignore_index = num_classes, background, ignore_index
+        metrics = {
+            'panoptic': PanopticQuality(num_classes + 1, background, self.void),
+            'fields': FieldScores(self.void),
+        }
+        self.fields = SubsetScores(names, which, metrics, 'panoptic quality')
+        self.components = SubsetScores(names, which, metrics, 'panoptic quality')
+
+    def update(
+        self,
+        subset: tuple[str, ...],
+        found: FoundFields | None,
+        classes: Tensor | None,
+        instances: Tensor,
+        mask: Tensor,
+        available: Tensor,
+        labelled: Tensor,
+    ) -> None:
+        """Update the scores of one subset; see :meth:`.SubsetScores.update`.
+
+        Args:
+            subset: Names of its S modalities.
+            found: Predicted fields; None if no sample has any of the modalities.
+            classes: Predicted class of each pixel ``(B, H, W)``, for the baseline.
+            instances: True field of each pixel ``(B, H, W)``.
+            mask: True class of each pixel ``(B, H, W)``.
+            available: Modalities available in each sample, ``(B, S)`` bool.
+            labelled: Samples with a label, ``(B,)`` bool.
+        """
+        if self.ignore_index is not None:
+            mask = mask.masked_fill(mask == self.ignore_index, self.void)
+        target = instances, mask
+        self.fields.update(subset, found, target, available, labelled)
+        parts = None if classes is None else (connected_components(classes, self.background), classes)
+        self.components.update(subset, parts, target, available, labelled)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the scores of every subset by column."""
+        pairs = zip(self.fields.compute(), self.components.compute(), strict=True)
+        return [
+            {column: fields.scores[column] for column in FIELD_METRICS}
+            | {f'{BASELINE}{column}': parts.scores[column] for column in FIELD_METRICS}
+            for fields, parts in pairs
+        ]
+
+    def write_classes(self, path: Path, rows: Sequence[SubsetRow], labels: Sequence[str]) -> None:
+        """Write SQ, RQ and PQ of every subset and class as CSV, of fields and of connected pixels."""
+        lines = []
+        for row in rows:
+            for index, label in enumerate(labels):
+                line = {'subset': row.subset, 'class': label}
+                for prefix, scores in (('', self.fields), (BASELINE, self.components)):
+                    found: Mapping[str, Tensor] = scores.metrics_of(row.subset)['panoptic'].compute()
+                    line |= {f'{prefix}{name}': float(found[f'{name}_per_class'][index]) for name in ('pq', 'sq', 'rq')}
+                if not np.isnan([line['pq'], line[f'{BASELINE}pq']]).all():
+                    lines.append(line)
+        with atomic_file(path) as temporary:
+            pd.DataFrame(lines).to_csv(temporary, index=False, float_format='%.6f', na_rep='nan')
