@@ -69,6 +69,18 @@ class TestDraw:
         (image,) = [ax.images[0] for ax in figure.axes if ax.get_title() == 'prediction']
         assert image.to_rgba(image.get_array())[0, 0].tolist() == list(to_rgba('orange'))
 
+    def test_outlines_separate_touching_fields(self, sample: dict[str, Tensor]) -> None:
+        """Outlines of true fields are on the mask, of predicted ones on the prediction and on the single image."""
+        sample['instances'] = torch.zeros(16, 16, dtype=torch.int64)
+        sample['instances'][4:8, 2:6], sample['instances'][4:8, 6:10] = 3, 9
+        sample |= {'prediction': sample['mask'], 'fields': (sample['instances'] > 0).long()}
+        axes = plot_sample(sample, MODALITIES, WAYS, PALETTE).axes
+        sides = {ax.get_title(): len(ax.collections[0].get_segments()) for ax in axes if ax.collections}
+        assert sides == {'mask': 8 + 8 + 4 * 3, 'prediction': 8 + 8 + 4 * 2, 'dem: m': 8 + 8 + 4 * 2}
+        (mask,) = (ax for ax in axes if ax.get_title() == 'mask')
+        middle = [line for line in mask.collections[0].get_segments() if (line[:, 0] == 5.5).all()]
+        assert sorted(line[0, 1] for line in middle) == [3.5, 4.5, 5.5, 6.5]  # between columns 5 and 6
+
     def test_what_is_no_class_is_grey(self, sample: dict[str, Tensor]) -> None:
         sample['mask'][0, :2] = torch.tensor([255, -1])
         figure = plot_sample(sample, MODALITIES, WAYS, PALETTE)

@@ -12,9 +12,13 @@ from torchgeo.main import main
 
 from torchgeo_omnisat.batch import drop
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
+from torchgeo_omnisat.datasets.pastis import CLASSES
+from torchgeo_omnisat.losses import field_targets
+from torchgeo_omnisat.models.segmentation import FieldMaps
 from torchgeo_omnisat.tasks import OmniSatSegmentation, omnisat
+from torchgeo_omnisat.tasks.fields import LOGGED, SubsetFieldScores, find_fields
 
-from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_trainer
+from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_trainer, read_csv
 
 REAL = Path(__file__).parents[2].parent / 'shared/data/pastis-r-mini'
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -48,6 +52,62 @@ def test_checkpoint_rebuilds_its_model(trained: Path) -> None:
     state = torch.load(trained, weights_only=True)['state_dict']
     assert any(key.startswith('model.fields.') for key in state)
     assert all(torch.equal(value, state[key]) for key, value in task.state_dict().items())
+
+
+def test_test_scores_fields_of_every_subset(trained: Path, root: Path, tmp_path: Path) -> None:
+    main(command(root, tmp_path, 'test', '--ckpt_path', str(trained)))
+    table = next(tmp_path.rglob('subsets.csv'))
+    rows = read_csv(table)
+    (logged,) = read_csv(table.parent / 'metrics.csv')
+    for row in rows:
+        for column, name in LOGGED.items():
+            value = logged.get(f'test_{name}/{row["subset"]}', 'nan')
+            assert float(value) == pytest.approx(float(row[column]), abs=1e-6, nan_ok=True)
+    assert float(logged['test_PanopticQuality']) == pytest.approx(float(rows[0]['pq']), abs=1e-6)
+    classes = read_csv(table.parent / 'fields.csv')
+    assert {line['subset'] for line in classes} == {row['subset'] for row in rows}
+    assert {line['class'] for line in classes} <= set(CLASSES[1:-1])
+    mean = [float(line['pq']) for line in classes if line['subset'] == rows[0]['subset'] and line['pq'] != 'nan']
+    assert sum(mean) / len(mean) == pytest.approx(float(rows[0]['pq']), abs=1e-5)
+
+
+def test_figures_show_outlines(task: OmniSatSegmentation) -> None:
+    logits, maps = task.infer(field_batch())
+    found = task.overlays(logits, maps)['fields']
+    assert found.shape == (16, 16)
+    assert found.dtype == torch.int64
+    assert 'instances' in task._first_of(field_batch())
+
+
+def test_perfect_maps_give_the_true_fields() -> None:
+    """Two touching fields of one class stay two, and the class of a field is the most probable one in it."""
+    ids = torch.zeros(2, 16, 24, dtype=torch.int64)
+    ids[:, 2:14, 2:12], ids[:, 2:14, 12:22] = 3, 8
+    targets = field_targets(ids)
+    maps = FieldMaps(20.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1), targets.distance)
+    probabilities = torch.full((2, 3, 16, 24), 0.2)
+    probabilities[:, 1] = 0.5
+    probabilities[:, 2, 5, 5] = 1.0  # a single pixel of another class
+    probabilities[1, 2, :, 12:] = 0.9
+    observed = torch.ones(2, 16, 24, dtype=torch.bool)
+    found = find_fields(probabilities, maps, observed)
+    assert torch.equal(found.ids > 0, ids > 0)
+    assert found.ids.max() == 2
+    for number, true in ((1, 3), (2, 8)):
+        assert (found.ids == number).ne(ids == true).sum() <= 4  # a tie at a saddle may go to either field
+    assert found.classes[0][ids[0] > 0].eq(1).all()
+    assert found.classes[1][found.ids[1] == 2].eq(2).all()
+    scores = SubsetFieldScores(['s2'], 'all', 4, 0, 3)
+    mask = torch.where(ids > 0, 1, 0)
+    there = torch.ones(2, 1, dtype=torch.bool)
+    scores.update(('s2',), found, mask, ids, mask, there, there[:, 0])
+    (row,) = scores.rows()
+    assert row['pq'] == pytest.approx((2 * 3 / (4 + 3) + 0) / 2, abs=0.02)  # class 2 is a false alarm
+    assert row['object_f1'] == 1
+    assert row['components_pq'] == 0  # one component for two fields
+    assert row['components_under_segmentation'] == 0.5
+    nothing = find_fields(probabilities, maps, ~observed)
+    assert not nothing.ids.any()
 
 
 def test_prediction_has_extent_and_distance(task: OmniSatSegmentation) -> None:
@@ -120,6 +180,10 @@ def test_real_parcels(tmp_path: Path) -> None:
     trainer.fit(task, data)
     trainer.validate(task, data, verbose=False)
     assert trainer.callback_metrics['val_loss'].isfinite()
+    trainer.test(task, data, verbose=False)
+    scores = trainer.callback_metrics
+    assert 0 <= scores['test_PanopticQuality'] <= 1
+    assert scores['test_PanopticQuality/s2'] == scores['test_PanopticQuality']
 
 
 def test_the_datamodule_reads_instances_for_the_task(root: Path) -> None:

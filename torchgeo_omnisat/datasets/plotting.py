@@ -5,12 +5,13 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -83,10 +84,12 @@ def plot_sample(
 ) -> Figure:
     """Draw one row of dates per time series; single images, labels and legend in the last row.
 
-    The sample is in raw units, optionally with ``mask`` and ``prediction``. The first of the composites with available
-    bands is used; raise RGBBandsMissingError if no modality has one.
+    The sample is in raw units, optionally with ``mask`` and ``prediction``. The outlines of ``instances`` are drawn on
+    the mask, those of predicted ``fields`` on the prediction, and the latter, else the former, on single images. The
+    first of the composites with available bands is used; raise RGBBandsMissingError if no modality has one.
     """
     rows, last = [], []
+    true, found = (sample[key].cpu().numpy() if key in sample else None for key in ('instances', 'fields'))
     for modality in modalities.values():
         options = [c for c in composites.get(modality.name, ()) if set(c.bands) <= set(modality.bands)]
         if options:
@@ -94,11 +97,11 @@ def plot_sample(
             if modality.temporal:
                 rows.append((f'{modality.name}\n{options[0].title}', panels))
             else:
-                last += panels
+                last += [replace(panel, fields=true if found is None else found) for panel in panels]
     if not rows and not last:
         raise RGBBandsMissingError
     classes = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
-    last += [_Panel(key, value) for key, value in classes.items()]
+    last += [_Panel(key, value, true if key == 'mask' else found) for key, value in classes.items()]
     rows += [('', last)] if last else []
     columns = max([len(panels) for _, panels in rows] + [len(last) + bool(classes)])
     size = (2.2 * columns + 0.4, 2.4 * len(rows))
@@ -138,10 +141,14 @@ def draw_any(
 
 @dataclass(frozen=True)
 class _Panel:
-    """Panel of a figure: an image ``(H, W, 3)``, classes ``(H, W)``, or None for a missing modality."""
+    """Panel of a figure: an image ``(H, W, 3)``, classes ``(H, W)``, or None for a missing modality.
+
+    *fields* are the ids of fields whose outlines are drawn, on any grid.
+    """
 
     title: str
     image: NDArray[np.float32] | NDArray[np.int64] | None
+    fields: NDArray[np.int64] | None = None
 
 
 def _pictures(sample: Sample, modality: Modality, composite: Composite) -> list[_Panel]:
@@ -189,8 +196,22 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
         ax.imshow(shown, cmap=ListedColormap(palette.colors), vmin=-0.5, vmax=count - 0.5, interpolation='none')
     else:
         ax.imshow(panel.image)
+    if panel.image is not None and panel.fields is not None:
+        ax.add_collection(
+            _outlines(panel.fields, panel.image.shape[:2], 'black' if panel.image.ndim == 2 else 'yellow')
+        )
     if show_title:
         ax.set_title(panel.title, fontsize=9, pad=3)
+
+
+def _outlines(ids: NDArray[np.int64], size: tuple[int, ...], color: str) -> LineCollection:
+    """Return the sides of pixels between two fields, or a field and none, in the pixels of an image of *size*."""
+    rows, columns = np.nonzero(ids[1:] != ids[:-1])
+    level = np.stack([np.stack([columns, rows + 1], -1), np.stack([columns + 1, rows + 1], -1)], 1)
+    rows, columns = np.nonzero(ids[:, 1:] != ids[:, :-1])
+    upright = np.stack([np.stack([columns + 1, rows], -1), np.stack([columns + 1, rows + 1], -1)], 1)
+    scale = np.array([size[1] / ids.shape[1], size[0] / ids.shape[0]])
+    return LineCollection(list(np.concatenate([level, upright]) * scale - 0.5), colors=color, linewidths=0.8)
 
 
 def _legend(ax: Axes, classes: Iterable[NDArray[np.int64]], palette: Palette, crowded: bool) -> None:

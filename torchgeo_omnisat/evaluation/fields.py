@@ -27,8 +27,8 @@ class FieldScores(Metric):
     * ``over_segmentation`` is the mean over all T of 1 - area(T and P(T)) / area(T), 1 if there is no P(T).
     * ``under_segmentation`` is the mean over all T with a P(T) of 1 - area(T and P(T)) / area(P(T)). Both are of
       Clinton et al., "Accuracy Assessment Measures for Object-based Image Segmentation Goodness" (Photogrammetric
-      Engineering and Remote Sensing 76, 2010), for the largest overlap as in Persello and Bruzzone, "A Novel Protocol for Accuracy
-      Assessment in Classification of Very High Resolution Images" (IEEE TGRS 48, 2010).
+      Engineering and Remote Sensing 76, 2010), for the largest overlap as in Persello and Bruzzone, "A Novel Protocol
+      for Accuracy Assessment in Classification of Very High Resolution Images" (IEEE TGRS 48, 2010).
     * ``boundary_f1`` is the F1 score of boundary pixels: precision is the fraction of predicted ones with a true one
       among the pixel and its eight neighbours, recall the fraction of true ones with a predicted one (Csurka et al.,
       "What is a good evaluation measure for semantic segmentation?", BMVC 2013, with a tolerance of one pixel). Counts

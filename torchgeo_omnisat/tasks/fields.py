@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,8 @@ def find_fields(probabilities: Tensor, maps: FieldMaps, observed: Tensor) -> Fou
         maps: Extent and distance.
         observed: Pixels that a modality observed, ``(B, H, W)`` bool.
     """
-    extent, distance = maps.extent.float().softmax(1).cpu().numpy(), maps.distance.float().cpu().numpy()
+    parts = maps.extent.float().softmax(1), maps.distance.float()
+    extent, distance = (part.detach().cpu().numpy() for part in parts)
     found = [segment_fields(*sample) for sample in zip(extent, distance, observed.cpu().numpy(), strict=True)]
     ids = torch.from_numpy(np.stack(found)).to(probabilities.device, torch.int64)
     return FoundFields(ids, torch.stack([_classes(*sample) for sample in zip(probabilities, ids, strict=True)]))
@@ -143,7 +144,7 @@ class SubsetFieldScores(torch.nn.Module):
         lines = []
         for row in rows:
             for index, label in enumerate(labels):
-                line = {'subset': row.subset, 'class': label}
+                line: dict[str, Any] = {'subset': row.subset, 'class': label}
                 for prefix, scores in (('', self.fields), (BASELINE, self.components)):
                     found: Mapping[str, Tensor] = scores.metrics_of(row.subset)['panoptic'].compute()
                     line |= {f'{prefix}{name}': float(found[f'{name}_per_class'][index]) for name in ('pq', 'sq', 'rq')}

@@ -29,7 +29,7 @@ from ..models.segmentation import FieldMaps
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
-from .fields import FoundFields, SubsetFieldScores, find_fields, observed_fields
+from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields
 from .supervised import SupervisedTask, classification_metrics
 
 #: Maximum number of classes.
@@ -359,8 +359,16 @@ class OmniSatSegmentation(SupervisedTask):
         """Return the mask as integers."""
         return self.target_of(batch).to(torch.int64)
 
+    def overlays(self, logits: Tensor, more: FieldMaps | None) -> Sample:
+        """Return the predicted fields of the first sample, with *instances*."""
+        if more is None:
+            return {}
+        probabilities, maps = self.without_ignored(logits[:1]).softmax(1), FieldMaps(more.extent[:1], more.distance[:1])
+        everywhere = torch.ones_like(maps.distance, dtype=torch.bool)
+        return {'fields': find_fields(probabilities, maps, everywhere).ids[0].cpu()}
+
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
-        """Draw a sample with the predicted classes."""
+        """Draw a sample with the predicted classes, and the outlines of its fields."""
         figure: Figure = self.datamodule.plot({**sample, 'prediction': answer})
         return figure
 
