@@ -3,27 +3,37 @@
 
 """Segmentation of fields: a watershed of the predicted distance and boundary maps, exact in blocks.
 
-The surface is the distance minus the probability of a boundary. Its h-maxima are the seeds of a watershed in the mask
-of fields. Pixels of equal height are ordered by their position, so there are no plateaus: each pixel belongs to the
-basin of the peak at which its steepest ascent ends. A basin whose peak rises less than *h* above its highest saddle
-becomes part of the basin behind that saddle. This depends neither on the blocks nor on the size of the fields, unlike
-the watershed of scikit-image, which breaks ties by the order in which pixels are reached. Without ties, the two differ
-in single pixels at saddles.
+The surface is the distance minus the probability of a boundary. It is smoothed by a binomial filter of 3 x 3 pixels,
+without which a pixel at the corner of a field would follow the neighbouring field. Its h-maxima are the seeds of a
+watershed in the mask of fields. Pixels of equal height are ordered by their position, so there are no plateaus: each
+pixel belongs to the basin of the peak at which its steepest ascent ends. A basin whose peak rises less than *h* above
+its highest saddle becomes part of the basin behind that saddle. This depends neither on the blocks nor on the size of
+the fields, unlike the watershed of scikit-image, which breaks ties by the order in which pixels are reached. Without
+ties, the two differ in single pixels at saddles.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.windows import Window as RasterWindow
+from scipy.ndimage import find_objects
 
+from .raster import BLOCK as TILE
+from .raster import CACHE, FIELD_BANDS
 from .tiling import Window
 
 #: Stored value of 1, as in the bytes of a map.
 STEPS = 250
 #: Side of the blocks in which a map is segmented, in pixels.
 BLOCK = 1024
+#: Sum of the weights of the filter that smooths the surface.
+_WEIGHT = 16
 #: Bits of the position of a pixel in its key.
 _BITS = 40
 #: Key of pixels outside of the mask.
@@ -31,6 +41,45 @@ _OUTSIDE = np.int64(-(2**62))
 
 Keys = NDArray[np.int64]
 Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FieldOptions:
+    """Settings of the segmentation and the outlines of fields.
+
+    Args:
+        threshold: Minimum probability of interior and boundary of a field together, exclusive.
+        h: Minimum height of the peak of a field above the saddle to a higher peak; see :func:`.segment_fields`.
+        smallest: Minimum area of a field in hectares; smaller ones are removed.
+        largest: Maximum area of a field in hectares; larger ones are removed, because most of them are errors, and
+            memory grows with the extent of the largest one.
+        hole: Maximum area of holes in a field that are closed, in hectares.
+        simplify: Tolerance of simplification in pixels: the square root of the area of the triangles that are
+            removed at most. 0 keeps the sides of the pixels.
+        code_list: URL of the list of crop codes, for the column ``crop:code_list`` of fiboa.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    threshold: float = 0.5
+    h: float = 0.2
+    smallest: float = 0.1
+    largest: float = 1000.0
+    hole: float = 0.1
+    simplify: float = 1.5
+    code_list: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1 or not 0 < self.h <= 2:
+            raise ValueError(
+                f'threshold is {self.threshold} and h {self.h}, expected 0 <= threshold < 1 and 0 < h <= 2'
+            )
+        for name in ('smallest', 'hole', 'simplify'):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f'{name} is {getattr(self, name)}, expected at least 0')
+        if not self.largest > self.smallest:
+            raise ValueError(f'largest is {self.largest} hectares, expected more than smallest, {self.smallest}')
 
 
 def segment_fields(
@@ -76,7 +125,7 @@ def segment_fields(
     )
     inside = finite if observed is None else finite & observed
     inside = inside & (interior + boundary > threshold * STEPS)
-    levels = distances - boundary
+    levels = _smooth(np.where(inside, distances - boundary, -STEPS))
     nodes = np.zeros(distance.shape, np.int32)
 
     def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -85,23 +134,103 @@ def segment_fields(
     def write(window: Window, labels: Ids) -> None:
         nodes[_slices(window)] = labels
 
-    table = label_basins(read, write, distance.shape, h * STEPS, smallest, block)
+    table = label_basins(read, write, distance.shape, h * STEPS * _WEIGHT, (smallest, math.inf), block)
     return table.ids[nodes]
+
+
+def segment_map(
+    path: Path, output: Path, scratch: Path, options: FieldOptions | None = None, block: int = BLOCK
+) -> 'FieldTable':
+    """Segment the fields of a map, and write the id of the field of each pixel to a GeoTIFF of int32, 0 for none.
+
+    Fields are those of :func:`.segment_fields` on the bands of the map.
+
+    Args:
+        path: Map with bands of field boundaries, as :class:`.GeoTIFFWriter` writes it for fields.
+        output: GeoTIFF to write; it is not written atomically.
+        scratch: Temporary file of about the same size, which is removed.
+        options: Settings; only ``threshold``, ``h``, ``smallest`` and ``largest`` are used.
+        block: Side of the blocks in pixels. The result does not depend on it.
+
+    Raises:
+        ValueError: If the map has no such bands, or its CRS is not projected.
+    """
+    options = options or FieldOptions()
+    layout = {'driver': 'GTiff', 'dtype': 'int32', 'count': 1, 'tiled': True, 'blockxsize': TILE, 'blockysize': TILE}
+    layout |= {'compress': 'lzw', 'bigtiff': 'IF_SAFER'}
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path) as file:
+        hectare = hectares(file)
+        if missing := [name for name in FIELD_BANDS if name not in file.descriptions]:
+            raise ValueError(
+                f'{path} has bands {file.descriptions}, expected also {missing}: predict with fields, with a model '
+                'that was trained with instances'
+            )
+        bands = [file.descriptions.index(name) + 1 for name in FIELD_BANDS]
+        steps = round(1 / file.scales[bands[0] - 1])
+        place = {'height': file.height, 'width': file.width, 'crs': file.crs, 'transform': file.transform}
+
+        def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            around, core = _with_margin(window, file.shape)
+            interior, boundary, distance = file.read(bands, window=raster_window(around)).astype(np.int32)
+            inside = (interior != file.nodata) & (interior + boundary > options.threshold * steps)
+            return _smooth(np.where(inside, distance - boundary, -steps))[core], inside[core]
+
+        least = math.ceil(options.smallest / hectare - 1e-9)
+        sizes = least, max(least, options.largest / hectare)
+        with rasterio.open(scratch, 'w', **layout, **place) as sink:
+
+            def write(window: Window, labels: Ids) -> None:
+                sink.write(labels, 1, window=raster_window(window))
+
+            table = label_basins(read, write, file.shape, options.h * steps * _WEIGHT, sizes, block)
+        with rasterio.open(scratch) as labels, rasterio.open(output, 'w', **layout, **place, nodata=0) as sink:
+            for window in windows_of(file.height, file.width, block):
+                ids = table.ids[labels.read(1, window=raster_window(window))]
+                sink.write(ids, 1, window=raster_window(window))
+                table.extend_boxes(window, ids)
+    scratch.unlink()
+    return table
+
+
+def hectares(file: Any) -> float:
+    """Return the area of a pixel of an open raster in hectares.
+
+    Raises:
+        ValueError: If its CRS is not projected.
+    """
+    if not file.crs or not file.crs.is_projected:
+        raise ValueError(f'CRS of {file.name} is {file.crs}, expected a projected one for areas in hectares')
+    return float(abs(file.transform.a * file.transform.e) * file.crs.linear_units_factor[1] ** 2 / 1e4)
 
 
 @dataclass(frozen=True)
 class FieldTable:
-    """Fields of a map.
+    """Fields of a map, from id 1, in the order of their first pixels.
 
     Attributes:
         ids: Id of the field of each label that was written, 0 for none; label 0 is no field.
-        sizes: Number of pixels of each field, from id 1.
-        removed: Number of fields that were smaller than the minimum size.
+        sizes: Number of pixels of each field.
+        firsts: Position of the first pixel of each field in row-major order.
+        boxes: First row, first column, last row and last column (both exclusive) of each field, once
+            :meth:`extend_boxes` was called for all of its pixels.
+        removed: Number of fields that were too small, and that were too large.
     """
 
     ids: Ids
     sizes: NDArray[np.int64]
-    removed: int
+    firsts: NDArray[np.int64]
+    boxes: Ids
+    removed: tuple[int, int]
+
+    def extend_boxes(self, window: Window, ids: Ids) -> None:
+        """Extend the bounding boxes by the pixels of a window."""
+        found, numbers = np.unique(ids, return_inverse=True)
+        corner = np.array([window.row, window.column])
+        for field, slices in zip(found.tolist(), find_objects(numbers.reshape(ids.shape) + 1), strict=True):
+            if field:
+                box = self.boxes[field - 1]
+                box[:2] = np.minimum(box[:2], [part.start for part in slices] + corner)
+                box[2:] = np.maximum(box[2:], [part.stop for part in slices] + corner)
 
 
 def label_basins(
@@ -109,7 +238,7 @@ def label_basins(
     write: Callable[[Window, Ids], None],
     shape: tuple[int, ...],
     h: float,
-    smallest: int = 1,
+    sizes: tuple[float, float] = (1, math.inf),
     block: int = BLOCK,
 ) -> FieldTable:
     """Label the basins of a surface block by block, and return which of them form a field.
@@ -122,20 +251,20 @@ def label_basins(
         write: Function that stores the labels of a window.
         shape: Rows and columns of the surface.
         h: Minimum height of the peak of a field above the saddle to a higher peak.
-        smallest: Minimum size of a field in pixels.
+        sizes: Minimum and maximum size of a field in pixels.
         block: Side of the blocks in pixels.
 
     Raises:
-        ValueError: If *h*, *smallest* or *block* is out of range.
+        ValueError: If *h*, *sizes* or *block* is out of range.
     """
     if not h > 0:
         raise ValueError(f'h is {h} steps, expected more than 0')
-    if smallest < 0 or block < 1:
-        raise ValueError(f'smallest is {smallest} and block is {block} pixels, expected at least 0 and 1')
+    if not 0 <= sizes[0] <= sizes[1] or block < 1:
+        raise ValueError(f'sizes are {sizes} and block is {block} pixels, expected at least 0 and 1')
     basins = _Basins(shape[0], shape[1], h)
-    for window in _windows(shape[0], shape[1], block):
+    for window in windows_of(shape[0], shape[1], block):
         write(window, basins.add(window, _padded(read, window, shape)))
-    return basins.finish(smallest)
+    return basins.finish(*sizes)
 
 
 class _Edges(NamedTuple):
@@ -246,7 +375,7 @@ class _Basins:
         self._across[rows_of[leaves][~down] - 1] = out[~down]
         return result.astype(np.int32)
 
-    def finish(self, smallest: int) -> FieldTable:
+    def finish(self, least: float, most: float) -> FieldTable:
         """Merge the basins of all blocks, and number the fields."""
         total = len(self.peaks)
         target = np.arange(total)
@@ -263,11 +392,13 @@ class _Basins:
         np.minimum.at(firsts, target, self.firsts)
         is_field = sizes > 0
         is_field[0] = False
-        chosen = np.flatnonzero(is_field & (sizes >= smallest))
+        chosen = np.flatnonzero(is_field & (sizes >= least) & (sizes <= most))
         chosen = chosen[np.argsort(firsts[chosen])]
         ids = np.zeros(total, np.int32)
         ids[chosen] = np.arange(1, len(chosen) + 1)
-        return FieldTable(ids[target], sizes[chosen], int(is_field.sum()) - len(chosen))
+        boxes = np.tile(np.array([self.height, self.width, 0, 0], np.int32), (len(chosen), 1))
+        removed = int((is_field & (sizes < least)).sum()), int((is_field & (sizes > most)).sum())
+        return FieldTable(ids[target], sizes[chosen], firsts[chosen], boxes, removed)
 
 
 def merge_basins(edges: _Edges, peaks: Keys, is_open: NDArray[np.bool_], h: float) -> tuple[NDArray[np.int64], _Edges]:
@@ -356,18 +487,34 @@ def _padded(
     read: Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]], window: Window, shape: tuple[int, ...]
 ) -> Keys:
     """Return the keys of a window and of one pixel around it: height, then position, so that no two are equal."""
-    top, left = max(0, window.row - 1), max(0, window.column - 1)
-    bottom = min(shape[0], window.row + window.height + 1)
-    right = min(shape[1], window.column + window.width + 1)
-    levels, inside = read(Window(top, left, bottom - top, right - left))
-    positions = np.arange(top, bottom)[:, None] * shape[1] + np.arange(left, right)
+    around, core = _with_margin(window, shape)
+    top, left, height, width = around
+    levels, inside = read(around)
+    positions = np.arange(top, top + height)[:, None] * shape[1] + np.arange(left, left + width)
     keys = np.full((window.height + 2, window.width + 2), _OUTSIDE)
-    place = _slices(Window(top - window.row + 1, left - window.column + 1, bottom - top, right - left))
+    place = _slices(Window(1 - core[0].start, 1 - core[1].start, height, width))
     keys[place] = np.where(inside, (levels.astype(np.int64) << _BITS) + (2**_BITS - 1 - positions), _OUTSIDE)
     return keys
 
 
-def _windows(height: int, width: int, block: int) -> Iterator[Window]:
+def _smooth(levels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Return the sums of 3 x 3 pixels with binomial weights, which add up to 16; pixels at the border are repeated."""
+    padded = np.pad(levels, 1, mode='edge')
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    return rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]
+
+
+def _with_margin(window: Window, shape: tuple[int, ...]) -> tuple[Window, tuple[slice, slice]]:
+    """Return a window with one more pixel on each side, as far as there are any, and the place of the window in it."""
+    top, left = max(0, window.row - 1), max(0, window.column - 1)
+    bottom = min(shape[0], window.row + window.height + 1)
+    right = min(shape[1], window.column + window.width + 1)
+    core = Window(window.row - top, window.column - left, window.height, window.width)
+    return Window(top, left, bottom - top, right - left), _slices(core)
+
+
+def windows_of(height: int, width: int, block: int) -> Iterator[Window]:
+    """Yield the blocks of a raster in row-major order."""
     for row in range(0, height, block):
         for column in range(0, width, block):
             yield Window(row, column, min(block, height - row), min(block, width - column))
@@ -375,3 +522,8 @@ def _windows(height: int, width: int, block: int) -> Iterator[Window]:
 
 def _slices(window: Window) -> tuple[slice, slice]:
     return slice(window.row, window.row + window.height), slice(window.column, window.column + window.width)
+
+
+def raster_window(window: Window) -> RasterWindow:
+    """Return a window as rasterio takes it."""
+    return RasterWindow(window.column, window.row, window.width, window.height)

@@ -68,11 +68,13 @@ def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], s
 Precision = Literal['uint8', 'uint16', 'none']
 #: Stored value of probability 1: steps of 0.004 or 1/60000.
 _ONE = {'uint8': 250, 'uint16': 60000}
+#: Names of the bands of field boundaries, the last ones of a map.
+FIELD_BANDS = ('field interior', 'field boundary', 'field distance')
 
 
 @dataclass(frozen=True)
 class MapBands:
-    """Bands of a map: class, modalities, and the probability of each class.
+    """Bands of a map: class, modalities, the probability of each class and, on request, the boundaries of fields.
 
     All bands of a GeoTIFF have one data type. It is ``uint8``, or ``uint16`` for ``precision='uint16'``, more
     than 254 classes or more than 7 modalities. Its maximum is nodata.
@@ -81,6 +83,8 @@ class MapBands:
         labels: Names of the K classes, in the order of their indices. Control characters are escaped.
         modalities: Names of the modalities; bit i of the second band belongs to modality i.
         precision: Data type of the probabilities; ``'none'`` omits them.
+        fields: Whether there are bands of field boundaries: probabilities of interior and boundary, and the
+            distance to the edge, 0 to 1.
 
     Raises:
         ValueError: If there are more than 15 modalities or 65534 classes, or *precision* is unknown.
@@ -89,6 +93,7 @@ class MapBands:
     labels: Sequence[str]
     modalities: Sequence[str]
     precision: Precision = 'uint8'
+    fields: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'labels', tuple(map(printable, self.labels)))
@@ -118,20 +123,31 @@ class MapBands:
     def names(self) -> list[str]:
         """Names of the bands."""
         shown = () if self.precision == 'none' else self.labels
-        return ['class', 'modalities', *(f'probability {label}' for label in shown)]
+        fields = FIELD_BANDS if self.fields else ()
+        return ['class', 'modalities', *(f'probability {label}' for label in shown), *fields]
 
-    def encode(self, probabilities: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
-        """Return the bands ``(bands, H, W)`` of probabilities ``(K, H, W)`` and :func:`.seen_bits` ``(H, W)``.
+    @property
+    def count(self) -> int:
+        """Number of predicted values of a pixel: probabilities and, if any, the values of the bands of fields."""
+        return len(self.labels) + len(FIELD_BANDS) * self.fields
+
+    def encode(self, values: NDArray[np.float32], seen: NDArray[np.uint16]) -> NDArray[np.unsignedinteger]:
+        """Return the bands ``(bands, H, W)`` of predicted values ``(count, H, W)`` and :func:`.seen_bits` ``(H, W)``.
 
         They are nodata where no modality observed anything or all probabilities are 0.
         """
         bands = np.empty((len(self.names), *seen.shape), self.dtype)
+        probabilities = values[: len(self.labels)]
         bands[0], bands[1] = probabilities.argmax(0), seen
-        if self.precision != 'none':
-            for band, probability in zip(bands[2:], probabilities, strict=True):
-                band[:] = np.rint(probability / self.scale)
+        for band, value in zip(bands[2:], values[len(self.labels) * (self.precision == 'none') :], strict=True):
+            band[:] = np.rint(value / self.scale)
         bands[:, (seen == 0) | ~(probabilities.max(0) > 0)] = self.nodata
         return bands
+
+
+def probability_bands(file: Any) -> list[int]:
+    """Return the numbers of the bands of an open map with the probabilities of the classes, from 3."""
+    return [number for number in range(3, file.count + 1) if file.descriptions[number - 1] not in FIELD_BANDS]
 
 
 #: Side of a block in pixels, and size of GDAL's block cache in MB.
