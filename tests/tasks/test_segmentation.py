@@ -270,3 +270,50 @@ class TestExperts:
         assert loaded.state_dict().keys() == state.keys()
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
         main(command(root, tmp_path, 'test', '--ckpt_path', str(old)))
+
+
+class TestFlips:
+    """Test-time augmentation."""
+
+    @pytest.mark.parametrize('instances', [False, True])
+    def test_probabilities_are_means_over_flips(self, instances: bool) -> None:
+        torch.manual_seed(0)
+        task = OmniSatSegmentation(**TOLD, tta=True, instances=instances).eval()
+        batch = make_batch()
+        batch['image_s2'] = batch['image_s2'][..., :12]
+        batch['image_s1a'] = batch['image_s1a'][..., :12]
+        batch['image_spot'] = batch['image_spot'][..., :24]  # a tile that is not square
+        views = [(), (-1,), (-2,), (-1, -2)]
+        with torch.no_grad():
+            logits, more = task.infer(batch)
+            task.tta = False
+            found = []
+            for axes in views:
+                turned = {key: x.flip(axes) if 'image' in key else x for key, x in batch.items()}
+                found.append((task.infer(turned), axes))
+        expected = sum(x.softmax(1).flip(axes) for (x, _), axes in found) / 4
+        torch.testing.assert_close(logits.softmax(1), expected)
+        assert (expected - found[0][0][0].softmax(1)).abs().max() > 1e-4
+        assert (more is None) != instances
+        if more is not None:
+            distance = sum(fields.distance.flip(axes) for (_, fields), axes in found) / 4
+            torch.testing.assert_close(more.distance, distance)
+            extent = sum(fields.extent.softmax(1).flip(axes) for (_, fields), axes in found) / 4
+            torch.testing.assert_close(more.extent.softmax(1), extent)
+
+    def test_test_and_prediction(self, tmp_path: Path) -> None:
+        """A model that knows left from right gives equal probabilities to a tile and its mirror image."""
+        torch.manual_seed(0)
+        task = OmniSatSegmentation(**TOLD, tta=True)
+        samples = [make_sample(i) for i in range(3)]
+        mirrored = [{key: x.flip(-1) if 'image' in key else x for key, x in sample.items()} for sample in samples]
+        trainer = make_trainer(tmp_path)
+        (scores,) = trainer.test(task, make_loader(samples), verbose=False)
+        assert len([key for key in scores if '/' in key]) == 7
+        ours, theirs = (trainer.predict(task, make_loader(some)) for some in (samples, mirrored))
+        assert ours is not None
+        assert theirs is not None
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one['probabilities'], other['probabilities'].flip(-1))
+            assert one['seen'].shape == (len(one['probabilities']), 16, 16)
+        assert 'tta' not in task.hparams

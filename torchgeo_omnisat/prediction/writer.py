@@ -469,6 +469,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             'batch_size': getattr(self._datamodule, 'batch_size', None),
             'area': None if area is None else area.wkt,
             'files': files,
+            'tta': getattr(self._module, 'tta', False),
         }
         plain: dict[str, Any] = json.loads(json.dumps(key, default=str))
         return plain

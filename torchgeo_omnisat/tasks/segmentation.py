@@ -28,12 +28,15 @@ from ..models.omnisat import OmniSatOutput
 from ..models.segmentation import FieldMaps
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
+from ..utils.coordinates import COORDINATES
 from ..utils.finite import refuse_output
 from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields
 from .supervised import SupervisedTask, classification_metrics
 
 #: Maximum number of classes.
 MOST_CLASSES = 4096
+#: Axes that are flipped in each view of test-time augmentation; the last pair is a rotation by 180 degrees.
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
 class OmniSatSegmentation(SupervisedTask):
@@ -70,6 +73,8 @@ class OmniSatSegmentation(SupervisedTask):
         instance_weight: Weight of the loss of this head, see :class:`.FieldLoss`.
         background: Class outside of fields, which the scores of fields exclude; None if there is none.
         lr: Learning rate after the warm-up.
+        tta: Whether validation, test and prediction average the class probabilities over each tile, its two flips and
+            its rotation by 180 degrees (test-time augmentation), at four times the cost. Not saved in checkpoints.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
 
     Raises:
@@ -82,6 +87,9 @@ class OmniSatSegmentation(SupervisedTask):
     target: ClassVar[str] = 'mask'
     subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
     score_title = 'mean IoU'
+    #: The argument ``tta``.
+    tta: bool = False
+    ignore = (*SupervisedTask.ignore, 'tta')
 
     def __init__(
         self,
@@ -103,8 +111,10 @@ class OmniSatSegmentation(SupervisedTask):
         instance_weight: float = 1.0,
         background: int | None = None,
         lr: float = 2e-3,
+        tta: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.tta = tta
         super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, lr=lr, **kwargs)
 
     @property
@@ -177,16 +187,44 @@ class OmniSatSegmentation(SupervisedTask):
 
     def infer(self, batch: Sample) -> tuple[Tensor, FieldMaps | None]:
         """Return the logits of a normalised batch, and the maps of the boundaries of fields, with *instances*."""
-        return self.infer_from(self.model.backbone(batch)) if self.with_instances else (self(batch), None)
+        if self.with_instances or self._flips:
+            return self.infer_from(self.model.backbone(self.views(batch)))
+        return self(batch), None
 
     def infer_from(
         self, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, FieldMaps | None]:
-        """Return the same from the output of the backbone, and of the experts if it was already computed."""
-        if not self.with_instances:
-            return self.model.decode(out, opinions), None
-        output: tuple[Tensor, FieldMaps] = self.model.decode_fields(out, opinions)
-        return output
+        """Return the same from the output of the backbone, and of the experts if it was already computed.
+
+        With *tta* it is the output for :meth:`views`, and the logits are logarithms of the mean probabilities.
+        """
+        more: FieldMaps | None = None
+        if self.with_instances:
+            logits, more = self.model.decode_fields(out, opinions)
+        else:
+            logits = self.model.decode(out, opinions)
+        if not self._flips:
+            return logits, more
+        if more is not None:
+            more = FieldMaps(mean_of_views(more.extent), flipped_back(more.distance).mean(0))
+        return mean_of_views(logits), more
+
+    @property
+    def _flips(self) -> bool:
+        return self.tta and not self.training
+
+    def views(self, batch: Sample) -> Sample:
+        """Return the samples of a batch and then, with *tta*, those of each of :data:`FLIPS`."""
+        if not self._flips:
+            return batch
+        found = {}
+        for modality in self.modalities.values():
+            for key in set(modality.keys) & set(batch):
+                flips = FLIPS if key == modality.image_key else [()] * len(FLIPS)
+                found[key] = torch.cat([batch[key].flip(axes) if axes else batch[key] for axes in flips])
+        if COORDINATES in batch:
+            found[COORDINATES] = torch.cat([batch[COORDINATES]] * len(FLIPS))
+        return found
 
     def loss(self, logits: Tensor, more: FieldMaps | None, batch: Sample) -> Tensor:
         """Return the loss of classes and, with *instances*, of the boundaries of fields."""
@@ -375,6 +413,17 @@ class OmniSatSegmentation(SupervisedTask):
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name on the command line."""
+
+
+def flipped_back(output: Tensor) -> Tensor:
+    """Return an output for :meth:`.OmniSatSegmentation.views`, ``(4 B, ..., H, W)``, as ``(4, B, ..., H, W)``."""
+    views = output.unflatten(0, (len(FLIPS), -1)).unbind(0)
+    return torch.stack([view.flip(axes) if axes else view for axes, view in zip(FLIPS, views, strict=True)])
+
+
+def mean_of_views(logits: Tensor) -> Tensor:
+    """Return the logarithm of the mean probabilities ``(B, K, H, W)`` of the logits of all views of B samples."""
+    return flipped_back(logits.float().log_softmax(1)).logsumexp(0) - math.log(len(FLIPS))
 
 
 def divergence(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

@@ -230,6 +230,10 @@ class SupervisedTask(OmniSatTask):
         """Return the same from the output of the backbone."""
         return self.model.decode(out), None
 
+    def views(self, batch: Sample) -> Sample:
+        """Return the batch that is encoded for :meth:`infer_from` in a test."""
+        return batch
+
     def loss(self, logits: Tensor, more: Any, batch: Sample) -> Tensor:
         """Return the loss of the output of :meth:`infer`."""
         loss: Tensor = self.criterion(logits, self.target_of(batch))
@@ -257,13 +261,13 @@ class SupervisedTask(OmniSatTask):
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and the metrics of every subset; each modality is encoded once."""
-        out = self.model.backbone(self.renormalise(batch))
+        out = self.model.backbone(self.views(self.renormalise(batch)))
         logits, more = self.infer_from(out)
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, more, batch, 'test')
         order = list(self.modalities)
         for subset in () if FILLER in batch else self.subset_scores.subsets:
-            available = out.available[:, [order.index(name) for name in subset]]
+            available = out.available[: len(logits), [order.index(name) for name in subset]]
             output: tuple[Tensor, Any] | None = None
             if subset == self.subset_scores.subsets[0]:
                 output = logits, more
