@@ -302,6 +302,37 @@ def test_an_area_outside(root: Path, tmp_path: Path) -> None:
         make(root, predict_area=str(tmp_path / 'points.gpkg')).setup('predict')
 
 
+def test_tiles_have_the_polygons_as_instances(root: Path, tmp_path: Path) -> None:
+    """Two touching fields of one crop; the ground around them is the background."""
+    shapes = [shapely.box(X + 160 * i, Y - 320, X + 160 * i + 160, Y) for i in range(2)]
+    gpd.GeoDataFrame({'crop': ['b', 'b']}, geometry=shapes, crs=UTM).to_file(tmp_path / 'fields.gpkg')
+    settings: dict[str, Any] = {'column': 'crop', 'outside': 'a', 'path': str(tmp_path / 'fields.gpkg')}
+    split = {name: [X + 80, Y - 160, X + 240, Y] for name in ('train',)}
+    data = make(root, rasters={'s2': RASTERS['s2']}, mask=settings, labels=['a', 'b'], tile_size=160, split=split)
+    assert data.background == 0
+    assert 'instances' not in data.make_dataset('train', every=True)[0]
+    data = make(
+        root,
+        rasters={'s2': RASTERS['s2']},
+        mask={name: value for name, value in settings.items() if name != 'outside'},
+        labels=['a', 'b'],
+        tile_size=160,
+        split=split,
+        instances=True,
+    )
+    assert data.background is None
+    tile = data.make_dataset('train', every=True)[0]
+    assert tile['instances'].shape == tile['mask'].shape == (16, 16)
+    assert tile['mask'].unique().tolist() == [1]
+    left, right = tile['instances'][:, :8].unique(), tile['instances'][:, 8:].unique()
+    assert (len(left), len(right)) == (1, 1)
+    assert left > 0
+    assert right > 0
+    assert left != right
+    with pytest.raises(ValueError, match=r'mask is a .*expected a vector file'):
+        make(root, instances=True).make_dataset('train', every=True)[0]
+
+
 def test_other_datasets_and_polygons_by_their_settings(root: Path, tmp_path: Path) -> None:
     fields = gpd.GeoDataFrame({'crop': [1, 2]}, geometry=[shapely.box(X, Y - 320, X + 320, Y)] * 2, crs=UTM)
     fields.to_file(tmp_path / 'fields.gpkg')
