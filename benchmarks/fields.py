@@ -5,7 +5,7 @@
 
 For each seed, a model with ``instances`` is trained on synthetic landscapes with all sensors, and tested for every
 subset of them. Both scores come from the same model. Each finished seed is appended to the table, and a repeated
-command continues after it.
+command continues after it. Models whose checkpoint exists are only tested.
 
     python benchmarks/fields.py --seeds 0 1 2
 """
@@ -63,10 +63,12 @@ def run(folder: Path, seed: int, args: argparse.Namespace) -> list[dict[str, str
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(task, data)
-    trainer.save_checkpoint(Path(trainer.default_root_dir) / 'last.ckpt')
-    trainer.test(task, data, verbose=False)
-    with (task.folder / 'subsets.csv').open(newline='') as file:
+    last = Path(trainer.default_root_dir) / 'last.ckpt'
+    if not last.exists():
+        trainer.fit(task, data)
+        trainer.save_checkpoint(last)
+    trainer.test(OmniSatSegmentation.load_from_checkpoint(last), data, verbose=False)
+    with (last.parent / 'subsets.csv').open(newline='') as file:
         return list(csv.DictReader(file))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchgeo_omnisat.evaluation import FieldScores, PanopticQuality, connected_components
+from torchgeo_omnisat.evaluation.fields import merge_small
 
 VOID = 4
 
@@ -93,6 +94,16 @@ def test_connected_components_join_touching_fields_of_one_class() -> None:
     assert ids[0, 0, 2] == ids[0, 1, 1]
     assert ids[0, 0, 0] != ids[0, 1, 3]
     assert len(connected_components(classes)[0].unique()) == 5
+
+
+def test_small_components_are_merged_into_their_largest_neighbour() -> None:
+    classes = torch.ones(1, 6, 6, dtype=torch.int64)
+    classes[:, :, 4:] = 2
+    classes[:, 1, 1], classes[:, 2, 4] = 3, 5
+    merged = merge_small(classes, 2)
+    assert merged.dtype == torch.int64
+    assert merged[0, 1, 1] == merged[0, 2, 4] == 1
+    assert torch.equal(merge_small(classes, 1), classes)
 
 
 def test_panoptic_quality_without_background() -> None:

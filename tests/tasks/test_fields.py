@@ -97,7 +97,7 @@ def test_perfect_maps_give_the_true_fields() -> None:
         assert (found.ids == number).ne(ids == true).sum() <= 4  # a tie at a saddle may go to either field
     assert found.classes[0][ids[0] > 0].eq(1).all()
     assert found.classes[1][found.ids[1] == 2].eq(2).all()
-    scores = SubsetFieldScores(['s2'], 'all', 4, 0, 3)
+    scores = SubsetFieldScores(['s2'], 'all', 4, 0, 3, 10.0)
     mask = torch.where(ids > 0, 1, 0)
     there = torch.ones(2, 1, dtype=torch.bool)
     scores.update(('s2',), found, mask, ids, mask, there, there[:, 0])

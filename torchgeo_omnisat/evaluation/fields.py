@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+from rasterio.features import sieve
 from scipy.ndimage import label
 from torch import Tensor
 from torchmetrics import Metric
@@ -131,7 +133,22 @@ def connected_components(classes: Int[Tensor, 'b h w'], background: int | None =
     return torch.from_numpy(np.stack(found)).to(classes.device)
 
 
-def _components(classes: np.ndarray, background: int | None) -> np.ndarray:
+def merge_small(classes: Int[Tensor, 'b h w'], smallest: int) -> Int[Tensor, 'b h w']:
+    """Return the classes with small connected components merged into their largest neighbour.
+
+    This is GDAL's sieve filter, 4-connected, as in :func:`.write_parcels`.
+
+    Args:
+        classes: Class of each pixel.
+        smallest: Minimum number of pixels of a component.
+    """
+    if smallest < 2:
+        return classes
+    found = [sieve(sample.cpu().numpy().astype(np.int32), smallest, connectivity=4) for sample in classes]
+    return torch.from_numpy(np.stack(found)).to(classes)
+
+
+def _components(classes: NDArray[np.int64], background: int | None) -> NDArray[np.int64]:
     ids = np.zeros(classes.shape, np.int64)
     for code in np.unique(classes):
         if code != background:

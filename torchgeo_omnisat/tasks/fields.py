@@ -3,6 +3,7 @@
 
 """Fields of a batch from the output of a segmentation model, and their scores."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..evaluation.fields import FieldScores, connected_components
+from ..evaluation.fields import FieldScores, connected_components, merge_small
 from ..evaluation.panoptic import PanopticQuality
 from ..evaluation.subsets import SubsetRow, SubsetScores
 from ..modality import Which
@@ -30,6 +31,8 @@ FIELD_METRICS = {
     'under_segmentation': 'UnderSegmentation',
     'boundary_f1': 'BoundaryF1',
 }
+#: Minimum area of a parcel of the baseline in hectares, the default of ``GeoTIFFWriter``.
+SMALLEST_PARCEL = 0.1
 #: Prefix of the columns of the baseline, connected pixels of one class.
 BASELINE = 'components_'
 #: Names of all scores that are logged, by column.
@@ -87,13 +90,21 @@ class SubsetFieldScores(torch.nn.Module):
         num_classes: Number of classes K.
         background: Class outside of fields; None if there is none.
         ignore_index: Label that is not scored, which may be a class; None if there is none.
+        label_gsd: GSD of the labels in metres, for the minimum area of connected pixels, :data:`SMALLEST_PARCEL`.
     """
 
     def __init__(
-        self, names: Iterable[str], which: Which, num_classes: int, background: int | None, ignore_index: int | None
+        self,
+        names: Iterable[str],
+        which: Which,
+        num_classes: int,
+        background: int | None,
+        ignore_index: int | None,
+        label_gsd: float,
     ) -> None:
         super().__init__()
         names = list(names)
+        self.smallest = math.ceil(SMALLEST_PARCEL * 1e4 / label_gsd**2 - 1e-9)
         self.void, self.background, self.ignore_index = num_classes, background, ignore_index
         metrics = {
             'panoptic': PanopticQuality(num_classes + 1, background, self.void),
@@ -127,7 +138,10 @@ class SubsetFieldScores(torch.nn.Module):
             mask = mask.masked_fill(mask == self.ignore_index, self.void)
         target = instances, mask
         self.fields.update(subset, found, target, available, labelled)
-        parts = None if classes is None else (connected_components(classes, self.background), classes)
+        parts = None
+        if classes is not None:
+            classes = merge_small(classes, self.smallest)
+            parts = connected_components(classes, self.background), classes
         self.components.update(subset, parts, target, available, labelled)
 
     def rows(self) -> list[dict[str, float]]:

@@ -239,7 +239,7 @@ class OmniSatSegmentation(SupervisedTask):
         """Set up the metrics of every subset of the modalities, with *instances* also those of fields."""
         super().on_test_start()
         if self.with_instances:
-            names = ('num_classes', 'background', 'ignore_index')
+            names = ('num_classes', 'background', 'ignore_index', 'label_gsd')
             settings = {name: self.hparams[name] for name in names}
             self.field_scores = SubsetFieldScores(self.scored_names, self.subsets, **settings).to(self.device)
 
