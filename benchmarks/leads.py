@@ -29,6 +29,11 @@ LEADS: dict[str, dict[str, Any]] = {
     'experts, two queries': {**EXPERTS, 'backbone_args': json.dumps({'queries': 2})},
     'learning rate 0.004': {'lr': 4e-3},
     'experts, learning rate 0.004': {**EXPERTS, 'lr': 4e-3},
+    'experts, learning rate 0.004, dates dropped at rates of 0 to 0.75': {
+        **EXPERTS,
+        'lr': 4e-3,
+        'data_options': json.dumps({'temporal_dropout': [0, 0.75]}),
+    },
     'experts, learning rate 0.004, no dropout': {
         **EXPERTS,
         'lr': 4e-3,

@@ -67,6 +67,8 @@ class Run:
         pretraining_args: Other options of the pre-training's model, as JSON; its defaults if empty.
         options: Other options of the task, as JSON. Without any, a model has no experts, as when the tables were
             measured.
+        data_options: Other options of the datamodule, as JSON. Without any, each date is dropped with a probability of
+            0.2, as when the tables were measured.
     """
 
     data: str
@@ -87,11 +89,13 @@ class Run:
     distill: float = 0.0
     pretraining_args: str = ''
     options: str = ''
+    data_options: str = ''
 
     @property
     def key(self) -> str:
         """What the run is called: the same for the same configuration, today and tomorrow."""
-        known = {name: value for name, value in asdict(self).items() if name != 'options' or value}
+        added = ('options', 'data_options')  # after the first tables
+        known = {name: value for name, value in asdict(self).items() if name not in added or value}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -262,7 +266,8 @@ def _data(run: Run, root: str, workers: int) -> dict[str, Any]:
         options['data.num_tiles'] = run.tiles
     if run.max_dates is not None:
         options['data.max_dates'] = run.max_dates
-    return options
+    other = {'temporal_dropout': 0.2} | json.loads(run.data_options or '{}')
+    return options | {f'data.{name}': value for name, value in other.items()}
 
 
 def _backbone(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torchgeo.datasets import unbind_samples
 
 from torchgeo_omnisat.datamodules import MultimodalDataModule, SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatSegmentation
-from torchgeo_omnisat.transforms import MultimodalAugmentation, Normalize
+from torchgeo_omnisat.transforms import MultimodalAugmentation, Normalize, RandomTemporalDropout
 
 from .test_pastis import Probe, trainer
 
@@ -44,6 +44,12 @@ def steps(datamodule: MultimodalDataModule) -> list[str]:
 def test_defaults_in_their_order(root: Path) -> None:
     expected = ['RandomDihedral', 'RandomTemporalDropout', 'RandomSpeckle', 'Normalize', 'RandomJitter']
     assert steps(make(root)) == expected
+
+
+def test_dates_are_dropped_at_drawn_rates(root: Path) -> None:
+    datamodule = make(root, temporal_dropout=(0.1, 0.6))
+    (step,) = (step for step in datamodule.train_aug.steps if isinstance(step, RandomTemporalDropout))
+    assert set(step.p.values()) == {(0.1, 0.6)}
 
 
 @pytest.mark.parametrize('name', list(STEPS))

@@ -31,6 +31,17 @@ class TestRandomTemporalDropout:
         lost = ~RandomTemporalDropout([S2], p)(series(4000, 5))['valid_s2']
         assert_rate(lost.float().mean().item(), p - p**5 / 5, 20000)
 
+    def test_range_is_drawn_for_each_series(self) -> None:
+        """Of 1000 dates, about as many series keep each fraction between 25 % and all."""
+        torch.manual_seed(0)
+        kept = RandomTemporalDropout([S2], (0.0, 0.75))(series(2000, 1000))['valid_s2'].float().mean(-1)
+        counts = torch.histc(kept, 5, 0.25, 1.0)
+        assert counts.sum() > 1950
+        for count in counts.tolist():
+            assert_rate(count / 2000, 0.2, 2000)
+        fixed = RandomTemporalDropout(SENSORS, {'s2': [0.5, 0.5], 's1a': 0.5})
+        assert fixed.p == {'s2': (0.5, 0.5), 's1a': (0.5, 0.5), 'spot': (0.0, 0.0)}
+
     def test_one_date_always_stays(self) -> None:
         batch = series(200, 5)
         batch['valid_s2'][:, 1] = False
@@ -48,7 +59,15 @@ class TestRandomTemporalDropout:
             assert (after[key] is batch[key]) == (key not in ('valid_s1a', 'valid_s2'))
         assert after['valid_s2'].all()
 
-    @pytest.mark.parametrize(('p', 'message'), [(1.5, "p of 's2' is 1.5"), ({'z': 0.1}, r"p has \['z'\]")])
+    @pytest.mark.parametrize(
+        ('p', 'message'),
+        [
+            (1.5, "p of 's2' is 1.5"),
+            ({'z': 0.1}, r"p has \['z'\]"),
+            ((0.6, 0.2), r'is \(0.6, 0.2\)'),
+            ((0.1,), r'is \(0.1,\)'),
+        ],
+    )
     def test_bad_arguments_are_refused(self, p: float | dict[str, float], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             RandomTemporalDropout([S2], p)

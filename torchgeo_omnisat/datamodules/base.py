@@ -111,7 +111,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         num_workers: int = 0,
         exclude: str | None = None,
         dihedral: bool = True,
-        temporal_dropout: float = 0.2,
+        temporal_dropout: float | tuple[float, float] = (0.0, 0.75),
         speckle: float = 10.0,
         jitter: float = 0.05,
         batches: Literal['anywhere', 'region'] = 'anywhere',
@@ -127,7 +127,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             exclude: Report of ``python -m torchgeo_omnisat check``, whose samples with problems are
                 excluded from all splits. Their number is logged.
             dihedral: Whether to rotate and flip training tiles.
-            temporal_dropout: Probability of dropping each date of a training time series; 0 for none.
+            temporal_dropout: Probability of dropping each date of a training time series, or its minimum and maximum,
+                between which it is drawn for each series; 0 for none.
             speckle: Number of looks of the speckle added in training to radar images of a known unit; 0 for none.
             jitter: Maximum change of gain and offset in training, in standard deviations; 0 for none.
             batches: ``'anywhere'`` for random training batches, ``'region'`` for batches of neighbours on

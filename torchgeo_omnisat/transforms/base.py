@@ -5,7 +5,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,29 @@ def probabilities(value: float | Mapping[str, float], names: Collection[str]) ->
     if unknown := [name for name in configured if name not in names]:
         raise ValueError(f'p has {unknown}, expected some of {list(names)}')
     return {name: probability(configured.get(name, 0.0), f'p of {name!r}') for name in names}
+
+
+#: Probability, or minimum and maximum of a probability that is drawn.
+Chance = float | tuple[float, float]
+
+
+def probability_ranges(value: Chance | Mapping[str, Chance], names: Collection[str]) -> dict[str, tuple[float, float]]:
+    """Return minimum and maximum of the probability of each name, 0 for names missing in *value*.
+
+    Raises:
+        ValueError: If a name is unknown, or numbers are not in [0, 1] or unordered.
+    """
+    configured = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    if unknown := [name for name in configured if name not in names]:
+        raise ValueError(f'p has {unknown}, expected some of {list(names)}')
+    found = {}
+    for name in names:
+        chance = configured.get(name, 0.0)
+        both = tuple(chance) if isinstance(chance, Sequence) else (chance, chance)
+        if len(both) != 2 or not 0 <= both[0] <= both[1] <= 1:
+            raise ValueError(f'p of {name!r} is {chance}, expected a probability between 0 and 1, or two in order')
+        found[name] = float(both[0]), float(both[1])
+    return found
 
 
 def interval(value: tuple[float, float], name: str, least: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_least
-from .base import Modalities, Params, Transform, keep_some, probabilities, probability
+from .base import Chance, Modalities, Params, Transform, keep_some, probability, probability_ranges
 
 
 class TemporalTransform(Transform):
@@ -25,17 +25,20 @@ class TemporalTransform(Transform):
 class RandomTemporalDropout(TemporalTransform):
     """Drop random dates of each time series, but never all; only ``valid`` changes.
 
+    With a range of probabilities, some series stay long and others become short, so that a model learns from both.
+
     Args:
         modalities: Modalities of the batch.
-        p: Probability of dropping a valid date, or probabilities by modality, 0 for missing names.
+        p: Probability of dropping a valid date, or its minimum and maximum, between which it is drawn for each time
+            series. Either may depend on the modality: a dictionary, 0 for missing names.
         same_on_batch: Whether all samples share one draw.
     """
 
     def __init__(
-        self, modalities: Modalities, p: float | Mapping[str, float] = 0.2, same_on_batch: bool = False
+        self, modalities: Modalities, p: Chance | Mapping[str, Chance] = 0.2, same_on_batch: bool = False
     ) -> None:
         super().__init__(modalities, same_on_batch)
-        self.p = probabilities(p, self.modalities)
+        self.p = probability_ranges(p, self.modalities)
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:
         """Draw flags ``<name>`` (B, T) of the dates that are kept."""
@@ -43,7 +46,9 @@ class RandomTemporalDropout(TemporalTransform):
         for modality in self.present(batch):
             valid = batch[modality.valid_key]
             random, priority = self.random(batch, 2, valid.shape[1]).unbind(1)
-            drawn[modality.name] = keep_some(valid, self.p[modality.name], random, priority)
+            low, high = self.p[modality.name]
+            chance = low + (high - low) * self.random(batch, 1) if high > low else low
+            drawn[modality.name] = keep_some(valid, chance, random, priority)
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
