@@ -111,7 +111,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         num_workers: int = 0,
         exclude: str | None = None,
         dihedral: bool = True,
-        temporal_dropout: float | tuple[float, float] = (0.0, 0.75),
+        temporal_dropout: float | tuple[float, float] = 0.2,
         speckle: float = 10.0,
         jitter: float = 0.05,
         batches: Literal['anywhere', 'region'] = 'anywhere',

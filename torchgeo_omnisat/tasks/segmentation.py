@@ -110,7 +110,7 @@ class OmniSatSegmentation(SupervisedTask):
         instances: bool = False,
         instance_weight: float = 1.0,
         background: int | None = None,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         tta: bool = False,
         **kwargs: Any,
     ) -> None:
