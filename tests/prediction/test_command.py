@@ -67,4 +67,5 @@ def test_one_command_makes_a_map(root: Path, tmp_path: Path) -> None:
     assert (bands[1] == np.repeat([3, 1], [12, 12])).all()
     with rasterio.open(tmp_path / 'prediction.tif') as file:
         assert np.array_equal(file.read(), bands)
-    assert sorted(path.name for path in output.parent.iterdir()) == ['fields.gpkg', 'fields.png', 'fields.tif']
+    names = ['fields.gpkg', 'fields.png', 'fields.qml', 'fields.tif', 'fields_classes.qml', 'fields_classes.tif']
+    assert sorted(path.name for path in output.parent.iterdir()) == names

@@ -225,7 +225,7 @@ def test_two_processes_make_the_same_map(tmp_path: Path, rows: int) -> None:
     """Of 20 rows there is one strip, so that the second process has nothing to do."""
     area = AREA | {'height': rows}
     one = predict(tmp_path / 'one', PlaneDataModule(**area))
-    writer = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False)
+    writer = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False, styles=False)
     trainer = make_trainer(tmp_path, writer, devices=2, strategy='ddp_fork')
     torch.set_num_threads(1)
     trainer.predict(make_task(), datamodule=PlaneDataModule(**area), return_predictions=False)

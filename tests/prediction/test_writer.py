@@ -38,7 +38,7 @@ def make_trainer(folder: Path, *callbacks: Any, **kwargs: Any) -> Trainer:
 def predict(folder: Path, datamodule: PlaneDataModule, task: OmniSatSegmentation | None = None, **kwargs: Any) -> Path:
     """Predict an area with a model from a seed, and give the map."""
     output = folder / 'map.tif'
-    writer = GeoTIFFWriter(str(output), **{'overview': False} | kwargs)
+    writer = GeoTIFFWriter(str(output), **{'overview': False, 'styles': False} | kwargs)
     make_trainer(folder, writer).predict(task or make_task(), datamodule=datamodule)
     return output
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyproj import CRS as ProjCRS
 from rasterio import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
@@ -260,6 +260,7 @@ def _color_tables(file: BinaryIO) -> Iterable[tuple[str, int, int]]:
 def _set_tags(file: Any, bands: MapBands, tags: Mapping[str, str]) -> None:
     file.update_tags(**tags)
     file.descriptions = bands.names
+    file.colorinterp = [ColorInterp.palette] + [ColorInterp.undefined] * (len(bands.names) - 1)
     file.update_tags(1, **{f'CLASS_{index}': label for index, label in enumerate(bands.labels)})
     file.update_tags(2, **{f'BIT_{index}': name for index, name in enumerate(bands.modalities)})
     file.scales = [1.0, 1.0, *(bands.scale for _ in bands.names[2:])]

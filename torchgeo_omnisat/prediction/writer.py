@@ -11,6 +11,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from glob import escape
 from pathlib import Path
@@ -29,9 +30,11 @@ from tqdm import tqdm
 
 from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
+from .fields import FieldOptions, segment_map
 from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
+from .styles import write_class_map, write_field_style, write_raster_style
 from .tiling import Stitcher, Strip, Tiling, Window, share
-from .vector import write_parcels
+from .vector import check_fields_output, write_fields, write_parcels
 
 #: Number of digits of the digest in the name of a work folder.
 _DIGITS = 16
@@ -152,6 +155,17 @@ class WorkFolder:
             if self.path.exists():
                 raise
 
+    def save_date(self, strip: Strip, date: int) -> None:
+        """Store the last acquisition date of a strip, if any, before the strip itself."""
+        if date:
+            with suppress(FileNotFoundError), atomic_file(self.path / _date_name(strip), parents=False) as path:
+                path.write_text(str(date))
+
+    def load_date(self, strip: Strip) -> int:
+        """Load the last acquisition date of a strip in days since 1970-01-01; 0 if it is not known."""
+        path = self.path / _date_name(strip)
+        return int(path.read_text()) if path.exists() else 0
+
     def load(self, strip: Strip) -> NDArray[Any]:
         """Load a finished strip."""
         path = self.path / _name(strip)
@@ -202,6 +216,10 @@ def _name(strip: Strip) -> str:
     return f'{strip.band:04d}-{strip.row:06d}.npz'
 
 
+def _date_name(strip: Strip) -> str:
+    return f'{strip.band:04d}-{strip.row:06d}.date'
+
+
 def _compress(path: Path, bands: NDArray[Any]) -> None:
     """Write an .npz file with fast compression, which takes a fifth of the time of ``numpy.savez_compressed``."""
     packed = zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1)
@@ -239,7 +257,13 @@ class GeoTIFFWriter(BasePredictionWriter):
         parcels: Whether to write parcels to a GeoPackage of the same name, see :func:`.write_parcels`. Requires
             an area.
         smallest_parcel: Minimum area of a parcel in hectares; smaller ones are merged into their largest neighbour.
+        fields: Whether to delineate fields and write them to ``<name>_fields.gpkg``, see :func:`.write_fields`, or the
+            name of a GeoPackage (``.gpkg``) or GeoParquet (``.parquet``). The map has three more bands for them.
+            Requires an area and a model that was trained with ``instances``.
+        field_options: Settings of the fields.
         overview: Whether to write a picture of the same name. Single tiles have none.
+        styles: Whether to write QGIS styles (``.qml``) beside map and fields, and ``<name>_classes.tif``: the classes
+            alone with a colour table, as any viewer shows it, with its style. Single tiles have none.
         colors: Colour of every class; defaults to ``colors`` of the datamodule, if it has any.
     """
 
@@ -255,12 +279,18 @@ class GeoTIFFWriter(BasePredictionWriter):
         smallest_parcel: float = 0.1,
         overview: bool = True,
         colors: Sequence[str] | None = None,
+        fields: bool | str = False,
+        field_options: FieldOptions | None = None,
+        styles: bool = True,
     ) -> None:
         super().__init__('batch')
         if smallest_parcel < 0:
             raise ValueError(f'smallest_parcel is {smallest_parcel}, expected an area in hectares, at least 0')
         self.output, self.probabilities, self.overview, self.colors = output, probabilities, overview, colors
         self.parcels, self.smallest_parcel = parcels, smallest_parcel
+        self.fields, self.field_options, self.styles = fields, field_options or FieldOptions(), styles
+        if isinstance(fields, str):
+            check_fields_output(Path(fields))
         self._trainer: Trainer | None = None
         self._work: WorkFolder | None = None
         self._tiles: TileFolder | None = None
@@ -270,8 +300,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Turn off Lightning's collection of predictions, and set :meth:`plan` as the plan of the datamodule.
 
         Raises:
-            ValueError: If the datamodule has neither an area nor georeferenced tiles, parcels of single tiles are
-                requested, or *output* of a map is not a GeoTIFF.
+            ValueError: If the datamodule has neither an area nor georeferenced tiles, parcels or fields of single
+                tiles are requested, or *output* of a map is not a GeoTIFF.
         """
         if stage != 'predict':
             return
@@ -288,6 +318,10 @@ class GeoTIFFWriter(BasePredictionWriter):
             )
         if single and self.parcels:
             raise ValueError(f'parcels is True for {type(datamodule).__name__}, with single tiles: expected an area')
+        if single and self.fields:
+            raise ValueError(
+                f'fields is {self.fields!r} for {type(datamodule).__name__}, with single tiles: expected an area'
+            )
         self._trainer, self._module, self._datamodule = trainer, pl_module, datamodule
         trainer.predict_loop.return_predictions = False
         # Lightning warns that it finds no batch indices, which are not needed because batches have `window`.
@@ -312,6 +346,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         columns = MEMORY * 2**20 // ((self._channels + 2) * 4 * tiling.size)
         self._tiling = replace(tiling, band=columns)
         output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
+        self._fields_path(output)
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
         self._work.open(trainer.is_global_zero, trainer.global_rank)
         if trainer.is_global_zero and (damaged := self._work.drop_damaged(self._shape)):
@@ -338,6 +373,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             self._tiles = self._open_folder(folder)
             return
         self._stitcher = Stitcher(self._tiling, self._channels)
+        self._latest = 0
         self._expected = self._walk()
         self._strip, self._wanted, self._windows = next(self._expected)
         self._stitcher.begin(self._strip)
@@ -360,6 +396,9 @@ class GeoTIFFWriter(BasePredictionWriter):
     ) -> None:
         """Add the tiles of a batch, and store every strip that is final."""
         probabilities = prediction[self.key].float().cpu().numpy()
+        if self.fields:
+            extent, distance = (prediction[key].float().cpu().numpy() for key in ('extent', 'distance'))
+            probabilities = np.concatenate([probabilities, extent[:, 1:], distance[:, None]], axis=1)
         seen = prediction['seen'].cpu().numpy().astype(np.uint16)
         if not np.isfinite(probabilities).all():
             index = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
@@ -375,15 +414,19 @@ class GeoTIFFWriter(BasePredictionWriter):
             return
         assert self._work is not None
         assert self._bar is not None
+        latest = self._latest_dates(batch)
         for index, numbers in enumerate(prediction['window'].tolist()):
+            self._latest = max(self._latest, latest[index])
             window = Window(*numbers)
             self._check(window, probabilities[index])
             self._stitcher.add(window, probabilities[index], seen[index])
             if not self._windows:
                 if self._wanted:
                     mean, bits = self._stitcher.finish()
+                    self._work.save_date(self._strip, self._latest)
                     self._work.save(self._strip, self._bands.encode(mean, self._clip(bits)))
                 following = next(self._expected, None)
+                self._latest = 0
                 if following is not None:
                     self._strip, self._wanted, self._windows = following
                     self._stitcher.begin(self._strip)
@@ -417,7 +460,8 @@ class GeoTIFFWriter(BasePredictionWriter):
     @property
     def _channels(self) -> int:
         """Number of channels of a prediction, which are blended."""
-        return len(self._bands.labels)
+        count: int = self._bands.count
+        return count
 
     def _open_folder(self, path: Path) -> TileFolder:
         """Return the folder of the files of single tiles."""
@@ -427,8 +471,37 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Set the bands and colours; the weights are loaded."""
         task: Any = self._module
         labels = task.hparams['labels'] or [str(index) for index in range(task.hparams['num_classes'])]
-        self._bands = MapBands(labels, list(task.modalities), self.probabilities)
+        if self.fields and not task.hparams.get('instances'):
+            raise ValueError(
+                f'fields is {self.fields!r}, but instances of the model is {task.hparams.get("instances")}: expected '
+                'a model that was trained with --model.instances true'
+            )
+        self._bands = MapBands(labels, list(task.modalities), self.probabilities, bool(self.fields))
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
+
+    def _latest_dates(self, batch: Any) -> list[int]:
+        """Return the last date of a valid image of each tile, in days since 1970-01-01; 0 if none is known."""
+        latest = np.zeros(len(batch['window']), np.int64)
+        task: Any = self._module
+        for modality in task.modalities.values():
+            if self.fields and modality.dates_key in batch and modality.valid_key in batch:
+                dates = (batch[modality.dates_key] * batch[modality.valid_key]).cpu().numpy()
+                latest = np.maximum(latest, dates.max(axis=1, initial=0))
+        return [int(date) for date in latest]
+
+    def _fields_path(self, output: Path) -> Path:
+        """Return the file of fields beside a map.
+
+        Raises:
+            ValueError: If it has the name of the map, but for its extension.
+        """
+        path = Path(self.fields) if isinstance(self.fields, str) else output.with_name(f'{output.stem}_fields.gpkg')
+        if path.with_suffix('').absolute() == output.with_suffix('').absolute():
+            raise ValueError(
+                f'fields is {self.fields!r}, which has the name of the map {output}, expected another name: their '
+                'styles would be one file'
+            )
+        return path
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
         for strip, wanted in self._tiling.passes(self._strips):
@@ -510,7 +583,11 @@ class GeoTIFFWriter(BasePredictionWriter):
         with naming_errors(output, work.path):
             results = self._make(work, parts)
         for temporary, final in results:
-            publish(temporary, final)
+            if final.parent == output.parent:
+                publish(temporary, final)
+            else:  # perhaps another file system
+                with atomic_file(final) as path:
+                    shutil.copyfile(temporary, path)
         work.close(finished=True)
         rank_zero_info('Written: ' + ', '.join(str(final) for _, final in results))
 
@@ -525,10 +602,47 @@ class GeoTIFFWriter(BasePredictionWriter):
             package = work.temporary('parcels.gpkg')
             write_parcels(made, package, self._bands.labels, self.smallest_parcel)
             results.append((package, output.with_suffix('.gpkg')))
+        results += self._make_fields(work, made) if self.fields else []
+        if self.styles:
+            classes, beside = work.temporary('classes.tif'), output.with_name(f'{output.stem}_classes.tif')
+            write_class_map(made, classes, work.temporary('scratch.tif'), self._bands.labels, self._colors)
+            results.append((classes, beside))
+            for name, of in (('map.qml', output), ('classes.qml', beside)):
+                write_raster_style(style := work.temporary(name), self._bands.labels, self._colors)
+                results.append((style, of.with_suffix('.qml')))
         if self.overview:
             picture = work.temporary('overview.png')
             draw_overview(made, self._bands.labels, self._colors, output.stem).savefig(picture, dpi=150)
             results.append((picture, output.with_suffix('.png')))
+        return results
+
+    def _make_fields(self, work: WorkFolder, made: Path) -> list[tuple[Path, Path]]:
+        """Write the fields of the map to the work folder, and return the temporary and final paths."""
+        output, options = self._fields_path(work.output), self.field_options
+        temporary, ids = work.temporary(f'fields{output.suffix}'), work.temporary('ids.tif')
+        table = segment_map(made, ids, work.temporary('scratch.tif'), options)
+        task: Any = self._module
+        count = write_fields(
+            made,
+            ids,
+            table,
+            temporary,
+            self._bands.labels,
+            self._bands.modalities,
+            options,
+            background=task.hparams.get('background'),
+            date=max(map(work.load_date, self._tiling.strips())) or None,
+            area=getattr(self._datamodule, 'area', None),
+        )
+        small, large = table.removed
+        rank_zero_info(
+            f'{count} fields; removed {small} below {options.smallest:g} ha, {large} above {options.largest:g} ha'
+        )
+        results = [(temporary, output)]
+        if self.styles:
+            style = work.temporary('fields.qml')
+            write_field_style(style, self._bands.labels, self._colors)
+            results.append((style, output.with_suffix('.qml')))
         return results
 
     def _tags(self, work: WorkFolder) -> dict[str, str]:

@@ -1,0 +1,153 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""``GeoTIFFWriter`` with fields: the same fields, resumed or shared, with styles that show their colours."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from rasterio.enums import ColorInterp
+
+from torchgeo_omnisat.prediction import GeoTIFFWriter, segment_fields
+from torchgeo_omnisat.prediction.fields import FieldOptions
+from torchgeo_omnisat.tasks import OmniSatSegmentation
+
+from .areas import LABELS, PlaneDataModule, is_cog
+from .test_resume import count_tiles, killed
+from .test_writer import make_task, make_trainer, predict, read
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
+AREA: dict[str, Any] = {'height': 100, 'width': 90, 'modalities': ('s2', 's1a'), 'covers': {'s1a': (0, 40)}}
+OPTIONS = FieldOptions(threshold=0.3, h=0.01, smallest=0.05, simplify=1.0)
+COLORS = ('#0a141e', '#ffff00', '#ff0000')
+
+
+def field_task() -> OmniSatSegmentation:
+    return make_task(instances=True)
+
+
+def predict_fields(folder: Path, datamodule: PlaneDataModule | None = None, **kwargs: Any) -> Path:
+    options = {'fields': True, 'field_options': OPTIONS, 'styles': True, 'colors': COLORS} | kwargs
+    return predict(folder, datamodule or PlaneDataModule(**AREA), field_task(), **options)
+
+
+def same(one: Path, two: Path) -> bool:
+    ours, theirs = gpd.read_file(one), gpd.read_file(two)
+    return bool(ours.equals(theirs)) and len(ours) > 3
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Map of a run without interruption."""
+    return predict_fields(tmp_path_factory.mktemp('whole'))
+
+
+def test_files_beside_the_map(whole: Path) -> None:
+    names = ['map.qml', 'map.tif', 'map_classes.qml', 'map_classes.tif', 'map_fields.gpkg', 'map_fields.qml']
+    assert sorted(path.name for path in whole.parent.iterdir()) == names
+
+
+def test_the_map_has_bands_of_boundaries(whole: Path) -> None:
+    with rasterio.open(whole) as file:
+        assert file.descriptions[-3:] == ('field interior', 'field boundary', 'field distance')
+        assert file.scales[-3:] == pytest.approx((0.004, 0.004, 0.004))
+        interior, boundary, distance = file.read([6, 7, 8]) / 250
+    extent = np.stack([1 - interior - boundary, interior, boundary])
+    ids = segment_fields(extent, distance, threshold=0.3, h=0.01, smallest=5)
+    fields = gpd.read_file(whole.with_name('map_fields.gpkg'))
+    assert len(fields) == ids.max()
+    assert is_cog(whole)
+
+
+def test_fields_are_a_coverage_with_date_and_sensors(whole: Path) -> None:
+    fields = gpd.read_file(whole.with_name('map_fields.gpkg'))
+    assert shapely.coverage_is_valid(fields.geometry.to_numpy())
+    assert set(fields['determination_datetime'].dt.strftime('%Y-%m-%d')) == {'2019-05-14'}  # day 18030
+    assert set(fields['crop:name']) <= set(LABELS)
+    assert set(fields['sensors']) <= {'s2', 's1a+s2', 's2+s1a'}
+    assert len(set(fields['sensors'])) == 2
+
+
+def test_resumed_after_a_kill(tmp_path: Path, whole: Path) -> None:
+    datamodule = PlaneDataModule(**AREA)
+    count_tiles(datamodule, 9)
+    killed(lambda: predict_fields(tmp_path, datamodule))
+    assert same(predict_fields(tmp_path).with_name('map_fields.gpkg'), whole.with_name('map_fields.gpkg'))
+
+
+@pytest.mark.enable_socket
+def test_two_processes(tmp_path: Path, whole: Path) -> None:
+    writer = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False, fields=True, field_options=OPTIONS, colors=COLORS)
+    trainer = make_trainer(tmp_path, writer, devices=2, strategy='ddp_fork')
+    torch.set_num_threads(1)
+    trainer.predict(field_task(), datamodule=PlaneDataModule(**AREA), return_predictions=False)
+    assert same(tmp_path / 'map_fields.gpkg', whole.with_name('map_fields.gpkg'))
+
+
+def test_to_parquet_elsewhere_and_clipped(tmp_path: Path) -> None:
+    datamodule = PlaneDataModule(**AREA)
+    xmin, _, _, ymax = datamodule.grid.bounds
+    datamodule.area = shapely.Point(xmin + 450, ymax - 500).buffer(333)  # type: ignore[attr-defined]
+    output = tmp_path / 'other' / 'fields.parquet'
+    predict_fields(tmp_path, datamodule, fields=str(output), styles=False)
+    fields = gpd.read_parquet(output)
+    assert len(fields)
+    assert datamodule.area.buffer(1e-6).covers(fields.union_all())  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['map.tif', 'other']
+
+
+class TestStyles:
+    def test_gdal_reports_a_palette(self, whole: Path) -> None:
+        with rasterio.open(whole.with_name('map_classes.tif')) as file:
+            assert (file.count, file.colorinterp) == (1, (ColorInterp.palette,))
+            assert [file.colormap(1)[index][:3] for index in range(3)] == [(10, 20, 30), (255, 255, 0), (255, 0, 0)]
+            assert [file.tags(1)[f'CLASS_{index}'] for index in range(3)] == LABELS
+            assert np.array_equal(file.read(1), read(whole)[0])
+            assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+        with rasterio.open(whole) as file:
+            assert file.colorinterp[0] == ColorInterp.palette
+
+    def test_style_of_the_map(self, whole: Path) -> None:
+        renderer = ElementTree.parse(whole.with_suffix('.qml')).find('pipe/rasterrenderer')
+        assert renderer is not None
+        assert (renderer.get('type'), renderer.get('band')) == ('paletted', '1')
+        entries = [(item.get('value'), item.get('label'), item.get('color')) for item in renderer.iter('paletteEntry')]
+        assert entries == [('0', 'water', COLORS[0]), ('1', 'field', COLORS[1]), ('2', 'town', COLORS[2])]
+
+    def test_style_of_the_fields(self, whole: Path) -> None:
+        renderer = ElementTree.parse(whole.with_name('map_fields.qml')).find('renderer-v2')
+        assert renderer is not None
+        assert (renderer.get('type'), renderer.get('attr')) == ('categorizedSymbol', 'crop:name')
+        categories = {item.get('value'): item.get('symbol') for item in renderer.iter('category')}
+        symbols = {item.get('name'): item.find("layer/prop[@k='color']") for item in renderer.iter('symbol')}
+        assert list(categories) == LABELS
+        assert symbols[categories['field']].get('v') == '255,255,0,200'  # type: ignore[index, union-attr]
+
+    def test_names_are_escaped(self, tmp_path: Path) -> None:
+        from torchgeo_omnisat.prediction.raster import class_colors
+        from torchgeo_omnisat.prediction.styles import write_raster_style
+
+        write_raster_style(tmp_path / 'map.qml', ['a & <b> "c"', 'é'], class_colors(2))
+        entries = ElementTree.parse(tmp_path / 'map.qml').iter('paletteEntry')
+        assert [entry.get('label') for entry in entries] == ['a & <b> "c"', 'é']
+
+
+class TestErrors:
+    def test_a_model_without_instances(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match='instances true'):
+            predict(tmp_path, PlaneDataModule(32, 32), fields=True)
+
+    def test_the_name_of_the_map(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r'map\.gpkg'):
+            predict_fields(tmp_path, PlaneDataModule(32, 32), fields=str(tmp_path / 'map.gpkg'))
+
+    def test_an_unknown_extension(self) -> None:
+        with pytest.raises(ValueError, match=r'fields\.shp'):
+            GeoTIFFWriter(fields='fields.shp')
