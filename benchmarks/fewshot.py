@@ -1,0 +1,257 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Crops from few labels, on frozen embeddings and on raw time series, with the same classifiers.
+
+``belgium``: 5, 20 or 50 pixels of each class, drawn from the western half of ``belgium-crops``, are
+the labels; all pixels of the eastern half are scored. Its labels are WorldCereal 2021, a product of a
+model of Presto's family. Maize occurs in the eastern half only, so its IoU is 0 for everyone. Ours is
+pre-trained here, without labels, on both halves.
+
+``points``: the 500 points of ``worldcereal-points``, cross-validated in five folds of blocks of 0.1
+degrees, with all 12 months of Sentinel-2 and Sentinel-1. Classes with fewer than 15 points are one class.
+
+Classifiers are those of ``python -m torchgeo_omnisat classify``, and a random forest. Missing values of
+raw time series are replaced by the median. No setting was chosen by the pixels that are scored. Scores
+are appended to ``fewshot-<data>.csv``; rows that exist are not computed again.
+
+    python benchmarks/fewshot.py belgium
+    python benchmarks/fewshot.py points
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import crops
+import numpy as np
+import torch
+import yaml
+from belgium import CONFIG, linked
+from lightning.pytorch import Trainer, seed_everything
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import StratifiedGroupKFold
+
+from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.datasets import PixelTable
+from torchgeo_omnisat.models import PrestoEncoder
+from torchgeo_omnisat.prediction.classify import Validation, fit_classifier
+from torchgeo_omnisat.tasks import OmniSatPretraining
+from torchgeo_omnisat.utils.atomic import atomic_file
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
+SHOTS = (5, 20, 50)
+CLASSIFIERS = ('logistic', 'knn', 'random forest')
+FIELDS = ('features', 'classifier', 'labels', 'seed', 'accuracy', 'macro_f1', 'mean_iou')
+#: Columns and classes of ``worldcereal-points``.
+SERIES = {
+    's2': {
+        'bands': ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'),
+        'columns': 'OPTICAL-{band}-ts{step}-*',
+        'kind': 'optical',
+        'unit': 'dn',
+    },
+    's1': {'bands': ('VV', 'VH'), 'columns': 'SAR-{band}-ts{step}-*', 'amplitude': -83, 'kind': 'radar', 'unit': 'db'},
+}
+POINTS = {
+    'label': 'sampling_label', 'start': 'start_date', 'pixel': 'sample_id', 'nodata': 65535, 'other': 'other',
+    'classes': {name: name for name in ('sorghum', 'maize', 'other_oilseeds', 'trees_mixed', 'dry_pulses_legumes')},
+}  # fmt: skip
+#: Size and length of our pre-training, its tiles, and the area and the year of ``belgium-crops``.
+DIM, STEPS = 64, 120
+TILES = {'tile_size': 160, 'patch_size': 20, 'batch_size': 16}
+AREA, YEAR = (664760, 5611900, 665240, 5612400), ('2020-08-01', '2021-07-31')
+
+
+def pretrained(root: Path, seed: int, steps: int) -> Features:
+    """Return our embeddings ``(2, P, D)`` of both halves of ``belgium-crops``, pre-trained on them without labels."""
+    seed_everything(seed, verbose=False)
+    arguments = yaml.safe_load(CONFIG.read_text())['data']['init_args']
+    del arguments['mask'], arguments['labels'], arguments['colors'], arguments['ignore_index']
+    for settings in arguments['rasters'].values():
+        settings['date_range'] = YEAR
+    arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': 16 * max(1, steps), **TILES}
+    datamodule = MultimodalGeoDataModule(**arguments)
+    sizes = {'encoders': dict.fromkeys(('s2', 's1'), 'ltae'), 'widths': [64, 64], 'embed_dim': 128, 'depth': 1}
+    task = OmniSatPretraining('omnisat_tiny', embedding_dim=DIM, backbone_args=sizes)
+    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_steps=max(1, steps), accelerator='cpu', enable_model_summary=False, default_root_dir=folder,
+            limit_val_batches=0, limit_train_batches=1.0 if steps else 0, **quiet,
+        )  # fmt: skip
+        trainer.fit(task, datamodule)
+    xmin, ymin, xmax, ymax = AREA
+    batch = datamodule.collate_fn([datamodule.unlabelled[slice(xmin, xmax), slice(ymin, ymax)]])
+    with torch.inference_mode():
+        out = task.eval().model.backbone(datamodule.aug(batch))
+        (image,) = task.model.dense(out)
+    return np.stack([half.flatten(1).T.numpy() for half in (image[:, :50, :24], image[:, :50, 24:48])])
+
+
+def belgium_features(
+    root: Path, weights: Path, steps: int, scratch: Path
+) -> tuple[dict[str, Callable[[int], Features]], Labels]:
+    """Return the features ``(2, P, F)`` of the western and the eastern pixels by name, and their classes."""
+    halves = crops.read_halves(root)
+    labels = np.stack([half.labels.flatten().numpy() for half in halves])
+    first = [crops.first_months(half, 12) for half in halves]
+    raw = np.stack([torch.cat([x.flatten(0, 1) for x in half.images.values()]).flatten(1).T for half in first])
+    found: dict[str, Callable[[int], Features]] = {'raw series': lambda _: raw}
+    for name, names in {'presto s2': ('s2',), 'presto s2+s1': ('s2s1',)}.items():
+        embedded = [crops.embed(half, weights, crops.MODALITIES['belgium'], names) for half in halves]
+        fixed = np.stack([half.images[names[0]][0].flatten(1).T.numpy() for half in embedded])
+        found[name] = lambda _, fixed=fixed: fixed  # type: ignore[misc]
+    for name, length in {'ours': steps, 'ours, random weights': 0}.items():
+        found[name] = partial(pretrained, linked(root, scratch), steps=length)
+    return found, labels
+
+
+def point_features(path: Path, weights: Path) -> tuple[dict[str, Features], PixelTable]:
+    """Return the features ``(N, F)`` of the points by name."""
+    table = PixelTable(path, SERIES, **POINTS)
+    parts = [table[index] for index in range(len(table))]
+    stacked = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+    found = {'raw series': table.features()}
+    places = stacked['coordinates']
+    for names in (('s2',), ('s2', 's1')):
+        modalities = [table.modalities[name] for name in names]
+        bands = [band for modality in modalities for band in modality.bands]
+        units = [modality.unit for modality in modalities for _ in modality.bands]
+        encoder = PrestoEncoder(bands, units, weights=weights, cache_size=0).eval()
+        image = torch.cat([stacked[modality.image_key] for modality in modalities], 2)
+        dates = stacked[modalities[0].dates_key]
+        valid = torch.stack([stacked[modality.valid_key] for modality in modalities]).any(0)
+        with torch.no_grad():
+            (out,) = encoder(image, dates, valid, places)
+        found[f'presto {"+".join(names)}'] = out.flatten(1).numpy()
+    return found, table
+
+
+def predict(name: str, train: Features, classes: Labels, test: Features, seed: int) -> Labels:
+    """Return the classes of test vectors by a classifier that is fitted to training vectors."""
+    impute = SimpleImputer(strategy='median', keep_empty_features=True)
+    train, test = impute.fit_transform(train), impute.transform(test)
+    if name == 'random forest':
+        model: Any = RandomForestClassifier(300, random_state=seed).fit(train, classes)
+    else:
+        model = fit_classifier(name, train, classes, seed)  # type: ignore[arg-type]
+    answer: Labels = model.predict(test)
+    return answer
+
+
+def scores(truth: Labels, answer: Labels) -> dict[str, float]:
+    """Return accuracy, and macro F1 and mean IoU over the classes that occur in the truth."""
+    count = 1 + max(int(truth.max()), int(answer.max()))
+    confusion = np.bincount(count * truth + answer, minlength=count**2).reshape(count, count)
+    there = np.unique(truth)
+    rows = Validation(tuple(map(str, range(count))), confusion, 0, 0, 0).rows()
+    means = {
+        name: float(np.mean([rows[index][key] for index in there]))
+        for name, key in (('macro_f1', 'f1'), ('mean_iou', 'iou'))
+    }
+    return {'accuracy': float(np.trace(confusion) / confusion.sum()), **means}
+
+
+def draw(classes: Labels, count: int, seed: int) -> Labels:
+    """Return the indices of *count* random pixels of each class, or of all if there are fewer."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(classes == index))[:count] for index in np.unique(classes)])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of earlier runs."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        texts = list(csv.DictReader(file))
+    kinds = {'seed': int, 'accuracy': float, 'macro_f1': float, 'mean_iou': float}
+    return [{key: kinds.get(key, str)(value) for key, value in row.items()} for row in texts]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({**row, **{key: round(row[key], 4) for key in FIELDS[4:]}} for row in rows)
+
+
+def run_belgium(args: argparse.Namespace, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
+    """Score all methods on ``belgium-crops``."""
+    scratch = Path(tempfile.mkdtemp())
+    features, labels = belgium_features(args.root or args.shared / 'belgium-crops', args.weights, args.steps, scratch)
+    for seed, (name, make) in itertools.product(range(args.seeds), features.items()):
+        west, east = make(seed)
+        for shots, classifier in itertools.product(SHOTS, CLASSIFIERS):
+            key = {'features': name, 'classifier': classifier, 'labels': f'{shots} a class', 'seed': seed}
+            if any(all(row[part] == value for part, value in key.items()) for row in rows):
+                continue
+            chosen = draw(labels[0], shots, seed)
+            answer = predict(classifier, west[chosen], labels[0][chosen], east, seed)
+            save({**key, **scores(labels[1], answer)})
+
+
+def run_points(args: argparse.Namespace, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
+    """Score all methods on ``worldcereal-points``."""
+    path = (args.root or args.shared / 'worldcereal-points') / 'public_extractions.parquet'
+    features, table = point_features(path, args.weights)
+    classes, places = table.targets, table.places
+    assert classes is not None
+    assert places is not None
+    blocks = np.unique(np.floor(places / 0.1), axis=0, return_inverse=True)[1].ravel()
+    print(f'{len(classes)} points of {table.labels} in {blocks.max() + 1} blocks: {np.bincount(classes).tolist()}')
+    for seed, (name, values), classifier in itertools.product(range(args.seeds), features.items(), CLASSIFIERS):
+        key = {'features': name, 'classifier': classifier, 'labels': '5 folds', 'seed': seed}
+        if any(all(row[part] == value for part, value in key.items()) for row in rows):
+            continue
+        answer = np.zeros_like(classes)
+        for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(values, classes, blocks):
+            answer[test] = predict(classifier, values[train], classes[train], values[test], seed)
+        save({**key, **scores(classes, answer)})
+
+
+def main() -> None:
+    """Fit, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = crops.ROOT.parent / 'shared/data'
+    parser.add_argument('data', choices=('belgium', 'points'))
+    parser.add_argument('--root', type=Path, help='folder of the data')
+    parser.add_argument('--weights', type=Path, default=shared / 'weights/presto_default_model.pt')
+    parser.add_argument('--output', type=Path, default=crops.ROOT / 'benchmarks/results', help='folder of the scores')
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=STEPS, help='steps of our pre-training; 0 leaves it out')
+    args = parser.parse_args()
+    args.shared = shared
+    torch.set_num_threads(1)
+    path = args.output / f'fewshot-{args.data}.csv'
+    rows = read_rows(path)
+
+    def save(row: dict[str, Any]) -> None:
+        rows.append(row)
+        write_rows(path, rows)
+
+    (run_belgium if args.data == 'belgium' else run_points)(args, rows, save)
+    print(f'{"features":<16}{"classifier":<16}{"labels":<12}{"accuracy":>16}{"macro F1":>16}{"mean IoU":>16}')
+    keys = dict.fromkeys((row['features'], row['classifier'], row['labels']) for row in rows)
+    for key in sorted(keys, key=lambda key: (key[2].zfill(10), key[0], key[1])):
+        chosen = [row for row in rows if (row['features'], row['classifier'], row['labels']) == key]
+        cells = [
+            f'{statistics.mean(row[kind] for row in chosen):.3f} +- {np.std([row[kind] for row in chosen]):.3f}'
+            for kind in FIELDS[4:]
+        ]
+        print(f'{key[0]:<16}{key[1]:<16}{key[2]:<12}' + ''.join(f'{cell:>16}' for cell in cells))
+
+
+if __name__ == '__main__':
+    main()
