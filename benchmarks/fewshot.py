@@ -6,7 +6,8 @@
 ``belgium``: 5, 20 or 50 pixels of each class, drawn from the western half of ``belgium-crops``, are
 the labels; all pixels of the eastern half are scored. Its labels are WorldCereal 2021, a product of a
 model of Presto's family. Maize occurs in the eastern half only, so its IoU is 0 for everyone. Ours is
-pre-trained here, without labels, on both halves.
+pre-trained here, without labels, on both halves, with the pixel-wise backbone of
+``docs/configs/belgium-crops.yaml``.
 
 ``points``: the 500 points of ``worldcereal-points``, cross-validated in five folds of blocks of 0.1
 degrees, with all 12 months of Sentinel-2 and Sentinel-1. Classes with fewer than 15 points are one class.
@@ -68,21 +69,23 @@ POINTS = {
 }  # fmt: skip
 #: Size and length of our pre-training, its tiles, and the area and the year of ``belgium-crops``.
 DIM, STEPS = 64, 120
-TILES = {'tile_size': 160, 'patch_size': 20, 'batch_size': 16}
+TILES = {'tile_size': 160, 'batch_size': 8}
 AREA, YEAR = (664760, 5611900, 665240, 5612400), ('2020-08-01', '2021-07-31')
 
 
 def pretrained(root: Path, seed: int, steps: int) -> Features:
     """Return our embeddings ``(2, P, D)`` of both halves of ``belgium-crops``, pre-trained on them without labels."""
     seed_everything(seed, verbose=False)
-    arguments = yaml.safe_load(CONFIG.read_text())['data']['init_args']
+    config = yaml.safe_load(CONFIG.read_text())
+    arguments = config['data']['init_args']
     del arguments['mask'], arguments['labels'], arguments['colors'], arguments['ignore_index']
     for settings in arguments['rasters'].values():
         settings['date_range'] = YEAR
-    arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': 16 * max(1, steps), **TILES}
+    arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': TILES['batch_size'] * max(1, steps), **TILES}
     datamodule = MultimodalGeoDataModule(**arguments)
-    sizes = {'encoders': dict.fromkeys(('s2', 's1'), 'ltae'), 'widths': [64, 64], 'embed_dim': 128, 'depth': 1}
-    task = OmniSatPretraining('omnisat_tiny', embedding_dim=DIM, backbone_args=sizes)
+    task = OmniSatPretraining(
+        'omnisat_tiny', embedding_dim=DIM, backbone_args=config['model']['init_args']['backbone_args']
+    )
     quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyproj import CRS
+from rasterio import Affine
 
 from tests.prediction.embedding_files import X, Y, landscape, write_codes, write_raster, write_scaled
-from torchgeo_omnisat.prediction import embedding_maps
+from torchgeo_omnisat.datasets import EmbeddingRasters
+from torchgeo_omnisat.grid import Grid
+from torchgeo_omnisat.prediction import EmbeddingBands, embedding_maps
 from torchgeo_omnisat.prediction.embedding_maps import EmbeddingMap
+from torchgeo_omnisat.prediction.embeddings import write_embeddings
 from torchgeo_omnisat.prediction.tiling import Window
 
 VECTORS, _ = landscape(dims=8)
@@ -109,3 +114,25 @@ def test_codes_of_tessera_need_their_scales(tmp_path: Path) -> None:
     scales.unlink()
     with pytest.raises(ValueError, match=r'grid_0.15_52.05_2024.tiff has int8 codes .* _scales'):
         EmbeddingMap([path])
+
+
+def test_map_that_this_package_writes(tmp_path: Path) -> None:
+    bands = EmbeddingBands(8, ['s2', 's1'], ['s1'])
+    seen = np.full(VECTORS.shape[1:], 3, np.uint16)
+    seen[:, :9], seen[3, 5] = 2, 0
+    values = np.concatenate([np.nan_to_num(VECTORS), np.full((1, 48, 64), 0.5, np.float32)])
+    grid = Grid(CRS.from_epsg(32631), Affine(10, 0, X, 0, -10, Y), 48, 64)
+    parts = [(WHOLE, bands.encode(values, seen))]
+    path, year = tmp_path / 'map.tif', tmp_path / 'map_2021.tif'
+    assert write_embeddings(path, tmp_path / 'scratch.tif', grid, bands, parts, {}) == 48 * 64 - 1
+    embeddings = EmbeddingMap([path])
+    read = embeddings.read(WHOLE)
+    assert (len(embeddings), embeddings.sensors) == (8, ['s2', 's1'])
+    assert np.array_equal(np.isnan(read), np.isnan(VECTORS))
+    assert np.nanmax(np.abs(read - VECTORS)) < 8e-3
+    assert np.array_equal(embeddings.read_sensors(WHOLE, read), seen)
+    path.rename(year)
+    dataset = EmbeddingRasters(year)
+    assert dataset.bands == tuple(f'A{index:02}' for index in range(8))
+    sample = dataset[slice(X, X + 640), slice(Y - 480, Y)]
+    assert np.array_equal(sample['image_embeddings'].numpy(), read, equal_nan=True)
