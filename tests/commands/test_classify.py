@@ -6,6 +6,7 @@
 import csv
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import geopandas as gpd
 import numpy as np
@@ -74,6 +75,8 @@ def test_map_scores_and_table(folder: Path, classifier: str, capsys: pytest.Capt
         rows = list(csv.DictReader(file))
     assert [row['class'] for row in rows] == ['fir', 'oak', 'sea']
     assert (folder / 'classes.png').stat().st_size > 1000
+    entries = ElementTree.parse(folder / 'classes.qml').iter('paletteEntry')
+    assert [entry.get('label') for entry in entries] == ['fir', 'oak', 'sea']
 
 
 def test_polygons_numbers_and_tables(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ..prediction.classify import (
 )
 from ..prediction.embedding_maps import EmbeddingMap
 from ..prediction.raster import MapBands, class_colors, draw_overview, write_map
+from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder
 from ..utils.console import align, say
 from . import parsers
@@ -66,7 +67,7 @@ def report(validation: Validation, classifier: str) -> str:
 
 
 def write(args: Namespace, embeddings: EmbeddingMap, model: object, validation: Validation, count: int) -> list[Path]:
-    """Write map, picture and scores atomically, and return their paths."""
+    """Write map, style, picture and scores atomically, and return their paths."""
     output: Path = args.output
     bands = MapBands(validation.labels, embeddings.sensors, args.probabilities)
     colors = class_colors(len(validation.labels))
@@ -80,12 +81,16 @@ def write(args: Namespace, embeddings: EmbeddingMap, model: object, validation: 
     tags = {'TIFFTAG_SOFTWARE': 'torchgeo_omnisat', 'CLASSIFIER': args.classifier, 'LABELS': args.labels.name}
     tags |= {key.upper(): f'{value:.4f}' for key, value in validation.scores.items()}
     with scratch_folder(output) as folder, naming_errors(output, folder):
-        made, picture, table, summary = (folder / f'made{ending}' for ending in ('.tif', '.png', '.csv', '.json'))
+        made, style, picture, table, summary = (
+            folder / f'made{ending}' for ending in ('.tif', '.qml', '.png', '.csv', '.json')
+        )
         parts = classify_map(model, embeddings, bands)
         write_map(made, folder / 'scratch.tif', embeddings.grid, bands, parts, colors, tags)
         draw_overview(made, bands.labels, colors, output.stem).savefig(picture, dpi=150)
+        write_raster_style(style, bands.labels, colors)
         write_validation(validation, table, summary, settings)
-        finals = [output, *(output.with_suffix(path.suffix) for path in (picture, table, summary))]
-        for temporary, final in zip((made, picture, table, summary), finals, strict=True):
+        others = (style, picture, table, summary)
+        finals = [output, *(output.with_suffix(path.suffix) for path in others)]
+        for temporary, final in zip((made, *others), finals, strict=True):
             publish(temporary, final)
     return finals
