@@ -22,7 +22,7 @@ from .encoders.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae
 from .late_fusion import LATE_FUSION, LateFusion, dual_stream, late_fusion
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny
-from .segmentation import OmniSatSegmenter
+from .segmentation import FieldMaps, OmniSatSegmenter
 
 __all__ = [
     'LATE_FUSION',
@@ -34,6 +34,7 @@ __all__ = [
     'DOFAEncoder',
     'DictionaryEncoder',
     'FeatureMaps',
+    'FieldMaps',
     'ImageEncoder',
     'ImagePatchEncoder',
     'LTAEEncoder',
