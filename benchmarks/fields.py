@@ -51,7 +51,7 @@ def run(folder: Path, seed: int, args: argparse.Namespace) -> list[dict[str, str
         size=args.size,
         max_dates=args.max_dates,
     )
-    task = OmniSatSegmentation(args.backbone, instances=True)
+    task = OmniSatSegmentation(args.backbone, instances=True, lr=args.lr)
     trainer = Trainer(
         accelerator='cpu',
         max_steps=args.steps,
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=32, help='side of a landscape in pixels of 10 m')
     parser.add_argument('--max-dates', type=int, default=8, help='maximum number of dates of a time series')
     parser.add_argument('--backbone', default='omnisat_tiny')
+    parser.add_argument('--lr', type=float, default=2e-3, help='learning rate')
     parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='threads of PyTorch')
     parser.add_argument(
         '--folder', type=Path, default=Path('benchmarks/runs/fields'), help='landscapes and checkpoints'
