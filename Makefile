@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-min lint docs bench build clean
+.PHONY: help env demo test test-slow test-min lint docs bench build clean
 
 PYTHON = .venv/bin/python
 # A version manager may provide a uv command that does not work, so run it once.
@@ -16,16 +16,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export UV_COMPILE_BYTECODE ?= 1
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 env: .venv/.tests .venv/.style  ## create .venv with all development tools
 
 demo: .venv/.package  ## train on synthetic landscapes and write scores and pictures to demo/
 	@MPLBACKEND=Agg $(PYTHON) -m torchgeo_omnisat demo --output demo $(ARGS)
 
-# One process per core with one thread each: most tests are too small to use more threads.
-test: .venv/.tests  ## run the tests
-	@MPLBACKEND=Agg OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+# One process per core with one thread each: most tests are too small to use more threads. Bytecode is always written,
+# because each process would compile the tests and the package again. ARGS may have another -m: ARGS='-m ""' runs all.
+PYTEST = MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest \
+    -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: .venv/.tests  ## run the tests, without those that are marked slow
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: .venv/.tests  ## run the tests that are marked slow
+	@$(PYTEST) -m slow $(ARGS)
 
 test-min: .venv/pyvenv.cfg  ## run the tests with the oldest supported versions, in .venv-min
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-min

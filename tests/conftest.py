@@ -110,9 +110,10 @@ def edit(root: Path, patch: int, **properties: Any) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders and files of slow tests: processes that share files end together if the last are short."""
-    slow = [item.path for item in items if item.get_closest_marker('slow')]
-    folders = Counter(path.parent for path in slow)
-    items.sort(key=lambda item: (-folders[item.path.parent], item.path.parent, item.path not in slow))
+    slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
+    folders = Counter(path.parent for path in slow.elements())
+    keys = {path: (-folders[path.parent], path.parent, path not in slow) for path in {item.path for item in items}}
+    items.sort(key=lambda item: keys[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -131,6 +132,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests that need a GPU; a look for one before the fork would forbid its use in forked processes."""
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
         pytest.skip('needs a GPU')
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """Name the target that runs the tests of a file if this one runs none of them."""
+    other = {'not slow': 'make test-slow', 'slow': 'make test'}.get(config.option.markexpr)
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and other:
+        terminalreporter.line(f'-m {config.option.markexpr!r} selects no test: run {other} instead, or add -m ""')
 
 
 def pytest_unconfigure() -> None:

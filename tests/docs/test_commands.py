@@ -34,6 +34,7 @@ NOT_RUN = {
     'make demo': 'takes minutes; its code runs in tests/commands',
     'make env': 'makes the environment that this runs in',
     'make test': 'is what runs this',
+    'make test-slow': 'is what runs this',
     'make lint': 'is run beside the tests',
     'make bench': 'takes minutes; its ablation runs in tests/benchmarks',
     'make docs': 'is run beside the tests',
