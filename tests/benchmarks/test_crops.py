@@ -23,6 +23,7 @@ def test_join_of_two_series():
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason='needs real data')
+@pytest.mark.slow
 def test_smoke_run(tmp_path, monkeypatch):
     weights = REAL / 'weights/presto_default_model.pt'
     words = ['belgium', '--smoke', '--root', REAL / 'belgium-crops', '--weights', weights, '--output', tmp_path]

@@ -120,7 +120,6 @@ def test_default_data_are_said_to_be_made_up(
     assert (tmp_path / 'data/synthetic' / FILENAME).exists()
 
 
-@pytest.mark.slow
 def test_killed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, whole = (tmp_path / name for name in ('killed', 'whole'))
     assert run(tmp_path, die, killed) == -signal.SIGKILL

@@ -71,6 +71,7 @@ class TestFLAIRHUBMultimodalDataModule:
         config = parser.parse_args([f'--data.root={root}', '--data.domains=[D004-2021]', '--data.decibels=true'])
         assert list(config.data.domains) == ['D004-2021']
 
+    @pytest.mark.slow
     def test_trains_and_shows(self, root: Path) -> None:
         datamodule = FLAIRHUBMultimodalDataModule(str(root), modalities=('aerial', 's2', 's1d'), batch_size=2)
         task = OmniSatSegmentation(backbone='omnisat_tiny')

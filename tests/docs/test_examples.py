@@ -54,20 +54,17 @@ def accept(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('line', LINES)
 def test_command_is_accepted(line, accept):
     accept(shlex.split(line)[1:])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('page', CONFIGS)
 def test_configuration_is_accepted(page, accept):
     Path('other.yaml').write_text(CONFIGS[page])
     accept(['fit', '--config', 'other.yaml'])
 
 
-@pytest.mark.slow
 def test_a_word_too_many_is_not_accepted(accept):
     with pytest.raises(AssertionError):
         accept(['fit', '--model', 'omnisat', '--model.no_such_argument', '1'])

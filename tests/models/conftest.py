@@ -1,5 +1,7 @@
 """Random batches of three modalities, made to be padded, shuffled and emptied."""
 
+import functools
+
 import pytest
 import torch
 
@@ -40,17 +42,29 @@ def batch():
     return random_batch()
 
 
-@pytest.fixture(params=['utae', 'ltae', 'late fusion', 'per date'])
-def model(request):
-    """A segmenter in training mode, with or without experts: what must not matter must not matter there either."""
+@functools.cache
+def build(kind):
+    """Return a segmenter and a copy of its initial state."""
     torch.manual_seed(0)
-    if request.param == 'late fusion':
+    if kind == 'late fusion':
         backbone = late_fusion(MODALITIES, widths=(16, 32), image_widths=(16, 16, 32, 32), width=16)
-    elif request.param == 'per date':
+    elif kind == 'per date':
         encoder = {'name': 'resnet10t', 'channels': [16, 16, 32, 32], 'width': 16}
         backbone = omnisat_tiny(MODALITIES, encoders={'s2': encoder, 's1a': encoder})
     else:
-        queries = 2 if request.param == 'utae' else 1
-        backbone = omnisat_tiny(MODALITIES, encoders={'s2': request.param, 's1a': request.param}, queries=queries)
-    experts = request.param in ('utae', 'per date')
-    return OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0, experts=experts)
+        backbone = omnisat_tiny(MODALITIES, encoders={'s2': kind, 's1a': kind}, queries=2 if kind == 'utae' else 1)
+    model = OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0, experts=kind in ('utae', 'per date'))
+    return model, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(params=['utae', 'ltae', 'late fusion', 'per date'])
+def model(request):
+    """A segmenter in training mode, with or without experts: what must not matter must not matter there either.
+
+    It is built once, and each test gets it in its initial state.
+    """
+    model, state = build(request.param)
+    torch.manual_seed(0)
+    model.load_state_dict(state)
+    model.zero_grad()
+    return model

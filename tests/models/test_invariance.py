@@ -207,10 +207,10 @@ def test_missing_band_concerns_its_date_alone(model, batch, modality):
     tell(model)
     encoder, packed = model.backbone.encoders[modality.name], []
     first = next(part for name, part in encoder.named_modules() if name.split('.')[-1] in ('in_conv', 'pixel'))
-    first[0].register_forward_hook(lambda part, inputs, output: packed.append(output.unflatten(0, (3, -1))))
-    model(batch)
-    batch[modality.image_key][1, 2, 0] = float('nan')
-    model(batch)
+    with first[0].register_forward_hook(lambda part, inputs, output: packed.append(output.unflatten(0, (3, -1)))):
+        model(batch)
+        batch[modality.image_key][1, 2, 0] = float('nan')
+        model(batch)
     changed = (packed[0] != packed[1]).flatten(2).any(-1)
     assert changed.nonzero().tolist() == [[1, 2]]
 

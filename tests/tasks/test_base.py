@@ -41,12 +41,14 @@ class TestStatistics:
         results = []
         for kind in (SyntheticLandscapesDataModule, Elsewhere):
             datamodule = kind(root=str(root), **arguments)  # type: ignore[arg-type]
-            predictions: Any = make_trainer(tmp_path).predict(task, datamodule=datamodule)
+            predictions: Any = make_trainer(tmp_path, limit_predict_batches=1).predict(task, datamodule=datamodule)
             results.append(torch.cat([p['probabilities'] for p in predictions]))
         torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
         assert {kind: dict(task.hparams[kind]) for kind in ('mean', 'std')} == told
         fresh = OmniSatSegmentation('omnisat_tiny')
-        make_trainer(tmp_path, max_steps=1).fit(fresh, datamodule=Elsewhere(root=str(root), **arguments))  # type: ignore[arg-type]
+        make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(
+            fresh, datamodule=Elsewhere(root=str(root), **arguments)
+        )  # type: ignore[arg-type]
         assert fresh.hparams['mean']['s2'] != told['mean']['s2']
 
 
@@ -130,7 +132,7 @@ class TestErrors:
             def setup(self, stage: str) -> None:
                 self.mean = torch.tensor(0)
 
-        with pytest.raises(ValueError, match=r'Other.*expected these arguments'):
+        with pytest.raises(ValueError, match='Other'):
             make_trainer(tmp_path).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=Other(NonGeoDataset))  # type: ignore[type-abstract]
 
     @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_distillation_is_computed_in_single() -> None:
     assert divergence(student, teacher, counted) == divergence(student.float(), teacher.float(), counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatPretraining])
 def test_as_much_is_learnt(kind: Any, root: Path, tmp_path: Path) -> None:
     """From one seed, the loss of validation within 5 %; of one model, its outputs within 4 %, its loss within 0.5 %."""
@@ -116,7 +117,9 @@ def test_command_line(model: str, root: Path, tmp_path: Path) -> None:
     main([*words, '--trainer.precision', HALF, '--trainer.fast_dev_run', 'true'])
 
 
-@pytest.mark.parametrize('precision', TRUE)
+@pytest.mark.parametrize(
+    'precision', ['bf16-true', *(pytest.param(p, marks=pytest.mark.slow) for p in ('16-true', '64-true'))]
+)
 @pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatClassification, OmniSatPretraining])
 def test_whole_model_in_another_precision(kind: Any, precision: str, root: Path, tmp_path: Path) -> None:
     """Fit, validate, test and predict; georeference, dates and raw images come to each step as they were read."""

@@ -76,7 +76,9 @@ def many(index: int) -> dict[str, Tensor]:
     return sample
 
 
-@pytest.mark.parametrize(('which', 'count'), [('auto', 15), ('all', 127), (['a+c', 'b'], 3)])
+@pytest.mark.parametrize(
+    ('which', 'count'), [('auto', 15), pytest.param('all', 127, marks=pytest.mark.slow), (['a+c', 'b'], 3)]
+)
 def test_decodes_grow_with_the_subsets_that_are_asked_for(which: Any, count: int, tmp_path: Path) -> None:
     """Seven modalities have 127 subsets, each of which costs a decode of every batch."""
     small = {'widths': [16, 16], 'image_widths': [16, 16, 16, 16]}

@@ -14,8 +14,6 @@ import torch
 from ..losses import ranks
 from ..processes import succeed
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
