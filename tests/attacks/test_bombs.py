@@ -88,10 +88,10 @@ def test_array_of_a_sparse_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize('read', READERS)
 def test_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / 'a.npy')
-    with pytest.raises(ValueError, match=r'a\.npy cannot be read \(it is no regular file\)'):
+    with pytest.raises(ValueError, match=r'a\.npy'):
         read(tmp_path / 'a.npy')
     os.mkfifo(tmp_path / 'a.tif')
-    with pytest.raises(ValueError, match=r'a\.tif cannot be read \(it is no regular file\)'):
+    with pytest.raises(ValueError, match=r'a\.tif'):
         read_raster(tmp_path / 'a.tif', 'an image')
 
 

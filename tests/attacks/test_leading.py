@@ -4,6 +4,7 @@
 """Files that lead elsewhere: a file of a dataset reads no other file and no address."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ def test_virtual_raster_of_another_ending(tmp_path: Path, secret: Path, ending: 
     path.write_text(VRT.format(source.format(secret=secret)))
     with pytest.raises(RasterioError):
         open_raster(str(path))
-    with pytest.raises(ValueError, match=r'image\.\w* cannot be read'):
+    with pytest.raises(ValueError, match=re.escape(path.name)):
         read_header(str(path))
-    with pytest.raises(ValueError, match=r'image\.\w* cannot be read'):
+    with pytest.raises(ValueError, match=re.escape(path.name)):
         read_raster(path, 'an image')
 
 
@@ -202,7 +203,7 @@ def test_hdf5(tmp_path: Path, other: Path, write: Any) -> None:
     path = tmp_path / 'series.h5'
     with h5py.File(path, 'w') as file:
         write(file, other)
-    with pytest.raises(ValueError, match=r'series\.h5 cannot be read .*data'), open_series(path) as file:
+    with pytest.raises(ValueError, match=r'series\.h5.*data'), open_series(path) as file:
         dataset_of(file, 'data')[()]
 
 
@@ -241,7 +242,7 @@ class TestSTAC:
     )  # fmt: skip
     def test_outside(self, href: str, tmp_path: Path) -> None:
         path = self.write(tmp_path, href)
-        with pytest.raises(ValueError, match=r"item 'scene-7' of .*items\.json .* outside the folder"):
+        with pytest.raises(ValueError, match=r"'scene-7'.*items\.json"):
             STACTimeSeries(path, bands=('x',))
         series = STACTimeSeries(path, bands=('x',), allow_outside=True)
         assert (series[series.bounds]['image_s2'] == 42).all()

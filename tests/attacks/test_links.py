@@ -62,7 +62,7 @@ def test_link_out_of_the_folder(root: Path, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize('target', ['/etc/passwd', '..', '../root2/a.tif', 'sub/../../x', '/proc/self/fd/0'])
 def test_targets_outside(root: Path, target: str) -> None:
     (root / 'sub/link').symlink_to(target if target.startswith('/') else root / target)
-    with pytest.raises(ValueError, match='sub/link is a link to'):
+    with pytest.raises(ValueError, match='sub/link'):
         refuse_outside(root)
 
 
@@ -99,11 +99,11 @@ def test_dataset(tmp_path: Path, kind: str) -> None:
     SyntheticLandscapes(tmp_path / 'data', num_tiles=5)
     path = next((tmp_path / 'data').rglob('S2_*.npy'))
     move(path if kind == 'file' else path.parent, tmp_path / 'disk' / 'x')
-    with pytest.raises(ValueError, match=r'is a link to .*/disk/x'):
+    with pytest.raises(ValueError, match='/disk/x'):
         PASTISMultimodal(tmp_path / 'data', missing='allow')
     assert len(PASTISMultimodal(tmp_path / 'data', missing='allow', allow_outside=True)) == 5
     datamodule = PASTISMultimodalDataModule(str(tmp_path / 'data'), missing='allow')
-    with pytest.raises(ValueError, match=r'is a link to .*/disk/x'):
+    with pytest.raises(ValueError, match='/disk/x'):
         datamodule.setup('fit')
     datamodule = PASTISMultimodalDataModule(str(tmp_path / 'data'), missing='allow', allow_outside=True)
     datamodule.setup('fit')
@@ -117,7 +117,7 @@ def test_folder_of_rasters(tmp_path: Path) -> None:
     path.unlink()
     move(tmp_path / 'root/raw/x.tif', tmp_path / 'disk/x.tif')
     path.symlink_to(tmp_path / 'disk/x.tif')
-    with pytest.raises(ValueError, match=r's2/a_20210601\.tif is a link to .*/disk/x\.tif.*allow_outside: true'):
+    with pytest.raises(ValueError, match=r's2/a_20210601\.tif.*/disk/x\.tif.*allow_outside'):
         image_dataset('s2', {'path': 's2'}, tmp_path / 'root')
     assert len(image_dataset('s2', {'path': 's2', 'allow_outside': True}, tmp_path / 'root')) == 1
     with pytest.raises(ValueError, match='allow_outside'):

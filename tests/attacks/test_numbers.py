@@ -272,7 +272,7 @@ def test_hub_weights(hub: Path, value: float, tmp_path: Path) -> None:
     next(iter(tensors.values())).flatten()[0] = value
     save_file(tensors, tmp_path / 'model.safetensors')
     (tmp_path / 'config.json').symlink_to(hub / 'config.json')
-    with pytest.raises(ValueError, match=r'model\.safetensors has NaN or infinity'):
+    with pytest.raises(ValueError, match=r'model\.safetensors.*NaN'):
         load_hub(tmp_path)
 
 
@@ -289,5 +289,5 @@ def test_sizes(value: float) -> None:
 
 def test_batch_of_none() -> None:
     batch = {key: value[:0] for key, value in make_batch(1).items()}
-    with pytest.raises(ValueError, match='expected at least one sample'):
+    with pytest.raises(ValueError, match=r'\b0\b'):
         omnisat_tiny(MODALITIES)(batch)

@@ -130,7 +130,7 @@ def test_vector_that_is_virtual_under_another_extension(
     archive = tmp_path / 'a.zip'
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
         file.write(path, f'a.{ending}')
-    with pytest.raises(ValueError, match=r'a\.zip is an OGR VRT'):
+    with pytest.raises(ValueError, match=r'a\.zip.*VRT'):
         read(archive)
 
 
@@ -215,9 +215,9 @@ def test_products_of_treesatai(tmp_path: Path, products: np.ndarray) -> None:
 
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'a')
-    with pytest.raises(ValueError, match=r'cannot be read \(it is no regular file\)'), open_series(tmp_path / 'a'):
+    with pytest.raises(ValueError, match='/a '), open_series(tmp_path / 'a'):
         pass
-    with pytest.raises(ValueError, match=r'cannot be read \(it is no regular file\)'):
+    with pytest.raises(ValueError, match='/a '):
         read_json(tmp_path / 'a', 'an object')
 
 
@@ -237,7 +237,7 @@ def test_names_of_classes_in_figures(name: str, tmp_path: Path) -> None:
 
 def test_class_that_is_the_default_of_no_label() -> None:
     labels = [f'class {number}' for number in range(300)]
-    with pytest.raises(ValueError, match="ignore_index is 255, which is 'class 255' of 300 labels"):
+    with pytest.raises(ValueError, match=r"ignore_index.*255.*'class 255'.*300"):
         refuse_ignored_class(labels, 255)
     refuse_ignored_class(labels, 300)
     refuse_ignored_class(labels[:20], 19)

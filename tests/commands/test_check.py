@@ -300,7 +300,7 @@ class TestCommand:
     def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
         monkeypatch.setattr(datamodule, 'dataset_class', dict)
-        with pytest.raises(TypeError, match='dict has no method parts'):
+        with pytest.raises(TypeError, match=r'dict.*parts'):
             walk(datamodule)
 
     def test_the_same_about_many_samples_is_one_line(self) -> None:

@@ -173,7 +173,7 @@ class TestErrors:
     def test_configuration_of_another_model(self, folder: Path, changes: dict[str, Any]) -> None:
         config = json.loads((folder / 'config.json').read_text())
         (folder / 'config.json').write_text(json.dumps(config | changes))
-        with pytest.raises(ValueError, match='holds no backbone that'):
+        with pytest.raises(ValueError, match=str(folder)):
             load_hub(folder)
 
     @pytest.mark.parametrize('damage', [b'', b'x' * 50, struct.pack('<Q', 2**62) + b'{}', None])
@@ -192,7 +192,7 @@ class TestErrors:
 
     def test_tensors_of_something_else(self, folder: Path) -> None:
         save_file({'conv': torch.zeros(2)}, folder / 'model.safetensors')
-        with pytest.raises(ValueError, match=r'no part of .* fits the backbone'):
+        with pytest.raises(ValueError, match=str(folder)):
             OmniSatSegmentation(**TOLD, weights=str(folder))
-        with pytest.raises(ValueError, match='holds no backbone that'):
+        with pytest.raises(ValueError, match=str(folder)):
             load_hub(folder)

@@ -127,7 +127,7 @@ def test_a_damaged_file_is_not_left_out(tmp_path: Path) -> None:
     fields(tmp_path / 'fields.gpkg', ['wheat', 'maize'])
     whole = fields(tmp_path / 'torn.gpkg', ['meadow']).read_bytes()
     (tmp_path / 'torn.gpkg').write_bytes(whole[:4000])
-    with pytest.raises(ValueError, match=r'torn.gpkg.*vector file.*polygons'):
+    with pytest.raises(ValueError, match=r'torn\.gpkg'):
         Polygons([tmp_path / 'fields.gpkg', tmp_path / 'torn.gpkg'], column='crop', labels=LABELS)
 
 

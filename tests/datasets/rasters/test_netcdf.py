@@ -263,7 +263,7 @@ def test_variables_that_are_missing_name_both(tmp_path: Path) -> None:
     assert NetCDFTimeSeries(tmp_path, bands=['B04']).bands == ('B04',)
     with pytest.raises(ValueError, match=r"a.nc.*variable 'B11'.*\['B04', 'B08'\]"):
         NetCDFTimeSeries(tmp_path, variable='B11')
-    with pytest.raises(ValueError, match='expected one of both'):
+    with pytest.raises(ValueError, match=r'variable.*bands'):
         NetCDFTimeSeries(tmp_path, variable='B04', bands=['B04'])
 
 
