@@ -54,6 +54,16 @@ def test_checkpoint_rebuilds_its_model(trained: Path) -> None:
     assert all(torch.equal(value, state[key]) for key, value in task.state_dict().items())
 
 
+def test_checkpoint_from_before_there_were_fields(fitted: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(fitted, weights_only=True)
+    for name in ('instances', 'instance_weight', 'background'):
+        del checkpoint['hyper_parameters'][name]
+    torch.save(checkpoint, tmp_path / 'old.ckpt')
+    old = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'old.ckpt')
+    assert not old.with_instances
+    assert old.state_dict().keys() == checkpoint['state_dict'].keys()
+
+
 def test_test_scores_fields_of_every_subset(trained: Path, root: Path, tmp_path: Path) -> None:
     main(command(root, tmp_path, 'test', '--ckpt_path', str(trained)))
     table = next(tmp_path.rglob('subsets.csv'))

@@ -54,6 +54,10 @@ def test_touching_fields_of_one_class_are_two_instances(tmp_path: Path) -> None:
     assert ids[0, ::4].tolist() == [1, 2, 3, 4, 0]
     around = Polygons(tmp_path / 'fields.gpkg', column='crop', outside='wheat', labels=LABELS[:2])
     assert around.instances(grid)[0, ::4].tolist() == [1, 2, 3, 0, 0]
+    parts = gpd.GeoDataFrame({'crop': ['maize']}, geometry=[shapely.MultiPolygon([shapes[0], shapes[2]])], crs=UTM)
+    parts.to_file(tmp_path / 'parts.gpkg')
+    apart = Polygons(tmp_path / 'parts.gpkg', column='crop', labels=LABELS[1:2]).instances(grid)
+    assert apart[0, ::4].tolist() == [1, 0, 2, 0, 0]
 
 
 def test_a_field_without_a_class_has_no_label(tmp_path: Path) -> None:

@@ -156,14 +156,14 @@ class Polygons(VectorDataset):
         """Return the polygon of each pixel (H, W), from 1 in every window and 0 outside of all polygons.
 
         Polygons that touch or overlap have different ids. Where they overlap, the same one wins as in the mask.
-        Polygons of the class *outside* have the id 0.
+        Polygons of the class *outside* have the id 0, and parts of a multipolygon have different ids.
 
         Raises:
             ValueError: If there are points.
         """
         if self.sparse:
             raise ValueError(f'{self.files[0]} has points, expected polygons for instances, the field of each pixel')
-        near = self._near(grid)
+        near = self._near(grid).explode(ignore_index=True)
         ids = np.where((near.number == self.outside) & (self.outside != self.nodata), 0, np.arange(1, len(near) + 1))
         return self._drawn(near.assign(number=ids), grid, 0).astype(np.int64)
 
