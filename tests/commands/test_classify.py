@@ -126,6 +126,16 @@ def test_no_block_is_trained_on_and_tested(folder: Path) -> None:
     assert leaked.scores['accuracy'] > 0.9
 
 
+def test_few_labels_and_a_class_without_any() -> None:
+    vectors = np.repeat(np.eye(2, dtype=np.float32), 3, axis=0)
+    classes = np.repeat([0, 2], 3)
+    validation = cross_validate('knn', vectors, classes, np.arange(6), ('a', 'b', 'c'), 100.0)
+    assert (validation.folds, validation.confusion.sum()) == (3, 6)
+    assert validation.scores == {'accuracy': 1.0, 'macro_f1': 1.0, 'mean_iou': 1.0}
+    with pytest.raises(ValueError, match=r'one labelled pixel \(2 in all\)'):
+        cross_validate('knn', vectors[2:4], classes[2:4], np.arange(2), ('a', 'b', 'c'), 100.0)
+
+
 def test_classes_without_a_training_vector_have_probability_0() -> None:
     vectors = np.eye(4, dtype=np.float32)
     model = fit_classifier('logistic', vectors, np.array([0, 2, 0, 2]))

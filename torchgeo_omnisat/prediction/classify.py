@@ -198,8 +198,9 @@ class Validation:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Overall accuracy, and F1 score and IoU averaged over the classes."""
-        _, _, f1, iou = self._by_class()
+        """Overall accuracy, and F1 score and IoU averaged over the classes that have pixels."""
+        occurs = self.confusion.sum(1) > 0
+        f1, iou = (score[occurs] for score in self._by_class()[2:])
         accuracy = float(np.trace(self.confusion) / max(1, int(self.confusion.sum())))
         return {'accuracy': accuracy, 'macro_f1': float(f1.mean()), 'mean_iou': float(iou.mean())}
 
@@ -243,7 +244,7 @@ def cross_validate(
         seed: Seed of the folds and of the MLP.
 
     Raises:
-        ValueError: If all vectors lie in one block.
+        ValueError: If all vectors lie in one block, or no class has two.
     """
     number = len(np.unique(blocks))
     if number < 2:
@@ -251,7 +252,12 @@ def cross_validate(
             f'all {len(classes)} labelled pixels lie in one block of {block:g} m, expected at least 2 blocks with '
             'labels: decrease --block, or add labels'
         )
-    folds = min(FOLDS, number)
+    most = int(np.bincount(classes).max())
+    if most < 2:
+        raise ValueError(
+            f'every class has one labelled pixel ({len(classes)} in all), expected a class with at least 2'
+        )
+    folds = min(FOLDS, number, most)  # scikit-learn requires a class with a pixel for each fold
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     with warnings.catch_warnings():
