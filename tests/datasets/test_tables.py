@@ -97,6 +97,9 @@ def test_long_table_is_the_same(path: Path, tmp_path: Path) -> None:
     long.iloc[[*range(5), 0]].to_parquet(tmp_path / 'twice.parquet')
     with pytest.raises(ValueError, match=r'twice.parquet has two rows of pixel .* and date'):
         PixelTable(tmp_path / 'twice.parquet', series, **settings)
+    long.iloc[:5].assign(sample_id=['p0', 'p1', None, 'p2', None]).to_parquet(tmp_path / 'nameless.parquet')
+    with pytest.raises(ValueError, match=r"'sample_id' of .*nameless.parquet has no pixel in row 3"):
+        PixelTable(tmp_path / 'nameless.parquet', series, **settings)
 
 
 def test_splits_share_no_block(path: Path) -> None:

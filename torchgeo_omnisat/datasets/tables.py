@@ -145,6 +145,9 @@ class PixelTable(MultimodalDataset):
             raise ValueError(f'{self.file} has no columns {lost}, expected some of {_shown(self.columns)}')
         values = [column for names in self.names.values() for column in names.values()]
         table = read_table(self.file, list(dict.fromkeys([*wanted, *values])))
+        if self.long and table[pixel].isna().any():
+            row = int(table[pixel].isna().to_numpy().argmax()) + 1
+            raise ValueError(f'column {pixel!r} of {self.file} has no pixel in row {row}, expected one in every row')
         first = table.drop_duplicates(pixel).reset_index(drop=True) if self.long else table
         #: Identifier of each pixel.
         self._ids = [str(value) for value in (first.index if pixel is None else first[pixel])]
@@ -175,10 +178,10 @@ class PixelTable(MultimodalDataset):
         for name, modality in self.modalities.items():
             values, days = self._series[name].values[index], self._series[name].days[index]
             valid = np.isfinite(values).any(1)
-            known = days >= 0  # rows of a long table that the pixel does not have
-            if known.any():
-                image = np.ascontiguousarray(values[known][..., None, None])
-                sample |= tensors(modality, image, days[known], valid[known])
+            filled = days >= 0  # padding of pixels with fewer rows of a long table is negative
+            if filled.any():
+                image = np.ascontiguousarray(values[filled][..., None, None])
+                sample |= tensors(modality, image, days[filled], valid[filled])
         if self.targets is not None:
             sample['mask'] = torch.full((1, 1), int(self.targets[index]))
         if self.places is not None:
