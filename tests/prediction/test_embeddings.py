@@ -65,6 +65,11 @@ class TestBands:
         assert (codes[:, 0, 1:] == -128).all()  # no direction; not observed
         assert bands.names == ['A00', 'A01', 'cosine s2', 'sensors']
 
+    def test_cosine_of_a_subset_that_observed_nothing_is_nodata(self) -> None:
+        bands = EmbeddingBands(2, ['s2', 's1a', 'spot'], ['spot+s1a', 's2'])
+        codes = bands.encode(np.ones((4, 1, 3), np.float32), np.array([[1, 2, 5]], np.uint16))
+        assert codes[2:4, 0].tolist() == [[-128, 127, 127], [127, -128, 127]]
+
     def test_seventh_bit_stands_for_all_others(self) -> None:
         bands = EmbeddingBands(2, list('abcdefghi'))
         assert bands.bits == [*'abcdef', 'g+h+i']
@@ -262,6 +267,10 @@ class TestModelsWithoutHead:
         assert sorted(file.name for file in (tmp_path / 'other').iterdir()) == ['map.json', 'map.tif']
         both = [dequantize(x[:4, :20, :20]) for x in (codes, other)]
         assert (both[0] * both[1]).sum(0).mean() > 0.9  # the same place, in other tiles
+        if kind == 'pretraining':
+            for wrong, value in (({'dim': 3}, 'dim is 3'), ({'dim': 4, 'gsd': 20.0}, 'gsd 20')):
+                with pytest.raises(ValueError, match=value):
+                    embed(tmp_path / 'other', elsewhere, made, projection=shared, **wrong)
 
     def test_components_of_other_weights_are_rejected(self, tmp_path: Path) -> None:
         for seed in (0, 1):

@@ -40,9 +40,9 @@ class EmbeddingBands:
     """Bands of an embedding map, all int8 with nodata -128.
 
     The first D bands, ``A00``, ``A01`` and so on, are the quantized unit vector. On request, a band ``cosine <subset>``
-    follows for each subset of the modalities. The last band, ``sensors``, holds bit flags of the modalities that
-    observed the pixel. Its tags ``BIT_0`` to ``BIT_6`` name them; the seventh bit stands for all modalities from the
-    seventh on, whose names are joined by ``+``.
+    follows for each subset of the modalities, nodata where none of them observed the pixel. The last band, ``sensors``,
+    holds bit flags of the modalities that observed the pixel. Its tags ``BIT_0`` to ``BIT_6`` name them; the seventh
+    bit stands for all modalities from the seventh on, whose names are joined by ``+``.
 
     Args:
         dim: Dimension D.
@@ -74,14 +74,16 @@ class EmbeddingBands:
         no modality observed anything.
 
         Args:
-            values: Vectors, followed by the cosines; NaN cosines are nodata.
+            values: Vectors, followed by the cosines.
             seen: Bit flags of the modalities, see :func:`.seen_bits`.
         """
         vectors, cosines = values[: self.dim], values[self.dim :]
         length = np.sqrt((vectors**2).sum(0))
         bands = np.empty((len(self.names), *seen.shape), np.int8)
         bands[: self.dim] = quantize(vectors / np.maximum(length, 1e-12))
-        bands[self.dim : -1] = np.rint(COSINE_ONE * np.clip(cosines, -1, 1))
+        for band, cosine, name in zip(bands[self.dim : -1], cosines, self.cosines, strict=True):
+            subset = sum(1 << self.modalities.index(part) for part in set(name.split('+')))
+            band[:] = np.where(seen & subset, np.rint(COSINE_ONE * np.clip(cosine, -1, 1)), NODATA)
         last = 1 << (BITS - 1)
         bands[-1] = np.where(seen >= last, (seen & (last - 1)) | last, seen)
         bands[:, (seen == 0) | (length == 0)] = NODATA

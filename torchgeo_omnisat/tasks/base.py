@@ -456,7 +456,7 @@ class OmniSatTask(BaseTask):
             weights: Digest of the weights.
 
         Raises:
-            ValueError: If the file has another number of components, or belongs to other weights.
+            ValueError: If the file has other components or another GSD, or belongs to other weights.
         """
         if getattr(self.model, 'dense', None) is not None:
             return Embedder(self.model, None, subsets)
@@ -468,8 +468,11 @@ class OmniSatTask(BaseTask):
         path = self.trainer.strategy.broadcast(existing)
         assert path is not None
         projection, source, digest = read_projection(path, weights)
-        if projection.dim != dim:
-            raise ValueError(f'{path} has {projection.dim} components, but dim is {dim}: expected the same')
+        if (projection.dim, projection.gsd) != (dim, gsd):
+            raise ValueError(
+                f'{path} has {projection.dim} components at {projection.gsd:g} m, but dim is {dim} and gsd {gsd:g}: '
+                'expected the same; remove it, or set another projection'
+            )
         return Embedder(self.model, projection, subsets, source, digest)
 
     def predict_embeddings(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
