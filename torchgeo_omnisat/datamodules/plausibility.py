@@ -303,9 +303,7 @@ class _Comparison:
         if kind == 'embedding':
             return [
                 _Cause('int8 codes where the checkpoint has embeddings', lambda x: np.sign(x) * (x / SCALE) ** 2),
-                _Cause(
-                    'embeddings where the checkpoint has int8 codes', lambda x: SCALE * np.sign(x) * np.abs(x) ** 0.5
-                ),
+                _Cause('embeddings where the checkpoint has int8 codes', _to_codes),
             ]
         causes = []
         for gain, text in _GAINS.items():
