@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torchgeo.main import main
 
 import torchgeo_omnisat.plugin  # noqa: F401 (short names resolve among classes that are imported)
-from tests.tasks.helpers import TOLD, command, make_datamodule, make_loader, make_sample, make_trainer
+from tests.tasks.helpers import MODALITIES, TOLD, command, make_datamodule, make_loader, make_sample, make_trainer
+from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.evaluation import ProbeCallback
-from torchgeo_omnisat.evaluation.probe import Embedded, evaluating, patch_majority
+from torchgeo_omnisat.evaluation.probe import Embedded, evaluating, monthly_means, patch_majority
+from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 SUBSETS = ('s1a+s2', 's2', 's1a')
@@ -48,6 +51,44 @@ def test_logs_every_subset_and_leaves_training_alone(root: Path, tmp_path: Path,
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     kinds = ('patch_knn', 'patch_linear', 'tile_knn', 'tile_linear')
     assert logged == [set(), {f'probe_{kind}/{subset}' for kind in kinds for subset in SUBSETS}]
+
+
+def test_pixels_of_dense_embeddings_beside_images(root: Path, tmp_path: Path) -> None:
+    model = OmniSatPretraining('omnisat_tiny', embedding_dim=8)
+    trainer = fit(root, tmp_path, model, ProbeCallback(max_tiles=4, max_patches=300, subsets=['s2']), max_epochs=1)
+    found = {name.partition('/')[0] for name in trainer.callback_metrics if name.startswith('probe_pixel')}
+    assert found == {'probe_pixel_knn', 'probe_pixel_linear', 'probe_pixel_images_knn'}
+
+
+def test_pixels_are_bounded_observed_and_labelled() -> None:
+    task = OmniSatPretraining('omnisat_tiny', MODALITIES, 40.0, embedding_dim=8)
+    samples = [make_sample(0), make_sample(1, ('spot',))]
+    samples[1]['mask'][:8] = 4  # the ignored label
+    batch = collate(samples, MODALITIES)
+    probe, seen = ProbeCallback(max_tiles=1, max_patches=10), {}
+    with torch.no_grad():
+        out = task.model.backbone(batch)
+        size, classes = probe._pixels(task.model.dense, out, batch['mask'], 4)
+        assert size == (16, 16)
+        assert (classes >= 0).sum(1).tolist() == [40, 40]
+        assert (classes[1, :128] == -1).all()
+        assert torch.equal(classes[classes >= 0], batch['mask'].flatten(1)[classes >= 0])
+        for names in (['s2'], ['s2', 'spot']):
+            part = task.model.backbone.restrict(out, names)
+            seen[len(names)] = probe._of_pixels(
+                task.model.dense, part, batch, task.modalities, size, classes, nullcontext
+            )
+    assert seen[1]['pixel'][0].shape == (40, 8)  # nothing observed the second tile
+    assert seen[2]['pixel'][0].shape == (80, 8)
+    assert seen[2]['pixel_images'][0].shape == (80, 12 * 3 + 1)
+
+
+def test_monthly_means() -> None:
+    image = torch.tensor([1.0, 3.0, torch.nan, 5.0, 100.0]).view(1, 5, 1, 1, 1)
+    dates = torch.tensor([[0, 20, 40, 400, 200]])  # January twice, February without a value, February, July
+    batch = {'image_x': image, 'dates_x': dates, 'valid_x': torch.tensor([[True, True, True, True, False]])}
+    means = monthly_means(batch, {'x': Modality('x', ('a',), 10, True)}, (1, 1))
+    assert means.flatten().tolist() == [2, 5, *[0] * 10]
 
 
 class Oracle(nn.Module):

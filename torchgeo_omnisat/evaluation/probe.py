@@ -5,13 +5,14 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,7 +26,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from ..modality import subset_name, subsets
+from ..modality import Modality, subset_name, subsets
+from ..models.embedding import any_observed, pixels_of
+from ..models.segmentation import resize
 from ..utils.checks import check_least
 
 
@@ -36,7 +39,7 @@ class Embedded(NamedTuple):
     y: NDArray[np.int64]
 
 
-#: Embeddings by kind (``'patch'``, ``'tile'``) and subset of the modalities.
+#: Embeddings by kind (``'patch'``, ``'tile'``, ``'pixel'``, ``'pixel_images'``) and subset of the modalities.
 Embeddings = dict[tuple[str, str], Embedded]
 
 
@@ -47,10 +50,13 @@ class ProbeCallback(Callback):
     They are scored on tiles of the validation split by macro F1, for subsets of the modalities.
     Each tile is encoded once. A patch is one fused token; its class is the most frequent one in
     ``mask``, without the ignored one. The embedding of a tile is the mean of its patches, and
-    its target is ``label``.
+    its target is ``label``. For a model with dense embeddings, random pixels of them are classified, too,
+    as a probe of segmentation. The values of these pixels in the images, averaged by month
+    (:func:`monthly_means`), are the reference for nearest neighbours.
 
     The scores are logged as ``probe_patch_knn/s1a+s2``, ``probe_patch_linear/s1a+s2``, and
-    accordingly for ``probe_tile``, unless fewer than two classes occur. Random state and
+    accordingly for ``probe_tile`` and ``probe_pixel``, with ``probe_pixel_images_knn`` as the reference,
+    unless fewer than two classes occur. Random state and
     weights of the training do not change. Rank 0 computes the scores and all ranks log them.
     Under FSDP, where no rank has the whole backbone, the callback warns and does nothing.
 
@@ -59,7 +65,7 @@ class ProbeCallback(Callback):
     Args:
         every_n_epochs: Number of epochs between evaluations.
         max_tiles: Maximum number of tiles of each split.
-        max_patches: Maximum number of patches of each split.
+        max_patches: Maximum number of patches, and of pixels, of each split.
         neighbours: Number k of nearest neighbours, by cosine distance.
         seed: Seed of the choice of tiles and patches.
         subsets: Subsets of the modalities: ``'auto'`` for all subsets of up to five modalities, else all,
@@ -110,7 +116,9 @@ class ProbeCallback(Callback):
             scored = self._embed(datamodule, datamodule.val_dataset, pl_module, context)
             found = {}
             for kind, subset in fitted.keys() & scored.keys():
-                score = self._score(fitted[kind, subset], scored[kind, subset])
+                score = (self._score_images if kind == 'pixel_images' else self._score)(
+                    fitted[kind, subset], scored[kind, subset]
+                )
                 found.update({f'probe_{kind}_{name}/{subset}': value for name, value in score.items()})
         return dict(sorted(found.items()))
 
@@ -129,9 +137,14 @@ class ProbeCallback(Callback):
                 out = task.model.backbone(getattr(task, 'renormalise', lambda same: same)(batch))
             patches = patch_majority(batch['mask'], out.grid, ignored) if 'mask' in batch else None
             every = subsets(getattr(task.model.backbone, 'modalities', out.maps), self.subsets)
+            dense = getattr(task.model, 'dense', None)
+            pixels = None if dense is None or 'mask' not in batch else self._pixels(dense, out, batch['mask'], ignored)
             for subset in (subset for subset in every if set(subset) <= set(out.maps)):
                 with context():
                     part = task.model.backbone.restrict(out, subset)
+                if dense is not None and pixels is not None:
+                    for kind, value in self._of_pixels(dense, part, batch, task.modalities, *pixels, context).items():
+                        found[kind, subset_name(subset)].append(value)
                 fused, observed = part.fused.float(), task.model.backbone.observed_patches(part.maps, out.grid).any(-1)
                 if patches is not None:
                     known = observed & (patches >= 0)
@@ -143,26 +156,61 @@ class ProbeCallback(Callback):
                     found['tile', subset_name(subset)].append((tiles[known], (batch['label'][known] > 0.5).long()))
         return {key: self._join(parts) for key, parts in found.items()}
 
+    def _pixels(self, dense: Any, out: Any, mask: Tensor, ignored: int | None) -> tuple[tuple[int, int], Tensor]:
+        """Return the size of dense embeddings, and the classes of some of their pixels; -1 for the others."""
+        size = pixels_of(out, dense.gsd)
+        classes = patch_majority(mask, size, ignored)
+        generator = torch.Generator().manual_seed(self.seed)
+        tickets = torch.rand(classes.shape, generator=generator, dtype=torch.float32).to(classes.device)
+        most = max(1, self.max_patches // self.max_tiles * 4)
+        chosen = tickets.masked_fill(classes < 0, 2).argsort(1)[:, :most]
+        return size, torch.full_like(classes, -1).scatter(1, chosen, classes.gather(1, chosen))
+
+    def _of_pixels(
+        self,
+        dense: Any,
+        part: Any,
+        batch: Any,
+        modalities: Mapping[str, Modality],
+        size: tuple[int, int],
+        classes: Tensor,
+        context: Callable[[], AbstractContextManager[None]],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return embeddings and images of the pixels with a class, for the modalities of a subset."""
+        with context():
+            embeddings = dense(part, size).float()
+        known = (classes >= 0) & any_observed(part, size).flatten(1)
+        images = monthly_means(batch, {name: modalities[name] for name in part.maps}, size)
+        pixels = {'pixel': embeddings, 'pixel_images': images}
+        return {kind: (value.flatten(2).mT[known], classes[known]) for kind, value in pixels.items()}
+
     def _join(self, parts: list[tuple[Tensor, Tensor]]) -> Embedded:
         x, y = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
         chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.max_patches]
         return Embedded(x[chosen], y[chosen])
 
     def _score(self, fitted: Embedded, scored: Embedded) -> dict[str, float]:
-        labels = np.flatnonzero(scored.y.any(0)) if scored.y.ndim == 2 else np.unique(scored.y)
-        if not len(labels) or not (fitted.y != fitted.y[:1]).any():
-            return {}
-        classifiers = {
-            'knn': KNeighborsClassifier(min(self.neighbours, len(fitted.x)), metric='cosine'),
-            'linear': make_pipeline(StandardScaler(), RidgeClassifier()),
-        }
-        scores = {}
-        for name, classifier in classifiers.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # about classes that are rare here
-                answer = classifier.fit(*fitted).predict(scored.x)
-            scores[name] = float(f1_score(scored.y, answer, labels=labels, average='macro', zero_division=0))
-        return scores
+        classifiers = {'knn': self._neighbours('cosine', fitted)}
+        return _macro_f1(fitted, scored, classifiers | {'linear': make_pipeline(StandardScaler(), RidgeClassifier())})
+
+    def _score_images(self, fitted: Embedded, scored: Embedded) -> dict[str, float]:
+        return _macro_f1(fitted, scored, {'knn': self._neighbours('euclidean', fitted)})
+
+    def _neighbours(self, metric: str, fitted: Embedded) -> Any:
+        return KNeighborsClassifier(min(self.neighbours, len(fitted.x)), metric=metric)
+
+
+def _macro_f1(fitted: Embedded, scored: Embedded, classifiers: Mapping[str, Any]) -> dict[str, float]:
+    labels = np.flatnonzero(scored.y.any(0)) if scored.y.ndim == 2 else np.unique(scored.y)
+    if not len(labels) or not (fitted.y != fitted.y[:1]).any():
+        return {}
+    scores = {}
+    for name, classifier in classifiers.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about classes that are rare here
+            answer = classifier.fit(*fitted).predict(scored.x)
+        scores[name] = float(f1_score(scored.y, answer, labels=labels, average='macro', zero_division=0))
+    return scores
 
 
 def patch_majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None) -> Tensor:
@@ -180,6 +228,36 @@ def patch_majority(mask: Tensor, grid: tuple[int, int], ignore_index: int | None
         counts.append(F.adaptive_avg_pool2d(classes, grid).flatten(1))
     most = torch.stack(counts).max(1)
     return most.indices.masked_fill(most.values == 0, -1)
+
+
+def monthly_means(
+    batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], size: tuple[int, int]
+) -> Float[Tensor, 'b f h w']:
+    """Return the observed values of each pixel: means by month of time series, and the bands of single images.
+
+    Values that are not observed are 0, the mean of normalised images.
+
+    Args:
+        batch: Normalised batch.
+        modalities: Modalities to use.
+        size: Height and width of the result.
+    """
+    parts = []
+    for modality in modalities.values():
+        if modality.image_key not in batch:
+            continue
+        image, dates, valid = (batch[key] for key in modality.keys)
+        image = image if modality.temporal else image.unsqueeze(1)
+        months = 12 if modality.temporal else 1
+        month = (dates.remainder(365.25) / 365.25 * months).long().clamp(0, months - 1)
+        is_observed = image.isfinite() & valid[..., None, None, None]
+        index = month[..., None, None, None].expand_as(image)
+        sums = image.new_zeros(len(image), months, *image.shape[2:])
+        counts = sums.clone()
+        sums.scatter_add_(1, index, image.masked_fill(~is_observed, 0))
+        counts.scatter_add_(1, index, is_observed.to(image.dtype))
+        parts.append(resize((sums / counts.clamp(min=1)).flatten(1, 2), size).float())
+    return torch.cat(parts, 1)
 
 
 @contextmanager
