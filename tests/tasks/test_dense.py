@@ -47,12 +47,13 @@ class TestTerms:
     def test_each_term_and_weight(self) -> None:
         batch = make_batch(*MIXED)
         whole = make_task(**DENSE).compute(batch, 'train', 0)[0]
+        names = ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')
         parts = [
-            make_task(**DENSE, embedding_weight=a, consistency_weight=b).compute(batch, 'train', 0)[0]
-            for a, b in ((1, 0), (0, 1), (2, 0.5))
+            make_task(**DENSE, **dict(zip(names, weights, strict=True))).compute(batch, 'train', 0)[0]
+            for weights in ((1, 0, 0), (0, 0.1, 0), (0, 0, 1), (2, 0, 0.5))
         ]
-        torch.testing.assert_close(whole, parts[0] + parts[1])
-        torch.testing.assert_close(parts[2], 2 * parts[0] + 0.5 * parts[1])
+        torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
+        torch.testing.assert_close(parts[3], 2 * parts[0] + 0.5 * parts[2])
 
     def test_every_part_learns(self) -> None:
         task = make_task(**DENSE)
@@ -66,7 +67,7 @@ class TestTerms:
         assert views.pixel_counts.tolist() == [32 * 3 * 2, 32 * 2 * 2, 0]  # pixels, bands, dates
 
     def test_consistency_is_zero_without_another_view(self) -> None:
-        task = make_task(**DENSE, embedding_weight=0)
+        task = make_task(**DENSE, embedding_weight=0, embedding_contrast_weight=0)
         assert task.compute(make_batch(('s2',), ('spot',)), 'train', 0)[0].item() == pytest.approx(0, abs=1e-6)
 
     def test_micro_batches_change_nothing(self) -> None:
@@ -80,7 +81,8 @@ class TestTerms:
         )
         assert torch.equal(before.hidden, after.hidden)
         assert torch.equal(before.numbers, after.numbers)
-        assert all(len(set(row)) == 5 for row in after.pixels.tolist())
+        assert torch.equal(after.pixels[0], after.pixels[1])
+        assert len(set(after.pixels[0].tolist())) == 5
 
     def test_brightness_is_a_target(self) -> None:
         batch = make_batch(('spot',))

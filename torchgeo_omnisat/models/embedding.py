@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..modality import half_up
 from .omnisat import OmniSat, OmniSatOutput
-from .segmentation import Decoder, resize
+from .segmentation import Decoder, MeanSkip, maps_near, resize
 
 #: Limits of the dimension of an embedding.
 DIMENSIONS = (2, 1024)
@@ -20,7 +20,9 @@ DIMENSIONS = (2, 1024)
 class DenseEmbedding(nn.Module):
     """Head that decodes fused tokens and feature maps to one unit vector per pixel.
 
-    The decoder is that of :class:`.OmniSatSegmenter`, with the embedding in place of the logits.
+    It is the sum of three parts: the decoder of :class:`.OmniSatSegmenter`, with the embedding in place of the logits;
+    a linear projection of the fused tokens; and the mean of linear projections of the feature maps of the modalities
+    that observed a pixel. The linear parts keep what the backbone knows of a pixel from the first step on.
 
     Args:
         backbone: Backbone whose tokens and feature maps are decoded.
@@ -41,7 +43,10 @@ class DenseEmbedding(nn.Module):
         self.decoder = Decoder(backbone, dim, self.gsd, width=dim)
         assert self.decoder.head.bias is not None
         nn.init.normal_(self.decoder.head.bias, std=0.01)  # a pixel whose features are all 0 has a direction, too
-        self.decoder.to(memory_format=torch.channels_last)
+        self.tokens = nn.Conv2d(backbone.embed_dim, dim, 1)
+        levels = maps_near(backbone, self.gsd)
+        self.skip = MeanSkip(levels, dim) if levels else None
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int] | None = None) -> Float[Tensor, 'b d h w']:
         """Return the embeddings of a batch.
@@ -50,7 +55,12 @@ class DenseEmbedding(nn.Module):
             out: Output of the backbone.
             size: Height and width in pixels; by default those of the extent at *gsd*.
         """
-        return F.normalize(self.decoder(out, size or pixels_of(out, self.gsd)), dim=1)
+        size = size or pixels_of(out, self.gsd)
+        tokens = rearrange(out.fused, 'b (h w) d -> b d h w', h=out.grid[0], w=out.grid[1])
+        x = self.decoder(out, size) + resize(self.tokens(tokens), size)
+        if self.skip is not None:
+            x = x + self.skip(out.maps, x, size)
+        return F.normalize(x, dim=1)
 
 
 class ProjectedEmbedding(nn.Module):

@@ -225,7 +225,7 @@ class Decoder(nn.Module):
         widths = [backbone.embed_dim] + [min(backbone.embed_dim, width * 2**level) for level in reversed(range(depth))]
         self.skips, self.blocks = nn.ModuleList(), nn.ModuleList()
         for level, (i, o) in enumerate(pairwise(widths)):
-            skip = MeanSkip(_maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
+            skip = MeanSkip(maps_near(backbone, label_gsd * 2 ** (depth - 1 - level)), o)
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))
         self.width = widths[-1]
@@ -282,7 +282,7 @@ def _logits(layer: nn.Conv2d, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b k
         return LOGIT_SCALE * F.conv2d(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
 
 
-def _maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
+def maps_near(backbone: OmniSat, gsd: float) -> dict[str, tuple[int, int]]:
     """Return the index and channels of each modality's map with the GSD nearest to *gsd*, unless much coarser."""
     found = {}
     encoder: Any

@@ -51,7 +51,8 @@ class Draws(NamedTuple):
         hidden: Ground patches that are masked in all modalities, ``(B, N)``.
         numbers: Uniform random numbers ``(B, 2, M)`` for the modality dropout of the fusion.
         view: Uniform random numbers ``(B, 2, M)`` for the second view of dense embeddings.
-        pixels: Indices of the pixels of each tile whose embeddings are trained, ``(B, S)``; None without them.
+        pixels: Indices of the pixels of each tile whose embeddings are trained, ``(B, S)``, the same for all tiles;
+            None without them.
     """
 
     hidden: Tensor
@@ -112,14 +113,10 @@ class OmniSatPretraining(OmniSatTask):
     With *embedding_dim*, a head also decodes a unit vector for each pixel of *embedding_gsd* metres
     (:class:`.DenseEmbedding`), which ``torchgeo predict`` writes as a map. It is trained on *embedding_pixels*
     random pixels of each tile, in two views: one of all modalities, and one of a random subset. Three more terms are
-    added: reconstruction of the pixel in all modalities from either view, contrast between the views of a pixel and of
-    other pixels, and consistency, 1 minus the cosine of the two views. ``test`` writes the cosine of the embeddings
-    from every subset of the modalities and from all of them to ``embeddings.csv``.
-
-    Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
-    of another modality among *candidates* from all validation tiles, by pair:
-    ``val_patch_top1/s1a+s2``. Checkpoints monitor ``val_loss``. :func:`.load_backbone` loads
-    the backbone of a checkpoint into another task.
+    added: reconstruction of the pixel in all modalities from either view; contrast between the views of a pixel and of
+    the pixels at the same position in other tiles; and consistency, 1 minus the cosine of the two views. ``test``
+    writes the cosine of the embeddings from every subset of the modalities and from all of them to
+    ``embeddings.csv``.
 
     If *modalities*, *patch_size*, *mean* or *std* are None, they are taken from the datamodule.
 
@@ -154,7 +151,8 @@ class OmniSatPretraining(OmniSatTask):
         candidates: Number of candidate patches of the retrieval in validation.
         embedding_dim: Dimension of dense embeddings, such as 64; None for a model without them.
         embedding_gsd: GSD of dense embeddings in metres.
-        embedding_weight: Weight of their reconstruction and contrast; 0 disables both.
+        embedding_weight: Weight of their reconstruction; 0 disables it.
+        embedding_contrast_weight: Weight of their contrast; 0 disables it.
         consistency_weight: Weight of their consistency between all and some modalities; 0 disables it.
         embedding_pixels: Number of pixels of each tile on which they are trained.
         subsets: Subsets of the modalities whose embeddings ``test`` compares with those of all: ``'auto'`` for all
@@ -204,6 +202,7 @@ class OmniSatPretraining(OmniSatTask):
         embedding_dim: int | None = None,
         embedding_gsd: float = 10.0,
         embedding_weight: float = 1.0,
+        embedding_contrast_weight: float = 0.1,
         consistency_weight: float = 1.0,
         embedding_pixels: int = 64,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
@@ -229,8 +228,8 @@ class OmniSatPretraining(OmniSatTask):
         """Weights of the enabled loss terms by name."""
         found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
         if self.hparams['embedding_dim'] is not None:
-            dense = float(self.hparams['embedding_weight'])
-            found |= {'pixel_reconstruction': dense, 'pixel_contrast': dense}
+            found['pixel_reconstruction'] = float(self.hparams['embedding_weight'])
+            found['pixel_contrast'] = float(self.hparams['embedding_contrast_weight'])
             found['consistency'] = float(self.hparams['consistency_weight'])
         return {name: weight for name, weight in found.items() if weight}
 
@@ -269,7 +268,7 @@ class OmniSatPretraining(OmniSatTask):
             self.tile_contrast = CrossModalInfoNCE(self.hparams['temperature']) if 'tile' in self.terms else None
             temperature, where = self.hparams['patch_temperature'], self.hparams['patch_negatives']
             self.patch_contrast = PatchContrastiveLoss(temperature, negatives=where)
-            self.pixel_contrast = PatchContrastiveLoss(temperature)
+            self.pixel_contrast = PatchContrastiveLoss(temperature, negatives='place')
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the moving average of the weights, if configured, and a writer if an area is predicted."""
@@ -501,7 +500,10 @@ class OmniSatPretraining(OmniSatTask):
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
         sizes = ('micro_batch_size', 'projection_dim', 'candidates', 'embedding_pixels')
         check_least(1, **{name: hparams[name] for name in sizes})
-        check_least(0, **{name: hparams[name] for name in ('embedding_weight', 'consistency_weight')})
+        check_least(
+            0,
+            **{name: hparams[name] for name in ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')},
+        )
         if hparams['ema'] is not None and not 0 <= hparams['ema'] < 1:
             raise ValueError(f'ema is {hparams["ema"]}, expected a decay from 0 to below 1')
 
@@ -706,7 +708,8 @@ def draw_views(
     """Return random draws that depend on a key, and not on the number of ranks that share the batch.
 
     *counts* are the tiles of each rank; at least one patch of the grid is not masked. *pixels* of the *pixel_grid* of
-    dense embeddings are drawn without replacement.
+    dense embeddings are drawn without replacement. They are the same for all tiles, so that the contrast cannot be
+    solved by the position of a pixel in its tile.
     """
     own = own_rows(counts)
     random = generator(key)
@@ -714,8 +717,8 @@ def draw_views(
     hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)
     drawn = [hidden, numbers]
     if pixels:
-        tickets = torch.rand(sum(counts), math.prod(pixel_grid), generator=random, dtype=torch.float32)
-        drawn += [torch.rand(numbers.shape, generator=random, dtype=torch.float32), tickets.argsort(1)[:, :pixels]]
+        chosen = torch.randperm(math.prod(pixel_grid), generator=random)[:pixels].expand(sum(counts), -1)
+        drawn += [torch.rand(numbers.shape, generator=random, dtype=torch.float32), chosen]
     return Draws(*(value[own].to(device) for value in drawn))
 
 
