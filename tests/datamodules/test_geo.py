@@ -203,7 +203,7 @@ def test_a_map_of_polygons_in_another_crs(root: Path, tmp_path: Path) -> None:
     areas = {'all': None, 'fields': str(tmp_path / 'fields.geojson'), 'box': {'bounds': corners, 'crs': 'EPSG:4326'}}
     maps = {}
     for name, area in areas.items():
-        datamodule = make(root, **told, predict_area=area)
+        datamodule = make(root, **told, predict_area=area, batch_size=16)
         datamodule.prepare_data()
         torch.manual_seed(0)
         trainer = Trainer(

@@ -82,24 +82,24 @@ def overlapping(dataset: GeoDataset, grid: Grid, span: tuple[pd.Timestamp, pd.Ti
     They do not include files that only touch the window: a file must contain the centre of a pixel.
     """
     index = dataset.index
+    kept = np.arange(len(index))
     if span is not None:
-        index = index.iloc[index.index.overlaps(pd.Interval(*span, closed='both'))]
+        kept = np.flatnonzero(index.index.overlaps(pd.Interval(*span, closed='both')))
     xmin, ymin, xmax, ymax = grid.bounds
     half = grid.step / 2
-    touched = index.cx[xmin:xmax, ymin:ymax]
-    core = shapely.box(xmin + half, ymin + half, xmax - half, ymax - half)
-    shapes = touched.geometry.to_numpy()
-    shared = shapely.area(shapely.intersection(shapes, shapely.box(*grid.bounds)))
-    within = shapely.intersects(shapes, core) & (shared > 0)
-    rows = touched[within]
-    return rows.iloc[np.argsort(rows.index.left.to_numpy(), kind='stable')]
+    shapes = index.geometry.to_numpy()
+    kept = kept[shapely.intersects(shapes[kept], shapely.box(xmin + half, ymin + half, xmax - half, ymax - half))]
+    kept = kept[shapely.area(shapely.intersection(shapes[kept], shapely.box(*grid.bounds))) > 0]
+    return index.iloc[kept[np.argsort(index.index.left.to_numpy()[kept], kind='stable')]]
 
 
 def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
     """Return the acquisition dates of rows in days since 1970-01-01; 0 for files without a date."""
-    epoch = pd.Timestamp(0)
-    left = rows.index.left
-    return ((left.where(left != ALWAYS[0], epoch) - epoch) // pd.Timedelta(days=1)).to_numpy(np.int64)
+    left = rows.index.left.to_numpy()
+    dated = left != ALWAYS[0].to_datetime64()
+    days = np.zeros(len(left), np.int64)
+    days[dated] = left[dated].astype('datetime64[D]').astype(np.int64)
+    return days
 
 
 def middle_of(rows: GeoDataFrame) -> int:
