@@ -96,7 +96,10 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.encoders': 'tasks.base',
     'tasks.views': 'tasks.pretraining',
     'tasks.weights': 'tasks.backbone',
+    'utils.configs': 'utils.reading',
+    'utils.jsonfile': 'utils.reading',
     'utils.quiet': 'utils.console',
+    'utils.regular': 'utils.reading',
 }
 
 

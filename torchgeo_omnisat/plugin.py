@@ -25,9 +25,9 @@ from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
 from .tasks.checkpoints import limited_size, read_hyper_parameters
 from .utils import errors
-from .utils.configs import load_config
 from .utils.console import printable, say, use_utf8
 from .utils.help import PlainHelpFormatter
+from .utils.reading import load_config
 
 #: Default datamodule of the tasks of this package.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'

@@ -14,7 +14,7 @@ from torchgeo_omnisat.datasets.integrity import Report
 from torchgeo_omnisat.datasets.io.files import read_json
 from torchgeo_omnisat.datasets.series import parse_dates
 from torchgeo_omnisat.datasets.shards import check_index, read_description
-from torchgeo_omnisat.utils.jsonfile import load_json
+from torchgeo_omnisat.utils.reading import load_json
 
 TEXTS = [
     '{"a": 1, "a": 2}',

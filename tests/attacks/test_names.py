@@ -32,9 +32,9 @@ from torchgeo_omnisat.plugin import requested
 from torchgeo_omnisat.prediction.raster import MapBands, draw_overview, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 from torchgeo_omnisat.prediction.vector import write_parcels
-from torchgeo_omnisat.utils.configs import load_config
 from torchgeo_omnisat.utils.console import printable, say, table_cell
 from torchgeo_omnisat.utils.errors import one_line
+from torchgeo_omnisat.utils.reading import load_config
 
 NAMES = [
     'a/b', 'a|b', '$x_{$', '$', '\\', '`a`', '<b>', '"a"', "'a'", 'a,b;c', 'a\nb', 'a\tb', '\x1b[31ma', '\x07', '\x00',

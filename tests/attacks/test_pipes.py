@@ -30,7 +30,7 @@ from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.datasets.treesatai import listed, open_series
 from torchgeo_omnisat.models.encoders.weights import published
 from torchgeo_omnisat.tasks.checkpoints import read_checkpoint, read_config, read_hyper_parameters
-from torchgeo_omnisat.utils.jsonfile import load_json
+from torchgeo_omnisat.utils.reading import load_json
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ from ..datasets.labelcounts import evenly_spaced
 from ..modality import Modality
 from ..utils.atomic import atomic_file
 from ..utils.cache import cache_folder
-from ..utils.jsonfile import load_json
+from ..utils.reading import load_json
 
 
 def stream(function: Callable[[Any], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:

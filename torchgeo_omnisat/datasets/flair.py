@@ -22,7 +22,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice
-from ..utils.regular import refuse_special
+from ..utils.reading import refuse_special
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .arguments import choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors

@@ -24,8 +24,7 @@ from rasterio.errors import RasterioError
 from torch import Tensor
 
 from ..modality import Modality
-from ..utils.jsonfile import load_json
-from ..utils.regular import refuse_special
+from ..utils.reading import load_json, refuse_special
 from .io.opening import open_raster
 
 #: Kinds of problems and their descriptions.

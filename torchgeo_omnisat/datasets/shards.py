@@ -19,8 +19,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import as_modalities
-from ..utils.jsonfile import load_json, parse_json
-from ..utils.regular import refuse_special
+from ..utils.reading import load_json, parse_json, refuse_special
 from .base import MultimodalDataset
 from .io.links import refuse_outside
 

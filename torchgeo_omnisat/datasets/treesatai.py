@@ -28,7 +28,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from ..utils.checks import check_choice
 from ..utils.observed import MAX_RAW
-from ..utils.regular import refuse_special
+from ..utils.reading import refuse_special
 from ..utils.signatures import with_arguments_of
 from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors

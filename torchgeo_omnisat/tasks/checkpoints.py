@@ -37,8 +37,7 @@ from ..modality import as_modalities
 from ..models.encoders.registry import class_paths, registered_paths
 from ..utils.atomic import atomic_file
 from ..utils.finite import refuse_weights
-from ..utils.jsonfile import load_json
-from ..utils.regular import refuse_special
+from ..utils.reading import load_json, refuse_special
 from .normalization import KINDS, plain_sources
 
 #: Names of the two files on the hub.

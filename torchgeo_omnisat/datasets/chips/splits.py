@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ...utils.jsonfile import load_json
-from ...utils.regular import refuse_special
+from ...utils.reading import load_json, refuse_special
 from ..arguments import SPLITS
 from .files import centres
 

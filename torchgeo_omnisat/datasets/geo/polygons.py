@@ -21,7 +21,7 @@ from torchgeo.datasets import VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
-from ...utils.regular import is_special
+from ...utils.reading import is_special
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.fingerprint import vector_state
 from ..io.links import refuse_links

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ...utils.regular import is_special
+from ...utils.reading import is_special
 
 #: How to read the targets of links anyway.
 _HINT = (

@@ -24,8 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from ...utils.jsonfile import parse_json
-from ...utils.regular import is_special
+from ...utils.reading import is_special, parse_json
 
 #: Remote paths, for which GDAL does not search sidecar files, as that would cost requests.
 NETWORK = re.compile(r'https?://|/vsi(?:curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)')

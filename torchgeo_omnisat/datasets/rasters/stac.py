@@ -20,7 +20,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import lazy_import
 
 from ...modality import Kind, Unit
-from ...utils.jsonfile import load_json
+from ...utils.reading import load_json
 from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..arguments import state_facts
 from ..io.decoding import Decoding

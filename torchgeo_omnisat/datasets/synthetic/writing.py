@@ -16,7 +16,7 @@ from rasterio.transform import Affine
 from tqdm import tqdm
 
 from ...utils.atomic import atomic_folder
-from ...utils.jsonfile import load_json
+from ...utils.reading import load_json
 from .landscape import GSD, VOID, Indices, draw_landscape
 from .rendering import render_s1, render_s2, render_spot
 

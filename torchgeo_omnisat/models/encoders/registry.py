@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from ..._moved import old_names
 from ...modality import Modality
-from ...utils.configs import load_config
+from ...utils.reading import load_config
 
 #: Encoder as a name, weights, a specification (see :func:`register_encoder`), a module, or a class or function that
 #: takes the number of bands or, if its first parameter is called ``modality``, the modality.
