@@ -52,6 +52,10 @@ NOT_RUN = {
     'torchgeo fit --model omnisat --model.backbone omnisat_tiny --model.backbone_args': (
         'downloads weights; such an encoder is trained in tests/models/encoders'
     ),
+    'torchgeo predict --config FILE.yaml --ckpt_path FILE.ckpt --trainer.callbacks GeoTIFFWriter '
+    '--trainer.callbacks.output map.tif --trainer.callbacks.fields true': (
+        'needs a checkpoint with instances; such a map is predicted in tests/prediction/test_field_maps.py'
+    ),
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (
         'needs two machines; parsed in test_examples.py'
