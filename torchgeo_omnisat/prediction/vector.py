@@ -113,9 +113,7 @@ def write_parcels(
         ValueError: If the CRS of the map is not projected.
     """
     with rasterio.open(path) as file:
-        if not file.crs or not file.crs.is_projected:
-            raise ValueError(f'CRS of {path} is {file.crs}, expected a projected one for the area of parcels')
-        hectare = abs(file.transform.a * file.transform.e) * file.crs.linear_units_factor[1] ** 2 / 1e4
+        hectare = hectares(file)
         least = math.ceil(smallest / hectare - 1e-9)
         schema = {
             'geometry': 'Polygon',
