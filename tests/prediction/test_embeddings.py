@@ -27,7 +27,7 @@ from torchgeo_omnisat.utils.quantization import dequantize, quantize
 from .areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
 from .test_writer import make_trainer
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers')
+pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 #: What the schema of the extension allows in the properties of an item, and in its quantization.
 PROPERTIES = (
     'runtime_parameters preprocessing postprocessing fit_for_use spatial_coverage uncertainty quantization energy'
@@ -243,6 +243,19 @@ class TestRuns:
         assert np.array_equal(read(embed(tmp_path, PlaneDataModule(72, 40, batch_size=1), task)), whole)
         assert count[0] - 10 < 6  # of 6 batches
         assert sorted(path.name for path in tmp_path.iterdir()) == ['map.json', 'map.tif', 'whole']
+
+    @pytest.mark.slow
+    @pytest.mark.enable_socket
+    def test_two_processes_share_components(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        made = OmniSatSegmentation(**TOLD)
+        made.allow_random = True
+        whole = read(embed(tmp_path / 'whole', PlaneDataModule(72, 40), made, dim=4))
+        writer = EmbeddingWriter(str(tmp_path / 'map.tif'), dim=4)
+        trainer = make_trainer(tmp_path, writer, devices=2, strategy='ddp_fork')
+        torch.set_num_threads(1)
+        trainer.predict(made, datamodule=PlaneDataModule(72, 40), return_predictions=False)
+        assert abs(read(tmp_path / 'map.tif').astype(int) - whole).max() <= 1
 
 
 class TestModelsWithoutHead:

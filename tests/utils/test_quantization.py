@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from torchgeo_omnisat.utils.quantization import dequantize, quantize
 
@@ -29,6 +30,19 @@ def test_cosine_survives() -> None:
     stored = dequantize(quantize(vectors))
     stored /= np.linalg.norm(stored, axis=1, keepdims=True)
     assert (vectors * stored).sum(1).min() > 0.999
+
+
+def test_neighbours_survive() -> None:
+    rng = np.random.default_rng(0)
+    classes = np.arange(2000) % 5
+    vectors = rng.normal(size=(5, 64))[classes] + 3 * rng.normal(size=(2000, 64))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scores = [
+        KNeighborsClassifier(5).fit(x[:1000], classes[:1000]).score(x[1000:], classes[1000:])
+        for x in (vectors, dequantize(quantize(vectors)))
+    ]
+    assert 0.5 < scores[0] < 0.95
+    assert abs(scores[1] - scores[0]) <= 0.005
 
 
 def test_other_codes_are_rejected() -> None:
