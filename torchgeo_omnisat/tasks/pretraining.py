@@ -118,6 +118,11 @@ class OmniSatPretraining(OmniSatTask):
     writes the cosine of the embeddings from every subset of the modalities and from all of them to
     ``embeddings.csv``.
 
+    Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
+    of another modality among *candidates* from all validation tiles, by pair:
+    ``val_patch_top1/s1a+s2``. Checkpoints monitor ``val_loss``. :func:`.load_backbone` loads
+    the backbone of a checkpoint into another task.
+
     If *modalities*, *patch_size*, *mean* or *std* are None, they are taken from the datamodule.
 
     Args:
