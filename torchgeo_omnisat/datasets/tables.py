@@ -276,8 +276,8 @@ class PixelTable(MultimodalDataset):
     ) -> ClassMap:
         if label is None or labels or classes is not None:
             return ClassMap(labels, classes, other)
-        known = sorted(table[label].dropna().unique().tolist())
-        return ClassMap(list(map(str, known)), {value: str(value) for value in known})
+        values = sorted(table[label].dropna().unique().tolist())
+        return ClassMap(list(map(str, values)), {value: str(value) for value in values})
 
     def _targets(self, column: pd.Series) -> NDArray[np.int64]:
         numbers = {value: self.codes.number(value) for value in column.dropna().unique()}

@@ -320,13 +320,13 @@ class _Basins:
             self._down, self._next_down = self._next_down, np.zeros_like(self._down)
             self._left = self._across = np.zeros(height, np.int64)
         columns = slice(left, left + width)
-        known = np.zeros(keys.shape, np.int64)  # basins of the adjacent pixels of earlier blocks
-        known[0, 1:-1], known[1:-1, 0] = self._above[columns], self._left
+        adjacent = np.zeros(keys.shape, np.int64)  # basins of the neighbouring pixels of earlier blocks
+        adjacent[0, 1:-1], adjacent[1:-1, 0] = self._above[columns], self._left
         roots = _climb(keys)[1:-1, 1:-1]
         inside = keys[1:-1, 1:-1] != _OUTSIDE
         # Number the basins: earlier ones, then those with a peak in the block or a way out of it.
-        border = np.flatnonzero(known)
-        earlier, numbers_of = np.unique(known.ravel()[border], return_inverse=True)
+        border = np.flatnonzero(adjacent)
+        earlier, numbers_of = np.unique(adjacent.ravel()[border], return_inverse=True)
         numbers = np.zeros(keys.size, np.int64)
         numbers[border] = numbers_of + 1
         is_top = np.zeros(keys.size, bool)
