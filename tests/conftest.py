@@ -65,6 +65,8 @@ def write_pastis(root: Path, folds: Sequence[int] = (1, 2, 3, 4, 5) * 2, size: i
             save(root / f'DATA_{name}/{name}_{number}.npy', image.astype(dtype))
         target = rng.integers(0, 20, (3, size, size)).astype(np.uint8)
         save(root / f'ANNOTATIONS/TARGET_{number}.npy', target)
+        rows, columns = np.mgrid[:size, :size] // 4
+        save(root / f'INSTANCE_ANNOTATIONS/INSTANCES_{number}.npy', rows * size + columns)
         write_spot(root / SPOT.format(number), rng.integers(0, 256, (3, 10 * size, 10 * size)).astype(np.uint8))
         x, y = 400000.0 + 2000 * number, 6.8e6
         ring = [[x, y], [x + 1270, y - 100], [x + 1170, y - 1370], [x - 100, y - 1270], [x, y]]

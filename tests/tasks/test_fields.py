@@ -41,6 +41,7 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a command that asks only the task for instances."""
     folder = tmp_path_factory.mktemp('fields')
     words = ['--model.backbone', 'omnisat_tiny', '--model.instances', 'true', '--trainer.max_steps', '2']
+    words += ['--trainer.limit_val_batches', '1']
     main(command(root, folder, 'fit', *words))
     return next(folder.rglob('*.ckpt'))
 
