@@ -25,7 +25,7 @@ from .tiling import Window
 
 Vectors = NDArray[np.float32]
 #: Number of values of a block in memory.
-VALUES = 2**24
+VALUES = 2**22
 #: Tags of the sensors band: the modality of each bit.
 BITS = 'BIT_'
 
@@ -72,7 +72,8 @@ class EmbeddingMap:
         vectors = np.full((len(self), window.height, window.width), np.nan, np.float32)
         for header, grid in zip(self.headers, self.grids, strict=True):
             if _overlap(grid, part):
-                new = read_window(header.header.path, header.bands, part, header.decoding, nearest=True, cache=True)
+                with rasterio.Env(GDAL_CACHEMAX=CACHE):
+                    new = read_window(header.header.path, header.bands, part, header.decoding, True, cache=True)
                 empty = np.isnan(vectors[0])
                 vectors[:, empty] = new[:, empty]
         vectors[:, ~np.isfinite(vectors).all(0)] = np.nan
