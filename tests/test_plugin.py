@@ -177,6 +177,7 @@ def test_hook_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(type(finder).__name__ == '_Watcher' for finder in sys.meta_path) == 1
 
 
+@pytest.mark.slow
 def test_plain_session_and_torchgeo_if_the_plugin_does_not_work(interpreters: Interpreters, tmp_path: Path) -> None:
     """Models are known without an import of ours; nothing of ours is imported until then.
 
@@ -209,6 +210,7 @@ main(['fit', '--model', 'SemanticSegmentation', '--data', 'EuroSATDataModule', '
     assert 'torchgeo_omnisat.tasks' in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_from_the_console_script(interpreters: Interpreters, tmp_path: Path) -> None:
     """Both are told the model by its short name; one says what the data are."""
     program = str(Path(sys.executable).with_name('torchgeo'))
