@@ -110,6 +110,26 @@ def test_pixel_with_two_classes_is_not_used(folder: Path, tmp_path: Path) -> Non
     assert (pixels.columns.tolist(), pixels.classes.tolist()) == ([1, 2], [0, 1])
 
 
+def test_geometries_without_a_class_are_not_used(folder: Path, tmp_path: Path) -> None:
+    places = shapely.points(X + 5.0 + 10 * np.arange(5), [Y - 5] * 5)
+    frame = gpd.GeoDataFrame({'class': ['a', '', ' ', None, 'b']}, geometry=places, crs=UTM)
+    frame.to_file(tmp_path / 'a.gpkg')
+    pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert (pixels.labels, pixels.columns.tolist()) == (('a', 'b'), [0, 4])
+
+
+def test_inputs_are_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folder / 'table.csv'  # the scores of table.tif
+    table.write_text('lon,lat,class\n5,51,oak\n')
+    before = (folder / 'map.tif').read_bytes()
+    for labels, output in (('table.csv', 'table.tif'), ('points.gpkg', 'map.tif'), ('points.gpkg', '../{}/map.tif')):
+        with pytest.raises(SystemExit):
+            run(folder, labels=labels, output=output.format(folder.name))
+        assert Path(output).stem in capsys.readouterr().err
+    assert table.read_text().startswith('lon')
+    assert (folder / 'map.tif').read_bytes() == before
+
+
 def test_no_block_is_trained_on_and_tested(folder: Path) -> None:
     embeddings = EmbeddingMap([folder / 'map.tif'])
     pixels = read_labels(folder / 'points.gpkg', embeddings)
@@ -152,6 +172,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     frame.assign(owner=1).to_file(folder / 'two.gpkg')
     frame.iloc[:4].assign(**{'class': 'oak'}).to_file(folder / 'one.gpkg')
     frame.set_geometry(shapely.points([X + 5] * 30 + [X + 15] * 30, Y - 5)).to_file(folder / 'empty.gpkg')
+    frame.assign(**{'class': [np.inf, *np.arange(len(frame) - 1) % 2]}).to_file(folder / 'infinite.gpkg')
     write_raster(folder / 'bytes.tif', np.zeros((4, 8, 8), np.uint8))
     for labels, words, fragments in (
         ('far.gpkg', [], ['far.gpkg extends from 65', 'within the map', 'EPSG:32631']),
@@ -160,6 +181,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         ('one.gpkg', [], ["'class'", "1 classes ['oak']", 'from 2']),
         ('empty.gpkg', [], ['labelled pixels with an embedding', '0']),
         ('points.gpkg', ['--block', '5000'], ['one block of 5000 m', 'at least 2 blocks', '--block']),
+        ('infinite.gpkg', [], ["'class'", 'infinite.gpkg']),
         ('missing.gpkg', [], ['missing.gpkg cannot be read']),
         ('points.gpkg', ['--embeddings', str(folder / 'bytes.tif')], ['bytes.tif', 'uint8', 'embedding']),
         ('points.gpkg', ['--output', str(tmp_path / 'map.png')], ['map.png', 'GeoTIFF']),

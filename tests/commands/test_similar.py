@@ -59,6 +59,29 @@ def test_place_without_an_embedding(tmp_path: Path, place: list[str], capsys: py
     assert not (tmp_path / 's.tif').exists()
 
 
+@pytest.mark.parametrize(
+    ('place', 'output', 'fragment'),
+    [
+        (['--at', 'nan', '51'], 's.tif', 'longitude nan'),
+        (['--at', '51', '181'], 's.tif', 'latitude 181'),
+        (at(20, 30), 'a.tif', 'a.tif'),
+        (at(20, 30), 's.png', 's.png'),
+    ],
+)
+def test_invalid_places_and_outputs(
+    tmp_path: Path, place: list[str], output: str, fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_codes(tmp_path / 'a.tif', VECTORS)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        main(['similar', '--embeddings', str(path), *place, '--output', str(tmp_path / output)])
+    assert fragment in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ['a.tif']
+    with pytest.raises(SystemExit):
+        main(['change', '--before', str(path), '--after', str(path), '--output', str(path)])
+
+
 def test_change_is_one_minus_the_cosine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = VECTORS.copy()
     after[:, 20:30, 5:9] = -after[:, 20:30, 5:9]

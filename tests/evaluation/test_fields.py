@@ -104,6 +104,7 @@ def test_small_components_are_merged_into_their_largest_neighbour() -> None:
     assert merged.dtype == torch.int64
     assert merged[0, 1, 1] == merged[0, 2, 4] == 1
     assert torch.equal(merge_small(classes, 1), classes)
+    assert torch.equal(merge_small(classes, 36), classes)  # a tile has 36 pixels, so all components are too small
 
 
 def test_panoptic_quality_without_background() -> None:

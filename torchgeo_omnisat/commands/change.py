@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from ..prediction.embedding_maps import EmbeddingMap, write_values
+from ..prediction.embedding_maps import EmbeddingMap, check_outputs, write_values
 from ..prediction.similarity import change
 from ..utils.console import say
 from . import parsers
@@ -14,6 +14,7 @@ from . import parsers
 def main(argv: Sequence[str] | None = None) -> int:
     """Write 1 - cosine of the embeddings of every pixel."""
     args = parsers.change_parser().parse_args(argv)
+    check_outputs([args.output], [args.before, args.after])
     before, after = EmbeddingMap([args.before]), EmbeddingMap([args.after])
     tags = {'TIFFTAG_SOFTWARE': 'torchgeo_omnisat', 'BEFORE': args.before.name, 'AFTER': args.after.name}
     write_values(args.output, before, '1 - cosine similarity', change(before, after), tags)

@@ -19,19 +19,21 @@ from ..prediction.classify import (
     spatial_blocks,
     write_validation,
 )
-from ..prediction.embedding_maps import EmbeddingMap
+from ..prediction.embedding_maps import EmbeddingMap, check_outputs
 from ..prediction.raster import MapBands, class_colors, draw_overview, write_map
 from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder
-from ..utils.console import align, say
+from ..utils.console import align, printable, say
 from . import parsers
+
+#: Extensions of the files beside the map: QGIS style, picture, scores of each class, and all scores.
+_ENDINGS = ('.qml', '.png', '.csv', '.json')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit a classifier, print its cross-validated scores, and write the map."""
     args = parsers.classify_parser().parse_args(argv)
-    if args.output.suffix.lower() not in ('.tif', '.tiff'):
-        raise ValueError(f"output is '{args.output}', expected the name of a GeoTIFF such as 'classes.tif'")
+    check_outputs(outputs_of(args.output), [*args.embeddings, args.labels])
     embeddings = EmbeddingMap(args.embeddings)
     pixels = read_labels(args.labels, embeddings, args.column, args.layer, args.max_pixels, args.seed)
     vectors = embeddings.vectors(pixels.rows, pixels.columns)
@@ -52,12 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def outputs_of(output: Path) -> list[Path]:
+    """Return the paths of the map and of the files beside it."""
+    return [output, *(output.with_suffix(ending) for ending in _ENDINGS)]
+
+
 def report(validation: Validation, classifier: str) -> str:
     """Return the scores as a table."""
-    cells = [('class', 'pixels', 'precision', 'recall', 'F1', 'IoU')]
+    cells: list[tuple[str, ...]] = [('class', 'pixels', 'precision', 'recall', 'F1', 'IoU')]
     for row in validation.rows():
         numbers = [f'{row[key]:.3f}' for key in ('precision', 'recall', 'f1', 'iou')]
-        cells.append((row['class'], str(row['pixels']), *numbers))
+        cells.append((printable(row['class']), str(row['pixels']), *numbers))
     scores = validation.scores
     title = (
         f'{classifier}, {validation.folds} folds of {validation.blocks} blocks of {validation.block:g} m: '
@@ -81,16 +88,13 @@ def write(args: Namespace, embeddings: EmbeddingMap, model: object, validation: 
     tags = {'TIFFTAG_SOFTWARE': 'torchgeo_omnisat', 'CLASSIFIER': args.classifier, 'LABELS': args.labels.name}
     tags |= {key.upper(): f'{value:.4f}' for key, value in validation.scores.items()}
     with scratch_folder(output) as folder, naming_errors(output, folder):
-        made, style, picture, table, summary = (
-            folder / f'made{ending}' for ending in ('.tif', '.qml', '.png', '.csv', '.json')
-        )
+        made, style, picture, table, summary = (folder / f'made{ending}' for ending in ('.tif', *_ENDINGS))
         parts = classify_map(model, embeddings, bands)
         write_map(made, folder / 'scratch.tif', embeddings.grid, bands, parts, colors, tags)
         draw_overview(made, bands.labels, colors, output.stem).savefig(picture, dpi=150)
         write_raster_style(style, bands.labels, colors)
         write_validation(validation, table, summary, settings)
-        others = (style, picture, table, summary)
-        finals = [output, *(output.with_suffix(path.suffix) for path in others)]
-        for temporary, final in zip((made, *others), finals, strict=True):
+        finals = outputs_of(output)
+        for temporary, final in zip((made, style, picture, table, summary), finals, strict=True):
             publish(temporary, final)
     return finals

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from ..prediction.embedding_maps import EmbeddingMap, write_values
+from ..prediction.embedding_maps import EmbeddingMap, check_outputs, write_values
 from ..prediction.similarity import reference_vector, similarity
 from ..utils.console import say
 from . import parsers
@@ -14,6 +14,7 @@ from . import parsers
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the cosine similarity of every pixel to the mean embedding of the places."""
     args = parsers.similar_parser().parse_args(argv)
+    check_outputs([args.output], args.embeddings)
     embeddings = EmbeddingMap(args.embeddings)
     places = [(lon, lat) for lon, lat in args.at]
     reference = reference_vector(embeddings, places)

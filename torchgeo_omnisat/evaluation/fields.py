@@ -142,7 +142,7 @@ def merge_small(classes: Int[Tensor, 'b h w'], smallest: int) -> Int[Tensor, 'b 
         classes: Class of each pixel.
         smallest: Minimum number of pixels of a component.
     """
-    if smallest < 2:
+    if not 2 <= smallest < classes[0].numel():  # GDAL merges nothing where all components are too small
         return classes
     found = [sieve(sample.cpu().numpy().astype(np.int32), smallest, connectivity=4) for sample in classes]
     return torch.from_numpy(np.stack(found)).to(classes)

@@ -88,7 +88,8 @@ def read_labels(
 ) -> LabelledPixels:
     """Read the pixels that are labelled by the points or polygons of a vector file.
 
-    Geometries are reprojected to the CRS of the map. A pixel with different classes is not used.
+    Geometries are reprojected to the CRS of the map. Those without a class, null or blank, are not used, and neither
+    are pixels with different classes.
 
     Args:
         path: Vector file, or table of points with ``lon`` and ``lat``.
@@ -104,10 +105,13 @@ def read_labels(
     check_least(1, max_pixels=max_pixels)
     frame = read_geometries(str(path), column, layer)
     column = column or _only_column(path, frame)
-    frame = frame[frame[column].notna()].to_crs(embeddings.grid.crs)
+    blank = frame[column].map(lambda value: isinstance(value, str) and not value.strip()).astype(bool)
+    frame = frame[frame[column].notna() & ~blank].to_crs(embeddings.grid.crs)
     values = frame[column]
     if not pd.api.types.is_numeric_dtype(values):
         values = values.astype(str)
+    elif not np.isfinite(values).all():
+        raise ValueError(f'column {column!r} of {path} has infinite values, expected classes')
     elif (values == values.round()).all():
         values = values.astype(np.int64)
     known = sorted(values.unique().tolist())

@@ -161,6 +161,20 @@ def describe_difference(grid: Grid, other: Grid) -> str:
     return f'a pixel grid that is shifted by {shift:.2g} pixels, expected the same grid' if shift > 0.01 else ''
 
 
+def check_outputs(outputs: Sequence[Path], inputs: Iterable[str | Path]) -> None:
+    """Check that the first of several outputs has the name of a GeoTIFF, and that none of them replaces an input.
+
+    Raises:
+        ValueError: If an output does not meet these conditions.
+    """
+    if outputs[0].suffix.lower() not in ('.tif', '.tiff'):
+        raise ValueError(f"output is '{outputs[0]}', expected the name of a GeoTIFF such as 'map.tif'")
+    read = {Path(path).resolve(): str(path) for path in inputs}
+    for output in outputs:
+        if output.resolve() in read:
+            raise ValueError(f"output '{output}' would replace the input {read[output.resolve()]}, expected another")
+
+
 def write_values(
     path: Path, embeddings: EmbeddingMap, name: str, parts: Iterable[tuple[Window, Vectors]], tags: dict[str, str]
 ) -> int:

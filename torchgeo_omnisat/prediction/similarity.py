@@ -29,8 +29,13 @@ def reference_vector(embeddings: EmbeddingMap, places: Sequence[tuple[float, flo
         places: Longitude and latitude of each place in degrees.
 
     Raises:
-        ValueError: If a place is outside of the map or on nodata.
+        ValueError: If a place is no longitude and latitude, outside of the map or on nodata.
     """
+    for east, north in places:
+        if not (abs(east) <= 180 and abs(north) <= 90):
+            raise ValueError(
+                f'a place is at longitude {east:g}, latitude {north:g}, expected degrees from -180 to 180 and -90 to 90'
+            )
     transformer = Transformer.from_crs('EPSG:4326', embeddings.grid.crs, always_xy=True)
     lon, lat = np.asarray(places, np.float64).T
     vectors = embeddings.vectors(*embeddings.pixels(*transformer.transform(lon, lat)))
