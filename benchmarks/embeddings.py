@@ -1,0 +1,198 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Few-shot classification with embedding maps of synthetic landscapes, and what each sensor contributes.
+
+A model is pre-trained without labels on the images of the training tiles. Classifiers are fitted on a few labelled
+pixels of each class from these tiles, and scored by macro F1 on all labelled pixels of the test tiles, other ground.
+Compared are 64-dimensional embeddings (float and int8), the principal components of a model without a head, the same
+model with random weights, and the pixels themselves: monthly means of all bands.
+
+    python benchmarks/embeddings.py                        # seeds 0, 1, 2
+    python benchmarks/embeddings.py --consistency 0 1      # with and without the consistency of views
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from numpy.typing import NDArray
+from runs import circumstances, keep, read
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.datasets import SyntheticLandscapes
+from torchgeo_omnisat.evaluation.probe import monthly_means
+from torchgeo_omnisat.modality import subset_name, subsets
+from torchgeo_omnisat.models.embedding import dense_features
+from torchgeo_omnisat.tasks import OmniSatPretraining
+from torchgeo_omnisat.utils.quantization import dequantize, quantize
+
+HERE = Path(__file__).parent
+#: Maximum number of scored pixels.
+SCORED = 10000
+#: Number of draws of labelled pixels, whose scores are averaged.
+DRAWS = 3
+
+
+def embed(task: Any, datamodule: Any, dataset: Any, kinds: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """Return features ``(N, F)`` of all pixels by kind, and their classes; subsets as ``'dense/s1a'``."""
+    found: dict[str, list[Any]] = {}
+    backbone, model = task.model.backbone, task.model
+    for start in range(0, len(dataset), datamodule.batch_size):
+        rows = range(start, min(start + datamodule.batch_size, len(dataset)))
+        batch = datamodule.aug(datamodule.collate_fn([dataset[i] for i in rows]))
+        size = tuple(batch['mask'].shape[-2:])
+        with torch.inference_mode():
+            out = backbone(batch)
+            maps = {'mask': batch['mask'].unsqueeze(1)}
+            if 'pixels' in kinds:
+                maps['pixels'] = monthly_means(batch, task.modalities, size)
+            if 'features' in kinds:
+                maps['features'] = dense_features(backbone, out, size)
+            if 'dense' in kinds:
+                maps['dense'] = model.dense(out, size)
+                for subset in subsets(task.modalities)[1:]:
+                    maps[f'dense/{subset_name(subset)}'] = model.dense(backbone.restrict(out, subset), size)
+        for name, values in maps.items():
+            found.setdefault(name, []).append(values.movedim(1, -1).flatten(0, -2).numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def choose(mask: NDArray[Any], ignored: int, per_class: int, seed: int) -> NDArray[np.int64]:
+    """Return the indices of some labelled pixels of each class that has enough of them."""
+    random, chosen = np.random.default_rng(seed), []
+    for label in np.unique(mask[mask != ignored]):
+        places = np.flatnonzero(mask == label)
+        if len(places) >= per_class:
+            chosen.append(random.permutation(places)[:per_class])
+    return np.concatenate(chosen)
+
+
+def score(x: NDArray[Any], y: NDArray[Any], tx: NDArray[Any], ty: NDArray[Any], metric: str) -> list[float]:
+    """Return the macro F1 in % of 5 nearest neighbours and of logistic regression."""
+    classifiers = (
+        KNeighborsClassifier(5, metric=metric),
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
+    )
+    answers = [classifier.fit(x, y).predict(tx) for classifier in classifiers]
+    return [100 * float(f1_score(ty, answer, average='macro', zero_division=0)) for answer in answers]
+
+
+def pretrain(datamodule: Any, seed: int, consistency: float, args: argparse.Namespace) -> Any:
+    """Return a pre-trained task; tiles are kept in memory."""
+    seed_everything(seed, verbose=False)
+    task = OmniSatPretraining(args.backbone, embedding_dim=64, consistency_weight=consistency, **dict(args.model))
+    trainer = Trainer(
+        accelerator='cpu', devices=1, max_steps=args.steps, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=datamodule)
+    return task.eval()
+
+
+class KeptLandscapes(SyntheticLandscapes):
+    """Landscapes that are read once."""
+
+    kept: ClassVar[dict[str, Any]] = {}
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample, from memory if it was read before."""
+        key = str(self.ids[index])
+        if key not in self.kept:
+            self.kept[key] = super().__getitem__(index)
+        return dict(self.kept[key])
+
+
+def measure(seed: int, consistency: float, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Pre-train a model and return the rows of the table."""
+    datamodule = SyntheticLandscapesDataModule(
+        str(args.root), num_tiles=args.tiles, batch_size=args.batch_size, modalities=tuple(args.modalities)
+    )
+    datamodule.dataset_class = KeptLandscapes
+    start = time.process_time()
+    task = pretrain(datamodule, seed, consistency, args)
+    minutes = (time.process_time() - start) / 60
+    datamodule.setup('test')
+    torch.manual_seed(seed)
+    random = OmniSatPretraining(args.backbone, dict(task.modalities), task.hparams['patch_size'], embedding_dim=64)
+    parts = [datamodule.make_dataset(split) for split in ('train', 'test')]
+    train, test = (embed(task, datamodule, part, ('dense', 'features', 'pixels')) for part in parts)
+    fresh = [embed(random.eval(), datamodule, part, ('dense',))['dense'] for part in parts]
+    some = np.random.default_rng(0).permutation(len(train['features']))[:20000]
+    pca = make_pipeline(StandardScaler(), PCA(64, random_state=0)).fit(train['features'][some])
+    # Training and test features of each row, and the distance of its neighbours.
+    features: dict[str, tuple[Any, Any, str]] = {
+        'embedding': (train['dense'], test['dense'], 'cosine'),
+        'embedding, int8': (*(dequantize(quantize(x['dense'])) for x in (train, test)), 'cosine'),
+        'principal components': (*(pca.transform(x['features']) for x in (train, test)), 'cosine'),
+        'random weights': (*fresh, 'cosine'),
+        'pixels': (train['pixels'], test['pixels'], 'euclidean'),
+    }
+    names = [name for name in test if name.startswith('dense/')]
+    features |= {f'embedding, {name[6:]}': (train['dense'], test[name], 'cosine') for name in names}
+    cosines = {f'embedding, {name[6:]}': float((test[name] * test['dense']).sum(1).mean()) for name in names}
+    ignored: Any = datamodule.ignore_index
+    y, ty = train['mask'][:, 0], test['mask'][:, 0]
+    rows = []
+    for name, (x, tx, metric) in features.items():
+        scores = []
+        for draw in range(DRAWS):
+            points = choose(y, ignored, args.points, DRAWS * seed + draw)
+            places = np.flatnonzero(np.isin(ty, np.unique(y[points])))
+            places = np.random.default_rng(draw).permutation(places)[:SCORED]
+            scores.append(score(x[points], y[points], tx[places], ty[places], metric))
+        knn, logistic = np.mean(scores, axis=0).round(2).tolist()
+        rows.append(
+            {
+                'key': f'{args.name} {seed} {consistency} {name}', 'run': args.name, 'seed': seed,
+                'consistency_weight': consistency, 'features': name, 'knn': knn, 'logistic': logistic,
+                'cosine': f'{cosines[name]:.4f}' if name in cosines else '', 'classes': len(np.unique(y[points])),
+                'points': args.points, 'draws': DRAWS, 'steps': args.steps, 'batch_size': args.batch_size,
+                'tiles': args.tiles, 'modalities': '+'.join(args.modalities), 'backbone': args.backbone,
+                'cpu_minutes': round(minutes, 1), **circumstances(),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure what is missing in the table, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--consistency', type=float, nargs='+', default=[1.0], help='weights of the consistency')
+    parser.add_argument('--points', type=int, default=20, help='labelled pixels of each class')
+    parser.add_argument('--steps', type=int, default=300)
+    parser.add_argument('--batch-size', type=int, default=4, help='tiles a step')
+    parser.add_argument('--tiles', type=int, default=160)
+    parser.add_argument('--modalities', nargs='+', default=['s2', 's1a'])
+    parser.add_argument('--backbone', default='omnisat_tiny')
+    parser.add_argument('--model', type=lambda text: text.split('='), nargs='*', default=[], help='other NAME=NUMBER')
+    parser.add_argument('--name', default='default', help='name of the run')
+    parser.add_argument('--root', type=Path, default=HERE / 'runs' / 'landscapes-embeddings')
+    parser.add_argument('--results', type=Path, default=HERE / 'results' / 'embeddings.csv')
+    args = parser.parse_args()
+    args.model = [(name, float(value)) for name, value in args.model]
+    for seed in args.seeds:
+        for consistency in args.consistency:
+            if f'{args.name} {seed} {consistency} pixels' not in read(args.results):
+                for row in measure(seed, consistency, args):
+                    keep(args.results, row)
+    with args.results.open(newline='') as file:
+        for row in csv.DictReader(file):
+            shown = ('run', 'seed', 'consistency_weight', 'features', 'knn', 'logistic', 'cosine', 'cpu_minutes')
+            print(*(row[name] for name in shown), sep='\t')
+
+
+if __name__ == '__main__':
+    main()
