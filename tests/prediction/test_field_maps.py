@@ -3,6 +3,7 @@
 
 """``GeoTIFFWriter`` with fields: the same fields, resumed or shared, with styles that show their colours."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ import pytest
 import rasterio
 import shapely
 import torch
+from pyproj import CRS
 from rasterio.enums import ColorInterp
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter, segment_fields
@@ -147,6 +149,14 @@ class TestErrors:
     def test_the_name_of_the_map(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r'map\.gpkg'):
             predict_fields(tmp_path, PlaneDataModule(32, 32), fields=str(tmp_path / 'map.gpkg'))
+
+    def test_degrees_before_prediction(self, tmp_path: Path) -> None:
+        datamodule = PlaneDataModule(32, 32)
+        datamodule.grid = replace(datamodule.grid, crs=CRS.from_epsg(4326))
+        counter = count_tiles(datamodule)
+        with pytest.raises(ValueError, match='EPSG:4326'):
+            predict_fields(tmp_path, datamodule)
+        assert counter == [0]
 
     def test_an_unknown_extension(self) -> None:
         with pytest.raises(ValueError, match=r'fields\.shp'):

@@ -347,6 +347,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._tiling = replace(tiling, band=columns)
         output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
         self._fields_path(output)
+        grid: Grid = self._datamodule.grid
+        if self.fields and not grid.crs.is_projected:
+            raise ValueError(f'CRS of the map is {grid.crs.to_string()}, expected a projected one for areas of fields')
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
         self._work.open(trainer.is_global_zero, trainer.global_rank)
         if trainer.is_global_zero and (damaged := self._work.drop_damaged(self._shape)):
