@@ -3,6 +3,7 @@
 
 """``GeoTIFFWriter`` with fields: the same fields, resumed or shared, with styles that show their colours."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,10 @@ class TestErrors:
         with pytest.raises(ValueError, match='instances true'):
             predict(tmp_path, PlaneDataModule(32, 32), fields=True)
 
-    def test_the_name_of_the_map(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r'map\.gpkg'):
-            predict_fields(tmp_path, PlaneDataModule(32, 32), fields=str(tmp_path / 'map.gpkg'))
+    @pytest.mark.parametrize('name', ['map.gpkg', 'map_classes.gpkg'])
+    def test_the_name_of_a_map(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(name)):
+            predict_fields(tmp_path, PlaneDataModule(32, 32), fields=str(tmp_path / name))
 
     def test_degrees_before_prediction(self, tmp_path: Path) -> None:
         datamodule = PlaneDataModule(32, 32)

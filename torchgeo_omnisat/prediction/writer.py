@@ -216,6 +216,10 @@ def _name(strip: Strip) -> str:
     return f'{strip.band:04d}-{strip.row:06d}.npz'
 
 
+def _classes_path(output: Path) -> Path:
+    return output.with_name(f'{output.stem}_classes.tif')
+
+
 def _date_name(strip: Strip) -> str:
     return f'{strip.band:04d}-{strip.row:06d}.date'
 
@@ -496,14 +500,15 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Return the file of fields beside a map.
 
         Raises:
-            ValueError: If it has the name of the map, but for its extension.
+            ValueError: If it has the name of the map or of the map of classes, but for its extension.
         """
         path = Path(self.fields) if isinstance(self.fields, str) else output.with_name(f'{output.stem}_fields.gpkg')
-        if path.with_suffix('').absolute() == output.with_suffix('').absolute():
-            raise ValueError(
-                f'fields is {self.fields!r}, which has the name of the map {output}, expected another name: their '
-                'styles would be one file'
-            )
+        for taken in (output, _classes_path(output)):
+            if path.with_suffix('').absolute() == taken.with_suffix('').absolute():
+                raise ValueError(
+                    f'fields is {self.fields!r}, which has the name of the map {taken}, expected another name: their '
+                    'styles would be one file'
+                )
         return path
 
     def _walk(self) -> Iterator[tuple[Strip, bool, list[Window]]]:
@@ -607,7 +612,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             results.append((package, output.with_suffix('.gpkg')))
         results += self._make_fields(work, made) if self.fields else []
         if self.styles:
-            classes, beside = work.temporary('classes.tif'), output.with_name(f'{output.stem}_classes.tif')
+            classes, beside = work.temporary('classes.tif'), _classes_path(output)
             write_class_map(made, classes, work.temporary('scratch.tif'), self._bands.labels, self._colors)
             results.append((classes, beside))
             for name, of in (('map.qml', output), ('classes.qml', beside)):
