@@ -147,6 +147,16 @@ def test_errors_name_column_and_file(path: Path, series: Any, changes: dict[str,
         PixelTable(path, series, **{**SETTINGS, **changes})
 
 
+def test_rows_and_degrees(tmp_path: Path) -> None:
+    file = tmp_path / 'a.parquet'
+    table().iloc[:0].to_parquet(file)
+    with pytest.raises(ValueError, match=r'a\.parquet has no rows'):
+        PixelTable(file, SERIES, start='start_date')
+    table().assign(lat=[50.0] * 39 + [150.0]).to_parquet(file)
+    with pytest.raises(ValueError, match=r"150\.0\] for pixel '39'"):
+        PixelTable(file, SERIES, start='start_date')
+
+
 def test_without_a_file_or_pyarrow(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatasetNotFoundError, match=r'none.parquet'):
         PixelTable(tmp_path / 'none.parquet', SERIES, **SETTINGS)

@@ -145,6 +145,8 @@ class PixelTable(MultimodalDataset):
             raise ValueError(f'{self.file} has no columns {lost}, expected some of {_shown(self.columns)}')
         values = [column for names in self.names.values() for column in names.values()]
         table = read_table(self.file, list(dict.fromkeys([*wanted, *values])))
+        if table.empty:
+            raise ValueError(f'{self.file} has no rows, expected at least one')
         if self.long and table[pixel].isna().any():
             row = int(table[pixel].isna().to_numpy().argmax()) + 1
             raise ValueError(f'column {pixel!r} of {self.file} has no pixel in row {row}, expected one in every row')
@@ -159,6 +161,11 @@ class PixelTable(MultimodalDataset):
         self.places: NDArray[np.float64] | None = None
         if coordinates is not None:
             self.places = first[list(coordinates)].to_numpy(np.float64)
+            if (outside := (np.abs(self.places) > (180, 90)).any(1)).any():
+                raise ValueError(
+                    f'columns {list(coordinates)} of {self.file} are {self.places[outside][0].tolist()} for pixel '
+                    f'{self._ids[int(outside.argmax())]!r}, expected longitude and latitude in degrees'
+                )
         self._series = self._read_long(table, date, pixel) if self.long else self._read_wide(table, str(start))
         chosen = self._chosen(first, split_column, fractions, block, seed)
         self._keep(chosen)
