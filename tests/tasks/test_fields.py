@@ -117,6 +117,12 @@ def test_perfect_maps_give_the_true_fields() -> None:
     assert row['object_f1'] == 1
     assert row['components_pq'] == 0  # one component for two fields
     assert row['components_under_segmentation'] == 0.5
+    size = int(torch.bincount(found.ids[0].flatten())[1:].min())
+    assert find_fields(probabilities, maps, observed, smallest=size).ids.max() == 2
+    assert not find_fields(probabilities, maps, observed, smallest=16 * 24).ids.any()
+    crops = find_fields(probabilities, maps, observed, background=1)  # the crop of a map of fields
+    assert crops.classes[ids > 0].ne(1).all()
+    assert crops.classes[0][ids[0] == 0].eq(1).all()
     nothing = find_fields(probabilities, maps, ~observed)
     assert not nothing.ids.any()
 

@@ -31,8 +31,8 @@ FIELD_METRICS = {
     'under_segmentation': 'UnderSegmentation',
     'boundary_f1': 'BoundaryF1',
 }
-#: Minimum area of a parcel of the baseline in hectares, the default of ``GeoTIFFWriter``.
-SMALLEST_PARCEL = 0.1
+#: Minimum area of a field, and of a parcel of the baseline, in hectares; the defaults of ``GeoTIFFWriter``.
+SMALLEST = 0.1
 #: Prefix of the columns of the baseline, connected pixels of one class.
 BASELINE = 'components_'
 #: Names of all scores that are logged, by column.
@@ -51,24 +51,39 @@ class FoundFields(NamedTuple):
     classes: Tensor
 
 
-def find_fields(probabilities: Tensor, maps: FieldMaps, observed: Tensor) -> FoundFields:
+def smallest_pixels(label_gsd: float) -> int:
+    """Return the minimum size of a field in pixels, which is :data:`SMALLEST`."""
+    return math.ceil(SMALLEST * 1e4 / label_gsd**2 - 1e-9)
+
+
+def find_fields(
+    probabilities: Tensor, maps: FieldMaps, observed: Tensor, smallest: int = 1, background: int | None = None
+) -> FoundFields:
     """Return the fields of every sample, with the class of the largest mean probability in each.
+
+    With the defaults of the segmentation, and the size and class excluded here, they are those of a predicted area.
 
     Args:
         probabilities: Probabilities of the classes, ``(B, K, H, W)``.
         maps: Extent and distance.
         observed: Pixels that a modality observed, ``(B, H, W)`` bool.
+        smallest: Minimum size of a field in pixels; smaller ones are removed.
+        background: Class outside of fields, which is not chosen for a field; None if there is none.
     """
     parts = maps.extent.float().softmax(1), maps.distance.float()
     extent, distance = (part.detach().cpu().numpy() for part in parts)
-    found = [segment_fields(*sample) for sample in zip(extent, distance, observed.cpu().numpy(), strict=True)]
+    samples = zip(extent, distance, observed.cpu().numpy(), strict=True)
+    found = [segment_fields(*sample, smallest=smallest) for sample in samples]
     ids = torch.from_numpy(np.stack(found)).to(probabilities.device, torch.int64)
-    return FoundFields(ids, torch.stack([_classes(*sample) for sample in zip(probabilities, ids, strict=True)]))
+    classes = [_classes(*sample, background) for sample in zip(probabilities, ids, strict=True)]
+    return FoundFields(ids, torch.stack(classes))
 
 
-def _classes(probabilities: Tensor, ids: Tensor) -> Tensor:
+def _classes(probabilities: Tensor, ids: Tensor, background: int | None) -> Tensor:
     flat, index = probabilities.float().flatten(1), ids.flatten()
     sums = flat.new_zeros(len(flat), int(index.max()) + 1).index_add_(1, index, flat)
+    if background is not None:
+        sums[background] = -torch.inf
     return torch.where(index > 0, sums.argmax(0)[index], flat.argmax(0)).view(ids.shape)
 
 
@@ -90,7 +105,7 @@ class SubsetFieldScores(torch.nn.Module):
         num_classes: Number of classes K.
         background: Class outside of fields; None if there is none.
         ignore_index: Label that is not scored, which may be a class; None if there is none.
-        label_gsd: GSD of the labels in metres, for the minimum area of connected pixels, :data:`SMALLEST_PARCEL`.
+        label_gsd: GSD of the labels in metres, for the minimum area of connected pixels, :data:`SMALLEST`.
     """
 
     def __init__(
@@ -104,7 +119,7 @@ class SubsetFieldScores(torch.nn.Module):
     ) -> None:
         super().__init__()
         names = list(names)
-        self.smallest = math.ceil(SMALLEST_PARCEL * 1e4 / label_gsd**2 - 1e-9)
+        self.smallest = smallest_pixels(label_gsd)
         self.void, self.background, self.ignore_index = num_classes, background, ignore_index
         metrics = {
             'panoptic': PanopticQuality(num_classes + 1, background, self.void),

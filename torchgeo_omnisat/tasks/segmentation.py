@@ -30,7 +30,7 @@ from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
 from ..utils.coordinates import COORDINATES
 from ..utils.finite import refuse_output
-from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields
+from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, smallest_pixels
 from .supervised import SupervisedTask, classification_metrics
 
 #: Maximum number of classes.
@@ -261,7 +261,12 @@ class OmniSatSegmentation(SupervisedTask):
         """Return the predicted fields of a batch where some modalities of *subset* observed something."""
         known = {name: self.modalities[name] for name in subset}
         seen = seen_bits(batch, known, (logits.shape[-2], logits.shape[-1]))
-        return find_fields(self.without_ignored(logits).softmax(1), maps, seen > 0)
+        return self._fields_of(logits, maps, seen > 0)
+
+    def _fields_of(self, logits: Tensor, maps: FieldMaps, observed: Tensor) -> FoundFields:
+        smallest = smallest_pixels(self.hparams['label_gsd'])
+        probabilities = self.without_ignored(logits).softmax(1)
+        return find_fields(probabilities, maps, observed, smallest, self.hparams['background'])
 
     def subset_rows(self) -> list[SubsetRow]:
         """Return the rows of ``subsets.csv``; with *instances*, also write ``fields.csv`` with the scores by class."""
@@ -401,9 +406,9 @@ class OmniSatSegmentation(SupervisedTask):
         """Return the predicted fields of the first sample, with *instances*."""
         if more is None:
             return {}
-        probabilities, maps = self.without_ignored(logits[:1]).softmax(1), FieldMaps(more.extent[:1], more.distance[:1])
+        maps = FieldMaps(more.extent[:1], more.distance[:1])
         everywhere = torch.ones_like(maps.distance, dtype=torch.bool)
-        return {'fields': find_fields(probabilities, maps, everywhere).ids[0].cpu()}
+        return {'fields': self._fields_of(logits[:1], maps, everywhere).ids[0].cpu()}
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
         """Draw a sample with the predicted classes, and the outlines of its fields."""
