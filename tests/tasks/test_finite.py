@@ -140,8 +140,8 @@ class TestNaN:
             batches.append(batch)
             return renormalise(batch)
 
-        def spoiled(out: Any) -> Tensor:
-            logits: Tensor = decode(out)
+        def spoiled(*args: Any) -> Tensor:
+            logits: Tensor = decode(*args)
             if len(batches) == 2:
                 logits[1, 0, 3, 3] = torch.nan
             return logits
