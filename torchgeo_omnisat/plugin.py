@@ -7,9 +7,10 @@ jsonargparse resolves short names among imported classes, so importing this modu
 ``--model omnisat`` and ``--data PASTISMultimodalDataModule``.
 """
 
+import re
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,7 +74,7 @@ class OmniSatCLI(LightningCLI):
             errors.shorten(error, _program())
             raise
         kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
-        self._first_word = _first_word(words)
+        self._first_word, self._args = _first_word(words), sys.argv[1:] if words is None else words
         try:
             super().__init__(*args, **kwargs)
         except Exception as error:
@@ -109,14 +110,20 @@ class OmniSatCLI(LightningCLI):
         return self._first_word not in self.subcommands() or self._first_word == subcommand
 
     def _parse_ckpt_path(self) -> None:
-        """Parse the hyper-parameters of ``--ckpt_path``, which import no class and read no other file."""
+        """Parse the hyper-parameters of ``--ckpt_path``, which import no class and read no other file.
+
+        They replace those of the command line, which are named if they differ.
+        """
         command = self.config.get('subcommand')
         path = (self.config.get(command) or {}).get('ckpt_path')
         if not path or not Path(path).is_file():
             return
         named = class_paths(_plain_config(self.config[command].get('model')))
         if kept := read_hyper_parameters(path, named):
+            before = self.config.get(f'{command}.model.init_args')
             self.config = self.parser.parse_object({command: {'model': kept}}, self.config)
+            after = self.config.get(f'{command}.model.init_args')
+            _announce_replaced(path, _model_arguments(self._args), _plain_config(before), _plain_config(after))
         arguments = self.config.get(f'{command}.model.init_args.backbone_args')
         if arguments and arguments.get('encoders'):
             self.config[f'{command}.model.init_args.backbone_args'] = plain_encoders(arguments)
@@ -192,6 +199,22 @@ def _first_word(args: Any) -> str | None:
 @rank_zero_only
 def _announce(message: str) -> None:
     say(message, error=True)
+
+
+def _announce_replaced(path: Any, names: Iterable[str], before: Any, after: Any) -> None:
+    """Print which of the arguments *names* of a model the hyper-parameters of a checkpoint replace."""
+    kept = {name: after.get(name) for name in names if before and after and name in before}
+    replaced = [name for name, value in kept.items() if not isinstance(value, dict) and value != before[name]]
+    if replaced:
+        ours, theirs = (', '.join(f'{name}={values[name]!r}' for name in replaced) for values in (before, after))
+        _announce(f'Model: {theirs} of {path}, with which it was trained, instead of {ours} of the command line.')
+
+
+def _model_arguments(args: Any) -> list[str]:
+    """Return the names of the arguments of the model on a command line."""
+    words = [str(word) for word in args] if isinstance(args, list | tuple) else []
+    found = [re.match(r'--model\.(?:init_args\.)?(\w+)(?:=|$)', word) for word in words]
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def _program() -> str:

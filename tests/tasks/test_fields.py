@@ -65,8 +65,14 @@ def test_checkpoint_from_before_there_were_fields(fitted: Path, tmp_path: Path) 
     assert old.state_dict().keys() == checkpoint['state_dict'].keys()
 
 
-def test_test_scores_fields_of_every_subset(trained: Path, root: Path, tmp_path: Path) -> None:
-    main(command(root, tmp_path, 'test', '--ckpt_path', str(trained)))
+def test_test_scores_fields_of_every_subset(
+    trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the command line says otherwise: the model is that of the checkpoint."""
+    main(command(root, tmp_path, 'test', '--ckpt_path', str(trained), '--model.instances', 'false'))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('Model: ')]
+    assert line.startswith(f'Model: instances=True of {trained}, ')
+    assert line.endswith('instead of instances=False of the command line.')
     table = next(tmp_path.rglob('subsets.csv'))
     rows = read_csv(table)
     (logged,) = read_csv(table.parent / 'metrics.csv')
