@@ -4,7 +4,7 @@
 """Prediction of areas and tiles as GeoTIFFs."""
 
 from .embeddings import EmbeddingBands, EmbeddingWriter
-from .fields import segment_fields
+from .fields import FieldOptions, segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
 from .writer import GeoTIFFWriter
@@ -12,6 +12,7 @@ from .writer import GeoTIFFWriter
 __all__ = [
     'EmbeddingBands',
     'EmbeddingWriter',
+    'FieldOptions',
     'GeoTIFFWriter',
     'Stitcher',
     'Strip',
