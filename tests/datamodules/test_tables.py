@@ -30,3 +30,11 @@ def test_training_on_pixels(tmp_path: Path) -> None:
     assert abs(float(datamodule.mean['s1'].mean()) + 14) < 4  # decibels
     trainer.test(task, datamodule, verbose=False)
     assert {'test_AverageJaccardIndex/s1', 'test_AverageJaccardIndex/s1+s2'} <= set(trainer.callback_metrics)
+
+
+def test_fraction_of_0_has_no_split(tmp_path: Path) -> None:
+    table().to_parquet(tmp_path / 'points.parquet')
+    path, fractions = str(tmp_path / 'points.parquet'), (0.8, 0, 0.2)
+    datamodule = PixelTableDataModule(path, series=SERIES, fractions=fractions, **SETTINGS)
+    datamodule.setup('fit')
+    assert datamodule.val_dataloader() == []

@@ -152,9 +152,28 @@ def test_rows_and_degrees(tmp_path: Path) -> None:
     table().iloc[:0].to_parquet(file)
     with pytest.raises(ValueError, match=r'a\.parquet has no rows'):
         PixelTable(file, SERIES, start='start_date')
-    table().assign(lat=[50.0] * 39 + [150.0]).to_parquet(file)
-    with pytest.raises(ValueError, match=r"150\.0\] for pixel '39'"):
-        PixelTable(file, SERIES, start='start_date')
+    for wrong in (150.0, None):
+        table().assign(lat=[50.0] * 39 + [wrong]).to_parquet(file)
+        with pytest.raises(ValueError, match=r"(150\.0|nan)\] for pixel '39'.* or coordinates=None"):
+            PixelTable(file, SERIES, start='start_date')
+    assert 'coordinates' not in PixelTable(file, SERIES, start='start_date', coordinates=None)[0]
+
+
+@pytest.mark.parametrize(
+    ('values', 'labels'), [([10, 2, None, 2], ['2', '10']), (['b', '', ' ', 'a'], ['a', 'b']), (['2', None] * 2, ['2'])]
+)
+def test_names_of_classes(tmp_path: Path, values: list[Any], labels: list[str]) -> None:
+    table().assign(crop=values * 10).to_parquet(tmp_path / 'a.parquet')
+    dataset = PixelTable(tmp_path / 'a.parquet', SERIES, **SETTINGS)
+    assert dataset.labels == labels
+    expected = [labels.index(str(value)) if str(value) in labels else 255 for value in values]
+    assert dataset.targets is not None
+    assert dataset.targets[:4].tolist() == expected
+
+
+def test_split_without_pixels(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"split 'test' of .* has no pixels: .* of 90 degrees with pixels is 1,"):
+        PixelTable(path, SERIES, split='test', block=90, **SETTINGS)
 
 
 def test_without_a_file_or_pyarrow(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,5 +183,5 @@ def test_without_a_file_or_pyarrow(path: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match=r'text.parquet cannot be read'):
         PixelTable(tmp_path / 'text.parquet', SERIES, **SETTINGS)
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
-    with pytest.raises(ImportError, match=r'torchgeo-omnisat\[parquet\]'):
+    with pytest.raises(ImportError, match=r'points.parquet requires pyarrow.*torchgeo_omnisat\[parquet\]'):
         PixelTable(path, SERIES, **SETTINGS)

@@ -269,7 +269,7 @@ class TestColumns:
 
     def test_parquet_without_pyarrow(self, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
-        with pytest.raises(ImportError, match='pip install'):
+        with pytest.raises(ImportError, match=r'fields.parquet requires pyarrow.*torchgeo_omnisat\[parquet\]'):
             outlines(plain, 'fields.parquet')
 
 

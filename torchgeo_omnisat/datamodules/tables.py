@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from ..datasets.arguments import SPLITS
 from ..datasets.tables import PixelTable
 from .base import MultimodalDataModule
 from .statistics import settings_group
@@ -17,7 +18,7 @@ class PixelTableDataModule(MultimodalDataModule):
 
     Samples are tiles of one pixel with a mask of one pixel, so a model of ``omnisat`` with pixel-wise encoders, such as
     ``presto``, ``tessera`` or ``ltae``, is trained on points and predicts maps of rasters with the same bands. Requires
-    pyarrow: ``pip install torchgeo-omnisat[parquet]``.
+    pyarrow: ``pip install torchgeo_omnisat[parquet]``.
 
     Statistics are computed from the training pixels.
     """
@@ -111,6 +112,11 @@ class PixelTableDataModule(MultimodalDataModule):
     def label_gsd(self) -> float:  # type: ignore[override]
         """Side of a pixel in metres."""
         return self.patch_size
+
+    def left_out(self) -> list[str]:
+        """Return the splits with a fraction of 0."""
+        fractions = () if self.kwargs['split_column'] else self.kwargs['fractions']
+        return [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction == 0 and split != 'train']
 
     def groups(self, dataset: Any) -> list[str]:
         """Return one group for all pixels, named after the settings that its statistics depend on."""

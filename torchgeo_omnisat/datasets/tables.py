@@ -18,12 +18,12 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, require_pyarrow
 from ..utils.coordinates import COORDINATES
 from ..utils.observed import MAX_RAW
 from .arguments import SPLITS
 from .base import MultimodalDataset, tensors
-from .classes import NO_LABEL, UNKNOWN, ClassMap
+from .classes import NO_LABEL, UNKNOWN, ClassMap, code_of
 from .io.decoding import as_numbers
 
 #: Settings of a series: facts of the modality, and where its values are.
@@ -59,7 +59,7 @@ class PixelTable(MultimodalDataset):
 
     A sample has ``image_<name>`` (T, C, 1, 1), dates and flags of each modality (see
     :mod:`torchgeo_omnisat.batch`), ``mask`` (1, 1), the class, and ``coordinates``. Requires
-    pyarrow: ``pip install torchgeo-omnisat[parquet]``.
+    pyarrow: ``pip install torchgeo_omnisat[parquet]``.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PixelTable(MultimodalDataset):
                 the month from *start* on in a wide table, and ``*`` for any text; it defaults to ``'{band}'``.
                 Values are ``scale`` times the stored value plus ``offset``; with ``amplitude``, an offset in dB,
                 they are 20 log10 of the stored amplitude plus it.
-            label: Column of the class; None without labels.
+            label: Column of the class, null or blank for a pixel without one; None without labels.
             labels: Class names; defaults to those of *classes*, or the sorted values of the column.
             classes: Class name by value of the column.
             other: Class of all values that are not in *classes*.
@@ -110,11 +110,12 @@ class PixelTable(MultimodalDataset):
         Raises:
             DatasetNotFoundError: If the file does not exist.
             ImportError: If pyarrow is not installed.
-            ValueError: If columns are missing, or an argument is invalid.
+            ValueError: If columns or coordinates are missing, the split has no pixels, or an argument is invalid.
         """
         check_choice(split=(split, (None, *SPLITS)))
         self.root, self.file, self.split = root, Path(root).expanduser(), split
         self.path = self.file.parent
+        self.ignore_index, self.missing_values = ignore_index, as_numbers(nodata)
         if not self.file.is_file():
             error = DatasetNotFoundError(self)
             error.args = (f'{self.file} does not exist, expected a Parquet file',)
@@ -129,46 +130,21 @@ class PixelTable(MultimodalDataset):
         self.settings = {name: _settings(name, one) for name, one in dict(series or {}).items()}
         if not self.settings:
             raise ValueError('series is empty, expected at least one modality with its bands')
-        self.modalities = {
-            name: Modality(
-                name, tuple(one['bands']), one.get('gsd', 10.0), True, one.get('kind'), one.get('unit', 'unknown'),
-                one.get('wavelengths'),
-            )
-            for name, one in self.settings.items()
-        }  # fmt: skip
+        self.modalities = {name: _modality(name, one) for name, one in self.settings.items()}
         self.names = {name: self._columns_of(modality) for name, modality in self.modalities.items()}
-        self.missing_values = as_numbers(nodata)
-        self.ignore_index = ignore_index
-        keys = [label, start, date, pixel, split_column, *(coordinates or ())]
-        wanted = [column for column in dict.fromkeys(keys) if column is not None]
-        if lost := [column for column in wanted if column not in self.columns]:
-            raise ValueError(f'{self.file} has no columns {lost}, expected some of {_shown(self.columns)}')
-        values = [column for names in self.names.values() for column in names.values()]
-        table = read_table(self.file, list(dict.fromkeys([*wanted, *values])))
-        if table.empty:
-            raise ValueError(f'{self.file} has no rows, expected at least one')
-        if self.long and table[pixel].isna().any():
-            row = int(table[pixel].isna().to_numpy().argmax()) + 1
-            raise ValueError(f'column {pixel!r} of {self.file} has no pixel in row {row}, expected one in every row')
-        first = table.drop_duplicates(pixel).reset_index(drop=True) if self.long else table
+        table = self._read_columns([label, start, date, pixel, split_column, *(coordinates or ())])
+        first = self._first_rows(table, pixel) if self.long else table
         #: Identifier of each pixel.
         self._ids = [str(value) for value in (first.index if pixel is None else first[pixel])]
-        self.codes = self._class_map(first, label, labels, classes, other)
+        column = None if label is None else _without_blanks(first[label])
+        self.codes = _class_map(column, labels, classes, other)
         self.labels = self.codes.labels if label else None
         #: Class index of each pixel ``(N,)``, *ignore_index* without a label; None without a column.
-        self.targets = None if label is None else self._targets(first[label])
+        self.targets = None if column is None else self._targets(column)
         #: Longitude and latitude of each pixel ``(N, 2)``; None if unknown.
-        self.places: NDArray[np.float64] | None = None
-        if coordinates is not None:
-            self.places = first[list(coordinates)].to_numpy(np.float64)
-            if (outside := (np.abs(self.places) > (180, 90)).any(1)).any():
-                raise ValueError(
-                    f'columns {list(coordinates)} of {self.file} are {self.places[outside][0].tolist()} for pixel '
-                    f'{self._ids[int(outside.argmax())]!r}, expected longitude and latitude in degrees'
-                )
+        self.places = None if coordinates is None else self._places(first[list(coordinates)])
         self._series = self._read_long(table, date, pixel) if self.long else self._read_wide(table, str(start))
-        chosen = self._chosen(first, split_column, fractions, block, seed)
-        self._keep(chosen)
+        self._keep(self._chosen(first, split_column, fractions, block, seed))
 
     @property
     def ids(self) -> list[str]:
@@ -203,6 +179,37 @@ class PixelTable(MultimodalDataset):
         """Return the values of all dates and bands of each pixel, ``(N, F)``, NaN where missing."""
         parts = [self._series[name].values.reshape(len(self), -1) for name in names or self.modalities]
         return np.concatenate(parts, axis=1)
+
+    def _read_columns(self, keys: Iterable[str | None]) -> pd.DataFrame:
+        """Return the columns *keys* and those of the values."""
+        wanted = [column for column in dict.fromkeys(keys) if column is not None]
+        if lost := [column for column in wanted if column not in self.columns]:
+            raise ValueError(f'{self.file} has no columns {lost}, expected some of {_shown(self.columns)}')
+        values = [column for names in self.names.values() for column in names.values()]
+        table = read_table(self.file, list(dict.fromkeys([*wanted, *values])))
+        if table.empty:
+            raise ValueError(f'{self.file} has no rows, expected at least one')
+        return table
+
+    def _first_rows(self, table: pd.DataFrame, pixel: str | None) -> pd.DataFrame:
+        """Return the first row of each pixel of a long table."""
+        missing = table[pixel].isna().to_numpy()
+        if missing.any():
+            row = int(missing.argmax()) + 1
+            raise ValueError(f'column {pixel!r} of {self.file} has no pixel in row {row}, expected one in every row')
+        return table.drop_duplicates(pixel).reset_index(drop=True)
+
+    def _places(self, columns: pd.DataFrame) -> NDArray[np.float64]:
+        """Return longitude and latitude of each pixel ``(N, 2)``."""
+        places = columns.apply(pd.to_numeric, errors='coerce').to_numpy(np.float64)
+        wrong = ~(np.abs(places) <= (180, 90)).all(1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f'columns {list(columns)} of {self.file} are {columns.iloc[row].tolist()} for pixel '
+                f'{self._ids[row]!r}, expected longitude and latitude in degrees for every pixel, or coordinates=None'
+            )
+        return places
 
     def _columns_of(self, modality: Modality) -> dict[tuple[str, int], str]:
         """Return the column of each band and step."""
@@ -278,14 +285,6 @@ class PixelTable(MultimodalDataset):
             series[name] = _Series(values, grid)
         return series
 
-    def _class_map(
-        self, table: pd.DataFrame, label: str | None, labels: Sequence[str], classes: Any, other: str | None
-    ) -> ClassMap:
-        if label is None or labels or classes is not None:
-            return ClassMap(labels, classes, other)
-        values = sorted(table[label].dropna().unique().tolist())
-        return ClassMap(list(map(str, values)), {value: str(value) for value in values})
-
     def _targets(self, column: pd.Series) -> NDArray[np.int64]:
         numbers = {value: self.codes.number(value) for value in column.dropna().unique()}
         if strange := {value: int((column == value).sum()) for value, n in numbers.items() if n == UNKNOWN}:
@@ -317,7 +316,14 @@ class PixelTable(MultimodalDataset):
         for cell in order[np.argsort(-counts[order], kind='stable')]:  # the largest blocks first
             owner[cell] = int(np.argmin(np.where(np.asarray(fractions) > 0, have / wanted, np.inf)))
             have[owner[cell]] += counts[cell]
-        return np.flatnonzero(owner[cells] == SPLITS.index(self.split))
+        chosen = np.flatnonzero(owner[cells] == SPLITS.index(self.split))
+        if not len(chosen):
+            raise ValueError(
+                f'split {self.split!r} of {self.file} has no pixels: fractions is {list(fractions)}, and the number of '
+                f'blocks of {block} degrees with pixels is {len(counts)}, expected a block for each split: decrease '
+                'block, or use split_column'
+            )
+        return chosen
 
     def _keep(self, chosen: NDArray[np.int64]) -> None:
         self._ids = [self._ids[index] for index in chosen]
@@ -328,7 +334,7 @@ class PixelTable(MultimodalDataset):
 
 def read_table(path: Path, columns: list[str] | None) -> pd.DataFrame:
     """Read columns of a Parquet file; raise ImportError without pyarrow."""
-    _require_pyarrow(path)
+    require_pyarrow(path)
     try:
         return pd.read_parquet(path, engine='pyarrow', columns=columns)
     except (OSError, ValueError) as error:
@@ -337,22 +343,13 @@ def read_table(path: Path, columns: list[str] | None) -> pd.DataFrame:
 
 def table_columns(path: Path) -> list[str]:
     """Return the names of the columns of a Parquet file, without reading them."""
-    _require_pyarrow(path)
+    require_pyarrow(path)
     from pyarrow import parquet
 
     try:
         return list(parquet.read_schema(path).names)
     except (OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}), expected a Parquet file') from error
-
-
-def _require_pyarrow(path: Path) -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'{path} cannot be read ({error}), expected pyarrow: pip install torchgeo-omnisat[parquet]'
-        ) from error
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,6 +360,24 @@ def _settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if 'amplitude' in settings and {'scale', 'offset'} & set(settings):
         raise ValueError(f'series {name!r} has amplitude and scale or offset, expected only one of them')
     return dict(settings)
+
+
+def _modality(name: str, settings: Mapping[str, Any]) -> Modality:
+    bands, gsd = tuple(settings['bands']), settings.get('gsd', 10.0)
+    unit = settings.get('unit', 'unknown')
+    return Modality(name, bands, gsd, True, settings.get('kind'), unit, settings.get('wavelengths'))
+
+
+def _without_blanks(column: pd.Series) -> pd.Series:
+    """Return a column with null instead of blank texts."""
+    return column.mask(column.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
+
+
+def _class_map(column: pd.Series | None, labels: Sequence[str], classes: Any, other: str | None) -> ClassMap:
+    if column is None or labels or classes is not None:
+        return ClassMap(labels, classes, other)
+    names = {value: code_of(value) for value in sorted(column.dropna().unique().tolist())}
+    return ClassMap(list(dict.fromkeys(names.values())), names)
 
 
 def _days(column: pd.Series, where: str) -> NDArray[np.datetime64]:

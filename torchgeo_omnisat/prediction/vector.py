@@ -28,6 +28,7 @@ from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 from shapely.ops import unary_union
 
+from ..utils.checks import require_pyarrow
 from .fields import FieldOptions, FieldTable, hectares, raster_window
 from .raster import CACHE, probability_bands
 from .tiling import Window
@@ -244,7 +245,7 @@ def check_fields_output(output: Path) -> None:
     if output.suffix.lower() not in ('.gpkg', *PARQUET):
         raise ValueError(f'file of fields is {output}, expected the extension .gpkg, .parquet or .geoparquet')
     if output.suffix.lower() in PARQUET:
-        _pyarrow()
+        require_pyarrow(output)
 
 
 def write_fields(
@@ -483,7 +484,9 @@ class _ParquetSink:
 
     def write(self, fields: gpd.GeoDataFrame) -> None:
         """Append fields."""
-        arrow, parquet = _pyarrow()
+        import pyarrow as arrow
+        from pyarrow import parquet
+
         plain = pd.DataFrame(fields.drop(columns='geometry'))
         plain.insert(1, 'geometry', shapely.to_wkb(fields.geometry.to_numpy()))
         if self.writer is None:
@@ -500,14 +503,3 @@ class _ParquetSink:
         """Write the footer."""
         if self.writer is not None:
             self.writer.close()
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "GeoParquet requires pyarrow: pip install 'torchgeo_omnisat[geoparquet]', or write a .gpkg"
-        ) from error
-    return pyarrow, pyarrow.parquet

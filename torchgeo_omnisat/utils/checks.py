@@ -4,6 +4,7 @@
 """Checks of arguments, with the same errors everywhere."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 
@@ -19,3 +20,13 @@ def check_least(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
         if value is not None and not value >= least:
             raise ValueError(f'{name} is {value}, expected at least {least}')
+
+
+def require_pyarrow(path: str | Path) -> None:
+    """Raise ImportError if pyarrow, which reads and writes the Parquet file *path*, is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{path} requires pyarrow: pip install 'torchgeo_omnisat[parquet]', or choose another format ({error})"
+        ) from error

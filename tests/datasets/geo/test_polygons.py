@@ -3,6 +3,7 @@
 
 """Polygons as labels: named and numbered classes, and the ground that none of them covers."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import shapely
 
 from tests.geo_tree import UTM, X, Y
-from torchgeo_omnisat.datasets.geo.polygons import Polygons
+from torchgeo_omnisat.datasets.geo.polygons import Polygons, read_geometries
 from torchgeo_omnisat.datasets.rasters.georeference import window_grid
 
 LABELS = ('wheat', 'maize', 'meadow')
@@ -289,3 +290,9 @@ def test_lines_and_mixtures_are_refused(tmp_path: Path) -> None:
     both = [fields(tmp_path / 'a.gpkg', ['wheat']), points(tmp_path / 'b.gpkg', ['maize'])]
     with pytest.raises(ValueError, match=r'b.gpkg.*points.*a.gpkg polygons'):
         Polygons(both, column='crop', labels=LABELS)
+
+
+def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(ImportError, match=r'crops.parquet requires pyarrow'):
+        read_geometries('crops.parquet')

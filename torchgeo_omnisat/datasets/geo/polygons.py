@@ -21,6 +21,7 @@ from torchgeo.datasets import VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
+from ...utils.checks import require_pyarrow
 from ...utils.reading import is_special
 from ..classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.fingerprint import vector_state
@@ -292,6 +293,7 @@ def read_geometries(
             text = {column: str} if column else None  # keeps the leading zeros of codes
             frame: Any = pd.read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])
         elif path.lower().endswith('.parquet'):
+            require_pyarrow(path)
             frame = _parquet(path)
         else:
             refuse_other_format(path)
