@@ -49,6 +49,7 @@ class TestSwitches:
             'max_dates': 3,
             'pretraining_args': '{"tile_weight": 0}',
             'options': '{"experts": true}',
+            'data_options': '{"jitter": 0.1}',
         }
         if name == 'pretraining_args':
             run = replace(run, pretraining_steps=1)

@@ -101,7 +101,7 @@ def test_every_argument_is_explained_and_no_other_is_taken(datamodule: Any) -> N
     assert all(told.values())
     with pytest.raises(ArgumentError, match=r'nrecognized arguments: --data\.spekle'):
         parser.parse_args(['--data.spekle=5'])
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'spekle'|required positional argument"):
+    with pytest.raises(TypeError, match=r'spekle|required .* argument'):
         datamodule(spekle=5)
 
 

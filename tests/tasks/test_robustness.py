@@ -85,7 +85,7 @@ def test_decodes_grow_with_the_subsets_that_are_asked_for(which: Any, count: int
     told = {'num_classes': 4, 'patch_size': 40.0, 'label_gsd': 10.0, 'backbone_args': small}
     task, decodes = OmniSatSegmentation('omnisat_tiny', SEVEN, **told, subsets=which), []
     decode = task.model.decode
-    task.model.decode = lambda out: decodes.append(len(out.maps)) or decode(out)
+    task.model.decode = lambda out, *more: decodes.append(len(out.maps)) or decode(out, *more)
     loader = DataLoader([many(0), many(1)], 2, collate_fn=lambda s: collate(s, as_modalities(SEVEN)))
     make_trainer(tmp_path, logger=False).test(task, loader, verbose=False)
     assert len(decodes) == count
