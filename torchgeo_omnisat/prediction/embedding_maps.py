@@ -27,7 +27,7 @@ Vectors = NDArray[np.float32]
 #: Number of values of a block in memory.
 VALUES = 2**22
 #: Tags of the sensors band: the modality of each bit.
-BITS = 'BIT_'
+BIT_TAG = 'BIT_'
 
 
 class EmbeddingMap:
@@ -146,7 +146,7 @@ class EmbeddingMap:
             return ['embedding']
         with rasterio.open(first.header.path) as file:
             tags = file.tags(first.sensors)
-        found = {int(key[len(BITS) :]): name for key, name in tags.items() if key.startswith(BITS)}
+        found = {int(key[len(BIT_TAG) :]): name for key, name in tags.items() if key.startswith(BIT_TAG)}
         return [found.get(bit, f'sensor {bit}') for bit in range(max(found, default=6) + 1)]
 
 

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window as RasterWindow
 from scipy.ndimage import find_objects
 
-from .raster import BLOCK as TILE
-from .raster import CACHE, FIELD_BANDS
+from .raster import BLOCK, CACHE, FIELD_BANDS
 from .tiling import Window
 
 #: Stored value of 1, as in the bytes of a map.
 STEPS = 250
 #: Side of the blocks in which a map is segmented, in pixels.
-BLOCK = 1024
+SEGMENT_BLOCK = 1024
 #: Sum of the weights of the filter that smooths the surface.
 _WEIGHT = 16
 #: Bits of the position of a pixel in its key.
@@ -90,7 +89,7 @@ def segment_fields(
     threshold: float = 0.5,
     h: float = 0.2,
     smallest: int = 1,
-    block: int = BLOCK,
+    block: int = SEGMENT_BLOCK,
 ) -> Ids:
     """Return the fields of predicted maps, touching ones apart.
 
@@ -139,7 +138,7 @@ def segment_fields(
 
 
 def segment_map(
-    path: Path, output: Path, scratch: Path, options: FieldOptions | None = None, block: int = BLOCK
+    path: Path, output: Path, scratch: Path, options: FieldOptions | None = None, block: int = SEGMENT_BLOCK
 ) -> 'FieldTable':
     """Segment the fields of a map, and write the id of the field of each pixel to a GeoTIFF of int32, 0 for none.
 
@@ -156,7 +155,7 @@ def segment_map(
         ValueError: If the map has no such bands, or its CRS is not projected.
     """
     options = options or FieldOptions()
-    layout = {'driver': 'GTiff', 'dtype': 'int32', 'count': 1, 'tiled': True, 'blockxsize': TILE, 'blockysize': TILE}
+    layout = {'driver': 'GTiff', 'dtype': 'int32', 'count': 1, 'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK}
     layout |= {'compress': 'lzw', 'bigtiff': 'IF_SAFER'}
     with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path) as file:
         hectare = hectares(file)
@@ -239,7 +238,7 @@ def label_basins(
     shape: tuple[int, ...],
     h: float,
     sizes: tuple[float, float] = (1, math.inf),
-    block: int = BLOCK,
+    block: int = SEGMENT_BLOCK,
 ) -> FieldTable:
     """Label the basins of a surface block by block, and return which of them form a field.
 

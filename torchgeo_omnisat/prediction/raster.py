@@ -292,7 +292,7 @@ def overview_factors(grid: Grid | Placement) -> list[int]:
 #: Maximum side of the map in the overview picture, in pixels.
 SIDE = 1024
 #: Colour of nodata.
-NODATA = (220, 220, 224)
+NODATA_COLOR = (220, 220, 224)
 
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$
@@ -303,7 +303,7 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
         shape = max(1, round(file.height / factor)), max(1, round(file.width / factor))
         classes = file.read(1, out_shape=shape)
         nodata, bounds, crs = file.nodata, file.bounds, file.crs
-    table = np.tile(np.array(NODATA, np.uint8), (int(nodata) + 1, 1))
+    table = np.tile(np.array(NODATA_COLOR, np.uint8), (int(nodata) + 1, 1))
     table[: len(colors)] = colors
     figure = Figure(figsize=(9, 6.5), layout='constrained')
     axes = figure.add_subplot()
@@ -320,7 +320,7 @@ def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str 
         if counts[index]
     ]
     if counts.sum() < classes.size:
-        shown.append(Patch(facecolor=_rgb(NODATA), label='nodata'))
+        shown.append(Patch(facecolor=_rgb(NODATA_COLOR), label='nodata'))
     axes.legend(handles=shown, loc='upper left', bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
     return figure
 
