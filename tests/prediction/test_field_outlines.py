@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from torchgeo_omnisat.grid import Grid
+from torchgeo_omnisat.prediction.field_outlines import write_fields
 from torchgeo_omnisat.prediction.fields import FieldOptions, segment_fields, segment_map
 from torchgeo_omnisat.prediction.raster import MapBands, Precision, class_colors, write_map
 from torchgeo_omnisat.prediction.tiling import Window
-from torchgeo_omnisat.prediction.vector import write_fields
 
 from .areas import LABELS, make_grid
 from .test_fields import maps_of, random_maps

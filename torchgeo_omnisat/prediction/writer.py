@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
+from .field_outlines import check_fields_output, write_fields
 from .fields import FieldOptions, segment_map
 from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
 from .styles import write_class_map, write_field_style, write_raster_style
 from .tiling import Stitcher, Strip, Tiling, Window, share
-from .vector import check_fields_output, write_fields, write_parcels
+from .vector import write_parcels
 
 #: Number of digits of the digest in the name of a work folder.
 _DIGITS = 16
