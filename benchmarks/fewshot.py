@@ -84,7 +84,10 @@ def pretrained(root: Path, seed: int, steps: int) -> Features:
     arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': TILES['batch_size'] * max(1, steps), **TILES}
     datamodule = MultimodalGeoDataModule(**arguments)
     task = OmniSatPretraining(
-        'omnisat_tiny', embedding_dim=DIM, backbone_args=config['model']['init_args']['backbone_args']
+        'omnisat_tiny',
+        embedding_dim=DIM,
+        consistency_weight=1.0,
+        backbone_args=config['model']['init_args']['backbone_args'],
     )
     quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
     with tempfile.TemporaryDirectory() as folder:

@@ -50,10 +50,10 @@ class TestTerms:
         names = ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')
         parts = [
             make_task(**DENSE, **dict(zip(names, weights, strict=True))).compute(batch, 'train', 0)[0]
-            for weights in ((1, 0, 0), (0, 0.1, 0), (0, 0, 1), (2, 0, 0.5))
+            for weights in ((1, 0, 0), (0, 0.1, 0), (0, 0, 0.1), (2, 0, 0.5))
         ]
         torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
-        torch.testing.assert_close(parts[3], 2 * parts[0] + 0.5 * parts[2])
+        torch.testing.assert_close(parts[3], 2 * parts[0] + 5 * parts[2])
 
     def test_every_part_learns(self) -> None:
         task = make_task(**DENSE)
