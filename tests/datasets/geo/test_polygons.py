@@ -104,7 +104,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path, settings: dict[str, Any], mes
 def test_a_file_without_a_crs_is_refused_unless_told_one(tmp_path: Path) -> None:
     path = fields(tmp_path / 'fields.shp', ['wheat', 'maize'])
     path.with_suffix('.prj').unlink()
-    with pytest.raises(ValueError, match=r'fields.shp.*CRS.*crs.*mask says.*6'):
+    with pytest.raises(ValueError, match=r'fields.shp.*CRS.*mask its argument crs.*geometries.*6'):
         Polygons(path, column='crop', labels=LABELS)
     assert Polygons(path, crs=UTM, column='crop', labels=LABELS).crs == UTM
 
@@ -268,7 +268,7 @@ def test_codes_of_a_table_keep_their_zeros(tmp_path: Path) -> None:
     ('text', 'settings', 'value'),
     [
         ('a,b,crop\n1,2,wheat\n', {}, r"\['a', 'b', 'crop'\], expected lon and lat"),
-        ('x,y,crop\n1,2,wheat\n', {'crs': None}, r"\['x', 'y'\], expected crs"),
+        ('x,y,crop\n1,2,wheat\n', {'crs': None}, r"\['x', 'y'\], expected lon and lat, or for a mask its argument crs"),
         ('lon,lat,crop\n4,51,wheat\n600000,51,wheat\n', {}, r'600000.* in row 2'),
         ('lon,lat,crop\n4,51,wheat\n4,north,wheat\n', {}, 'north.* in row 2'),
         ('lon,lat,crop\n4,51,wheat\n', {'outside': 'maize'}, "outside of the mask is 'maize'"),

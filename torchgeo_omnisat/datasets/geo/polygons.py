@@ -320,8 +320,8 @@ def read_geometries(
     if frame.crs is None and crs is None:
         xmin, ymin, xmax, ymax = frame.total_bounds
         raise ValueError(
-            f'{path} has no CRS, expected one; crs in the mask says which, such as EPSG:4326 for degrees: its '
-            f'polygons extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
+            f'{path} has no CRS, expected a file with one, or for a mask its argument crs, such as EPSG:4326 for '
+            f'degrees: its geometries extend from {xmin:.10g}, {ymin:.10g} to {xmax:.10g}, {ymax:.10g}'
         )
     return frame if frame.crs is not None else frame.set_crs(crs)
 
@@ -333,7 +333,10 @@ def _located(path: str, table: pd.DataFrame, default_crs: Any) -> gpd.GeoDataFra
         raise ValueError(f'{path} has the columns {list(table.columns)}, expected lon and lat, or x and y')
     degrees = pairs[0] in DEGREES
     if not degrees and default_crs is None:
-        raise ValueError(f'{path} has the columns {list(pairs[0])}, expected crs in the mask, such as EPSG:32631')
+        raise ValueError(
+            f'{path} has the columns {list(pairs[0])}, expected lon and lat, or for a mask its argument crs, such as '
+            'EPSG:32631'
+        )
     x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
     bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
     if bad.any():
