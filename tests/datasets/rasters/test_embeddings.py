@@ -120,3 +120,15 @@ def test_files_of_another_product(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'b.tif has no year'):
         AlphaEarthEmbeddings(tmp_path, temporal=True)
     assert AlphaEarthEmbeddings(tmp_path)[WHOLE]['dates_alphaearth'].tolist() == [0]
+
+
+def test_year_of_a_folder_above_the_path_is_not_read(tmp_path: Path) -> None:
+    write_codes(tmp_path / 'proj2019/maps/a.tif', AEF)
+    dataset = EmbeddingRasters(tmp_path / 'proj2019/maps')
+    assert dataset[WHOLE]['dates_embeddings'].tolist() == [0]
+    (tmp_path / 'proj2019/maps/a.tif').unlink()
+    write_codes(tmp_path / 'proj2019/maps/2021/a.tif', AEF)
+    assert EmbeddingRasters(tmp_path / 'proj2019/maps')[WHOLE]['dates_embeddings'].tolist() == [MIDDLE[2021]]
+    (tmp_path / 'proj2019/maps/2021/a.tif').rename(tmp_path / 'proj2019/maps/2021/a_2022.tif')
+    alone = EmbeddingRasters([tmp_path / 'proj2019/maps/2021/a_2022.tif'])
+    assert alone[WHOLE]['dates_embeddings'].tolist() == [MIDDLE[2022]]

@@ -33,7 +33,8 @@ class EmbeddingRasters(RasterTimeSeries):
     """Dataset of embedding rasters of this package: int8 codes, or floats.
 
     Codes are decoded as sign(q) (q / 127.5)^2, and -128 is NaN. The files end in ``.tif`` or
-    ``.tiff``. Their year is in the name of the file or of a folder; a file without one has no date.
+    ``.tiff``. Their year is in the name of the file, or else of a folder below *paths*; a file without
+    one has no date.
     A sample is one image, that of the year that overlaps most with the requested period, with the
     date of its middle. With ``temporal=True``, it is a time series of all years of the period.
     """
@@ -101,12 +102,19 @@ class EmbeddingRasters(RasterTimeSeries):
     def _check_dated(self, pattern: re.Pattern[str]) -> None:
         """Accept any name, because a year may be that of a folder."""
 
+    def _parts_below(self, filepath: PathLike) -> tuple[str, ...]:
+        """Return the name of a file, after those of its folders below the paths of the dataset."""
+        path = PurePath(filepath)
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
+        below = [path.relative_to(folder).parts for folder in paths if path.is_relative_to(folder)]
+        return max(below, key=len, default=()) or (path.name,)
+
     def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
-        for part in reversed(PurePath(filepath).parts):
+        for part in reversed(self._parts_below(filepath)):
             if years := _YEAR.findall(part):
                 return disambiguate_timestamp(years[-1], '%Y')
         if self.temporal:
-            raise ValueError(f'{filepath} has no year in its name or folders, expected one for a time series')
+            raise ValueError(f'{filepath} has no year in its name or folders below the path, expected one for a series')
         return self.mint, self.maxt
 
 
