@@ -14,6 +14,8 @@ from .modality import half_up
 
 #: Tolerance of rounding, in pixels.
 PIXEL_TOLERANCE = 1e-6
+#: Length of a degree of latitude in metres.
+DEGREE = 111_320.0
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,11 @@ class Grid:
         """Return a window as slices for the GeoDatasets of TorchGeo: x and y, each from minimum to maximum."""
         xmin, ymin, xmax, ymax = self.box(row, column, height, width)
         return slice(xmin, xmax), slice(ymin, ymax)
+
+
+def metres(crs: Any, step: float) -> float:
+    """Convert a length in units of a CRS to metres; a degree is one of latitude."""
+    crs = CRS.from_user_input(crs)
+    if crs.is_geographic:
+        return step * DEGREE
+    return step * float(crs.axis_info[0].unit_conversion_factor)

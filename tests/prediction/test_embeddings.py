@@ -11,17 +11,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
+from pyproj import CRS
+from rasterio import Affine
 from torch import Tensor
 from torchgeo.datasets import RasterDataset
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
+from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window
 from torchgeo_omnisat.prediction.embedding_maps import EmbeddingMap
+from torchgeo_omnisat.prediction.embeddings import stac_item
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.embedding import training_samples
+from torchgeo_omnisat.utils.checks import EmptySplitError
 from torchgeo_omnisat.utils.quantization import dequantize, quantize
 
 from .areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
@@ -114,9 +121,12 @@ class TestMap:
         assert (ring >= [west - 1e-9, south - 1e-9]).all()
         assert (ring <= [east + 1e-9, north + 1e-9]).all()
         assert (4.4 < west < east < 4.5, 50.5 < south < north < 50.6) == (True, True)
+        assert any('/raster/' in extension for extension in item['stac_extensions'])
         properties = item['properties']
-        assert properties['datetime'] is None
-        assert all(RFC3339.fullmatch(properties[name]) for name in ('start_datetime', 'end_datetime', 'created'))
+        assert RFC3339.fullmatch(properties['datetime'])  # of processing, because the plane has no dates
+        assert properties['datetime'] == properties['created']
+        assert 'processing' in properties['description']
+        assert not {'start_datetime', 'end_datetime'} & set(properties)
         assert {name[4:] for name in properties if name.startswith('emb:')} <= set(PROPERTIES.split())
         quantization = properties['emb:quantization']
         assert {name: type(value) for name, value in quantization.items()} == QUANTIZATION
@@ -172,6 +182,28 @@ class TestMap:
     def test_wrong_subsets(self, tmp_path: Path, task: OmniSatPretraining, wrong: Any) -> None:
         with pytest.raises(ValueError, match=r'nir|s2'):
             embed(tmp_path, PlaneDataModule(32, 32), task, cosine=wrong)
+
+
+def test_item_states_the_period_of_dated_images() -> None:
+    bands, tags = EmbeddingBands(2, ['s2']), {'EMBEDDING_GSD': '10'}
+    days = pd.Timestamp('2020-03-01'), pd.Timestamp('2020-09-30')
+    properties = stac_item('map.tif', make_grid(8, 8), bands, tags, days)['properties']
+    assert properties['datetime'] is None
+    assert (properties['start_datetime'], properties['end_datetime']) == (
+        '2020-03-01T00:00:00Z',
+        '2020-09-30T00:00:00Z',
+    )
+    always = stac_item('map.tif', make_grid(8, 8), bands, tags, (pd.Timestamp.min, pd.Timestamp.max))['properties']
+    assert RFC3339.fullmatch(always['datetime'])
+    assert 'start_datetime' not in always
+
+
+def test_gsd_of_a_geographic_grid_is_in_metres(tmp_path: Path, task: OmniSatPretraining) -> None:
+    datamodule = PlaneDataModule(32, 32)
+    datamodule.grid = Grid(CRS.from_epsg(4326), Affine(1e-4, 0, 5, 0, -1e-4, 50), 32, 32)
+    with rasterio.open(embed(tmp_path, datamodule, task)) as file:
+        assert float(file.tags()['EMBEDDING_GSD']) == pytest.approx(11.132)
+    assert json.loads((tmp_path / 'map.json').read_text())['properties']['gsd'] == pytest.approx(11.132)
 
 
 class Local(torch.nn.Module):
@@ -259,6 +291,20 @@ class TestRuns:
 
 
 class TestModelsWithoutHead:
+    def test_faulty_training_split_is_an_error(self, tmp_path: Path) -> None:
+        datamodule = PlaneDataModule(32, 32)
+        for error, expected in ((EmptySplitError('no train'), 'tiles to predict'), (KeyError('band'), '')):
+
+            def fail(split: str, error: Exception = error) -> None:
+                raise error
+
+            datamodule.make_dataset = fail  # type: ignore[attr-defined]
+            if expected:
+                assert training_samples(datamodule)[1] == expected
+            else:
+                with pytest.raises(KeyError):
+                    training_samples(datamodule)
+
     @pytest.mark.parametrize('kind', ['segmentation', 'pretraining'])
     def test_components_are_fitted_once(self, tmp_path: Path, kind: str) -> None:
         torch.manual_seed(0)

@@ -34,7 +34,7 @@ from ..grid import Grid
 from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
-from ..utils.checks import check_choice
+from ..utils.checks import EmptySplitError, check_choice
 from ..utils.signatures import with_arguments_of
 from .base import LABELLED, Missing, MultimodalDataModule
 from .statistics import settings_group
@@ -340,7 +340,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         """
         if self.grounds[split].is_empty:
             bounds, name = tuple(map(round, self.labelled.area.bounds)), self.labelled.crs.name
-            raise ValueError(
+            raise EmptySplitError(
                 f'split {self.split} leaves no labelled ground for {split!r}, expected some of {bounds}, {name}'
             )
         dataset = self.labelled.clip(self.grounds[split])

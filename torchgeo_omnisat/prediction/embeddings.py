@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from pyproj import Transformer
 from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
-from ..grid import Grid
+from ..grid import Grid, metres
+from ..utils.checks import check_output_files
 from ..utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from .raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
 from .tiling import Window
@@ -32,6 +34,7 @@ COSINE_ONE = 127
 EXTENSIONS = (
     'https://stac-extensions.github.io/embeddings/v0.0.1/schema.json',
     'https://stac-extensions.github.io/projection/v1.1.0/schema.json',
+    'https://stac-extensions.github.io/raster/v1.1.0/schema.json',
 )
 
 
@@ -141,8 +144,8 @@ class EmbeddingWriter(GeoTIFFWriter):
 
     Pixels are int8: ``sign(x) * sqrt(abs(x)) * 127.5``, rounded, as in AlphaEarth; nodata is -128. See
     :class:`.EmbeddingBands` for the bands. Tags state the formula, the sensors, the digest of the weights, dimension
-    and GSD. A STAC item of the same name is written beside the map, with the extensions `embeddings` 0.0.1 and
-    `projection`.
+    and GSD. A STAC item of the same name is written beside the map, with the extensions `embeddings` 0.0.1,
+    `projection` and `raster`.
 
     Tiles are blended, interrupted runs resumed, and strips shared by ranks as in :class:`.GeoTIFFWriter`. Tiles that
     do not form an area, such as those of PASTIS, are written to a folder as one GeoTIFF each, without an item.
@@ -189,6 +192,9 @@ class EmbeddingWriter(GeoTIFFWriter):
             self.output = str(Path(trainer.default_root_dir) / ('embeddings.tif' if is_area else 'embeddings'))
         super().setup(trainer, pl_module, stage)
 
+    def _check_outputs(self, output: Path) -> None:
+        check_output_files('output', output, output.with_suffix('.json'))
+
     @property
     def _channels(self) -> int:
         return self._bands.dim + len(self._bands.cosines)
@@ -233,8 +239,7 @@ class EmbeddingWriter(GeoTIFFWriter):
 
     def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
         grid, bands, output = self._datamodule.grid, self._bands, work.output
-        unit = grid.crs.axis_info[0].unit_conversion_factor if grid.crs.is_projected else 1.0
-        tags = {**self._tags(work), 'EMBEDDING_GSD': f'{grid.step * unit:g}'}
+        tags = {**self._tags(work), 'EMBEDDING_GSD': f'{metres(grid.crs, grid.step):g}'}
         made = work.temporary('embeddings.tif')
         if not write_embeddings(made, work.temporary('scratch.tif'), grid, bands, parts, tags):
             self._refuse_empty(work)
@@ -266,7 +271,12 @@ class EmbeddingFolder(TileFolder):
 def stac_item(
     name: str, grid: Grid, bands: EmbeddingBands, tags: Mapping[str, str], period: tuple[Any, Any] | None
 ) -> dict[str, Any]:
-    """Return the STAC item of an embedding map, with the extensions ``embeddings`` 0.0.1 and ``projection``.
+    """Return the STAC item of an embedding map.
+
+    Its extensions are ``embeddings`` 0.0.1, ``projection`` and ``raster``.
+
+    STAC requires ``datetime``, or else both start and end. If the dates of the images are unknown, it is the time of
+    processing, and ``description`` states so.
 
     The extension states type and dimensions in collections only. In an item, they are among the runtime parameters.
 
@@ -275,13 +285,19 @@ def stac_item(
         grid: Pixel grid of the map.
         bands: Bands of the map.
         tags: Tags of the map.
-        period: First and last date of the images; None if they are unknown.
+        period: First and last date of the images; None, or pandas' first and last timestamp, if they are unknown.
     """
     xmin, ymin, xmax, ymax = grid.bounds
     to_degrees = Transformer.from_crs(grid.crs, 'EPSG:4326', always_xy=True)
     corners = [(xmin, ymin), (xmax, ymin), (xmax, ymax), (xmin, ymax), (xmin, ymin)]
     now = _timestamp(datetime.now(UTC))
-    start, end = (_timestamp(time) for time in period) if period is not None else (now, now)
+    if period is None or period[0].year <= pd.Timestamp.min.year or period[1].year >= pd.Timestamp.max.year:
+        times: dict[str, str | None] = {
+            'datetime': now,
+            'description': 'datetime is the time of processing: the dates of images are unknown',
+        }
+    else:
+        times = {'datetime': None, 'start_datetime': _timestamp(period[0]), 'end_datetime': _timestamp(period[1])}
     parameters = {key.lower(): tags[key] for key in ('WEIGHTS_SHA256', 'EMBEDDING_SOURCE') if key in tags}
     gsd = float(tags['EMBEDDING_GSD'])
     return {
@@ -292,9 +308,7 @@ def stac_item(
         'bbox': list(to_degrees.transform_bounds(*grid.bounds)),
         'geometry': {'type': 'Polygon', 'coordinates': [[list(to_degrees.transform(*xy)) for xy in corners]]},
         'properties': {
-            'datetime': None,
-            'start_datetime': start,
-            'end_datetime': end,
+            **times,
             'created': now,
             'gsd': gsd,
             'data_type': 'int8',

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torchgeo.datasets import DatasetNotFoundError
 
 from ..models.embedding import ProjectedEmbedding, any_observed, dense_features, pixels_of
 from ..utils.atomic import atomic_file
+from ..utils.checks import EmptySplitError
 
 #: Maximum number of tiles, and of pixels of each, on which components are fitted.
 TILES, PIXELS = 64, 512
@@ -108,7 +111,7 @@ def fit_projection(task: Any, datamodule: Any, dim: int, gsd: float) -> Projecti
     Raises:
         ValueError: If there are fewer features or pixels than components.
     """
-    samples, source = _samples(datamodule)
+    samples, source = training_samples(datamodule)
     random, rows = np.random.default_rng(0), []
     backbone = task.model.backbone
     was_training = task.training
@@ -178,16 +181,22 @@ def read_projection(path: Path, weights: str) -> tuple[ProjectedEmbedding, str, 
     return ProjectedEmbedding(mean, scale, components, float(stored['gsd'])), str(stored['source']), digest
 
 
-def _samples(datamodule: Any) -> tuple[Iterator[Any], str]:
-    """Return random tiles of the training split, or else of those to predict, and their description."""
+def training_samples(datamodule: Any) -> tuple[Iterator[Any], str]:
+    """Return random tiles of the training split, and their description.
+
+    Without a training split, or if it is empty, they are those to predict. Other errors are raised.
+
+    Args:
+        datamodule: Datamodule that was set up for prediction.
+    """
     random = np.random.default_rng(0)
-    try:
-        dataset: Any = datamodule.make_dataset('train')
-        count = len(dataset)
-    except (AttributeError, ValueError, OSError, KeyError, TypeError):
-        count = 0
-    if count:
-        chosen = sorted(random.permutation(count)[:TILES].tolist())
+    dataset: Any = ()
+    if hasattr(datamodule, 'make_dataset'):
+        with suppress(EmptySplitError, DatasetNotFoundError):
+            found = datamodule.make_dataset('train')
+            dataset = found if len(found) else ()  # its length may raise the error
+    if dataset:
+        chosen = sorted(random.permutation(len(dataset))[:TILES].tolist())
         return (dataset[index] for index in chosen), 'training tiles'
     dataset, tiling = datamodule.predict_dataset, getattr(datamodule, 'tiling', None)
     if tiling is None:

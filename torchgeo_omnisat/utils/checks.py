@@ -8,6 +8,22 @@ from pathlib import Path
 from typing import Any
 
 
+class EmptySplitError(ValueError):
+    """Error of a split without any sample."""
+
+
+def check_output_files(name: str, *paths: Path) -> None:
+    """Raise ValueError for an output file whose path is that of a folder.
+
+    Args:
+        name: Argument that sets the paths.
+        *paths: Output files.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{name}: '{path}' is a folder, expected the name of a file, which may exist")
+
+
 def check_choice(**arguments: tuple[Any, Collection[Any]]) -> None:
     """Raise ValueError for an argument that is not one of its options."""
     for name, (value, options) in arguments.items():

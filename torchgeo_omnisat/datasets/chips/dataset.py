@@ -26,7 +26,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
-from ...utils.checks import check_choice
+from ...utils.checks import EmptySplitError, check_choice
 from ...utils.coordinates import COORDINATES, centre_coordinates
 from ..arguments import MISSING, SPLITS, leave_out
 from ..base import MultimodalDataset, bounds_of
@@ -417,7 +417,9 @@ class ImageChips(MultimodalDataset):
         self.split, self.missing, self.with_masks = split, missing, with_masks
         ids = list(self._rows) if split == 'all' else self.assigned[split]
         if not ids:
-            raise ValueError(f'split {dict(self.splits)} has no chip for {split!r}, expected some of {len(self._rows)}')
+            raise EmptySplitError(
+                f'split {dict(self.splits)} has no chip for {split!r}, expected some of {len(self._rows)}'
+            )
         self._ids, self.excluded = leave_out(ids, ids, exclude, self._rows, self.path)
         self._places = [self._place(name) for name in self.ids]
         if missing == 'check':

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
 
-from ...grid import Grid
+from ...grid import DEGREE, Grid, metres
 from ..classes import ClassMap
 from ..geo.sources import LabelSource
 from ..io.headers import DAY_PATTERN, Header, describe_types, read_header
-from ..rasters.georeference import DEGREE, Span, crs_code, metres, outline, pixel_side
+from ..rasters.georeference import Span, crs_code, outline, pixel_side
 from ..rasters.timeseries import RasterTimeSeries
 
 #: CRS in which the footprints of chips are compared.

@@ -27,7 +27,7 @@ from torch import Tensor
 from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import Sample
 
-from ...grid import Grid
+from ...grid import Grid, metres
 from ...modality import Kind, Modality, half_up
 from ...utils.observed import MAX_RAW
 from ..base import tensors
@@ -50,7 +50,7 @@ from ..rasters.frames import (
     read_daily_images,
     scene_files,
 )
-from ..rasters.georeference import Span, as_span, bendable, metres
+from ..rasters.georeference import Span, as_span, bendable
 from ..rasters.timeseries import RasterTimeSeries, newest, read_modality
 from .polygons import Polygons
 

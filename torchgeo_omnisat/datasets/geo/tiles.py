@@ -20,6 +20,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import Modality
+from ...utils.checks import EmptySplitError
 from ..base import MultimodalDataset
 from ..integrity import Part
 from .join import MultimodalGeoDataset
@@ -233,7 +234,7 @@ class AreaTiles:
         return kept | {'window': torch.tensor([row, column, height, width])}
 
 
-class NoRoomError(ValueError):
+class NoRoomError(EmptySplitError):
     """Error of a split whose footprint is too small for a tile; *largest* is the side of one that fits, or 0."""
 
     def __init__(self, split: str, ground: Any, size: float, largest: float) -> None:

@@ -28,8 +28,6 @@ from .distortion import projected
 
 #: First and last instant; None for all time.
 Span = tuple[pd.Timestamp, pd.Timestamp] | None
-#: Length of a degree of latitude in metres.
-DEGREE = 111_320.0
 
 
 def window_grid(crs: Any, x: slice, y: slice) -> Grid:
@@ -58,14 +56,6 @@ def as_span(date_range: Sequence[str] | None) -> Span:
         return None
     first, last = days
     return pd.Timestamp(first * DAY, unit='s'), pd.Timestamp((last + 1) * DAY, unit='s') - pd.Timedelta(microseconds=1)
-
-
-def metres(crs: Any, step: float) -> float:
-    """Convert a length in units of a CRS to metres; a degree is one of latitude."""
-    crs = CRS.from_user_input(crs)
-    if crs.is_geographic:
-        return step * DEGREE
-    return step * float(crs.axis_info[0].unit_conversion_factor)
 
 
 def crs_code(crs: Any) -> str:

@@ -22,7 +22,7 @@ from torchgeo.datasets import DatasetNotFoundError, RasterDataset
 from torchgeo.datasets.utils import GeoSlice, Sample, find_files
 from torchgeo.datasets.utils import Path as PathLike
 
-from ...grid import Grid
+from ...grid import Grid, metres
 from ...modality import Kind, Modality, Unit
 from ...utils.checks import check_least
 from ..arguments import state_facts
@@ -44,7 +44,7 @@ from .frames import (
     read_window,
     repeat,
 )
-from .georeference import Span, as_span, describe_grids, metres, outline, pixel_side, resolution, where, window_grid
+from .georeference import Span, as_span, describe_grids, outline, pixel_side, resolution, where, window_grid
 from .products import describe_others
 from .stacks import DESCRIPTIONS, Frames, Stack
 
