@@ -5,6 +5,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -108,6 +109,38 @@ def test_pixel_with_two_classes_is_not_used(folder: Path, tmp_path: Path) -> Non
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert (pixels.columns.tolist(), pixels.classes.tolist()) == ([1, 2], [0, 1])
+    assert pixels.unused == ('1 of 3 labelled pixels have labels of different classes',)
+    frame.iloc[:2].to_file(tmp_path / 'one.gpkg')
+    with pytest.raises(ValueError, match=r'all 1 labelled pixels of .*one\.gpkg have labels of different classes'):
+        read_labels(tmp_path / 'one.gpkg', EmbeddingMap([folder / 'map.tif']))
+
+
+def test_points_outside_of_the_map_are_counted(folder: Path, tmp_path: Path) -> None:
+    places = shapely.points([X + 5, X + 15, X - 5, X + 9e4], [Y - 5] * 4)
+    frame = gpd.GeoDataFrame({'class': ['a', 'b', 'a', 'b']}, geometry=places, crs=UTM)
+    frame.to_file(tmp_path / 'a.gpkg')
+    pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert pixels.unused == ('2 of 4 points lie outside of the map',)
+
+
+def test_unused_labels_are_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = gpd.read_file(folder / 'points.gpkg').to_crs(UTM)
+    moved = frame.geometry.copy()
+    moved.iloc[:4] = shapely.points([X - 99] * 4, Y)
+    frame.assign(**{'class': frame['class'].replace('oak', '森')}).set_geometry(moved).to_file(tmp_path / 'a.gpkg')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)  # of characters that the font lacks
+        assert run(folder, labels=str(tmp_path / 'a.gpkg'), output='forest.tif') == 0
+    assert '4 of 60 points lie outside of the map' in capsys.readouterr().err.splitlines()
+
+
+def test_output_that_is_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ('map.tif', 'classes.png'):
+        (tmp_path / name).mkdir()
+        with pytest.raises(SystemExit):
+            run(folder, output=str(tmp_path / name.replace('.png', '.tif')))
+        assert f"{name}' is a folder" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_geometries_without_a_class_are_not_used(folder: Path, tmp_path: Path) -> None:
@@ -171,7 +204,8 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     frame.set_geometry(frame.translate(50_000, 0)).to_file(folder / 'far.gpkg')
     frame.assign(owner=1).to_file(folder / 'two.gpkg')
     frame.iloc[:4].assign(**{'class': 'oak'}).to_file(folder / 'one.gpkg')
-    frame.set_geometry(shapely.points([X + 5] * 30 + [X + 15] * 30, Y - 5)).to_file(folder / 'empty.gpkg')
+    nodata = frame.assign(**{'class': ['oak', 'fir'] * 30})
+    nodata.set_geometry(shapely.points([X + 5, X + 15] * 30, Y - 5)).to_file(folder / 'empty.gpkg')
     frame.assign(**{'class': [np.inf, *np.arange(len(frame) - 1) % 2]}).to_file(folder / 'infinite.gpkg')
     write_raster(folder / 'bytes.tif', np.zeros((4, 8, 8), np.uint8))
     for labels, words, fragments in (
@@ -179,7 +213,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         ('two.gpkg', [], ["['class', 'owner']", '--column']),
         ('points.gpkg', ['--column', 'crop'], ["['class']", "'crop'"]),
         ('one.gpkg', [], ["'class'", "1 classes ['oak']", 'from 2']),
-        ('empty.gpkg', [], ['labelled pixels with an embedding', '0']),
+        ('empty.gpkg', [], ['labelled pixels with an embedding', '0', '2 of 2 labelled pixels have no embedding']),
         ('points.gpkg', ['--block', '5000'], ['one block of 5000 m', 'at least 2 blocks', '--block']),
         ('infinite.gpkg', [], ["'class'", 'infinite.gpkg']),
         ('missing.gpkg', [], ['missing.gpkg cannot be read']),

@@ -66,6 +66,7 @@ def test_place_without_an_embedding(tmp_path: Path, place: list[str], capsys: py
         (['--at', '51', '181'], 's.tif', 'latitude 181'),
         (at(20, 30), 'a.tif', 'a.tif'),
         (at(20, 30), 's.png', 's.png'),
+        (at(20, 30), 'folder.tif', 'folder.tif'),
     ],
 )
 def test_invalid_places_and_outputs(
@@ -73,11 +74,12 @@ def test_invalid_places_and_outputs(
 ) -> None:
     path = write_codes(tmp_path / 'a.tif', VECTORS)
     before = path.read_bytes()
+    (tmp_path / 'folder.tif').mkdir()
     with pytest.raises(SystemExit):
         main(['similar', '--embeddings', str(path), *place, '--output', str(tmp_path / output)])
     assert fragment in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ['a.tif']
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.tif', 'folder.tif']
     with pytest.raises(SystemExit):
         main(['change', '--before', str(path), '--after', str(path), '--output', str(path)])
 

@@ -163,3 +163,18 @@ class TestErrors:
     def test_an_unknown_extension(self) -> None:
         with pytest.raises(ValueError, match=r'fields\.shp'):
             GeoTIFFWriter(fields='fields.shp')
+
+    def test_outputs_that_are_folders(self, tmp_path: Path) -> None:
+        (tmp_path / 'f.gpkg').mkdir()
+        with pytest.raises(ValueError, match=r"f\.gpkg' is a folder"):
+            GeoTIFFWriter(fields=str(tmp_path / 'f.gpkg'))
+        for name in ('map.tif', 'map_classes.tif', 'map.png', 'map_fields.gpkg'):
+            (tmp_path / name).mkdir()
+            datamodule = PlaneDataModule(32, 32)
+            counter = count_tiles(datamodule)
+            with pytest.raises(ValueError, match=rf"{re.escape(name)}' is a folder"):
+                make_trainer(tmp_path, GeoTIFFWriter(str(tmp_path / 'map.tif'), fields=True)).predict(
+                    make_task(), datamodule=datamodule
+                )
+            assert counter == [0]
+            (tmp_path / name).rmdir()

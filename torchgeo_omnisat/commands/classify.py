@@ -24,6 +24,7 @@ from ..prediction.raster import MapBands, class_colors, draw_overview, write_map
 from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder
 from ..utils.console import align, printable, say
+from ..utils.figures import save_figure
 from . import parsers
 
 #: Extensions of the files beside the map: QGIS style, picture, scores of each class, and all scores.
@@ -36,15 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_outputs(outputs_of(args.output), [*args.embeddings, args.labels])
     embeddings = EmbeddingMap(args.embeddings)
     pixels = read_labels(args.labels, embeddings, args.column, args.layer, args.max_pixels, args.seed)
+    unused = list(pixels.unused)
     vectors = embeddings.vectors(pixels.rows, pixels.columns)
     observed = np.isfinite(vectors[:, 0])
     if not observed.all():
-        say(f'{int((~observed).sum())} of {len(observed)} labelled pixels have no embedding', error=True)
+        unused.append(f'{int((~observed).sum())} of {len(observed)} labelled pixels have no embedding')
+    for text in unused:
+        say(text, error=True)
     pixels, vectors = pixels.select(observed), vectors[observed]
     counts = np.bincount(pixels.classes, minlength=len(pixels.labels))
     if (counts > 0).sum() < 2:
         found = dict(zip(pixels.labels, counts.tolist(), strict=True))
-        raise ValueError(f'labelled pixels with an embedding are {found}, expected at least 2 classes')
+        reasons = f' ({"; ".join(unused)})' if unused else ''
+        raise ValueError(f'labelled pixels with an embedding are {found}, expected at least 2 classes{reasons}')
     block = args.block or default_block(pixels, embeddings)
     blocks = spatial_blocks(pixels, embeddings, block)
     validation = cross_validate(args.classifier, vectors, pixels.classes, blocks, pixels.labels, block, args.seed)
@@ -91,7 +96,7 @@ def write(args: Namespace, embeddings: EmbeddingMap, model: object, validation: 
         made, style, picture, table, summary = (folder / f'made{ending}' for ending in ('.tif', *_ENDINGS))
         parts = classify_map(model, embeddings, bands)
         write_map(made, folder / 'scratch.tif', embeddings.grid, bands, parts, colors, tags)
-        draw_overview(made, bands.labels, colors, output.stem).savefig(picture, dpi=150)
+        save_figure(draw_overview(made, bands.labels, colors, output.stem), picture, dpi=150)
         write_raster_style(style, bands.labels, colors)
         write_validation(validation, table, summary, settings)
         finals = outputs_of(output)

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..utils.atomic import atomic_file
+from ..utils.figures import save_figure
 from .subsets import SubsetRow
 
 #: Colours for colour-blind readers (Okabe and Ito), dark and light in turn.
@@ -32,11 +33,10 @@ def write_subsets(rows: Sequence[SubsetRow], path: Path, data: str) -> None:
     write_figure(draw_subsets({'': {row.subset: row.score for row in rows}}, rows[0].title, f'data: {data}'), path)
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and close it."""
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=150)
+        save_figure(figure, temporary, dpi=150)
     plt.close(figure)
 
 

@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from ..datasets.geo.polygons import read_geometries
-from ..datasets.rasters.georeference import metres
+from ..grid import metres
 from ..utils.checks import check_choice, check_least
 from .embedding_maps import EmbeddingMap, Vectors
 from .raster import MapBands
@@ -59,6 +59,7 @@ class LabelledPixels:
         columns: Column of each pixel, ``(N,)``.
         classes: Index of the class of each pixel, ``(N,)``.
         places: Coordinates ``(N, 2)`` of the point or of the centre of the polygon, in the CRS of the map.
+        unused: Sentences with the numbers of labels that are not used, and why.
     """
 
     labels: tuple[str, ...]
@@ -66,6 +67,7 @@ class LabelledPixels:
     columns: NDArray[np.int64]
     classes: Labels
     places: NDArray[np.float64]
+    unused: tuple[str, ...] = ()
 
     def select(self, chosen: NDArray[Any]) -> 'LabelledPixels':
         """Return some of the pixels."""
@@ -100,7 +102,8 @@ def read_labels(
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If there are several columns, fewer than two classes, or no label within the map.
+        ValueError: If there are several columns, fewer than two classes, no label within the map, or only pixels with
+            different classes.
     """
     check_least(1, max_pixels=max_pixels)
     frame = read_geometries(str(path), column, layer)
@@ -130,7 +133,18 @@ def read_labels(
     points = shapely.centroid(shapes)
     places = np.stack([shapely.get_x(points), shapely.get_y(points)], 1)[owner]
     pixels = LabelledPixels(tuple(map(str, known)), rows, columns, numbers[owner], places)
-    return pixels.select(_unambiguous(pixels))
+    chosen, conflicts = _unambiguous(pixels)
+    if not len(chosen):
+        raise ValueError(
+            f'all {conflicts} labelled pixels of {path} have labels of different classes, expected one class each'
+        )
+    kind = 'points' if not shapely.get_dimensions(shapes).any() else 'geometries'
+    outside = len(shapes) - len(np.unique(owner))
+    counts = {
+        f'{outside} of {len(shapes)} {kind} lie outside of the map': outside,
+        f'{conflicts} of {conflicts + len(chosen)} labelled pixels have labels of different classes': conflicts,
+    }
+    return replace(pixels.select(chosen), unused=tuple(text for text, count in counts.items() if count))
 
 
 def default_block(pixels: LabelledPixels, embeddings: EmbeddingMap) -> float:
@@ -360,14 +374,14 @@ def _covered(shape: Any, embeddings: EmbeddingMap) -> tuple[NDArray[np.int64], N
     return rows + top, columns + left
 
 
-def _unambiguous(pixels: LabelledPixels) -> NDArray[np.int64]:
-    """Return the first of the labels of each pixel that has no labels of different classes."""
+def _unambiguous(pixels: LabelledPixels) -> tuple[NDArray[np.int64], int]:
+    """Return the first label of each pixel without labels of different classes, and the number of other pixels."""
     keys = np.stack([pixels.rows, pixels.columns], 1)
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     lowest, highest = np.full(len(first), np.iinfo(np.int64).max), np.full(len(first), -1)
     np.minimum.at(lowest, inverse.ravel(), pixels.classes)
     np.maximum.at(highest, inverse.ravel(), pixels.classes)
-    return np.sort(first[lowest == highest])
+    return np.sort(first[lowest == highest]), int((lowest != highest).sum())
 
 
 def _corners(bounds: Any) -> str:

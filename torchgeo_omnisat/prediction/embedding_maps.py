@@ -17,9 +17,9 @@ from rasterio.windows import Window as RasterWindow
 from ..datasets.io.decoding import Decoding
 from ..datasets.rasters.embeddings import EmbeddingHeader, dimension_names, read_embedding_header
 from ..datasets.rasters.frames import read_window
-from ..datasets.rasters.georeference import metres
-from ..grid import Grid
+from ..grid import Grid, metres
 from ..utils.atomic import naming_errors, publish, scratch_folder
+from ..utils.checks import check_output_files
 from .raster import BLOCK, CACHE
 from .tiling import Window
 
@@ -162,13 +162,16 @@ def describe_difference(grid: Grid, other: Grid) -> str:
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Iterable[str | Path]) -> None:
-    """Check that the first of several outputs has the name of a GeoTIFF, and that none of them replaces an input.
+    """Check that the first of several outputs has the name of a GeoTIFF, and that all of them can be written.
+
+    None of them may be a folder or replace an input.
 
     Raises:
         ValueError: If an output does not meet these conditions.
     """
     if outputs[0].suffix.lower() not in ('.tif', '.tiff'):
         raise ValueError(f"output is '{outputs[0]}', expected the name of a GeoTIFF such as 'map.tif'")
+    check_output_files('output', *outputs)
     read = {Path(path).resolve(): str(path) for path in inputs}
     for output in outputs:
         if output.resolve() in read:

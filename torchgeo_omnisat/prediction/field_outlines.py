@@ -24,7 +24,7 @@ from scipy.ndimage import label
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from ..utils.checks import require_pyarrow
+from ..utils.checks import check_output_files, require_pyarrow
 from .fields import FieldOptions, FieldTable, hectares, raster_window
 from .raster import CACHE, probability_bands
 from .tiling import Window
@@ -42,11 +42,12 @@ def check_fields_output(output: Path) -> None:
     """Check that a file of fields can be written.
 
     Raises:
-        ValueError: If its extension is not known.
+        ValueError: If its extension is not known, or it is a folder.
         ImportError: If it is GeoParquet and pyarrow is not installed.
     """
     if output.suffix.lower() not in ('.gpkg', *PARQUET):
         raise ValueError(f'file of fields is {output}, expected the extension .gpkg, .parquet or .geoparquet')
+    check_output_files('file of fields', output)
     if output.suffix.lower() in PARQUET:
         require_pyarrow(output)
 

@@ -30,6 +30,8 @@ from tqdm import tqdm
 
 from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
+from ..utils.checks import check_output_files
+from ..utils.figures import save_figure
 from .field_outlines import check_fields_output, write_fields
 from .fields import FieldOptions, segment_map
 from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
@@ -306,7 +308,8 @@ class GeoTIFFWriter(BasePredictionWriter):
 
         Raises:
             ValueError: If the datamodule has neither an area nor georeferenced tiles, parcels or fields of single
-                tiles are requested, or *output* of a map is not a GeoTIFF.
+                tiles are requested, or *output* of a map is not a GeoTIFF,
+                or an output is a folder.
         """
         if stage != 'predict':
             return
@@ -315,6 +318,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         single = getattr(datamodule, 'tiling', None) is None
         if not single and self.output and Path(self.output).suffix.lower() not in ('.tif', '.tiff'):
             raise ValueError(f"output is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
+        if not single:
+            self._check_outputs(Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif'))
         is_georeferenced = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
         if single and not (is_georeferenced and hasattr(dataset, 'ids')):
             raise ValueError(
@@ -335,6 +340,14 @@ class GeoTIFFWriter(BasePredictionWriter):
         )
         if not single:
             datamodule.plan = self.plan
+
+    def _check_outputs(self, output: Path) -> None:
+        """Check that no file that is written is a folder."""
+        endings = {'.gpkg': self.parcels, '.png': self.overview, '.qml': self.styles}
+        beside = [output.with_suffix(ending) for ending, is_written in endings.items() if is_written]
+        check_output_files('output', output, *beside, *([_classes_path(output)] if self.styles else []))
+        if self.fields:
+            check_output_files('fields', self._fields_path(output))
 
     def plan(self) -> tuple[Tiling, list[Strip]]:
         """Return the tiling, and the strips that this rank predicts.
@@ -621,7 +634,7 @@ class GeoTIFFWriter(BasePredictionWriter):
                 results.append((style, of.with_suffix('.qml')))
         if self.overview:
             picture = work.temporary('overview.png')
-            draw_overview(made, self._bands.labels, self._colors, output.stem).savefig(picture, dpi=150)
+            save_figure(draw_overview(made, self._bands.labels, self._colors, output.stem), picture, dpi=150)
             results.append((picture, output.with_suffix('.png')))
         return results
 

@@ -33,6 +33,7 @@ from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
 from ..utils.atomic import atomic_file
+from ..utils.figures import save_figure
 from ..utils.finite import Watch, refuse_output, refuse_weights
 from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard_task
@@ -544,7 +545,7 @@ class OmniSatTask(BaseTask):
             taker.add_figure(tag, figure, global_step=self.global_step)
         if not takers:
             with atomic_file(folder / 'figures' / tag / f'{self.global_step:06d}.png') as path:
-                figure.savefig(path, format='png')
+                save_figure(figure, path)
         plt.close(figure)
 
     @property
