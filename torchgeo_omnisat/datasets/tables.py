@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_choice, require_pyarrow
+from ..utils.checks import EmptySplitError, check_choice, require_pyarrow
 from ..utils.coordinates import COORDINATES
 from ..utils.observed import MAX_RAW
 from .arguments import SPLITS
@@ -318,7 +318,7 @@ class PixelTable(MultimodalDataset):
             have[owner[cell]] += counts[cell]
         chosen = np.flatnonzero(owner[cells] == SPLITS.index(self.split))
         if not len(chosen):
-            raise ValueError(
+            raise EmptySplitError(
                 f'split {self.split!r} of {self.file} has no pixels: fractions is {list(fractions)}, and the number of '
                 f'blocks of {block} degrees with pixels is {len(counts)}, expected a block for each split: decrease '
                 'block, or use split_column'
