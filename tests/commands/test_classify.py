@@ -19,7 +19,8 @@ import shapely
 from tests.prediction.areas import is_cog
 from tests.prediction.embedding_files import UTM, X, Y, landscape, points, write_codes, write_raster
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.prediction.classify import (
+from torchgeo_omnisat.prediction.embedding_reader import EmbeddingMap
+from torchgeo_omnisat.prediction.few_labels import (
     cross_validate,
     default_block,
     fit_classifier,
@@ -27,7 +28,6 @@ from torchgeo_omnisat.prediction.classify import (
     read_labels,
     spatial_blocks,
 )
-from torchgeo_omnisat.prediction.embedding_maps import EmbeddingMap
 
 VECTORS, CLASSES = landscape()
 VECTORS[:, :2] = np.nan

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from ..prediction.embedding_maps import EmbeddingMap, check_outputs, write_values
+from ..prediction.embedding_reader import EmbeddingMap, check_outputs, write_values
 from ..prediction.similarity import change
 from ..utils.console import say
 from . import parsers

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..prediction.classify import (
+from ..prediction.embedding_reader import EmbeddingMap, check_outputs
+from ..prediction.few_labels import (
     Validation,
     classify_map,
     cross_validate,
@@ -19,7 +20,6 @@ from ..prediction.classify import (
     spatial_blocks,
     write_validation,
 )
-from ..prediction.embedding_maps import EmbeddingMap, check_outputs
 from ..prediction.raster import MapBands, class_colors, draw_overview, write_map
 from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder

@@ -10,7 +10,7 @@ from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .geo.join import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
-from .rasters.embedding_products import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
+from .rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
 from .rasters.netcdf import NetCDFTimeSeries
 from .rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .rasters.stac import STACTimeSeries

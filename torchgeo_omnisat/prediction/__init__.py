@@ -3,7 +3,7 @@
 
 """Prediction of areas and tiles as GeoTIFFs."""
 
-from .embeddings import EmbeddingBands, EmbeddingWriter
+from .embedding_writer import EmbeddingBands, EmbeddingWriter
 from .fields import FieldOptions, segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from .embedding_maps import EmbeddingMap, Vectors, describe_difference
+from .embedding_reader import EmbeddingMap, Vectors, describe_difference
 from .tiling import Window
 
 

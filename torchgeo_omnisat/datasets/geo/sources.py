@@ -37,7 +37,7 @@ from ..io.fingerprint import raster_state
 from ..io.headers import refuse_complex
 from ..io.opening import open_raster, sidecars
 from ..rasters.distortion import distorted, projected, refuse_distorted
-from ..rasters.embeddings import is_embedding
+from ..rasters.embedding_headers import is_embedding
 from ..rasters.frames import (
     ALWAYS,
     FINER,

@@ -1,151 +1,149 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Embedding rasters: quantised codes of AlphaEarth, TESSERA and this package, and plain floats."""
+"""Datasets of annual embeddings as one modality."""
 
-import functools
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio import Affine
-from rasterio.windows import Window
-from torchgeo.datasets import GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings
+from pyproj import CRS
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.datasets.utils import disambiguate_timestamp
 
-from ...utils.quantization import NODATA, dequantize
+from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..io.decoding import Decoding
-from ..io.headers import Header, read_header
-from ..io.opening import open_raster
+from ..io.headers import Header
+from .embedding_headers import SCALES, EmbeddingHeader, Scheme, decoding_of_scheme, describe_embedding
+from .timeseries import RasterTimeSeries
 
-#: Description of a band with the sensors that observed a pixel, which is no dimension.
-SENSORS = 'sensors'
-#: Description of a band that is a dimension, in maps of this package and of AlphaEarth; others are not, then.
-DIMENSION = re.compile('A[0-9]{2,}')
-#: Endings of the file with the scale of each pixel of a TESSERA file, instead of its extension.
-SCALES = ('_scales.tif', '_scales.tiff', '_scales.npy')
-#: Rasters of embeddings of TorchGeo whose pixels are codes or floats of this module; it has others with own codes.
-TORCHGEO = (GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings)
-#: Power: sign(q) (q / 127.5)^2. Scaled: q times the scale of the pixel. Float: stored values.
-Scheme = Literal['power', 'scaled', 'float']
+#: Year in the name of a file or folder.
+_YEAR = re.compile(r'(?<![\d.])20[0-9]{2}(?!\d|\.\d)')
+#: Arguments of RasterTimeSeries that the products determine.
+FIXED = (
+    'filename_glob', 'filename_regex', 'date_format', 'separate_files', 'nodata', 'replace_nodata', 'kind', 'unit',
+    'wavelengths', 'decibels', 'clouds', 'stack',
+)  # fmt: skip
 
 
-class EmbeddingHeader(NamedTuple):
-    """Metadata of an embedding raster.
+class EmbeddingRasters(RasterTimeSeries):
+    """Dataset of embedding rasters of this package: int8 codes, or floats.
 
-    Args:
-        header: Metadata of the file.
-        scheme: How stored values become embeddings.
-        bands: Indices of the bands that are dimensions, from 1.
-        sensors: Index of the band with the sensors that observed a pixel; None if there is none.
-        scales: File with the scale of each pixel; None unless *scheme* is ``'scaled'``.
+    Codes are decoded as sign(q) (q / 127.5)^2, and -128 is NaN. The files end in ``.tif`` or
+    ``.tiff``. Their year is in the name of the file, or else of a folder below *paths*; a file without
+    one has no date.
+    A sample is one image, that of the year that overlaps most with the requested period, with the
+    date of its middle. With ``temporal=True``, it is a time series of all years of the period.
     """
 
-    header: Header
-    scheme: Scheme
-    bands: tuple[int, ...]
-    sensors: int | None
-    scales: str | None
+    name = 'embeddings'
+    temporal = False
+    kind = 'embedding'
+    filename_glob = '*.tif*'
+    filename_regex = '.*'
+    tags_scale = False
+    #: Schemes of the product.
+    schemes: ClassVar[tuple[Scheme, ...]] = ('power', 'float')
+    #: Name of the product in errors.
+    product: ClassVar[str] = 'embeddings of this package'
+
+    @with_arguments_of(RasterTimeSeries, without=FIXED, is_last=True)
+    def __init__(
+        self,
+        paths: PathLike | Iterable[PathLike] = 'data',
+        crs: CRS | None = None,
+        res: float | tuple[float, float] | None = None,
+        bands: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize the dataset from the headers of its files; no pixel is read.
+
+        Args:
+            paths: Directories or files, see :class:`RasterTimeSeries`.
+            crs: CRS of the samples; defaults to that of the first file.
+            res: Pixel size in units of *crs*.
+            bands: Dimensions to read, in this order; None for all.
+            **kwargs: Other arguments of :class:`RasterTimeSeries`.
+
+        Raises:
+            ValueError: If a file has other pixels than the product, or its scales are missing.
+        """
+        refuse_unexpected(type(self).__init__, kwargs)
+        self.embeddings: dict[str, EmbeddingHeader] = {}
+        super().__init__(paths, crs, res, bands, **kwargs)
 
     @property
-    def decoding(self) -> Decoding:
-        """Decoding of the bands."""
-        return decoding_of_scheme(self.scheme)
+    def files(self) -> list[str]:
+        """Files of *paths*, and GeoTIFFs of its directories that are not scales."""
+        return [path for path in super().files if path.lower().endswith(('.tif', '.tiff')) and not _is_scales(path)]
+
+    def decoding(self, filepath: str, band: str | None) -> Decoding:
+        """Return how the pixels of a file are decoded."""
+        return decoding_of_scheme(self.embeddings[filepath].scheme, crs=self.assumed_crs)
+
+    def _name_bands(self, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+        for header in headers:
+            self.embeddings[header.path] = found = describe_embedding(header)
+            count = len(self.all_bands or found.bands)
+            if found.scheme not in self.schemes or len(found.bands) != count:
+                raise ValueError(
+                    f'{header.path} has {len(found.bands)} bands of {header.dtypes[0]}'
+                    f'{" with scales" * (found.scheme == "scaled")}, expected {count} of {self.product}'
+                )
+        names = self.all_bands or tuple(f'B{number}' for number in self.embeddings[headers[0].path].bands)
+        super()._name_bands(headers, bands)
+        if bands is None and len(self.bands) != len(names):  # without the band of the sensors
+            numbers = self.embeddings[headers[0].path].bands
+            super()._name_bands(headers, [self.all_bands[number - 1] for number in numbers])
+
+    def _check_dated(self, pattern: re.Pattern[str]) -> None:
+        """Accept any name, because a year may be that of a folder."""
+
+    def _parts_below(self, filepath: PathLike) -> tuple[str, ...]:
+        """Return the name of a file, after those of its folders below the paths of the dataset."""
+        path = PurePath(filepath)
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
+        below = [path.relative_to(folder).parts for folder in paths if path.is_relative_to(folder)]
+        return max(below, key=len, default=()) or (path.name,)
+
+    def _filepath_to_timestamp(self, filepath: PathLike) -> tuple[datetime, datetime]:
+        for part in reversed(self._parts_below(filepath)):
+            if years := _YEAR.findall(part):
+                return disambiguate_timestamp(years[-1], '%Y')
+        if self.temporal:
+            raise ValueError(f'{filepath} has no year in its name or folders below the path, expected one for a series')
+        return self.mint, self.maxt
 
 
-def read_embedding_header(path: str) -> EmbeddingHeader:
-    """Read the metadata of an embedding raster.
+class AlphaEarthEmbeddings(EmbeddingRasters):
+    """Dataset of AlphaEarth Foundations embeddings (Satellite Embedding V1), as published in COGs.
 
-    Raises:
-        ValueError: If the file has a single band, neither int8 nor float pixels, or TESSERA codes without scales.
+    They are 64 dimensions at 10 m a year, int8 codes of unit vectors, such as
+    ``2024/31N/x086q72fv2f9q1x4a-0000000000-0000000000.tiff`` with rows from south to north. Floats,
+    as exported from Earth Engine, are read too (arXiv 2507.22291).
     """
-    return describe_embedding(read_header(path))
+
+    name = 'alphaearth'
+    all_bands = tuple(f'A{index:02}' for index in range(64))
+    product = 'AlphaEarth: int8 codes or floats'
 
 
-def describe_embedding(header: Header) -> EmbeddingHeader:
-    """Return the metadata of an embedding raster with a header; the errors are those of its reading."""
-    path = header.path
-    named = {str(text).lower(): number for number, text in enumerate(header.descriptions, 1)}
-    sensors = named.get(SENSORS)
-    bands = tuple(number for number in header.numbers(skip_alpha=False) if number != sensors)
-    dimensions = tuple(number for number in bands if DIMENSION.fullmatch(str(header.descriptions[number - 1])))
-    bands = dimensions if len(dimensions) > 1 else bands
-    kinds = {header.dtypes[number - 1] for number in bands}
-    if len(bands) < 2 or len(kinds) != 1 or not (kinds == {'int8'} or np.dtype(min(kinds)).kind == 'f'):
-        raise ValueError(
-            f'{path} has {len(bands)} bands of {", ".join(sorted(kinds))}, expected an embedding: int8 codes or floats '
-            'in at least 2 bands'
-        )
-    scales = scales_file(path)
-    scheme: Scheme = 'float' if kinds != {'int8'} else 'power' if scales is None else 'scaled'
-    if scheme == 'power' and os.path.basename(path).startswith('grid_'):
-        raise ValueError(
-            f'{path} has int8 codes and the name of a TESSERA file, expected the scales of its pixels beside it, in '
-            f'{os.path.basename(os.path.splitext(path)[0])}{SCALES[0]} or {SCALES[-1]}'
-        )
-    return EmbeddingHeader(header, scheme, bands, sensors, scales if scheme == 'scaled' else None)
+class TesseraEmbeddings(EmbeddingRasters):
+    """Dataset of TESSERA embeddings in GeoTIFFs of ``geotessera``.
+
+    They are 128 dimensions at 10 m a year, such as ``grid_0.15_52.05_2024.tiff``: floats, or int8 codes that are
+    multiplied by the scale of the pixel in ``grid_0.15_52.05_2024_scales.tiff`` or ``..._scales.npy``
+    (arXiv 2506.20380).
+    """
+
+    name = 'tessera'
+    all_bands = tuple(str(index) for index in range(128))
+    schemes = ('scaled', 'float')
+    product = 'TESSERA: floats, or int8 codes with a file of scales'
 
 
-def scales_file(path: str) -> str | None:
-    """Return the file with the scale of each pixel of a TESSERA file; None if there is none."""
-    stem = os.path.splitext(path)[0]
-    return next((stem + ending for ending in SCALES if os.path.isfile(stem + ending)), None)
-
-
-def is_embedding(dataset: object) -> bool:
-    """Return whether a dataset is one of TorchGeo's rasters of embeddings."""
-    return isinstance(dataset, TORCHGEO)
-
-
-@functools.lru_cache(maxsize=1024)
-def decoding_of_file(path: str) -> Decoding:
-    """Return how the pixels of an embedding raster are decoded, from its header."""
-    return read_embedding_header(path).decoding
-
-
-def decoding_of_scheme(scheme: Scheme, **settings: Any) -> Decoding:
-    """Return how the pixels of an embedding raster are decoded; *settings* are other fields of the decoding."""
-    if scheme == 'float':
-        return Decoding(alpha=False, **settings)
-    convert = _convert_power if scheme == 'power' else _convert_scaled
-    return Decoding((float(NODATA),), alpha=False, convert=convert, **settings)
-
-
-def _convert_power(stored: NDArray[Any], source: Any, window: Window) -> NDArray[np.float32]:
-    return dequantize(stored)
-
-
-def _convert_scaled(stored: NDArray[Any], source: Any, window: Window) -> NDArray[np.float32]:
-    path = scales_file(source.name)
-    if path is None:
-        raise ValueError(f'its scales are missing, expected a file with one of the endings {list(SCALES)}')
-    rows, columns = (
-        slice(int(start), int(start + length))
-        for start, length in ((window.row_off, window.height), (window.col_off, window.width))
-    )
-    if path.endswith('.npy'):
-        every = np.load(path, mmap_mode='r', allow_pickle=False)
-        scales, shape = every[rows, columns], every.shape
-    else:
-        with open_raster(path) as file:
-            scales, shape = file.read(1, window=window), (file.height, file.width)
-            if _is_flipped(file.transform) != _is_flipped(source.transform):
-                raise ValueError(f'rows of {path} are in another order, expected those of the embeddings')
-    if shape != (source.height, source.width):
-        raise ValueError(f'{path} has {shape} pixels, expected {(source.height, source.width)}')
-    with np.errstate(invalid='ignore'):
-        return stored * np.where(scales > 0, scales, np.nan).astype(np.float32)
-
-
-def _is_flipped(transform: Affine) -> bool:
-    return bool(transform.e > 0)
-
-
-def dimension_names(headers: Sequence[EmbeddingHeader]) -> tuple[str, ...]:
-    """Return the names of the dimensions: the descriptions of the bands, or ``A00``, ``A01``, ..."""
-    first = headers[0]
-    names = [first.header.descriptions[number - 1] for number in first.bands]
-    unique = all(names) and len(set(names)) == len(names)
-    return tuple(map(str, names)) if unique else tuple(f'A{index:02}' for index in range(len(names)))
+def _is_scales(path: str) -> bool:
+    return os.path.splitext(path)[0].endswith(os.path.splitext(SCALES[0])[0])

@@ -31,7 +31,7 @@ from ..io.fingerprint import State, raster_state
 from ..io.headers import georeference
 from ..io.opening import open_raster, sidecars
 from ..series import Merge, decibel_mean, finite_mean
-from .embeddings import decoding_of_file, is_embedding
+from .embedding_headers import decoding_of_file, is_embedding
 
 #: Period of a file without a date.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)

@@ -24,8 +24,8 @@ from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window
-from torchgeo_omnisat.prediction.embedding_maps import EmbeddingMap
-from torchgeo_omnisat.prediction.embeddings import stac_item
+from torchgeo_omnisat.prediction.embedding_reader import EmbeddingMap
+from torchgeo_omnisat.prediction.embedding_writer import stac_item
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.embedding import training_samples
 from torchgeo_omnisat.utils.checks import EmptySplitError

@@ -30,7 +30,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from ..datasets.geo.polygons import read_geometries
 from ..grid import metres
 from ..utils.checks import check_choice, check_least
-from .embedding_maps import EmbeddingMap, Vectors
+from .embedding_reader import EmbeddingMap, Vectors
 from .raster import MapBands
 from .tiling import Window
 

@@ -15,7 +15,7 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
 from ..datasets.io.decoding import Decoding
-from ..datasets.rasters.embeddings import EmbeddingHeader, dimension_names, read_embedding_header
+from ..datasets.rasters.embedding_headers import EmbeddingHeader, dimension_names, read_embedding_header
 from ..datasets.rasters.frames import read_window
 from ..grid import Grid, metres
 from ..utils.atomic import naming_errors, publish, scratch_folder
