@@ -23,6 +23,8 @@ from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import robustness
 from torchgeo_omnisat.datasets.synthetic import dataset as synthetic
 
+from ..prediction.embedding_files import landscape, points, write_codes
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     page
@@ -43,6 +45,7 @@ NOT_RUN = {
     'python benchmarks/ablation.py': 'takes hours; its rows run in tests/benchmarks',
     'python benchmarks/curves.py': 'takes hours; runs in tests/benchmarks',
     'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
+    "pip install 'torchgeo_omnisat[parquet]'": 'downloads',
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
     ),
@@ -79,7 +82,9 @@ def lines():
 
 
 LINES = lines()
-RUN = [line for line in LINES if not any(line == other or line.startswith(f'{other} ') for other in NOT_RUN)]
+RUN = [
+    line for line in LINES if not any(line == other or line.startswith((f'{other} ', f'{other}[')) for other in NOT_RUN)
+]
 pytestmark = pytest.mark.skipif(not (ROOT / 'docs').is_dir(), reason='the site is not here')
 
 
@@ -118,6 +123,17 @@ def trained(made, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def embeddings(tmp_path_factory):
+    """A folder of small embedding maps around 5.33 E, 50.64 N, and points of three classes."""
+    folder, origin = tmp_path_factory.mktemp('embeddings'), (664400.0, 5612600.0)
+    vectors, classes = landscape()
+    for name in ('map.tif', 'embeddings.tif', '2020.tif', '2024.tif'):
+        write_codes(folder / name, vectors, origin=origin)
+    points(folder / 'points.gpkg', classes, origin=origin)
+    return folder
+
+
 def status(run, words):
     """What a program would exit with."""
     try:
@@ -129,8 +145,11 @@ def status(run, words):
 @pytest.mark.usefixtures('validation_figures')
 @pytest.mark.slow
 @pytest.mark.parametrize('line', RUN)
-def test_command_runs(line, linked, made, trained, brief, monkeypatch):
+def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatch):
     program, *words = shlex.split(line)
+    if {'classify', 'similar', 'change'} & set(words):
+        for path in embeddings.iterdir():
+            shutil.copy(path, path.name)
     if 'SyntheticLandscapesDataModule' not in words:  # which writes its own
         Path('DIR').symlink_to(made('pastis'))
     Path('data/region').symlink_to(made('region'))

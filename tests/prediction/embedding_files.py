@@ -85,12 +85,12 @@ def write_scaled(path: Path, vectors: NDArray[Any], npy: bool = False, **setting
 
 def points(
     path: Path, classes: NDArray[Any], count: int = 60, names: tuple[Any, ...] = ('oak', 'fir', 'sea'), seed: int = 0,
-    crs: str = 'EPSG:4326', **columns: Any,
+    crs: str = 'EPSG:4326', origin: tuple[float, float] = (X, Y), **columns: Any,
 ) -> Path:  # fmt: skip
     """Write points at the centres of random pixels, with the column ``class``."""
     rng = np.random.default_rng(seed)
     rows, places = rng.integers(classes.shape[0], size=count), rng.integers(classes.shape[1], size=count)
-    shapes = shapely.points(X + 10 * places + 5, Y - 10 * rows - 5)
+    shapes = shapely.points(origin[0] + 10 * places + 5, origin[1] - 10 * rows - 5)
     values = {'class': [names[index] for index in classes[rows, places]], **columns}
     gpd.GeoDataFrame(values, geometry=shapes, crs=UTM).to_crs(crs).to_file(path)
     return path
