@@ -104,6 +104,14 @@ class TestSegmentFields:
         for block in (7, 16, 33):
             assert np.array_equal(segment_fields(extent, distance, h=0.1, block=block), whole)
 
+    @pytest.mark.parametrize(('h', 'count'), [(0.25, 2), (0.35, 1)])
+    def test_two_peaks_are_one_field_below_the_height(self, h: float, count: int) -> None:
+        """The lower peak, 0.8, is 0.3 above the saddle, 0.5; both are wide, so smoothing does not change them."""
+        profile = np.repeat([1.0, 0.5, 0.8], 9)
+        extent = np.zeros((3, 9, len(profile)))
+        extent[1] = 1
+        assert segment_fields(extent, np.tile(profile, (9, 1)), h=h).max() == count
+
     def test_ids_are_in_the_order_of_pixels(self) -> None:
         ids = segment_fields(*random_maps(1), h=0.1)
         found, first = np.unique(ids, return_index=True)

@@ -133,6 +133,21 @@ def test_perfect_maps_give_the_true_fields() -> None:
     assert not nothing.ids.any()
 
 
+def test_scored_fields_are_those_of_a_map() -> None:
+    """Fields of less than 0.1 ha, 10 pixels of 10 m, are not scored, and the background is not their class."""
+    task = OmniSatSegmentation(**TOLD, instances=True, background=1).eval()
+    ids = torch.zeros(1, 16, 16, dtype=torch.int64)
+    ids[:, 1:7, 1:7], ids[:, 9:12, 9:12] = 1, 2
+    targets = field_targets(ids)
+    maps = FieldMaps(20.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1), targets.distance)
+    logits = torch.zeros(1, task.hparams['num_classes'], 16, 16)
+    logits[:, 1] = 5.0
+    batch = {key: value[:1] for key, value in field_batch().items()}
+    found = task.find_fields(logits, maps, batch, list(task.modalities))
+    assert torch.equal(found.ids > 0, ids == 1)
+    assert found.classes[found.ids > 0].ne(1).all()
+
+
 def test_prediction_has_extent_and_distance(task: OmniSatSegmentation) -> None:
     batch = field_batch()
     batch['valid_s2'][1] = batch['valid_s1a'][1] = batch['valid_spot'][1] = False
