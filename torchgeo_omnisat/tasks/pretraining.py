@@ -159,8 +159,8 @@ class OmniSatPretraining(OmniSatTask):
         embedding_weight: Weight of their reconstruction; 0 disables it.
         embedding_contrast_weight: Weight of their contrast; 0 disables it.
         consistency_weight: Weight of their consistency between all and some modalities; 0 disables it. A larger
-            weight raises the cosine between the embeddings from all and from some modalities, and lowers the scores of
-            nearest neighbours and logistic regression (measured for 0 and 1).
+            weight raises the cosine between the embeddings from all and from some modalities; a weight of 1 lowered
+            the scores of nearest neighbours and logistic regression.
         embedding_pixels: Number of pixels of each tile on which they are trained.
         subsets: Subsets of the modalities whose embeddings ``test`` compares with those of all: ``'auto'`` for all
             subsets of up to five modalities, else all but one and single ones; ``'all'``; or names such as
