@@ -90,7 +90,7 @@ def test_links_inside(root: Path, tmp_path: Path) -> None:
 def test_pipe_beside_files(root: Path, name: str) -> None:
     """GDAL reads text files beside a raster, and would wait for a pipe."""
     os.mkfifo(root / name)
-    with pytest.raises(ValueError, match=rf'root/{name} cannot be read \(it is no regular file\)'):
+    with pytest.raises(ValueError, match=rf'root/{name} cannot be read \(it is not a regular file\)'):
         refuse_outside(root)
 
 

@@ -101,7 +101,7 @@ def test_pipe(kind: str, tmp_path: Path) -> None:
 def test_pipe_that_is_skipped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'STATISTICS.json')
     assert load_statistics(tmp_path) == {}
-    with pytest.raises(ValueError, match='no regular file'):
+    with pytest.raises(ValueError, match='not a regular file'):
         read_hyper_parameters(tmp_path / 'STATISTICS.json')
 
 

@@ -247,7 +247,7 @@ class TestRandomGroundAffine:
             assert torch.allclose(turned[key], exact[key], rtol=1e-3, atol=1e-3)
 
     def test_instances_stay_with_the_mask(self) -> None:
-        """Ids follow the pixels of the mask; outside of the tile there is no field, but an ignored label."""
+        """Ids move with the pixels of the mask. Padding has instance 0 and the ignored label."""
         batch = random_tiles(4)
         batch['instances'] = batch['mask'] + 7
         transforms = (

@@ -35,7 +35,7 @@ def field_targets(instances: Int[Tensor, 'b h w']) -> FieldTargets:
     """Return extent and distance of fields.
 
     Boundary pixels are those of a field with a pixel of another field, or of none, on one of their four sides. So both
-    of two touching fields have boundary pixels. The border of a tile is no boundary, because the field may continue.
+    of two touching fields have boundary pixels. The edge of a tile is not a boundary: fields may continue there.
     Multi-task targets as in Waldner and Diakogiannis, "Deep learning on edge" (arXiv 1910.12023).
 
     Args:

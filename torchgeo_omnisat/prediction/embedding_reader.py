@@ -41,7 +41,7 @@ class EmbeddingMap:
         paths: Files, with the same number of dimensions, CRS and pixel grid.
 
     Raises:
-        ValueError: If a file is no embedding, or files do not fit together.
+        ValueError: If a file is not an embedding map, or the files have different grids.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:

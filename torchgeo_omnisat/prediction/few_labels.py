@@ -41,7 +41,7 @@ CLASSIFIERS = ('knn', 'logistic', 'mlp')
 FOLDS = 5
 #: Number of blocks along the longer side of the labelled extent, by default.
 BLOCKS = 5
-#: Columns of identifiers, which are no class.
+#: Columns of identifiers, which are not classes.
 _IDS = ('fid', 'id', 'ogc_fid', 'objectid', 'index')
 #: Most classes of a map.
 _MOST = 254

@@ -86,7 +86,7 @@ def write_fields(
         labels: Names of the classes.
         modalities: Names of the modalities, in the order of the bits of the second band.
         options: Settings; ``hole``, ``simplify`` and ``code_list`` are used.
-        background: Class that is no crop, and is not chosen.
+        background: Class of pixels outside of fields, which is never assigned to a field.
         date: Last acquisition date in days since 1970-01-01; None if it is not known.
         area: Polygon in the CRS of the map, at which fields are clipped. The parts of a field that it divides become
             fields of their own.

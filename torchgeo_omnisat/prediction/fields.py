@@ -207,7 +207,7 @@ class FieldTable:
     """Fields of a map, from id 1, in the order of their first pixels.
 
     Attributes:
-        ids: Id of the field of each label that was written, 0 for none; label 0 is no field.
+        ids: Id of the field of each label that was written, 0 for none; label 0 is not a field.
         sizes: Number of pixels of each field.
         firsts: Position of the first pixel of each field in row-major order.
         boxes: First row, first column, last row and last column (both exclusive) of each field, once

@@ -29,7 +29,7 @@ def reference_vector(embeddings: EmbeddingMap, places: Sequence[tuple[float, flo
         places: Longitude and latitude of each place in degrees.
 
     Raises:
-        ValueError: If a place is no longitude and latitude, outside of the map or on nodata.
+        ValueError: If a place is not a longitude and latitude, or is outside of the map or on nodata.
     """
     for east, north in places:
         if not (abs(east) <= 180 and abs(north) <= 90):

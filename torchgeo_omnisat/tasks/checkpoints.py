@@ -290,7 +290,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f'{path} is no safetensors file, expected what export_hub writes: {_reason(error)}') from error
+        raise ValueError(
+            f'{path} is not a safetensors file, expected what export_hub writes: {_reason(error)}'
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -44,7 +44,7 @@ class FoundFields(NamedTuple):
 
     Attributes:
         ids: Field of each pixel, from 1 in every sample, and 0 for none, ``(B, H, W)`` int64.
-        classes: Class of the field of each pixel; that of the pixel where there is no field, ``(B, H, W)`` int64.
+        classes: Class of each pixel, ``(B, H, W)`` int64: in a field that of the field, elsewhere that of the pixel.
     """
 
     ids: Tensor

@@ -23,7 +23,7 @@ VARIABLE = 'OMNISAT_TRACEBACK'
 #: Packages whose ``raise`` statements are addressed to users.
 _PACKAGES = ('torchgeo_omnisat', 'torchgeo', 'lightning', 'lightning_fabric', 'lightning_utilities', 'jsonargparse')
 #: Types of errors that are addressed to users if one of these packages raises them.
-_TYPES = (ValueError, TypeError, RuntimeError, ImportError, NotImplementedError, IndexError)
+_TYPES = (ValueError, TypeError, RuntimeError, ImportError, IndexError)
 
 
 def describe_error(error: BaseException) -> str | None:

@@ -22,7 +22,7 @@ def refuse_special(path: Path | str, expected: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f'{path} does not exist, expected {expected}') from None
     if not stat.S_ISREG(mode):
-        what = 'a directory' if stat.S_ISDIR(mode) else 'no regular file'
+        what = 'a directory' if stat.S_ISDIR(mode) else 'not a regular file'
         raise ValueError(f'{path} cannot be read (it is {what}), expected {expected}')
 
 
@@ -44,7 +44,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_json(path: Path | str) -> Any:
-    """Read a JSON file in UTF-8, see :func:`parse_json`; raise ValueError if it is no regular file."""
+    """Read a JSON file in UTF-8, see :func:`parse_json`; raise ValueError if it is not a regular file."""
     refuse_special(path, 'a JSON file')
     try:
         return parse_json(Path(path).read_text(encoding='utf-8'))

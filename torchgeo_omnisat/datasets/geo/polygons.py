@@ -288,7 +288,7 @@ def read_geometries(
     """
     try:
         if is_special(path):
-            raise ValueError('it is no regular file')
+            raise ValueError('it is not a regular file')
         if path.lower().endswith('.csv'):
             text = {column: str} if column else None  # keeps the leading zeros of codes
             frame: Any = pd.read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])

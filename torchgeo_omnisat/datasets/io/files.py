@@ -194,7 +194,6 @@ def extract_directory(archive: Path, directory: str) -> None:
             EOFError,
             OSError,
             RuntimeError,
-            NotImplementedError,
             ValueError,
         ) as error:
             raise RuntimeError(f'Dataset found, but corrupted. {archive} cannot be unpacked: {error}') from error

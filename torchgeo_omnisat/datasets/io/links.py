@@ -51,7 +51,9 @@ def refuse_outside(
                     folders.append(entry.path)
                     continue
                 if not entry.is_file(follow_symlinks=False) and is_special(entry.path):
-                    raise ValueError(f'{entry.path} cannot be read (it is no regular file), expected files and folders')
+                    raise ValueError(
+                        f'{entry.path} cannot be read (it is not a regular file), expected files and folders'
+                    )
 
 
 def refuse_links(paths: os.PathLike[str] | str | Iterable[Any], allow_outside: bool) -> None:

@@ -78,7 +78,7 @@ def refuse_other_format(path: str) -> None:
     """Check that a local vector file has the format of its extension, and is not a virtual one."""
     ending = os.path.splitext(path)[1].lower()
     if is_special(path):
-        raise ValueError(f'{path} cannot be read (it is no regular file), expected a vector file')
+        raise ValueError(f'{path} cannot be read (it is not a regular file), expected a vector file')
     if ending == '.vrt' or not os.path.isfile(path):
         return
     with open(path, 'rb') as file:
@@ -149,7 +149,7 @@ def open_within(path: str) -> rasterio.DatasetReader:
     if _SUBDATASET.match(path) and not os.path.exists(path):
         drivers = None
     if is_special(path):
-        raise RasterioIOError('it is no regular file')
+        raise RasterioIOError('it is not a regular file')
     _refuse_other_mask(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)  # raised as an error where it matters

@@ -20,7 +20,7 @@ from ..io.decoding import Decoding
 from ..io.headers import Header, read_header
 from ..io.opening import open_raster
 
-#: Description of a band with the sensors that observed a pixel, which is no dimension.
+#: Description of the band of the sensors that observed a pixel, which is not a dimension.
 SENSORS = 'sensors'
 #: Description of a band that is a dimension, in maps of this package and of AlphaEarth; others are not, then.
 DIMENSION = re.compile('A[0-9]{2,}')

@@ -140,7 +140,7 @@ def find_source(
 
 
 def find_file(modality_name: str, weights: Any, entries: Sequence[str], load: bool) -> Path:
-    """Return the path of weights that are no entry of TorchGeo.
+    """Return the path of weights that are not an entry of TorchGeo.
 
     Args:
         modality_name: Name of the modality in errors.
