@@ -44,7 +44,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
 from torchgeo_omnisat.datasets import PixelTable
 from torchgeo_omnisat.models import PrestoEncoder
-from torchgeo_omnisat.prediction.few_labels import Validation, fit_classifier
+from torchgeo_omnisat.prediction.embeddings.few_labels import Validation, fit_classifier
 from torchgeo_omnisat.tasks import OmniSatPretraining
 from torchgeo_omnisat.utils.atomic import atomic_file
 

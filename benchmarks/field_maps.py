@@ -37,8 +37,8 @@ def measure(side: int) -> dict[str, Any]:
     from rasterio import Affine
 
     from torchgeo_omnisat.grid import Grid
-    from torchgeo_omnisat.prediction.field_outlines import write_fields
-    from torchgeo_omnisat.prediction.fields import segment_map, windows_of
+    from torchgeo_omnisat.prediction.fields.outlines import write_fields
+    from torchgeo_omnisat.prediction.fields.segmentation import segment_map, windows_of
     from torchgeo_omnisat.prediction.raster import MapBands, class_colors, write_map
 
     grid = Grid(CRS.from_epsg(32631), Affine(10, 0, 600000, 0, -10, 5600000), side, side)

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.datasets.synthetic.writing import is_synthetic
 from torchgeo_omnisat.utils.atomic import atomic_file
-from torchgeo_omnisat.utils.console import quiet
+from torchgeo_omnisat.utils.cli.console import quiet
 
 #: The datamodule of each kind of data, and of a part of its labels.
 DATAMODULES = {

@@ -21,7 +21,7 @@ from torchgeo.models import api, list_models
 
 from torchgeo_omnisat import __main__, _autoload, plugin, registry
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
-from torchgeo_omnisat.utils import errors
+from torchgeo_omnisat.utils.cli import errors
 
 from .interpreters import Interpreters
 

@@ -7,8 +7,8 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-from torchgeo_omnisat.utils import errors
-from torchgeo_omnisat.utils.console import use_utf8
+from torchgeo_omnisat.utils.cli import errors
+from torchgeo_omnisat.utils.cli.console import use_utf8
 
 #: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {

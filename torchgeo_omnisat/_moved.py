@@ -5,15 +5,14 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 PACKAGE = __name__.rpartition('.')[0]
 #: Old and new folder of modules that kept their names, below the package.
 _FOLDERS = (
+    ('datasets', 'datasets.common', 'arguments classes integrity labelcounts plotting series'),
     ('datasets', 'datasets.geo', 'polygons sources tiles'),
     ('datasets', 'datasets.io', 'decoding download files fingerprint headers opening'),
     (
@@ -32,6 +31,7 @@ _FOLDERS = (
         'models.encoders.pretrained.series',
         'cache composites olmoearth pixels presto tessera',
     ),
+    ('utils', 'utils.cli', 'console errors help'),
     ('tasks', 'evaluation', 'plots report retrieval subsets'),
 )
 #: New path of each module by its old one, below the package.
@@ -51,14 +51,14 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'datasets.chipfiles': 'datasets.chips.files',
     'datasets.chipsplits': 'datasets.chips.splits',
     'datasets.configured': 'datasets.geo.config',
-    'datasets.figures': 'datasets.plotting',
+    'datasets.figures': 'datasets.common.plotting',
     'datasets.flair_areas': 'datasets.flair',
     'datasets.flair_layout': 'datasets.flair',
     'datasets.flairhub_layout': 'datasets.flairhub',
     'datasets.flairhub_tables': 'datasets.flairhub',
     'datasets.geoparts': 'datasets.geo.parts',
     'datasets.geotiles': 'datasets.geo.tiles',
-    'datasets.inspection': 'datasets.integrity',
+    'datasets.inspection': 'datasets.common.integrity',
     'datasets.landscape': 'datasets.synthetic.landscape',
     'datasets.mapped': 'datasets.adapters',
     'datasets.multimodal': 'datasets.geo.join',
@@ -70,10 +70,15 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'datasets.treesatai_layout': 'datasets.treesatai',
     'datasets.treesatai_series': 'datasets.treesatai',
     'datasets.writing': 'datasets.synthetic.writing',
-    'errors': 'utils.errors',
+    'errors': 'utils.cli.errors',
     'losses.patches': 'losses.contrastive',
     'models.late': 'models.late_fusion',
     'prediction.cog': 'prediction.raster',
+    'prediction.embedding_reader': 'prediction.embeddings.reader',
+    'prediction.embedding_writer': 'prediction.embeddings.writer',
+    'prediction.few_labels': 'prediction.embeddings.few_labels',
+    'prediction.field_outlines': 'prediction.fields.outlines',
+    'prediction.similarity': 'prediction.embeddings.similarity',
     'prediction.encoding': 'prediction.raster',
     'prediction.loading': 'prediction.tiling',
     'prediction.overview': 'prediction.raster',
@@ -82,7 +87,7 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'prediction.single': 'prediction.raster',
     'prediction.stitching': 'prediction.tiling',
     'prediction.work': 'prediction.writer',
-    'quiet': 'utils.console',
+    'quiet': 'utils.cli.console',
     'tasks.degraded': 'evaluation.robustness',
     'tasks.files': 'tasks.checkpoints',
     'tasks.finite': 'utils.finite',
@@ -98,7 +103,7 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.weights': 'tasks.backbone',
     'utils.configs': 'utils.reading',
     'utils.jsonfile': 'utils.reading',
-    'utils.quiet': 'utils.console',
+    'utils.quiet': 'utils.cli.console',
     'utils.regular': 'utils.reading',
 }
 
@@ -108,15 +113,13 @@ def old_names(module: str) -> list[str]:
     return [f'{PACKAGE}.{old}' for old, new in MOVED.items() if f'{PACKAGE}.{new}' == module]
 
 
-class MovedFinder(MetaPathFinder, Loader):
+class MovedFinder:
     """Import the module that an old path stands for, with a :class:`DeprecationWarning`."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a spec for old paths, and None for all others."""
         package, _, name = fullname.partition('.')
-        return ModuleSpec(fullname, self) if package == PACKAGE and name in MOVED else None
+        return ModuleSpec(fullname, self) if package == PACKAGE and name in MOVED else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module of the new path."""

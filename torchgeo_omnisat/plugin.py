@@ -25,9 +25,9 @@ from . import datamodules, tasks
 from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
 from .tasks.checkpoints import limited_size, read_hyper_parameters
-from .utils import errors
-from .utils.console import printable, say, use_utf8
-from .utils.help import PlainHelpFormatter
+from .utils.cli import errors
+from .utils.cli.console import printable, say, use_utf8
+from .utils.cli.help import PlainHelpFormatter
 from .utils.reading import load_config
 
 #: Default datamodule of the tasks of this package.
@@ -61,7 +61,7 @@ class OmniSatCLI(LightningCLI):
     """TorchGeo's command line, in which ``--data`` is optional for the tasks of this package.
 
     With a task or datamodule of this package, errors of the user are printed in one line instead of a traceback
-    (:mod:`torchgeo_omnisat.utils.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
+    (:mod:`torchgeo_omnisat.utils.cli.errors`). A call of TorchGeo's ``main`` from Python raises the error unchanged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

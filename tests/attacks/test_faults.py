@@ -29,7 +29,7 @@ from torchgeo_omnisat.commands import check
 from torchgeo_omnisat.commands.shard import write as write_shards
 from torchgeo_omnisat.datamodules.statistics import places_of, save_statistics
 from torchgeo_omnisat.datasets import ShardedDataset
-from torchgeo_omnisat.datasets.integrity import Problem, Report
+from torchgeo_omnisat.datasets.common.integrity import Problem, Report
 from torchgeo_omnisat.datasets.io.files import extract_directory
 from torchgeo_omnisat.datasets.synthetic.writing import Recipe, write_landscapes
 from torchgeo_omnisat.prediction import writer
@@ -38,7 +38,7 @@ from torchgeo_omnisat.prediction.writer import WorkFolder
 from torchgeo_omnisat.tasks.checkpoints import secure_checkpoints, write_hub
 from torchgeo_omnisat.utils import atomic
 from torchgeo_omnisat.utils.atomic import atomic_file, scratch_folder
-from torchgeo_omnisat.utils.errors import describe_error
+from torchgeo_omnisat.utils.cli.errors import describe_error
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 ENTRIES: Any = {'s2': {str(k): {'mean': [0.5] * 99, 'std': [1.5] * 99, 'samples': 3, 'of': 3} for k in range(9)}}

@@ -10,9 +10,9 @@ import pytest
 
 from torchgeo_omnisat.datamodules.statistics import read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _read_table
-from torchgeo_omnisat.datasets.integrity import Report
+from torchgeo_omnisat.datasets.common.integrity import Report
+from torchgeo_omnisat.datasets.common.series import parse_dates
 from torchgeo_omnisat.datasets.io.files import read_json
-from torchgeo_omnisat.datasets.series import parse_dates
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.utils.reading import load_json
 

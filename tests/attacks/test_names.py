@@ -32,8 +32,8 @@ from torchgeo_omnisat.plugin import requested
 from torchgeo_omnisat.prediction.raster import MapBands, draw_overview, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 from torchgeo_omnisat.prediction.vector import write_parcels
-from torchgeo_omnisat.utils.console import printable, say, table_cell
-from torchgeo_omnisat.utils.errors import one_line
+from torchgeo_omnisat.utils.cli.console import printable, say, table_cell
+from torchgeo_omnisat.utils.cli.errors import one_line
 from torchgeo_omnisat.utils.reading import load_config
 
 NAMES = [

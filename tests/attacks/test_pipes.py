@@ -16,10 +16,10 @@ from rasterio.errors import RasterioError
 from torchgeo_omnisat.datamodules.geo import read_polygons
 from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _lines, _read_table
+from torchgeo_omnisat.datasets.common.integrity import Expected, Report, _array_header, _hdf5_header, _label_range
 from torchgeo_omnisat.datasets.flair import read_products
 from torchgeo_omnisat.datasets.flairhub import _rows
 from torchgeo_omnisat.datasets.geo.polygons import Polygons
-from torchgeo_omnisat.datasets.integrity import Expected, Report, _array_header, _hdf5_header, _label_range
 from torchgeo_omnisat.datasets.io.files import extract_directory, open_array, read_json, read_raster
 from torchgeo_omnisat.datasets.io.headers import read_header
 from torchgeo_omnisat.datasets.io.opening import open_raster

@@ -20,13 +20,13 @@ from torchgeo_omnisat import Modality
 from torchgeo_omnisat.datamodules.geo import read_polygons
 from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _read_table
-from torchgeo_omnisat.datasets.classes import refuse_ignored_class
+from torchgeo_omnisat.datasets.common.classes import refuse_ignored_class
+from torchgeo_omnisat.datasets.common.integrity import Report
+from torchgeo_omnisat.datasets.common.plotting import draw_any
+from torchgeo_omnisat.datasets.common.series import parse_dates
 from torchgeo_omnisat.datasets.flairhub import _rows
-from torchgeo_omnisat.datasets.integrity import Report
 from torchgeo_omnisat.datasets.io.files import read_json
 from torchgeo_omnisat.datasets.pastis import read_index
-from torchgeo_omnisat.datasets.plotting import draw_any
-from torchgeo_omnisat.datasets.series import parse_dates
 from torchgeo_omnisat.datasets.treesatai import SERIES, open_series, read_days, read_label_fractions
 from torchgeo_omnisat.tasks.checkpoints import read_config
 

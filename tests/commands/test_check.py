@@ -28,8 +28,8 @@ from torchgeo_omnisat.datamodules import (
     SyntheticLandscapesDataModule,
     TreeSatAITimeSeriesDataModule,
 )
+from torchgeo_omnisat.datasets.common.integrity import KINDS, Problem, Report
 from torchgeo_omnisat.datasets.flair import CENTROIDS
-from torchgeo_omnisat.datasets.integrity import KINDS, Problem, Report
 from torchgeo_omnisat.datasets.treesatai import LABELS
 
 ARGUMENTS: dict[str, Any] = {'num_tiles': 15, 'size': 8, 'dates': (4, 5)}

@@ -17,10 +17,9 @@ import rasterio
 import shapely
 
 from tests.prediction.areas import is_cog
-from tests.prediction.embedding_files import UTM, X, Y, landscape, points, write_codes, write_raster
+from tests.prediction.embeddings.files import UTM, X, Y, landscape, points, write_codes, write_raster
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.prediction.embedding_reader import EmbeddingMap
-from torchgeo_omnisat.prediction.few_labels import (
+from torchgeo_omnisat.prediction.embeddings.few_labels import (
     cross_validate,
     default_block,
     fit_classifier,
@@ -28,6 +27,7 @@ from torchgeo_omnisat.prediction.few_labels import (
     read_labels,
     spatial_blocks,
 )
+from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
 
 VECTORS, CLASSES = landscape()
 VECTORS[:, :2] = np.nan

@@ -14,11 +14,11 @@ import torchgeo.main
 from torchgeo_omnisat import datamodules, plugin, tasks
 from torchgeo_omnisat.__main__ import COMMANDS, main
 from torchgeo_omnisat.commands import parsers
-from torchgeo_omnisat.datasets.integrity import KINDS
+from torchgeo_omnisat.datasets.common.integrity import KINDS
 from torchgeo_omnisat.datasets.pastis import FOLDS
 from torchgeo_omnisat.evaluation import robustness
 from torchgeo_omnisat.tasks.checkpoints import CONFIG, MODEL
-from torchgeo_omnisat.utils.help import plain
+from torchgeo_omnisat.utils.cli.help import plain
 
 #: Representations of objects, roles, literals, and a default that is stated twice.
 MARKUP = (

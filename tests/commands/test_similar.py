@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from pyproj import Transformer
 
-from tests.prediction.embedding_files import UTM, X, Y, landscape, write_codes, write_scaled
+from tests.prediction.embeddings.files import UTM, X, Y, landscape, write_codes, write_scaled
 from torchgeo_omnisat.__main__ import main
 
 VECTORS, CLASSES = landscape(noise=0.1)

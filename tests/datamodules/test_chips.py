@@ -20,7 +20,7 @@ from tests.geo_tree import write
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
-from torchgeo_omnisat.datasets.classes import UnknownCodesError
+from torchgeo_omnisat.datasets.common.classes import UnknownCodesError
 from torchgeo_omnisat.prediction.raster import MapBands, TileFolder, class_colors
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers')

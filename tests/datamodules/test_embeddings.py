@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from tests.prediction.embedding_files import X, landscape, write_codes, write_raster, write_scaled
+from tests.prediction.embeddings.files import X, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
 from torchgeo_omnisat.datamodules.plausibility import BandSummary, compare, implausible
 from torchgeo_omnisat.modality import Modality

@@ -25,7 +25,7 @@ from torchgeo_omnisat.datamodules import (
     PASTISMultimodalDataModule,
     TreeSatAITimeSeriesDataModule,
 )
-from torchgeo_omnisat.datasets.integrity import Problem, Report
+from torchgeo_omnisat.datasets.common.integrity import Problem, Report
 
 
 @pytest.fixture

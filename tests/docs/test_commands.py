@@ -23,7 +23,7 @@ from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import robustness
 from torchgeo_omnisat.datasets.synthetic import dataset as synthetic
 
-from ..prediction.embedding_files import landscape, points, write_codes
+from ..prediction.embeddings.files import landscape, points, write_codes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -57,7 +57,7 @@ NOT_RUN = {
     ),
     'torchgeo predict --config FILE.yaml --ckpt_path FILE.ckpt --trainer.callbacks GeoTIFFWriter '
     '--trainer.callbacks.output map.tif --trainer.callbacks.fields true': (
-        'needs a checkpoint with instances; such a map is predicted in tests/prediction/test_field_maps.py'
+        'needs a checkpoint with instances; such a map is predicted in tests/prediction/fields/test_maps.py'
     ),
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (

@@ -14,7 +14,7 @@ import yaml
 
 from tests.geo_tree import ramp, write
 from torchgeo_omnisat.__main__ import main
-from torchgeo_omnisat.utils import errors
+from torchgeo_omnisat.utils.cli import errors
 
 DATA, MODEL = 'data/init_args', 'model/init_args'
 #: What is wrong: where in the file of `fit`, the value, and what the sentence names.

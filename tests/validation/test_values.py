@@ -11,7 +11,7 @@ import pytest
 
 from tests.geo_tree import ramp, write
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datasets.integrity import Report
+from torchgeo_omnisat.datasets.common.integrity import Report
 from torchgeo_omnisat.validation import table, walk
 from torchgeo_omnisat.validation.tables import WIDTH, align, band_table, class_table, modality_table, write_csv
 

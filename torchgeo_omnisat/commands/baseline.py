@@ -20,11 +20,11 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import tqdm
 
 from ..datasets import PASTISMultimodal, SyntheticLandscapes
+from ..datasets.common.series import DAY
 from ..datasets.pastis import FOLDS
-from ..datasets.series import DAY
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality, subset_name
-from ..utils.console import say
+from ..utils.cli.console import say
 from . import parsers
 from .parsers import SYNTHETIC_ROOT
 

@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 
-from ..prediction.embedding_reader import EmbeddingMap, check_outputs, write_values
-from ..prediction.similarity import change
-from ..utils.console import say
+from ..prediction.embeddings.reader import EmbeddingMap, check_outputs, write_values
+from ..prediction.embeddings.similarity import change
+from ..utils.cli.console import say
 from . import parsers
 
 

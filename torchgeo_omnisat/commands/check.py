@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..transforms.intensity import describe_not_simulated
 from ..utils.atomic import atomic_file
-from ..utils.console import say
+from ..utils.cli.console import say
 from ..validation import check_data, table, walk
 from ..validation.tables import write_csv
 from . import parsers

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..prediction.embedding_reader import EmbeddingMap, check_outputs
-from ..prediction.few_labels import (
+from ..prediction.embeddings.few_labels import (
     Validation,
     classify_map,
     cross_validate,
@@ -20,10 +19,11 @@ from ..prediction.few_labels import (
     spatial_blocks,
     write_validation,
 )
+from ..prediction.embeddings.reader import EmbeddingMap, check_outputs
 from ..prediction.raster import MapBands, class_colors, draw_overview, write_map
 from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder
-from ..utils.console import align, printable, say
+from ..utils.cli.console import align, printable, say
 from ..utils.figures import save_figure
 from . import parsers
 

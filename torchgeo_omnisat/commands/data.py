@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..datamodules import MultimodalDataModule
 from ..plugin import DEFAULT_DATA, BriefParser, announce_default_data, requested
-from ..utils import errors
+from ..utils.cli import errors
 from .parsers import CONFIG_HELP, describe
 
 #: Other keys of a configuration for ``torchgeo fit``, which our commands accept.

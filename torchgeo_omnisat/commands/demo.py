@@ -18,7 +18,7 @@ from ..datamodules import SyntheticLandscapesDataModule
 from ..modality import subset_name
 from ..tasks import OmniSatSegmentation
 from ..utils.atomic import atomic_file
-from ..utils.console import quiet, say
+from ..utils.cli.console import quiet, say
 from . import parsers
 from .baseline import score_pixels
 

@@ -4,7 +4,7 @@
 """Command `encoders`: table of encoders and pre-trained weights for a sensor."""
 
 from ..models.encoders.pretrained.catalogue import Row, catalogue
-from ..utils.console import align, say
+from ..utils.cli.console import align, say
 from . import parsers
 
 

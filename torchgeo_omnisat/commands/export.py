@@ -5,7 +5,7 @@
 
 from ..tasks.backbone import export_hub
 from ..tasks.checkpoints import CONFIG, MODEL
-from ..utils.console import say
+from ..utils.cli.console import say
 from . import parsers
 
 

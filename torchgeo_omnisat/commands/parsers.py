@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval
 
-from ..utils.help import PlainHelpFormatter
+from ..utils.cli.help import PlainHelpFormatter
 
 #: Creates a parser with the arguments of a datamodule, from the name of the command and its description.
 MakeParser = Callable[[str, str], ArgumentParser]

@@ -12,12 +12,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from ..datamodules import MultimodalDataModule
-from ..datasets.arguments import class_at
+from ..datasets.common.arguments import class_at
 from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
 from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
 from ..tasks.checkpoints import read_checkpoint
-from ..utils.console import quiet, say
+from ..utils.cli.console import quiet, say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..datamodules.adapters import describe_samples
 from ..datamodules.statistics import stream
-from ..datasets.arguments import SPLITS
+from ..datasets.common.arguments import SPLITS
 from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder
-from ..utils.console import say
+from ..utils.cli.console import say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 

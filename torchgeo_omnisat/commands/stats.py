@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..datamodules.statistics import Entries
 from ..modality import Modality
-from ..utils.console import say
+from ..utils.cli.console import say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
 from ..datasets.adapters import MappedDataset
-from ..datasets.arguments import SPLITS, class_at, name_classes
+from ..datasets.common.arguments import SPLITS, class_at, name_classes
 from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from .base import MultimodalDataModule

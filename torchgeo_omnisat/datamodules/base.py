@@ -22,8 +22,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import collate
 from ..datasets.base import MultimodalDataset
-from ..datasets.integrity import Report
-from ..datasets.labelcounts import LabelCounts, count_tiles
+from ..datasets.common.integrity import Report
+from ..datasets.common.labelcounts import LabelCounts, count_tiles
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality
 from ..transforms import (

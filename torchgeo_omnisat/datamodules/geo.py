@@ -18,9 +18,10 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..batch import collate
-from ..datasets.arguments import SPLITS, name_classes
 from ..datasets.chips.dataset import ImageChips
-from ..datasets.classes import UnknownCodesError, class_names, refuse_ignored_class
+from ..datasets.common.arguments import SPLITS, name_classes
+from ..datasets.common.classes import UnknownCodesError, class_names, refuse_ignored_class
+from ..datasets.common.labelcounts import LabelCounts, count_labels, evenly_spaced
 from ..datasets.geo.config import facts_of, image_dataset, label_dataset
 from ..datasets.geo.join import MultimodalGeoDataset
 from ..datasets.geo.parts import contents, file_table, unlike_files
@@ -28,7 +29,6 @@ from ..datasets.geo.polygons import Polygons
 from ..datasets.geo.tiles import AreaTiles, GeoTiles, disjoint
 from ..datasets.io.fingerprint import Fingerprint, stamps
 from ..datasets.io.opening import refuse_other_format
-from ..datasets.labelcounts import LabelCounts, count_labels, evenly_spaced
 from ..datasets.rasters.georeference import bendable
 from ..grid import Grid
 from ..modality import half_up

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..datasets import PASTISMultimodal
-from ..datasets.arguments import SPLITS
+from ..datasets.common.arguments import SPLITS
 from ..datasets.pastis import CLASSES, FOLDS
 from ..modality import Modality
 from ..utils.checks import check_choice

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
+from ..datasets.common.labelcounts import evenly_spaced
 from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
-from ..datasets.labelcounts import evenly_spaced
 from ..modality import Modality
 from ..utils.atomic import atomic_file
 from ..utils.cache import cache_folder

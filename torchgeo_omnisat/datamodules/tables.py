@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from ..datasets.arguments import SPLITS
+from ..datasets.common.arguments import SPLITS
 from ..datasets.tables import PixelTable
 from .base import MultimodalDataModule
 from .statistics import settings_group

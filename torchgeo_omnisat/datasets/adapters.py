@@ -17,11 +17,11 @@ from ..modality import Modality, as_modalities
 from ..utils.coordinates import COORDINATES, centre_coordinates
 from ..utils.observed import MAX_RAW
 from .base import MultimodalDataset
+from .common.plotting import draw_any
+from .common.series import DAY, parse_day
 from .io.fingerprint import list_data_files
 from .io.headers import refuse_complex
 from .io.opening import sidecars
-from .plotting import draw_any
-from .series import DAY, parse_day
 
 
 class MappedDataset(MultimodalDataset):

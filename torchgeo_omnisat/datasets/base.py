@@ -21,9 +21,9 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice, check_least
-from .arguments import MISSING, parse_span
-from .plotting import Composite, Palette, draw_any, plot_sample
-from .series import when
+from .common.arguments import MISSING, parse_span
+from .common.plotting import Composite, Palette, draw_any, plot_sample
+from .common.series import when
 
 
 class MultimodalDataset(NonGeoDataset):

@@ -24,15 +24,15 @@ from ..modality import Modality
 from ..utils.checks import check_choice
 from ..utils.reading import refuse_special
 from ..utils.signatures import refuse_unexpected, with_arguments_of
-from .arguments import choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .integrity import Dates, Expected, Part
+from .common.arguments import choose_modalities, leave_out, not_found, select_bands
+from .common.integrity import Dates, Expected, Part
+from .common.plotting import S2_COMPOSITES, Composite, Palette
+from .common.series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 from .io.download import Archive, obtain
 from .io.files import measured, occurring, open_array, read_json, read_raster
 from .io.links import refuse_outside
 from .io.opening import open_raster
-from .plotting import S2_COMPOSITES, Composite, Palette
-from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_day
 
 #: Domains for validation and for the test of FLAIR #2; all others are for training.
 VAL_DOMAINS = ('D004', 'D014', 'D029', 'D031', 'D058', 'D066', 'D067', 'D077')

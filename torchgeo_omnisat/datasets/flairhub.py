@@ -30,14 +30,11 @@ from ..modality import Modality, half_up
 from ..utils.checks import check_choice
 from ..utils.observed import MAX_RAW
 from ..utils.signatures import refuse_unexpected, with_arguments_of
-from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .integrity import Dates, Expected, Part
-from .io.files import occurring
-from .io.links import refuse_outside
-from .io.opening import open_raster, refuse_other_format, sidecars
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
-from .series import (
+from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
+from .common.integrity import Dates, Expected, Part
+from .common.plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
+from .common.series import (
     S2_BANDS,
     S2_FACTS,
     SPOT_WAVELENGTHS,
@@ -47,6 +44,9 @@ from .series import (
     merge_days,
     parse_dates,
 )
+from .io.files import occurring
+from .io.links import refuse_outside
+from .io.opening import open_raster, refuse_other_format, sidecars
 
 #: GSD of Sentinel-1 and -2 in metres, so that ten pixels cover the 102.4 m of a patch.
 GSD = 10.24

@@ -25,9 +25,21 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from ..utils.signatures import refuse_unexpected, with_arguments_of
-from .arguments import choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .integrity import Dates, Expected, Part
+from .common.arguments import choose_modalities, leave_out, not_found, select_bands
+from .common.integrity import Dates, Expected, Part
+from .common.plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
+from .common.series import (
+    S2_BANDS,
+    S2_FACTS,
+    SPOT_WAVELENGTHS,
+    Merge,
+    backscatter_mean,
+    choose_dates,
+    finite_mean,
+    merge_days,
+    parse_dates,
+)
 from .io.download import download_files, fetch
 from .io.files import (
     extract_directory,
@@ -41,18 +53,6 @@ from .io.files import (
 )
 from .io.links import refuse_outside
 from .io.opening import refuse_other_format
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
-from .series import (
-    S2_BANDS,
-    S2_FACTS,
-    SPOT_WAVELENGTHS,
-    Merge,
-    backscatter_mean,
-    choose_dates,
-    finite_mean,
-    merge_days,
-    parse_dates,
-)
 
 #: Folds for training, validation and test, by official split.
 FOLDS: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {

@@ -21,9 +21,9 @@ from ..modality import Modality
 from ..utils.checks import EmptySplitError, check_choice, require_pyarrow
 from ..utils.coordinates import COORDINATES
 from ..utils.observed import MAX_RAW
-from .arguments import SPLITS
 from .base import MultimodalDataset, tensors
-from .classes import NO_LABEL, UNKNOWN, ClassMap, code_of
+from .common.arguments import SPLITS
+from .common.classes import NO_LABEL, UNKNOWN, ClassMap, code_of
 from .io.decoding import as_numbers
 
 #: Settings of a series: facts of the modality, and where its values are.

@@ -30,16 +30,16 @@ from ..utils.checks import check_choice
 from ..utils.observed import MAX_RAW
 from ..utils.reading import refuse_special
 from ..utils.signatures import with_arguments_of
-from .arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .integrity import Dates, Expected, Part
+from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
+from .common.integrity import Dates, Expected, Part
+from .common.plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
+from .common.series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
 from .io.download import Archive, obtain
 from .io.files import measured, read_json, read_raster
 from .io.fingerprint import State, state_of
 from .io.links import refuse_outside
 from .io.opening import open_raster
-from .plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette, plot_sample
-from .series import S2_BANDS, S2_FACTS, choose_clear, finite_mean, merge_days, parse_dates
 
 REPOSITORY = 'IGNF/TreeSatAI-Time-Series'
 #: Archives by the directory that they contain, with their SHA-256 on Hugging Face.

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..utils.atomic import atomic_file
-from ..utils.console import printable, table_cell
+from ..utils.cli.console import printable, table_cell
 from .plots import draw_degradations, draw_subsets, write_figure
 from .robustness import KINDS
 from .subsets import SubsetRow

@@ -3,8 +3,8 @@
 
 """Prediction of areas and tiles as GeoTIFFs."""
 
-from .embedding_writer import EmbeddingBands, EmbeddingWriter
-from .fields import FieldOptions, segment_fields
+from .embeddings.writer import EmbeddingBands, EmbeddingWriter
+from .fields.segmentation import FieldOptions, segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
 from .writer import GeoTIFFWriter

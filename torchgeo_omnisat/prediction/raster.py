@@ -33,7 +33,7 @@ from ..grid import Grid
 from ..modality import Modality
 from ..utils.atomic import atomic_file
 from ..utils.checks import check_choice
-from ..utils.console import abbreviate, printable
+from ..utils.cli.console import abbreviate, printable
 from ..utils.observed import observed
 from .tiling import Window
 

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
 
-from .fields import raster_window, windows_of
+from .fields.segmentation import raster_window, windows_of
 from .raster import BLOCK, CACHE, Colors
 
 #: Side of the windows in which classes are copied, in pixels.

@@ -21,7 +21,7 @@ from shapely.affinity import affine_transform
 from shapely.geometry import mapping, shape
 from shapely.ops import unary_union
 
-from .fields import hectares
+from .fields.segmentation import hectares
 from .raster import probability_bands
 
 #: Side of the blocks in which a map is read, in pixels.

@@ -32,8 +32,8 @@ from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
 from ..utils.checks import check_output_files
 from ..utils.figures import save_figure
-from .field_outlines import check_fields_output, write_fields
-from .fields import FieldOptions, segment_map
+from .fields.outlines import check_fields_output, write_fields
+from .fields.segmentation import FieldOptions, segment_map
 from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
 from .styles import write_class_map, write_field_style, write_raster_style
 from .tiling import Stitcher, Strip, Tiling, Window, share

@@ -18,7 +18,7 @@ from ..evaluation.panoptic import PanopticQuality
 from ..evaluation.subsets import SubsetRow, SubsetScores
 from ..modality import Which
 from ..models.segmentation import FieldMaps
-from ..prediction.fields import segment_fields
+from ..prediction.fields.segmentation import segment_fields
 from ..utils.atomic import atomic_file
 
 #: Names of the logged scores of fields, by column of ``subsets.csv``.

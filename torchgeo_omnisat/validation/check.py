@@ -15,10 +15,10 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..datamodules import MultimodalDataModule
 from ..datamodules.base import describe_left_out
 from ..datamodules.statistics import stream
-from ..datasets.arguments import SPLITS
-from ..datasets.integrity import Problem, Report, below, inspect
+from ..datasets.common.arguments import SPLITS
+from ..datasets.common.integrity import Problem, Report, below, inspect
 from ..modality import Modality
-from ..utils.console import say
+from ..utils.cli.console import say
 from .findings import FINDERS
 from .trial import try_training
 from .values import SplitValues, summarize

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..datamodules.plausibility import implausible
-from ..datasets.classes import UnknownCodesError
+from ..datasets.common.classes import UnknownCodesError
+from ..datasets.common.integrity import Problem, below
 from ..datasets.geo.parts import unlike_files
-from ..datasets.integrity import Problem, below
 from .values import SplitValues, joined
 
 #: Function that yields problems, given the datamodule and the summary of each split.

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..datasets.integrity import Problem, Report
-from ..utils.console import align
+from ..datasets.common.integrity import Problem, Report
+from ..utils.cli.console import align
 
 #: Maximum number of printed lines of problems; the output file has all.
 ROWS = 50

@@ -22,8 +22,8 @@ from ..datamodules.base import no_valid_pixel
 from ..models.encoders.registry import class_paths
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from ..tasks.checkpoints import limited_size, read_hyper_parameters
-from ..utils import errors
-from ..utils.console import quiet
+from ..utils.cli import errors
+from ..utils.cli.console import quiet
 from .values import SplitValues
 
 #: Number of tiles in the batch.

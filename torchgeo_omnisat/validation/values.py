@@ -16,7 +16,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..datamodules.plausibility import BandSummary
 from ..datamodules.statistics import Moments
-from ..datasets.labelcounts import LabelCounts
+from ..datasets.common.labelcounts import LabelCounts
 from ..modality import Modality
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchgeo.datasets import GoogleSatelliteEmbedding
 from torchgeo.datasets import TesseraEmbeddings as TorchGeoTessera
 
-from tests.prediction.embedding_files import X, Y, landscape, write_codes, write_raster, write_scaled
+from tests.prediction.embeddings.files import X, Y, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datasets import (
     AlphaEarthEmbeddings,
     EmbeddingRasters,

@@ -28,13 +28,13 @@ from ...grid import Grid
 from ...modality import Modality
 from ...utils.checks import EmptySplitError, check_choice
 from ...utils.coordinates import COORDINATES, centre_coordinates
-from ..arguments import MISSING, SPLITS, leave_out
 from ..base import MultimodalDataset, bounds_of
-from ..classes import ClassMap
+from ..common.arguments import MISSING, SPLITS, leave_out
+from ..common.classes import ClassMap
+from ..common.integrity import Expected, Part
 from ..geo.config import image_dataset, label_dataset
 from ..geo.parts import expected_files
 from ..geo.sources import common_step
-from ..integrity import Expected, Part
 from ..rasters.frames import ALWAYS, scene_files
 from ..rasters.georeference import crs_code
 from ..rasters.timeseries import read_modality
@@ -231,7 +231,7 @@ class ImageChips(MultimodalDataset):
         return [file for path in paths for file in scene_files(self.files[name], path)]
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files of a chip, for ``torchgeo_omnisat.datasets.integrity``."""
+        """Yield the files of a chip, for ``torchgeo_omnisat.datasets.common.integrity``."""
         name = self.ids[index]
         fault = 'shape' if name in self.faults else 'unreadable'
         for modality in self.modalities.values():

@@ -22,7 +22,7 @@ from pyproj import CRS
 from rasterio import Affine
 
 from ...grid import DEGREE, Grid, metres
-from ..classes import ClassMap
+from ..common.classes import ClassMap
 from ..geo.sources import LabelSource
 from ..io.headers import DAY_PATTERN, Header, describe_types, read_header
 from ..rasters.georeference import Span, crs_code, outline, pixel_side

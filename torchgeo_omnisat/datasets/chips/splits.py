@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ...utils.reading import load_json, refuse_special
-from ..arguments import SPLITS
+from ..common.arguments import SPLITS
 from .files import centres
 
 #: Maximum fraction of the smaller of two chips that may be shared without counting as an overlap.

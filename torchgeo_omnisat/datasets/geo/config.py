@@ -12,7 +12,7 @@ from torchgeo.datasets import GeoDataset
 
 from ...modality import Kind
 from ...utils.checks import check_choice
-from ..arguments import class_at
+from ..common.arguments import class_at
 from ..io.links import refuse_outside
 from ..io.opening import sidecars
 from ..rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings

@@ -21,8 +21,8 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
 from ...modality import Modality, half_up
-from ..classes import ClassMap
-from ..plotting import draw_any
+from ..common.classes import ClassMap
+from ..common.plotting import draw_any
 from ..rasters.distortion import is_distorting
 from ..rasters.georeference import crs_code, where
 from .sources import ImageSource, LabelSource, common_step, native_gsd, period

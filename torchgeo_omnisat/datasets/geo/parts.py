@@ -13,8 +13,8 @@ import pandas as pd
 from torchgeo.datasets.utils import GeoSlice
 
 from ...modality import Modality
-from ...utils.console import align
-from ..integrity import Expected, Part
+from ...utils.cli.console import align
+from ..common.integrity import Expected, Part
 from ..io.fingerprint import State, state_of
 from ..rasters.frames import days_of, is_remote, opened, scene_files
 from ..rasters.georeference import crs_code

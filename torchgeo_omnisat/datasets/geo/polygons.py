@@ -23,7 +23,7 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 from ...grid import Grid
 from ...utils.checks import require_pyarrow
 from ...utils.reading import is_special
-from ..classes import NO_LABEL, UNKNOWN, ClassMap
+from ..common.classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.fingerprint import vector_state
 from ..io.links import refuse_links
 from ..io.opening import refuse_other_format

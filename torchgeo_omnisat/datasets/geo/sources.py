@@ -31,7 +31,7 @@ from ...grid import Grid, metres
 from ...modality import Kind, Modality, half_up
 from ...utils.observed import MAX_RAW
 from ..base import tensors
-from ..classes import NO_LABEL, UNKNOWN, ClassMap
+from ..common.classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.decoding import as_numbers
 from ..io.fingerprint import raster_state
 from ..io.headers import refuse_complex

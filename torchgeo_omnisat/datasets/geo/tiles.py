@@ -22,7 +22,7 @@ from ...grid import Grid
 from ...modality import Modality
 from ...utils.checks import EmptySplitError
 from ..base import MultimodalDataset
-from ..integrity import Part
+from ..common.integrity import Part
 from .join import MultimodalGeoDataset
 from .parts import parts
 
@@ -337,7 +337,7 @@ class GeoTiles(MultimodalDataset):
         return self.dataset.image_files(name)
 
     def parts(self, index: int) -> Iterator[Part]:
-        """Yield the files that intersect a tile, for ``torchgeo_omnisat.datasets.integrity``."""
+        """Yield the files that intersect a tile, for ``torchgeo_omnisat.datasets.common.integrity``."""
         row, column = map(int, self.places[index])
         x, y = self.grid.slices(row, column, self.across, self.across)[:2]
         for part in parts(self.dataset, (x, y)):

@@ -25,12 +25,12 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ...grid import Grid
-from ..arguments import Settings
+from ..common.arguments import Settings
+from ..common.series import Merge, decibel_mean, finite_mean
 from ..io.decoding import Decoding, as_numbers, decode
 from ..io.fingerprint import State, raster_state
 from ..io.headers import georeference
 from ..io.opening import open_raster, sidecars
-from ..series import Merge, decibel_mean, finite_mean
 from .embedding_headers import decoding_of_file, is_embedding
 
 #: Period of a file without a date.

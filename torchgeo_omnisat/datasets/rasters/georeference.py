@@ -21,9 +21,9 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
 from ...modality import half_up
-from ..arguments import parse_span
+from ..common.arguments import parse_span
+from ..common.series import DAY
 from ..io.headers import Header
-from ..series import DAY
 from .distortion import projected
 
 #: First and last instant; None for all time.

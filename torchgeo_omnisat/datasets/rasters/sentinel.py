@@ -16,8 +16,8 @@ from torchgeo.datasets.utils import Path as PathLike
 
 from ...modality import Unit
 from ...utils.signatures import refuse_unexpected, with_arguments_of
+from ..common.series import S2_WAVELENGTHS
 from ..io.headers import Header
-from ..series import S2_WAVELENGTHS
 from .timeseries import RasterTimeSeries
 
 #: Processing baseline in the name of a Sentinel-2 product; the first that adds an offset to reflectances,

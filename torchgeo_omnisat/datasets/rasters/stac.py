@@ -22,7 +22,7 @@ from torchgeo.datasets.utils import lazy_import
 from ...modality import Kind, Unit
 from ...utils.reading import load_json
 from ...utils.signatures import refuse_unexpected, with_arguments_of
-from ..arguments import state_facts
+from ..common.arguments import state_facts
 from ..io.decoding import Decoding
 from ..io.headers import Header
 from .frames import Clouds, as_gdal

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.checks import check_choice
-from ..arguments import Settings
+from ..common.arguments import Settings
 from ..io.headers import DATE, Header
 
 #: Order of the bands of a file.

@@ -25,12 +25,12 @@ from torchgeo.datasets.utils import Path as PathLike
 from ...grid import Grid, metres
 from ...modality import Kind, Modality, Unit
 from ...utils.checks import check_least
-from ..arguments import state_facts
 from ..base import tensors
+from ..common.arguments import state_facts
+from ..common.series import choose_dates
 from ..io.decoding import Decoding, as_numbers
 from ..io.headers import DAY_PATTERN, Header, band_names, band_numbers, describe_types, read_header, refuse_dates
 from ..io.links import refuse_links
-from ..series import choose_dates
 from .bandfiles import Scenes, band_files
 from .frames import (
     Clouds,

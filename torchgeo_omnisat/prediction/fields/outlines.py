@@ -24,11 +24,11 @@ from scipy.ndimage import label
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from ..utils.checks import check_output_files, require_pyarrow
-from .fields import FieldOptions, FieldTable, hectares, raster_window
-from .raster import CACHE, probability_bands
-from .tiling import Window
-from .vector import READ_BLOCK
+from ...utils.checks import check_output_files, require_pyarrow
+from ..raster import CACHE, probability_bands
+from ..tiling import Window
+from ..vector import READ_BLOCK
+from .segmentation import FieldOptions, FieldTable, hectares, raster_window
 
 #: URL of the schema of fiboa, which defines the columns of fields.
 FIBOA = 'https://fiboa.github.io/specification/v0.2.0/schema.yaml'

@@ -19,12 +19,12 @@ from pyproj import Transformer
 from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
-from ..grid import Grid, metres
-from ..utils.checks import check_output_files
-from ..utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
-from .raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
-from .tiling import Window
-from .writer import GeoTIFFWriter, WorkFolder, digest_state
+from ...grid import Grid, metres
+from ...utils.checks import check_output_files
+from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
+from ..raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
+from ..tiling import Window
+from ..writer import GeoTIFFWriter, WorkFolder, digest_state
 
 #: Number of bits of the band of sensors; the sign bit would be nodata.
 BITS = 7

@@ -19,12 +19,12 @@ from pyproj import CRS
 from rasterio.enums import ColorInterp
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter, segment_fields
-from torchgeo_omnisat.prediction.fields import FieldOptions
+from torchgeo_omnisat.prediction.fields.segmentation import FieldOptions
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
-from .areas import LABELS, PlaneDataModule, is_cog
-from .test_resume import count_tiles, killed
-from .test_writer import make_task, make_trainer, predict, read
+from ..areas import LABELS, PlaneDataModule, is_cog
+from ..test_resume import count_tiles, killed
+from ..test_writer import make_task, make_trainer, predict, read
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 AREA: dict[str, Any] = {'height': 100, 'width': 90, 'modalities': ('s2', 's1a'), 'covers': {'s1a': (0, 40)}}

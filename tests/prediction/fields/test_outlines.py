@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from torchgeo_omnisat.grid import Grid
-from torchgeo_omnisat.prediction.field_outlines import write_fields
-from torchgeo_omnisat.prediction.fields import FieldOptions, segment_fields, segment_map
+from torchgeo_omnisat.prediction.fields.outlines import write_fields
+from torchgeo_omnisat.prediction.fields.segmentation import FieldOptions, segment_fields, segment_map
 from torchgeo_omnisat.prediction.raster import MapBands, Precision, class_colors, write_map
 from torchgeo_omnisat.prediction.tiling import Window
 
-from .areas import LABELS, make_grid
-from .test_fields import maps_of, random_maps
+from ..areas import LABELS, make_grid
+from .test_segmentation import maps_of, random_maps
 
 #: Schema of fiboa 0.2.0 for features (https://fiboa.github.io/specification/v0.2.0/schema.yaml) and of its extension
 #: for crops 0.1.0, which requires a list of codes: types, limits and values of the columns that we write.

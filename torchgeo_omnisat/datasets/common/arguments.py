@@ -11,7 +11,7 @@ from typing import Any, Self, get_args
 
 from torchgeo.datasets import DatasetNotFoundError
 
-from ..modality import Kind, Modality, Unit
+from ...modality import Kind, Modality, Unit
 from .series import parse_day
 
 #: Names of the splits, in the order of fractions, folders and files.

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
 
-from ..modality import Modality
-from ..utils.console import abbreviate
+from ...modality import Modality
+from ...utils.cli.console import abbreviate
 
 #: Maximum number of dates to plot of a time series.
 DATES = 5

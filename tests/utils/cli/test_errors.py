@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import COMMANDS, main
-from torchgeo_omnisat.utils import errors
-from torchgeo_omnisat.utils.help import plain
+from torchgeo_omnisat.utils.cli import errors
+from torchgeo_omnisat.utils.cli.help import plain
 
 REFUSED = "ValueError: gsd of 's2' must be a positive number of metres, got -1.0"
 

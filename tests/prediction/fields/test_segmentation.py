@@ -13,7 +13,7 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from torchgeo_omnisat.prediction import segment_fields
-from torchgeo_omnisat.prediction.fields import _slices, label_basins
+from torchgeo_omnisat.prediction.fields.segmentation import _slices, label_basins
 
 
 def noise(seed: int, shape: tuple[int, int], smooth: float) -> NDArray[np.float64]:

@@ -23,9 +23,9 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from torch import Tensor
 
-from ..modality import Modality
-from ..utils.reading import load_json, refuse_special
-from .io.opening import open_raster
+from ...modality import Modality
+from ...utils.reading import load_json, refuse_special
+from ..io.opening import open_raster
 
 #: Kinds of problems and their descriptions.
 KINDS = {

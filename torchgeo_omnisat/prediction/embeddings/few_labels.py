@@ -27,12 +27,12 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from ..datasets.geo.polygons import read_geometries
-from ..grid import metres
-from ..utils.checks import check_choice, check_least
-from .embedding_reader import EmbeddingMap, Vectors
-from .raster import MapBands
-from .tiling import Window
+from ...datasets.geo.polygons import read_geometries
+from ...grid import metres
+from ...utils.checks import check_choice, check_least
+from ..raster import MapBands
+from ..tiling import Window
+from .reader import EmbeddingMap, Vectors
 
 #: Classifiers by name.
 Classifier = Literal['knn', 'logistic', 'mlp']

@@ -12,12 +12,13 @@ import pytest
 from pyproj import CRS
 from rasterio import Affine
 
-from tests.prediction.embedding_files import X, Y, landscape, write_codes, write_raster, write_scaled
+from tests.prediction.embeddings.files import X, Y, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datasets import EmbeddingRasters
 from torchgeo_omnisat.grid import Grid
-from torchgeo_omnisat.prediction import EmbeddingBands, embedding_reader
-from torchgeo_omnisat.prediction.embedding_reader import EmbeddingMap
-from torchgeo_omnisat.prediction.embedding_writer import write_embeddings
+from torchgeo_omnisat.prediction import EmbeddingBands
+from torchgeo_omnisat.prediction.embeddings import reader
+from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
+from torchgeo_omnisat.prediction.embeddings.writer import write_embeddings
 from torchgeo_omnisat.prediction.tiling import Window
 
 VECTORS, _ = landscape(dims=8)
@@ -55,11 +56,11 @@ def test_vectors_of_every_layout(tmp_path: Path, name: str) -> None:
 
 def test_blocks_cover_the_map_once_and_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = EmbeddingMap([write_codes(tmp_path / 'a.tif', VECTORS)])
-    monkeypatch.setattr(embedding_reader, 'BLOCK', 16)
-    monkeypatch.setattr(embedding_reader, 'VALUES', 8 * 16 * 16)
+    monkeypatch.setattr(reader, 'BLOCK', 16)
+    monkeypatch.setattr(reader, 'VALUES', 8 * 16 * 16)
     counts = np.zeros(VECTORS.shape[1:], int)
     for row, column, height, width in embeddings.blocks():
-        assert 8 * height * width <= embedding_reader.VALUES
+        assert 8 * height * width <= reader.VALUES
         counts[row : row + height, column : column + width] += 1
     assert (counts == 1).all()
 

@@ -14,14 +14,14 @@ from rasterio import Affine
 from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
-from ..datasets.io.decoding import Decoding
-from ..datasets.rasters.embedding_headers import EmbeddingHeader, dimension_names, read_embedding_header
-from ..datasets.rasters.frames import read_window
-from ..grid import Grid, metres
-from ..utils.atomic import naming_errors, publish, scratch_folder
-from ..utils.checks import check_output_files
-from .raster import BLOCK, CACHE
-from .tiling import Window
+from ...datasets.io.decoding import Decoding
+from ...datasets.rasters.embedding_headers import EmbeddingHeader, dimension_names, read_embedding_header
+from ...datasets.rasters.frames import read_window
+from ...grid import Grid, metres
+from ...utils.atomic import naming_errors, publish, scratch_folder
+from ...utils.checks import check_output_files
+from ..raster import BLOCK, CACHE
+from ..tiling import Window
 
 Vectors = NDArray[np.float32]
 #: Number of values of a block in memory.

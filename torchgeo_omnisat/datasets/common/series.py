@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets import Sentinel2
 
-from ..utils.reading import parse_json
+from ...utils.reading import parse_json
 
 #: Seconds in a day.
 DAY = 86400

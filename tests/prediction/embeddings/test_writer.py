@@ -24,15 +24,15 @@ from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window
-from torchgeo_omnisat.prediction.embedding_reader import EmbeddingMap
-from torchgeo_omnisat.prediction.embedding_writer import stac_item
+from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
+from torchgeo_omnisat.prediction.embeddings.writer import stac_item
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.embedding import training_samples
 from torchgeo_omnisat.utils.checks import EmptySplitError
 from torchgeo_omnisat.utils.quantization import dequantize, quantize
 
-from .areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
-from .test_writer import make_trainer
+from ..areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
+from ..test_writer import make_trainer
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
 #: What the schema of the extension allows in the properties of an item, and in its quantization.

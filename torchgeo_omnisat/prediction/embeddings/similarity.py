@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from .embedding_reader import EmbeddingMap, Vectors, describe_difference
-from .tiling import Window
+from ..tiling import Window
+from .reader import EmbeddingMap, Vectors, describe_difference
 
 
 def cosine(vectors: Vectors, others: Vectors) -> NDArray[np.float32]:

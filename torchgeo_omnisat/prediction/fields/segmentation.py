@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window as RasterWindow
 from scipy.ndimage import find_objects
 
-from .raster import BLOCK, CACHE, FIELD_BANDS
-from .tiling import Window
+from ..raster import BLOCK, CACHE, FIELD_BANDS
+from ..tiling import Window
 
 #: Stored value of 1, as in the bytes of a map.
 STEPS = 250

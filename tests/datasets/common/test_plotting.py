@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
-from torchgeo_omnisat.datasets.plotting import MISSING, Composite, Palette, plot_sample
+from torchgeo_omnisat.datasets.common.plotting import MISSING, Composite, Palette, plot_sample
 from torchgeo_omnisat.modality import Modality, as_modalities
 
 S2 = Modality('s2', ('B02', 'B03', 'B04'), 10.0, True)

@@ -16,9 +16,9 @@ from rasterio.features import geometry_mask
 from torch import Tensor
 from tqdm import tqdm
 
+from ..geo.join import pixels
+from ..geo.tiles import GeoTiles
 from .classes import NO_LABEL, UNKNOWN
-from .geo.join import pixels
-from .geo.tiles import GeoTiles
 
 #: Approximate side in pixels of the blocks of labels that are read at once.
 BLOCK = 1024

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from torchgeo_omnisat.datasets.series import (
+from torchgeo_omnisat.datasets.common.series import (
     backscatter_mean,
     choose_dates,
     finite_mean,

@@ -12,8 +12,8 @@ import torch
 
 from tests.geo_tree import X, Y, ramp, write
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
-from torchgeo_omnisat.datasets import labelcounts
-from torchgeo_omnisat.datasets.labelcounts import LabelCounts
+from torchgeo_omnisat.datasets.common import labelcounts
+from torchgeo_omnisat.datasets.common.labelcounts import LabelCounts
 
 
 def make(root: Path, mask: Any = None, **changes: Any) -> MultimodalGeoDataModule:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchgeo_omnisat.datasets.classes import GREATEST_CODE, NO_LABEL, UNKNOWN, ClassMap, class_names, code_of
+from torchgeo_omnisat.datasets.common.classes import GREATEST_CODE, NO_LABEL, UNKNOWN, ClassMap, class_names, code_of
 
 
 @pytest.mark.parametrize('value', [10, 10.0, '10', '10.0', ' 10 ', np.uint8(10), np.float32(10)])
