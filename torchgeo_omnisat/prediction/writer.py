@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+import rasterio
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 from rasterio.features import geometry_mask
 from rasterio.windows import Window as RasterWindow
 from rasterio.windows import transform as window_transform
@@ -51,6 +53,13 @@ _POLL_SECONDS = 0.2
 _LOCK_SECONDS = 10
 #: Number of consecutive checks after which a missing rank is an error.
 _MAX_CHECKS = 10
+#: Tag of a map with the names of the files beside it, as JSON.
+FILES_TAG = 'FILES'
+#: Endings of all files that a writer may write beside a map ``NAME.tif``, with a name that begins with ``NAME``.
+_ENDINGS = [
+    *('.gpkg', '.json', '.png', '.qml', '_classes.tif', '_classes.qml'),
+    *('_fields.gpkg', '_fields.parquet', '_fields.geoparquet', '_fields.qml'),
+]
 
 
 class WorkFolder:
@@ -223,6 +232,33 @@ def _classes_path(output: Path) -> Path:
     return output.with_name(f'{output.stem}_classes.tif')
 
 
+def _named_after(output: Path) -> list[Path]:
+    """Return all files that may be written beside a map and have its name."""
+    return [output.absolute().with_name(f'{output.stem}{ending}') for ending in _ENDINGS]
+
+
+def stale_files(output: Path, written: Iterable[Path]) -> list[Path]:
+    """Return the files that an earlier run wrote beside a map and that are not written again.
+
+    They have the name of the map, and its tag lists them. Other existing files of such a name cause a warning.
+
+    Args:
+        output: Map, before it is replaced.
+        written: Files of the new map.
+    """
+    names: Any = ()
+    with suppress(RasterioError, ValueError), rasterio.open(output) as file:
+        names = json.loads(file.tags().get(FILES_TAG, '[]'))
+    new = {path.absolute() for path in written}
+    old = [path for path in _named_after(output) if path not in new and path.is_file()]
+    stale = [path for path in old if isinstance(names, list) and path.name in names]
+    if others := [str(path) for path in old if path not in stale]:
+        rank_zero_warn(
+            f'{others} are not part of the new map {output}, but may belong to an earlier one: remove them if so'
+        )
+    return stale
+
+
 def _date_name(strip: Strip) -> str:
     return f'{strip.band:04d}-{strip.row:06d}.date'
 
@@ -248,7 +284,8 @@ class GeoTIFFWriter(BasePredictionWriter):
     Overlapping tiles are blended in bounded memory, regardless of the size of the area. Finished strips are
     stored in a hidden folder beside the output. An interrupted run is resumed from them if weights, area, files
     and arguments are the same. Several ranks (``--trainer.devices``) divide the strips, which requires a shared
-    file system. The output is renamed to its final name once it is complete.
+    file system. The output is renamed to its final name once it is complete. Files beside it of an earlier map of the
+    same name, which the tag ``FILES`` of that map lists, are replaced or removed.
 
     Tiles that do not form an area, such as those of PASTIS, are written to a folder as one GeoTIFF each, named
     by their ids.
@@ -343,11 +380,19 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def _check_outputs(self, output: Path) -> None:
         """Check that no file that is written is a folder."""
-        endings = {'.gpkg': self.parcels, '.png': self.overview, '.qml': self.styles}
-        beside = [output.with_suffix(ending) for ending, is_written in endings.items() if is_written]
-        check_output_files('output', output, *beside, *([_classes_path(output)] if self.styles else []))
-        if self.fields:
-            check_output_files('fields', self._fields_path(output))
+        check_output_files('output', output)
+        fields = [self._fields_path(output)] if self.fields else []
+        check_output_files('fields', *fields)
+        check_output_files('output', *self._beside(output))
+
+    def _beside(self, output: Path) -> list[Path]:
+        """Return the files that are written besides the map."""
+        fields = [self._fields_path(output)] if self.fields else []
+        classes = [_classes_path(output)] if self.styles else []
+        styles = [path.with_suffix('.qml') for path in (output, *classes, *fields)] if self.styles else []
+        parcels = [output.with_suffix('.gpkg')] if self.parcels else []
+        overview = [output.with_suffix('.png')] if self.overview else []
+        return parcels + fields + classes + styles + overview
 
     def plan(self) -> tuple[Tiling, list[Strip]]:
         """Return the tiling, and the strips that this rank predicts.
@@ -604,6 +649,10 @@ class GeoTIFFWriter(BasePredictionWriter):
         parts = ((self._tiling.extent(strip), work.load(strip)) for strip in self._tiling.strips())
         with naming_errors(output, work.path):
             results = self._make(work, parts)
+        # Before the map is replaced, whose tag lists them: a run that is killed here removes them when it is resumed.
+        for path in stale_files(output, [final for _, final in results]):
+            path.unlink(missing_ok=True)
+            rank_zero_info(f'Removed: {path}, which belonged to the map that is replaced')
         for temporary, final in results:
             if final.parent == output.parent:
                 publish(temporary, final)
@@ -668,10 +717,12 @@ class GeoTIFFWriter(BasePredictionWriter):
         return results
 
     def _tags(self, work: WorkFolder) -> dict[str, str]:
+        beside = {path.absolute() for path in self._beside(work.output)} & set(_named_after(work.output))
         return {
             'TIFFTAG_SOFTWARE': 'torchgeo_omnisat',
             'WEIGHTS_SHA256': work.key['weights'],
             'TILES': f'{self._tiling.size} pixels, every {self._tiling.stride}',
+            FILES_TAG: json.dumps(sorted(path.name for path in beside)),
         }
 
     def _refuse_empty(self, work: WorkFolder) -> NoReturn:

@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter, segment_fields
 from torchgeo_omnisat.prediction.fields.segmentation import FieldOptions
+from torchgeo_omnisat.prediction.writer import stale_files
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 from ..areas import LABELS, PlaneDataModule, is_cog
@@ -178,3 +179,40 @@ class TestErrors:
                 )
             assert counter == [0]
             (tmp_path / name).rmdir()
+
+
+class TestFilesOfAnEarlierMap:
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def test_they_are_removed(self, tmp_path: Path) -> None:
+        (tmp_path / 'other_fields.gpkg').touch()
+        predict_fields(tmp_path, PlaneDataModule(32, 32), fields=str(tmp_path / 'map_fields.parquet'), parcels=True)
+        assert {'map.gpkg', 'map.qml', 'map_classes.qml', 'map_fields.parquet', 'map_fields.qml'} < set(
+            self.names(tmp_path)
+        )
+        predict_fields(tmp_path, PlaneDataModule(32, 32))
+        names = ['map.qml', 'map.tif', 'map_classes.qml', 'map_classes.tif', 'map_fields.gpkg', 'map_fields.qml']
+        assert self.names(tmp_path) == [*names, 'other_fields.gpkg']
+        predict(tmp_path, PlaneDataModule(32, 32))
+        assert self.names(tmp_path) == ['map.tif', 'other_fields.gpkg']
+
+    def test_files_of_others_stay(self, tmp_path: Path) -> None:
+        output, theirs = predict(tmp_path, PlaneDataModule(32, 32)), ('map.qml', 'map_fields.gpkg', 'map.json')
+        for name in theirs:
+            (tmp_path / name).write_text('mine')
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=r'map\.json.*map_fields\.gpkg.*map\.tif'):
+                assert stale_files(output, [output]) == []
+            output.write_bytes(b'not a map')
+
+    def test_a_renamed_map(self, tmp_path: Path) -> None:
+        """Its tag lists files that belong to the map of the old name."""
+        (tmp_path / 'map.json').write_text('mine')
+        for name in ('map.tif', 'new.tif'):
+            with rasterio.open(tmp_path / name, 'w', 'GTiff', 1, 1, 1, dtype='uint8') as file:
+                file.update_tags(FILES='["map.json"]')
+        assert stale_files(tmp_path / 'new.tif', []) == []
+        assert stale_files(tmp_path / 'map.tif', []) == [tmp_path / 'map.json']
+        assert stale_files(tmp_path / 'map.tif', [tmp_path / 'map.json']) == []

@@ -20,7 +20,6 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
 from ...grid import Grid, metres
-from ...utils.checks import check_output_files
 from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from ..raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
 from ..tiling import Window
@@ -192,8 +191,8 @@ class EmbeddingWriter(GeoTIFFWriter):
             self.output = str(Path(trainer.default_root_dir) / ('embeddings.tif' if is_area else 'embeddings'))
         super().setup(trainer, pl_module, stage)
 
-    def _check_outputs(self, output: Path) -> None:
-        check_output_files('output', output, output.with_suffix('.json'))
+    def _beside(self, output: Path) -> list[Path]:
+        return [output.with_suffix('.json')]
 
     @property
     def _channels(self) -> int:
