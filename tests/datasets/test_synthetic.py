@@ -17,17 +17,27 @@ import torch
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
 from torchgeo_omnisat.datasets.synthetic import writing
-from torchgeo_omnisat.datasets.synthetic.landscape import CROPS, Landscape, draw_landscape
-from torchgeo_omnisat.datasets.synthetic.rendering import render_s1, render_s2, render_spot
+from torchgeo_omnisat.datasets.synthetic.landscape import (
+    CROPS,
+    FREQUENCIES,
+    VERSIONS,
+    Difficulty,
+    Landscape,
+    draw_landscape,
+)
+from torchgeo_omnisat.datasets.synthetic.rendering import COARSE, render_s1, render_s2, render_spot
 from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, Recipe, draw_tile, is_synthetic, write_landscapes
 
 SMALL: dict[str, Any] = {'num_tiles': 12, 'seed': 0, 'size': 8, 'dates': (3, 6)}
 RECIPE = Recipe(**SMALL)
 
-#: What a tile of version 1 holds. Every table of results was made from it. Whoever changes
-#: the generator so that this fails raises VERSION, puts the new hash here (it is in the
+#: Hash of a tile of each version. Every table of results was made from it. Whoever changes
+#: the generator so that this fails adds a version, puts the new hash here (it is in the
 #: message of the failing test), and runs every table of results again.
-FROZEN = {1: 'df39efc0515f9278cc7450d59919568856bf4cb139deaeddb5bae2985b5289af'}
+FROZEN = {
+    1: 'df39efc0515f9278cc7450d59919568856bf4cb139deaeddb5bae2985b5289af',
+    2: '0392ee9982928710fdb487d9dc787b602e7f62fb706e305feac33511c95e1eec',
+}
 
 
 def digest(recipe: Recipe, index: int) -> str:
@@ -70,8 +80,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestDrawTile:
-    def test_version_is_frozen(self) -> None:
-        assert digest(Recipe(1, 0, 32, (8, 14)), 0) == FROZEN[writing.VERSION]
+    @pytest.mark.parametrize('version', VERSIONS)
+    def test_version_is_frozen(self, version: int) -> None:
+        assert digest(Recipe(1, 0, 32, (8, 14), version), 0) == FROZEN[version]
+
+    def test_second_version_differs_where_it_says(self) -> None:
+        first, second = (draw_tile(replace(RECIPE, size=32, version=version), 0) for version in (1, 2))
+        blocks = [tile.arrays['S2'].reshape(-1, 10, 16, 2, 16, 2) for tile in (first, second)]
+        flat = [[np.ptp(each[:, band], axis=(2, 4)).max() == 0 for band in range(10)] for each in blocks]
+        assert flat == [[False] * 10, [band in COARSE for band in range(10)]]
 
     def test_seed_and_place_alone_determine_it(self) -> None:
         assert digest(RECIPE, 3) == digest(replace(RECIPE, num_tiles=100), 3)
@@ -103,6 +120,7 @@ class TestDrawTile:
             ({'dates': (9, 8)}, r'dates must be two numbers from 1 to 60, the least first, got \(9, 8\)'),
             ({'dates': (0, 8)}, 'dates must be'),
             ({'dates': (8,)}, 'dates must be'),
+            ({'version': 3}, r'version must be one of \[1, 2\], got 3'),
         ],
     )
     def test_bad_arguments(self, tmp_path: Path, argument: dict[str, Any], expected: str) -> None:
@@ -154,6 +172,34 @@ class TestLandscape:
         lands = [draw_landscape(np.random.default_rng([0, k]), 64) for k in range(3)]
         areas = np.concatenate([np.bincount(land.ids().ravel())[2:] for land in lands])
         assert 4**2 < np.median(areas[areas > 0]) < 12**2
+
+    def test_displaced_landscape_is_the_same_ground(self) -> None:
+        land = draw_landscape(np.random.default_rng(0), 16)
+        seen = land.shifted(np.random.default_rng(2), 5)
+        down, right = np.random.default_rng(2).integers(-5, 6, 2)
+        assert (down, right) != (0, 0)
+        middle = slice(10, -10)
+        moved = land.parcels[10 + down : len(land.parcels) - 10 + down, 10 + right : len(land.parcels) - 10 + right]
+        assert np.array_equal(seen.parcels[middle, middle], moved)
+        assert seen.parcels.shape == land.parcels.shape
+
+    def test_frequencies_and_delay_of_the_season(self) -> None:
+        lands = [draw_landscape(np.random.default_rng([0, k]), 64, FREQUENCIES, delay=14) for k in range(6)]
+        count = np.bincount(np.concatenate([land.label for land in lands]), minlength=20)
+        common, rare = ([crop for crop, weight in FREQUENCIES.items() if weight == each] for each in (8, 1))
+        assert 3 * count[rare].max() < count[common].min()
+        assert np.concatenate([land.delay for land in lands]).mean() == pytest.approx(14, abs=1)
+
+    def test_haze_and_blur(self) -> None:
+        land, days = draw_landscape(np.random.default_rng(5), 16), np.arange(0, 400, 10)
+        plain, hazy, blurred = (
+            render_s2(np.random.default_rng(6), land, days, difficulty=Difficulty(**facts))
+            for facts in ({}, {'haze': 0.5}, {'blur': 1.0})
+        )
+        share = ((hazy - plain)[:, 0] > 100).mean((1, 2))
+        assert 0.25 < (share > 0.5).mean() < 0.75
+        edges = [np.abs(np.diff(image[:, 6], axis=-1)).mean() for image in (plain, blurred)]
+        assert edges[1] < 0.9 * edges[0]
 
     def test_fragments_fill_every_pixel(self) -> None:
         pixel, _, share = draw_landscape(np.random.default_rng(0), 16).fragments()

@@ -28,6 +28,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
         dates: tuple[int, int] = (8, 14),
         batch_size: int = 8,
         instances: bool = False,
+        version: int = 1,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading or writing files.
@@ -41,6 +42,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             dates: Minimum and maximum number of dates of a time series.
             batch_size: Samples per batch.
             instances: Whether samples have ``instances``, the parcel of each pixel.
+            version: Version of the landscapes, 1 or 2; see :class:`.SyntheticLandscapes`.
             **kwargs: *modalities*, *bands*, *max_dates* and *date_range* as in
                 :class:`.PASTISMultimodalDataModule`, and arguments of :class:`.MultimodalDataModule`.
         """
@@ -53,6 +55,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             seed=seed,
             size=size,
             dates=tuple(dates),
+            version=version,
             instances=instances,
             **kwargs,
         )

@@ -31,6 +31,10 @@ class SyntheticLandscapes(PASTISMultimodal):
     A tile depends on the seed, but not on the number of tiles. A directory contains the data of one set
     of arguments, and opening it with others raises an error. Adjacent parcels of one crop are
     different instances.
+
+    Version 2 is harder and closer to real data: Sentinel-2 mixes adjacent parcels, its bands of 20 m are averages over
+    2 x 2 pixels, and thin clouds remain; each sensor is displaced by up to half a pixel of 10 m relative to the labels;
+    some crops are eight times as frequent as others; and in the fifth fold all seasons are two weeks later.
     """
 
     #: Whether the data are synthetic, so that results are reported as such.
@@ -47,6 +51,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         seed: int = 0,
         size: int = 32,
         dates: tuple[int, int] = (8, 14),
+        version: int = 1,
         **kwargs: Any,
     ) -> None:
         """Write the landscapes unless they exist, and initialize the dataset.
@@ -57,10 +62,11 @@ class SyntheticLandscapes(PASTISMultimodal):
             seed: Random seed.
             size: Side of a tile in pixels of 10 m, a multiple of 4.
             dates: Minimum and maximum number of dates of a time series.
+            version: Version of the landscapes, 1 or 2.
             **kwargs: Arguments of PASTISMultimodal.
 
         Raises:
             ValueError: If *root* contains other files, or an argument is invalid.
         """
-        write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates))
+        write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates, version))
         super().__init__(root, missing='allow', **kwargs)

@@ -6,7 +6,8 @@
 :mod:`torchgeo_omnisat.datasets.synthetic.rendering` simulates the images of each sensor.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,41 @@ CROPS = {
     5: Cover('flowering', 'pods', 'tramlines'),  # winter rapeseed
 }
 
+#: Relative frequency of each crop in version 2; in version 1 all are equally frequent.
+FREQUENCIES = {2: 8, 4: 3, 10: 1, 9: 3, 3: 8, 13: 1, 1: 8, 16: 1, 14: 2, 5: 4}
+
 ROAD = Cover('road', 'road', 'asphalt')
 VERGE = Cover('verge', 'sward', 'mottled')
 WOODS = Cover('woods', 'woods', 'canopy')
 BUILT = Cover('built', 'built', 'roofs')
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Properties of real images and regions that a version of the landscapes simulates.
+
+    Args:
+        frequencies: Relative frequency of each crop; None for equal ones.
+        delay: Mean delay of the season in days in the fifth fold, a region of its own.
+        shift: Largest displacement of a sensor along each axis in metres.
+        blur: Standard deviation of the point spread function of Sentinel-2 in pixels, which mixes adjacent parcels.
+        haze: Probability that thin clouds remain on a date of Sentinel-2.
+        coarse: Whether bands of Sentinel-2 with a GSD of 20 m are averages over 2 x 2 pixels.
+    """
+
+    frequencies: Mapping[int, float] | None = None
+    delay: float = 0
+    shift: int = 0
+    blur: float = 0
+    haze: float = 0
+    coarse: bool = False
+
+
+#: Difficulty of each version of the landscapes.
+VERSIONS = {
+    1: Difficulty(),
+    2: Difficulty(frequencies=FREQUENCIES, delay=14, shift=5, blur=0.6, haze=0.3, coarse=True),
+}
 
 
 @dataclass(frozen=True)
@@ -96,16 +128,32 @@ class Landscape:
         side = len(self.parcels) // GSD
         return parcel[np.lexsort((fraction, pixel))[last]].reshape(side, side)
 
+    def shifted(self, rng: np.random.Generator, limit: int) -> 'Landscape':
+        """Return the landscape as a sensor observes it that is displaced by up to *limit* metres along each axis."""
+        down, right = rng.integers(-limit, limit + 1, 2)
+        indices = np.arange(len(self.parcels))
+        rows, columns = ((indices + step).clip(0, len(indices) - 1) for step in (down, right))
+        return replace(self, parcels=self.parcels[rows][:, columns])
 
-def draw_landscape(rng: np.random.Generator, size: int) -> Landscape:
-    """Draw a landscape of *size* x *size* pixels of 10 m."""
+
+def draw_landscape(
+    rng: np.random.Generator, size: int, frequencies: Mapping[int, float] | None = None, delay: float = 0
+) -> Landscape:
+    """Draw a landscape of *size* x *size* pixels of 10 m.
+
+    Args:
+        rng: Source of random numbers.
+        size: Side in pixels.
+        frequencies: Relative frequency of each crop; None for equal ones.
+        delay: Mean delay of the season in days.
+    """
     block, road, angle = _draw_blocks(rng, size * GSD)
     plots = _draw_parcels(rng, block, angle)
     area = np.bincount(plots.ravel())
     cut = np.unique(np.r_[plots[0], plots[-1], plots[:, 0], plots[:, -1]])
     is_cut = np.isin(np.arange(len(area)), cut)
     first = np.unique(plots.ravel(), return_index=True)[1]
-    covers, label = _draw_covers(rng, block.ravel()[first], len(angle))
+    covers, label = _draw_covers(rng, block.ravel()[first], len(angle), frequencies)
     corner = (area < 1000) & ~is_cut
     label[is_cut & (area < 3000) & (label > 0) & (rng.random(len(area)) < 0.6)] = VOID
     parcels = np.where(corner[plots] | _borders(plots), 1, plots + 2)
@@ -116,7 +164,7 @@ def draw_landscape(rng: np.random.Generator, size: int) -> Landscape:
         covers=(ROAD, VERGE, *covers),
         label=np.r_[0, 0, label],
         azimuth=np.r_[0.0, 0.0, angle[block.ravel()[first]]],
-        delay=rng.normal(0, 4, count),
+        delay=rng.normal(delay, 4, count),
         vigour=rng.normal(0, 1, count),
         soil=rng.uniform(0, 1, count),
     )
@@ -161,10 +209,16 @@ def _draw_parcels(rng: np.random.Generator, block: Indices, angle: Array) -> Ind
     return np.unique(plots, return_inverse=True)[1].reshape(block.shape)
 
 
-def _draw_covers(rng: np.random.Generator, block: Indices, blocks: int) -> tuple[list[Cover], Indices]:
+def _draw_covers(
+    rng: np.random.Generator, block: Indices, blocks: int, frequencies: Mapping[int, float] | None
+) -> tuple[list[Cover], Indices]:
     wild = rng.random(blocks)[block] + (rng.random(len(block)) < 0.05)
-    rounds = [rng.permutation(list(CROPS)) for _ in range(len(block) // len(CROPS) + 1)]
-    label = np.concatenate(rounds)[: len(block)]
+    if frequencies is None:
+        rounds = [rng.permutation(list(CROPS)) for _ in range(len(block) // len(CROPS) + 1)]
+        label = np.concatenate(rounds)[: len(block)]
+    else:
+        weights = np.array(list(frequencies.values()))
+        label = rng.choice(list(frequencies), len(block), p=weights / weights.sum())
     kind = rng.random(blocks)[block] < 0.5
     label[wild > 0.92] = BACKGROUND
     covers = [

@@ -9,9 +9,10 @@ Days are counted from 2018-09-01. The tables at the top have all parameters of t
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from .landscape import GSD, Array, Indices, Landscape, smooth_noise
+from .landscape import GSD, VERSIONS, Array, Difficulty, Indices, Landscape, smooth_noise
 
 #: Reflectance x 10000 of B02 B03 B04 B05 B06 B07 B08 B8A B11 B12.
 SPECTRA = {
@@ -24,6 +25,9 @@ SPECTRA = {
     'stone': (1300, 1400, 1500, 1600, 1700, 1800, 1850, 1900, 2100, 1950),
     'cloud': (5200, 5100, 5000, 5200, 5400, 5500, 5600, 5600, 4200, 3400),
 }
+
+#: Indices of the bands of Sentinel-2 with a GSD of 20 m.
+COARSE = (3, 4, 5, 7, 8, 9)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,13 @@ TEXTURES = {
 }
 
 
-def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: bool = True) -> Array:
+def render_s2(
+    rng: np.random.Generator,
+    land: Landscape,
+    days: Indices,
+    clouds: bool = True,
+    difficulty: Difficulty = VERSIONS[1],
+) -> Array:
     """Simulate Sentinel-2 as mixtures of green, straw and soil, with *clouds*, shadows and noise.
 
     *days* (T,) are since 2018-09-01. Return reflectance x 10000, (T, 10, S / 10, S / 10).
@@ -142,9 +152,16 @@ def render_s2(rng: np.random.Generator, land: Landscape, days: Indices, clouds: 
     clean = np.zeros((side * side, len(days), 10))
     np.add.at(clean, pixel, reflectance * fraction[:, None, None])
     image = np.moveaxis(clean.reshape(side, side, len(days), 10), (0, 1), (2, 3))
+    if difficulty.blur:
+        image = gaussian_filter(image, (0, 0, difficulty.blur, difficulty.blur), mode='nearest')
     image *= 1 + 0.04 * rng.standard_normal((len(days), 1, side, side))
     image += rng.normal(0, 40, (len(days), 10, 1, 1)) + rng.normal(0, 90, image.shape)
-    return _add_clouds(rng, image) if clouds else image
+    if clouds:
+        image = _add_haze(rng, _add_clouds(rng, image), difficulty.haze)
+    if difficulty.coarse:
+        blocks = image[:, COARSE].reshape(len(days), len(COARSE), side // 2, 2, side // 2, 2)
+        image[:, COARSE] = blocks.mean((3, 5)).repeat(2, axis=2).repeat(2, axis=3)
+    return image
 
 
 def render_s1(rng: np.random.Generator, land: Landscape, days: Indices, look: float, looks: int = 3) -> Array:
@@ -266,3 +283,14 @@ def _add_clouds(rng: np.random.Generator, image: Array) -> Array:
     )
     image = image * (1 - 0.55 * shadow[:, None])
     return image + cloud[:, None] * (bright - image)
+
+
+def _add_haze(rng: np.random.Generator, image: Array, probability: float) -> Array:
+    """Add thin clouds, as they remain after cloud masking, to some dates."""
+    if not probability:
+        return image
+    count, _, side, _ = image.shape
+    opacity = rng.uniform(0.1, 0.5, (count, 1, 1, 1)) * (rng.random((count, 1, 1, 1)) < probability)
+    cover = expit(2 * smooth_noise(rng, (count, 1, side, side), 6))
+    bright = np.array(SPECTRA['cloud'])[:, None, None]
+    return image + opacity * cover * (bright - image)

@@ -17,14 +17,12 @@ from tqdm import tqdm
 
 from ...utils.atomic import atomic_folder
 from ...utils.reading import load_json
-from .landscape import GSD, VOID, Indices, draw_landscape
+from .landscape import GSD, VERSIONS, VOID, Indices, draw_landscape
 from .rendering import render_s1, render_s2, render_spot
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-#: Version of the generator. All tables of results must be recomputed if it changes.
-VERSION = 1
 #: File with the arguments of the landscapes in a directory.
 MANIFEST = 'synthetic.json'
 SPOT = 'SPOT6_RVB_1M00_2019'
@@ -43,7 +41,7 @@ class Recipe:
         seed: Random seed.
         size: Side of a tile in pixels of 10 m, a multiple of 4 for patches of 40 m.
         dates: Minimum and maximum number of dates of a time series.
-        version: Version of the generator.
+        version: Version of the landscapes, a key of :data:`~torchgeo_omnisat.datasets.synthetic.landscape.VERSIONS`.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -53,7 +51,7 @@ class Recipe:
     seed: int
     size: int
     dates: Sequence[int]
-    version: int = VERSION
+    version: int = 1
 
     def __post_init__(self) -> None:
         if self.num_tiles < 1:
@@ -64,6 +62,8 @@ class Recipe:
             raise ValueError(f'size must be a multiple of 4 pixels of {GSD} m and at least 8, got {self.size}')
         if len(self.dates) != 2 or not 1 <= self.dates[0] <= self.dates[1] <= 60:
             raise ValueError(f'dates must be two numbers from 1 to 60, the least first, got {self.dates!r}')
+        if self.version not in VERSIONS:
+            raise ValueError(f'version must be one of {list(VERSIONS)}, got {self.version!r}')
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,19 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
         index: Index of the tile, from 0.
     """
     rng = np.random.default_rng([recipe.seed, index])
-    land = draw_landscape(rng, recipe.size)
+    difficulty = VERSIONS[recipe.version]
+    land = draw_landscape(rng, recipe.size, difficulty.frequencies, difficulty.delay * (index % 5 == 4))
     lacks_spot, lacks_s1d = rng.random(2) < (0.15 if index >= 5 else 0)
     days = {name: _draw_days(rng, recipe.dates, repeat) for name, repeat in zip(_SERIES, (5, 6, 6), strict=True)}
+    seen = {
+        name: land.shifted(rng, difficulty.shift) if difficulty.shift else land for name in ('S2', 'S1A', 'S1D', 'SPOT')
+    }
+    reflectance = render_s2(rng, seen['S2'], days['S2'], difficulty=difficulty)
     images: dict[str, NDArray[Any]] = {
-        'S2': np.rint(render_s2(rng, land, days['S2'])).clip(-9999, 22000).astype(np.int16),
-        'S1A': render_s1(rng, land, days['S1A'], look=0.22).astype(np.float16),
-        'S1D': render_s1(rng, land, days['S1D'], look=-0.22).astype(np.float16),
-        'SPOT': np.rint(render_spot(rng, land)).astype(np.uint8),
+        'S2': np.rint(reflectance).clip(-9999, 22000).astype(np.int16),
+        'S1A': render_s1(rng, seen['S1A'], days['S1A'], look=0.22).astype(np.float16),
+        'S1D': render_s1(rng, seen['S1D'], days['S1D'], look=-0.22).astype(np.float16),
+        'SPOT': np.rint(render_spot(rng, seen['SPOT'])).astype(np.uint8),
     }
     lacking = [name for name, lacks in (('SPOT', lacks_spot), ('S1D', lacks_s1d)) if lacks]
     ids = land.ids()
