@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchgeo_omnisat.evaluation.retrieval import PatchRetrieval, draw_similarity, spread
+from torchgeo_omnisat.evaluation.retrieval import (
+    PatchRetrieval,
+    draw_similarity,
+    effective_rank,
+    position_variance,
+    spread,
+)
 
 NAMES = ('s2', 's1a', 'spot')
 
@@ -92,6 +98,33 @@ class TestSpread:
         expected = F.normalize(x[0, :4], dim=-1).std(0, correction=0).mean() * 2
         torch.testing.assert_close(found[0], expected.double())
         assert found[1].isnan()
+
+
+class TestEffectiveRank:
+    def test_number_of_equal_directions(self) -> None:
+        x = torch.cat([torch.eye(8)[:3], -torch.eye(8)[:3]]).expand(2, 5, 6, 8)
+        available = torch.tensor([True, False]).expand(5, 6, 2)
+        used, unused = effective_rank(x, available).tolist()
+        assert used == pytest.approx(3, abs=1e-3)
+        assert unused != unused
+        assert effective_rank(torch.ones(1, 4, 8), torch.ones(4, 1, dtype=torch.bool)).item() == pytest.approx(1)
+
+
+class TestPositionVariance:
+    @pytest.mark.parametrize(('weight', 'expected'), [(0.0, 0.0), (1.0, 0.5), (1e3, 1.0)])
+    def test_sum_of_position_and_ground(self, weight: float, expected: float) -> None:
+        random = torch.Generator().manual_seed(0)
+        position, ground = torch.randn(1, 40, 32, generator=random), torch.randn(30, 40, 32, generator=random)
+        found = position_variance(weight * position + ground, torch.ones(30, 40, dtype=torch.bool)).item()
+        assert found == pytest.approx(expected, abs=0.02)
+
+    def test_counts_what_is_available(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 20, 16, generator=random).repeat(4, 1, 1)
+        available = torch.rand(4, 20, generator=random) > 0.3
+        x[~available] = torch.randn(int((~available).sum()), 16, generator=random)
+        assert position_variance(x, available).item() == pytest.approx(1)
+        assert position_variance(x[:1], available[:1]).isnan()
 
 
 def test_figure_of_similarities() -> None:

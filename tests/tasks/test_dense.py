@@ -66,6 +66,29 @@ class TestTerms:
         assert views.pixels.shape == (2, 1, 32, 8)
         assert views.pixel_counts.tolist() == [32 * 3 * 2, 32 * 2 * 2, 0]  # pixels, bands, dates
 
+    def test_samples_of_one_pixel(self) -> None:
+        modalities = {name: MODALITIES[name] for name in ('s2', 's1a')}
+        pixelwise = {'encoders': dict.fromkeys(modalities, 'ltae'), 'widths': [16], 'depth': 0}
+        settings: dict[str, Any] = {'modalities': modalities, 'patch_size': 10.0, 'backbone_args': pixelwise}
+        batch = make_batch(('s2', 's1a'), ('s2', 's1a'), ('s2',))
+        batch = {key: x[..., :1, :1] if key.startswith('image') else x for key, x in batch.items()}
+        task = make_task(**DENSE | settings | {'tile_weight': 1, 'patch_weight': 1, 'reconstruction_weight': 1})
+        loss, views = task.compute(batch, 'train', 0)
+        assert views.pixels.shape == (2, 3, 1, 8)
+        found = gradients(task, loss)
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        assert any('pixel_reconstruction' in name and gradient.any() for name, gradient in found.items())
+
+    def test_statistics_show_collapse_and_position(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, logged = make_task(**DENSE), {}
+        monkeypatch.setattr(task, 'log', lambda name, value, **_: logged.update({name: float(value)}))
+        place = torch.nn.functional.normalize(torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(0)), dim=0)
+        monkeypatch.setattr(task.model.dense, 'forward', lambda out, _size: place.expand(len(out.fused), 8, 16, 16))
+        task.compute(make_batch(('s2', 's1a'), ('s2',), ('s1a',)), 'train', 0)
+        assert logged['train_pixel_position/all'] == pytest.approx(1, abs=1e-4)
+        assert 0.8 < logged['train_pixel_spread/all'] < 1.1
+        assert 6 < logged['train_pixel_rank/all'] < 8
+
     def test_consistency_is_zero_without_another_view(self) -> None:
         task = make_task(**DENSE, embedding_weight=0, embedding_contrast_weight=0)
         assert task.compute(make_batch(('s2',), ('spot',)), 'train', 0)[0].item() == pytest.approx(0, abs=1e-6)

@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Cross-modal retrieval of patches, and a measure of collapsed embeddings."""
+"""Cross-modal retrieval of patches, and statistics that show collapsed embeddings."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -88,6 +88,43 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
     count = counted.sum(1, keepdim=True)
     means, squares = (x.double().sum(1) / count, x.double().square().sum(1) / count)
     return (squares - means.square()).clamp(min=0).sqrt().mean(1) * math.sqrt(embeddings.shape[-1])
+
+
+def effective_rank(embeddings: Tensor, available: Tensor) -> Tensor:
+    """Return the effective rank of embeddings ``(M, ..., D)``: from 1 to D, or NaN without available ones.
+
+    It is the exponential of the entropy of the normalised singular values (Roy and Vetterli, "The Effective Rank",
+    EUSIPCO 2007) of the centred, normalised available embeddings. A low rank with a high :func:`spread` means that few
+    dimensions carry all the information.
+    """
+    counted = available.movedim(-1, 0).flatten(1)
+    x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).double()
+    ranks = []
+    for vectors, chosen in zip(x, counted, strict=True):
+        centred = vectors[chosen] - vectors[chosen].mean(0)
+        values = torch.linalg.eigvalsh(centred.mT @ centred).clamp(min=0).sqrt()
+        fractions = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+        ranks.append(torch.special.entr(fractions).sum().exp() if chosen.any() else x.new_tensor(torch.nan))
+    return torch.stack(ranks)
+
+
+def position_variance(embeddings: Tensor, available: Tensor) -> Tensor:
+    """Return the fraction of the variance of embeddings that their position in the tile explains, or NaN.
+
+    It compares the mean cosine s of different tiles at the same position with the mean cosine a of different tiles at
+    any position: ``(s - a) / (1 - a)``, the intraclass correlation of positions. It is 1 if embeddings depend on their
+    position alone, and about 0 if they do not depend on it: the estimate is unbiased, so it may be negative.
+
+    Args:
+        embeddings: Embeddings ``(G, N, D)`` of the same N positions in G tiles.
+        available: Flags ``(G, N)`` of the available embeddings.
+    """
+    x = F.normalize(embeddings.detach().double(), dim=-1).masked_fill(~available.unsqueeze(-1), 0)
+    here, tiles = available.sum(0).double(), available.sum(1).double()
+    count = tiles.sum()
+    same = (x.sum(0).square().sum() - count) / (here * (here - 1)).sum()
+    anywhere = (x.sum((0, 1)).square().sum() - x.sum(1).square().sum()) / (count.square() - tiles.square().sum())
+    return (same - anywhere) / (1 - anywhere)
 
 
 @rc_context({'text.parse_math': False})  # a class may be called $x$

@@ -22,7 +22,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, write_cosines
-from ..evaluation.retrieval import PatchRetrieval, draw_similarity, spread
+from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
 from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
 from ..modality import Modality, Which, as_modalities, half_up, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
@@ -426,8 +426,11 @@ class OmniSatPretraining(OmniSatTask):
         if 'pixel_contrast' in terms:
             found = self.pixel_contrast.compare(views.pixels, views.pixels_observed, exclude, counts)
             losses['pixel_contrast'] = found.loss
-            values = spread(found.tokens[:1], found.available[..., :1])
-            self._log_each(f'{stage}_pixel_spread', ['all'], values, values.isfinite(), stage)
+            whole, seen = found.tokens[:1], found.available[..., :1]
+            statistics = {'spread': spread(whole, seen), 'rank': effective_rank(whole, seen)}
+            statistics['position'] = position_variance(whole[0], seen[..., 0]).unsqueeze(0)
+            for name, values in statistics.items():
+                self._log_each(f'{stage}_pixel_{name}', ['all'], values, values.isfinite(), stage)
         if 'consistency' in terms:
             both = views.pixels_observed.all(-1)
             whole, part = views.pixels.float()
