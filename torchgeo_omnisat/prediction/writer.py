@@ -57,7 +57,7 @@ _MAX_CHECKS = 10
 FILES_TAG = 'FILES'
 #: Endings of all files that a writer may write beside a map ``NAME.tif``, with a name that begins with ``NAME``.
 _ENDINGS = [
-    *('.gpkg', '.json', '.png', '.qml', '_classes.tif', '_classes.qml'),
+    *('.gpkg', '.json', '.png', '.qml', '.zarr', '_classes.tif', '_classes.qml'),
     *('_fields.gpkg', '_fields.parquet', '_fields.geoparquet', '_fields.qml'),
 ]
 
@@ -250,7 +250,8 @@ def stale_files(output: Path, written: Iterable[Path]) -> list[Path]:
     with suppress(RasterioError, ValueError), rasterio.open(output) as file:
         names = json.loads(file.tags().get(FILES_TAG, '[]'))
     new = {path.absolute() for path in written}
-    old = [path for path in _named_after(output) if path not in new and path.is_file()]
+    named = [path for path in _named_after(output) if path not in new]
+    old = [path for path in named if path.is_file() or (path / 'zarr.json').is_file()]
     stale = [path for path in old if isinstance(names, list) and path.name in names]
     if others := [str(path) for path in old if path not in stale]:
         rank_zero_warn(
@@ -651,11 +652,11 @@ class GeoTIFFWriter(BasePredictionWriter):
             results = self._make(work, parts)
         # Before the map is replaced, whose tag lists them: a run that is killed here removes them when it is resumed.
         for path in stale_files(output, [final for _, final in results]):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             rank_zero_info(f'Removed: {path}, which belonged to the map that is replaced')
         for temporary, final in results:
             if final.parent == output.parent:
-                publish(temporary, final)
+                publish(temporary, final, replace_folder=True)
             else:  # perhaps another file system
                 with atomic_file(final) as path:
                     shutil.copyfile(temporary, path)

@@ -91,12 +91,25 @@ def scratch_folder(path: Path, exclusive: bool = False, parents: bool = True) ->
         _release(folder, lock)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Flush a file or a folder to disk and rename it; the OSError names *target*."""
+def publish(source: Path, target: Path, replace_folder: bool = False) -> None:
+    """Flush a file or a folder to disk and rename it; the OSError names *target*.
+
+    An existing file is replaced. An existing folder is an error unless it is empty, or *replace_folder* is True: it is
+    moved beside *source* and removed once the new one has its name.
+    """
+    old = source.with_name(f'{source.name}.old')
     try:
         _flush(source, everything=source.is_dir())
-        os.replace(source, target)
+        if replace_folder and source.is_dir() and target.is_dir():
+            os.replace(target, old)
+        try:
+            os.replace(source, target)
+        except OSError:
+            with suppress(OSError):
+                os.replace(old, target)
+            raise
         _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _error_for(error, target) from error
 

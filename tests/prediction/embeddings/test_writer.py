@@ -5,6 +5,7 @@
 
 import json
 import re
+import sys
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pystac
 import pytest
 import rasterio
 import torch
+import xarray as xr
 from pyproj import CRS
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio import Affine
 from torch import Tensor
 from torchgeo.datasets import RasterDataset
@@ -24,8 +28,10 @@ from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window
+from torchgeo_omnisat.prediction.embeddings import writer as writer_module
+from torchgeo_omnisat.prediction.embeddings import zarr_store
 from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
-from torchgeo_omnisat.prediction.embeddings.writer import stac_item
+from torchgeo_omnisat.prediction.embeddings.writer import stac_item, write_embeddings
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.embedding import training_samples
 from torchgeo_omnisat.utils.checks import EmptySplitError
@@ -33,13 +39,9 @@ from torchgeo_omnisat.utils.quantization import dequantize, quantize
 
 from ..areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
 from ..test_writer import make_trainer
+from .schemas import GEOEMB, ITEM
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*does not have many workers', 'ignore:.*fork')
-#: What the schema of the extension allows in the properties of an item, and in its quantization.
-PROPERTIES = (
-    'runtime_parameters preprocessing postprocessing fit_for_use spatial_coverage uncertainty quantization energy'
-)
-QUANTIZATION = {'method': str, 'original_dtype': str, 'quantized_dtype': str, 'scale': list, 'offset': list}
 RFC3339 = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ')
 
 
@@ -112,33 +114,57 @@ class TestMap:
 
     @staticmethod
     def check_item(item: dict[str, Any]) -> None:
-        """What the schemas of STAC 1.0.0 and of the extension `embeddings` 0.0.1 require of an item."""
-        assert (item['type'], item['stac_version'], item['id']) == ('Feature', '1.0.0', 'map')
-        assert 'https://stac-extensions.github.io/embeddings/v0.0.1/schema.json' in item['stac_extensions']
+        ITEM.validate(item)
+        assert item['id'] == 'map'
         west, south, east, north = item['bbox']
         ring = np.array(item['geometry']['coordinates'][0])
         assert (ring[0] == ring[-1]).all()
         assert (ring >= [west - 1e-9, south - 1e-9]).all()
         assert (ring <= [east + 1e-9, north + 1e-9]).all()
         assert (4.4 < west < east < 4.5, 50.5 < south < north < 50.6) == (True, True)
-        assert any('/raster/' in extension for extension in item['stac_extensions'])
         properties = item['properties']
-        assert RFC3339.fullmatch(properties['datetime'])  # of processing, because the plane has no dates
-        assert properties['datetime'] == properties['created']
+        assert properties['datetime'] == properties['created']  # of processing, because the plane has no dates
         assert 'processing' in properties['description']
         assert not {'start_datetime', 'end_datetime'} & set(properties)
-        assert {name[4:] for name in properties if name.startswith('emb:')} <= set(PROPERTIES.split())
-        quantization = properties['emb:quantization']
-        assert {name: type(value) for name, value in quantization.items()} == QUANTIZATION
-        assert all(isinstance(x, float) for x in quantization['scale'] + quantization['offset'])
-        assert set(properties['emb:postprocessing']) == {'format', 'expression'}
         assert properties['emb:runtime_parameters']['dimensions'] == 8
         assert (properties['data_type'], properties['gsd']) == ('int8', 10.0)
         assert (properties['proj:epsg'], properties['proj:shape']) == (32631, [260, 48])
-        assert isinstance(item['links'], list)
-        asset = item['assets']['embeddings']
-        assert asset['href'] == './map.tif'
-        assert not any(name.startswith('emb:') for name in asset)
+        assert properties['proj:transform'] == list(make_grid(1, 1).transform)[:6]
+        assert item['assets']['embeddings']['href'] == './map.tif'
+        assert [band['description'] for band in item['assets']['embeddings']['raster:bands']][-2:] == [
+            'cosine s1a',
+            'sensors',
+        ]
+        assert 'zarr' not in item['assets']
+
+    def test_schema_rejects_other_items(self) -> None:
+        item = stac_item('map.tif', make_grid(8, 8), EmbeddingBands(2, ['s2']), {'EMBEDDING_GSD': '10'}, None, True)
+        wrong: dict[tuple[str, ...], Any] = {
+            ('bbox',): [4.0, 50.0],
+            ('links',): [{'href': 'a'}],
+            ('properties', 'datetime'): None,
+            ('properties', 'emb:dimensions'): 8,
+            ('properties', 'emb:quantization'): {'method': 'linear'},
+            ('properties', 'proj:transform'): [1.0],
+            ('assets', 'embeddings'): {},
+            ('assets', 'embeddings', 'emb:type'): 'pixel',
+            ('assets', 'zarr', 'href'): 3,
+        }
+        assert ITEM.is_valid(item)
+        for keys, value in wrong.items():
+            changed: Any = deepcopy(item)
+            part = changed
+            for key in keys[:-1]:
+                part = part[key]
+            part[keys[-1]] = value
+            assert not ITEM.is_valid(changed), keys
+
+    def test_item_follows_the_schema_of_pystac(self) -> None:
+        """The core schema that comes with pystac is official, but of STAC 1.1, to which pystac converts the item."""
+        bands, tags = EmbeddingBands(2, ['s2']), {'EMBEDDING_GSD': '10'}
+        item = pystac.Item.from_dict(stac_item('map.tif', make_grid(8, 8), bands, tags, None))
+        content = item.to_dict(include_self_link=False, transform_hrefs=False)
+        JsonSchemaSTACValidator().validate_core(content, pystac.STACObjectType.ITEM, '1.1.0')
 
     def test_vectors_are_those_of_the_head(self, tmp_path: Path, task: OmniSatPretraining) -> None:
         datamodule = PlaneDataModule(32, 32, modalities=('s2', 's1a'))
@@ -184,10 +210,85 @@ class TestMap:
             embed(tmp_path, PlaneDataModule(32, 32), task, cosine=wrong)
 
 
+class TestZarr:
+    def test_store_has_the_codes_of_the_map(self, tmp_path: Path, task: OmniSatPretraining) -> None:
+        pytest.importorskip('zarr')
+        datamodule = PlaneDataModule(32, 48, modalities=('s2', 's1a'), covers={'s1a': (0, 32)})
+        (tmp_path / 'map.zarr/old').mkdir(parents=True)
+        (tmp_path / 'map.zarr/zarr.json').write_text('{}')  # of an earlier run, which is replaced
+        path = embed(tmp_path, datamodule, task, cosine=['s1a'], zarr=True)
+        store = tmp_path / 'map.zarr'
+        assert sorted(file.name for file in tmp_path.iterdir()) == ['map.json', 'map.tif', 'map.zarr']
+        assert not (store / 'old').exists()
+        codes = read(path)
+        with xr.open_dataset(store, engine='zarr', consolidated=False) as data:
+            assert data['embeddings'].dims == ('band', 'y', 'x')
+            assert data['embeddings'].dtype == np.int8
+            assert np.array_equal(data['embeddings'], codes[:8])
+            assert np.array_equal(data['cosine'], codes[8:9])
+            assert np.array_equal(data['sensors'], codes[9])
+            assert data['sensors'].attrs['BIT_2'] == 'dem'
+            assert data.sizes == {'band': 8, 'y': 32, 'x': 48, 'subset': 1}
+            attributes = data.attrs
+            corner = datamodule.grid.transform @ (0.5, 0.5)
+            assert (float(data['x'][0]), float(data['y'][0])) == corner
+            assert CRS.from_wkt(data['spatial_ref'].attrs['crs_wkt']).to_epsg() == 32631
+        GEOEMB.validate(attributes)
+        assert attributes['spatial:transform'] == list(datamodule.grid.transform)[:6]
+        assert attributes['spatial:bbox'] == list(datamodule.grid.bounds)
+        with rasterio.open(path) as file:
+            assert attributes['weights_sha256'] == file.tags()['WEIGHTS_SHA256']
+        asset = json.loads((tmp_path / 'map.json').read_text())['assets']['zarr']
+        assert asset['href'] == './map.zarr'
+        self.check_reader(store, path)
+        embed(tmp_path, datamodule, task)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ['map.json', 'map.tif']  # the store is outdated
+
+    @staticmethod
+    def check_reader(store: Path, path: Path) -> None:
+        """Read the store through GDAL."""
+        first, second = EmbeddingMap([path]), EmbeddingMap([store])
+        assert (second.grid, second.names, second.sensors) == (first.grid, first.names, ['s2', 's1a', 'dem'])
+        window = Window(3, 5, 20, 40)
+        vectors = first.read(window)
+        assert np.array_equal(second.read(window), vectors)
+        assert np.array_equal(second.read_sensors(window, vectors), first.read_sensors(window, vectors))
+
+    def test_chunks_are_blocks_and_nodata_is_not_stored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip('zarr')
+        grid, bands = make_grid(40, 32), EmbeddingBands(2, ['s2'])
+        for module in (zarr_store, writer_module):
+            monkeypatch.setattr(module, 'BLOCK', 16)
+        codes = np.full((3, 40, 32), -128, np.int8)
+        codes[:, 33:, 20:] = 5
+        scratch, path, store = (tmp_path / name for name in ('scratch.tif', 'map.tif', 'map.zarr'))
+        write_embeddings(path, scratch, grid, bands, [(Window(0, 0, 40, 32), codes)], {})
+        zarr_store.write_zarr(store, path, grid, bands, {'EMBEDDING_GSD': '10'}, ['https://example.org/s2'])
+        assert [file.relative_to(store / 'embeddings/c').as_posix() for file in (store / 'embeddings/c').rglob('*') if
+                file.is_file()] == ['0/2/1']  # fmt: skip
+        with xr.open_dataset(store, engine='zarr', consolidated=False) as data:
+            assert np.array_equal(data['embeddings'], codes[:2])
+            assert 'cosine' not in data
+            assert data.attrs['geoemb:source_data'] == ['https://example.org/s2']
+
+    def test_requirements(self, tmp_path: Path, task: OmniSatPretraining, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip('zarr')
+        (tmp_path / 'map.zarr').mkdir()
+        with pytest.raises(ValueError, match=r'map\.zarr'):
+            embed(tmp_path, PlaneDataModule(32, 32), task, zarr=True)
+        with pytest.raises(ValueError, match='https'):
+            EmbeddingWriter('map.tif', zarr=True, source_data='https://example.org')
+        monkeypatch.setitem(sys.modules, 'zarr', None)
+        with pytest.raises(ImportError, match=r'\[zarr\]'):
+            EmbeddingWriter('map.tif', zarr=True)
+
+
 def test_item_states_the_period_of_dated_images() -> None:
     bands, tags = EmbeddingBands(2, ['s2']), {'EMBEDDING_GSD': '10'}
     days = pd.Timestamp('2020-03-01'), pd.Timestamp('2020-09-30')
-    properties = stac_item('map.tif', make_grid(8, 8), bands, tags, days)['properties']
+    item = stac_item('map.tif', make_grid(8, 8), bands, tags, days)
+    ITEM.validate(item)
+    properties = item['properties']
     assert properties['datetime'] is None
     assert (properties['start_datetime'], properties['end_datetime']) == (
         '2020-03-01T00:00:00Z',

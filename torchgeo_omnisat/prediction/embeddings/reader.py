@@ -15,7 +15,7 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
 from ...datasets.io.decoding import Decoding
-from ...datasets.rasters.embedding_headers import EmbeddingHeader, dimension_names, read_embedding_header
+from ...datasets.rasters.embedding_headers import SENSORS, EmbeddingHeader, dimension_names, read_embedding_header
 from ...datasets.rasters.frames import read_window
 from ...grid import Grid, metres
 from ...utils.atomic import naming_errors, publish, scratch_folder
@@ -34,11 +34,11 @@ class EmbeddingMap:
     """Embedding rasters of one or several files as one map, with NaN for nodata.
 
     Files may be int8 codes of this package or of AlphaEarth (also with rows from south to north), int8 codes of
-    TESSERA with a file of scales, or floats. Several files are a mosaic: each pixel is that of the first file that has
-    one. Nothing is read before :meth:`read`.
+    TESSERA with a file of scales, floats, or Zarr stores of this package, which GDAL reads. Several files are a mosaic:
+    each pixel is that of the first file that has one. Nothing is read before :meth:`read`.
 
     Args:
-        paths: Files, with the same number of dimensions, CRS and pixel grid.
+        paths: Files or Zarr stores (``.zarr``), with the same number of dimensions, CRS and pixel grid.
 
     Raises:
         ValueError: If a file is not an embedding map, or the files have different grids.
@@ -48,7 +48,8 @@ class EmbeddingMap:
         self.paths = [str(path) for path in paths]
         if not self.paths:
             raise ValueError('embeddings is empty, expected at least one file')
-        self.headers = [read_embedding_header(path) for path in self.paths]
+        self.headers = [read_embedding_header(_source(path)) for path in self.paths]
+        self.flags = [_flags(path, header) for path, header in zip(self.paths, self.headers, strict=True)]
         self.names = dimension_names(self.headers)
         self.grids = [_grid(header) for header in self.headers]
         self.grid = self._joined()
@@ -82,19 +83,18 @@ class EmbeddingMap:
     def read_sensors(self, window: Window, vectors: Vectors) -> NDArray[np.uint16]:
         """Return bit flags ``(H, W)`` of the sensors of a window: bit i is :attr:`sensors` i; 0 without a vector."""
         observed = np.isfinite(vectors[0])
-        if any(header.sensors is None for header in self.headers):
+        if None in self.flags:
             return observed.astype(np.uint16)
         part = self._window(window)
         bits = np.full((window.height, window.width), np.nan, np.float32)
-        for header, grid in zip(self.headers, self.grids, strict=True):
-            if _overlap(grid, part):
-                new = read_window(
-                    header.header.path, (header.sensors or 1,), part, Decoding(alpha=False), nearest=True, cache=True
-                )[0]
+        for flags, grid in zip(self.flags, self.grids, strict=True):
+            if flags and _overlap(grid, part):
+                path, band = flags
+                new = read_window(path, (band,), part, Decoding(alpha=False), nearest=True, cache=True)[0]
                 bits = np.where(np.isnan(bits), new, bits)
-        flags = np.nan_to_num(bits).astype(np.int64) & ((1 << len(self.sensors)) - 1)
+        known = np.nan_to_num(bits).astype(np.int64) & ((1 << len(self.sensors)) - 1)
         # A pixel with a vector was observed, also if its flags are lost.
-        return np.where(observed, np.maximum(flags, 1), 0).astype(np.uint16)
+        return np.where(observed, np.maximum(known, 1), 0).astype(np.uint16)
 
     def blocks(self) -> Iterator[Window]:
         """Return the windows of the map, row by row; each is a multiple of the blocks of a GeoTIFF."""
@@ -141,11 +141,11 @@ class EmbeddingMap:
 
     def _sensors(self) -> list[str]:
         """Return the names of the sensors, from the tags of the first file."""
-        first = self.headers[0]
-        if any(header.sensors is None for header in self.headers):
+        first = self.flags[0]
+        if first is None or None in self.flags:
             return ['embedding']
-        with rasterio.open(first.header.path) as file:
-            tags = file.tags(first.sensors)
+        with rasterio.open(first[0]) as file:
+            tags = file.tags() | file.tags(first[1])
         found = {int(key[len(BIT_TAG) :]): name for key, name in tags.items() if key.startswith(BIT_TAG)}
         return [found.get(bit, f'sensor {bit}') for bit in range(max(found, default=6) + 1)]
 
@@ -206,6 +206,22 @@ def write_values(
         copy(scratch, made, driver='COG', compress='DEFLATE', predictor='YES', blocksize=BLOCK)
         publish(made, path)
     return count
+
+
+def _source(path: str, array: str = 'embeddings') -> str:
+    """Return the name by which GDAL opens a file, or an array of a Zarr store."""
+    return f'ZARR:"{path}":/{array}' if _is_store(path) else path
+
+
+def _flags(path: str, header: EmbeddingHeader) -> tuple[str, int] | None:
+    """Return the file or array and the band with the sensors that observed each pixel; None if there is none."""
+    if _is_store(path):
+        return (_source(path, SENSORS), 1) if (Path(path) / SENSORS / 'zarr.json').is_file() else None
+    return None if header.sensors is None else (path, header.sensors)
+
+
+def _is_store(path: str) -> bool:
+    return Path(path).suffix == '.zarr'
 
 
 def _grid(embedding: EmbeddingHeader) -> Grid:

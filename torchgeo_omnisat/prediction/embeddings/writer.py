@@ -20,10 +20,12 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterWindow
 
 from ...grid import Grid, metres
+from ...utils.checks import check_output_files
 from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from ..raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
 from ..tiling import Window
 from ..writer import GeoTIFFWriter, WorkFolder, digest_state
+from .zarr_store import check_zarr_output, require_zarr, write_zarr
 
 #: Number of bits of the band of sensors; the sign bit would be nodata.
 BITS = 7
@@ -161,6 +163,10 @@ class EmbeddingWriter(GeoTIFFWriter):
         gsd: GSD in metres of single tiles, for models without a head. Maps of an area have that of its grid.
         projection: File of the principal components, which is read if it exists and else written. By default, it is
             beside the checkpoint, or beside the output if there is none.
+        zarr: Whether to write a Zarr store of the same name (``.zarr``) with the codes as well, in version 1 of the
+            convention ``geoemb:``. Requires an area, and zarr: ``pip install torchgeo_omnisat[zarr]``.
+        source_data: URLs of the datasets that the images are from, for the attribute ``geoemb:source_data`` of the
+            Zarr store. By default, one URN for each sensor.
     """
 
     key: ClassVar[str] = 'embeddings'
@@ -172,27 +178,43 @@ class EmbeddingWriter(GeoTIFFWriter):
         dim: int = 64,
         gsd: float = 10.0,
         projection: str | None = None,
+        zarr: bool = False,
+        source_data: Sequence[str] = (),
     ) -> None:
         super().__init__(output, 'none', overview=False)
         if isinstance(cosine, str):
             raise ValueError(f"cosine is {cosine!r}, expected a list of subsets such as ['s1a+s2']")
+        if isinstance(source_data, str):
+            raise ValueError(f'source_data is {source_data!r}, expected a list of URLs')
         self.cosine, self.dim, self.gsd, self.projection = tuple(cosine), dim, gsd, projection
+        self.zarr, self.source_data = zarr, tuple(source_data)
+        if zarr:
+            require_zarr()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Validate task and datamodule, as :meth:`.GeoTIFFWriter.setup`.
 
         Raises:
-            ValueError: If the task has no backbone, or *cosine* has unknown modalities.
+            ValueError: If the task has no backbone, *cosine* has unknown modalities, or *zarr* is True for single
+                tiles.
         """
         if stage == 'predict' and not hasattr(pl_module, 'embedder'):
             raise ValueError(f'EmbeddingWriter got {type(pl_module).__name__}, expected a task of torchgeo_omnisat')
+        datamodule = getattr(trainer, 'datamodule', None)
+        is_area = getattr(datamodule, 'tiling', None) is not None
+        if self.zarr and not is_area and stage == 'predict':
+            raise ValueError(f'zarr is True for {type(datamodule).__name__}, with single tiles: expected an area')
         if self.output is None and stage == 'predict':
-            is_area = getattr(getattr(trainer, 'datamodule', None), 'tiling', None) is not None
             self.output = str(Path(trainer.default_root_dir) / ('embeddings.tif' if is_area else 'embeddings'))
         super().setup(trainer, pl_module, stage)
 
+    def _check_outputs(self, output: Path) -> None:
+        check_output_files('output', output, output.with_suffix('.json'))
+        if self.zarr:
+            check_zarr_output(output.with_suffix('.zarr'))
+
     def _beside(self, output: Path) -> list[Path]:
-        return [output.with_suffix('.json')]
+        return [output.with_suffix('.json'), *([output.with_suffix('.zarr')] if self.zarr else [])]
 
     @property
     def _channels(self) -> int:
@@ -242,11 +264,16 @@ class EmbeddingWriter(GeoTIFFWriter):
         made = work.temporary('embeddings.tif')
         if not write_embeddings(made, work.temporary('scratch.tif'), grid, bands, parts, tags):
             self._refuse_empty(work)
+        results = [(made, output)]
+        if self.zarr:
+            store = work.path / 'map.zarr'  # emptied if it is left from an interrupted run
+            write_zarr(store, made, grid, bands, tags, self.source_data)
+            results.append((store, output.with_suffix('.zarr')))
         item = work.temporary('item.json')
         times = getattr(getattr(self._datamodule, 'predict_dataset', None), 'time', None)
         period = None if times is None else (times.start, times.stop)
-        item.write_text(json.dumps(stac_item(output.name, grid, bands, tags, period), indent=1))
-        return [(made, output), (item, output.with_suffix('.json'))]
+        item.write_text(json.dumps(stac_item(output.name, grid, bands, tags, period, self.zarr), indent=1))
+        return [*results, (item, output.with_suffix('.json'))]
 
     def _release(self) -> None:
         if self._trainer is not None:
@@ -268,7 +295,12 @@ class EmbeddingFolder(TileFolder):
 
 
 def stac_item(
-    name: str, grid: Grid, bands: EmbeddingBands, tags: Mapping[str, str], period: tuple[Any, Any] | None
+    name: str,
+    grid: Grid,
+    bands: EmbeddingBands,
+    tags: Mapping[str, str],
+    period: tuple[Any, Any] | None,
+    zarr: bool = False,
 ) -> dict[str, Any]:
     """Return the STAC item of an embedding map.
 
@@ -285,6 +317,7 @@ def stac_item(
         bands: Bands of the map.
         tags: Tags of the map.
         period: First and last date of the images; None, or pandas' first and last timestamp, if they are unknown.
+        zarr: Whether there is a Zarr store of the same name, which becomes another asset.
     """
     xmin, ymin, xmax, ymax = grid.bounds
     to_degrees = Transformer.from_crs(grid.crs, 'EPSG:4326', always_xy=True)
@@ -299,6 +332,7 @@ def stac_item(
         times = {'datetime': None, 'start_datetime': _timestamp(period[0]), 'end_datetime': _timestamp(period[1])}
     parameters = {key.lower(): tags[key] for key in ('WEIGHTS_SHA256', 'EMBEDDING_SOURCE') if key in tags}
     gsd = float(tags['EMBEDDING_GSD'])
+    store = {'href': f'./{Path(name).stem}.zarr', 'type': 'application/vnd.zarr; version=3', 'roles': ['data']}
     return {
         'type': 'Feature',
         'stac_version': '1.0.0',
@@ -338,7 +372,8 @@ def stac_item(
                 'type': 'image/tiff; application=geotiff; profile=cloud-optimized',
                 'roles': ['data'],
                 'raster:bands': [{'data_type': 'int8', 'nodata': NODATA, 'description': band} for band in bands.names],
-            }
+            },
+            **({'zarr': store} if zarr else {}),
         },
     }
 
