@@ -10,7 +10,8 @@ from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .geo.join import MultimodalGeoDataset
 from .pastis import PASTISMultimodal
-from .rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
+from .rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraRasters
+from .rasters.embeddings import TesseraEmbeddings as TesseraEmbeddings  # the former name of TesseraRasters
 from .rasters.netcdf import NetCDFTimeSeries
 from .rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
 from .rasters.stac import STACTimeSeries
@@ -38,6 +39,6 @@ __all__ = [
     'Sentinel2TimeSeries',
     'ShardedDataset',
     'SyntheticLandscapes',
-    'TesseraEmbeddings',
+    'TesseraRasters',
     'TreeSatAITimeSeries',
 ]

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from torchgeo.datasets import GoogleSatelliteEmbedding
-from torchgeo.datasets import TesseraEmbeddings as TorchGeoTessera
+from torchgeo.datasets import GoogleSatelliteEmbedding, TesseraEmbeddings
 
+import torchgeo_omnisat.datasets
 from tests.prediction.embeddings.files import X, Y, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datasets import (
     AlphaEarthEmbeddings,
     EmbeddingRasters,
     MultimodalGeoDataset,
     RasterTimeSeries,
-    TesseraEmbeddings,
+    TesseraRasters,
 )
 from torchgeo_omnisat.datasets.geo.config import image_dataset
 from torchgeo_omnisat.utils.quantization import dequantize, quantize
@@ -29,7 +29,7 @@ AEF, _ = landscape(32, 32, dims=64)
 AEF[:, 4, 5] = np.nan
 TESSERA = 3 * landscape(32, 32, dims=128)[0]
 EPOCH = np.datetime64('1970-01-01')
-MIDDLE = {year: int((np.datetime64(f'{year}-07-02') - EPOCH).astype(int)) for year in (2021, 2022)}
+MIDDLE = {year: int((np.datetime64(f'{year}-07-02') - EPOCH).astype(int)) for year in (2021, 2022, 2024)}
 WHOLE: Any = (slice(X, X + 320), slice(Y - 320, Y))
 
 
@@ -63,7 +63,7 @@ def test_codes_become_vectors_of_the_newest_year(root: Path) -> None:
 
 
 def test_scales_of_tessera_and_own_maps_without_the_sensors(root: Path) -> None:
-    sample = TesseraEmbeddings(root / 'tessera')[WHOLE]
+    sample = TesseraRasters(root / 'tessera')[WHOLE]
     assert sample['image_tessera'].shape == (128, 32, 32)
     assert error(sample['image_tessera'], TESSERA) < 0.02
     own = EmbeddingRasters(root / 'own', bands=['A03', 'A01'])
@@ -84,7 +84,7 @@ def test_join_takes_the_year_of_the_series(root: Path, through: str) -> None:
         settings = {'aef': {'kind': 'alphaearth', 'path': 'aef'}, 'tessera': {'kind': 'tessera', 'path': 'tessera'}}
     else:
         paths = {'aef': str(root / 'aef'), 'tessera': str(root / 'tessera')}
-        kinds = {'aef': GoogleSatelliteEmbedding, 'tessera': TorchGeoTessera}
+        kinds = {'aef': GoogleSatelliteEmbedding, 'tessera': TesseraEmbeddings}
         settings = {
             name: {'class_path': f'torchgeo.datasets.{kind.__name__}', 'init_args': {'paths': paths[name]}}
             for name, kind in kinds.items()
@@ -109,7 +109,7 @@ def test_rows_from_south_to_north_are_on_the_grid(root: Path) -> None:
 
 def test_files_of_another_product(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'map_2022.tif has 64 bands of int8, expected 128 of TESSERA'):
-        TesseraEmbeddings(root / 'own')
+        TesseraRasters(root / 'own')
     with pytest.raises(ValueError, match=r'grid_.*tiff has 128 bands of int8 with scales, expected 64 of AlphaEarth'):
         AlphaEarthEmbeddings(root / 'tessera')
     write_raster(tmp_path / 'a.tif', np.zeros((3, 8, 8), np.uint8))
@@ -120,6 +120,29 @@ def test_files_of_another_product(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'b.tif has no year'):
         AlphaEarthEmbeddings(tmp_path, temporal=True)
     assert AlphaEarthEmbeddings(tmp_path)[WHOLE]['dates_alphaearth'].tolist() == [0]
+
+
+def test_former_name_of_tessera() -> None:
+    assert torchgeo_omnisat.datasets.TesseraEmbeddings is TesseraRasters
+
+
+def test_dates_of_dated_files_beside_undated_ones(tmp_path: Path) -> None:
+    """A dated map wins where it is valid, and has the middle of its year; an undated one fills the rest."""
+    half = AEF.copy()
+    half[:, :, 16:] = np.nan
+    write_codes(tmp_path / 'map.tif', -AEF)
+    write_codes(tmp_path / 'map_2021.tif', half)
+    write_codes(tmp_path / 'map_2024.tif', -half)
+    expected = dequantize(quantize(np.where(np.isnan(half), -AEF, half)))
+    expected[:, 4, 5] = np.nan
+    join = MultimodalGeoDataset({'own': EmbeddingRasters(tmp_path, name='own')})
+    sample = join[(*WHOLE, slice(pd.Timestamp('2021-03-01'), pd.Timestamp('2021-09-01')))]
+    assert sample['dates_own'].tolist() == [MIDDLE[2021]]
+    assert error(sample['image_own'], expected) < 1e-6
+    leap = join[(*WHOLE, slice(pd.Timestamp('2024-03-01'), pd.Timestamp('2024-09-01')))]
+    assert leap['dates_own'].tolist() == [MIDDLE[2024]]
+    undated = join[(*WHOLE, slice(pd.Timestamp('2019-03-01'), pd.Timestamp('2019-09-01')))]
+    assert undated['dates_own'].tolist() == [0]
 
 
 def test_year_of_a_folder_above_the_path_is_not_read(tmp_path: Path) -> None:

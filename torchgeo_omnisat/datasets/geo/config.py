@@ -15,7 +15,7 @@ from ...utils.checks import check_choice
 from ..common.arguments import class_at
 from ..io.links import refuse_outside
 from ..io.opening import sidecars
-from ..rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraEmbeddings
+from ..rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraRasters
 from ..rasters.frames import is_remote
 from ..rasters.netcdf import NetCDFTimeSeries
 from ..rasters.sentinel import Sentinel1TimeSeries, Sentinel2TimeSeries
@@ -33,7 +33,7 @@ READERS: dict[str, type[GeoDataset]] = {
     'stac': STACTimeSeries,
     'netcdf': NetCDFTimeSeries,
     'alphaearth': AlphaEarthEmbeddings,
-    'tessera': TesseraEmbeddings,
+    'tessera': TesseraRasters,
     'embeddings': EmbeddingRasters,
 }
 

@@ -285,6 +285,9 @@ def read_geometries(
 
     Raises:
         ValueError: If the file cannot be read, lacks *column* or a CRS, or has lines or no geometries.
+
+    Returns:
+        Rows with a geometry. The attribute ``attrs['without_geometry']`` is the number of other rows.
     """
     try:
         if is_special(path):
@@ -307,7 +310,9 @@ def read_geometries(
     columns = list(frame.columns.drop(frame.geometry.name))
     if column and column not in columns:
         raise ValueError(f'{path} has the columns {columns}, expected {column!r}, the column of the class')
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    empty = frame.geometry.isna() | frame.geometry.is_empty
+    frame = frame[~empty]
+    frame.attrs['without_geometry'] = int(empty.sum())
     kinds = set(frame.geom_type)
     if not kinds or not (kinds <= _POINTS or kinds <= _SURFACES):
         raise ValueError(

@@ -131,7 +131,7 @@ class AlphaEarthEmbeddings(EmbeddingRasters):
     product = 'AlphaEarth: int8 codes or floats'
 
 
-class TesseraEmbeddings(EmbeddingRasters):
+class TesseraRasters(EmbeddingRasters):
     """Dataset of TESSERA embeddings in GeoTIFFs of ``geotessera``.
 
     They are 128 dimensions at 10 m a year, such as ``grid_0.15_52.05_2024.tiff``: floats, or int8 codes that are
@@ -143,6 +143,10 @@ class TesseraEmbeddings(EmbeddingRasters):
     all_bands = tuple(str(index) for index in range(128))
     schemes = ('scaled', 'float')
     product = 'TESSERA: floats, or int8 codes with a file of scales'
+
+
+#: Former name, which is that of a class of TorchGeo.
+TesseraEmbeddings = TesseraRasters
 
 
 def _is_scales(path: str) -> bool:

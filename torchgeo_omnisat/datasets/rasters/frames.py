@@ -102,26 +102,29 @@ def days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
     return days
 
 
-def middle_of(rows: GeoDataFrame) -> int:
-    """Return how many days the middle of the period of rows is after its first day; 0 for files without a date."""
-    left, right = rows.index.left, rows.index.right
-    if left[0] == ALWAYS[0]:
-        return 0
-    return int((right[0] - left[0]).days // 2)
+def middle_days_of(rows: GeoDataFrame) -> NDArray[np.int64]:
+    """Return the middle of the period of each first day of rows, in chronological order; 0 for files without a date."""
+    first, index = np.unique(days_of(rows), return_index=True)
+    last = rows.index.right.to_numpy()[index].astype('datetime64[D]').astype(np.int64)
+    return np.where(rows.index.left[index] == ALWAYS[0], 0, (first + last + 1) // 2)
 
 
 def nearest_period(rows: GeoDataFrame, span: tuple[pd.Timestamp, pd.Timestamp] | None) -> GeoDataFrame:
-    """Return the rows of the one period, such as a year, that overlaps most with *span*, or is nearest to it."""
-    if span is None or rows.empty or rows.index.nunique() < 2:
+    """Return the rows of the one period, such as a year, that overlaps most with *span*, or is nearest to it.
+
+    Rows without a date are returned too.
+    """
+    dated = rows.index.left != ALWAYS[0]
+    if span is None or rows.index[dated].nunique() < 2:
         return rows
     first, last = span
     shared = np.array(
         [
             (min(right, last) - max(left, first)).total_seconds()
-            for left, right in zip(rows.index.left, rows.index.right, strict=True)
+            for left, right in zip(rows.index.left[dated], rows.index.right[dated], strict=True)
         ]
     )
-    return rows[rows.index.left == rows.index.left[int(shared.argmax())]]
+    return rows[~dated | (rows.index.left == rows.index.left[dated][int(shared.argmax())])]
 
 
 def read_daily_images(

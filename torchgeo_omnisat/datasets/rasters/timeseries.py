@@ -38,7 +38,7 @@ from .frames import (
     days_of,
     is_remote,
     merge_of,
-    middle_of,
+    middle_days_of,
     overlapping,
     read_daily_images,
     read_window,
@@ -571,7 +571,7 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
         rows = rows.iloc[choose_dates(days_of(rows), None, getattr(dataset, 'max_dates', None))]
     image, days, valid = read_daily_images(dataset, rows, grid, merge, getattr(dataset, 'clouds', None))
     if modality.kind == 'embedding':
-        days = days + middle_of(rows)  # an annual embedding has the date of the middle of its year
+        days = middle_days_of(rows)  # an annual embedding has the date of the middle of its year
     if not modality.temporal:
         image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
     return tensors(modality, image, days, valid)

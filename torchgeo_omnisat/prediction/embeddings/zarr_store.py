@@ -100,7 +100,7 @@ def write_zarr(
     formula = {'quantization': SCHEME, 'formula': FORMULA}
     embeddings = array('embeddings', (bands.dim, *size), (bands.dim, *block), **formula)
     sensors = array('sensors', size, block, **{f'BIT_{bit}': name for bit, name in enumerate(bands.bits)})
-    cosines = bands.cosines and array('cosine', (len(bands.cosines), *size), (1, *block), formula='q / 127')
+    cosines: Any = bands.cosines and array('cosine', (len(bands.cosines), *size), (1, *block), formula='q / 127')
     _write_coordinates(group, grid, bands)
     with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(source) as file:
         for _, window in file.block_windows(1):
