@@ -149,6 +149,15 @@ def test_geometries_without_a_class_are_not_used(folder: Path, tmp_path: Path) -
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert (pixels.labels, pixels.columns.tolist()) == (('a', 'b'), [0, 4])
+    assert pixels.unused == ('3 of 5 points have no class',)
+
+
+def test_rows_without_a_geometry_are_counted(folder: Path, tmp_path: Path) -> None:
+    places = [*shapely.points([X + 5, X + 15, X - 5], [Y - 5] * 3), None, shapely.Point()]
+    frame = gpd.GeoDataFrame({'class': ['a', 'b', None, 'a', 'b']}, geometry=places, crs=UTM)
+    frame.to_file(tmp_path / 'a.gpkg')
+    pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert pixels.unused == ('2 of 5 rows have no geometry', '1 of 5 points have no class')
 
 
 def test_inputs_are_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,9 @@ def read_labels(
     frame = read_geometries(str(path), column, layer)
     column = column or _only_column(path, frame)
     blank = frame[column].map(lambda value: isinstance(value, str) and not value.strip()).astype(bool)
-    frame = frame[frame[column].notna() & ~blank].to_crs(embeddings.grid.crs)
+    without_geometry, without_class = frame.attrs['without_geometry'], frame[column].isna() | blank
+    total = len(frame) + without_geometry
+    frame = frame[~without_class].to_crs(embeddings.grid.crs)
     values = frame[column]
     if not pd.api.types.is_numeric_dtype(values):
         values = values.astype(str)
@@ -141,6 +143,8 @@ def read_labels(
     kind = 'points' if not shapely.get_dimensions(shapes).any() else 'geometries'
     outside = len(shapes) - len(np.unique(owner))
     counts = {
+        f'{without_geometry} of {total} rows have no geometry': without_geometry,
+        f'{int(without_class.sum())} of {total} {kind} have no class': without_class.sum(),
         f'{outside} of {len(shapes)} {kind} lie outside of the map': outside,
         f'{conflicts} of {conflicts + len(chosen)} labelled pixels have labels of different classes': conflicts,
     }
