@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchgeo.main import main
 
-from torchgeo_omnisat.batch import drop
+from torchgeo_omnisat.batch import collate, drop
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
 from torchgeo_omnisat.datasets.pastis import CLASSES
 from torchgeo_omnisat.losses import field_targets
@@ -18,7 +19,8 @@ from torchgeo_omnisat.models.segmentation import FieldMaps
 from torchgeo_omnisat.tasks import OmniSatSegmentation, omnisat
 from torchgeo_omnisat.tasks.fields import LOGGED, SubsetFieldScores, find_fields
 
-from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_trainer, read_csv
+from ..processes import succeed
+from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_sample, make_trainer, read_csv
 
 REAL = Path(__file__).parents[2].parent / 'shared/data/pastis-r-mini'
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -227,3 +229,42 @@ def test_real_parcels(tmp_path: Path) -> None:
 def test_the_datamodule_reads_instances_for_the_task(root: Path) -> None:
     assert 'instances' not in make_datamodule(root).make_dataset('train')[0]
     assert 'instances' in make_datamodule(root, instances=True).make_dataset('train')[0]
+
+
+class NoisyFields(OmniSatSegmentation):
+    """A model that knows the fields of each sample except for noise, which depends on its logits."""
+
+    def infer_from(self, out: Any, opinions: Any = None) -> Any:
+        logits, maps = super().infer_from(out, opinions)
+        targets = field_targets(field_batch()['instances'][:1].expand(len(logits), 16, 16))
+        extent = 4.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1) + 8 * logits[:, :3]
+        return logits, maps._replace(extent=extent, distance=(targets.distance + maps.distance) / 2)
+
+
+def score_fields(folder: Path, processes: int) -> None:
+    """Test on four samples, two of which lack sensors, such that one rank has no radar image."""
+    names = [('s2',), ('spot', 's1a'), ('s2', 'spot'), ('s2', 's1a', 'spot')]
+    samples = [make_sample(index, some) for index, some in enumerate(names)]
+    for index, sample in enumerate(samples):
+        sample['instances'] = field_batch()['instances'][0].roll(2 * index, 1)
+    loader = DataLoader(samples, collate_fn=lambda some: collate(some, MODALITIES))  # type: ignore[arg-type, var-annotated]
+    strategy = 'ddp_fork' if processes > 1 else 'auto'
+    torch.manual_seed(0)
+    task = NoisyFields(**TOLD, instances=True)
+    task.allow_random = True
+    make_trainer(folder, devices=processes, strategy=strategy).test(task, loader, verbose=False)
+
+
+def test_two_processes_score_fields_as_one(tmp_path: Path) -> None:
+    tables = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        succeed(folder, score_fields, folder, processes)
+        tables.append([next(folder.rglob(name)).read_text() for name in ('subsets.csv', 'fields.csv')])
+    assert tables[0] == tables[1]
+    rows = read_csv(next(tmp_path.rglob('subsets.csv')))
+    assert len(rows) == 7
+    for column in LOGGED:
+        assert len({row[column] for row in rows}) > 2
+    assert 0 < float(rows[0]['pq']) < float(rows[0]['object_f1']) < 1
