@@ -21,6 +21,14 @@ def test_windows_go_to_coordinates_and_back() -> None:
     assert grid.window((664750, 5612390, 664760, 5612420)) == (-2, -1, 3, 1)  # beyond the grid
 
 
+def test_a_finer_grid_covers_the_same_ground() -> None:
+    grid = Grid(LAMBERT, Affine(10, 0, 664760, 0, -10, 5612400), 50, 48)
+    finer = grid.finer(4)
+    assert finer.bounds == grid.bounds
+    assert (finer.height, finer.width, finer.step) == (200, 192, 2.5)
+    assert grid.finer(1) == grid
+
+
 def test_windows_between_pixels_keep_their_size() -> None:
     """Halves go up, all of them: to even numbers, every other of these windows would have no row."""
     grid = Grid(LAMBERT, Affine(10, 0, 0, 0, -10, 0), 50, 50)

@@ -10,7 +10,8 @@ Samples and batches are flat dictionaries of tensors, as in TorchGeo:
 ``dates_<name>``        ``(B, T)`` int64, days since 1970-01-01; T = 1 for an image
 ``valid_<name>``        ``(B, T)`` bool, an image was acquired and is usable
 ``mask``, ``label``     targets; other tensors of one shape are allowed too
-``instances``           ``(B, H, W)`` int64, field of each pixel of ``mask``; 0 is none
+``instances``           ``(B, H, W)`` int64, field of each pixel; 0 is none. Pixels are those of ``mask``, or finer
+                        by a whole factor
 ``bounds``              ``(B, 9)`` float64, location, if known
 ``coordinates``         ``(B, 2)`` float64, longitude and latitude, if known
 ======================  =============================================================

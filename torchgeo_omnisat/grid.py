@@ -78,6 +78,11 @@ class Grid:
         """xmin, ymin, xmax, ymax."""
         return self.box(0, 0, self.height, self.width)
 
+    def finer(self, factor: int) -> 'Grid':
+        """Return a grid of the same extent with *factor* x *factor* pixels for each pixel."""
+        transform = self.transform @ Affine.scale(1 / factor)
+        return Grid(self.crs, transform, factor * self.height, factor * self.width)
+
     def box(self, row: int, column: int, height: int, width: int) -> tuple[float, float, float, float]:
         """Return xmin, ymin, xmax, ymax of a window, which may exceed the grid."""
         (x, y), step = self.corner, self.step

@@ -33,6 +33,8 @@ _MODULE_DICT = (
 _PARTS = 'backbone decoder encoder encoders fusion head heads label mask model modalities prediction'
 #: Maximum number of bands of a modality.
 MOST_BANDS = 10_000
+#: Maximum GSD of the labels over that of finer maps of fields.
+MOST_FINER = 64
 _RESERVED = frozenset(_MODULE_DICT.split()) | frozenset(_PARTS.split())
 
 
@@ -222,6 +224,27 @@ Which = Literal['auto', 'all'] | Sequence[str]
 def half_up(count: float) -> int:
     """Return the nearest integer; halves, with a tolerance of 1e-6, are rounded up, not to even."""
     return math.floor(count + 0.5 + 1e-6)
+
+
+def finer_factor(label_gsd: float, gsd: float | None, name: str) -> int:
+    """Return the GSD of the labels over that of finer pixels, which is a whole number; 1 if the latter is None.
+
+    Args:
+        label_gsd: GSD of the labels in metres.
+        gsd: GSD of the finer pixels in metres.
+        name: Argument that sets it, for errors.
+
+    Raises:
+        ValueError: If it is not a whole number up to :data:`MOST_FINER`.
+    """
+    ratio = 1.0 if gsd is None else label_gsd / gsd if gsd > 0 else 0.0
+    factor = round(ratio) if ratio <= MOST_FINER + 1 else 0
+    if not 1 <= factor <= MOST_FINER or abs(ratio - factor) > 1e-6 * factor:
+        raise ValueError(
+            f'{name} is {gsd} m, expected the GSD of the labels, {label_gsd:g} m, divided by a whole number from 1 '
+            f'to {MOST_FINER}'
+        )
+    return factor
 
 
 def subsets(names: Iterable[str], which: Which = 'auto') -> list[tuple[str, ...]]:

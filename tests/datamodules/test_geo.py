@@ -304,7 +304,7 @@ def test_an_area_outside(root: Path, tmp_path: Path) -> None:
 
 def test_tiles_have_the_polygons_as_instances(root: Path, tmp_path: Path) -> None:
     """Two touching fields of one crop; the ground around them is the background."""
-    shapes = [shapely.box(X + 160 * i, Y - 320, X + 160 * i + 160, Y) for i in range(2)]
+    shapes = [shapely.box(X + left, Y - 320, X + right, Y) for left, right in ((0, 163), (163, 320))]
     gpd.GeoDataFrame({'crop': ['b', 'b']}, geometry=shapes, crs=UTM).to_file(tmp_path / 'fields.gpkg')
     settings: dict[str, Any] = {'column': 'crop', 'outside': 'a', 'path': str(tmp_path / 'fields.gpkg')}
     split = {name: [X + 80, Y - 160, X + 240, Y] for name in ('train',)}
@@ -329,6 +329,17 @@ def test_tiles_have_the_polygons_as_instances(root: Path, tmp_path: Path) -> Non
     assert left > 0
     assert right > 0
     assert left != right
+    dataset = data.labelled
+    dataset.instances, dataset.instance_gsd = True, 2.5
+    sample = dataset[X + 80 : X + 240, Y - 160 : Y]
+    fine = sample['instances']
+    assert fine.shape == (64, 64)
+    assert (fine[0] == fine).all()
+    assert sample['bounds'][0] == X + 80
+    assert (fine[0] == fine[0, 0]).sum() * 2.5 == 82.5  # the border is at 83 m
+    dataset.instance_gsd = 4
+    with pytest.raises(ValueError, match='instance_gsd is 4 m'):
+        dataset[X + 96 : X + 226, Y - 160 : Y]
     with pytest.raises(ValueError, match=r'mask is a .*expected a vector file'):
         make(root, instances=True).make_dataset('train', every=True)[0]
 

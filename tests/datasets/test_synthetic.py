@@ -26,7 +26,14 @@ from torchgeo_omnisat.datasets.synthetic.landscape import (
     draw_landscape,
 )
 from torchgeo_omnisat.datasets.synthetic.rendering import COARSE, render_s1, render_s2, render_spot
-from torchgeo_omnisat.datasets.synthetic.writing import MANIFEST, Recipe, draw_tile, is_synthetic, write_landscapes
+from torchgeo_omnisat.datasets.synthetic.writing import (
+    MANIFEST,
+    Recipe,
+    draw_instances,
+    draw_tile,
+    is_synthetic,
+    write_landscapes,
+)
 
 SMALL: dict[str, Any] = {'num_tiles': 12, 'seed': 0, 'size': 8, 'dates': (3, 6)}
 RECIPE = Recipe(**SMALL)
@@ -257,6 +264,17 @@ class TestSyntheticLandscapes:
         classes = torch.from_numpy(draw_tile(replace(RECIPE, size=32), 2).arrays['TARGET'][0].astype(int))
         pairs = (big[1:] != big[:-1]) & (classes[1:] == classes[:-1]) & (classes[1:] > 0)
         assert pairs.any()  # two fields of one crop
+
+    def test_instances_at_a_finer_gsd(self, root: Path) -> None:
+        """Their ids are those of the parcels, and a pixel has the parcel at its centre."""
+        coarse = SyntheticLandscapes(root, instances=True, **SMALL)[0]['instances']
+        fine = SyntheticLandscapes(root, instances=True, instance_gsd=2.5, **SMALL)[0]['instances']
+        assert (fine.shape, fine.dtype) == ((32, 32), torch.int64)
+        same = fine == coarse.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        assert 0.7 < same[fine > 0].float().mean() < 1
+        assert torch.equal(fine, torch.from_numpy(draw_instances(RECIPE, 0, 0.5))[2::5, 2::5])
+        with pytest.raises(ValueError, match=r'instance_gsd is 4 m'):
+            SyntheticLandscapes(root, instances=True, instance_gsd=4, **SMALL)
 
     def test_a_root_from_before_there_were_instances_is_refused(self, tmp_path: Path) -> None:
         write_landscapes(tmp_path / 'old', replace(RECIPE, num_tiles=1))

@@ -28,6 +28,8 @@ MODALITIES = {
     's1a': Modality('s1a', ('VV',), 10, True),
     'dem': Modality('dem', ('elevation',), 20, False),
 }
+#: The same with a sensor that is finer than the labels.
+FINE = {**MODALITIES, 'spot': Modality('spot', ('R',), 2.5, False)}
 LABELS = ['water', 'field', 'town']
 TOLD: dict[str, Any] = {
     'backbone': 'omnisat_tiny',
@@ -59,7 +61,7 @@ class PlaneTiles:
         row, column, height, width = window
         sample = {'window': torch.tensor([row, column, height, width])}
         for number, name in enumerate(self.modalities):
-            modality, step = MODALITIES[name], int(MODALITIES[name].gsd // 10)
+            modality, step = FINE[name], FINE[name].gsd / 10
             rows, columns = np.arange(row, row + height, step), np.arange(column, column + width, step)
             dates = 2 if modality.temporal else 1
             phases = [[number + band + 0.1 * date for band in range(len(modality.bands))] for date in range(dates)]
@@ -95,7 +97,7 @@ class PlaneDataModule(LightningDataModule):
         self.grid, self.batch_size, self.num_workers = make_grid(height, width), batch_size, num_workers
         self.tiling = Tiling(height, width, size, overlap, patch=4)
         self.predict_dataset = PlaneTiles(modalities, covers)
-        self.collate_fn = partial(collate, modalities=MODALITIES)
+        self.collate_fn = partial(collate, modalities=FINE if 'spot' in modalities else MODALITIES)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return area_loader(self)

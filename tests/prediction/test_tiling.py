@@ -31,6 +31,14 @@ class TestTiles:
             assert length <= starts[-1] + tiling.size
             assert len(starts) == 1 or starts[-1] + tiling.size < length + tiling.patch
 
+    def test_finer_tiles_cover_the_same_ground(self, tiling: Tiling) -> None:
+        finer = tiling.finer(5)
+        assert finer.strips() == tiling.strips()
+        assert list(finer.passes(finer.strips())) == list(tiling.passes(tiling.strips()))
+        for strip in tiling.strips():
+            assert finer.extent(strip) == tuple(5 * number for number in tiling.extent(strip))
+            assert finer.tiles(strip) == [tuple(5 * number for number in tile) for tile in tiling.tiles(strip)]
+
     def test_strips_part_the_area(self, tiling: Tiling) -> None:
         count = np.zeros((tiling.height, tiling.width), int)
         for strip in tiling.strips():

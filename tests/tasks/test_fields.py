@@ -15,6 +15,7 @@ from torchgeo_omnisat.batch import collate, drop
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
 from torchgeo_omnisat.datasets.pastis import CLASSES
 from torchgeo_omnisat.losses import field_targets
+from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models.segmentation import FieldMaps
 from torchgeo_omnisat.tasks import OmniSatSegmentation, omnisat
 from torchgeo_omnisat.tasks.fields import LOGGED, SubsetFieldScores, find_fields
@@ -59,7 +60,7 @@ def test_checkpoint_rebuilds_its_model(trained: Path) -> None:
 
 def test_checkpoint_from_before_there_were_fields(fitted: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(fitted, weights_only=True)
-    for name in ('instances', 'instance_weight', 'background'):
+    for name in ('instances', 'instance_weight', 'field_gsd', 'background'):
         del checkpoint['hyper_parameters'][name]
     torch.save(checkpoint, tmp_path / 'old.ckpt')
     old = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'old.ckpt')
@@ -268,3 +269,121 @@ def test_two_processes_score_fields_as_one(tmp_path: Path) -> None:
     for column in LOGGED:
         assert len({row[column] for row in rows}) > 2
     assert 0 < float(rows[0]['pq']) < float(rows[0]['object_f1']) < 1
+
+
+#: A sensor with feature maps of 5 m, finer than the labels.
+SPOT = Modality('spot', ('R',), 2.5, False, 'optical', 'dn')
+
+
+def finer_batch(count: int = 2) -> dict[str, torch.Tensor]:
+    """Samples with three fields at 5 m, whose borders are not those of pixels of 10 m."""
+    batch = {key: value[:count] for key, value in make_batch(count).items()}
+    batch['image_spot'] = batch['image_spot'].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    ids = torch.ones(32, 32, dtype=torch.int64)
+    ids[15:, :13], ids[15:, 13:] = 2, 3
+    return {**batch, 'instances': ids.expand(count, 32, 32).clone()}
+
+
+@pytest.fixture(scope='module')
+def finer() -> OmniSatSegmentation:
+    """A model with random weights and maps of fields at 5 m, in evaluation mode."""
+    torch.manual_seed(0)
+    told = TOLD | {'modalities': {**MODALITIES, 'spot': SPOT}}
+    return OmniSatSegmentation(**told, instances=True, field_gsd=5.0, modality_dropout=0.0).eval()
+
+
+class TestFinerBoundaries:
+    """``field_gsd``: maps of fields at 5 m, classes at 10 m."""
+
+    def test_prediction(self, finer: OmniSatSegmentation) -> None:
+        batch = finer_batch(3)
+        batch['valid_spot'][1:] = False
+        batch['valid_s2'][2] = batch['valid_s1a'][2] = False
+        with pytest.warns(UserWarning, match='1 of 3 samples'):
+            found: dict[str, Any] = finer.predict_step(batch, 0)
+        assert found['probabilities'].shape == (3, 5, 16, 16)
+        assert found['extent'].shape == (3, 3, 32, 32)
+        assert found['distance'].shape == (3, 32, 32)
+        assert torch.allclose(found['extent'].sum(1)[:2], torch.ones(2, 32, 32))  # also without the finest sensor
+        assert not found['extent'][2].any()
+        assert not found['distance'][2].any()
+        empty: dict[str, Any] = finer.predict_step({'window': torch.tensor([[0, 0, 16, 16]])}, 0)
+        assert empty['extent'].shape == (1, 3, 32, 32)
+        assert empty['probabilities'].shape == (1, 5, 16, 16)
+
+    def test_only_the_finest_sensor_has_details(self, finer: OmniSatSegmentation) -> None:
+        """A pixel of SPOT changes boundaries next to it, and no other sensor is in the last block."""
+        assert finer.model.fields.skips[-1].levels == {'spot': 0}
+        batch = finer_batch(1)
+        maps = finer.infer(batch)[1].distance
+        batch['image_spot'][:, :, 32, 32] += 30
+        change = (finer.infer(batch)[1].distance - maps).abs()[0]
+        assert change[14:19, 14:19].mean() > 5 * change.mean()
+
+    def test_loss(self, finer: OmniSatSegmentation) -> None:
+        batch = finer_batch()
+        finer.learn(batch)[1].backward()
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in finer.model.fields.parameters())
+        finer.zero_grad()
+        batch['mask'][:, :4] = 4  # void
+        logits, maps = finer.infer(batch)
+        loss = finer.loss(logits, maps, batch)
+        for rows, same in ((8, True), (9, False)):
+            extent, distance = maps.extent.clone(), maps.distance.clone()
+            extent[:, 0, :rows] += 5
+            distance[:, :rows] = 0
+            assert (finer.loss(logits, FieldMaps(extent, distance), batch) == loss) == same
+
+    def test_instances_at_the_gsd_of_labels_are_repeated(self, finer: OmniSatSegmentation) -> None:
+        batch = {**finer_batch(), 'instances': field_batch()['instances'][:2]}
+        assert torch.equal(finer.instances_of(batch)[:, 1::2, ::2], batch['instances'])
+        assert finer.instances_of(batch).shape == (2, 32, 32)
+        batch['instances'] = torch.zeros(2, 48, 48, dtype=torch.int64)
+        with pytest.raises(ValueError, match=r'\(2, 48, 48\).*\(2, 16, 16\).*\(2, 32, 32\)'):
+            finer.learn(batch)
+
+    def test_scores(self, finer: OmniSatSegmentation) -> None:
+        """Fields and baseline are compared with the true fields at 5 m."""
+        batch, names = finer_batch(), ['s2', 's1a', 'spot']
+        targets = field_targets(batch['instances'])
+        extent = 20.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1)
+        logits = torch.zeros(2, 5, 16, 16)
+        logits[:, 1] = 5.0
+        batch['mask'][:] = 1
+        found = finer.find_fields(logits, FieldMaps(extent, targets.distance), batch, names)
+        assert [len(ids.unique()) for ids in found.ids] == [3, 3]
+        assert found.classes.eq(1).all()
+        assert not finer._fields_of(logits, FieldMaps(extent, targets.distance), found.ids > 1000).ids.any()
+        finer.subset_scores = finer.make_scores(names, 'all')
+        settings = {'num_classes': 5, 'background': None, 'ignore_index': 4, 'label_gsd': 5.0}
+        finer.field_scores = SubsetFieldScores(names, 'all', **settings)  # type: ignore[arg-type]
+        output, there = (logits, FieldMaps(extent, targets.distance)), torch.ones(2, 3, dtype=torch.bool)
+        finer.score_subset(tuple(names), output, batch, there)
+        row = finer.field_scores.rows()[0]
+        assert row['object_f1'] == row['boundary_f1'] == 1
+        assert row['sq'] > 0.97
+        assert row['components_object_f1'] == pytest.approx(2 / (3 + 1) * (512 / 1024 > 0.5))
+
+    def test_trained_with_landscapes_and_loaded_again(self, root: Path, tmp_path: Path) -> None:
+        """The datamodule draws the parcels at the finer GSD for the task, which the checkpoint states."""
+        task = OmniSatSegmentation('omnisat_tiny', instances=True, field_gsd=5.0)
+        data = make_datamodule(root, modalities=('s2', 'spot'))
+        trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0, limit_test_batches=1)
+        trainer.fit(task, data)
+        assert data.train_dataset[0]['instances'].shape == (64, 64)
+        trainer.save_checkpoint(tmp_path / 'finer.ckpt')
+        loaded = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'finer.ckpt')
+        assert loaded.field_factor == 2
+        assert all(torch.equal(value, task.state_dict()[key]) for key, value in loaded.state_dict().items())
+        assert any(key.startswith('model.fields.skips.') for key in loaded.state_dict())
+        trainer.test(loaded, make_datamodule(root, modalities=('s2', 'spot')), verbose=False)
+        assert 0 <= trainer.callback_metrics['test_BoundaryF1'] <= 1
+
+    @pytest.mark.parametrize('gsd', [3.0, 20.0, 0.0, -5.0, 0.1])
+    def test_a_gsd_that_is_no_part_of_that_of_the_labels(self, gsd: float) -> None:
+        with pytest.raises(ValueError, match=f'field_gsd is {gsd} m.*10 m'):
+            OmniSatSegmentation(**TOLD, instances=True, field_gsd=gsd)
+
+    def test_without_fields(self) -> None:
+        with pytest.raises(ValueError, match=r'field_gsd is 5\.0 m.*instances=True'):
+            OmniSatSegmentation(**TOLD, field_gsd=5.0)

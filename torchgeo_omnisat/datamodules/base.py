@@ -229,8 +229,9 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             split: ``'train'``, ``'val'`` or ``'test'``.
             **changes: Arguments of the dataset to override.
         """
-        takes_instances = 'instances' in signature(self.dataset_class).parameters
-        fields = {'instances': True} if takes_instances and self.with_instances else {}
+        requested = {'instances': True, 'instance_gsd': self.instance_gsd} if self.with_instances else {}
+        takes = signature(self.dataset_class).parameters
+        fields = {name: value for name, value in requested.items() if name in takes and value}
         return self.dataset_class(**{**self.kwargs, **fields, **self.selection(split), **self.exclusion(), **changes})
 
     @property
@@ -242,6 +243,12 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         if trainer is None or trainer.lightning_module is None or trainer.predicting:
             return False
         return bool(getattr(trainer.lightning_module, 'with_instances', False))
+
+    @property
+    def instance_gsd(self) -> float | None:
+        """GSD of the field of each pixel in metres that the task requests; None for that of the labels."""
+        gsd: float | None = getattr(getattr(self.trainer, 'lightning_module', None), 'field_gsd', None)
+        return gsd
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return arguments of a dataset with all bands and dates of some modalities; None for those in use."""

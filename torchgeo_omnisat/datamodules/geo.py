@@ -344,7 +344,7 @@ class MultimodalGeoDataModule(RastersDataModule):
                 f'split {self.split} leaves no labelled ground for {split!r}, expected some of {bounds}, {name}'
             )
         dataset = self.labelled.clip(self.grounds[split])
-        dataset.instances = self.with_instances
+        dataset.instances, dataset.instance_gsd = self.with_instances, self.instance_gsd
         tiles = GeoTiles(dataset, self.tile_size, None, str(self.root), split)
         if split == 'train' and not every:
             count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))

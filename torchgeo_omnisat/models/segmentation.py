@@ -16,12 +16,14 @@ from jaxtyping import Float
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
-from ..modality import half_up
+from ..modality import finer_factor, half_up
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
 #: Adam changes a weight by about the learning rate per step, so a last layer of few channels
 #: trains slowly; its output is multiplied by this factor (Yang et al., arXiv 2203.03466).
 LOGIT_SCALE = 10.0
+#: Minimum number of channels of the features that are finer than the labels.
+FINEST_WIDTH = 16
 
 
 class MeanSkip(nn.Module):
@@ -84,7 +86,7 @@ class FieldMaps(NamedTuple):
     """Maps of the boundaries of fields.
 
     Attributes:
-        extent: Logits of other, interior and boundary, ``(B, 3, H, W)``.
+        extent: Logits of other, interior and boundary, ``(B, 3, H, W)``; on request finer than the labels.
         distance: Distance to the edge of the field relative to the maximum of the field, 0 to 1, ``(B, H, W)``.
     """
 
@@ -95,20 +97,39 @@ class FieldMaps(NamedTuple):
 class FieldHead(nn.Module):
     """Head that predicts :class:`FieldMaps` from the last features of the decoder.
 
+    With *factor*, more blocks of the decoder follow, each of which about halves the GSD and takes the feature maps of
+    that GSD along. Without such maps in a sample, the boundaries are those of the coarser ones.
+
     Args:
+        backbone: Backbone whose maps are decoded.
         width: Channels of the features.
+        label_gsd: GSD of the labels in metres.
+        factor: GSD of the labels over that of the maps, a whole number.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, backbone: OmniSat, width: int, label_gsd: float, factor: int = 1) -> None:
         super().__init__()
+        self.factor = factor
+        scales = [2**level for level in reversed(range(round(math.log2(factor))))]
+        widths = [width] + [max(min(width, FINEST_WIDTH), width >> level) for level in range(1, len(scales) + 1)]
+        self.skips, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for scale, (i, o) in zip(scales, pairwise(widths), strict=True):
+            skip = MeanSkip(maps_near(backbone, label_gsd / factor * scale), o)
+            self.skips.append(skip)
+            self.blocks.append(_block(i, o if skip.levels else 0, o))
+        width = widths[-1]
         self.conv = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(math.gcd(8, width), width), nn.ReLU(inplace=True)
         )
         self.head = _logit_layer(width, 4)
 
-    def forward(self, features: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> FieldMaps:
-        """Return maps of the given size."""
-        maps = resize(_logits(self.head, features + self.conv(features)), size)
+    def forward(
+        self, features: Float[Tensor, 'b c h w'], found: Mapping[str, FeatureMaps], size: tuple[int, int]
+    ) -> FieldMaps:
+        """Return maps from features and feature maps; their size is *size*, that of the labels, times the factor."""
+        rows, columns = (self.factor * side for side in size)
+        features = _upsample(features, self.blocks, self.skips, found, (rows, columns))
+        maps = resize(_logits(self.head, features + self.conv(features)), (rows, columns))
         return FieldMaps(maps[:, :3], maps[:, 3].sigmoid())
 
 
@@ -128,6 +149,10 @@ class OmniSatSegmenter(nn.Module):
             width of the tokens.
         experts: Whether each modality has a head.
         instances: Whether the decoder has a second head for :class:`FieldMaps`; see :meth:`decode_fields`.
+        field_gsd: GSD of these maps in metres, which divides *label_gsd*; None for *label_gsd*.
+
+    Raises:
+        ValueError: If *field_gsd* does not divide *label_gsd*, or there is no head.
     """
 
     def __init__(
@@ -138,6 +163,7 @@ class OmniSatSegmenter(nn.Module):
         width: int = 32,
         experts: bool = False,
         instances: bool = False,
+        field_gsd: float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -148,7 +174,10 @@ class OmniSatSegmenter(nn.Module):
         self.experts = nn.ModuleDict(
             {name: Expert(encoder.channels, num_classes, width, scale) for name, encoder in encoders.items()}
         )
-        self.fields = FieldHead(self.decoder.width) if instances else None
+        factor = finer_factor(self.label_gsd, field_gsd, 'field_gsd')
+        if factor > 1 and not instances:
+            raise ValueError(f'field_gsd is {field_gsd} m without a head for fields, expected instances=True')
+        self.fields = FieldHead(backbone, self.decoder.width, self.label_gsd, factor) if instances else None
         self.decoder.to(memory_format=torch.channels_last)
         self.experts.to(memory_format=torch.channels_last)
 
@@ -184,7 +213,7 @@ class OmniSatSegmenter(nn.Module):
         size = self._size(out)
         features = self.decoder.features(out, size)
         logits = self._with_experts(self.decoder.logits(features, size), out, opinions)
-        return logits, self.fields(features, size)
+        return logits, self.fields(features, out.maps, size)
 
     def _with_experts(
         self, logits: Tensor, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None
@@ -239,15 +268,22 @@ class Decoder(nn.Module):
         """Return the last features, of about the given size."""
         rows, columns = out.grid
         x = rearrange(out.fused, 'b (h w) d -> b d h w', h=rows, w=columns)
-        for level, (skip, block) in enumerate(zip(self.skips, self.blocks, strict=True)):
-            scale = 2 ** (len(self.blocks) - 1 - level)
-            height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
-            x = block(x, height, width, skip(out.maps, x, (height, width)) if skip.levels else None)
-        return x
+        return _upsample(x, self.blocks, self.skips, out.maps, size)
 
     def logits(self, features: Float[Tensor, 'b c i j'], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Return logits of the given size from the last features."""
         return resize(_logits(self.head, features), size)
+
+
+def _upsample(
+    x: Tensor, blocks: nn.ModuleList, skips: nn.ModuleList, found: Mapping[str, FeatureMaps], size: tuple[int, int]
+) -> Tensor:
+    """Return the features of the last block, of the given size; the previous blocks each have half of the next."""
+    for level, (skip, block) in enumerate(zip(skips, blocks, strict=True)):
+        scale = 2 ** (len(blocks) - 1 - level)
+        height, width = math.ceil(size[0] / scale), math.ceil(size[1] / scale)
+        x = block(x, height, width, skip(found, x, (height, width)) if skip.levels else None)
+    return x
 
 
 def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 'b c i j']:

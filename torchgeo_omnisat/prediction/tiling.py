@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
@@ -135,6 +135,12 @@ class Tiling:
             first = next(row for row, start in enumerate(self.rows) if start + self.size > top)
             for row in range(first, wanted[-1] + 1):
                 yield Strip(band, row), row >= wanted[0]
+
+    def finer(self, factor: int) -> 'Tiling':
+        """Return the same tiles, with *factor* x *factor* pixels for each pixel."""
+        sizes = {name: factor * getattr(self, name) for name in ('height', 'width', 'size', 'patch')}
+        overlap = self.overlap if self.overlap < 1 else factor * self.overlap
+        return replace(self, **sizes, overlap=overlap, band=None if self.band is None else factor * self.band)
 
     def _starts(self, length: int) -> tuple[int, ...]:
         patches = max(0, math.ceil((length - self.size) / self.patch))

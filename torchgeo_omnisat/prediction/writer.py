@@ -19,6 +19,8 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import rasterio
+import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -304,7 +306,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         smallest_parcel: Minimum area of a parcel in hectares; smaller ones are merged into their largest neighbour.
         fields: Whether to delineate fields and write them to ``<name>_fields.gpkg``, see :func:`.write_fields`, or the
             name of a GeoPackage (``.gpkg``) or GeoParquet (``.parquet``). The map has three more bands for them.
-            Requires an area and a model that was trained with ``instances``.
+            Requires an area and a model that was trained with ``instances``. If this model has a ``field_gsd``, all
+            bands have it: class probabilities are interpolated bilinearly, and the modalities repeated.
         field_options: Settings of the fields.
         overview: Whether to write a picture of the same name. Single tiles have none.
         styles: Whether to write QGIS styles (``.qml``) beside map and fields, and ``<name>_classes.tif``: the classes
@@ -336,6 +339,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         self.fields, self.field_options, self.styles = fields, field_options or FieldOptions(), styles
         if isinstance(fields, str):
             check_fields_output(Path(fields))
+        #: Number of pixels of the map per pixel of the labels, along each axis.
+        self._factor = 1
         self._trainer: Trainer | None = None
         self._work: WorkFolder | None = None
         self._tiles: TileFolder | None = None
@@ -407,11 +412,12 @@ class GeoTIFFWriter(BasePredictionWriter):
             refuse()  # before the folder of an earlier run changes
         self._legend()
         tiling: Tiling = self._datamodule.tiling
-        columns = MEMORY * 2**20 // ((self._channels + 2) * 4 * tiling.size)
-        self._tiling = replace(tiling, band=columns)
+        columns = MEMORY * 2**20 // ((self._channels + 2) * 4 * tiling.size * self._factor**2)
+        tiling = replace(tiling, band=max(1, columns))
+        self._tiling, self._grid = tiling.finer(self._factor), self._datamodule.grid.finer(self._factor)
         output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
         self._fields_path(output)
-        grid: Grid = self._datamodule.grid
+        grid: Grid = self._grid
         if self.fields and not grid.crs.is_projected:
             raise ValueError(f'CRS of the map is {grid.crs.to_string()}, expected a projected one for areas of fields')
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
@@ -430,7 +436,7 @@ class GeoTIFFWriter(BasePredictionWriter):
                 f'runs of {output} with other arguments are unfinished: remove {[str(path) for path in others]} if '
                 'they are not to be resumed'
             )
-        return self._tiling, self._strips
+        return tiling, self._strips
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the first tile, and replace Lightning's progress bar with one of tiles."""
@@ -463,10 +469,14 @@ class GeoTIFFWriter(BasePredictionWriter):
     ) -> None:
         """Add the tiles of a batch, and store every strip that is final."""
         probabilities = prediction[self.key].float().cpu().numpy()
+        seen = prediction['seen'].cpu().numpy().astype(np.uint16)
         if self.fields:
             extent, distance = (prediction[key].float().cpu().numpy() for key in ('extent', 'distance'))
+            if self._factor > 1:
+                size: dict[str, Any] = {'scale_factor': self._factor, 'mode': 'bilinear', 'align_corners': False}
+                probabilities = F.interpolate(torch.from_numpy(probabilities), **size).numpy()
+                seen = seen.repeat(self._factor, 1).repeat(self._factor, 2)
             probabilities = np.concatenate([probabilities, extent[:, 1:], distance[:, None]], axis=1)
-        seen = prediction['seen'].cpu().numpy().astype(np.uint16)
         if not np.isfinite(probabilities).all():
             index = int(np.flatnonzero(~np.isfinite(probabilities).reshape(len(probabilities), -1).all(1))[0])
             place = None if prediction.get('window') is None else prediction['window'][index].tolist()
@@ -484,7 +494,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         latest = self._latest_dates(batch)
         for index, numbers in enumerate(prediction['window'].tolist()):
             self._latest = max(self._latest, latest[index])
-            window = Window(*numbers)
+            window = Window(*(self._factor * number for number in numbers))
             self._check(window, probabilities[index])
             self._stitcher.add(window, probabilities[index], seen[index])
             if not self._windows:
@@ -544,6 +554,7 @@ class GeoTIFFWriter(BasePredictionWriter):
                 'a model that was trained with --model.instances true'
             )
         self._bands = MapBands(labels, list(task.modalities), self.probabilities, bool(self.fields))
+        self._factor = task.field_factor if self.fields else 1
         self._colors = class_colors(len(labels), self.colors or getattr(self._datamodule, 'colors', None))
 
     def _latest_dates(self, batch: Any) -> list[int]:
@@ -579,25 +590,24 @@ class GeoTIFFWriter(BasePredictionWriter):
         if not self._windows or self._windows.pop(0) != window:
             raise ValueError(f'tile {tuple(window)} is out of order, expected that of Tiling.passes, as of tile_loader')
         if probabilities.shape != (self._channels, window.height, window.width):
-            grid: Grid = self._datamodule.grid
             raise ValueError(
                 f'predictions of a tile of {window[2:]} pixels have {probabilities.shape[1:]} pixels, expected the '
-                f'same: label_gsd is {self._module.hparams.get("label_gsd")} m, pixels of the grid are {grid.step}'
+                f'same: label_gsd is {self._module.hparams.get("label_gsd")} m, pixels of the grid are '
+                f'{self._datamodule.grid.step}'
             )
 
     def _clip(self, seen: NDArray[np.uint16]) -> NDArray[np.uint16]:
         area = getattr(self._datamodule, 'area', None)
         if area is not None:
-            grid: Grid = self._datamodule.grid
             extent = self._tiling.extent(self._strip)
             corner = window_transform(
-                RasterWindow(extent.column, extent.row, extent.width, extent.height), grid.transform
+                RasterWindow(extent.column, extent.row, extent.width, extent.height), self._grid.transform
             )
             seen[geometry_mask([area], seen.shape, corner)] = 0
         return seen
 
     def _key(self) -> dict[str, Any]:
-        grid: Grid = self._datamodule.grid
+        grid: Grid = self._grid
         files = getattr(self._datamodule, 'fingerprint', lambda: None)()
         area = getattr(self._datamodule, 'area', None)
         key = {
@@ -665,7 +675,7 @@ class GeoTIFFWriter(BasePredictionWriter):
 
     def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
         """Write the outputs to the work folder, and return their temporary and final paths."""
-        output, grid = work.output, self._datamodule.grid
+        output, grid = work.output, self._grid
         made = work.temporary('map.tif')
         if not write_map(made, work.temporary('scratch.tif'), grid, self._bands, parts, self._colors, self._tags(work)):
             self._refuse_empty(work)
@@ -727,7 +737,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         }
 
     def _refuse_empty(self, work: WorkFolder) -> NoReturn:
-        grid = self._datamodule.grid
+        grid = self._grid
         work.close(finished=True)
         raise ValueError(
             f'no modality of {list(self._bands.modalities)} has observed pixels in the area {grid.bounds} '

@@ -51,9 +51,14 @@ class FoundFields(NamedTuple):
     classes: Tensor
 
 
-def smallest_pixels(label_gsd: float) -> int:
-    """Return the minimum size of a field in pixels, which is :data:`SMALLEST`."""
-    return math.ceil(SMALLEST * 1e4 / label_gsd**2 - 1e-9)
+def smallest_pixels(gsd: float) -> int:
+    """Return the minimum size of a field, :data:`SMALLEST`, in pixels of a GSD in metres."""
+    return math.ceil(SMALLEST * 1e4 / gsd**2 - 1e-9)
+
+
+def repeat_pixels(values: Tensor, factor: int) -> Tensor:
+    """Return a map ``(..., H, W)`` with each pixel as *factor* x *factor* pixels."""
+    return values if factor == 1 else values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def find_fields(
@@ -88,10 +93,13 @@ def _classes(probabilities: Tensor, ids: Tensor, background: int | None) -> Tens
 
 
 def observed_fields(maps: FieldMaps | None, seen: Tensor) -> dict[str, Tensor | None]:
-    """Return ``extent`` and ``distance`` of a prediction, 0 where *seen* ``(B, H, W)`` is; empty without *maps*."""
+    """Return ``extent`` and ``distance`` of a prediction, 0 where *seen* ``(B, H, W)`` is; empty without *maps*.
+
+    The maps may be finer than *seen* by a whole factor.
+    """
     if maps is None:
         return {}
-    unseen = seen == 0
+    unseen = repeat_pixels(seen == 0, maps.distance.shape[-1] // seen.shape[-1])
     extent = maps.extent.softmax(dim=1).masked_fill(unseen[:, None], 0)
     return {'extent': extent, 'distance': maps.distance.masked_fill(unseen, 0)}
 
@@ -105,7 +113,7 @@ class SubsetFieldScores(torch.nn.Module):
         num_classes: Number of classes K.
         background: Class outside of fields; None if there is none.
         ignore_index: Label that is not scored, which may be a class; None if there is none.
-        label_gsd: GSD of the labels in metres, for the minimum area of connected pixels, :data:`SMALLEST`.
+        label_gsd: GSD of the maps in metres, for the minimum area of connected pixels, :data:`SMALLEST`.
     """
 
     def __init__(

@@ -21,16 +21,16 @@ from torchmetrics import Metric
 from ..batch import available
 from ..evaluation.subsets import SubsetRow
 from ..losses import CrossEntropyDice, FieldLoss
-from ..modality import Modality
+from ..modality import Modality, finer_factor
 from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
-from ..models.segmentation import FieldMaps
+from ..models.segmentation import FieldMaps, resize
 from ..prediction import GeoTIFFWriter, seen_bits
 from ..utils.checks import check_choice
 from ..utils.coordinates import COORDINATES
 from ..utils.finite import refuse_output
-from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, smallest_pixels
+from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, repeat_pixels, smallest_pixels
 from .supervised import SupervisedTask, classification_metrics
 
 #: Maximum number of classes.
@@ -71,6 +71,8 @@ class OmniSatSegmentation(SupervisedTask):
         instances: Whether to delineate fields, the instances of crops: the model has a second head for their extent
             and the distance to their edge, see :class:`.OmniSatSegmenter`, and batches have ``instances``.
         instance_weight: Weight of the loss of this head, see :class:`.FieldLoss`.
+        field_gsd: GSD in metres of the maps of this head, *label_gsd* divided by a whole number; None for *label_gsd*.
+            Sensors with finer feature maps than those of the labels then show boundaries that the labels cannot.
         background: Class outside of fields, which the scores of fields exclude; None if there is none.
         lr: Learning rate after the warm-up.
         tta: Whether validation, test and prediction average the class probabilities over each tile, its two flips and
@@ -109,6 +111,7 @@ class OmniSatSegmentation(SupervisedTask):
         expert_weight: float = 0.3,
         instances: bool = False,
         instance_weight: float = 1.0,
+        field_gsd: float | None = None,
         background: int | None = None,
         lr: float = 4e-3,
         tta: bool = False,
@@ -128,14 +131,31 @@ class OmniSatSegmentation(SupervisedTask):
         """Whether the task delineates fields, so that its datamodule reads their instances."""
         return bool(self.hparams['instances'])
 
+    @property
+    def field_gsd(self) -> float | None:
+        """GSD of the maps of fields in metres, for the datamodule; None if it is that of the labels."""
+        gsd: float | None = self.hparams.get('field_gsd') if self.with_instances else None
+        return gsd
+
+    @property
+    def field_factor(self) -> int:
+        """GSD of the labels over that of the maps of fields, a whole number."""
+        return finer_factor(self.hparams['label_gsd'], self.field_gsd, 'field_gsd')
+
     def build(self) -> nn.Module:
         """Build the backbone with a decoder."""
         classes = self.hparams['num_classes']
         if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
             raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
         experts = self.hparams['experts'] and self.hparams['backbone'] not in LATE_FUSION
-        gsd, instances = self.hparams['label_gsd'], self.with_instances
-        return OmniSatSegmenter(self.build_backbone(), classes, gsd, experts=experts, instances=instances)
+        return OmniSatSegmenter(
+            self.build_backbone(),
+            classes,
+            self.hparams['label_gsd'],
+            experts=experts,
+            instances=self.with_instances,
+            field_gsd=self.hparams.get('field_gsd'),
+        )
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
@@ -232,6 +252,7 @@ class OmniSatSegmentation(SupervisedTask):
         if more is None:
             return loss
         labelled = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
+        labelled = repeat_pixels(labelled, self.field_factor)
         of_fields: Tensor = self.field_criterion(more.extent, more.distance, self.instances_of(batch), labelled)
         return loss + self.hparams['instance_weight'] * of_fields
 
@@ -239,8 +260,8 @@ class OmniSatSegmentation(SupervisedTask):
         """Set up the metrics of every subset of the modalities, with *instances* also those of fields."""
         super().on_test_start()
         if self.with_instances:
-            names = ('num_classes', 'background', 'ignore_index', 'label_gsd')
-            settings = {name: self.hparams[name] for name in names}
+            settings = {name: self.hparams[name] for name in ('num_classes', 'background', 'ignore_index')}
+            settings['label_gsd'] = self.hparams['label_gsd'] / self.field_factor
             self.field_scores = SubsetFieldScores(self.scored_names, self.subsets, **settings).to(self.device)
 
     def score_subset(
@@ -250,9 +271,10 @@ class OmniSatSegmentation(SupervisedTask):
         super().score_subset(subset, output, batch, available)
         if not self.with_instances:
             return
-        found, classes, mask = None, None, self.truth(batch)
+        found, classes, mask = None, None, repeat_pixels(self.truth(batch), self.field_factor)
         if output is not None:
-            found, classes = self.find_fields(*output, batch, subset), self.classes(output[0])
+            found = self.find_fields(*output, batch, subset)
+            classes = repeat_pixels(self.classes(output[0]), self.field_factor)
         self.field_scores.update(
             subset, found, classes, self.instances_of(batch), mask, available, self.labelled(batch)
         )
@@ -261,11 +283,12 @@ class OmniSatSegmentation(SupervisedTask):
         """Return the predicted fields of a batch where some modalities of *subset* observed something."""
         known = {name: self.modalities[name] for name in subset}
         seen = seen_bits(batch, known, (logits.shape[-2], logits.shape[-1]))
-        return self._fields_of(logits, maps, seen > 0)
+        return self._fields_of(logits, maps, repeat_pixels(seen > 0, self.field_factor))
 
     def _fields_of(self, logits: Tensor, maps: FieldMaps, observed: Tensor) -> FoundFields:
-        smallest = smallest_pixels(self.hparams['label_gsd'])
-        probabilities = self.without_ignored(logits).softmax(1)
+        smallest = smallest_pixels(self.hparams['label_gsd'] / self.field_factor)
+        height, width = maps.distance.shape[-2:]
+        probabilities = resize(self.without_ignored(logits).softmax(1), (height, width))
         return find_fields(probabilities, maps, observed, smallest, self.hparams['background'])
 
     def subset_rows(self) -> list[SubsetRow]:
@@ -285,19 +308,28 @@ class OmniSatSegmentation(SupervisedTask):
         return rows
 
     def instances_of(self, batch: Sample) -> Tensor:
-        """Return the field of each pixel of a batch, ``(B, H, W)``.
+        """Return the field of each pixel of a batch, ``(B, H, W)`` at the GSD of the maps of fields.
+
+        Instances at the GSD of the labels are repeated.
 
         Raises:
-            ValueError: If the batch has none, or of another size than the mask.
+            ValueError: If the batch has none, or they have neither GSD.
         """
         if 'instances' not in batch:
             raise ValueError(
                 f"instances of {type(self).__name__} is True, which requires the key 'instances', but batches have "
                 f'{sorted(batch)}: expected PASTIS or synthetic landscapes, polygons as labels, or instances=False'
             )
-        instances, size = batch['instances'], tuple(self.target_of(batch).shape)
-        if tuple(instances.shape) != size:
-            raise ValueError(f'instances have shape {tuple(instances.shape)}, expected that of the mask, {size}')
+        instances, factor = batch['instances'], self.field_factor
+        count, height, width = self.target_of(batch).shape
+        fine = count, factor * height, factor * width
+        if tuple(instances.shape) == (count, height, width):
+            instances = repeat_pixels(instances, factor)
+        if tuple(instances.shape) != fine:
+            raise ValueError(
+                f'instances have shape {tuple(instances.shape)}, expected that of the mask, {(count, height, width)}'
+                + f', or with field_gsd {fine}' * (factor > 1)
+            )
         return instances
 
     def _loss_of_experts(self, opinions: Mapping[str, Tensor], out: OmniSatOutput, mask: Tensor) -> Tensor | float:
@@ -325,7 +357,7 @@ class OmniSatSegmentation(SupervisedTask):
             or None, and ``seen``, see :func:`.seen_bits`. For tiles of an area also ``window``,
             as in the batch. With *instances* also ``extent`` ``(B, 3, H, W)``, the probabilities of other,
             interior and boundary, and ``distance`` ``(B, H, W)``, from 0 to 1 at the edge and in the middle of a
-            field; both are 0 where no modality observed anything.
+            field; both are 0 where no modality observed anything, and have the GSD *field_gsd*.
         """
         if self.embedder is not None:
             return self.predict_embeddings(batch, batch_idx)
@@ -371,9 +403,9 @@ class OmniSatSegmentation(SupervisedTask):
             refuse_output(logits, batch, batch_idx, self.model)
             probabilities = self.without_ignored(logits).softmax(dim=1)
         else:
-            empty = torch.zeros(len(windows), self.hparams['num_classes'] + 4, *size, device=windows.device)
-            probabilities, extent, distance = empty[:, :-4], empty[:, -4:-1], empty[:, -1]
-            more = FieldMaps(extent, distance) if self.with_instances else None
+            probabilities = torch.zeros(len(windows), self.hparams['num_classes'], *size, device=windows.device)
+            empty = repeat_pixels(torch.zeros(len(windows), 4, *size, device=windows.device), self.field_factor)
+            more = FieldMaps(empty[:, :3], empty[:, 3]) if self.with_instances else None
         seen = seen_bits(batch, self.modalities, size)
         return {
             'probabilities': probabilities,

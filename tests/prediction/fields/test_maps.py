@@ -19,11 +19,11 @@ from pyproj import CRS
 from rasterio.enums import ColorInterp
 
 from torchgeo_omnisat.prediction import GeoTIFFWriter, segment_fields
-from torchgeo_omnisat.prediction.fields.segmentation import FieldOptions
+from torchgeo_omnisat.prediction.fields.segmentation import FieldOptions, segment_map
 from torchgeo_omnisat.prediction.writer import stale_files
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
-from ..areas import LABELS, PlaneDataModule, is_cog
+from ..areas import FINE, LABELS, TOLD, PlaneDataModule, is_cog
 from ..test_resume import count_tiles, killed
 from ..test_writer import make_task, make_trainer, predict, read
 
@@ -216,3 +216,103 @@ class TestFilesOfAnEarlierMap:
         assert stale_files(tmp_path / 'new.tif', []) == []
         assert stale_files(tmp_path / 'map.tif', []) == [tmp_path / 'map.json']
         assert stale_files(tmp_path / 'map.tif', [tmp_path / 'map.json']) == []
+
+
+class KnownFields(OmniSatSegmentation):
+    """A model that knows the boundaries of three fields of one class, which are not those of pixels of 10 m."""
+
+    def infer(self, batch: Any) -> Any:
+        logits, maps = super().infer(batch)
+        factor, ids = self.field_factor, []
+        for row, column, height, width in batch['window'].tolist():
+            y = (torch.arange(factor * height) + 0.5) / factor + row
+            x = (torch.arange(factor * width) + 0.5) / factor + column
+            ids.append(torch.where(y[:, None] < 24.25, 1, torch.where(x < 32.75, 2, 3)))
+        edge = torch.stack(ids)
+        touching = torch.nn.functional.max_pool2d(edge[:, None].float(), 3, 1, 1)[:, 0] > edge
+        touching |= torch.nn.functional.max_pool2d(-edge[:, None].float(), 3, 1, 1)[:, 0] > -edge
+        extent = torch.stack([torch.full_like(maps.distance, -9.0), (~touching) * 3.0, touching * 3.0], 1)
+        return 0 * logits, maps._replace(extent=extent, distance=(~touching) * 0.5 + 0.0)
+
+
+#: Labels of 10 m, and boundaries of 5 m.
+FINER: dict[str, Any] = {**TOLD, 'modalities': FINE, 'instances': True, 'field_gsd': 5.0}
+FINER_AREA: dict[str, Any] = {
+    **{'height': 48, 'width': 40, 'modalities': ('s2', 'spot')},
+    'covers': {'spot': (0, 32), 's2': (4, 99)},
+}
+
+
+def predict_finer(folder: Path, datamodule: PlaneDataModule, kind: Any = OmniSatSegmentation, **kwargs: Any) -> Path:
+    torch.manual_seed(0)
+    options = {'fields': True, 'field_options': OPTIONS, 'overview': False, 'colors': COLORS} | kwargs
+    writer = GeoTIFFWriter(str(folder / 'map.tif'), **options)
+    make_trainer(folder, writer).predict(kind(**FINER), datamodule=datamodule)
+    return folder / 'map.tif'
+
+
+@pytest.fixture(scope='module')
+def finer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Map of such a model."""
+    return predict_finer(tmp_path_factory.mktemp('finer'), PlaneDataModule(**FINER_AREA))
+
+
+class TestFinerBoundaries:
+    """``field_gsd``: boundaries, and so the map, are finer than the labels."""
+
+    def test_the_map_has_the_finer_grid(self, finer: Path, tmp_path: Path) -> None:
+        coarse = predict_finer(tmp_path, PlaneDataModule(**FINER_AREA), fields=False, styles=False)
+        with rasterio.open(finer) as file, rasterio.open(coarse) as labels:
+            assert (file.shape, labels.shape) == ((96, 80), (48, 40))
+            assert (file.bounds, file.res) == (labels.bounds, (5, 5))
+            assert np.array_equal(file.read(2), labels.read(2).repeat(2, 0).repeat(2, 1))
+            mean = torch.nn.functional.interpolate(
+                torch.from_numpy(labels.read([3, 4, 5])).float()[None], scale_factor=2, mode='bilinear'
+            )[0]
+            assert abs(mean.numpy() - file.read([3, 4, 5])).max() < 10  # but for the blending of tiles
+            interior = file.read(6).astype(int)
+        with rasterio.open(finer.with_name('map_classes.tif')) as file:
+            assert file.shape == (96, 80)
+        assert is_cog(finer)
+        assert (np.diff(interior, axis=1)[:, ::2] != 0).mean() > 0.5  # pixels of one label differ
+        fields = gpd.read_file(finer.with_name('map_fields.gpkg'))
+        assert shapely.coverage_is_valid(fields.geometry.to_numpy())
+
+    def test_resumed_after_a_kill(self, tmp_path: Path, finer: Path) -> None:
+        datamodule = PlaneDataModule(**FINER_AREA)
+        count_tiles(datamodule, 3)
+        killed(lambda: predict_finer(tmp_path, datamodule))
+        predict_finer(tmp_path, PlaneDataModule(**FINER_AREA))
+        assert same(tmp_path / 'map_fields.gpkg', finer.with_name('map_fields.gpkg'))
+        assert np.array_equal(read(tmp_path / 'map.tif'), read(finer))
+
+    @pytest.mark.enable_socket
+    def test_two_processes(self, tmp_path: Path, finer: Path) -> None:
+        writer = GeoTIFFWriter(str(tmp_path / 'map.tif'), overview=False, fields=True, field_options=OPTIONS)
+        trainer = make_trainer(tmp_path, writer, devices=2, strategy='ddp_fork')
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        task, datamodule = OmniSatSegmentation(**FINER), PlaneDataModule(**FINER_AREA)
+        trainer.predict(task, datamodule=datamodule, return_predictions=False)
+        assert same(tmp_path / 'map_fields.gpkg', finer.with_name('map_fields.gpkg'))
+
+    @pytest.mark.parametrize(('size', 'overlap', 'block'), [(32, 0.25, 1024), (24, 0.5, 1024), (24, 8, 24)])
+    def test_fields_do_not_depend_on_tiles_and_blocks(
+        self, tmp_path: Path, size: int, overlap: float, block: int
+    ) -> None:
+        """Borders at 242.5 m and 327.5 m: three touching fields of one class, cut by tiles and blocks."""
+        datamodule = PlaneDataModule(48, 64, size, overlap, modalities=('s2', 'spot'))
+        path = predict_finer(tmp_path, datamodule, KnownFields, field_options=FieldOptions(simplify=0), styles=False)
+        fields = gpd.read_file(path.with_name('map_fields.gpkg'))
+        xmin, ymin, xmax, ymax = datamodule.grid.bounds
+        y, x = ymax - 240, xmin + 325  # pixel borders of 5 m; the pixel with the border belongs to either field
+        expected = [(xmin, y, xmax, ymax), (xmin, ymin, x, y), (x, ymin, xmax, y)]
+        assert len(fields) == 3
+        for outline, box in zip(fields.geometry, expected, strict=True):
+            assert outline.symmetric_difference(shapely.box(*box)).area <= 5 * 2 * (xmax - xmin)
+        ids, scratch = tmp_path / 'ids.tif', tmp_path / 'scratch.tif'
+        segment_map(path, ids, scratch, FieldOptions(simplify=0), block=block)
+        found = read(ids)[0]
+        segment_map(path, ids, scratch, FieldOptions(simplify=0))
+        assert np.array_equal(found, read(ids)[0])
+        assert found.max() == 3

@@ -20,7 +20,7 @@ from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
-from ...modality import Modality, half_up
+from ...modality import Modality, finer_factor, half_up
 from ..common.classes import ClassMap
 from ..common.plotting import draw_any
 from ..rasters.distortion import is_distorting
@@ -64,6 +64,7 @@ class MultimodalGeoDataset(GeoDataset):
         classes: Mapping[Any, Any] | None = None,
         other: str | None = None,
         instances: bool = False,
+        instance_gsd: float | None = None,
     ) -> None:
         """Initialize the join from the indexes of the datasets; no pixel is read.
 
@@ -88,6 +89,8 @@ class MultimodalGeoDataset(GeoDataset):
             classes: Class name by code, if pixels of raster labels are other codes.
             other: Class of all codes that are not in *classes*.
             instances: Whether samples have ``instances`` (H, W), the field of each pixel, if the labels are polygons.
+            instance_gsd: GSD of *instances* in metres, that of the labels divided by a whole number; defaults to that
+                of the labels.
 
         Raises:
             ValueError: If an argument is invalid, or the footprints do not overlap.
@@ -107,6 +110,7 @@ class MultimodalGeoDataset(GeoDataset):
         if not self.given:
             raise ValueError('datasets is empty, expected at least one modality')
         self.patch_size, self.ignore_index, self.instances = patch_size, ignore_index, instances
+        self.instance_gsd = instance_gsd
         self.label_names, self.transforms = labels, transforms
         self._label_gsd, self._area = label_gsd, area
         self.classes = ClassMap(labels or (), classes, other, ignore_index)
@@ -182,7 +186,8 @@ class MultimodalGeoDataset(GeoDataset):
         if self.labels is not None:
             sample['mask'] = self.labels.read(grid, span, self.ignore_index)
             if self.instances:
-                sample['instances'] = self.labels.instances(grid, span)
+                factor = finer_factor(self.label_gsd, self.instance_gsd, 'instance_gsd')
+                sample['instances'] = self.labels.instances(grid.finer(factor), span)
         sample |= where(grid, span)
         return sample if self.transforms is None else self.transforms(sample)
 

@@ -6,11 +6,15 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
+from torch import Tensor
 from torchgeo.datasets.utils import Path as PathLike
 
+from ...modality import finer_factor
 from ...utils.signatures import with_arguments_of
-from ..pastis import PASTISMultimodal
-from .writing import Recipe, write_landscapes
+from ..pastis import PASTISMultimodal, PASTISPatch
+from .writing import FIRST_ID, Recipe, draw_instances, write_landscapes
 
 
 class SyntheticLandscapes(PASTISMultimodal):
@@ -52,6 +56,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         size: int = 32,
         dates: tuple[int, int] = (8, 14),
         version: int = 1,
+        instance_gsd: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Write the landscapes unless they exist, and initialize the dataset.
@@ -63,10 +68,23 @@ class SyntheticLandscapes(PASTISMultimodal):
             size: Side of a tile in pixels of 10 m, a multiple of 4.
             dates: Minimum and maximum number of dates of a time series.
             version: Version of the landscapes, 1 or 2.
+            instance_gsd: GSD of *instances* in metres, 10 divided by a whole number; defaults to 10. The landscapes
+                have a resolution of one metre, and strips of two metres between parcels belong to none.
             **kwargs: Arguments of PASTISMultimodal.
 
         Raises:
             ValueError: If *root* contains other files, or an argument is invalid.
         """
-        write_landscapes(Path(root).expanduser(), Recipe(num_tiles, seed, size, dates, version))
+        self._recipe = Recipe(num_tiles, seed, size, dates, version)
+        self._factor = finer_factor(self.label_gsd, instance_gsd, 'instance_gsd')
+        self._instances: dict[int, Tensor] = {}
+        write_landscapes(Path(root).expanduser(), self._recipe)
         super().__init__(root, missing='allow', **kwargs)
+
+    def _read_instances(self, patch: PASTISPatch, size: tuple[int, ...]) -> Tensor:
+        if self._factor == 1:
+            return super()._read_instances(patch, size)
+        if patch.id not in self._instances:
+            drawn = draw_instances(self._recipe, patch.id - FIRST_ID, self.label_gsd / self._factor)
+            self._instances[patch.id] = torch.from_numpy(drawn.astype(np.int32))
+        return self._instances[patch.id].long()

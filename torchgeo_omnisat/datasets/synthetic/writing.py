@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ...utils.atomic import atomic_folder
 from ...utils.reading import load_json
-from .landscape import GSD, VERSIONS, VOID, Indices, draw_landscape
+from .landscape import GSD, VERSIONS, VOID, Indices, Landscape, draw_landscape
 from .rendering import render_s1, render_s2, render_spot
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: File with the arguments of the landscapes in a directory.
 MANIFEST = 'synthetic.json'
 SPOT = 'SPOT6_RVB_1M00_2019'
+
+#: ``ID_PATCH`` of the first tile.
+FIRST_ID = 10000
 
 _START = np.datetime64('2018-09-01')
 _SERIES = ('S2', 'S1A', 'S1D')
@@ -96,9 +99,8 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
         recipe: Arguments of the landscapes.
         index: Index of the tile, from 0.
     """
-    rng = np.random.default_rng([recipe.seed, index])
     difficulty = VERSIONS[recipe.version]
-    land = draw_landscape(rng, recipe.size, difficulty.frequencies, difficulty.delay * (index % 5 == 4))
+    rng, land = _draw_land(recipe, index)
     lacks_spot, lacks_s1d = rng.random(2) < (0.15 if index >= 5 else 0)
     days = {name: _draw_days(rng, recipe.dates, repeat) for name, repeat in zip(_SERIES, (5, 6, 6), strict=True)}
     seen = {
@@ -119,11 +121,30 @@ def draw_tile(recipe: Recipe, index: int) -> Tile:
     target = target.astype(np.min_scalar_type(target.max()))
     images |= {'TARGET': target, 'ParcelIDs': parcels.astype(np.int32)}
     return Tile(
-        number=10000 + index,
+        number=FIRST_ID + index,
         arrays={name: array for name, array in images.items() if name not in lacking},
         dates={name: day for name, day in days.items() if name not in lacking},
         instances=np.where(label > 0, ids, 0),  # roads and verges, the parcels 0 and 1, are background
     )
+
+
+def draw_instances(recipe: Recipe, index: int, gsd: float) -> Indices:
+    """Return the parcel at the centre of each pixel of a tile, (S / gsd, S / gsd), 0 for background.
+
+    Args:
+        recipe: Arguments of the landscapes.
+        index: Index of the tile, from 0.
+        gsd: GSD in metres, of which the side S of the tile is a multiple. Landscapes have a resolution of one metre.
+    """
+    _, land = _draw_land(recipe, index)
+    centres = np.floor((np.arange(round(recipe.size * GSD / gsd)) + 0.5) * gsd).astype(np.int64)
+    parcels = land.parcels[centres][:, centres]
+    return np.where(land.label[parcels] > 0, parcels, 0)
+
+
+def _draw_land(recipe: Recipe, index: int) -> tuple[np.random.Generator, Landscape]:
+    rng, difficulty = np.random.default_rng([recipe.seed, index]), VERSIONS[recipe.version]
+    return rng, draw_landscape(rng, recipe.size, difficulty.frequencies, difficulty.delay * (index % 5 == 4))
 
 
 def write_landscapes(root: Path, recipe: Recipe) -> None:
