@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader
 from torchgeo.main import main
 
 from torchgeo_omnisat.batch import collate, drop
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
+from torchgeo_omnisat.datasets.common.arguments import SPLITS
 from torchgeo_omnisat.datasets.pastis import CLASSES
 from torchgeo_omnisat.losses import field_targets
 from torchgeo_omnisat.modality import Modality
@@ -225,6 +227,41 @@ def test_real_parcels(tmp_path: Path) -> None:
     scores = trainer.callback_metrics
     assert 0 <= scores['test_PanopticQuality'] <= 1
     assert scores['test_PanopticQuality/s2'] == scores['test_PanopticQuality']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason='no real data beside the checkout')
+def test_a_real_tile_is_learnt(tmp_path: Path) -> None:
+    """Fields of the training tile are nearly as good as with the true maps of their boundaries."""
+    settings = {'dihedral': False, 'temporal_dropout': 0.0, 'jitter': 0.0}
+    data = PASTISMultimodalDataModule(root=str(REAL), batch_size=1, modalities=('s2',), instances=True, **settings)
+    data.folds = dict.fromkeys(SPLITS, (3,))
+    seed_everything(0)
+    task = OmniSatSegmentation('omnisat_tiny', instances=True, modality_dropout=0.0)
+    trainer = make_trainer(tmp_path, max_steps=80, limit_val_batches=0)
+    trainer.fit(task, data)
+    trainer.test(task, data, verbose=False)
+    (row,) = read_csv(next(tmp_path.rglob('subsets.csv')))
+    found = {name: float(row[name]) for name in LOGGED}
+    assert all(0 <= score <= 1 for score in found.values())
+    sample = data.test_dataset[0]
+    ids, mask, void = sample['instances'][None], sample['mask'][None], data.ignore_index
+    assert mask.eq(void).any()
+    targets = field_targets(ids)
+    maps = FieldMaps(20.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1), targets.distance)
+    probabilities = torch.nn.functional.one_hot(mask, void + 1).movedim(-1, 1)[:, :void].float()
+    perfect = find_fields(probabilities, maps, torch.ones_like(mask, dtype=torch.bool), 10, 0)
+    scores = SubsetFieldScores(['s2'], 'all', void + 1, 0, void, 10.0)
+    there = torch.ones(1, 1, dtype=torch.bool)
+    scores.update(('s2',), perfect, mask, ids, mask, there, there[:, 0])
+    (expected,) = scores.rows()
+    assert 0.9 < float(row['overall_accuracy']) <= 1
+    assert found['object_f1'] > 0.75 * expected['object_f1'] > 0.4
+    assert found['pq'] > 0.7 * expected['pq'] > 0.2
+    assert found['boundary_f1'] > 0.9
+    lines = read_csv(next(tmp_path.rglob('fields.csv')))
+    assert lines
+    assert {line['class'] for line in lines} <= set(CLASSES[1:-1])
 
 
 def test_the_datamodule_reads_instances_for_the_task(root: Path) -> None:
