@@ -6,7 +6,7 @@
 import math
 import struct
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -191,25 +191,56 @@ def write_map(
     Returns:
         Number of pixels that are not nodata.
     """
+
+    def describe(file: Any) -> None:
+        _set_tags(file, bands, tags or {})
+
+    # GDAL's COG driver and `write_colormap` support colour tables in files of one or two bands only: with them
+    # tests/prediction/test_raster.py::test_parts_come_back fails. So GDAL reserves the tables, which are then filled.
+    written = write_cog(path, scratch, grid, bands, parts, describe, 'band', photometric='PALETTE')
+    set_colors(path, colors)
+    return written
+
+
+def write_cog(
+    path: Path,
+    scratch: Path,
+    grid: Grid | Placement,
+    bands: Any,
+    parts: Iterable[tuple[Window, NDArray[Any]]],
+    describe: Callable[[Any], None],
+    interleave: Literal['band', 'pixel'],
+    **options: Any,
+) -> int:
+    """Write windows to a GeoTIFF, add overviews, and copy it to the layout of a COG.
+
+    Args:
+        path: Output file.
+        scratch: Temporary file, which is removed.
+        grid: Georeference of the pixels.
+        bands: Object with the ``names``, ``dtype`` and ``nodata`` of the bands, which are nodata together.
+        parts: Windows and their bands, ``(bands, height, width)``; other pixels are nodata.
+        describe: Function that sets names, scales and tags of the open file.
+        interleave: Whether the values of a band or those of a pixel are next to each other.
+        **options: Further creation options of the output.
+
+    Returns:
+        Number of pixels that are not nodata.
+    """
     profile = profile_of(grid, len(bands.names), bands.dtype, bands.nodata)
-    layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'band', 'bigtiff': 'IF_SAFER'}
+    layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'bigtiff': 'IF_SAFER', 'interleave': interleave}
     written = 0
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         with rasterio.open(scratch, 'w', **profile, **layout, compress='lzw') as file:
-            _set_tags(file, bands, tags or {})
+            describe(file)
             for window, values in parts:
-                where = RasterWindow(window.column, window.row, window.width, window.height)
-                file.write(values, window=where)
-                written += int((values[1] != bands.nodata).sum())
+                file.write(values, window=RasterWindow(window.column, window.row, window.width, window.height))
+                written += int((values[-1] != bands.nodata).sum())
         if factors := overview_factors(grid):
             with rasterio.open(scratch, 'r+') as file:
                 file.build_overviews(factors, Resampling.nearest)
-        # GDAL's COG driver and `write_colormap` support colour tables in files of one or two bands only: with them
-        # tests/prediction/test_raster.py::test_parts_come_back fails. So GTiff copies in the layout of a COG.
-        options = {'compress': 'DEFLATE', 'photometric': 'PALETTE', 'copy_src_overviews': True}
-        copy(scratch, path, driver='GTiff', **layout, **options)
+        copy(scratch, path, driver='GTiff', **layout, compress='DEFLATE', copy_src_overviews=True, **options)
     scratch.unlink()
-    set_colors(path, colors)
     return written
 
 

@@ -27,8 +27,7 @@ from torchgeo.datasets import RasterDataset
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.grid import Grid
-from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window
-from torchgeo_omnisat.prediction.embeddings import writer as writer_module
+from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window, raster
 from torchgeo_omnisat.prediction.embeddings import zarr_store
 from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
 from torchgeo_omnisat.prediction.embeddings.writer import stac_item, write_embeddings
@@ -257,7 +256,7 @@ class TestZarr:
     def test_chunks_are_blocks_and_nodata_is_not_stored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip('zarr')
         grid, bands = make_grid(40, 32), EmbeddingBands(2, ['s2'])
-        for module in (zarr_store, writer_module):
+        for module in (zarr_store, raster):
             monkeypatch.setattr(module, 'BLOCK', 16)
         codes = np.full((3, 40, 32), -128, np.int8)
         codes[:, 33:, 20:] = 5

@@ -12,17 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.shutil import copy
-from rasterio.windows import Window as RasterWindow
 
 from ...grid import Grid, metres
 from ...utils.checks import check_output_files
 from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
-from ..raster import BLOCK, CACHE, Placement, TileFolder, overview_factors, profile_of
+from ..raster import Placement, TileFolder, write_cog
 from ..tiling import Window
 from ..writer import GeoTIFFWriter, WorkFolder, digest_state
 from .zarr_store import check_zarr_output, require_zarr, write_zarr
@@ -115,25 +112,14 @@ def write_embeddings(
     Returns:
         Number of pixels that are not nodata.
     """
-    profile = profile_of(grid, len(bands.names), bands.dtype, bands.nodata)
-    layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'pixel', 'bigtiff': 'IF_SAFER'}
-    written = 0
-    with rasterio.Env(GDAL_CACHEMAX=CACHE):
-        with rasterio.open(scratch, 'w', **profile, **layout) as file:
-            file.update_tags(**tags)
-            file.descriptions = bands.names
-            file.scales = [1.0] * bands.dim + [1 / COSINE_ONE] * len(bands.cosines) + [1.0]
-            file.update_tags(len(bands.names), **{f'BIT_{bit}': name for bit, name in enumerate(bands.bits)})
-            for window, values in parts:
-                where = RasterWindow(window.column, window.row, window.width, window.height)
-                file.write(values, window=where)
-                written += int((values[-1] != bands.nodata).sum())
-        if factors := overview_factors(grid):
-            with rasterio.open(scratch, 'r+') as file:
-                file.build_overviews(factors, rasterio.enums.Resampling.nearest)
-        copy(scratch, path, driver='GTiff', **layout, compress='DEFLATE', copy_src_overviews=True)
-    scratch.unlink()
-    return written
+
+    def describe(file: Any) -> None:
+        file.update_tags(**tags)
+        file.descriptions = bands.names
+        file.scales = [1.0] * bands.dim + [1 / COSINE_ONE] * len(bands.cosines) + [1.0]
+        file.update_tags(len(bands.names), **{f'BIT_{bit}': name for bit, name in enumerate(bands.bits)})
+
+    return write_cog(path, scratch, grid, bands, parts, describe, 'pixel')
 
 
 class EmbeddingWriter(GeoTIFFWriter):
