@@ -9,37 +9,29 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
 
-from ..batch import available
 from ..evaluation.subsets import SubsetRow
 from ..losses import CrossEntropyDice, FieldLoss
 from ..modality import Modality, finer_factor
 from ..models import OmniSatSegmenter
-from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
 from ..models.segmentation import FieldMaps, resize
-from ..prediction import GeoTIFFWriter, seen_bits
+from ..prediction import seen_bits
 from ..utils.checks import check_choice
-from ..utils.coordinates import COORDINATES
 from ..utils.finite import refuse_output
+from .dense import FLIPS, DenseTask, flipped_back
 from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, repeat_pixels, smallest_pixels
-from .supervised import SupervisedTask, classification_metrics
+from .supervised import classification_metrics
 
 #: Maximum number of classes.
 MOST_CLASSES = 4096
-#: Axes that are flipped in each view of test-time augmentation; the last pair is a rotation by 180 degrees.
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
-class OmniSatSegmentation(SupervisedTask):
+class OmniSatSegmentation(DenseTask):
     """Task for semantic segmentation; ``test`` scores every subset of the modalities.
 
     If *modalities*, *num_classes*, *labels*, *ignore_index*, *background*, *patch_size*, *label_gsd*, *mean* or
@@ -86,12 +78,9 @@ class OmniSatSegmentation(SupervisedTask):
 
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')
     optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index', 'background')
-    target: ClassVar[str] = 'mask'
+    weights_of_losses = (*DenseTask.weights_of_losses, 'distill', 'instance_weight')
     subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
     score_title = 'mean IoU'
-    #: The argument ``tta``.
-    tta: bool = False
-    ignore = (*SupervisedTask.ignore, 'tta')
 
     def __init__(
         self,
@@ -147,21 +136,18 @@ class OmniSatSegmentation(SupervisedTask):
         classes = self.hparams['num_classes']
         if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
             raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
-        experts = self.hparams['experts'] and self.hparams['backbone'] not in LATE_FUSION
         return OmniSatSegmenter(
             self.build_backbone(),
             classes,
             self.hparams['label_gsd'],
-            experts=experts,
+            experts=self.with_experts,
             instances=self.with_instances,
             field_gsd=self.hparams.get('field_gsd'),
         )
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
-        for name in ('subset_weight', 'distill', 'expert_weight', 'instance_weight'):
-            if not 0 <= self.hparams[name] < math.inf:
-                raise ValueError(f'{name} is {self.hparams[name]}, expected at least 0')
+        super().configure_losses()
         if self.is_configured:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
             check_choice(loss=(self.hparams['loss'], dice))
@@ -184,32 +170,19 @@ class OmniSatSegmentation(SupervisedTask):
         mask, ignored = batch['mask'], self.hparams['ignore_index']
         return super().labelled(batch) if ignored is None else (mask != ignored).flatten(1).any(1)
 
-    def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Return logits and loss of a training batch; see *subset_weight*, *distill* and *expert_weight*."""
-        weight, distill, mask = self.hparams['subset_weight'], self.hparams['distill'], self.target_of(batch)
-        both = weight or distill
-        if not both and not self.model.experts and not self.with_instances:
-            return super().learn(batch)
-        out = self.model.backbone(batch if both else self.dropout(batch))
-        opinions = self.model.expert_logits(out)
-        logits, more = self.infer_from(out, opinions)
-        loss = self.loss(logits, more, batch)
-        if both:
-            left = available(self.dropout(batch), self.modalities)
-            part, more = self.infer_from(self.model.backbone.hide(out, left), opinions)
-            loss = (loss + weight * self.loss(part, more, batch)) / (1 + weight)
-        if distill:
-            scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
-            ignored = self.hparams['ignore_index']
-            counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
-            loss = loss + distill * divergence(part[:, scored], logits[:, scored], counted)
-        return logits, loss + self.hparams['expert_weight'] * self._loss_of_experts(opinions, out, mask)
+    @property
+    def trains_on_both(self) -> bool:
+        """Whether each step trains on all modalities, and on those that remain after dropout."""
+        return bool(self.hparams['subset_weight'] or self.hparams['distill'])
 
-    def infer(self, batch: Sample) -> tuple[Tensor, FieldMaps | None]:
-        """Return the logits of a normalised batch, and the maps of the boundaries of fields, with *instances*."""
-        if self.with_instances or self._flips:
-            return self.infer_from(self.model.backbone(self.views(batch)))
-        return self(batch), None
+    def distillation_loss(self, student: Tensor, teacher: Tensor, batch: Sample) -> Tensor | float:
+        """Return the weighted divergence of the class probabilities; see *distill*."""
+        if not self.hparams['distill']:
+            return 0.0
+        mask, ignored = self.target_of(batch), self.hparams['ignore_index']
+        scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
+        counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
+        return self.hparams['distill'] * divergence(student[:, scored], teacher[:, scored], counted)
 
     def infer_from(
         self, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None = None
@@ -223,28 +196,11 @@ class OmniSatSegmentation(SupervisedTask):
             logits, more = self.model.decode_fields(out, opinions)
         else:
             logits = self.model.decode(out, opinions)
-        if not self._flips:
+        if not self.flips:
             return logits, more
         if more is not None:
             more = FieldMaps(mean_of_views(more.extent), flipped_back(more.distance).mean(0))
         return mean_of_views(logits), more
-
-    @property
-    def _flips(self) -> bool:
-        return self.tta and not self.training
-
-    def views(self, batch: Sample) -> Sample:
-        """Return the samples of a batch and then, with *tta*, those of each of :data:`FLIPS`."""
-        if not self._flips:
-            return batch
-        found = {}
-        for modality in self.modalities.values():
-            for key in set(modality.keys) & set(batch):
-                flips = FLIPS if key == modality.image_key else [()] * len(FLIPS)
-                found[key] = torch.cat([batch[key].flip(axes) if axes else batch[key] for axes in flips])
-        if COORDINATES in batch:
-            found[COORDINATES] = torch.cat([batch[COORDINATES]] * len(FLIPS))
-        return found
 
     def loss(self, logits: Tensor, more: FieldMaps | None, batch: Sample) -> Tensor:
         """Return the loss of classes and, with *instances*, of the boundaries of fields."""
@@ -332,23 +288,6 @@ class OmniSatSegmentation(SupervisedTask):
             )
         return instances
 
-    def _loss_of_experts(self, opinions: Mapping[str, Tensor], out: OmniSatOutput, mask: Tensor) -> Tensor | float:
-        """Return the mean loss of each expert alone, over the samples that have its modality."""
-        order, losses = list(self.modalities), []
-        for name, logits in opinions.items():
-            available = out.available[:, order.index(name)]
-            if available.any():
-                losses.append(self.criterion(logits[available], mask[available]))
-        return torch.stack(losses).mean() if losses else 0.0
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remove the experts if the checkpoint was written before there were any; see *experts*."""
-        saved = checkpoint.get('hyper_parameters')
-        if self.is_configured and saved is not None and 'experts' not in saved:
-            self.save_hyperparameters({'experts': False})
-            self.model.experts = nn.ModuleDict()
-        super().on_load_checkpoint(checkpoint)
-
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the classes, with their position.
 
@@ -374,24 +313,6 @@ class OmniSatSegmentation(SupervisedTask):
             'transform': batch.get('transform'),
             **observed_fields(more, seen),
         }
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Return a GeoTIFF writer if an area is predicted and the trainer has no writer."""
-        trainer: Any = self.trainer
-        configured = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
-        area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
-        return [GeoTIFFWriter()] if area and not configured else []
-
-    def on_predict_start(self) -> None:
-        """Log a message if predictions of single tiles are only returned and not written."""
-        super().on_predict_start()
-        trainer: Any = self.trainer
-        if not any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks):
-            who = type(self.datamodule).__name__ if self.datamodule else 'the dataloader'
-            rank_zero_info(
-                f'{who} has no area: Trainer.predict returns the predictions, and no map is written. '
-                'Use MultimodalGeoDataModule for maps, or the callback GeoTIFFWriter to write single tiles.'
-            )
 
     def _predict_tiles(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
         """Return the output of :meth:`predict_step` for tiles of an area; unobserved pixels are nodata."""
@@ -450,12 +371,6 @@ class OmniSatSegmentation(SupervisedTask):
 
 class omnisat(OmniSatSegmentation):
     """:class:`.OmniSatSegmentation` under its short name on the command line."""
-
-
-def flipped_back(output: Tensor) -> Tensor:
-    """Return an output for :meth:`.OmniSatSegmentation.views`, ``(4 B, ..., H, W)``, as ``(4, B, ..., H, W)``."""
-    views = output.unflatten(0, (len(FLIPS), -1)).unbind(0)
-    return torch.stack([view.flip(axes) if axes else view for axes, view in zip(FLIPS, views, strict=True)])
 
 
 def mean_of_views(logits: Tensor) -> Tensor:
