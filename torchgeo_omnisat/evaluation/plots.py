@@ -24,7 +24,7 @@ HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++', 'oo')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 DARK, GREY = '#333333', '#d9d9d9'
 
-#: Scores from 0 to 1, for example by the name of a subset.
+#: Scores up to 1, from 0 or, for R2, below it; for example by the name of a subset.
 Scores = Mapping[str, float]
 
 
@@ -123,8 +123,9 @@ def _draw_bars(axes: Axes, models: Mapping[str, Scores], order: Sequence[str]) -
         if number == 0 and heights and places[0] == 0:
             whole = f'{name}: all sensors' if name else 'all sensors'
             axes.axhline(heights[0], color=DARK, linewidth=1, linestyle='--', zorder=0, label=whole)
-    most = max((100 * value for scores in models.values() for value in scores.values()), default=0)
-    axes.set(ylim=(0, max(1.0, 1.12 * most)), xlim=(-0.8, max(len(order), 1) - 0.2))
+    values = [100 * value for scores in models.values() for value in scores.values()]
+    least, most = min(values, default=0), max(values, default=0)
+    axes.set(ylim=(max(-100, min(0, 1.12 * least)), max(1.0, 1.12 * most)), xlim=(-0.8, max(len(order), 1) - 0.2))
     axes.tick_params(axis='x', bottom=False)
     _tidy(axes)
 

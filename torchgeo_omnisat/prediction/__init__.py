@@ -7,6 +7,7 @@ from .embeddings.writer import EmbeddingBands, EmbeddingWriter
 from .fields.segmentation import FieldOptions, segment_fields
 from .raster import seen_bits
 from .tiling import Stitcher, Strip, Tiling, Window, area_loader, patch_pixels, tile_loader
+from .values import ValueBands, ValueWriter
 from .writer import GeoTIFFWriter
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     'Stitcher',
     'Strip',
     'Tiling',
+    'ValueBands',
+    'ValueWriter',
     'Window',
     'area_loader',
     'patch_pixels',

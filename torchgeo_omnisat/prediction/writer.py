@@ -356,6 +356,11 @@ class GeoTIFFWriter(BasePredictionWriter):
         """
         if stage != 'predict':
             return
+        if self.key == 'probabilities' and 'target_mean' in pl_module.hparams:
+            raise ValueError(
+                f'{type(self).__name__} got {type(pl_module).__name__}, expected a task that predicts '
+                'classes; ValueWriter writes continuous values'
+            )
         datamodule: Any = getattr(trainer, 'datamodule', None)
         dataset = getattr(datamodule, 'predict_dataset', None)
         single = getattr(datamodule, 'tiling', None) is None

@@ -1,22 +1,24 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""TorchGeo tasks for pre-training, segmentation and classification.
+"""TorchGeo tasks for pre-training, segmentation, classification and regression.
 
-The command line finds a task by the exact name of its class: ``omnisat``, ``omnisat_classification`` and
-``omnisat_pretraining`` are subclasses with short names.
+The command line finds a task by the exact name of its class: ``omnisat``, ``omnisat_classification``,
+``omnisat_regression`` and ``omnisat_pretraining`` are subclasses with short names.
 """
 
 from .backbone import export_hub, load_hub
 from .base import OmniSatTask
 from .classification import OmniSatClassification, omnisat_classification
 from .pretraining import OmniSatPretraining, omnisat_pretraining
+from .regression import OmniSatRegression, omnisat_regression
 from .segmentation import OmniSatSegmentation, omnisat
 from .supervised import SupervisedTask
 
 __all__ = [
     'OmniSatClassification',
     'OmniSatPretraining',
+    'OmniSatRegression',
     'OmniSatSegmentation',
     'OmniSatTask',
     'SupervisedTask',
@@ -25,4 +27,5 @@ __all__ = [
     'omnisat',
     'omnisat_classification',
     'omnisat_pretraining',
+    'omnisat_regression',
 ]

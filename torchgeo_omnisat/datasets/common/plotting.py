@@ -84,9 +84,10 @@ def plot_sample(
 ) -> Figure:
     """Draw one row of dates per time series; single images, labels and legend in the last row.
 
-    The sample is in raw units, optionally with ``mask`` and ``prediction``. The outlines of ``instances`` are drawn on
-    the mask, those of predicted ``fields`` on the prediction, and the latter, else the former, on single images. The
-    first of the composites with available bands is used; raise RGBBandsMissingError if no modality has one.
+    The sample is in raw units, optionally with ``mask`` and ``prediction``, which are class indices or continuous
+    values. The outlines of ``instances`` are drawn on the mask, those of predicted ``fields`` on the prediction, and
+    the latter, else the former, on single images. The first of the composites with available bands is used; raise
+    RGBBandsMissingError if no modality has one.
     """
     rows, last = [], []
     true, found = (sample[key].cpu().numpy() if key in sample else None for key in ('instances', 'fields'))
@@ -100,8 +101,10 @@ def plot_sample(
                 last += [replace(panel, fields=true if found is None else found) for panel in panels]
     if not rows and not last:
         raise RGBBandsMissingError
-    classes = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
-    last += [_Panel(key, value, true if key == 'mask' else found) for key, value in classes.items()]
+    targets = {key: sample[key].cpu().numpy() for key in ('mask', 'prediction') if key in sample}
+    last += [_Panel(key, value, true if key == 'mask' else found) for key, value in targets.items()]
+    classes = {key: value for key, value in targets.items() if value.dtype.kind != 'f'}
+    limits = _limits([value for value in targets.values() if value.dtype.kind == 'f'])
     rows += [('', last)] if last else []
     columns = max([len(panels) for _, panels in rows] + [len(last) + bool(classes)])
     size = (2.2 * columns + 0.4, 2.4 * len(rows))
@@ -110,7 +113,7 @@ def plot_sample(
         ax.set_axis_off()
     for line, (name, panels) in zip(axes, rows, strict=True):
         for ax, panel in zip(line, panels, strict=False):
-            _show(ax, panel, palette, show_titles)
+            _show(ax, panel, palette, show_titles, limits)
         if show_titles:
             line[0].set_ylabel(name, fontsize=9)
     if classes:
@@ -131,7 +134,8 @@ def draw_any(
 ) -> Figure:
     """Plot a sample by :func:`plot_sample` with default colours and band combinations, else the first band."""
     composites = {name: (*COMPOSITES, Composite(m.bands[0], m.bands[:1])) for name, m in modalities.items()}
-    classes = [sample[key] for key in ('mask', 'prediction') if key in sample]
+    targets = [sample[key] for key in ('mask', 'prediction') if key in sample]
+    classes = [target for target in targets if not target.is_floating_point()]
     ignored = -1 if ignore_index is None else ignore_index
     greatest = [int(value.masked_fill(value == ignored, 0).max()) for value in classes]
     names = labels or [str(index) for index in range(max(greatest, default=0) + 1)]
@@ -141,7 +145,7 @@ def draw_any(
 
 @dataclass(frozen=True)
 class _Panel:
-    """Panel of a figure: an image ``(H, W, 3)``, classes ``(H, W)``, or None for a missing modality.
+    """Panel of a figure: an image ``(H, W, 3)``, classes or values ``(H, W)``, or None for a missing modality.
 
     *fields* are the ids of fields whose outlines are drawn, on any grid.
     """
@@ -184,12 +188,15 @@ def _stretch(frames: NDArray[np.float32], alike: bool) -> NDArray[np.float32]:
     return colours
 
 
-def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
+def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool, limits: tuple[float, float]) -> None:
     ax.set_axis_on()
     ax.set(xticks=[], yticks=[], facecolor=MISSING, box_aspect=1)
     ax.spines[:].set(color='0.7', linewidth=0.5)
     if panel.image is None:
         ax.text(0.5, 0.5, 'absent', ha='center', va='center', color='0.4')
+    elif panel.image.ndim == 2 and panel.image.dtype.kind == 'f':
+        drawn = ax.imshow(panel.image, vmin=limits[0], vmax=limits[1], interpolation='none')
+        ax.figure.colorbar(drawn, ax=ax, shrink=0.8).ax.tick_params(labelsize=7)
     elif panel.image.ndim == 2:
         count = len(palette.colors)
         shown = np.ma.masked_outside(panel.image, 0, count - 1)
@@ -202,6 +209,12 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool) -> None:
         )
     if show_title:
         ax.set_title(panel.title, fontsize=9, pad=3)
+
+
+def _limits(targets: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the common range of continuous targets; 0 to 1 without any finite value."""
+    values = np.concatenate([target[np.isfinite(target)] for target in targets] or [np.zeros(0)])
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
 
 
 def _outlines(ids: NDArray[np.int64], size: tuple[int, ...], color: str) -> LineCollection:
