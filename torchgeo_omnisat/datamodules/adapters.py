@@ -18,6 +18,7 @@ from ..datasets.adapters import MappedDataset
 from ..datasets.common.arguments import SPLITS, class_at, name_classes
 from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
+from ..utils.checks import EmptySplitError
 from .base import MultimodalDataModule
 from .sampling import Order
 from .statistics import settings_group
@@ -57,6 +58,7 @@ class MappedDataModule(MultimodalDataModule):
         ignore_index: int | None = None,
         label_gsd: float | None = None,
         splits: dict[str, dict[str, Any]] | None = None,
+        fractions: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading files.
@@ -65,7 +67,8 @@ class MappedDataModule(MultimodalDataModule):
             dataset: ``class_path`` and ``init_args`` of a ``NonGeoDataset``.
             modalities: ``name``, ``bands``, ``gsd`` and ``temporal`` of each modality.
             keys: Keys and channels of the modalities in a sample, and ``mask`` or ``label``, as in
-                :class:`~torchgeo_omnisat.datasets.MappedDataset`.
+                :class:`~torchgeo_omnisat.datasets.MappedDataset`. A mask with ``continuous: true`` has no classes;
+                ``value_unit`` is the unit of its values.
             patch_size: Side of a token on the ground in metres.
             labels: Names of the classes.
             num_classes: Number of classes; defaults to that of *labels*.
@@ -73,6 +76,8 @@ class MappedDataModule(MultimodalDataModule):
             label_gsd: GSD of the mask in metres; defaults to that of the first modality.
             splits: Arguments of the dataset for ``train``, ``val`` and ``test``, such as
                 ``{'val': {'split': 'test'}}``; defaults to ``split=<name>``.
+            fractions: Fractions of the samples of the training split for training, validation and test, drawn at
+                random with a fixed seed, for datasets with a single labelled split; None for the splits of the dataset.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         super().__init__(MappedDataset, **kwargs)
@@ -88,7 +93,16 @@ class MappedDataModule(MultimodalDataModule):
         if unknown := set(splits or {}) - set(known):
             raise ValueError(f'splits has {sorted(unknown)}, expected some of {list(known)}')
         self.splits = known | dict(splits or {})
-        self.labels = name_classes(labels, num_classes, least=2 if {'mask', 'label'} & set(keys) else 0)
+        if fractions is not None and (len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6):
+            raise ValueError(f'fractions is {fractions}, expected three that sum to 1, such as [0.8, 0.1, 0.1]')
+        if fractions is not None and splits:
+            raise ValueError(f'fractions is {fractions} and splits {splits}, expected one of both')
+        self.fractions = fractions
+        mask = keys.get('mask')
+        self.continuous = isinstance(mask, Mapping) and bool(mask.get('continuous'))
+        self.target_unit = mask.get('value_unit') if isinstance(mask, Mapping) else None
+        with_classes = bool({'mask', 'label'} & set(keys)) and not self.continuous
+        self.labels = name_classes(labels, num_classes, least=2 if with_classes else 0)
         self.num_classes = len(self.labels)
         self.ignore_index = ignore_index
         self.patch_size = patch_size
@@ -98,9 +112,23 @@ class MappedDataModule(MultimodalDataModule):
     def make_dataset(self, split: str, **changes: Any) -> MappedDataset:
         """Return the dataset of a split."""
         kind, arguments = self.made_of
-        given = kind(**{**arguments, **self.splits[split]})
+        given = kind(**{**arguments, **self.splits[split if self.fractions is None else 'train']})
         root = str(getattr(given, 'root', arguments.get('root', '.')))
-        return MappedDataset(given, self.declared, self.keys, self.num_classes, root, split)
+        indices = None if self.fractions is None else self._drawn(len(given), split)
+        return MappedDataset(given, self.declared, self.keys, self.num_classes, root, split, indices)
+
+    def _drawn(self, count: int, split: str) -> list[int]:
+        """Return the indices of the samples of a split, in ascending order.
+
+        Raises:
+            EmptySplitError: If there are none.
+        """
+        edges = np.rint(np.cumsum([0.0, *(self.fractions or ())]) * count).astype(int)
+        place = SPLITS.index(split)
+        drawn: list[int] = np.random.default_rng(0).permutation(count)[edges[place] : edges[place + 1]].tolist()
+        if not drawn:
+            raise EmptySplitError(f'fractions {self.fractions} of {count} samples leave none for {split!r}')
+        return sorted(drawn)
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return no arguments: samples always have all bands and dates."""
@@ -110,6 +138,7 @@ class MappedDataModule(MultimodalDataModule):
         """Return one group for all samples, named after the settings that its statistics depend on."""
         kind, arguments = self.made_of
         settings = [kind.__qualname__, arguments, self.splits['train'], self.keys]
+        settings += [] if self.fractions is None else [self.fractions]
         return [settings_group(settings)] * len(dataset)
 
 

@@ -48,6 +48,7 @@ from .statistics import (
     is_measured,
     load_statistics,
     measure,
+    measure_target,
     partial_of,
     save_statistics,
 )
@@ -88,6 +89,10 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
     label_gsd: float
     #: Class of pixels outside of all fields; None if there is none.
     background: int | None = None
+    #: Whether the mask has continuous values instead of classes, NaN where they are unknown.
+    continuous: bool = False
+    #: Unit of these values; None if it is unknown.
+    target_unit: str | None = None
     #: Maximum number of evenly spaced tiles of a split whose labels are counted before training; None for all.
     max_counted: int | None = 200
     #: Maximum number of evenly spaced training samples for statistics, except for `stats`; None for all.
@@ -350,6 +355,21 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             numbers[name] = (mean, std)
         return numbers
 
+    @cached_property
+    def target_moments(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the values in the masks of the training split; None if masks have classes."""
+        return measure_target(self) if self.continuous else None
+
+    @property
+    def target_mean(self) -> float | None:
+        """Mean of the values in the masks of the training split; None if masks have classes."""
+        return None if self.target_moments is None else self.target_moments[0]
+
+    @property
+    def target_std(self) -> float | None:
+        """Standard deviation of the values in the masks of the training split; None if masks have classes."""
+        return None if self.target_moments is None else self.target_moments[1]
+
     @property
     def label_names(self) -> list[str]:
         """Names of the classes of ``label``, in order: all but the ignored one."""
@@ -369,6 +389,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """Download the data of a stage, and compute statistics, on rank zero only."""
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self.report_labels(LABELLED.get(stage or 'fit', ()))
+        if stage == 'fit':
+            _ = self.target_moments
         self.statistics(self.make_dataset(self.splits_of(stage or 'fit')[0]))
 
     def splits_of(self, stage: str) -> tuple[str, ...]:
@@ -436,7 +458,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
         """
         task = self.trainer.lightning_module if self.trainer else None
         target = getattr(task, 'target', None)
-        if target not in ('mask', 'label') or not getattr(self, 'labels', None) or self.max_counted == 0:
+        named = getattr(self, 'labels', None)
+        if target not in ('mask', 'label') or self.continuous or not named or self.max_counted == 0:
             return
         for split in splits:
             if split not in self.left_out() and self._is_first('labels', split):

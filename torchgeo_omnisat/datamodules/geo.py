@@ -181,9 +181,17 @@ class RastersDataModule(MultimodalDataModule):
         self.root = Path(root).expanduser()
         self.rasters = {name: dict(rasters[name]) for name in modalities or rasters}
         self.mask = mask
+        self.continuous = bool(mask and mask.get('continuous'))
+        self.target_unit = mask.get('value_unit') if mask else None
+        classes = [name for name in ('classes', 'other') if self.continuous and name in (mask or {})]
+        if self.continuous and (classes or labels or num_classes):
+            raise ValueError(
+                f'continuous of the mask is true, but there are {classes or "labels or num_classes"}: expected '
+                'continuous values or classes'
+            )
         if labels is None and mask and mask.get('classes'):
             labels = class_names(mask['classes'], mask.get('other'))
-        self.labels = name_classes(labels, num_classes, least=0 if mask is None else 2)
+        self.labels = name_classes(labels, num_classes, least=0 if mask is None or self.continuous else 2)
         self.num_classes = len(self.labels)
         refuse_ignored_class(self.labels, ignore_index)
         self.ignore_index = ignore_index
@@ -251,8 +259,9 @@ class MultimodalGeoDataModule(RastersDataModule):
             mask: Settings of the labels, in the same form. Polygons have a ``column`` with the name or index of
                 the class; other areas have no label, or the class ``outside``. Points label their pixel.
                 ``classes`` maps codes to names, such as ``{10: tree, 20: shrub}``, and ``other`` is the class of
-                all other codes. Training is restricted to the area of the labels. None for pre-training
-                or prediction.
+                all other codes. ``continuous: true`` reads a raster of values, such as canopy height, instead of
+                classes, in the unit ``value_unit``, such as ``m``. Training is restricted to the area of the labels.
+                None for pre-training or prediction.
             required: Modalities that tiles must have; other areas are excluded.
             crs: CRS of tiles and maps, in metres; defaults to the first such CRS of the labels and *rasters*.
             label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
@@ -398,6 +407,8 @@ class MultimodalGeoDataModule(RastersDataModule):
         stage = self.trainer.state.fn if self.trainer else 'fit'
         self._refuse_unlike_files()
         self.report_labels(LABELLED.get(stage or 'fit', ()))
+        if self.continuous and stage == 'fit':
+            _ = self.target_moments
         if self.statistics_of_model(self.labelled.modalities) is None:
             self.statistics(self.make_dataset('train', every=True))
 
@@ -458,7 +469,7 @@ class MultimodalGeoDataModule(RastersDataModule):
             ValueError: If labels have unknown codes, or the training split has no labels.
         """
         task = self.trainer.lightning_module if self.trainer else None
-        if self.mask is None or getattr(task, 'target', 'mask') is None:
+        if self.mask is None or self.continuous or getattr(task, 'target', 'mask') is None:
             return
         now = self._label_files()
         for split in splits:
@@ -487,6 +498,7 @@ class MultimodalGeoDataModule(RastersDataModule):
             date_ranges=ranges,
             ignore_index=self.ignore_index,
             labels=self.labels,
+            continuous=self.continuous,
             facts={name: facts_of(settings) for name, settings in self.rasters.items()},
             **coded,
         )
@@ -549,6 +561,11 @@ class ChipsDataModule(RastersDataModule):
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         check_choice(predict_split=(predict_split, (*SPLITS, 'all')))
+        if mask and mask.get('continuous'):
+            raise ValueError(
+                'continuous of the mask is true, which chips do not support: expected MultimodalGeoDataModule, or '
+                'MappedDataModule with a dataset of TorchGeo'
+            )
         super().__init__(ImageChips, root, rasters, mask, **kwargs)
         self.kwargs = {
             'root': root,

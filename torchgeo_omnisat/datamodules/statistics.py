@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
-from ..datasets.common.labelcounts import evenly_spaced
+from ..datasets.common.labelcounts import evenly_spaced, label_of
 from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ..modality import Modality
 from ..utils.atomic import atomic_file
@@ -263,6 +263,58 @@ def save_statistics(root: Path, entries: Entries) -> Path | None:
     hint = ', and the user has no home directory: set TORCH_HOME to a writable directory' * (len(places) == 1)
     warnings.warn(f'statistics cannot be written to any of {[str(p) for p in places]}{hint}', stacklevel=2)
     return None
+
+
+#: Name of the statistics of continuous masks.
+TARGET = 'mask_values'
+
+
+class MaskImages:
+    """Masks of a dataset as the images of one modality, for statistics."""
+
+    def __init__(self, dataset: Any, gsd: float) -> None:
+        self.dataset, self.path, self.ids = dataset, dataset.path, dataset.ids
+        self.modalities = {TARGET: Modality(TARGET, ('value',), gsd, False)}
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return the mask of a sample as an image; empty without a mask."""
+        found = label_of(self.dataset, index, ('mask',))
+        if 'mask' not in found:
+            return {}
+        mask = torch.as_tensor(found['mask']).float()
+        modality = self.modalities[TARGET]
+        return {modality.image_key: mask[None], modality.valid_key: mask.isfinite().any()[None]}
+
+    def image_files(self, name: str, indices: Sequence[int]) -> list[str]:
+        """Return the files of the labels, if the dataset lists them."""
+        label_files = getattr(self.dataset, 'label_files', None)
+        return [] if label_files is None else list(label_files())
+
+
+def measure_target(datamodule: Any) -> tuple[float, float]:
+    """Return mean and standard deviation of the continuous masks of the training split.
+
+    They are stored like those of the bands, and computed again if a file of the labels has changed.
+
+    Raises:
+        ValueError: If no pixel has a value.
+    """
+    train = datamodule.make_dataset('train', **datamodule.whole_series())
+    masks, groups = MaskImages(train, datamodule.label_gsd), datamodule.groups(train)
+    entries = load_statistics(train.path)
+    sizes = Counter(groups)
+    if not is_measured(entries, TARGET, sizes, 1) or changed(masks, entries, TARGET, groups):
+        measured = measure(masks, masks.modalities, groups, datamodule.max_measured)
+        save_statistics(train.path, measured)
+        entries = {**entries, **measured}
+    found = [as_bands(entries[TARGET][group]) for group in sizes if entries[TARGET][group]['mean']]
+    if not found:
+        raise ValueError(
+            f'no pixel of the {len(groups)} training masks of {train.path} has a value, expected some for their mean '
+            'and standard deviation'
+        )
+    mean, std = torch.stack([torch.stack(pair) for pair in found]).mean(0).flatten().tolist()
+    return mean, std
 
 
 def settings_group(settings: Any) -> str:

@@ -5,6 +5,7 @@
 
 from .adapters import MappedDataset
 from .base import MultimodalDataset
+from .biomassters import BioMasstersSeries
 from .chips.dataset import ImageChips
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
@@ -24,6 +25,7 @@ from .treesatai import TreeSatAITimeSeries
 __all__ = [
     'FLAIR',
     'AlphaEarthEmbeddings',
+    'BioMasstersSeries',
     'EmbeddingRasters',
     'FLAIRHUBMultimodal',
     'ImageChips',

@@ -42,7 +42,8 @@ class MappedDataset(MultimodalDataset):
             channels. Optional entries are ``nodata``, and ``dates``: days such as
             ``['2019-07-01']``, or a key of the sample with seconds since 1970, by which the time
             series is sorted. Also the keys of the targets ``'mask'`` and ``'label'``; ``channels``
-            selects a layer of the mask. Time series with shape ``(T * C, H, W)`` are split into dates.
+            selects a layer of the mask. ``continuous: true`` of the mask keeps its values, such as biomass, instead of
+            classes; its ``nodata`` becomes NaN. Time series with shape ``(T * C, H, W)`` are split into dates.
             ``'coordinates': {'x': 'lon', 'y': 'lat'}`` names the keys of the position of a sample, in the CRS of
             the optional entry ``crs``, WGS 84 by default. Without it, the position is that of ``bounds``, if samples
             have bounds and they or the dataset a ``crs``. Other samples have no ``coordinates``, and encoders such as
@@ -50,6 +51,7 @@ class MappedDataset(MultimodalDataset):
         num_classes: Number of classes of a ``'label'`` that is a class index.
         path: Directory of the data, where statistics are stored.
         split: Name of the split.
+        indices: Indices of the samples of *dataset* to use; None for all.
 
     Raises:
         ValueError: If *keys* does not fit *modalities*.
@@ -63,8 +65,10 @@ class MappedDataset(MultimodalDataset):
         num_classes: int | None = None,
         path: str = '.',
         split: str = 'train',
+        indices: Sequence[int] | None = None,
     ) -> None:
         self.dataset = dataset
+        self.indices = range(len(dataset)) if indices is None else indices
         self.modalities = as_modalities(modalities)
         self.keys = {name: {'key': entry} if isinstance(entry, str) else dict(entry) for name, entry in keys.items()}
         expected = {*self.modalities}
@@ -79,7 +83,7 @@ class MappedDataset(MultimodalDataset):
         self.path, self.split = Path(path), split
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         """Return a sample.
@@ -88,7 +92,7 @@ class MappedDataset(MultimodalDataset):
             ValueError: If keys or shapes do not match the arguments.
         """
         with sidecars():
-            given = self.dataset[index]
+            given = self.dataset[self.indices[index]]
         sample: Sample = {}
         for modality in self.modalities.values():
             sample |= self._image(given, modality)
@@ -106,8 +110,8 @@ class MappedDataset(MultimodalDataset):
         """
         root = getattr(self.dataset, 'root', None)
         for listed in (getattr(self.dataset, what, None) for what in ('files', 'samples')):
-            if isinstance(listed, Sequence) and len(listed) == len(self):
-                found = [path for index in indices for path in _paths(listed[index], root)]
+            if isinstance(listed, Sequence) and len(listed) == len(self.dataset):
+                found = [path for index in indices for path in _paths(listed[self.indices[index]], root)]
                 if found:
                     return found
         return list_data_files(root) if isinstance(root, str | Path) else []
@@ -176,10 +180,18 @@ class MappedDataset(MultimodalDataset):
         return torch.tensor([parse_day(day, f'dates of {name!r}') for day in dates]) if dates else None
 
     def _mask(self, mask: Tensor) -> Tensor:
+        if self.keys['mask'].get('continuous'):
+            refuse_complex([str(mask.dtype).removeprefix('torch.')], f'{self.keys["mask"]["key"]!r} of the mask')
+            values = mask.float()
+            if 'nodata' in self.keys['mask']:
+                values = values.masked_fill(torch.eq(mask, float(self.keys['mask']['nodata'])), torch.nan)
+            return self._layer(values.masked_fill(~(values.abs() <= MAX_RAW), torch.nan))
         if mask.is_complex() or (mask.is_floating_point() and not torch.equal(mask, mask.round())):
             found = mask.dtype if mask.is_complex() else mask[mask != mask.round()].unique()[:5].tolist()
             raise ValueError(f'{self.keys["mask"]["key"]!r} has pixels {found}, expected whole numbers as classes')
-        mask = mask.long()
+        return self._layer(mask.long())
+
+    def _layer(self, mask: Tensor) -> Tensor:
         if 'channels' in self.keys['mask']:
             if mask.ndim != 3:
                 raise ValueError(f'mask is {tuple(mask.shape)}, expected layers, or no channels among keys of the mask')

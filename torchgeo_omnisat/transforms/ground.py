@@ -189,8 +189,8 @@ class RandomGroundAffine(GroundTransform):
     """Rotate, scale and translate tiles about their centre in ground coordinates.
 
     Images are interpolated bilinearly from finite pixels, the mask with the nearest neighbour.
-    Pixels outside the tile are NaN in images, *ignore_index* in the mask and 0 in ``instances``. Image pixels with
-    more than half of their weight on NaN are NaN too.
+    Pixels outside the tile are NaN in images and in a mask of continuous values, *ignore_index* in a mask
+    of classes, and 0 in ``instances``. Image pixels with more than half of their weight on NaN are NaN too.
 
     Args:
         modalities: Modalities of the batch.
@@ -301,7 +301,8 @@ def _sample_nearest(mask: Tensor, grid: Tensor, outside: int) -> Tensor:
     column = ((grid[..., 0] + 1) * width / 2).floor().long().clamp(0, width - 1)
     row = ((grid[..., 1] + 1) * height / 2).floor().long().clamp(0, height - 1)
     nearest = mask.flatten(1).gather(1, (row * width + column).flatten(1)).view(mask.shape)
-    return nearest.masked_fill(~(grid.abs() <= 1).all(-1), outside)
+    unknown = torch.nan if mask.is_floating_point() else outside
+    return nearest.masked_fill(~(grid.abs() <= 1).all(-1), unknown)
 
 
 def _whole(length: float, step: float, name: str, steps: str) -> int:

@@ -41,6 +41,8 @@ def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> I
     unknown: list[UnknownCodesError] = []
     for split, values in splits.items():
         counts = values.counts
+        if getattr(datamodule, 'continuous', False):
+            continue
         if getattr(datamodule, 'mask', None) is not None:
             try:
                 counts = datamodule.label_counts(split)

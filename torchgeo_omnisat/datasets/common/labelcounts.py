@@ -157,7 +157,7 @@ def count_tiles(
     counts.of = size if len(chosen) < size else 0
     strange, tiles = Counter[int](), list[int]()
     for index in tqdm(chosen, desc=f'Labels of {split}', disable=None, leave=False):
-        sample = _label_of(dataset, index, (target,) if target else ('mask', 'label'))
+        sample = label_of(dataset, index, (target,) if target else ('mask', 'label'))
         if 'mask' in sample:
             mask = torch.as_tensor(sample['mask'])
             values, pixels = mask.unique(return_counts=True)
@@ -181,7 +181,7 @@ def count_tiles(
     return counts
 
 
-def _label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]:
+def label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]:
     """Return the labels of a tile under the first available key of *wanted*, without reading images if possible."""
     if hasattr(dataset, 'parts'):
         for part in dataset.parts(index):

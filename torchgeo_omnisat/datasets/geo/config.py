@@ -25,6 +25,8 @@ from .polygons import TABLES, VECTORS, Polygons
 
 #: Settings that describe a modality, independent of its reader.
 FACTS = ('kind', 'unit', 'wavelengths')
+#: Settings of labels that are continuous values.
+OF_VALUES = ('continuous', 'value_unit')
 #: Readers by name.
 READERS: dict[str, type[GeoDataset]] = {
     'raster': RasterTimeSeries,
@@ -80,7 +82,7 @@ def label_dataset(
     ``'raster'`` or ``'netcdf'``. For polygons and points, ``path`` is a vector file, a table of points, or a directory
     of them, and ``column``, ``outside`` and ``buffer`` are arguments of :class:`.Polygons`.
     """
-    settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range')}
+    settings = {key: value for key, value in settings.items() if key not in ('gsd', 'date_range', *OF_VALUES)}
     if 'class_path' not in settings and _is_vector(settings, root):
         return _instantiate('mask', Polygons, {'labels': labels, 'ignore_index': ignore_index, **settings}, root)
     settings = {key: value for key, value in settings.items() if key not in ('classes', 'other')}

@@ -25,7 +25,7 @@ from ..common.classes import ClassMap
 from ..common.plotting import draw_any
 from ..rasters.distortion import is_distorting
 from ..rasters.georeference import crs_code, where
-from .sources import ImageSource, LabelSource, common_step, native_gsd, period
+from .sources import ImageSource, LabelSource, ValueSource, common_step, native_gsd, period
 
 
 class MultimodalGeoDataset(GeoDataset):
@@ -65,6 +65,7 @@ class MultimodalGeoDataset(GeoDataset):
         other: str | None = None,
         instances: bool = False,
         instance_gsd: float | None = None,
+        continuous: bool = False,
     ) -> None:
         """Initialize the join from the indexes of the datasets; no pixel is read.
 
@@ -91,6 +92,8 @@ class MultimodalGeoDataset(GeoDataset):
             instances: Whether samples have ``instances`` (H, W), the field of each pixel, if the labels are polygons.
             instance_gsd: GSD of *instances* in metres, that of the labels divided by a whole number; defaults to that
                 of the labels.
+            continuous: Whether raster labels are continuous values instead of classes: ``mask`` is float32, NaN where
+                the value is unknown.
 
         Raises:
             ValueError: If an argument is invalid, or the footprints do not overlap.
@@ -112,7 +115,7 @@ class MultimodalGeoDataset(GeoDataset):
         self.patch_size, self.ignore_index, self.instances = patch_size, ignore_index, instances
         self.instance_gsd = instance_gsd
         self.label_names, self.transforms = labels, transforms
-        self._label_gsd, self._area = label_gsd, area
+        self._label_gsd, self._area, self.continuous = label_gsd, area, continuous
         self.classes = ClassMap(labels or (), classes, other, ignore_index)
         self._build(_metric(crs, self.given, mask))
         self.index = self._joined()
@@ -204,9 +207,14 @@ class MultimodalGeoDataset(GeoDataset):
 
     def _build(self, crs: CRS) -> None:
         """Reproject the datasets to a CRS and determine their common pixel grid."""
-        self.labels = None
+        self.labels: LabelSource | None = None
         if self.labels_given is not None:
-            self.labels = LabelSource(self.labels_given, crs, self.date_ranges.get('mask'), self.classes)
+            dates = self.date_ranges.get('mask')
+            self.labels = (
+                ValueSource(self.labels_given, crs, dates)
+                if self.continuous
+                else LabelSource(self.labels_given, crs, dates, self.classes)
+            )
         anchor = self._label_gsd
         if anchor is None and isinstance(self.labels_given, RasterDataset):
             anchor = native_gsd(self.labels_given)

@@ -362,6 +362,38 @@ class LabelSource(GeoSource):
             return sorted(value for value in values if not math.isnan(value))
 
 
+class ValueSource(LabelSource):
+    """Raster dataset of a continuous value, such as canopy height, NaN where it is unknown.
+
+    Scale and offset stated in files are applied. Finer pixels are averaged, and others interpolated bilinearly. Raise
+    ValueError if labels are polygons or points.
+    """
+
+    def __init__(self, dataset: GeoDataset, crs: CRS, date_range: Sequence[str] | None = None) -> None:
+        if isinstance(dataset, Polygons):
+            raise ValueError('continuous of the mask is true, expected a raster, but the mask is a vector file')
+        super().__init__(dataset, crs, date_range)
+        if self.plain:
+            self.dataset.is_image = self.dataset.scaled = True
+
+    def query(self, grid: Grid, rows: GeoDataFrame) -> Sample:
+        """Return the dataset's own sample of a window, whose image is the mask."""
+        sample = super().query(grid, rows)
+        return {'mask': sample['image']} if 'image' in sample else sample
+
+    def read(self, grid: Grid, span: Span, ignore_index: int, strict: bool = True) -> Tensor:
+        """Return the values (H, W) of a window, NaN where they are unknown."""
+        return torch.from_numpy(self.codes(grid, span))
+
+    def codes(self, grid: Grid, span: Span) -> NDArray[np.float32]:
+        """Return the values (H, W) of a window."""
+        return self._codes(grid, span)
+
+    def nodata_of(self, paths: Iterable[str]) -> dict[str, tuple[float, int]]:
+        """Return no files, because values are not classes."""
+        return {}
+
+
 def block_majority(codes: NDArray[np.float32], count: int, classes: ClassMap) -> NDArray[np.float32]:
     """Aggregate blocks of label codes (H * count, W * count), NaN for no label, by majority vote to (H, W).
 

@@ -336,6 +336,10 @@ class GeoTiles(MultimodalDataset):
         """Return the files of a modality that intersect the footprint of all tiles."""
         return self.dataset.image_files(name)
 
+    def label_files(self) -> list[str]:
+        """Return the files of the labels that intersect the footprint of all tiles."""
+        return [] if self.dataset.labels is None else self.dataset.labels.files(self.area)
+
     def parts(self, index: int) -> Iterator[Part]:
         """Yield the files that intersect a tile, for ``torchgeo_omnisat.datasets.common.integrity``."""
         row, column = map(int, self.places[index])
@@ -371,8 +375,9 @@ class GeoTiles(MultimodalDataset):
             return sample
         grid = Grid.over(self.dataset.crs, (xmin, ymin, xmax, ymax), step)
         beyond = geometry_mask([self.area], tuple(sample['mask'].shape), grid.transform)
-        mask = sample['mask'].masked_fill(torch.from_numpy(beyond), self.dataset.ignore_index)
-        return {**sample, 'mask': mask}
+        mask = sample['mask']
+        outside = torch.nan if mask.is_floating_point() else self.dataset.ignore_index
+        return {**sample, 'mask': mask.masked_fill(torch.from_numpy(beyond), outside)}
 
 
 def largest_tile(dataset: MultimodalGeoDataset) -> float:

@@ -1,0 +1,164 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Rasters of continuous labels, from training to a map on the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import Trainer
+
+from tests.geo_tree import UTM, X, Y, write
+from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
+from torchgeo_omnisat.prediction import GeoTIFFWriter, ValueWriter
+from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
+
+RASTERS: dict[str, Any] = {'s2': {'path': 's2', 'gsd': 10}, 'dem': {'path': 'dem', 'gsd': 10, 'temporal': False}}
+CANOPY = {'path': 'canopy.tif', 'continuous': True, 'value_unit': 'm'}
+QUIET: dict[str, Any] = {
+    'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False, 'enable_checkpointing': False,
+    'enable_model_summary': False, 'num_sanity_val_steps': 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 x 96 pixels of 10 m: canopy height in decimetres as int16, without a label in the first two rows."""
+    root, rng = tmp_path_factory.mktemp('canopy'), np.random.default_rng(0)
+    height = np.kron(rng.uniform(0, 30, (8, 24)), np.ones((4, 4)))
+    for day in ('20210301', '20210601'):
+        image = np.stack([1000 + 50 * height, 3000 - 40 * height]) + rng.normal(0, 20, (2, 32, 96))
+        write(root / f's2/a_{day}.tif', image.astype(np.float32))
+    write(root / 'dem/dem.tif', rng.normal(size=(32, 48)).astype(np.float32))  # the western half
+    stored = np.rint(10 * height).astype(np.int16)
+    stored[:2] = -999
+    path = write(root / 'canopy.tif', stored, nodata=-999)
+    with rasterio.open(path, 'r+') as file:
+        file.scales, file.offsets = (0.1,), (0.0,)
+    np.save(root / 'height.npy', np.where(stored == -999, np.nan, stored / 10))
+    return root
+
+
+def make(root: Path, **changes: Any) -> MultimodalGeoDataModule:
+    given: dict[str, Any] = {'rasters': RASTERS, 'mask': CANOPY, 'tile_size': 160, 'batch_size': 2}
+    return MultimodalGeoDataModule(str(root), **given | changes)
+
+
+def test_scale_and_nodata_of_the_file_apply(root: Path) -> None:
+    tiles = make(root).make_dataset('train', every=True)
+    height, found = np.load(root / 'height.npy'), tiles[0]['mask']
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, height[:16, :16], rtol=1e-6)
+
+
+def test_finer_pixels_are_averaged(root: Path) -> None:
+    found = make(root, label_gsd=20).make_dataset('train', every=True)[0]['mask'].numpy()
+    blocks = np.load(root / 'height.npy')[:16, :16].reshape(8, 2, 8, 2).mean((1, 3))
+    np.testing.assert_allclose(found[1:], blocks[1:], rtol=1e-5)
+    assert np.isnan(found[0]).all()
+
+
+def test_statistics_are_those_of_the_training_area_and_follow_the_file(root: Path, tmp_path: Path) -> None:
+    datamodule = make(root)
+    train = np.load(root / 'height.npy')[:, :58]  # 60 % of 96 columns
+    known = train[np.isfinite(train)]
+    assert datamodule.target_mean == pytest.approx(known.mean(), rel=1e-5)
+    assert datamodule.target_std == pytest.approx(known.std(), rel=1e-5)
+    before = (root / 'canopy.tif').read_bytes()
+    with rasterio.open(root / 'canopy.tif', 'r+') as file:
+        file.write(np.full((32, 96), 70, np.int16), 1)
+    try:
+        assert make(root).target_moments == pytest.approx((7.0, 0.0), abs=1e-5)
+    finally:
+        (root / 'canopy.tif').write_bytes(before)
+
+
+@pytest.fixture(scope='module')
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('trained') / 'last.ckpt'
+    task = OmniSatRegression('omnisat_tiny')
+    trainer = Trainer(**QUIET, max_epochs=1, default_root_dir=path.parent)
+    trainer.fit(task, datamodule=make(root))
+    trainer.save_checkpoint(path)
+    assert list(path.parent.rglob('figures/val/0/*.png'))
+    return path
+
+
+def test_checkpoint_has_the_target(root: Path, trained: Path) -> None:
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    datamodule = make(root)
+    assert (task.hparams['target_mean'], task.hparams['target_std']) == datamodule.target_moments
+    assert task.hparams['target_unit'] == 'm'
+    assert task.hparams['label_gsd'] == 10
+
+
+def test_map_in_the_unit_of_the_target(root: Path, trained: Path, tmp_path: Path) -> None:
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    box = [X + 100, Y - 320, X + 700, Y]
+    datamodule = make(root, mask=None, predict_area=box, overlap=0.5)
+    Trainer(**QUIET, callbacks=[ValueWriter(str(tmp_path / 'map.tif'))]).predict(task, datamodule=datamodule)
+    with rasterio.open(tmp_path / 'map.tif') as file:
+        assert file.dtypes == ('float32', 'float32')
+        assert np.isnan(file.nodata)
+        assert file.crs == UTM
+        assert file.descriptions == ('value', 'modalities')
+        assert file.units[0] == 'm'
+        assert file.tags(2) == {'BIT_0': 's2', 'BIT_1': 'dem'}
+        values, seen = file.read()
+        west = int((X + 100 - file.transform.c) // 10)
+    shown = np.isfinite(values)
+    assert (np.isfinite(seen) == shown).all()
+    assert shown.sum() == 60 * 32
+    assert set(np.unique(seen[shown])) == {1.0, 3.0}
+    assert (seen[:, west : west + 38] == 3).all()
+    low, high = np.nanmin(np.load(root / 'height.npy')), np.nanmax(np.load(root / 'height.npy'))
+    assert low - 15 < values[shown].min() <= values[shown].max() < high + 15
+    assert (tmp_path / 'map.png').exists()
+
+
+def test_one_tile_is_the_prediction_of_the_task(root: Path, trained: Path, tmp_path: Path) -> None:
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    datamodule = make(root, mask=None, predict_area=[X, Y - 160, X + 160, Y], overlap=0.0)
+    Trainer(**QUIET, callbacks=[ValueWriter(str(tmp_path / 'map.tif'), False)]).predict(task, datamodule=datamodule)
+    batch = datamodule.on_after_batch_transfer(next(iter(datamodule.predict_dataloader())), 0)
+    with torch.no_grad():
+        values = task.eval().predict_step(batch, 0)['values']
+    assert values is not None
+    with rasterio.open(tmp_path / 'map.tif') as file:
+        np.testing.assert_allclose(file.read(1), values[0, 0].numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_resumed_map_is_the_same(root: Path, trained: Path, tmp_path: Path) -> None:
+    task, files = OmniSatRegression.load_from_checkpoint(trained), []
+    for name, limit in (('whole.tif', 1.0), ('part.tif', 3), ('part.tif', 1.0)):
+        writer = ValueWriter(str(tmp_path / name), overview=False)
+        trainer = Trainer(**QUIET, callbacks=[writer], limit_predict_batches=limit)
+        trainer.predict(task, datamodule=make(root, mask=None, overlap=0.5, batch_size=1))
+        files.append(tmp_path / name)
+    assert files[0].read_bytes() == files[2].read_bytes()
+
+
+def test_tasks_and_writers_that_do_not_fit(root: Path, trained: Path, tmp_path: Path) -> None:
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    trainer = Trainer(**QUIET, callbacks=[GeoTIFFWriter(str(tmp_path / 'map.tif'))])
+    with pytest.raises(ValueError, match='ValueWriter'):
+        trainer.predict(task, datamodule=make(root, mask=None))
+    with pytest.raises(ValueError, match='omnisat_regression'):
+        ValueWriter().setup(Trainer(**QUIET), OmniSatSegmentation('omnisat_tiny'), 'predict')
+    with pytest.raises(ValueError, match='classes'):
+        Trainer(**QUIET).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=make(root))
+    with pytest.raises(ValueError, match='chips'):
+        ChipsDataModule(str(root), RASTERS, CANOPY)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'labels': ['a', 'b']}, {'num_classes': 3}, {'mask': {**CANOPY, 'classes': {1: 'a'}}}]
+)
+def test_values_have_no_classes(root: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match='continuous'):
+        make(root, **changes)
