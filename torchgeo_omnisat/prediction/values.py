@@ -162,7 +162,7 @@ class ValueWriter(GeoTIFFWriter):
     def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
         made, output = work.temporary('map.tif'), work.output
         scratch = work.temporary('scratch.tif')
-        if not write_values(made, scratch, self._datamodule.grid, self._bands, parts, self._tags(work)):
+        if not write_values(made, scratch, self._grid, self._bands, parts, self._tags(work)):
             self._refuse_empty(work)
         results = [(made, output)]
         if self.overview:
