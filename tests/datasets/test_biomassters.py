@@ -3,16 +3,22 @@
 
 """BioMassters through the adapters, on generated files in its layout."""
 
+import calendar
+import io
+import struct
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
-from tests.geo_tree import write
+from tests.biomassters_tree import write_biomassters
+from tests.conftest import SHARED
 from torchgeo_omnisat.datamodules import MappedDataModule
 from torchgeo_omnisat.datasets import BioMasstersSeries
+from torchgeo_omnisat.tasks import OmniSatRegression
 
 MODALITIES = [
     {'name': 's1', 'bands': ['VV', 'VH', 'VVd', 'VHd'], 'gsd': 10, 'temporal': True, 'kind': 'radar', 'unit': 'db'},
@@ -23,35 +29,17 @@ KEYS = {
     's2': {'key': 'image_S2', 'dates': 'dates_S2', 'channels': list(range(10))},
     'mask': {'key': 'label', 'continuous': True, 'value_unit': 't', 'nodata': -1},
 }
-MONTHS = {'S1': (0, 4, 11), 'S2': (0, 4)}
 CHIPS = 10
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten chips of 16 pixels with three months of Sentinel-1 and two of Sentinel-2; Sentinel-1 shows the biomass."""
-    root, rng, rows = tmp_path_factory.mktemp('biomassters'), np.random.default_rng(0), []
-    for number in range(CHIPS):
-        chip, biomass = f'{number:08x}', rng.uniform(0, 300, (4, 4)).repeat(4, 0).repeat(4, 1).astype(np.float32)
-        for sensor, months in MONTHS.items():
-            for month in months:
-                name = f'{chip}_{sensor}_{month:02d}.tif'
-                count = 4 if sensor == 'S1' else 11
-                image = -12.7 + biomass / 30 + rng.normal(size=(count, 16, 16))
-                image = np.float32(image) if sensor == 'S1' else np.uint16(1000 + 100 * image**2)
-                write(root / 'train_features' / name, image, crs=None)
-                rows.append((chip, name, f'{chip}_agbm.tif', sensor, 'train', month))
-        if number == 0:
-            biomass[:8] = -1
-        write(root / 'train_agbm' / f'{chip}_agbm.tif', biomass, crs=None)
-    columns = ['chip_id', 'filename', 'corresponding_agbm', 'satellite', 'split', 'month']
-    pd.DataFrame(rows, columns=columns).to_csv(root / BioMasstersSeries.metadata_filename, index=False)
-    return root
+    return write_biomassters(tmp_path_factory.mktemp('biomassters'), CHIPS)
 
 
-def make(root: Path) -> MappedDataModule:
+def make(root: Path, fractions: list[float] | None = None) -> MappedDataModule:
     dataset = {'class_path': 'torchgeo_omnisat.datasets.BioMasstersSeries', 'init_args': {'root': str(root)}}
-    return MappedDataModule(dataset, MODALITIES, KEYS, 40.0, batch_size=2, fractions=[0.6, 0.2, 0.2])
+    return MappedDataModule(dataset, MODALITIES, KEYS, 40.0, batch_size=2, fractions=fractions or [0.6, 0.2, 0.2])
 
 
 def test_months_decibels_and_labels(root: Path) -> None:
@@ -91,4 +79,53 @@ def test_target_statistics_are_those_of_the_training_labels(root: Path) -> None:
 @pytest.mark.parametrize('fractions', [[0.5, 0.5], [0.9, 0.2, 0.1], [1.2, -0.1, -0.1]])
 def test_invalid_fractions(root: Path, fractions: list[float]) -> None:
     with pytest.raises(ValueError, match=r'0\.5|0\.9|1\.2'):
-        MappedDataModule({'class_path': 'x.Y'}, MODALITIES, KEYS, 40.0, fractions=fractions)
+        make(root, fractions=fractions)
+
+
+def parts_of(data: bytes) -> list[tuple[pd.Series, bytes]]:
+    """Rows of the index of a tortilla file, a Parquet table, and the bytes that each describes."""
+    start, length = struct.unpack('<qq', data[2:18])
+    table = pd.read_parquet(io.BytesIO(data[start : start + length]))
+    places = zip(table['tortilla:offset'], table['tortilla:length'], strict=True)
+    return [(row, data[o : o + n]) for (_, row), (o, n) in zip(table.iterrows(), places, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine real chips of GEO-Bench-2, unpacked to the layout of BioMassters."""
+    path = SHARED / 'biomassters-mini' / 'biomassters.tortilla'
+    if not path.is_file():
+        pytest.skip(f'{path} is not there')
+    pytest.importorskip('pyarrow')
+    root, rows = tmp_path_factory.mktemp('real'), []
+    for folder in ('train_features', 'train_agbm'):
+        (root / folder).mkdir()
+    for _, sample in parts_of(path.read_bytes()):
+        files = parts_of(sample)
+        chip = files[0][0]['tortilla:id'].split('_')[0]
+        for row, data in files:
+            if row['modality'] not in ('S1', 'S2'):
+                (root / 'train_agbm' / f'{chip}_agbm.tif').write_bytes(data)
+                continue
+            month = (list(calendar.month_name).index(row['month']) - 9) % 12
+            name = f'{chip}_{row["modality"]}_{month:02d}.tif'
+            (root / 'train_features' / name).write_bytes(data)
+            rows.append((chip, name, f'{chip}_agbm.tif', row['modality'], 'train', month))
+    columns = ['chip_id', 'filename', 'corresponding_agbm', 'satellite', 'split', 'month']
+    pd.DataFrame(rows, columns=columns).to_csv(root / BioMasstersSeries.metadata_filename, index=False)
+    return root
+
+
+def test_real_chips_are_read_and_trained_on(real: Path, tmp_path: Path) -> None:
+    datamodule = make(real)
+    dataset = datamodule.make_dataset('train')
+    samples = [dataset[index] for index in range(len(dataset))]
+    assert {len(sample['dates_s1']) for sample in samples} == {12}
+    assert min(len(sample['dates_s2']) for sample in samples) < 12  # some months have no Sentinel-2 image
+    quiet: dict[str, Any] = {'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False, 'max_steps': 2}
+    task = OmniSatRegression('omnisat_tiny')
+    trainer = Trainer(**quiet, default_root_dir=tmp_path, enable_checkpointing=False, num_sanity_val_steps=0)
+    trainer.fit(task, datamodule=datamodule)
+    (scores,) = trainer.test(task, datamodule=datamodule, verbose=False)
+    assert 0 < datamodule.target_mean < 500
+    assert {'test_MAE', 'test_RMSE', 'test_R2', 'test_R2/s1', 'test_R2/s2'} <= set(scores)

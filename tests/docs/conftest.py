@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from shapely.geometry import box
 
+from tests.biomassters_tree import write_biomassters
 from tests.chips_tree import write_chips
 from tests.conftest import write_pastis
 from tests.geo_tree import UTM, X, Y, write
@@ -31,6 +32,7 @@ def write_region(root: Path) -> Path:
     fields = [box(X + 160 * c, Y - 160 * (r + 1), X + 160 * (c + 1), Y - 160 * r) for r in range(8) for c in range(8)]
     crops = [number % 3 for number in range(64)]
     gpd.GeoDataFrame({'crop': crops}, geometry=fields, crs=UTM).to_file(root / 'fields.gpkg')
+    write(root / 'canopy.tif', rng.uniform(0, 30, (128, 128)).astype(np.float32), nodata=-1)
     return root
 
 
@@ -52,6 +54,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     'treesatai': lambda root: write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3)),
     'region': write_region,
     'belgium': write_belgium,
+    'biomassters': write_biomassters,
     'chips': lambda root: write_chips(root, 5, series=('20210315', '20210615')),
 }
 

@@ -107,6 +107,7 @@ def trained(made, tmp_path_factory):
     told = {
         'pastis': ['--model', 'omnisat', '--data', 'PASTISMultimodalDataModule', '--data.root', str(made('pastis'))],
         'region': ['--config', str(ROOT / 'docs/configs/rasters.yaml'), '--data.root', str(made('region'))],
+        'canopy': ['--config', str(ROOT / 'docs/configs/canopy.yaml'), '--data.root', str(made('region'))],
     }
     few = ['--trainer.max_epochs', '1', '--trainer.limit_train_batches', '1', '--trainer.limit_val_batches', '0']
     for name, words in told.items():
@@ -157,6 +158,8 @@ def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatc
         Path(config).symlink_to(ROOT / 'docs/configs/rasters.yaml')
     for checkpoint in ('A.ckpt', 'B.ckpt', 'FILE.ckpt', 'LAST.ckpt'):
         Path(checkpoint).symlink_to(trained / ('region.ckpt' if '--config' in words else 'pastis.ckpt'))
+    Path('CANOPY.yaml').symlink_to(ROOT / 'docs/configs/canopy.yaml')
+    Path('CANOPY.ckpt').symlink_to(trained / 'canopy.ckpt')
     for checkpoint in ('S1.ckpt', 'S2.ckpt'):
         Path(checkpoint).symlink_to(trained / checkpoint)
     if 'export' not in words:

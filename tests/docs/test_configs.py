@@ -16,6 +16,8 @@ CONFIGS = Path(__file__).parents[2] / 'docs' / 'configs'
 #: The made-up data that each configuration reads, by the directory that it names.
 DATA = {
     'belgium-crops': {'data/belgium-crops': 'belgium'},
+    'biomassters': {'data/BioMassters': 'biomassters'},
+    'canopy': {'data/region': 'region'},
     'chips': {'data/chips': 'chips'},
     'flair': {'data/FLAIR': 'flair'},
     'flair-hub': {'data/FLAIR-HUB': 'flair-hub'},

@@ -182,10 +182,21 @@ def baseline_parser() -> argparse.ArgumentParser:
     """Create the parser of ``baseline``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat baseline',
-        description='Print the mean IoU of a pixel-wise MLP, as a baseline for a model.',
+        description='Print the mean IoU of a pixel-wise MLP, as a baseline for a model. With --data or --config of '
+        'continuous labels, print MAE, RMSE and R2 of their mean and of a pixel-wise MLP.',
     )
+    parser.add_argument('-c', '--config', help=CONFIG_HELP)
+    parser.add_argument('--data', metavar='NAME', help='datamodule with continuous labels, with its arguments')
     parser.add_argument('--root', help=f'directory of PASTIS or of synthetic landscapes (default: {SYNTHETIC_ROOT})')
     parser.add_argument('--fold', type=int, default=1, choices=list(FOLDS), help='official split (default: 1)')
+    parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the MLP (default: 0)')
+    return parser
+
+
+def value_baseline_parser(make: MakeParser = help_parser) -> ArgumentParser:
+    """Create the parser of ``baseline`` of continuous labels."""
+    parser = make('baseline', 'Print MAE, RMSE and R2 of the mean and of a pixel-wise MLP.')
     parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the MLP (default: 0)')
     return parser

@@ -20,7 +20,7 @@ YEAR = 2020
 
 
 class BioMasstersSeries(BioMassters):
-    """TorchGeo's :class:`~torchgeo.datasets.BioMassters` with the month of each image, for :class:`.MappedDataset`.
+    """TorchGeo's ``BioMassters`` with the month of each image, for :class:`.MappedDataset`.
 
     Samples are time series of up to twelve months from September to August. They have ``dates_S1`` and ``dates_S2``,
     the 15th of each month in seconds since 1970 (the first September is that of 2020), because months may be missing.

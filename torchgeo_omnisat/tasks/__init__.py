@@ -10,12 +10,14 @@ The command line finds a task by the exact name of its class: ``omnisat``, ``omn
 from .backbone import export_hub, load_hub
 from .base import OmniSatTask
 from .classification import OmniSatClassification, omnisat_classification
+from .dense import DenseTask
 from .pretraining import OmniSatPretraining, omnisat_pretraining
 from .regression import OmniSatRegression, omnisat_regression
 from .segmentation import OmniSatSegmentation, omnisat
 from .supervised import SupervisedTask
 
 __all__ = [
+    'DenseTask',
     'OmniSatClassification',
     'OmniSatPretraining',
     'OmniSatRegression',

@@ -126,8 +126,7 @@ class OmniSatRegression(DenseTask):
 
     def make_metrics(self) -> dict[str, Metric]:
         """Return the mean absolute error, the root-mean-square error and R2 of labelled pixels."""
-        metrics = {'MAE': LabelledMAE(), 'RMSE': LabelledMSE(squared=False), 'R2': LabelledR2()}
-        return {name: metric.set_dtype(WIDE) for name, metric in metrics.items()}
+        return value_metrics()
 
     def target_of(self, batch: Sample) -> Tensor:
         """Return the target ``(B, H, W)`` of a batch, NaN where it is unknown.
@@ -242,6 +241,12 @@ class LabelledR2(R2Score):
     def compute(self) -> Tensor:
         """Return 1 minus the ratio of the squared errors and the squared deviations from the mean."""
         return super().compute() if self.total >= 2 else torch.full_like(self.residual, torch.nan)
+
+
+def value_metrics() -> dict[str, Metric]:
+    """Return the metrics of continuous values by name; pixels without a finite target do not count."""
+    metrics = {'MAE': LabelledMAE(), 'RMSE': LabelledMSE(squared=False), 'R2': LabelledR2()}
+    return {name: metric.set_dtype(WIDE) for name, metric in metrics.items()}
 
 
 def labelled_pixels(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
