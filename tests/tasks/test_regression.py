@@ -160,10 +160,10 @@ def test_training_and_checkpoint_keep_the_unit(tmp_path: Path) -> None:
 def test_constant_target_is_predicted(tmp_path: Path) -> None:
     samples = [{**one, 'mask': torch.full((16, 16), 7.0)} for one in SAMPLES]
     task = make_task(target_mean=7.0, target_std=0.0)
-    make_trainer(tmp_path, max_steps=8).fit(task, make_loader(samples))
+    make_trainer(tmp_path, max_steps=20).fit(task, make_loader(samples))
     values = task.eval().predict_step(collate(samples, MODALITIES), 0)['values']
     assert values is not None
-    assert (values - 7).abs().mean() < 1
+    assert (values - 7).abs().mean() < 0.5
 
 
 def test_all_unlabelled_training_keeps_finite_weights(tmp_path: Path) -> None:
