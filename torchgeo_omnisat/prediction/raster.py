@@ -235,7 +235,7 @@ def write_cog(
             describe(file)
             for window, values in parts:
                 file.write(values, window=RasterWindow(window.column, window.row, window.width, window.height))
-                written += int((values[-1] != bands.nodata).sum())
+                written += int(((values[-1] != bands.nodata) & ~np.isnan(values[-1])).sum())
         if factors := overview_factors(grid):
             with rasterio.open(scratch, 'r+') as file:
                 file.build_overviews(factors, Resampling.nearest)

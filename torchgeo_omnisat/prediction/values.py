@@ -14,14 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.shutil import copy
-from rasterio.windows import Window as RasterWindow
 
 from ..grid import Grid
 from ..utils.cli.console import abbreviate
 from ..utils.figures import save_figure
-from .raster import BLOCK, CACHE, SIDE, Placement, TileFolder, overview_factors, profile_of
+from .raster import SIDE, Placement, TileFolder, write_cog
 from .tiling import Window
 from .writer import GeoTIFFWriter, WorkFolder
 
@@ -76,25 +73,15 @@ def write_values(
     Returns:
         Number of pixels that are not nodata.
     """
-    profile = profile_of(grid, len(bands.names), bands.dtype, bands.nodata)
-    layout = {'tiled': True, 'blockxsize': BLOCK, 'blockysize': BLOCK, 'interleave': 'band', 'bigtiff': 'IF_SAFER'}
-    written = 0
-    with rasterio.Env(GDAL_CACHEMAX=CACHE):
-        with rasterio.open(scratch, 'w', **profile, **layout, compress='lzw') as file:
-            file.update_tags(**(tags or {}))
-            file.descriptions = bands.names
-            if bands.unit:
-                file.set_band_unit(1, bands.unit)
-            file.update_tags(2, **{f'BIT_{index}': name for index, name in enumerate(bands.modalities)})
-            for window, values in parts:
-                file.write(values, window=RasterWindow(window.column, window.row, window.width, window.height))
-                written += int(np.isfinite(values[0]).sum())
-        if factors := overview_factors(grid):
-            with rasterio.open(scratch, 'r+') as file:
-                file.build_overviews(factors, Resampling.nearest)  # an average of bit flags has no meaning
-        copy(scratch, path, driver='GTiff', **layout, compress='DEFLATE', predictor=3, copy_src_overviews=True)
-    scratch.unlink()
-    return written
+
+    def describe(file: Any) -> None:
+        file.update_tags(**(tags or {}))
+        file.descriptions = bands.names
+        if bands.unit:
+            file.set_band_unit(1, bands.unit)
+        file.update_tags(2, **{f'BIT_{index}': name for index, name in enumerate(bands.modalities)})
+
+    return write_cog(path, scratch, grid, bands, parts, describe, 'band', predictor=3)
 
 
 @rc_context({'text.parse_math': False})  # a unit may contain $

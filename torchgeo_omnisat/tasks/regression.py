@@ -4,7 +4,7 @@
 """Task for the regression of a continuous value per pixel."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +23,7 @@ from ..utils.finite import refuse_output
 from .dense import DenseTask, flipped_back
 
 #: Losses by name.
-LOSSES = {'smooth_l1': F.smooth_l1_loss, 'mse': F.mse_loss, 'l1': F.l1_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {'smooth_l1': F.smooth_l1_loss, 'mse': F.mse_loss, 'l1': F.l1_loss}
 #: Data type in which metrics add up errors.
 WIDE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
@@ -211,7 +211,7 @@ class RegressionLoss(nn.Module):
             )
         known = target.isfinite()
         wanted = (target.masked_fill(~known, self.mean).float() - self.mean) / self.std
-        each: Tensor = self.loss(values[:, 0].float(), wanted, reduction='none')
+        each = self.loss(values[:, 0].float(), wanted, reduction='none')
         return (each * known).sum() / known.sum().clamp(min=1)
 
 

@@ -213,7 +213,7 @@ def _show(ax: Axes, panel: _Panel, palette: Palette, show_title: bool, limits: t
 
 def _limits(targets: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
     """Return the common range of continuous targets; 0 to 1 without any finite value."""
-    values = np.concatenate([target[np.isfinite(target)] for target in targets] or [np.zeros(0)])
+    values = np.concatenate([target[np.isfinite(target)] for target in targets] or [np.zeros(0, np.float32)])
     return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
 
 
