@@ -6,21 +6,26 @@
 import json
 import re
 import sys
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pystac
 import pytest
 import rasterio
+import shapely
 import torch
 import xarray as xr
+from pyarrow import parquet
 from pyproj import CRS
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio import Affine
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 from torchgeo.datasets import RasterDataset
 
@@ -30,7 +35,9 @@ from torchgeo_omnisat.grid import Grid
 from torchgeo_omnisat.prediction import EmbeddingBands, EmbeddingWriter, Window, raster
 from torchgeo_omnisat.prediction.embeddings import zarr_store
 from torchgeo_omnisat.prediction.embeddings.reader import EmbeddingMap
+from torchgeo_omnisat.prediction.embeddings.tile_table import write_tile_table
 from torchgeo_omnisat.prediction.embeddings.writer import stac_item, write_embeddings
+from torchgeo_omnisat.prediction.raster import Placement
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.embedding import training_samples
 from torchgeo_omnisat.utils.checks import EmptySplitError
@@ -448,10 +455,57 @@ def test_single_tiles(tmp_path: Path) -> None:
     )
     task = OmniSatPretraining('omnisat_tiny', embedding_dim=8, tile_weight=0, patch_weight=0)
     task.allow_random = True
-    make_trainer(tmp_path, EmbeddingWriter(str(tmp_path / 'tiles'))).predict(task, datamodule=datamodule)
+    folder = tmp_path / 'tiles'
+    writer = EmbeddingWriter(str(folder), parquet=True)
+    make_trainer(tmp_path, writer).predict(task, datamodule=datamodule)
     dataset: Any = datamodule.predict_dataset
-    assert sorted(path.stem for path in (tmp_path / 'tiles').iterdir()) == sorted(dataset.ids)
-    with rasterio.open(tmp_path / f'tiles/{dataset.ids[0]}.tif') as file:
-        assert file.tags()['EMBEDDING_GSD'] == '10'
-        assert (file.read(9) == 1).all()
-        assert file.shape == (16, 16)
+    assert sorted(path.stem for path in folder.glob('*.tif')) == sorted(dataset.ids)
+    table = gpd.read_parquet(folder / 'embeddings.parquet')
+    assert table['id'].tolist() == list(dataset.ids)
+    assert table.crs.to_epsg() == 4326
+    for number in (0, len(table) - 1):
+        row, sample = table.iloc[number], dataset[number]
+        with rasterio.open(folder / f'{row["id"]}.tif') as file:
+            assert file.tags()['EMBEDDING_GSD'] == '10'
+            assert (file.read(9) == 1).all()
+            assert file.shape == (16, 16)
+            mean = dequantize(file.read()[:8]).mean((1, 2))
+        np.testing.assert_allclose(row['embedding'], mean / np.linalg.norm(mean), atol=1e-6)
+        corners = gpd.GeoSeries(shapely.points(dataset.corners[number]), crs=dataset.crs).to_crs(4326)
+        vertices = shapely.points(shapely.get_coordinates(row.geometry)[[0, 3, 1]])  # tiles of PASTIS are rotated
+        assert shapely.distance(corners.to_numpy(), vertices).max() < 1e-6
+        assert row['sensors'].tolist() == ['s2']
+        days = sample['dates_s2'][sample['valid_s2']].numpy().astype('datetime64[D]')
+        assert (row['start_datetime'], row['end_datetime']) == tuple(
+            pd.Timestamp(day, tz='UTC') for day in (days.min(), days.max())
+        )
+    assert parquet.read_schema(folder / 'embeddings.parquet').field('embedding').type.list_size == 8
+    with pytest.raises(ValueError, match='zarr'):
+        make_trainer(tmp_path, EmbeddingWriter(str(folder), zarr=True)).predict(task, datamodule=datamodule)
+
+
+def test_table_omits_missing_tiles_and_those_of_other_weights(tmp_path: Path) -> None:
+    bands = EmbeddingBands(2, ['s2', 's1a'])
+    codes = np.full((3, 4, 4), -128, np.int8)
+    for name, weights, place in (
+        ('a', '1', make_grid(4, 4)),
+        ('b', '2', make_grid(4, 4)),
+        ('c', '1', Placement(None, Affine.identity(), 4, 4)),
+    ):
+        if name == 'c':
+            codes[:, :2] = np.array([9, 9, 2]).reshape(3, 1, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            write_embeddings(tmp_path / f'{name}.tif', tmp_path / 'scratch.tif', place, bands,
+                             [(Window(0, 0, 4, 4), codes)], {'WEIGHTS_SHA256': weights})  # fmt: skip
+            files = [tmp_path / f'{other}.tif' for other in 'abcd']
+            count = write_tile_table(tmp_path / 'table.parquet', files, 2, '1')
+    assert count == 2
+    table = gpd.read_parquet(tmp_path / 'table.parquet')
+    assert table['id'].tolist() == ['a', 'c']
+    assert table['embedding'][0] is None  # no pixel was observed
+    np.testing.assert_allclose(table['embedding'][1], [0.5**0.5] * 2, rtol=1e-6)
+    assert table['sensors'][1].tolist() == ['s1a']
+    assert table.geometry[0].is_valid
+    assert table.geometry[1] is None  # no georeference
+    assert table['start_datetime'].isna().all()

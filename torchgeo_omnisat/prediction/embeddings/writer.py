@@ -13,21 +13,26 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from pyproj import Transformer
 
 from ...grid import Grid, metres
-from ...utils.checks import check_output_files
+from ...modality import Modality
+from ...utils.checks import check_output_files, require_pyarrow
 from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from ..raster import Placement, TileFolder, write_cog
 from ..tiling import Window
 from ..writer import GeoTIFFWriter, WorkFolder, digest_state
+from .tile_table import PERIOD, write_tile_table
 from .zarr_store import check_zarr_output, require_zarr, write_zarr
 
 #: Number of bits of the band of sensors; the sign bit would be nodata.
 BITS = 7
 #: Stored value of a cosine of 1.
 COSINE_ONE = 127
+#: File name of the table of single tiles.
+TABLE = 'embeddings.parquet'
 #: STAC extensions of an item.
 EXTENSIONS = (
     'https://stac-extensions.github.io/embeddings/v0.0.1/schema.json',
@@ -153,6 +158,8 @@ class EmbeddingWriter(GeoTIFFWriter):
             convention ``geoemb:``. Requires an area, and zarr: ``pip install torchgeo_omnisat[zarr]``.
         source_data: URLs of the datasets that the images are from, for the attribute ``geoemb:source_data`` of the
             Zarr store. By default, one URN for each sensor.
+        parquet: Whether to write the mean vector of each tile to a GeoParquet, ``embeddings.parquet`` in the folder of
+            single tiles. Requires pyarrow: ``pip install torchgeo_omnisat[parquet]``.
     """
 
     key: ClassVar[str] = 'embeddings'
@@ -166,6 +173,7 @@ class EmbeddingWriter(GeoTIFFWriter):
         projection: str | None = None,
         zarr: bool = False,
         source_data: Sequence[str] = (),
+        parquet: bool = False,
     ) -> None:
         super().__init__(output, 'none', overview=False)
         if isinstance(cosine, str):
@@ -173,16 +181,18 @@ class EmbeddingWriter(GeoTIFFWriter):
         if isinstance(source_data, str):
             raise ValueError(f'source_data is {source_data!r}, expected a list of URLs')
         self.cosine, self.dim, self.gsd, self.projection = tuple(cosine), dim, gsd, projection
-        self.zarr, self.source_data = zarr, tuple(source_data)
+        self.zarr, self.source_data, self.parquet = zarr, tuple(source_data), parquet
         if zarr:
             require_zarr()
+        if parquet:
+            require_pyarrow(TABLE)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Validate task and datamodule, as :meth:`.GeoTIFFWriter.setup`.
 
         Raises:
-            ValueError: If the task has no backbone, *cosine* has unknown modalities, or *zarr* is True for single
-                tiles.
+            ValueError: If the task has no backbone, *cosine* has unknown modalities, *zarr* is True for single
+                tiles, or *parquet* for an area.
         """
         if stage == 'predict' and not hasattr(pl_module, 'embedder'):
             raise ValueError(f'EmbeddingWriter got {type(pl_module).__name__}, expected a task of torchgeo_omnisat')
@@ -190,9 +200,38 @@ class EmbeddingWriter(GeoTIFFWriter):
         is_area = getattr(datamodule, 'tiling', None) is not None
         if self.zarr and not is_area and stage == 'predict':
             raise ValueError(f'zarr is True for {type(datamodule).__name__}, with single tiles: expected an area')
+        if self.parquet and is_area and stage == 'predict':
+            raise ValueError(f'parquet is True for {type(datamodule).__name__}, with an area: expected single tiles')
         if self.output is None and stage == 'predict':
             self.output = str(Path(trainer.default_root_dir) / ('embeddings.tif' if is_area else 'embeddings'))
         super().setup(trainer, pl_module, stage)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the tiles of a batch, as :meth:`.GeoTIFFWriter.write_on_batch_end`, with their dates in their tags."""
+        if isinstance(self._tiles, EmbeddingFolder):
+            task: Any = self._module
+            self._tiles.periods = dict(zip(batch_indices or (), periods_of(batch, task.modalities), strict=True))
+        super().write_on_batch_end(trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the strips, or the tiles as a table, of all ranks on rank 0."""
+        super().on_predict_epoch_end(trainer, pl_module)
+        if self.parquet and self._tiles is not None:
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                files = [self._tiles.path / f'{name}.tif' for name in self._tiles.ids]
+                path = self._tiles.path / TABLE
+                count = write_tile_table(path, files, self._bands.dim, self._weights)
+                rank_zero_info(f'Written: {path} with {count} of {len(files)} tiles')
 
     def _check_outputs(self, output: Path) -> None:
         check_output_files('output', output, output.with_suffix('.json'))
@@ -274,10 +313,35 @@ class EmbeddingFolder(TileFolder):
     def __init__(self, path: Path, dataset: Any, bands: Any, tags: Mapping[str, str]) -> None:
         super().__init__(path, dataset, bands, np.zeros((0, 3), np.uint8))
         self.tags = tags
+        #: First and last date of the images of samples.
+        self.periods: dict[int, tuple[str, str] | None] = {}
+        self._period: tuple[str, str] | None = None
+
+    def write(self, index: int, probabilities: NDArray[np.float32], seen: NDArray[np.uint16], bounds: Any) -> None:
+        """Write the file of a sample atomically."""
+        self._period = self.periods.get(index)
+        super().write(index, probabilities, seen, bounds)
 
     def _save(self, path: Path, place: Placement, parts: Iterable[tuple[Window, NDArray[Any]]]) -> None:
         bands: Any = self.bands
-        write_embeddings(path, path.with_name('scratch'), place, bands, parts, self.tags)
+        tags = {**self.tags, **dict(zip(PERIOD, self._period or (), strict=False))}
+        write_embeddings(path, path.with_name('scratch'), place, bands, parts, tags)
+
+
+def periods_of(batch: Mapping[str, Any], modalities: Mapping[str, Modality]) -> list[tuple[str, str] | None]:
+    """Return the first and last date of the valid images of each sample; None without a date."""
+    dates = [
+        (batch[modality.dates_key] * batch[modality.valid_key]).cpu().numpy()
+        for modality in modalities.values()
+        if modality.dates_key in batch and modality.valid_key in batch
+    ]
+    size = len(next(iter(batch.values())))
+    joined = np.concatenate(dates, 1) if dates else np.zeros((size, 0), np.int64)
+    found: list[tuple[str, str] | None] = []
+    for days in joined:
+        known = days[days != 0].astype('datetime64[D]')
+        found.append((f'{known.min()}T00:00:00Z', f'{known.max()}T00:00:00Z') if len(known) else None)
+    return found
 
 
 def stac_item(
