@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
+from torchgeo.main import main
 
 from tests.prediction.embeddings.files import X, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
@@ -23,6 +25,7 @@ RASTERS: dict[str, Any] = {
     's2': {'path': 's2', 'kind': 'optical', 'unit': 'dn'},
     'aef': {'path': 'aef', 'kind': 'alphaearth'},
     'tessera': {'path': 'tessera', 'kind': 'tessera'},
+    'own': {'path': 'own', 'kind': 'embeddings'},
 }
 
 
@@ -38,33 +41,50 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_codes(root / 'aef/2022/31N/x-0000000000.tiff', vectors[:, :, 32:], origin=east, flipped=True)
     tessera = landscape(32, 32, dims=128)[0]
     write_scaled(root / 'tessera/grid_4.45_51.45_2022.tiff', tessera, origin=east)
+    seen = np.ones((32, 32))
+    write_codes(root / 'own/map_2022.tif', vectors[:, :, 32:], seen, origin=east)
     write_raster(root / 'labels/a.tif', classes[None].astype(np.uint8))
     return root
 
 
-def test_joined_training(root: Path, tmp_path: Path) -> None:
-    datamodule = MultimodalGeoDataModule(
-        str(root), rasters=RASTERS, mask={'path': 'labels'}, labels=['a', 'b', 'c'], tile_size=160, batch_size=4,
-        length=8, split={'axis': 'y', 'fractions': (0.5, 0.0, 0.5)},
-    )  # fmt: skip
-    arguments = {'encoders': {'aef': 'projection', 'tessera': 'projection'}, 'widths': [16, 16], 'embed_dim': 16}
-    task = OmniSatSegmentation(backbone='omnisat_tiny', backbone_args={**arguments, 'depth': 1})
-    quiet = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
-    trainer = Trainer(max_steps=2, accelerator='cpu', default_root_dir=tmp_path, **quiet)
-    trainer.fit(task, datamodule)
-    assert [datamodule.modalities[name].kind for name in RASTERS] == ['optical', 'embedding', 'embedding']
-    datamodule.setup('test')
-    samples = [datamodule.test_dataset[index] for index in range(len(datamodule.test_dataset))]
-    there = ['image_aef' in sample and bool(sample['valid_aef'].any()) for sample in samples]
-    assert 0 < sum(there) < len(there)
+@pytest.mark.parametrize('through', ['python', pytest.param('command', marks=pytest.mark.slow)])
+def test_joined_training(root: Path, tmp_path: Path, through: str) -> None:
+    """Three of four modalities are absent in half of the samples."""
+    encoders = dict.fromkeys(('aef', 'tessera', 'own'), 'projection')
+    settings: dict[str, Any] = {
+        'root': str(root), 'rasters': RASTERS, 'mask': {'path': 'labels'}, 'labels': ['a', 'b', 'c'], 'tile_size': 160,
+        'batch_size': 4, 'length': 8, 'split': {'axis': 'y', 'fractions': [0.5, 0.0, 0.5]},
+    }  # fmt: skip
+    quiet: dict[str, Any] = {'logger': False, 'enable_progress_bar': False, 'enable_model_summary': False}
+    arguments = {'encoders': encoders, 'widths': [16, 16], 'embed_dim': 16, 'depth': 1}
+    model: dict[str, Any] = {'backbone': 'omnisat_tiny', 'backbone_args': arguments}
+    config = {
+        'model': {'class_path': 'omnisat', 'init_args': model},
+        'data': {'class_path': 'MultimodalGeoDataModule', 'init_args': settings},
+        'trainer': {'max_steps': 2, 'accelerator': 'cpu', 'default_root_dir': str(tmp_path), **quiet},
+    }
+    datamodule = MultimodalGeoDataModule(**settings)
+    trainer = Trainer(**config['trainer'])
+    task = OmniSatSegmentation(**model)
+    if through == 'command':
+        (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+        main(['fit', f'--config={tmp_path}/config.yaml'])
+        (checkpoint,) = tmp_path.rglob('*.ckpt')
+        task = OmniSatSegmentation.load_from_checkpoint(checkpoint, map_location='cpu')
+    else:
+        trainer.fit(task, datamodule)
     trainer.test(task, datamodule, verbose=False)
-    scores = {key for key in trainer.callback_metrics if key.startswith('test_AverageJaccardIndex')}
-    assert 'test_AverageJaccardIndex/aef+s2+tessera' in scores
+    assert {f'test_AverageJaccardIndex/{name}' for name in ('s2', 'aef+own+s2+tessera')} <= {*trainer.callback_metrics}
+    assert [datamodule.modalities[name].kind for name in RASTERS] == ['optical', *['embedding'] * 3]
+    samples = [datamodule.test_dataset[index] for index in range(len(datamodule.test_dataset))]
+    for name in encoders:
+        there = [f'image_{name}' in sample and bool(sample[f'valid_{name}'].any()) for sample in samples]
+        assert sum(there) == len(there) / 2
     batch = datamodule.collate_fn(samples)
-    batch['image_aef'] = (batch['image_aef'] - datamodule.mean['aef'].view(-1, 1, 1)) / 1
     changed = dict(batch)
     absent = ~batch['valid_aef'].any(1)
-    changed['image_aef'] = torch.where(absent.view(-1, 1, 1, 1), 5.0, batch['image_aef'])
+    for name in encoders:
+        changed[f'image_{name}'] = torch.where(absent.view(-1, 1, 1, 1), 5.0, batch[f'image_{name}'])
     with torch.inference_mode():
         before, after = task.eval()(batch), task(changed)
     assert torch.equal(before[absent], after[absent])

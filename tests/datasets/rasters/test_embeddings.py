@@ -101,6 +101,29 @@ def test_join_takes_the_year_of_the_series(root: Path, through: str) -> None:
         assert sample['dates_tessera'].tolist() == [MIDDLE[year]]
 
 
+@pytest.mark.parametrize(
+    ('name', 'file', 'image', 'expected', 'day'),
+    [
+        ('PrestoEmbeddings', 'Togo_Presto_embeddings_v2025_06_19.tif', TESSERA, TESSERA, '2019-08-31'),
+        ('CopernicusEmbed', 'embed_map_310k.tif', AEF, AEF, None),
+        # Codes of six levels: 8, 8, 8, 5, 5 and 5 steps from -1 on.
+        ('EmbeddedSeamlessData', 'SDC30_EBD_V001_31UDS_2024.tif', np.full((13, 32, 32), 4 + 5 * 8, np.uint16),
+         np.tile(np.array([0, 0.25, -1, -1, -1, -1]), 13)[:, None, None] * np.ones((78, 32, 32)), '2024-07-02'),
+    ],
+)  # fmt: skip
+def test_other_embeddings_of_torchgeo(
+    tmp_path: Path, name: str, file: str, image: Any, expected: Any, day: str | None
+) -> None:
+    write_raster(tmp_path / file, image)
+    settings = {'class_path': f'torchgeo.datasets.{name}', 'init_args': {'paths': str(tmp_path)}}
+    join = MultimodalGeoDataset({'other': image_dataset('other', settings, tmp_path)})
+    modality = join.modalities['other']
+    assert (modality.kind, modality.temporal, len(modality.bands)) == ('embedding', False, len(expected))
+    sample = join[WHOLE]
+    assert error(sample['image_other'], expected) < 1e-6
+    assert sample['dates_other'].tolist() == [0 if day is None else int((np.datetime64(day) - EPOCH).astype(int))]
+
+
 def test_rows_from_south_to_north_are_on_the_grid(root: Path) -> None:
     dataset = AlphaEarthEmbeddings(root / 'aef', name='aef')
     part = dataset[slice(X + 50, X + 130), slice(Y - 200, Y - 40), slice(None)]['image_aef']

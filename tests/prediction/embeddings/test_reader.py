@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pyproj import CRS
 from rasterio import Affine
+from torchgeo.datasets import GoogleSatelliteEmbedding
 
 from tests.prediction.embeddings.files import X, Y, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datasets import EmbeddingRasters
@@ -137,3 +138,20 @@ def test_map_that_this_package_writes(tmp_path: Path) -> None:
     assert dataset.bands == tuple(f'A{index:02}' for index in range(8))
     sample = dataset[slice(X, X + 640), slice(Y - 480, Y)]
     assert np.array_equal(sample['image_embeddings'].numpy(), read, equal_nan=True)
+
+
+@pytest.mark.parametrize('beside', ['file', 'folder'])
+def test_map_opens_as_google_satellite_embedding(tmp_path: Path, beside: str) -> None:
+    """TorchGeo's own class reads the codes of a map of 64 dimensions, without the bands that are no dimension."""
+    bands = EmbeddingBands(64, ['s2'], ['s2'])
+    grid = Grid(CRS.from_epsg(32631), Affine(10, 0, X, 0, -10, Y), 48, 64)
+    vectors = landscape(dims=64)[0]
+    values = np.concatenate([vectors, np.ones((1, 48, 64), np.float32)])
+    codes = bands.encode(values, np.ones((48, 64), np.uint16))
+    path = tmp_path / '2024/map.tif'
+    path.parent.mkdir()
+    write_embeddings(path, tmp_path / 'scratch.tif', grid, bands, [(WHOLE, codes)], {})
+    path.with_suffix('.json').write_text('{}')
+    dataset = GoogleSatelliteEmbedding(path if beside == 'file' else tmp_path)
+    assert (len(dataset), dataset.index.index[0].left.year) == (1, 2024)
+    assert np.array_equal(dataset[dataset.bounds]['image'].numpy(), codes[:64])

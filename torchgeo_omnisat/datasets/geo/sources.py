@@ -44,6 +44,7 @@ from ..rasters.frames import (
     days_of,
     decoding_of,
     merge_of,
+    middle_days_of,
     nearest_period,
     opened,
     overlapping,
@@ -184,12 +185,16 @@ class ImageSource(GeoSource):
         return self._read_series(grid, rows) if self.modality.temporal else self._read_image(grid, rows)
 
     def _read_image(self, grid: Grid, rows: GeoDataFrame) -> Sample:
-        """Read one image through TorchGeo; its date is 0 unless all files have the same date."""
+        """Read one image through TorchGeo; its date is 0 unless all files have the same date.
+
+        Of an image with more than one axis of bands, such as that of EmbeddedSeamlessData, the axes are joined.
+        """
         sample = self.query(grid, rows)
         if not sample:
             return {}
         image = self.mask_nodata(sample['image'], rows, grid)
-        days = np.unique(days_of(rows))
+        image = image.reshape(-1, *image.shape[-2:])
+        days = middle_days_of(rows) if self.modality.kind == 'embedding' else np.unique(days_of(rows))
         days = days if len(days) == 1 else np.zeros(1, np.int64)
         return tensors(self.modality, image, days, np.isfinite(image).any(keepdims=True).reshape(-1))
 
@@ -498,7 +503,9 @@ def _bands(dataset: GeoDataset) -> tuple[str, ...]:
     ]
     if 'image' not in sample:
         raise ValueError(f'{type(dataset).__name__} returns samples of {sorted(sample)}, expected an image')
-    return tuple(f'B{i + 1}' for i in range(sample['image'].shape[-3]))
+    shape = sample['image'].shape
+    count = shape[-3] if _is_series(dataset) else math.prod(shape[:-2])
+    return tuple(f'B{i + 1}' for i in range(count))
 
 
 def common_step(lengths: Sequence[float]) -> float:

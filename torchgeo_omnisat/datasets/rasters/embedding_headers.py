@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.windows import Window
-from torchgeo.datasets import GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings
+from torchgeo.datasets import (
+    CopernicusEmbed,
+    EmbeddedSeamlessData,
+    GoogleSatelliteEmbedding,
+    PrestoEmbeddings,
+    TesseraEmbeddings,
+)
 
 from ...utils.quantization import NODATA, dequantize
 from ..io.decoding import Decoding
@@ -26,8 +32,9 @@ SENSORS = 'sensors'
 DIMENSION = re.compile('A[0-9]{2,}')
 #: Endings of the file with the scale of each pixel of a TESSERA file, instead of its extension.
 SCALES = ('_scales.tif', '_scales.tiff', '_scales.npy')
-#: Rasters of embeddings of TorchGeo whose pixels are codes or floats of this module; it has others with own codes.
-TORCHGEO = (GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings)
+#: Rasters of embeddings of TorchGeo. Their pixels are codes or floats of this module; only EmbeddedSeamlessData has
+#: codes that it decodes itself.
+TORCHGEO = (CopernicusEmbed, EmbeddedSeamlessData, GoogleSatelliteEmbedding, PrestoEmbeddings, TesseraEmbeddings)
 #: Power: sign(q) (q / 127.5)^2. Scaled: q times the scale of the pixel. Float: stored values.
 Scheme = Literal['power', 'scaled', 'float']
 
