@@ -3,6 +3,7 @@
 
 """Rasters of continuous labels, from training to a map on the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from lightning.pytorch import Trainer
 
 from tests.geo_tree import UTM, X, Y, write
 from torchgeo_omnisat.commands import baseline
-from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule
+from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule, adapters
 from torchgeo_omnisat.prediction import GeoTIFFWriter, ValueWriter
 from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
+from torchgeo_omnisat.validation import walk
 
 RASTERS: dict[str, Any] = {'s2': {'path': 's2', 'gsd': 10}, 'dem': {'path': 'dem', 'gsd': 10, 'temporal': False}}
 CANOPY = {'path': 'canopy.tif', 'continuous': True, 'value_unit': 'm'}
@@ -189,3 +191,22 @@ def test_baseline_is_scored_on_the_same_split(root: Path, tmp_path: Path, capsys
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split()[:4] == ['mean', 'MAE', f'{scores["mean"]["MAE"]:.4g}', 'm,']
     assert f'R2 {scores["pixel-wise MLP"]["R2"]:.3f}' in lines[-1]
+
+
+def test_shards_keep_the_target(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = make(root)
+    datamodule.setup('fit')
+    description = json.loads(json.dumps(adapters.describe_samples(datamodule)))
+    monkeypatch.setattr(adapters, 'read_description', lambda root: description)
+    sharded = adapters.ShardedDataModule(str(root))
+    assert (sharded.target_mean, sharded.target_std) == datamodule.target_moments
+    assert (sharded.continuous, sharded.target_unit) == (True, 'm')
+    description['target']['std'] = -1.0
+    with pytest.raises(ValueError, match='target'):
+        adapters.ShardedDataModule(str(root))
+
+
+def test_check_accepts_values(root: Path) -> None:
+    report = walk(make(root))
+    assert not [problem for problem in report.faults if problem.modality == 'mask']
+    assert report.samples['train'] > 0

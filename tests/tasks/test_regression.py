@@ -123,6 +123,21 @@ def test_metrics_are_those_of_all_labelled_pixels(task: OmniSatRegression) -> No
         assert metric.compute().item() == pytest.approx(expected[name], rel=1e-6)
 
 
+def test_sums_of_ranks_are_the_metrics_of_all(task: OmniSatRegression) -> None:
+    truth = torch.arange(64.0).view(4, 4, 4)
+    answer = truth + torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for name, whole in task.make_metrics().items():
+        ranks = [task.make_metrics()[name] for _ in range(3)]
+        whole.update(answer, truth)
+        for rank, part in zip(ranks, (slice(0, 1), slice(1, 4)), strict=False):  # the last rank has no tile
+            rank.update(answer[part], truth[part])
+        states = [rank.metric_state for rank in ranks]
+        assert {key: value.dtype for key, value in states[2].items()} == {k: v.dtype for k, v in states[0].items()}
+        for key in states[0]:
+            setattr(ranks[0], key, torch.stack([state[key] for state in states]).sum(0))
+        assert ranks[0].compute().item() == pytest.approx(whole.compute().item(), rel=1e-9)
+
+
 def test_test_scores_every_subset(tmp_path: Path) -> None:
     task = make_task()
     trainer = make_trainer(tmp_path)

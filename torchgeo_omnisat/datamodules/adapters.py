@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,17 @@ def describe_samples(datamodule: MultimodalDataModule) -> dict[str, Any]:
     measured = {kind: {name: x.tolist() for name, x in getattr(datamodule, kind).items()} for kind in ('mean', 'std')}
     crs = getattr(datamodule.train_dataset, 'crs', None)
     place = None if crs is None else CRS.from_user_input(crs).to_wkt()
-    return {'made_from': datamodule.origin, 'modalities': modalities, 'crs': place, **measured, **attributes}
+    target = None
+    if datamodule.target_moments is not None:
+        target = {'mean': datamodule.target_mean, 'std': datamodule.target_std, 'unit': datamodule.target_unit}
+    return {
+        'made_from': datamodule.origin,
+        'target': target,
+        'modalities': modalities,
+        'crs': place,
+        **measured,
+        **attributes,
+    }
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,13 @@ def _check_description(description: Mapping[str, Any], root: str) -> None:
 
     if missing := [key for key in (*ATTRIBUTES, 'mean', 'std', 'made_from') if key not in description]:
         refuse(missing[0], 'a value')
-    for key, least in (('num_classes', 1), ('ignore_index', -(2**31))):
+    target = description.get('target')  # shards of older versions have none
+    if target is not None:
+        numbers = [target.get(key) for key in ('mean', 'std')] if isinstance(target, dict) else []
+        finite = [x for x in numbers if type(x) in (int, float) and math.isfinite(x)]
+        if len(finite) != 2 or finite[1] < 0 or not isinstance(target.get('unit'), str | None):
+            refuse('target', 'null, or mean, std and unit of continuous labels')
+    for key, least in (('num_classes', 1 if target is None else 0), ('ignore_index', -(2**31))):
         value = description[key]
         if value is not None and not (type(value) is int and least <= value <= 2**31):
             refuse(key, 'an integer or null')
@@ -244,6 +261,8 @@ class ShardedDataModule(MultimodalDataModule):
         super().__init__(ShardedDataset, root=root, cache=cache, allow_outside=allow_outside, **kwargs)
         self.description = read_description(root)
         _check_description(self.description, root)
+        self.continuous = self.description.get('target') is not None
+        self.target_unit = self.description['target']['unit'] if self.continuous else None
         for name in ('num_classes', 'labels', 'ignore_index', 'patch_size', 'label_gsd'):
             if self.description[name] is not None:
                 setattr(self, name, self.description[name])
@@ -253,6 +272,12 @@ class ShardedDataModule(MultimodalDataModule):
         """Names of the classes of ``label``."""
         names: list[str] = self.description['label_names']
         return names
+
+    @cached_property
+    def target_moments(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of continuous labels, from the description of the shards; None for classes."""
+        target = self.description.get('target')
+        return None if target is None else (float(target['mean']), float(target['std']))
 
     @property
     def origin(self) -> str:
