@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 
 from tests.geo_tree import UTM, X, Y, write
 from torchgeo_omnisat.commands import baseline
+from torchgeo_omnisat.commands.robustness import load_task
 from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule, adapters
 from torchgeo_omnisat.prediction import GeoTIFFWriter, ValueWriter
 from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
@@ -107,6 +108,7 @@ def test_checkpoint_has_the_target(root: Path, trained: Path) -> None:
     assert (task.hparams['target_mean'], task.hparams['target_std']) == datamodule.target_moments
     assert task.hparams['target_unit'] == 'm'
     assert task.hparams['label_gsd'] == 10
+    assert isinstance(load_task(trained), OmniSatRegression)
 
 
 def test_map_in_the_unit_of_the_target(root: Path, trained: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..datamodules import MultimodalDataModule
 from ..datasets.common.arguments import class_at
 from ..evaluation.report import Scored, markdown, write_report
 from ..evaluation.robustness import RobustnessTest
-from ..tasks import OmniSatClassification, OmniSatSegmentation, SupervisedTask
+from ..tasks import OmniSatClassification, OmniSatRegression, OmniSatSegmentation, SupervisedTask
 from ..tasks.checkpoints import read_checkpoint
 from ..utils.cli.console import quiet, say
 from . import parsers
@@ -108,7 +108,11 @@ def join(label: str, models: Sequence[Scored]) -> Scored:
 def load_task(path: Path, class_path: str | None = None) -> SupervisedTask:
     """Load the trained task of a checkpoint, whose class is *class_path* or one of this package."""
     _, hparams = read_checkpoint(path)
-    kinds: dict[str, Any] = {'num_classes': OmniSatSegmentation, 'label_names': OmniSatClassification}
+    kinds: dict[str, Any] = {
+        'num_classes': OmniSatSegmentation,
+        'label_names': OmniSatClassification,
+        'target_mean': OmniSatRegression,
+    }
     kind: Any = class_at(class_path, SupervisedTask, '--task') if class_path else None
     kind = kind or next((kind for key, kind in kinds.items() if key in hparams), None)
     if kind is None or not path.is_file():
