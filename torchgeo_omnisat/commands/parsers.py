@@ -150,8 +150,8 @@ def robustness_parser(make: MakeParser = help_parser) -> ArgumentParser:
         required=True,
         metavar='LABEL=FILE',
         help='checkpoints of OmniSatSegmentation, OmniSatClassification or OmniSatRegression, drawn side by side; the '
-        'label defaults to the name of the file. Several checkpoints of one label are dedicated models, each scored with all of its '
-        'own sensors only',
+        'label defaults to the name of the file. Several checkpoints of one label are dedicated models, each scored '
+        'with all of its own sensors only',
     )
     parser.add_argument('--output', type=Path, default=Path('robustness'), help='folder for the results')
     parser.add_argument('--task', metavar='CLASS', help='import path of the task of the checkpoints, if it is your own')
