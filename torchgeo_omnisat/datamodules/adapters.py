@@ -213,7 +213,7 @@ def _check_description(description: Mapping[str, Any], root: str) -> None:
     target = description.get('target')  # shards of older versions have none
     if target is not None:
         numbers = [target.get(key) for key in ('mean', 'std')] if isinstance(target, dict) else []
-        finite = [x for x in numbers if type(x) in (int, float) and math.isfinite(x)]
+        finite = [x for x in numbers if isinstance(x, int | float) and math.isfinite(x)]
         if len(finite) != 2 or finite[1] < 0 or not isinstance(target.get('unit'), str | None):
             refuse('target', 'null, or mean, std and unit of continuous labels')
     for key, least in (('num_classes', 1 if target is None else 0), ('ignore_index', -(2**31))):
