@@ -3,6 +3,7 @@
 
 """Dataset of synthetic landscapes in the file layout of PASTIS-HD."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +86,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         if self._factor == 1:
             return super()._read_instances(patch, size)
         if patch.id not in self._instances:
-            drawn = draw_instances(self._recipe, patch.id - FIRST_ID, self.label_gsd / self._factor)
+            recipe = replace(self._recipe, size=size[0])
+            drawn = draw_instances(recipe, patch.id - FIRST_ID, self.label_gsd / self._factor)
             self._instances[patch.id] = torch.from_numpy(drawn.astype(np.int32))
         return self._instances[patch.id].long()
