@@ -236,3 +236,17 @@ def test_bad_input_is_refused() -> None:
         loss(fused, batch, hidden, (3, 3))
     with pytest.raises(ValueError, match=r"\{'patch_size': 0\.0, 'max_dates': 0\}"):
         MaskedReconstruction([S2], 8, 0.0, max_dates=0)
+
+
+def test_absolute_error_is_linear_in_outliers() -> None:
+    batch = {
+        'image_dem': torch.tensor([0.1, 4.0]).view(1, 1, 1, 2),
+        'dates_dem': torch.zeros(1, 1, dtype=torch.int64),
+        'valid_dem': torch.ones(1, 1, dtype=torch.bool),
+    }
+    arguments = torch.zeros(1, 2, 4), batch, torch.ones(1, 2, dtype=torch.bool), (1, 2)
+    for error, expected in (('squared', 0.1**2 + 4**2), ('absolute', 0.1**2 / 0.5 + 4 - 0.125)):
+        loss = MaskedReconstruction([DEM], 4, 20.0, standardised=False, error=error)
+        for parameter in loss.parameters():
+            torch.nn.init.zeros_(parameter)
+        assert loss.errors(*arguments)[0].item() == pytest.approx(expected)

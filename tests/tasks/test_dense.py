@@ -18,7 +18,7 @@ from torchgeo_omnisat.tasks.pretraining import draw_views
 from .helpers import MODALITIES, make_loader, make_sample, make_trainer, read_csv
 from .test_pretraining import CONTRAST, MIXED, gradients, make_batch, make_task
 
-DENSE = {'embedding_dim': 8, 'embedding_pixels': 32, 'tile_weight': 0, 'patch_weight': 0, 'reconstruction_weight': 0}
+DENSE = {'embedding_dim': 8, 'embedding_pixels': 32}
 
 
 class TestHead:
@@ -46,7 +46,7 @@ class TestHead:
 class TestTerms:
     def test_each_term_and_weight(self) -> None:
         batch = make_batch(*MIXED)
-        whole = make_task(**DENSE).compute(batch, 'train', 0)[0]
+        whole = make_task(**DENSE, embedding_contrast_weight=0.1).compute(batch, 'train', 0)[0]
         names = ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')
         parts = [
             make_task(**DENSE, **dict(zip(names, weights, strict=True))).compute(batch, 'train', 0)[0]
@@ -54,6 +54,13 @@ class TestTerms:
         ]
         torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
         torch.testing.assert_close(parts[3], 2 * parts[0] + 5 * parts[2])
+
+    def test_terms_of_patches_are_off_by_default(self) -> None:
+        assert set(make_task().terms) == {'tile', 'patch', 'reconstruction'}
+        assert set(make_task(embedding_dim=8).terms) == {'pixel_reconstruction', 'consistency'}
+        assert make_task(embedding_dim=8, patch_weight=0.5, embedding_contrast_weight=0.1).terms == {
+            'patch': 0.5, 'pixel_reconstruction': 1.0, 'pixel_contrast': 0.1, 'consistency': 0.1
+        }  # fmt: skip
 
     def test_every_part_learns(self) -> None:
         task = make_task(**DENSE)
@@ -117,10 +124,10 @@ class TestTerms:
             first, second = (loss(fused, images, hidden, (16, 16)).item() for images in (batch, bright))
             assert (first == pytest.approx(second, rel=1e-3)) == standardised
 
-    @pytest.mark.parametrize('wrong', [{'embedding_weight': -1}, {'consistency_weight': -1}, {'embedding_pixels': 0}])
-    def test_arguments_out_of_range(self, wrong: dict[str, float]) -> None:
+    @pytest.mark.parametrize('wrong', [{'embedding_weight': -1}, {'consistency_weight': -1}, {'embedding_error': 'l3'}])
+    def test_arguments_out_of_range(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            make_task(**{**DENSE, 'tile_weight': 1, **wrong})
+            make_task(**{**DENSE, **wrong})
 
 
 class TestSubsets:

@@ -6,7 +6,7 @@
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
+from ..utils.checks import check_choice
 from ..utils.dates import annual_code
 from ..utils.observed import observed
 
@@ -23,6 +24,8 @@ from ..utils.observed import observed
 DATE_FEATURES = 12
 #: Limit of targets that are not standardised, in standard deviations; clouds and corner reflectors exceed it.
 LIMIT = 5.0
+#: Error below which the absolute error is replaced by a parabola, in standard deviations.
+SMOOTH = 0.25
 
 
 class Reconstruction(NamedTuple):
@@ -93,9 +96,12 @@ class MaskedReconstruction(nn.Module):
             dates, which evaluation always uses.
         standardised: Whether targets are standardised per patch. If not, they are the values of the batch,
             clipped to -5 and 5. Patches of one pixel need this: standardised, they lack their brightness.
+        error: ``'squared'``, or ``'absolute'`` for the Huber loss (Huber, "Robust Estimation of a Location Parameter",
+            1964), which is ``e^2 / 0.5`` for errors e below 0.25 and ``|e| - 0.125`` beyond. Clouds have large errors,
+            which cannot be predicted, and dominate squared ones.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or *error* is unknown.
     """
 
     def __init__(
@@ -107,8 +113,11 @@ class MaskedReconstruction(nn.Module):
         max_pixels: int | None = None,
         max_dates: int | None = None,
         standardised: bool = True,
+        error: Literal['squared', 'absolute'] = 'squared',
     ) -> None:
         super().__init__()
+        check_choice(error=(error, ('squared', 'absolute')))
+        self.error = error
         self.modalities = as_modalities(modalities)
         self.standardised = standardised
         sizes = {'embed_dim': embed_dim, 'patch_size': patch_size, 'width': width}
@@ -167,7 +176,7 @@ class MaskedReconstruction(nn.Module):
         hidden: Bool[Tensor, 'b n'],
         grid: tuple[int, int],
     ) -> tuple[Float[Tensor, ' m'], Int[Tensor, ' m']]:
-        """Return the sum and number of the squared errors of each modality on this rank.
+        """Return the sum of the errors of each modality on this rank, and their number.
 
         Those of several parts of a batch add up to those of the whole; see :meth:`rebuild`.
         """
@@ -189,7 +198,7 @@ class MaskedReconstruction(nn.Module):
     def _errors(
         self, name: str, fused: Tensor, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum and number of the squared errors of one modality; an unused decoder has zero gradient."""
+        """Return the sum and number of the errors of one modality; an unused decoder has zero gradient."""
         modality, decoder = self.modalities[name], self.decoders[name]
         if modality.image_key not in batch:
             patch = torch.zeros(0, dtype=torch.int64, device=fused.device)
@@ -206,8 +215,12 @@ class MaskedReconstruction(nn.Module):
                     patch, values, code = patch[kept], values[kept], code[kept]
         is_observed = values.isfinite()
         rebuilt = decoder(fused.flatten(0, 1)[patch], code).to(values.dtype)
-        errors = (rebuilt - values.masked_fill(~is_observed, 0)).masked_fill(~is_observed, 0).square().sum()
-        return errors, is_observed.sum()
+        errors = (rebuilt - values.masked_fill(~is_observed, 0)).masked_fill(~is_observed, 0)
+        if self.error == 'absolute':
+            total = F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction='sum', beta=SMOOTH)
+        else:
+            total = errors.square().sum()
+        return total, is_observed.sum()
 
 
 class PatchDecoder(nn.Module):

@@ -32,7 +32,7 @@ from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
 from ..utils.coordinates import COORDINATES
-from ..utils.distributed import gather_numbers, own_rows, shared_mean
+from ..utils.distributed import gather, gather_numbers, own_rows, shared_mean
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
 
@@ -112,10 +112,11 @@ class OmniSatPretraining(OmniSatTask):
 
     With *embedding_dim*, a head also decodes a unit vector for each pixel of *embedding_gsd* metres
     (:class:`.DenseEmbedding`), which ``torchgeo predict`` writes as a map. It is trained on *embedding_pixels*
-    random pixels of each tile, in two views: one of all modalities, and one of a random subset. Three more terms are
-    added: reconstruction of the pixel in all modalities from either view; contrast between the views of a pixel and of
-    the pixels at the same position in other tiles; and consistency, 1 minus the cosine of the two views. ``test``
-    writes the cosine of the embeddings from every subset of the modalities and from all of them to
+    random pixels of each tile, in two views: one of all modalities, and one of a random subset. The terms are then
+    others, unless weights are given: reconstruction of the time series of the pixel in all modalities from either view,
+    and consistency, 1 minus the cosine of the two views. With *embedding_contrast_weight*, there is also contrast
+    between the views of a pixel and of the pixels at the same position in other tiles, which are often of the same
+    class. ``test`` writes the cosine of the embeddings from every subset of the modalities and from all of them to
     ``embeddings.csv``.
 
     Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
@@ -130,9 +131,10 @@ class OmniSatPretraining(OmniSatTask):
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
         patch_size: Side of a ground patch in metres.
-        tile_weight: Weight of the contrastive loss of tiles; 0 disables it.
-        patch_weight: Weight of the contrastive loss of patches; 0 disables it.
-        reconstruction_weight: Weight of the reconstruction; 0 disables it and the masking.
+        tile_weight: Weight of the contrastive loss of tiles; 0 disables it. None is 1, or 0 with *embedding_dim*,
+            because the terms of tiles and patches lowered the scores of dense embeddings.
+        patch_weight: Weight of the contrastive loss of patches; as *tile_weight*.
+        reconstruction_weight: Weight of the reconstruction of patches; as *tile_weight*. 0 also disables the masking.
         temperature: Initial temperature of the contrastive loss of tiles.
         patch_temperature: Fixed temperature of the contrastive loss of patches.
         projection_dim: Width of the projected embeddings of tiles and patches.
@@ -157,6 +159,8 @@ class OmniSatPretraining(OmniSatTask):
         embedding_dim: Dimension of dense embeddings, such as 64; None for a model without them.
         embedding_gsd: GSD of dense embeddings in metres.
         embedding_weight: Weight of their reconstruction; 0 disables it.
+        embedding_error: ``'squared'`` or ``'absolute'`` error of their reconstruction, see
+            :class:`.MaskedReconstruction`; the absolute one suits time series with clouds.
         embedding_contrast_weight: Weight of their contrast; 0 disables it.
         consistency_weight: Weight of their consistency between all and some modalities; 0 disables it. A larger
             weight raises the cosine between the embeddings from all and from some modalities; a weight of 1 lowered
@@ -188,9 +192,9 @@ class OmniSatPretraining(OmniSatTask):
         modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
         patch_size: float | None = None,
         *,
-        tile_weight: float = 1.0,
-        patch_weight: float = 1.0,
-        reconstruction_weight: float = 1.0,
+        tile_weight: float | None = None,
+        patch_weight: float | None = None,
+        reconstruction_weight: float | None = None,
         temperature: float = 0.07,
         patch_temperature: float = 0.1,
         projection_dim: int = 128,
@@ -209,9 +213,10 @@ class OmniSatPretraining(OmniSatTask):
         embedding_dim: int | None = None,
         embedding_gsd: float = 10.0,
         embedding_weight: float = 1.0,
-        embedding_contrast_weight: float = 0.1,
+        embedding_error: Literal['squared', 'absolute'] = 'squared',
+        embedding_contrast_weight: float = 0.0,
         consistency_weight: float = 0.1,
-        embedding_pixels: int = 64,
+        embedding_pixels: int = 256,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
         seed: int = 0,
         lr: float = 2e-3,
@@ -233,12 +238,18 @@ class OmniSatPretraining(OmniSatTask):
     @property
     def terms(self) -> dict[str, float]:
         """Weights of the enabled loss terms by name."""
-        found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
+        found = self._base_weights()
         if self.hparams['embedding_dim'] is not None:
             found['pixel_reconstruction'] = float(self.hparams['embedding_weight'])
             found['pixel_contrast'] = float(self.hparams['embedding_contrast_weight'])
             found['consistency'] = float(self.hparams['consistency_weight'])
         return {name: weight for name, weight in found.items() if weight}
+
+    def _base_weights(self) -> dict[str, float]:
+        """Return the weights of the terms of tiles and patches; None is 1, or 0 with dense embeddings."""
+        default = 1.0 if self.hparams['embedding_dim'] is None else 0.0
+        given = {name: self.hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
+        return {name: default if weight is None else float(weight) for name, weight in given.items()}
 
     def build(self) -> nn.Module:
         """Build the backbone with heads and decoders."""
@@ -265,7 +276,13 @@ class OmniSatPretraining(OmniSatTask):
             return dense, None
         side = min(LARGEST_SIDE, hparams['max_pixels'] or LARGEST_SIDE)
         reconstruction = MaskedReconstruction(
-            self.modalities, dense.dim, dense.gsd, max_pixels=side, max_dates=hparams['max_dates'], standardised=False
+            self.modalities,
+            dense.dim,
+            dense.gsd,
+            max_pixels=side,
+            max_dates=hparams['max_dates'],
+            standardised=False,
+            error=hparams['embedding_error'],
         )
         return dense, reconstruction
 
@@ -426,17 +443,26 @@ class OmniSatPretraining(OmniSatTask):
         if 'pixel_contrast' in terms:
             found = self.pixel_contrast.compare(views.pixels, views.pixels_observed, exclude, counts)
             losses['pixel_contrast'] = found.loss
-            whole, seen = found.tokens[:1], found.available[..., :1]
-            statistics = {'spread': spread(whole, seen), 'rank': effective_rank(whole, seen)}
-            statistics['position'] = position_variance(whole[0], seen[..., 0]).unsqueeze(0)
-            for name, values in statistics.items():
-                self._log_each(f'{stage}_pixel_{name}', ['all'], values, values.isfinite(), stage)
         if 'consistency' in terms:
             both = views.pixels_observed.all(-1)
             whole, part = views.pixels.float()
             apart = (1 - F.cosine_similarity(part, whole.detach(), dim=-1)).masked_fill(~both, 0)
             losses['consistency'] = shared_mean(apart.sum(), both.sum())[0]
+        self._log_statistics(views, counts, stage)
         return losses
+
+    def _log_statistics(self, views: Views, counts: Sequence[int], stage: str) -> None:
+        """Log whether the dense embeddings of the tiles of all ranks collapse, or depend on their position."""
+        flags = views.pixels_observed[..., :1].to(views.pixels.dtype)
+        rows = torch.cat(gather(torch.cat([views.pixels[0].detach(), flags], -1), counts))
+        pixels, seen = rows[..., :-1], rows[..., -1:] > 0.5
+        statistics = {
+            'spread': spread(pixels.unsqueeze(0), seen),
+            'rank': effective_rank(pixels.unsqueeze(0), seen),
+            'position': position_variance(pixels, seen[..., 0]).unsqueeze(0),
+        }
+        for name, values in statistics.items():
+            self._log_each(f'{stage}_pixel_{name}', ['all'], values, values.isfinite(), stage)
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
         assert self.tile_contrast is not None
@@ -497,7 +523,7 @@ class OmniSatPretraining(OmniSatTask):
 
     def _check_arguments(self) -> None:
         hparams = self.hparams
-        weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
+        weights = self._base_weights()
         if min(weights.values()) < 0 or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
@@ -505,7 +531,11 @@ class OmniSatPretraining(OmniSatTask):
                 f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
                 'modalities, or tile_weight=0 and patch_weight=0'
             )
-        check_choice(hide=(hparams['hide'], ('pixels', 'tokens')), rebuild=(hparams['rebuild'], ('hidden', 'all')))
+        check_choice(
+            hide=(hparams['hide'], ('pixels', 'tokens')),
+            rebuild=(hparams['rebuild'], ('hidden', 'all')),
+            embedding_error=(hparams['embedding_error'], ('squared', 'absolute')),
+        )
         if weights['reconstruction'] and not 0 < hparams['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
         sizes = ('micro_batch_size', 'projection_dim', 'candidates', 'embedding_pixels')
