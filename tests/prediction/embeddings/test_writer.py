@@ -277,6 +277,25 @@ class TestZarr:
             assert 'cosine' not in data
             assert data.attrs['geoemb:source_data'] == ['https://example.org/s2']
 
+    def test_interrupted_store_is_written_again(
+        self, tmp_path: Path, task: OmniSatPretraining, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip('zarr')
+
+        def stop(store: Path, *args: Any) -> None:
+            zarr_store.write_zarr(store, *args)
+            (store / 'left').write_text('')
+            raise Stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr('torchgeo_omnisat.prediction.embeddings.writer.write_zarr', stop)
+            with pytest.raises(Stop):
+                embed(tmp_path, PlaneDataModule(32, 32), task, zarr=True)
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith('map')]
+        embed(tmp_path, PlaneDataModule(32, 32), task, zarr=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['map.json', 'map.tif', 'map.zarr']
+        assert not (tmp_path / 'map.zarr/left').exists()
+
     def test_requirements(self, tmp_path: Path, task: OmniSatPretraining, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip('zarr')
         (tmp_path / 'map.zarr').mkdir()
