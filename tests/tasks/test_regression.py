@@ -15,7 +15,7 @@ from torch import Tensor
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
 from torchgeo_omnisat.tasks.regression import RegressionLoss
-from torchgeo_omnisat.transforms import RandomDihedral, RandomGroundCrop
+from torchgeo_omnisat.transforms import RandomDihedral, RandomGroundAffine, RandomGroundCrop
 
 from .helpers import MODALITIES, make_loader, make_sample, make_trainer, read_csv
 
@@ -100,8 +100,11 @@ def test_batch_without_labels_has_no_loss_and_no_gradient() -> None:
 @pytest.mark.parametrize(('kind', 'expected'), [('mse', 1.25), ('l1', 1.0), ('smooth_l1', (0.125 + 1.0) / 2)])
 def test_loss_of_standardised_values(kind: str, expected: float) -> None:
     target = torch.tensor([[[10.0, 26.0, torch.nan]]])  # -2 and 2 standard deviations
-    values = torch.tensor([[[[-1.5, 0.5, 9.0]]]])
-    assert RegressionLoss(kind, 4.0, 18.0)(values, target).item() == pytest.approx(expected)
+    values = torch.tensor([[[[-1.5, 0.5, 9.0]]]], requires_grad=True)
+    loss = RegressionLoss(kind, 4.0, 18.0)(values, target)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert loss.item() == pytest.approx(expected)
+    assert (gradient != 0).flatten().tolist() == [True, True, False]
 
 
 def test_metrics_are_those_of_all_labelled_pixels(task: OmniSatRegression) -> None:
@@ -197,6 +200,15 @@ def test_transforms_move_values_with_the_ground() -> None:
         torch.manual_seed(3)
         moved = transform(batch)
         torch.testing.assert_close(moved['mask'], moved['image_spot'][:, 0, ::2, ::2], equal_nan=True)
+
+
+def test_values_beyond_a_moved_tile_are_unknown() -> None:
+    batch = collate(SAMPLES[:1], MODALITIES)
+    del batch['bounds']
+    batch['mask'] = torch.ones(1, 16, 16)
+    moved = RandomGroundAffine(MODALITIES, degrees=0, scale=(0.5, 0.5), translate=0)(batch)['mask']
+    assert set(moved[moved.isfinite()].tolist()) == {1.0}
+    assert moved.isnan().sum() == 16 * 16 - 8 * 8
 
 
 def test_tta_averages_flips(task: OmniSatRegression) -> None:
