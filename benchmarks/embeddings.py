@@ -6,10 +6,12 @@
 A model is pre-trained without labels on the images of the training tiles. Classifiers are fitted on a few labelled
 pixels of each class from these tiles, and scored by macro F1 on all labelled pixels of the test tiles, other ground.
 Compared are 64-dimensional embeddings (float and int8), the principal components of a model without a head, the same
-model with random weights, and the pixels themselves: monthly means of all bands.
+model with random weights, and the pixels themselves: monthly means of all bands. Also measured are the effective rank
+of the embeddings, and the fraction of their variance that the position in the tile explains.
 
     python benchmarks/embeddings.py                        # seeds 0, 1, 2
     python benchmarks/embeddings.py --consistency 0 1      # with and without the consistency of views
+    python benchmarks/embeddings.py --name contrast --model embedding_contrast_weight=0.1
 """
 
 import argparse
@@ -33,6 +35,7 @@ from sklearn.preprocessing import StandardScaler
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets import SyntheticLandscapes
 from torchgeo_omnisat.evaluation.probe import monthly_means
+from torchgeo_omnisat.evaluation.retrieval import effective_rank, position_variance
 from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.models.embedding import dense_features
 from torchgeo_omnisat.tasks import OmniSatPretraining
@@ -124,11 +127,9 @@ def measure(seed: int, consistency: float, args: argparse.Namespace) -> list[dic
     task = pretrain(datamodule, seed, consistency, args)
     minutes = (time.process_time() - start) / 60
     datamodule.setup('test')
-    torch.manual_seed(seed)
-    random = OmniSatPretraining(args.backbone, dict(task.modalities), task.hparams['patch_size'], embedding_dim=64)
     parts = [datamodule.make_dataset(split) for split in ('train', 'test')]
-    train, test = (embed(task, datamodule, part, ('dense', 'features', 'pixels')) for part in parts)
-    fresh = [embed(random.eval(), datamodule, part, ('dense',))['dense'] for part in parts]
+    kinds = ('dense', 'features') if args.only_trained else ('dense', 'features', 'pixels')
+    train, test = (embed(task, datamodule, part, kinds) for part in parts)
     some = np.random.default_rng(0).permutation(len(train['features']))[:20000]
     pca = make_pipeline(StandardScaler(), PCA(64, random_state=0)).fit(train['features'][some])
     # Training and test features of each row, and the distance of its neighbours.
@@ -136,12 +137,22 @@ def measure(seed: int, consistency: float, args: argparse.Namespace) -> list[dic
         'embedding': (train['dense'], test['dense'], 'cosine'),
         'embedding, int8': (*(dequantize(quantize(x['dense'])) for x in (train, test)), 'cosine'),
         'principal components': (*(pca.transform(x['features']) for x in (train, test)), 'cosine'),
-        'random weights': (*fresh, 'cosine'),
-        'pixels': (train['pixels'], test['pixels'], 'euclidean'),
     }
+    if not args.only_trained:
+        torch.manual_seed(seed)
+        random = OmniSatPretraining(args.backbone, dict(task.modalities), task.hparams['patch_size'], embedding_dim=64)
+        fresh = [embed(random.eval(), datamodule, part, ('dense',))['dense'] for part in parts]
+        features['random weights'] = (*fresh, 'cosine')
+        features['pixels'] = (train['pixels'], test['pixels'], 'euclidean')
     names = [name for name in test if name.startswith('dense/')]
     features |= {f'embedding, {name[6:]}': (train['dense'], test[name], 'cosine') for name in names}
     cosines = {f'embedding, {name[6:]}': float((test[name] * test['dense']).sum(1).mean()) for name in names}
+    vectors = torch.from_numpy(test['dense']).unflatten(0, (len(parts[1]), -1))[:, ::7]
+    everywhere = torch.ones(vectors.shape[:2], dtype=torch.bool)
+    statistics = {
+        'rank': f'{effective_rank(vectors.unsqueeze(0), everywhere.unsqueeze(-1)).item():.1f}',
+        'position': f'{position_variance(vectors, everywhere).item():.4f}',
+    }
     ignored: Any = datamodule.ignore_index
     y, ty = train['mask'][:, 0], test['mask'][:, 0]
     rows = []
@@ -157,8 +168,10 @@ def measure(seed: int, consistency: float, args: argparse.Namespace) -> list[dic
             {
                 'key': f'{args.name} {seed} {consistency} {name}', 'run': args.name, 'seed': seed,
                 'consistency_weight': consistency, 'features': name, 'knn': knn, 'logistic': logistic,
-                'cosine': f'{cosines[name]:.4f}' if name in cosines else '', 'classes': len(np.unique(y[points])),
-                'points': args.points, 'draws': DRAWS, 'steps': args.steps, 'batch_size': args.batch_size,
+                'cosine': f'{cosines[name]:.4f}' if name in cosines else '',
+                **(statistics if name == 'embedding' else dict.fromkeys(statistics, '')),
+                'classes': len(np.unique(y[points])), 'points': args.points,
+                'draws': DRAWS, 'steps': args.steps, 'batch_size': args.batch_size,
                 'tiles': args.tiles, 'modalities': '+'.join(args.modalities), 'backbone': args.backbone,
                 'cpu_minutes': round(minutes, 1), **circumstances(),
             }
@@ -170,7 +183,7 @@ def main() -> None:
     """Measure what is missing in the table, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--consistency', type=float, nargs='+', default=[1.0], help='weights of the consistency')
+    parser.add_argument('--consistency', type=float, nargs='+', default=[0.1], help='weights of the consistency')
     parser.add_argument('--points', type=int, default=20, help='labelled pixels of each class')
     parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--batch-size', type=int, default=4, help='tiles a step')
@@ -179,18 +192,22 @@ def main() -> None:
     parser.add_argument('--backbone', default='omnisat_tiny')
     parser.add_argument('--model', type=lambda text: text.split('='), nargs='*', default=[], help='other NAME=NUMBER')
     parser.add_argument('--name', default='default', help='name of the run')
+    parser.add_argument(
+        '--only-trained', action='store_true', help='omit the rows that do not depend on the pre-training'
+    )
     parser.add_argument('--root', type=Path, default=HERE / 'runs' / 'landscapes-embeddings')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / 'embeddings.csv')
     args = parser.parse_args()
     args.model = [(name, float(value)) for name, value in args.model]
     for seed in args.seeds:
         for consistency in args.consistency:
-            if f'{args.name} {seed} {consistency} pixels' not in read(args.results):
+            last = 'embedding' if args.only_trained else 'pixels'
+            if f'{args.name} {seed} {consistency} {last}' not in read(args.results):
                 for row in measure(seed, consistency, args):
                     keep(args.results, row)
     with args.results.open(newline='') as file:
         for row in csv.DictReader(file):
-            shown = ('run', 'seed', 'consistency_weight', 'features', 'knn', 'logistic', 'cosine', 'cpu_minutes')
+            shown = ('run', 'seed', 'consistency_weight', 'features', 'knn', 'logistic', 'cosine', 'rank', 'position')
             print(*(row[name] for name in shown), sep='\t')
 
 

@@ -22,11 +22,11 @@ are appended to ``fewshot-<data>.csv``; rows that exist are not computed again.
 
 import argparse
 import csv
+import functools
 import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import StratifiedGroupKFold
 
-from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
+from torchgeo_omnisat.datamodules import MultimodalGeoDataModule, PixelTableDataModule
 from torchgeo_omnisat.datasets import PixelTable
 from torchgeo_omnisat.models import PrestoEncoder
 from torchgeo_omnisat.prediction.embeddings.few_labels import Validation, fit_classifier
 from torchgeo_omnisat.tasks import OmniSatPretraining
 from torchgeo_omnisat.utils.atomic import atomic_file
+from torchgeo_omnisat.utils.quantization import dequantize, quantize
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -68,40 +69,56 @@ POINTS = {
     'classes': {name: name for name in ('sorghum', 'maize', 'other_oilseeds', 'trees_mixed', 'dry_pulses_legumes')},
 }  # fmt: skip
 #: Size and length of our pre-training, its tiles, and the area and the year of ``belgium-crops``.
-DIM, STEPS = 64, 120
-TILES = {'tile_size': 160, 'batch_size': 8}
+DIM, STEPS = 64, {'belgium': 120, 'points': 300}
+TILES = {'tile_size': 80, 'batch_size': 8}
+POINT_BATCH = 64
 AREA, YEAR = (664760, 5611900, 665240, 5612400), ('2020-08-01', '2021-07-31')
+
+
+def pretrain(datamodule: Any, seed: int, steps: int) -> OmniSatPretraining:
+    """Return a task that is pre-trained without labels, or has random weights after 0 steps."""
+    seed_everything(seed, verbose=False)
+    backbone = yaml.safe_load(CONFIG.read_text())['model']['init_args']['backbone_args']
+    task = OmniSatPretraining('omnisat_tiny', embedding_dim=DIM, backbone_args=backbone)
+    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_steps=max(1, steps), accelerator='cpu', enable_model_summary=False, default_root_dir=folder,
+            limit_val_batches=0, limit_train_batches=1.0 if steps else 0, log_every_n_steps=1, **quiet,
+        )  # fmt: skip
+        trainer.fit(task, datamodule)
+    return task.eval()
+
+
+def embed(task: OmniSatPretraining, datamodule: Any, samples: Sequence[Any]) -> torch.Tensor:
+    """Return the embeddings ``(B, D, H, W)`` of samples."""
+    with torch.inference_mode():
+        batch = datamodule.aug(datamodule.collate_fn(samples))
+        dense: torch.Tensor = task.model.dense(task.model.backbone(batch))
+    return dense
 
 
 def pretrained(root: Path, seed: int, steps: int) -> Features:
     """Return our embeddings ``(2, P, D)`` of both halves of ``belgium-crops``, pre-trained on them without labels."""
-    seed_everything(seed, verbose=False)
-    config = yaml.safe_load(CONFIG.read_text())
-    arguments = config['data']['init_args']
+    arguments = yaml.safe_load(CONFIG.read_text())['data']['init_args']
     del arguments['mask'], arguments['labels'], arguments['colors'], arguments['ignore_index']
     for settings in arguments['rasters'].values():
         settings['date_range'] = YEAR
     arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': TILES['batch_size'] * max(1, steps), **TILES}
     datamodule = MultimodalGeoDataModule(**arguments)
-    task = OmniSatPretraining(
-        'omnisat_tiny',
-        embedding_dim=DIM,
-        consistency_weight=1.0,
-        backbone_args=config['model']['init_args']['backbone_args'],
-    )
-    quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_steps=max(1, steps), accelerator='cpu', enable_model_summary=False, default_root_dir=folder,
-            limit_val_batches=0, limit_train_batches=1.0 if steps else 0, **quiet,
-        )  # fmt: skip
-        trainer.fit(task, datamodule)
+    task = pretrain(datamodule, seed, steps)
     xmin, ymin, xmax, ymax = AREA
-    batch = datamodule.collate_fn([datamodule.unlabelled[slice(xmin, xmax), slice(ymin, ymax)]])
-    with torch.inference_mode():
-        out = task.eval().model.backbone(datamodule.aug(batch))
-        (image,) = task.model.dense(out)
+    (image,) = embed(task, datamodule, [datamodule.unlabelled[slice(xmin, xmax), slice(ymin, ymax)]])
     return np.stack([half.flatten(1).T.numpy() for half in (image[:, :50, :24], image[:, :50, 24:48])])
+
+
+def pretrained_points(path: Path, table: PixelTable, seed: int, steps: int) -> Features:
+    """Return our embeddings ``(N, D)`` of the points, pre-trained on them without labels, one pixel a sample."""
+    datamodule = PixelTableDataModule(
+        str(path), series=SERIES, fractions=(1, 0, 0), batch_size=POINT_BATCH, temporal_dropout=0, speckle=0, **POINTS
+    )
+    task = pretrain(datamodule, seed, steps)
+    return embed(task, datamodule, [table[index] for index in range(len(table))]).flatten(1).numpy()
 
 
 def belgium_features(
@@ -113,23 +130,32 @@ def belgium_features(
     first = [crops.first_months(half, 12) for half in halves]
     raw = np.stack([torch.cat([x.flatten(0, 1) for x in half.images.values()]).flatten(1).T for half in first])
     found: dict[str, Callable[[int], Features]] = {'raw series': lambda _: raw}
-    for name, names in {'presto s2': ('s2',), 'presto s2+s1': ('s2s1',)}.items():
+
+    @functools.cache
+    def presto(names: tuple[str, ...]) -> Features:
         embedded = [crops.embed(half, weights, crops.MODALITIES['belgium'], names) for half in halves]
-        fixed = np.stack([half.images[names[0]][0].flatten(1).T.numpy() for half in embedded])
-        found[name] = lambda _, fixed=fixed: fixed  # type: ignore[misc]
-    for name, length in {'ours': steps, 'ours, random weights': 0}.items():
-        found[name] = partial(pretrained, linked(root, scratch), steps=length)
+        return np.stack([half.images[names[0]][0].flatten(1).T.numpy() for half in embedded])
+
+    found['presto s2'] = lambda _: presto(('s2',))
+    found['presto s2+s1'] = lambda _: presto(('s2s1',))
+    ours = functools.cache(functools.partial(pretrained, linked(root, scratch)))
+    found['ours'] = lambda seed: ours(seed, steps)
+    found['ours, int8'] = lambda seed: dequantize(quantize(ours(seed, steps)))
+    found['ours, random weights'] = lambda seed: ours(seed, 0)
     return found, labels
 
 
-def point_features(path: Path, weights: Path) -> tuple[dict[str, Features], PixelTable]:
-    """Return the features ``(N, F)`` of the points by name."""
+def point_features(path: Path, weights: Path, steps: int) -> tuple[dict[str, Callable[[int], Features]], PixelTable]:
+    """Return functions from the seed to the features ``(N, F)`` of the points, by name, and the points."""
     table = PixelTable(path, SERIES, **POINTS)
     parts = [table[index] for index in range(len(table))]
     stacked = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
-    found = {'raw series': table.features()}
+    raw = table.features()
+    found: dict[str, Callable[[int], Features]] = {'raw series': lambda _: raw}
     places = stacked['coordinates']
-    for names in (('s2',), ('s2', 's1')):
+
+    @functools.cache
+    def presto(*names: str) -> Features:
         modalities = [table.modalities[name] for name in names]
         bands = [band for modality in modalities for band in modality.bands]
         units = [modality.unit for modality in modalities for _ in modality.bands]
@@ -139,7 +165,13 @@ def point_features(path: Path, weights: Path) -> tuple[dict[str, Features], Pixe
         valid = torch.stack([stacked[modality.valid_key] for modality in modalities]).any(0)
         with torch.no_grad():
             (out,) = encoder(image, dates, valid, places)
-        found[f'presto {"+".join(names)}'] = out.flatten(1).numpy()
+        vectors: Features = out.flatten(1).numpy()
+        return vectors
+
+    found['presto s2'] = lambda _: presto('s2')
+    found['presto s2+s1'] = lambda _: presto('s2', 's1')
+    for name, length in {'ours': steps, 'ours, random weights': 0}.items():
+        found[name] = functools.partial(pretrained_points, path, table, steps=length)
     return found, table
 
 
@@ -184,6 +216,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [{key: kinds.get(key, str)(value) for key, value in row.items()} for row in texts]
 
 
+def missing(keys: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the keys without a row."""
+    return [key for key in keys if not any(all(row[part] == value for part, value in key.items()) for row in rows)]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,33 +235,36 @@ def run_belgium(args: argparse.Namespace, rows: list[dict[str, Any]], save: Call
     scratch = Path(tempfile.mkdtemp())
     features, labels = belgium_features(args.root or args.shared / 'belgium-crops', args.weights, args.steps, scratch)
     for seed, (name, make) in itertools.product(range(args.seeds), features.items()):
-        west, east = make(seed)
-        for shots, classifier in itertools.product(SHOTS, CLASSIFIERS):
-            key = {'features': name, 'classifier': classifier, 'labels': f'{shots} a class', 'seed': seed}
-            if any(all(row[part] == value for part, value in key.items()) for row in rows):
-                continue
-            chosen = draw(labels[0], shots, seed)
-            answer = predict(classifier, west[chosen], labels[0][chosen], east, seed)
+        keys = [
+            {'features': name, 'classifier': kind, 'labels': f'{shots} a class', 'seed': seed}
+            for shots, kind in itertools.product(SHOTS, CLASSIFIERS)
+        ]
+        keys = missing(keys, rows)
+        west, east = make(seed) if keys else (np.zeros(0), np.zeros(0))
+        for key in keys:
+            chosen = draw(labels[0], int(str(key['labels']).split()[0]), seed)
+            answer = predict(str(key['classifier']), west[chosen], labels[0][chosen], east, seed)
             save({**key, **scores(labels[1], answer)})
 
 
 def run_points(args: argparse.Namespace, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
     """Score all methods on ``worldcereal-points``."""
     path = (args.root or args.shared / 'worldcereal-points') / 'public_extractions.parquet'
-    features, table = point_features(path, args.weights)
+    features, table = point_features(path, args.weights, args.steps)
     classes, places = table.targets, table.places
     assert classes is not None
     assert places is not None
     blocks = np.unique(np.floor(places / 0.1), axis=0, return_inverse=True)[1].ravel()
     print(f'{len(classes)} points of {table.labels} in {blocks.max() + 1} blocks: {np.bincount(classes).tolist()}')
-    for seed, (name, values), classifier in itertools.product(range(args.seeds), features.items(), CLASSIFIERS):
-        key = {'features': name, 'classifier': classifier, 'labels': '5 folds', 'seed': seed}
-        if any(all(row[part] == value for part, value in key.items()) for row in rows):
-            continue
-        answer = np.zeros_like(classes)
-        for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(values, classes, blocks):
-            answer[test] = predict(classifier, values[train], classes[train], values[test], seed)
-        save({**key, **scores(classes, answer)})
+    for seed, (name, make) in itertools.product(range(args.seeds), features.items()):
+        keys = [{'features': name, 'classifier': kind, 'labels': '5 folds', 'seed': seed} for kind in CLASSIFIERS]
+        keys = missing(keys, rows)
+        values = make(seed) if keys else np.zeros(0)
+        for key in keys:
+            answer = np.zeros_like(classes)
+            for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(values, classes, blocks):
+                answer[test] = predict(str(key['classifier']), values[train], classes[train], values[test], seed)
+            save({**key, **scores(classes, answer)})
 
 
 def main() -> None:
@@ -236,9 +276,9 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, default=shared / 'weights/presto_default_model.pt')
     parser.add_argument('--output', type=Path, default=crops.ROOT / 'benchmarks/results', help='folder of the scores')
     parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--steps', type=int, default=STEPS, help='steps of our pre-training; 0 leaves it out')
+    parser.add_argument('--steps', type=int, help='steps of our pre-training')
     args = parser.parse_args()
-    args.shared = shared
+    args.shared, args.steps = shared, args.steps or STEPS[args.data]
     torch.set_num_threads(1)
     path = args.output / f'fewshot-{args.data}.csv'
     rows = read_rows(path)
