@@ -16,11 +16,12 @@ from torchgeo_omnisat.batch import collate, drop
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
 from torchgeo_omnisat.datasets.common.arguments import SPLITS
 from torchgeo_omnisat.datasets.pastis import CLASSES
+from torchgeo_omnisat.evaluation.fields import FieldScores
 from torchgeo_omnisat.losses import field_targets
 from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models.segmentation import FieldMaps
 from torchgeo_omnisat.tasks import OmniSatSegmentation, omnisat
-from torchgeo_omnisat.tasks.fields import LOGGED, SubsetFieldScores, find_fields
+from torchgeo_omnisat.tasks.fields import LOGGED, SubsetFieldScores, find_fields, repeat_pixels
 
 from ..processes import succeed
 from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_sample, make_trainer, read_csv
@@ -400,6 +401,43 @@ class TestFinerBoundaries:
         assert row['object_f1'] == row['boundary_f1'] == 1
         assert row['sq'] > 0.97
         assert row['components_object_f1'] == pytest.approx(2 / (3 + 1) * (512 / 1024 > 0.5))
+
+    @pytest.mark.slow
+    def test_borders_inside_of_pixels_of_the_labels_are_learnt(self) -> None:
+        """Two fields that differ in SPOT alone; without it, their border is unknown."""
+
+        def draw(count: int, seed: int) -> dict[str, torch.Tensor]:
+            generator = torch.Generator().manual_seed(seed)
+            border, bright = (torch.rand(count, size, 1, generator=generator) for size in (1, 2))
+            bright[:, 1] = (bright[:, 0] + 0.5) % 1
+            batch = finer_batch(count)
+            batch['instances'] = (1 + (torch.arange(32) >= 8 + 17 * border).long()).expand(count, 32, 32).clone()
+            image = bright[..., 0].gather(1, batch['instances'].flatten(1) - 1).view(count, 1, 32, 32)
+            batch['image_spot'] = 2 * repeat_pixels(image, 2)
+            for key in ('image_s2', 'image_s1a', 'image_spot'):
+                batch[key] = batch[key] * (key == 'image_spot')
+                batch[key] += 0.1 * torch.randn(batch[key].shape, generator=generator)
+            batch['mask'][:] = 1
+            return batch
+
+        torch.manual_seed(0)
+        told = TOLD | {'modalities': {**MODALITIES, 'spot': SPOT}}
+        task = OmniSatSegmentation(**told, instances=True, field_gsd=5.0, modality_dropout=0.0)
+        optimizer = torch.optim.AdamW(task.parameters(), 4e-3)
+        for step in range(80):
+            optimizer.zero_grad()
+            task.learn(draw(4, step))[1].backward()
+            optimizer.step()
+        batch, scores = draw(8, 1000), []
+        for names in (['s2', 's1a', 'spot'], ['s2', 's1a']):
+            batch['valid_spot'][:] = 'spot' in names
+            with torch.no_grad():
+                found = task.eval().find_fields(*task.infer(batch), batch, names)
+            metric = FieldScores()
+            metric.update(found.ids, found.classes, batch['instances'], torch.ones_like(found.ids))
+            scores.append(float(metric.compute()['boundary_f1']))
+        assert scores[0] > 0.95
+        assert scores[1] < 0.6
 
     def test_trained_with_landscapes_and_loaded_again(self, root: Path, tmp_path: Path) -> None:
         """The datamodule draws the parcels at the finer GSD for the task, which the checkpoint states."""
