@@ -6,7 +6,7 @@
 The data are ``belgium-crops``: monthly Sentinel-2 and Sentinel-1, elevation and a crop map
 (WorldCereal 2021, a map product itself) of 48 x 50 pixels near Hasselt. ``torchgeo fit`` and
 ``torchgeo predict`` run with ``docs/configs/belgium-crops.yaml``; the map must lie exactly on the
-crop map. A perceptron that sees one pixel at a time learns from the same half beside it.
+crop map. A pixel-wise MLP is trained on the same half.
 
 No setting and no state is chosen by the eastern half: the last state of training is what is scored. One of
 the five classes, maize, is nowhere in the western half, so that its IoU is 0 for everyone.
