@@ -16,6 +16,7 @@ of the embeddings, and the fraction of their variance that the position in the t
 
 import argparse
 import csv
+import json
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument('--tiles', type=int, default=160)
     parser.add_argument('--modalities', nargs='+', default=['s2', 's1a'])
     parser.add_argument('--backbone', default='omnisat_tiny')
-    parser.add_argument('--model', type=lambda text: text.split('='), nargs='*', default=[], help='other NAME=NUMBER')
+    parser.add_argument('--model', type=lambda text: text.split('='), nargs='*', default=[], help='other NAME=JSON')
     parser.add_argument('--name', default='default', help='name of the run')
     parser.add_argument(
         '--only-trained', action='store_true', help='omit the rows that do not depend on the pre-training'
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument('--root', type=Path, default=HERE / 'runs' / 'landscapes-embeddings')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / 'embeddings.csv')
     args = parser.parse_args()
-    args.model = [(name, float(value)) for name, value in args.model]
+    args.model = [(name, json.loads(value)) for name, value in args.model]
     for seed in args.seeds:
         for consistency in args.consistency:
             last = 'embedding' if args.only_trained else 'pixels'
