@@ -35,7 +35,7 @@ def test_it_holds_code_alone(wheel):
     names = [name for name in wheel.namelist() if '.dist-info/' not in name]
     assert {name.partition('/')[0] for name in names} == {'torchgeo_omnisat'}
     assert [name for name in names if not name.endswith('.py')] == ['torchgeo_omnisat/py.typed']
-    assert Path(wheel.filename).stat().st_size < 700e3  # docstrings and comments are a third of it
+    assert Path(wheel.filename).stat().st_size < 800e3  # docstrings and comments are a third of it
 
 
 def test_it_holds_every_module(wheel):

@@ -173,7 +173,7 @@ def test_whatever_strips_depend_on_is_in_their_name(tmp_path: Path, change: str)
         trainer = make_trainer(tmp_path, writer, precision=changes.pop('precision', '32-true'))
         writer._trainer, writer._module, writer._datamodule = trainer, task, PlaneDataModule(**AREA)
         vars(writer._datamodule).update(changes)
-        writer._tiling, _ = writer._datamodule.tiling, writer._legend()
+        writer._tiling, writer._grid, _ = writer._datamodule.tiling, writer._datamodule.grid, writer._legend()
         return writer._key()
 
     told = {'area': shapely.box(0, 0, 9, 9), 'batch_size': 77, 'precision': 'bf16-true'}
