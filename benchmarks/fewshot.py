@@ -72,14 +72,22 @@ POINTS = {
 DIM, STEPS = 64, {'belgium': 120, 'points': 300}
 TILES = {'tile_size': 80, 'batch_size': 8}
 POINT_BATCH = 64
+#: Arguments of the pre-training of each row.
+TERMS: dict[str, dict[str, Any]] = {
+    'ours': {},
+    'ours, without contrast': {
+        'tile_weight': 0, 'patch_weight': 0, 'reconstruction_weight': 0, 'embedding_contrast_weight': 0,
+        'embedding_pixels': 256,
+    },
+}  # fmt: skip
 AREA, YEAR = (664760, 5611900, 665240, 5612400), ('2020-08-01', '2021-07-31')
 
 
-def pretrain(datamodule: Any, seed: int, steps: int) -> OmniSatPretraining:
+def pretrain(datamodule: Any, seed: int, steps: int, name: str = 'ours') -> OmniSatPretraining:
     """Return a task that is pre-trained without labels, or has random weights after 0 steps."""
     seed_everything(seed, verbose=False)
     backbone = yaml.safe_load(CONFIG.read_text())['model']['init_args']['backbone_args']
-    task = OmniSatPretraining('omnisat_tiny', embedding_dim=DIM, backbone_args=backbone)
+    task = OmniSatPretraining('omnisat_tiny', embedding_dim=DIM, backbone_args=backbone, **TERMS[name])
     quiet: dict[str, Any] = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -98,7 +106,7 @@ def embed(task: OmniSatPretraining, datamodule: Any, samples: Sequence[Any]) -> 
     return dense
 
 
-def pretrained(root: Path, seed: int, steps: int) -> Features:
+def pretrained(root: Path, seed: int, steps: int, name: str = 'ours') -> Features:
     """Return our embeddings ``(2, P, D)`` of both halves of ``belgium-crops``, pre-trained on them without labels."""
     arguments = yaml.safe_load(CONFIG.read_text())['data']['init_args']
     del arguments['mask'], arguments['labels'], arguments['colors'], arguments['ignore_index']
@@ -106,18 +114,18 @@ def pretrained(root: Path, seed: int, steps: int) -> Features:
         settings['date_range'] = YEAR
     arguments |= {'root': str(root), 'split': {'train': AREA}, 'length': TILES['batch_size'] * max(1, steps), **TILES}
     datamodule = MultimodalGeoDataModule(**arguments)
-    task = pretrain(datamodule, seed, steps)
+    task = pretrain(datamodule, seed, steps, name)
     xmin, ymin, xmax, ymax = AREA
     (image,) = embed(task, datamodule, [datamodule.unlabelled[slice(xmin, xmax), slice(ymin, ymax)]])
     return np.stack([half.flatten(1).T.numpy() for half in (image[:, :50, :24], image[:, :50, 24:48])])
 
 
-def pretrained_points(path: Path, table: PixelTable, seed: int, steps: int) -> Features:
+def pretrained_points(path: Path, table: PixelTable, seed: int, steps: int, name: str = 'ours') -> Features:
     """Return our embeddings ``(N, D)`` of the points, pre-trained on them without labels, one pixel a sample."""
     datamodule = PixelTableDataModule(
         str(path), series=SERIES, fractions=(1, 0, 0), batch_size=POINT_BATCH, temporal_dropout=0, speckle=0, **POINTS
     )
-    task = pretrain(datamodule, seed, steps)
+    task = pretrain(datamodule, seed, steps, name)
     return embed(task, datamodule, [table[index] for index in range(len(table))]).flatten(1).numpy()
 
 
@@ -139,8 +147,9 @@ def belgium_features(
     found['presto s2'] = lambda _: presto(('s2',))
     found['presto s2+s1'] = lambda _: presto(('s2s1',))
     ours = functools.cache(functools.partial(pretrained, linked(root, scratch)))
-    found['ours'] = lambda seed: ours(seed, steps)
-    found['ours, int8'] = lambda seed: dequantize(quantize(ours(seed, steps)))
+    for name in TERMS:
+        found[name] = functools.partial(ours, steps=steps, name=name)
+        found[f'{name}, int8'] = lambda seed, name=name: dequantize(quantize(ours(seed, steps=steps, name=name)))
     found['ours, random weights'] = lambda seed: ours(seed, 0)
     return found, labels
 
@@ -170,8 +179,9 @@ def point_features(path: Path, weights: Path, steps: int) -> tuple[dict[str, Cal
 
     found['presto s2'] = lambda _: presto('s2')
     found['presto s2+s1'] = lambda _: presto('s2', 's1')
-    for name, length in {'ours': steps, 'ours, random weights': 0}.items():
-        found[name] = functools.partial(pretrained_points, path, table, steps=length)
+    for name in TERMS:
+        found[name] = functools.partial(pretrained_points, path, table, steps=steps, name=name)
+    found['ours, random weights'] = functools.partial(pretrained_points, path, table, steps=0)
     return found, table
 
 

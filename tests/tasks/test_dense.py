@@ -18,7 +18,7 @@ from torchgeo_omnisat.tasks.pretraining import draw_views
 from .helpers import MODALITIES, make_loader, make_sample, make_trainer, read_csv
 from .test_pretraining import CONTRAST, MIXED, gradients, make_batch, make_task
 
-DENSE = {'embedding_dim': 8, 'embedding_pixels': 32}
+DENSE = {'embedding_dim': 8, 'embedding_pixels': 32, 'tile_weight': 0, 'patch_weight': 0, 'reconstruction_weight': 0}
 
 
 class TestHead:
@@ -46,7 +46,7 @@ class TestHead:
 class TestTerms:
     def test_each_term_and_weight(self) -> None:
         batch = make_batch(*MIXED)
-        whole = make_task(**DENSE, embedding_contrast_weight=0.1).compute(batch, 'train', 0)[0]
+        whole = make_task(**DENSE).compute(batch, 'train', 0)[0]
         names = ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')
         parts = [
             make_task(**DENSE, **dict(zip(names, weights, strict=True))).compute(batch, 'train', 0)[0]
@@ -55,12 +55,11 @@ class TestTerms:
         torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
         torch.testing.assert_close(parts[3], 2 * parts[0] + 5 * parts[2])
 
-    def test_terms_of_patches_are_off_by_default(self) -> None:
-        assert set(make_task().terms) == {'tile', 'patch', 'reconstruction'}
-        assert set(make_task(embedding_dim=8).terms) == {'pixel_reconstruction', 'consistency'}
-        assert make_task(embedding_dim=8, patch_weight=0.5, embedding_contrast_weight=0.1).terms == {
-            'patch': 0.5, 'pixel_reconstruction': 1.0, 'pixel_contrast': 0.1, 'consistency': 0.1
-        }  # fmt: skip
+    def test_terms_by_default(self) -> None:
+        base = {'tile': 1.0, 'patch': 1.0, 'reconstruction': 1.0}
+        assert make_task().terms == base
+        pixels = {'pixel_reconstruction': 1.0, 'pixel_contrast': 0.1, 'consistency': 0.1}
+        assert make_task(embedding_dim=8).terms == base | pixels
 
     def test_every_part_learns(self) -> None:
         task = make_task(**DENSE)

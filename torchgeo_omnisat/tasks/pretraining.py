@@ -112,11 +112,10 @@ class OmniSatPretraining(OmniSatTask):
 
     With *embedding_dim*, a head also decodes a unit vector for each pixel of *embedding_gsd* metres
     (:class:`.DenseEmbedding`), which ``torchgeo predict`` writes as a map. It is trained on *embedding_pixels*
-    random pixels of each tile, in two views: one of all modalities, and one of a random subset. The terms are then
-    others, unless weights are given: reconstruction of the time series of the pixel in all modalities from either view,
-    and consistency, 1 minus the cosine of the two views. With *embedding_contrast_weight*, there is also contrast
-    between the views of a pixel and of the pixels at the same position in other tiles, which are often of the same
-    class. ``test`` writes the cosine of the embeddings from every subset of the modalities and from all of them to
+    random pixels of each tile, in two views: one of all modalities, and one of a random subset. Three more terms are
+    added: reconstruction of the time series of the pixel in all modalities from either view; contrast between the
+    views of a pixel and of the pixels at the same position in other tiles; and consistency, 1 minus the cosine of the
+    two views. ``test`` writes the cosine of the embeddings from every subset of the modalities and from all of them to
     ``embeddings.csv``.
 
     Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
@@ -131,10 +130,9 @@ class OmniSatPretraining(OmniSatTask):
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
         patch_size: Side of a ground patch in metres.
-        tile_weight: Weight of the contrastive loss of tiles; 0 disables it. None is 1, or 0 with *embedding_dim*,
-            because the terms of tiles and patches lowered the scores of dense embeddings.
-        patch_weight: Weight of the contrastive loss of patches; as *tile_weight*.
-        reconstruction_weight: Weight of the reconstruction of patches; as *tile_weight*. 0 also disables the masking.
+        tile_weight: Weight of the contrastive loss of tiles; 0 disables it.
+        patch_weight: Weight of the contrastive loss of patches; 0 disables it.
+        reconstruction_weight: Weight of the reconstruction; 0 disables it and the masking.
         temperature: Initial temperature of the contrastive loss of tiles.
         patch_temperature: Fixed temperature of the contrastive loss of patches.
         projection_dim: Width of the projected embeddings of tiles and patches.
@@ -192,9 +190,9 @@ class OmniSatPretraining(OmniSatTask):
         modalities: Sequence[dict[str, Any]] | Mapping[str, Modality] | None = None,
         patch_size: float | None = None,
         *,
-        tile_weight: float | None = None,
-        patch_weight: float | None = None,
-        reconstruction_weight: float | None = None,
+        tile_weight: float = 1.0,
+        patch_weight: float = 1.0,
+        reconstruction_weight: float = 1.0,
         temperature: float = 0.07,
         patch_temperature: float = 0.1,
         projection_dim: int = 128,
@@ -214,9 +212,9 @@ class OmniSatPretraining(OmniSatTask):
         embedding_gsd: float = 10.0,
         embedding_weight: float = 1.0,
         embedding_error: Literal['squared', 'absolute'] = 'squared',
-        embedding_contrast_weight: float = 0.0,
+        embedding_contrast_weight: float = 0.1,
         consistency_weight: float = 0.1,
-        embedding_pixels: int = 256,
+        embedding_pixels: int = 64,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
         seed: int = 0,
         lr: float = 2e-3,
@@ -238,18 +236,12 @@ class OmniSatPretraining(OmniSatTask):
     @property
     def terms(self) -> dict[str, float]:
         """Weights of the enabled loss terms by name."""
-        found = self._base_weights()
+        found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
         if self.hparams['embedding_dim'] is not None:
             found['pixel_reconstruction'] = float(self.hparams['embedding_weight'])
             found['pixel_contrast'] = float(self.hparams['embedding_contrast_weight'])
             found['consistency'] = float(self.hparams['consistency_weight'])
         return {name: weight for name, weight in found.items() if weight}
-
-    def _base_weights(self) -> dict[str, float]:
-        """Return the weights of the terms of tiles and patches; None is 1, or 0 with dense embeddings."""
-        default = 1.0 if self.hparams['embedding_dim'] is None else 0.0
-        given = {name: self.hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
-        return {name: default if weight is None else float(weight) for name, weight in given.items()}
 
     def build(self) -> nn.Module:
         """Build the backbone with heads and decoders."""
@@ -523,7 +515,7 @@ class OmniSatPretraining(OmniSatTask):
 
     def _check_arguments(self) -> None:
         hparams = self.hparams
-        weights = self._base_weights()
+        weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
         if min(weights.values()) < 0 or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
