@@ -107,3 +107,22 @@ def test_change_is_one_minus_the_cosine(tmp_path: Path, capsys: pytest.CaptureFi
             main(words)
         assert fragment in capsys.readouterr().err
     assert np.array_equal(read(tmp_path / 'c.tif'), found, equal_nan=True)
+
+
+def test_change_between_different_weights_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [write_codes(tmp_path / f'{name}.tif', VECTORS) for name in 'ab']
+    words = ['change', '--before', str(paths[0]), '--after', str(paths[1]), '--output', str(tmp_path / 'c.tif')]
+    for weights, expected in ((('x', 'x'), False), (('x', 'y'), True)):
+        for path, digest in zip(paths, weights, strict=True):
+            with rasterio.open(path, 'r+') as file:
+                file.update_tags(WEIGHTS_SHA256=digest)
+        assert main(words) == 0
+        assert ('different weights' in capsys.readouterr().err) is expected
+
+
+def test_output_inside_of_an_input_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'map.zarr').mkdir()
+    output = tmp_path / 'map.zarr' / 's.tif'
+    with pytest.raises(SystemExit):
+        main(['similar', '--embeddings', str(tmp_path / 'map.zarr'), *at(20, 30), '--output', str(output)])
+    assert f"output '{output}' lies in the input" in capsys.readouterr().err

@@ -152,3 +152,16 @@ class TestSubsets:
         assert not any(
             'dense' in name for name in OmniSatPretraining(modalities=MODALITIES, patch_size=40).state_dict()
         )
+
+    def test_checkpoint_without_newer_arguments_keeps_its_terms(self, tmp_path: Path) -> None:
+        weights = {f'{name}_weight': 1.0 for name in ('tile', 'patch', 'reconstruction', 'embedding_contrast')}
+        task = make_task(**DENSE, **weights)
+        saved = {key: value for key, value in task.hparams.items() if key != 'embedding_error'}
+        content = {'state_dict': task.state_dict(), 'hyper_parameters': saved, 'pytorch-lightning_version': '2.6.0'}
+        torch.save(content, tmp_path / 'former.ckpt')
+        loaded = OmniSatPretraining.load_from_checkpoint(tmp_path / 'former.ckpt', weights_only=False)
+        assert loaded.terms == task.terms
+        assert loaded.terms.keys() == {
+            'tile', 'patch', 'reconstruction', 'pixel_reconstruction', 'pixel_contrast', 'consistency'
+        }  # fmt: skip
+        assert loaded.model.pixel_reconstruction.error == 'squared'

@@ -16,6 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsers.change_parser().parse_args(argv)
     check_outputs([args.output], [args.before, args.after])
     before, after = EmbeddingMap([args.before]), EmbeddingMap([args.after])
+    if len(before.weights | after.weights) > 1:
+        say(
+            f'{args.before} and {args.after} are of models with different weights: their vectors cannot be compared',
+            error=True,
+        )
     tags = {'TIFFTAG_SOFTWARE': 'torchgeo_omnisat', 'BEFORE': args.before.name, 'AFTER': args.after.name}
     write_values(args.output, before, '1 - cosine similarity', change(before, after), tags)
     say(f'Written: {args.output}')

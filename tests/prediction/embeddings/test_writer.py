@@ -255,6 +255,8 @@ class TestZarr:
         """Read the store through GDAL."""
         first, second = EmbeddingMap([path]), EmbeddingMap([store])
         assert (second.grid, second.names, second.sensors) == (first.grid, first.names, ['s2', 's1a', 'dem'])
+        assert len(first.weights) == 1
+        assert second.weights == first.weights
         window = Window(3, 5, 20, 40)
         vectors = first.read(window)
         assert np.array_equal(second.read(window), vectors)

@@ -3,6 +3,7 @@
 
 """Embedding maps as one grid of vectors, read in blocks."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ Vectors = NDArray[np.float32]
 VALUES = 2**22
 #: Tags of the sensors band: the modality of each bit.
 BIT_TAG = 'BIT_'
+#: Tag of the digest of the weights of the model.
+WEIGHTS_TAG = 'WEIGHTS_SHA256'
 
 
 class EmbeddingMap:
@@ -63,6 +66,11 @@ class EmbeddingMap:
     def gsd(self) -> float:
         """GSD in metres."""
         return metres(self.grid.crs, self.grid.step)
+
+    @property
+    def weights(self) -> set[str]:
+        """Digests of the weights of the models that wrote the files, without those that state none."""
+        return {found for path in self.paths if (found := _weights(path))}
 
     def read(self, window: Window) -> Vectors:
         """Return the vectors ``(D, H, W)`` of a window; NaN where there is none.
@@ -164,7 +172,7 @@ def describe_difference(grid: Grid, other: Grid) -> str:
 def check_outputs(outputs: Sequence[Path], inputs: Iterable[str | Path]) -> None:
     """Check that the first of several outputs has the name of a GeoTIFF, and that all of them can be written.
 
-    None of them may be a folder or replace an input.
+    None of them may be a folder, replace an input, or lie in a Zarr store that is an input.
 
     Raises:
         ValueError: If an output does not meet these conditions.
@@ -176,6 +184,8 @@ def check_outputs(outputs: Sequence[Path], inputs: Iterable[str | Path]) -> None
     for output in outputs:
         if output.resolve() in read:
             raise ValueError(f"output '{output}' would replace the input {read[output.resolve()]}, expected another")
+        if inside := read.keys() & set(output.resolve().parents):
+            raise ValueError(f"output '{output}' lies in the input {read[inside.pop()]}, expected another folder")
 
 
 def write_values(
@@ -218,6 +228,15 @@ def _flags(path: str, header: EmbeddingHeader) -> tuple[str, int] | None:
     if _is_store(path):
         return (_source(path, SENSORS), 1) if (Path(path) / SENSORS / 'zarr.json').is_file() else None
     return None if header.sensors is None else (path, header.sensors)
+
+
+def _weights(path: str) -> str | None:
+    if _is_store(path):
+        attributes = json.loads((Path(path) / 'zarr.json').read_text(encoding='utf-8')).get('attributes', {})
+        found: str | None = attributes.get(WEIGHTS_TAG.lower())
+        return found
+    with rasterio.open(path) as file:
+        return file.tags().get(WEIGHTS_TAG)
 
 
 def _is_store(path: str) -> bool:
