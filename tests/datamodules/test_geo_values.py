@@ -4,6 +4,7 @@
 """Rasters of continuous labels, from training to a map on the command line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from torchgeo_omnisat.commands import baseline
 from torchgeo_omnisat.commands.robustness import load_task
 from torchgeo_omnisat.datamodules import ChipsDataModule, MultimodalGeoDataModule, adapters
 from torchgeo_omnisat.prediction import GeoTIFFWriter, ValueWriter
-from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
+from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatRegression, OmniSatSegmentation
 from torchgeo_omnisat.validation import walk
+from torchgeo_omnisat.validation.tables import band_table, class_table
 
 RASTERS: dict[str, Any] = {'s2': {'path': 's2', 'gsd': 10}, 'dem': {'path': 'dem', 'gsd': 10, 'temporal': False}}
 CANOPY = {'path': 'canopy.tif', 'continuous': True, 'value_unit': 'm'}
+OTHER = {'axis': 'x', 'fractions': [0.4, 0.2, 0.4]}
 QUIET: dict[str, Any] = {
     'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False, 'enable_checkpointing': False,
     'enable_model_summary': False, 'num_sanity_val_steps': 0,
@@ -165,8 +168,16 @@ def test_tasks_and_writers_that_do_not_fit(root: Path, trained: Path, tmp_path: 
         ValueWriter().setup(Trainer(**QUIET), OmniSatSegmentation('omnisat_tiny'), 'predict')
     with pytest.raises(ValueError, match='classes'):
         Trainer(**QUIET).fit(OmniSatSegmentation('omnisat_tiny'), datamodule=make(root))
+    with pytest.raises(ValueError, match='continuous'):
+        Trainer(**QUIET).fit(OmniSatClassification('omnisat_tiny'), datamodule=make(root))
     with pytest.raises(ValueError, match='chips'):
         ChipsDataModule(str(root), RASTERS, CANOPY)
+
+
+@pytest.mark.parametrize('settings', [{'continuous': 'yes'}, {'value_unit': 3}, {'continuous': False}])
+def test_invalid_settings_of_the_mask(root: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'yes|3|continuous: true'):
+        make(root, mask={**CANOPY, **settings})
 
 
 @pytest.mark.parametrize(
@@ -210,5 +221,55 @@ def test_shards_keep_the_target(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_check_accepts_values(root: Path) -> None:
     report = walk(make(root))
-    assert not [problem for problem in report.faults if problem.modality == 'mask']
+    assert not [problem for problem in report.problems if problem.part == 'mask']
     assert report.samples['train'] > 0
+    height = np.load(root / 'height.npy')
+    row = report.statistics['bands'][-1]
+    assert (row['modality'], row['unit']) == ('mask', 'm')
+    assert row['maximum'] == pytest.approx(np.nanmax(height), rel=1e-5)
+    train = report.statistics['splits'][0]
+    assert (train['labelled_tiles'], train['tiles']) == (train['tiles'],) * 2
+    assert 0 < train['labelled'] < train['of']
+    assert class_table(report).startswith('Labels\ntrain: ')
+    assert 'mask      value  m' in band_table(report)
+
+
+@pytest.fixture
+def without_test_labels(root: Path) -> Iterator[Path]:
+    before = (root / 'canopy.tif').read_bytes()
+    with rasterio.open(root / 'canopy.tif', 'r+') as file:
+        values = file.read(1)
+        values[:, 70:] = -999
+        file.write(values, 1)
+    yield root
+    (root / 'canopy.tif').write_bytes(before)
+
+
+def test_split_without_values(without_test_labels: Path) -> None:
+    datamodule = make(without_test_labels)
+    [problem] = [problem for problem in walk(datamodule).problems if problem.part == 'mask']
+    assert "'test'" in problem.reason
+    with pytest.raises(ValueError, match='test tiles'):
+        baseline.score_values(datamodule.make_dataset('train', every=True), datamodule.make_dataset('test'), 100)
+
+
+def test_model_is_tested_on_another_region(root: Path, trained: Path) -> None:
+    datamodule = make(root, split=OTHER)
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    assert task.hparams['target_mean'] != datamodule.target_mean
+    Trainer(**QUIET, limit_val_batches=1).validate(task, datamodule=datamodule, verbose=False)
+
+
+def test_resumed_training_keeps_the_scale_of_the_target(root: Path, trained: Path) -> None:
+    task = OmniSatRegression('omnisat_tiny')
+    trainer = Trainer(**QUIET, max_epochs=1)
+    trainer.fit(task, datamodule=make(root, split=OTHER), ckpt_path=str(trained), weights_only=False)
+    saved = OmniSatRegression.load_from_checkpoint(trained)
+    assert task.scale == saved.scale
+    assert (task.criterion.std, task.criterion.mean) == saved.scale
+
+
+def test_other_unit_is_an_error(root: Path, trained: Path) -> None:
+    task = OmniSatRegression.load_from_checkpoint(trained)
+    with pytest.raises(ValueError, match="'cm'"):
+        Trainer(**QUIET).test(task, datamodule=make(root, mask={**CANOPY, 'value_unit': 'cm'}), verbose=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
 from ..datasets.adapters import MappedDataset
-from ..datasets.common.arguments import SPLITS, class_at, name_classes
+from ..datasets.common.arguments import SPLITS, class_at, continuous_settings, name_classes
 from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from ..utils.checks import EmptySplitError
@@ -100,8 +100,7 @@ class MappedDataModule(MultimodalDataModule):
             raise ValueError(f'fractions is {fractions} and splits {splits}, expected one of both')
         self.fractions = fractions
         mask = keys.get('mask')
-        self.continuous = isinstance(mask, Mapping) and bool(mask.get('continuous'))
-        self.target_unit = mask.get('value_unit') if isinstance(mask, Mapping) else None
+        self.continuous, self.target_unit = continuous_settings(mask if isinstance(mask, Mapping) else None)
         with_classes = bool({'mask', 'label'} & set(keys)) and not self.continuous
         self.labels = name_classes(labels, num_classes, least=2 if with_classes else 0)
         self.num_classes = len(self.labels)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..batch import collate
 from ..datasets.chips.dataset import ImageChips
-from ..datasets.common.arguments import SPLITS, name_classes
+from ..datasets.common.arguments import SPLITS, continuous_settings, name_classes
 from ..datasets.common.classes import UnknownCodesError, class_names, refuse_ignored_class
 from ..datasets.common.labelcounts import LabelCounts, count_labels, evenly_spaced
 from ..datasets.geo.config import facts_of, image_dataset, label_dataset
@@ -181,8 +181,7 @@ class RastersDataModule(MultimodalDataModule):
         self.root = Path(root).expanduser()
         self.rasters = {name: dict(rasters[name]) for name in modalities or rasters}
         self.mask = mask
-        self.continuous = bool(mask and mask.get('continuous'))
-        self.target_unit = mask.get('value_unit') if mask else None
+        self.continuous, self.target_unit = continuous_settings(mask)
         classes = [name for name in ('classes', 'other') if self.continuous and name in (mask or {})]
         if self.continuous and (classes or labels or num_classes):
             raise ValueError(

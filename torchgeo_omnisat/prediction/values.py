@@ -52,7 +52,7 @@ class ValueBands:
         return bands
 
 
-def write_values(
+def write_value_map(
     path: Path,
     scratch: Path,
     grid: Grid | Placement,
@@ -149,7 +149,7 @@ class ValueWriter(GeoTIFFWriter):
     def _make(self, work: WorkFolder, parts: Iterable[tuple[Window, NDArray[Any]]]) -> list[tuple[Path, Path]]:
         made, output = work.temporary('map.tif'), work.output
         scratch = work.temporary('scratch.tif')
-        if not write_values(made, scratch, self._grid, self._bands, parts, self._tags(work)):
+        if not write_value_map(made, scratch, self._grid, self._bands, parts, self._tags(work)):
             self._refuse_empty(work)
         results = [(made, output)]
         if self.overview:
@@ -167,4 +167,4 @@ class ValueFolder(TileFolder):
 
     def _save(self, path: Path, place: Placement, parts: Iterable[tuple[Window, NDArray[Any]]]) -> None:
         bands: Any = self.bands
-        write_values(path, path.with_name('scratch'), place, bands, parts)
+        write_value_map(path, path.with_name('scratch'), place, bands, parts)

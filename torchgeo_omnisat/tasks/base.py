@@ -97,6 +97,8 @@ class OmniSatTask(BaseTask):
     required: ClassVar[tuple[str, ...]] = ('modalities', 'patch_size')
     #: Further hyper-parameters that are taken from the datamodule if it has them.
     optional: ClassVar[tuple[str, ...]] = ()
+    #: Required hyper-parameters that may differ from those of a later datamodule.
+    adaptable: ClassVar[tuple[str, ...]] = ('modalities', 'patch_size')
 
     #: Whether predictions depend on a head.
     heads_count: ClassVar[bool] = False
@@ -643,9 +645,10 @@ class OmniSatTask(BaseTask):
         self._add_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         self.check_classes(who, datamodule)
         for name in self.required:
+            if name in self.adaptable or self.trainer.predicting:
+                continue
             value = self._plain(name, getattr(datamodule, name, None))
-            fixed = name not in ('modalities', 'patch_size') and not self.trainer.predicting
-            if fixed and value not in (None, self.hparams[name]):
+            if value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
         self._set_statistics(_measured(datamodule), theirs)
 

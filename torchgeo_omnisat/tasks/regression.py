@@ -69,6 +69,8 @@ class OmniSatRegression(DenseTask):
     writer = ValueWriter
     subset_metrics = {'r2': 'R2', 'mae': 'MAE', 'rmse': 'RMSE'}
     score_title = 'R2'
+    continuous = True
+    adaptable = (*DenseTask.adaptable, 'target_mean', 'target_std')
 
     def __init__(
         self,
@@ -101,15 +103,22 @@ class OmniSatRegression(DenseTask):
         """Build the model as :meth:`.OmniSatTask.configure_model`.
 
         Raises:
-            ValueError: If the labels of the datamodule are classes.
+            ValueError: If the labels of the datamodule are classes, or have another unit.
         """
-        datamodule = self.datamodule
-        if getattr(datamodule, 'continuous', True) is False and not self.trainer.predicting:
-            raise ValueError(
-                f'{type(self).__name__} predicts a value per pixel, but {type(datamodule).__name__} has labels of '
-                'classes: expected continuous: true in the settings of the mask, or another task such as omnisat'
-            )
         super().configure_model()
+        unit, ours = getattr(self.datamodule, 'target_unit', None), self.hparams['target_unit']
+        if None not in (unit, ours) and unit != ours and not self.trainer.predicting:
+            who = type(self.datamodule).__name__
+            raise ValueError(f'target_unit of {who} is {unit!r}, but the model was built for {ours!r}')
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the scale of the target, as that of the training labels may have changed."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get('hyper_parameters') or {}
+        scale = {name: saved[name] for name in ('target_mean', 'target_std') if saved.get(name) is not None}
+        if self.is_configured and scale:
+            self.save_hyperparameters(scale)
+            self.configure_losses()
 
     def build(self) -> nn.Module:
         """Build the backbone with a decoder of one output."""
@@ -132,7 +141,7 @@ class OmniSatRegression(DenseTask):
         """Return the target ``(B, H, W)`` of a batch, NaN where it is unknown.
 
         Raises:
-            ValueError: If the batch has no mask, or of another shape.
+            ValueError: If the batch has no mask, or one of another shape.
         """
         target = super().target_of(batch).float()
         if target.ndim != 3:

@@ -132,6 +132,8 @@ class SupervisedTask(OmniSatTask):
     subset_metrics: ClassVar[Mapping[str, str]]
     #: Name of the main score in figures and reports.
     score_title: ClassVar[str] = 'score'
+    #: Whether the target is a continuous value instead of classes.
+    continuous: ClassVar[bool] = False
     #: The argument ``subsets``.
     subsets: Which = 'auto'
     ignore = (*OmniSatTask.ignore, 'subsets')
@@ -175,6 +177,23 @@ class SupervisedTask(OmniSatTask):
         """Return which samples of a batch have a label, ``(B,)``."""
         target = self.target_of(batch)
         return torch.ones(len(target), dtype=torch.bool, device=target.device)
+
+    def configure_model(self) -> None:
+        """Build the model as :meth:`.OmniSatTask.configure_model`.
+
+        Raises:
+            ValueError: If the labels of the datamodule are classes instead of continuous values, or vice versa.
+        """
+        found = getattr(self.datamodule, 'continuous', self.continuous)
+        if found != self.continuous and not self.trainer.predicting:
+            kinds = 'continuous values', 'classes'
+            ours, theirs = kinds if self.continuous else kinds[::-1]
+            raise ValueError(
+                f'{type(self).__name__} predicts {ours}, but {type(self.datamodule).__name__} has labels of {theirs}: '
+                'expected omnisat_regression for a mask with continuous: true, and another task, such as omnisat, for '
+                'classes'
+            )
+        super().configure_model()
 
     def configure_models(self) -> None:
         """Build the model and the modality dropout, if all required hyper-parameters are set."""

@@ -126,13 +126,14 @@ def about_dataset(error: Exception, root: Path) -> Problem:
 def _empty(datamodule: MultimodalDataModule, modalities: dict[str, Modality]) -> SplitValues:
     labels = list(getattr(datamodule, 'labels', None) or ())
     names = datamodule.label_names if labels else ()
-    return SplitValues(dict(modalities), labels, datamodule.ignore_index, names)
+    return SplitValues(dict(modalities), labels, datamodule.ignore_index, names, datamodule.target_unit)
 
 
 def _read_tile(
     dataset: Any, nothing: SplitValues, max_nan: float, allow_missing: bool, index: int
 ) -> tuple[tuple[list[Problem], list[str]], SplitValues]:
-    values = SplitValues(nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names)
+    settings = nothing.modalities, nothing.labels, nothing.ignore_index, nothing.label_names, nothing.target_unit
+    values = SplitValues(*settings)
     values.tiles = 1
     observe: Callable[[str, Any], None] = values.observe
     return inspect(dataset, index, max_nan, allow_missing, observe), values

@@ -37,11 +37,14 @@ def find_unlike_files(datamodule: Any, splits: Mapping[str, SplitValues]) -> Ite
 
 
 def find_missing_labels(datamodule: Any, splits: Mapping[str, SplitValues]) -> Iterator[Problem]:
-    """Yield unknown codes of all splits together, and the warnings of `fit` about classes without pixels."""
+    """Yield unknown codes of all splits together, classes without pixels, and splits without any value."""
     unknown: list[UnknownCodesError] = []
     for split, values in splits.items():
         counts = values.counts
         if getattr(datamodule, 'continuous', False):
+            if not values.labelled_tiles:
+                sentence = f'no pixel of {split!r} has a value'
+                yield Problem('', 'mask', '', 'label', sentence, warning=split != 'train')
             continue
         if getattr(datamodule, 'mask', None) is not None:
             try:

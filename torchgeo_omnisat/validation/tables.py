@@ -45,15 +45,25 @@ def band_table(report: Report) -> str:
         name = row['modality'] if row['modality'] != previous else ''
         previous = row['modality']
         numbers = [_number(row[key]) for key in ('minimum', 'mean', 'maximum', 'std')]
-        cells.append((name, row['band'], row['unit'], *numbers, _percent(row['valid'])))
+        cells.append((name, row['band'], row['unit'] or 'unknown', *numbers, _percent(row['valid'])))
     return 'Values of valid pixels\n' + align(cells, '<<<>>>>>') if len(cells) > 1 else ''
 
 
 def class_table(report: Report) -> str:
-    """Return tiles, labelled pixels and fraction of each class, with the splits side by side."""
+    """Return tiles, labelled pixels and fraction of each class, with the splits side by side.
+
+    Continuous labels have no classes: the tiles and pixels with a value.
+    """
     splits = report.statistics.get('splits', ())
     if not splits:
         return ''
+    lines = [
+        f'{row["split"]}: {row["labelled_tiles"]} of {row["tiles"]} tiles have labels'
+        + f', {_percent(row["labelled"] / max(1, row["of"]))} of their pixels' * (row['counted'] != 'tiles')
+        for row in splits
+    ]
+    if not report.statistics['classes']:
+        return '\n'.join(['Labels', *lines])
     found = {(row['split'], row['class']): row for row in report.statistics['classes']}
     names = list(dict.fromkeys(name for _, name in found))
     text = ''
@@ -66,11 +76,6 @@ def class_table(report: Report) -> str:
         text = beside(blocks)
         if max(map(len, text.splitlines())) <= WIDTH:
             break
-    lines = [
-        f'{row["split"]}: {row["labelled_tiles"]} of {row["tiles"]} tiles have labels'
-        + f', {_percent(row["labelled"] / max(1, row["of"]))} of their pixels' * (row['counted'] == 'pixels')
-        for row in splits
-    ]
     return '\n'.join(['Labels', *lines, text])
 
 

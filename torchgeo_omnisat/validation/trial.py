@@ -20,7 +20,7 @@ from torchgeo.tasks import BaseTask
 
 from ..datamodules.base import no_valid_pixel
 from ..models.encoders.registry import class_paths
-from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
+from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatRegression, OmniSatSegmentation
 from ..tasks.checkpoints import limited_size, read_hyper_parameters
 from ..utils.cli import errors
 from ..utils.cli.console import quiet
@@ -161,5 +161,9 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
 
 def _default(splits: Mapping[str, SplitValues]) -> Any:
     counted = next((values.counted for values in splits.values() if values.counted), '')
-    kinds: dict[str, type[Any]] = {'pixels': OmniSatSegmentation, 'tiles': OmniSatClassification}
+    kinds: dict[str, type[Any]] = {
+        'pixels': OmniSatSegmentation,
+        'tiles': OmniSatClassification,
+        'values': OmniSatRegression,
+    }
     return kinds.get(counted, OmniSatPretraining)(backbone='omnisat_tiny')

@@ -44,13 +44,20 @@ class ModalityValues:
         if not valid.any():
             return
         self.dates.append(int(valid.sum()))
-        used = frames[valid]
-        self.moments.add(used)
-        values = used.movedim(1, 0).flatten(1).numpy()
+        self._add_frames(frames[valid])
+        self.days |= set(sample[modality.dates_key][valid].tolist()) - {0}
+
+    def add_mask(self, mask: Tensor) -> None:
+        """Add a mask ``(H, W)`` of continuous values, NaN where they are unknown, as the only band."""
+        self.pixels += mask.numel()
+        self._add_frames(mask[None, None].float())
+
+    def _add_frames(self, frames: Tensor) -> None:
+        self.moments.add(frames)
+        values = frames.movedim(1, 0).flatten(1).numpy()
         finite = np.isfinite(values)
         self.low = np.minimum(self.low, np.min(values, 1, where=finite, initial=np.inf))
         self.high = np.maximum(self.high, np.max(values, 1, where=finite, initial=-np.inf))
-        self.days |= set(sample[modality.dates_key][valid].tolist()) - {0}
 
     def merge(self, other: 'ModalityValues') -> None:
         """Add another summary."""
@@ -81,29 +88,38 @@ class SplitValues:
         labels: Names of the classes.
         ignore_index: Label to ignore.
         label_names: Names of the classes of a tile label, in its order.
+        target_unit: Unit of continuous labels; None if it is unknown.
     """
 
     modalities: dict[str, Modality]
     labels: Sequence[str] = ()
     ignore_index: int | None = None
     label_names: Sequence[str] = ()
+    target_unit: str | None = None
     values: dict[str, ModalityValues] = field(init=False)
     counts: LabelCounts = field(init=False)
+    #: Continuous labels.
+    target: ModalityValues = field(init=False)
     #: Tiles that were read.
     tiles: int = 0
     #: Tiles with at least one label.
     labelled_tiles: int = 0
-    #: Unit of the counts by class: ``'pixels'`` or ``'tiles'``; empty without labels.
+    #: Unit of the counts, ``'pixels'`` or ``'tiles'``, or ``'values'`` for continuous labels; empty without labels.
     counted: str = ''
 
     def __post_init__(self) -> None:
         self.values = {name: ModalityValues(len(modality.bands)) for name, modality in self.modalities.items()}
         self.counts = LabelCounts.none(self.labels, self.ignore_index)
+        self.target = ModalityValues(1)
 
     def observe(self, name: str, found: Any) -> None:
         """Add a part of a tile: image, dates and valid of the modality *name*, or the mask or label."""
         if name in self.values:
             self.values[name].add(found, self.modalities[name])
+        elif name == 'mask' and isinstance(found, Tensor) and found.is_floating_point():
+            self.target.add_mask(found)
+            self.labelled_tiles += bool(found.isfinite().any())
+            self.counted = 'values'
         elif name in ('mask', 'label') and isinstance(found, Tensor) and self.labels:
             if name == 'mask':
                 self.counts.add_mask(found, self.labels, self.ignore_index)
@@ -119,6 +135,7 @@ class SplitValues:
         self.counted = self.counted or other.counted
         for name, values in self.values.items():
             values.merge(other.values[name])
+        self.target.merge(other.target)
         add_counts(self.counts, other.counts)
 
 
@@ -135,7 +152,7 @@ def add_counts(counts: LabelCounts, other: LabelCounts) -> None:
 def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
     """Return the summary of all splits together, at least one."""
     first = next(iter(splits.values()))
-    every = SplitValues(first.modalities, first.labels, first.ignore_index, first.label_names)
+    every = SplitValues(first.modalities, first.labels, first.ignore_index, first.label_names, first.target_unit)
     for values in splits.values():
         every.merge(values)
     return every
@@ -144,15 +161,15 @@ def joined(splits: Mapping[str, SplitValues]) -> SplitValues:
 def summarize(splits: Mapping[str, SplitValues]) -> dict[str, list[dict[str, Any]]]:
     """Return the summary of all splits in plain types, rows by table; empty if there is no split.
 
-    ``modalities`` has dates and coverage; ``bands`` values of valid pixels; ``splits`` and ``classes`` labels. Unknown
-    values are None.
+    ``modalities`` has dates and coverage; ``bands`` values of valid pixels, also of continuous labels; ``splits`` and
+    ``classes`` labels. Unknown values are None.
     """
     if not splits:
         return {}
     every = joined(splits)
     return {
         'modalities': [_coverage(modality, every) for modality in every.modalities.values()],
-        'bands': [row for modality in every.modalities.values() for row in _bands(modality, every)],
+        'bands': [row for modality in every.modalities.values() for row in _bands(modality, every)] + _target(every),
         'splits': [_labelled(split, values) for split, values in splits.items() if every.counted],
         'classes': [row for split, values in splits.items() if every.counted for row in _classes(split, values)],
     }
@@ -179,21 +196,31 @@ def _coverage(modality: Modality, every: SplitValues) -> dict[str, Any]:
 def _bands(modality: Modality, every: SplitValues) -> list[dict[str, Any]]:
     summaries = every.values[modality.name].summaries()
     return [
-        {'modality': modality.name, 'band': band, 'unit': modality.unit}
-        | {name: value if math.isfinite(value) else None for name, value in summary._asdict().items()}
+        {'modality': modality.name, 'band': band, 'unit': modality.unit} | _numbers(summary)
         for band, summary in zip(modality.bands, summaries, strict=True)
     ]
 
 
+def _target(every: SplitValues) -> list[dict[str, Any]]:
+    if every.counted != 'values':
+        return []
+    return [{'modality': 'mask', 'band': 'value', 'unit': every.target_unit} | _numbers(every.target.summaries()[0])]
+
+
+def _numbers(summary: BandSummary) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in summary._asdict().items()}
+
+
 def _labelled(split: str, values: SplitValues) -> dict[str, Any]:
-    counts = values.counts
+    counts, target = values.counts, values.target
+    is_continuous = values.counted == 'values'
     return {
         'split': split,
         'counted': values.counted,
         'tiles': values.tiles,
         'labelled_tiles': values.labelled_tiles,
-        'labelled': counts.labelled,
-        'of': counts.total,
+        'labelled': int(target.moments.count[0]) if is_continuous else counts.labelled,
+        'of': target.pixels if is_continuous else counts.total,
     }
 
 

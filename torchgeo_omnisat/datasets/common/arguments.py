@@ -115,6 +115,16 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
     return list(labels or map(str, range(count)))
 
 
+def continuous_settings(mask: Mapping[str, Any] | None) -> tuple[bool, str | None]:
+    """Return whether the settings of a mask are those of continuous values, and the unit of the values."""
+    continuous, unit = (mask or {}).get('continuous', False), (mask or {}).get('value_unit')
+    if not isinstance(continuous, bool):
+        raise ValueError(f'continuous of the mask is {continuous!r}, expected true or false')
+    if unit is not None and not (continuous and isinstance(unit, str)):
+        raise ValueError(f"value_unit of the mask is {unit!r}, expected a text such as 'm', with continuous: true")
+    return continuous, unit
+
+
 def leave_out[T](
     samples: Sequence[T], ids: Sequence[str], exclude: Collection[str], known: Collection[str], where: object
 ) -> tuple[list[T], list[str]]:

@@ -283,11 +283,11 @@ def read_geometries(
         layer: Layer of the file; defaults to the first.
         crs: CRS of a file without one.
 
-    Raises:
-        ValueError: If the file cannot be read, lacks *column* or a CRS, or has lines or no geometries.
-
     Returns:
         Rows with a geometry. The attribute ``attrs['without_geometry']`` is the number of other rows.
+
+    Raises:
+        ValueError: If the file cannot be read, lacks *column* or a CRS, or has lines or no geometries.
     """
     try:
         if is_special(path):

@@ -357,11 +357,11 @@ class LabelSource(GeoSource):
             if count != 1 and not self.dataset.separate_files:
                 names = [text or f'B{number}' for number, text in enumerate(source.descriptions, 1)]
                 raise ValueError(
-                    f'{path} has the {source.count} bands {names}, expected one band with class indices as '
-                    'pixels: bands of the mask selects one, such as bands: [B1]'
+                    f'{path} has the {source.count} bands {names}, expected one band of labels: bands of the mask '
+                    'selects one, such as bands: [B1]'
                 )
             if any(dtype.startswith('complex') for dtype in source.dtypes):
-                raise ValueError(f'{path} has pixels of {source.dtypes[0]}, expected whole numbers as classes')
+                raise ValueError(f'{path} has pixels of {source.dtypes[0]}, expected real numbers as labels')
             decoding = decoding_of(self.dataset, path, None)
             values = {value for stated in source.nodatavals for value in decoding.numbers(stated)}
             return sorted(value for value in values if not math.isnan(value))
