@@ -248,18 +248,39 @@ def stale_files(output: Path, written: Iterable[Path]) -> list[Path]:
         output: Map, before it is replaced.
         written: Files of the new map.
     """
-    names: Any = ()
-    with suppress(RasterioError, ValueError), rasterio.open(output) as file:
-        names = json.loads(file.tags().get(FILES_TAG, '[]'))
-    new = {path.absolute() for path in written}
-    named = [path for path in _named_after(output) if path not in new]
-    old = [path for path in named if path.is_file() or (path / 'zarr.json').is_file()]
-    stale = [path for path in old if isinstance(names, list) and path.name in names]
+    new, listed = {path.absolute() for path in written}, _listed(output)
+    old = [path for path in _named_after(output) if path not in new and _is_output(path)]
+    stale = [path for path in old if path in listed]
     if others := [str(path) for path in old if path not in stale]:
         rank_zero_warn(
             f'{others} are not part of the new map {output}, but may belong to an earlier one: remove them if so'
         )
     return stale
+
+
+def unlisted_files(output: Path, planned: Iterable[Path]) -> list[Path]:
+    """Return existing files that a new map replaces although the tag of the map before it does not list them.
+
+    They have the name of the map, but may be of other origin, such as a style that was saved in QGIS.
+
+    Args:
+        output: Map, before it is replaced.
+        planned: Files that are written beside the new map.
+    """
+    new = {path.absolute() for path in planned} - set(_listed(output))
+    return [path for path in _named_after(output) if path in new and _is_output(path)]
+
+
+def _listed(output: Path) -> list[Path]:
+    """Return the files beside a map that its tag lists; none if there is no such map."""
+    names: Any = ()
+    with suppress(RasterioError, ValueError), rasterio.open(output) as file:
+        names = json.loads(file.tags().get(FILES_TAG, '[]'))
+    return [path for path in _named_after(output) if isinstance(names, list) and path.name in names]
+
+
+def _is_output(path: Path) -> bool:
+    return path.is_file() or (path / 'zarr.json').is_file()
 
 
 def _date_name(strip: Strip) -> str:
@@ -436,6 +457,11 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._strips = self._shares[trainer.global_rank]
         if len(missing) < len(strips):
             rank_zero_info(f'{output}: {len(missing)} of {len(strips)} strips are left to predict')
+        if trainer.is_global_zero and (foreign := unlisted_files(output, self._beside(output))):
+            rank_zero_warn(
+                f'{[str(path) for path in foreign]} will be replaced with {output}, but the map does not list them as '
+                'its own: move them or choose another output to keep them'
+            )
         if others := self._work.others():
             rank_zero_warn(
                 f'runs of {output} with other arguments are unfinished: remove {[str(path) for path in others]} if '

@@ -4,6 +4,7 @@
 """``GeoTIFFWriter`` with fields: the same fields, resumed or shared, with styles that show their colours."""
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,19 @@ class TestFilesOfAnEarlierMap:
             with pytest.warns(UserWarning, match=r'map\.json.*map_fields\.gpkg.*map\.tif'):
                 assert stale_files(output, [output]) == []
             output.write_bytes(b'not a map')
+
+    def test_a_warning_before_files_of_others_are_replaced(self, tmp_path: Path) -> None:
+        mine, datamodule = tmp_path / 'map.qml', PlaneDataModule(32, 32)
+        mine.write_text('saved in QGIS')
+        datamodule.predict_dataset = {}  # type: ignore[assignment]
+        with pytest.warns(UserWarning, match=r"map\.qml'\] will be replaced with .*map\.tif"), pytest.raises(KeyError):
+            predict_fields(tmp_path, datamodule)
+        assert mine.read_text() == 'saved in QGIS'
+        mine.unlink()
+        for _ in range(2):
+            with warnings.catch_warnings():
+                warnings.filterwarnings('error', '.*will be replaced')
+                predict_fields(tmp_path, PlaneDataModule(32, 32))
 
     def test_a_renamed_map(self, tmp_path: Path) -> None:
         """Its tag lists files that belong to the map of the old name."""
