@@ -71,6 +71,17 @@ def test_checkpoint_from_before_there_were_fields(fitted: Path, tmp_path: Path) 
     assert old.state_dict().keys() == checkpoint['state_dict'].keys()
 
 
+@pytest.mark.parametrize('missing', [('field_gsd',), ('instances', 'field_gsd')])
+def test_older_checkpoint_with_newer_arguments(missing: tuple[str, ...]) -> None:
+    """The command line passes them to the task, as the checkpoint has none that replace them."""
+    old = OmniSatSegmentation(**TOLD, instances='instances' not in missing)
+    saved = {name: value for name, value in old.hparams.items() if name not in missing}
+    task = OmniSatSegmentation(**TOLD, instances=True, field_gsd=5.0)
+    task.on_load_checkpoint({'state_dict': old.state_dict(), 'hyper_parameters': saved})
+    task.load_state_dict(old.state_dict())
+    assert (task.with_instances, task.field_gsd, task.field_factor) == (old.with_instances, None, 1)
+
+
 def test_test_scores_fields_of_every_subset(
     trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,9 +403,14 @@ class TestFinerBoundaries:
         assert [len(ids.unique()) for ids in found.ids] == [3, 3]
         assert found.classes.eq(1).all()
         assert not finer._fields_of(logits, FieldMaps(extent, targets.distance), found.ids > 1000).ids.any()
+        small = torch.zeros(1, 32, 32, dtype=torch.int64)  # 0.12 and 0.0875 ha
+        small[:, 2:10, 2:8], small[:, 12:19, 12:17] = 1, 2
+        parts = field_targets(small)
+        maps = FieldMaps(20.0 * torch.nn.functional.one_hot(parts.extent, 3).movedim(-1, 1), parts.distance)
+        assert torch.equal(finer._fields_of(logits[:1], maps, small >= 0).ids, small * (small == 1))
         finer.subset_scores = finer.make_scores(names, 'all')
-        settings = {'num_classes': 5, 'background': None, 'ignore_index': 4, 'label_gsd': 5.0}
-        finer.field_scores = SubsetFieldScores(names, 'all', **settings)  # type: ignore[arg-type]
+        finer.field_scores = finer.make_field_scores(names, 'all')
+        assert finer.field_scores.smallest == 40
         output, there = (logits, FieldMaps(extent, targets.distance)), torch.ones(2, 3, dtype=torch.bool)
         finer.score_subset(tuple(names), output, batch, there)
         row = finer.field_scores.rows()[0]

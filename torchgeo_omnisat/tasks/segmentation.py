@@ -16,10 +16,10 @@ from torchmetrics import Metric
 
 from ..evaluation.subsets import SubsetRow
 from ..losses import CrossEntropyDice, FieldLoss
-from ..modality import Modality, finer_factor
+from ..modality import Modality, Which, finer_factor
 from ..models import OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
-from ..models.segmentation import FieldMaps, resize
+from ..models.segmentation import FieldHead, FieldMaps, resize
 from ..prediction import seen_bits
 from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
@@ -29,6 +29,8 @@ from .supervised import classification_metrics
 
 #: Maximum number of classes.
 MOST_CLASSES = 4096
+#: Hyper-parameters of a model from before there were fields, or finer ones.
+_WITHOUT_FIELDS: dict[str, Any] = {'instances': False, 'field_gsd': None}
 
 
 class OmniSatSegmentation(DenseTask):
@@ -145,6 +147,18 @@ class OmniSatSegmentation(DenseTask):
             field_gsd=self.hparams.get('field_gsd'),
         )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the head of fields as that of the checkpoint, if it was written before there were its arguments."""
+        saved = checkpoint.get('hyper_parameters')
+        if self.is_configured and saved is not None:
+            older = {name: value for name, value in _WITHOUT_FIELDS.items() if name not in saved}
+            if any(self.hparams[name] != value for name, value in older.items()):
+                self.save_hyperparameters(older)
+                model: OmniSatSegmenter = self.model
+                head = FieldHead(model.backbone, model.decoder.width, model.label_gsd) if self.with_instances else None
+                model.fields = None if head is None else head.to(self.device)
+        super().on_load_checkpoint(checkpoint)
+
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
         super().configure_losses()
@@ -216,9 +230,13 @@ class OmniSatSegmentation(DenseTask):
         """Set up the metrics of every subset of the modalities, with *instances* also those of fields."""
         super().on_test_start()
         if self.with_instances:
-            settings = {name: self.hparams[name] for name in ('num_classes', 'background', 'ignore_index')}
-            settings['label_gsd'] = self.hparams['label_gsd'] / self.field_factor
-            self.field_scores = SubsetFieldScores(self.scored_names, self.subsets, **settings).to(self.device)
+            self.field_scores = self.make_field_scores(self.scored_names, self.subsets)
+
+    def make_field_scores(self, names: Sequence[str], which: Which) -> SubsetFieldScores:
+        """Return the metrics of fields for the given subsets of the modalities *names*."""
+        settings = {name: self.hparams[name] for name in ('num_classes', 'background', 'ignore_index')}
+        settings['label_gsd'] = self.hparams['label_gsd'] / self.field_factor
+        return SubsetFieldScores(names, which, **settings).to(self.device)
 
     def score_subset(
         self, subset: tuple[str, ...], output: tuple[Tensor, Any] | None, batch: Sample, available: Tensor

@@ -310,6 +310,15 @@ class TestFinerBoundaries:
         trainer.predict(task, datamodule=datamodule, return_predictions=False)
         assert same(tmp_path / 'map_fields.gpkg', finer.with_name('map_fields.gpkg'))
 
+    def test_pixels_outside_of_the_area_are_nodata(self, tmp_path: Path) -> None:
+        datamodule = PlaneDataModule(16, 16, modalities=('s2', 'spot'))
+        xmin, ymin, _, _ = datamodule.grid.bounds
+        datamodule.area = shapely.box(xmin, ymin, xmin + 75, ymin + 105)  # type: ignore[attr-defined]
+        classes = read(predict_finer(tmp_path, datamodule, styles=False))[0]
+        observed = np.zeros((32, 32), bool)
+        observed[-21:, :15] = True
+        assert np.array_equal(classes != 255, observed)
+
     @pytest.mark.parametrize(('size', 'overlap', 'block'), [(32, 0.25, 1024), (24, 0.5, 1024), (24, 8, 24)])
     def test_fields_do_not_depend_on_tiles_and_blocks(
         self, tmp_path: Path, size: int, overlap: float, block: int
