@@ -5,6 +5,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import geopandas as gpd
@@ -329,6 +330,8 @@ def test_tiles_have_the_polygons_as_instances(root: Path, tmp_path: Path) -> Non
     assert left > 0
     assert right > 0
     assert left != right
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(field_gsd=2.5))  # type: ignore[assignment]
+    assert data.make_dataset('train', every=True)[0]['instances'].shape == (64, 64)
     dataset = data.labelled
     dataset.instances, dataset.instance_gsd = True, 2.5
     sample = dataset[X + 80 : X + 240, Y - 160 : Y]
