@@ -121,6 +121,14 @@ def test_points_outside_of_the_map_are_counted(folder: Path, tmp_path: Path) -> 
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert pixels.unused == ('2 of 4 points lie outside of the map',)
+    squares = shapely.box(
+        *np.array([[X, Y - 40, X + 20, Y], [X + 40, Y - 40, X + 60, Y], [X - 60, Y, X - 40, Y + 9]]).T
+    )
+    frame = gpd.GeoDataFrame({'class': ['a', 'b', 'a']}, geometry=squares, crs=UTM)
+    frame.to_file(tmp_path / 'b.gpkg')
+    pixels = read_labels(tmp_path / 'b.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert len(pixels.rows) > 3
+    assert pixels.unused == ('1 of 3 geometries lie outside of the map',)
 
 
 def test_unused_labels_are_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -344,7 +344,7 @@ class SupervisedTask(OmniSatTask):
             data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
             write_table(rows, folder / 'subsets.csv', data)
             write_subsets(rows, folder / 'subsets.png', data)
-            rank_zero_info(f'Metrics of {len(rows)} subsets of the modalities: {folder / "subsets.csv"}')
+            rank_zero_info(f'Metrics of every subset of the modalities: {folder / "subsets.csv"}')
 
     def subset_rows(self) -> list[SubsetRow]:
         """Return the rows of ``subsets.csv``, the largest subsets first."""
