@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..utils.atomic import atomic_file
-from ..utils.figures import save_figure
+from ..utils.figures import plain_text, save_figure
 from .subsets import SubsetRow
 
 #: Colours for colour-blind readers (Okabe and Ito), dark and light in turn.
@@ -40,7 +39,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@plain_text()  # a class may be called $x$
 def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure:
     """Draw the scores of every subset, such as ``'s1+s2'``, as bars above dots that mark its sensors.
 
@@ -70,7 +69,7 @@ def draw_subsets(models: Mapping[str, Scores], score: str, title: str) -> Figure
     return figure
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@plain_text()  # a class may be called $x$
 def draw_degradations(
     models: Mapping[str, Mapping[str, Mapping[float, float]]], axes_of: Mapping[str, str], score: str, title: str
 ) -> Figure:

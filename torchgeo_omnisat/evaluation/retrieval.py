@@ -11,11 +11,11 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..utils import distributed as processes
+from ..utils.figures import plain_text
 
 
 class Found(NamedTuple):
@@ -127,7 +127,7 @@ def position_variance(embeddings: Tensor, available: Tensor) -> Tensor:
     return (same - anywhere) / (1 - anywhere)
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@plain_text()  # a class may be called $x$
 def draw_similarity(similarities: Mapping[str, Tensor], title: str) -> Figure:
     """Draw matrices of cosine similarities; the diagonal is bright where modalities agree."""
     count = max(1, len(similarities))

@@ -15,7 +15,7 @@ import numpy as np
 import rasterio
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -34,6 +34,7 @@ from ..modality import Modality
 from ..utils.atomic import atomic_file
 from ..utils.checks import check_choice
 from ..utils.cli.console import abbreviate, printable
+from ..utils.figures import plain_text
 from ..utils.observed import observed
 from .tiling import Window
 
@@ -326,7 +327,7 @@ SIDE = 1024
 NODATA_COLOR = (220, 220, 224)
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@plain_text()  # a class may be called $x$
 def draw_overview(path: Path, labels: Sequence[str], colors: Colors, title: str = '') -> Figure:
     """Plot the classes of a map, read at the resolution of the plot, with their fractions in the legend."""
     with rasterio.open(path) as file:

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import rasterio
 from lightning.pytorch import LightningModule, Trainer
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..grid import Grid
 from ..utils.cli.console import abbreviate
-from ..utils.figures import save_figure
+from ..utils.figures import plain_text, save_figure
 from .raster import SIDE, Placement, TileFolder, write_cog
 from .tiling import Window
 from .writer import GeoTIFFWriter, WorkFolder
@@ -84,7 +83,7 @@ def write_value_map(
     return write_cog(path, scratch, grid, bands, parts, describe, 'band', predictor=3)
 
 
-@rc_context({'text.parse_math': False})  # a unit may contain $
+@plain_text()  # a unit may contain $
 def draw_values(path: Path, unit: str | None, title: str = '') -> Figure:
     """Plot the values of a map, read at the resolution of the plot, with a colour bar."""
     with rasterio.open(path) as file:

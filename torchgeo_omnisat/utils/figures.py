@@ -1,17 +1,34 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Saving of figures with names of the user, such as those of classes."""
+"""Drawing and saving of figures with names of the user, such as those of classes."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 
-@rc_context({'text.parse_math': False})  # a class may be called $x$
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw text as it is: a class may be called ``$x$``.
+
+    Unlike ``matplotlib.rc_context``, it restores no other setting. The first figure of a notebook turns on the
+    interactive mode, which is a setting too; without it, later figures are not displayed.
+    """
+    before = rcParams['text.parse_math']
+    rcParams['text.parse_math'] = False
+    try:
+        yield
+    finally:
+        rcParams['text.parse_math'] = before
+
+
+@plain_text()
 def save_figure(figure: Figure, path: Path, **kwargs: Any) -> None:
     """Save a figure as PNG.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_hex
@@ -21,6 +21,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...modality import Modality
 from ...utils.cli.console import abbreviate
+from ...utils.figures import plain_text
 
 #: Maximum number of dates to plot of a time series.
 DATES = 5
@@ -73,7 +74,7 @@ class Palette:
     colors: Sequence[str]
 
 
-@rc_context({'text.parse_math': False})  # class names may contain $
+@plain_text()  # class names may contain $
 def plot_sample(
     sample: Sample,
     modalities: Mapping[str, Modality],
@@ -123,7 +124,7 @@ def plot_sample(
     return figure
 
 
-@rc_context({'text.parse_math': False})  # class names may contain $
+@plain_text()  # class names may contain $
 def draw_any(
     sample: Sample,
     modalities: Mapping[str, Modality],
