@@ -38,9 +38,8 @@ from torchgeo_omnisat.datasets.synthetic.writing import (
 SMALL: dict[str, Any] = {'num_tiles': 12, 'seed': 0, 'size': 8, 'dates': (3, 6)}
 RECIPE = Recipe(**SMALL)
 
-#: Hash of a tile of each version. Every table of results was made from it. Whoever changes
-#: the generator so that this fails adds a version, puts the new hash here (it is in the
-#: message of the failing test), and runs every table of results again.
+#: Hash of a tile of each version. Tables of results depend on it, so a change of the generator is a new version: it
+#: gets a hash of its own, which is in the message of the failing test.
 FROZEN = {
     1: 'df39efc0515f9278cc7450d59919568856bf4cb139deaeddb5bae2985b5289af',
     2: '0392ee9982928710fdb487d9dc787b602e7f62fb706e305feac33511c95e1eec',

@@ -235,7 +235,7 @@ def test_invalid_arguments(settings: dict[str, Any]) -> None:
 
 def test_labels_of_classes_are_an_error() -> None:
     task = make_task()
-    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(continuous=False), predicting=False)  # type: ignore
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(continuous=False), predicting=False)  # type: ignore[assignment]
     with pytest.raises(ValueError, match='continuous'):
         task.configure_model()
     flat = collate(SAMPLES, MODALITIES)
