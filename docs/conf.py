@@ -71,7 +71,7 @@ html_static_path = ['_static']
 html_css_files = ['site.css']
 html_theme_options = {'show_prev_next': False, 'secondary_sidebar_items': ['page-toc']}
 # Pages of their own have no others beside them, so their text takes that room.
-html_sidebars = {page: [] for page in ('index', 'start', 'concepts', 'comparison', 'limits', 'changelog')}
+html_sidebars = {page: [] for page in ('index', 'start', 'concepts', 'comparison', 'results', 'limits', 'changelog')}
 
 doctest_test_doctest_blocks = ''  # {doctest} blocks of the pages alone
 
