@@ -52,6 +52,24 @@ def test_antimeridian_and_poles():
         assert centre_coordinates(bounds(-10, 10, -10, 10), crs)[1] == pytest.approx(latitude)
 
 
+def test_box_across_the_antimeridian_and_a_tile_of_each_side_in_utm():
+    across = torch.stack([bounds(179.9, -179.7, 1, 2), bounds(179.7, -179.9, 1, 2), bounds(10, 11, 1, 2)])
+    assert centre_coordinates(across, 'EPSG:4326')[:, 0].tolist() == pytest.approx([-179.9, 179.9, 10.5])
+    for crs in ('EPSG:32660', 'EPSG:32701'):
+        for place in ((179.9999, 65.0), (-179.9999, 65.0)):
+            x, y = Transformer.from_crs('EPSG:4326', crs, always_xy=True).transform(*place)
+            found = centre_coordinates(bounds(x - 640, x + 640, y - 640, y + 640), crs).tolist()
+            assert Geod(ellps='WGS84').inv(*found, *place)[2] < 1
+
+
+def test_tiles_near_the_poles_within_a_metre():
+    for crs, latitude in (('EPSG:3413', 89.999), ('EPSG:3031', -89.999)):
+        x, y = Transformer.from_crs('EPSG:4326', crs, always_xy=True).transform(100.0, latitude)
+        found = centre_coordinates(bounds(x - 640, x + 640, y - 640, y + 640), crs).tolist()
+        assert Geod(ellps='WGS84').inv(*found, 100.0, latitude)[2] < 1
+    assert centre_coordinates(bounds(-10, 10, 89, 90), 'EPSG:4326').tolist() == pytest.approx([0, 89.5])
+
+
 def test_no_location():
     local = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
     assert centre_coordinates(bounds(0, 10, 0, 10), local).isnan().all()

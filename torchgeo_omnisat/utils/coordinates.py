@@ -19,7 +19,8 @@ def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
     """Return longitude and latitude of the centres of tiles in degrees (WGS 84), ``(..., 2)`` float64.
 
     *bounds* are ``(..., 9)`` in TorchGeo's order, and *crs* in any form that pyproj reads; x is easting or longitude.
-    NaN where the bounds are unknown or have no location in the CRS.
+    In a geographic CRS, xmin above xmax is a tile across the antimeridian, as in GeoJSON. NaN where the bounds are
+    unknown or have no location in the CRS.
     """
     box = bounds.detach().cpu().double()
     x, y = ((box[..., low] + box[..., low + 1]) / 2 for low in (0, 3))
@@ -27,6 +28,9 @@ def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
     transformer = _to_degrees(crs)
     if transformer is None:
         return unknown
+    assert transformer.source_crs is not None
+    if transformer.source_crs.is_geographic:
+        x = torch.where(box[..., 0] > box[..., 1], x + 180, x)
     degrees = transformer.transform(x.flatten().numpy(), y.flatten().numpy())
     found = torch.stack([torch.as_tensor(values, dtype=torch.float64) for values in degrees], -1).view_as(unknown)
     longitude, latitude = found.unbind(-1)
