@@ -15,7 +15,7 @@ COMMANDS = {
     'demo': 'train on synthetic landscapes, score the model and draw its predictions',
     'encoders': 'list encoders and pre-trained weights for a sensor',
     'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
-    'baseline': 'score a pixel-wise MLP as a baseline',
+    'baseline': 'score pixel-wise classifiers as baselines',
     'stats': 'compute mean and standard deviation of every band of the training data',
     'robustness': 'score a model with missing and degraded sensors',
     'shard': 'write samples into large files, for clusters and object stores',

@@ -3,17 +3,20 @@
 
 """Command `baseline`: pixel-wise classification or regression as a baseline for models."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -31,7 +34,8 @@ from ..datasets.pastis import FOLDS
 from ..datasets.synthetic.writing import is_synthetic
 from ..modality import Modality, subset_name
 from ..tasks.regression import value_metrics
-from ..utils.cli.console import say
+from ..tasks.supervised import classification_metrics
+from ..utils.cli.console import align, say
 from . import parsers
 from .data import data_parser, one_error, parse_data
 from .parsers import SYNTHETIC_ROOT
@@ -41,14 +45,34 @@ Days = NDArray[np.int64]
 
 #: Days between the dates to which time series are interpolated.
 STEP = 20
+#: Name of the classifier that predicts the most frequent class of the training pixels.
+MAJORITY = 'most frequent class'
+#: Classifiers of :func:`score_classes`, besides that.
+CLASSIFIERS = ('random forest', 'gradient boosting', 'pixel-wise MLP')
+#: Their metrics, those of ``torchgeo test``: names and titles.
+METRICS = {'AverageJaccardIndex': 'mean IoU', 'AverageF1Score': 'mean F1', 'OverallAccuracy': 'accuracy'}
+
+
+class PixelScores(NamedTuple):
+    """Scores of pixel-wise classifiers.
+
+    Attributes:
+        scores: :data:`METRICS` by classifier.
+        trained: Number of training pixels.
+        scored: Number of scored pixels.
+    """
+
+    scores: dict[str, dict[str, float]]
+    trained: int
+    scored: int
 
 
 def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tuple[int, int]) -> Features:
     """Return the features (H W, F) of one modality for every label pixel, NaN where it is not observed.
 
     Features of a time series are its bands, interpolated linearly to the days of *calendar* (since 1970-01-01), and
-    their 10 %, 50 % and 90 % quantiles over time. Features of a single image are its bands. Pixels that are finer than
-    those of the label are averaged.
+    their 10 %, 50 % and 90 % quantiles over time. Dates at which a pixel is not observed are interpolated. Features of
+    a single image are its bands. Pixels that are finer than those of the label are averaged.
     """
     bands, pixels = len(modality.bands), size[0] * size[1]
     width = bands * (len(calendar) + 3) if modality.temporal else bands
@@ -59,6 +83,7 @@ def pixel_features(sample: Sample, modality: Modality, calendar: Days, size: tup
         return image.reshape(bands, pixels).T.numpy()
     valid = sample[modality.valid_key]
     days, frames = sample[modality.dates_key][valid].numpy(), image[valid].numpy().reshape(-1, bands, pixels)
+    frames = _filled(frames, days)
     identity = np.eye(len(days), dtype=np.float32)
     weight = np.stack([np.interp(calendar, days, row) for row in identity], axis=1).astype(np.float32)
     interpolated = np.einsum('dt,tcp->dcp', weight, frames)
@@ -82,6 +107,59 @@ def score_pixels(train: PASTISMultimodal, test: PASTISMultimodal, max_pixels: in
         prediction = model.predict(_all_features(sample, train.modalities, calendar))
         metric.update(torch.from_numpy(prediction), sample['mask'].flatten())
     return float(metric.compute())
+
+
+def score_classes(
+    train: Any,
+    test: Any,
+    num_classes: int,
+    ignore_index: int | None = None,
+    max_pixels: int = 30000,
+    seed: int = 0,
+    classifiers: Sequence[str] = CLASSIFIERS,
+) -> PixelScores:
+    """Score pixel-wise classifiers of a dataset with class labels.
+
+    They are trained on at most *max_pixels* labelled pixels, a uniform sample of those of *train*, and scored on all
+    labelled pixels of *test*, with the metrics of ``torchgeo test``.
+
+    Args:
+        train: Training samples.
+        test: Samples to score.
+        num_classes: Number of classes.
+        ignore_index: Label of pixels without a class.
+        max_pixels: Maximum number of training pixels.
+        seed: Seed of the sample and of the classifiers.
+        classifiers: Some of :data:`CLASSIFIERS`.
+
+    Raises:
+        ValueError: If there is no labelled pixel in *train* or *test*, or labels are of whole tiles.
+    """
+    calendar = _calendar_of(train)
+    features, target = _uniform_pixels(train, calendar, ignore_index, max_pixels, seed)
+    if not len(target):
+        raise ValueError(f'no pixel of the {len(train)} training tiles has a label, expected some')
+    models = {MAJORITY: DummyClassifier()} | _classifiers(classifiers, len(target), seed)
+    for model in models.values():
+        _fit_quietly(model, features, target)
+    every = classification_metrics('multiclass', num_classes=num_classes, ignore_index=ignore_index)
+    metrics = {name: {key: every[key].clone() for key in METRICS} for name in models}
+    scored = 0
+    for sample in tqdm(_samples(test), total=len(test), desc='Score', disable=None, leave=False):
+        mask = _mask_of(sample).flatten()
+        labelled = _labelled(mask, ignore_index)
+        if not labelled.any():
+            continue
+        scored += int(labelled.sum())
+        found = _all_features(sample, train.modalities, calendar)[labelled.numpy()]
+        for name, model in models.items():
+            prediction = torch.from_numpy(model.predict(found))
+            for metric in metrics[name].values():
+                metric.update(prediction, mask[labelled])
+    if not scored:
+        raise ValueError(f'no pixel of the {len(test)} test tiles has a label, expected some')
+    scores = {name: {key: float(metric.compute()) for key, metric in each.items()} for name, each in metrics.items()}
+    return PixelScores(scores, len(target), scored)
 
 
 def score_values(train: Any, test: Any, max_pixels: int = 30000, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -119,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the scores with Sentinel-2 only and with all modalities, or those of continuous labels."""
     words = sys.argv[1:] if argv is None else list(argv)
     if any(word.split('=')[0].split('.')[0] in ('--data', '--config', '-c') for word in words):
-        return _print_values(words)
+        return _print_scores(words)
     args = parsers.baseline_parser().parse_args(argv)
     root = Path(args.root or SYNTHETIC_ROOT)
     if args.root is None and not root.exists():
@@ -134,21 +212,92 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print_values(words: Sequence[str]) -> int:
-    args, datamodule = parse_data(parsers.value_baseline_parser(data_parser), words)
+def _print_scores(words: Sequence[str]) -> int:
+    args, datamodule = parse_data(parsers.data_baseline_parser(data_parser), words)
     with one_error('baseline'):
-        if not datamodule.continuous:
-            raise ValueError(
-                f'{type(datamodule).__name__} has labels of classes, expected continuous: true in the settings of the '
-                'mask, or --root DIR of PASTIS'
-            )
         train = datamodule.make_dataset('train', **datamodule.whole_series())
-        scores = score_values(train, datamodule.make_dataset('test'), args.max_pixels, args.seed)
+        split = 'val' if 'test' in getattr(datamodule, 'left_out', list)() else 'test'
+        test = datamodule.make_dataset(split)
+        origin = f'{datamodule.origin} ({subset_name(tuple(train.modalities))})'
+        if datamodule.continuous:
+            return _print_values(datamodule, origin, score_values(train, test, args.max_pixels, args.seed), split)
+        found = score_classes(
+            train,
+            test,
+            datamodule.num_classes,
+            datamodule.ignore_index,
+            args.max_pixels,
+            args.seed,
+            [name for name in CLASSIFIERS if name.split()[-1].lower() in args.classifiers],
+        )
+    say(
+        f'Baselines of {origin}, trained on {found.trained} pixels, scored on the {found.scored} labelled pixels of '
+        f'the {split} split:'
+    )
+    rows = [['', *METRICS.values()]]
+    rows += [[name, *(f'{each[key]:.3f}' for key in METRICS)] for name, each in found.scores.items()]
+    say(align(rows, '<>>>'))
+    return 0
+
+
+def _print_values(datamodule: Any, origin: str, scores: Mapping[str, Mapping[str, float]], split: str) -> int:
     unit = f' {datamodule.target_unit}' if datamodule.target_unit else ''
-    say(f'Baselines of {datamodule.origin} ({subset_name(tuple(train.modalities))}), test split:')
+    say(f'Baselines of {origin}, {split} split:')
     for name, found in scores.items():
         say(f'  {name:<16} MAE {found["MAE"]:.4g}{unit}, RMSE {found["RMSE"]:.4g}{unit}, R2 {found["R2"]:.3f}')
     return 0
+
+
+def _classifiers(names: Sequence[str], count: int, seed: int) -> dict[str, Any]:
+    """Return untrained classifiers by name for *count* training pixels."""
+    epochs = max(15, math.ceil(2000 / math.ceil(count / 256)))  # at least 2000 steps
+    mlp = MLPClassifier(
+        (128,), alpha=0.01, batch_size=min(256, count), learning_rate_init=2e-3, max_iter=epochs, random_state=seed
+    )
+    median = SimpleImputer(strategy='median', keep_empty_features=True)
+    forest = make_pipeline(median, RandomForestClassifier(300, random_state=seed, n_jobs=-1))
+    boosting = HistGradientBoostingClassifier(random_state=seed)
+    every = dict(zip(CLASSIFIERS, (forest, boosting, _standardised(mlp)), strict=True))
+    return {name: every[name] for name in names}
+
+
+def _uniform_pixels(
+    train: Any, calendar: Days, ignore_index: int | None, max_pixels: int, seed: int
+) -> tuple[Features, NDArray[Any]]:
+    """Return features (N, F) and classes (N,) of a uniform sample of at most *max_pixels* labelled pixels.
+
+    Each pixel has a random key. Those with the smallest keys are kept, so that the number of labelled pixels need not
+    be known in advance.
+    """
+    rng = np.random.default_rng(seed)
+    keys, features, target = np.zeros(0), np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+    for sample in tqdm(_samples(train), total=len(train), desc='Learn', disable=None, leave=False):
+        mask = _mask_of(sample).flatten()
+        places = np.flatnonzero(_labelled(mask, ignore_index).numpy())
+        own = rng.random(len(places))
+        chosen = own < (keys.max() if len(keys) == max_pixels else 1)
+        places, own = places[chosen], own[chosen]
+        if not len(places):
+            continue
+        found = _all_features(sample, train.modalities, calendar)[places]
+        features = np.concatenate([features, found]) if len(keys) else found
+        keys, target = np.concatenate([keys, own]), np.concatenate([target, mask.numpy()[places]])
+        if len(keys) > max_pixels:
+            kept = np.sort(np.argpartition(keys, max_pixels - 1)[:max_pixels])
+            keys, features, target = keys[kept], features[kept], target[kept]
+    return features, target
+
+
+def _mask_of(sample: Sample) -> Tensor:
+    if 'mask' not in sample:
+        raise ValueError(
+            f'samples have {sorted(map(str, sample))}, expected mask: baselines are of pixels, not of whole tiles'
+        )
+    return sample['mask']
+
+
+def _labelled(mask: Tensor, ignore_index: int | None) -> Tensor:
+    return torch.ones_like(mask, dtype=torch.bool) if ignore_index is None else mask != ignore_index
 
 
 def _training_pixels(
@@ -204,11 +353,42 @@ def _calendar(sample: Sample) -> Days:
 
 
 def _calendar_of(dataset: Any) -> Days:
-    """Return dates every :data:`STEP` days from the first to the last valid date of up to 20 evenly spaced samples."""
-    days = []
+    """Return the dates of the features of time series, from up to 20 evenly spaced samples.
+
+    These are the acquisition dates if all samples have the same ones, else dates every :data:`STEP` days from the first
+    to the last valid one.
+    """
+    days: list[int] = []
+    series = dict[str, set[tuple[int, ...]]]()
     for index in evenly_spaced(len(dataset), 20):
         sample = dataset[index]
-        for modality in dataset.modalities.values():
+        for name, modality in dataset.modalities.items():
             if modality.temporal and modality.image_key in sample:
                 days += sample[modality.dates_key][sample[modality.valid_key]].tolist()
-    return np.arange(min(days), max(days) + 1, STEP, dtype=np.int64) if days else np.zeros(0, np.int64)
+                series.setdefault(name, set()).add(tuple(sample[modality.dates_key].tolist()))
+    if not days:
+        return np.zeros(0, np.int64)
+    if all(len(dates) == 1 for dates in series.values()):
+        return np.array(sorted({day for dates in series.values() for day in next(iter(dates))}), np.int64)
+    return np.arange(min(days), max(days) + 1, STEP, dtype=np.int64)
+
+
+def _filled(frames: Features, days: Days) -> Features:
+    """Interpolate NaN of *frames* (T, C, P) linearly in time; before the first and after the last value it is constant.
+
+    Series without a value stay NaN.
+    """
+    missing = np.isnan(frames)
+    if not missing.any():
+        return frames
+    index = np.arange(len(days))[:, None, None]
+    before = np.maximum.accumulate(np.where(missing, -1, index), axis=0)
+    after = np.minimum.accumulate(np.where(missing, len(days), index)[::-1], axis=0)[::-1]
+    before, after = (
+        np.where(before < 0, np.minimum(after, len(days) - 1), before),
+        np.where(after >= len(days), np.maximum(before, 0), after),
+    )
+    low, high = (np.take_along_axis(frames, place, axis=0) for place in (before, after))
+    gap = days[after] - days[before]
+    weight = np.where(gap > 0, (days[:, None, None] - days[before]) / np.maximum(gap, 1), 0).astype(np.float32)
+    return np.where(missing, low + weight * (high - low), frames)

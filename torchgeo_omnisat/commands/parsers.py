@@ -34,6 +34,8 @@ SENSORS = ('s2', 's1', 'rgb', 'landsat')
 EXPORTED = ('config.json', 'model.safetensors')
 #: Degradations that `robustness` simulates.
 DEGRADATIONS = ('dates', 'clouds', 'noise', 'cover')
+#: Classifiers of `baseline`: random forest, gradient boosting and pixel-wise MLP.
+PIXEL_CLASSIFIERS = ('forest', 'boosting', 'mlp')
 #: Classifiers of `classify`.
 CLASSIFIERS = ('knn', 'logistic', 'mlp')
 #: Data types of the probabilities of `classify`.
@@ -182,23 +184,27 @@ def baseline_parser() -> argparse.ArgumentParser:
     """Create the parser of ``baseline``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat baseline',
-        description='Print the mean IoU of a pixel-wise MLP, as a baseline for a model. With --data or --config of '
-        'continuous labels, print MAE, RMSE and R2 of their mean and of a pixel-wise MLP.',
+        description='Print scores of pixel-wise classifiers, as baselines for a model. With --data or --config, of any '
+        'datamodule with a mask: random forest, gradient boosting and MLP, trained and scored on the splits of the '
+        'model; for continuous labels MAE, RMSE and R2 of their mean and of an MLP. With --root, the mean IoU of an '
+        'MLP on PASTIS.',
     )
     parser.add_argument('-c', '--config', help=CONFIG_HELP)
-    parser.add_argument('--data', metavar='NAME', help='datamodule with continuous labels, with its arguments')
+    parser.add_argument('--data', metavar='NAME', help='datamodule, with its arguments as in --data.root DIR')
     parser.add_argument('--root', help=f'directory of PASTIS or of synthetic landscapes (default: {SYNTHETIC_ROOT})')
     parser.add_argument('--fold', type=int, default=1, choices=list(FOLDS), help='official split (default: 1)')
     parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the MLP (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the classifiers (default: 0)')
+    parser.add_argument('--classifiers', nargs='+', default=list(PIXEL_CLASSIFIERS), choices=list(PIXEL_CLASSIFIERS))
     return parser
 
 
-def value_baseline_parser(make: MakeParser = help_parser) -> ArgumentParser:
-    """Create the parser of ``baseline`` of continuous labels."""
-    parser = make('baseline', 'Print MAE, RMSE and R2 of the mean and of a pixel-wise MLP.')
-    parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the MLP (default: 0)')
+def data_baseline_parser(make: MakeParser = help_parser) -> ArgumentParser:
+    """Create the parser of ``baseline`` of a datamodule."""
+    parser = make('baseline', 'Print scores of pixel-wise classifiers, or of regression of continuous labels.')
+    parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the classifiers')
+    parser.add_argument('--classifiers', nargs='+', default=list(PIXEL_CLASSIFIERS), choices=list(PIXEL_CLASSIFIERS))
     return parser
 
 
