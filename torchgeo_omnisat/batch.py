@@ -14,6 +14,7 @@ Samples and batches are flat dictionaries of tensors, as in TorchGeo:
                         by a whole factor
 ``bounds``              ``(B, 9)`` float64, location, if known
 ``coordinates``         ``(B, 2)`` float64, longitude and latitude, if known
+``valid_location``      ``(B, 1)`` bool, ``coordinates`` may be used as a modality; True if it is absent
 ======================  =============================================================
 
 ``bounds`` are in TorchGeo's order, xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres, in

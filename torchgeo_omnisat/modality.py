@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-#: Kind of sensor.
-Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other']
+#: Kind of sensor, or ``'location'``, see :meth:`Modality.location`.
+Kind = Literal['optical', 'radar', 'elevation', 'thermal', 'embedding', 'other', 'location']
 #: Units of pixels: surface reflectance from 0 to 1, digital numbers (such as reflectance x 10000),
 #: radar backscatter in decibels or in linear power, metres.
 Unit = Literal['reflectance', 'dn', 'db', 'power', 'metres', 'unknown']
+
+#: Name of the modality without images; see :meth:`Modality.location`.
+LOCATION = 'location'
 
 #: Attributes of ``torch.nn.ModuleDict`` and ``ParameterDict``, which hold parts of a model by modality name; tested
 #: against torch.
@@ -88,7 +91,14 @@ class Modality:
             raise ValueError(f'bands of {self.name!r} must be distinct and at least one, got {self.bands}')
         if len(self.bands) > MOST_BANDS:
             raise ValueError(f'bands of {self.name!r} are {len(self.bands)}, expected at most {MOST_BANDS}')
-        if not (math.isfinite(self.gsd) and self.gsd > 0):
+        if LOCATION in (self.name, self.kind):
+            facts = self.name, self.kind, self.bands, self.gsd, self.temporal
+            if facts != (LOCATION, LOCATION, ('longitude', 'latitude'), math.inf, False):
+                raise ValueError(
+                    f'name, kind, bands, gsd and temporal are {facts}, expected Modality.location(), or another name '
+                    'and kind for a source of images'
+                )
+        if self.kind != LOCATION and not (math.isfinite(self.gsd) and self.gsd > 0):
             raise ValueError(f'gsd of {self.name!r} must be a positive number of metres, got {self.gsd}')
         self._check_facts()
 
@@ -106,6 +116,15 @@ class Modality:
                 f'wavelengths of {self.name!r} are {wavelengths}, expected one positive number of nanometres for each '
                 f'of the bands {self.bands}'
             )
+
+    @classmethod
+    def location(cls) -> 'Modality':
+        """Return the modality of the location of a tile, which has no image.
+
+        A batch has it as ``coordinates``, longitude and latitude in degrees; ``valid_location`` ``(B, 1)`` withholds
+        it. A model that is built with it adds one token to those of every ground patch (see :class:`.OmniSat`).
+        """
+        return cls(LOCATION, ('longitude', 'latitude'), math.inf, temporal=False, kind='location')
 
     @property
     def image_key(self) -> str:

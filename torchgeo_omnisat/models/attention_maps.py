@@ -28,7 +28,8 @@ class Attention(NamedTuple):
             to one over the dates, or to less if parts of the patch were never observed.
             Invalid dates have weight zero.
         modalities: Weights of the modalities in each ground patch, ``(B, N, M)``, in the order
-            of the model's modalities. They sum to one, or to zero if none observed the patch.
+            of the model's modalities, then that of the location if the model has one. They sum to
+            one, or to zero if none observed the patch.
         grid: Rows and columns of the ground grid, N patches in total.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..modality import Modality, as_modalities
 from .encoders import Encoder, build_encoders
 from .encoders.utae import UpBlock, conv_block, decode_pyramid, group_norm
-from .omnisat import OmniSat, channels_last
+from .omnisat import OmniSat, channels_last, split_location
 from .segmentation import resize
 
 #: Backbones with one stream per modality; their inputs are one time series, all time series, all modalities.
@@ -100,7 +100,13 @@ class LateFusion(OmniSat):
         width: int = 32,
     ) -> None:
         nn.Module.__init__(self)
-        self.modalities = as_modalities(modalities)
+        self.modalities, encoders, location = split_location(modalities, encoders)
+        if location is not None:
+            raise ValueError(
+                'late fusion averages one map per modality, expected modalities with images: the location needs the '
+                'attention of omnisat_tiny, omnisat_small or omnisat_base'
+            )
+        self.location = None
         self.embed_dim, self.patch_size = width, float(patch_size)
         chosen = build_encoders(self.modalities, encoders, widths, image_widths)
         gsds = {name: modality.gsd for name, modality in self.modalities.items()}

@@ -19,10 +19,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from ..modality import Modality, as_modalities, half_up
-from ..utils.coordinates import COORDINATES
+from ..modality import LOCATION, Modality, as_modalities, half_up
+from ..utils.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.observed import all_observed, observed, observed_pixels
 from .encoders import Encoder, build_encoders
+from .encoders.location import LocationToken, build_location
 from .fusion import Fusion
 
 #: Maximum width of tokens and feature maps, and maximum number of blocks.
@@ -43,6 +44,18 @@ class FeatureMaps(NamedTuple):
     seen: Tensor
 
 
+class Location(NamedTuple):
+    """Token of the location of each tile.
+
+    Attributes:
+        token: Tokens ``(B, D)``, zero where the location is unknown.
+        known: Tiles with a known location, ``(B,)`` bool.
+    """
+
+    token: Tensor
+    known: Tensor
+
+
 class OmniSatOutput(NamedTuple):
     """Output of :class:`OmniSat`.
 
@@ -54,6 +67,7 @@ class OmniSatOutput(NamedTuple):
         maps: Feature maps of each modality.
         grid: Rows and columns of the ground grid, N patches in total.
         extent: Height and width of the tile in metres.
+        location: Location of each tile; None if the model or the batch has none.
     """
 
     tokens: dict[str, Tensor]
@@ -62,6 +76,7 @@ class OmniSatOutput(NamedTuple):
     maps: dict[str, FeatureMaps]
     grid: tuple[int, int]
     extent: tuple[float, float]
+    location: Location | None = None
 
 
 class TokenHead(nn.Module):
@@ -86,6 +101,10 @@ class OmniSat(nn.Module):
     The output of a sample does not depend on padding, values of absent modalities, the order
     of the dates, or the other samples of the batch.
 
+    With :meth:`.Modality.location`, the location of the tile is one more modality in the fusion: one token for all
+    patches, from ``coordinates`` of the batch. It has no influence where they are absent or NaN, or
+    ``valid_location`` is False. :attr:`modalities` has only those with images, so M does not count it.
+
     Args:
         modalities: Modalities by name or as a list; each may be a plain dictionary.
         embed_dim: Width D of the tokens.
@@ -96,7 +115,8 @@ class OmniSat(nn.Module):
             ``channels`` and ``strides`` (of its maps, fine to coarse) and map
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of
             maps. NaN is nodata. An encoder of time series with ``takes_coordinates`` set is also called with
-            ``coordinates`` of the batch, if there are any.
+            ``coordinates`` of the batch, if there are any. ``{'location': 'scaled'}`` or ``'satclip'`` chooses the
+            encoder of the location, and adds :meth:`.Modality.location` to *modalities*.
         depth: Number of blocks of spatial attention.
         num_heads: Number of heads of the fusion.
         widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
@@ -125,7 +145,7 @@ class OmniSat(nn.Module):
         queries: int = 1,
     ) -> None:
         super().__init__()
-        self.modalities = as_modalities(modalities)
+        self.modalities, encoders, location = split_location(modalities, encoders)
         finest = min(modality.gsd for modality in self.modalities.values())
         _check_sizes(finest, patch_size, embed_dim, depth, num_heads, (*widths, *image_widths))
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
@@ -133,7 +153,9 @@ class OmniSat(nn.Module):
         self.encoders = nn.ModuleDict(built)
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})
-        self.fusion: nn.Module = Fusion(self.modalities, embed_dim, depth, num_heads)
+        self.location = None if location is None else LocationToken(build_location(location), embed_dim)
+        names = [*self.modalities, *([] if location is None else [LOCATION])]
+        self.fusion: nn.Module = Fusion(names, embed_dim, depth, num_heads)
         channels_last(self)
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
@@ -146,14 +168,32 @@ class OmniSat(nn.Module):
             ValueError: If the batch has an unknown modality, none of the model's, other bands than
                 expected, or modalities that cover different ground.
         """
-        return self.join(self.encode(batch))
+        return self.join(self.encode(batch), self.locate(batch))
 
-    def join(self, maps: Mapping[str, FeatureMaps]) -> OmniSatOutput:
-        """Fuse the feature maps; see :meth:`forward`."""
+    def join(self, maps: Mapping[str, FeatureMaps], location: Location | None = None) -> OmniSatOutput:
+        """Fuse the feature maps, and the location of the tiles; see :meth:`forward`."""
         grid, extent = self.ground(maps)
         tokens = self.tokens(maps)
         seen = self.observed_patches(maps, grid)
-        return OmniSatOutput(tokens, self.fuse(tokens, seen, grid), seen.any(1), dict(maps), grid, extent)
+        fused = self.fuse(tokens, seen, grid, location)
+        return OmniSatOutput(tokens, fused, seen.any(1), dict(maps), grid, extent, location)
+
+    def locate(self, batch: Mapping[str, Tensor]) -> Location | None:
+        """Return the tokens of the location; None if the model or the batch has none.
+
+        Raises:
+            ValueError: If ``coordinates`` are not ``(B, 2)``.
+        """
+        if self.location is None or COORDINATES not in batch:
+            return None
+        coordinates = batch[COORDINATES]
+        if coordinates.ndim != 2 or coordinates.shape[1] != 2:
+            raise ValueError(f'coordinates has shape {tuple(coordinates.shape)}, expected (B, 2): longitude, latitude')
+        known = coordinates.isfinite().all(1)
+        if LOCATION_VALID in batch:
+            known = known & batch[LOCATION_VALID].any(1)
+        flags = known.unsqueeze(1)
+        return Location(self.location(coordinates.where(flags, 0.0)) * flags, known)
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
         """Return the feature maps of every modality in the batch; see :meth:`forward`."""
@@ -191,6 +231,7 @@ class OmniSat(nn.Module):
         tokens: Mapping[str, Float[Tensor, 'b n d']],
         available: Bool[Tensor, 'b m'] | Bool[Tensor, 'b n m'],
         grid: tuple[int, int] | None = None,
+        location: Location | None = None,
     ) -> Float[Tensor, 'b n d']:
         """Fuse the tokens of the available modalities to one per ground patch.
 
@@ -199,6 +240,7 @@ class OmniSat(nn.Module):
             available: Modalities to fuse, in the order of :attr:`modalities`, for each
                 sample or for each patch.
             grid: Rows and columns of the ground grid; required unless it is square.
+            location: Output of :meth:`locate`; None to withhold the location.
 
         Raises:
             ValueError: If *grid* does not have N patches.
@@ -211,7 +253,14 @@ class OmniSat(nn.Module):
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in self.modalities], dim=2)
         present = torch.tensor([name in tokens for name in self.modalities], device=some.device)
         seen = available if available.ndim == 3 else available.unsqueeze(1).expand(-1, some.shape[1], -1)
-        return self.fusion(stacked, seen & present, (rows, columns))
+        seen = seen & present
+        if self.location is not None:
+            if location is None:
+                location = Location(torch.zeros_like(some[:, 0]), torch.zeros_like(seen[:, 0, 0]))
+            token, known = location.token[:, None, None], location.known[:, None, None]
+            stacked = torch.cat([stacked, token.to(some.dtype).expand_as(stacked[:, :, :1])], 2)
+            seen = torch.cat([seen, known.expand_as(seen[..., :1])], 2)
+        return self.fusion(stacked, seen, (rows, columns))
 
     def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
         """Return the output for a subset of the modalities, without encoding them again.
@@ -229,7 +278,13 @@ class OmniSat(nn.Module):
         maps = {name: found for name, found in out.maps.items() if name in kept}
         tokens = {name: token for name, token in out.tokens.items() if name in kept}
         seen = self.observed_patches(maps, out.grid)
-        return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
+        fused = self.fuse(tokens, seen, out.grid, out.location)
+        return out._replace(tokens=tokens, fused=fused, available=seen.any(1), maps=maps)
+
+    def withhold_location(self, out: OmniSatOutput) -> OmniSatOutput:
+        """Return the output without the location, without encoding the images again."""
+        seen = self.observed_patches(out.maps, out.grid)
+        return out._replace(fused=self.fuse(out.tokens, seen, out.grid), location=None)
 
     def hide(self, out: OmniSatOutput, kept: Bool[Tensor, 'b m']) -> OmniSatOutput:
         """Return the output for the modalities *kept* of each sample, without encoding them again.
@@ -243,7 +298,8 @@ class OmniSat(nn.Module):
         }
         tokens = {name: token * flags[name][:, None, None] for name, token in out.tokens.items()}
         seen = self.observed_patches(maps, out.grid)
-        return out._replace(tokens=tokens, fused=self.fuse(tokens, seen, out.grid), available=seen.any(1), maps=maps)
+        fused = self.fuse(tokens, seen, out.grid, out.location)
+        return out._replace(tokens=tokens, fused=fused, available=seen.any(1), maps=maps)
 
     def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
         """Return the common grid (rows, columns) and extent (height, width in metres) of maps or images."""
@@ -279,6 +335,24 @@ class OmniSat(nn.Module):
             if missing or batch[key].ndim != ndim or batch[key].shape[-3] != bands:
                 expected = f'({"B, T" if modality.temporal else "B"}, {bands}, H, W) with its dates and valid'
                 raise ValueError(f'{key} has shape {tuple(batch[key].shape)} and lacks {missing}, expected {expected}')
+
+
+def split_location(
+    modalities: Mapping[str, Modality] | Iterable[Modality | Mapping[str, Any]], encoders: Mapping[str, Encoder] | None
+) -> tuple[dict[str, Modality], dict[str, Encoder], Encoder | None]:
+    """Return the modalities with images, their encoders, and the encoder of the location, None without one.
+
+    Raises:
+        ValueError: If no modality has images.
+    """
+    known, chosen = as_modalities(modalities), dict(encoders or {})
+    location = chosen.pop(LOCATION, None)
+    if location is None and LOCATION in known:
+        location = 'scaled'
+    images = {name: modality for name, modality in known.items() if name != LOCATION}
+    if not images:
+        raise ValueError(f'modalities are {list(known)}, expected at least one with images')
+    return images, chosen, location
 
 
 def _check_sizes(

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from .. import models
-from ..modality import Modality, as_modalities
+from ..modality import LOCATION, Modality, as_modalities
 from ..models.encoders.bands import add_missing
 from ..models.encoders.registry import checkpoint_encoders, registered_paths
 from ..models.encoders.weights import load_encoder
@@ -268,7 +268,7 @@ def _strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _parts(state: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> dict[str, dict[str, Tensor]]:
-    names = {key.split('.')[1] for key in state if key.startswith('encoders.')} | set(modalities)
+    names = {key.split('.')[1] for key in state if key.startswith('encoders.')} | {*modalities, LOCATION}
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in state.items():
         path = key.split('.')

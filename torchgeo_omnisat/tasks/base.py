@@ -27,12 +27,14 @@ from torchgeo.tasks import BaseTask
 
 from .. import models
 from ..batch import available
-from ..modality import Modality, as_modalities
+from ..modality import LOCATION, Modality, as_modalities
 from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
+from ..transforms.base import probability
 from ..utils.atomic import atomic_file
+from ..utils.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.figures import save_figure
 from ..utils.finite import Watch, refuse_output, refuse_weights
 from ..utils.observed import ImplausibleCounts
@@ -91,6 +93,11 @@ class OmniSatTask(BaseTask):
         sources: Mean and standard deviation by source, of a model that was trained on a mixture.
         statistics: Source whose statistics normalise the images, if the model or *weights* have several
             and the data do not determine it. Not saved in checkpoints.
+        location_dropout: Probability that the location of a training tile is withheld, of a model that has it as a
+            modality (``backbone_args={'encoders': {'location': 'scaled'}}``, see :class:`.OmniSat`).
+
+    Raises:
+        ValueError: If *location_dropout* is not a probability.
     """
 
     #: Hyper-parameters that are required to build the model.
@@ -135,7 +142,9 @@ class OmniSatTask(BaseTask):
         patience: int = 10,
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
+        location_dropout: float = 0.5,
     ) -> None:
+        probability(location_dropout, 'location_dropout')
         self.weights, self.statistics = weights, statistics
         super().__init__()
 
@@ -205,6 +214,7 @@ class OmniSatTask(BaseTask):
         """Build the model if all required hyper-parameters are set; otherwise the trainer builds it."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: self._plain(name, value) for name, value in given.items()})
+        self.save_hyperparameters(_location_as_encoder(self.hparams['modalities'], self.hparams['backbone_args']))
         self._warned_blind, self._units, self._inherited = False, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
@@ -415,6 +425,29 @@ class OmniSatTask(BaseTask):
         dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
         other = {key: value.to(dtype) for key, value in batch.items() if _is_image(key, value) and value.dtype != dtype}
         return {**batch, **other} if other else batch
+
+    def drop_location(self, batch: Sample) -> Sample:
+        """Return a training batch in which the location of some samples is withheld from the fusion.
+
+        Encoders that take ``coordinates`` themselves keep them.
+        """
+        if not self.has_location(batch):
+            return batch
+        like = batch[COORDINATES]
+        kept = torch.rand(len(like), 1, dtype=torch.float32, device=like.device) >= self.hparams['location_dropout']
+        return {**batch, LOCATION_VALID: kept & batch.get(LOCATION_VALID, torch.ones_like(kept))}
+
+    def has_location(self, batch: Mapping[str, Tensor]) -> bool:
+        """Return whether the model and a batch have the location, and warn if only the model has it."""
+        if self.model.backbone.location is None:
+            return False
+        if COORDINATES not in batch:
+            warnings.warn(
+                'the model has the location as a modality, but a batch has no coordinates: expected data with bounds '
+                'and a CRS',
+                stacklevel=3,
+            )
+        return COORDINATES in batch
 
     def statistics_of(self, measured: Mapping[str, Any], names: Collection[str]) -> tuple[str | None, Statistics]:
         """Choose the statistics that images of one source are normalised with.
@@ -726,6 +759,15 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def _location_as_encoder(modalities: Any, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return hyper-parameters with the location among the encoders, so that *modalities* are those with images."""
+    images = [entry for entry in modalities or () if entry['name'] != LOCATION]
+    if len(images) == len(modalities or ()):
+        return {}
+    encoders = {LOCATION: 'scaled', **((arguments or {}).get('encoders') or {})}
+    return {'modalities': images, 'backbone_args': {**(arguments or {}), 'encoders': encoders}}
+
+
 def _is_image(key: str, value: Any) -> bool:
     return key.startswith('image') and isinstance(value, Tensor) and value.is_floating_point()
 
@@ -738,6 +780,8 @@ def _of_missing_bands(name: str) -> bool:
 def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
     backbone = getattr(getattr(task, 'model', None), 'backbone', None)
     yield from getattr(backbone, 'encoders', nn.ModuleDict()).items()
+    if (location := getattr(backbone, 'location', None)) is not None:
+        yield LOCATION, location.encoder
 
 
 def learning_rates(task: Any) -> dict[nn.Parameter, float]:

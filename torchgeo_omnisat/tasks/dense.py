@@ -21,7 +21,7 @@ from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter
-from ..utils.coordinates import COORDINATES
+from ..utils.coordinates import COORDINATES, LOCATION_VALID
 from .supervised import SupervisedTask
 
 #: Axes that are flipped in each view of test-time augmentation; the last pair is a rotation by 180 degrees.
@@ -118,8 +118,9 @@ class DenseTask(SupervisedTask):
             for key in set(modality.keys) & set(batch):
                 flips = FLIPS if key == modality.image_key else [()] * len(FLIPS)
                 found[key] = torch.cat([batch[key].flip(axes) if axes else batch[key] for axes in flips])
-        if COORDINATES in batch:
-            found[COORDINATES] = torch.cat([batch[COORDINATES]] * len(FLIPS))
+        for key in (COORDINATES, LOCATION_VALID):
+            if key in batch:
+                found[key] = torch.cat([batch[key]] * len(FLIPS))
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -216,7 +216,7 @@ class SupervisedTask(OmniSatTask):
         if batch_idx == 0:  # a training resumed after the last batch of an epoch skips the end of that epoch
             for metric in self._counting().values():
                 metric.reset()
-        batch = self.renormalise(batch)
+        batch = self.drop_location(self.renormalise(batch))
         logits, loss = self.learn(batch)
         self.train_metrics.update(self.answer(logits), self.truth(batch))
         labelled = self.labelled(batch).sum()
@@ -271,6 +271,8 @@ class SupervisedTask(OmniSatTask):
         """Set up the metrics of every subset of the modalities that the data have."""
         super().on_test_start()
         self.subset_scores = self.make_scores(self.scored_names, self.subsets).to(self.device)
+        if self.model.backbone.location is not None:
+            self.withheld_scores = self.make_scores(self.scored_names, ()).to(self.device)
 
     @property
     def scored_names(self) -> list[str]:
@@ -279,7 +281,11 @@ class SupervisedTask(OmniSatTask):
         return [name for name in self.modalities if name in theirs]
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update loss and metrics, and the metrics of every subset; each modality is encoded once."""
+        """Update loss and metrics, and the metrics of every subset; each modality is encoded once.
+
+        The location, if the model has it as a modality, is used for every subset. The score without it is that of all
+        modalities with images.
+        """
         out = self.model.backbone(self.views(self.renormalise(batch)))
         logits, more = self.infer_from(out)
         refuse_output(logits, batch, batch_idx, self.model)
@@ -293,6 +299,11 @@ class SupervisedTask(OmniSatTask):
             elif available.any():
                 output = self.infer_from(self.model.backbone.restrict(out, subset))
             self.score_subset(subset, output, batch, available)
+        if out.location is not None and FILLER not in batch:
+            (names,) = self.withheld_scores.subsets
+            available = out.available[: len(logits), [order.index(name) for name in names]]
+            withheld = self.answer(self.infer_from(self.model.backbone.withhold_location(out))[0])
+            self.withheld_scores.update(names, withheld, self.truth(batch), available, self.labelled(batch))
 
     def score_subset(
         self, subset: tuple[str, ...], output: tuple[Tensor, Any] | None, batch: Sample, available: Tensor
@@ -338,6 +349,9 @@ class SupervisedTask(OmniSatTask):
         self._finish('test')
         rows, headline = self.subset_rows(), next(iter(self.subset_metrics))
         self.log_subsets(rows, {headline: self.subset_metrics[headline]})
+        if self.model.backbone.location is not None:
+            score = self.withheld_scores.compute()[0].scores[headline]
+            self.log(f'test_{self.subset_metrics[headline]}_without_location', score)
         folder = self.folder
         if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
             data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'

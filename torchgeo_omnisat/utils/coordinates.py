@@ -13,6 +13,8 @@ from torch import Tensor
 
 #: Key of longitude and latitude (WGS 84) of the centre of each tile in a batch, ``(B, 2)`` float64 in degrees.
 COORDINATES = 'coordinates'
+#: Key of the flags ``(B, 1)`` of tiles whose location may be used; True if it is absent.
+LOCATION_VALID = 'valid_location'
 
 
 def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
