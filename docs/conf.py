@@ -6,6 +6,7 @@
 import inspect
 import os
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torchgeo_omnisat
 project = 'torchgeo_omnisat'
 author = copyright = 'torchgeo_omnisat contributors'
 version = release = torchgeo_omnisat.__version__
+#: The one place of these addresses. `Repository` is a placeholder until the project has a public one.
+URLS = tomllib.loads((Path(__file__).parents[1] / 'pyproject.toml').read_text())['project']['urls']
 
 extensions = [
     'myst_nb',
@@ -24,6 +27,7 @@ extensions = [
     'sphinx.ext.doctest',
     'sphinx.ext.intersphinx',
     'sphinx.ext.napoleon',
+    'sphinx_copybutton',
 ]
 exclude_patterns = ['_build', 'jupyter_execute']
 myst_heading_anchors = 3
@@ -41,14 +45,20 @@ autoclass_content = 'both'
 autodoc_default_options = {'members': True, 'show-inheritance': True}
 autodoc_inherit_docstrings = False  # or every model would repeat what torch says of its constructor
 autodoc_member_order = 'bysource'
-autodoc_typehints = 'none'  # docstrings say in words what arguments are, and the code has their types
+autodoc_typehints = 'signature'
+autodoc_typehints_format = 'short'
+python_maximum_signature_line_length = 88  # a longer signature has a line per argument
 napoleon_use_ivar = True
 
 # Every name in a docstring has an entry, but for what others document, of which nothing is known offline:
 nitpicky = True
-FOREIGN = 'abc|collections|kornia|lightning|re|segmentation_models_pytorch|torch|torchgeo|torchmetrics|torchvision'
+FOREIGN = (
+    'abc|affine|collections|jaxtyping|kornia|lightning|matplotlib|numpy|os|pandas|pathlib|pyproj|re|'
+    'segmentation_models_pytorch|shapely|torch|torchgeo|torchmetrics|torchvision'
+)
 nitpick_ignore_regex = [
     (r'py:.*', rf'({FOREIGN})(\..*)?'),
+    (r'py:class', 'Tensor'),  # in the shapes of jaxtyping
     (r'py:exc', r'\w+'),  # errors of Python and TorchGeo under "Raises"
     (r'py:(attr|data|meth)', r'[\w.]+'),  # members that are inherited from there
     (r'py:class', r'torchgeo_omnisat(\.\w+){3,}'),  # bases of ours that are not public
@@ -69,9 +79,16 @@ html_title = 'torchgeo_omnisat'
 html_show_sourcelink = False
 html_static_path = ['_static']
 html_css_files = ['site.css']
-html_theme_options = {'show_prev_next': False, 'secondary_sidebar_items': ['page-toc']}
-# Pages of their own have no others beside them, so their text takes that room.
-html_sidebars = {page: [] for page in ('index', 'start', 'concepts', 'comparison', 'results', 'limits', 'changelog')}
+html_theme_options = {
+    'header_links_before_dropdown': 6,
+    'icon_links': [{'name': 'Repository', 'url': URLS['Repository'], 'icon': 'fa-brands fa-git-alt'}],
+    'secondary_sidebar_items': ['page-toc'],
+}
+# Pages of the top level have no others beside them, so their text takes that room.
+html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob('*.md')}
+copybutton_exclude = '.linenos, .gp, .go'  # of examples, the code without prompts and output
+COPIED = ('sh', 'shell', 'yaml', 'python', 'ipython3', 'doctest')  # output has no button
+copybutton_selector = f':is({", ".join(f".highlight-{language}" for language in COPIED)}) pre'
 
 doctest_test_doctest_blocks = ''  # {doctest} blocks of the pages alone
 

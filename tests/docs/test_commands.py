@@ -45,6 +45,9 @@ NOT_RUN = {
     'python benchmarks/ablation.py': 'takes hours; its rows run in tests/benchmarks',
     'python benchmarks/curves.py': 'takes hours; runs in tests/benchmarks',
     'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
+    'pip install git+https://git.example.org/torchgeo_omnisat': 'downloads; its address is tested in test_site.py',
+    'git clone': 'downloads; its address is tested in test_site.py',
+    'cd torchgeo_omnisat': 'is the folder that the line above it makes',
     "pip install 'torchgeo_omnisat[parquet]'": 'downloads',
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
