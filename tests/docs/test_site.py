@@ -15,13 +15,13 @@ DOCS = ROOT / 'docs'
 PAGES = [page for page in sorted(DOCS.rglob('*.md')) if not {'_build', 'tutorials'} & set(page.parts)]
 #: A word that readers search for, and a page that has to say something about it.
 SEARCHED = {
-    'composite': 'glossary.md',
+    'composite': 'howto/sources.md',
     'conda': 'start.md',
     'CUDA': 'start.md',
-    'LPIS': 'howto/rasters.md',
+    'LPIS': 'howto/sources.md',
     'NetCDF': 'howto/rasters.md',
-    'QGIS': 'howto/predict.md',
-    'shapefile': 'howto/rasters.md',
+    'QGIS': 'howto/sources.md',
+    'shapefile': 'howto/sources.md',
     'xarray': 'howto/embeddings.md',
 }
 pytestmark = pytest.mark.skipif(not PAGES, reason='the site is not here')
