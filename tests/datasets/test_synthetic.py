@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from pyproj import Geod
 
 from torchgeo_omnisat.batch import check, collate
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
@@ -27,11 +29,15 @@ from torchgeo_omnisat.datasets.synthetic.landscape import (
 )
 from torchgeo_omnisat.datasets.synthetic.rendering import COARSE, render_s1, render_s2, render_spot
 from torchgeo_omnisat.datasets.synthetic.writing import (
+    FIRST_ID,
     MANIFEST,
     Recipe,
+    _draw_land,
     draw_instances,
     draw_tile,
     is_synthetic,
+    region_centre,
+    tile_place,
     write_landscapes,
 )
 
@@ -133,6 +139,53 @@ class TestDrawTile:
         with pytest.raises(ValueError, match=expected):
             SyntheticLandscapes(tmp_path / 'root', **(SMALL | argument))
         assert not list(tmp_path.iterdir())
+
+
+class TestRegions:
+    REGIONS = replace(RECIPE, num_tiles=40, size=32, dates=(8, 14), regions=10)
+
+    def test_places_are_far_apart_and_other_ones_in_each_fold(self) -> None:
+        places = np.array([tile_place(self.REGIONS, index) for index in range(40)])
+        centres = np.array([region_centre(region) for region in range(10)])
+        assert (np.abs(places - centres[np.arange(40) % 10]) < (0.6, 0.5)).all()
+        assert len(np.unique(places, axis=0)) == 40
+        apart = [Geod(ellps='WGS84').inv(*a, *b)[2] for a, b in combinations(centres, 2)]
+        assert min(apart) > 150_000
+        held_out, train = (np.sort(centres[np.isin(np.arange(10) % 5, folds), 1]) for folds in ((4,), (0, 1, 2)))
+        assert train[0] < held_out[0] < held_out[-1] < train[-1]  # the calendar has to be interpolated
+        other = replace(self.REGIONS, seed=1)
+        assert tile_place(other, 3) != tile_place(self.REGIONS, 3)
+        np.testing.assert_allclose(tile_place(other, 3), tile_place(self.REGIONS, 3), atol=1)
+
+    def test_season_is_later_in_the_north_and_nothing_else_differs(self) -> None:
+        south, north = 6, 1
+        for version in (1, 2):
+            recipe = replace(self.REGIONS, version=version)
+            for index in (south, north):
+                land, plain = (_draw_land(each, index)[1] for each in (recipe, replace(recipe, regions=0)))
+                later = land.delay - plain.delay + (14 if version == 2 and index % 5 == 4 else 0)
+                np.testing.assert_allclose(later, 4 * (tile_place(recipe, index)[1] - 46), atol=1e-9)
+                assert np.array_equal(land.parcels, plain.parcels)
+        assert _draw_land(self.REGIONS, north)[1].delay.mean() > _draw_land(self.REGIONS, south)[1].delay.mean() + 50
+
+    def test_written_places_are_those_of_the_batch(self, tmp_path: Path) -> None:
+        small: dict[str, Any] = SMALL | {'num_tiles': 10, 'regions': 5}
+        dataset = SyntheticLandscapes(tmp_path / 'root', **small, modalities=('s2',))
+        batch = collate([dataset[index] for index in range(10)], dataset.modalities, dataset.crs)
+        expected = [tile_place(Recipe(**small), patch.id - FIRST_ID) for patch in dataset.patches]
+        np.testing.assert_allclose(batch['coordinates'].numpy(), expected, atol=1e-5)
+        with pytest.raises(ValueError, match='regions=5'):
+            SyntheticLandscapes(tmp_path / 'root', **small | {'regions': 0})
+
+    def test_manifest_without_regions_is_that_of_earlier_versions(self, root: Path) -> None:
+        assert json.loads((root / MANIFEST).read_text()).keys() == {*SMALL, 'version'}
+        with pytest.raises(ValueError, match='regions=None'):
+            SyntheticLandscapes(root, **SMALL, regions=5)
+
+    @pytest.mark.parametrize('wrong', [{'regions': 7}, {'regions': -5}, {'regions': 5, 'num_tiles': 10**6}])
+    def test_bad_arguments(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match='regions'):
+            replace(RECIPE, **wrong)
 
 
 class TestLandscape:

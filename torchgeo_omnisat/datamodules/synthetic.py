@@ -29,6 +29,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
         batch_size: int = 8,
         instances: bool = False,
         version: int = 1,
+        regions: int = 0,
         **kwargs: Any,
     ) -> None:
         """Initialize without reading or writing files.
@@ -43,6 +44,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             batch_size: Samples per batch.
             instances: Whether samples have ``instances``, the parcel of each pixel.
             version: Version of the landscapes, 1 or 2; see :class:`.SyntheticLandscapes`.
+            regions: Number of regions with their own crop calendars, a multiple of five; 0 for none.
             **kwargs: *modalities*, *bands*, *max_dates* and *date_range* as in
                 :class:`.PASTISMultimodalDataModule`, and arguments of :class:`.MultimodalDataModule`.
         """
@@ -56,6 +58,7 @@ class SyntheticLandscapesDataModule(FoldsDataModule):
             size=size,
             dates=tuple(dates),
             version=version,
+            regions=regions,
             instances=instances,
             **kwargs,
         )

@@ -40,6 +40,11 @@ class SyntheticLandscapes(PASTISMultimodal):
     Version 2 is harder and closer to real data: Sentinel-2 mixes adjacent parcels, its bands of 20 m are averages over
     2 x 2 pixels, and thin clouds remain; each sensor is displaced by up to half a pixel of 10 m relative to the labels;
     some crops are eight times as frequent as others; and in the fifth fold all seasons are two weeks later.
+
+    With *regions*, the tiles are in regions all over Europe, and crop calendars depend on the latitude: seasons are 4
+    days later per degree to the north, in both versions. Each fold has other regions, so validation and test are on
+    regions that are not among the training data. Places have no other influence on the landscapes; tiles with the same
+    seed and index have the same parcels with and without regions.
     """
 
     #: Whether the data are synthetic, so that results are reported as such.
@@ -58,6 +63,7 @@ class SyntheticLandscapes(PASTISMultimodal):
         dates: tuple[int, int] = (8, 14),
         version: int = 1,
         instance_gsd: float | None = None,
+        regions: int = 0,
         **kwargs: Any,
     ) -> None:
         """Write the landscapes unless they exist, and initialize the dataset.
@@ -71,12 +77,13 @@ class SyntheticLandscapes(PASTISMultimodal):
             version: Version of the landscapes, 1 or 2.
             instance_gsd: GSD of *instances* in metres, 10 divided by a whole number; defaults to 10. The landscapes
                 have a resolution of one metre, and strips of two metres between parcels belong to none.
+            regions: Number of regions, a multiple of five; 0 for tiles next to each other.
             **kwargs: Arguments of PASTISMultimodal.
 
         Raises:
             ValueError: If *root* contains other files, or an argument is invalid.
         """
-        self._recipe = Recipe(num_tiles, seed, size, dates, version)
+        self._recipe = Recipe(num_tiles, seed, size, dates, version, regions)
         self._factor = finer_factor(self.label_gsd, instance_gsd, 'instance_gsd')
         self._instances: dict[int, Tensor] = {}
         write_landscapes(Path(root).expanduser(), self._recipe)

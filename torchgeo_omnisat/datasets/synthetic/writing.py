@@ -4,14 +4,17 @@
 """Atomic writing of synthetic landscapes in the file layout of PASTIS-HD."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio.transform import Affine
 from tqdm import tqdm
 
@@ -30,6 +33,13 @@ SPOT = 'SPOT6_RVB_1M00_2019'
 #: ``ID_PATCH`` of the first tile.
 FIRST_ID = 10000
 
+#: Limits of the centres of the regions in degrees, and side of a region in metres.
+LATITUDES, LONGITUDES, REGION_SIDE = (36.0, 56.0), (-2.0, 18.0), 64_000.0
+#: Delay of the season in days per degree of latitude, and latitude without delay. The delay is that of Hopkins'
+#: bioclimatic law (Richardson et al., "Testing Hopkins' Bioclimatic Law with PhenoCam data", 2019,
+#: doi:10.1002/aps3.1228).
+DAYS_PER_DEGREE, LATITUDE = 4.0, 46.0
+
 _START = np.datetime64('2018-09-01')
 _SERIES = ('S2', 'S1A', 'S1D')
 _INSTANCES = 'INSTANCE_ANNOTATIONS'
@@ -45,6 +55,7 @@ class Recipe:
         size: Side of a tile in pixels of 10 m, a multiple of 4 for patches of 40 m.
         dates: Minimum and maximum number of dates of a time series.
         version: Version of the landscapes, a key of :data:`~torchgeo_omnisat.datasets.synthetic.landscape.VERSIONS`.
+        regions: Number of regions, a multiple of five; 0 for tiles next to each other, with one crop calendar.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -55,6 +66,7 @@ class Recipe:
     size: int
     dates: Sequence[int]
     version: int = 1
+    regions: int = 0
 
     def __post_init__(self) -> None:
         if self.num_tiles < 1:
@@ -67,6 +79,10 @@ class Recipe:
             raise ValueError(f'dates must be two numbers from 1 to 60, the least first, got {self.dates!r}')
         if self.version not in VERSIONS:
             raise ValueError(f'version must be one of {list(VERSIONS)}, got {self.version!r}')
+        if self.regions < 0 or self.regions % 5:
+            raise ValueError(f'regions must be 0 or a multiple of the five folds, got {self.regions}')
+        if self.regions and self.num_tiles > (most := self.regions * cells(self.size) ** 2):
+            raise ValueError(f'num_tiles must be at most {most} in {self.regions} regions, got {self.num_tiles}')
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,10 @@ def draw_instances(recipe: Recipe, index: int, gsd: float) -> Indices:
 
 def _draw_land(recipe: Recipe, index: int) -> tuple[np.random.Generator, Landscape]:
     rng, difficulty = np.random.default_rng([recipe.seed, index]), VERSIONS[recipe.version]
-    return rng, draw_landscape(rng, recipe.size, difficulty.frequencies, difficulty.delay * (index % 5 == 4))
+    delay = difficulty.delay * (index % 5 == 4)
+    if recipe.regions:
+        delay = DAYS_PER_DEGREE * (tile_place(recipe, index)[1] - LATITUDE)
+    return rng, draw_landscape(rng, recipe.size, difficulty.frequencies, delay)
 
 
 def write_landscapes(root: Path, recipe: Recipe) -> None:
@@ -154,6 +173,32 @@ def write_landscapes(root: Path, recipe: Recipe) -> None:
     even if several processes write it.
     """
     write_once(root, recipe, _write)
+
+
+def cells(size: int) -> int:
+    """Return the number of places of tiles of *size* along the side of a region."""
+    return max(2, round(REGION_SIDE / (2 * size * GSD)))
+
+
+def region_centre(region: int) -> tuple[float, float]:
+    """Return longitude and latitude of the centre of a region in degrees.
+
+    The regions are spread evenly over :data:`LATITUDES` and :data:`LONGITUDES` whatever their number, by multiples of
+    the golden ratio and of the square root of two modulo 1. Regions of different folds alternate.
+    """
+    steps = (region + 0.5) * math.sqrt(2) % 1, (region + 0.5) * (math.sqrt(5) - 1) / 2 % 1
+    longitude, latitude = (
+        low + step * (high - low) for step, (low, high) in zip(steps, (LONGITUDES, LATITUDES), strict=True)
+    )
+    return longitude, latitude
+
+
+def tile_place(recipe: Recipe, index: int) -> tuple[float, float]:
+    """Return longitude and latitude of the centre of a tile in degrees, rounded to 0.1 m."""
+    half = recipe.size * GSD / 2
+    x, y = tile_transform(recipe, index) @ (half, half)
+    longitude, latitude = _projection().transform(x, y, direction='INVERSE')
+    return round(longitude, 6), round(latitude, 6)
 
 
 def write_once[R: 'DataclassInstance'](root: Path, recipe: R, write: Callable[[Path, R], None]) -> None:
@@ -193,9 +238,8 @@ def _is_written(root: Path, recipe: 'DataclassInstance') -> bool:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(f'{root} holds other files, expected synthetic landscapes, an empty directory or none')
         return False
-    requested = json.loads(json.dumps(asdict(recipe)))
-    existing = load_json(manifest)
-    differing = [name for name in requested if existing.get(name) != requested[name]]
+    requested, existing = _manifest(recipe), load_json(manifest)
+    differing = [name for name in {**requested, **existing} if existing.get(name) != requested.get(name)]
     if differing:
         there, here = ([f'{name}={values.get(name)}' for name in differing] for values in (existing, requested))
         raise ValueError(
@@ -212,7 +256,7 @@ def _write(root: Path, recipe: Recipe) -> None:
     features, moments = [], {name: np.zeros((5, 3, 10 if name == 'S2' else 3)) for name in _SERIES}
     for index in tqdm(range(recipe.num_tiles), desc='Synthetic landscapes', disable=None, leave=False):
         tile = draw_tile(recipe, index)
-        transform = _tile_transform(index, recipe.size)
+        transform = tile_transform(recipe, index)
         for name, array in tile.arrays.items():
             if name == 'SPOT':
                 path = root / f'DATA_SPOT/PASTIS_{SPOT}/{SPOT}_{tile.number}.tif'
@@ -224,16 +268,21 @@ def _write(root: Path, recipe: Recipe) -> None:
                 flat = array.astype(np.float64)
                 moments[name][index % 5] += [(flat**power).sum((0, 2, 3)) for power in range(3)]
         np.save(root / _INSTANCES / f'INSTANCES_{tile.number}.npy', tile.instances)
-        features.append(_feature(tile, index, recipe.size, transform))
+        features.append(_feature(tile, index, recipe, transform))
     for name in _SERIES:
         (root / f'NORM_{name}_patch.json').write_text(json.dumps(_statistics(moments[name]), indent=1))
     crs = {'type': 'name', 'properties': {'name': 'urn:ogc:def:crs:EPSG::2154'}}
     index_of_tiles = {'type': 'FeatureCollection', 'name': 'metadata', 'crs': crs, 'features': features}
     (root / 'metadata.geojson').write_text(json.dumps(index_of_tiles))
-    (root / MANIFEST).write_text(json.dumps(asdict(recipe), indent=1))
+    (root / MANIFEST).write_text(json.dumps(_manifest(recipe), indent=1))
 
 
-def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, Any]:
+def _manifest(recipe: 'DataclassInstance') -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return {name: value for name, value in facts.items() if name != 'regions' or value}
+
+
+def _feature(tile: Tile, index: int, recipe: Recipe, transform: Affine) -> dict[str, Any]:
     """Return the GeoJSON feature of a tile, with the properties of PASTIS-R."""
     label, parcels = tile.arrays['TARGET'][0], tile.arrays['ParcelIDs']
     dates = {
@@ -242,14 +291,14 @@ def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, 
         else None
         for name in _SERIES
     }
-    extent = size * GSD
+    extent = recipe.size * GSD
     corners = ((0, 0), (extent, 0), (extent, extent), (0, extent), (0, 0))
     a, b, x, c, d, y = transform[:6]
     ring = [(a * column + b * row + x, c * column + d * row + y) for column, row in corners]
     properties = {
         'ID_PATCH': tile.number,
         'Fold': index % 5 + 1,
-        'TILE': 'synthetic',
+        'TILE': f'region {index % recipe.regions}' if recipe.regions else 'synthetic',
         'N_Parcel': len(np.unique(parcels[parcels > 0])),
         'Parcel_Cover': float(np.mean((label > 0) & (label != VOID))),
         **dates,
@@ -258,13 +307,32 @@ def _feature(tile: Tile, index: int, size: int, transform: Affine) -> dict[str, 
     return {'type': 'Feature', 'id': str(tile.number), 'properties': properties, 'geometry': geometry}
 
 
-def _tile_transform(index: int, size: int) -> Affine:
+def tile_transform(recipe: Recipe, index: int) -> Affine:
     """Return the transform of a tile in EPSG:2154 at 1 m, rotated as in PASTIS and apart from its neighbours."""
     row, column = divmod(index, 40)
-    step = 2 * size * GSD
+    left, top = 700000.0, 6600000.0
+    if recipe.regions:
+        member, region = divmod(index, recipe.regions)
+        side = cells(recipe.size)
+        row, column = divmod(int(_order_of_cells(recipe.seed, region, side)[member]), side)
+        x, y = _projection().transform(*region_centre(region))
+        left, top = round(x) - REGION_SIDE / 2, round(y) + REGION_SIDE / 2
+    step = 2 * recipe.size * GSD
     turn = np.deg2rad(4.4)
     sine, cosine = float(np.sin(turn)), float(np.cos(turn))
-    return Affine(cosine, -sine, 700000 + column * step, -sine, -cosine, 6600000 - row * step)
+    return Affine(cosine, -sine, left + column * step, -sine, -cosine, top - row * step)
+
+
+@lru_cache(maxsize=128)
+def _order_of_cells(seed: int, region: int, side: int) -> Indices:
+    """Return the order in which the places of a region are used, which differs between seeds."""
+    return np.random.default_rng([seed, region, side]).permutation(side**2)
+
+
+@lru_cache(maxsize=1)
+def _projection() -> Transformer:
+    """Return the transformer from longitude and latitude to the CRS of the tiles."""
+    return Transformer.from_crs('EPSG:4326', 'EPSG:2154', always_xy=True)
 
 
 def _statistics(moments: NDArray[np.float64]) -> dict[str, Any]:
