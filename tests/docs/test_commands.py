@@ -62,6 +62,14 @@ NOT_RUN = {
     '--trainer.callbacks.output map.tif --trainer.callbacks.fields true': (
         'needs a checkpoint with instances; such a map is predicted in tests/prediction/fields/test_maps.py'
     ),
+    **{
+        f'torchgeo fit --config docs/configs/{recipe}.yaml --config docs/configs/hardware/{hardware}.yaml': (
+            'needs a GPU; parsed in test_recipes.py'
+        )
+        for recipe in ('pastis-hd', 'pretraining-hd')
+        for hardware in ('one-24gb', 'one-80gb')
+    },
+    'DATA=DIR sbatch docs/configs/slurm.sh': 'needs a cluster; run with one process in test_recipes.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (
         'needs two machines; parsed in test_examples.py'

@@ -25,6 +25,7 @@ DATA = {
     'pastis': {'data/PASTIS-R': 'pastis'},
     'pastis-hd': {'data/PASTIS-HD': 'pastis'},
     'pretraining': {'data/PASTIS-R': 'pastis'},
+    'pretraining-hd': {'data/PASTIS-HD': 'pastis'},
     'rasters': {'data/region': 'region'},
     'synthetic': {},
     'treesatai': {'data/TreeSatAI': 'treesatai'},
