@@ -309,3 +309,60 @@ class TestRealData:
         assert datamodule.mean['s2'][0].item() == pytest.approx((1165.9398 + 1207.1932 + 1187.2601) / 3)
         for name in ('s2', 's1a', 's1d'):
             assert batch[f'image_{name}'].mean().abs() < 1
+
+
+class TestSplits:
+    TRAIN, VAL, TEST = (10000, 10004, 10007), (10001,), (10002, 10003)
+
+    def parts(self, folder: Path, form: str) -> Path:
+        lists = {'train': self.TRAIN, 'val': self.VAL, 'test': self.TEST}
+        if form in ('folder', 'fold'):
+            for split, tiles in lists.items():  # as MAESTRO reads them: an id a line, and other columns
+                name = f'{split}.csv' if form == 'folder' else f'{split}_fold_1.csv'
+                lines = ''.join(f'{tile},T30UXV\n' for tile in tiles)
+                (folder / name).write_text(f'image,TILE\n{lines}')
+            return folder if form == 'folder' else folder / '{}_fold_1.csv'
+        rows = [(tile, 'validation' if split == 'val' else split) for split, tiles in lists.items() for tile in tiles]
+        if form == 'csv':
+            path = folder / 'splits.csv'
+            path.write_text('id,split\n' + ''.join(f'{tile},{split}\n' for tile, split in rows))
+            return path
+        path = folder / 'splits.geojson'
+        features = [{'type': 'Feature', 'geometry': None, 'properties': {'id': i, 'split': s}} for i, s in rows]
+        path.write_text(json.dumps({'type': 'FeatureCollection', 'features': features}))
+        return path
+
+    @pytest.mark.parametrize('form', ['folder', 'fold', 'csv', 'geojson'])
+    def test_tiles_of_each_split(self, root: Path, tmp_path: Path, form: str) -> None:
+        data = PASTISMultimodalDataModule(root=str(root), splits=str(self.parts(tmp_path, form)), modalities=('s2',))
+        for split, tiles in (('train', self.TRAIN), ('val', self.VAL), ('test', self.TEST)):
+            assert tuple(patch.id for patch in data.make_dataset(split).patches) == tiles
+
+    def test_statistics_are_those_of_the_training_tiles(self, root: Path, tmp_path: Path) -> None:
+        data = PASTISMultimodalDataModule(root=str(root), splits=str(self.parts(tmp_path, 'csv')), modalities=('s2',))
+        data.setup('fit')
+        images = [data.make_dataset('train')[index]['image_s2'] for index in range(len(self.TRAIN))]
+        pixels = torch.cat([image.movedim(1, 0).flatten(1) for image in images], 1).double()
+        mean = torch.stack([band[band.isfinite()].mean() for band in pixels])
+        torch.testing.assert_close(torch.as_tensor(data.mean['s2']).double().flatten(), mean, rtol=1e-4, atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ('text', 'named'),
+        [
+            ('id,split\n10000,train\n10000,test\n', '10000'),
+            ('id,split\n10000,other\n', 'other'),
+            ('id,split\n99999,train\n', '99999'),
+            ('tile,split\n10000,train\n', 'tile'),
+            ('id\n10000\n', 'split'),
+            ('id,split\n10001,val\n', 'train'),
+        ],
+    )
+    def test_other_files_are_refused(self, root: Path, tmp_path: Path, text: str, named: str) -> None:
+        path = tmp_path / 'splits.csv'
+        path.write_text(text)
+        with pytest.raises(ValueError, match=named):
+            PASTISMultimodalDataModule(root=str(root), splits=str(path)).make_dataset('train')
+
+    def test_missing_file_is_named(self, root: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r'train\.csv'):
+            PASTISMultimodalDataModule(root=str(root), splits=str(tmp_path)).make_dataset('train')

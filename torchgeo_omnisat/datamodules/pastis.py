@@ -3,6 +3,7 @@
 
 """Datamodule of PASTIS with its official folds."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,20 +60,22 @@ class FoldsDataModule(MultimodalDataModule):
         return self.labels[1 : self.ignore_index]
 
     def selection(self, split: str) -> dict[str, Any]:
-        """Return the folds of ``'train'``, ``'val'`` or ``'test'``."""
-        return {'folds': self.folds[split]}
+        """Return the folds of ``'train'``, ``'val'`` or ``'test'``, or its part of *splits*."""
+        return {'folds': self.folds[split]} if self.kwargs.get('splits') is None else {'split': split}
 
     def official(self, dataset: PASTISMultimodal, modality: Modality) -> BandMoments | None:
         """Return the mean over the training folds in ``NORM_<MODALITY>_patch.json``; SPOT has no such file."""
         path = dataset.path / f'NORM_{modality.name.upper()}_patch.json'
-        if not path.exists():
+        if dataset.split is not None or not path.exists():
             return None
         folds = [read_statistics(path, f'Fold_{fold}', len(modality.bands)) for fold in self.folds['train']]
         mean, std = torch.stack([torch.stack(fold) for fold in folds]).mean(0)
         return mean, std
 
     def groups(self, dataset: PASTISMultimodal) -> list[str]:
-        """Return the fold of each patch, so that statistics can be reused for other splits."""
+        """Return the fold of each patch, so that statistics can be reused, or its split of *splits*."""
+        if dataset.split is not None:
+            return [f'{Path(self.kwargs["splits"]).stem}_{dataset.split}'] * len(dataset)
         return [f'Fold_{patch.fold}' for patch in dataset.patches]
 
 
@@ -81,6 +84,7 @@ class PASTISMultimodalDataModule(FoldsDataModule):
 
     Images are normalised by the mean of the training folds' entries in ``NORM_<MODALITY>_patch.json``. Where this
     file does not exist (SPOT has none), statistics are computed for each training fold over all dates and averaged.
+    With *splits*, they are computed over the training tiles of these.
     """
 
     @with_arguments_of(PASTISMultimodal, without=NOT_PASSED, missing=Missing)
@@ -90,7 +94,7 @@ class PASTISMultimodalDataModule(FoldsDataModule):
         Args:
             root: Directory of the dataset (see :class:`~torchgeo_omnisat.datasets.PASTISMultimodal`).
             fold: Official split, 1 to 5: training, validation and test on the folds 123/4/5, 234/5/1, 345/1/2,
-                451/2/3 or 512/3/4.
+                451/2/3 or 512/3/4. It is not used with *splits*.
             **kwargs: Arguments of :class:`.MultimodalDataModule`.
         """
         super().__init__(PASTISMultimodal, root, fold, **kwargs)

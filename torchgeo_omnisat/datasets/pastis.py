@@ -3,6 +3,7 @@
 
 """PASTIS-R and PASTIS-HD: crop types from Sentinel-2 and Sentinel-1 time series and SPOT images."""
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality, half_up
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
-from .common.arguments import choose_modalities, leave_out, not_found, select_bands
+from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .common.integrity import Dates, Expected, Part
 from .common.plotting import S1_COMPOSITES, S2_COMPOSITES, Composite, Palette
 from .common.series import (
@@ -40,6 +41,7 @@ from .common.series import (
     merge_days,
     parse_dates,
 )
+from .common.splits import read_splits
 from .io.download import download_files, fetch
 from .io.files import (
     extract_directory,
@@ -246,6 +248,8 @@ class PASTISMultimodal(PublishedDataset):
         *,
         exclude: Collection[str] = (),
         instances: bool = False,
+        splits: PathLike | None = None,
+        split: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Read the index and check that files exist; no image is opened.
@@ -261,6 +265,10 @@ class PASTISMultimodal(PublishedDataset):
             bands: Bands to keep by modality, such as ``{'s1a': ('VV', 'VH')}``.
             exclude: Names of samples to exclude (:attr:`ids`, of any fold).
             instances: Whether samples have ``instances`` (H, W), the parcel of each pixel.
+            splits: Other splits than the folds: a directory with ``train.csv``, ``val.csv`` and ``test.csv`` as for
+                MAESTRO, the path of these files with ``{}`` for the split, or one CSV or GeoJSON file with the
+                columns ``id`` and ``split``.
+            split: ``'train'``, ``'val'`` or ``'test'`` of *splits*; None for all of them.
             **kwargs: Arguments of all published datasets.
 
         Raises:
@@ -280,6 +288,9 @@ class PASTISMultimodal(PublishedDataset):
             held = sorted({patch.fold for patch in patches})
             raise ValueError(f'folds is {self.folds}, of which {self.path / self.index} has no patch; it has {held}')
         known = {str(patch.id) for patch in patches}
+        self.split = split
+        if splits is not None or split is not None:
+            self.patches = self._in_split(splits, split, known)
         self.patches, self.excluded = leave_out(self.patches, self.ids, exclude, known, self.path / self.index)
         self._sources = self._choose(patches, modalities)
         self.composites = {name: source.composites for name, source in self._sources.items()}
@@ -334,6 +345,19 @@ class PASTISMultimodal(PublishedDataset):
     def image_files(self, name: str, indices: Iterable[int]) -> list[Path]:
         """Return the files of a modality and some samples, including files that do not exist."""
         return [self._file(self._sources[name].path, self.patches[index]) for index in indices]
+
+    def _in_split(self, splits: PathLike | None, split: str | None, known: Collection[str]) -> list[PASTISPatch]:
+        if splits is None or split not in (*SPLITS, None):
+            raise ValueError(f'split is {split!r} and splits {splits!r}, expected one of {SPLITS} and a file')
+        parts = read_splits(os.fspath(splits))
+        ids = {tile for name, tiles in parts.items() for tile in tiles if split in (name, None)}
+        if unknown := sorted(set().union(*parts.values()) - set(known)):
+            more = f' and {len(unknown) - 1} more' * (len(unknown) > 1)
+            raise ValueError(f'{splits} has the tile {unknown[0]!r}{more}, unknown to {self.path / self.index}')
+        patches = [patch for patch in self.patches if str(patch.id) in ids]
+        if not patches:
+            raise ValueError(f'split is {split!r}, of which {splits} has no tile in the folds {self.folds}')
+        return patches
 
     def _size(self, patch: PASTISPatch) -> tuple[int, ...]:
         alike = [source.path for source in self._sources.values() if source.modality.gsd == self.label_gsd]
