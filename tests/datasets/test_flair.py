@@ -12,7 +12,7 @@ import pytest
 import rasterio
 import torch
 from torch.utils.data import ConcatDataset
-from torchgeo.datasets import RGBBandsMissingError
+from torchgeo.datasets import DatasetNotFoundError, RGBBandsMissingError
 
 from tests.conftest import SHARED, save
 from tests.flair_tree import DATES, aerial, labels, series, write_image, write_products, write_tree
@@ -91,6 +91,25 @@ class TestFLAIR:
         assert (len(VAL_DOMAINS), len(TEST_DOMAINS)) == (8, 10)
         assert not set(VAL_DOMAINS) & set(TEST_DOMAINS)
         assert [split_of(d) for d in ('D004_2021', 'D051_2019', 'D015_2020')] == ['val', 'train', 'test']
+
+    def test_domains_of_the_first_release(self, own: Path) -> None:
+        assert FLAIR(own, 'train', release=1).ids == FLAIR(own, 'train').ids
+        with pytest.raises(DatasetNotFoundError, match='flair_1_labels_test'):
+            FLAIR(own, 'test', release=1)
+        for content in ('aerial', 'labels'):
+            (source,) = (own / f'flair_2_{content}_test').iterdir()
+            shutil.copytree(source, own / f'flair_1_{content}_test' / 'D012_2019')
+        dataset = FLAIR(own, 'test', release=1)
+        assert [name.partition('/')[0] for name in dataset.ids] == ['D012_2019'] * len(dataset)
+        assert len(dataset) > 0
+        assert list(dataset.modalities) == ['aerial']
+        assert dataset[0]['image_aerial'].isfinite().all()
+        assert [split_of('D012_2019', release) for release in (1, 2)] == ['test', 'train']
+        assert [split_of('D015_2020', release) for release in (1, 2)] == ['train', 'test']
+        with pytest.raises(ValueError, match='s2'):
+            FLAIR(own, 'test', ('aerial', 's2'), release=1)
+        with pytest.raises(ValueError, match='3'):
+            FLAIR(own, release=3)
 
     def test_length_add_and_text(self, tree: Path) -> None:
         dataset = FLAIR(tree)

@@ -34,14 +34,17 @@ from .io.files import measured, occurring, open_array, read_json, read_raster
 from .io.links import refuse_outside
 from .io.opening import open_raster
 
-#: Domains for validation and for the test of FLAIR #2; all others are for training.
+#: Domains for validation, and for the test of FLAIR #2 and of FLAIR #1; all others are for training.
 VAL_DOMAINS = ('D004', 'D014', 'D029', 'D031', 'D058', 'D066', 'D067', 'D077')
 TEST_DOMAINS = ('D015', 'D022', 'D026', 'D036', 'D061', 'D064', 'D068', 'D069', 'D071', 'D084')
+TEST_DOMAINS_1 = ('D012', 'D022', 'D026', 'D064', 'D068', 'D071', 'D075', 'D076', 'D083', 'D085')
 
 #: Directories by content and split. Training and validation share their directories.
 _TRAIN = {'labels': 'flair_labels_train', 'aerial': 'flair_aerial_train', 's2': 'flair_sen_train'}
 _TEST = {'labels': 'flair_2_labels_test', 'aerial': 'flair_2_aerial_test', 's2': 'flair_2_sen_test'}
 DIRECTORIES: dict[str, dict[str, str]] = {'train': _TRAIN, 'val': _TRAIN, 'test': _TEST}
+#: Those of the test of FLAIR #1, which has no Sentinel-2.
+_TEST_1 = {'labels': 'flair_1_labels_test', 'aerial': 'flair_1_aerial_test'}
 #: Files in the directory of a zone, with ``{}`` for the number of a patch.
 FILES = {'labels': 'msk/MSK_{}.tif', 'aerial': 'img/IMG_{}.tif', 's2': 'sen/SEN2_*_{{data.npy,masks.npy,products.txt}}'}
 
@@ -64,6 +67,10 @@ ARCHIVES: dict[str, Archive] = {
         (CENTROIDS, 'flair_2_centroids_sp_to_patch', 'f8ba3b176197c254b6c165c97e93c759'),
         (METADATA, 'flair_2_aerial_metadata', None),
     )
+}
+ARCHIVES |= {
+    name: Archive(f'{URL.replace("data_2", "data_1")}/{name}.zip', f'{name}.zip', name, None)
+    for name in _TEST_1.values()
 }
 
 #: GSD in metres. Sentinel-2 pixels are treated as 10.24 m, so that ten of them cover the 102.4 m of a patch.
@@ -123,10 +130,10 @@ def flair_class_names(count: int) -> tuple[str, ...]:
     return (*CLASSES[: count - 1], CLASSES[-1])
 
 
-def split_of(domain: str) -> str:
-    """Return the split of a domain such as ``D004_2021``."""
-    code = domain.partition('_')[0]
-    return 'val' if code in VAL_DOMAINS else 'test' if code in TEST_DOMAINS else 'train'
+def split_of(domain: str, release: int = 2) -> str:
+    """Return the split of a domain such as ``D004_2021`` in FLAIR #1 or #2."""
+    code, test = domain.partition('_')[0], TEST_DOMAINS if release == 2 else TEST_DOMAINS_1
+    return 'val' if code in VAL_DOMAINS else 'test' if code in test else 'train'
 
 
 def find_patches(directory: Path, folder: str, prefix: str) -> set[FLAIRPatch]:
@@ -305,7 +312,8 @@ class FLAIR(PublishedDataset):
     *cloud_probability* %. Pixels that are 0 in all bands or outside the super-area are nodata.
     Frames of one day are merged, from clear ones only if there are any.
 
-    Domains are split as in FLAIR #2. Licence: Etalab 2.0.
+    Domains are split as in FLAIR #2, or as in FLAIR #1 with *release* 1. Both have the same training and validation
+    domains. The test of FLAIR #1 has other domains, and aerial images only. Licence: Etalab 2.0.
     If you use this dataset in your research, please cite:
 
     * FLAIR #1: https://doi.org/10.48550/arXiv.2211.12979
@@ -330,6 +338,7 @@ class FLAIR(PublishedDataset):
         bands: Mapping[str, Sequence[str]] | None = None,
         *,
         num_classes: int = 13,
+        release: int = 2,
         exclude: Collection[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -343,6 +352,8 @@ class FLAIR(PublishedDataset):
             modalities: ``'aerial'``, ``'s2'`` or both; None for all that are in *root*.
             bands: Bands to keep by modality, such as ``{'aerial': ('R', 'G', 'B')}``.
             num_classes: 13 or 19.
+            release: 1 for the test domains of FLAIR #1, in ``flair_1_aerial_test`` and ``flair_1_labels_test``; 2 for
+                those of FLAIR #2.
             exclude: Names of samples to exclude (:attr:`ids`, of any split).
             **kwargs: Arguments of all published datasets.
 
@@ -352,19 +363,24 @@ class FLAIR(PublishedDataset):
             ValueError: If an argument is invalid.
         """
         refuse_unexpected(FLAIR.__init__, kwargs)
-        check_choice(split=(split, self.splits), num_classes=(num_classes, (13, len(CLASSES))))
+        check_choice(
+            split=(split, self.splits), num_classes=(num_classes, (13, len(CLASSES))), release=(release, (1, 2))
+        )
         choose_modalities(modalities, MODALITIES, MODALITIES, root)
         super().__init__(root, **kwargs)
-        self.split, self.num_classes = split, num_classes
+        self.split, self.num_classes, self.release = split, num_classes, release
+        self._places = _TEST_1 if (split, release) == ('test', 1) else DIRECTORIES[split]
+        if lacking := [name for name in modalities or () if name not in self._places]:
+            raise ValueError(f'modalities has {lacking[0]!r}, expected only aerial: the test of FLAIR #1 has no other')
         self.ignore_index = 12 if num_classes == 13 else None
         self.classes, self.colors = flair_class_names(num_classes), (*COLORS[: num_classes - 1], COLORS[-1])
         self.palette = Palette(self.classes, self.colors)
         self._find_or_download(modalities)
         refuse_outside(self.path, ('flair*',), self.allow_outside)
         self.patches = self._list(exclude)
-        wanted = modalities is None or 's2' in modalities
+        wanted = 's2' in self._places and (modalities is None or 's2' in modalities)
         zones = {(patch.domain, patch.zone) for patch in self.patches} if wanted else set()
-        place = self.path / DIRECTORIES[split]['s2']
+        place = self.path / self._places.get('s2', '')
         strict = self.missing != 'check'
         self._areas = {(domain, zone): find_super_area(place / domain / zone, strict) for domain, zone in zones}
         self.modalities = select_bands(self._choose(modalities), bands)
@@ -458,13 +474,13 @@ class FLAIR(PublishedDataset):
         return tensors(asked, pick(asked, MODALITIES['s2'].bands, image), merged, valid)
 
     def _file(self, what: str, patch: FLAIRPatch) -> Path:
-        place = self.path / DIRECTORIES[self.split][what] / patch.domain / patch.zone
+        place = self.path / self._places.get(what, '') / patch.domain / patch.zone
         return place / FILES[what].format(patch.number)
 
     def _find_or_download(self, modalities: Sequence[str] | None) -> None:
         has = partial(obtain, root=self.path, download=self.download, checksum=self.checksum)
-        names = tuple(MODALITIES if modalities is None else modalities)
-        places = DIRECTORIES[self.split]
+        places = self._places
+        names = tuple(name for name in MODALITIES if name in places) if modalities is None else tuple(modalities)
         held = {what: has(ARCHIVES[places[what]]) for what in ('labels', *names)}
         enough = any if modalities is None else all
         if not held['labels'] or not enough(held[name] for name in names):
@@ -476,15 +492,15 @@ class FLAIR(PublishedDataset):
 
     def _list(self, exclude: Collection[str]) -> list[FLAIRPatch]:
         """Return the patches of the split that have labels or an aerial image, sorted."""
-        places = DIRECTORIES[self.split]
+        places = self._places
         labelled = find_patches(self.path / places['labels'], 'msk', 'MSK')
         self._photographed = find_patches(self.path / places['aerial'], 'img', 'IMG')
         found = labelled | self._photographed
-        patches = sorted(patch for patch in found if split_of(patch.domain) == self.split)
+        patches = sorted(patch for patch in found if split_of(patch.domain, self.release) == self.split)
         if not patches:
             held = sorted({patch.domain for patch in found})
             raise not_found(self, f'Expected domains of the split {self.split!r} in {places["labels"]}, got {held}.')
-        ours = {name for name in exclude if split_of(name) == self.split}
+        ours = {name for name in exclude if split_of(name, self.release) == self.split}
         known = {patch.id for patch in found}
         patches, self.excluded = leave_out(patches, [patch.id for patch in patches], ours, known, self.path)
         if self.missing != 'check' and (lost := [patch for patch in patches if patch not in labelled]):
