@@ -8,6 +8,7 @@ from .base import MultimodalDataModule
 from .flair import FLAIRDataModule
 from .flairhub import FLAIRHUBMultimodalDataModule
 from .geo import ChipsDataModule, MultimodalGeoDataModule
+from .geobench2 import GeoBench2DataModule
 from .mixed import MixedDataModule
 from .pastis import PASTISMultimodalDataModule
 from .synthetic import SyntheticLandscapesDataModule
@@ -18,6 +19,7 @@ __all__ = [
     'ChipsDataModule',
     'FLAIRDataModule',
     'FLAIRHUBMultimodalDataModule',
+    'GeoBench2DataModule',
     'MappedDataModule',
     'MixedDataModule',
     'MultimodalDataModule',

@@ -10,6 +10,7 @@ from .chips.dataset import ImageChips
 from .flair import FLAIR
 from .flairhub import FLAIRHUBMultimodal
 from .geo.join import MultimodalGeoDataset
+from .geobench2 import GeoBench2
 from .pastis import PASTISMultimodal
 from .rasters.embeddings import AlphaEarthEmbeddings, EmbeddingRasters, TesseraRasters
 from .rasters.embeddings import TesseraEmbeddings as TesseraEmbeddings  # the former name of TesseraRasters
@@ -28,6 +29,7 @@ __all__ = [
     'BioMasstersSeries',
     'EmbeddingRasters',
     'FLAIRHUBMultimodal',
+    'GeoBench2',
     'ImageChips',
     'MappedDataset',
     'MultimodalDataset',
