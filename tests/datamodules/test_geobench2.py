@@ -67,5 +67,5 @@ def test_published_file_is_scored(tmp_path: Path) -> None:
     runs = trainer(tmp_path)
     runs.fit(task, data)
     (scores,) = runs.test(task, data, verbose=False)
-    assert 0 < scores['test_RMSE'] < 300
+    assert 0 < scores['test_RMSE'] < 1000
     assert scores['test_R2/s1'] != scores['test_R2/s1+s2']
