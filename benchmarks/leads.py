@@ -26,7 +26,6 @@ EXPERTS = {'options': json.dumps({'experts': True})}
 LEADS: dict[str, dict[str, Any]] = {
     'baseline': {},
     'experts': EXPERTS,
-    'experts, two queries': {**EXPERTS, 'backbone_args': json.dumps({'queries': 2})},
     'learning rate 0.004': {'lr': 4e-3},
     'experts, learning rate 0.004': {**EXPERTS, 'lr': 4e-3},
     'experts, learning rate 0.004, dates dropped at rates of 0 to 0.75': {

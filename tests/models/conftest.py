@@ -52,7 +52,7 @@ def build(kind):
         encoder = {'name': 'resnet10t', 'channels': [16, 16, 32, 32], 'width': 16}
         backbone = omnisat_tiny(MODALITIES, encoders={'s2': encoder, 's1a': encoder})
     else:
-        backbone = omnisat_tiny(MODALITIES, encoders={'s2': kind, 's1a': kind}, queries=2 if kind == 'utae' else 1)
+        backbone = omnisat_tiny(MODALITIES, encoders={'s2': kind, 's1a': kind})
     model = OmniSatSegmenter(backbone, num_classes=5, label_gsd=10.0, experts=kind in ('utae', 'per date'))
     return model, {name: value.clone() for name, value in model.state_dict().items()}
 

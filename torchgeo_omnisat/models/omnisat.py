@@ -123,7 +123,6 @@ class OmniSat(nn.Module):
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         checkpointing: Whether default time series encoders recompute the finest maps of single
             dates in the backward pass, which saves memory and takes more time.
-        queries: Number of queries per head of ``'utae'``; see :class:`.UTAEEncoder`.
 
     Raises:
         ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or
@@ -142,14 +141,13 @@ class OmniSat(nn.Module):
         widths: Sequence[int] = (32, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
         checkpointing: bool = False,
-        queries: int = 1,
     ) -> None:
         super().__init__()
         self.modalities, encoders, location = split_location(modalities, encoders)
         finest = min(modality.gsd for modality in self.modalities.values())
         _check_sizes(finest, patch_size, embed_dim, depth, num_heads, (*widths, *image_widths))
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
-        built = build_encoders(self.modalities, encoders, widths, image_widths, checkpointing, queries)
+        built = build_encoders(self.modalities, encoders, widths, image_widths, checkpointing)
         self.encoders = nn.ModuleDict(built)
         channels: dict[str, Any] = {name: encoder.channels for name, encoder in self.encoders.items()}
         self.heads = nn.ModuleDict({name: TokenHead(c, embed_dim) for name, c in channels.items()})

@@ -65,25 +65,3 @@ def test_brightness_is_normalised_away_only_if_asked(in_norm: bool) -> None:
     x, attention = torch.randn(1, 4, 3, 16), TemporalAttention(16, (16,), num_heads=4, in_norm=in_norm).eval()
     dark, bright = (attention(pixels, dates, seen)[0] for pixels in (x, 3 * x))
     assert torch.allclose(dark, bright, atol=1e-3) == in_norm
-
-
-def test_queries_share_the_values_of_their_head() -> None:
-    """Two queries give the sums of two attentions of one query each; so does a projection that commutes with them."""
-    torch.manual_seed(0)
-    dates, seen = days(*((2019, month, 1) for month in (1, 4, 7, 10))), torch.rand(1, 4, 3) > 0.3
-    both = TemporalAttention(16, (16,), num_heads=4, in_norm=False, queries=2)
-    x, proj, sums = torch.randn(1, 4, 3, 16), nn.Linear(16, 16), []
-    code, hidden = both.dates(dates, seen.any(-1)), ~seen.unsqueeze(-1)
-    for query in (0, 1):
-        one = TemporalAttention(16, (16,), num_heads=4, in_norm=False)
-        one.heads.query.data = both.heads.query[query::2].data
-        keys = [parameter.unflatten(0, (4, 2, 4))[:, query].flatten(0, 1) for parameter in both.heads.key.parameters()]
-        one.heads.key.weight.data, one.heads.key.bias.data = (key.data for key in keys)
-        sums.append(one._collapse(x, code, hidden)[0])
-    found, weights = both._collapse(x, code, hidden)
-    torch.testing.assert_close(found, torch.stack(sums, 3).flatten(2, 3))
-    projected, same_weights = both._collapse_projected(proj, x, code, hidden)
-    torch.testing.assert_close(projected, both._collapse(proj(x), code, hidden)[0])
-    torch.testing.assert_close(same_weights, both._collapse(proj(x), code, hidden)[1])
-    assert weights.shape == (1, 4, 3, 8)
-    assert both(x, dates, seen)[0].shape == (1, 3, 16)

@@ -34,25 +34,6 @@ def test_dates_that_all_saw_a_pixel_keep_their_weights():
     assert_same(collapse(level, weights, seen, None, torch.Size([1, 2]))[0], expected, 1e-6)
 
 
-def test_each_query_sums_the_dates_with_its_weights():
-    """Weights of one head come one query after the other, maps one query after the other."""
-    level, weights = torch.randn(5, 8, 6, 6), torch.rand(5, 8, 6, 6)
-    seen, index, shape = torch.rand(5, 1, 6, 6) > 0.4, torch.tensor([0, 1, 2, 3, 5]), torch.Size([2, 3])
-    expected = [collapse(level, weights[:, query::2], seen, index, shape) for query in (0, 1)]
-    assert_same(collapse(level, weights, seen, index, shape, 2), torch.cat(expected, 1), 0)
-
-
-def test_queries():
-    encoder = UTAEEncoder(3, (16, 32), num_heads=8, queries=2)
-    valid = torch.tensor([[True, True, False], [False, False, False]])
-    maps, weights = encoder.attend(torch.randn(2, 3, 3, 8, 8), torch.tensor([[17_800, 17_900, 0]] * 2), valid)
-    assert encoder.channels == (32, 32)
-    assert [tuple(x.shape) for x in maps] == [(2, 32, 8, 8), (2, 32, 4, 4)]
-    assert_same(weights[0].sum(0), torch.ones(16, 4, 4))
-    with pytest.raises(ValueError, match='queries is 0'):
-        UTAEEncoder(3, (16, 32), queries=0)
-
-
 def test_weights_add_up_to_one():
     encoder = UTAEEncoder(3, (16, 32), num_heads=8)
     valid = torch.tensor([[True, True, False], [False, False, False]])
@@ -79,7 +60,7 @@ def test_padding_is_invisible_to_utae():
 def test_few_dates_at_a_time(samples, monkeypatch):
     """On a processor the maps of a block fit in its cache, and all blocks together give the same maps and gradients."""
     torch.manual_seed(0)
-    encoder = UTAEEncoder(3, (16, 32, 32), num_heads=8, queries=2, checkpointing=True).double()
+    encoder = UTAEEncoder(3, (16, 32, 32), num_heads=8, checkpointing=True).double()
     image, dates = torch.randn(samples, 5, 3, 16, 16).double(), torch.arange(17_800, 18_300, 100).repeat(samples, 1)
     image[0, 1, :, :9] = torch.nan
     valid = torch.tensor([[True, True, True, True, False], [True] * 5])[-samples:]
@@ -95,7 +76,7 @@ def test_few_dates_at_a_time(samples, monkeypatch):
     whole = run()
     assert sizes == [valid.sum(), valid.sum()]
     sizes.clear()
-    monkeypatch.setattr(packing, 'BLOCK', 2 * 32 * 16 * 16)  # two images of as many channels as all queries give
+    monkeypatch.setattr(packing, 'BLOCK', 2 * 16 * 16 * 16)  # two images
     blocks = run()
     assert set(sizes) <= {1, 2}
     for one, other in zip(blocks, whole, strict=True):

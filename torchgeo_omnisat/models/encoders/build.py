@@ -29,15 +29,13 @@ def build_encoders(
     widths: Sequence[int],
     image_widths: Sequence[int],
     checkpointing: bool = False,
-    queries: int = 1,
 ) -> dict[str, nn.Module]:
     """Return one encoder per modality; the arguments and errors are those of :class:`.OmniSat`."""
     chosen = dict(encoders or {})
     if unknown := sorted(set(chosen) - set(modalities)):
         raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
     sizes: dict[str, Any] = {'widths': tuple(widths), 'image_widths': tuple(image_widths)}
-    sizes |= {'checkpointing': checkpointing, 'queries': queries}
-    sizes['dim'] = 2 * widths[-1]
+    sizes |= {'checkpointing': checkpointing, 'dim': 2 * widths[-1]}
     return {name: _build_encoder(modality, chosen.get(name), sizes) for name, modality in modalities.items()}
 
 

@@ -31,8 +31,7 @@ class Registered(NamedTuple):
     Attributes:
         build: Class or function that builds the encoder.
         temporal: Whether it encodes time series (True), single images (False) or both (None).
-        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``,
-            ``queries``.
+        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
         per_date: Whether an encoder of single images encodes each date of a time series.
     """
 
@@ -68,8 +67,7 @@ def register_encoder(
     Args:
         name: Name of the encoder; a registered name is replaced.
         temporal: Whether it encodes time series (True), single images (False) or both (None).
-        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``,
-            ``queries``.
+        sizes: Parameters that take the values of the model: ``widths``, ``image_widths``, ``dim``, ``checkpointing``.
         per_date: Whether an encoder of single images encodes each date of a time series, followed by temporal
             attention (``PerDate``). It then has a method ``encode``, which maps valid images to a list of maps.
 

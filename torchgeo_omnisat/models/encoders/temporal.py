@@ -147,7 +147,6 @@ class TemporalAttention(nn.Module):
         in_norm: Whether the input is normalised over its dates.
         batch_norm: BatchNorm in the MLP, as published, instead of LayerNorm.
         dropout: Dropout after the MLP.
-        queries: Number of queries per head; each sums the same values with its own weights.
     """
 
     def __init__(
@@ -161,18 +160,17 @@ class TemporalAttention(nn.Module):
         in_norm: bool = True,
         batch_norm: bool = False,
         dropout: float = 0.0,
-        queries: int = 1,
     ) -> None:
         super().__init__()
         widths = [dim or in_channels, *mlp]
-        self.num_heads, self.queries = num_heads, queries
+        self.num_heads = num_heads
         self.in_norm = SeriesGroupNorm(_groups(num_heads, in_channels), in_channels) if in_norm else None
         self.in_proj = nn.Linear(in_channels, dim) if dim else nn.Identity()
         self.dates = dates or AnnualDates(widths[0])
-        self.heads = MasterQuery(widths[0], num_heads * queries, key_dim)
+        self.heads = MasterQuery(widths[0], num_heads, key_dim)
         self.mlp = nn.ModuleList(
             nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o) if batch_norm else nn.LayerNorm(o), nn.ReLU())
-            for i, o in pairwise([queries * widths[0], *mlp])
+            for i, o in pairwise(widths)
         )
         self.dropout = nn.Dropout(dropout)
         self.out_norm = nn.GroupNorm(_groups(num_heads, widths[-1]), widths[-1])
@@ -197,8 +195,8 @@ class TemporalAttention(nn.Module):
             valid: Dates with an observed pixel of the whole image, if these are only some of its pixels.
 
         Returns:
-            One vector per pixel, and the weights of the dates, which sum to one for each pixel, head
-            and query, or to zero for a pixel that was never observed.
+            One vector per pixel, and the weights of the dates, which sum to one for each pixel
+            and head, or to zero for a pixel that was never observed.
         """
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.out_norm.weight.dtype)
@@ -213,11 +211,7 @@ class TemporalAttention(nn.Module):
         x = self.in_proj(x) + code.unsqueeze(2)
         weights = _date_weights(self.heads(x), hidden)
         values = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_heads)
-        if self.queries == 1:
-            return (values * weights.unsqueeze(-1)).sum(1), weights
-        of_heads = rearrange(weights, 'b t p (g q) -> b t p g q', q=self.queries)
-        out = torch.einsum('b t p g q, b t p g c -> b p g q c', of_heads, values)
-        return out.flatten(2, 3), weights
+        return (values * weights.unsqueeze(-1)).sum(1), weights
 
     def _collapse_projected(self, proj: nn.Linear, x: Tensor, code: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Collapse ``proj(x) + code`` without computing it for every date."""
@@ -228,8 +222,6 @@ class TemporalAttention(nn.Module):
         summed = torch.einsum('b t p g, b t p i -> b p g i', weights, x)
         of_heads = rearrange(proj.weight, '(g c) i -> g c i', g=self.num_heads)
         codes = rearrange(code, 'b t (g c) -> b t g c', g=self.num_heads)
-        if self.queries > 1:
-            of_heads, codes = of_heads.repeat_interleave(self.queries, 0), codes.repeat_interleave(self.queries, 2)
         out = torch.einsum('b p g i, g c i -> b p g c', summed, of_heads)
         return out + torch.einsum('b t p g, b t g c -> b p g c', weights, codes), weights
 

@@ -69,7 +69,7 @@ class DownBlock(nn.Module):
         return x + self.conv2(x)
 
 
-@register_encoder('utae', temporal=True, sizes=('widths', 'dim', 'checkpointing', 'queries'))
+@register_encoder('utae', temporal=True, sizes=('widths', 'dim', 'checkpointing'))
 class UTAEEncoder(nn.Module):
     """U-TAE encoder of time series, which returns a feature pyramid without a time axis.
 
@@ -90,8 +90,6 @@ class UTAEEncoder(nn.Module):
         dropout: Dropout after the temporal attention.
         checkpointing: Whether to recompute the maps of single dates at the two finest levels in
             the backward pass.
-        queries: Number of queries per head of the temporal attention. Each finer map has *queries* times as many
-            channels, one weighted sum over the dates per query.
     """
 
     def __init__(
@@ -106,13 +104,9 @@ class UTAEEncoder(nn.Module):
         batch_norm: bool = False,
         dropout: float = 0.0,
         checkpointing: bool = False,
-        queries: int = 1,
     ) -> None:
         super().__init__()
-        if queries < 1:
-            raise ValueError(f'queries is {queries}, expected at least 1')
-        self.channels = (*(queries * width for width in widths[:-1]), widths[-1])
-        self.checkpointing = checkpointing
+        self.channels, self.checkpointing = tuple(widths), checkpointing
         self.strides = tuple(2**level for level in range(len(widths)))
         first = functools.partial(BandConv2d, learn=padding_mode == 'zeros')
         self.in_conv = nn.Sequential(
@@ -121,15 +115,7 @@ class UTAEEncoder(nn.Module):
         )
         self.down_blocks = nn.ModuleList(DownBlock(i, o, padding_mode) for i, o in pairwise(widths))
         self.temporal = TemporalAttention(
-            widths[-1],
-            (widths[-1],),
-            dim,
-            num_heads,
-            key_dim,
-            dates,
-            batch_norm=batch_norm,
-            dropout=dropout,
-            queries=queries,
+            widths[-1], (widths[-1],), dim, num_heads, key_dim, dates, batch_norm=batch_norm, dropout=dropout
         )
 
     def forward(
@@ -158,10 +144,7 @@ class UTAEEncoder(nn.Module):
         *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
         coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
-        queries = self.temporal.queries
-        maps = [
-            _collapse_blocks(level, packed_weights, seen, index, valid.shape, queries, self._run) for level in finer
-        ]
+        maps = [_collapse_blocks(level, packed_weights, seen, index, valid.shape, self._run) for level in finer]
         return [*maps, coarse], weights
 
     def _pyramid(self, block: Float[Tensor, 's c h w']) -> list[Tensor]:
@@ -220,15 +203,14 @@ def collapse(
     seen: Bool[Tensor, 's 1 k l'],
     index: Int[Tensor, ' s'] | None,
     shape: torch.Size,
-    queries: int = 1,
-) -> Float[Tensor, 'b d h w']:
+) -> Float[Tensor, 'b c h w']:
     """Sum the dates of a finer level with the attention weights of the coarsest one.
 
-    Head g weights the g-th group of channels, once with each of its queries. If a pixel is not observed on a date,
-    unlike its coarse neighbourhood, its weights of the other dates are increased.
+    Head g weights the g-th group of channels. If a pixel is not observed on a date, unlike its coarse neighbourhood,
+    its weights of the other dates are increased.
     """
     blocks = level.split(images_per_block(level, level.shape[1]))
-    return _collapse_blocks(blocks, weights, seen, index, shape, queries)
+    return _collapse_blocks(blocks, weights, seen, index, shape)
 
 
 def _collapse_blocks(
@@ -237,26 +219,22 @@ def _collapse_blocks(
     seen: Tensor,
     index: Tensor | None,
     shape: torch.Size,
-    queries: int,
     run: Callable[..., tuple[Tensor, ...]] = lambda function, *args: function(*args),
 ) -> Tensor:
     """Return the output of :func:`collapse` for a level whose S images are split into blocks."""
     count = len(blocks[0])
     sample = None if len(blocks) == 1 and index is None else _samples(index, shape, weights.device)
     masked = torch.compiler.is_compiling() or not bool(seen.all())
-    collapsed = []
-    for query in range(queries):
-        parts = zip(
-            blocks,
-            weights[:, query::queries].split(count),
-            seen.split(count) if masked else [None] * len(blocks),
-            [None] if sample is None else sample.split(count),
-            strict=True,
-        )
-        sums = [run(_weighted_sums, *part, shape) for part in parts]
-        total, *norms = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
-        collapsed.append(rearrange(total / norms[0].clamp(min=1e-3) if masked else total, 'b h w g c -> b (g c) h w'))
-    return torch.cat(collapsed, dim=1)
+    parts = zip(
+        blocks,
+        weights.split(count),
+        seen.split(count) if masked else [None] * len(blocks),
+        [None] if sample is None else sample.split(count),
+        strict=True,
+    )
+    sums = [run(_weighted_sums, *part, shape) for part in parts]
+    total, *norms = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
+    return rearrange(total / norms[0].clamp(min=1e-3) if masked else total, 'b h w g c -> b (g c) h w')
 
 
 def _samples(index: Tensor | None, shape: torch.Size, device: torch.device) -> Int[Tensor, ' s']:
