@@ -47,6 +47,8 @@ NOT_RUN = {
     'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
     'pip install git+https://git.example.org/torchgeo_omnisat': 'downloads; its address is tested in test_site.py',
     'git clone': 'downloads; its address is tested in test_site.py',
+    'tensorboard --logdir lightning_logs': 'starts a server; figures for it are tested in tests/tasks/test_base.py',
+    'torchgeo fit --config FILE.yaml --trainer.logger WandbLogger': 'needs wandb; parsed in test_examples.py',
     'cd torchgeo_omnisat': 'is the folder that the line above it makes',
     "pip install 'torchgeo_omnisat[parquet]'": 'downloads',
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (

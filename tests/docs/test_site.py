@@ -17,12 +17,13 @@ PAGES = [page for page in sorted(DOCS.rglob('*.md')) if not {'_build', 'tutorial
 SEARCHED = {
     'composite': 'howto/sources.md',
     'conda': 'start.md',
-    'CUDA': 'start.md',
+    'CUDA': 'howto/choose.md',
     'LPIS': 'howto/sources.md',
-    'NetCDF': 'howto/rasters.md',
+    'NetCDF': 'faq.md',
+    'ONNX': 'faq.md',
     'QGIS': 'howto/sources.md',
     'shapefile': 'howto/sources.md',
-    'xarray': 'howto/embeddings.md',
+    'xarray': 'faq.md',
 }
 pytestmark = pytest.mark.skipif(not PAGES, reason='the site is not here')
 
@@ -73,6 +74,22 @@ def test_pages_have_small_figures_with_a_description():
         for text, place in re.findall(r'!\[([^\]]*)\]\(([^)]+)\)', page.read_text()):
             assert text, f'{page}: {place} has no description'
             assert (page.parent / place).stat().st_size < 200e3, f'{page}: {place}'
+
+
+def test_answers_name_where_they_were_asked():
+    text = (DOCS / 'faq.md').read_text()
+    asked = re.findall(
+        r'^\[(TorchGeo|TerraTorch) #(\d+)\]\(https://github.com/torchgeo/(\w+)/(?:issues|pull)/(\d+)\)', text, re.M
+    )
+    assert all(name.lower() == repository and number == other for name, number, repository, other in asked)
+    assert len(set(asked)) == len(asked) == text.count('\n### ') >= 20
+
+
+def test_weights_of_the_faq_are_one_per_class():
+    labels = yaml.safe_load((DOCS / 'configs/rasters.yaml').read_text())['data']['init_args']['labels']
+    for page in ('faq.md', 'howto/imbalance.md'):
+        (weights,) = re.findall(r"class_weights '(\[.*?\])'", (DOCS / page).read_text())
+        assert len(yaml.safe_load(weights)) == len(labels)
 
 
 def test_front_page_shows_a_result():
