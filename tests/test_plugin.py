@@ -4,6 +4,7 @@
 """TorchGeo knows our names wherever it is started, and keeps working without us."""
 
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from torchgeo.models import api, list_models
 
 from torchgeo_omnisat import __main__, _autoload, plugin, registry
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
+from torchgeo_omnisat.datasets import SyntheticLandscapes
+from torchgeo_omnisat.datasets.synthetic.writing import Recipe
 from torchgeo_omnisat.utils.cli import errors
 
 from .interpreters import Interpreters
@@ -51,11 +54,57 @@ def test_without_data_it_trains_on_synthetic_landscapes_and_says_so(
     landscapes, said = Path('data/synthetic/metadata.geojson'), []
     monkeypatch.setattr(plugin, '_announce', lambda message: said.append((message, landscapes.exists())))
     command_line('fit', '--model', 'omnisat', *TINY, *ONCE)
-    ((message, begun),) = said
-    assert 'synthetic' in message
-    assert '--data' in message
+    ((data, begun),) = said
+    assert 'synthetic' in data
+    assert '--data' in data
+    assert re.search(r'about \d+ MB', data)
     assert not begun
     assert landscapes.exists()
+
+
+def test_training_without_data_ends_by_default(command_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops early, keeps the best checkpoint and says so; the run can be tested with the printed command."""
+    said: list[str] = []
+    monkeypatch.setattr(plugin, '_announce', said.append)
+    monkeypatch.setattr(plugin, 'EPOCHS', 2)
+    quick = ['--trainer.limit_train_batches', '1', '--trainer.limit_val_batches', '1', '--trainer.accelerator', 'cpu']
+    command_line('fit', '--model', 'omnisat', *TINY, *quick)
+    folder = Path('lightning_logs/version_0')
+    trainer = yaml.safe_load((folder / 'config.yaml').read_text())['trainer']
+    assert trainer['max_epochs'] == 2
+    stopping, checkpoint = (callback['init_args'] for callback in trainer['callbacks'])
+    assert stopping['monitor'] == checkpoint['monitor'] == 'val_AverageJaccardIndex'
+    assert stopping['mode'] == checkpoint['mode'] == 'max'
+    assert [path.name for path in folder.rglob('*.ckpt')] == ['best.ckpt']
+    assert any('at most 2 epochs' in line and '--trainer.max_epochs' in line for line in said)
+    assert any(line.startswith(f'Output: {folder}') for line in said)
+    (printed,) = (line.partition('Test it with: ')[2] for line in said if 'Test it with' in line)
+    command_line(*shlex.split(printed)[1:], '--trainer.limit_test_batches', '1')
+    assert list(Path('lightning_logs').rglob('subsets.csv'))
+
+
+@pytest.mark.parametrize('given', [['--trainer.max_epochs', '7'], ['--trainer.max_steps', '9']])
+def test_length_of_the_user_wins(command_line: Any, monkeypatch: pytest.MonkeyPatch, given: list[str]) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(cli: Any) -> None:
+        seen.update(cli.config.fit.trainer.as_dict())
+        raise ValueError('seen')
+
+    monkeypatch.setattr(plugin.OmniSatCLI, 'instantiate_classes', look)
+    with pytest.raises(ValueError, match='seen'):
+        command_line('fit', '--model', 'omnisat', *given)
+    name = given[0].rpartition('.')[2]
+    assert seen[name] == int(given[1])
+    assert seen['callbacks'] is None
+    assert (seen['max_epochs'], seen['max_steps']) == ((7, -1) if name == 'max_epochs' else (None, 9))
+
+
+def test_size_of_the_landscapes(command_line: Any) -> None:
+    recipe = {'num_tiles': 10, 'seed': 0, 'size': 32, 'dates': (8, 14)}
+    SyntheticLandscapes('land', **recipe)
+    files = sum(path.stat().st_size for path in Path('land').rglob('*') if path.is_file())
+    assert Recipe(**recipe).bytes == pytest.approx(files, rel=0.15)
 
 
 @pytest.mark.parametrize('command', ['fit', 'test'])

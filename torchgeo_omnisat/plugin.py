@@ -8,6 +8,7 @@ jsonargparse resolves short names among imported classes, so importing this modu
 """
 
 import re
+import shlex
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,16 +23,24 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 from . import datamodules, tasks
+from .datasets.common.arguments import class_at
+from .datasets.synthetic.writing import Recipe
 from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
+from .tasks.base import OmniSatTask
 from .tasks.checkpoints import limited_size, read_hyper_parameters
+from .tasks.progress import EpochSummary
 from .utils.cli import errors
-from .utils.cli.console import printable, say, use_utf8
+from .utils.cli.console import hide_noise, printable, say, use_utf8
 from .utils.cli.help import PlainHelpFormatter
 from .utils.reading import load_config
 
 #: Default datamodule of the tasks of this package.
 DEFAULT_DATA = f'{datamodules.__name__}.SyntheticLandscapesDataModule'
+#: Length of a training on it: maximum number of epochs, and epochs without a better validation score before it ends.
+EPOCHS, PATIENCE = 20, 5
+#: Arguments of the trainer that set the length of a training.
+LENGTHS = {'max_epochs': None, 'max_steps': -1, 'max_time': None, 'fast_dev_run': False}
 
 
 class PlainParser(LightningArgumentParser):
@@ -73,6 +82,9 @@ class OmniSatCLI(LightningCLI):
         except ValueError as error:
             errors.shorten(error, _program())
             raise
+        self._ours, self._by_default, self._brief = ours, False, False
+        if ours:
+            hide_noise(trains=_first_word(words) == 'fit')
         kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
         self._first_word, self._args = _first_word(words), sys.argv[1:] if words is None else words
         try:
@@ -94,6 +106,7 @@ class OmniSatCLI(LightningCLI):
         The default is not set if a datamodule is configured, because both would share their arguments.
         """
         if _is_ours(requested('model', args)) and requested('data', args) is None:
+            self._by_default = True
             for name, subparser in self._subcommand_parsers.items():
                 if self._needs_arguments(name):
                     subparser.set_defaults({'data': {'class_path': DEFAULT_DATA}})
@@ -135,8 +148,61 @@ class OmniSatCLI(LightningCLI):
             super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
-        """Print that the data are synthetic, before anything is read or trained."""
+        """Print that the data are synthetic, before anything is read or trained, and limit training on them."""
         announce_default_data(self.config[self.subcommand].get('data'))
+        if self.subcommand == 'fit' and self._by_default:
+            self._limit_training()
+
+    def _limit_training(self) -> None:
+        """Set length, early stopping and checkpoint of a training on the default data, unless they are configured."""
+        given = self.config['fit.trainer']
+        if any(given.get(name) != unset for name, unset in LENGTHS.items()):
+            return
+        changes: dict[str, Any] = {'max_epochs': EPOCHS}
+        if given.get('callbacks') is None and given.get('enable_checkpointing') is not False:
+            score, _, mode = class_at(self.config['fit.model.class_path'], OmniSatTask, '--model').validation_score()
+            stopping = {'monitor': score, 'mode': mode, 'patience': PATIENCE}
+            checkpoint = {'monitor': score, 'mode': mode, 'filename': 'best', 'enable_version_counter': False}
+            changes['callbacks'] = [
+                {'class_path': 'lightning.pytorch.callbacks.EarlyStopping', 'init_args': stopping},
+                {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': checkpoint},
+            ]
+            self._brief = True
+        self.config = self.parser.parse_object({'fit': {'trainer': changes}}, self.config)
+
+    def before_fit(self) -> None:
+        """Print how long the training is and where it writes."""
+        trainer: Any = self.trainer
+        if not self._ours or trainer.fast_dev_run:
+            return
+        epochs = trainer.max_epochs
+        length = 'until it is interrupted' if epochs in (None, -1) else f'{epochs} epochs'
+        if trainer.max_steps > 0:
+            length = f'{trainer.max_steps} steps'
+        if self._brief:
+            _, title, _ = self.model.validation_score()
+            length = f'at most {length}, or until {PATIENCE} epochs have not improved the {title} of the validation'
+        given = self.config['fit.trainer']
+        if all(given.get(name) == unset for name, unset in LENGTHS.items()) and not self._by_default:
+            length += ', the default of Lightning'
+        _announce(f'Training: {length}. Change this with --trainer.max_epochs N.')
+        _announce(f'Output: {_log_dir(trainer)}: logs, figures of the validation and checkpoints.')
+
+    def after_fit(self) -> None:
+        """Print the best score, the checkpoint and the command that tests it."""
+        trainer: Any = self.trainer
+        path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
+        if not self._ours or not path or trainer.interrupted:
+            return
+        summary = next((c for c in trainer.callbacks if isinstance(c, EpochSummary)), None)
+        if summary is not None and summary.best is not None:
+            epochs = f'{summary.best[1]} of {trainer.current_epoch}'
+            _announce(f'Best {summary.title}: {summary.best[0]:.3f}, in epoch {epochs}.')
+        config = Path(_log_dir(trainer), 'config.yaml')
+        _announce(f'Checkpoint: {_shortest(path)}')
+        if config.is_file():
+            words = ['torchgeo', 'test', '--config', _shortest(config), '--ckpt_path', _shortest(path)]
+            _announce(f'Test it with: {shlex.join(words)}')
 
 
 def announce_default_data(data: Any) -> None:
@@ -148,8 +214,33 @@ def announce_default_data(data: Any) -> None:
     if data and data['class_path'].rpartition('.')[-1] == DEFAULT_DATA.rpartition('.')[-1]:
         _announce(
             f'Data: synthetic landscapes ({data["class_path"].rpartition(".")[-1]}, '
-            f'root={data["init_args"].get("root")}). Select other data with --data.'
+            f'root={data["init_args"].get("root")}{_to_write(data["init_args"])}). Select other data with --data.'
         )
+
+
+def _to_write(settings: Mapping[str, Any]) -> str:
+    """Return how much synthetic data will be written, or an empty text if they exist."""
+    root = settings.get('root')
+    if not root or (Path(root).is_dir() and any(Path(root).iterdir())):
+        return ''
+    try:
+        recipe = Recipe(*(settings[name] for name in ('num_tiles', 'seed', 'size', 'dates', 'version')))
+    except (KeyError, TypeError, ValueError):
+        return ''  # the dataset reports the error
+    return f', to which about {max(1, round(recipe.bytes / 1e6))} MB are written'
+
+
+def _log_dir(trainer: Any) -> str:
+    """Return the folder of the first logger or of the trainer, without communication between ranks."""
+    logger = trainer.logger
+    folder = getattr(logger, 'log_dir', None) or getattr(logger, 'save_dir', None) or trainer.default_root_dir
+    return _shortest(folder)
+
+
+def _shortest(path: str | Path) -> str:
+    """Return a path relative to the working directory if it is below it."""
+    full, here = Path(path).absolute(), Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
 
 
 def load() -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import matplotlib.pyplot as plt
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -54,6 +55,7 @@ from .normalization import (
     plain_sources,
     plain_statistics,
 )
+from .progress import EpochSummary
 
 
 class OmniSatTask(BaseTask):
@@ -256,6 +258,18 @@ class OmniSatTask(BaseTask):
         """Restore the precision plugin, and warn of implausible values."""
         vars(self.trainer.precision_plugin).pop('convert_input', None)
         self.warn_extreme()
+
+    @classmethod
+    def validation_score(cls) -> tuple[str, str, str]:
+        """Return the logged name of the main validation score, its title, and ``'max'`` or ``'min'``."""
+        return str(cls.monitor), 'validation loss', str(cls.mode)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return a summary of each epoch for the console, if the task is trained."""
+        trainer: Any = self.trainer
+        if trainer.state.fn != TrainerFn.FITTING or any(isinstance(c, EpochSummary) for c in trainer.callbacks):
+            return []
+        return [EpochSummary(*self.validation_score())]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Set up AdamW with a cosine schedule after a linear warm-up, or with TorchGeo's plateau.

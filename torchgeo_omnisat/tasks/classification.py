@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
-from torchmetrics.classification import MultilabelF1Score
+from torchmetrics.classification import MultilabelConfusionMatrix, MultilabelF1Score
 
 from ..losses import MultiLabelLoss
 from ..modality import Modality
@@ -44,6 +44,7 @@ class OmniSatClassification(SupervisedTask):
     target: ClassVar[str] = 'label'
     subset_metrics = {'macro_f1': 'AverageF1Score', 'weighted_f1': 'WeightedF1Score'}
     score_title = 'macro F1'
+    summary = {'macro F1': 'AverageF1Score', 'weighted F1': 'WeightedF1Score', 'mean accuracy': 'AverageAccuracy'}
 
     def __init__(
         self,
@@ -71,6 +72,14 @@ class OmniSatClassification(SupervisedTask):
         weighted = MultilabelF1Score(len(names), average='weighted')
         metrics = classification_metrics('multilabel', num_labels=len(names), labels=names)
         return metrics | {'WeightedF1Score': weighted}
+
+    def make_confusion(self) -> Metric:
+        """Return the confusion of presence and absence of each label, ``(K, 2, 2)``."""
+        return MultilabelConfusionMatrix(len(self.hparams['label_names']))
+
+    def classes_in(self, batch: Sample) -> Tensor:
+        """Return the labels of each sample, ``(B, K)`` bool."""
+        return self.truth(batch) > 0
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Predict the probabilities of the labels.

@@ -133,11 +133,11 @@ class DenseTask(SupervisedTask):
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return a prediction writer if an area is predicted and the trainer has no writer."""
+        """Return also a prediction writer if an area is predicted and the trainer has no writer."""
         trainer: Any = self.trainer
         configured = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
-        return [self.writer()] if area and not configured else []
+        return super().configure_callbacks() + ([self.writer()] if area and not configured else [])
 
     def on_predict_start(self) -> None:
         """Log a message if predictions of single tiles are only returned and not written."""

@@ -287,12 +287,12 @@ class OmniSatPretraining(OmniSatTask):
             self.pixel_contrast = PatchContrastiveLoss(temperature, negatives='place')
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the moving average of the weights, if configured, and a writer if an area is predicted."""
+        """Return also the moving average of the weights, if configured, and a writer if an area is predicted."""
         trainer: Any = self.trainer
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
         writes = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         average = [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
-        return [*average, *([EmbeddingWriter()] if area and not writes else [])]
+        return [*super().configure_callbacks(), *average, *([EmbeddingWriter()] if area and not writes else [])]
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the loss of a batch, with different patches masked in each step."""

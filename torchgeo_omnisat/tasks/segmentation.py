@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..evaluation.subsets import SubsetRow
 from ..losses import CrossEntropyDice, FieldLoss
@@ -25,10 +26,13 @@ from ..utils.checks import check_choice
 from ..utils.finite import refuse_output
 from .dense import FLIPS, DenseTask, flipped_back
 from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, repeat_pixels, smallest_pixels
+from .results import SMALLEST
 from .supervised import classification_metrics
 
 #: Maximum number of classes.
 MOST_CLASSES = 4096
+#: Maximum number of classes of a confusion matrix.
+MOST_CONFUSED = 512
 #: Hyper-parameters of a model from before there were fields, or finer ones.
 _WITHOUT_FIELDS: dict[str, Any] = {'instances': False, 'field_gsd': None}
 
@@ -83,6 +87,7 @@ class OmniSatSegmentation(DenseTask):
     weights_of_losses = (*DenseTask.weights_of_losses, 'distill', 'instance_weight')
     subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
     score_title = 'mean IoU'
+    summary = {'mean IoU': 'AverageJaccardIndex', 'mean F1': 'AverageF1Score', 'overall accuracy': 'OverallAccuracy'}
 
     def __init__(
         self,
@@ -178,6 +183,20 @@ class OmniSatSegmentation(DenseTask):
             raise ValueError(f'there are {len(labels)} labels, expected one for each of {classes} classes: {labels}')
         ignored = self.hparams['ignore_index']
         return classification_metrics('multiclass', num_classes=classes, labels=labels, ignore_index=ignored)
+
+    def make_confusion(self) -> Metric | None:
+        """Return the confusion matrix of the classes of pixels; None if there is one class, or very many."""
+        classes, ignored = self.hparams['num_classes'], self.hparams['ignore_index']
+        return MulticlassConfusionMatrix(classes, ignore_index=ignored) if 1 < classes <= MOST_CONFUSED else None
+
+    def classes_in(self, batch: Sample) -> Tensor:
+        """Return which classes cover at least a hundredth of each sample, ``(B, K)`` bool."""
+        mask, classes = self.truth(batch).flatten(1), self.hparams['num_classes']
+        known = [sample[(sample >= 0) & (sample < classes)] for sample in mask]
+        counts = torch.stack([sample.bincount(minlength=classes) for sample in known])
+        if self.ignored is not None:
+            counts[:, self.ignored] = 0
+        return counts > SMALLEST * mask.shape[1]
 
     def labelled(self, batch: Sample) -> Tensor:
         """Return which samples of a batch have a labelled pixel, ``(B,)``."""

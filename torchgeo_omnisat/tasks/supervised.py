@@ -7,6 +7,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,6 +28,7 @@ from ..models.omnisat import OmniSatOutput
 from ..transforms import ModalityDropout
 from ..utils.finite import refuse_output
 from .base import OmniSatTask
+from .results import Examples, print_above, report, take_verbose
 
 
 class MeanLoss(Metric):
@@ -132,6 +134,10 @@ class SupervisedTask(OmniSatTask):
     subset_metrics: ClassVar[Mapping[str, str]]
     #: Name of the main score in figures and reports.
     score_title: ClassVar[str] = 'score'
+    #: Metrics in the summary of a test on the console, by title; those of :attr:`subset_metrics` if empty.
+    summary: ClassVar[Mapping[str, str]] = {}
+    #: Whether the main score is better if it is higher, ``'max'``, or lower, ``'min'``.
+    score_mode: ClassVar[str] = 'max'
     #: Whether the target is a continuous value instead of classes.
     continuous: ClassVar[bool] = False
     #: The argument ``subsets``.
@@ -142,6 +148,11 @@ class SupervisedTask(OmniSatTask):
     #: Batches of each validation of which a figure is drawn.
     figures = 4
     heads_count: ClassVar[bool] = True
+    #: Whether the results of the current validation or test are printed.
+    _verbose: bool = False
+    #: Confusion matrix of the current test or separate validation.
+    confusion: Metric | None
+    _examples: Examples | None = None
 
     def __init__(
         self,
@@ -161,6 +172,11 @@ class SupervisedTask(OmniSatTask):
     @abstractmethod
     def make_metrics(self) -> Mapping[str, Metric]:
         """Return the metrics by name; each stage logs them with its prefix. All hyper-parameters are set."""
+
+    @classmethod
+    def validation_score(cls) -> tuple[str, str, str]:
+        """Return the logged name of the main validation score, its title, and ``'max'`` or ``'min'``."""
+        return f'val_{next(iter(cls.subset_metrics.values()))}', cls.score_title, cls.score_mode
 
     def draw(self, sample: Sample, answer: Tensor) -> Figure:
         """Draw a sample with the plot method of the datamodule; subclasses may add the prediction."""
@@ -262,14 +278,45 @@ class SupervisedTask(OmniSatTask):
         """Return further entries of the first sample for :meth:`draw`, from the output of :meth:`infer`."""
         return {}
 
-    def _first_of(self, batch: Sample) -> Sample:
+    def _first_of(self, batch: Sample, index: int = 0) -> Sample:
         keys = [key for modality in self.known.values() for key in modality.keys]
         keys += ['mask', 'label', 'instances', self.target]
-        return {key: batch[key][0].detach().cpu() for key in keys if key in batch}
+        return {key: batch[key][index].detach().cpu() for key in keys if key in batch}
+
+    def make_confusion(self) -> Metric | None:
+        """Return a metric of the confusion of classes, ``(K, K)``, or by label, ``(K, 2, 2)``; None without classes."""
+        return None
+
+    def classes_in(self, batch: Sample) -> Tensor | None:
+        """Return which classes each sample shows, ``(B, K)`` bool, to choose examples; None without classes."""
+        return None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty for continuous values."""
+        names = self.hparams.get('labels') or self.hparams.get('label_names')
+        return list(names or map(str, range(self.hparams.get('num_classes') or 0)))
+
+    def on_validation_start(self) -> None:
+        """Start the confusion matrix of a validation outside of training, whose results are printed."""
+        super().on_validation_start()
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._verbose = take_verbose(self.trainer.validate_loop)
+            self._start_confusion()
+
+    def _start_confusion(self) -> None:
+        confusion = self.make_confusion()
+        self.confusion = None if confusion is None else confusion.to(self.device)
 
     def on_test_start(self) -> None:
-        """Set up the metrics of every subset of the modalities that the data have."""
+        """Set up the metrics of every subset of the modalities that the data have, and the confusion matrix."""
         super().on_test_start()
+        trainer: Any = self.trainer
+        self._verbose = take_verbose(trainer.test_loop)
+        self._start_confusion()
+        folder = self.folder / 'examples'
+        draws = trainer.is_global_zero and self.figures and hasattr(self.datamodule, 'plot')
+        self._examples = Examples(folder, self.class_names) if draws and not trainer.fast_dev_run else None
         self.subset_scores = self.make_scores(self.scored_names, self.subsets).to(self.device)
         if self.model.backbone.location is not None:
             self.withheld_scores = self.make_scores(self.scored_names, ()).to(self.device)
@@ -290,6 +337,7 @@ class SupervisedTask(OmniSatTask):
         logits, more = self.infer_from(out)
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, more, batch, 'test')
+        self._draw_example(logits, batch)
         order = list(self.modalities)
         for subset in () if FILLER in batch else self.subset_scores.subsets:
             available = out.available[: len(logits), [order.index(name) for name in subset]]
@@ -304,6 +352,17 @@ class SupervisedTask(OmniSatTask):
             available = out.available[: len(logits), [order.index(name) for name in names]]
             withheld = self.answer(self.infer_from(self.model.backbone.withhold_location(out))[0])
             self.withheld_scores.update(names, withheld, self.truth(batch), available, self.labelled(batch))
+
+    def _draw_example(self, logits: Tensor, batch: Sample) -> None:
+        """Draw a sample with classes that no earlier example shows."""
+        examples = self._examples
+        if examples is None or FILLER in batch:
+            return
+        there = self.classes_in(batch)
+        index = examples.choose(there)
+        if index is not None:
+            sample, answer = self._first_of(batch, index), self.answer(logits[index : index + 1])[0].cpu()
+            examples.add(None if there is None else there[index], lambda: self.draw(sample, answer))
 
     def score_subset(
         self, subset: tuple[str, ...], output: tuple[Tensor, Any] | None, batch: Sample, available: Tensor
@@ -338,26 +397,53 @@ class SupervisedTask(OmniSatTask):
         self._finish('train')
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of a validation."""
-        self._finish('val')
+        """Log the metrics of a validation; print them if it is not part of a training."""
+        scores = self._finish('val')
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(scores)
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics, and write ``subsets.csv`` and ``subsets.png`` below :attr:`folder`.
+        """Log the metrics, print a summary, and write scores, confusion matrix and subsets below :attr:`folder`.
 
         A ``fast_dev_run`` writes no files.
         """
-        self._finish('test')
+        scores = self._finish('test')
         rows, headline = self.subset_rows(), next(iter(self.subset_metrics))
         self.log_subsets(rows, {headline: self.subset_metrics[headline]})
         if self.model.backbone.location is not None:
             score = self.withheld_scores.compute()[0].scores[headline]
             self.log(f'test_{self.subset_metrics[headline]}_without_location', score)
         folder = self.folder
-        if self.trainer.is_global_zero and not getattr(self.trainer, 'fast_dev_run', False):
-            data = type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
-            data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
-            write_table(rows, folder / 'subsets.csv', data)
-            write_subsets(rows, folder / 'subsets.png', data)
+        writes = not getattr(self.trainer, 'fast_dev_run', False)
+        if self.trainer.is_global_zero and writes:
+            write_table(rows, folder / 'subsets.csv', self._data_name)
+            write_subsets(rows, folder / 'subsets.png', self._data_name)
+        if self._examples is not None:
+            self._examples.write()
+        self._report(scores, rows, folder if writes else None)
+
+    @property
+    def _data_name(self) -> str:
+        if getattr(self.datamodule, 'synthetic', False):
+            return 'synthetic'
+        return type(self.datamodule).__name__ if self.datamodule else 'dataloaders'
+
+    def _report(self, scores: Mapping[str, float], rows: Sequence[SubsetRow] = (), folder: Path | None = None) -> None:
+        """Print the results of a test or a validation if they are requested, and write those of a test."""
+        confusion = self.confusion
+        if confusion is not None:
+            confusion.compute()  # on every rank
+        if not self.trainer.is_global_zero:
+            return
+        stage = 'Test' if self.trainer.testing else 'Validation'
+        summary = self.summary or {column.replace('_', ' '): name for column, name in self.subset_metrics.items()}
+        ignored = getattr(self, 'ignored', None)
+        title = f'{stage} on data: {self._data_name}'
+        text = report(title, scores, summary, confusion, self.class_names, ignored, rows, folder)
+        self.confusion = self._examples = None
+        if self._verbose:
+            print_above(self.trainer, text)
+        elif folder is not None:
             rank_zero_info(f'Metrics of every subset of the modalities: {folder / "subsets.csv"}')
 
     def subset_rows(self) -> list[SubsetRow]:
@@ -439,7 +525,10 @@ class SupervisedTask(OmniSatTask):
             return
         loss = self.loss(logits, more, batch)
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
-        getattr(self, f'{stage}_metrics').update(self.answer(logits), self.truth(batch))
+        answer, truth = self.answer(logits), self.truth(batch)
+        getattr(self, f'{stage}_metrics').update(answer, truth)
+        if (confusion := getattr(self, 'confusion', None)) is not None:
+            confusion.update(answer, truth)
         self.warn_without_modalities(batch)
 
     def _counting(self) -> dict[str, Metric]:
@@ -449,8 +538,9 @@ class SupervisedTask(OmniSatTask):
         mean: MeanLoss = getattr(self, f'{stage}_mean_loss')
         return mean
 
-    def _finish(self, stage: str) -> None:
-        """Log the loss and the metrics of an epoch, unless it has no labels."""
+    def _finish(self, stage: str) -> dict[str, float]:
+        """Log the loss and the metrics of an epoch, unless it has no labels, and return them without their prefix."""
+        found: dict[str, float] = {}
         mean, metrics = self._loss_of(stage), getattr(self, f'{stage}_metrics')
         loss, weight = mean.compute().unbind()
         mean.reset()
@@ -460,10 +550,16 @@ class SupervisedTask(OmniSatTask):
             if not self.trainer.sanity_checking:  # Lightning discards what is logged there
                 if stage != 'train':
                     self.log(f'{stage}_loss', loss, sync_dist=True)
-                self.log_dict(scores)
+                shown, _, _ = self.validation_score()
+                self.log_dict({name: score for name, score in scores.items() if name != shown})
+                if shown in scores:
+                    self.log(shown, scores[shown], prog_bar=True)
+            values = {f'{stage}_loss': loss, **scores}
+            found = {name.removeprefix(f'{stage}_'): float(value) for name, value in values.items()}
         elif not self.trainer.sanity_checking:
             warn_without_labels(self.trainer, stage)
         metrics.reset()
+        return found
 
 
 def _states(metric: Metric) -> list[tuple[str, Tensor]]:

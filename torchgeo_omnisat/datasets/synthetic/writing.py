@@ -84,6 +84,13 @@ class Recipe:
         if self.regions and self.num_tiles > (most := self.regions * cells(self.size) ** 2):
             raise ValueError(f'num_tiles must be at most {most} in {self.regions} regions, got {self.num_tiles}')
 
+    @property
+    def bytes(self) -> int:
+        """Approximate size of the files: time series of two bytes, SPOT without 15 % of the tiles, and labels."""
+        series = (10 + 3 + 0.85 * 3) * 2 * (self.dates[0] + self.dates[1]) / 2
+        spot = 0.85 * 3 * GSD**2
+        return round(self.num_tiles * self.size**2 * (series + spot + 24))
+
 
 @dataclass(frozen=True)
 class Tile:

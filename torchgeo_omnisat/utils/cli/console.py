@@ -51,6 +51,19 @@ def align(cells: Sequence[Sequence[str]], sides: str = '', title: str = '') -> s
     return '\n'.join([title, *lines] if title else lines)
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration in at most two units, such as ``45 s``, ``12 min`` or ``3 h 20 min``."""
+    if seconds < 99.5:
+        return f'{seconds:.0f} s'
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f'{minutes} min'
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f'{hours} h {minutes} min' if minutes else f'{hours} h'
+    return f'{hours // 24} d {hours % 24} h'
+
+
 def table_cell(text: object) -> str:
     """Escape a text for a cell of a Markdown table, as a single line."""
     escaped = str(text).replace('\\', '\\\\').replace('|', '\\|').replace('`', '\\`').replace('<', '&lt;')
@@ -71,6 +84,38 @@ def quiet(every_warning: bool = False, level: int = logging.ERROR) -> Iterator[N
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+#: Warnings of Lightning that report nothing that a user can act on: start of the message, and module.
+NOISE = (
+    (r'`isinstance\(treespec, LeafSpec\)` is deprecated', r'lightning\.'),  # of torch, about a line of Lightning
+    (r'The dirpath has changed from', r'lightning\.'),  # a checkpoint is tested or resumed in another folder
+    (r'Found \d+ module\(s\) in eval mode at the start of training', r'lightning\.'),  # frozen encoders
+    # The interval counts the steps of all epochs, so a loss is logged even if an epoch is shorter.
+    (r'The number of training batches \(\d+\) is smaller than the logging interval', r'lightning\.'),
+    (
+        r'.*(skip_none parameter|`add_instantiator`|`instantiate_classes`|JsonargparseDeprecationWarning)',
+        r'lightning\.',
+    ),
+)
+
+
+#: Further ones if nothing is trained: the callbacks of the training are not used.
+NOISE_OF_TESTS = ((r'Be aware that when using `ckpt_path`, callbacks used to create the checkpoint', r'lightning\.'),)
+
+
+def hide_noise(trains: bool) -> None:
+    """Hide :data:`NOISE`, and Lightning's tips to install other products, for the rest of the process."""
+    for message, module in NOISE if trains else (*NOISE, *NOISE_OF_TESTS):
+        warnings.filterwarnings('ignore', f'(?s){message}', module=module)
+    for name in ('lightning.pytorch.utilities.rank_zero', 'lightning.fabric.utilities.rank_zero'):
+        logger = logging.getLogger(name)
+        if _is_no_tip not in logger.filters:
+            logger.addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return 'Tip: For seamless cloud' not in str(record.msg)
 
 
 def use_utf8() -> None:

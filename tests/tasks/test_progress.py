@@ -1,0 +1,85 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What a training says on the console."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+
+from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.progress import EpochSummary
+
+from .helpers import TOLD, make_loader, make_sample, make_trainer
+
+LINE = re.compile(
+    r'epoch (\d) of 3: train loss [\d.]+, validation loss [\d.]+, mean IoU ([\d.]+) '
+    r'\(best (?:so far|([\d.]+) in epoch (\d))\); \d+ s'
+)
+
+
+def fit(folder: Path, bar: bool | Any, **kwargs: Any) -> tuple[Trainer, OmniSatSegmentation]:
+    torch.manual_seed(0)
+    task = OmniSatSegmentation(**TOLD)
+    callbacks = {} if isinstance(bar, bool) else {'callbacks': [bar]}
+    shown = {'enable_progress_bar': bar is not False}
+    trainer = make_trainer(folder, **{'max_epochs': 3, 'max_steps': -1, **callbacks, **shown, **kwargs})
+    loader = make_loader([make_sample(i) for i in range(2)])
+    trainer.fit(task, loader, loader)
+    return trainer, task
+
+
+@pytest.mark.parametrize('bar', [RichProgressBar, TQDMProgressBar])
+def test_one_line_an_epoch_without_terminal(bar: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, _ = fit(tmp_path, bar())
+    captured = capsys.readouterr()
+    lines = list(LINE.finditer(captured.out + captured.err))
+    assert [line[1] for line in lines] == ['1', '2', '3']
+    logged = float(trainer.callback_metrics['val_AverageJaccardIndex'])
+    assert lines[-1][2] == f'{logged:.3f}'
+    scores = [float(line[2]) for line in lines]
+    for number, line in enumerate(lines):
+        best = max(scores[: number + 1])
+        assert line[3] is None or (float(line[3]) == best and scores[int(line[4]) - 1] == best)
+    assert 'val_AverageJaccardIndex' in trainer.progress_bar_metrics
+
+
+def test_without_a_bar_it_is_logged(tmp_path: Path, caplog: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with caplog.at_level('INFO'):
+        fit(tmp_path, False)
+    assert 'epoch 3 of 3' in caplog.text + capsys.readouterr().err
+
+
+def test_remaining_time_is_proportional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = EpochSummary('val_x', 'x', 'max')
+    trainer: Any = type('T', (), {'estimated_stepping_batches': 100, 'global_step': 25})
+    summary._began, summary._first = 1000.0, 5
+    monkeypatch.setattr('torchgeo_omnisat.tasks.progress.time.monotonic', lambda: 1040.0)
+    assert summary._left(trainer) == pytest.approx(40 / 20 * 75)
+    trainer.estimated_stepping_batches = float('inf')
+    assert summary._left(trainer) is None
+
+
+def test_best_score_survives_a_resumed_training(tmp_path: Path, caplog: Any) -> None:
+    trainer, _ = fit(tmp_path, False, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / 'a.ckpt')
+    (first,) = [c for c in trainer.callbacks if isinstance(c, EpochSummary)]  # type: ignore[attr-defined]
+    assert first.best is not None
+    later = make_trainer(tmp_path, max_epochs=1, max_steps=-1)
+    loader = make_loader([make_sample(0)])
+    later.fit(OmniSatSegmentation(**TOLD), loader, loader, ckpt_path=tmp_path / 'a.ckpt')
+    (second,) = [c for c in later.callbacks if isinstance(c, EpochSummary)]  # type: ignore[attr-defined]
+    assert second.best == first.best
+
+
+def test_pretraining_reports_its_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {name: TOLD[name] for name in ('backbone', 'modalities', 'patch_size')}
+    trainer = make_trainer(tmp_path, max_epochs=1, max_steps=-1, enable_progress_bar=True)
+    loader = make_loader([make_sample(i) for i in range(2)])
+    trainer.fit(OmniSatPretraining(**told), loader, loader)
+    assert re.search(r'epoch 1 of 1: train loss \S+, validation loss \S+ \(best so far\)', capsys.readouterr().out)
