@@ -76,7 +76,7 @@ def test_tables_are_short() -> None:
     assert 'class 0 ' not in text
     rows = [SubsetRow(f's{k}', 1 + k % 5, {'mean_iou': 0.5}, 1, 1, 0) for k in range(40)]
     assert len(format_subsets(rows).splitlines()) <= 18
-    assert format_subsets(rows[:3]).splitlines()[0].split() == ['sensors', 'mean', 'iou', 'samples']
+    assert format_subsets(rows[:3]).splitlines()[0].split() == ['sensors', 'mean', 'IoU', 'samples']
 
 
 def test_escapes_are_not_printed() -> None:

@@ -89,7 +89,7 @@ def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = make_trainer(tmp_path)
     (logged,) = trainer.test(OmniSatRegression(target_mean=2.0, target_std=1.0, **told), make_loader([make_sample(0)]))
     text = capsys.readouterr().out
-    assert f'r2 {logged["test_R2"]:.3f}, mae {logged["test_MAE"]:.3f}, rmse {logged["test_RMSE"]:.3f}' in text
+    assert f'R2 {logged["test_R2"]:.3f}, MAE {logged["test_MAE"]:.3f}, RMSE {logged["test_RMSE"]:.3f}' in text
     assert len(text.splitlines()) < 20
 
 

@@ -33,7 +33,7 @@ class ClassRow(NamedTuple):
         amount: Number of pixels, or of tiles, that have the class.
         predicted: Number of pixels or tiles that are predicted to have it.
         iou: Intersection over union (Jaccard index); NaN if the class neither occurs nor is predicted.
-        f1: Harmonic mean of precision and recall; NaN likewise.
+        f1: Harmonic mean of precision and recall; NaN in the same cases.
         precision: Fraction of the predicted ones that are correct; NaN if none is predicted.
         recall: Fraction of the true ones that are predicted, the accuracy of the class; NaN if it does not occur.
     """
@@ -96,7 +96,7 @@ def format_subsets(rows: Sequence[SubsetRow]) -> str:
     most = max(row.modalities for row in rows)
     kept = rows if len(rows) <= MOST_SUBSETS else [row for row in rows if row.modalities in (most, most - 1, 1)]
     kept = kept[:MOST_SUBSETS]
-    cells = [['sensors', *(column.replace('_', ' ') for column in rows[0].scores), 'samples']]
+    cells = [['sensors', *(metric_title(column) for column in rows[0].scores), 'samples']]
     cells += [[row.subset, *(_score(score) for score in row.scores.values()), f'{row.samples:,}'] for row in kept]
     text = align(cells, '<' + '>' * (len(cells[0]) - 1))
     return text + (f'\n... {len(rows) - len(kept)} more subsets: see subsets.csv' if len(rows) > len(kept) else '')
@@ -154,3 +154,9 @@ def _ratio(part: float, whole: float) -> float:
 
 def _score(value: float) -> str:
     return '-' if math.isnan(value) else f'{value:.3f}'
+
+
+def metric_title(column: str) -> str:
+    """Return the title of a column of ``subsets.csv``, such as ``mean IoU``."""
+    words = {'iou': 'IoU', 'f1': 'F1', 'r2': 'R2', 'mae': 'MAE', 'rmse': 'RMSE'}
+    return ' '.join(words.get(word, word) for word in column.split('_'))

@@ -21,6 +21,7 @@ from torchgeo.tasks import ClassificationMixin
 from torchmetrics import Metric, MetricCollection
 
 from ..batch import FILLER
+from ..evaluation.classes import metric_title
 from ..evaluation.plots import write_subsets
 from ..evaluation.subsets import SubsetRow, SubsetScores, without_torchmetrics_warnings, write_table
 from ..modality import Modality, Which, as_modalities
@@ -436,7 +437,7 @@ class SupervisedTask(OmniSatTask):
         if not self.trainer.is_global_zero:
             return
         stage = 'Test' if self.trainer.testing else 'Validation'
-        summary = self.summary or {column.replace('_', ' '): name for column, name in self.subset_metrics.items()}
+        summary = self.summary or {metric_title(column): name for column, name in self.subset_metrics.items()}
         ignored = getattr(self, 'ignored', None)
         title = f'{stage} on data: {self._data_name}'
         text = report(title, scores, summary, confusion, self.class_names, ignored, rows, folder)
