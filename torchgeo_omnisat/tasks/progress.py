@@ -39,7 +39,7 @@ class EpochSummary(Callback):
         self._batches = 0
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Save the best score; a state of the callback would make Lightning warn whoever tests the checkpoint."""
+        """Save the best score; with a state of the callback, Lightning would warn in each test of the checkpoint."""
         checkpoint['best_score'] = self.best
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
