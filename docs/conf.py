@@ -80,7 +80,7 @@ html_show_sourcelink = False
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_theme_options = {
-    'header_links_before_dropdown': 6,
+    'header_links_before_dropdown': 5,
     'icon_links': [{'name': 'Repository', 'url': URLS['Repository'], 'icon': 'fa-brands fa-git-alt'}],
     'secondary_sidebar_items': ['page-toc'],
 }

@@ -44,7 +44,8 @@ def test_repository_has_one_address(page, project):
 def test_every_configuration_is_on_a_page():
     text = (DOCS / 'howto/configs.md').read_text()
     included = re.findall(r'^```\{literalinclude\} \.\./configs/(\S+)$', text, re.M)
-    assert sorted(included) == sorted(path.name for path in (DOCS / 'configs').glob('*.yaml'))
+    there = [path.relative_to(DOCS / 'configs').as_posix() for path in (DOCS / 'configs').rglob('*.yaml')]
+    assert sorted(included) == sorted(there)
 
 
 def test_citations_are_those_of_the_citation_file():

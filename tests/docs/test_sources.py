@@ -199,14 +199,9 @@ def test_every_recipe_is_tried() -> None:
 def open_region(root: Path, settings: dict[str, Any], gsd: float = 10) -> MultimodalGeoDataModule:
     """Build the datamodule of a recipe, with tiles that fit its pixels."""
     tile, patch = {30: (240.0, 60.0), 3: (150.0, 30.0), 2.5: (160.0, 40.0)}.get(gsd, (160.0, 40.0))
+    settings = {'split': {'axis': 'x', 'fractions': (0.5, 0.25, 0.25)}} | settings
     datamodule = MultimodalGeoDataModule(
-        root=str(root),
-        tile_size=tile,
-        patch_size=patch,
-        length=16,
-        batch_size=1,
-        split={'axis': 'x', 'fractions': (0.5, 0.25, 0.25)},
-        **settings,
+        root=str(root), tile_size=tile, patch_size=patch, length=16, batch_size=1, **settings
     )
     datamodule.prepare_data()
     datamodule.setup('fit')
@@ -240,3 +235,23 @@ def test_labels_of_a_recipe_are_read(name: str, tmp_path: Path) -> None:
     assert list(datamodule.labels) == classes
     mask = np.concatenate([datamodule.train_dataset[index]['mask'].numpy().ravel() for index in range(16)])
     assert set(np.unique(mask)) - {datamodule.ignore_index} == set(range(len(classes)))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_settings_for_imbalanced_classes_are_read(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {'label_gsd': 10}
+    page = (PAGE.parent / 'imbalance.md').read_text()
+    for block in re.findall(r'^```yaml\n(.*?)^```$', page, re.M | re.S):
+        settings |= yaml.safe_load(block)
+    settings['rasters'] = {'s2': {'path': 's2', 'gsd': 10, 'kind': 'optical', 'unit': 'dn'}}
+    image(tmp_path / 's2/S2_20210615.tif', bands=B4)
+    fields(tmp_path, 'fields.gpkg', 'crop', [0, 3, 2, 1])
+    parts = [box(X + 320 * part, Y - SIDE, X + 320 * (part + 1), Y) for part in range(3)]
+    gpd.GeoDataFrame({'split': ['train', 'val', 'test']}, geometry=parts, crs=UTM).to_file(tmp_path / 'regions.gpkg')
+    datamodule = open_region(tmp_path, settings)
+    assert list(datamodule.labels) == ['cereals', 'maize']
+    assert {split: area.area for split, area in datamodule.grounds.items()} == dict.fromkeys(
+        ('train', 'val', 'test'), 320.0 * SIDE
+    )
+    mask = np.stack([datamodule.train_dataset[index]['mask'].numpy() for index in range(16)])
+    assert set(np.unique(mask)) == {0, 1, datamodule.ignore_index}
