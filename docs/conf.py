@@ -87,7 +87,7 @@ html_theme_options = {
 # Pages of the top level have no others beside them, so their text takes that room.
 html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob('*.md')}
 copybutton_exclude = '.linenos, .gp, .go'  # of examples, the code without prompts and output
-COPIED = ('sh', 'shell', 'yaml', 'python', 'ipython3', 'doctest')  # output has no button
+COPIED = ('sh', 'shell', 'yaml', 'python', 'ipython3', 'pycon', 'bibtex')  # output has no button
 copybutton_selector = f':is({", ".join(f".highlight-{language}" for language in COPIED)}) pre'
 
 doctest_test_doctest_blocks = ''  # {doctest} blocks of the pages alone
