@@ -15,93 +15,25 @@ is done; whoever calls this again, or at the same time, goes on with the others.
 """
 
 import argparse
-import inspect
 import itertools
-import json
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import few  # noqa: F401 (the command line finds its datamodules among the classes that are imported)
 import matplotlib.pyplot as plt
 import missing
-import runs
 from matplotlib.figure import Figure
-from runs import Run, described, pretty, spread
 
-from torchgeo_omnisat import tasks
+from torchgeo_omnisat.reproduction import runs
+from torchgeo_omnisat.reproduction.rows import SENSORS, SIZES, Row, Size, make_run
+from torchgeo_omnisat.reproduction.runs import Run, described, pretty, spread
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 HERE = Path(__file__).parent
-#: Sensors, and the modalities of each.
-SENSORS = {'S2': ('s2',), 'S1': ('s1a', 's1d'), 'SPOT': ('spot',)}
-#: Encoders as wide as those of ``omnisat_tiny``; without, U-TAE is as wide as published.
-NARROW = {'widths': [16, 32, 64], 'image_widths': [16, 32, 64, 128]}
-PUBLISHED: dict[str, Any] = {}
-#: Options of the pre-training: its reconstruction alone, the best in ``pretraining.py``.
-REBUILDING = {'tile_weight': 0, 'patch_weight': 0}
-#: Probability of losing a modality where all of them are learnt from in the same step.
-BOTH_DROPOUT = 0.3
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is spent on each row.
-
-    Args:
-        backbone: The OmniSat.
-        baseline_args: Arguments of the baselines.
-        steps: Optimiser steps.
-        pretraining_steps: Steps of pre-training, where a row has it.
-        batch_size: Tiles a step.
-        tiles: Number of synthetic landscapes.
-        seeds: Seeds of each row.
-        max_dates: The most dates of a series that are read; None for all.
-    """
-
-    backbone: str
-    baseline_args: Mapping[str, Any]
-    steps: int
-    pretraining_steps: int
-    batch_size: int
-    tiles: int
-    seeds: tuple[int, ...] = (0, 1, 2)
-    max_dates: int | None = None
-
-
-SIZES = {
-    'smoke': Size('omnisat_tiny', NARROW, 40, 15, 4, 80, (0,), max_dates=6),
-    'small': Size('omnisat_tiny', NARROW, 360, 180, 8, 160),
-    'long': Size('omnisat_base', PUBLISHED, 36_000, 18_000, 4, 1600),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: the whole OmniSat, or what differs from it.
-
-    Args:
-        name: What it is called.
-        sensors: The sensors that it has.
-        backbone: A baseline; None for the OmniSat.
-        pretrained: Whether it is pre-trained.
-        dropout: Whether it trains with modality dropout.
-        both: Whether each step of dropout learns from all sensors and from what is left of them.
-        claimed: What the summary claims for PASTIS, mean IoU in %.
-    """
-
-    name: str
-    sensors: tuple[str, ...] = ('S2', 'S1', 'SPOT')
-    backbone: str | None = None
-    pretrained: bool = True
-    dropout: bool = True
-    both: bool = True
-    claimed: float | None = None
-
-
+#: Data of the tables.
+DATA = ('synthetic', 'pastis')
 #: The lines of each table with their runs.
 Tables = Mapping[str, Sequence[tuple[Row, Sequence[Mapping[str, str]]]]]
 
@@ -137,37 +69,6 @@ TESTED = {
     'all and some in each step': SCRATCH,
     'pre-trained, all and some': WHOLE,
 }
-
-
-def default(argument: str) -> Any:
-    """Return the default of an argument of ``--model omnisat``."""
-    signatures = (inspect.signature(task.__init__) for task in tasks.OmniSatSegmentation.__mro__)
-    return next(s.parameters[argument].default for s in signatures if argument in s.parameters)
-
-
-def make_run(row: Row, size: Size, data: str, fold: int, seed: int) -> Run:
-    """Return the run of a row for a size, fold and seed; a row of one modality has no dropout."""
-    modalities = tuple(name for sensor in row.sensors for name in SENSORS[sensor])
-    ours, several = row.backbone is None, len(modalities) > 1
-    drops, pretrained = ours and row.dropout and several, ours and row.pretrained and several
-    return Run(
-        data=data,
-        fold=fold,
-        seed=seed,
-        backbone=size.backbone if row.backbone is None else row.backbone,
-        backbone_args=json.dumps({} if ours else dict(size.baseline_args)),
-        modalities=modalities,
-        modality_dropout=(BOTH_DROPOUT if row.both else default('modality_dropout')) if drops else 0.0,
-        pretraining_steps=size.pretraining_steps if pretrained else 0,
-        labels=1.0,
-        steps=size.steps,
-        batch_size=size.batch_size,
-        lr=default('lr'),
-        tiles=size.tiles if data == 'synthetic' else None,
-        max_dates=size.max_dates,
-        subset_weight=float(drops and row.both),
-        pretraining_args=json.dumps(REBUILDING) if pretrained else '',
-    )
 
 
 def budget(done: Iterable[Mapping[str, str]]) -> str:
@@ -242,7 +143,7 @@ def report(tables: Tables, made: 'Plan') -> str:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments that tables and curves share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument('--data', choices=list(runs.DATAMODULES), default='synthetic')
+    made.add_argument('--data', choices=DATA, default='synthetic')
     made.add_argument('--root', help='where the data are (synthetic: where they are written)')
     made.add_argument('--size', choices=list(SIZES), help='default: small for synthetic data, long for others')
     made.add_argument('--smoke', action='store_true', help='--size smoke')
@@ -276,7 +177,7 @@ class Plan:
 
     def complete(self, wanted: Iterable[Run]) -> dict[str, dict[str, str]]:
         """Do what is not done; lines by key."""
-        return runs.complete(wanted, self.path('runs', '.csv'), self.folder, self.root, self.workers)
+        return runs.complete(wanted, self.path('runs', '.csv'), self.folder, self.root, runs.Machine(self.workers))
 
     def path(self, name: str, suffix: str) -> Path:
         """Where a result goes; tables and curves share the CSV."""

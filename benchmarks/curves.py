@@ -17,8 +17,8 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 from ablation import WHOLE, parser, plan
 from matplotlib.figure import Figure
-from runs import described, spread
 
+from torchgeo_omnisat.reproduction.runs import described, spread
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Parts of the labels.

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from numpy.typing import NDArray
-from runs import circumstances, keep, read
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -39,6 +38,7 @@ from torchgeo_omnisat.evaluation.probe import monthly_means
 from torchgeo_omnisat.evaluation.retrieval import effective_rank, position_variance
 from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.models.embedding import dense_features
+from torchgeo_omnisat.reproduction.runs import circumstances, keep, read
 from torchgeo_omnisat.tasks import OmniSatPretraining
 from torchgeo_omnisat.utils.quantization import dequantize, quantize
 

@@ -17,9 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import runs
-from ablation import BOTH_DROPOUT, HERE, NARROW, SIZES, WHOLE, make_run
-from runs import Run, pretty, spread
+from ablation import HERE, WHOLE
+
+from torchgeo_omnisat.reproduction import runs
+from torchgeo_omnisat.reproduction.rows import BOTH_DROPOUT, NARROW, SIZES, make_run
+from torchgeo_omnisat.reproduction.runs import Run, pretty, spread
 
 EXPERTS = {'options': json.dumps({'experts': True})}
 #: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead.

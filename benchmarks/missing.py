@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from runs import described, pretty, spread
-
 from torchgeo_omnisat.evaluation.plots import draw_subsets, write_figure
 from torchgeo_omnisat.modality import subset_name, subsets
+from torchgeo_omnisat.reproduction.runs import described, pretty, spread
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Lines of the table of runs.

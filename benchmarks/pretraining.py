@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import runs
-from ablation import HERE, REBUILDING, SCRATCH, SIZES, make_run
+from ablation import HERE, SCRATCH
 
+from torchgeo_omnisat.reproduction import runs
+from torchgeo_omnisat.reproduction.rows import REBUILDING, SIZES, make_run
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Terms of the pre-training, by what a line is called; None is no pre-training.

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import ablation
 import curves
-import few
 import pytest
-import runs
 import torch
-from ablation import NARROW, SENSORS, SIZES, TABLES, WHOLE, Row, Size, make_run
+from ablation import TABLES, WHOLE
 from filelock import FileLock
 from torch import Tensor
 from torchgeo.main import main
@@ -26,6 +24,8 @@ from torchgeo.main import main
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.models import OmniSatOutput, OmniSatSegmenter
+from torchgeo_omnisat.reproduction import few, runs
+from torchgeo_omnisat.reproduction.rows import NARROW, SENSORS, SIZES, Row, Size, make_run
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -151,7 +151,7 @@ def test_rows_differ_in_what_they_say() -> None:
 def test_every_part_of_a_run_is_in_its_key() -> None:
     run = make_run(WHOLE, TINY, 'synthetic', 1, 0)
     changed = {'modalities': ('s2',), 'backbone': 'utae', 'backbone_args': '{"width": 7}', 'data': 'pastis'}
-    changed |= {'pretraining_args': '{}'}
+    changed |= {'pretraining_args': '{}', 'options': '{}', 'data_options': '{}', 'precision': '16-mixed'}
     for field in fields(run):
         value = getattr(run, field.name)
         other = changed[field.name] if field.name in changed else (value or 0) + 1

@@ -14,15 +14,16 @@ import ablation
 import curves
 import missing
 import pytest
-import runs
 import torch
-from ablation import ALONE, DEDICATED, SCRATCH, SENSORS, TABLES, TESTED, make_run
+from ablation import ALONE, DEDICATED, SCRATCH, TABLES, TESTED
 from torch import Tensor
 from torchgeo.main import main
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.models import OmniSatSegmenter
 from torchgeo_omnisat.models.omnisat import OmniSatOutput
+from torchgeo_omnisat.reproduction import runs
+from torchgeo_omnisat.reproduction.rows import SENSORS, make_run
 
 from .test_ablation import ROWS, TINY, fake
 
@@ -50,6 +51,7 @@ class TestSwitches:
             'pretraining_args': '{"tile_weight": 0}',
             'options': '{"experts": true}',
             'data_options': '{"jitter": 0.1}',
+            'precision': 'bf16-mixed',
         }
         if name == 'pretraining_args':
             run = replace(run, pretraining_steps=1)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pretraining
 import pytest
-import runs
+
+from torchgeo_omnisat.reproduction import runs
+from torchgeo_omnisat.reproduction.rows import SIZES, make_run
 
 from .test_ablation import fake
 
@@ -37,8 +39,8 @@ def test_gains_are_over_the_run_of_the_same_seed(
 
 
 def test_terms_reach_the_command_line(tmp_path: Path) -> None:
-    size = pretraining.SIZES['small']
-    run = replace(pretraining.make_run(pretraining.SCRATCH, size, 'synthetic', 1, 0), pretraining_steps=3)
+    size = SIZES['small']
+    run = replace(make_run(pretraining.SCRATCH, size, 'synthetic', 1, 0), pretraining_steps=3)
     for name, told in pretraining.TERMS.items():
         if told is not None:
             words = runs.commands(replace(run, pretraining_args=pretraining.json.dumps(told)), tmp_path, 'x')[

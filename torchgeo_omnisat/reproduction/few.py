@@ -1,20 +1,20 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Few labels: a part of the training tiles, again and again, so that an epoch is as long as ever."""
+"""Datamodules of few labels: a part of the training tiles is repeated, so that an epoch has the same length."""
 
 import math
 import random
 from collections.abc import Sequence
 from typing import Any
 
-from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datamodules.pastis import FoldsDataModule
-from torchgeo_omnisat.datasets import PASTISMultimodal
+from ..datamodules import PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from ..datamodules.pastis import FoldsDataModule
+from ..datasets import PASTISMultimodal
 
 
 class Few(FoldsDataModule):
-    """Trains on a part of the tiles; they are as many as there were, the same ones repeated."""
+    """Datamodule base class that trains on a random part of the tiles, repeated to the original number."""
 
     part: float
     draw: int
@@ -30,16 +30,16 @@ class Few(FoldsDataModule):
         return dataset
 
     def measured_dataset(self, dataset: Any, names: Sequence[str]) -> PASTISMultimodal:
-        """All training tiles: mean and deviation take no labels."""
+        """Return all training tiles, because statistics require no labels."""
         return super().make_dataset('train', **self.whole_series(names))
 
 
 class FewSyntheticLandscapesDataModule(Few, SyntheticLandscapesDataModule):
-    """A part of the synthetic landscapes.
+    """Datamodule of a part of the training tiles of the synthetic landscapes.
 
     Args:
-        part: Part of the training tiles, at least one.
-        draw: Seed of which ones.
+        part: Fraction of the training tiles, at least one tile.
+        draw: Seed of their selection.
         **kwargs: See :class:`.SyntheticLandscapesDataModule`.
     """
 
@@ -49,11 +49,11 @@ class FewSyntheticLandscapesDataModule(Few, SyntheticLandscapesDataModule):
 
 
 class FewPASTISDataModule(Few, PASTISMultimodalDataModule):
-    """A part of PASTIS.
+    """Datamodule of a part of the training tiles of PASTIS.
 
     Args:
-        part: Part of the training tiles, at least one.
-        draw: Seed of which ones.
+        part: Fraction of the training tiles, at least one tile.
+        draw: Seed of their selection.
         **kwargs: See :class:`.PASTISMultimodalDataModule`.
     """
 

@@ -1,0 +1,246 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Datasets on which results are reproduced: datamodule, sensors, splits, metrics, protocol and licence."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import datamodules
+from ..datamodules import MultimodalDataModule
+
+#: Modalities by sensor.
+Sensors = Mapping[str, tuple[str, ...]]
+
+_PERCENT: Mapping[str, float] = {'mean_iou': 100.0, 'overall_accuracy': 100.0}
+_TITLES = {
+    'mean_iou': 'mean IoU (%)',
+    'overall_accuracy': 'overall accuracy (%)',
+    'weighted_f1': 'weighted F1 (%)',
+    'macro_f1': 'macro F1 (%)',
+    'r2': 'R2 (%)',
+    'mae': 'MAE',
+    'rmse': 'RMSE',
+}
+_S1 = ('s1a', 's1d')
+
+
+@dataclass(frozen=True)
+class PublicData:
+    """Dataset, its official splits, and what is reported of it.
+
+    Args:
+        title: Name in reports.
+        datamodule: Name of the datamodule.
+        sensors: Modalities by sensor; those that the files lack are left out.
+        task: Name of the task on the command line.
+        folds: Numbers of the official splits, the first of which are the default.
+        split: Argument of the datamodule that selects the split, with ``{}`` for its number; empty if there is one.
+        arguments: Further arguments of the datamodule.
+        metrics: Factor by column of ``subsets.csv``, the main score first.
+        tiles: Number of test tiles of all splits of the complete data; None if unknown.
+        summed: Whether the published score is that of the confusion matrices summed over the splits.
+        protocol: Description of splits and metric.
+        licence: Licence of the data.
+        url: Address of the data.
+        few: Datamodule that trains on a part of the labels.
+        synthetic: Whether the data are synthetic.
+        download: Name of the dataset class of TorchGeo that can be downloaded.
+        folder: Folder that it creates, below the root.
+    """
+
+    title: str
+    datamodule: str
+    sensors: Sensors
+    task: str = 'omnisat'
+    folds: tuple[int, ...] = (1,)
+    split: tuple[str, str] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=lambda: _PERCENT)
+    tiles: int | None = None
+    summed: bool = False
+    protocol: str = ''
+    licence: str = 'Etalab 2.0'
+    url: str = ''
+    few: str | None = None
+    synthetic: bool = False
+    download: str | None = None
+    folder: str = ''
+
+    @property
+    def score(self) -> str:
+        """Column of the main score."""
+        return next(iter(self.metrics))
+
+    def title_of(self, metric: str) -> str:
+        """Return the name of a metric in reports, with its unit."""
+        return _TITLES[metric]
+
+    def options(self, root: str, fold: int, modalities: Sequence[str] | None) -> dict[str, Any]:
+        """Return the arguments of the datamodule; None for all modalities that the files have."""
+        selected = {} if modalities is None else {'modalities': list(modalities)}
+        return {'root': root, **self._split_of(fold), **self.arguments, **selected}
+
+    def make(self, root: str, fold: int, modalities: Sequence[str] | None = None, **more: Any) -> MultimodalDataModule:
+        """Return the datamodule of a split."""
+        made: MultimodalDataModule = getattr(datamodules, self.datamodule)(
+            **self.options(root, fold, modalities), **more
+        )
+        return made
+
+    def _split_of(self, fold: int) -> dict[str, Any]:
+        if self.split is None:
+            return {}
+        name, form = self.split
+        return {name: form.format(fold) if form else fold}
+
+
+@dataclass(frozen=True)
+class MappedData(PublicData):
+    """Dataset of TorchGeo that is read by a mapping of its keys."""
+
+    def options(self, root: str, fold: int, modalities: Sequence[str] | None) -> dict[str, Any]:
+        """Return the arguments of :class:`.MappedDataModule`; None for all modalities."""
+        given = json.loads(json.dumps(dict(self.arguments)))
+        given['dataset'].setdefault('init_args', {})['root'] = root
+        chosen = [name for names in self.sensors.values() for name in names] if modalities is None else list(modalities)
+        given['modalities'] = [entry for entry in given['modalities'] if entry['name'] in chosen]
+        given['keys'] = {name: key for name, key in given['keys'].items() if name in (*chosen, 'mask', 'label')}
+        return given
+
+
+_PASTIS: dict[str, Any] = {
+    'datamodule': 'PASTISMultimodalDataModule',
+    'folds': (1, 2, 3, 4, 5),
+    'split': ('fold', ''),
+    'summed': True,
+    'tiles': 2433,
+    'few': 'FewPASTISDataModule',
+    'protocol': 'five official folds: three to train, one to validate, one to test; confusion matrix over all pixels '
+    'of the test folds, void ignored, mean IoU of 19 classes',
+}
+_WITHOUT_SPOT: Sensors = {'S2': ('s2',), 'S1': _S1}
+_WITH_SPOT: Sensors = {**_WITHOUT_SPOT, 'SPOT': ('spot',)}
+_FLAIRHUB: Sensors = {'aerial': ('aerial',), 'SPOT': ('spot',), 'S2': ('s2',), 'S1': _S1, 'DEM': ('dem',)}
+
+#: Datasets by name on the command line.
+PUBLIC: dict[str, PublicData] = {
+    'synthetic': PublicData(
+        'synthetic landscapes',
+        'SyntheticLandscapesDataModule',
+        _WITH_SPOT,
+        folds=(1, 2, 3, 4, 5),
+        split=('fold', ''),
+        summed=True,
+        few='FewSyntheticLandscapesDataModule',
+        synthetic=True,
+        protocol='five folds of synthetic landscapes, as those of PASTIS',
+        licence='none: the data are generated by this package',
+    ),
+    'pastis': PublicData('PASTIS-R', sensors=_WITHOUT_SPOT, url='https://zenodo.org/records/5735646', **_PASTIS),
+    'pastis-hd': PublicData(
+        'PASTIS-HD', sensors=_WITH_SPOT, url='https://huggingface.co/datasets/IGNF/PASTIS-HD', **_PASTIS
+    ),
+    'pastis100': PublicData(
+        'PASTIS-R-100',
+        sensors=_WITHOUT_SPOT,
+        url='https://huggingface.co/datasets/torchgeo/PASTIS-R-100',
+        download='PASTIS100',
+        folder='PASTIS-R',
+        **_PASTIS,
+    ),
+    'flair': PublicData(
+        'FLAIR #2',
+        'FLAIRDataModule',
+        {'aerial': ('aerial',), 'S2': ('s2',)},
+        tiles=16050,
+        protocol="official domains of FLAIR #2; confusion matrix over all pixels of the test domains, 'other' ignored, "
+        'mean IoU of 12 classes',
+        url='https://ignf.github.io/FLAIR',
+    ),
+    'flair-hub': PublicData(
+        'FLAIR-HUB',
+        'FLAIRHUBMultimodalDataModule',
+        _FLAIRHUB,
+        folds=(1, 2, 3, 4, 5),
+        split=('split_column', 'split_{}'),
+        protocol="official splits split_1 to split_5; land cover, 'undefined' ignored",
+        url='https://huggingface.co/datasets/IGNF/FLAIR-HUB',
+    ),
+    'flairhub-toy': PublicData(
+        'FLAIR-HUB toy',
+        'FLAIRHUBMultimodalDataModule',
+        _FLAIRHUB,
+        arguments={'split_column': 'split_toy'},
+        protocol="split_toy of the toy dataset; land cover, 'undefined' ignored",
+        url='https://huggingface.co/datasets/IGNF/FLAIR-HUB',
+        download='FLAIRHUBToy',
+        folder='FLAIR-HUB_TOY',
+    ),
+    'treesatai': PublicData(
+        'TreeSatAI Time-Series',
+        'TreeSatAITimeSeriesDataModule',
+        {'aerial': ('aerial',), 'S2': ('s2',), 'S1': _S1},
+        task='omnisat_classification',
+        metrics={'weighted_f1': 100.0, 'macro_f1': 100.0},
+        tiles=5044,
+        protocol='published lists of training and test plots of 60 m; multi-label genera, F1 at a threshold of 0.5, '
+        'weighted by the number of plots of each genus',
+        licence='CC-BY-4.0',
+        url='https://huggingface.co/datasets/IGNF/TreeSatAI-Time-Series',
+    ),
+    'biomassters': MappedData(
+        'BioMassters',
+        'MappedDataModule',
+        {'S2': ('s2',), 'S1': ('s1',)},
+        task='omnisat_regression',
+        metrics={'r2': 100.0, 'mae': 1.0, 'rmse': 1.0},
+        arguments={
+            'dataset': {'class_path': 'torchgeo_omnisat.datasets.BioMasstersSeries'},
+            'modalities': [
+                {
+                    'name': 's2',
+                    'bands': ['B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12'],
+                    'gsd': 10,
+                    'temporal': True,
+                    'kind': 'optical',
+                    'unit': 'dn',
+                },
+                {
+                    'name': 's1',
+                    'bands': ['VV_asc', 'VH_asc', 'VV_desc', 'VH_desc'],
+                    'gsd': 10,
+                    'temporal': True,
+                    'kind': 'radar',
+                    'unit': 'db',
+                },
+            ],
+            'keys': {
+                's2': {'key': 'image_S2', 'dates': 'dates_S2', 'channels': list(range(10))},
+                's1': {'key': 'image_S1', 'dates': 'dates_S1', 'nodata': -9999},
+                'mask': {'key': 'label', 'continuous': True, 'value_unit': 't'},
+            },
+            'fractions': [0.8, 0.1, 0.1],
+            'patch_size': 40,
+        },
+        protocol='training chips of the competition, divided at random (seed 0) into 80 %, 10 % and 10 %, because its '
+        'test chips have no published labels',
+        licence='CC-BY-4.0',
+        url='https://huggingface.co/datasets/nascetti-a/BioMassters',
+    ),
+}
+
+
+def sensors_in(data: PublicData, present: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the sensors of a dataset of which some modality is present, with these modalities."""
+    found = {sensor: tuple(name for name in names if name in present) for sensor, names in data.sensors.items()}
+    return {sensor: names for sensor, names in found.items() if names}
+
+
+def place(data: PublicData, root: str) -> str:
+    """Return the root of the datamodule: that of a downloaded dataset may be a folder of *root*."""
+    inside = Path(root, data.folder)
+    return str(inside) if data.folder and inside.is_dir() else root
