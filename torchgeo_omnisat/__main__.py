@@ -13,6 +13,7 @@ from torchgeo_omnisat.utils.cli.console import use_utf8
 #: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
     'demo': 'train on synthetic landscapes, score the model and draw its predictions',
+    'reproduce': 'reproduce published scores on a public dataset, and write a report',
     'encoders': 'list encoders and pre-trained weights for a sensor',
     'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
     'baseline': 'score pixel-wise classifiers as baselines',

@@ -190,7 +190,7 @@ def fake(run: runs.Run, *_: object) -> dict[str, Any]:
     lost = {subset_name(names): score - 10 * (len(run.modalities) - len(names)) for names in subsets(run.modalities)}
     found = {'mean_iou': score, 'overall_accuracy': score + 1, 'subsets': json.dumps(lost), 'seconds': '{}'}
     found |= {'made_up': run.data == 'synthetic'}
-    return {'key': run.key, **runs._flat(run), **found, **runs.circumstances()}
+    return {'key': run.key, **runs.flat(run), **found, **runs.circumstances()}
 
 
 class TestTable:

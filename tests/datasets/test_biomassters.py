@@ -97,9 +97,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not path.is_file():
         pytest.skip(f'{path} is not there')
     pytest.importorskip('pyarrow')
-    root, rows = tmp_path_factory.mktemp('real'), []
+    return unpack(path, tmp_path_factory.mktemp('real'))
+
+
+def unpack(path: Path, root: Path) -> Path:
+    """The chips of a tortilla file in the layout of BioMassters."""
+    rows = []
     for folder in ('train_features', 'train_agbm'):
-        (root / folder).mkdir()
+        (root / folder).mkdir(parents=True)
     for _, sample in parts_of(path.read_bytes()):
         files = parts_of(sample)
         chip = files[0][0]['tortilla:id'].split('_')[0]

@@ -44,6 +44,7 @@ NOT_RUN = {
     'make test-min': 'downloads another environment',
     'python benchmarks/ablation.py': 'takes hours; its rows run in tests/benchmarks',
     'python benchmarks/curves.py': 'takes hours; runs in tests/benchmarks',
+    'python -m torchgeo_omnisat reproduce': 'takes hours; runs in tests/commands/test_reproduce.py',
     'pip install .': 'downloads; what it installs is tested in tests/test_packaging.py',
     'pip install git+https://git.example.org/torchgeo_omnisat': 'downloads; its address is tested in test_site.py',
     'git clone': 'downloads; its address is tested in test_site.py',

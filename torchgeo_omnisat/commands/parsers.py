@@ -40,6 +40,13 @@ PIXEL_CLASSIFIERS = ('forest', 'boosting', 'mlp')
 CLASSIFIERS = ('knn', 'logistic', 'mlp')
 #: Data types of the probabilities of `classify`.
 PRECISIONS = ('uint8', 'uint16', 'none')
+#: Datasets and rows of `reproduce`.
+REPRODUCED = (
+    'pastis', 'pastis-hd', 'pastis100', 'flair', 'flair-hub', 'flairhub-toy', 'treesatai', 'biomassters', 'synthetic',
+)  # fmt: skip
+ROWS = (
+    'utae', 'published', 'dual-stream', 'late-fusion', 'omnisat', 'omnisat-pretrained', 'omnisat-no-dropout',
+)  # fmt: skip
 #: Kinds of problem that `check` reports.
 PROBLEMS = (
     'missing', 'unreadable', 'shape', 'dtype', 'dates', 'crs', 'label', 'nan', 'empty', 'values', 'settings',
@@ -323,9 +330,63 @@ def change_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def reproduce_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``reproduce``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat reproduce',
+        description='Train and test models on a public dataset with its published protocol, and write a folder with '
+        'the scores beside the published ones, figures, checkpoints and a model card. Before it starts, it prints the '
+        'files, the steps and the estimated hours. If it is interrupted, the same command continues.',
+    )
+    parser.add_argument(
+        '--data',
+        choices=REPRODUCED,
+        required=True,
+        metavar='NAME',
+        help=f'dataset: {", ".join(REPRODUCED)}; pastis100 and flairhub-toy are downloaded if --root lacks them',
+    )
+    parser.add_argument('--root', required=True, metavar='DIR', help='directory of the dataset')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        choices=ROWS,
+        default=['utae', 'omnisat'],
+        metavar='ROW',
+        help=f'models: {", ".join(ROWS)} (default: utae omnisat); published evaluates the published weights of U-TAE '
+        'on PASTIS, to validate the pipeline',
+    )
+    parser.add_argument('--folds', nargs='+', type=_positive, metavar='N', help='official splits (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: 0')
+    parser.add_argument('--output', type=Path, default=Path('reproduction'), help='folder (default: reproduction)')
+    parser.add_argument('--dry-run', action='store_true', help='print files, steps and estimated hours, and stop')
+    parser.add_argument(
+        '--no-check', dest='check', action='store_false', help='skip the check of all files before the first run'
+    )
+    parser.add_argument(
+        '--weights', metavar='DIR', help='folder of the published weights, Fold_1 to Fold_5 (default: download them)'
+    )
+    budget = parser.add_argument_group('Budget (the defaults depend on the dataset)')
+    budget.add_argument('--steps', type=_positive, help='optimiser steps of each run')
+    budget.add_argument('--pretraining-steps', type=_positive, help='default: half of the steps')
+    budget.add_argument('--batch-size', type=_positive, help='tiles per step, of all devices together')
+    budget.add_argument('--backbone', help='builder of OmniSat, such as omnisat_base')
+    budget.add_argument('--max-dates', type=_positive, help='maximum number of dates of a time series (default: all)')
+    budget.add_argument('--tiles', type=_positive, help='number of synthetic landscapes')
+    machine = parser.add_argument_group('Machine')
+    machine.add_argument('--devices', type=_positive, default=1, help='number of devices of a training (default: 1)')
+    machine.add_argument('--accelerator', default='auto', help='accelerator of Lightning (default: auto)')
+    machine.add_argument('--precision', default='', help='precision of Lightning, such as bf16-mixed')
+    machine.add_argument('--workers', type=int, default=0, help='number of processes that read (default: 0)')
+    machine.add_argument(
+        '--save-every', type=_positive, default=500, help='steps between checkpoints to resume from (default: 500)'
+    )
+    return parser
+
+
 #: Parsers by command.
 PARSERS: dict[str, Callable[[], Any]] = {
     'demo': demo_parser,
+    'reproduce': reproduce_parser,
     'encoders': encoders_parser,
     'export': export_parser,
     'baseline': baseline_parser,

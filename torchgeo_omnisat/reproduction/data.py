@@ -41,11 +41,14 @@ class PublicData:
         split: Argument of the datamodule that selects the split, with ``{}`` for its number; empty if there is one.
         arguments: Further arguments of the datamodule.
         metrics: Factor by column of ``subsets.csv``, the main score first.
-        tiles: Number of test tiles of all splits of the complete data; None if unknown.
+        tiles: Number of tiles of the complete data in training, validation and test together; None if unknown.
         summed: Whether the published score is that of the confusion matrices summed over the splits.
         protocol: Description of splits and metric.
         licence: Licence of the data.
         url: Address of the data.
+        steps: Default number of optimiser steps.
+        batch_size: Default number of tiles per step.
+        backbone: Default builder of OmniSat.
         few: Datamodule that trains on a part of the labels.
         synthetic: Whether the data are synthetic.
         download: Name of the dataset class of TorchGeo that can be downloaded.
@@ -65,6 +68,9 @@ class PublicData:
     protocol: str = ''
     licence: str = 'Etalab 2.0'
     url: str = ''
+    steps: int = 36_000
+    batch_size: int = 4
+    backbone: str = 'omnisat_base'
     few: str | None = None
     synthetic: bool = False
     download: str | None = None
@@ -135,6 +141,9 @@ PUBLIC: dict[str, PublicData] = {
         folds=(1, 2, 3, 4, 5),
         split=('fold', ''),
         summed=True,
+        steps=360,
+        batch_size=8,
+        backbone='omnisat_tiny',
         few='FewSyntheticLandscapesDataModule',
         synthetic=True,
         protocol='five folds of synthetic landscapes, as those of PASTIS',
@@ -148,6 +157,7 @@ PUBLIC: dict[str, PublicData] = {
         'PASTIS-R-100',
         sensors=_WITHOUT_SPOT,
         url='https://huggingface.co/datasets/torchgeo/PASTIS-R-100',
+        steps=1500,
         download='PASTIS100',
         folder='PASTIS-R',
         **_PASTIS,
@@ -156,7 +166,9 @@ PUBLIC: dict[str, PublicData] = {
         'FLAIR #2',
         'FLAIRDataModule',
         {'aerial': ('aerial',), 'S2': ('s2',)},
-        tiles=16050,
+        steps=60_000,
+        batch_size=8,
+        tiles=77762,
         protocol="official domains of FLAIR #2; confusion matrix over all pixels of the test domains, 'other' ignored, "
         'mean IoU of 12 classes',
         url='https://ignf.github.io/FLAIR',
@@ -167,6 +179,9 @@ PUBLIC: dict[str, PublicData] = {
         _FLAIRHUB,
         folds=(1, 2, 3, 4, 5),
         split=('split_column', 'split_{}'),
+        steps=60_000,
+        batch_size=8,
+        tiles=241100,
         protocol="official splits split_1 to split_5; land cover, 'undefined' ignored",
         url='https://huggingface.co/datasets/IGNF/FLAIR-HUB',
     ),
@@ -175,6 +190,7 @@ PUBLIC: dict[str, PublicData] = {
         'FLAIRHUBMultimodalDataModule',
         _FLAIRHUB,
         arguments={'split_column': 'split_toy'},
+        steps=3000,
         protocol="split_toy of the toy dataset; land cover, 'undefined' ignored",
         url='https://huggingface.co/datasets/IGNF/FLAIR-HUB',
         download='FLAIRHUBToy',
@@ -186,7 +202,9 @@ PUBLIC: dict[str, PublicData] = {
         {'aerial': ('aerial',), 'S2': ('s2',), 'S1': _S1},
         task='omnisat_classification',
         metrics={'weighted_f1': 100.0, 'macro_f1': 100.0},
-        tiles=5044,
+        steps=30_000,
+        batch_size=32,
+        tiles=50381,
         protocol='published lists of training and test plots of 60 m; multi-label genera, F1 at a threshold of 0.5, '
         'weighted by the number of plots of each genus',
         licence='CC-BY-4.0',
@@ -226,6 +244,7 @@ PUBLIC: dict[str, PublicData] = {
             'fractions': [0.8, 0.1, 0.1],
             'patch_size': 40,
         },
+        tiles=8689,
         protocol='training chips of the competition, divided at random (seed 0) into 80 %, 10 % and 10 %, because its '
         'test chips have no published labels',
         licence='CC-BY-4.0',

@@ -27,14 +27,17 @@ from typing import Any
 import torch
 import torchgeo.main
 from filelock import FileLock, Timeout
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from .. import plugin
 from ..datasets.synthetic.writing import is_synthetic
+from ..modality import subset_name, subsets
 from ..utils.atomic import atomic_file
 from ..utils.cli.console import quiet, say
 from . import few  # noqa: F401 (the command line finds datamodules among the imported classes)
 from .callbacks import KeepConfusion
-from .data import PUBLIC
+from .data import PUBLIC, PublicData, sensors_in
 
 #: Name of the final checkpoint of a run, of its pre-training, and of the one from which a training resumes.
 MODEL, PRETRAINED, PROGRESS = 'model.ckpt', 'pretrained.ckpt', 'progress.ckpt'
@@ -157,8 +160,9 @@ def commands(run: Run, folder: Path, root: str, machine: Machine = Machine()) ->
     trained = task | _training(run, checkpoint, run.steps, machine) | _data(run, root, machine, machine.devices)
     tested = task | _trainer(checkpoint.parent, run, replace(machine, devices=1)) | _data(run, root, machine)
     tested |= {'ckpt_path': checkpoint, 'verbose': 'false'}
+    tested |= _subsets(data, run.modalities)
     if data.task == 'omnisat':
-        tested |= _callback(f'{KeepConfusion.__module__}.KeepConfusion', path=checkpoint.parent / CONFUSION)
+        tested |= callback(KeepConfusion, path=checkpoint.parent / CONFUSION)
     steps = {'fit': trained, 'test': tested}
     if run.pretraining_steps:
         pretrain = {'model': 'omnisat_pretraining', **_backbone(run)}
@@ -166,7 +170,7 @@ def commands(run: Run, folder: Path, root: str, machine: Machine = Machine()) ->
         pretrain |= _training(run, pretrained, run.pretraining_steps, machine)
         pretrain |= {f'model.{name}': value for name, value in json.loads(run.pretraining_args or '{}').items()}
         steps = {'pretrain': pretrain, 'fit': trained | {'model.weights': pretrained}, 'test': tested}
-    return {step: [_SUBCOMMANDS[step], *_words(options)] for step, options in steps.items()}
+    return {step: [_SUBCOMMANDS[step], *as_words(options)] for step, options in steps.items()}
 
 
 def execute(run: Run, folder: Path, root: str, machine: Machine = Machine()) -> dict[str, Any]:
@@ -205,32 +209,34 @@ def execute(run: Run, folder: Path, root: str, machine: Machine = Machine()) -> 
     scores = {row['subset']: round(data.metrics[data.score] * float(row[data.score]), 3) for row in rows}
     return {
         'key': run.key,
-        **_flat(run),
+        **flat(run),
         'made_up': is_synthetic(Path(root)),
         **{metric: round(factor * float(rows[0][metric]), 3) for metric, factor in data.metrics.items()},
         'subsets': json.dumps(scores),
         'seconds': json.dumps(seconds),
-        **circumstances(),
+        **circumstances(machine.accelerator),
         'devices': machine.devices,
         'test_tiles': rows[0]['samples'],
     }
 
 
-def torchgeo_command(words: list[str]) -> None:
+def torchgeo_command(words: list[str], announce: bool = True) -> None:
     """Run ``torchgeo`` with these arguments in this process, without the messages of Lightning."""
-    say('$ torchgeo', shlex.join(words), error=True)
+    if announce:
+        say('$ torchgeo', shlex.join(words), error=True)
     plugin.load()
     with quiet(every_warning=True, level=logging.WARNING):
         torchgeo.main.main(words)
 
 
-def torchgeo_process(words: list[str]) -> None:
+def torchgeo_process(words: list[str], announce: bool = True) -> None:
     """Run ``torchgeo`` in a process, which starts those of the other devices.
 
     Raises:
         RuntimeError: If it fails.
     """
-    say('$ python -m torchgeo_omnisat', shlex.join(words), error=True)
+    if announce:
+        say('$ python -m torchgeo_omnisat', shlex.join(words), error=True)
     process = subprocess.Popen([sys.executable, '-m', 'torchgeo_omnisat', *words])
     try:
         status = process.wait()
@@ -311,14 +317,14 @@ def described(done: Iterable[Mapping[str, str]]) -> str:
     return ', '.join(sorted({'synthetic landscapes' if row['made_up'] == 'True' else row['data'] for row in done}))
 
 
-def circumstances() -> dict[str, Any]:
+def circumstances(accelerator: str = 'auto') -> dict[str, Any]:
     """Return versions, commit and hardware."""
     packages = ('torch', 'torchgeo', 'lightning', 'timm', 'segmentation-models-pytorch')
     return {
         'commit': commit(),
         'python': platform.python_version(),
         'versions': json.dumps({name: version(name) for name in packages}),
-        'device': device_name(),
+        'device': device_name(accelerator),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
     }
@@ -326,12 +332,17 @@ def circumstances() -> dict[str, Any]:
 
 def device_name(accelerator: str = 'auto') -> str:
     """Return the name of the GPU, or else of the processor."""
-    if torch.cuda.is_available() and accelerator in ('auto', 'gpu', 'cuda'):
+    if uses_gpu(accelerator):
         return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Return whether an accelerator of the trainer is a CUDA device."""
+    return torch.cuda.is_available() and accelerator in ('auto', 'gpu', 'cuda')
 
 
 def commit() -> str:
@@ -361,7 +372,7 @@ def _train(words: list[str], target: Path, steps: int, machine: Machine) -> floa
     if earlier and target.is_file():
         return sum(end - start for start, end in earlier)
     if resumable:
-        words = [*words, *_words(_callback('ModelCheckpoint', '+', **_saving(progress, machine.save_every, False)))]
+        words = [*words, *as_words(callback(ModelCheckpoint, '+', **_saving(progress, machine.save_every, False)))]
         if progress.is_file():
             say(f'Resuming from {progress}', error=True)
             words += ['--ckpt_path', str(progress)]
@@ -409,6 +420,15 @@ def _backbone(run: Run) -> dict[str, Any]:
     return {'model.backbone': run.backbone, 'model.backbone_args': run.backbone_args}
 
 
+def _subsets(data: PublicData, modalities: Sequence[str]) -> dict[str, Any]:
+    """Return the argument for every subset of the sensors; a task scores those of five modalities by default."""
+    if len(modalities) <= 5:
+        return {}
+    sensors = sensors_in(data, modalities)
+    groups = ([name for sensor in chosen for name in sensors[sensor]] for chosen in subsets(sensors, 'all'))
+    return {'model.subsets': json.dumps([subset_name(names) for names in groups])}
+
+
 def _trainer(folder: Path, run: Run, machine: Machine) -> dict[str, Any]:
     """Return the arguments of every trainer, which writes to *folder*."""
     chosen = {'trainer.accelerator': machine.accelerator} if machine.accelerator != 'auto' else {}
@@ -430,7 +450,7 @@ def _training(run: Run, checkpoint: Path, steps: int, machine: Machine) -> dict[
         **_trainer(checkpoint.parent, run, machine),
         'trainer.max_steps': steps,
         'trainer.limit_val_batches': 0,
-        **_callback('ModelCheckpoint', **_saving(checkpoint, steps, True)),
+        **callback(ModelCheckpoint, **_saving(checkpoint, steps, True)),
     }
 
 
@@ -444,8 +464,9 @@ def _saving(checkpoint: Path, steps: int, weights_only: bool) -> dict[str, Any]:
     }
 
 
-def _callback(name: str, add: str = '', **arguments: Any) -> dict[str, Any]:
+def callback(kind: type[Callback], add: str = '', **arguments: Any) -> dict[str, Any]:
     """Return the arguments of a callback; with *add* ``'+'``, it is added to others."""
+    name = kind.__name__ if kind is ModelCheckpoint else f'{kind.__module__}.{kind.__name__}'
     named = {f'trainer.callbacks.{key}': _word(value) for key, value in arguments.items()}
     return {f'trainer.callbacks{add}': name, **named}
 
@@ -457,11 +478,11 @@ def _word(value: Any) -> str:
     return json.dumps(value)
 
 
-def _words(options: Mapping[str, Any]) -> list[str]:
+def as_words(options: Mapping[str, Any]) -> list[str]:
     """Return options as words of a command line."""
     return [word for name, value in options.items() for word in (f'--{name}', str(value))]
 
 
-def _flat(run: Run) -> dict[str, Any]:
+def flat(run: Run) -> dict[str, Any]:
     """Return the configuration as cells of a table."""
     return {**asdict(run), 'modalities': '+'.join(run.modalities)}

@@ -1,0 +1,234 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Study: the rows that are reproduced on one dataset, their runs, and the folder of their results."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..datamodules import MultimodalDataModule
+from ..datasets.synthetic.writing import is_synthetic
+from ..utils.atomic import atomic_file
+from ..utils.reading import load_json
+from .data import PUBLIC, MappedData, PublicData, Sensors, place, sensors_in
+from .published import evaluate, published_run
+from .rows import SIZES, Row, Size, make_run
+from .runs import PUBLISHED, Machine, Run, complete, execute, read
+
+#: Names of files in the folder of results.
+TABLE, STUDY, CHECK, RUNS = 'runs.csv', 'study.json', 'check.json', 'runs'
+_EXPERTS = {'experts': True}
+#: Rows by name on the command line; None for the published weights. Sensors are required ones; none for all.
+ROWS: dict[str, Row | None] = {
+    'utae': Row('U-TAE, trained here', ('S2',), 'utae'),
+    'published': None,
+    'dual-stream': Row('U-TAE, late fusion, trained here', ('S2', 'S1'), 'dual_stream'),
+    'late-fusion': Row('late fusion of all sensors', (), 'late_fusion'),
+    'omnisat': Row('OmniSat', (), pretrained=False, options=_EXPERTS),
+    'omnisat-pretrained': Row('OmniSat, pre-trained on the same tiles', (), options=_EXPERTS),
+    'omnisat-no-dropout': Row(
+        'OmniSat without modality dropout', (), pretrained=False, dropout=False, options=_EXPERTS
+    ),
+}
+#: Name of the row of published weights.
+WEIGHTS = 'U-TAE, published weights'
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows that are reproduced on one dataset.
+
+    Args:
+        name: Name of the dataset in :data:`.PUBLIC`.
+        root: Root of the data.
+        present: Modalities that the files have.
+        tiles: Number of tiles by split, of the first of the *folds*.
+        test_tiles: Number of test tiles by fold.
+        rows: Names of rows in :data:`ROWS`.
+        folds: Official splits.
+        seeds: Seeds of each row.
+        size: Budget of each row.
+        precision: Precision of the trainer; the default if empty.
+        machine: How runs are executed.
+        output: Folder of the results.
+    """
+
+    name: str
+    root: str
+    present: tuple[str, ...]
+    tiles: Mapping[str, int]
+    test_tiles: Mapping[int, int]
+    rows: tuple[str, ...]
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    size: Size
+    precision: str
+    machine: Machine
+    output: Path
+
+    @property
+    def data(self) -> PublicData:
+        """Dataset."""
+        return PUBLIC[self.name]
+
+    @property
+    def sensors(self) -> Sensors:
+        """Modalities of the sensors that the files have."""
+        return sensors_in(self.data, self.present)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are synthetic, whatever their layout."""
+        return self.data.synthetic or is_synthetic(Path(self.root).expanduser())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the data are the whole published dataset."""
+        return not self.synthetic and sum(self.tiles.values()) == self.data.tiles
+
+    def datamodule(self) -> MultimodalDataModule:
+        """Return the datamodule of the first split."""
+        more: dict[str, Any] = {'num_tiles': self.size.tiles} if self.data.synthetic else {}
+        return self.data.make(self.root, self.folds[0], **more)
+
+    def title(self, row: str) -> str:
+        """Return the name of a row in tables."""
+        found = ROWS[row]
+        return WEIGHTS if found is None else found.name
+
+    def sensors_of(self, row: str) -> tuple[str, ...]:
+        """Return the sensors of a row.
+
+        Raises:
+            ValueError: If the data lack one.
+        """
+        found = ROWS[row]
+        required = ('S2',) if found is None else found.sensors
+        if missing := [sensor for sensor in required if sensor not in self.sensors]:
+            raise ValueError(f'--rows {row} requires {missing}, but {self.root} has the sensors {list(self.sensors)}')
+        return required or tuple(self.sensors)
+
+    def runs(self, row: str) -> list[Run]:
+        """Return the runs of a row, by fold and seed; published weights have no seed."""
+        found, sensors = ROWS[row], self.sensors_of(row)
+        if found is None:
+            return [published_run(self.name, fold, self.machine.weights) for fold in self.folds]
+        if self.data.task == 'omnisat_classification':
+            found = replace(found, options={})
+        found = replace(found, sensors=sensors)
+        made = [
+            make_run(found, self.size, self.name, fold, seed, self.sensors)
+            for fold in self.folds
+            for seed in self.seeds
+        ]
+        return [replace(run, precision=self.precision) for run in made]
+
+    def claim(self) -> None:
+        """Create the folder of the results.
+
+        Raises:
+            ValueError: If it has results of other data.
+        """
+        content = {'data': self.name, 'root': str(Path(self.root).expanduser().resolve())}
+        path = self.output / STUDY
+        if path.is_file() and (found := load_json(path)) != content:
+            raise ValueError(f'--output {self.output} has results of {found}, expected those of {content}')
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + '\n')
+
+    def do(self, row: str) -> None:
+        """Do the runs of a row that are not done yet."""
+        complete(self.runs(row), self.output / TABLE, self.output / RUNS, self.root, self.machine, _do)
+
+    def done(self) -> dict[str, list[dict[str, str]]]:
+        """Return the rows of the table of runs that are done, by row of the study."""
+        found = read(self.output / TABLE)
+        return {row: [found[run.key] for run in self.runs(row) if run.key in found] for row in self.rows}
+
+    def each(self) -> Iterator[tuple[str, Run]]:
+        """Yield the first run of each row."""
+        for row in self.rows:
+            yield row, self.runs(row)[0]
+
+
+def make_study(
+    name: str,
+    root: str,
+    rows: Sequence[str],
+    folds: Sequence[int] | None,
+    seeds: Sequence[int],
+    machine: Machine,
+    output: Path,
+    precision: str = '',
+    **budget: Any,
+) -> Study:
+    """Read the index of the data and return the study; no image is read.
+
+    Args:
+        name: Name of the dataset in :data:`.PUBLIC`.
+        root: Root of the data, or of the downloaded dataset.
+        rows: Names of rows in :data:`ROWS`.
+        folds: Official splits; None for all.
+        seeds: Seeds of each row.
+        machine: How runs are executed.
+        output: Folder of the results.
+        precision: Precision of the trainer; the default if empty.
+        **budget: Fields of :class:`.Size` that differ from the defaults of the data; None for the default.
+
+    Raises:
+        ValueError: If an argument does not fit the data.
+    """
+    data, root = PUBLIC[name], place(PUBLIC[name], root)
+    chosen = tuple(dict.fromkeys(folds or data.folds))
+    if unknown := [fold for fold in chosen if fold not in data.folds]:
+        raise ValueError(f'--folds are {unknown}, expected some of {list(data.folds)} for {data.title}')
+    if budget.get('max_dates') and isinstance(data, MappedData):
+        raise ValueError(
+            f'--max-dates is {budget["max_dates"]}, but {data.title} always has all dates: expected no --max-dates'
+        )
+    more: dict[str, Any] = {'num_tiles': budget.get('tiles') or SIZES['small'].tiles} if data.synthetic else {}
+    made = {fold: data.make(root, fold, **more) for fold in chosen}
+    first = made[chosen[0]]
+    if data.synthetic:
+        first.prepare_data()
+    splits = {split: first.make_dataset(split) for split in ('train', 'val', 'test')}
+    tests = {fold: splits['test'] if fold == chosen[0] else made[fold].make_dataset('test') for fold in chosen}
+    default = SIZES['small' if data.synthetic else 'long']
+    size = replace(
+        default,
+        backbone=data.backbone,
+        steps=data.steps,
+        pretraining_steps=data.steps // 2,
+        batch_size=data.batch_size,
+    )
+    size = replace(size, **{key: value for key, value in budget.items() if value is not None})
+    if budget.get('steps') is not None and budget.get('pretraining_steps') is None:
+        size = replace(size, pretraining_steps=max(1, size.steps // 2))
+    study = Study(
+        name,
+        root,
+        tuple(splits['train'].modalities),
+        {split: len(dataset) for split, dataset in splits.items()},
+        {fold: len(dataset) for fold, dataset in tests.items()},
+        tuple(dict.fromkeys(rows)),
+        chosen,
+        tuple(dict.fromkeys(seeds)),
+        size,
+        precision,
+        machine,
+        output,
+    )
+    for row in study.rows:
+        for run in study.runs(row):
+            if run.backbone != PUBLISHED and run.batch_size % machine.devices:
+                raise ValueError(
+                    f'--batch-size is {run.batch_size}, expected a multiple of the {machine.devices} devices'
+                )
+    return study
+
+
+def _do(run: Run, folder: Path, root: str, machine: Machine) -> dict[str, Any]:
+    return (evaluate if run.backbone == PUBLISHED else execute)(run, folder, root, machine)
