@@ -12,6 +12,7 @@ from torchgeo_omnisat.utils.cli.console import use_utf8
 
 #: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
+    'init': 'write a configuration for a folder of rasters and labels',
     'demo': 'train on synthetic landscapes, score the model and draw its predictions',
     'reproduce': 'reproduce published scores on a public dataset, and write a report',
     'encoders': 'list encoders and pre-trained weights for a sensor',

@@ -179,6 +179,7 @@ def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatc
     if 'export' not in words:
         Path('FOLDER').symlink_to(trained / 'hub')
     if '--output' not in words:
+        Path('NEW.yaml').symlink_to(ROOT / 'docs/configs/rasters.yaml')
         Path('problems.json').symlink_to(trained / 'problems.json')
         Path('SHARDS').symlink_to(trained / 'shards')
     monkeypatch.setattr('sys.argv', [program, *words])

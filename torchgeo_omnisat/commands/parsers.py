@@ -28,6 +28,8 @@ SYNTHETIC_ROOT = 'data/synthetic'
 FOLDS = (1, 2, 3, 4, 5)
 #: Model and length of the training of `demo`: together minutes on two cores.
 BACKBONE, TILES, EPOCHS = 'omnisat_tiny', 160, 20
+#: Presets of `init`.
+PRESETS = ('auto', 'few', 'standard')
 #: Sensors that `encoders` lists.
 SENSORS = ('s2', 's1', 'rgb', 'landsat')
 #: Files that `export` writes.
@@ -228,6 +230,32 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def init_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``init``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat init',
+        description='Inspect a folder of rasters and labels, and write a commented configuration for check, fit, test, '
+        'predict and baseline. On a terminal, it asks for facts that the files do not show; otherwise they are left '
+        'unknown, with a comment that says what to fill in.',
+    )
+    parser.add_argument('folder', type=Path, help='folder of the rasters and labels')
+    parser.add_argument('--output', type=Path, required=True, metavar='FILE', help='YAML file to write')
+    parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
+    parser.add_argument('--labels', metavar='PATH', help='file or folder of the labels, below the folder')
+    parser.add_argument('--column', help='column of the class of polygons or points')
+    parser.add_argument(
+        '--preset',
+        choices=PRESETS,
+        default='auto',
+        help='few: pixel-wise encoders and small tiles, for some hundreds of labelled pixels; standard: encoders with '
+        'spatial context; auto (default): by the number of labelled pixels',
+    )
+    parser.add_argument(
+        '--presto', metavar='FILE', help='weights of Presto, frozen, as the encoder of the optical time series (few)'
+    )
+    return parser
+
+
 def encoders_parser() -> argparse.ArgumentParser:
     """Create the parser of ``encoders``."""
     parser = argparse.ArgumentParser(
@@ -385,6 +413,7 @@ def reproduce_parser() -> argparse.ArgumentParser:
 
 #: Parsers by command.
 PARSERS: dict[str, Callable[[], Any]] = {
+    'init': init_parser,
     'demo': demo_parser,
     'reproduce': reproduce_parser,
     'encoders': encoders_parser,

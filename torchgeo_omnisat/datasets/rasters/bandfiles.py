@@ -69,6 +69,12 @@ def band_files(name: str, headers: Sequence[Header], times: Sequence[Any], skip_
     )
 
 
+def band_of(path: str) -> str | None:
+    """Return the band, index or mask that a file name states; None if there is none."""
+    tokens = reversed(_tokens(os.path.basename(path)))
+    return next((match.group() for match in map(_BAND.search, tokens) if match), None)
+
+
 def _groups(headers: Sequence[Header], times: Sequence[Any]) -> list[list[str]]:
     """Group files with the same date and nearly the same bounds."""
     moments = defaultdict(list)

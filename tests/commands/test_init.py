@@ -1,0 +1,390 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""A configuration is written for folders as users have them, and `check` accepts it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import shapely
+import yaml
+from shapely.geometry import box
+
+from tests.geo_tree import UTM, X, Y, write
+from torchgeo_omnisat.__main__ import main
+
+SIDE = 24
+MONTHS = ('20210301', '20210501', '20210701')
+S2_BANDS = ('B02', 'B03', 'B04', 'B08')
+Init = Callable[..., dict[str, Any]]
+
+
+def optical(bands: int = 4, side: int = SIDE, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(200, 4000, (bands, side, side)).astype(np.uint16)
+
+
+def radar(bands: int = 2) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(-13, 2, (bands, SIDE, SIDE)).astype(np.float32)
+
+
+def text(folder: Path) -> str:
+    return (folder / 'FILE.yaml').read_text()
+
+
+def write_jp2(path: Path, image: np.ndarray[Any, Any], step: float = 10) -> None:
+    """Write a JPEG 2000 file without loss."""
+    place = write(path.with_suffix('.tif'), image, step=step)
+    rasterio.shutil.copy(place, path, driver='JP2OpenJPEG', QUALITY='100', REVERSIBLE='YES')
+    place.unlink()
+
+
+def fields(root: Path, crops: tuple[Any, ...] = ('wheat', 'maize', 'meadow'), column: str = 'crop') -> None:
+    """Write fields of 40 m whose crops alternate, with columns that are no classes."""
+    places = [(row, column) for row in range(6) for column in range(6)]
+    shapes = [box(X + 40 * c, Y - 40 * (r + 1), X + 40 * (c + 1), Y - 40 * r) for r, c in places]
+    table = {'fid_1': range(36), column: [crops[(r + c) % len(crops)] for r, c in places], 'area_ha': 0.16}
+    gpd.GeoDataFrame(table, geometry=shapes, crs=UTM).to_file(root / 'fields.gpkg')
+
+
+@pytest.fixture
+def init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Init:
+    """Run `init` on a folder, then `check` on what it wrote; return the arguments of the datamodule."""
+
+    def run(*words: str, faults: int = 0) -> dict[str, Any]:
+        path = tmp_path / 'FILE.yaml'
+        assert main(['init', str(tmp_path / 'region'), '--output', str(path), *words]) == 0
+        capsys.readouterr()
+        assert main(['check', '--config', str(path), '--no-dry-run', '--workers', '0']) == faults
+        config: dict[str, Any] = yaml.safe_load(path.read_text())
+        return config['data']['init_args']
+
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / 'region').mkdir()
+    return tmp_path / 'region'
+
+
+def test_dated_geotiffs_and_polygons(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+        write(root / f's1/S1_{day}.tif', radar(), bands=('VV', 'VH'))
+    write(root / 'dem/dem.tif', np.full((SIDE, SIDE), 20, np.int16))
+    fields(root)
+    data = init()
+    assert data['rasters'] == {
+        's1': {'path': 's1', 'gsd': 10, 'kind': 'radar', 'unit': 'db'},
+        's2': {'path': 's2', 'gsd': 10, 'kind': 'optical', 'unit': 'dn'},
+        'dem': {'path': 'dem/dem.tif', 'temporal': False, 'gsd': 10, 'kind': 'elevation', 'unit': 'metres'},
+    }
+    assert data['mask'] == {'path': 'fields.gpkg', 'column': 'crop'}
+    assert data['labels'] == ['maize', 'meadow', 'wheat']
+    assert data['modalities'] == ['s1', 's2']
+    assert (data['label_gsd'], data['patch_size'], data['tile_size']) == (10, 10, 40)
+    written = text(tmp_path)
+    assert 'unit: db  # float values from' in written
+    assert '- maize  # 12 polygons; pixels: train' in written
+    assert '2021-03-01 to 2021-07-01' in written
+
+
+def test_model_trains_and_keeps_its_best_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    fields(root)
+    monkeypatch.chdir(tmp_path)
+    assert main(['init', 'region', '--output', 'FILE.yaml']) == 0
+    few = ['--trainer.max_epochs', '2', '--data.length', '4', '--data.batch_size', '2']
+    assert main(['fit', '--config', 'FILE.yaml', *few, '--trainer.enable_progress_bar', 'false']) == 0
+    (folder,) = Path('logs/FILE').rglob('checkpoints')
+    assert sorted(path.name for path in folder.iterdir()) == ['best.ckpt', 'last.ckpt']
+    assert main(['check', '--config', 'FILE.yaml', '--workers', '0']) == 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('S2_2021{}.tif', {'date_format': '%Y%m'}),
+        ('S2_2021-{}.tif', {'date_format': '%Y-%m'}),
+        ('S2_2021_{}.tif', {'date_format': '%Y_%m'}),
+        ('S2_2021-{}-15.tif', {'date_format': '%Y-%m-%d'}),
+        ('S2A_MSIL2A_2021{}05T104629_T31UFS.tif', {}),
+        ('S2_202106{}.TIF', {'filename_glob': '*.TIF'}),
+    ],
+)
+def test_dates_of_file_names(name: str, settings: dict[str, str], root: Path, init: Init) -> None:
+    for month in ('03', '05'):
+        write(root / 's2' / name.format(month), optical(), bands=S2_BANDS)
+    fields(root)
+    found = init()['rasters']['s2']
+    assert {key: found[key] for key in settings} == settings
+    assert 'temporal' not in found
+    assert ('filename_regex' in found) == ('date_format' in found)
+
+
+def test_one_file_per_band(root: Path, init: Init) -> None:
+    for day in MONTHS:
+        for band in S2_BANDS:
+            write(root / f'images/S2_{day}_{band}.tif', optical(1))
+        write(root / f'images/S2_{day}_SCL.tif', optical(1).astype(np.uint8))
+        write(root / f'images/S1_{day}_VV.tif', radar(1))
+        write(root / f'images/S1_{day}_VH.tif', radar(1))
+    fields(root)
+    rasters = init()['rasters']
+    assert rasters['s2'] | {'kind': 'optical', 'unit': 'dn', 'gsd': 10} == rasters['s2']
+    assert rasters['s1']['kind'] == 'radar'
+    assert {rasters['s1']['filename_glob'], rasters['s2']['filename_glob']} == {'S1_*.tif', 'S2_*_B*.tif'}
+
+
+def test_band_files_of_sentinel_2(root: Path, init: Init) -> None:
+    for day in MONTHS:
+        for band in S2_BANDS:
+            write_jp2(root / f'jp2/T31UFS_{day}T104629_{band}_10m.jp2', optical(1))
+    fields(root)
+    assert init()['rasters'] == {'s2': {'path': 'jp2', 'kind': 'sentinel2', 'bands': list(S2_BANDS), 'gsd': 10}}
+
+
+def test_products_and_archives(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        product = f'S2A_MSIL2A_{day}T104629_N0400_R051_T31UFS_{day}T150000.SAFE/GRANULE/L2A/IMG_DATA'
+        for band, size in {'B02': 10, 'B03': 10, 'B8A': 20, 'SCL': 20}.items():
+            image = optical(1, SIDE * 10 // size) if band != 'SCL' else np.full((1, SIDE // 2, SIDE // 2), 4, np.uint16)
+            place = root / f'products/{product}/R{size}m/T31UFS_{day}T104629_{band}_{size}m.jp2'
+            write_jp2(place, image, size)
+    (root / 'products/S2A_MSIL2A_20210901T104629_N0400_R051_T31UFS_20210901T150000.zip').write_bytes(b'PK')
+    fields(root)
+    (sensor,) = init()['rasters'].values()
+    assert sensor['path'] == 'products'
+    assert sensor['kind'] == 'sentinel2'
+    assert sensor['bands'] == ['B02', 'B03', 'B8A']
+    assert sensor['clouds'] == {'band': 'SCL', 'values': [3, 8, 9, 10]}
+    assert 'NOTE 1 archives such as products/S2A' in text(tmp_path)
+
+
+def test_dates_in_band_descriptions(root: Path, init: Init) -> None:
+    """Bands as Earth Engine names those of an image collection."""
+    names = [f'{day}T104629_{day}T105210_{band}' for day in MONTHS for band in ('B4', 'B8')]
+    write(root / 'export.tif', optical(6), bands=names)
+    fields(root)
+    data = init()
+    (sensor,) = data['rasters'].values()
+    assert sensor['stack'] == {'dates': 'descriptions'}
+
+
+def test_tiles_of_an_export(root: Path, init: Init) -> None:
+    """Images that Earth Engine divides into several files."""
+    for day in MONTHS:
+        for column in (0, 1):
+            place = root / f'ee/S2_{day}-0000000000-{column * 12:010d}.tif'
+            write(place, optical()[:, :, :12], (X + 120 * column, Y), bands=('B2', 'B3', 'B4', 'B8'))
+    fields(root)
+    assert init()['rasters']['s2'] == {'path': 'ee', 'gsd': 10, 'kind': 'optical', 'unit': 'dn'}
+
+
+def test_items(root: Path, init: Init) -> None:
+    features = []
+    for day in MONTHS:
+        for band in ('B04', 'B08'):
+            write(root / f'items/{day}/{band}.tif', optical(1))
+        assets = {
+            band: {'href': f'./{day}/{band}.tif', 'type': 'image/tiff', 'roles': ['data']} for band in ('B04', 'B08')
+        }
+        features.append(
+            {
+                'type': 'Feature',
+                'stac_version': '1.0.0',
+                'id': day,
+                'properties': {'datetime': f'{day[:4]}-{day[4:6]}-{day[6:]}T10:00:00Z', 'platform': 'sentinel-2a'},
+                'geometry': None,
+                'bbox': [5, 51, 6, 52],
+                'links': [],
+                'assets': assets | {'thumbnail': {'href': 'x.png', 'roles': ['thumbnail']}},
+            }
+        )
+    (root / 'items/items.json').write_text(json.dumps({'type': 'FeatureCollection', 'features': features}))
+    fields(root)
+    expected = {'path': 'items/items.json', 'reader': 'stac', 'bands': ['B04', 'B08'], 'gsd': 10}
+    assert init()['rasters'] == {'s2': expected | {'kind': 'optical', 'unit': 'dn'}}
+
+
+def test_daily_radar(root: Path, init: Init) -> None:
+    for day in range(1, 16):
+        write(root / f'sentinel-1/{"asc" if day % 2 else "desc"}_202106{day:02d}.tif', radar(), bands=('VV', 'VH'))
+    fields(root)
+    rasters = init()['rasters']
+    assert {name: sensor['filename_glob'] for name, sensor in rasters.items()} == {
+        's1_asc': 'asc_*.tif',
+        's1_desc': 'desc_*.tif',
+    }
+    assert all(sensor['unit'] == 'db' for sensor in rasters.values())
+
+
+@pytest.mark.parametrize('bands', [4, 8])
+def test_planetscope(bands: int, root: Path, init: Init) -> None:
+    ending = 'SR' if bands == 4 else 'SR_8b'
+    for number, day in enumerate(MONTHS):
+        start = root / f'planet/{day}_10153{number}_{number}2_240{number}_3B'
+        write(Path(f'{start}_AnalyticMS_{ending}.tif'), optical(bands, 40), step=3.0)
+        write(Path(f'{start}_udm2.tif'), np.zeros((8, 40, 40), np.uint8), step=3.0)
+    fields(root)
+    data = init()
+    sensor = data['rasters']['planet']
+    assert sensor['filename_glob'] == f'*_3B_AnalyticMS_{ending}.tif'
+    assert sensor['all_bands'][-1] == 'nir'
+    assert len(sensor['all_bands']) == bands
+    assert (sensor['gsd'], sensor['kind'], sensor['unit']) == (3, 'optical', 'dn')
+    assert data['label_gsd'] == 3
+
+
+def test_unknown_facts_say_what_to_fill_in(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f'images/x_{day}.tif', radar())
+    fields(root)
+    sensor = init()['rasters']['images']
+    assert 'kind' not in sensor
+    assert 'unit' not in sensor
+    assert '# kind: FILL IN kind: one of optical, radar' in text(tmp_path)
+    assert '# unit: FILL IN unit' in text(tmp_path)
+
+
+def test_facts_are_asked_on_a_terminal(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in MONTHS:
+        write(root / f'images/x_{day}.tif', np.abs(radar()) * 3)
+    fields(root)
+    answers = iter(['2', 'nonsense', 'power'])
+    monkeypatch.setattr('sys.stdin.isatty', lambda: True, raising=False)
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)
+    monkeypatch.setattr('builtins.input', lambda prompt: next(answers))
+    assert main(['init', str(root), '--output', str(tmp_path / 'FILE.yaml')]) == 0
+    sensor = yaml.safe_load((tmp_path / 'FILE.yaml').read_text())['data']['init_args']['rasters']['images']
+    assert (sensor['kind'], sensor['unit']) == ('radar', 'power')
+    assert 'none of them' in capsys.readouterr().out
+
+
+def test_nothing_is_asked_without_a_terminal(root: Path, init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('builtins.input', lambda prompt: pytest.fail('asked'))
+    write(root / 'images/x_20210101.tif', radar())
+    fields(root)
+    init()
+
+
+@pytest.mark.parametrize('codes', [(201, 311), ('010', '311')])
+def test_codes_of_polygons(codes: tuple[Any, ...], root: Path, init: Init) -> None:
+    write(root / 'aerial/ortho.tif', optical(3, 120).astype(np.uint8), step=2.0)
+    fields(root, codes, 'CODE_GROUP')
+    data = init()
+    assert data['mask']['column'] == 'CODE_GROUP'
+    assert data['mask']['classes'] == {code: f'class {code}' for code in codes}
+    assert 'labels' not in data
+    assert data['rasters']['aerial'] == {
+        'path': 'aerial/ortho.tif', 'temporal': False, 'gsd': 2, 'kind': 'optical', 'unit': 'dn',
+    }  # fmt: skip
+
+
+def test_points_of_a_table(root: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    rng = np.random.default_rng(0)
+    points = gpd.GeoSeries(shapely.points(X + rng.uniform(0, 240, 200), Y - rng.uniform(0, 240, 200)), crs=UTM)
+    degrees = points.to_crs('EPSG:4326')
+    rows = [f'{i},{p.x},{p.y},{"oak" if i % 3 else "pine"}' for i, p in enumerate(degrees)]
+    (root / 'survey.csv').write_text('\n'.join(['id,lon,lat,species', *rows]))
+    data = init()
+    assert data['mask'] == {'path': 'survey.csv', 'column': 'species'}
+    assert data['labels'] == ['oak', 'pine']
+
+
+def test_worldcover(root: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    codes = np.array([0, 10, 30, 40], np.uint8)[np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 5 % 4]
+    write(root / 'ESA_WorldCover_10m_2021_v200.tif', codes)
+    data = init()
+    assert data['mask']['classes'] == {0: None, 10: 'tree cover', 30: 'grassland', 40: 'cropland'}
+
+
+def test_every_class_is_in_all_splits(root: Path, tmp_path: Path, init: Init) -> None:
+    """Crops lie in three strips from west to east, so no split along that axis has all of them."""
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    crops = np.repeat(np.arange(SIDE)[None] * 3 // SIDE, SIDE, 0).astype(np.uint8)
+    write(root / 'labels/crops.tif', crops)
+    data = init()
+    assert data['split'] == {'axis': 'y', 'fractions': [0.6, 0.2, 0.2]}
+    write(root / 'labels/crops.tif', np.maximum(crops, crops.T))
+    data = init('--overwrite')
+    assert set(data['split']) == {'train', 'val', 'test'}
+    counts = [re.findall(r' (\d+)(?:,|$)', line) for line in re.findall('; pixels: (.*)', text(tmp_path))]
+    assert len(counts) == 3
+    assert all(int(number) > 10 for each in counts for number in each)
+
+
+def test_rasters_without_labels(root: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    assert init()['mask'] is None
+
+
+def test_zeros_are_nodata_where_files_state_none(root: Path, init: Init) -> None:
+    image = optical()
+    image[:, :5] = 0
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', image, bands=S2_BANDS)
+        write(root / f'planet/P_{day}.tif', image, nodata=0)
+    fields(root)
+    rasters = init()['rasters']
+    assert rasters['s2']['nodata'] == 0
+    assert 'nodata' not in rasters['planet']
+
+
+def test_files_without_a_crs(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in MONTHS:
+        path = write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+        with rasterio.open(path, 'r+') as file:
+            file.crs = rasterio.CRS.from_wkt('LOCAL_CS["x", UNIT["metre", 1]]')
+    fields(root)
+    assert main(['init', str(root), '--output', str(tmp_path / 'FILE.yaml')]) == 0
+    assert 'Problem: s2:' in capsys.readouterr().out
+    assert "FILL IN: files state no CRS, add crs: 'EPSG:...'" in text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['nowhere'], "'nowhere'"),
+        (['.'], 'no rasters that can be read'),
+        (['region', '--labels', 'missing.gpkg'], 'missing.gpkg'),
+        (['region', '--column', 'missing'], "'missing'"),
+    ],
+)
+def test_errors_are_one_line(
+    words: list[str], message: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root.parent / 'empty').mkdir()
+    if words[0] != '.':
+        write(root / 's2/S2_20210601.tif', optical())
+        fields(root)
+    monkeypatch.chdir(root.parent if words[0] != '.' else root.parent / 'empty')
+    with pytest.raises(SystemExit):
+        main(['init', *words, '--output', 'FILE.yaml'])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+
+
+def test_a_file_is_replaced_on_request_only(root: Path, tmp_path: Path) -> None:
+    write(root / 's2/S2_20210601.tif', optical())
+    (tmp_path / 'FILE.yaml').write_text('mine')
+    with pytest.raises(SystemExit):
+        main(['init', str(root), '--output', str(tmp_path / 'FILE.yaml')])
+    assert (tmp_path / 'FILE.yaml').read_text() == 'mine'

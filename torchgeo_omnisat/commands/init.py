@@ -1,0 +1,153 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Command `init`: write a configuration for a folder of rasters and labels."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..inspection.configuration import render
+from ..inspection.files import list_files
+from ..inspection.labels import Labels, described, find_labels
+from ..inspection.plan import Plan, make_plan
+from ..inspection.sensors import Sensor, find_sensors, single_bands
+from ..utils.atomic import atomic_file
+from ..utils.cli.console import say
+from . import parsers
+
+#: Word in the comments of settings that the user must complete.
+FILL_IN = 'FILL IN'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Inspect a folder and write a configuration; return 0, also if facts are unknown."""
+    args = parsers.init_parser().parse_args(argv)
+    if args.output.exists() and not args.overwrite:
+        raise ValueError(f'output is {args.output}, which exists, expected a new file, or --overwrite')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # check repeats them
+        text, report = write_configuration(args)
+    with atomic_file(args.output) as path:
+        path.write_text(text, encoding='utf-8')
+    say(report)
+    say(f'Written to {args.output}. Next: python -m torchgeo_omnisat check --config {args.output}')
+    return 0
+
+
+def write_configuration(args: Any) -> tuple[str, str]:
+    """Return the YAML and a report for the arguments of the command."""
+    root = args.folder
+    files = list_files(root)
+    ask = ask_terminal if sys.stdin.isatty() and sys.stdout.isatty() else ask_nobody
+    labels, notes = find_labels(root, files, single_bands(root, files), args.labels, args.column, ask)
+    used = set() if labels is None else set(labels.files)
+    sensors, more = find_sensors(root, [file for file in files if file not in used], ask)
+    notes += more
+    readable = [sensor for sensor in sensors if sensor.modality is not None]
+    if not sensors:
+        listed = '; '.join(['', *notes])
+        raise ValueError(f'{root} has no rasters that can be read, expected GeoTIFFs or products{listed}')
+    plan = Plan()
+    if labels is not None and len(readable) == len(sensors):
+        plan = make_plan(root, sensors, labels, args.preset, args.presto)
+    data = plan.data or {
+        'root': str(root),
+        'rasters': {sensor.name: sensor.settings for sensor in sensors},
+        'mask': None if labels is None else labels.mask,
+        **({} if labels is None or labels.names is None else {'labels': labels.names}),
+    }
+    if labels is None:
+        notes.append('no labels were found: this configuration predicts maps and pre-trains; --labels FILE names them')
+    config = {
+        'seed_everything': 0,
+        'trainer': {'default_root_dir': f'logs/{args.output.stem}', **plan.trainer},
+        'model': {'class_path': 'omnisat', 'init_args': plan.model or {'backbone': 'omnisat_tiny'}},
+        'data': {'class_path': 'MultimodalGeoDataModule', 'init_args': data},
+    }
+    comments = _comments(plan, sensors, labels)
+    problems = [f'{sensor.name}: {sensor.problem}' for sensor in sensors if sensor.problem]
+    unknown = [f'{path}: {note}' for path, note in comments.items() if FILL_IN in note]
+    facts = [f'{sensor.name}: {sensor.summary}' for sensor in readable]
+    facts += [] if labels is None else [f'labels: {described(labels)}']
+    head = [
+        f'Written by: python -m torchgeo_omnisat init {root} --output {args.output}',
+        *facts,
+        *(f'NOTE {note}' for note in [*notes, *plan.warnings, *problems]),
+        '',
+        *_next(args.output, labels is not None),
+    ]
+    report = '\n'.join(
+        [
+            *facts,
+            *(f'Note: {note}' for note in [*notes, *plan.warnings]),
+            *(f'Problem: {problem}' for problem in problems),
+            *(f'Unknown: {text}' for text in unknown),
+        ]
+    )
+    return render(config, comments, head), report
+
+
+def _next(output: Path, labelled: bool) -> list[str]:
+    words = ['check', 'fit', 'test', 'predict', 'baseline'] if labelled else ['check', 'predict']
+    checkpoint = ' --ckpt_path FILE.ckpt'
+    return [
+        f'  python -m torchgeo_omnisat {word:<8} --config {output}' + checkpoint * (word in ('test', 'predict'))
+        for word in words
+    ]
+
+
+def _comments(plan: Plan, sensors: Sequence[Sensor], labels: Labels | None) -> dict[str, str]:
+    """Return the comments by path of the setting."""
+    start = 'data.init_args'
+    comments = {
+        path.replace('data.', f'{start}.', 1).replace('model.', 'model.init_args.', 1): note
+        for path, note in plan.notes.items()
+    }
+    for sensor in sensors:
+        for key, note in sensor.notes.items():
+            is_set = key in sensor.settings
+            comments[f'{start}.rasters.{sensor.name}.{key}'] = note if is_set else f'# {key}: {note}'
+        if sensor.problem:
+            comments[f'{start}.rasters.{sensor.name}'] = f'{FILL_IN}: {sensor.problem}'
+    if labels is not None:
+        for key, note in labels.notes.items():
+            is_set = key in labels.mask or note.startswith('#')
+            comments[f'{start}.mask.{key}'] = note if is_set else f'# {key}: {note}'
+        listed = 'labels' if labels.names is not None else 'mask.classes'
+        for name, count in labels.counts.items():
+            key = name if labels.names is not None else _code(labels, name)
+            where = {split: counts.get(name, 0) for split, counts in plan.counts.items()}
+            pixels = ', '.join(f'{split} {number}' for split, number in where.items())
+            comments[f'{start}.{listed}.{key}'] = f'{count} {labels.what}' + f'; pixels: {pixels}' * bool(pixels)
+    return comments
+
+
+def _code(labels: Labels, name: str) -> Any:
+    return next((code for code, other in labels.mask['classes'].items() if other == name), '')
+
+
+def ask_nobody(question: str, choices: Sequence[str]) -> str | None:
+    """Return None: without a terminal, nothing is asked."""
+    return None
+
+
+def ask_terminal(question: str, choices: Sequence[str]) -> str | None:
+    """Ask the user on the terminal to choose by name or number; None for an empty answer."""
+    say(question)
+    for number, choice in enumerate(choices, 1):
+        say(f'  {number}  {choice}')
+    while True:
+        try:
+            answer = input('Number or name (Enter: unknown): ').strip()
+        except EOFError:
+            return None
+        if not answer:
+            return None
+        if answer in choices:
+            return answer
+        if answer.isdigit() and 1 <= int(answer) <= len(choices):
+            return choices[int(answer) - 1]
+        say(f'{answer!r} is none of them, expected a number from 1 to {len(choices)} or a name')

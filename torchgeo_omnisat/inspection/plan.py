@@ -1,0 +1,198 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Sizes, split and model that suit the sensors and labels of a folder."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ..datamodules import MultimodalGeoDataModule
+from ..datasets.common.arguments import SPLITS
+from ..utils.checks import EmptySplitError
+from .labels import Labels
+from .sensors import Sensor, nice_gsd
+from .splits import choose_split, count_blocks, describe
+
+#: Presets of model and training.
+PRESETS = ('auto', 'few', 'standard')
+#: Number of labelled training pixels below which `auto` is `few`, and above which the model is larger.
+FEW, MANY = 5000, 1_000_000
+#: Maximum number of label pixels of an area whose labels are counted exactly.
+_COUNTED = 50_000_000
+#: Pixels along the side of a token: of the coarsest time series, and of the finest image if there is no time series.
+_PATCH, _IMAGE_PATCH = 4, 32
+#: Tokens along the side of a tile, at most, with either preset.
+_TOKENS = {'standard': 8, 'few': 4}
+
+
+@dataclass
+class Plan:
+    """Arguments of trainer, model and datamodule, with comments by the path of the setting.
+
+    Attributes:
+        trainer: Arguments of the trainer.
+        model: Arguments of the task.
+        data: Arguments of the datamodule.
+        notes: Comments by path, such as ``'data.split'``.
+        counts: Labelled pixels by split and class.
+        preset: ``'few'`` or ``'standard'``; an empty string without labels.
+        warnings: Facts that the user should know.
+    """
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    preset: str = ''
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    root: Path, sensors: Sequence[Sensor], labels: Labels, preset: str = 'auto', presto: str | None = None
+) -> Plan:
+    """Return a plan for training on labels.
+
+    Args:
+        root: Folder of the data.
+        sensors: Sensors that can be read.
+        labels: Labels.
+        preset: One of :data:`PRESETS`.
+        presto: File of the weights of Presto, for the preset `few`; None to train from scratch.
+
+    Raises:
+        ValueError: If no area has images and labels, or no tile fits into it.
+    """
+    lattice = common_multiple([sensor.gsd for sensor in sensors])
+    data: dict[str, Any] = {
+        'root': str(root),
+        'rasters': {sensor.name: sensor.settings for sensor in sensors},
+        'mask': labels.mask,
+        **({} if labels.names is None else {'labels': labels.names}),
+        'label_gsd': _label_gsd(sensors),
+        'patch_size': lattice,
+    }
+    dataset = _datamodule(data, lattice).labelled
+    data['label_gsd'] = nice_gsd(dataset.label_gsd)
+    lattice = common_multiple([*(sensor.gsd for sensor in sensors), data['label_gsd']])
+    data['patch_size'] = lattice
+    dataset = _datamodule(data, lattice).labelled
+    xmin, ymin, xmax, ymax = dataset.area.bounds
+    short, long = sorted((xmax - xmin, ymax - ymin))
+    blocks = count_blocks(dataset, lattice * max(1, math.floor(min(short, long / 5) / lattice)), len(labels.classes))
+    number = blocks.labelled if not labels.sparse else sum(labels.counts.values())
+    plan = Plan(preset=preset if preset != 'auto' else 'few' if 0.6 * number < FEW else 'standard')
+    if not number:
+        raise ValueError(f'no labelled pixel of {labels.mask["path"]} lies on the rasters, expected an overlap')
+    patch = lattice if plan.preset == 'few' else patch_size(sensors, lattice)
+    tokens = min(_TOKENS[plan.preset], max(1, math.floor(min(short, long / 5) / patch)))
+    while True:
+        tile = patch * tokens
+        data |= {'patch_size': patch, 'tile_size': tile}
+        data['split'] = choose_split(dataset, tile, len(labels.classes))
+        problem, plan.counts = _try(data, dataset.area.area / data['label_gsd'] ** 2 <= _COUNTED)
+        if not problem:
+            break
+        if tokens == 1 and patch == lattice:
+            raise problem
+        tokens, patch = (tokens - 1, patch) if tokens > 1 else (_TOKENS[plan.preset], lattice)
+    plan.data = data
+    plan.notes |= {
+        'data.split': describe(data['split']),
+        'data.tile_size': f'{tokens} x {tokens} tokens',
+        'data.patch_size': 'side of a token on the ground, in metres',
+        'data.label_gsd': 'resolution of labels and maps, in metres',
+    }
+    _set_training(plan, sensors, number, float(dataset.area.area), presto)
+    lacking = {split: [name for name, count in each.items() if not count] for split, each in plan.counts.items()}
+    for split, names in lacking.items():
+        if names:
+            plan.warnings.append(f'{split} has no label of {", ".join(names)}: no split with whole tiles has them all')
+    return plan
+
+
+def _label_gsd(sensors: Sequence[Sensor]) -> float | None:
+    """Return the GSD of labels from vector files: that of the finest time series, or else of the finest image."""
+    series = [sensor.gsd for sensor in sensors if sensor.temporal]
+    return None if series or not sensors else min(sensor.gsd for sensor in sensors)
+
+
+def _datamodule(data: Mapping[str, Any], tile: float) -> MultimodalGeoDataModule:
+    return MultimodalGeoDataModule(**{'tile_size': tile, **data})
+
+
+def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dict[str, dict[str, int]]]:
+    """Return the error of splits without room for a tile, and the labelled pixels of each split by class."""
+    datamodule, counts = _datamodule(data, data['tile_size']), {}
+    for split in SPLITS:
+        try:
+            datamodule.make_dataset(split)[0] if split == 'train' else datamodule.make_dataset(split)
+            if counted:
+                counts[split] = datamodule.label_counts(split).pixels
+        except (EmptySplitError, ValueError, IndexError) as error:
+            return error if isinstance(error, ValueError) else ValueError(str(error)), {}
+    return None, counts
+
+
+def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
+    score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
+    few = plan.preset == 'few'
+    epochs, patience = (30, 10) if few else (60, 12)
+    plan.trainer = {
+        'max_epochs': epochs,
+        'log_every_n_steps': 10,
+        'callbacks': [
+            {'class_path': 'ModelCheckpoint', 'init_args': {**score, 'filename': 'best', 'save_last': True}},
+            {'class_path': 'EarlyStopping', 'init_args': {**score, 'patience': patience}},
+        ],
+    }
+    plan.notes['trainer.callbacks'] = 'best.ckpt has the best validation mean IoU; training ends if it stops to rise'
+    tiles = math.ceil(0.6 * area / plan.data['tile_size'] ** 2)
+    plan.data |= {'length': 800, 'batch_size': 32} if few else {'length': min(max(100, tiles), 2000), 'batch_size': 4}
+    plan.notes['data.length'] = 'random training tiles per epoch'
+    if not few:
+        size = 'small' if 0.6 * number > MANY else 'tiny'
+        plan.model = {'backbone': f'omnisat_{size}'}
+        plan.notes['model.backbone'] = f'for about {number} labelled pixels'
+        return
+    series = [sensor.name for sensor in sensors if sensor.temporal]
+    encoders: dict[str, Any] = dict.fromkeys(series, 'ltae')
+    if presto is not None:
+        optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
+        encoders |= {name: {'name': 'presto', 'weights': presto} for name in optical[:1]}
+    plan.model = {
+        'backbone': 'omnisat_tiny',
+        'lr': 0.002,
+        'modality_dropout': 0,
+        'backbone_args': {'encoders': encoders, 'widths': [128], 'embed_dim': 128, 'depth': 0},
+    }
+    if not series:
+        plan.model['backbone_args'] = {'embed_dim': 128, 'depth': 0}
+    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels: pixel-wise encoders, small tiles'
+    plan.data |= {'temporal_dropout': 0, 'speckle': 0}
+    used = [sensor.name for sensor in sensors if sensor.settings.get('kind') != 'elevation']
+    if series and len(used) < len(sensors):
+        plan.data['modalities'] = used
+        plan.notes['data.modalities'] = 'without elevation, with which few fields are learnt by heart'
+
+
+def patch_size(sensors: Sequence[Sensor], lattice: float) -> float:
+    """Return the side of a token in metres, a multiple of *lattice*."""
+    series = [sensor.gsd for sensor in sensors if sensor.temporal]
+    wanted = _PATCH * max(series) if series else max(min(_IMAGE_PATCH * min(s.gsd for s in sensors), 40.0), lattice)
+    return _plain(lattice * max(1, round(wanted / lattice)))
+
+
+def common_multiple(gsds: Sequence[float]) -> float:
+    """Return the smallest length that is a whole number of pixels of every GSD, to a millimetre."""
+    parts = [Fraction(round(gsd * 1000), 1000) for gsd in gsds]
+    denominator = math.lcm(*(part.denominator for part in parts))
+    return _plain(math.lcm(*(int(part * denominator) for part in parts)) / denominator)
+
+
+def _plain(number: float) -> float:
+    return int(number) if float(number).is_integer() else round(float(number), 6)
