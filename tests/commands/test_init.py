@@ -180,6 +180,17 @@ def test_dates_in_band_descriptions(root: Path, init: Init) -> None:
     assert sensor['stack'] == {'dates': 'descriptions'}
 
 
+def test_yearly_stacks(root: Path, tmp_path: Path, init: Init) -> None:
+    """Two bands of twelve months in a file for each year, without descriptions."""
+    for year in (2020, 2021):
+        write(root / f'planet/P_{year}.tif', optical(24))
+    fields(root)
+    sensor = init()['rasters']['planet']
+    assert sensor['stack'] == {'dates': [f'{month:02d}-01' for month in range(1, 13)], 'bands': ['B1', 'B2']}
+    assert sensor['date_format'] == '%Y'
+    assert 'FILL IN: taken as 2 bands of each of 12 months' in text(tmp_path)
+
+
 def test_tiles_of_an_export(root: Path, init: Init) -> None:
     """Images that Earth Engine divides into several files."""
     for day in MONTHS:
@@ -333,6 +344,32 @@ def test_rasters_without_labels(root: Path, init: Init) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
     assert init()['mask'] is None
+
+
+def test_another_area_or_year(root: Path, tmp_path: Path, init: Init) -> None:
+    """Sensors of other names and dates are those of the model; a missing one is named."""
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+        write(root / f's1/S1_{day}.tif', radar(), bands=('VV', 'VH'))
+    fields(root)
+    trained = init()
+    (tmp_path / 'FILE.yaml').rename(tmp_path / 'trained.yaml')
+    root.rename(tmp_path / 'before')
+    for month in ('04', '06'):
+        write(root / f'north/sentinel-2/S2_2022-{month}.tif', optical(), (X + 9000, Y), bands=S2_BANDS)
+    data = init('--like', str(tmp_path / 'trained.yaml'))
+    assert data['mask'] is None
+    (sensor,) = data['rasters'].values()
+    assert list(data['rasters']) == ['s2']
+    assert (sensor['path'], sensor['date_format'], sensor['unit']) == ('north/sentinel-2', '%Y-%m', 'dn')
+    for key in ('labels', 'label_gsd', 'patch_size', 'tile_size'):
+        assert data[key] == trained[key]
+    assert 's1: no files were found' in text(tmp_path)
+    models = [yaml.safe_load(path.read_text())['model'] for path in tmp_path.glob('*.yaml')]
+    assert models[0] == models[1]
+    (tmp_path / 'other.yaml').write_text('a: 1')
+    with pytest.raises(SystemExit):
+        main(['init', str(root), '--output', str(tmp_path / 'x.yaml'), '--like', str(tmp_path / 'other.yaml')])
 
 
 def test_zeros_are_nodata_where_files_state_none(root: Path, init: Init) -> None:

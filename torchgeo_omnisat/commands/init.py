@@ -12,6 +12,7 @@ from typing import Any
 from ..inspection.configuration import render
 from ..inspection.files import list_files
 from ..inspection.labels import Labels, described, find_labels
+from ..inspection.like import prediction_data, read_trained
 from ..inspection.plan import Plan, make_plan
 from ..inspection.sensors import Sensor, find_sensors, single_bands
 from ..utils.atomic import atomic_file
@@ -42,10 +43,12 @@ def write_configuration(args: Any) -> tuple[str, str]:
     root = args.folder
     files = list_files(root)
     ask = ask_terminal if sys.stdin.isatty() and sys.stdout.isatty() else ask_nobody
+    trained = None if args.like is None else read_trained(args.like)
     labels, notes = find_labels(root, files, single_bands(root, files), args.labels, args.column, ask)
     used = set() if labels is None else set(labels.files)
     sensors, more = find_sensors(root, [file for file in files if file not in used], ask)
     notes += more
+    labels = labels if trained is None else None
     readable = [sensor for sensor in sensors if sensor.modality is not None]
     if not sensors:
         listed = '; '.join(['', *notes])
@@ -53,18 +56,27 @@ def write_configuration(args: Any) -> tuple[str, str]:
     plan = Plan()
     if labels is not None and len(readable) == len(sensors):
         plan = make_plan(root, sensors, labels, args.preset, args.presto)
-    data = plan.data or {
-        'root': str(root),
-        'rasters': {sensor.name: sensor.settings for sensor in sensors},
-        'mask': None if labels is None else labels.mask,
-        **({} if labels is None or labels.names is None else {'labels': labels.names}),
-    }
-    if labels is None:
+    data: dict[str, Any] = {}
+    if trained is not None:
+        data, more = prediction_data(root, sensors, trained)
+        notes += more
+    data = (
+        data
+        or plan.data
+        or {
+            'root': str(root),
+            'rasters': {sensor.name: sensor.settings for sensor in sensors},
+            'mask': None if labels is None else labels.mask,
+            **({} if labels is None or labels.names is None else {'labels': labels.names}),
+        }
+    )
+    if labels is None and trained is None:
         notes.append('no labels were found: this configuration predicts maps and pre-trains; --labels FILE names them')
     config = {
         'seed_everything': 0,
         'trainer': {'default_root_dir': f'logs/{args.output.stem}', **plan.trainer},
-        'model': {'class_path': 'omnisat', 'init_args': plan.model or {'backbone': 'omnisat_tiny'}},
+        'model': (trained or {}).get('model')
+        or {'class_path': 'omnisat', 'init_args': plan.model or {'backbone': 'omnisat_tiny'}},
         'data': {'class_path': 'MultimodalGeoDataModule', 'init_args': data},
     }
     comments = _comments(plan, sensors, labels)

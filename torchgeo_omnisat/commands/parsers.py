@@ -241,6 +241,13 @@ def init_parser() -> argparse.ArgumentParser:
     parser.add_argument('folder', type=Path, help='folder of the rasters and labels')
     parser.add_argument('--output', type=Path, required=True, metavar='FILE', help='YAML file to write')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
+    parser.add_argument(
+        '--like',
+        type=Path,
+        metavar='FILE',
+        help='configuration of a trained model: write one that predicts a map of the rasters of the folder, such as '
+        'another area or year',
+    )
     parser.add_argument('--labels', metavar='PATH', help='file or folder of the labels, below the folder')
     parser.add_argument('--column', help='column of the class of polygons or points')
     parser.add_argument(

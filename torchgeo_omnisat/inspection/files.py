@@ -79,7 +79,7 @@ def select(files: Sequence[str], every: Collection[str]) -> dict[str, Any]:
     return {'path': list(files)}
 
 
-def _common_start(several: Sequence[Sequence[str]]) -> Any:
+def _common_start(several: Sequence[Any]) -> Any:
     """Return the longest common start of texts, or of tuples."""
     low, high = min(several), max(several)
     same = next(

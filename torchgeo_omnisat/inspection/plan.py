@@ -25,8 +25,8 @@ FEW, MANY = 5000, 1_000_000
 _COUNTED = 50_000_000
 #: Pixels along the side of a token: of the coarsest time series, and of the finest image if there is no time series.
 _PATCH, _IMAGE_PATCH = 4, 32
-#: Tokens along the side of a tile, at most, with either preset.
-_TOKENS = {'standard': 8, 'few': 4}
+#: Maximum number of tokens along the side of a tile.
+_TOKENS = 8
 
 
 @dataclass
@@ -73,7 +73,7 @@ def make_plan(
         'rasters': {sensor.name: sensor.settings for sensor in sensors},
         'mask': labels.mask,
         **({} if labels.names is None else {'labels': labels.names}),
-        'label_gsd': _label_gsd(sensors),
+        'label_gsd': _label_gsd(sensors, labels),
         'patch_size': lattice,
     }
     dataset = _datamodule(data, lattice).labelled
@@ -89,7 +89,7 @@ def make_plan(
     if not number:
         raise ValueError(f'no labelled pixel of {labels.mask["path"]} lies on the rasters, expected an overlap')
     patch = lattice if plan.preset == 'few' else patch_size(sensors, lattice)
-    tokens = min(_TOKENS[plan.preset], max(1, math.floor(min(short, long / 5) / patch)))
+    tokens = min(_TOKENS, max(1, math.floor(min(short, long / 5) / patch)))
     while True:
         tile = patch * tokens
         data |= {'patch_size': patch, 'tile_size': tile}
@@ -99,7 +99,7 @@ def make_plan(
             break
         if tokens == 1 and patch == lattice:
             raise problem
-        tokens, patch = (tokens - 1, patch) if tokens > 1 else (_TOKENS[plan.preset], lattice)
+        tokens, patch = (tokens - 1, patch) if tokens > 1 else (_TOKENS, lattice)
     plan.data = data
     plan.notes |= {
         'data.split': describe(data['split']),
@@ -115,10 +115,12 @@ def make_plan(
     return plan
 
 
-def _label_gsd(sensors: Sequence[Sensor]) -> float | None:
-    """Return the GSD of labels from vector files: that of the finest time series, or else of the finest image."""
+def _label_gsd(sensors: Sequence[Sensor], labels: Labels) -> float | None:
+    """Return the GSD of labels: None for that of a raster, else that of the finest time series, or finest image."""
+    if labels.what == 'pixels':
+        return None
     series = [sensor.gsd for sensor in sensors if sensor.temporal]
-    return None if series or not sensors else min(sensor.gsd for sensor in sensors)
+    return min(series or [sensor.gsd for sensor in sensors])
 
 
 def _datamodule(data: Mapping[str, Any], tile: float) -> MultimodalGeoDataModule:
@@ -141,7 +143,7 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
 def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
     score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     few = plan.preset == 'few'
-    epochs, patience = (30, 10) if few else (60, 12)
+    epochs, patience = (12, 6) if few else (60, 12)
     plan.trainer = {
         'max_epochs': epochs,
         'log_every_n_steps': 10,
@@ -152,7 +154,7 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
     }
     plan.notes['trainer.callbacks'] = 'best.ckpt has the best validation mean IoU; training ends if it stops to rise'
     tiles = math.ceil(0.6 * area / plan.data['tile_size'] ** 2)
-    plan.data |= {'length': 800, 'batch_size': 32} if few else {'length': min(max(100, tiles), 2000), 'batch_size': 4}
+    plan.data |= {'length': 200, 'batch_size': 8} if few else {'length': min(max(100, tiles), 2000), 'batch_size': 4}
     plan.notes['data.length'] = 'random training tiles per epoch'
     if not few:
         size = 'small' if 0.6 * number > MANY else 'tiny'

@@ -46,7 +46,7 @@ _STACKED = 12
 
 @dataclass
 class Sensor:
-    """Settings of a sensor for the argument ``rasters``, and what is known about its files.
+    """Settings of a sensor for the argument ``rasters``, and a description of its files.
 
     Attributes:
         name: Name of the modality.
@@ -149,9 +149,7 @@ def _products(root: Path, files: list[str], notes: list[str]) -> tuple[list[Sens
         )
     if not optical:
         return [], rest
-    settings = {'path': common_folder(f'{product}/x' for product in optical), 'kind': 'sentinel2'}
-    if len(optical) > 1 or settings['path'].upper().endswith('.SAFE'):
-        settings['path'] = str(PurePosixPath(common_folder(optical)))
+    settings = {'path': common_folder(optical), 'kind': 'sentinel2'}
     members = [file for found in optical.values() for file in found]
     return [_sentinel2(settings, members, [*optical.values()])], rest
 
@@ -302,9 +300,14 @@ def _of_group(root: Path, group: Group, files: list[str], every: Sequence[str]) 
         settings['stack'] = {'dates': 'descriptions'}
         notes['stack'] = f'bands have descriptions with dates, such as {texts[0]}'
     elif _is_yearly(group, pattern, days, texts):
-        months = [f'{month:02d}-01' for month in range(1, 13)]
-        settings |= {'stack': {'dates': months}, **pattern}
-        notes['stack'] = f'FILL IN: {group.bands} bands of a year, taken as 12 months; by default all bands of a month'
+        count = group.bands // _STACKED
+        bands = [f'B{number}' for number in range(1, count + 1)]
+        settings['stack'] = {'dates': [f'{month:02d}-01' for month in range(1, 13)], 'bands': bands}
+        settings |= pattern
+        notes['stack'] = (
+            f'FILL IN: taken as {count} bands of each of 12 months, month by month; order: band-date if all months of '
+            'a band come first; bands names them'
+        )
     else:
         settings |= pattern if len(days) > 1 else {}
         if len(days) < 2:

@@ -136,3 +136,23 @@ def test_unknown_argument_of_clouds(tmp_path: Path) -> None:
     write(tmp_path / 'a_20210601.tif', ramp(16, 16, 2), bands=('B04', 'SCL'))
     with pytest.raises(ValueError, match=r"clouds.*\{'band': 'SCL', 'classes': \[8\]\}.*band.*values"):
         RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'classes': [8]})
+
+
+def test_dates_without_a_year_are_of_the_year_in_the_file_name(tmp_path: Path) -> None:
+    for number, year in enumerate((2020, 2021)):
+        write(tmp_path / f'S2_{year}.tif', ramp(16, 16, 4, start=1 + 40000 * number))
+    year = {'filename_regex': r'.*?(?P<date>\d{4})', 'date_format': '%Y'}
+    stack = {'dates': ['03-01', '06-15'], 'bands': ['B04', 'B08']}
+    series = RasterTimeSeries(tmp_path, stack=stack, **year)  # type: ignore[arg-type]
+    sample = series[WINDOW]
+    assert dates(sample) == ['2020-03-01', '2020-06-15', '2021-03-01', '2021-06-15']
+    assert values(sample) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert series.modalities['raster'].bands == ('B04', 'B08')
+    with pytest.raises(ValueError, match=r'no year.*S2_2020.tif'):
+        RasterTimeSeries(tmp_path, stack=stack)
+    with pytest.raises(ValueError, match='only one'):
+        RasterTimeSeries(tmp_path, stack=stack, all_bands=['a', 'b'], **year)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'13-01'"):
+        RasterTimeSeries(tmp_path, stack={'dates': ['13-01']}, **year)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='distinct'):
+        RasterTimeSeries(tmp_path, stack={**stack, 'bands': ['a', 'a']}, **year)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..io.headers import DATE, Header
 
 #: Order of the bands of a file.
 ORDERS = ('date-band', 'band-date')
+#: Month and day without a year.
+_YEARLESS = re.compile(r'(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])')
 #: Value of ``dates`` for those in the band descriptions.
 DESCRIPTIONS = 'descriptions'
 
@@ -28,9 +30,11 @@ class Stack(Settings):
 
     Args:
         dates: Dates in the order of the file, such as ``20210615``, ``'2021-06-15'`` or ``'2021-06'`` (the
-            first of that month); ``'descriptions'`` for those in the band descriptions.
+            first of that month); ``'descriptions'`` for those in the band descriptions. Dates without a year,
+            such as ``'06-15'``, are of the year in the file name.
         order: ``'date-band'`` for all bands of the first date, then those of the next; ``'band-date'`` for all
             dates of the first band, then those of the next. Ignored for descriptions.
+        bands: Names of the bands of one date, in order; defaults to ``all_bands`` or the descriptions.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -38,9 +42,13 @@ class Stack(Settings):
 
     dates: Any = DESCRIPTIONS
     order: str = ORDERS[0]
+    bands: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_choice(**{'order of stack': (self.order, ORDERS)})
+        if isinstance(self.bands, str) or len(set(self.bands)) < len(self.bands):
+            raise ValueError(f'bands of stack is {self.bands!r}, expected distinct names such as [B04, B08]')
+        object.__setattr__(self, 'bands', tuple(self.bands))
         if self.dates == DESCRIPTIONS:
             return
         if isinstance(self.dates, str) or not isinstance(self.dates, Sequence) or not self.dates:
@@ -51,6 +59,18 @@ class Stack(Settings):
         if twice := sorted({day for day in days if days.count(day) > 1}):
             raise ValueError(f'dates of stack has {twice} more than once, expected each date once')
         object.__setattr__(self, 'dates', tuple(days))
+
+    @property
+    def has_years(self) -> bool:
+        """Whether all dates have a year."""
+        return self.dates == DESCRIPTIONS or not any(map(_YEARLESS.fullmatch, self.dates))
+
+    def in_year(self, year: int) -> 'Stack':
+        """Return the stack with dates without a year in a year."""
+        if self.has_years:
+            return self
+        dates = [f'{year}-{day}' if _YEARLESS.fullmatch(day) else day for day in self.dates]
+        return replace(self, dates=dates)
 
     def frames(self, header: Header, skip_alpha: bool, names: Sequence[str] = ()) -> 'Frames':
         """Assign the bands of a file to dates.
@@ -158,12 +178,14 @@ def _bare(text: str) -> str:
 
 
 def _day(text: str) -> str:
-    """Return a date as 2021-06-15; the first day of a month."""
+    """Return a date as 2021-06-15; the first day of a month. A date without a year, 06-15, is returned unchanged."""
+    if _YEARLESS.fullmatch(text):
+        return text
     digits = re.sub(r'[-_]', '', text)
     iso = f'{digits[:4]}-{digits[4:6]}-{digits[6:] or "01"}'
     try:
         return str(np.datetime64(iso, 'D'))
     except ValueError:
         raise ValueError(
-            f'dates of stack have {text!r}, expected dates such as 20210615, 2021-06-15 or 2021-06'
+            f'dates of stack have {text!r}, expected dates such as 20210615, 2021-06-15, 2021-06 or 06-15'
         ) from None

@@ -320,7 +320,7 @@ class RasterTimeSeries(RasterDataset):
         if self.stack is None:
             self._name_bands(headers, bands)
         else:
-            self._name_frames(self.stack, headers, bands)
+            self._name_frames(self.stack, headers, times, bands)
         self._scale(headers)
         self._known = {}
         first = headers[0]
@@ -394,16 +394,27 @@ class RasterTimeSeries(RasterDataset):
                 self.band_numbers[header.path] = numbers
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
-    def _name_frames(self, stack: Stack, headers: Sequence[Header], bands: Sequence[str] | None) -> None:
+    def _name_frames(
+        self, stack: Stack, headers: Sequence[Header], times: Sequence[Any], bands: Sequence[str] | None
+    ) -> None:
         """Set the names of the bands of a date, and assign the bands of each file to dates."""
         if self.separate_files:
             raise ValueError(f'stack of {self.name!r} and separate_files are both set, expected only one')
-        configured = tuple(self.all_bands or ())
+        configured = tuple(self.all_bands or stack.bands)
+        if stack.bands and configured != stack.bands:
+            raise ValueError(
+                f'bands of stack of {self.name!r} are {stack.bands}, but all_bands is {configured}, expected only one'
+            )
         self.alpha_masks = next((header.opaque for header in headers if header.opaque is not None), False)
         self.frames: dict[str, Frames] = {}
         self.unlike = {}
-        for header in headers:
-            self.frames[header.path] = stack.frames(header, self.alpha_masks, configured)
+        for header, (start, _) in zip(headers, times, strict=True):
+            if start == self.mint and not stack.has_years:
+                raise ValueError(
+                    f'dates of stack of {self.name!r} have no year, and the name of {header.path} has no date: '
+                    'state filename_regex and date_format, or dates with a year'
+                )
+            self.frames[header.path] = stack.in_year(start.year).frames(header, self.alpha_masks, configured)
             first = self.frames[headers[0].path]
             wanted = {*(bands or first.names), *([self.clouds.band] if self.clouds else [])}
             missing = wanted - set(self.frames[header.path].names)
