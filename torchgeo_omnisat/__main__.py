@@ -19,6 +19,7 @@ COMMANDS = {
     'export': 'write the backbone of a checkpoint to a folder for the Hugging Face Hub',
     'baseline': 'score pixel-wise classifiers as baselines',
     'stats': 'compute mean and standard deviation of every band of the training data',
+    'report': 'write the results of a run to one HTML file',
     'robustness': 'score a model with missing and degraded sensors',
     'shard': 'write samples into large files, for clusters and object stores',
     'check': 'check files, values, dates and labels of a dataset before training',

@@ -182,6 +182,10 @@ def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatc
         Path('NEW.yaml').symlink_to(ROOT / 'docs/configs/rasters.yaml')
         Path('problems.json').symlink_to(trained / 'problems.json')
         Path('SHARDS').symlink_to(trained / 'shards')
+    if 'report' in words:
+        Path('lightning_logs').mkdir()
+        Path('lightning_logs/config.yaml').write_text('model: {}')
+        shutil.copy(embeddings / 'map.tif', 'map.tif')
     monkeypatch.setattr('sys.argv', [program, *words])
     if program == 'python':
         assert words[:2] == ['-m', 'torchgeo_omnisat']

@@ -284,6 +284,28 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report_parser() -> argparse.ArgumentParser:
+    """Create the parser of ``report``."""
+    parser = argparse.ArgumentParser(
+        prog='python -m torchgeo_omnisat report',
+        description='Write scores, figures, examples, maps and configuration of a run to one HTML file.',
+    )
+    parser.add_argument(
+        'run',
+        nargs='+',
+        type=Path,
+        metavar='RUN',
+        help='output folder of `torchgeo test`, such as lightning_logs/version_1, or its parent for the latest one; '
+        'the training is found by the checkpoint that was tested, or given as a further folder',
+    )
+    parser.add_argument('--output', type=Path, default=Path('report.html'), metavar='FILE', help='default: report.html')
+    parser.add_argument(
+        '--map', nargs='+', type=Path, default=[], metavar='FILE', help='predicted maps to show, as GeoTIFF'
+    )
+    parser.add_argument('--title', help='heading (default: the name of the folder)')
+    return parser
+
+
 _EMBEDDINGS = (
     'GeoTIFFs of embeddings: int8 codes of this package, of AlphaEarth, or of TESSERA with a file of scales, or floats'
 )
@@ -427,6 +449,7 @@ PARSERS: dict[str, Callable[[], Any]] = {
     'export': export_parser,
     'baseline': baseline_parser,
     'stats': stats_parser,
+    'report': report_parser,
     'robustness': robustness_parser,
     'shard': shard_parser,
     'check': check_parser,

@@ -30,8 +30,10 @@ from ..utils.atomic import atomic_file
 from ..utils.cli.console import printable, say
 from ..utils.figures import save_figure
 
-#: Maximum number of figures of examples, and fraction of a tile that a class must cover to be an example of it.
-MOST_EXAMPLES, SMALLEST = 8, 0.01
+#: Minimum and maximum number of figures of examples, if there are enough batches.
+FEWEST_EXAMPLES, MOST_EXAMPLES = 4, 8
+#: Fraction of a tile that a class must cover to be an example of it.
+SMALLEST = 0.02
 
 
 def take_verbose(loop: Any) -> bool:
@@ -65,20 +67,21 @@ class Examples:
         self._shown: set[int] = set()
 
     def choose(self, there: Tensor | None) -> int | None:
-        """Return the index of the sample with the most classes that no figure shows yet, or None.
+        """Return the index of the sample with the most classes that no figure shows yet; None if no figure is needed.
 
         Args:
             there: Whether each sample has each class, ``(B, K)``; None for continuous values.
         """
         if len(self.files) >= MOST_EXAMPLES:
             return None
+        few = 0 if len(self.files) < FEWEST_EXAMPLES else None
         if there is None:
-            return 0 if len(self.files) < MOST_EXAMPLES // 2 else None
+            return few
         fresh = there.clone()
         fresh[:, sorted(self._shown)] = False
         counts = fresh.sum(1)
         best = int(counts.argmax())
-        return best if counts[best] > 0 else None
+        return best if counts[best] > 0 else few
 
     def add(self, there: Tensor | None, draw: Callable[[], Figure]) -> None:
         """Draw a sample with the classes *there*, ``(K,)`` bool, and write it."""

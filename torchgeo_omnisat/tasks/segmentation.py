@@ -190,7 +190,7 @@ class OmniSatSegmentation(DenseTask):
         return MulticlassConfusionMatrix(classes, ignore_index=ignored) if 1 < classes <= MOST_CONFUSED else None
 
     def classes_in(self, batch: Sample) -> Tensor:
-        """Return which classes cover at least a hundredth of each sample, ``(B, K)`` bool."""
+        """Return which classes cover more than a fiftieth of each sample, ``(B, K)`` bool."""
         mask, classes = self.truth(batch).flatten(1), self.hparams['num_classes']
         known = [sample[(sample >= 0) & (sample < classes)] for sample in mask]
         counts = torch.stack([sample.bincount(minlength=classes) for sample in known])
