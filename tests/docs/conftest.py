@@ -20,6 +20,7 @@ from tests.geo_tree import UTM, X, Y, write
 from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub
 from tests.landscapes.treesatai import TreeSatAIRecipe, write_treesatai
+from tests.tortilla_tree import write_geobench2
 
 
 def write_region(root: Path) -> Path:
@@ -51,6 +52,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     'pastis': lambda root: write_pastis(root, size=16),
     'flair': lambda root: write_flair(root, FLAIRRecipe(zones=5, size=8, dates=3)),
     'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, dates=3)),
+    'geobench2': lambda root: write_geobench2(root, 'pastis'),
     'treesatai': lambda root: write_treesatai(root, TreeSatAIRecipe(num_tiles=5, dates=3)),
     'region': write_region,
     'belgium': write_belgium,

@@ -72,6 +72,9 @@ NOT_RUN = {
         for recipe in ('pastis-hd', 'pretraining-hd')
         for hardware in ('one-24gb', 'one-80gb')
     },
+    'torchgeo fit --model omnisat --data PASTISMultimodalDataModule --data.root DIR --data.splits SPLITS.csv': (
+        'needs a list of tiles; read in tests/datamodules/test_pastis.py'
+    ),
     'DATA=DIR sbatch docs/configs/slurm.sh': 'needs a cluster; run with one process in test_recipes.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4': 'needs four devices; parsed in test_examples.py',
     'torchgeo fit --config FILE.yaml --trainer.devices 4 --trainer.num_nodes 2 --trainer.strategy ddp': (

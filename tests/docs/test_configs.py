@@ -21,6 +21,7 @@ DATA = {
     'chips': {'data/chips': 'chips'},
     'flair': {'data/FLAIR': 'flair'},
     'flair-hub': {'data/FLAIR-HUB': 'flair-hub'},
+    'geobench2': {'data/geobenchv2/pastis': 'geobench2'},
     'mixed': {'data/PASTIS-R': 'pastis', 'data/FLAIR': 'flair'},
     'pastis': {'data/PASTIS-R': 'pastis'},
     'pastis-hd': {'data/PASTIS-HD': 'pastis'},
@@ -47,6 +48,7 @@ def test_every_configuration_says_how_it_is_used():
 @pytest.mark.parametrize('name', DATA)
 def test_configuration_runs(name, made, linked):
     for place, which in DATA[name].items():
+        Path(place).parent.mkdir(exist_ok=True)
         Path(place).symlink_to(made(which))
     plugin.load()
     few = ['--trainer.fast_dev_run', '1', '--trainer.accelerator', 'cpu', '--trainer.enable_progress_bar', 'false']
