@@ -112,6 +112,7 @@ def test_embeds_and_offers_a_map_of_tokens(module: ModuleType, weights: str) -> 
     dict(model.named_modules())['dense'].register_forward_hook(lambda *call: maps.append(call[2]))
     found = model.train()(images())
     assert found.shape == (2, model.embed_dim)
+    assert not any(part.training for part in model.modules())
     assert maps[0].shape == (2, model.embed_dim, 4, 4)
     assert torch.equal(found, maps[0].mean((2, 3)))
     assert not any(parameter.requires_grad for parameter in model.parameters())
