@@ -152,7 +152,7 @@ class TestErrors:
             file['data'] = h5py.ExternalLink(str(tmp_path / 'secret.h5'), 'data')
         (tmp_path / 'secret.h5').write_bytes(hdf5(np.zeros(3)))
         path = self.write(tmp_path, tortilla([row('one', 'HDF5', 'train', memory.getvalue())]))
-        with pytest.raises(ValueError, match="'one'.*in the file itself"):
+        with pytest.raises(ValueError, match=r"'one'.*in the file itself"):
             read_tortilla(path)[0].array('data', 'numbers')
 
     def test_missing_part(self, tmp_path: Path) -> None:
