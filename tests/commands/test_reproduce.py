@@ -96,7 +96,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, int], list[str]]] = {
 
 
 #: Smaller than those of the tests of the site.
-SMALL = {'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, tile=256, dates=2))}
+SMALL = {'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, tile=256, dates=3))}
 
 
 @pytest.fixture(scope='module')

@@ -34,12 +34,12 @@ def published_scores(counts: np.ndarray) -> tuple[float, float]:
     return 100 * sum(ious) / len(ious), 100 * np.trace(counts) / counts.sum()
 
 
-def random_maps(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions without void, and masks with it, of which some classes never occur."""
+def random_maps(seed: int, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions without void, and masks with it, in which a class that is predicted never occurs."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.randint(0, CLASSES, (3, 16, 16), generator=generator)
     prediction = torch.where(torch.rand(mask.shape, generator=generator) < 0.5, mask, (mask * 7) % VOID)
-    return prediction.where(prediction != VOID, 0), mask.where(mask != 4 + seed, VOID)
+    return prediction.where(prediction != VOID, 0), mask.where(mask != absent, VOID)
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -48,11 +48,12 @@ def test_metric_of_the_published_code(seed: int) -> None:
     ours = {column: metrics[name].clone() for column, name in OmniSatSegmentation.subset_metrics.items()}
     counts = np.zeros((CLASSES, CLASSES), np.int64)
     for tile in range(2):
-        prediction, mask = random_maps(10 * tile + seed)
+        prediction, mask = random_maps(10 * tile + seed, absent=4 + seed)
         for metric in ours.values():
             metric.update(prediction, mask)
         for p, t in zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True):
             counts[t, p] += 1
+    assert counts[4 + seed].sum() == 0 < counts[:, 4 + seed].sum()
     iou, accuracy = published_scores(counts)
     assert np.isclose(100 * float(ours['mean_iou'].compute()), iou)
     assert np.isclose(100 * float(ours['overall_accuracy'].compute()), accuracy)
