@@ -218,8 +218,6 @@ def estimate(name: str, counts: Mapping[str, float], hardware: Hardware, utilisa
     operations = epochs * (recipe.train * counts['step'] + recipe.val * counts['forward'])
     seconds = operations / (gpus * hardware.peak * utilisation)
     return {
-        'tiles per GPU': batch,
-        'tiles per step': batch * gpus * trainer['accumulate_grad_batches'],
         'GB': counts['GB, fixed'] + batch * counts['GB, tile'],
         'hours': seconds / 3600,
         'MB/s': epochs * (recipe.train + recipe.val) * counts['MB'] / seconds,
@@ -227,21 +225,23 @@ def estimate(name: str, counts: Mapping[str, float], hardware: Hardware, utilisa
 
 
 def table(counts: Mapping[str, Mapping[str, float]], utilisation: float) -> str:
-    """Return the counts and the estimates as Markdown."""
+    """Return the counts and the estimates as two tables in Markdown."""
     lines = [
-        '| recipe | parameters | step of one tile | epochs | tiles per epoch | GPUs | tiles per GPU and step |'
-        f' memory, counted | hours at {utilisation:.0%} | to read meanwhile |',
-        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+        '| recipe | parameters | step of one tile | epochs | tiles per epoch |',
+        '| --- | --- | --- | --- | --- |',
     ]
     for name, found in counts.items():
         recipe, epochs = RECIPES[name], read(RECIPES[name].config)['trainer']['max_epochs']
+        size, step = f'{found["parameters"] / 1e6:.1f} M', f'{found["step"]:.2f} TFLOP'
+        lines.append(f'| `{recipe.config}` | {size} | {step} | {epochs} | {recipe.train} |')
+    head = ('recipe', 'hardware', 'memory, counted', f'hours at {utilisation:.0%}', 'to read meanwhile')
+    lines += ['', f'| {" | ".join(head)} |', '| --- | --- | --- | --- | --- |']
+    for name, found in counts.items():
         for hardware in HARDWARE:
             guess = estimate(name, found, hardware, utilisation)
             lines.append(
-                f'| `{recipe.config}` | {found["parameters"] / 1e6:.1f} M | {found["step"]:.2f} TFLOP | {epochs} | '
-                f'{recipe.train} | `{hardware.name}` ({hardware.gpu}) | {guess["tiles per GPU"]} of '
-                f'{guess["tiles per step"]} | {guess["GB"]:.0f} of {hardware.memory} GB | {guess["hours"]:.1f} | '
-                f'{guess["MB/s"]:.0f} MB/s |'
+                f'| `{RECIPES[name].config}` | `{hardware.name}` ({hardware.gpu}) | {guess["GB"]:.0f} of '
+                f'{hardware.memory} GB | {guess["hours"]:.1f} | {guess["MB/s"]:.0f} MB/s |'
             )
     return '\n'.join(lines)
 
