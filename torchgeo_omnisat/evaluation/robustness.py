@@ -168,7 +168,7 @@ class RobustnessTest(LightningModule):
         backbone = self.task.model.backbone
         keys = [key for modality in concerned for key in modality.keys] + [COORDINATES]
         again = backbone.encode({key: changed[key] for key in keys if key in changed})
-        joined: OmniSatOutput = backbone.join({**out.maps, **again}, out.location)
+        joined: OmniSatOutput = backbone.join({**out.maps, **again}, out.location, out.coordinates)
         return joined
 
     def _count(

@@ -5,21 +5,31 @@
 
 from .contrastive import CrossModalInfoNCE, PatchContrast, PatchContrastiveLoss, TileContrast, too_close
 from .fields import FieldLoss, FieldTargets, field_targets
+from .granularity import GRAINS, GrainDistillation, GrainHead, pool_tile
+from .objects import Objects, PatchClusters, mean_of_sources, pool_objects
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .supervised import CrossEntropyDice, MultiLabelLoss
 
 __all__ = [
+    'GRAINS',
     'CrossEntropyDice',
     'CrossModalInfoNCE',
     'FieldLoss',
     'FieldTargets',
+    'GrainDistillation',
+    'GrainHead',
     'MaskedReconstruction',
     'MultiLabelLoss',
+    'Objects',
+    'PatchClusters',
     'PatchContrast',
     'PatchContrastiveLoss',
     'Reconstruction',
     'TileContrast',
     'draw_hidden',
     'field_targets',
+    'mean_of_sources',
+    'pool_objects',
+    'pool_tile',
     'too_close',
 ]

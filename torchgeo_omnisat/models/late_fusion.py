@@ -114,7 +114,7 @@ class LateFusion(OmniSat):
             {name: Stream(encoder, gsds[name], self.patch_size, width) for name, encoder in chosen.items()}
         )
         self.heads = nn.ModuleDict({name: GridTokens() for name in self.modalities})
-        self.fusion = MeanFusion()
+        self.fusion, self.context = MeanFusion(), None
         channels_last(self)
 
     def _validate(self, batch: Mapping[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ from torchvision.models._api import WeightsEnum
 from ..modality import LOCATION, Modality, as_modalities, half_up
 from ..utils.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.observed import all_observed, observed, observed_pixels
+from .context import GeoContext
 from .encoders import Encoder, build_encoders
 from .encoders.location import LocationToken, build_location
 from .fusion import Fusion
@@ -68,6 +69,7 @@ class OmniSatOutput(NamedTuple):
         grid: Rows and columns of the ground grid, N patches in total.
         extent: Height and width of the tile in metres.
         location: Location of each tile; None if the model or the batch has none.
+        coordinates: Longitude and latitude of each tile, ``(B, 2)``, for the geo-context; None without it.
     """
 
     tokens: dict[str, Tensor]
@@ -77,6 +79,7 @@ class OmniSatOutput(NamedTuple):
     grid: tuple[int, int]
     extent: tuple[float, float]
     location: Location | None = None
+    coordinates: Tensor | None = None
 
 
 class TokenHead(nn.Module):
@@ -123,6 +126,9 @@ class OmniSat(nn.Module):
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         checkpointing: Whether default time series encoders recompute the finest maps of single
             dates in the backward pass, which saves memory and takes more time.
+        context_degrees: Side in degrees of the regions of :class:`.GeoContext`, such as 10; None for a model without
+            prototypes of regions.
+        context_prototypes: Number of prototypes of a region.
 
     Raises:
         ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or
@@ -141,6 +147,8 @@ class OmniSat(nn.Module):
         widths: Sequence[int] = (32, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
         checkpointing: bool = False,
+        context_degrees: float | None = None,
+        context_prototypes: int = 32,
     ) -> None:
         super().__init__()
         self.modalities, encoders, location = split_location(modalities, encoders)
@@ -154,6 +162,9 @@ class OmniSat(nn.Module):
         self.location = None if location is None else LocationToken(build_location(location), embed_dim)
         names = [*self.modalities, *([] if location is None else [LOCATION])]
         self.fusion: nn.Module = Fusion(names, embed_dim, depth, num_heads)
+        self.context: GeoContext | None = None
+        if context_degrees is not None:
+            self.context = GeoContext(embed_dim, context_degrees, context_prototypes)
         channels_last(self)
 
     def forward(self, batch: Mapping[str, Tensor]) -> OmniSatOutput:
@@ -166,15 +177,20 @@ class OmniSat(nn.Module):
             ValueError: If the batch has an unknown modality, none of the model's, other bands than
                 expected, or modalities that cover different ground.
         """
-        return self.join(self.encode(batch), self.locate(batch))
+        return self.join(self.encode(batch), self.locate(batch), self.coordinates(batch))
 
-    def join(self, maps: Mapping[str, FeatureMaps], location: Location | None = None) -> OmniSatOutput:
-        """Fuse the feature maps, and the location of the tiles; see :meth:`forward`."""
+    def join(
+        self,
+        maps: Mapping[str, FeatureMaps],
+        location: Location | None = None,
+        coordinates: Float[Tensor, 'b 2'] | None = None,
+    ) -> OmniSatOutput:
+        """Fuse the feature maps, the location of the tiles, and the context of their region; see :meth:`forward`."""
         grid, extent = self.ground(maps)
         tokens = self.tokens(maps)
         seen = self.observed_patches(maps, grid)
-        fused = self.fuse(tokens, seen, grid, location)
-        return OmniSatOutput(tokens, fused, seen.any(1), dict(maps), grid, extent, location)
+        fused = self.add_context(self.fuse(tokens, seen, grid, location), coordinates)
+        return OmniSatOutput(tokens, fused, seen.any(1), dict(maps), grid, extent, location, coordinates)
 
     def locate(self, batch: Mapping[str, Tensor]) -> Location | None:
         """Return the tokens of the location; None if the model or the batch has none.
@@ -184,14 +200,14 @@ class OmniSat(nn.Module):
         """
         if self.location is None or COORDINATES not in batch:
             return None
-        coordinates = batch[COORDINATES]
-        if coordinates.ndim != 2 or coordinates.shape[1] != 2:
-            raise ValueError(f'coordinates has shape {tuple(coordinates.shape)}, expected (B, 2): longitude, latitude')
+        coordinates = _known_coordinates(batch)
         known = coordinates.isfinite().all(1)
-        if LOCATION_VALID in batch:
-            known = known & batch[LOCATION_VALID].any(1)
         flags = known.unsqueeze(1)
         return Location(self.location(coordinates.where(flags, 0.0)) * flags, known)
+
+    def coordinates(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b 2'] | None:
+        """Return longitude and latitude for the geo-context, NaN if unknown; None if model or batch has none."""
+        return None if self.context is None or COORDINATES not in batch else _known_coordinates(batch)
 
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
         """Return the feature maps of every modality in the batch; see :meth:`forward`."""
@@ -260,6 +276,12 @@ class OmniSat(nn.Module):
             seen = torch.cat([seen, known.expand_as(seen[..., :1])], 2)
         return self.fusion(stacked, seen, (rows, columns))
 
+    def add_context(
+        self, fused: Float[Tensor, 'b n d'], coordinates: Float[Tensor, 'b 2'] | None
+    ) -> Float[Tensor, 'b n d']:
+        """Return fused tokens with the context of their region; unchanged without :class:`.GeoContext`."""
+        return fused if self.context is None else self.context(fused, coordinates)
+
     def restrict(self, out: OmniSatOutput, names: Iterable[str]) -> OmniSatOutput:
         """Return the output for a subset of the modalities, without encoding them again.
 
@@ -276,13 +298,13 @@ class OmniSat(nn.Module):
         maps = {name: found for name, found in out.maps.items() if name in kept}
         tokens = {name: token for name, token in out.tokens.items() if name in kept}
         seen = self.observed_patches(maps, out.grid)
-        fused = self.fuse(tokens, seen, out.grid, out.location)
+        fused = self.add_context(self.fuse(tokens, seen, out.grid, out.location), out.coordinates)
         return out._replace(tokens=tokens, fused=fused, available=seen.any(1), maps=maps)
 
     def withhold_location(self, out: OmniSatOutput) -> OmniSatOutput:
-        """Return the output without the location, without encoding the images again."""
+        """Return the output without the location and its context, without encoding the images again."""
         seen = self.observed_patches(out.maps, out.grid)
-        return out._replace(fused=self.fuse(out.tokens, seen, out.grid), location=None)
+        return out._replace(fused=self.fuse(out.tokens, seen, out.grid), location=None, coordinates=None)
 
     def hide(self, out: OmniSatOutput, kept: Bool[Tensor, 'b m']) -> OmniSatOutput:
         """Return the output for the modalities *kept* of each sample, without encoding them again.
@@ -296,7 +318,7 @@ class OmniSat(nn.Module):
         }
         tokens = {name: token * flags[name][:, None, None] for name, token in out.tokens.items()}
         seen = self.observed_patches(maps, out.grid)
-        fused = self.fuse(tokens, seen, out.grid, out.location)
+        fused = self.add_context(self.fuse(tokens, seen, out.grid, out.location), out.coordinates)
         return out._replace(tokens=tokens, fused=fused, available=seen.any(1), maps=maps)
 
     def ground(self, maps: Mapping[str, FeatureMaps | Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -351,6 +373,16 @@ def split_location(
     if not images:
         raise ValueError(f'modalities are {list(known)}, expected at least one with images')
     return images, chosen, location
+
+
+def _known_coordinates(batch: Mapping[str, Tensor]) -> Float[Tensor, 'b 2']:
+    """Return the coordinates of a batch, NaN where the location is withheld."""
+    coordinates = batch[COORDINATES]
+    if coordinates.ndim != 2 or coordinates.shape[1] != 2:
+        raise ValueError(f'coordinates has shape {tuple(coordinates.shape)}, expected (B, 2): longitude, latitude')
+    if LOCATION_VALID not in batch:
+        return coordinates
+    return coordinates.where(batch[LOCATION_VALID].any(1, keepdim=True), torch.nan)
 
 
 def _check_sizes(

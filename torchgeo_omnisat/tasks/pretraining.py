@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from timm.layers import Mlp
@@ -23,7 +24,7 @@ from torchgeo.datasets.utils import Sample
 from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
-from ..losses import CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
+from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
 from ..modality import Modality, Which, as_modalities, half_up, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
 from ..models.embedding import DenseEmbedding, any_observed, pixels_of
@@ -31,10 +32,12 @@ from ..prediction import EmbeddingWriter, GeoTIFFWriter
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
-from ..utils.coordinates import COORDINATES
+from ..utils.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.distributed import gather, gather_numbers, own_rows, shared_mean
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
+from .granularity import FUSED, Granularity
+from .teacher import Teacher
 
 #: Index of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
@@ -88,6 +91,10 @@ class Views(NamedTuple):
         pixels_observed: Pixels that each of these two views observed, ``(B, S, 2)``.
         pixel_errors: As *errors*, of the reconstruction from the embeddings of pixels.
         pixel_counts: As *counts*, of the reconstruction from the embeddings of pixels.
+        tokens: Tokens of each modality, ``(M, B, N, D)``; N is 0 without objects and teacher.
+        fused: Fused tokens of the patches that are not masked and of some modalities, without geo-context,
+            ``(B, N, D)``; N is 0 if no term needs them.
+        taught: Fused tokens of the teacher, ``(B, N, D)``; N is 0 without it.
     """
 
     tiles: Tensor
@@ -99,6 +106,9 @@ class Views(NamedTuple):
     pixels_observed: Tensor
     pixel_errors: Tensor
     pixel_counts: Tensor
+    tokens: Tensor
+    fused: Tensor
+    taught: Tensor
 
 
 class OmniSatPretraining(OmniSatTask):
@@ -118,6 +128,14 @@ class OmniSatPretraining(OmniSatTask):
     two views. ``test`` writes the cosine of the embeddings from every subset of the modalities and from all of them to
     ``embeddings.csv``.
 
+    With *object_weight*, patches are also clustered without labels (:class:`.PatchClusters`), and the mean embeddings
+    of the objects of a tile are compared between modalities, and with the fused tokens of the masked tile. With
+    *granularity*, a :class:`.Teacher` sees all modalities without masking, and the student, both the fused tokens of
+    the masked tile and each modality alone, learns its prototypes at each of these granularities
+    (:class:`.GrainDistillation`). Spread, effective rank and the number of used prototypes are logged, so that a
+    collapse is visible: ``train_teacher_image_rank/fused`` is near 1 if all tiles have the same embedding. A backbone
+    with ``context_degrees`` also learns prototypes of regions (:class:`.GeoContext`).
+
     Validation masks the same patches in every epoch. It also logs the accuracy of retrieving the patch
     of another modality among *candidates* from all validation tiles, by pair:
     ``val_patch_top1/s1a+s2``. Checkpoints monitor ``val_loss``. :func:`.load_backbone` loads
@@ -132,6 +150,13 @@ class OmniSatPretraining(OmniSatTask):
         patch_size: Side of a ground patch in metres.
         tile_weight: Weight of the contrastive loss of tiles; 0 disables it.
         patch_weight: Weight of the contrastive loss of patches; 0 disables it.
+        object_weight: Weight of the contrastive loss of objects; 0 disables it.
+        object_clusters: Number of clusters of patches, also for ``'object'`` in *granularity*.
+        granularity: Granularities at which the student learns from a teacher: ``'pixel'``, the patches of the ground
+            grid, ``'object'`` and ``'image'``, the tile. Empty for none, without a teacher.
+        granularity_weight: Weight of the loss of each granularity.
+        granularity_prototypes: Number of learned prototypes of each granularity.
+        teacher_decay: Decay of the moving average of the teacher per step.
         reconstruction_weight: Weight of the reconstruction; 0 disables it and the masking.
         temperature: Initial temperature of the contrastive loss of tiles.
         patch_temperature: Fixed temperature of the contrastive loss of patches.
@@ -182,6 +207,8 @@ class OmniSatPretraining(OmniSatTask):
     target: ClassVar[str | None] = None
     #: The argument ``subsets``.
     subsets: Which = 'auto'
+    #: Arguments of the update of the geo-context after the backward pass.
+    _located: tuple[Tensor, Tensor, Tensor | None, Sequence[int]] | None = None
     ignore = (*OmniSatTask.ignore, 'subsets')
 
     def __init__(
@@ -193,6 +220,12 @@ class OmniSatPretraining(OmniSatTask):
         tile_weight: float = 1.0,
         patch_weight: float = 1.0,
         reconstruction_weight: float = 1.0,
+        object_weight: float = 0.0,
+        object_clusters: int = 16,
+        granularity: Sequence[Literal['pixel', 'object', 'image']] = (),
+        granularity_weight: float = 1.0,
+        granularity_prototypes: int = 64,
+        teacher_decay: float = 0.99,
         temperature: float = 0.07,
         patch_temperature: float = 0.1,
         projection_dim: int = 128,
@@ -234,9 +267,16 @@ class OmniSatPretraining(OmniSatTask):
         )
 
     @property
+    def grains(self) -> tuple[str, ...]:
+        """Granularities of the teacher, fine to coarse."""
+        return tuple(grain for grain in GRAINS if grain in self.hparams['granularity'])
+
+    @property
     def terms(self) -> dict[str, float]:
         """Weights of the enabled loss terms by name."""
-        found = {name: float(self.hparams[f'{name}_weight']) for name in ('tile', 'patch', 'reconstruction')}
+        names = ('tile', 'patch', 'reconstruction', 'object')
+        found = {name: float(self.hparams[f'{name}_weight']) for name in names}
+        found |= {f'teacher_{grain}': float(self.hparams['granularity_weight']) for grain in self.grains}
         if self.hparams['embedding_dim'] is not None:
             found['pixel_reconstruction'] = float(self.hparams['embedding_weight'])
             found['pixel_contrast'] = float(self.hparams['embedding_contrast_weight'])
@@ -250,13 +290,31 @@ class OmniSatPretraining(OmniSatTask):
         self.dropout = ModalityDropout(self.modalities, hparams['modality_dropout'])
         backbone, sizes = self.build_backbone(), {name: hparams[name] for name in ('max_pixels', 'max_dates')}
         width, patch_size = backbone.embed_dim, backbone.patch_size
-        return Pretrainer(
+        model = Pretrainer(
             backbone,
             hparams['projection_dim'] if 'tile' in terms else None,
             hparams['projection_dim'] if 'patch' in terms and hparams['project_patches'] else None,
             MaskedReconstruction(self.modalities, width, patch_size, **sizes) if 'reconstruction' in terms else None,
             *self._dense_parts(backbone),
         )
+        grains = [grain for grain in self.grains if f'teacher_{grain}' in terms]
+        if grains or 'object' in terms:
+            model.granularity = Granularity(
+                backbone,
+                grains,
+                objects='object' in terms,
+                width=hparams['projection_dim'],
+                clusters=hparams['object_clusters'],
+                prototypes=hparams['granularity_prototypes'],
+                decay=hparams['teacher_decay'],
+                temperature=hparams['patch_temperature'],
+            )
+        if backbone.context is not None and not model.fuses:
+            raise ValueError(
+                'context_degrees needs a term that trains the fusion, expected reconstruction_weight, object_weight or '
+                'granularity'
+            )
+        return model
 
     def _dense_parts(self, backbone: OmniSat) -> tuple[DenseEmbedding | None, MaskedReconstruction | None]:
         """Return the head of dense embeddings, and the decoders that reconstruct pixels from them."""
@@ -297,6 +355,29 @@ class OmniSatPretraining(OmniSatTask):
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the loss of a batch, with different patches masked in each step."""
         return self.compute(batch, 'train', self.global_step, batch_idx)[0] + self.zero_loss_over_all_parameters()
+
+    def configure_model(self) -> None:
+        """Build the model, see :class:`.OmniSatTask`; a teacher needs whole weights on each rank."""
+        strategy = getattr(self._trainer, 'strategy', None)
+        if self.hparams['granularity'] and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+            raise ValueError(
+                f'strategy is {type(strategy).__name__}, but granularity={list(self.hparams["granularity"])} has a '
+                'teacher of whole weights: expected DDP or a single process'
+            )
+        super().configure_model()
+
+    def on_after_backward(self) -> None:
+        """Update the prototypes of regions; before, the backward pass of micro-batches would read others."""
+        if self._located is not None:
+            self.model.backbone.context.update(*self._located)
+            self._located = None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then the teacher; a checkpoint after the step has both."""
+        super().optimizer_step(*args, **kwargs)
+        teacher = self.model.teacher
+        if teacher is not None:
+            teacher.update(self.model.backbone, self.model.granularity.heads)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the retrieval."""
@@ -386,7 +467,7 @@ class OmniSatPretraining(OmniSatTask):
             self.warn_without_modalities(batch)
         hparams, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
-        ratio = hparams['mask_ratio'] if 'reconstruction' in terms else 0.0
+        ratio = hparams['mask_ratio'] if self.model.fuses else 0.0
         # The only exchange of sizes in a step.
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
@@ -397,7 +478,7 @@ class OmniSatPretraining(OmniSatTask):
             (hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device, *pixels
         )
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
-        compare = stage != 'train' or bool({'tile', 'patch'} & set(terms))
+        compare = stage != 'train' or bool({'tile', 'patch'} & set(terms)) or self.model.granularity is not None
         how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all'
         views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, counts) if any(row[1] for row in ranks) else None
@@ -415,6 +496,11 @@ class OmniSatPretraining(OmniSatTask):
             losses['reconstruction'] = rebuilt.loss
             self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
         losses |= self._dense_losses(views, exclude, counts, stage) if dense else {}
+        if self.model.granularity is not None:
+            losses |= self._grain_losses(views, self.model.backbone.coordinates(batch), exclude, counts, stage)
+        if stage == 'train' and self.model.backbone.context is not None:
+            shown = views.observed.any(-1) & ~draws.hidden
+            self._located = views.fused.detach(), shown, self.model.backbone.coordinates(batch), counts
         loss = sum((terms[name] * value for name, value in losses.items()), start=views.patches.new_zeros(()))
         if losses:
             self._log(f'{stage}_loss', loss, counted, stage, prog_bar=True)
@@ -442,6 +528,23 @@ class OmniSatPretraining(OmniSatTask):
             losses['consistency'] = shared_mean(apart.sum(), both.sum())[0]
         self._log_statistics(views, counts, stage)
         return losses
+
+    def _grain_losses(
+        self, views: Views, coordinates: Tensor | None, exclude: Tensor | None, counts: Sequence[int], stage: str
+    ) -> dict[str, Tensor]:
+        """Return the losses of objects and of the student, and log whether their embeddings collapse."""
+        model = self.model
+        fused = model.backbone.add_context(views.fused, coordinates)
+        taught = None if model.teacher is None else views.taught
+        found = model.granularity(views.tokens, fused, taught, views.observed, exclude, counts, stage == 'train')
+        for name, compared in found.items():
+            for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
+                values = statistic(compared.embeddings, compared.available)
+                sources = [*self.modalities, FUSED]
+                self._log_each(f'{stage}_{name}_{kind}', sources, values, values.isfinite(), stage)
+            if compared.used is not None:
+                self._log(f'{stage}_{name}_prototypes', compared.used, 1, stage)
+        return {name: compared.loss for name, compared in found.items()}
 
     def _log_statistics(self, views: Views, counts: Sequence[int], stage: str) -> None:
         """Log whether the dense embeddings of the tiles of all ranks collapse, or depend on their position."""
@@ -515,7 +618,8 @@ class OmniSatPretraining(OmniSatTask):
 
     def _check_arguments(self) -> None:
         hparams = self.hparams
-        weights = {name: hparams[f'{name}_weight'] for name in ('tile', 'patch', 'reconstruction')}
+        names = ('tile', 'patch', 'reconstruction', 'object', 'granularity')
+        weights = {name: hparams[f'{name}_weight'] for name in names}
         if min(weights.values()) < 0 or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
         if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
@@ -528,16 +632,20 @@ class OmniSatPretraining(OmniSatTask):
             rebuild=(hparams['rebuild'], ('hidden', 'all')),
             embedding_error=(hparams['embedding_error'], ('squared', 'absolute')),
         )
-        if weights['reconstruction'] and not 0 < hparams['mask_ratio'] < 1:
+        if strange := set(hparams['granularity']) - set(GRAINS):
+            raise ValueError(f'granularity has {sorted(strange)}, expected some of {list(GRAINS)}')
+        if (weights['reconstruction'] or weights['object'] or self.grains) and not 0 < hparams['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
         sizes = ('micro_batch_size', 'projection_dim', 'candidates', 'embedding_pixels')
         check_least(1, **{name: hparams[name] for name in sizes})
+        check_least(2, **{name: hparams[name] for name in ('object_clusters', 'granularity_prototypes')})
         check_least(
             0,
             **{name: hparams[name] for name in ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')},
         )
-        if hparams['ema'] is not None and not 0 <= hparams['ema'] < 1:
-            raise ValueError(f'ema is {hparams["ema"]}, expected a decay from 0 to below 1')
+        for name in ('ema', 'teacher_decay'):
+            if hparams[name] is not None and not 0 <= hparams[name] < 1:
+                raise ValueError(f'{name} is {hparams[name]}, expected a decay from 0 to below 1')
 
 
 class omnisat_pretraining(OmniSatPretraining):
@@ -575,6 +683,18 @@ class Pretrainer(nn.Module):
         self.tile_heads, self.patch_heads = self._heads(tile_dim), self._heads(patch_dim)
         self.reconstruction = reconstruction
         self.dense, self.pixel_reconstruction = dense, pixel_reconstruction
+        #: Objects and teacher; set by the task.
+        self.granularity: Granularity | None = None
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Moving average of the student, if there is one."""
+        return None if self.granularity is None else self.granularity.teacher
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a term needs fused tokens of masked tiles."""
+        return self.reconstruction is not None or self.granularity is not None
 
     def _heads(self, width: int | None) -> nn.ModuleDict:
         dim = self.backbone.embed_dim
@@ -623,7 +743,7 @@ class Pretrainer(nn.Module):
         tiles are in memory.
         """
         keys = [key for m in self.backbone.modalities.values() for key in m.keys]
-        images = {key: batch[key] for key in [*keys, COORDINATES] if key in batch}
+        images = {key: batch[key] for key in [*keys, COORDINATES, LOCATION_VALID] if key in batch}
         grid = self.grid(images)
         if micro_batch_size is None:
             return self._views(images, draws, grid, chances, pixels, compare, everything)
@@ -633,7 +753,7 @@ class Pretrainer(nn.Module):
             part = {key: value[rows] for key, value in images.items()}
             parts.append(checkpoint(self._views, part, draws.part(rows), *settings, use_reentrant=False))
         columns = [list(column) for column in zip(*parts, strict=True)]
-        joins = (1, 1, 0, None, None, 1, 0, None, None)  # dimension of the batch, None for sums over it
+        joins = (1, 1, 0, None, None, 1, 0, None, None, 1, 0, 0)  # dimension of the batch, None for sums over it
         return Views(*(sum(c) if d is None else torch.cat(c, d) for c, d in zip(columns, joins, strict=True)))
 
     def _views(
@@ -647,25 +767,32 @@ class Pretrainer(nn.Module):
         everything: bool,
     ) -> Views:
         backbone, hidden = self.backbone, draws.hidden
-        apart = pixels and self.reconstruction is not None
+        apart = pixels and self.fuses
         shown = self._encode(self.hide(batch, hidden, grid) if apart else batch, grid)
         whole = self._encode(batch, grid) if apart and (compare or draws.pixels is not None) else shown
         _, tokens, observed = shown
         some = next(iter(tokens.values()))
         errors = some.new_zeros(len(backbone.modalities), dtype=torch.float32)
         counts = torch.zeros_like(errors, dtype=torch.int64)
-        if self.reconstruction is not None:
+        fused = taught = some[:, :0]
+        if self.fuses:
             visible = observed & ~hidden.unsqueeze(-1)
             chance = torch.tensor(chances, dtype=torch.float32, device=some.device)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
+        if self.reconstruction is not None:
             wanted = torch.ones_like(hidden) if everything else hidden
-            errors, counts = self.reconstruction.errors(fused, batch, wanted, grid)
+            located = backbone.add_context(fused, backbone.coordinates(batch))
+            errors, counts = self.reconstruction.errors(located, batch, wanted, grid)
         maps, tokens, observed = whole
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
         patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
         dense = self._pixels(maps, tokens, observed, batch, draws)
-        return Views(self._tiles(stacked, observed), patches, observed, errors, counts, *dense)
+        if self.teacher is not None:
+            taught = self.teacher(batch)
+        kept_tokens = stacked if self.granularity is not None else stacked[:, :, :0]
+        tiles = self._tiles(stacked, observed)
+        return Views(tiles, patches, observed, errors, counts, *dense, kept_tokens, fused, taught)
 
     def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> Encoded:
         maps = self.backbone.encode(batch)
@@ -686,7 +813,9 @@ class Pretrainer(nn.Module):
         if self.dense is None or chosen is None or draws.view is None:
             return some.new_zeros(2, len(some), 0, 1), observed.new_zeros(len(some), 0, 2), errors, counts
         grid, extent = backbone.ground(maps)
-        whole = OmniSatOutput(tokens, backbone.fuse(tokens, observed, grid), observed.any(1), maps, grid, extent)
+        where = backbone.coordinates(batch)
+        fused = backbone.add_context(backbone.fuse(tokens, observed, grid), where)
+        whole = OmniSatOutput(tokens, fused, observed.any(1), maps, grid, extent, coordinates=where)
         kept = keep_some(observed.any(1), VIEW_DROPOUT, *draws.view.unbind(1))
         views, size = (whole, backbone.hide(whole, kept)), pixels_of(whole, self.dense.gsd)
         maps_of_views = [self.dense(view, size).flatten(2) for view in views]
