@@ -97,6 +97,27 @@ def test_collapse_is_logged(tmp_path: Path) -> None:
         assert 1 <= fine[f'train_teacher_{grain}_prototypes'] <= 8
 
 
+@pytest.mark.parametrize('precision', ['bf16-true', 'bf16-mixed'])
+def test_half_precision(precision: Any, root: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2, precision=precision, limit_val_batches=1)
+    trainer.fit(OmniSatPretraining('omnisat_tiny', **TERMS), make_datamodule(root))
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    assert trainer.callback_metrics['train_teacher_object_loss'].isfinite()
+
+
+def test_average_of_the_weights_has_the_prototypes(root: Path, tmp_path: Path) -> None:
+    task = OmniSatPretraining('omnisat_tiny', ema=0.9, **TERMS)
+    trainer = make_trainer(tmp_path, max_steps=3, limit_val_batches=0, enable_checkpointing=True)
+    trainer.fit(task, make_datamodule(root))
+    trainer.save_checkpoint(tmp_path / 'last.ckpt')
+    saved = torch.load(tmp_path / 'last.ckpt', weights_only=True)
+    average, current = saved['state_dict'], saved['current_model_state']
+    names = [name for name in average if '.bank.' in name and 'teacher' not in name]
+    assert average['model.backbone.context.bank.updates'].max() == 3
+    assert len(names) == 4
+    assert all(torch.equal(average[name], current[name]) for name in names)
+
+
 class TestTeacher:
     def test_is_a_moving_average_outside_of_the_optimiser(self, root: Path, tmp_path: Path) -> None:
         seed_everything(0, verbose=False)

@@ -117,7 +117,8 @@ class Granularity(nn.Module):
             assignment = self.clusters(features, anything[..., 0], counts, update)
             objects, known = pool_objects(sources, assignment, seen), pool_objects(targets, assignment, anything)
         if self.object_heads:
-            means = torch.stack([head(x) for head, x in zip(self.object_heads, objects.means, strict=True)])
+            own = objects.means.to(tokens.dtype)
+            means = torch.stack([head(x) for head, x in zip(self.object_heads, own, strict=True)])
             contrast = self.contrast.compare(means, objects.present, exclude, counts)
             found['object'] = Compared(contrast.loss, contrast.tokens, contrast.available)
         for grain in self.heads:

@@ -349,7 +349,9 @@ class OmniSatPretraining(OmniSatTask):
         trainer: Any = self.trainer
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
         writes = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
-        average = [] if self.hparams['ema'] is None else [EMAWeightAveraging(decay=self.hparams['ema'])]
+        decay = self.hparams['ema']
+        # Buffers are copied: the average of counts and of random first prototypes would be wrong.
+        average = [] if decay is None else [EMAWeightAveraging(use_buffers=False, decay=decay)]
         return [*super().configure_callbacks(), *average, *([EmbeddingWriter()] if area and not writes else [])]
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
