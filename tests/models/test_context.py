@@ -71,6 +71,10 @@ class TestModel:
     def test_other_weights_do_not_depend_on_it(self, model: Any) -> None:
         torch.manual_seed(0)
         plain = omnisat_tiny(MODALITIES).eval()
+        after = torch.rand(1)
+        torch.manual_seed(0)
+        omnisat_tiny(MODALITIES, context_degrees=10.0)
+        assert torch.equal(torch.rand(1), after)  # so that heads that are built later are the same, too
         state = model.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
         assert torch.equal(plain(located(None)).fused, model(located(None)).fused)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..utils import distributed as processes
 from ..utils.checks import check_least
@@ -56,7 +57,8 @@ class GeoContext(nn.Module):
             )
         self.degrees = degrees
         self.bank = PrototypeBank(regions, prototypes, dim, momentum)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        # Without random numbers, so that the weights that are drawn later are those of a model without context.
+        self.proj = skip_init(nn.Linear, dim, dim, bias=False)
         nn.init.zeros_(self.proj.weight)
 
     def regions(self, coordinates: Float[Tensor, 'b 2']) -> Int[Tensor, ' b']:
