@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from few import FewSyntheticLandscapesDataModule
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from runs import circumstances, keep, read
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.datasets import SyntheticLandscapes
 from torchgeo_omnisat.evaluation import ProbeCallback
 from torchgeo_omnisat.evaluation.retrieval import effective_rank, spread
+from torchgeo_omnisat.reproduction.few import FewSyntheticLandscapesDataModule
+from torchgeo_omnisat.reproduction.runs import circumstances, keep, read
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 
 HERE = Path(__file__).parent
