@@ -45,6 +45,7 @@ def test_one_line_an_epoch_without_terminal(bar: Any, tmp_path: Path, capsys: py
     scores = [float(line[2]) for line in lines]
     for number, line in enumerate(lines):
         best = max(scores[: number + 1])
+        assert (line[3] is None) == (scores[number] == best)
         assert line[3] is None or (float(line[3]) == best and scores[int(line[4]) - 1] == best)
     assert 'val_AverageJaccardIndex' in trainer.progress_bar_metrics
 

@@ -11,6 +11,7 @@ from .backbone import export_hub, load_hub
 from .base import OmniSatTask
 from .classification import OmniSatClassification, omnisat_classification
 from .dense import DenseTask
+from .inference import Predictor
 from .pretraining import OmniSatPretraining, omnisat_pretraining
 from .regression import OmniSatRegression, omnisat_regression
 from .segmentation import OmniSatSegmentation, omnisat
@@ -23,6 +24,7 @@ __all__ = [
     'OmniSatRegression',
     'OmniSatSegmentation',
     'OmniSatTask',
+    'Predictor',
     'SupervisedTask',
     'export_hub',
     'load_hub',
