@@ -250,6 +250,13 @@ class MixedDataModule(ResumableDataModule, BaseDataModule):
         """Return a loader of the test batches of all datamodules, one after the other."""
         return self._one_after_the_other('test')
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to a device, without its source, which the host reads."""
+        if SOURCE not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        images = {key: value for key, value in batch.items() if key != SOURCE}
+        return {**super().transfer_batch_to_device(images, device, dataloader_idx), SOURCE: batch[SOURCE]}
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment and normalise a batch with its datamodule, and rename its modalities."""
         if SOURCE not in batch:

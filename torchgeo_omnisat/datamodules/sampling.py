@@ -29,6 +29,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchgeo.datasets.utils import Sample
 
 from ..batch import fill
+from ..utils.devices import movable
 
 
 class Order(Protocol):
@@ -321,6 +322,13 @@ class ResumableDataModule(LightningDataModule):
             generator=torch.Generator(),  # or the seed of the workers would be drawn from the user's
             **kwargs,
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to a device; float64 stays on the CPU if the device has none."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        moved, stays = movable(batch, device)
+        return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **stays}
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Augment or normalise a batch; seed the generators for each training batch.

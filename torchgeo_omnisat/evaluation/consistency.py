@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from ..modality import Which, subset_name, subsets
 from ..utils.atomic import atomic_file
+from ..utils.devices import WIDE
 
 
 class CosineRow(NamedTuple):
@@ -49,13 +50,13 @@ class EmbeddingCosine(Metric):
         super().__init__()
         names = tuple(names)
         self.subsets = [subset for subset in subsets(names, which) if len(subset) < len(names)]
-        self.add_state('sums', torch.zeros(len(self.subsets), dtype=torch.float64), dist_reduce_fx='sum')
+        self.add_state('sums', torch.zeros(len(self.subsets), dtype=WIDE), dist_reduce_fx='sum')
         self.add_state('counts', torch.zeros(len(self.subsets), dtype=torch.int64), dist_reduce_fx='sum')
 
     def update(self, subset: tuple[str, ...], cosine: Tensor, observed: Tensor) -> None:
         """Add the cosines of embeddings that the subset *observed*; both have the same shape."""
         row = self.subsets.index(subset)
-        self.sums[row] += cosine.double().masked_fill(~observed, 0).sum()
+        self.sums[row] += cosine.to(WIDE).masked_fill(~observed, 0).sum()
         self.counts[row] += observed.sum()
 
     def compute(self) -> list[CosineRow]:

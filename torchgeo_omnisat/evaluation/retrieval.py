@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..utils import distributed as processes
+from ..utils.devices import wide
 from ..utils.figures import plain_text
 
 
@@ -86,7 +87,8 @@ def spread(embeddings: Tensor, available: Tensor) -> Tensor:
     counted = available.movedim(-1, 0).flatten(1)
     x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).masked_fill(~counted.unsqueeze(-1), 0)
     count = counted.sum(1, keepdim=True)
-    means, squares = (x.double().sum(1) / count, x.double().square().sum(1) / count)
+    x = x.to(wide(x.device))
+    means, squares = x.sum(1) / count, x.square().sum(1) / count
     return (squares - means.square()).clamp(min=0).sqrt().mean(1) * math.sqrt(embeddings.shape[-1])
 
 
@@ -98,7 +100,7 @@ def effective_rank(embeddings: Tensor, available: Tensor) -> Tensor:
     dimensions carry all the information.
     """
     counted = available.movedim(-1, 0).flatten(1)
-    x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).double()
+    x = F.normalize(embeddings.detach().float().flatten(1, -2), dim=-1).to(wide(embeddings.device))
     ranks = []
     for vectors, chosen in zip(x, counted, strict=True):
         centred = vectors[chosen] - vectors[chosen].mean(0)
@@ -119,8 +121,9 @@ def position_variance(embeddings: Tensor, available: Tensor) -> Tensor:
         embeddings: Embeddings ``(G, N, D)`` of the same N positions in G tiles.
         available: Flags ``(G, N)`` of the available embeddings.
     """
-    x = F.normalize(embeddings.detach().double(), dim=-1).masked_fill(~available.unsqueeze(-1), 0)
-    here, tiles = available.sum(0).double(), available.sum(1).double()
+    dtype = wide(embeddings.device)
+    x = F.normalize(embeddings.detach().to(dtype), dim=-1).masked_fill(~available.unsqueeze(-1), 0)
+    here, tiles = available.sum(0).to(dtype), available.sum(1).to(dtype)
     count = tiles.sum()
     same = (x.sum(0).square().sum() - count) / (here * (here - 1)).sum()
     anywhere = (x.sum((0, 1)).square().sum() - x.sum(1).square().sum()) / (count.square() - tiles.square().sum())

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..utils import distributed as processes
+from ..utils.devices import require, wide
 
 
 class TileContrast(NamedTuple):
@@ -143,6 +145,7 @@ class CrossModalInfoNCE(nn.Module):
         _check_finite(x.detach())
         x = F.normalize(x, dim=-1)
 
+        pairs = tuple(combinations(range(modalities), 2))
         first, second = torch.triu_indices(modalities, modalities, 1, device=device)
         anchor, other = torch.cat([first, second]), torch.cat([second, first])
         both = (seen[:, anchor] & seen[:, other]).T
@@ -160,7 +163,6 @@ class CrossModalInfoNCE(nn.Module):
         sums = torch.stack([value.detach().sum(1).to(each.dtype) for value in (each, *hits, both)])
         sums = sums.unflatten(1, (2, -1)).sum(1)
         losses, top1, top5 = sums[:3] / sums[3]
-        pairs = tuple((int(a), int(b)) for a, b in zip(first.tolist(), second.tolist(), strict=True))
         loss = each.sum() / sums[3].sum().clamp(min=1)
         return TileContrast(loss, pairs, losses, top1, top5, (sums[3] / 2).long(), x.detach().transpose(0, 1), seen)
 
@@ -189,7 +191,7 @@ def too_close(
         raise ValueError(f'bounds is {tuple(bounds.shape)}, expected (B, 2), (B, 4) or (B, 9): centroids or boxes')
     if not within >= 0:
         raise ValueError(f'within is {within}, expected a distance in metres, at least 0')
-    boxes = bounds[:, columns[bounds.shape[-1]]].double()
+    boxes = torch.stack([bounds[:, column] for column in columns[bounds.shape[-1]]], 1).to(wide(bounds.device))
     parts = processes.gather(boxes, counts)
     low, high = torch.cat(parts).unflatten(-1, (2, 2)).unbind(1)
     own = torch.arange(len(low), device=boxes.device)[processes.own_rows([len(part) for part in parts])]
@@ -225,12 +227,15 @@ def _validate(
 
 def _check_finite(x: Float[Tensor, 'g m d']) -> None:
     wrong = ~x.isfinite().all(-1)
-    if wrong.any():
+
+    def error() -> ValueError:
         tiles, modalities = wrong.nonzero().unbind(1)
-        raise ValueError(
+        return ValueError(
             f'embeddings of modalities {sorted(set(modalities.tolist()))} are NaN or infinite in tiles '
             f'{sorted(set(tiles.tolist()))[:5]}, expected finite numbers'
         )
+
+    require(~wrong.any(), 'embeddings are NaN or infinite, expected finite numbers', error)
 
 
 class _Clamp(Function):
@@ -369,8 +374,9 @@ class PatchContrastiveLoss(nn.Module):
             raise ValueError(f'shape of exclude is {tuple(exclude.shape)}, expected {(x.shape[1], sum(counts))}')
         own = processes.own_rows(counts) if self.gather else slice(0, x.shape[1])
         everyone, there = self._gathered(x, seen, counts)
-        if wrong := int((~everyone.isfinite().all(-1)).sum()):
-            raise ValueError(f'{wrong} available tokens are NaN or infinite, expected finite numbers')
+        wrong = ~everyone.isfinite().all(-1)
+        text = 'available tokens are NaN or infinite, expected finite numbers'
+        require(~wrong.any(), text, lambda: ValueError(f'{int(wrong.sum())} {text}'))
         x, everyone = F.normalize(x, dim=-1), F.normalize(everyone, dim=-1)
         positives = _positives(x, seen, self.temperature)
         here = processes.rank() if self.gather else 0

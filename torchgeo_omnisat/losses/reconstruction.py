@@ -6,11 +6,11 @@
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,7 +18,9 @@ from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
 from ..utils.checks import check_choice
 from ..utils.dates import annual_code
+from ..utils.devices import readable
 from ..utils.observed import observed
+from ..utils.selection import valid_indices
 
 #: Width of the date encoding: sine and cosine of four harmonics of a year and two longer periods.
 DATE_FEATURES = 12
@@ -67,7 +69,12 @@ def draw_hidden(
     where = generator.device if generator is not None else device
     numbers = torch.rand(batch_size, count, generator=generator, device=where, dtype=torch.float32)
     order = numbers.argsort(dim=1).argsort(dim=1)
-    return (order < round(ratio * count)).to(device or order.device)
+    return (order < number_hidden(grid, ratio)).to(device or order.device)
+
+
+def number_hidden(grid: tuple[int, int], ratio: float) -> int:
+    """Return the number of hidden patches of each tile; see :func:`draw_hidden`."""
+    return round(ratio * grid[0] * grid[1])
 
 
 class MaskedReconstruction(nn.Module):
@@ -175,17 +182,28 @@ class MaskedReconstruction(nn.Module):
         batch: Mapping[str, Tensor],
         hidden: Bool[Tensor, 'b n'],
         grid: tuple[int, int],
+        count: int | None = None,
     ) -> tuple[Float[Tensor, ' m'], Int[Tensor, ' m']]:
         """Return the sum of the errors of each modality on this rank, and their number.
 
-        Those of several parts of a batch add up to those of the whole; see :meth:`rebuild`.
+        Those of several parts of a batch add up to those of the whole; see :meth:`rebuild`. *count* is the largest
+        number of hidden patches of a tile, if it is known. An accelerator does not look for it.
         """
         if tuple(hidden.shape) != tuple(fused.shape[:2]) or grid[0] * grid[1] != fused.shape[1]:
             raise ValueError(
                 f'hidden has shape {tuple(hidden.shape)} and grid is {tuple(grid)}, expected one flag per token and '
                 f'N patches for fused tokens (B, N) = {tuple(fused.shape[:2])}'
             )
-        terms = [self._errors(name, fused, batch, hidden, grid) for name in self.modalities]
+        if count is None:
+            count = int(hidden.sum(1).amax()) if readable(hidden) and hidden.numel() else hidden.shape[1]
+        patches = None
+        if count < hidden.shape[1]:
+            patches = hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+            hidden, fused = (
+                hidden.gather(1, patches),
+                fused.gather(1, repeat(patches, 'b n -> b n d', d=fused.shape[2])),
+            )
+        terms = [self._errors(name, fused, batch, hidden, patches, grid) for name in self.modalities]
         errors, counts = (torch.stack(values) for values in zip(*terms, strict=True))
         return errors, counts
 
@@ -196,25 +214,46 @@ class MaskedReconstruction(nn.Module):
         return Reconstruction(means.sum() / (everywhere > 0).sum().clamp(min=1), losses, everywhere)
 
     def _errors(
-        self, name: str, fused: Tensor, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]
+        self,
+        name: str,
+        fused: Tensor,
+        batch: Mapping[str, Tensor],
+        hidden: Tensor,
+        patches: Tensor | None,
+        grid: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum and number of the errors of one modality; an unused decoder has zero gradient."""
-        modality, decoder = self.modalities[name], self.decoders[name]
+        """Return the sum and number of the errors of one modality; an unused decoder has zero gradient.
+
+        *fused* and *hidden* are those of *patches* ``(B, N)``, or of all.
+        """
+        modality, decoder = self.modalities[name], cast(PatchDecoder, self.decoders[name])
         if modality.image_key not in batch:
-            patch = torch.zeros(0, dtype=torch.int64, device=fused.device)
-            values = fused.new_zeros(0, len(modality.bands) * self.pixels[name] ** 2)
-            code = fused.new_zeros(0, DATE_FEATURES)
+            values = fused.new_zeros(0, 1, len(modality.bands) * self.pixels[name] ** 2, dtype=torch.float32)
+            tile, code = torch.zeros(0, dtype=torch.int64, device=fused.device), fused.new_zeros(0, DATE_FEATURES)
+            fused = fused[:, :1]
         else:
             image, dates, valid = (batch[key] for key in modality.keys)
             images = image if modality.temporal else image.unsqueeze(1)
             with torch.no_grad():
-                patch, place, values = _targets(images, valid, hidden, grid, self.pixels[name], self.standardised)
-                code = annual_code(dates, valid).flatten(0, 1)[place]
+                index, code = valid_indices(valid), annual_code(dates, valid).flatten(0, 1)
+                packed = images.flatten(0, 1)
+                packed = packed if index is None else packed[index]
+                values = _cells(packed, grid, self.pixels[name])
+                place = torch.arange(len(code), device=fused.device) if index is None else index
+                tile = place // valid.shape[1]
+                if patches is not None:
+                    values = values.gather(1, repeat(patches[tile], 's n -> s n v', v=values.shape[2]))
+                values = values.masked_fill(~hidden[tile].unsqueeze(-1), torch.nan)
+                values = _standardised(values, tile, len(valid)) if self.standardised else values.clamp(-LIMIT, LIMIT)
                 if self.training and modality.temporal and self.max_dates is not None:
-                    kept = _sample_dates(valid, self.max_dates).flatten()[place]
-                    patch, values, code = patch[kept], values[kept], code[kept]
+                    frames = _sample_dates(valid, self.max_dates)
+                    values = _scattered(values, index, len(code))[frames.flatten()]
+                    place, tile = frames.flatten(), torch.arange(len(valid), device=fused.device)
+                    tile = tile.repeat_interleave(frames.shape[1], output_size=frames.numel())
+                code = code[place]
         is_observed = values.isfinite()
-        rebuilt = decoder(fused.flatten(0, 1)[patch], code).to(values.dtype)
+        projected = decoder.token(fused).index_select(0, tile)  # once for all images of a tile
+        rebuilt = decoder.decode(projected, code.unsqueeze(1)).to(values.dtype)
         errors = (rebuilt - values.masked_fill(~is_observed, 0)).masked_fill(~is_observed, 0)
         if self.error == 'absolute':
             total = F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction='sum', beta=SMOOTH)
@@ -240,33 +279,24 @@ class PatchDecoder(nn.Module):
         self.date = nn.Linear(DATE_FEATURES, width) if temporal else None
         self.mlp = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, bands * pixels**2))
 
-    def forward(self, token: Float[Tensor, 's d'], code: Float[Tensor, 's f']) -> Float[Tensor, 's v']:
+    def forward(self, token: Float[Tensor, '... d'], code: Float[Tensor, '... f']) -> Float[Tensor, '... v']:
         """Return the pixels, in the order of bands, rows and columns.
 
         Args:
             token: Token of the patch.
-            code: See ``annual_code``.
+            code: See ``annual_code``; its shape must broadcast with that of *token*.
         """
-        x = self.token(token)
-        return self.mlp(x if self.date is None else x + self.date(code.to(self.date.weight.dtype)))
+        return self.decode(self.token(token), code)
+
+    def decode(self, projected: Float[Tensor, '... w'], code: Float[Tensor, '... f']) -> Float[Tensor, '... v']:
+        """Return the pixels from the projected token."""
+        return self.mlp(projected if self.date is None else projected + self.date(code.to(self.date.weight.dtype)))
 
 
-def _targets(
-    images: Tensor, valid: Tensor, hidden: Tensor, grid: tuple[int, int], pixels: int, standardised: bool
-) -> tuple[Int[Tensor, ' s'], Int[Tensor, ' s'], Float[Tensor, 's v']]:
-    """Return the target values of the S observed images of hidden patches.
-
-    Returns:
-        Index among the B N patches, index among the B T images, and values, NaN for nodata.
-    """
-    place = valid.flatten().nonzero().squeeze(1)
-    tile = place // valid.shape[1]
-    cells = _pool_observed(images.flatten(0, 1)[place].float(), (grid[0] * pixels, grid[1] * pixels))
-    values = rearrange(cells, 's c (r k) (q l) -> s (r q) (c k l)', k=pixels, l=pixels)
-    row, patch = (hidden[tile] & values.isfinite().any(-1)).nonzero().unbind(1)
-    where, values = tile[row] * hidden.shape[1] + patch, values[row, patch]
-    targets = _standardised(values, where, hidden.numel()) if standardised else values.clamp(-LIMIT, LIMIT)
-    return where, place[row], targets
+def _cells(images: Float[Tensor, 's c h w'], grid: tuple[int, int], pixels: int) -> Float[Tensor, 's n v']:
+    """Return the values of the patches of images, *pixels* along a side, NaN where nothing is observed."""
+    cells = _pool_observed(images.float(), (grid[0] * pixels, grid[1] * pixels))
+    return rearrange(cells, 's c (r k) (q l) -> s (r q) (c k l)', k=pixels, l=pixels)
 
 
 def _pool_observed(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> Float[Tensor, 's c i j']:
@@ -278,19 +308,31 @@ def _pool_observed(images: Float[Tensor, 's c h w'], size: tuple[int, int]) -> F
     return F.adaptive_avg_pool2d(images, size) / F.adaptive_avg_pool2d(is_observed.to(images.dtype), size)
 
 
-def _standardised(values: Float[Tensor, 's v'], group: Int[Tensor, ' s'], groups: int) -> Float[Tensor, 's v']:
+def _standardised(values: Float[Tensor, 's n v'], tile: Int[Tensor, ' s'], tiles: int) -> Float[Tensor, 's n v']:
+    """Standardise each patch of a tile over its images and values; NaN is not counted."""
     is_observed = values.isfinite()
 
+    def total(x: Tensor) -> Tensor:
+        return x.new_zeros(tiles, x.shape[1]).index_add(0, tile, x)
+
+    counts = total(is_observed.sum(2).to(values.dtype)).clamp(min=1)
+
     def mean(x: Tensor) -> Tensor:
-        sums = x.new_zeros(groups).index_add(0, group, x.masked_fill(~is_observed, 0).sum(1))
-        counts = x.new_zeros(groups).index_add(0, group, is_observed.sum(1).to(x.dtype))
-        return (sums / counts.clamp(min=1))[group].unsqueeze(1)
+        return (total(x.masked_fill(~is_observed, 0).sum(2)) / counts)[tile].unsqueeze(2)
 
     centred = values - mean(values)
     return centred / (mean(centred.square()) + 1e-6).sqrt()
 
 
-def _sample_dates(valid: Bool[Tensor, 'b t'], count: int) -> Bool[Tensor, 'b t']:
+def _scattered(values: Float[Tensor, 's n v'], index: Tensor | None, length: int) -> Float[Tensor, 'l n v']:
+    """Return the values of all images, NaN for those that are not valid."""
+    if index is None:
+        return values
+    return values.new_full((length, *values.shape[1:]), torch.nan).index_copy(0, index, values)
+
+
+def _sample_dates(valid: Bool[Tensor, 'b t'], count: int) -> Int[Tensor, 'b k']:
+    """Return the indices of random valid images among all B T; others follow if there are too few."""
     numbers = torch.rand(valid.shape, device=valid.device, dtype=torch.float32).masked_fill(~valid, 2)
-    order = numbers.argsort(dim=1).argsort(dim=1)
-    return valid & (order < count)
+    first = torch.arange(len(valid), device=valid.device).unsqueeze(1) * valid.shape[1]
+    return first + numbers.argsort(dim=1)[:, :count]

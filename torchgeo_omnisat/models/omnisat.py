@@ -21,7 +21,10 @@ from torchvision.models._api import WeightsEnum
 
 from ..modality import LOCATION, Modality, as_modalities, half_up
 from ..utils.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.devices import wide
 from ..utils.observed import all_observed, observed, observed_pixels
+from ..utils.pooling import average_pool
+from ..utils.selection import read_valid
 from .context import GeoContext
 from .encoders import Encoder, build_encoders
 from .encoders.location import LocationToken, build_location
@@ -94,7 +97,7 @@ class TokenHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, 'b n d']:
         """Average every map over each patch, and project."""
-        pooled = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in maps], dim=1)
+        pooled = torch.cat([average_pool(x, grid) for x in maps], dim=1)
         return self.proj(rearrange(pooled, 'b c h w -> b (h w) c'))
 
 
@@ -212,21 +215,24 @@ class OmniSat(nn.Module):
     def encode(self, batch: Mapping[str, Tensor]) -> dict[str, FeatureMaps]:
         """Return the feature maps of every modality in the batch; see :meth:`forward`."""
         self._validate(batch)
+        present = {name: modality for name, modality in self.modalities.items() if modality.image_key in batch}
+        of_images = {name: batch[m.valid_key][:, 0] for name, m in present.items() if not m.temporal}
+        read_valid([(batch[m.valid_key], of_images.get(name, batch[m.valid_key])) for name, m in present.items()])
         found = {}
-        for name, modality in self.modalities.items():
-            if modality.image_key not in batch:
-                continue
+        for name, modality in present.items():
             image, dates, valid = (batch[key] for key in modality.keys)
             pixels = observed_pixels(image)
             if not all_observed(image):
                 image = image.masked_fill(~observed(image), torch.nan)
             encoder: Any = self.encoders[name]
             if modality.temporal:
-                located = COORDINATES in batch and getattr(encoder, 'takes_coordinates', False)
-                maps = encoder(image, dates, valid, *([batch[COORDINATES]] if located else []))
+                located = []
+                if COORDINATES in batch and getattr(encoder, 'takes_coordinates', False):
+                    located = [batch[COORDINATES].to(wide(image.device)).to(image.device, non_blocking=True)]
+                maps = encoder(image, dates, valid, *located)
                 seen = (pixels & valid[..., None, None, None]).any(1)
             else:
-                maps = encoder(image, valid[:, 0])
+                maps = encoder(image, of_images[name])
                 seen = pixels & valid[..., None, None]
             gsds = tuple(modality.gsd * stride for stride in encoder.strides)
             found[name] = FeatureMaps(tuple(maps), gsds, seen)
@@ -265,9 +271,9 @@ class OmniSat(nn.Module):
         if rows * columns != some.shape[1]:
             raise ValueError(f'grid is {grid and tuple(grid)}, expected (rows, columns) of {some.shape[1]} tokens')
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in self.modalities], dim=2)
-        present = torch.tensor([name in tokens for name in self.modalities], device=some.device)
         seen = available if available.ndim == 3 else available.unsqueeze(1).expand(-1, some.shape[1], -1)
-        seen = seen & present
+        columns_seen = zip(self.modalities, seen.unbind(-1), strict=True)
+        seen = torch.stack([x if name in tokens else torch.zeros_like(x) for name, x in columns_seen], dim=-1)
         if self.location is not None:
             if location is None:
                 location = Location(torch.zeros_like(some[:, 0]), torch.zeros_like(seen[:, 0, 0]))

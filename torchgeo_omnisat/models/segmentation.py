@@ -17,6 +17,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from ..modality import finer_factor, half_up
+from ..utils.pooling import average_pool
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
 #: Adam changes a weight by about the learning rate per step, so a last layer of few channels
@@ -291,7 +292,7 @@ def resize(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Tensor, 
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
-        return F.adaptive_avg_pool2d(x, size)
+        return average_pool(x, size)
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 

@@ -36,6 +36,7 @@ from ..transforms import Denormalize, Normalize
 from ..transforms.base import probability
 from ..utils.atomic import atomic_file
 from ..utils.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.devices import readable
 from ..utils.figures import save_figure
 from ..utils.finite import Watch, refuse_output, refuse_weights
 from ..utils.observed import ImplausibleCounts
@@ -121,6 +122,8 @@ class OmniSatTask(BaseTask):
     weights: str | None
     statistics: str | None
     _warned_blind: bool
+    #: Samples without any modality on an accelerator, and all samples, that are not yet read.
+    _blind: tuple[Tensor, int] | None
     _units: dict[str | None, tuple[nn.Module, ...]]
     _inherited: Inherited
     _watch: Watch
@@ -217,7 +220,7 @@ class OmniSatTask(BaseTask):
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
         self.save_hyperparameters({name: self._plain(name, value) for name, value in given.items()})
         self.save_hyperparameters(_location_as_encoder(self.hparams['modalities'], self.hparams['backbone_args']))
-        self._warned_blind, self._units, self._inherited = False, {}, Inherited()
+        self._warned_blind, self._blind, self._units, self._inherited = False, None, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         self._check_statistics()
         self.model = self.build() if self.is_configured else None
@@ -376,6 +379,7 @@ class OmniSatTask(BaseTask):
         """Reject random weights, and stop training if gradients are not finite."""
         self.refuse_random()
         self._watch.check(self._scaled)
+        self._warn_blind()
 
     def on_test_start(self) -> None:
         """Reject random weights."""
@@ -561,17 +565,30 @@ class OmniSatTask(BaseTask):
         if self._warned_blind:
             return
         blind = ~available(batch, self.modalities).any(-1)
-        if blind.any():
+        count = blind.sum()
+        if self._blind is not None and self._blind[0].device == count.device:
+            count, total = count + self._blind[0], len(blind) + self._blind[1]
+        else:
+            total = len(blind)
+        self._blind = count, total
+        if readable(blind):
+            self._warn_blind()
+
+    def _warn_blind(self) -> None:
+        """Warn of the counted samples without any modality; an accelerator is asked after many steps."""
+        blind, self._blind = self._blind, None
+        if blind is not None and not self._warned_blind and (count := int(blind[0])):
             self._warned_blind = True
             warnings.warn(
-                f'{int(blind.sum())} of {len(blind)} samples of a batch have none of the modalities '
-                f'{list(self.modalities)}: their output does not depend on any image (this warning is issued once)',
-                stacklevel=2,
+                f'{count} of {blind[1]} samples have none of the modalities {list(self.modalities)}: their output does '
+                'not depend on any image (this warning is issued once)',
+                stacklevel=3,
             )
 
     def warn_extreme(self) -> None:
-        """Warn of implausible values, which count as not observed."""
+        """Warn of implausible values, which count as not observed, and of samples without any modality."""
         self._implausible.warn()
+        self._warn_blind()
 
     def show(self, tag: str, draw: Callable[[], Figure]) -> None:
         """Add a figure to the loggers that accept figures, or else write it as PNG. Call this on every rank.

@@ -97,12 +97,13 @@ class DenseTask(SupervisedTask):
 
     def _loss_of_experts(self, opinions: Mapping[str, Tensor], out: OmniSatOutput, batch: Sample) -> Tensor | float:
         """Return the mean loss of each expert alone, over the samples that have its modality."""
-        order, losses, target = list(self.modalities), [], self.target_of(batch)
-        for name, logits in opinions.items():
-            available = out.available[:, order.index(name)]
-            if available.any():
-                losses.append(self.criterion(logits[available], target[available]))
-        return torch.stack(losses).mean() if losses else 0.0
+        if not opinions:
+            return 0.0
+        order, target = list(self.modalities), self.target_of(batch)
+        flags = [out.available[:, order.index(name)] for name in opinions]
+        losses = torch.stack([self.criterion(x, target, own) for x, own in zip(opinions.values(), flags, strict=True)])
+        counted = torch.stack([own.any() for own in flags])
+        return (losses * counted).sum() / counted.sum().clamp(min=1)
 
     @property
     def flips(self) -> bool:

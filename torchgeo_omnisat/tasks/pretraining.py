@@ -25,6 +25,7 @@ from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
 from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
+from ..losses.reconstruction import number_hidden
 from ..modality import Modality, Which, as_modalities, half_up, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
 from ..models.embedding import DenseEmbedding, any_observed, pixels_of
@@ -33,6 +34,7 @@ from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
 from ..utils.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.devices import constant, readable, wide
 from ..utils.distributed import gather, gather_numbers, own_rows, shared_mean
 from ..utils.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
@@ -470,6 +472,7 @@ class OmniSatPretraining(OmniSatTask):
         hparams, terms, names = self.hparams, self.terms, list(self.modalities)
         count = len(available(batch, self.modalities))
         ratio = hparams['mask_ratio'] if self.model.fuses else 0.0
+        masked = number_hidden(grid, _limited(ratio, grid))
         # The only exchange of sizes in a step.
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
@@ -481,7 +484,7 @@ class OmniSatPretraining(OmniSatTask):
         )
         chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
         compare = stage != 'train' or bool({'tile', 'patch'} & set(terms)) or self.model.granularity is not None
-        how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all'
+        how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all', masked
         views = self.model.views(batch, draws, chances, *how)
         exclude = self._exclude(batch, counts) if any(row[1] for row in ranks) else None
         losses = {}
@@ -550,6 +553,8 @@ class OmniSatPretraining(OmniSatTask):
 
     def _log_statistics(self, views: Views, counts: Sequence[int], stage: str) -> None:
         """Log whether the dense embeddings of the tiles of all ranks collapse, or depend on their position."""
+        if stage == 'train' and not readable(views.pixels_observed) and not self._logs_now:
+            return  # singular values are slow on an accelerator
         flags = views.pixels_observed[..., :1].to(views.pixels.dtype)
         rows = torch.cat(gather(torch.cat([views.pixels[0].detach(), flags], -1), counts))
         pixels, seen = rows[..., :-1], rows[..., -1:] > 0.5
@@ -577,8 +582,10 @@ class OmniSatPretraining(OmniSatTask):
         if within is None:
             return None
         count = len(available(batch, self.modalities))
-        unknown = torch.full((count, 9), torch.nan, dtype=torch.float64, device=self.device)
-        return too_close(batch.get('bounds', unknown), within, counts)
+        bounds = batch.get('bounds')
+        if bounds is None:
+            bounds = torch.full((count, 9), torch.nan, dtype=wide(self.device), device=self.device)
+        return too_close(bounds, within, counts).to(self.device, non_blocking=True)
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         loss, views = self.compute(batch, stage, batch_idx)
@@ -610,9 +617,16 @@ class OmniSatPretraining(OmniSatTask):
         self.log(name, value.detach(), batch_size=count, sync_dist=stage != 'train', **kwargs)
 
     def _log_each(self, name: str, keys: Sequence[str], values: Tensor, counts: Tensor, stage: str) -> None:
+        if stage == 'train' and not readable(counts) and not self._logs_now:
+            return  # the counts are only read for steps that reach the loggers
         for key, value, count in zip(keys, values.detach(), counts.tolist(), strict=True):
             if count:
                 self._log(f'{name}/{key}', value, count, stage)
+
+    @property
+    def _logs_now(self) -> bool:
+        trainer: Any = self.trainer
+        return (self.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
 
     def _log_spread(self, name: str, embeddings: Tensor, available: Tensor, stage: str) -> None:
         values = spread(embeddings, available)
@@ -733,6 +747,7 @@ class Pretrainer(nn.Module):
         micro_batch_size: int | None = None,
         compare: bool = True,
         everything: bool = False,
+        masked: int | None = None,
     ) -> Views:
         """Encode every modality of a batch, and reconstruct masked patches, or *everything*.
 
@@ -741,6 +756,8 @@ class Pretrainer(nn.Module):
         tokens in the fusion takes a second pass of the encoders. The fusion drops modalities with the probability
         *chances*.
 
+        *masked* is the number of masked patches of a tile, if it is known.
+
         With *micro_batch_size*, activations are computed again in the backward pass, so that only those of so many
         tiles are in memory.
         """
@@ -748,8 +765,8 @@ class Pretrainer(nn.Module):
         images = {key: batch[key] for key in [*keys, COORDINATES, LOCATION_VALID] if key in batch}
         grid = self.grid(images)
         if micro_batch_size is None:
-            return self._views(images, draws, grid, chances, pixels, compare, everything)
-        parts, settings = [], (grid, chances, pixels, compare, everything)
+            return self._views(images, draws, grid, chances, pixels, compare, everything, masked)
+        parts, settings = [], (grid, chances, pixels, compare, everything, masked)
         for start in range(0, len(draws.hidden), micro_batch_size):
             rows = slice(start, start + micro_batch_size)
             part = {key: value[rows] for key, value in images.items()}
@@ -767,6 +784,7 @@ class Pretrainer(nn.Module):
         pixels: bool,
         compare: bool,
         everything: bool,
+        masked: int | None,
     ) -> Views:
         backbone, hidden = self.backbone, draws.hidden
         apart = pixels and self.fuses
@@ -779,13 +797,13 @@ class Pretrainer(nn.Module):
         fused = taught = some[:, :0]
         if self.fuses:
             visible = observed & ~hidden.unsqueeze(-1)
-            chance = torch.tensor(chances, dtype=torch.float32, device=some.device)
+            chance = constant(chances, some.device, torch.float32)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
             fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
         if self.reconstruction is not None:
-            wanted = torch.ones_like(hidden) if everything else hidden
+            wanted, count = (torch.ones_like(hidden), hidden.shape[1]) if everything else (hidden, masked)
             located = backbone.add_context(fused, backbone.coordinates(batch))
-            errors, counts = self.reconstruction.errors(located, batch, wanted, grid)
+            errors, counts = self.reconstruction.errors(located, batch, wanted, grid, count)
         maps, tokens, observed = whole
         stacked = torch.stack([tokens.get(name, torch.zeros_like(some)) for name in backbone.modalities])
         patches = project(stacked, self.patch_heads) if self.patch_heads else stacked
@@ -830,7 +848,7 @@ class Pretrainer(nn.Module):
             from_some = torch.zeros_like(hidden).scatter(1, chosen[:, ::2], True)
             mixed = torch.where(from_some.unsqueeze(1), maps_of_views[1], maps_of_views[0])
             scaled = mixed.mT * math.sqrt(self.dense.dim)  # components of about 1
-            errors, counts = self.pixel_reconstruction.errors(scaled, batch, hidden, size)
+            errors, counts = self.pixel_reconstruction.errors(scaled, batch, hidden, size, chosen.shape[1])
         return pixels, seen, errors, counts
 
     def _tiles(self, tokens: Tensor, observed: Tensor) -> Tensor:
@@ -877,12 +895,17 @@ def draw_views(
     own = own_rows(counts)
     random = generator(key)
     numbers = torch.rand(sum(counts), 2, modalities, generator=random, dtype=torch.float32)
-    hidden = draw_hidden(sum(counts), grid, min(ratio, 1 - 1 / (grid[0] * grid[1])), random)
+    hidden = draw_hidden(sum(counts), grid, _limited(ratio, grid), random)
     drawn = [hidden, numbers]
     if pixels:
         chosen = torch.randperm(math.prod(pixel_grid), generator=random)[:pixels].expand(sum(counts), -1)
         drawn += [torch.rand(numbers.shape, generator=random, dtype=torch.float32), chosen]
-    return Draws(*(value[own].to(device) for value in drawn))
+    return Draws(*(value[own].to(device, non_blocking=True) for value in drawn))
+
+
+def _limited(ratio: float, grid: tuple[int, int]) -> float:
+    """Return the fraction of the patches to mask, so that at least one is not."""
+    return min(ratio, 1 - 1 / (grid[0] * grid[1]))
 
 
 def generator(key: Sequence[int]) -> torch.Generator:

@@ -19,13 +19,12 @@ from ..models import OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import ValueWriter, seen_bits
 from ..utils.checks import check_choice
+from ..utils.devices import WIDE
 from ..utils.finite import refuse_output
 from .dense import DenseTask, flipped_back
 
 #: Losses by name.
 LOSSES: dict[str, Callable[..., Tensor]] = {'smooth_l1': F.smooth_l1_loss, 'mse': F.mse_loss, 'l1': F.l1_loss}
-#: Data type in which metrics add up errors.
-WIDE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class OmniSatRegression(DenseTask):
@@ -212,13 +211,18 @@ class RegressionLoss(nn.Module):
         check_choice(loss=(kind, LOSSES))
         self.loss, self.std, self.mean = LOSSES[kind], std, mean
 
-    def forward(self, values: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of standardised *values* ``(B, 1, H, W)`` for a target ``(B, H, W)``, NaN where unknown."""
+    def forward(self, values: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the loss of standardised *values* ``(B, 1, H, W)`` for a target ``(B, H, W)``, NaN where unknown.
+
+        With *counted*, ``(B,)``, of these samples only.
+        """
         if values[:, 0].shape != target.shape:
             raise ValueError(
                 f'mask has shape {tuple(target.shape)}, expected that of the prediction, {tuple(values[:, 0].shape)}'
             )
         known = target.isfinite()
+        if counted is not None:
+            known = known & counted[:, None, None]
         wanted = (target.masked_fill(~known, self.mean).float() - self.mean) / self.std
         each = self.loss(values[:, 0].float(), wanted, reduction='none')
         return (each * known).sum() / known.sum().clamp(min=1)

@@ -213,9 +213,11 @@ class OmniSatSegmentation(DenseTask):
         if not self.hparams['distill']:
             return 0.0
         mask, ignored = self.target_of(batch), self.hparams['ignore_index']
-        scored = [index for index in range(self.hparams['num_classes']) if index != self.ignored]
+        if self.ignored is not None:
+            before, after = slice(self.ignored), slice(self.ignored + 1, None)
+            student, teacher = (torch.cat([x[:, before], x[:, after]], 1) for x in (student, teacher))
         counted = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
-        return self.hparams['distill'] * divergence(student[:, scored], teacher[:, scored], counted)
+        return self.hparams['distill'] * divergence(student, teacher, counted)
 
     def infer_from(
         self, out: OmniSatOutput, opinions: Mapping[str, Tensor] | None = None
@@ -378,7 +380,8 @@ class OmniSatSegmentation(DenseTask):
         """Return the logits ``(B, K, H, W)`` with minus infinity for an ignored class."""
         if self.ignored is None:
             return logits
-        return logits.index_fill(1, torch.tensor([self.ignored], device=logits.device), -torch.inf)
+        is_ignored = torch.arange(logits.shape[1], device=logits.device) == self.ignored
+        return logits.masked_fill(is_ignored[:, None, None], -torch.inf)
 
     def classes(self, logits: Tensor) -> Tensor:
         """Return the class of every pixel ``(B, H, W)``, never an ignored one."""

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import ClassificationMixin
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import ClasswiseWrapper, Metric, MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from ..batch import FILLER
 from ..evaluation.classes import metric_title
@@ -27,6 +28,7 @@ from ..evaluation.subsets import SubsetRow, SubsetScores, without_torchmetrics_w
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import ModalityDropout
+from ..utils.devices import readable
 from ..utils.finite import refuse_output
 from .base import OmniSatTask
 from .results import Examples, print_above, report, take_verbose
@@ -235,10 +237,13 @@ class SupervisedTask(OmniSatTask):
                 metric.reset()
         batch = self.drop_location(self.renormalise(batch))
         logits, loss = self.learn(batch)
-        self.train_metrics.update(self.answer(logits), self.truth(batch))
+        update(self.train_metrics, self.answer(logits), self.truth(batch))
         labelled = self.labelled(batch).sum()
         self._loss_of('train').update(loss, labelled)
-        if labelled > 0:
+        if not readable(labelled):
+            logged = torch.where(labelled > 0, loss.detach(), torch.nan)  # whether there is a label is not read
+            self.log('train_loss', logged, batch_size=len(logits), prog_bar=True)
+        elif labelled > 0:
             self.log('train_loss', loss, batch_size=len(logits), prog_bar=True)
         self.warn_without_modalities(batch)
         return loss + self.zero_loss_over_all_parameters()
@@ -527,7 +532,7 @@ class SupervisedTask(OmniSatTask):
         loss = self.loss(logits, more, batch)
         self._loss_of(stage).update(loss, self.labelled(batch).sum())
         answer, truth = self.answer(logits), self.truth(batch)
-        getattr(self, f'{stage}_metrics').update(answer, truth)
+        update(getattr(self, f'{stage}_metrics'), answer, truth)
         if (confusion := getattr(self, 'confusion', None)) is not None:
             confusion.update(answer, truth)
         self.warn_without_modalities(batch)
@@ -563,6 +568,54 @@ class SupervisedTask(OmniSatTask):
         return found
 
 
+def update(metrics: MetricCollection, answer: Tensor, truth: Tensor) -> None:
+    """Update metrics with predictions and targets.
+
+    On an accelerator, metrics of classes are updated from one confusion matrix, because torchmetrics selects the
+    pixels that count, for which the host waits.
+    """
+    parts: list[Any] = [_inner(metric) for metric in metrics.values(copy_state=False)]
+    of_classes = MulticlassStatScores | MulticlassConfusionMatrix
+    if readable(answer) or not all(isinstance(part, of_classes) for part in parts):
+        metrics.update(answer, truth)
+        return
+    matrices: dict[tuple[int, int | None], Tensor] = {}
+    for metric, part in zip(metrics.values(copy_state=False), parts, strict=True):
+        key = part.num_classes, part.ignore_index
+        if key not in matrices:
+            matrices[key] = confusion_matrix(answer, truth, *key)
+        for counted in {id(metric): metric, id(part): part}.values():
+            counted._computed, counted._update_count = None, counted._update_count + 1
+        _add_counts(part, matrices[key])
+
+
+def confusion_matrix(answer: Tensor, truth: Tensor, classes: int, ignored: int | None) -> Tensor:
+    """Return the number of pixels of each true and predicted class, ``(K, K)``, without those that are ignored."""
+    pair = truth.flatten() * classes + answer.flatten()
+    if ignored is not None:
+        pair = pair.masked_fill(truth.flatten() == ignored, classes**2)
+    counts = torch.zeros(classes**2 + 1, dtype=torch.int64, device=pair.device)
+    return counts.scatter_add_(0, pair, torch.ones_like(pair))[:-1].view(classes, classes)
+
+
+def _add_counts(metric: Any, matrix: Tensor) -> None:
+    if isinstance(metric, MulticlassConfusionMatrix):
+        metric.confmat = metric.confmat + matrix
+        return
+    right = matrix.diagonal()
+    extra, missed = matrix.sum(0) - right, matrix.sum(1) - right
+    if metric.average == 'micro':
+        right, extra, missed = right.sum(), extra.sum(), missed.sum()
+        none = matrix.sum() * metric.num_classes - right - extra - missed
+    else:
+        none = matrix.sum() - right - extra - missed
+    metric._update_state(right, extra, none, missed)
+
+
+def _inner(metric: Any) -> Any:
+    return metric.metric if isinstance(metric, ClasswiseWrapper) else metric
+
+
 def _states(metric: Metric) -> list[tuple[str, Tensor]]:
     return [(key, value) for key, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
@@ -582,4 +635,8 @@ def _metrics_of(
     mixin.hparams.update(dict.fromkeys(('num_classes', 'num_labels', 'ignore_index')) | settings, task=task)
     mixin.hparams.update(labels=None if labels is None else list(labels))
     mixin.configure_metrics()
-    return dict(mixin.train_metrics.items(keep_base=True, copy_state=False))
+    metrics = dict(mixin.train_metrics.items(keep_base=True, copy_state=False))
+    if task == 'multiclass':
+        for metric in metrics.values():
+            _inner(metric).validate_args = False  # the loss has validated the labels
+    return metrics

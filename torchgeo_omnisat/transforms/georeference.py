@@ -10,6 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
+from ..utils.devices import constant
 
 
 def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple[float, float]:
@@ -52,7 +53,7 @@ def move(
         return {}
     old = _affine(batch, before)
     bounds = _checked(batch['bounds']) if 'bounds' in batch else _unknown(old)
-    steps = torch.cat([bounds[:, [2, 5]].to(old), old.new_ones(len(old), 1)], -1)
+    steps = torch.cat([bounds[:, 2:6:3].to(old), old.new_ones(len(old), 1)], -1)
     ground = old @ torch.diag_embed(1 / steps) @ matrix
     new = ground @ torch.diag_embed(steps)
     flat = new.flatten(1)
@@ -67,7 +68,7 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
         given = batch['transform'].double()
         if given.ndim != 2 or given.shape[-1] not in (6, 9):
             raise ValueError(f'transform has shape {tuple(given.shape)}, expected (B, 6) or (B, 9)')
-        last = torch.tensor([[0.0, 0.0, 1.0]], dtype=given.dtype, device=given.device).expand(len(given), 3)
+        last = constant([[0.0, 0.0, 1.0]], given.device, given.dtype).expand(len(given), 3)
         return torch.cat([given[:, :6], last], -1).view(-1, 3, 3)
     bounds = _checked(batch['bounds']).double()
     xmin, xmax, xres, ymin, ymax, yres = bounds[:, :6].unbind(-1)
@@ -78,7 +79,7 @@ def _affine(batch: Mapping[str, Tensor], size: tuple[float, float]) -> Tensor:
 
 def _unknown(affine: Tensor) -> Tensor:
     bounds = torch.full((len(affine), 9), torch.nan, dtype=affine.dtype, device=affine.device)
-    bounds[:, [2, 5]] = affine[:, :2, :2].norm(dim=1)
+    bounds[:, 2:6:3] = affine[:, :2, :2].norm(dim=1)
     return bounds
 
 
@@ -86,9 +87,10 @@ def _box(bounds: Tensor, ground: Tensor, size: tuple[float, float]) -> Tensor:
     """Return bounds with the bounding boxes of tiles; *ground* maps ground coordinates to map coordinates."""
     height, width = size
     corners = [[0.0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]
-    x, y = (torch.tensor(corners).to(ground) @ ground.transpose(1, 2))[..., :2].unbind(-1)
+    x, y = (constant(corners, ground.device, ground.dtype) @ ground.transpose(1, 2))[..., :2].unbind(-1)
     changed = bounds.clone()
-    changed[:, [0, 1, 3, 4]] = torch.stack([x.amin(-1), x.amax(-1), y.amin(-1), y.amax(-1)], -1).to(bounds.dtype)
+    changed[:, :2] = torch.stack([x.amin(-1), x.amax(-1)], -1).to(bounds.dtype)
+    changed[:, 3:5] = torch.stack([y.amin(-1), y.amax(-1)], -1).to(bounds.dtype)
     return changed
 
 

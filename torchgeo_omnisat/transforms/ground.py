@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
+from ..utils.devices import constant, readable, wide
 from ..utils.observed import finite
 from .base import Modalities, Params, Transform, interval, probability
 from .georeference import extent, move
@@ -52,8 +53,11 @@ class GroundTransform(Transform):
             changed['mask'] = mask(batch['mask'])
         if 'instances' in batch:
             changed['instances'] = (instances or mask)(batch['instances'])
-        georeference = move(batch, self.matrix(params, before), before, after or before)
-        return {**batch, **changed, **georeference}
+        located = next((batch[key] for key in ('bounds', 'transform') if key in batch), None)
+        if located is None:
+            return {**batch, **changed}
+        params = {key: value.to(located.device) for key, value in params.items()}
+        return {**batch, **changed, **move(batch, self.matrix(params, before), before, after or before)}
 
     def invalidate_empty(self, batch: Sample) -> Sample:
         """Return the batch with ``valid`` False for images without a finite pixel."""
@@ -93,9 +97,13 @@ class RandomDihedral(GroundTransform):
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Rotate and flip every tile."""
         element = params['element']
+        if not readable(element):
+            turn = partial(_turn_by_masks, element=element)
+            moved = self.moved(batch, params, turn, turn)
+            return {**moved, **({'bounds': batch['bounds']} if 'bounds' in batch else {})}
         rows = {int(k): (element == k).nonzero()[:, 0] for k in element.unique().tolist()}
 
-        def turn(image: Tensor) -> Tensor:
+        def turn_groups(image: Tensor) -> Tensor:
             if len(rows) == 1:
                 return _turn(image, next(iter(rows)))
             turned = torch.empty_like(image)
@@ -103,7 +111,7 @@ class RandomDihedral(GroundTransform):
                 turned[members] = _turn(image[members], k)
             return turned
 
-        moved = self.moved(batch, params, turn, turn)
+        moved = self.moved(batch, params, turn_groups, turn_groups)
         return {**moved, **({'bounds': batch['bounds']} if 'bounds' in batch else {})}
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
@@ -111,7 +119,8 @@ class RandomDihedral(GroundTransform):
         turn, mirror = torch.tensor([[0.0, -1], [1, 0]]), torch.diag(torch.tensor([-1.0, 1]))
         group = [turn.matrix_power(k % 4) @ (mirror if k >= 4 else torch.eye(2)) for k in range(8)]
         element = params['element']
-        return _about_middle(torch.stack(group).to(element.device, torch.float64)[element], before)
+        linear = constant(torch.stack(group).tolist(), element.device, wide(element.device))
+        return _about_middle(linear[element], before)
 
     @staticmethod
     def inverse(params: Params) -> Params:
@@ -151,7 +160,7 @@ class RandomGroundCrop(GroundTransform):
         if min(room) < 1:
             raise ValueError(f'size is {self.size:g} m, expected no more than the tile, {height:g} x {width:g} m')
         numbers = self.random(batch, 2)
-        return {'corner': (numbers * torch.tensor(room, device=numbers.device)).long()}
+        return {'corner': (numbers * constant(room, numbers.device)).long()}
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Crop every tile."""
@@ -174,12 +183,13 @@ class RandomGroundCrop(GroundTransform):
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
         """Return the translation to the corner."""
         corner = params['corner']
-        matrix = torch.eye(3, dtype=torch.float64, device=corner.device).repeat(len(corner), 1, 1)
-        matrix[:, :2, 2] = corner.flip(-1).double() * self.patch_size
+        dtype = wide(corner.device)
+        matrix = torch.eye(3, dtype=dtype, device=corner.device).repeat(len(corner), 1, 1)
+        matrix[:, :2, 2] = corner.flip(-1).to(dtype) * self.patch_size
         return matrix
 
     def _window(self, window: Tensor, corner: Tensor, size: tuple[float, float]) -> Tensor:
-        pixels = window[:, 2:].double() / torch.tensor(size, device=window.device)
+        pixels = window[:, 2:].to(wide(window.device)) / constant(size, window.device, wide(window.device))
         lengths = corner * self.patch_size * pixels, self.size * pixels
         start, side = ((length + 0.5 + 1e-6).floor() for length in lengths)  # halves are rounded up, as in half_up
         return torch.cat([window[:, :2] + start.to(window.dtype), side.to(window.dtype)], -1)
@@ -242,7 +252,8 @@ class RandomGroundAffine(GroundTransform):
             )
         height, width = extent(batch, self.modalities.values())
         unit = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64)
-        metres, inverse = (side.to(params['scale'].device) for side in (unit, torch.linalg.inv(unit)))
+        device = params['scale'].device
+        metres, inverse = (constant(side.tolist(), device, wide(device)) for side in (unit, torch.linalg.inv(unit)))
         theta = (inverse @ self.matrix(params, (height, width)) @ metres)[:, :2].float()
         applied = params['applied']
 
@@ -261,11 +272,12 @@ class RandomGroundAffine(GroundTransform):
 
     def matrix(self, params: Params, before: tuple[float, float]) -> Tensor:
         """Return the inverse of scaling, rotation and translation, in this order, about the centre."""
-        angle = params['degrees'].double().deg2rad()
+        dtype = wide(params['degrees'].device)
+        angle = params['degrees'].to(dtype).deg2rad()
         cosine, sine = angle.cos(), angle.sin()
-        turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2) / params['scale'].double()[:, None, None]
+        turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2) / params['scale'].to(dtype)[:, None, None]
         matrix = _about_middle(turn, before)
-        matrix[:, :2, 2] -= (turn @ params['shift'].double()[..., None])[..., 0]
+        matrix[:, :2, 2] -= (turn @ params['shift'].to(dtype)[..., None])[..., 0]
         unit = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
         return torch.where(params['applied'][:, None, None], matrix, unit)
 
@@ -276,9 +288,20 @@ def _turn(image: Tensor, element: int) -> Tensor:
     return turned.flip(-1) if element >= 4 else turned
 
 
+def _turn_by_masks(image: Tensor, element: Tensor) -> Tensor:
+    """Return each image after :func:`_turn` by its *element* ``(B,)``, which is not read."""
+    square, shape = image.shape[-2] == image.shape[-1], (-1, *[1] * (image.ndim - 1))
+    turns, flipped = element % 4, element >= 4
+    # A rotation by 90 degrees is a transposition and a vertical flip, one by 180 degrees is both flips.
+    if square:
+        image = torch.where((turns % 2 == 1).view(shape), image.mT, image)
+    image = torch.where(((turns == 1) | (turns == 2)).view(shape), image.flip(-2), image)
+    return torch.where(((turns >= 2) != flipped).view(shape), image.flip(-1), image)
+
+
 def _about_middle(linear: Tensor, size: tuple[float, float]) -> Tensor:
     """Return linear maps ``(B, 2, 2)`` about the centre of a tile as matrices ``(B, 3, 3)`` in ground coordinates."""
-    middle = torch.tensor([size[1] / 2, size[0] / 2], dtype=linear.dtype, device=linear.device)
+    middle = constant([size[1] / 2, size[0] / 2], linear.device, linear.dtype)
     matrix = torch.eye(3, dtype=linear.dtype, device=linear.device).repeat(len(linear), 1, 1)
     matrix[:, :2, :2] = linear
     matrix[:, :2, 2] = middle - linear @ middle

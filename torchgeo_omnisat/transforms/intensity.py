@@ -163,7 +163,7 @@ class RandomSpeckle(Transform):
             lead = image.shape[:2] if m.temporal else image.shape[:1]
             count = len(_polarisation_names(self._noisy(m)))
             shape = (1 if self.same_on_batch else lead[0], *lead[1:], count, *image.shape[-2:])
-            looks = torch.tensor(self.looks, device=image.device)
+            looks = torch.full((), self.looks, device=image.device)
             noise = 10 * Gamma(looks, looks, validate_args=False).sample(shape).log10()
             noise = noise.expand(len(image), *shape[1:])
             if self.p < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
+from ..utils.devices import constant
 from .base import Modalities, Params, Transform, keep_some, probabilities
 
 
@@ -47,7 +48,7 @@ class ModalityDropout(Transform):
         if not present:
             return {}
         there = torch.stack([batch[m.valid_key].any(-1) for m in present], dim=-1)
-        chance = torch.tensor([self.p[m.name] for m in present], dtype=torch.float32, device=there.device)
+        chance = constant([self.p[m.name] for m in present], there.device, torch.float32)
         random, priority = self.random(batch, 2, len(present)).unbind(1)
         return {'kept': keep_some(there, chance, random, priority)}
 

@@ -86,9 +86,9 @@ class Normalize(nn.Module):
         if self.measured:
             mean, std = _measure(image, batch[modality.valid_key], modality.temporal)
         else:
-            mean, std = (
-                self.get_buffer(f'{kind}_{modality.name}').to(image.device)[:, None, None] for kind in ('mean', 'std')
-            )
+            if self.get_buffer(f'mean_{modality.name}').device != image.device:
+                self.to(image.device)  # once, instead of in each step
+            mean, std = (self.get_buffer(f'{kind}_{modality.name}')[:, None, None] for kind in ('mean', 'std'))
         std = std.masked_fill(is_constant(mean, std), self.constant)
         return mean, std
 

@@ -11,6 +11,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_least
+from ..utils.devices import wide
 from .base import Chance, Modalities, Params, Transform, keep_some, probability, probability_ranges
 
 
@@ -134,15 +135,16 @@ class RandomDateShift(Transform):
 
 def _evenly(dates: Tensor, valid: Tensor, count: int) -> Tensor:
     """Return indices ``(B, count)`` of different frames, valid ones first, nearest to evenly spaced days."""
-    days = dates.double()
+    dtype = wide(dates.device)
+    days = dates.to(dtype)
     far = days.abs().max() + 1e6
     first = days.masked_fill(~valid, far).amin(-1)
     last = days.masked_fill(~valid, -far).amax(-1)
-    steps = (
-        torch.linspace(0, 1, count, dtype=torch.float64, device=dates.device) if count > 1 else days.new_full((1,), 0.5)
-    )
+    steps = torch.linspace(0, 1, count, dtype=dtype, device=dates.device) if count > 1 else days.new_full((1,), 0.5)
     targets = first[:, None] + (last - first)[:, None] * steps
-    taken = torch.where(valid, 0, 1e9).double()  # finite for invalid dates, so that each frame is selected at most once
+    taken = torch.where(valid, 0, 1e9).to(
+        dtype
+    )  # finite for invalid dates, so that each frame is selected at most once
     chosen = []
     for target in targets.unbind(-1):
         nearest = ((days - target[:, None]).abs().clamp(max=1e8) + taken).argmin(-1, keepdim=True)

@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .devices import readable
+
 #: Number of consecutive steps without a finite gradient that a float16 scaler may skip to find its scale.
 SKIPPED = 25
+#: Number of steps after which an accelerator is asked whether their gradients were finite.
+EVERY = 50
 
 
 class PendingStep(NamedTuple):
@@ -25,37 +29,57 @@ class PendingStep(NamedTuple):
 class Watch:
     """Check of the gradient norms of a training, which are equal on all ranks, so that all of them stop.
 
-    The norm of a step is read during the next step, so that no step waits for the device.
+    On the CPU, the norm of a step is read during the next step. An accelerator keeps the first step that fails, and
+    is read after :data:`EVERY` steps, because each reading waits for the device.
     """
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None
         self.pending: PendingStep | None = None
-        self.skipped = 0
+        self.steps = 0
+        #: Consecutive steps without a finite gradient, and number, loss, norm and rate of the first that fails or -1.
+        self.skipped: Tensor | None = None
+        self.failed: Tensor | None = None
 
     def begin(self, number: int, norm: Tensor, rate: float, scaled: bool) -> None:
         """Check the previous step, and store the next one; a scaler may skip steps without a finite gradient."""
-        self.check(scaled)
-        self.pending = PendingStep(
-            number, norm.detach() if self.loss is None else self.loss, norm.detach(), float(rate)
-        )
+        self._settle(scaled)
+        self.steps += 1
+        norm = norm.detach()
+        norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of a sharded model
+        if readable(norm) or self.steps % EVERY == 0:
+            self._raise()
+        self.pending = PendingStep(number, norm if self.loss is None else self.loss, norm, float(rate))
 
     def check(self, scaled: bool = False) -> None:
-        """Check the stored step; raise ValueError if its gradient is not finite and no scaler skips it."""
+        """Check all steps; raise ValueError if a gradient is not finite and no scaler skips the step."""
+        self._settle(scaled)
+        self._raise()
+
+    def _settle(self, scaled: bool) -> None:
+        """Count the stored step."""
         step, self.pending = self.pending, None
         if step is None:
             return
-        if step.norm.isfinite().item():
-            self.skipped = 0
+        if self.skipped is None or self.failed is None:
+            self.skipped = torch.zeros_like(step.norm, dtype=torch.int32)
+            self.failed = torch.full((4,), -1.0, device=step.norm.device)
+        self.skipped = torch.where(step.norm.isfinite(), 0, self.skipped + 1)
+        known = torch.full((), float(step.number)), step.loss, step.norm, torch.full((), step.rate)
+        values = torch.stack([x.reshape(()).to(self.failed, non_blocking=True) for x in known])
+        fails = (self.skipped >= (SKIPPED if scaled else 1)) & (self.failed[0] < 0)
+        self.failed = torch.where(fails, values, self.failed)
+
+    def _raise(self) -> None:
+        if self.failed is None:
             return
-        self.skipped += 1
-        if scaled and self.skipped < SKIPPED:
-            return
-        raise ValueError(
-            f'training is no longer finite at step {step.number}: the loss is {step.loss.item():g} and the norm of its '
-            f'gradient {step.norm.item():g}, with a learning rate of {step.rate:g}. The last checkpoint is '
-            'older; expected a lower lr, a longer warmup, or data without extreme values'
-        )
+        number, loss, norm, rate = self.failed.tolist()
+        if number >= 0:
+            raise ValueError(
+                f'training is no longer finite at step {number:.0f}: the loss is {loss:g} and the norm of its '
+                f'gradient {norm:g}, with a learning rate of {rate:g}. The last checkpoint is older; expected a lower '
+                'lr, a longer warmup, or data without extreme values'
+            )
 
 
 def first_not_finite(tensors: Mapping[str, Any]) -> str | None:

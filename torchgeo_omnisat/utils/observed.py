@@ -12,6 +12,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .devices import readable
+
 #: Maximum absolute value of a normalised pixel, in standard deviations; digital numbers are also below it.
 MAX_NORMALISED = 1e6
 #: Maximum absolute value of a pixel in raw units.
@@ -26,17 +28,17 @@ def observed(image: Tensor) -> Tensor:
 
 
 def all_observed(image: Tensor) -> bool:
-    """Return whether all values are observed; without a temporary tensor, unlike :func:`observed`.
+    """Return whether all values are known to be observed; without a temporary tensor, unlike :func:`observed`.
 
-    It is always False in a compiled graph, which has no branches that depend on values.
+    It is always False on an accelerator and in a compiled graph, where no branch depends on values.
 
     Args:
         image: Normalised image of any shape.
     """
-    if torch.compiler.is_compiling():
-        return False
     if not image.is_floating_point() or not image.numel():
-        return True
+        return not torch.compiler.is_compiling()
+    if not readable(image):
+        return False
     low, high = image.detach().aminmax()  # NaN if any value is NaN
     return bool((low >= -_maximum(image)) & (high <= _maximum(image)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...utils.devices import readable
 from ...utils.observed import all_observed, observed
 
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
@@ -51,11 +52,15 @@ class BandConv2d(nn.Conv2d):
         if all_observed(x):
             return super().forward(x)
         missing = ~observed(x)
-        out = super().forward(x.masked_fill(missing, 0))
+        known = x.masked_fill(missing, 0)
         if self.missing is None:
-            return out
+            return super().forward(known)
         partial = missing & ~missing.all(1, keepdim=True)
-        return out if _none(partial) else out + self._conv_forward(partial.to(x.dtype), self.missing, None)
+        if readable(x) or self.groups > 1:
+            out = super().forward(known)
+            return out if _none(partial) else out + self._conv_forward(partial.to(x.dtype), self.missing, None)
+        both = torch.cat([known, partial.to(x.dtype)], 1)  # one convolution instead of two and a sum
+        return self._conv_forward(both, torch.cat([self.weight, self.missing], 1), self.bias)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if self.missing is not None:
@@ -97,5 +102,5 @@ def add_missing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
 
 
 def _none(flags: Tensor) -> bool:
-    """Return whether no flag is set; always False in a compiled graph, which computes both cases."""
-    return not torch.compiler.is_compiling() and not bool(flags.any())
+    """Return whether no flag is set; always False unless :func:`.readable`, to compute both cases."""
+    return readable(flags) and not bool(flags.any())

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from ...utils.observed import all_observed, observed
+from ...utils.selection import valid_indices
 from .bands import BandConv2d
-from .packing import gather_valid, scatter_valid, valid_indices
+from .packing import gather_valid, scatter_valid
 
 
 class SingleImageEncoder(nn.Module, ABC):

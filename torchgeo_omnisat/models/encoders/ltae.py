@@ -11,9 +11,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...utils.devices import readable
 from ...utils.observed import all_observed, observed
+from ...utils.selection import valid_indices
 from .bands import BandLinear
-from .packing import BLOCK, gather_valid, scatter_valid, valid_indices
+from .packing import BLOCK, gather_valid, scatter_valid
 from .registry import register_encoder
 from .temporal import TemporalAttention
 from .utae import DownBlock
@@ -60,9 +62,12 @@ class LTAEEncoder(nn.Module):
         Returns:
             Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
         """
+        index, shown = valid_indices(valid), valid
         if not all_observed(image):
-            valid = valid & observed(image).flatten(2).any(2)
-        maps = [torch.cat([self._collapse(part, dates, valid) for part in image.split(self._rows(image), -2)], -2)]
+            shown = valid & observed(image).flatten(2).any(2)
+            index = valid_indices(shown) if readable(shown) else index
+        parts = image.split(self._rows(image), -2)
+        maps = [torch.cat([self._collapse(part, dates, shown, index) for part in parts], -2)]
         for block in self.down_blocks:
             maps.append(block(maps[-1]))
         return maps
@@ -74,8 +79,7 @@ class LTAEEncoder(nn.Module):
         b, t, _, _, w = image.shape
         return max(1, BLOCK // max(1, b * t * w * self.channels[0]))
 
-    def _collapse(self, image: Tensor, dates: Tensor, valid: Tensor) -> Float[Tensor, 'b c h w']:
-        index = valid_indices(valid)
+    def _collapse(self, image: Tensor, dates: Tensor, valid: Tensor, index: Tensor | None) -> Float[Tensor, 'b c h w']:
         packed = rearrange(gather_valid(image.flatten(0, 1), index), 's c h w -> s (h w) c')
         first, activation, last = self.pixel
         series = scatter_valid(activation(first(packed)), index, valid.numel()).unflatten(0, valid.shape)

@@ -5,22 +5,12 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 #: Maximum number of features that a processor computes at once. Larger tensors leave its cache, and glibc returns
 #: their pages to the system after each operation, which took half of the time.
 BLOCK = 2**20
-
-
-def valid_indices(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
-    """Return the indices of the valid images of a flattened batch; ``None`` for all, without a copy.
-
-    A compiled graph has fixed shapes: it computes all images, and invalid ones are masked.
-    """
-    if torch.compiler.is_compiling() or bool(valid.all()):
-        return None
-    return valid.flatten().nonzero().squeeze(1)
 
 
 def gather_valid(x: Tensor, index: Int[Tensor, ' s'] | None) -> Tensor:

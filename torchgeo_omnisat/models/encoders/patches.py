@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...utils.observed import observed
-from .packing import gather_valid, scatter_valid, valid_indices
+from ...utils.selection import valid_indices
+from .packing import gather_valid, scatter_valid
 from .published import (
     IMAGE_ARGUMENTS,
     IMAGE_FIXED,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...utils.dates import annual_code
+from ...utils.devices import readable
 
 #: 2018-09-01 in days since 1970-01-01, the reference date of the published models.
 PUBLISHED_REFERENCE = 17775
@@ -90,7 +91,7 @@ class SeriesGroupNorm(nn.GroupNorm):
         grouped = rearrange(x.to(wide), 'b t p (g c) -> b t p g c', g=self.num_groups)
         weight = rearrange(seen, 'b t p -> b t p 1 1').to(wide)
         count = (weight.sum(1, keepdim=True) * grouped.shape[-1]).clamp(min=1)
-        weighted = torch.compiler.is_compiling() or not bool(seen.all())
+        weighted = not readable(seen) or not bool(seen.all())
 
         def average(values: Tensor) -> Tensor:
             values = values * weight if weighted else values
@@ -236,7 +237,7 @@ class TemporalAttention(nn.Module):
 
 def _date_weights(scores: Float[Tensor, 'b t p g'], hidden: Bool[Tensor, 'b t p 1']) -> Float[Tensor, 'b t p g']:
     """Return the softmax over the dates that are not hidden, zero where all are."""
-    if not torch.compiler.is_compiling() and not bool(hidden.any()):
+    if readable(hidden) and not bool(hidden.any()):
         return scores.softmax(dim=1)
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=1).masked_fill(hidden, 0)
 

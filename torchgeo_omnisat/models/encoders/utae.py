@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...utils.devices import readable
 from ...utils.observed import observed_pixels
+from ...utils.selection import valid_indices
 from .bands import BandConv2d
-from .packing import add_up, gather_valid, images_per_block, scatter_valid, valid_indices
+from .packing import add_up, gather_valid, images_per_block, scatter_valid
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
@@ -224,7 +226,7 @@ def _collapse_blocks(
     """Return the output of :func:`collapse` for a level whose S images are split into blocks."""
     count = len(blocks[0])
     sample = None if len(blocks) == 1 and index is None else _samples(index, shape, weights.device)
-    masked = torch.compiler.is_compiling() or not bool(seen.all())
+    masked = not readable(seen) or not bool(seen.all())
     parts = zip(
         blocks,
         weights.split(count),

@@ -6,13 +6,14 @@
 import math
 from typing import Any
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ....utils.observed import observed_pixels
+from ....utils.pooling import average_pool
+from ....utils.selection import valid_indices
 from ..ltae import LTAEEncoder
-from ..packing import gather_valid, valid_indices
+from ..packing import gather_valid
 from ..temporal import TemporalAttention
 from ..utae import attend, collapse
 
@@ -80,6 +81,6 @@ class PerDate(nn.Module):
                 continue
             shared = gather_valid(weights.flatten(0, 1), index)
             if x.shape[-1] < shared.shape[-1] or x.shape[-2] < shared.shape[-2]:
-                shared = F.adaptive_avg_pool2d(shared, x.shape[-2:])
+                shared = average_pool(shared, (x.shape[-2], x.shape[-1]))
             maps.append(collapse(x, shared, seen, index, valid.shape))
         return maps

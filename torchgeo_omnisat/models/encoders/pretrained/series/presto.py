@@ -16,6 +16,7 @@ from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
 from .....modality import Modality
+from .....utils.devices import wide
 from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, monthly_composites
@@ -181,7 +182,7 @@ class PrestoEncoder(PixelEncoder):
         known = known[seen]
         x = x[seen].masked_fill(~known[..., _GROUPS], 0)
         if self.latlon is not None or place is None:
-            place = x.new_tensor(self.latlon or (torch.nan, torch.nan), dtype=torch.float64).expand(len(seen), 2)
+            place = x.new_tensor(self.latlon or (torch.nan, torch.nan), dtype=wide(x.device)).expand(len(seen), 2)
         else:
             place = place[seen]
         parts = [x, known, month[seen].unsqueeze(1), place.to(x).nan_to_num(torch.inf)]
