@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torchgeo.main import main
 
@@ -229,3 +230,24 @@ def test_statistics_are_not_rounded() -> None:
     image = torch.full((1, 1, 2, 2), 1000.0).bfloat16()
     out = normalize({'image_spot': image, 'valid_spot': torch.ones(1, 1, dtype=torch.bool)})['image_spot']
     assert torch.equal(out, torch.full((1, 1, 2, 2), -0.006).bfloat16())
+
+
+@pytest.mark.parametrize('kind', [OmniSatSegmentation, OmniSatPretraining])
+def test_float16_with_a_gradient_scaler(kind: Any, root: Path, tmp_path: Path) -> None:
+    """Lightning gives the CPU bfloat16 for 16-mixed, so its plugin is passed. The losses are those in single."""
+    losses = {}
+    for precision in ('32-true', '16-mixed'):
+        seed_everything(0, verbose=False)
+        data, steps = make_datamodule(root.with_name(f'{root.name}-small'), size=16), []
+        task = kind('omnisat_tiny', backbone_args=NARROW, lr=1e-4)
+        plugins = [MixedPrecision('16-mixed', 'cpu', torch.amp.GradScaler('cpu', init_scale=2.0**10))]
+        settings = {'plugins': plugins} if precision == '16-mixed' else {}
+        watch(task, 'training_step', steps)
+        trainer = make_trainer(tmp_path, max_steps=3, limit_val_batches=1, **settings)
+        trainer.fit(task, data)
+        assert trainer.precision_plugin.precision == precision
+        assert {p.dtype for p in task.parameters()} == {torch.float32}
+        assert {batch['bounds'].dtype for _, batch in steps} == {torch.float64}
+        losses[precision] = trainer.callback_metrics['val_loss'].item()
+    assert losses['16-mixed'] == pytest.approx(losses['32-true'], rel=0.01)
+    assert losses['16-mixed'] != losses['32-true']
