@@ -205,8 +205,9 @@ class OmniSat(nn.Module):
             return None
         coordinates = _known_coordinates(batch)
         known = coordinates.isfinite().all(1)
-        flags = known.unsqueeze(1)
-        return Location(self.location(coordinates.where(flags, 0.0)) * flags, known)
+        token = self.location(coordinates.where(known.unsqueeze(1), 0.0))
+        known = known.to(token.device, non_blocking=True)  # coordinates stay on the CPU if a device has no float64
+        return Location(token * known.unsqueeze(1), known)
 
     def coordinates(self, batch: Mapping[str, Tensor]) -> Float[Tensor, 'b 2'] | None:
         """Return longitude and latitude for the geo-context, NaN if unknown; None if model or batch has none."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchgeo.models import SatCLIP_Weights, satclip
 
 from ...modality import LOCATION
+from ...utils.devices import constant, wide
 from .pretrained.freezing import FreezableEncoder
 from .pretrained.series.weights import build_pretrained, load_strictly, read_weights
 from .registry import Encoder, as_specification
@@ -61,14 +62,14 @@ class ScaledLocation(nn.Module):
     def forward(self, coordinates: Float[Tensor, 'b 2']) -> Float[Tensor, 'b d']:
         """Encode longitude and latitude in degrees."""
         weight = self.mlp.fc1.weight
-        with torch.autocast(coordinates.device.type, enabled=False):
-            embedded: Tensor = self.mlp(self.features(coordinates).to(weight.dtype))
+        with torch.autocast(weight.device.type, enabled=False):
+            embedded: Tensor = self.mlp(self.features(coordinates).to(weight, non_blocking=True))
         return embedded
 
     def features(self, coordinates: Float[Tensor, 'b 2']) -> Float[Tensor, 'b f']:
         """Return the inputs of the MLP in double precision, because 1 km is a small angle."""
         vector = unit_vectors(coordinates)
-        lengths = vector.new_tensor(self.wavelengths)
+        lengths = constant(self.wavelengths, vector.device, vector.dtype)
         phase = (2 * math.pi * EARTH_RADIUS * vector.unsqueeze(-1) / lengths).flatten(1)
         amplitude = (lengths / lengths[0]).sqrt().repeat(3)
         return torch.cat([vector, amplitude * phase.sin(), amplitude * phase.cos()], dim=1)
@@ -116,9 +117,10 @@ class SatCLIPLocation(FreezableEncoder):
 
     def forward(self, coordinates: Float[Tensor, 'b 2']) -> Float[Tensor, 'b d']:
         """Encode longitude and latitude in degrees."""
-        with torch.autocast(coordinates.device.type, enabled=False):
-            harmonics = self.harmonics[0](coordinates.double())
-            embedded: Tensor = self.net(harmonics.to(self.net.last_layer.weight.dtype))
+        weight = self.net.last_layer.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            harmonics = self.harmonics[0](coordinates.to(wide(coordinates.device)))
+            embedded: Tensor = self.net(harmonics.to(weight, non_blocking=True))
         return embedded
 
 
@@ -185,6 +187,6 @@ def build_location(encoder: Encoder | None) -> nn.Module:
 
 def unit_vectors(coordinates: Float[Tensor, '... 2']) -> Float[Tensor, '... 3']:
     """Return the unit vectors of longitudes and latitudes in degrees, in double precision."""
-    longitude, latitude = torch.deg2rad(coordinates.double()).unbind(-1)
+    longitude, latitude = torch.deg2rad(coordinates.to(wide(coordinates.device))).unbind(-1)
     flat = latitude.cos()
     return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], dim=-1)
