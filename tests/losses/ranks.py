@@ -32,7 +32,16 @@ CASES: dict[str, tuple[tuple[int, int], list[tuple[int, int, int]]]] = {
     'unequal': ((2, 4), [(1, 1, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1), (1, 1, 0), (1, 1, 1)]),
     'one each': ((1, 1), [(1, 1, 1), (1, 1, 1)]),
 }
-KINDS = ('tiles', 'tiles apart', 'patches', 'patches apart', 'places', 'places apart', 'reconstruction')
+KINDS = (
+    'tiles',
+    'tiles apart',
+    'tiles apart by pair',
+    'patches',
+    'patches apart',
+    'places',
+    'places apart',
+    'reconstruction',
+)
 MODALITIES = [Modality('s2', ('B02', 'B03'), 10.0, True), Modality('spot', ('R',), 5.0, False)]
 GRID, FEATURES, WIDTH = (2, 2), 5, 6
 
@@ -68,6 +77,8 @@ class Model(nn.Module):
             return self.loss(fused, {k: v for k, v in batch.items() if k != 'hidden'}, hidden, GRID)
         tokens = torch.where(there, tokens, torch.nan)
         exclude = too_close(bounds) if 'apart' in self.kind else None
+        if 'by pair' in self.kind:
+            exclude = torch.stack([too_close(bounds), too_close(bounds, 3.0), torch.zeros_like(too_close(bounds))])
         return self.loss(tokens.mean(2) if 'tiles' in self.kind else tokens, available, exclude)
 
 

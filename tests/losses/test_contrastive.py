@@ -2,14 +2,15 @@
 # Licensed under the MIT License.
 
 import math
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pyproj import Geod
 from torch import Tensor
 
-from torchgeo_omnisat.losses import CrossModalInfoNCE, too_close
+from torchgeo_omnisat.losses import CrossModalInfoNCE, too_close, too_close_places
 
 
 def make(modalities: int = 3, tiles: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,40 @@ def test_loss_matches_naive_loop(modalities: int, seed: int, apart: bool) -> Non
     actual = gradients(given, x, loss.log_temperature)
     torch.testing.assert_close(actual, gradients(expected, x, loss.log_temperature), rtol=1e-5, atol=1e-6)
     assert not actual[0][~available.T].any()
+
+
+@pytest.mark.parametrize('modalities', [2, 3, 4])
+def test_exclusion_of_each_pair_matches_naive_loop(modalities: int) -> None:
+    x, available = make(modalities, seed=modalities)
+    pairs = list(combinations(range(modalities), 2))
+    exclude = torch.rand(len(pairs), 7, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+    loss = CrossModalInfoNCE(0.2)
+    given, terms = loss(x, available, exclude), []
+    for (a, b), flags in zip(pairs, exclude, strict=True):
+        both = (available[:, a] & available[:, b]).sum()
+        if both:
+            terms.append((naive(x[[a, b]], available[:, [a, b]], torch.tensor(0.2), flags), both))
+    expected = sum(value * count for value, count in terms) / sum(count for _, count in terms)
+    torch.testing.assert_close(given, expected)
+    same = loss(x, available, exclude[:1].expand(len(pairs), -1, -1))
+    torch.testing.assert_close(same, loss(x, available, exclude[0]))
+    if modalities > 2:
+        assert abs(same - given) > 1e-4
+
+
+def test_places_closer_than_a_distance_in_any_crs() -> None:
+    places = torch.tensor(
+        [[179.9, 0], [-179.9, 0], [0, 89.9], [90, 89.9], [torch.nan, 0], [0.0, 0]], dtype=torch.float64
+    )
+    geod, number = Geod(ellps='WGS84'), len(places)
+    for within in (15e3, 25e3, 12e6):
+        close = too_close_places(places, within)
+        for i, j in permutations(range(number), 2):
+            distance = geod.inv(*places[i].tolist(), *places[j].tolist())[2]
+            assert bool(close[i, j]) == (distance < within), (i, j, distance)
+        assert not close.diagonal().any()
+    with pytest.raises(ValueError, match='within is -1'):
+        too_close_places(places, -1.0)
 
 
 def test_two_modalities_are_as_open_clip() -> None:

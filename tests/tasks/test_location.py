@@ -3,13 +3,15 @@
 
 """The location as a modality of tasks: dropout, checkpoints, scores without it."""
 
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from torchgeo_omnisat import Modality
+from torchgeo_omnisat.modality import LOCATION
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.backbone import export_hub, load_backbone, load_hub
 
@@ -102,6 +104,121 @@ def test_fit_and_test_with_the_score_without_location(root: Path, tmp_path: Path
     assert withheld != scores['test_AverageJaccardIndex']
 
 
-def test_pretraining_has_it_too() -> None:
-    task = OmniSatPretraining('omnisat_tiny', MODALITIES, 40.0, **{'backbone_args': LOCATED['backbone_args']})
-    assert task.model.backbone.location is not None
+class TestPretraining:
+    """Contrast with the location, and its dropout in the fusion."""
+
+    KNOWN: ClassVar[dict[str, Any]] = {
+        **{key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')},
+        'backbone_args': {'encoders': {'location': 'scaled', 's2': 'ltae', 's1a': 'ltae'}},
+    }
+
+    def make(self, **kwargs: Any) -> OmniSatPretraining:
+        torch.manual_seed(0)
+        return OmniSatPretraining(**self.KNOWN | kwargs)
+
+    def batch(self, *places: tuple[float, float]) -> dict[str, torch.Tensor]:
+        batch = make_batch(len(places))
+        bounds = torch.full((len(places), 9), torch.nan, dtype=torch.float64)
+        return batch | {'coordinates': torch.tensor(places, dtype=torch.float64), 'bounds': bounds}
+
+    def logged(
+        self, task: OmniSatPretraining, batch: dict[str, torch.Tensor], stage: str = 'train'
+    ) -> dict[str, float]:
+        found: dict[str, float] = {}
+        task.log = lambda name, value, **_: found.update({name: float(value)})  # type: ignore[method-assign, misc]
+        task.compute(batch, stage, 0, 0)
+        return found
+
+    def test_location_is_compared_with_every_modality(self) -> None:
+        batch = self.batch((0, 40), (0, 50), (10, 45), (torch.nan, 45))
+        found = self.logged(self.make(), batch)
+        pairs = {name.split('/')[1] for name in found if name.startswith('train_tile_loss/')}
+        assert pairs == {'s1a+s2', 's2+spot', 's1a+spot', 'location+s2', 'location+s1a', 'location+spot'}
+        assert 'train_tile_spread/location' in found
+        images = self.make(backbone_args=None)
+        assert not any('location' in name for name in self.logged(images, batch))
+
+    def test_gradient_of_the_contrast_reaches_encoder_and_images_without_fusion(self) -> None:
+        task = self.make(reconstruction_weight=0.0, patch_weight=0.0, location_dropout=1.0)
+        loss, views = task.compute(self.batch((0, 40), (0, 50), (10, 45)), 'val', 0)
+        assert views.located.all()
+        loss.backward()
+        backbone = task.model.backbone
+        for module in (backbone.location.encoder, backbone.encoders['s2'], task.model.location_head):
+            assert max(p.grad.abs().max() for p in module.parameters() if p.grad is not None) > 0
+
+    def test_withheld_location_is_compared_but_not_fused(self) -> None:
+        places = (0, 40), (0, 50), (10, 45)
+        batch = self.batch(*places)
+        losses = {}
+        for chance in (0.0, 1.0):
+            losses[chance] = self.logged(self.make(location_dropout=chance), batch)
+        without = {key: value for key, value in batch.items() if key != 'coordinates'}
+        with pytest.warns(UserWarning, match='coordinates'):
+            losses['never'] = self.logged(self.make(), without)
+        assert losses[0.0]['train_tile_loss'] == losses[1.0]['train_tile_loss']
+        name = 'train_reconstruction_loss'
+        assert losses[1.0][name] == pytest.approx(losses['never'][name], abs=1e-6)
+        assert abs(losses[0.0][name] - losses[1.0][name]) > 1e-6
+        assert 'train_tile_loss/location+s2' not in losses['never']
+
+    def test_distances_of_pairs(self) -> None:
+        batch = self.batch((0, 45), (0, 45.5), (0, 50))  # 56 km and 556 km apart
+        task = self.make()
+        found = task._exclude_by_pair(batch, None, [3])
+        located = [LOCATION in pair for pair in combinations(task.tile_names, 2)]
+        assert found is not None
+        assert found.shape == (6, 3, 3)
+        assert [bool(flags[0, 1]) for flags in found] == located
+        assert not found[:, 0, 2].any()
+        near = self.make(exclude_within={'location': 50_000, 'location+s2': 600_000})
+        found = near._exclude_by_pair(batch, None, [3])
+        assert found is not None
+        pairs = list(combinations(near.tile_names, 2))
+        assert [bool(flags[0, 1]) for flags in found] == [pair == ('s2', 'location') for pair in pairs]
+        assert found[pairs.index(('s2', 'location')), 0, 2]
+        assert self.make(exclude_within=None)._exclude_by_pair(batch, None, [3]) is None
+        assert near._distance('s2', 's1a') == 0
+
+    def test_exclusion_by_bounds_of_image_pairs(self) -> None:
+        task = self.make(exclude_within={'s2': 500.0, 's1a+s2': 2000.0})
+        batch = self.batch((0, 45), (0, 45.5), (0, 50))
+        left = torch.tensor([0.0, 1000.0, 5000.0], dtype=torch.float64)
+        batch['bounds'] = torch.stack([left, left + 160, *[left * 0] * 2, left * 0 + 160, *[left * 0] * 4], 1)
+        found = task._exclude_by_pair(batch, None, [3])
+        assert found is not None
+        close = {pair: bool(found[row, 0, 1]) for row, pair in enumerate(combinations(task.tile_names, 2))}
+        assert close['s2', 's1a']
+        assert not close['s2', 'spot']
+        assert not close['s1a', 'spot']
+        whole = task._exclude(batch, [3])
+        assert whole is not None
+        assert whole[0, 1]  # patches: the largest distance of the images
+        assert not whole[0, 2]
+
+    def test_one_sensor_and_the_location(self) -> None:
+        task = self.make(modalities={'s2': MODALITIES['s2']}, patch_weight=0.0, backbone_args=LOCATED['backbone_args'])
+        batch = self.batch((0, 40), (0, 50), (10, 45))
+        batch = {key: value for key, value in batch.items() if not key.endswith(('_s1a', '_spot'))}
+        assert 'train_tile_loss/location+s2' in self.logged(task, batch)
+        with pytest.raises(ValueError, match='two modalities'):
+            self.make(modalities={'s2': MODALITIES['s2']}, patch_weight=0.0, backbone_args=None)
+
+    @pytest.mark.parametrize('wrong', [{'s3': 1.0}, {'s2': -1.0}, {'s2+s1a': 1.0}])
+    def test_bad_distances(self, wrong: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match='exclude_within has'):
+            self.make(exclude_within=wrong)
+
+    def test_micro_batches_are_one_batch(self) -> None:
+        batch = self.batch((0, 40), (0, 50), (10, 45))
+        whole, parts = (self.logged(self.make(micro_batch_size=size), batch) for size in (None, 2))
+        assert whole == pytest.approx(parts, abs=1e-4)
+
+    def test_fit_and_load(self, root: Path, tmp_path: Path) -> None:
+        task = OmniSatPretraining('omnisat_tiny', backbone_args=self.KNOWN['backbone_args'])
+        trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=1)
+        trainer.fit(task, make_datamodule(root))
+        trainer.save_checkpoint(tmp_path / 'last.ckpt')
+        fine = OmniSatSegmentation(**LOCATED | {'modalities': task.modalities}, weights=str(tmp_path / 'last.ckpt'))
+        for name, value in task.model.backbone.location.state_dict().items():
+            assert torch.equal(value, fine.model.backbone.location.state_dict()[name])

@@ -3,7 +3,14 @@
 
 """Losses."""
 
-from .contrastive import CrossModalInfoNCE, PatchContrast, PatchContrastiveLoss, TileContrast, too_close
+from .contrastive import (
+    CrossModalInfoNCE,
+    PatchContrast,
+    PatchContrastiveLoss,
+    TileContrast,
+    too_close,
+    too_close_places,
+)
 from .fields import FieldLoss, FieldTargets, field_targets
 from .granularity import GRAINS, GrainDistillation, GrainHead, pool_tile
 from .objects import Objects, PatchClusters, mean_of_sources, pool_objects
@@ -32,4 +39,5 @@ __all__ = [
     'pool_objects',
     'pool_tile',
     'too_close',
+    'too_close_places',
 ]

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..utils import distributed as processes
+from ..utils.coordinates import EARTH_RADIUS, unit_vectors
 from ..utils.devices import require, wide
 
 
@@ -93,7 +94,7 @@ class CrossModalInfoNCE(nn.Module):
         self,
         embeddings: Float[Tensor, 'm b d'],
         available: Bool[Tensor, 'b m'],
-        exclude: Bool[Tensor, 'b g'] | None = None,
+        exclude: Bool[Tensor, 'b g'] | Bool[Tensor, 'p b g'] | None = None,
     ) -> Float[Tensor, '']:
         """Return the scalar loss; see :meth:`contrast`."""
         return self.contrast(embeddings, available, exclude).loss
@@ -102,7 +103,7 @@ class CrossModalInfoNCE(nn.Module):
         self,
         embeddings: Float[Tensor, 'm b d'],
         available: Bool[Tensor, 'b m'],
-        exclude: Bool[Tensor, 'b g'] | None = None,
+        exclude: Bool[Tensor, 'b g'] | Bool[Tensor, 'p b g'] | None = None,
         counts: Sequence[int] | None = None,
     ) -> TileContrast:
         """Return the loss and the retrieval metrics of each pair of modalities.
@@ -111,7 +112,8 @@ class CrossModalInfoNCE(nn.Module):
             embeddings: Embedding of each modality and tile.
             available: Flags of the modalities of each tile; embeddings of other modalities are ignored.
             exclude: Flags of the G tiles of all ranks, in the order of ranks, that are not negatives of a
-                tile, see :func:`too_close`. The positive of a tile is never excluded.
+                tile, see :func:`too_close`, for all pairs of modalities or for each of the P pairs, in the order
+                of ``itertools.combinations``. The positive of a tile is never excluded.
             counts: Number of tiles of each rank, the same list on all ranks. By default, the ranks
                 exchange them in a second collective.
 
@@ -129,17 +131,18 @@ class CrossModalInfoNCE(nn.Module):
         self, embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
     ) -> TileContrast:
         """Compute :meth:`contrast` in single precision or better."""
-        counts, excluding = _validate(embeddings, available, exclude, counts)
+        counts, kinds = _validate(embeddings, available, exclude, counts)
         modalities, _, width = embeddings.shape
         tiles, device = sum(counts), embeddings.device
         x = rearrange(embeddings, 'm b d -> b (m d)').to(torch.promote_types(embeddings.dtype, torch.float32))
         x = x.masked_fill(~available.repeat_interleave(width, 1), 0)
         columns = [x, available.to(x.dtype)]
-        if excluding:
+        if kinds:
             excluded = available.new_zeros(len(x), tiles) if exclude is None else exclude
-            columns.append(excluded.to(x.dtype))
+            excluded = excluded.expand(kinds, -1, -1) if excluded.ndim == 2 else excluded
+            columns.append(rearrange(excluded, 'k b g -> b (k g)').to(x.dtype))
         x, seen, *all_excluded = processes.gather_with_gradient(torch.cat(columns, 1), counts).split(
-            [modalities * width, modalities, *([tiles] if excluding else [])], 1
+            [modalities * width, modalities, *([kinds * tiles] if kinds else [])], 1
         )
         x, seen = x.unflatten(1, (modalities, width)), seen.detach() > 0.5
         _check_finite(x.detach())
@@ -152,7 +155,8 @@ class CrossModalInfoNCE(nn.Module):
         itself = torch.eye(tiles, dtype=torch.bool, device=device)
         candidates = both.unsqueeze(1)
         for flags in all_excluded:
-            candidates = candidates & (flags.detach() < 0.5)
+            apart = rearrange(flags.detach() < 0.5, 'b (k g) -> k b g', k=kinds)
+            candidates = candidates & (apart if kinds == 1 else torch.cat([apart, apart]))
         logits = torch.einsum('bpd,gpd->pbg', x[:, anchor], x[:, other]) / self.temperature
         logits = logits.masked_fill(~(candidates | itself), -math.inf)
         positive = logits.diagonal(dim1=1, dim2=2)
@@ -201,13 +205,42 @@ def too_close(
     return (overlap | near) & (own.unsqueeze(1) != torch.arange(len(low), device=own.device))
 
 
+def too_close_places(
+    coordinates: Float[Tensor, 'b 2'], within: float, counts: Sequence[int] | None = None
+) -> Bool[Tensor, 'b g']:
+    """Return which tiles of all ranks are closer than a distance on the ground, whatever their CRS.
+
+    Args:
+        coordinates: Longitude and latitude of B tiles in degrees. A tile with NaN is not close to any other.
+        within: Minimum distance along a great circle in metres.
+        counts: Number of tiles of each rank, if known.
+
+    Returns:
+        Flags ``(B, G)`` as those of :func:`too_close`.
+
+    Raises:
+        ValueError: If *within* is negative.
+    """
+    if not within >= 0:
+        raise ValueError(f'within is {within}, expected a distance in metres, at least 0')
+    parts = processes.gather(unit_vectors(coordinates), counts)
+    vectors = torch.cat(parts)
+    own = torch.arange(len(vectors), device=vectors.device)[processes.own_rows([len(part) for part in parts])]
+    chord = (vectors[own].unsqueeze(1) - vectors).norm(dim=-1)
+    near = 2 * 1000 * EARTH_RADIUS * (chord / 2).clamp(max=1).asin() < within
+    return near & (own.unsqueeze(1) != torch.arange(len(vectors), device=own.device))
+
+
 def _validate(
     embeddings: Tensor, available: Tensor, exclude: Tensor | None, counts: Sequence[int] | None
-) -> tuple[Sequence[int], bool]:
-    """Validate the shapes of all ranks; return the number of tiles of each, and whether any rank has *exclude*."""
+) -> tuple[Sequence[int], int]:
+    """Validate the shapes of all ranks; return the number of tiles of each, and in how many ways tiles are excluded.
+
+    It is 0 if no rank has *exclude*, 1 if it is the same for all pairs of modalities, else the number of pairs.
+    """
     modalities, count, width = embeddings.shape
     matches = tuple(available.shape) == (count, modalities)
-    excluded = (count, -1) if exclude is None else tuple(exclude.shape)
+    excluded = (0, count, -1) if exclude is None else (1, 1, *exclude.shape)[-3:]
     own = (modalities, count, width, int(matches), *excluded)
     shapes = [list(own)] if counts is not None else processes.gather_numbers(*own, device=embeddings.device)
     counts = [row[1] for row in shapes] if counts is None else counts
@@ -218,11 +251,13 @@ def _validate(
         raise ValueError(f'(modalities, width) is {[(r[0], r[2]) for r in shapes]}, expected the same on all ranks')
     if not all(row[3] for row in shapes):
         raise ValueError(f'shape of available is {tuple(available.shape)}, expected (B, M) for embeddings (M, B, D)')
-    if any(row[4] != row[1] or row[5] not in (-1, tiles) for row in shapes):
-        raise ValueError(f'shape of exclude is {[tuple(r[4:]) for r in shapes]} by rank, expected (B, {tiles})')
+    pairs = modalities * (modalities - 1) // 2
+    if any(row[4] not in (0, 1, pairs) or row[5] != row[1] or row[6] not in (-1, tiles) for row in shapes):
+        shown = [tuple(r[4:] if r[4] > 1 else r[5:]) for r in shapes]
+        raise ValueError(f'shape of exclude is {shown} by rank, expected (B, {tiles}) or ({pairs}, B, {tiles})')
     if tiles < 2:
         raise ValueError(f'embeddings of all ranks have {tiles} tile, expected at least two')
-    return counts, any(row[5] != -1 for row in shapes)
+    return counts, max(row[4] for row in shapes)
 
 
 def _check_finite(x: Float[Tensor, 'g m d']) -> None:

@@ -24,9 +24,17 @@ from torchgeo.datasets.utils import Sample
 from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
-from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, draw_hidden, too_close
+from ..losses import (
+    GRAINS,
+    CrossModalInfoNCE,
+    MaskedReconstruction,
+    PatchContrastiveLoss,
+    draw_hidden,
+    too_close,
+    too_close_places,
+)
 from ..losses.reconstruction import number_hidden
-from ..modality import Modality, Which, as_modalities, half_up, subset_name
+from ..modality import LOCATION, Modality, Which, as_modalities, half_up, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
 from ..models.embedding import DenseEmbedding, any_observed, pixels_of
 from ..prediction import EmbeddingWriter, GeoTIFFWriter
@@ -45,6 +53,10 @@ from .teacher import Teacher
 STAGES = {'train': 0, 'val': 1, 'test': 2}
 #: Maximum side in pixels of what is reconstructed from the embedding of one pixel.
 LARGEST_SIDE = 4
+#: Default distance in metres below which tiles are not negatives of each other in pairs with the location.
+LOCATION_DISTANCE = 100_000.0
+#: Last part of the key of the draws that withhold the location.
+WITHHOLDING = 1
 #: Probability that the second view of dense embeddings lacks a modality.
 VIEW_DROPOUT = 0.5
 
@@ -83,7 +95,8 @@ class Views(NamedTuple):
     """Output of :class:`Pretrainer` for B tiles.
 
     Attributes:
-        tiles: Embedding of each tile by modality, ``(M, B, P)``; P is 0 without heads.
+        tiles: Embedding of each tile by modality, ``(M, B, P)``, and that of its location last, if it is compared;
+            P is 0 without heads.
         patches: Embeddings of the patches, ``(M, B, N, D)``.
         observed: Patches that each modality observed, ``(B, N, M)``.
         errors: Sum of the squared errors of each reconstructed modality, ``(M,)``; zero without that term.
@@ -97,6 +110,7 @@ class Views(NamedTuple):
         fused: Fused tokens of the patches that are not masked and of some modalities, without geo-context,
             ``(B, N, D)``; N is 0 if no term needs them.
         taught: Fused tokens of the teacher, ``(B, N, D)``; N is 0 without it.
+        located: Tiles whose location is compared, ``(B,)`` bool.
     """
 
     tiles: Tensor
@@ -111,6 +125,7 @@ class Views(NamedTuple):
     tokens: Tensor
     fused: Tensor
     taught: Tensor
+    located: Tensor
 
 
 class OmniSatPretraining(OmniSatTask):
@@ -120,7 +135,9 @@ class OmniSatPretraining(OmniSatTask):
     :class:`.PatchContrastiveLoss` of tokens, and :class:`.MaskedReconstruction` of ground
     patches. Masked patches are hidden in all modalities and reconstructed from the fused tokens
     of the others. The contrastive losses compare tiles without masking. The fusion drops
-    modalities at random, but they are still reconstructed. Labels are not used.
+    modalities at random, but they are still reconstructed. Labels are not used. If the backbone has the location as a
+    modality, it takes part in the contrast of tiles (after Klemmer et al., "SatCLIP", arXiv 2311.17179, and Astruc et
+    al., "UniGeoCLIP", arXiv 2604.11668), and *location_dropout* withholds it from the fusion.
 
     With *embedding_dim*, a head also decodes a unit vector for each pixel of *embedding_gsd* metres
     (:class:`.DenseEmbedding`), which ``torchgeo predict`` writes as a map. It is trained on *embedding_pixels*
@@ -166,7 +183,10 @@ class OmniSatPretraining(OmniSatTask):
         patch_negatives: See :class:`.PatchContrastiveLoss`; ``'everywhere'`` is as published.
         project_patches: Whether to compare projected patches; the published loss compares tokens.
         exclude_within: Distance in metres between centres of tiles below which they are not negatives of
-            each other; overlapping tiles never are. None ignores ``bounds``.
+            each other; overlapping tiles never are. None ignores ``bounds`` and ``coordinates``. A number is that of
+            all pairs of modalities with images; pairs with the location have 100 km, because the location of
+            neighbours is almost the same. A dictionary has distances by pair, such as ``location+s2``, or by modality
+            for all of its other pairs; the contrast of patches uses the largest one of pairs with images.
         mask_ratio: Fraction of the ground patches to mask.
         hide: ``'pixels'`` masks the input of the encoders, ``'tokens'`` only the input of the fusion.
             Pixels require a second pass of the encoders if there is also a contrastive loss.
@@ -233,7 +253,7 @@ class OmniSatPretraining(OmniSatTask):
         projection_dim: int = 128,
         patch_negatives: Literal['everywhere', 'place'] = 'place',
         project_patches: bool = True,
-        exclude_within: float | None = 0.0,
+        exclude_within: float | dict[str, float] | None = 0.0,
         mask_ratio: float = 0.3,
         hide: Literal['pixels', 'tokens'] = 'tokens',
         rebuild: Literal['hidden', 'all'] = 'all',
@@ -317,6 +337,13 @@ class OmniSatPretraining(OmniSatTask):
                 'granularity'
             )
         return model
+
+    @property
+    def tile_names(self) -> list[str]:
+        """Modalities that the contrast of tiles compares; the location is the last."""
+        arguments = self.hparams['backbone_args'] or {}
+        located = (arguments.get('encoders') or {}).get(LOCATION) is not None
+        return [*self.modalities, *([LOCATION] if located else [])]
 
     def _dense_parts(self, backbone: OmniSat) -> tuple[DenseEmbedding | None, MaskedReconstruction | None]:
         """Return the head of dense embeddings, and the decoders that reconstruct pixels from them."""
@@ -477,6 +504,8 @@ class OmniSatPretraining(OmniSatTask):
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
         counts = [row[0] for row in ranks]
+        if stage == 'train' and self.has_location(batch):
+            batch = self._withhold_location(batch, counts, key)
         dense = {'pixel_reconstruction', 'pixel_contrast', 'consistency'} & set(terms)
         pixels = self.model.pixel_grid(batch), hparams['embedding_pixels'] if dense else 0
         draws = draw_views(
@@ -491,7 +520,7 @@ class OmniSatPretraining(OmniSatTask):
         # The count of all ranks, because Lightning's mean over ranks needs equal batch sizes.
         counted = count if stage == 'train' else sum(row[0] for row in ranks if not row[2])
         if 'tile' in terms and (stage == 'train' or counted > 1):
-            losses['tile'] = self._contrast_tiles(views, exclude, counts, stage)
+            losses['tile'] = self._contrast_tiles(views, self._exclude_by_pair(batch, exclude, counts), counts, stage)
         if 'patch' in terms:
             patches = self.patch_contrast.compare(views.patches, views.observed, exclude, counts)
             losses['patch'] = patches.loss
@@ -568,24 +597,62 @@ class OmniSatPretraining(OmniSatTask):
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
         assert self.tile_contrast is not None
-        found = self.tile_contrast.contrast(views.tiles, views.observed.any(1), exclude, counts)
-        names = list(self.modalities)
+        seen = views.observed.any(1)
+        if self.model.location_head is not None:
+            seen = torch.cat([seen, views.located.unsqueeze(1)], 1)
+        found = self.tile_contrast.contrast(views.tiles, seen, exclude, counts)
+        names = self.tile_names
         pairs = [subset_name((names[i], names[j])) for i, j in found.pairs]
         for kind, values in {'loss': found.losses, 'top1': found.top1, 'top5': found.top5}.items():
             self._log_each(f'{stage}_tile_{kind}', pairs, values, found.counts, stage)
         self._log(f'{stage}_temperature', self.tile_contrast.temperature.detach()[0], 1, stage)
-        self._log_spread(f'{stage}_tile_spread', found.embeddings, found.available, stage)
+        self._log_spread(f'{stage}_tile_spread', found.embeddings, found.available, stage, names)
         return found.loss
 
     def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
         within = self.hparams['exclude_within']
         if within is None:
             return None
+        if isinstance(within, Mapping):
+            within = max((self._distance(*pair) for pair in combinations(self.modalities, 2)), default=0.0)
+        return too_close(self._position(batch, 'bounds', 9), within, counts).to(self.device, non_blocking=True)
+
+    def _exclude_by_pair(self, batch: Sample, exclude: Tensor | None, counts: Sequence[int]) -> Tensor | None:
+        """Return which tiles are not negatives of a tile, ``(P, B, G)`` if it depends on the pair of modalities."""
+        within, pairs = self.hparams['exclude_within'], list(combinations(self.tile_names, 2))
+        if within is None or (self.model.location_head is None and not isinstance(within, Mapping)):
+            return exclude
+        bounds, places = self._position(batch, 'bounds', 9), self._position(batch, COORDINATES, 2)
+        found = {}
+        for pair in pairs:
+            key = LOCATION in pair, self._distance(*pair)
+            if key not in found:
+                found[key] = too_close(bounds, 0.0 if key[0] else key[1], counts).to(self.device, non_blocking=True)
+                if key[0]:
+                    found[key] = found[key] | too_close_places(places, key[1], counts).to(self.device)
+        return torch.stack([found[LOCATION in pair, self._distance(*pair)] for pair in pairs])
+
+    def _distance(self, *pair: str) -> float:
+        """Return *exclude_within* of a pair of modalities in metres."""
+        within = self.hparams['exclude_within']
+        default = LOCATION_DISTANCE if LOCATION in pair else 0.0
+        if not isinstance(within, Mapping):
+            return default if LOCATION in pair else float(within)
+        if (name := subset_name(pair)) in within:
+            return float(within[name])
+        return max((float(within[name]) for name in pair if name in within), default=default)
+
+    def _position(self, batch: Sample, key: str, width: int) -> Tensor:
         count = len(available(batch, self.modalities))
-        bounds = batch.get('bounds')
-        if bounds is None:
-            bounds = torch.full((count, 9), torch.nan, dtype=wide(self.device), device=self.device)
-        return too_close(bounds, within, counts).to(self.device, non_blocking=True)
+        unknown = torch.full((count, width), torch.nan, dtype=wide(self.device), device=self.device)
+        return batch.get(key, unknown)
+
+    def _withhold_location(self, batch: Sample, counts: Sequence[int], key: Sequence[int]) -> Sample:
+        """Return the batch with the location of some tiles withheld from the fusion, the same for any world size."""
+        random = generator((self.hparams['seed'], *key, WITHHOLDING))
+        kept = torch.rand(sum(counts), 1, generator=random, dtype=torch.float32) >= self.hparams['location_dropout']
+        kept = kept[own_rows(counts)].to(self.device)
+        return {**batch, LOCATION_VALID: kept & batch.get(LOCATION_VALID, torch.ones_like(kept))}
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         loss, views = self.compute(batch, stage, batch_idx)
@@ -628,9 +695,11 @@ class OmniSatPretraining(OmniSatTask):
         trainer: Any = self.trainer
         return (self.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
 
-    def _log_spread(self, name: str, embeddings: Tensor, available: Tensor, stage: str) -> None:
+    def _log_spread(
+        self, name: str, embeddings: Tensor, available: Tensor, stage: str, names: Sequence[str] | None = None
+    ) -> None:
         values = spread(embeddings, available)
-        self._log_each(name, list(self.modalities), values, values.isfinite(), stage)
+        self._log_each(name, names or list(self.modalities), values, values.isfinite(), stage)
 
     def _check_arguments(self) -> None:
         hparams = self.hparams
@@ -638,7 +707,8 @@ class OmniSatPretraining(OmniSatTask):
         weights = {name: hparams[f'{name}_weight'] for name in names}
         if min(weights.values()) < 0 or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
-        if len(self.modalities) < 2 and (weights['tile'] or weights['patch']):
+        too_few = len(self.tile_names) < 2 and weights['tile'], len(self.modalities) < 2 and weights['patch']
+        if any(too_few):
             raise ValueError(
                 f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
                 'modalities, or tile_weight=0 and patch_weight=0'
@@ -659,9 +729,20 @@ class OmniSatPretraining(OmniSatTask):
             0,
             **{name: hparams[name] for name in ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')},
         )
+        self._check_distances()
         for name in ('ema', 'teacher_decay'):
             if hparams[name] is not None and not 0 <= hparams[name] < 1:
                 raise ValueError(f'{name} is {hparams[name]}, expected a decay from 0 to below 1')
+
+    def _check_distances(self) -> None:
+        within = self.hparams['exclude_within']
+        if not isinstance(within, Mapping):
+            return
+        pairs = [subset_name(pair) for pair in combinations(self.tile_names, 2)]
+        if unknown := [name for name in within if name not in [*pairs, *self.tile_names]]:
+            raise ValueError(f'exclude_within has {unknown}, expected some of {[*self.tile_names, *pairs]}')
+        if wrong := {name: value for name, value in within.items() if not 0 <= float(value) < math.inf}:
+            raise ValueError(f'exclude_within has {wrong}, expected distances in metres, at least 0')
 
 
 class omnisat_pretraining(OmniSatPretraining):
@@ -697,6 +778,9 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.tile_heads, self.patch_heads = self._heads(tile_dim), self._heads(patch_dim)
+        width = backbone.embed_dim
+        with_location = tile_dim is not None and backbone.location is not None
+        self.location_head = Mlp(width, width, tile_dim) if with_location else None
         self.reconstruction = reconstruction
         self.dense, self.pixel_reconstruction = dense, pixel_reconstruction
         #: Objects and teacher; set by the task.
@@ -772,7 +856,7 @@ class Pretrainer(nn.Module):
             part = {key: value[rows] for key, value in images.items()}
             parts.append(checkpoint(self._views, part, draws.part(rows), *settings, use_reentrant=False))
         columns = [list(column) for column in zip(*parts, strict=True)]
-        joins = (1, 1, 0, None, None, 1, 0, None, None, 1, 0, 0)  # dimension of the batch, None for sums over it
+        joins = (1, 1, 0, None, None, 1, 0, None, None, 1, 0, 0, 0)  # dimension of the batch, None for sums over it
         return Views(*(sum(c) if d is None else torch.cat(c, d) for c, d in zip(columns, joins, strict=True)))
 
     def _views(
@@ -799,7 +883,7 @@ class Pretrainer(nn.Module):
             visible = observed & ~hidden.unsqueeze(-1)
             chance = constant(chances, some.device, torch.float32)
             kept = keep_some(visible.any(1), chance, *draws.numbers.unbind(1))
-            fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid)
+            fused = backbone.fuse(tokens, visible & kept.unsqueeze(1), grid, backbone.locate(batch))
         if self.reconstruction is not None:
             wanted, count = (torch.ones_like(hidden), hidden.shape[1]) if everything else (hidden, masked)
             located = backbone.add_context(fused, backbone.coordinates(batch))
@@ -811,8 +895,21 @@ class Pretrainer(nn.Module):
         if self.teacher is not None:
             taught = self.teacher(batch)
         kept_tokens = stacked if self.granularity is not None else stacked[:, :, :0]
-        tiles = self._tiles(stacked, observed)
-        return Views(tiles, patches, observed, errors, counts, *dense, kept_tokens, fused, taught)
+        tiles, known = self._with_location(self._tiles(stacked, observed), batch)
+        return Views(tiles, patches, observed, errors, counts, *dense, kept_tokens, fused, taught, known)
+
+    def _with_location(self, tiles: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of the tiles and their location, and the tiles with a known location.
+
+        The contrast compares the location also where it is withheld from the fusion.
+        """
+        located = torch.zeros(tiles.shape[1], dtype=torch.bool, device=tiles.device)
+        if self.location_head is None:
+            return tiles, located
+        location = self.backbone.locate({key: batch[key] for key in (COORDINATES,) if key in batch})
+        if location is None:
+            return torch.cat([tiles, torch.zeros_like(tiles[:1])]), located
+        return torch.cat([tiles, self.location_head(location.token).to(tiles.dtype).unsqueeze(0)]), location.known
 
     def _encode(self, batch: Mapping[str, Tensor], grid: tuple[int, int]) -> Encoded:
         maps = self.backbone.encode(batch)
@@ -833,9 +930,9 @@ class Pretrainer(nn.Module):
         if self.dense is None or chosen is None or draws.view is None:
             return some.new_zeros(2, len(some), 0, 1), observed.new_zeros(len(some), 0, 2), errors, counts
         grid, extent = backbone.ground(maps)
-        where = backbone.coordinates(batch)
-        fused = backbone.add_context(backbone.fuse(tokens, observed, grid), where)
-        whole = OmniSatOutput(tokens, fused, observed.any(1), maps, grid, extent, coordinates=where)
+        where, location = backbone.coordinates(batch), backbone.locate(batch)
+        fused = backbone.add_context(backbone.fuse(tokens, observed, grid, location), where)
+        whole = OmniSatOutput(tokens, fused, observed.any(1), maps, grid, extent, location, where)
         kept = keep_some(observed.any(1), VIEW_DROPOUT, *draws.view.unbind(1))
         views, size = (whole, backbone.hide(whole, kept)), pixels_of(whole, self.dense.gsd)
         maps_of_views = [self.dense(view, size).flatten(2) for view in views]

@@ -11,10 +11,21 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from torch import Tensor
 
+from .devices import wide
+
 #: Key of longitude and latitude (WGS 84) of the centre of each tile in a batch, ``(B, 2)`` float64 in degrees.
 COORDINATES = 'coordinates'
 #: Key of the flags ``(B, 1)`` of tiles whose location may be used; True if it is absent.
 LOCATION_VALID = 'valid_location'
+#: Mean radius of the Earth in km.
+EARTH_RADIUS = 6371.0088
+
+
+def unit_vectors(coordinates: Tensor) -> Tensor:
+    """Return unit vectors ``(..., 3)`` in double precision of longitudes and latitudes ``(..., 2)`` in degrees."""
+    longitude, latitude = torch.deg2rad(coordinates.to(wide(coordinates.device))).unbind(-1)
+    flat = latitude.cos()
+    return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], dim=-1)
 
 
 def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:

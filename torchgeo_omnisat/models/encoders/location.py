@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torchgeo.models import SatCLIP_Weights, satclip
 
 from ...modality import LOCATION
+from ...utils.coordinates import EARTH_RADIUS, unit_vectors
 from ...utils.devices import constant, wide
 from .pretrained.freezing import FreezableEncoder
 from .pretrained.series.weights import build_pretrained, load_strictly, read_weights
 from .registry import Encoder, as_specification
 
-#: Mean radius of the Earth in km.
-EARTH_RADIUS = 6371.0088
 #: Licence of the weights of SatCLIP (LICENSE of https://github.com/microsoft/satclip).
 LICENCE = 'MIT'
 #: Part of the names of the tensors of the location encoder in the published checkpoints.
@@ -183,10 +182,3 @@ def build_location(encoder: Encoder | None) -> nn.Module:
         return LOCATION_ENCODERS[name](**arguments)
     except TypeError as error:
         raise ValueError(f'encoder of {LOCATION!r} is {encoder!r}, which {name} rejects: {error}') from error
-
-
-def unit_vectors(coordinates: Float[Tensor, '... 2']) -> Float[Tensor, '... 3']:
-    """Return the unit vectors of longitudes and latitudes in degrees, in double precision."""
-    longitude, latitude = torch.deg2rad(coordinates.to(wide(coordinates.device))).unbind(-1)
-    flat = latitude.cos()
-    return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], dim=-1)
