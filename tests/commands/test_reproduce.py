@@ -9,7 +9,8 @@ import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import md5
+from functools import partial
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import yaml
 from tests.conftest import SHARED, write_pastis
 from tests.datasets.test_biomassters import unpack
 from tests.docs.conftest import WRITERS
+from tests.landscapes.flair import FLAIRRecipe, write_flair
 from tests.landscapes.flairhub import FLAIRHUBRecipe, write_flairhub
 from tests.processes import run, succeed
 from tests.reproduction.killing import EVERY, STEPS, reproduce
+from tests.tortilla_tree import write_geobench2
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import parsers
 from torchgeo_omnisat.commands import reproduce as command
@@ -92,11 +95,31 @@ LAYOUTS: dict[str, tuple[str, dict[str, int], list[str]]] = {
     'flairhub-toy': ('flair-hub', {'utae': 1}, ['--max-dates', '2']),
     'treesatai': ('treesatai', {'late-fusion': 4, 'omnisat': 4}, ['--max-dates', '2', '--no-check']),
     'biomassters': ('biomassters', {'utae': 1, 'omnisat-no-dropout': 2}, []),
+    'flair-1': ('flair-1', {'late-fusion': 1}, []),
+    'geobench-pastis': ('geobench-pastis', {'dual-stream': 3}, ['--max-dates', '2']),
+    'geobench-treesatai': ('geobench-treesatai', {'omnisat': 3}, []),
+    'geobench-biomassters': ('geobench-biomassters', {'utae': 1, 'omnisat': 2}, []),
 }
+#: Layouts of which `check` cannot list the files.
+UNCHECKED = ('biomassters', 'geobench-pastis', 'geobench-treesatai', 'geobench-biomassters')
+
+
+def write_flair_1(root: Path) -> None:
+    """FLAIR #2, whose test patches are moved to a test domain of FLAIR #1."""
+    write_flair(root, FLAIRRecipe(zones=5, size=8, dates=3))
+    for content in ('aerial', 'labels'):
+        source, *others = (root / f'flair_2_{content}_test').iterdir()
+        assert not others
+        (root / f'flair_1_{content}_test').mkdir()
+        shutil.move(source, root / f'flair_1_{content}_test' / 'D012_2019')
 
 
 #: Smaller than those of the tests of the site.
-SMALL = {'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, tile=256, dates=3))}
+SMALL = {
+    'flair-hub': lambda root: write_flairhub(root, FLAIRHUBRecipe(areas=5, tile=256, dates=3)),
+    'flair-1': write_flair_1,
+    **{f'geobench-{name}': partial(write_geobench2, name=name) for name in ('pastis', 'treesatai', 'biomassters')},
+}
 
 
 @pytest.fixture(scope='module')
@@ -131,7 +154,7 @@ def test_generated_files(
     assert reproduced(name, root, tmp_path / 'out', *words) == 0
     printed = capsys.readouterr().out
     results = check_folder(name, tmp_path / 'out', rows, printed)
-    assert (tmp_path / 'out/check.json').is_file() == ('--no-check' not in words and name != 'biomassters')
+    assert (tmp_path / 'out/check.json').is_file() == ('--no-check' not in words and name not in UNCHECKED)
     if name == 'pastis':
         check_sums(tmp_path / 'out', results)
     monkeypatch.setattr(runs, 'torchgeo_command', lambda *_, **__: pytest.fail('done again'))
@@ -181,6 +204,103 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         assert all(torch.equal(value, other['state_dict'][key]) for key, value in one['state_dict'].items()), path
     (attempts,) = killed.rglob('model.attempts.json')
     assert len(json.loads(attempts.read_text())) == 2
+
+
+TILES = {'train': (10000, 10004, 10007), 'val': (10001,), 'test': (10002, 10003)}
+
+
+def write_splits(path: Path, **changed: tuple[int, ...]) -> Path:
+    """A file with the split of some tiles of the generated PASTIS."""
+    rows = [(tile, split) for split, tiles in (TILES | changed).items() for tile in tiles]
+    path.write_text('id,split\n' + ''.join(f'{tile},{split}\n' for tile, split in rows))
+    return path
+
+
+class TestListsOfTiles:
+    @pytest.mark.slow
+    def test_card_and_runs_name_the_file_and_its_hash(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(command, 'describe_cost', lambda study: '')
+        path = write_splits(tmp_path / 'lists.csv')
+        words = ['--rows', 'utae', '--splits', str(path), '--max-dates', '2']
+        assert reproduced('pastis-hd', root, tmp_path / 'out', *words) == 0
+        printed, digest = capsys.readouterr().out, sha256(path.read_bytes()).hexdigest()
+        assert 'Tiles of lists.csv: 3 train, 1 val, 2 test' in printed
+        (row,) = runs.read(tmp_path / 'out/runs.csv').values()
+        assert (row['test_tiles'], json.loads(row['splits'])) == ('2', {'lists.csv': digest})
+        card = (tmp_path / 'out/README.md').read_text()
+        assert f'lists.csv (SHA-256 {digest})' in card
+        assert 'only be compared with those of the same lists of tiles (lists.csv)' in card
+        assert '| tiles of lists.csv | this run |' in card
+        assert 'five' not in card.partition('## Protocol')[2].partition('## ')[0]
+        results = json.loads((tmp_path / 'out/results.json').read_text())
+        assert (results['splits'], results['folds'], results['comparable']) == ({'lists.csv': digest}, [], False)
+        assert [folder.name for folder in (tmp_path / 'out/checkpoints').iterdir()] == ['utae-splits-seed0']
+        counts = json.loads((tmp_path / 'out/runs' / row['key'] / 'confusion.json').read_text())
+        labelled = [np.load(root / f'ANNOTATIONS/TARGET_{tile}.npy')[0] != 19 for tile in TILES['test']]
+        assert np.sum(counts['s2']) == np.sum(labelled)
+
+    def test_key_depends_on_the_content(self, root: Path, tmp_path: Path) -> None:
+        keys = set()
+        for number, changed in enumerate([{}, {}, {'test': (10002,)}, {'train': (10000, 10004)}]):
+            (tmp_path / f'{number}').mkdir()
+            path = write_splits(tmp_path / f'{number}/lists.csv', **changed)
+            made = study.make_study('pastis-hd', str(root), ['utae'], None, [0], Machine(splits=str(path)), tmp_path)
+            (run,) = made.runs('utae')
+            keys.add(run.key)
+            words = runs.commands(run, tmp_path, str(root), made.machine)
+            assert all(str(path) in words[step] for step in ('fit', 'test'))
+        assert len(keys) == 3
+        official = study.make_study('pastis-hd', str(root), ['utae'], [1], [0], Machine(), tmp_path)
+        assert official.runs('utae')[0].key not in keys
+
+    @pytest.mark.parametrize(
+        ('name', 'words', 'said'),
+        [
+            ('synthetic', [], 'expected --data of'),
+            ('pastis', ['--folds', '1'], '--folds'),
+            ('pastis', ['--rows', 'published'], '--rows published'),
+        ],
+    )
+    def test_arguments_that_do_not_fit(
+        self, name: str, words: list[str], said: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write_splits(tmp_path / 'lists.csv')
+        with pytest.raises(SystemExit, match='1'):
+            reproduced(name, root, tmp_path / 'out', '--splits', str(path), *words)
+        assert said in capsys.readouterr().err
+
+    def test_folder_with_results_of_another_file(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(command, 'describe_cost', lambda study: '')
+        monkeypatch.setattr(study.Study, 'do', lambda self, row: None)
+        path = write_splits(tmp_path / 'lists.csv')
+        words = ['--rows', 'utae', '--no-check', '--splits', str(path)]
+        assert reproduced('pastis-hd', root, tmp_path / 'out', *words) == 0
+        write_splits(path, test=(10002,))
+        with pytest.raises(SystemExit, match='1'):
+            reproduced('pastis-hd', root, tmp_path / 'out', *words)
+        assert sha256(path.read_bytes()).hexdigest() in capsys.readouterr().err
+
+
+def test_rows_of_time_series_need_them(
+    made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match='1'):
+        reproduced('geobench-treesatai', made('geobench-treesatai'), tmp_path / 'out', '--rows', 'utae')
+    assert "--rows utae requires time series, but ['s2']" in capsys.readouterr().err
+
+
+def test_test_domains_of_both_releases(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """Aerial images alone, and the number of patches of the release."""
+    first = study.make_study('flair-1', str(made('flair-1')), ['omnisat'], None, [0], Machine(), tmp_path)
+    second = study.make_study('flair', str(made('flair')), ['omnisat'], None, [0], Machine(), tmp_path)
+    assert [list(found.sensors) for found in (first, second)] == [['aerial'], ['aerial', 'S2']]
+    domains = [{name[:4] for name in found.datamodule().make_dataset('test').ids} for found in (first, second)]
+    assert domains == [{'D012'}, {'D015'}]
+    assert (first.data.tiles, second.data.tiles) == (77412, 77762)
 
 
 @pytest.fixture(scope='module')
@@ -338,3 +458,12 @@ class TestRealFiles:
         root = unpack(SHARED / 'biomassters-mini/biomassters.tortilla', tmp_path / 'biomassters')
         assert reproduced('biomassters', root, tmp_path / 'out', '--rows', 'omnisat') == 0
         check_folder('biomassters', tmp_path / 'out', {'omnisat': 2}, capsys.readouterr().out)
+
+    def test_geobench_biomassters(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip('pyarrow')
+        root = shutil.copytree(SHARED / 'biomassters-mini', tmp_path / 'biomassters')
+        words = ['--rows', 'omnisat', '--max-dates', '3']
+        assert reproduced('geobench-biomassters', root, tmp_path / 'out', *words) == 0
+        printed = capsys.readouterr().out
+        assert 'Tiles of split 1: 5 train, 2 val, 2 test\n' in printed
+        check_folder('geobench-biomassters', tmp_path / 'out', {'omnisat': 2}, printed)

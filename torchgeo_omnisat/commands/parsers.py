@@ -44,7 +44,8 @@ CLASSIFIERS = ('knn', 'logistic', 'mlp')
 PRECISIONS = ('uint8', 'uint16', 'none')
 #: Datasets and rows of `reproduce`.
 REPRODUCED = (
-    'pastis', 'pastis-hd', 'pastis100', 'flair', 'flair-hub', 'flairhub-toy', 'treesatai', 'biomassters', 'synthetic',
+    'pastis', 'pastis-hd', 'pastis100', 'flair', 'flair-1', 'flair-hub', 'flairhub-toy', 'treesatai', 'biomassters',
+    'geobench-pastis', 'geobench-treesatai', 'geobench-biomassters', 'synthetic',
 )  # fmt: skip
 ROWS = (
     'utae', 'published', 'dual-stream', 'late-fusion', 'omnisat', 'omnisat-pretrained', 'omnisat-no-dropout',
@@ -413,6 +414,12 @@ def reproduce_parser() -> argparse.ArgumentParser:
         'on PASTIS, to validate the pipeline',
     )
     parser.add_argument('--folds', nargs='+', type=_positive, metavar='N', help='official splits (default: all)')
+    parser.add_argument(
+        '--splits',
+        metavar='FILE',
+        help='lists of tiles instead of the folds of PASTIS, as for MAESTRO: a CSV or GeoJSON file with the columns id '
+        'and split, a directory with train.csv, val.csv and test.csv, or the path of these files with {} for the split',
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: 0')
     parser.add_argument('--output', type=Path, default=Path('reproduction'), help='folder (default: reproduction)')
     parser.add_argument('--dry-run', action='store_true', help='print files, steps and estimated hours, and stop')

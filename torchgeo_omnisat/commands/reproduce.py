@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.dry_run:
                 return 0
             download(data, args.root)
-        machine = Machine(args.workers, args.devices, args.accelerator, args.save_every, args.weights)
+        machine = Machine(args.workers, args.devices, args.accelerator, args.save_every, args.weights, args.splits)
         study = make_study(
             args.data,
             args.root,
@@ -102,13 +102,13 @@ def describe_files(study: Study) -> str:
     files, size = count_files(Path(study.root).expanduser())
     tiles = ', '.join(f'{number} {split}' for split, number in study.tiles.items())
     data = study.data
-    whole = '' if study.complete else f'; not the whole dataset{f" of {data.tiles} tiles" if data.tiles else ""}'
+    whole = '' if study.complete or data.tiles is None else f'; not the whole dataset of {data.tiles} tiles'
     return '\n'.join(
         [
             f'Data: {data.title} in {study.root}: {files} files, {size / 1e9:.2f} GB',
-            f'Tiles of split {study.folds[0]}: {tiles}{whole}',
+            f'Tiles of {study.first_split}: {tiles}{whole}',
             f'Sensors: {", ".join(f"{sensor} ({', '.join(names)})" for sensor, names in study.sensors.items())}',
-            f'Protocol: {data.protocol}',
+            f'Protocol: {study.protocol}',
         ]
     )
 

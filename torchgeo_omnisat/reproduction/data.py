@@ -3,6 +3,7 @@
 
 """Datasets on which results are reproduced: datamodule, sensors, splits, metrics, protocol and licence."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from .. import datamodules
 from ..datamodules import MultimodalDataModule
+from ..datasets.common.splits import read_splits, split_files
 
 #: Modalities by sensor.
 Sensors = Mapping[str, tuple[str, ...]]
@@ -44,6 +46,7 @@ class PublicData:
         tiles: Number of tiles of the complete data in training, validation and test together; None if unknown.
         summed: Whether the published score is that of the confusion matrices summed over the splits.
         protocol: Description of splits and metric.
+        listed: Description of the metric if files list the tiles; empty if the datamodule reads no such files.
         licence: Licence of the data.
         url: Address of the data.
         steps: Default number of optimiser steps.
@@ -66,6 +69,7 @@ class PublicData:
     tiles: int | None = None
     summed: bool = False
     protocol: str = ''
+    listed: str = ''
     licence: str = 'Etalab 2.0'
     url: str = ''
     steps: int = 36_000
@@ -127,6 +131,7 @@ _PASTIS: dict[str, Any] = {
     'few': 'FewPASTISDataModule',
     'protocol': 'five official folds: three to train, one to validate, one to test; confusion matrix over all pixels '
     'of the test folds, void ignored, mean IoU of 19 classes',
+    'listed': 'confusion matrix over all pixels of the test tiles, void ignored, mean IoU of 19 classes',
 }
 _WITHOUT_SPOT: Sensors = {'S2': ('s2',), 'S1': _S1}
 _WITH_SPOT: Sensors = {**_WITHOUT_SPOT, 'SPOT': ('spot',)}
@@ -171,6 +176,18 @@ PUBLIC: dict[str, PublicData] = {
         tiles=77762,
         protocol="official domains of FLAIR #2; confusion matrix over all pixels of the test domains, 'other' ignored, "
         'mean IoU of 12 classes',
+        url='https://ignf.github.io/FLAIR',
+    ),
+    'flair-1': PublicData(
+        'FLAIR #1',
+        'FLAIRDataModule',
+        {'aerial': ('aerial',)},
+        arguments={'release': 1, 'modalities': ['aerial']},
+        steps=60_000,
+        batch_size=8,
+        tiles=77412,
+        protocol="official test domains of FLAIR #1; confusion matrix over all pixels of the test domains, 'other' "
+        'ignored, mean IoU of 12 classes',
         url='https://ignf.github.io/FLAIR',
     ),
     'flair-hub': PublicData(
@@ -250,6 +267,41 @@ PUBLIC: dict[str, PublicData] = {
         licence='CC-BY-4.0',
         url='https://huggingface.co/datasets/nascetti-a/BioMassters',
     ),
+    'geobench-pastis': PublicData(
+        'PASTIS of GEO-Bench-2',
+        'GeoBench2DataModule',
+        _WITHOUT_SPOT,
+        arguments={'name': 'pastis'},
+        protocol='splits in the files of GEO-Bench-2; confusion matrix over all pixels of the test samples, void '
+        'ignored, mean IoU of 19 classes',
+        url='https://huggingface.co/aialliance',
+    ),
+    'geobench-treesatai': PublicData(
+        'TreeSatAI of GEO-Bench-2',
+        'GeoBench2DataModule',
+        {'aerial': ('aerial',), 'S2': ('s2',), 'S1': ('s1',)},
+        task='omnisat_classification',
+        arguments={'name': 'treesatai'},
+        metrics={'weighted_f1': 100.0, 'macro_f1': 100.0},
+        steps=30_000,
+        batch_size=32,
+        protocol='splits in the files of GEO-Bench-2; multi-label genera, F1 at a threshold of 0.5, weighted by the '
+        'number of plots of each genus',
+        licence='CC-BY-4.0',
+        url='https://huggingface.co/aialliance',
+    ),
+    'geobench-biomassters': PublicData(
+        'BioMassters of GEO-Bench-2',
+        'GeoBench2DataModule',
+        {'S2': ('s2',), 'S1': ('s1',)},
+        task='omnisat_regression',
+        arguments={'name': 'biomassters'},
+        metrics={'r2': 100.0, 'mae': 1.0, 'rmse': 1.0},
+        protocol='splits in the files of GEO-Bench-2; R2, MAE and RMSE over all pixels of the test samples, in the '
+        'unit of the labels',
+        licence='CC-BY-4.0',
+        url='https://huggingface.co/aialliance',
+    ),
 }
 
 
@@ -257,6 +309,19 @@ def sensors_in(data: PublicData, present: Sequence[str]) -> dict[str, tuple[str,
     """Return the sensors of a dataset of which some modality is present, with these modalities."""
     found = {sensor: tuple(name for name in names if name in present) for sensor, names in data.sensors.items()}
     return {sensor: names for sensor, names in found.items() if names}
+
+
+def hashes_of(splits: str) -> dict[str, str]:
+    """Return the SHA-256 of each file that lists tiles, by its name.
+
+    Args:
+        splits: File, directory or pattern, as for :func:`.read_splits`.
+
+    Raises:
+        ValueError: If a file cannot be read or is invalid.
+    """
+    read_splits(splits)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in split_files(splits)}
 
 
 def place(data: PublicData, root: str) -> str:

@@ -53,13 +53,14 @@ def write_report(study: Study, command: str = '') -> str:
         'synthetic': study.synthetic,
         'tiles': dict(study.tiles),
         'complete': study.complete,
-        'protocol': study.data.protocol,
+        'protocol': study.protocol,
+        'splits': dict(study.hashes),
         'comparable': comparable(study) == '',
         'rows': results,
         'published': [asdict(score) for score in SCORES.get(study.name, ())],
         'verdict': said,
         'seeds': list(study.seeds),
-        'folds': list(study.folds),
+        'folds': [] if study.hashes else list(study.folds),
         'command': command,
         'torchgeo_omnisat': version('torchgeo_omnisat'),
         **circumstances(study.machine.accelerator),
@@ -137,15 +138,26 @@ def counts_of(study: Study, line: Mapping[str, str]) -> dict[str, Counts]:
 
 def comparable(study: Study) -> str:
     """Return why the scores cannot be compared with published ones; empty if they can."""
-    data = study.data
+    data, number = study.data, sum(study.tiles.values())
     if study.synthetic:
         return 'the data are synthetic'
+    if study.hashes:
+        return f'the tiles are those of {study.lists}'
+    if data.tiles is None:
+        return f'the number of tiles of the whole of {data.title} is not known here ({number} tiles were found)'
     if not study.complete:
-        expected = f', expected {data.tiles}' if data.tiles else ''
-        return f'the data are not the whole of {data.title} ({sum(study.tiles.values())} tiles{expected})'
+        return f'the data are not the whole of {data.title} ({number} tiles, expected {data.tiles})'
     if data.summed and set(study.folds) != set(data.folds):
         return f'only the splits {", ".join(map(str, study.folds))} of {len(data.folds)} were evaluated'
     return ''
+
+
+def comparison(study: Study) -> str:
+    """Return the sentence on what the scores can be compared with; empty if with all scores of the protocol."""
+    why = comparable(study)
+    if study.hashes and not study.synthetic:
+        return f'These scores can only be compared with those of the same lists of tiles ({study.lists}).'
+    return why and f'These scores cannot be compared with the published ones, because {why}.'
 
 
 def markdown(study: Study, results: Sequence[Mapping[str, Any]], said: str = '') -> str:
@@ -155,7 +167,7 @@ def markdown(study: Study, results: Sequence[Mapping[str, Any]], said: str = '')
     head = ['model', 'sensors', *(data.title_of(metric) for metric in metrics), 'mean of splits']
     head += ['runs', 'device hours', 'protocol']
     lines = ['| ' + ' | '.join([*head, 'source']) + ' |', '| --- ' * (len(head) + 1) + '|']
-    own = f'splits {", ".join(map(str, study.folds))}'
+    own = f'tiles of {study.lists}' if study.hashes else f'splits {", ".join(map(str, study.folds))}'
     for found in results:
         cells = [found['model'], found['sensors'], *(_pretty(found['scores'][metric]) for metric in metrics)]
         missing = f' of {len(found["runs"]) + found["missing_runs"]}' if found['missing_runs'] else ''
@@ -173,8 +185,8 @@ def markdown(study: Study, results: Sequence[Mapping[str, Any]], said: str = '')
     parts = ['\n'.join(lines)]
     if said:
         parts.append(f'**{said}**')
-    if (why := comparable(study)) and study.name in SCORES:
-        parts.append(f'**These scores cannot be compared with the published ones, because {why}.**')
+    if (note := comparison(study)) and study.name in SCORES:
+        parts.append(f'**{note}**')
     if results:
         parts += [f'### Subsets of the sensors at test time\n\n{data.title_of(data.score)}', _subset_table(results)]
     return '\n\n'.join(parts) + '\n'
@@ -198,7 +210,8 @@ def write_checkpoints(study: Study, done: Mapping[str, Lines]) -> None:
             continue
         for line in lines:
             source = study.output / RUNS / line['key'] / MODEL
-            folder = study.output / CHECKPOINTS / f'{row}-split{line["fold"]}-seed{line["seed"]}'
+            split = 'splits' if study.hashes else f'split{line["fold"]}'
+            folder = study.output / CHECKPOINTS / f'{row}-{split}-seed{line["seed"]}'
             about = folder / 'run.json'
             if not source.is_file() or (about.is_file() and json.loads(about.read_text())['key'] == line['key']):
                 continue
@@ -232,8 +245,7 @@ def draw_scores(study: Study, results: Sequence[Mapping[str, Any]], name: str) -
     for y, score in enumerate(published, len(results)):
         axes.barh(y, score.score, color=GREY, height=0.6)
     axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
-    why = comparable(study)
-    note = f'\nnot comparable with the published scores (grey): {why}' if why else '\ngrey: published by the authors'
+    note = '\n'.join(['', *(['grey: published by the authors'] if published else []), comparison(study)]).rstrip()
     axes.set_xlabel(f'{data.title_of(data.score)}, dots: splits\ndata: {name}{note}', fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[['top', 'right']].set_visible(False)
@@ -248,15 +260,16 @@ def card(study: Study, results: Sequence[Mapping[str, Any]], tables: str, comman
     front = ['---', 'library_name: torchgeo_omnisat', *([f'pipeline_tag: {kind}'] if kind else [])]
     front += ['tags: [earth-observation, satellite-image-time-series, torchgeo]', '---', '']
     note = 'The data are synthetic: the scores are not those of a real dataset.\n\n' if study.synthetic else ''
+    checkpoint = 'ROW-splits-seedS' if study.hashes else 'ROW-splitN-seedS'
     sections = [
         f'# OmniSat on {data.title}\n\n{note}Models of the TorchGeo plugin torchgeo_omnisat, after '
         '[OmniSat](https://arxiv.org/abs/2404.08351), for several sensors, any of which may be missing.',
         f'## Scores\n\n{tables.rstrip()}',
-        f'## Protocol\n\n{data.title}: {data.protocol}. {_tile_sentence(study)}',
+        f'## Protocol\n\n{data.title}: {study.protocol}. {_tile_sentence(study)}',
         f'## Training\n\n{describe_training(results)}',
         '## Files\n\n'
         f'- `{RESULTS}`, `runs.csv`, `{SUBSETS}`: scores, one row per run, scores by subset\n'
-        f'- `{CHECKPOINTS}/ROW-splitN-seedS`: `config.json` and `model.safetensors`, the backbone, for '
+        f'- `{CHECKPOINTS}/{checkpoint}`: `config.json` and `model.safetensors`, the backbone, for '
         '`--model.weights`; `model.ckpt`, the whole task, for `--ckpt_path`\n'
         f'- `{FIGURES}`: figures\n- `{RUNS}`: working files of the runs, not to be published',
         f'## Licences\n\nData: {data.licence}'
@@ -303,7 +316,7 @@ def describe_versions(study: Study) -> str:
 
 def _tile_sentence(study: Study) -> str:
     counts = ', '.join(f'{number} {split}' for split, number in study.tiles.items())
-    return f'Tiles of split {study.folds[0]}: {counts}.'
+    return f'Tiles of {study.first_split}: {counts}.'
 
 
 def _verdict(study: Study, done: Mapping[str, Lines]) -> str:

@@ -54,7 +54,7 @@ _ARGUMENTS = {
     'omnisat_classification': ('modality_dropout', 'lr'),
 }
 #: Fields that were added after the first tables. They are part of a key only if they are set.
-_ADDED = ('options', 'data_options', 'precision')
+_ADDED = ('options', 'data_options', 'precision', 'splits')
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Run:
         data_options: Further arguments of the datamodule, as JSON. If empty, each date is dropped with a probability
             of 0.2, as in the first tables.
         precision: Precision of the trainer; the default if empty.
+        splits: Names of the files that list the tiles, with their SHA-256, as JSON; empty for the official split.
     """
 
     data: str
@@ -105,6 +106,7 @@ class Run:
     options: str = ''
     data_options: str = ''
     precision: str = ''
+    splits: str = ''
 
     @property
     def key(self) -> str:
@@ -129,6 +131,7 @@ class Machine:
         accelerator: Accelerator of the trainer.
         save_every: Steps between the checkpoints from which an interrupted training resumes; 0 for none.
         weights: Folder of published weights; None to download them.
+        splits: Files that list the tiles of a run with *splits*, as for :func:`.read_splits`.
     """
 
     workers: int = 0
@@ -136,6 +139,7 @@ class Machine:
     accelerator: str = 'auto'
     save_every: int = 0
     weights: str | None = None
+    splits: str | None = None
 
 
 #: Called with the run, the folder of the runs, the root of the data, and the machine; returns a row of the table.
@@ -407,6 +411,8 @@ def _data(run: Run, root: str, machine: Machine, devices: int = 1) -> dict[str, 
     }
     if run.labels < 1:
         options |= {'part': run.labels, 'draw': run.seed}
+    if run.splits:
+        options['splits'] = machine.splits
     if run.tiles is not None:
         options['num_tiles'] = run.tiles
     if run.max_dates is not None:

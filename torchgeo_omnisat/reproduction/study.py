@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..datamodules import MultimodalDataModule
 from ..datasets.synthetic.writing import is_synthetic
 from ..utils.atomic import atomic_file
 from ..utils.reading import load_json
-from .data import PUBLIC, MappedData, PublicData, Sensors, place, sensors_in
+from .data import PUBLIC, MappedData, PublicData, Sensors, hashes_of, place, sensors_in
 from .published import evaluate, published_run
 from .rows import SIZES, Row, Size, make_run
 from .runs import PUBLISHED, Machine, Run, complete, execute, read
@@ -33,6 +33,8 @@ ROWS: dict[str, Row | None] = {
         'OmniSat without modality dropout', (), pretrained=False, dropout=False, options=_EXPERTS
     ),
 }
+#: Backbones that require time series.
+_OF_SERIES = ('utae', 'dual_stream')
 #: Name of the row of published weights.
 WEIGHTS = 'U-TAE, published weights'
 
@@ -54,6 +56,7 @@ class Study:
         precision: Precision of the trainer; the default if empty.
         machine: How runs are executed.
         output: Folder of the results.
+        hashes: SHA-256 of the files that list the tiles, by name; empty for official splits.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Study:
     precision: str
     machine: Machine
     output: Path
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> PublicData:
@@ -89,9 +93,28 @@ class Study:
         """Whether the data are the whole published dataset."""
         return not self.synthetic and sum(self.tiles.values()) == self.data.tiles
 
+    @property
+    def protocol(self) -> str:
+        """Description of splits and metric, with the files that list the tiles, if any."""
+        if not self.hashes:
+            return self.data.protocol
+        files = ', '.join(f'{name} (SHA-256 {digest})' for name, digest in self.hashes.items())
+        return f'lists of tiles {files}; {self.data.listed}'
+
+    @property
+    def lists(self) -> str:
+        """Names of the files that list the tiles; empty for official splits."""
+        return ', '.join(self.hashes)
+
+    @property
+    def first_split(self) -> str:
+        """Name of the split to which the numbers of tiles belong."""
+        return self.lists or f'split {self.folds[0]}'
+
     def datamodule(self) -> MultimodalDataModule:
         """Return the datamodule of the first split."""
         more: dict[str, Any] = {'num_tiles': self.size.tiles} if self.data.synthetic else {}
+        more |= {'splits': self.machine.splits} if self.hashes else {}
         return self.data.make(self.root, self.folds[0], **more)
 
     def title(self, row: str) -> str:
@@ -115,6 +138,11 @@ class Study:
         """Return the runs of a row, by fold and seed; published weights have no seed."""
         found, sensors = ROWS[row], self.sensors_of(row)
         if found is None:
+            if self.hashes:
+                raise ValueError(
+                    f'--splits is {self.machine.splits}, but the weights of --rows {row} belong to the official folds: '
+                    'expected no --splits'
+                )
             return [published_run(self.name, fold, self.machine.weights) for fold in self.folds]
         if self.data.task == 'omnisat_classification':
             found = replace(found, options={})
@@ -124,7 +152,8 @@ class Study:
             for fold in self.folds
             for seed in self.seeds
         ]
-        return [replace(run, precision=self.precision) for run in made]
+        splits = json.dumps(dict(self.hashes), sort_keys=True) if self.hashes else ''
+        return [replace(run, precision=self.precision, splits=splits) for run in made]
 
     def claim(self) -> None:
         """Create the folder of the results.
@@ -132,7 +161,8 @@ class Study:
         Raises:
             ValueError: If it has results of other data.
         """
-        content = {'data': self.name, 'root': str(Path(self.root).expanduser().resolve())}
+        content: dict[str, Any] = {'data': self.name, 'root': str(Path(self.root).expanduser().resolve())}
+        content |= {'splits': dict(self.hashes)} if self.hashes else {}
         path = self.output / STUDY
         if path.is_file() and (found := load_json(path)) != content:
             raise ValueError(f'--output {self.output} has results of {found}, expected those of {content}')
@@ -182,7 +212,8 @@ def make_study(
         ValueError: If an argument does not fit the data.
     """
     data, root = PUBLIC[name], place(PUBLIC[name], root)
-    chosen = tuple(dict.fromkeys(folds or data.folds))
+    hashes = _hashes(data, machine.splits, folds)
+    chosen = tuple(dict.fromkeys(folds or (data.folds[:1] if hashes else data.folds)))
     if unknown := [fold for fold in chosen if fold not in data.folds]:
         raise ValueError(f'--folds are {unknown}, expected some of {list(data.folds)} for {data.title}')
     if budget.get('max_dates') and isinstance(data, MappedData):
@@ -190,6 +221,7 @@ def make_study(
             f'--max-dates is {budget["max_dates"]}, but {data.title} always has all dates: expected no --max-dates'
         )
     more: dict[str, Any] = {'num_tiles': budget.get('tiles') or SIZES['small'].tiles} if data.synthetic else {}
+    more |= {'splits': machine.splits} if hashes else {}
     made = {fold: data.make(root, fold, **more) for fold in chosen}
     first = made[chosen[0]]
     if data.synthetic:
@@ -220,14 +252,33 @@ def make_study(
         precision,
         machine,
         output,
+        hashes,
     )
     for row in study.rows:
+        found = ROWS[row]
+        single = [name for name, modality in splits['train'].modalities.items() if not modality.temporal]
         for run in study.runs(row):
+            if found and found.backbone in _OF_SERIES and (images := set(run.modalities) & set(single)):
+                raise ValueError(
+                    f'--rows {row} requires time series, but {sorted(images)} of {data.title} are single images'
+                )
             if run.backbone != PUBLISHED and run.batch_size % machine.devices:
                 raise ValueError(
                     f'--batch-size is {run.batch_size}, expected a multiple of the {machine.devices} devices'
                 )
     return study
+
+
+def _hashes(data: PublicData, splits: str | None, folds: Sequence[int] | None) -> dict[str, str]:
+    """Return the SHA-256 of the files that list the tiles; none for official splits."""
+    if splits is None:
+        return {}
+    if not data.listed:
+        names = [name for name, other in PUBLIC.items() if other.listed]
+        raise ValueError(f'--splits is {splits}, but {data.title} has official splits only: expected --data of {names}')
+    if folds:
+        raise ValueError(f'--folds are {list(folds)} and --splits is {splits}, expected one of them')
+    return hashes_of(splits)
 
 
 def _do(run: Run, folder: Path, root: str, machine: Machine) -> dict[str, Any]:

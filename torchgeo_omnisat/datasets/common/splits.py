@@ -35,24 +35,32 @@ def read_splits(path: Path | str) -> dict[str, list[str]]:
     Raises:
         ValueError: If a file or column is missing, a split is unknown, or an id is in two splits or twice in one.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir() or '{}' in folder.name:
-        pattern = str(folder / '{}.csv') if folder.is_dir() else str(folder)
-        files = {split: Path(pattern.format(split)) for split in SPLITS}
-        parts = {split: _ids(_read_table(file), file) for split, file in files.items()}
+    files = split_files(path)
+    if len(files) > 1:
+        parts = {split: _ids(_read_table(file), file) for split, file in zip(SPLITS, files, strict=True)}
     else:
-        table = _read_table(folder)
+        (file,) = files
+        table = _read_table(file)
         if 'split' not in table:
-            raise ValueError(f"{folder} has the columns {list(table)}, expected 'split' and the id of each tile")
-        ids, names = _ids(table, folder), [ALIASES.get(str(name), str(name)) for name in table['split']]
+            raise ValueError(f"{file} has the columns {list(table)}, expected 'split' and the id of each tile")
+        ids, names = _ids(table, file), [ALIASES.get(str(name), str(name)) for name in table['split']]
         if unknown := sorted(set(names) - set(SPLITS)):
-            raise ValueError(f'{folder} has the split {unknown[0]!r}, expected one of {SPLITS}')
+            raise ValueError(f'{file} has the split {unknown[0]!r}, expected one of {SPLITS}')
         parts = {split: [tile for tile, name in zip(ids, names, strict=True) if name == split] for split in SPLITS}
     counts = Counter(tile for tiles in parts.values() for tile in tiles)
     if twice := [tile for tile, count in counts.items() if count > 1]:
         where = [split for split, tiles in parts.items() if twice[0] in tiles]
         raise ValueError(f'{path} has the tile {twice[0]!r} {counts[twice[0]]} times, in {where}, expected it once')
     return parts
+
+
+def split_files(path: Path | str) -> list[Path]:
+    """Return the files of :func:`read_splits`: one, or those of ``'train'``, ``'val'`` and ``'test'``."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and '{}' not in folder.name:
+        return [folder]
+    pattern = str(folder / '{}.csv') if folder.is_dir() else str(folder)
+    return [Path(pattern.format(split)) for split in SPLITS]
 
 
 def _read_table(path: Path) -> pd.DataFrame:
