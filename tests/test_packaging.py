@@ -36,7 +36,7 @@ def test_it_holds_code_alone(wheel):
     assert {name.partition('/')[0] for name in names} == {'torchgeo_omnisat'}
     others = sorted(name.removeprefix('torchgeo_omnisat/') for name in names if not name.endswith('.py'))
     assert others == ['evaluation/page.css', 'evaluation/page.js', 'py.typed']  # style and script of reports
-    assert Path(wheel.filename).stat().st_size < 800e3  # docstrings and comments are a third of it
+    assert Path(wheel.filename).stat().st_size < 900e3  # docstrings and comments are a third of it
 
 
 def test_it_holds_every_module(wheel):

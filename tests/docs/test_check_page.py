@@ -50,5 +50,5 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
     datamodule = MultimodalGeoDataModule(**region(tmp_path))
     report = walk(datamodule)
     printed = f'Files\n{datamodule.contents()}\n\n{table(report)}'.replace(str(tmp_path), '/data/region')
-    (shown,) = re.findall(r'^```text\n(.*?)^```$', PAGE.read_text(), re.M | re.S)
+    (shown,) = re.findall(r'^```text\n(Files\n.*?)^```$', PAGE.read_text(), re.M | re.S)
     assert [line.rstrip() for line in printed.splitlines()] == [line.rstrip() for line in shown.splitlines()], printed

@@ -162,7 +162,9 @@ class TestErrors:
         told = {name: TOLD[name] for name in ('backbone', 'modalities', 'patch_size')}
         task = OmniSatClassification(**told, label_names=['a', 'b'])
         datamodule = SimpleNamespace(modalities=list(MODALITIES.values()), label_names=('a', 'b'))
-        task._trainer = SimpleNamespace(datamodule=datamodule, predicting=False)  # type: ignore[assignment]
+        task._trainer = SimpleNamespace(  # type: ignore[assignment]
+            datamodule=datamodule, predicting=False, is_global_zero=False, test_loop=SimpleNamespace(verbose=False)
+        )
         task.configure_model()
         task.on_test_start()
         assert len(task.subset_scores.subsets) == 7

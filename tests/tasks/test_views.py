@@ -121,8 +121,8 @@ def record_fusion(model: Pretrainer, monkeypatch: pytest.MonkeyPatch, tokens: bo
     asked: list[Tensor] = []
     fuse = model.backbone.fuse
 
-    def spy(told: Any, available: Tensor, grid: Any) -> Tensor:
-        fused = fuse(told, available, grid)
+    def spy(told: Any, available: Tensor, *args: Any) -> Tensor:
+        fused = fuse(told, available, *args)
         asked.append(fused if tokens else available)
         return fused
 

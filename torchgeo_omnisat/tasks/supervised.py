@@ -320,9 +320,9 @@ class SupervisedTask(OmniSatTask):
         trainer: Any = self.trainer
         self._verbose = take_verbose(trainer.test_loop)
         self._start_confusion()
-        folder = self.folder / 'examples'
         draws = trainer.is_global_zero and self.figures and hasattr(self.datamodule, 'plot')
-        self._examples = Examples(folder, self.class_names) if draws and not trainer.fast_dev_run else None
+        shown = draws and not trainer.fast_dev_run
+        self._examples = Examples(self.folder / 'examples', self.class_names) if shown else None
         self.subset_scores = self.make_scores(self.scored_names, self.subsets).to(self.device)
         if self.model.backbone.location is not None:
             self.withheld_scores = self.make_scores(self.scored_names, ()).to(self.device)
