@@ -34,6 +34,8 @@ PRESETS = ('auto', 'few', 'standard')
 SENSORS = ('s2', 's1', 'rgb', 'landsat')
 #: Files that `export` writes.
 EXPORTED = ('config.json', 'model.safetensors')
+#: Formats of `export`.
+FORMATS = ('hub', 'torch', 'onnx')
 #: Degradations that `robustness` simulates.
 DEGRADATIONS = ('dates', 'clouds', 'noise', 'cover')
 #: Classifiers of `baseline`: random forest, gradient boosting and pixel-wise MLP.
@@ -278,10 +280,21 @@ def export_parser() -> argparse.ArgumentParser:
     """Create the parser of ``export``."""
     parser = argparse.ArgumentParser(
         prog='python -m torchgeo_omnisat export',
-        description='Write the backbone of a checkpoint to a folder for the Hugging Face Hub.',
+        description='Write the backbone of a checkpoint to a folder for the Hugging Face Hub, or the whole model as a '
+        'program of torch.export or ONNX.',
     )
     parser.add_argument('--ckpt', type=Path, required=True, help='checkpoint of one of our tasks')
-    parser.add_argument('--output', type=Path, required=True, help=f'folder for {" and ".join(EXPORTED)}')
+    parser.add_argument(
+        '--output',
+        type=Path,
+        required=True,
+        help=f'folder for {" and ".join(EXPORTED)}, or the .pt2 or .onnx file, beside which a .json file describes it',
+    )
+    parser.add_argument('--format', choices=FORMATS, default=FORMATS[0], help=f'what to write (default: {FORMATS[0]})')
+    parser.add_argument(
+        '--size', type=_positive, help='side of a tile in pixels of the modality with the largest GSD, for a program'
+    )
+    parser.add_argument('--dates', type=_positive, help='number of dates of a time series, for a program')
     return parser
 
 

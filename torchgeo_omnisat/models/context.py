@@ -101,7 +101,7 @@ class GeoContext(nn.Module):
             coordinates: Longitude and latitude of each tile; None if they are unknown.
             counts: Number of tiles of each rank.
         """
-        regions = fused.new_full((len(fused),), -1.0) if coordinates is None else self.regions(coordinates)
+        regions = fused.new_full((fused.shape[0],), -1.0) if coordinates is None else self.regions(coordinates)
         each = regions[:, None, None].expand(*fused.shape[:2], 1)
         rows = torch.cat([fused.detach().float(), counted.unsqueeze(-1).float(), each.float()], -1)
         everyone = torch.cat(processes.gather(rows, counts))

@@ -114,7 +114,7 @@ def dense_features(backbone: OmniSat, out: OmniSatOutput, size: tuple[int, int])
             seen = F.adaptive_max_pool2d(out.maps[name].seen.to(fused.dtype), size)
             parts.append(seen * resize(out.maps[name].maps[0].to(fused.dtype), size))
         else:
-            parts.append(fused.new_zeros(len(fused), channels, *size))
+            parts.append(fused.new_zeros(fused.shape[0], channels, *size))
     return torch.cat(parts, dim=1)
 
 

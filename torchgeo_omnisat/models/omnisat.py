@@ -353,7 +353,7 @@ class OmniSat(nn.Module):
             raise ValueError(f'batch has {unknown}, expected only images of the model, {sorted(known)}')
         if not images:
             raise ValueError(f'keys of the batch are {sorted(batch)}, expected at least one of {sorted(known)}')
-        if not len(batch[images[0]]):
+        if not batch[images[0]].shape[0]:
             raise ValueError(f'{images[0]} has shape {tuple(batch[images[0]].shape)}, expected at least one sample')
         for key in images:
             modality = known[key]

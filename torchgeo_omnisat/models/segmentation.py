@@ -42,8 +42,8 @@ class MeanSkip(nn.Module):
 
     def forward(self, maps: Mapping[str, FeatureMaps], like: Tensor, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
         """Project, resize, average and normalise the maps."""
-        total = like.new_zeros(len(like), self.width, *size)
-        count = like.new_zeros(len(like), 1, *size)
+        total = like.new_zeros(like.shape[0], self.width, *size)
+        count = like.new_zeros(like.shape[0], 1, *size)
         for name, index in self.levels.items():
             if name in maps:
                 seen = F.adaptive_max_pool2d(maps[name].seen.to(like.dtype), size)

@@ -150,6 +150,11 @@ def _days(name: str, dates: Any) -> NDArray[np.int64]:
         raise ValueError(f'dates of {name} are {values.tolist()}, expected datetime64 or ISO dates: {error}') from error
 
 
+def is_supervised(hparams: Mapping[str, Any]) -> bool:
+    """Return whether the hyper-parameters are those of a task for :class:`Predictor`."""
+    return any(name in hparams for name in _TASKS)
+
+
 def _load(path: Path) -> SupervisedTask:
     _, hparams = read_checkpoint(path)
     kind: Any = next((kind for name, kind in _TASKS.items() if name in hparams), None)

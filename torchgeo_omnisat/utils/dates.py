@@ -20,7 +20,7 @@ def annual_code(dates: Tensor, valid: Tensor, harmonics: int = 4) -> Tensor:
     """
     first = dates.masked_fill(~valid, torch.iinfo(dates.dtype).max).amin(1, keepdim=True)
     cycles = 2 * math.pi * torch.arange(1, harmonics + 1, dtype=torch.float32, device=dates.device)
-    season = dates.float().remainder(YEAR).unsqueeze(-1) / YEAR * cycles
+    season = dates.float().fmod(YEAR).unsqueeze(-1) / YEAR * cycles
     years = torch.where(valid, dates - first, 0).float().unsqueeze(-1) / YEAR
     angles = torch.cat([season, years * (2 * math.pi / 2), years * (2 * math.pi / 8)], dim=-1)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

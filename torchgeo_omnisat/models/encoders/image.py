@@ -40,7 +40,7 @@ class SingleImageEncoder(nn.Module, ABC):
             Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
         """
         index = valid_indices(valid)
-        return [scatter_valid(x, index, len(valid)) for x in self.encode(gather_valid(image, index))]
+        return [scatter_valid(x, index, valid.shape[0]) for x in self.encode(gather_valid(image, index))]
 
     @abstractmethod
     def encode(self, image: Float[Tensor, 's c h w']) -> list[Tensor]:

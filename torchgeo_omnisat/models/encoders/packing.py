@@ -43,8 +43,13 @@ def images_per_block(images: Tensor, channels: int) -> int:
         All S on an accelerator and in a compiled graph; on a processor, those whose maps fit in its cache.
     """
     if images.device.type != 'cpu' or torch.compiler.is_compiling():
-        return max(1, len(images))
+        return max(1, images.shape[0])
     return max(1, BLOCK // max(1, channels * images.shape[-2] * images.shape[-1]))
+
+
+def split_images(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Split S images into blocks of *count*; a compiled graph with one block does not depend on S."""
+    return (x,) if x.shape[0] <= count else x.split(count)
 
 
 def add_up(x: Tensor, sample: Int[Tensor, ' s'] | None, shape: torch.Size) -> Tensor:

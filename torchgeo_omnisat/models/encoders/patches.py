@@ -151,7 +151,7 @@ class ImagePatchEncoder(nn.Module):
         side = self.patch_size
         image = image.masked_fill(~observed(image), 0)
         patches = rearrange(image, 'b c (h p) (w q) -> (b h w) c p q', p=side, q=side)
-        return rearrange(self.layers(patches), '(b n) d 1 1 -> b n d', b=len(image))
+        return rearrange(self.layers(patches), '(b n) d 1 1 -> b n d', b=image.shape[0])
 
     @classmethod
     def from_published(cls, state_dict: Mapping[str, Tensor], **ctor: Any) -> 'ImagePatchEncoder':

@@ -227,7 +227,7 @@ class TemporalAttention(nn.Module):
         return out + torch.einsum('b t p g, b t g c -> b p g c', weights, codes), weights
 
     def _finish(self, out: Float[Tensor, 'b p g c']) -> Float[Tensor, 'b p d']:
-        length = len(out)
+        length = out.shape[0]
         out = rearrange(out, 'b p g c -> (b p) (g c)')
         for layer in self.mlp:
             out = layer(out)

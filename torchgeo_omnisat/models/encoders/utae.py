@@ -24,7 +24,7 @@ from ...utils.devices import readable
 from ...utils.observed import observed_pixels
 from ...utils.selection import valid_indices
 from .bands import BandConv2d
-from .packing import add_up, gather_valid, images_per_block, scatter_valid
+from .packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
 from .registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
@@ -142,7 +142,7 @@ class UTAEEncoder(nn.Module):
         index = valid_indices(valid)
         packed = gather_valid(image.flatten(0, 1), index)
         seen = observed_pixels(packed) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)
-        of_blocks = [self._pyramid(block) for block in packed.split(images_per_block(packed, self.channels[0]))]
+        of_blocks = [self._pyramid(block) for block in split_images(packed, images_per_block(packed, self.channels[0]))]
         *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
         coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
@@ -211,7 +211,7 @@ def collapse(
     Head g weights the g-th group of channels. If a pixel is not observed on a date, unlike its coarse neighbourhood,
     its weights of the other dates are increased.
     """
-    blocks = level.split(images_per_block(level, level.shape[1]))
+    blocks = split_images(level, images_per_block(level, level.shape[1]))
     return _collapse_blocks(blocks, weights, seen, index, shape)
 
 
@@ -224,14 +224,14 @@ def _collapse_blocks(
     run: Callable[..., tuple[Tensor, ...]] = lambda function, *args: function(*args),
 ) -> Tensor:
     """Return the output of :func:`collapse` for a level whose S images are split into blocks."""
-    count = len(blocks[0])
+    count = blocks[0].shape[0]
     sample = None if len(blocks) == 1 and index is None else _samples(index, shape, weights.device)
     masked = not readable(seen) or not bool(seen.all())
     parts = zip(
         blocks,
-        weights.split(count),
-        seen.split(count) if masked else [None] * len(blocks),
-        [None] if sample is None else sample.split(count),
+        split_images(weights, count),
+        split_images(seen, count) if masked else [None] * len(blocks),
+        [None] if sample is None else split_images(sample, count),
         strict=True,
     )
     sums = [run(_weighted_sums, *part, shape) for part in parts]
