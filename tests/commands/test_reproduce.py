@@ -32,7 +32,7 @@ from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import parsers
 from torchgeo_omnisat.commands import reproduce as command
 from torchgeo_omnisat.datasets.treesatai import LABELS
-from torchgeo_omnisat.reproduction import runs, study
+from torchgeo_omnisat.reproduction import report, runs, study
 from torchgeo_omnisat.reproduction.data import PUBLIC
 from torchgeo_omnisat.reproduction.rows import SIZES, make_run
 from torchgeo_omnisat.reproduction.runs import Machine
@@ -375,6 +375,16 @@ class TestPlan:
         with pytest.raises(SystemExit, match='1'):
             reproduced('biomassters', made('biomassters'), tmp_path / 'out', '--max-dates', '2')
         assert '--max-dates' in capsys.readouterr().err
+
+
+def test_notes_fit_the_figure(root: Path, tmp_path: Path) -> None:
+    made = study.make_study('pastis-hd', str(root), ['omnisat'], None, [0], Machine(), tmp_path)
+    found = {'model': 'OmniSat', 'sensors': 'S2', 'scores': {'mean_iou': {'mean': 9.0}}, 'folds': {1: 9.0}}
+    figure = report.draw_scores(made, [found], made.data.title)
+    figure.canvas.draw()
+    (note,) = [text for text in figure.texts if 'These scores cannot' in text.get_text()]
+    box = note.get_window_extent()
+    assert (box.x0 >= 0, box.x1 <= figure.bbox.x1, box.y0 >= 0) == (True, True, True)
 
 
 def test_several_devices_share_a_batch(tmp_path: Path) -> None:

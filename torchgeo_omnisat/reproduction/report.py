@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -245,8 +246,9 @@ def draw_scores(study: Study, results: Sequence[Mapping[str, Any]], name: str) -
     for y, score in enumerate(published, len(results)):
         axes.barh(y, score.score, color=GREY, height=0.6)
     axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
-    note = '\n'.join(['', *(['grey: published by the authors'] if published else []), comparison(study)]).rstrip()
-    axes.set_xlabel(f'{data.title_of(data.score)}, dots: splits\ndata: {name}{note}', fontsize=8)
+    axes.set_xlabel(f'{data.title_of(data.score)}, dots: splits', fontsize=8)
+    notes = [f'data: {name}', *(['grey: published by the authors', comparison(study)] if published else [])]
+    figure.supxlabel('\n'.join(textwrap.fill(note, 90) for note in notes if note), fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[['top', 'right']].set_visible(False)
     return figure
