@@ -40,7 +40,7 @@ from torchgeo_omnisat.modality import subset_name, subsets
 from torchgeo_omnisat.models.embedding import dense_features
 from torchgeo_omnisat.reproduction.runs import circumstances, keep, read
 from torchgeo_omnisat.tasks import OmniSatPretraining
-from torchgeo_omnisat.utils.quantization import dequantize, quantize
+from torchgeo_omnisat.utils.tensors.quantization import dequantize, quantize
 
 HERE = Path(__file__).parent
 #: Maximum number of scored pixels.

@@ -47,7 +47,7 @@ from torchgeo_omnisat.models import PrestoEncoder
 from torchgeo_omnisat.prediction.embeddings.few_labels import Validation, fit_classifier
 from torchgeo_omnisat.tasks import OmniSatPretraining
 from torchgeo_omnisat.utils.atomic import atomic_file
-from torchgeo_omnisat.utils.quantization import dequantize, quantize
+from torchgeo_omnisat.utils.tensors.quantization import dequantize, quantize
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]

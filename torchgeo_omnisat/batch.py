@@ -34,7 +34,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from .modality import Modality
-from .utils.coordinates import COORDINATES, centre_coordinates
+from .utils.tensors.coordinates import COORDINATES, centre_coordinates
 
 #: Key of a batch whose samples are not scored. A rank with fewer batches than others gets such batches, because
 #: evaluation steps contain collective operations.

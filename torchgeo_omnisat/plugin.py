@@ -29,7 +29,7 @@ from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
 from .tasks.base import OmniSatTask
 from .tasks.checkpoints import limited_size, read_hyper_parameters
-from .tasks.progress import EpochSummary
+from .tasks.console.progress import EpochSummary
 from .utils.cli import errors
 from .utils.cli.console import hide_noise, printable, say, use_utf8
 from .utils.cli.help import PlainHelpFormatter

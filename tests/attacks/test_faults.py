@@ -27,7 +27,7 @@ from tests.prediction.test_resume import AREA, killed
 from tests.prediction.test_writer import predict, read
 from torchgeo_omnisat.commands import check
 from torchgeo_omnisat.commands.shard import write as write_shards
-from torchgeo_omnisat.datamodules.statistics import places_of, save_statistics
+from torchgeo_omnisat.datamodules.common.statistics import places_of, save_statistics
 from torchgeo_omnisat.datasets import ShardedDataset
 from torchgeo_omnisat.datasets.common.integrity import Problem, Report
 from torchgeo_omnisat.datasets.io.files import extract_directory

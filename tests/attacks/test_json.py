@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torchgeo_omnisat.datamodules.statistics import read_statistics
+from torchgeo_omnisat.datamodules.common.statistics import read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _read_table
 from torchgeo_omnisat.datasets.common.integrity import Report
 from torchgeo_omnisat.datasets.common.series import parse_dates

@@ -20,14 +20,14 @@ from torch import Tensor
 from tests.prediction.areas import TOLD as AREA
 from tests.prediction.areas import PlaneDataModule, PlaneTiles
 from tests.tasks.helpers import MODALITIES, TOLD, make_batch, make_loader, make_sample
-from torchgeo_omnisat.datamodules.statistics import Moments, read_statistics
+from torchgeo_omnisat.datamodules.common.statistics import Moments, read_statistics
 from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.raster import MapBands
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation, export_hub, load_hub
 from torchgeo_omnisat.transforms import Normalize
-from torchgeo_omnisat.utils.observed import (
+from torchgeo_omnisat.utils.tensors.observed import (
     MAX_NORMALISED,
     ImplausibleCounts,
     all_observed,

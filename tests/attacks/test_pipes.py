@@ -13,8 +13,8 @@ import h5py
 import pytest
 from rasterio.errors import RasterioError
 
+from torchgeo_omnisat.datamodules.common.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datamodules.geo import read_polygons
-from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _lines, _read_table
 from torchgeo_omnisat.datasets.common.integrity import Expected, Report, _array_header, _hdf5_header, _label_range
 from torchgeo_omnisat.datasets.flair import read_products

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from torchgeo_omnisat import Modality
+from torchgeo_omnisat.datamodules.common.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datamodules.geo import read_polygons
-from torchgeo_omnisat.datamodules.statistics import load_statistics, read_statistics
 from torchgeo_omnisat.datasets.chips.splits import _read_table
 from torchgeo_omnisat.datasets.common.classes import refuse_ignored_class
 from torchgeo_omnisat.datasets.common.integrity import Report

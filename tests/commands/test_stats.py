@@ -23,7 +23,7 @@ from torchgeo_omnisat.datamodules import (
     SyntheticLandscapesDataModule,
     statistics,
 )
-from torchgeo_omnisat.datamodules.statistics import FILENAME
+from torchgeo_omnisat.datamodules.common.statistics import FILENAME
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
 
 WORDS = ['stats', '--data=SyntheticLandscapesDataModule', '--data.num_tiles=10', '--data.size=8', '--data.dates=[2,4]']

@@ -15,11 +15,11 @@ from torchgeo.main import main
 
 from tests.prediction.embeddings.files import X, landscape, write_codes, write_raster, write_scaled
 from torchgeo_omnisat.datamodules import MultimodalGeoDataModule
-from torchgeo_omnisat.datamodules.plausibility import BandSummary, compare, implausible
+from torchgeo_omnisat.datamodules.common.plausibility import BandSummary, compare, implausible
 from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.transforms import RandomBandDropout, RandomJitter
-from torchgeo_omnisat.utils.quantization import SCALE
+from torchgeo_omnisat.utils.tensors.quantization import SCALE
 
 RASTERS: dict[str, Any] = {
     's2': {'path': 's2', 'kind': 'optical', 'unit': 'dn'},

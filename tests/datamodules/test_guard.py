@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from torchgeo_omnisat.datamodules import MixedDataModule, SyntheticLandscapesDataModule
-from torchgeo_omnisat.datamodules.plausibility import Guard, compare
+from torchgeo_omnisat.datamodules.common.plausibility import Guard, compare
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes, TreeSatAITimeSeries
 from torchgeo_omnisat.modality import Modality
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_omnisat.batch import check
 from torchgeo_omnisat.datamodules import MixedDataModule, PASTISMultimodalDataModule, SyntheticLandscapesDataModule
+from torchgeo_omnisat.datamodules.common.sampling import Draw, EpochSampler, Progress, RandomOrder
 from torchgeo_omnisat.datamodules.mixed import MixedLoader, schedule
-from torchgeo_omnisat.datamodules.sampling import Draw, EpochSampler, Progress, RandomOrder
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 from torchgeo_omnisat.tasks.supervised import check_parts
 

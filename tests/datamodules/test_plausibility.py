@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from torchgeo_omnisat.datamodules.plausibility import BandSummary, implausible, implausible_statistics
+from torchgeo_omnisat.datamodules.common.plausibility import BandSummary, implausible, implausible_statistics
 from torchgeo_omnisat.modality import Modality
 
 RADAR = {'bands': ('VV', 'VH'), 'gsd': 10.0, 'temporal': True, 'kind': 'radar'}

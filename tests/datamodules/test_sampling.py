@@ -15,7 +15,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from torchgeo_omnisat.datamodules import MultimodalDataModule
-from torchgeo_omnisat.datamodules.sampling import (
+from torchgeo_omnisat.datamodules.common.sampling import (
     Draw,
     EpochSampler,
     Progress,

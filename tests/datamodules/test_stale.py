@@ -27,7 +27,7 @@ from torchgeo_omnisat.datamodules import (
     TreeSatAITimeSeriesDataModule,
     statistics,
 )
-from torchgeo_omnisat.datamodules.statistics import FILENAME, changed, load_statistics, measure
+from torchgeo_omnisat.datamodules.common.statistics import FILENAME, changed, load_statistics, measure
 
 
 def images(root: Path, scale: float, seed: int = 0) -> None:

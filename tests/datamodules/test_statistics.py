@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchgeo_omnisat.datamodules import statistics
-from torchgeo_omnisat.datamodules.statistics import (
+from torchgeo_omnisat.datamodules.common import statistics
+from torchgeo_omnisat.datamodules.common.statistics import (
     FILENAME,
     Entries,
     Moments,

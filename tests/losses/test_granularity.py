@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchgeo_omnisat.evaluation.retrieval import effective_rank, spread
 from torchgeo_omnisat.losses import GrainDistillation, GrainHead, granularity, pool_tile
-from torchgeo_omnisat.utils.prototypes import sinkhorn
+from torchgeo_omnisat.utils.tensors.prototypes import sinkhorn
 
 
 def test_is_the_cross_entropy_of_the_assignment() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.losses import MaskedReconstruction, draw_hidden
 from torchgeo_omnisat.losses.reconstruction import PatchDecoder
-from torchgeo_omnisat.utils.dates import annual_code
+from torchgeo_omnisat.utils.tensors.dates import annual_code
 
 S2 = Modality('s2', ('B02', 'B03'), 10.0, True)
 SPOT = Modality('spot', ('R',), 4.0, False)

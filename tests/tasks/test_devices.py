@@ -15,8 +15,8 @@ from torchgeo_omnisat.losses import CrossEntropyDice
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.supervised import classification_metrics, update
 from torchgeo_omnisat.transforms.ground import _turn, _turn_by_masks
-from torchgeo_omnisat.utils import devices
-from torchgeo_omnisat.utils.finite import EVERY, SKIPPED, Watch
+from torchgeo_omnisat.utils.tensors import devices
+from torchgeo_omnisat.utils.tensors.finite import EVERY, SKIPPED, Watch
 
 from ..devices import DEVICE, SimulatedStrategy, fetch, place, simulated
 from .helpers import TOLD, make_batch, make_datamodule, make_trainer

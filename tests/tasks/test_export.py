@@ -23,7 +23,7 @@ from torchgeo_omnisat.tasks import (
     SupervisedTask,
     export,
 )  # fmt: skip
-from torchgeo_omnisat.tasks.export import ENDINGS, RawModel, example_batch, export_model, largest_difference
+from torchgeo_omnisat.tasks.deployment.export import ENDINGS, RawModel, example_batch, export_model, largest_difference
 
 from .helpers import MODALITIES, TOLD
 

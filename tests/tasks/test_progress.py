@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
-from torchgeo_omnisat.tasks.progress import EpochSummary
+from torchgeo_omnisat.tasks.console.progress import EpochSummary
 
 from .helpers import TOLD, make_loader, make_sample, make_trainer
 
@@ -60,7 +60,7 @@ def test_remaining_time_is_proportional(monkeypatch: pytest.MonkeyPatch, tmp_pat
     summary = EpochSummary('val_x', 'x', 'max')
     trainer: Any = type('T', (), {'estimated_stepping_batches': 100, 'global_step': 25})
     summary._began, summary._first = 1000.0, 5
-    monkeypatch.setattr('torchgeo_omnisat.tasks.progress.time.monotonic', lambda: 1040.0)
+    monkeypatch.setattr('torchgeo_omnisat.tasks.console.progress.time.monotonic', lambda: 1040.0)
     assert summary._left(trainer) == pytest.approx(40 / 20 * 75)
     trainer.estimated_stepping_batches = float('inf')
     assert summary._left(trainer) is None

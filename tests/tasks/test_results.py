@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatRegression, OmniSatSegmentation
-from torchgeo_omnisat.tasks.results import Examples
+from torchgeo_omnisat.tasks.console.results import Examples
 
 from .helpers import TOLD, make_datamodule, make_loader, make_sample, make_trainer
 

@@ -5,7 +5,7 @@ import torch
 from pyproj import Geod, Transformer
 from rasterio.crs import CRS
 
-from torchgeo_omnisat.utils.coordinates import centre_coordinates
+from torchgeo_omnisat.utils.tensors.coordinates import centre_coordinates
 
 
 def bounds(xmin, xmax, ymin, ymax):

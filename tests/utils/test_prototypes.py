@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchgeo_omnisat.utils.prototypes import PrototypeBank, sinkhorn
+from torchgeo_omnisat.utils.tensors.prototypes import PrototypeBank, sinkhorn
 
 
 def clusters(spread: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from torchgeo_omnisat.utils.quantization import dequantize, quantize
+from torchgeo_omnisat.utils.tensors.quantization import dequantize, quantize
 
 
 def test_values_of_the_scheme() -> None:

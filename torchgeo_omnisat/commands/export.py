@@ -5,7 +5,7 @@
 
 from ..tasks.backbone import export_hub
 from ..tasks.checkpoints import CONFIG, MODEL
-from ..tasks.export import export_model
+from ..tasks.deployment.export import export_model
 from ..utils.cli.console import say
 from . import parsers
 

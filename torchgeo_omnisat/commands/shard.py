@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datamodules.adapters import describe_samples
-from ..datamodules.statistics import stream
+from ..datamodules.common.statistics import stream
 from ..datasets.common.arguments import SPLITS
 from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ..datamodules.statistics import Entries
+from ..datamodules.common.statistics import Entries
 from ..modality import Modality
 from ..utils.cli.console import say
 from . import parsers

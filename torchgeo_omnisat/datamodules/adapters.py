@@ -21,8 +21,8 @@ from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from ..utils.checks import EmptySplitError
 from .base import MultimodalDataModule
-from .sampling import Order
-from .statistics import settings_group
+from .common.sampling import Order
+from .common.statistics import settings_group
 
 
 class MappedDataModule(MultimodalDataModule):

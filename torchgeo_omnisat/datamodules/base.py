@@ -37,9 +37,9 @@ from ..transforms import (
 )
 from ..transforms.intensity import describe_not_simulated
 from ..utils.checks import check_choice, check_least
-from .plausibility import Guard, GuardMode, implausible_statistics, make_guard
-from .sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
-from .statistics import (
+from .common.plausibility import Guard, GuardMode, implausible_statistics, make_guard
+from .common.sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
+from .common.statistics import (
     FILENAME,
     BandMoments,
     Entries,

@@ -16,7 +16,7 @@ from ..modality import Modality
 from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
-from .statistics import BandMoments
+from .common.statistics import BandMoments
 
 
 class FLAIRDataModule(MultimodalDataModule):

@@ -13,7 +13,7 @@ from ..modality import Modality
 from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
-from .statistics import BandMoments
+from .common.statistics import BandMoments
 
 #: Mean and standard deviation of single images, as published in TorchGeo.
 _PUBLISHED = {

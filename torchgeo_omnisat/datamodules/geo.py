@@ -37,7 +37,7 @@ from ..transforms import Normalize
 from ..utils.checks import EmptySplitError, check_choice
 from ..utils.signatures import with_arguments_of
 from .base import LABELLED, Missing, MultimodalDataModule
-from .statistics import settings_group
+from .common.statistics import settings_group
 
 
 def split_ground(dataset: MultimodalGeoDataset, split: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ..batch import fill
 from ..modality import Modality
 from ..utils.checks import check_choice, check_least
 from .base import MultimodalDataModule
-from .plausibility import GuardMode
-from .sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
+from .common.plausibility import GuardMode
+from .common.sampling import DealtSampler, Filler, Progress, ResumableDataModule, mix
 
 
 def schedule(lengths: Sequence[int], temperature: float, seed: int) -> NDArray[np.int64]:

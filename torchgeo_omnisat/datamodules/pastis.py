@@ -15,7 +15,7 @@ from ..modality import Modality
 from ..utils.checks import check_choice
 from ..utils.signatures import with_arguments_of
 from .base import NOT_PASSED, Missing, MultimodalDataModule
-from .statistics import BandMoments, read_statistics
+from .common.statistics import BandMoments, read_statistics
 
 
 class FoldsDataModule(MultimodalDataModule):

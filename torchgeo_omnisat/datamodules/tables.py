@@ -10,7 +10,7 @@ from typing import Any
 from ..datasets.common.arguments import SPLITS
 from ..datasets.tables import PixelTable
 from .base import MultimodalDataModule
-from .statistics import settings_group
+from .common.statistics import settings_group
 
 
 class PixelTableDataModule(MultimodalDataModule):

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
-from ..utils.coordinates import COORDINATES, centre_coordinates
-from ..utils.observed import MAX_RAW
+from ..utils.tensors.coordinates import COORDINATES, centre_coordinates
+from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset
 from .common.plotting import draw_any
 from .common.series import DAY, parse_day

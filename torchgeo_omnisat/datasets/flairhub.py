@@ -28,8 +28,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from ..utils.checks import check_choice
-from ..utils.observed import MAX_RAW
 from ..utils.signatures import refuse_unexpected, with_arguments_of
+from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .common.integrity import Dates, Expected, Part

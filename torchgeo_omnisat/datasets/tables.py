@@ -19,8 +19,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import EmptySplitError, check_choice, require_pyarrow
-from ..utils.coordinates import COORDINATES
-from ..utils.observed import MAX_RAW
+from ..utils.tensors.coordinates import COORDINATES
+from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset, tensors
 from .common.arguments import SPLITS
 from .common.classes import NO_LABEL, UNKNOWN, ClassMap, code_of

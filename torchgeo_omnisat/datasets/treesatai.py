@@ -27,9 +27,9 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice
-from ..utils.observed import MAX_RAW
 from ..utils.reading import refuse_special
 from ..utils.signatures import with_arguments_of
+from ..utils.tensors.observed import MAX_RAW
 from .base import PublishedDataset, blank, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
 from .common.integrity import Dates, Expected, Part

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from ..modality import Which, subset_name, subsets
 from ..utils.atomic import atomic_file
-from ..utils.devices import WIDE
+from ..utils.tensors.devices import WIDE
 
 
 class CosineRow(NamedTuple):

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..utils import distributed as processes
-from ..utils.devices import wide
 from ..utils.figures import plain_text
+from ..utils.tensors.devices import wide
 
 
 class Found(NamedTuple):

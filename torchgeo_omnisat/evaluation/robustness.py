@@ -18,7 +18,7 @@ from ..batch import FILLER
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
-from ..utils.coordinates import COORDINATES
+from ..utils.tensors.coordinates import COORDINATES
 
 if TYPE_CHECKING:
     from ..tasks import SupervisedTask

@@ -17,8 +17,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..utils import distributed as processes
-from ..utils.coordinates import EARTH_RADIUS, unit_vectors
-from ..utils.devices import require, wide
+from ..utils.tensors.coordinates import EARTH_RADIUS, unit_vectors
+from ..utils.tensors.devices import require, wide
 
 
 class TileContrast(NamedTuple):

@@ -12,7 +12,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..utils import distributed as processes
-from ..utils.prototypes import sinkhorn
+from ..utils.tensors.prototypes import sinkhorn
 
 #: Granularities, fine to coarse: a patch of the ground grid (the pixel of its feature map), an object, a tile.
 GRAINS = ('pixel', 'object', 'image')

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..utils import distributed as processes
-from ..utils.prototypes import PrototypeBank
+from ..utils.tensors.prototypes import PrototypeBank
 
 #: Minimum number of patches in an object, the sum of their assignments.
 SMALLEST = 1.0

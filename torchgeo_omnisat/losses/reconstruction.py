@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
 from ..utils.checks import check_choice
-from ..utils.dates import annual_code
-from ..utils.devices import readable
-from ..utils.observed import observed
-from ..utils.selection import valid_indices
+from ..utils.tensors.dates import annual_code
+from ..utils.tensors.devices import readable
+from ..utils.tensors.observed import observed
+from ..utils.tensors.selection import valid_indices
 
 #: Width of the date encoding: sine and cosine of four harmonics of a year and two longer periods.
 DATE_FEATURES = 12

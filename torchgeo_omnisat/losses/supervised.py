@@ -12,7 +12,7 @@ from segmentation_models_pytorch.losses._functional import soft_dice_score
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 
-from ..utils.devices import require
+from ..utils.tensors.devices import require
 
 
 class CrossEntropyDice(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 
 from ..utils import distributed as processes
 from ..utils.checks import check_least
-from ..utils.prototypes import PrototypeBank
+from ..utils.tensors.prototypes import PrototypeBank
 
 #: Maximum number of values in the bank, 512 MiB in single precision.
 LARGEST_BANK = 2**27

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..modality import LOCATION, Modality, as_modalities, half_up
-from ..utils.coordinates import COORDINATES, LOCATION_VALID
-from ..utils.devices import wide
-from ..utils.observed import all_observed, observed, observed_pixels
-from ..utils.pooling import average_pool
-from ..utils.selection import read_valid
+from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.tensors.devices import wide
+from ..utils.tensors.observed import all_observed, observed, observed_pixels
+from ..utils.tensors.pooling import average_pool
+from ..utils.tensors.selection import read_valid
 from .context import GeoContext
 from .encoders import Encoder, build_encoders
 from .encoders.location import LocationToken, build_location

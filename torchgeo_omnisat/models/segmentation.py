@@ -17,7 +17,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from ..modality import finer_factor, half_up
-from ..utils.pooling import average_pool
+from ..utils.tensors.pooling import average_pool
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
 
 #: Adam changes a weight by about the learning rate per step, so a last layer of few channels

@@ -35,7 +35,7 @@ from ..utils.atomic import atomic_file
 from ..utils.checks import check_choice
 from ..utils.cli.console import abbreviate, printable
 from ..utils.figures import plain_text
-from ..utils.observed import observed
+from ..utils.tensors.observed import observed
 from .tiling import Window
 
 

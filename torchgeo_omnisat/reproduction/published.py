@@ -23,7 +23,7 @@ from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
 from ..datamodules import PASTISMultimodalDataModule
-from ..datamodules.statistics import read_statistics
+from ..datamodules.common.statistics import read_statistics
 from ..datasets.pastis import FOLDS
 from ..datasets.synthetic.writing import is_synthetic
 from ..models.encoders.utae import UTAE

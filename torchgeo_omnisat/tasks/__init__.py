@@ -11,7 +11,7 @@ from .backbone import export_hub, load_hub
 from .base import OmniSatTask
 from .classification import OmniSatClassification, omnisat_classification
 from .dense import DenseTask
-from .inference import Predictor
+from .deployment.inference import Predictor
 from .pretraining import OmniSatPretraining, omnisat_pretraining
 from .regression import OmniSatRegression, omnisat_regression
 from .segmentation import OmniSatSegmentation, omnisat

@@ -35,14 +35,15 @@ from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
 from ..transforms.base import probability
 from ..utils.atomic import atomic_file
-from ..utils.coordinates import COORDINATES, LOCATION_VALID
-from ..utils.devices import readable
 from ..utils.figures import save_figure
-from ..utils.finite import Watch, refuse_output, refuse_weights
-from ..utils.observed import ImplausibleCounts
 from ..utils.sharding import refuse_strategy, shard_task
+from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.tensors.devices import readable
+from ..utils.tensors.finite import Watch, refuse_output, refuse_weights
+from ..utils.tensors.observed import ImplausibleCounts
 from .backbone import load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
+from .console.progress import EpochSummary
 from .embedding import Embedder, fit_projection, read_projection, write_projection
 from .normalization import (
     KINDS,
@@ -56,7 +57,6 @@ from .normalization import (
     plain_sources,
     plain_statistics,
 )
-from .progress import EpochSummary
 
 
 class OmniSatTask(BaseTask):

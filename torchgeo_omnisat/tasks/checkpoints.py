@@ -36,8 +36,8 @@ from torch.overrides import TorchFunctionMode
 from ..modality import as_modalities
 from ..models.encoders.registry import class_paths, registered_paths
 from ..utils.atomic import atomic_file
-from ..utils.finite import refuse_weights
 from ..utils.reading import load_json, refuse_special
+from ..utils.tensors.finite import refuse_weights
 from .normalization import KINDS, plain_sources
 
 #: Names of the two files on the hub.

@@ -21,7 +21,7 @@ from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput
 from ..prediction import GeoTIFFWriter
-from ..utils.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from .supervised import SupervisedTask
 
 #: Axes that are flipped in each view of test-time augmentation; the last pair is a rotation by 180 degrees.

@@ -41,13 +41,13 @@ from ..prediction import EmbeddingWriter, GeoTIFFWriter
 from ..transforms import ModalityDropout
 from ..transforms.base import keep_some
 from ..utils.checks import check_choice, check_least
-from ..utils.coordinates import COORDINATES, LOCATION_VALID
-from ..utils.devices import constant, readable, wide
 from ..utils.distributed import gather, gather_numbers, own_rows, shared_mean
-from ..utils.finite import refuse_loss, refuse_output
+from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
+from ..utils.tensors.devices import constant, readable, wide
+from ..utils.tensors.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
-from .granularity import FUSED, Granularity
-from .teacher import Teacher
+from .distillation.granularity import FUSED, Granularity
+from .distillation.teacher import Teacher
 
 #: Index of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}

@@ -19,8 +19,8 @@ from ..models import OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
 from ..prediction import ValueWriter, seen_bits
 from ..utils.checks import check_choice
-from ..utils.devices import WIDE
-from ..utils.finite import refuse_output
+from ..utils.tensors.devices import WIDE
+from ..utils.tensors.finite import refuse_output
 from .dense import DenseTask, flipped_back
 
 #: Losses by name.

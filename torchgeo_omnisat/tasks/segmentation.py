@@ -23,10 +23,10 @@ from ..models.omnisat import OmniSatOutput
 from ..models.segmentation import FieldHead, FieldMaps, resize
 from ..prediction import seen_bits
 from ..utils.checks import check_choice
-from ..utils.finite import refuse_output
+from ..utils.tensors.finite import refuse_output
+from .console.results import SMALLEST
 from .dense import FLIPS, DenseTask, flipped_back
 from .fields import LOGGED, FoundFields, SubsetFieldScores, find_fields, observed_fields, repeat_pixels, smallest_pixels
-from .results import SMALLEST
 from .supervised import classification_metrics
 
 #: Maximum number of classes.

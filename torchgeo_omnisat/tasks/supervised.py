@@ -28,10 +28,10 @@ from ..evaluation.subsets import SubsetRow, SubsetScores, without_torchmetrics_w
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import ModalityDropout
-from ..utils.devices import readable
-from ..utils.finite import refuse_output
+from ..utils.tensors.devices import readable
+from ..utils.tensors.finite import refuse_output
 from .base import OmniSatTask
-from .results import Examples, print_above, report, take_verbose
+from .console.results import Examples, print_above, report, take_verbose
 
 
 class MeanLoss(Metric):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
-from ..utils.observed import finite
+from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, refuse_tensor
 from .ground import RandomDihedral
 from .intensity import RandomSpeckle

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.devices import constant
+from ..utils.tensors.devices import constant
 
 
 def extent(batch: Mapping[str, Tensor], modalities: Iterable[Modality]) -> tuple[float, float]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..utils.devices import constant, readable, wide
-from ..utils.observed import finite
+from ..utils.tensors.devices import constant, readable, wide
+from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, interval, probability
 from .georeference import extent, move
 

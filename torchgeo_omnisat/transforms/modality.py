@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..utils.devices import constant
+from ..utils.tensors.devices import constant
 from .base import Modalities, Params, Transform, keep_some, probabilities
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
-from ..utils.observed import finite
+from ..utils.tensors.observed import finite
 from .base import Modalities, refuse_tensor
 
 #: One value per band, by name of the modality.

@@ -11,7 +11,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_least
-from ..utils.devices import wide
+from ..utils.tensors.devices import wide
 from .base import Chance, Modalities, Params, Transform, keep_some, probability, probability_ranges
 
 

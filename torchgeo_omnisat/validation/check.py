@@ -14,7 +14,7 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from ..datamodules import MultimodalDataModule
 from ..datamodules.base import describe_left_out
-from ..datamodules.statistics import stream
+from ..datamodules.common.statistics import stream
 from ..datasets.common.arguments import SPLITS
 from ..datasets.common.integrity import Problem, Report, below, inspect
 from ..modality import Modality

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..datamodules.plausibility import implausible
+from ..datamodules.common.plausibility import implausible
 from ..datasets.common.classes import UnknownCodesError
 from ..datasets.common.integrity import Problem, below
 from ..datasets.geo.parts import unlike_files

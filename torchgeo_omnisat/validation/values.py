@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..datamodules.plausibility import BandSummary
-from ..datamodules.statistics import Moments
+from ..datamodules.common.plausibility import BandSummary
+from ..datamodules.common.statistics import Moments
 from ..datasets.common.labelcounts import LabelCounts
 from ..modality import Modality
 

@@ -23,7 +23,7 @@ from torchgeo_omnisat.datasets import (
     TesseraRasters,
 )
 from torchgeo_omnisat.datasets.geo.config import image_dataset
-from torchgeo_omnisat.utils.quantization import dequantize, quantize
+from torchgeo_omnisat.utils.tensors.quantization import dequantize, quantize
 
 AEF, _ = landscape(32, 32, dims=64)
 AEF[:, 4, 5] = np.nan

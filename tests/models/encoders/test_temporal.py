@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SeriesGroupNorm, SinusoidDates, TemporalAttention
-from torchgeo_omnisat.utils.dates import YEAR
+from torchgeo_omnisat.utils.tensors.dates import YEAR
 
 EPOCH = datetime.date(1970, 1, 1)
 

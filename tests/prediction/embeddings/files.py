@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from torchgeo_omnisat.utils.quantization import NODATA, quantize
+from torchgeo_omnisat.utils.tensors.quantization import NODATA, quantize
 
 #: Upper left corner in EPSG:32631.
 X, Y = 600000.0, 5700000.0

@@ -41,7 +41,7 @@ from torchgeo_omnisat.prediction.raster import Placement
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.embedding import training_samples
 from torchgeo_omnisat.utils.checks import EmptySplitError
-from torchgeo_omnisat.utils.quantization import dequantize, quantize
+from torchgeo_omnisat.utils.tensors.quantization import dequantize, quantize
 
 from ..areas import MODALITIES, TOLD, PlaneDataModule, is_cog, make_grid
 from ..test_writer import make_trainer

@@ -27,7 +27,7 @@ from torchgeo.datasets.utils import Sample
 from ...grid import Grid
 from ...modality import Modality
 from ...utils.checks import EmptySplitError, check_choice
-from ...utils.coordinates import COORDINATES, centre_coordinates
+from ...utils.tensors.coordinates import COORDINATES, centre_coordinates
 from ..base import MultimodalDataset, bounds_of
 from ..common.arguments import MISSING, SPLITS, leave_out
 from ..common.classes import ClassMap

@@ -29,7 +29,7 @@ from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid, metres
 from ...modality import Kind, Modality, half_up
-from ...utils.observed import MAX_RAW
+from ...utils.tensors.observed import MAX_RAW
 from ..base import tensors
 from ..common.classes import NO_LABEL, UNKNOWN, ClassMap
 from ..io.decoding import as_numbers

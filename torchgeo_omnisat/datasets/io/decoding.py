@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from ...utils.observed import MAX_RAW
+from ...utils.tensors.observed import MAX_RAW
 from .headers import refuse_complex
 
 #: Folders for which a warning of such values was issued.

@@ -19,8 +19,8 @@ from rasterio.errors import RasterioError
 from torchgeo.datasets.utils import extract_archive
 
 from ...utils.atomic import publish, scratch_folder
-from ...utils.observed import MAX_RAW
 from ...utils.reading import parse_json, refuse_special
+from ...utils.tensors.observed import MAX_RAW
 from .headers import refuse_complex
 from .opening import open_within, sidecars
 

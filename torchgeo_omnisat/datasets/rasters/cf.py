@@ -17,8 +17,8 @@ from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.windows import Window
 
-from ...utils.observed import MAX_RAW
 from ...utils.reading import refuse_special
+from ...utils.tensors.observed import MAX_RAW
 from ..io.decoding import Decoding, warn_of_huge_values
 from ..io.fingerprint import State, state_of
 from ..io.headers import Header, refuse_complex, stated_crs

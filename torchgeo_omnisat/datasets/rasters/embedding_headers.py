@@ -21,7 +21,7 @@ from torchgeo.datasets import (
     TesseraEmbeddings,
 )
 
-from ...utils.quantization import NODATA, dequantize
+from ...utils.tensors.quantization import NODATA, dequantize
 from ..io.decoding import Decoding
 from ..io.headers import Header, read_header
 from ..io.opening import open_raster

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...utils.devices import readable
-from ...utils.observed import all_observed, observed
+from ...utils.tensors.devices import readable
+from ...utils.tensors.observed import all_observed, observed
 
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
 MISSING = 'missing'

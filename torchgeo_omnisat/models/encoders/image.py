@@ -17,8 +17,8 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision import ops
 
-from ...utils.observed import all_observed, observed
-from ...utils.selection import valid_indices
+from ...utils.tensors.observed import all_observed, observed
+from ...utils.tensors.selection import valid_indices
 from .bands import BandConv2d
 from .packing import gather_valid, scatter_valid
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchgeo.models import SatCLIP_Weights, satclip
 
 from ...modality import LOCATION
-from ...utils.coordinates import EARTH_RADIUS, unit_vectors
-from ...utils.devices import constant, wide
+from ...utils.tensors.coordinates import EARTH_RADIUS, unit_vectors
+from ...utils.tensors.devices import constant, wide
 from .pretrained.freezing import FreezableEncoder
 from .pretrained.series.weights import build_pretrained, load_strictly, read_weights
 from .registry import Encoder, as_specification

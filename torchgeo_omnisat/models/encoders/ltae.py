@@ -11,9 +11,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.devices import readable
-from ...utils.observed import all_observed, observed
-from ...utils.selection import valid_indices
+from ...utils.tensors.devices import readable
+from ...utils.tensors.observed import all_observed, observed
+from ...utils.tensors.selection import valid_indices
 from .bands import BandLinear
 from .packing import BLOCK, gather_valid, scatter_valid
 from .registry import register_encoder

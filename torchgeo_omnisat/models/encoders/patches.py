@@ -16,8 +16,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.observed import observed
-from ...utils.selection import valid_indices
+from ...utils.tensors.observed import observed
+from ...utils.tensors.selection import valid_indices
 from .packing import gather_valid, scatter_valid
 from .published import (
     IMAGE_ARGUMENTS,

@@ -6,7 +6,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...utils.observed import observed
+from ...utils.tensors.observed import observed
 from .bands import BandConv2d
 from .image import SingleImageEncoder
 from .registry import register_encoder

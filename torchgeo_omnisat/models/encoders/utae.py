@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...utils.devices import readable
-from ...utils.observed import observed_pixels
-from ...utils.selection import valid_indices
+from ...utils.tensors.devices import readable
+from ...utils.tensors.observed import observed_pixels
+from ...utils.tensors.selection import valid_indices
 from .bands import BandConv2d
 from .packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed

@@ -17,7 +17,7 @@ from pyproj import CRS, Transformer
 
 from ...utils.atomic import atomic_file
 from ...utils.checks import require_pyarrow
-from ...utils.quantization import NODATA, dequantize
+from ...utils.tensors.quantization import NODATA, dequantize
 
 #: Tags of a tile with the first and last date of its images.
 PERIOD = ('START_DATETIME', 'END_DATETIME')

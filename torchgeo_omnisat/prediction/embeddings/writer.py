@@ -20,7 +20,7 @@ from pyproj import Transformer
 from ...grid import Grid, metres
 from ...modality import Modality
 from ...utils.checks import check_output_files, require_pyarrow
-from ...utils.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
+from ...utils.tensors.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from ..raster import Placement, TileFolder, write_cog
 from ..tiling import Window
 from ..writer import GeoTIFFWriter, WorkFolder, digest_state

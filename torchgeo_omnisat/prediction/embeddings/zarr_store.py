@@ -13,7 +13,7 @@ import rasterio
 
 from ... import __version__
 from ...grid import Grid
-from ...utils.quantization import FORMULA, NODATA, SCHEME
+from ...utils.tensors.quantization import FORMULA, NODATA, SCHEME
 from ..raster import BLOCK, CACHE
 
 if TYPE_CHECKING:

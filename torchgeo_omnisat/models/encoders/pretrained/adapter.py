@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....modality import Modality
-from ....utils.observed import all_observed, observed
+from ....utils.tensors.observed import all_observed, observed
 
 #: Maximum of the true-colour images (TCI) that Satlas was trained on, and the digital number that it stands for:
 #: "The saturation level of 255 digital counts correspond to a level of 3558 for L1C products" (Sentinel-2 Products

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....modality import Modality
-from ....utils.observed import observed
+from ....utils.tensors.observed import observed
 from ..registry import Origin, import_class, refuse_import, register_encoder
 from .adapter import canonical
 from .series.composites import RawImages

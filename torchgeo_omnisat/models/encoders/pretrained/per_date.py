@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ....utils.observed import observed_pixels
-from ....utils.pooling import average_pool
-from ....utils.selection import valid_indices
+from ....utils.tensors.observed import observed_pixels
+from ....utils.tensors.pooling import average_pool
+from ....utils.tensors.selection import valid_indices
 from ..ltae import LTAEEncoder
 from ..packing import gather_valid
 from ..temporal import TemporalAttention

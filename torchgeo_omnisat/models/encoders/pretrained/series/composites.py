@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .....utils.observed import observed
+from .....utils.tensors.observed import observed
 from ..freezing import FreezableEncoder
 
 #: Units of optical bands and of backscatter that can be converted.

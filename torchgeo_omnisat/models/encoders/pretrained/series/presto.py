@@ -16,7 +16,7 @@ from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
 from .....modality import Modality
-from .....utils.devices import wide
+from .....utils.tensors.devices import wide
 from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, monthly_composites

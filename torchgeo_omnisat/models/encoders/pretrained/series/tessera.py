@@ -18,7 +18,7 @@ from torchgeo.models.tessera import TransformerEncoder
 from torchvision.transforms.v2 import Normalize
 
 from .....modality import Modality
-from .....utils.observed import observed
+from .....utils.tensors.observed import observed
 from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .pixels import PixelEncoder

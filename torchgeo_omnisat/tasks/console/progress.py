@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ..utils.cli.console import format_duration, printable
+from ...utils.cli.console import format_duration, printable
 
 #: Batches after which the duration of a training is estimated, without the first one.
 TIMED = 5

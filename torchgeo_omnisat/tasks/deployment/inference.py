@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
-from ..batch import collate
-from ..modality import Modality
-from ..transforms import Normalize
-from .checkpoints import read_checkpoint
-from .classification import OmniSatClassification
-from .regression import OmniSatRegression
-from .segmentation import OmniSatSegmentation
-from .supervised import SupervisedTask
+from ...batch import collate
+from ...modality import Modality
+from ...transforms import Normalize
+from ..checkpoints import read_checkpoint
+from ..classification import OmniSatClassification
+from ..regression import OmniSatRegression
+from ..segmentation import OmniSatSegmentation
+from ..supervised import SupervisedTask
 
 #: Task of a checkpoint by a hyper-parameter that only this task has.
 _TASKS: Mapping[str, type[SupervisedTask]] = {

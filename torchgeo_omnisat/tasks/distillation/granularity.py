@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from ..losses import (
+from ...losses import (
     GrainDistillation,
     GrainHead,
     Objects,
@@ -21,8 +21,8 @@ from ..losses import (
     pool_objects,
     pool_tile,
 )
-from ..models import OmniSat
-from ..utils.distributed import gather
+from ...models import OmniSat
+from ...utils.distributed import gather
 from .teacher import Teacher
 
 #: Name of the fused tokens among the sources; the others are modalities.

@@ -30,12 +30,12 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 from tqdm import tqdm
 
-from ..datasets.common.labelcounts import evenly_spaced, label_of
-from ..datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
-from ..modality import Modality
-from ..utils.atomic import atomic_file
-from ..utils.cache import cache_folder
-from ..utils.reading import load_json
+from ...datasets.common.labelcounts import evenly_spaced, label_of
+from ...datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
+from ...modality import Modality
+from ...utils.atomic import atomic_file
+from ...utils.cache import cache_folder
+from ...utils.reading import load_json
 
 
 def stream(function: Callable[[Any], Any], length: int, num_workers: int, title: str, first: int = 0) -> Iterator[Any]:

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchgeo.datasets.utils import Sample
 
-from ..batch import fill
-from ..utils.devices import movable
+from ...batch import fill
+from ...utils.tensors.devices import movable
 
 
 class Order(Protocol):

@@ -9,8 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.probe import evaluating
-from ..models import OmniSat
+from ...evaluation.probe import evaluating
+from ...models import OmniSat
 
 
 class Teacher(nn.Module):

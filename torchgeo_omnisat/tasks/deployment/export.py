@@ -16,16 +16,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
-from .. import __version__
-from ..modality import Modality, half_up
-from ..transforms import Normalize
-from ..utils.atomic import atomic_file
-from ..utils.checks import check_choice
-from .backbone import export_hub, load_hub
-from .checkpoints import read_checkpoint, read_config
+from ... import __version__
+from ...modality import Modality, half_up
+from ...transforms import Normalize
+from ...utils.atomic import atomic_file
+from ...utils.checks import check_choice
+from ..backbone import export_hub, load_hub
+from ..checkpoints import read_checkpoint, read_config
+from ..regression import OmniSatRegression
+from ..segmentation import OmniSatSegmentation
 from .inference import Predictor, is_supervised
-from .regression import OmniSatRegression
-from .segmentation import OmniSatSegmentation
 
 #: Ending of a file by format.
 ENDINGS: Mapping[str, str] = {'torch': '.pt2', 'onnx': '.onnx'}

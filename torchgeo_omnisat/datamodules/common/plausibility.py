@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..modality import Modality, as_modalities
-from ..utils.observed import MAX_RAW
-from ..utils.quantization import SCALE
+from ...modality import Modality, as_modalities
+from ...utils.tensors.observed import MAX_RAW
+from ...utils.tensors.quantization import SCALE
 
 #: Common nodata values, which are not valid measurements. Values beyond `MAX_RAW` are nodata too.
 FILL_VALUES = (-9999.0, -99999.0, -32768.0, -32767.0, 65535.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 from torchmetrics import Metric
 
-from ..evaluation.classes import (
+from ...evaluation.classes import (
     class_rows,
     draw_confusion,
     format_classes,
@@ -24,11 +24,11 @@ from ..evaluation.classes import (
     write_confusion,
     write_scores,
 )
-from ..evaluation.plots import write_figure
-from ..evaluation.subsets import SubsetRow
-from ..utils.atomic import atomic_file
-from ..utils.cli.console import printable, say
-from ..utils.figures import save_figure
+from ...evaluation.plots import write_figure
+from ...evaluation.subsets import SubsetRow
+from ...utils.atomic import atomic_file
+from ...utils.cli.console import printable, say
+from ...utils.figures import save_figure
 
 #: Minimum and maximum number of figures of examples, if there are enough batches.
 FEWEST_EXAMPLES, MOST_EXAMPLES = 4, 8
