@@ -21,8 +21,8 @@ from torchgeo_omnisat.datamodules import (
     MultimodalGeoDataModule,
     PASTISMultimodalDataModule,
     SyntheticLandscapesDataModule,
-    statistics,
 )
+from torchgeo_omnisat.datamodules.common import statistics
 from torchgeo_omnisat.datamodules.common.statistics import FILENAME
 from torchgeo_omnisat.datasets import PASTISMultimodal, SyntheticLandscapes
 

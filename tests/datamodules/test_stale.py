@@ -25,8 +25,8 @@ from torchgeo_omnisat.datamodules import (
     MultimodalGeoDataModule,
     PASTISMultimodalDataModule,
     TreeSatAITimeSeriesDataModule,
-    statistics,
 )
+from torchgeo_omnisat.datamodules.common import statistics
 from torchgeo_omnisat.datamodules.common.statistics import FILENAME, changed, load_statistics, measure
 
 

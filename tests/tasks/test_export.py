@@ -21,8 +21,8 @@ from torchgeo_omnisat.tasks import (
     OmniSatSegmentation,
     Predictor,
     SupervisedTask,
-    export,
 )  # fmt: skip
+from torchgeo_omnisat.tasks.deployment import export
 from torchgeo_omnisat.tasks.deployment.export import ENDINGS, RawModel, example_batch, export_model, largest_difference
 
 from .helpers import MODALITIES, TOLD
