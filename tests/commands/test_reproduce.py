@@ -369,6 +369,21 @@ class TestPlan:
             reproduced('pastis-hd', root, tmp_path / 'out', '--no-check')
         assert "'data': 'pastis'" in capsys.readouterr().err
 
+    def test_results_of_a_part_of_the_data(self, root: Path, tmp_path: Path) -> None:
+        """Runs that are done with a part of a download must not count for the whole of it."""
+        made = study.make_study('pastis', str(root), ['utae'], None, [0], Machine(), tmp_path / 'out')
+        made.claim()
+        made.claim()
+        whole = replace(made, tiles={'train': 1 + sum(made.tiles.values())})
+        with pytest.raises(ValueError, match="'tiles'"):
+            whole.claim()
+
+    def test_missing_runs_are_not_comparable(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(study.Study, 'synthetic', False)
+        made = study.make_study('pastis', str(root), ['utae'], None, [0], Machine(), tmp_path / 'out')
+        whole = replace(made, tiles={'train': made.data.tiles or 0})
+        assert report.comparable(whole) == '5 of the runs are missing'
+
     def test_dates_that_cannot_be_limited(
         self, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

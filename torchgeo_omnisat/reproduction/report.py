@@ -150,7 +150,8 @@ def comparable(study: Study) -> str:
         return f'the data are not the whole of {data.title} ({number} tiles, expected {data.tiles})'
     if data.summed and set(study.folds) != set(data.folds):
         return f'only the splits {", ".join(map(str, study.folds))} of {len(data.folds)} were evaluated'
-    return ''
+    missing = sum(len(study.runs(row)) - len(done) for row, done in study.done().items())
+    return f'{missing} of the runs are missing' if missing else ''
 
 
 def comparison(study: Study) -> str:

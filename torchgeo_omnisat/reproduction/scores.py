@@ -36,6 +36,8 @@ _MAESTRO = 'https://github.com/IGNF/MAESTRO'
 _MAESTRO_README = 'README of MAESTRO'
 _OWN_SPLITS = 'split files of MAESTRO'
 _FLAIR2 = 'FLAIR #2 filtered again from FLAIR-HUB, 12 classes'
+_OFFICIAL_DOMAINS = 'official test domains, 12 classes'
+_FLAIR2_PAPER = 'https://arxiv.org/abs/2305.14467'
 _FLAIRHUB = 'land cover, 15 classes'
 _PASTIS = (
     PublishedScore(
@@ -83,6 +85,8 @@ SCORES: dict[str, tuple[PublishedScore, ...]] = {
             'MAESTRO, pre-trained for twice the epochs', 'aerial+DEM+S2', 63.3, _FLAIR2, _MAESTRO_README, _MAESTRO
         ),
         PublishedScore('MAESTRO', 'aerial+DEM+S2', 62.6, _FLAIR2, _MAESTRO_README, _MAESTRO),
+        PublishedScore('UT&T, best of 55.9 to 57.6', 'aerial+S2', 57.6, _OFFICIAL_DOMAINS, 'paper', _FLAIR2_PAPER),
+        PublishedScore('U-Net', 'aerial', 54.7, _OFFICIAL_DOMAINS, 'paper', _FLAIR2_PAPER),
     ),
     'flair-hub': (
         PublishedScore('DINOv2', 'aerial+DEM', 66.0, _FLAIRHUB, _MAESTRO_README, _MAESTRO),

@@ -159,10 +159,11 @@ class Study:
         """Create the folder of the results.
 
         Raises:
-            ValueError: If it has results of other data.
+            ValueError: If it has results of other data, or of another number of tiles.
         """
         content: dict[str, Any] = {'data': self.name, 'root': str(Path(self.root).expanduser().resolve())}
         content |= {'splits': dict(self.hashes)} if self.hashes else {}
+        content |= {} if self.data.synthetic else {'tiles': sum(self.tiles.values())}
         path = self.output / STUDY
         if path.is_file() and (found := load_json(path)) != content:
             raise ValueError(f'--output {self.output} has results of {found}, expected those of {content}')
