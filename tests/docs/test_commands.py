@@ -52,6 +52,7 @@ NOT_RUN = {
     'torchgeo fit --config FILE.yaml --trainer.logger WandbLogger': 'needs wandb; parsed in test_examples.py',
     'cd torchgeo_omnisat': 'is the folder that the line above it makes',
     "pip install 'torchgeo_omnisat[parquet]'": 'downloads',
+    "pip install 'torchgeo_omnisat[onnx]'": 'downloads',
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
     ),
