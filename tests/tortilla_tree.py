@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Writing: made-up datasets of GEO-Bench-2 into tortilla files, by the published layout."""
+"""Writing: synthetic datasets of GEO-Bench-2 into tortilla files, by the published layout."""
 
 import io
 import struct
