@@ -69,7 +69,7 @@ NONDETERMINISTIC = {
     'upsample_linear1d_backward',
     'upsample_trilinear3d_backward',
 }
-#: Operations that do so unless there is no reduction, which is their fourth argument.
+#: Operations without a deterministic implementation unless their fourth argument, the reduction, is `none`.
 WITH_REDUCTION = {aten.nll_loss_forward.default, aten.nll_loss2d_forward.default}
 
 

@@ -154,7 +154,7 @@ class GeoBench2(MultimodalDataset):
             transforms: Transform applied to each sample.
 
         Raises:
-            DatasetNotFoundError: If there is no file, or none has samples of the split.
+            DatasetNotFoundError: If no file is found, or no file contains samples of the split.
             ImportError: If pyarrow is not installed.
             ValueError: If an argument or a file is invalid.
         """
