@@ -52,6 +52,28 @@ class TestCollate:
         assert batch['coordinates'][1].isnan().all()
         assert 'coordinates' not in collate([sample(s2=1)], MODALITIES)
 
+    def test_coordinates_of_some_samples(self) -> None:
+        samples = [sample(s2=1), sample(s2=1)]
+        samples[0]['coordinates'] = torch.tensor([5.0, 50.0])
+        samples[0]['valid_location'] = torch.tensor([False])
+        batch = collate(samples, MODALITIES, crs='EPSG:4326')
+        assert batch['coordinates'].tolist() == [[5.0, 50.0], [pytest.approx(0.6), pytest.approx(3.6)]]
+        assert batch['valid_location'].tolist() == [[False], [True]]
+        assert collate(samples, MODALITIES)['coordinates'][1].isnan().all()
+
+    @pytest.mark.parametrize('place', [[48.0, 112.0], [400.0, 0.0], [torch.inf, 0.0], [2.0, 48.0, 0.0]])
+    def test_refuses_coordinates_that_are_no_place(self, place: list[float]) -> None:
+        samples = [sample(s2=1), sample(s2=1)]
+        samples[1]['coordinates'] = torch.tensor(place)
+        with pytest.raises(ValueError, match='coordinates of sample 1 is'):
+            collate(samples, MODALITIES)
+
+    def test_refuses_bounds_without_columns(self) -> None:
+        one = sample(s2=1)
+        one['bounds'] = torch.arange(4.0)
+        with pytest.raises(ValueError, match=r'bounds has shape \(1, 4\)'):
+            collate([one], MODALITIES, crs='EPSG:4326')
+
     def test_pads_what_is_shorter(self) -> None:
         samples = [sample(s2=2), sample(s2=5, seed=1), sample(s2=1, seed=2)]
         batch = collate(samples, MODALITIES)

@@ -34,7 +34,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from .modality import Modality
-from .utils.tensors.coordinates import COORDINATES, centre_coordinates
+from .utils.tensors.coordinates import COORDINATES, LOCATION_VALID, centre_coordinates
 
 #: Key of a batch whose samples are not scored. A rank with fewer batches than others gets such batches, because
 #: evaluation steps contain collective operations.
@@ -65,8 +65,10 @@ def collate(samples: Sequence[Sample], modalities: Mapping[str, Modality], crs: 
         if any(modality.image_key in sample for sample in samples):
             batch |= _collate_modality(samples, modality)
     if any(COORDINATES in sample for sample in samples):
-        unknown = torch.full((2,), torch.nan, dtype=torch.float64)
-        batch[COORDINATES] = torch.stack([sample.get(COORDINATES, unknown) for sample in samples])
+        batch[COORDINATES] = torch.stack([_coordinates(sample, index, crs) for index, sample in enumerate(samples)])
+    if any(LOCATION_VALID in sample for sample in samples):
+        usable = torch.ones(1, dtype=torch.bool)
+        batch[LOCATION_VALID] = torch.stack([sample.get(LOCATION_VALID, usable) for sample in samples])
     for key in dict.fromkeys(key for sample in samples for key in sample):
         if key not in batch:
             batch[key] = _stack(samples, key)
@@ -169,6 +171,21 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
             dates[row, :count] = sample[dates_key]
             valid[row, :count] = sample[valid_key]
     return {image_key: image, dates_key: dates, valid_key: valid}
+
+
+def _coordinates(sample: Sample, index: int, crs: Any) -> Tensor:
+    """Return longitude and latitude of a sample, from its bounds if it has no coordinates; NaN if unknown."""
+    found = sample.get(COORDINATES)
+    if found is None:
+        unknown = torch.full((2,), torch.nan, dtype=torch.float64)
+        return centre_coordinates(sample['bounds'], crs) if crs is not None and 'bounds' in sample else unknown
+    # Infinite numbers are out of range too; NaN is not.
+    if tuple(found.shape) != (2,) or (found.abs() > torch.tensor([360.0, 90.0])).any():
+        raise ValueError(
+            f'{COORDINATES} of sample {index} is {found.tolist()}, expected longitude from -360 to 360 and latitude '
+            'from -90 to 90 in degrees, in this order, or NaN'
+        )
+    return found.double()
 
 
 def _stack(samples: Sequence[Sample], key: str) -> Tensor:

@@ -39,6 +39,17 @@ def test_without_a_common_place_is_zero() -> None:
     assert not scores.grad.any()
 
 
+def test_a_single_place_teaches_nothing() -> None:
+    """Its balanced assignment is uniform, which would train the student to assign it to all prototypes."""
+    scores, counted = torch.randn(2, 2, 1, 4, requires_grad=True), torch.tensor([[True], [False]])
+    found = GrainDistillation()(scores, scores[0].detach(), torch.ones(2, 1, 2, dtype=torch.bool), counted)
+    found.loss.backward()
+    assert found.loss == 0
+    assert scores.grad is not None
+    assert not scores.grad.any()
+    assert found.used > 1
+
+
 def test_tile_is_the_mean_of_what_a_source_observed() -> None:
     tokens = torch.arange(12.0).view(2, 1, 3, 2)
     observed = torch.tensor([[[1, 0], [0, 0], [1, 1]]], dtype=torch.bool)

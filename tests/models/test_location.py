@@ -82,6 +82,21 @@ class TestFusion:
         assert (out.fused - never.fused)[:2].abs().amax() > 1e-3
         assert_same(out.fused[2], never.fused[2])  # the place of the third tile is unknown
 
+    @pytest.mark.parametrize('place', [[48.0, 112.0], [torch.inf, 0.0], [2.0, -90.1]])
+    def test_no_place_on_earth_is_unknown(self, place):
+        model, batch = build(), random_batch()
+        places = PLACES.clone()
+        places[0] = torch.tensor(place)
+        out, never = model(batch | {'coordinates': places}), model(batch)
+        assert_same(out.fused[0], never.fused[0])
+        assert (out.fused - never.fused)[1].abs().max() > 1e-3
+
+    def test_single_precision_and_longitudes_beyond_180(self):
+        model, batch = build(), random_batch()
+        whole = model(batch | {'coordinates': PLACES}).fused
+        assert_same(model(batch | {'coordinates': PLACES + torch.tensor([360.0, 0.0])}).fused, whole, 1e-4)
+        assert_same(model(batch | {'coordinates': PLACES.float()}).fused, whole, 1e-2)
+
     def test_gradients_are_finite_and_reach_the_encoder_of_known_places_only(self):
         model = build()
         model(random_batch() | {'coordinates': PLACES}).fused.square().sum().backward()
@@ -119,6 +134,8 @@ class TestFusion:
     def test_wrong_shape(self):
         with pytest.raises(ValueError, match=r'\(3, 3\)'):
             build()(random_batch() | {'coordinates': torch.zeros(3, 3, dtype=torch.float64)})
+        with pytest.raises(ValueError, match=r'valid_location has shape \(3,\)'):
+            build()(random_batch() | {'coordinates': PLACES, 'valid_location': torch.ones(3, dtype=torch.bool)})
 
 
 class TestScaled:

@@ -53,9 +53,10 @@ def save(task: Any, folder: Path) -> Path:
     return folder / 'a.ckpt'
 
 
-def segmentation(modalities: Any) -> OmniSatSegmentation:
+def segmentation(modalities: Any, **arguments: Any) -> OmniSatSegmentation:
     torch.manual_seed(0)
-    task = OmniSatSegmentation(**(TOLD | SMALL | {'modalities': modalities}))
+    told = {'modalities': modalities, 'backbone_args': SMALL['backbone_args'] | arguments}
+    task = OmniSatSegmentation(**(TOLD | SMALL | told))
     for parameter in task.parameters():  # no residual or head that is zero at first
         parameter.data += 0.02 * torch.randn_like(parameter)
     return task
@@ -76,7 +77,7 @@ def tile(model: RawModel, seed: int = 1) -> tuple[dict[str, Any], dict[str, Any]
 
 @pytest.mark.slow
 def test_a_program_predicts_as_the_predictor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = save(segmentation(S2), tmp_path)
+    checkpoint = save(segmentation(S2, encoders={'location': 'scaled'}, context_degrees=30.0), tmp_path)
     words = ['--ckpt', str(checkpoint), '--format', 'torch', '--size', '8', '--dates', '2']
     assert main(['export', *words, '--output', str(tmp_path / 'out' / 'm.pt2')]) == 0
     printed = capsys.readouterr().out
@@ -88,8 +89,11 @@ def test_a_program_predicts_as_the_predictor(tmp_path: Path, capsys: pytest.Capt
     with torch.no_grad():
         found = program(batch)
         several = program({key: torch.cat([value] * 5) for key, value in reversed(batch.items())})
-    np.testing.assert_allclose(found['logits'].softmax(1)[0], predictor(images, dates)['probabilities'], atol=3e-5)
-    np.testing.assert_allclose(found['embeddings'][0], predictor.embed(images, dates), atol=3e-5)
+    place = batch['coordinates'][0].tolist()
+    expected = predictor(images, dates, place)['probabilities']
+    np.testing.assert_allclose(found['logits'].softmax(1)[0], expected, atol=3e-5)
+    np.testing.assert_allclose(found['embeddings'][0], predictor.embed(images, dates, place), atol=3e-5)
+    assert np.abs(predictor(images, dates)['probabilities'] - expected).max() > 1e-4
     np.testing.assert_allclose(several['logits'][4], found['logits'][0], atol=3e-5)
     assert (found['logits'][:, 4] == -torch.inf).all()  # ignored
     told = json.loads((tmp_path / 'out' / 'm.json').read_text())

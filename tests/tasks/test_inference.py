@@ -66,6 +66,20 @@ def test_dates_of_any_type_and_missing_modalities(checkpoint: Path) -> None:
     assert not np.allclose(one, first)
 
 
+def test_coordinates_reach_the_location_and_the_prototypes_of_regions() -> None:
+    images, dates, _ = raw()
+    torch.manual_seed(0)
+    args = {'encoders': {'location': 'scaled'}, 'context_degrees': 10.0}
+    predictor = Predictor(OmniSatSegmentation(mean=MEAN, std=STD, **TOLD, backbone_args=args))
+    unknown, place = predictor(images, dates), predictor(images, dates, (2.35, 48.85))
+    nowhere = predictor(images, dates, (np.nan, np.nan))
+    np.testing.assert_array_equal(nowhere['probabilities'], unknown['probabilities'])
+    assert np.abs(place['probabilities'] - unknown['probabilities']).max() > 1e-6
+    assert np.abs(predictor.embed(images, dates, (2.35, 48.85)) - predictor.embed(images, dates)).max() > 1e-3
+    with pytest.raises(ValueError, match='latitude'):
+        predictor(images, dates, (48.85, 102.35))
+
+
 def test_xarray(checkpoint: Path) -> None:
     images, dates, _ = raw()
     predictor = Predictor(checkpoint)

@@ -53,8 +53,10 @@ def test_a_model_without_location_draws_no_random_number() -> None:
 
 
 def test_warns_of_data_without_coordinates_and_of_a_bad_probability() -> None:
-    task, batch = OmniSatSegmentation(**LOCATED), make_batch()
-    with pytest.warns(UserWarning, match='coordinates'):
+    for told in (LOCATED, TOLD | {'backbone_args': {'context_degrees': 10.0}}):
+        task, batch = OmniSatSegmentation(**told), make_batch()
+        with pytest.warns(UserWarning, match='coordinates'):  # training, evaluation and prediction
+            assert task.renormalise(batch) is batch
         assert task.drop_location(batch) is batch
     with pytest.raises(ValueError, match='location_dropout is 2'):
         OmniSatSegmentation(**LOCATED, location_dropout=2)
@@ -164,6 +166,14 @@ class TestPretraining:
         assert losses[1.0][name] == pytest.approx(losses['never'][name], abs=1e-6)
         assert abs(losses[0.0][name] - losses[1.0][name]) > 1e-6
         assert 'train_tile_loss/location+s2' not in losses['never']
+
+    def test_location_that_the_data_withhold_is_not_compared(self) -> None:
+        places = (0, 40), (0, 50), (10, 45)
+        batch = self.batch(*places) | {'valid_location': torch.tensor([[True], [True], [False]])}
+        unknown = self.batch(*places[:2], (torch.nan, torch.nan))
+        for stage in ('train', 'val'):
+            withheld, never = (self.logged(self.make(), found, stage) for found in (batch, unknown))
+            assert withheld == never
 
     def test_distances_of_pairs(self) -> None:
         batch = self.batch((0, 45), (0, 45.5), (0, 50))  # 56 km and 556 km apart

@@ -82,7 +82,9 @@ class GrainDistillation(nn.Module):
         observed: Bool[Tensor, 'b n s'],
         counted: Bool[Tensor, 'b n'],
     ) -> Distillation:
-        """Return the loss, 0 without a common place; all ranks call this function.
+        """Return the loss, 0 without a common place or with a single place; all ranks call this function.
+
+        The balanced assignment of a single place is uniform, whatever it shows, so that it teaches nothing.
 
         Args:
             student: Scores of S sources and K prototypes at N places of B tiles.
@@ -99,7 +101,7 @@ class GrainDistillation(nn.Module):
             loss, count = processes.shared_mean(each.masked_fill(~both, 0).sum(), both.sum())
             mean = processes.total(logs.exp().masked_fill(~both.unsqueeze(-1), 0).sum((0, 1, 2))) / count.clamp(min=1)
             used = torch.special.entr(mean).sum().exp()
-        return Distillation(loss, used)
+        return Distillation(loss * (processes.total(counted.sum()) > 1), used)
 
 
 def pool_tile(tokens: Float[Tensor, 's b n d'], observed: Bool[Tensor, 'b n s']) -> Float[Tensor, 's b 1 d']:

@@ -80,7 +80,7 @@ class GeoContext(nn.Module):
         """
         if coordinates is None:
             return fused
-        regions = self.regions(coordinates)
+        regions = self.regions(coordinates).to(fused.device)
         known = (regions >= 0) & (self.bank.updates[regions.clamp(min=0)] > 0)
         prototypes = self.bank.prototypes[regions.clamp(min=0)].to(fused.dtype)
         weights = (fused @ prototypes.mT / math.sqrt(fused.shape[-1])).softmax(-1)
@@ -102,6 +102,7 @@ class GeoContext(nn.Module):
             counts: Number of tiles of each rank.
         """
         regions = fused.new_full((fused.shape[0],), -1.0) if coordinates is None else self.regions(coordinates)
+        regions = regions.to(fused.device)
         each = regions[:, None, None].expand(*fused.shape[:2], 1)
         rows = torch.cat([fused.detach().float(), counted.unsqueeze(-1).float(), each.float()], -1)
         everyone = torch.cat(processes.gather(rows, counts))

@@ -383,13 +383,18 @@ def split_location(
 
 
 def _known_coordinates(batch: Mapping[str, Tensor]) -> Float[Tensor, 'b 2']:
-    """Return the coordinates of a batch, NaN where the location is withheld."""
+    """Return the coordinates of a batch, NaN where the location is withheld or not a place on Earth."""
     coordinates = batch[COORDINATES]
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
         raise ValueError(f'coordinates has shape {tuple(coordinates.shape)}, expected (B, 2): longitude, latitude')
-    if LOCATION_VALID not in batch:
-        return coordinates
-    return coordinates.where(batch[LOCATION_VALID].any(1, keepdim=True), torch.nan)
+    coordinates = coordinates.to(wide(coordinates.device))
+    known = coordinates.isfinite().all(1, keepdim=True) & (coordinates[:, 1:].abs() <= 90)
+    if LOCATION_VALID in batch:
+        valid = batch[LOCATION_VALID]
+        if tuple(valid.shape) != (len(coordinates), 1):
+            raise ValueError(f'{LOCATION_VALID} has shape {tuple(valid.shape)}, expected ({len(coordinates)}, 1)')
+        known = known & valid.to(known.device)
+    return coordinates.where(known, torch.nan)
 
 
 def _check_sizes(

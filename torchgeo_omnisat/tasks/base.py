@@ -434,6 +434,7 @@ class OmniSatTask(BaseTask):
 
     def renormalise(self, batch: Sample) -> Sample:
         """Return the batch in the units and precision of the model; the same object if nothing changes."""
+        self._warn_without_coordinates(batch)
         source = getattr(self.datamodule, 'latest', None)
         for transform in self._units.get(source, ()):
             batch = transform(batch)
@@ -456,16 +457,16 @@ class OmniSatTask(BaseTask):
         return {**batch, LOCATION_VALID: kept & batch.get(LOCATION_VALID, torch.ones_like(kept))}
 
     def has_location(self, batch: Mapping[str, Tensor]) -> bool:
-        """Return whether the model and a batch have the location, and warn if only the model has it."""
-        if self.model.backbone.location is None:
-            return False
-        if COORDINATES not in batch:
+        """Return whether the model has the location as a modality, and a batch has coordinates."""
+        return self.model.backbone.location is not None and COORDINATES in batch
+
+    def _warn_without_coordinates(self, batch: Mapping[str, Tensor]) -> None:
+        backbone = self.model.backbone
+        if COORDINATES not in batch and (backbone.location is not None or backbone.context is not None):
             warnings.warn(
-                'the model has the location as a modality, but a batch has no coordinates: expected data with bounds '
-                'and a CRS',
+                'the model uses the location, but a batch has no coordinates: expected data with bounds and a CRS',
                 stacklevel=3,
             )
-        return COORDINATES in batch
 
     def statistics_of(self, measured: Mapping[str, Any], names: Collection[str]) -> tuple[str | None, Statistics]:
         """Choose the statistics that images of one source are normalised with.

@@ -57,6 +57,8 @@ LARGEST_SIDE = 4
 LOCATION_DISTANCE = 100_000.0
 #: Last part of the key of the draws that withhold the location.
 WITHHOLDING = 1
+#: Key of the flags ``(B, 1)`` of tiles whose location is compared, also if it is withheld from the fusion.
+COMPARED = 'compared_location'
 #: Probability that the second view of dense embeddings lacks a modality.
 VIEW_DROPOUT = 0.5
 
@@ -652,7 +654,8 @@ class OmniSatPretraining(OmniSatTask):
         random = generator((self.hparams['seed'], *key, WITHHOLDING))
         kept = torch.rand(sum(counts), 1, generator=random, dtype=torch.float32) >= self.hparams['location_dropout']
         kept = kept[own_rows(counts)].to(self.device)
-        return {**batch, LOCATION_VALID: kept & batch.get(LOCATION_VALID, torch.ones_like(kept))}
+        usable = batch.get(LOCATION_VALID, torch.ones_like(kept))
+        return {**batch, LOCATION_VALID: kept & usable, COMPARED: usable}
 
     def _evaluate(self, batch: Sample, stage: str, batch_idx: int) -> None:
         loss, views = self.compute(batch, stage, batch_idx)
@@ -846,7 +849,7 @@ class Pretrainer(nn.Module):
         tiles are in memory.
         """
         keys = [key for m in self.backbone.modalities.values() for key in m.keys]
-        images = {key: batch[key] for key in [*keys, COORDINATES, LOCATION_VALID] if key in batch}
+        images = {key: batch[key] for key in [*keys, COORDINATES, LOCATION_VALID, COMPARED] if key in batch}
         grid = self.grid(images)
         if micro_batch_size is None:
             return self._views(images, draws, grid, chances, pixels, compare, everything, masked)
@@ -901,12 +904,14 @@ class Pretrainer(nn.Module):
     def _with_location(self, tiles: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the embeddings of the tiles and their location, and the tiles with a known location.
 
-        The contrast compares the location also where it is withheld from the fusion.
+        The contrast compares the location also where the dropout withholds it from the fusion.
         """
         located = torch.zeros(tiles.shape[1], dtype=torch.bool, device=tiles.device)
         if self.location_head is None:
             return tiles, located
-        location = self.backbone.locate({key: batch[key] for key in (COORDINATES,) if key in batch})
+        usable = batch.get(COMPARED, batch.get(LOCATION_VALID))
+        withheld = {} if usable is None else {LOCATION_VALID: usable}
+        location = self.backbone.locate({**batch, **withheld})
         if location is None:
             return torch.cat([tiles, torch.zeros_like(tiles[:1])]), located
         return torch.cat([tiles, self.location_head(location.token).to(tiles.dtype).unsqueeze(0)]), location.known

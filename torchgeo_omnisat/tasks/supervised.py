@@ -324,8 +324,13 @@ class SupervisedTask(OmniSatTask):
         shown = draws and not trainer.fast_dev_run
         self._examples = Examples(self.folder / 'examples', self.class_names) if shown else None
         self.subset_scores = self.make_scores(self.scored_names, self.subsets).to(self.device)
-        if self.model.backbone.location is not None:
+        if self._uses_location:
             self.withheld_scores = self.make_scores(self.scored_names, ()).to(self.device)
+
+    @property
+    def _uses_location(self) -> bool:
+        """Whether the model has the location as a modality, or prototypes of regions."""
+        return self.model.backbone.location is not None or self.model.backbone.context is not None
 
     @property
     def scored_names(self) -> list[str]:
@@ -336,8 +341,8 @@ class SupervisedTask(OmniSatTask):
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and the metrics of every subset; each modality is encoded once.
 
-        The location, if the model has it as a modality, is used for every subset. The score without it is that of all
-        modalities with images.
+        A location that the model uses is known for every subset. The score without it is that of all modalities with
+        images.
         """
         out = self.model.backbone(self.views(self.renormalise(batch)))
         logits, more = self.infer_from(out)
@@ -353,7 +358,7 @@ class SupervisedTask(OmniSatTask):
             elif available.any():
                 output = self.infer_from(self.model.backbone.restrict(out, subset))
             self.score_subset(subset, output, batch, available)
-        if out.location is not None and FILLER not in batch:
+        if (out.location is not None or out.coordinates is not None) and FILLER not in batch:
             (names,) = self.withheld_scores.subsets
             available = out.available[: len(logits), [order.index(name) for name in names]]
             withheld = self.answer(self.infer_from(self.model.backbone.withhold_location(out))[0])
@@ -416,7 +421,7 @@ class SupervisedTask(OmniSatTask):
         scores = self._finish('test')
         rows, headline = self.subset_rows(), next(iter(self.subset_metrics))
         self.log_subsets(rows, {headline: self.subset_metrics[headline]})
-        if self.model.backbone.location is not None:
+        if self._uses_location:
             score = self.withheld_scores.compute()[0].scores[headline]
             self.log(f'test_{self.subset_metrics[headline]}_without_location', score)
         folder = self.folder

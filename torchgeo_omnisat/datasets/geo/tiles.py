@@ -21,6 +21,7 @@ from torchgeo.datasets.utils import Sample
 from ...grid import Grid
 from ...modality import Modality
 from ...utils.checks import EmptySplitError
+from ...utils.tensors.coordinates import COORDINATES, centre_coordinates
 from ..base import MultimodalDataset
 from ..common.integrity import Part
 from .join import MultimodalGeoDataset
@@ -215,7 +216,10 @@ class AreaTiles:
         self.dataset, self.grid = dataset, grid
 
     def __getitem__(self, window: Sequence[int]) -> Sample:
-        """Return the sample of a window, which may exceed the grid; only ``window`` where there are no data."""
+        """Return the sample of a window, which may exceed the grid; without images where there are no data.
+
+        ``coordinates`` are those of the centre of the window.
+        """
         row, column, height, width = window
         x, y = self.grid.slices(row, column, height, width)
         try:
@@ -231,6 +235,9 @@ class AreaTiles:
                 )
         kinds = ('image_', 'dates_', 'valid_')
         kept: Sample = {key: value for key, value in sample.items() if key.startswith(kinds)}
+        edges = [x.start, x.stop, self.grid.step, y.start, y.stop, self.grid.step, *[torch.nan] * 3]
+        bounds = torch.tensor(edges, dtype=torch.float64)
+        kept[COORDINATES] = centre_coordinates(bounds, self.grid.crs)
         return kept | {'window': torch.tensor([row, column, height, width])}
 
 

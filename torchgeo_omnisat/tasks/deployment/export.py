@@ -21,6 +21,7 @@ from ...modality import Modality, half_up
 from ...transforms import Normalize
 from ...utils.atomic import atomic_file
 from ...utils.checks import check_choice
+from ...utils.tensors.coordinates import COORDINATES
 from ..backbone import export_hub, load_hub
 from ..checkpoints import read_checkpoint, read_config
 from ..regression import OmniSatRegression
@@ -52,7 +53,8 @@ class Exported(NamedTuple):
 class RawModel(nn.Module):
     """Model of a checkpoint for batches of raw images.
 
-    The images are normalised inside, as in :class:`.Predictor`. Locations are not an input.
+    The images are normalised inside, as in :class:`.Predictor`. ``coordinates`` are an input if the model has the
+    location as a modality or prototypes of regions. Encoders that take them do not need them.
 
     Args:
         checkpoint: Checkpoint of one of our tasks. Of a pre-training, the backbone is used.
@@ -83,6 +85,11 @@ class RawModel(nn.Module):
     def modalities(self) -> dict[str, Modality]:
         """Modalities of the images, by name."""
         return self.backbone.modalities
+
+    @property
+    def uses_location(self) -> bool:
+        """Whether ``coordinates`` are an input."""
+        return self.backbone.location is not None or self.backbone.context is not None
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs of a batch of raw images.
@@ -155,7 +162,7 @@ def export_model(
 
 
 def example_batch(model: RawModel, size: int, dates: int, count: int) -> Sample:
-    """Return a random batch in raw units, with nodata, invalid dates, and a sample without the last modality.
+    """Return a random batch in raw units, with nodata, invalid dates, and samples without last modality or location.
 
     Args:
         model: Model.
@@ -179,6 +186,9 @@ def example_batch(model: RawModel, size: int, dates: int, count: int) -> Sample:
         batch |= {modality.dates_key: days, modality.valid_key: valid}
     if count > 1 and len(model.modalities) > 1:
         batch[modality.valid_key][0] = False
+    if model.uses_location:
+        batch[COORDINATES] = torch.tensor([[2.35, 48.85]] * count, dtype=torch.float64)
+        batch[COORDINATES][1:] = torch.nan
     return batch
 
 

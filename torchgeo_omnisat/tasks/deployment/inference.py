@@ -3,7 +3,7 @@
 
 """Predictions and embeddings of arrays in Python, without a datamodule or a trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torchgeo.datasets.utils import Sample
 from ...batch import collate
 from ...modality import Modality
 from ...transforms import Normalize
+from ...utils.tensors.coordinates import COORDINATES
+from ...utils.tensors.devices import movable
 from ..checkpoints import read_checkpoint
 from ..classification import OmniSatClassification
 from ..regression import OmniSatRegression
@@ -61,7 +63,12 @@ class Predictor:
         return self.task.modalities
 
     @torch.inference_mode()
-    def __call__(self, images: Mapping[str, Any], dates: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self,
+        images: Mapping[str, Any],
+        dates: Mapping[str, Any] | None = None,
+        coordinates: Sequence[float] | None = None,
+    ) -> dict[str, NDArray[Any]]:
         """Predict a tile.
 
         Args:
@@ -70,15 +77,16 @@ class Predictor:
                 ``time``, ``band``, ``y`` and ``x``, the values may be ``xarray.DataArray``, also as the variables of
                 an ``xarray.Dataset``; their dates are those of ``time``.
             dates: Acquisition dates of the time series: ``datetime64``, ISO dates, or days since 1970-01-01.
+            coordinates: Longitude and latitude of the centre of the tile in degrees (WGS 84); None if unknown.
 
         Returns:
             ``probabilities`` ``(K, H, W)`` and ``classes`` ``(H, W)`` of a segmentation, ``probabilities`` ``(K,)`` of
             a classification, ``values`` ``(H, W)`` of a regression.
 
         Raises:
-            ValueError: If a name, a shape or a date is wrong.
+            ValueError: If a name, a shape, a date or a coordinate is wrong.
         """
-        logits, _ = self.task.infer(self._batch(images, dates))
+        logits, _ = self.task.infer(self._batch(images, dates, coordinates))
         task = self.task
         if isinstance(task, OmniSatSegmentation):
             found = {'probabilities': task.without_ignored(logits).softmax(1), 'classes': task.classes(logits)}
@@ -88,15 +96,22 @@ class Predictor:
         return {name: value[0].cpu().numpy() for name, value in found.items()}
 
     @torch.inference_mode()
-    def embed(self, images: Mapping[str, Any], dates: Mapping[str, Any] | None = None) -> NDArray[Any]:
+    def embed(
+        self,
+        images: Mapping[str, Any],
+        dates: Mapping[str, Any] | None = None,
+        coordinates: Sequence[float] | None = None,
+    ) -> NDArray[Any]:
         """Return the fused embedding of each patch of a tile, ``(rows, columns, D)``; see :meth:`__call__`."""
-        fused = self.task.model.backbone(self._batch(images, dates)).fused[0]
+        fused = self.task.model.backbone(self._batch(images, dates, coordinates)).fused[0]
         side = round(len(fused) ** 0.5)
         if side * side != len(fused):
             raise ValueError(f'the tile has {len(fused)} patches, expected a square tile')
         return fused.unflatten(0, (side, side)).cpu().numpy()
 
-    def _batch(self, images: Mapping[str, Any], dates: Mapping[str, Any] | None) -> Sample:
+    def _batch(
+        self, images: Mapping[str, Any], dates: Mapping[str, Any] | None, coordinates: Sequence[float] | None
+    ) -> Sample:
         """Return the normalised batch of one sample."""
         names = [str(name) for name in getattr(images, 'data_vars', images)]
         unknown = [name for name in [*names, *(dates or {})] if name not in self.modalities]
@@ -113,8 +128,11 @@ class Predictor:
                 days = value['time'].values if days is None and modality.temporal else days
                 value = value.transpose(*order).values
             sample |= _entries(modality, np.asarray(value), days)
-        batch = {key: value.to(self.device) for key, value in collate([sample], self.modalities).items()}
-        return self._normalise(batch)
+        if coordinates is not None:
+            sample[COORDINATES] = torch.tensor(coordinates, dtype=torch.float64)
+        batch = collate([sample], self.modalities)
+        moved, kept = movable(batch, self.device)
+        return self._normalise({key: value.to(self.device) for key, value in moved.items()} | kept)
 
 
 def _entries(modality: Modality, image: NDArray[Any], dates: Any) -> dict[str, Tensor]:

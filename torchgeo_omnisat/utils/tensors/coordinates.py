@@ -34,7 +34,15 @@ def centre_coordinates(bounds: Tensor, crs: Any) -> Tensor:
     *bounds* are ``(..., 9)`` in TorchGeo's order, and *crs* in any form that pyproj reads; x is easting or longitude.
     In a geographic CRS, xmin above xmax is a tile across the antimeridian, as in GeoJSON. NaN where the bounds are
     unknown or have no location in the CRS.
+
+    Raises:
+        ValueError: If *bounds* has another number of columns.
     """
+    if bounds.shape[-1:] != (9,):
+        raise ValueError(
+            f'bounds has shape {tuple(bounds.shape)}, expected (..., 9): xmin, xmax, xres, ymin, ymax, yres, tmin, '
+            'tmax, tres'
+        )
     box = bounds.detach().cpu().double()
     x, y = ((box[..., low] + box[..., low + 1]) / 2 for low in (0, 3))
     unknown = torch.full((*box.shape[:-1], 2), torch.nan, dtype=torch.float64)
