@@ -100,8 +100,6 @@ LAYOUTS: dict[str, tuple[str, dict[str, int], list[str]]] = {
     'geobench-treesatai': ('geobench-treesatai', {'omnisat': 3}, []),
     'geobench-biomassters': ('geobench-biomassters', {'utae': 1, 'omnisat': 2}, []),
 }
-#: Layouts of which `check` cannot list the files.
-UNCHECKED = ('biomassters', 'geobench-pastis', 'geobench-treesatai', 'geobench-biomassters')
 
 
 def write_flair_1(root: Path) -> None:
@@ -154,7 +152,7 @@ def test_generated_files(
     assert reproduced(name, root, tmp_path / 'out', *words) == 0
     printed = capsys.readouterr().out
     results = check_folder(name, tmp_path / 'out', rows, printed)
-    assert (tmp_path / 'out/check.json').is_file() == ('--no-check' not in words and name not in UNCHECKED)
+    assert (tmp_path / 'out/check.json').is_file() == ('--no-check' not in words)
     if name == 'pastis':
         check_sums(tmp_path / 'out', results)
     monkeypatch.setattr(runs, 'torchgeo_command', lambda *_, **__: pytest.fail('done again'))
@@ -384,6 +382,16 @@ class TestPlan:
         whole = replace(made, tiles={'train': made.data.tiles or 0})
         assert report.comparable(whole) == '5 of the runs are missing'
 
+    def test_rows_of_earlier_calls(self, root: Path, tmp_path: Path) -> None:
+        earlier, later = (
+            study.make_study('pastis', str(root), [row], [1, 2], [0], Machine(), tmp_path)
+            for row in ('utae', 'omnisat')
+        )
+        first, _ = earlier.runs('utae')
+        runs.keep(tmp_path / study.TABLE, {'key': first.key})
+        assert later.done() == {'utae': [{'key': first.key}], 'omnisat': []}
+        assert replace(later, seeds=(1,)).done() == {'omnisat': []}
+
     def test_dates_that_cannot_be_limited(
         self, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -412,6 +420,17 @@ def test_several_devices_share_a_batch(tmp_path: Path) -> None:
     assert [of(step, '--data.batch_size') for step in ('fit', 'test')] == ['2', '8']
     assert [of(step, '--trainer.devices') for step in ('fit', 'test')] == ['4', '1']
     assert of('fit', '--trainer.accelerator') == 'gpu'
+
+
+@pytest.mark.slow
+def test_two_processes_train(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ['--rows', 'omnisat', '--devices', '2', '--seeds', '0', '--folds', '1', '--tiles', '20', '--workers', '0']
+    assert reproduced('synthetic', tmp_path / 'data', tmp_path / 'out', *words) == 0
+    printed = ''.join(capfd.readouterr())
+    assert 'MEMBER: 2/2' in printed
+    assert 'sync_dist' not in printed
+    (row,) = json.loads((tmp_path / 'out/results.json').read_text())['rows']
+    assert row['steps'] == 2
 
 
 def test_download_is_announced_and_checked(

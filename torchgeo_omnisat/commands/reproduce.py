@@ -143,11 +143,8 @@ def is_sound(study: Study) -> bool:
     path = study.output / CHECK
     if path.is_file() and not Report.read(path).faults:
         return True
-    try:
-        report = check_data(study.datamodule(), {}, num_workers=study.machine.workers, dry_run=False)
-    except TypeError as error:
-        say(f'Files are not checked: {error}')
-        return True
+    workers, ignored = study.machine.workers, study.data.ignored
+    report = check_data(study.datamodule(), {}, num_workers=workers, ignore=ignored, dry_run=False)
     with atomic_file(path) as temporary:
         report.write(temporary)
     if report.faults:

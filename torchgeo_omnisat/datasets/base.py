@@ -5,7 +5,8 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from torchgeo.datasets.utils import Sample
 from ..modality import Modality
 from ..utils.checks import check_choice, check_least
 from .common.arguments import MISSING, parse_span
+from .common.integrity import SAMPLE, Part
 from .common.plotting import Composite, Palette, draw_any, plot_sample
 from .common.series import when
 
@@ -31,9 +33,6 @@ class MultimodalDataset(NonGeoDataset):
 
     A subclass sets :attr:`modalities` and implements ``__len__`` and ``__getitem__``, which returns a sample as in
     :mod:`torchgeo_omnisat.batch`. Other members that :class:`.MultimodalDataModule` needs have defaults.
-
-    One method is optional: ``parts(index)`` yields the files of a sample and their expected content, for
-    ``python -m torchgeo_omnisat check``.
     """
 
     #: Modalities by name, with the bands that are read.
@@ -101,6 +100,23 @@ class MultimodalDataset(NonGeoDataset):
         Statistics are recomputed if one of them changes.
         """
         return []
+
+    def parts(self, index: int) -> Iterator[Part]:
+        """Yield the modalities and labels of a sample, for ``python -m torchgeo_omnisat check``.
+
+        By default, the sample is read as a whole, and its files are not named. Subclasses yield the files of each part
+        and their expected content.
+        """
+        try:
+            sample = self[index]
+        except Exception:  # which is raised again by the one who reads the part
+            yield Part(SAMPLE, (), partial(self.__getitem__, index))
+            return
+        for modality in self.modalities.values():
+            yield Part(modality.name, (), lambda: sample, None, modality, absent=modality.image_key not in sample)
+        for name in ('mask', 'label'):
+            if name in sample:
+                yield Part(name, (), partial(sample.get, name), fault='label')
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Plot every modality of a sample, the mask and, if there is one, the prediction.

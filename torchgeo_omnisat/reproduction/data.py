@@ -56,6 +56,7 @@ class PublicData:
         synthetic: Whether the data are synthetic.
         download: Name of the dataset class of TorchGeo that can be downloaded.
         folder: Folder that it creates, below the root.
+        ignored: Kinds of problems of `check` that the published files have.
     """
 
     title: str
@@ -79,6 +80,7 @@ class PublicData:
     synthetic: bool = False
     download: str | None = None
     folder: str = ''
+    ignored: tuple[str, ...] = ()
 
     @property
     def score(self) -> str:
@@ -233,6 +235,7 @@ PUBLIC: dict[str, PublicData] = {
         {'S2': ('s2',), 'S1': ('s1',)},
         task='omnisat_regression',
         metrics={'r2': 100.0, 'mae': 1.0, 'rmse': 1.0},
+        ignored=('nan',),  # tiles without one of the orbits of Sentinel-1
         arguments={
             'dataset': {'class_path': 'torchgeo_omnisat.datasets.BioMasstersSeries'},
             'modalities': [
@@ -297,6 +300,7 @@ PUBLIC: dict[str, PublicData] = {
         task='omnisat_regression',
         arguments={'name': 'biomassters'},
         metrics={'r2': 100.0, 'mae': 1.0, 'rmse': 1.0},
+        ignored=('nan',),  # tiles without one of the orbits of Sentinel-1
         protocol='splits in the files of GEO-Bench-2; R2, MAE and RMSE over all pixels of the test samples, in the '
         'unit of the labels',
         licence='CC-BY-4.0',

@@ -175,9 +175,18 @@ class Study:
         complete(self.runs(row), self.output / TABLE, self.output / RUNS, self.root, self.machine, _do)
 
     def done(self) -> dict[str, list[dict[str, str]]]:
-        """Return the rows of the table of runs that are done, by row of the study."""
+        """Return the rows of the table of runs that are done, by row of the study.
+
+        Rows of earlier calls with the same splits, seeds and budget are among them, in the order of :data:`ROWS`.
+        """
         found = read(self.output / TABLE)
-        return {row: [found[run.key] for run in self.runs(row) if run.key in found] for row in self.rows}
+        lines: dict[str, list[dict[str, str]]] = {}
+        for row in ROWS:
+            try:
+                lines[row] = [found[run.key] for run in self.runs(row) if run.key in found]
+            except ValueError:  # a row that the data do not have
+                continue
+        return {row: own for row, own in lines.items() if own or row in self.rows}
 
     def each(self) -> Iterator[tuple[str, Run]]:
         """Yield the first run of each row."""

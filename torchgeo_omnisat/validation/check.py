@@ -30,8 +30,7 @@ def walk(
     """Read every tile of every available split; return problems and a summary of values, dates and labels.
 
     Samples that the datamodule excludes are read too. A problem is a modality with more than *max_nan* nodata, but none
-    is of the kinds *ignore*. The report does not depend on *num_workers*. Raise TypeError if the dataset does not state
-    the expected content of its files.
+    is of the kinds *ignore*. The report does not depend on *num_workers*.
     """
     report, _ = read_all(datamodule, max_nan, num_workers, ignore)
     return report
@@ -66,9 +65,6 @@ def read_all(
     datamodule: MultimodalDataModule, max_nan: float = 0.25, num_workers: int = 0, ignore: Sequence[str] = ()
 ) -> tuple[Report, dict[str, SplitValues]]:
     """Read every tile as :func:`walk` does; return the report and the summary of each split."""
-    kind = datamodule.dataset_class
-    if not hasattr(kind, 'parts'):
-        raise TypeError(f'{kind.__name__} has no method parts, expected a dataset that describes its files')
     datamodule.exclude = None
     changes: dict[str, Any] = datamodule.whole_series()
     changes |= {'missing': 'check'} if 'missing' in datamodule.kwargs else {}
@@ -112,7 +108,8 @@ def read_all(
     problems = [*kept, *found]
     kept = [problem for problem in dict.fromkeys(problems) if problem.kind not in ignore]
     samples = {split: values.tiles for split, values in splits.items()}
-    return Report(kind.layout, str(root.resolve()), samples, kept, dict(absent), summarize(splits)), splits
+    layout = datamodule.dataset_class.layout
+    return Report(layout, str(root.resolve()), samples, kept, dict(absent), summarize(splits)), splits
 
 
 def about_dataset(error: Exception, root: Path) -> Problem:

@@ -90,13 +90,17 @@ class Dates:
     ordered: bool = True
 
 
+#: Name of the part that stands for a whole sample that cannot be read.
+SAMPLE = 'sample'
+
+
 @dataclass(frozen=True)
 class Part:
     """A modality, the mask or the label of a sample.
 
     Args:
-        name: Name of the modality, ``'mask'`` or ``'label'``.
-        files: Files of the part, images first.
+        name: Name of the modality, ``'mask'``, ``'label'`` or :data:`SAMPLE`.
+        files: Files of the part, images first; empty if the dataset does not name them.
         read: Function that reads the part as the dataset does.
         dates: Acquisition dates of the images.
         modality: Modality of the part; None for labels.
@@ -353,6 +357,7 @@ def _check_order(path: Path, days: NDArray[np.int64]) -> Iterator[Problem]:
 
 def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None] | None) -> Iterator[Problem]:
     """Yield the faults that are found by reading a part."""
+    paths = [file.path for file in part.files] or [Path(part.name)]  # of datasets that do not name their files
     try:
         for file in part.files:
             if file.classes is not None:
@@ -365,14 +370,13 @@ def _check_values(part: Part, max_nan: float, observe: Callable[[str, Any], None
         if observe is not None:
             observe(part.name, sample)
     except _DAMAGE as error:
-        paths = [file.path for file in part.files] or [Path(part.name)]  # remote data have no file
         path = next((path for path in paths if str(path) in str(error)), paths[0])
         kind = 'missing' if isinstance(error, FileNotFoundError | LookupError) else part.fault
         damaged = 'truncated or damaged: ' if kind == 'unreadable' else ''
         yield _fault(path, kind, damaged + _message_without_path(path, error))
     else:
         if part.modality is not None:
-            yield from _check_observed(part.files[0].path, part.modality, sample, max_nan)
+            yield from _check_observed(paths[0], part.modality, sample, max_nan)
 
 
 def _label_range(file: Expected) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..geo.join import pixels
 from ..geo.tiles import GeoTiles
 from .classes import NO_LABEL, UNKNOWN
+from .integrity import SAMPLE
 
 #: Approximate side in pixels of the blocks of labels that are read at once.
 BLOCK = 1024
@@ -185,7 +186,7 @@ def label_of(dataset: Any, index: int, wanted: Sequence[str]) -> dict[str, Any]:
     """Return the labels of a tile under the first available key of *wanted*, without reading images if possible."""
     if hasattr(dataset, 'parts'):
         for part in dataset.parts(index):
-            if part.name in wanted:
+            if part.name in (SAMPLE, *wanted):
                 return {} if part.absent else {part.name: part.read()}
         return {}
     sample = dataset[index]

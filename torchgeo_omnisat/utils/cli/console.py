@@ -91,6 +91,8 @@ NOISE = (
     (r'`isinstance\(treespec, LeafSpec\)` is deprecated', r'lightning\.'),  # of torch, about a line of Lightning
     (r'The dirpath has changed from', r'lightning\.'),  # a checkpoint is tested or resumed in another folder
     (r'Found \d+ module\(s\) in eval mode at the start of training', r'lightning\.'),  # frozen encoders
+    # Scores are sums over all devices when they are logged.
+    (r'It is recommended to use `self\.log\(.(train|val|test)_(Average|Overall|Classwise)', r'lightning\.'),
     # The interval counts the steps of all epochs, so a loss is logged even if an epoch is shorter.
     (r'The number of training batches \(\d+\) is smaller than the logging interval', r'lightning\.'),
     (
