@@ -9,6 +9,7 @@ interrupted one resumes from its last checkpoint. Several processes that share a
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -225,12 +227,24 @@ def execute(run: Run, folder: Path, root: str, machine: Machine = Machine()) -> 
 
 
 def torchgeo_command(words: list[str], announce: bool = True) -> None:
-    """Run ``torchgeo`` with these arguments in this process, without the messages of Lightning."""
+    """Run ``torchgeo`` in this process, without messages of Lightning; unless *announce*, print only if it fails."""
     if announce:
         say('$ torchgeo', shlex.join(words), error=True)
     plugin.load()
-    with quiet(every_warning=True, level=logging.WARNING):
+    with quiet(every_warning=True, level=logging.WARNING), nullcontext() if announce else print_failures():
         torchgeo.main.main(words)
+
+
+@contextmanager
+def print_failures() -> Iterator[None]:
+    """Print what is written to the standard streams only if there is an error."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    except BaseException:
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def torchgeo_process(words: list[str], announce: bool = True) -> None:
