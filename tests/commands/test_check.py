@@ -297,12 +297,6 @@ class TestCommand:
         assert 's1 (kind and unit unknown)' in line
         assert 's2' not in line
 
-    def test_dataset_that_cannot_tell(self, clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        datamodule = SyntheticLandscapesDataModule(str(clean), **ARGUMENTS)
-        monkeypatch.setattr(datamodule, 'dataset_class', dict)
-        with pytest.raises(TypeError, match=r'dict.*parts'):
-            walk(datamodule)
-
     def test_the_same_about_many_samples_is_one_line(self) -> None:
         problems = [Problem(str(n), 's2', 'a.npy', 'missing', 'gone') for n in range(9)]
         problems += [Problem('x', 'mask', f'{n}.tif', 'crs', 'none', warning=True) for n in range(9)]
