@@ -66,6 +66,14 @@ def test_absent_modality_is_nan(modality: Modality, width: int) -> None:
     assert np.isnan(features).all()
 
 
+def test_features_without_a_value_are_left_out() -> None:
+    features = np.random.default_rng(0).random((40, 3)).astype(np.float32)
+    features[:, 1] = np.nan
+    target = (features[:, 0] > 0.5).astype(np.int64)
+    for model in baseline._classifiers(baseline.CLASSIFIERS, len(target), 0).values():
+        assert (baseline._fit_quietly(model, features, target).predict(features) == target).mean() > 0.8
+
+
 def test_score_is_between_chance_and_perfect(root: Path) -> None:
     splits = [PASTISMultimodal(root, folds, ('s2',), missing='allow') for folds in ((1, 2, 3), (5,))]
     score = score_pixels(*splits, max_pixels=2000)

@@ -15,11 +15,14 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
+import torch
 import yaml
 from shapely.geometry import box
 
 from tests.geo_tree import UTM, X, Y, write
+from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 SIDE = 24
 MONTHS = ('20210301', '20210501', '20210701')
@@ -91,10 +94,30 @@ def test_dated_geotiffs_and_polygons(root: Path, tmp_path: Path, init: Init) -> 
     assert data['labels'] == ['maize', 'meadow', 'wheat']
     assert data['modalities'] == ['s1', 's2']
     assert (data['label_gsd'], data['patch_size'], data['tile_size']) == (10, 10, 40)
+    assert (data['train_tile_size'], data['train_places']) == (10, 'labels')
     written = text(tmp_path)
     assert 'unit: db  # float values from' in written
     assert '- maize  # 12 polygons; pixels: train' in written
     assert '2021-03-01 to 2021-07-01' in written
+
+
+def test_the_model_of_few_labels_sees_single_pixels(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    fields(root)
+    init()
+    settings = yaml.safe_load(text(tmp_path))['model']['init_args']
+    modality = Modality('s2', S2_BANDS, 10.0, True)
+    task = OmniSatSegmentation(**settings, modalities=[modality.as_dict()], num_classes=3, patch_size=10, label_gsd=10)
+    task.configure_model()
+    image, dates = torch.randn(1, 3, 4, 6, 6), torch.tensor([[0, 30, 60]])
+    batch = {'image_s2': image, 'dates_s2': dates, 'valid_s2': dates >= 0}
+    other = batch | {'image_s2': torch.randn_like(image)}
+    other['image_s2'][..., 2, 3] = image[..., 2, 3]
+    with torch.inference_mode():
+        first, second = task.eval()(batch), task(other)
+    torch.testing.assert_close(first[..., 2, 3], second[..., 2, 3])
+    assert not torch.allclose(first, second)
 
 
 def test_model_trains_and_keeps_its_best_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +321,7 @@ def test_codes_of_polygons(codes: tuple[Any, ...], root: Path, init: Init) -> No
     assert data['mask']['column'] == 'CODE_GROUP'
     assert data['mask']['classes'] == {code: f'class {code}' for code in codes}
     assert 'labels' not in data
+    assert 'train_tile_size' not in data, 'encoders of images have spatial context'
     assert data['rasters']['aerial'] == {
         'path': 'aerial/ortho.tif', 'temporal': False, 'gsd': 2, 'kind': 'optical', 'unit': 'dn',
     }  # fmt: skip

@@ -18,6 +18,7 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -256,7 +257,7 @@ def _classifiers(names: Sequence[str], count: int, seed: int) -> dict[str, Any]:
     )
     median = SimpleImputer(strategy='median', keep_empty_features=True)
     forest = make_pipeline(median, RandomForestClassifier(300, random_state=seed, n_jobs=-1))
-    boosting = HistGradientBoostingClassifier(random_state=seed)
+    boosting = make_pipeline(VarianceThreshold(), HistGradientBoostingClassifier(random_state=seed))
     every = dict(zip(CLASSIFIERS, (forest, boosting, _standardised(mlp)), strict=True))
     return {name: every[name] for name in names}
 
@@ -322,6 +323,7 @@ def _standardised(mlp: Any) -> Any:
 def _fit_quietly(model: Any, x: Features, y: NDArray[Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)  # 15 epochs are sufficient
+        warnings.simplefilter('ignore', RuntimeWarning)  # of features without a value
         return model.fit(x, y)
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import geopandas as gpd
 import numpy as np
@@ -26,6 +26,7 @@ from ..datasets.geo.config import facts_of, image_dataset, label_dataset
 from ..datasets.geo.join import MultimodalGeoDataset
 from ..datasets.geo.parts import contents, file_table, unlike_files
 from ..datasets.geo.polygons import Polygons
+from ..datasets.geo.small import Places
 from ..datasets.geo.tiles import AreaTiles, GeoTiles, disjoint
 from ..datasets.io.fingerprint import Fingerprint, stamps
 from ..datasets.io.opening import refuse_other_format
@@ -240,6 +241,8 @@ class MultimodalGeoDataModule(RastersDataModule):
         crs: str | None = None,
         label_gsd: float | None = None,
         tile_size: float = 320.0,
+        train_tile_size: float | None = None,
+        train_places: Places = 'anywhere',
         length: int | None = None,
         split: dict[str, Any] | None = None,
         predict_area: list[float] | str | dict[str, Any] | None = None,
@@ -266,6 +269,11 @@ class MultimodalGeoDataModule(RastersDataModule):
             label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.
+            train_tile_size: Side of random training tiles in metres, at most *tile_size*, the default. Smaller tiles
+                are cut from blocks of ground, of which up to 512 MB stay in memory. A single pixel suits encoders
+                without spatial context.
+            train_places: Places of random training tiles: ``'anywhere'``, or around a random labelled pixel,
+                ``'labels'``.
             length: Number of training tiles per epoch; defaults to the number of adjacent tiles.
             split: Areas of training, validation and test: fractions along an axis, boxes, or
                 a vector file (:func:`.split_ground`); 60, 20 and 20 % from west to east by default.
@@ -280,6 +288,11 @@ class MultimodalGeoDataModule(RastersDataModule):
         self.required = tuple(required)
         self.crs = crs
         self.tile_size = float(tile_size)
+        self.train_tile_size = self.tile_size if train_tile_size is None else float(train_tile_size)
+        if not 0 < self.train_tile_size <= self.tile_size:
+            raise ValueError(f'train_tile_size is {train_tile_size} m, expected at most tile_size, {tile_size} m')
+        check_choice(train_places=(train_places, get_args(Places)))
+        self.train_places = train_places
         self.length = length
         self.split = split or {'axis': 'x', 'fractions': (0.6, 0.2, 0.2)}
         self.predict_area = predict_area
@@ -355,8 +368,10 @@ class MultimodalGeoDataModule(RastersDataModule):
         dataset.instances, dataset.instance_gsd = self.with_instances, self.instance_gsd
         tiles = GeoTiles(dataset, self.tile_size, None, str(self.root), split)
         if split == 'train' and not every:
-            count = self.length or max(1, round(self.grounds[split].area / self.tile_size**2))
-            tiles = GeoTiles(dataset, self.tile_size, count, str(self.root), split)
+            side = self.train_tile_size
+            count = self.length or max(1, round(self.grounds[split].area / side**2))
+            block = self.tile_size if side < self.tile_size else None
+            tiles = GeoTiles(dataset, side, count, str(self.root), split, self.train_places, block)
         tiles.excluded = self._excluded.get(split, [])
         return tiles
 

@@ -27,6 +27,8 @@ _COUNTED = 50_000_000
 _PATCH, _IMAGE_PATCH = 4, 32
 #: Maximum number of tokens along the side of a tile.
 _TOKENS = 8
+#: Labelled pixels in a batch of the preset `few`.
+PIXELS = 128
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
 def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
     score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     few = plan.preset == 'few'
-    epochs, patience = (12, 6) if few else (60, 12)
+    epochs, patience = (20, 10) if few else (60, 12)
     plan.trainer = {
         'max_epochs': epochs,
         'log_every_n_steps': 10,
@@ -153,15 +155,21 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
         ],
     }
     plan.notes['trainer.callbacks'] = 'best.ckpt has the best validation mean IoU; training ends if it stops to rise'
-    tiles = math.ceil(0.6 * area / plan.data['tile_size'] ** 2)
-    plan.data |= {'length': 200, 'batch_size': 8} if few else {'length': min(max(100, tiles), 2000), 'batch_size': 4}
     plan.notes['data.length'] = 'random training tiles per epoch'
-    if not few:
-        size = 'small' if 0.6 * number > MANY else 'tiny'
-        plan.model = {'backbone': f'omnisat_{size}'}
-        plan.notes['model.backbone'] = f'for about {number} labelled pixels'
+    if few:
+        _set_few(plan, sensors, number, presto)
         return
+    tiles = math.ceil(0.6 * area / plan.data['tile_size'] ** 2)
+    plan.data |= {'length': min(max(100, tiles), 2000), 'batch_size': 4}
+    size = 'small' if 0.6 * number > MANY else 'tiny'
+    plan.model = {'backbone': f'omnisat_{size}'}
+    plan.notes['model.backbone'] = f'for about {number} labelled pixels'
+
+
+def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | None) -> None:
+    """Set a model of single pixels, trained on labelled pixels, if all images are time series."""
     series = [sensor.name for sensor in sensors if sensor.temporal]
+    used = [sensor for sensor in sensors if sensor.settings.get('kind') != 'elevation'] if series else list(sensors)
     encoders: dict[str, Any] = dict.fromkeys(series, 'ltae')
     if presto is not None:
         optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
@@ -169,16 +177,23 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
     plan.model = {
         'backbone': 'omnisat_tiny',
         'lr': 0.002,
+        'loss': 'ce',
         'modality_dropout': 0,
-        'backbone_args': {'encoders': encoders, 'widths': [128], 'embed_dim': 128, 'depth': 0},
+        'experts': False,
+        'backbone_args': {'embed_dim': 128, 'depth': 0},
     }
-    if not series:
-        plan.model['backbone_args'] = {'embed_dim': 128, 'depth': 0}
-    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels: pixel-wise encoders, small tiles'
+    if series:
+        plan.model['backbone_args'] = {'encoders': encoders, 'widths': [128], **plan.model['backbone_args']}
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}
-    used = [sensor.name for sensor in sensors if sensor.settings.get('kind') != 'elevation']
-    if series and len(used) < len(sensors):
-        plan.data['modalities'] = used
+    if all(sensor.temporal for sensor in used):
+        plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
+        plan.data |= {'length': 25 * PIXELS, 'batch_size': PIXELS}
+        plan.notes['data.train_tile_size'] = 'single tokens: a batch has labelled pixels of many fields'
+    else:
+        plan.data |= {'length': 200, 'batch_size': 8}
+    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels: pixel-wise encoders, no experts'
+    if len(used) < len(sensors):
+        plan.data['modalities'] = [sensor.name for sensor in used]
         plan.notes['data.modalities'] = 'without elevation, with which few fields are learnt by heart'
 
 

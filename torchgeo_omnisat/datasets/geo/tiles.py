@@ -19,13 +19,14 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ...grid import Grid
-from ...modality import Modality
+from ...modality import Modality, half_up
 from ...utils.checks import EmptySplitError
 from ...utils.tensors.coordinates import COORDINATES, centre_coordinates
 from ..base import MultimodalDataset
 from ..common.integrity import Part
-from .join import MultimodalGeoDataset
+from .join import MultimodalGeoDataset, pixels
 from .parts import parts
+from .small import BlockReader, LabelPlaces, Places, labelled_cells
 
 #: Maximum number of blocks of a search; above it, positions are sampled by rejection.
 MAX_BLOCKS = 20_000
@@ -33,6 +34,9 @@ MAX_BLOCKS = 20_000
 ENOUGH = 1 / 8
 #: Attempts of one draw, each of which succeeds with a probability of about ENOUGH or higher.
 TRIES = 10_000
+
+#: Approximate side, in pixels of the grid of the tiles, of the blocks of labels that are read at once.
+BLOCK = 256
 
 #: Top, left, bottom and right (N, 4) of blocks of tile positions; the last two are exclusive.
 Blocks = NDArray[np.int64]
@@ -85,9 +89,13 @@ class TilePlaces:
                 min(max(int(rng.integers(low[chosen, axis], high[chosen, axis])), int(first)), int(last) - 1)
                 for axis, (first, last) in enumerate(zip(blocks[chosen, :2], blocks[chosen, 2:], strict=True))
             )
-            if self.ground.contains(shapely.box(*self.grid.box(row, column, self.across, self.across))):
+            if self.contains(row, column):
                 return row, column
         return None
+
+    def contains(self, row: int, column: int) -> bool:
+        """Return whether a tile lies within the footprint."""
+        return bool(self.ground.contains(shapely.box(*self.grid.box(row, column, self.across, self.across))))
 
     def _search(self) -> list[NDArray[np.int64]]:
         """Return the blocks to draw from, and the ranges (N, 2) of rows and columns before tiles are moved back.
@@ -269,6 +277,10 @@ class GeoTiles(MultimodalDataset):
         count: Number of random tiles; each access draws a new position. None for adjacent tiles.
         path: Directory of the data, where statistics are stored.
         split: Name of the split.
+        places: Where random tiles are drawn: ``'anywhere'``, or around a random labelled pixel, ``'labels'``. Then the
+            labels of the footprint are read once.
+        block: Side in metres of blocks that are kept in memory, from which random tiles are cut; None to read tiles
+            from files.
 
     Raises:
         ValueError: If *size* is not such a multiple, or no tile fits in the footprint.
@@ -283,6 +295,8 @@ class GeoTiles(MultimodalDataset):
         count: int | None = None,
         path: str = '.',
         split: str = 'train',
+        places: Places = 'anywhere',
+        block: float | None = None,
     ) -> None:
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
             raise ValueError(
@@ -296,12 +310,19 @@ class GeoTiles(MultimodalDataset):
         self.across = round(size / dataset.lattice)
         shapely.prepare(self.area)
         self._room: TilePlaces | None = None
+        self._labels: LabelPlaces | None = None
+        self._blocks: BlockReader | None = None
         if count is None:
             self.places = tiles_over(self.area, self.grid, self.across)
             return
         self.places = np.zeros((count, 2), np.int64)
         self._room = TilePlaces(self.area, self.grid, self.across)
-        self._draw(np.random.default_rng(0))
+        self._draw_anywhere(np.random.default_rng(0))
+        if block is not None and not dataset.instances and dataset.transforms is None:
+            side = self.across * max(1, half_up(block / size))
+            self._blocks = BlockReader(dataset, self.grid, side, self.across)
+        if places != 'anywhere':
+            self._labels = LabelPlaces(self._labelled_cells(), self.across)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -336,6 +357,8 @@ class GeoTiles(MultimodalDataset):
         row, column = self.places[index]
         if self.count is not None:
             row, column = self._draw(np.random.default_rng(int(torch.randint(2**62, ()))))
+        if self._blocks is not None:
+            return self._ignore_beyond(self._blocks.read(int(row), int(column)))
         sample = self.dataset[self.grid.slices(int(row), int(column), self.across, self.across)]
         return self._ignore_beyond(sample)
 
@@ -362,6 +385,33 @@ class GeoTiles(MultimodalDataset):
         return self.dataset.plot(sample, show_titles, suptitle)
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        assert self._room is not None
+        place = None if self._labels is None else self._labels.draw(rng, self._room.contains)
+        return place or self._draw_anywhere(rng)
+
+    def _labelled_cells(self) -> NDArray[np.int32]:
+        """Return row and column (N, 2) of the pixels of the grid with a label in the footprint."""
+        join, found = self.dataset, [np.zeros((0, 2), np.int32)]
+        labels = join.labels
+        if labels is None:
+            return found[0]
+        period = join._disambiguate_slice(slice(None))[2]
+        side = self.across * max(1, BLOCK // self.across)
+        for row, column in tiles_over(self.area, self.grid, side).tolist():
+            window = self.grid.box(row, column, side, side)
+            read = partial(
+                labels.read,
+                pixels(join.crs, window, join.label_gsd),
+                (period.start, period.stop),
+                join.ignore_index,
+                strict=False,
+            )
+            mask = self._read_mask(read, window)
+            cells = labelled_cells(mask, join.ignore_index, half_up(self.grid.step / join.label_gsd))
+            found.append(cells + np.array([row, column], np.int32))
+        return np.concatenate(found)
+
+    def _draw_anywhere(self, rng: np.random.Generator) -> tuple[int, int]:
         assert self._room is not None
         place = self._room.draw(rng)
         if place is None:
