@@ -145,7 +145,7 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
 def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
     score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     few = plan.preset == 'few'
-    epochs, patience = (20, 10) if few else (60, 12)
+    epochs, patience = (10, 5) if few else (60, 12)
     plan.trainer = {
         'max_epochs': epochs,
         'log_every_n_steps': 10,
