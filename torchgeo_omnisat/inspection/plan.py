@@ -184,7 +184,10 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     }
     if series:
         plan.model['backbone_args'] = {'encoders': encoders, 'widths': [128], **plan.model['backbone_args']}
-    plan.data |= {'temporal_dropout': 0, 'speckle': 0}
+    plan.data |= {'temporal_dropout': 0, 'speckle': 0, 'jitter': 0.3}
+    plan.notes['data.jitter'] = (
+        'changes of gain and offset, in standard deviations, so that fields are not learnt by heart'
+    )
     if all(sensor.temporal for sensor in used):
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
         plan.data |= {'length': 25 * PIXELS, 'batch_size': PIXELS}
