@@ -190,7 +190,8 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     )
     if all(sensor.temporal for sensor in used):
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
-        plan.data |= {'length': 25 * PIXELS, 'batch_size': PIXELS}
+        plan.data |= {'jitter': 0.3, 'length': 25 * PIXELS, 'batch_size': PIXELS}
+        plan.notes['data.jitter'] = 'largest change of gain and offset, in standard deviations'
         plan.notes['data.train_tile_size'] = 'single tokens: a batch has labelled pixels of many fields'
     else:
         plan.data |= {'length': 200, 'batch_size': 8}
