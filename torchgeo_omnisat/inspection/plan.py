@@ -170,13 +170,13 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     """Set a model of single pixels, trained on labelled pixels, if all images are time series."""
     series = [sensor.name for sensor in sensors if sensor.temporal]
     used = [sensor for sensor in sensors if sensor.settings.get('kind') != 'elevation'] if series else list(sensors)
+    optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
+    frozen = [] if presto is None else optical[:1]
     encoders: dict[str, Any] = dict.fromkeys(series, 'ltae')
-    if presto is not None:
-        optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
-        encoders |= {name: {'name': 'presto', 'weights': presto} for name in optical[:1]}
+    encoders |= {name: {'name': 'presto', 'weights': presto} for name in frozen}
     plan.model = {
         'backbone': 'omnisat_tiny',
-        'lr': 0.002,
+        'lr': 0.0003 if frozen else 0.002,
         'loss': 'ce',
         'modality_dropout': 0,
         'experts': False,
