@@ -177,25 +177,21 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     plan.model = {
         'backbone': 'omnisat_tiny',
         'lr': 0.0003 if frozen else 0.002,
-        'loss': 'ce',
         'modality_dropout': 0,
-        'experts': False,
-        'backbone_args': {'embed_dim': 128, 'depth': 0},
+        'backbone_args': {'encoders': encoders, 'widths': [128]} if series else {},
     }
-    if series:
-        plan.model['backbone_args'] = {'encoders': encoders, 'widths': [128], **plan.model['backbone_args']}
-    plan.data |= {'temporal_dropout': 0, 'speckle': 0, 'jitter': 0.3}
-    plan.notes['data.jitter'] = (
-        'changes of gain and offset, in standard deviations, so that fields are not learnt by heart'
-    )
+    plan.model['backbone_args'] |= {'embed_dim': 128, 'depth': 0}
+    plan.data |= {'temporal_dropout': 0, 'speckle': 0}
+    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels'
     if all(sensor.temporal for sensor in used):
+        plan.model |= {'loss': 'ce', 'experts': False}
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
         plan.data |= {'jitter': 0.3, 'length': 25 * PIXELS, 'batch_size': PIXELS}
+        plan.notes['model.experts'] = 'experts have spatial context, all other parts see single pixels'
         plan.notes['data.jitter'] = 'largest change of gain and offset, in standard deviations'
-        plan.notes['data.train_tile_size'] = 'single tokens: a batch has labelled pixels of many fields'
+        plan.notes['data.train_tile_size'] = 'single tokens, so that a batch has labelled pixels of many fields'
     else:
         plan.data |= {'length': 200, 'batch_size': 8}
-    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels: pixel-wise encoders, no experts'
     if len(used) < len(sensors):
         plan.data['modalities'] = [sensor.name for sensor in used]
         plan.notes['data.modalities'] = 'without elevation, with which few fields are learnt by heart'
