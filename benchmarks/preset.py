@@ -103,6 +103,7 @@ def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[
         enable_model_summary=False,
     )
     task, datamodule = OmniSatSegmentation(**plan.model), MultimodalGeoDataModule(**data)
+    task.figures = 0
     trainer.fit(task, datamodule=datamodule)
     epochs, (best, *_) = trainer.current_epoch, callbacks
     (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=best.best_model_path, verbose=False)
