@@ -3,6 +3,7 @@
 
 """Models of checkpoints as programs of torch.export and ONNX, which run without this package."""
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from .inference import Predictor, is_supervised
 ENDINGS: Mapping[str, str] = {'torch': '.pt2', 'onnx': '.onnx'}
 #: Maximum difference of an exported output, relative to its largest absolute value, or absolute if that is below 1.
 TOLERANCE = 3e-5
+#: Where float32 rounding alone changes the outputs by as much, the maximum is this many times as large, below 0.01.
+ROUNDINGS = 8
 #: Hyper-parameters of a task that the description contains, if it has them.
 _DESCRIBED = ('labels', 'label_names', 'ignore_index', 'label_gsd', 'patch_size', 'target_name', 'target_unit')
 
@@ -42,11 +45,13 @@ class Exported(NamedTuple):
     Attributes:
         description: JSON file beside the program.
         difference: Largest difference from the model, see :data:`TOLERANCE`; None if it was not checked.
+        rounding: Effect of float32 rounding on the outputs of the model, see :func:`rounding_error`.
         any_batch: Whether the program accepts any batch size; otherwise it is 1.
     """
 
     description: Path
     difference: float | None
+    rounding: float
     any_batch: bool
 
 
@@ -131,7 +136,8 @@ def export_model(
 
     Raises:
         ImportError: If a package for ONNX is missing.
-        ValueError: If an argument does not fit, or an output differs by more than :data:`TOLERANCE`.
+        ValueError: If an argument does not fit, or an output differs by more than :data:`TOLERANCE` and by more than
+            :data:`ROUNDINGS` times :func:`rounding_error`.
     """
     check_choice(kind=(kind, ENDINGS))
     if path.suffix != ENDINGS[kind]:
@@ -153,12 +159,14 @@ def export_model(
             else:
                 found = _write_onnx(program, file, example, outputs)
             difference = None if found is None else largest_difference(found, outputs)
-            if difference is not None and not difference <= TOLERANCE:
+            rounding = rounding_error(model, example, outputs)
+            most = max(TOLERANCE, min(ROUNDINGS * rounding, 0.01))
+            if difference is not None and not difference <= most:
                 raise ValueError(
-                    f'outputs of {path} differ from the model by {difference:.1e}, expected at most {TOLERANCE:g}'
+                    f'outputs of {path} differ from the model by {difference:.1e}, expected at most {most:.0e}'
                 )
             text.write_text(json.dumps(_describe(model, example, outputs, any_batch), indent=2), encoding='utf-8')
-    return Exported(description, difference, any_batch)
+    return Exported(description, difference, rounding, any_batch)
 
 
 def example_batch(model: RawModel, size: int, dates: int, count: int) -> Sample:
@@ -205,6 +213,29 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
         error = float((found[name] - value).where(finite, 0).abs().max()) / scale
         if not error <= most:
             most = error if error == error else float('inf')
+    return most
+
+
+def rounding_error(model: nn.Module, example: Sample, outputs: Mapping[str, Tensor], draws: int = 4) -> float:
+    """Return how much float32 rounding changes the outputs, measured as for :data:`TOLERANCE`.
+
+    The weights change at random by one part in 2 ** 23, the spacing of float32. This is far below :data:`TOLERANCE`
+    for most models. A GroupNorm over two almost equal values, as in a narrow encoder whose feature map of a small tile
+    is a single pixel, amplifies rounding up to 300 times.
+
+    Args:
+        model: Model.
+        example: Batch.
+        outputs: Its outputs.
+        draws: Number of random changes; the largest effect counts.
+    """
+    generator, changed = torch.Generator().manual_seed(0), copy.deepcopy(model)
+    most = 0.0
+    for _ in range(draws):
+        for weight, original in zip(changed.parameters(), model.parameters(), strict=True):
+            steps = torch.randint(-1, 2, original.shape, generator=generator).to(original.device)
+            weight.data = original.data * (1 + 2.0**-23 * steps)
+        most = max(most, largest_difference(changed(example), outputs))
     return most
 
 
