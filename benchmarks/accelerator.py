@@ -48,6 +48,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchgeo_omnisat.models.compiling import compile_regions
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.utils.atomic import atomic_file
 
@@ -86,7 +87,7 @@ class Row(NamedTuple):
         training: 'fine-tuning' or 'pre-training'.
         size: Size of the backbone.
         precision: Key of DTYPES; bf16 is autocast.
-        compiled: Whether encode, fuse and decode are compiled.
+        compiled: Whether the layers are compiled, as by ``--model.compile true``.
     """
 
     training: str
@@ -111,7 +112,6 @@ class Setting(NamedTuple):
         span: Least seconds that are timed.
         backend: Backend of torch.compile.
         threads: Threads of the CPU, 0 for PyTorch's choice.
-        parts: Methods that compiled rows compile.
     """
 
     device: str
@@ -121,7 +121,6 @@ class Setting(NamedTuple):
     span: float
     backend: str
     threads: int
-    parts: tuple[str, ...] = ('encode', 'fuse', 'decode')
 
 
 def rows(quick: bool) -> list[Row]:
@@ -170,14 +169,6 @@ def loss_of(task: Any, batch: Mapping[str, Tensor], row: Row, device: str) -> Te
         loss: Tensor
         loss = task.compute(fresh, 'train', 0)[0] if row.training == 'pre-training' else task.learn(fresh)[1]
     return loss
-
-
-def compile_parts(task: Any, setting: Setting) -> None:
-    """Compile what the steps of a task call."""
-    owners = {'encode': task.model.backbone, 'fuse': task.model.backbone, 'decode': task.model}
-    for name in setting.parts:
-        if hasattr(owners[name], name):
-            setattr(owners[name], name, torch.compile(getattr(owners[name], name), backend=setting.backend))
 
 
 def synchronise(device: str) -> None:
@@ -284,7 +275,7 @@ def measure_batch(row: Row, setting: Setting, tiles: int) -> dict[str, Any]:
         step()
     begin = time.perf_counter()
     if row.compiled:
-        compile_parts(task, setting)
+        compile_regions(task.model, setting.backend)
     step()
     synchronise(device)
     first = time.perf_counter() - begin
@@ -490,7 +481,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     end = begin + args.deadline
     setting = Setting(args.device, 128, 50, args.largest_batch, 0.5, 'inductor', args.threads)
     if args.quick:
-        setting = setting._replace(pixels=16, dates=3, largest=2, span=0.05, backend='eager', parts=('fuse',))
+        setting = setting._replace(pixels=16, dates=3, largest=2, span=0.05, backend='aot_eager')
     small = setting._replace(pixels=32, dates=6) if not args.quick else setting
     every = [row for row in rows(args.quick) if args.rows in row.name]
     if not every:
@@ -562,9 +553,7 @@ def main() -> None:
     """Run all rows, print the table and write it with a JSON file beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda', choices=('cuda', 'cpu'))
-    parser.add_argument(
-        '--quick', action='store_true', help='small tiles, the tiny model, fuse alone compiled, without inductor'
-    )
+    parser.add_argument('--quick', action='store_true', help='small tiles, the tiny model, compiled without inductor')
     parser.add_argument('--rows', default='', help='run the rows whose name contains this')
     parser.add_argument('--peak-tflops', type=float, help='peak rate of the device in TFLOP/s')
     parser.add_argument('--largest-batch', type=int, default=256, help='most tiles of a batch')

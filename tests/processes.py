@@ -71,12 +71,12 @@ def succeed(folder: Path, target: Callable[..., object], *args: Any, timeout: fl
     assert status == 0, (status, *(path.read_text() for path in folder.glob('error.txt')))
 
 
-def call_unchecked(module: str) -> None:
-    """Import a module again without the shape checks of the tests, and call its ``main``."""
+def call_unchecked(module: str, function: str = 'main', *args: Any) -> None:
+    """Import a module again without the shape checks of the tests, and call one of its functions."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith('jaxtyping')]
     for name in [name for name in sys.modules if name.partition('.')[0] in ('torchgeo_omnisat', 'tests')]:
         del sys.modules[name]
-    import_module(module).main()
+    getattr(import_module(module), function)(*args)
 
 
 def _serve(connection: Connection) -> None:

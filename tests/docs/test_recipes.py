@@ -91,6 +91,9 @@ def test_recipe_and_hardware_parse_together(hardware, capsys):
             torchgeo.main.main(['fit', '--config', paths[0], '--config', paths[1], '--print_config'])
         both = yaml.safe_load(capsys.readouterr().out)
         expected = yaml.safe_load(Path(paths[1]).read_text())
+        if isinstance(strategy := expected['trainer'].pop('strategy', None), dict):
+            assert both['trainer']['strategy']['class_path'] == strategy['class_path']
+            assert both['trainer']['strategy']['init_args'].items() >= strategy['init_args'].items()
         assert both['trainer'].items() >= expected['trainer'].items()
         assert both['data']['init_args'].items() >= expected['data']['init_args'].items()
         assert both['trainer']['max_epochs'] == yaml.safe_load(Path(paths[0]).read_text())['trainer']['max_epochs']

@@ -5,6 +5,8 @@
 
 import os
 import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ class CPUFSDPStrategy(FSDPStrategy):
 
 STRATEGIES: dict[str, Any] = {
     'ddp': lambda: DDPStrategy(process_group_backend='gloo'),
+    'static': lambda: DDPStrategy(process_group_backend='gloo', static_graph=True, gradient_as_bucket_view=True),
+    'stuck': lambda: DDPStrategy(process_group_backend='gloo', timeout=timedelta(seconds=5)),
     'fsdp1': lambda: CPUFSDPStrategy(process_group_backend='gloo', use_orig_params=True),
     'fsdp2': lambda: ModelParallelStrategy(
         data_parallel_size=2, tensor_parallel_size=1, process_group_backend='gloo', save_distributed_checkpoint=False
@@ -47,8 +51,16 @@ class Sharded(Callback):
         self.held = sum(part.numel() for part in parts)
 
 
-def step(rank: int, kind: str, task: str, port: int, folder: Path) -> None:
-    """Train for one step; write the loss and how many parameters this rank held to ``<kind>-<task>-<rank>.pt``."""
+class Stuck(Callback):
+    """Rank 1 sleeps before the second step."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank and trainer.global_step:
+            time.sleep(600)
+
+
+def step(rank: int, kind: str, task: str, port: int, folder: Path, tiles: int, steps: int) -> None:
+    """Train; write the loss and how many parameters this rank held to ``<kind>-<task>-<rank>.pt``."""
     names = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2, 'NODE_RANK': 0}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
@@ -58,17 +70,18 @@ def step(rank: int, kind: str, task: str, port: int, folder: Path) -> None:
     module = kinds[task](**told, modality_dropout=0.0, lr=0.01)
     counter = Sharded()
     strategy: Strategy = STRATEGIES[kind]()
+    callbacks = [counter, *([Stuck()] if kind == 'stuck' else [])]
     trainer = make_trainer(
-        folder, max_steps=2, devices=2, strategy=strategy, callbacks=[counter], use_distributed_sampler=False
+        folder, max_steps=steps, devices=2, strategy=strategy, callbacks=callbacks, use_distributed_sampler=False
     )
-    trainer.fit(module, DataLoader(Share('differ', 3), batch_size=3, collate_fn=Share.join), None)
+    trainer.fit(module, DataLoader(Share('differ', 3), batch_size=tiles, collate_fn=Share.join), None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.save_checkpoint(folder / f'{kind}-{task}.ckpt')
     torch.save({'metrics': metrics, 'held': counter.held}, folder / f'{kind}-{task}-{rank}.pt')
 
 
-def main(kind: str, task: str, folder: Path) -> None:
+def main(kind: str, task: str, folder: Path, tiles: int = 3, steps: int = 2) -> None:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    mp.start_processes(step, args=(kind, task, port, folder), nprocs=2, start_method='fork')
+    mp.start_processes(step, args=(kind, task, port, folder, tiles, steps), nprocs=2, start_method='fork')

@@ -50,8 +50,8 @@ def test_many_dates_add_up() -> None:
     level = torch.ones(300, 16, 4, 4).bfloat16()
     with autocast():
         for index in (None, torch.arange(300)):
-            seen = torch.ones(300, 1, 4, 4, dtype=torch.bool)
-            out = collapse(level, torch.full((300, 16, 1, 1), 1 / 300), seen, index, torch.Size((1, 300)))
+            seen, valid = torch.ones(300, 1, 4, 4, dtype=torch.bool), torch.ones(1, 300, dtype=torch.bool)
+            out = collapse(level, torch.full((300, 16, 1, 1), 1 / 300), seen, index, valid)
             torch.testing.assert_close(out, torch.ones(1, 16, 4, 4), rtol=1e-5, atol=0)
 
 

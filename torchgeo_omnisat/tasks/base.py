@@ -29,6 +29,7 @@ from torchgeo.tasks import BaseTask
 from .. import models
 from ..batch import available
 from ..modality import LOCATION, Modality, as_modalities
+from ..models.compiling import compile_regions, require_compiler
 from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
@@ -98,6 +99,8 @@ class OmniSatTask(BaseTask):
             and the data do not determine it. Not saved in checkpoints.
         location_dropout: Probability that the location of a training tile is withheld, of a model that has it as a
             modality (``backbone_args={'encoders': {'location': 'scaled'}}``, see :class:`.OmniSat`).
+        compile: Whether a trainer compiles the layers of the model with ``torch.compile``; see
+            ``torchgeo_omnisat.models.compiling``. Not saved in checkpoints.
 
     Raises:
         ValueError: If *location_dropout* is not a probability.
@@ -117,10 +120,12 @@ class OmniSatTask(BaseTask):
     #: Function that returns embeddings instead of predictions, set by :class:`.EmbeddingWriter`.
     embedder: Embedder | None = None
     #: Arguments that are not saved in checkpoints.
-    ignore: tuple[str, ...] = ('weights', 'statistics')
+    ignore: tuple[str, ...] = ('weights', 'statistics', 'compile')
 
     weights: str | None
     statistics: str | None
+    #: The argument ``compile``; modules have a method of this name.
+    compiled: bool
     _warned_blind: bool
     #: Samples without any modality on an accelerator, and all samples, that are not yet read.
     _blind: tuple[Tensor, int] | None
@@ -148,9 +153,10 @@ class OmniSatTask(BaseTask):
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
         location_dropout: float = 0.5,
+        compile: bool = False,
     ) -> None:
         probability(location_dropout, 'location_dropout')
-        self.weights, self.statistics = weights, statistics
+        self.weights, self.statistics, self.compiled = weights, statistics, compile
         super().__init__()
 
     @abstractmethod
@@ -203,7 +209,11 @@ class OmniSatTask(BaseTask):
                 is much larger than the file.
         """
         loading: Any = nullcontext() if 'backbone_args' in kwargs else checkpoint_encoders(str(checkpoint_path))
-        kwargs = {'weights': None, 'statistics': None} | kwargs  # of the user, never of the checkpoint
+        kwargs = {
+            'weights': None,
+            'statistics': None,
+            'compile': False,
+        } | kwargs  # of the user, never of the checkpoint
         with loading, limited_size(checkpoint_path):
             try:
                 return super().load_from_checkpoint(
@@ -237,6 +247,7 @@ class OmniSatTask(BaseTask):
 
         Raises:
             ValueError: If a required hyper-parameter is missing, or the datamodule does not fit the model.
+            RuntimeError: If *compile* is set and a compiler is missing.
         """
         datamodule = self.datamodule
         strategy = getattr(self._trainer, 'strategy', None)
@@ -256,6 +267,10 @@ class OmniSatTask(BaseTask):
         if getattr(getattr(self._trainer, 'state', None), 'fn', None) == TrainerFn.FITTING:
             rank_zero_info(f'Encoders: {describe_encoders(self)}')
         shard_task(self, strategy)
+        if self.compiled:
+            if strategy is not None:
+                require_compiler(strategy.root_device)
+            compile_regions(self.model)
 
     def teardown(self, stage: str) -> None:
         """Restore the precision plugin, and warn of implausible values."""

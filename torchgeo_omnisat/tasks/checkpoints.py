@@ -114,7 +114,7 @@ def read_hyper_parameters(path: str | Path, named: Collection[str] = ()) -> dict
             f'{path} names the classes {sorted(strange)}, which are imported only if you name them too: expected the '
             'same --model and --model.backbone_args as in training'
         )
-    ignored = getattr(_loaded(own), 'ignore', ('weights', 'statistics'))
+    ignored = getattr(_loaded(own), 'ignore', ('weights', 'statistics', 'compile'))
     for name in (ignored,) if isinstance(ignored, str) else ignored or ():
         kept.pop(name, None)
     return kept if own is None else {'class_path': own, 'dict_kwargs': kept}

@@ -13,7 +13,7 @@ from ..conftest import assert_same
 def test_collapse_matches_naive_loop():
     """Two samples of three and two dates; the weights go to where a pixel was measured."""
     torch.manual_seed(0)
-    shape, index = torch.Size([2, 3]), torch.tensor([0, 1, 2, 3, 5])
+    valid, index = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 1, 2, 3, 5])
     level, weights = torch.randn(5, 8, 6, 6), torch.rand(5, 4, 6, 6)
     seen = torch.rand(5, 1, 6, 6) > 0.4
     expected = torch.zeros(2, 8, 6, 6)
@@ -24,14 +24,14 @@ def test_collapse_matches_naive_loop():
                 expected[sample, channel] = (
                     sum(level[s, channel] * weights[s, head] * seen[s, 0] for s in dates) / total
                 )
-    assert_same(collapse(level, weights, seen, index, shape), expected, 1e-5)
+    assert_same(collapse(level, weights, seen, index, valid), expected, 1e-5)
 
 
 def test_dates_that_all_saw_a_pixel_keep_their_weights():
     level, weights = torch.randn(2, 4, 4, 4), torch.rand(2, 2, 4, 4)
     seen = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     expected = (level.unflatten(1, (2, 2)) * weights[:, :, None]).sum(0).flatten(0, 1)
-    assert_same(collapse(level, weights, seen, None, torch.Size([1, 2]))[0], expected, 1e-6)
+    assert_same(collapse(level, weights, seen, None, torch.ones(1, 2, dtype=torch.bool))[0], expected, 1e-6)
 
 
 def test_weights_add_up_to_one():

@@ -119,6 +119,7 @@ class UTAEEncoder(nn.Module):
         self.temporal = TemporalAttention(
             widths[-1], (widths[-1],), dim, num_heads, key_dim, dates, batch_norm=batch_norm, dropout=dropout
         )
+        self.sums = WeightedSums()
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
@@ -146,7 +147,8 @@ class UTAEEncoder(nn.Module):
         *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
         coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
-        maps = [_collapse_blocks(level, packed_weights, seen, index, valid.shape, self._run) for level in finer]
+        sums = functools.partial(self._run, self.sums)
+        maps = [_collapse_blocks(level, packed_weights, seen, index, valid, sums) for level in finer]
         return [*maps, coarse], weights
 
     def _pyramid(self, block: Float[Tensor, 's c h w']) -> list[Tensor]:
@@ -204,7 +206,7 @@ def collapse(
     weights: Float[Tensor, 's g i j'],
     seen: Bool[Tensor, 's 1 k l'],
     index: Int[Tensor, ' s'] | None,
-    shape: torch.Size,
+    valid: Bool[Tensor, 'b t'],
 ) -> Float[Tensor, 'b c h w']:
     """Sum the dates of a finer level with the attention weights of the coarsest one.
 
@@ -212,7 +214,7 @@ def collapse(
     its weights of the other dates are increased.
     """
     blocks = split_images(level, images_per_block(level, level.shape[1]))
-    return _collapse_blocks(blocks, weights, seen, index, shape)
+    return _collapse_blocks(blocks, weights, seen, index, valid, WeightedSums())
 
 
 def _collapse_blocks(
@@ -220,12 +222,12 @@ def _collapse_blocks(
     weights: Tensor,
     seen: Tensor,
     index: Tensor | None,
-    shape: torch.Size,
-    run: Callable[..., tuple[Tensor, ...]] = lambda function, *args: function(*args),
+    valid: Tensor,
+    sums: Callable[..., tuple[Tensor, ...]],
 ) -> Tensor:
     """Return the output of :func:`collapse` for a level whose S images are split into blocks."""
     count = blocks[0].shape[0]
-    sample = None if len(blocks) == 1 and index is None else _samples(index, shape, weights.device)
+    sample = None if len(blocks) == 1 and index is None else _samples(index, valid)
     masked = not readable(seen) or not bool(seen.all())
     parts = zip(
         blocks,
@@ -234,33 +236,45 @@ def _collapse_blocks(
         [None] if sample is None else split_images(sample, count),
         strict=True,
     )
-    sums = [run(_weighted_sums, *part, shape) for part in parts]
-    total, *norms = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
+    found = [sums(*part, valid) for part in parts]
+    total, *norms = (functools.reduce(torch.add, each) for each in zip(*found, strict=True))
     return rearrange(total / norms[0].clamp(min=1e-3) if masked else total, 'b h w g c -> b (g c) h w')
 
 
-def _samples(index: Tensor | None, shape: torch.Size, device: torch.device) -> Int[Tensor, ' s']:
+def _samples(index: Tensor | None, valid: Tensor) -> Int[Tensor, ' s']:
     """Return the sample of each of S images."""
-    index = torch.arange(shape.numel(), device=device) if index is None else index
-    return index // shape[1]
+    index = torch.arange(valid.numel(), device=valid.device) if index is None else index
+    return index // valid.shape[1]
 
 
-def _weighted_sums(
-    block: Float[Tensor, 's c h w'],
-    weights: Float[Tensor, 's g i j'],
-    seen: Bool[Tensor, 's 1 k l'] | None,
-    sample: Int[Tensor, ' s'] | None,
-    shape: torch.Size,
-) -> tuple[Tensor, ...]:
-    """Return the weighted sum of the dates of each sample, and with *seen* also the sum of their weights."""
-    size = block.shape[-2:]
-    weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
-    weights = rearrange(weights, 's g h w -> s h w g 1')
-    if seen is not None:
-        weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(block.dtype), size), 's 1 h w -> s h w 1 1')
-    grouped = rearrange(block, 's (g c) h w -> s h w g c', g=weights.shape[3])
-    summed = (grouped * weights,) if seen is None else (grouped * weights, weights)
-    return tuple(add_up(x, sample, shape) for x in summed)
+class WeightedSums(nn.Module):
+    """Sum of the dates of each sample at one level, with the attention weights of a coarser level."""
+
+    def forward(
+        self,
+        block: Float[Tensor, 's c h w'],
+        weights: Float[Tensor, 's g i j'],
+        seen: Bool[Tensor, 's 1 k l'] | None,
+        sample: Int[Tensor, ' s'] | None,
+        valid: Bool[Tensor, 'b t'],
+    ) -> tuple[Tensor, ...]:
+        """Return the weighted sum, and with *seen* also the sum of the weights.
+
+        Args:
+            block: Maps of S images.
+            weights: Attention weights of each head.
+            seen: Observed pixels of the images.
+            sample: Sample of each image; None if every sample has all its T images.
+            valid: Flags, of which only the shape counts.
+        """
+        size = block.shape[-2:]
+        weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
+        weights = rearrange(weights, 's g h w -> s h w g 1')
+        if seen is not None:
+            weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(block.dtype), size), 's 1 h w -> s h w 1 1')
+        grouped = rearrange(block, 's (g c) h w -> s h w g c', g=weights.shape[3])
+        summed = (grouped * weights,) if seen is None else (grouped * weights, weights)
+        return tuple(add_up(x, sample, valid.shape) for x in summed)
 
 
 class UpBlock(nn.Module):

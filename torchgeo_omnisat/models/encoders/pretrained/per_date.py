@@ -82,5 +82,5 @@ class PerDate(nn.Module):
             shared = gather_valid(weights.flatten(0, 1), index)
             if x.shape[-1] < shared.shape[-1] or x.shape[-2] < shared.shape[-2]:
                 shared = average_pool(shared, (x.shape[-2], x.shape[-1]))
-            maps.append(collapse(x, shared, seen, index, valid.shape))
+            maps.append(collapse(x, shared, seen, index, valid))
         return maps
