@@ -26,6 +26,15 @@ TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
     'segmentation': (OmniSatSegmentation, {}),
     'subsets': (OmniSatSegmentation, {'subset_weight': 1.0, 'distill': 0.1, 'patch_size': 30.0}),
     'pretraining': (OmniSatPretraining, {}),
+    'grains': (
+        OmniSatPretraining,
+        {
+            'object_clusters': 4,
+            'granularity': ['pixel', 'object', 'image'],
+            'granularity_prototypes': 8,
+            'backbone_args': {'encoders': {'location': 'scaled'}, 'context_degrees': 10.0, 'context_prototypes': 4},
+        },
+    ),
     'hidden': (OmniSatPretraining, {'rebuild': 'hidden', 'max_dates': 1, 'patch_size': 30.0}),
 }
 STEPS = 3
@@ -81,8 +90,10 @@ def test_steps_do_not_wait_and_are_deterministic(name: str, root: Path, tmp_path
     assert found.nondeterministic == {}
     assert len(found.waits) == STEPS - 1
     for waits in found.waits:
-        assert sum(waits.values()) <= 2, waits
-        assert sum(count for (_, line), count in waits.items() if 'torchgeo_omnisat/' in line) <= 1, waits
+        ours = {line: count for (_, line), count in waits.items() if 'torchgeo_omnisat/' in line}
+        most = 2 if name == 'grains' else 1  # the regions of the tiles
+        assert sum(ours.values()) <= most, waits
+        assert sum(waits.values()) <= most + 1, waits
     assert found.losses == pytest.approx(fit(name, root, tmp_path, device=False).losses, rel=1e-3)
 
 

@@ -71,7 +71,7 @@ class PatchClusters(nn.Module):
         x, chosen = everyone[..., :-1], everyone[..., -1] > 0.5
         assignment = self.bank.assign(x.flatten(0, 1), chosen.flatten()).unflatten(0, chosen.shape)
         if update:
-            self.bank.update(x, chosen, torch.zeros_like(chosen[:, 0], dtype=torch.int64))
+            self.bank.update(x, chosen)
         return assignment[processes.own_rows(counts)]
 
 

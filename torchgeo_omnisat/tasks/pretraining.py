@@ -573,7 +573,8 @@ class OmniSatPretraining(OmniSatTask):
         fused = model.backbone.add_context(views.fused, coordinates)
         taught = None if model.teacher is None else views.taught
         found = model.granularity(views.tokens, fused, taught, views.observed, exclude, counts, stage == 'train')
-        for name, compared in found.items():
+        counted = stage != 'train' or readable(views.observed) or self._logs_now  # singular values are slow
+        for name, compared in found.items() if counted else ():
             for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
                 values = statistic(compared.embeddings, compared.available)
                 sources = [*self.modalities, FUSED]
@@ -631,7 +632,9 @@ class OmniSatPretraining(OmniSatTask):
             if key not in found:
                 found[key] = too_close(bounds, 0.0 if key[0] else key[1], counts).to(self.device, non_blocking=True)
                 if key[0]:
-                    found[key] = found[key] | too_close_places(places, key[1], counts).to(self.device)
+                    found[key] = found[key] | too_close_places(places, key[1], counts).to(
+                        self.device, non_blocking=True
+                    )
         return torch.stack([found[LOCATION in pair, self._distance(*pair)] for pair in pairs])
 
     def _distance(self, *pair: str) -> float:
@@ -653,7 +656,7 @@ class OmniSatPretraining(OmniSatTask):
         """Return the batch with the location of some tiles withheld from the fusion, the same for any world size."""
         random = generator((self.hparams['seed'], *key, WITHHOLDING))
         kept = torch.rand(sum(counts), 1, generator=random, dtype=torch.float32) >= self.hparams['location_dropout']
-        kept = kept[own_rows(counts)].to(self.device)
+        kept = kept[own_rows(counts)].to(self.device, non_blocking=True)
         usable = batch.get(LOCATION_VALID, torch.ones_like(kept))
         return {**batch, LOCATION_VALID: kept & usable, COMPARED: usable}
 

@@ -94,28 +94,33 @@ class PrototypeBank(nn.Module):
             scores = (scores - scores.sum(0) / count) * weights
             scale = (scores.square().sum() / (count * scores.shape[1])).sqrt()
             soft = sinkhorn(scores / scale.clamp(min=1e-12), counted, SHARPNESS, ITERATIONS)
-            return F.one_hot(soft.argmax(1), scores.shape[1]).float() * counted.unsqueeze(1)
+            chosen = torch.zeros_like(soft, dtype=torch.float32).scatter(1, soft.argmax(1, keepdim=True), 1.0)
+            return chosen * counted.unsqueeze(1)
 
     @torch.no_grad()
     def update(
-        self, features: Float[Tensor, 'g n d'], counted: Bool[Tensor, 'g n'], regions: Int[Tensor, ' g']
+        self, features: Float[Tensor, 'g n d'], counted: Bool[Tensor, 'g n'], regions: Int[Tensor, ' g'] | None = None
     ) -> None:
         """Update the prototypes with the features of G tiles, the same on all ranks.
+
+        On an accelerator, the host waits once for the regions, and not without them.
 
         Args:
             features: N features of each tile.
             counted: Features to use.
-            regions: Region of each tile, -1 if it is unknown.
+            regions: Region of each tile, -1 if it is unknown; None for region 0.
         """
-        for region in regions.unique().tolist():
-            rows = regions == region
-            x, chosen = features[rows].flatten(0, 1).float(), counted[rows].flatten()
-            if region < 0 or int(chosen.sum()) < self.prototypes.shape[1]:
+        x = features.flatten(0, 1).float()
+        for region in [0] if regions is None else sorted(set(regions.tolist())):
+            if region < 0:
                 continue
+            chosen = (counted if regions is None else counted & (regions == region).unsqueeze(1)).flatten()
             assignment = self.assign(x, chosen, region)
             sizes = assignment.sum(0).unsqueeze(1)
             means = assignment.T @ x.masked_fill(~chosen.unsqueeze(1), 0) / sizes.clamp(min=1)
-            momentum = self.momentum if int(self.updates[region]) else 0.0
             before = self.prototypes[region]
-            self.prototypes[region] = torch.where(sizes > 0, momentum * before + (1 - momentum) * means, before)
-            self.updates[region] += 1
+            moved = self.momentum * before + (1 - self.momentum) * means
+            after = torch.where(sizes > 0, torch.where(self.updates[region] > 0, moved, means), before)
+            enough = chosen.sum() >= len(before)
+            self.prototypes[region] = torch.where(enough, after, before)
+            self.updates[region] += enough

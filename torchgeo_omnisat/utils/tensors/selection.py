@@ -24,14 +24,14 @@ def valid_indices(valid: Bool[Tensor, '...']) -> Int[Tensor, ' s'] | None:
     """
     if torch.compiler.is_compiling():
         return None
-    for known, version, index in _read:
-        if known() is valid and version == _version(valid):
-            return index
-    return _indices(valid, valid)
+    known = _find(valid)
+    return _indices(valid, valid) if known is None else known[2]
 
 
 def read_valid(flags: Iterable[tuple[Tensor, ...]]) -> None:
     """Read the flags of all modalities at once, so that the host waits for an accelerator once instead of each time.
+
+    Flags that were read last are not read again, such as for a teacher or a second pass over a batch.
 
     Args:
         flags: Tensors of each modality that have the same values, such as ``(B, 1)`` and ``(B,)``.
@@ -39,13 +39,20 @@ def read_valid(flags: Iterable[tuple[Tensor, ...]]) -> None:
     if torch.compiler.is_compiling():
         return
     groups = [group for group in flags if not readable(group[0])]
-    if all(any(known() is x and version == _version(x) for known, version, _ in _read) for g in groups for x in g):
-        return
-    values = torch.cat([group[0].flatten() for group in groups]).cpu()
-    _read.clear()
-    for group, own in zip(groups, values.split([group[0].numel() for group in groups]), strict=True):
-        index = _indices(own, group[0])
-        _read.extend((weakref.ref(x), _version(x), index) for x in group)
+    known = [_find(group[0]) for group in groups]
+    indices = [entry[2] for entry in known if entry is not None]
+    if len(indices) < len(groups):
+        values = torch.cat([group[0].flatten() for group in groups]).cpu()
+        parts = values.split([group[0].numel() for group in groups])
+        indices = [_indices(own, group[0]) for group, own in zip(groups, parts, strict=True)]
+        _read.clear()
+    _read[:] = [entry for entry in _read if entry[0]() is not None]
+    for group, index in zip(groups, indices, strict=True):
+        _read.extend((weakref.ref(x), _version(x), index) for x in group if _find(x) is None)
+
+
+def _find(x: Tensor) -> tuple[weakref.ref[Tensor], int, Tensor | None] | None:
+    return next((entry for entry in _read if entry[0]() is x and entry[1] == _version(x)), None)
 
 
 def _indices(valid: Tensor, like: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from torchgeo.models.copernicusfm import CopernicusFM, FourierExpansion
 
 from .....modality import Modality
 from .....utils.signatures import with_arguments_of
+from .....utils.tensors.devices import constant
 from ...registry import register_encoder
 from ..adapter import Native, canonical
 from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
@@ -81,7 +82,7 @@ class CopernicusFMBody(TokenBody):
     def embed(self, x: Float[Tensor, 's d h w']) -> Float[Tensor, 's n e']:
         """Return the class token and the tokens of the patches."""
         bands = {'wavelengths': self.wavelengths, 'bandwidths': self.bandwidths}
-        given = {name: torch.tensor(values, device=x.device, dtype=x.dtype) for name, values in bands.items()}
+        given = {name: constant(values, x.device, x.dtype) for name, values in bands.items()}
         tokens = self.patch_embed_spectral(x[:, : len(self.wavelengths)], **given)
         tokens = tokens if self.terms is None else self.terms(x, tokens)
         grid = [x.shape[-2] // self.patch, x.shape[-1] // self.patch]
@@ -93,7 +94,7 @@ class CopernicusFMBody(TokenBody):
     def _scale(self, x: Tensor) -> Tensor:
         if self.area is None:
             return self.scale_token
-        area = torch.tensor([self.area], device=x.device, dtype=torch.float32)
+        area = constant([self.area], x.device, torch.float32)
         encoded: Tensor = self.scale_expansion(area, self.width)
         return encoded[:, None].to(x.dtype)
 

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchgeo.models import (
@@ -19,6 +18,7 @@ from torchgeo.models import (
 from torchgeo.models.dofa import DOFA
 
 from .....modality import Modality
+from .....utils.tensors.devices import constant
 from ...registry import register_encoder
 from ..adapter import Native
 from .foundation import BandStatistics, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
@@ -64,7 +64,7 @@ class DOFABody(TokenBody):
 
     def embed(self, x: Float[Tensor, 's d h w']) -> Float[Tensor, 's n e']:
         """Return the class token and the tokens of the patches."""
-        wavelengths = torch.tensor(self.wavelengths, device=x.device, dtype=x.dtype)
+        wavelengths = constant(self.wavelengths, x.device, x.dtype)
         tokens, _ = self.patch_embed(x[:, : len(wavelengths)], wavelengths)
         tokens = tokens if self.terms is None else self.terms(x, tokens)
         grid = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)

@@ -17,6 +17,7 @@ from torchgeo.models.panopticon import Panopticon
 
 from .....modality import Modality
 from .....utils.signatures import with_arguments_of
+from .....utils.tensors.devices import constant
 from ...registry import register_encoder
 from ..adapter import Native
 from .foundation import POLARISATIONS, Family, FoundationEncoder, Weights, band_wavelengths, spectral_native
@@ -54,7 +55,7 @@ class PanopticonBody(TokenBody):
         count = len(self.channels)
         bands, rows, columns = self.patch_embed.conv3d(x[:, :count])
         # The model changes the identifiers in place, so that each call needs its own.
-        embedding = attend.chnemb(torch.tensor([self.channels], device=x.device, dtype=torch.float32))
+        embedding = attend.chnemb(constant([self.channels], x.device, torch.float32))
         bands = rearrange(bands + embedding[:, :, None].to(bands.dtype), 's c n e -> (s n) c e')
         query = attend.query.expand(len(bands), -1, -1)
         fused = attend.xattn(query, bands, bands, key_padding_mask=self._missing(x))
@@ -67,7 +68,7 @@ class PanopticonBody(TokenBody):
         terms = self.terms
         if terms is None or x.shape[1] == terms.known + terms.rest:
             return None
-        flags = x[:, terms.known + terms.rest :][:, terms.indices]
+        flags = x[:, terms.known + terms.rest :].index_select(1, constant(terms.indices, x.device))
         whole = rearrange(-F.max_pool2d(-flags, self.patch), 's c h w -> (s h w) c') > 0
         return whole & ~whole.all(1, keepdim=True)
 

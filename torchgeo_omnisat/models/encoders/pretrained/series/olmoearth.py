@@ -16,6 +16,7 @@ from torch import Tensor
 from torchgeo.models import OlmoEarthV1_Weights, olmoearth_v1
 
 from .....modality import Modality
+from .....utils.tensors.devices import constant
 from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, RawImages, monthly_composites
@@ -153,7 +154,7 @@ class OlmoEarthEncoder(RawImages):
         """Return normalised monthly composites of the used bands, and the first month."""
         units = [self.units[band] for band in self.used]
         x, first = monthly_composites(self, image, dates, valid, self.used, units, MONTHS, 'OlmoEarth')
-        factor = torch.tensor([1e4 if unit in OPTICAL else 1.0 for unit in units], device=x.device).view(-1, 1, 1)
+        factor = constant([1e4 if unit in OPTICAL else 1.0 for unit in units], x.device).view(-1, 1, 1)
         # Normalizer: mean - 2 std is 0, and mean + 2 std is 1.
         return (x * factor - self.native_mean + 2 * self.native_std) / (4 * self.native_std), first
 
@@ -177,7 +178,7 @@ class OlmoEarthEncoder(RawImages):
 
     def _filled(self, x: Tensor, known: Tensor) -> Tensor:
         """Fill pixels without a complete band set with the mean of the observed pixels of the patch."""
-        flags = known.repeat_interleave(torch.tensor(self._counts(), device=x.device), dim=2)
+        flags = known.repeat_interleave(constant(self._counts(), x.device), dim=2)
         values = x.masked_fill(~flags, 0)
         total, weight = (F.avg_pool2d(y.flatten(0, 1).to(x.dtype), self.patch) for y in (values, flags))
         mean = (total / weight.clamp(min=1e-6)).unflatten(0, x.shape[:2])

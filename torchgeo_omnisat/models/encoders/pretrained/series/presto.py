@@ -16,7 +16,7 @@ from torchgeo.models import Presto_Weights, presto
 from torchgeo.models.presto import BANDS_GROUPS_IDX, NUM_DYNAMIC_WORLD_CLASSES
 
 from .....modality import Modality
-from .....utils.tensors.devices import wide
+from .....utils.tensors.devices import constant, wide
 from ...registry import Origin, register_encoder
 from .bands import check_units, complete_groups
 from .composites import OPTICAL, RADAR, monthly_composites
@@ -150,7 +150,7 @@ class PrestoEncoder(PixelEncoder):
         bands = list(self.used)
         units, longest = [self.units[band] for band in bands], self.encoder.max_sequence_length
         found, first = monthly_composites(self, image, dates, valid, bands, units, longest, 'Presto')
-        radar = torch.tensor([unit in RADAR for unit in units], device=image.device).view(-1, 1, 1)
+        radar = constant([unit in RADAR for unit in units], image.device).view(-1, 1, 1)
         x = found.new_full((*found.shape[:2], len(CHANNELS), *found.shape[-2:]), torch.nan)
         x[:, :, list(self.used.values())] = torch.where(radar, (found + 25) / 25, found)
         if self.ndvi:
