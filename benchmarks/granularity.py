@@ -11,6 +11,7 @@ table; runs that are there are not repeated.
     python benchmarks/granularity.py                                   # all variants, seeds 0, 1, 2
     python benchmarks/granularity.py --variants default object --seeds 0
     python benchmarks/granularity.py --table                           # print the table only
+    python benchmarks/granularity.py --variants default location --regions 10 --root DIR --results FILE.csv
 """
 
 import argparse
@@ -18,13 +19,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from embeddings import KeptLandscapes
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
-from torchgeo_omnisat.datasets import SyntheticLandscapes
 from torchgeo_omnisat.evaluation import ProbeCallback
 from torchgeo_omnisat.evaluation.retrieval import effective_rank, spread
 from torchgeo_omnisat.reproduction.few import FewSyntheticLandscapesDataModule
@@ -46,22 +47,12 @@ VARIANTS: dict[str, Mapping[str, Any] | None] = {
     'context': CONTEXT,
     'together': {'object_weight': 1.0, 'granularity': ALL, **CONTEXT},
     'teacher all alone': {'granularity': ALL, 'tile_weight': 0, 'patch_weight': 0, 'reconstruction_weight': 0},
+    'location': {'backbone_args': {'encoders': {'location': 'scaled'}}},
 }
+#: Variants without ``--variants``; landscapes without ``--regions`` are all in one place.
+DEFAULT = [name for name in VARIANTS if name != 'location']
 #: Columns with scores.
 SCORES = ('probe_knn', 'probe_linear', 'mean_iou', 'mean_iou_subsets')
-
-
-class KeptLandscapes(SyntheticLandscapes):
-    """Landscapes that are read once."""
-
-    kept: ClassVar[dict[str, Any]] = {}
-
-    def __getitem__(self, index: int) -> Any:
-        """Return a sample, from memory if it was read before."""
-        key = str(self.ids[index])
-        if key not in self.kept:
-            self.kept[key] = super().__getitem__(index)
-        return dict(self.kept[key])
 
 
 class ProbeBefore(ProbeCallback):
@@ -106,7 +97,13 @@ def make_trainer(steps: int, folder: Path, *callbacks: Any) -> Trainer:
 def measure(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Pre-train, probe, fine-tune and test; return a row of the table."""
     told = VARIANTS[name]
-    data = {'root': str(args.root), 'num_tiles': args.tiles, 'batch_size': args.batch_size, 'modalities': ('s2', 's1a')}
+    data: dict[str, Any] = {
+        'root': str(args.root),
+        'num_tiles': args.tiles,
+        'batch_size': args.batch_size,
+        'modalities': ('s2', 's1a'),
+    }
+    data |= {'regions': args.regions, 'version': 2} if args.regions else {}
     own = {} if told is None else {k: v for k, v in told.items() if k == 'backbone_args'}
     start, weights = time.process_time(), args.folder / f'granularity-{name.replace(" ", "-")}-{seed}.ckpt'
     if told is not None:
@@ -147,19 +144,19 @@ def measure(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the table of the scores: mean and standard deviation, and gains over ``default`` of the same seed."""
-    lines = [
-        '| pre-training | seeds | k-NN F1 | linear F1 | mean IoU | gain | of subsets | rank of patches | of tiles |',
-        '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-    ]
+    columns = ['pre-training', 'seeds', 'k-NN F1', 'linear F1', 'mean IoU', 'gain', 'of subsets']
+    columns += ['rank of patches', 'of tiles', 'spread by seed']
+    lines = [f'| {" | ".join(columns)} |', f'|{" --- |" * len(columns)}']
     before = {row['seed']: float(row['mean_iou']) for row in rows if row['variant'] == 'default'}
     for name in VARIANTS:
-        own = [row for row in rows if row['variant'] == name]
+        own = sorted((row for row in rows if row['variant'] == name), key=lambda row: int(row['seed']))
         if own:
             knn, linear, iou, subsets = (pretty([float(row[column]) for row in own]) for column in SCORES)
             gains = [float(row['mean_iou']) - before[row['seed']] for row in own if row['seed'] in before]
             gain = '' if name == 'default' or not gains else pretty(gains, '+.1f')
             ranks = [pretty([float(row[column]) for row in own]) for column in ('patch_rank', 'tile_rank')]
-            lines.append(f'| {" | ".join([name, str(len(own)), knn, linear, iou, gain, subsets, *ranks])} |')
+            apart = ' / '.join(f'{float(row["patch_spread"]):.2f}' for row in own)
+            lines.append(f'| {" | ".join([name, str(len(own)), knn, linear, iou, gain, subsets, *ranks, apart])} |')
     return '\n'.join(lines)
 
 
@@ -172,7 +169,7 @@ def pretty(values: Sequence[float], form: str = '.1f') -> str:
 def main() -> None:
     """Do the runs that are not in the results, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--variants', choices=list(VARIANTS), nargs='+', default=list(VARIANTS))
+    parser.add_argument('--variants', choices=list(VARIANTS), nargs='+', default=DEFAULT)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds of weights, order and labels')
     parser.add_argument('--labels', type=float, default=0.1, help='fraction of the training tiles with labels')
     parser.add_argument('--steps', type=int, default=50, help='steps of fine-tuning')
@@ -180,6 +177,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=8, help='tiles per step')
     parser.add_argument('--tiles', type=int, default=160, help='landscapes, of which three fifths are for training')
     parser.add_argument('--backbone', default='omnisat_tiny')
+    parser.add_argument('--regions', type=int, help='regions of the landscapes; the test split has others')
     parser.add_argument('--table', action='store_true', help='do no runs')
     parser.add_argument('--root', type=Path, default=HERE / 'runs' / 'landscapes-embeddings')
     parser.add_argument('--folder', type=Path, default=HERE / 'runs', help='for checkpoints, which are removed')

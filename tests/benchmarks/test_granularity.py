@@ -10,7 +10,7 @@ from torchgeo_omnisat.tasks import OmniSatPretraining
 
 
 def row(variant: str, seed: int, score: float) -> dict[str, str]:
-    columns = (*granularity.SCORES, 'patch_rank', 'tile_rank')
+    columns = (*granularity.SCORES, 'patch_rank', 'tile_rank', 'patch_spread')
     return {'variant': variant, 'seed': str(seed), **dict.fromkeys(columns, str(score))}
 
 

@@ -97,6 +97,24 @@ def test_collapse_is_logged(tmp_path: Path) -> None:
         assert 1 <= fine[f'train_teacher_{grain}_prototypes'] <= 8
 
 
+def test_collapse_of_the_backbone_is_logged() -> None:
+    """Heads can spread tokens that are almost equal, so the tokens are measured too."""
+    found = {}
+    for collapsed in (False, True):
+        task, logged = make_task(**TERMS), {}
+        task.log = lambda name, value, logged=logged, **_: logged.update({name: float(value)})
+        if collapsed:
+            with torch.no_grad():
+                task.model.backbone.fusion.out_norm.weight.mul_(1e-3)
+                task.model.backbone.fusion.out_norm.bias.fill_(1.0)
+        task.compute(make_batch(), 'val', 0)
+        found[collapsed] = logged
+    assert found[False]['val_fused_spread/all'] > 0.05
+    assert found[True]['val_fused_spread/all'] < 1e-4
+    assert found[True]['val_teacher_pixel_spread/fused'] < found[False]['val_teacher_pixel_spread/fused']
+    assert found[False]['val_fused_rank/all'] > 2
+
+
 @pytest.mark.parametrize('precision', ['bf16-true', 'bf16-mixed'])
 def test_half_precision(precision: Any, root: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=2, precision=precision, limit_val_batches=1)

@@ -63,8 +63,8 @@ class GrainDistillation(nn.Module):
     ranks. The balance replaces the centring of DINO (Caron et al., arXiv 2104.14294): a teacher with constant output
     cannot assign everything to one prototype. SkySense (Guo et al., arXiv 2312.10115) averages such a loss over pixels,
     objects and images, of each modality and of the fused features. This is from its description; the equations could
-    not be compared with the paper. It compares two augmentations of an image. Here, the teacher has all modalities, and
-    the student some of them with masked patches, or a single modality.
+    not be compared with the paper. It compares two augmentations of an image, each modality with itself. Here, the
+    teacher has all modalities, and the student some of them with masked patches, or a single modality.
 
     Args:
         temperature: Temperature of the student.

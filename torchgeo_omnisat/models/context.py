@@ -24,8 +24,8 @@ class GeoContext(nn.Module):
 
     Regions are the cells of a grid of longitude and latitude. Fused tokens F of a tile in region r become ``F + W
     softmax(F P_r^T / sqrt(D)) P_r``, with the K prototypes P_r of the region and a learned matrix W, which is zero at
-    first. This is the geo-context of SkySense (Guo et al., arXiv 2312.10115), from its description: there, the second
-    term without W is concatenated, and there are 4096 regions with 100 prototypes each.
+    first. This is the geo-context of SkySense (Guo et al., arXiv 2312.10115), as public summaries quote it: there, the
+    second term without W is concatenated, and there are 4096 regions with 100 prototypes each.
 
     The tokens do not change if the location of a tile is unknown, or if its region was not updated. Only
     ``omnisat_pretraining`` updates the prototypes (:meth:`update`), and other tasks read them.

@@ -46,7 +46,7 @@ from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import constant, readable, wide
 from ..utils.tensors.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
-from .distillation.granularity import FUSED, Granularity
+from .distillation.granularity import FUSED, MOST_PATCHES, Granularity
 from .distillation.teacher import Teacher
 
 #: Index of each stage, part of the key of its random draws.
@@ -534,6 +534,8 @@ class OmniSatPretraining(OmniSatTask):
         losses |= self._dense_losses(views, exclude, counts, stage) if dense else {}
         if self.model.granularity is not None:
             losses |= self._grain_losses(views, self.model.backbone.coordinates(batch), exclude, counts, stage)
+            if stage != 'train':
+                self._log_fused(views.fused, views.observed.any(-1) & ~draws.hidden, counts, stage)
         if stage == 'train' and self.model.backbone.context is not None:
             shown = views.observed.any(-1) & ~draws.hidden
             self._located = views.fused.detach(), shown, self.model.backbone.coordinates(batch), counts
@@ -582,6 +584,16 @@ class OmniSatPretraining(OmniSatTask):
             if compared.used is not None:
                 self._log(f'{stage}_{name}_prototypes', compared.used, 1, stage)
         return {name: compared.loss for name, compared in found.items()}
+
+    def _log_fused(self, fused: Tensor, shown: Tensor, counts: Sequence[int], stage: str) -> None:
+        """Log whether the fused tokens of the backbone collapse; the losses compare their projections."""
+        step = -(-fused.shape[1] // MOST_PATCHES)
+        some, flags = fused[:, ::step].detach().float(), shown[:, ::step].unsqueeze(-1)
+        rows = torch.cat(gather(torch.cat([some, flags.float()], -1), counts))
+        tokens, seen = rows[..., :-1].unsqueeze(0), rows[..., -1:] > 0.5
+        for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
+            values = statistic(tokens, seen)
+            self._log_each(f'{stage}_fused_{kind}', ['all'], values, values.isfinite(), stage)
 
     def _log_statistics(self, views: Views, counts: Sequence[int], stage: str) -> None:
         """Log whether the dense embeddings of the tiles of all ranks collapse, or depend on their position."""

@@ -52,8 +52,8 @@ class PrototypeBank(nn.Module):
 
     The prototypes P of a region are updated with the assignment S of its features F: ``P <- m P + (1 - m) S^T F``,
     where the columns of S are divided by their sums, and m is the momentum. This is the update of the geo-context
-    prototypes of SkySense (Guo et al., arXiv 2312.10115), from its description; the equation could not be compared with
-    the paper.
+    prototypes of SkySense (Guo et al., arXiv 2312.10115), as public summaries quote it; the equation could not be
+    compared with the paper.
 
     S is the balanced assignment by cosine similarity (:func:`sinkhorn`), rounded to one prototype per feature. Without
     rounding, the prototypes of similar features converge to their mean. The cosines are centred over features and
