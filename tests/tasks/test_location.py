@@ -15,7 +15,7 @@ from torchgeo_omnisat.modality import LOCATION
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.backbone import export_hub, load_backbone, load_hub
 
-from .helpers import MODALITIES, TOLD, make_batch, make_datamodule, make_trainer
+from .helpers import MODALITIES, TOLD, make_batch, make_datamodule, make_loader, make_sample, make_trainer
 
 LOCATED: dict[str, Any] = TOLD | {'backbone_args': {'encoders': {'location': 'scaled'}}}
 
@@ -107,6 +107,17 @@ def test_fit_and_test_with_the_score_without_location(root: Path, tmp_path: Path
     assert 'test_AverageJaccardIndex_without_location' in scores
     assert decoded[-1] is None
     assert all(location.known.all() for location in decoded[:-1])
+
+
+@pytest.mark.parametrize('arguments', [LOCATED['backbone_args'], {'context_degrees': 10.0}])
+def test_score_without_location_of_data_without_coordinates(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """It is the only score that there is, and not NaN; of a model with prototypes of regions, too."""
+    task = OmniSatSegmentation(**TOLD | {'backbone_args': arguments})
+    task.load_state_dict(task.state_dict())  # not random
+    with pytest.warns(UserWarning, match='no coordinates'):
+        (scores,) = make_trainer(tmp_path).test(task, make_loader([make_sample(i) for i in range(2)]), verbose=False)
+    name = 'test_AverageJaccardIndex'
+    assert scores[f'{name}_without_location'] == scores[name]
 
 
 class TestPretraining:

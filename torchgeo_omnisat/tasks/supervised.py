@@ -358,11 +358,13 @@ class SupervisedTask(OmniSatTask):
             elif available.any():
                 output = self.infer_from(self.model.backbone.restrict(out, subset))
             self.score_subset(subset, output, batch, available)
-        if (out.location is not None or out.coordinates is not None) and FILLER not in batch:
+        if self._uses_location and FILLER not in batch:
             (names,) = self.withheld_scores.subsets
             available = out.available[: len(logits), [order.index(name) for name in names]]
-            withheld = self.answer(self.infer_from(self.model.backbone.withhold_location(out))[0])
-            self.withheld_scores.update(names, withheld, self.truth(batch), available, self.labelled(batch))
+            located = out.location is not None or out.coordinates is not None
+            withheld = self.infer_from(self.model.backbone.withhold_location(out))[0] if located else logits
+            found = self.answer(withheld), self.truth(batch), available, self.labelled(batch)
+            self.withheld_scores.update(names, *found)
 
     def _draw_example(self, logits: Tensor, batch: Sample) -> None:
         """Draw a sample with classes that no earlier example shows."""
