@@ -110,7 +110,7 @@ def test_collapse_of_the_backbone_is_logged() -> None:
         task.compute(make_batch(), 'val', 0)
         found[collapsed] = logged
     assert found[False]['val_fused_spread/all'] > 0.05
-    assert found[True]['val_fused_spread/all'] < 1e-4
+    assert found[True]['val_fused_spread/all'] < 2e-3
     assert found[True]['val_teacher_pixel_spread/fused'] < found[False]['val_teacher_pixel_spread/fused']
     assert found[False]['val_fused_rank/all'] > 2
 
