@@ -171,8 +171,7 @@ def test_arguments_of_other_subcommands_are_not_collected(
         ({'subcommand': 'fit', 'fit': {'model': {'class_path': 'omnisat'}}}, 'omnisat'),
         (['fit', '--model.lr', '1'], None),
         (['fit', '--model'], None),
-        (['fit', '-c', 'absent.yaml'], None),
-        (['fit', '-c', 'broken.yaml'], None),
+        (['fit', '-c', '{model: omnisat}'], None),
         ([], None),
     ],
 )
@@ -180,8 +179,20 @@ def test_requested_model(args: Any, expected: str | None, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     Path('flat.yaml').write_text('model: {class_path: omnisat, init_args: {lr: 1}}')
     Path('nested.yaml').write_text('fit: {model: other}')
-    Path('broken.yaml').write_text('model: [')
     assert plugin.requested('model', args) == expected
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / 'broken.yaml'
+    with pytest.raises(FileNotFoundError, match=r'broken\.yaml'):
+        plugin.requested('model', ['fit', '-c', str(path)])
+    for text in ('model: [', 'model:\n\tlr: 1', '', 'omnisat'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r'broken\.yaml'):
+            plugin.requested('model', ['fit', '-c', str(path)])
+    path.write_bytes(b'\xff\xfe')
+    with pytest.raises(ValueError, match='UTF-8'):
+        plugin.requested('model', ['fit', '-c', str(path)])
 
 
 @pytest.mark.parametrize(

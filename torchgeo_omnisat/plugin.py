@@ -31,7 +31,7 @@ from .tasks.base import OmniSatTask
 from .tasks.checkpoints import limited_size, read_hyper_parameters
 from .tasks.console.progress import EpochSummary
 from .utils.cli import errors
-from .utils.cli.console import hide_noise, printable, say, use_utf8
+from .utils.cli.console import brief_warnings, hide_noise, printable, say, use_utf8
 from .utils.cli.help import PlainHelpFormatter
 from .utils.reading import load_config
 
@@ -79,12 +79,14 @@ class OmniSatCLI(LightningCLI):
             use_utf8()
         try:
             ours = _is_ours(requested('model', words)) or _is_ours(requested('data', words), BaseDataModule)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             errors.shorten(error, _program())
             raise
         self._ours, self._by_default, self._brief = ours, False, False
         if ours:
             hide_noise(trains=_first_word(words) == 'fit')
+            if not errors.wants_traceback():
+                brief_warnings()
         kwargs.setdefault('parser_class', BriefParser if ours else PlainParser)
         self._first_word, self._args = _first_word(words), sys.argv[1:] if words is None else words
         try:
@@ -260,7 +262,8 @@ def requested(part: str, args: Any) -> str | None:
         args: List of arguments, nested dictionary as accepted by Lightning, or None for ``sys.argv``.
 
     Raises:
-        ValueError: If aliases of a configuration expand to an implausible size.
+        FileNotFoundError: If a configuration does not exist.
+        ValueError: If a configuration is not valid YAML, or its aliases expand to an implausible size.
     """
     args = sys.argv[1:] if args is None else args
     if isinstance(args, Mapping):
@@ -272,14 +275,32 @@ def requested(part: str, args: Any) -> str | None:
         known, _ = peek.parse_known_args(args)
         if known.named:
             return str(known.named)
-        texts = {path: Path(path).read_text(encoding='utf-8') for path in known.config}
-    except (ArgumentError, OSError, ValueError):
+    except (ArgumentError, ValueError):
         return None  # the parser reports the error
-    try:
-        configs = [load_config(text, path) for path, text in texts.items()]
-    except yaml.YAMLError:
-        return None
+    configs = [_read_config(path) for path in known.config]
     return next(filter(None, (_configured(part, config) for config in reversed(configs))), None)
+
+
+def _read_config(path: str) -> object:
+    """Read a configuration; None for one that is not a local file, which is left to the parser."""
+    if not Path(path).is_file():
+        if re.search(r'[{}:\n]', path) or Path(path).exists():
+            return None
+        raise FileNotFoundError(f'config is {path!r}, which does not exist, expected a YAML file, such as one of init')
+    try:
+        config = load_config(Path(path).read_text(encoding='utf-8'), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'config {path} is not text in UTF-8, expected a YAML file') from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, 'problem_mark', None), getattr(error, 'problem', None) or error
+        where = '' if mark is None else f' in line {mark.line + 1}'
+        tab = '' if "'\\t'" not in str(problem) else ': indent with spaces instead of tabs'
+        raise ValueError(f'config {path} is not valid YAML{where}: {problem}{tab}') from error
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f'config {path} has no settings, expected a YAML file with data and model, such as one of init'
+        )
+    return config
 
 
 def _first_word(args: Any) -> str | None:

@@ -364,6 +364,34 @@ def test_every_class_is_in_all_splits(root: Path, tmp_path: Path, init: Init) ->
     assert all(int(number) > 10 for each in counts for number in each)
 
 
+def test_a_rare_class_is_for_training(root: Path, tmp_path: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    crops = (np.indices((SIDE, SIDE)).sum(0) // 2 % 2).astype(np.uint8)
+    crops[-4:-2, -4:-2] = 2
+    write(root / 'labels/crops.tif', crops)
+    init()
+    assert re.search(r'2: class 2  # 4 pixels; pixels: train 4, val 0, test 0', text(tmp_path))
+    assert 'val has no label of class 2' in text(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['S2A_MSIL2A_20210901T104629.zip', 'labels.zip', 'images.tar.gz', 'field.7z'])
+def test_archives_are_named(name: str, root: Path, tmp_path: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    (root / name).write_bytes(b'PK')
+    fields(root)
+    init()
+    assert f'NOTE 1 archives such as {name} are not read: unpack' in text(tmp_path)
+
+
+def test_radar_products_are_named(root: Path, tmp_path: Path, init: Init) -> None:
+    name = 'S1A_IW_GRDH_1SDV_20210612T054147_20210612T054212_038304_048534_1D4F.SAFE'
+    write(root / name / 'measurement/s1a-iw-grd-vv-001.tiff', optical(1))
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    fields(root)
+    assert list(init()['rasters']) == ['s2']
+    assert f'NOTE {name} is not read (1 such products)' in text(tmp_path)
+
+
 def test_rasters_without_labels(root: Path, init: Init) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)

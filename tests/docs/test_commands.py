@@ -187,9 +187,10 @@ def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatc
         Path('problems.json').symlink_to(trained / 'problems.json')
         Path('SHARDS').symlink_to(trained / 'shards')
     if 'report' in words:
-        Path('lightning_logs').mkdir()
-        Path('lightning_logs/config.yaml').write_text('model: {}')
-        shutil.copy(embeddings / 'map.tif', 'map.tif')
+        folder, map_ = (Path(words[words.index(word) + 1]) for word in ('report', '--map'))
+        folder.mkdir(parents=True)
+        (folder / 'config.yaml').write_text('model: {}')
+        shutil.copy(embeddings / 'map.tif', map_)
     monkeypatch.setattr('sys.argv', [program, *words])
     if program == 'python':
         assert words[:2] == ['-m', 'torchgeo_omnisat']

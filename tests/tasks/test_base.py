@@ -138,8 +138,11 @@ class TestErrors:
     @pytest.mark.parametrize(
         ('kwargs', 'message'),
         [
-            ({'modalities': ('s2', 'spot')}, r"has Modality\(name='spot'.*built for only \['s2', 's1a'\]"),
-            ({'bands': {'s1a': ('VV', 'VH')}}, r"'VV', 'VH'\), gsd=.*but the model was built for Modality\(name='s1a'"),
+            ({'modalities': ('s2', 'spot')}, r"has 'spot'.*built for only \['s2', 's1a'\]: .* modalities: \[s2\]"),
+            (
+                {'bands': {'s1a': ('VV', 'VH')}},
+                r"'s1a' of .* has bands \('VV', 'VH'\) instead of \('VV', 'VH', .* was built",
+            ),
         ],
     )
     def test_data_that_the_model_does_not_know(

@@ -51,6 +51,8 @@ def write_configuration(args: Any) -> tuple[str, str]:
     labels = labels if trained is None else None
     readable = [sensor for sensor in sensors if sensor.modality is not None]
     if not sensors:
+        notes += [] if labels is None else [f'it has only labels ({", ".join(labels.files[:3])}): add the images']
+        notes += [] if files else ['it is empty']
         listed = '; '.join(['', *notes])
         raise ValueError(f'{root} has no rasters that can be read, expected GeoTIFFs or products{listed}')
     plan = Plan()

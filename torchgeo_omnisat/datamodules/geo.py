@@ -265,7 +265,8 @@ class MultimodalGeoDataModule(RastersDataModule):
                 classes, in the unit ``value_unit``, such as ``m``. Training is restricted to the area of the labels.
                 None for pre-training or prediction.
             required: Modalities that tiles must have; other areas are excluded.
-            crs: CRS of tiles and maps, in metres; defaults to the first such CRS of the labels and *rasters*.
+            crs: CRS of tiles and maps, in metres; defaults to the first such CRS of raster labels,
+                *rasters* and polygons.
             label_gsd: GSD of labels and maps in metres; by default that of raster labels, or else of
                 the first of *rasters*.
             tile_size: Side of a tile in metres.

@@ -34,8 +34,10 @@ def list_files(folder: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it has more than :data:`MOST_FILES` files.
+        ValueError: If it is a file, or has more than :data:`MOST_FILES` files.
     """
+    if folder.is_file():
+        raise ValueError(f'folder is {str(folder)!r}, a file, expected a folder of rasters; unpack an archive first')
     if not folder.is_dir():
         raise FileNotFoundError(f'folder is {str(folder)!r}, which does not exist, expected a folder of rasters')
     found, seen = list[str](), set[str]()

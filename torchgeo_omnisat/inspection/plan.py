@@ -12,6 +12,7 @@ from typing import Any
 
 from ..datamodules import MultimodalGeoDataModule
 from ..datasets.common.arguments import SPLITS
+from ..datasets.rasters.georeference import crs_code
 from ..utils.checks import EmptySplitError
 from .labels import Labels
 from .sensors import Sensor, nice_gsd
@@ -87,6 +88,12 @@ def make_plan(
     short, long = sorted((xmax - xmin, ymax - ymin))
     blocks = count_blocks(dataset, lattice * max(1, math.floor(min(short, long / 5) / lattice)), len(labels.classes))
     number = blocks.labelled if not labels.sparse else sum(labels.counts.values())
+    present = [name for name, count in zip(labels.classes, blocks.cells.sum((0, 1)), strict=True) if count]
+    if len(present) == 1 and labels.what != 'points':
+        raise ValueError(
+            f'all labels of {labels.mask["path"]} on the rasters are of one class, {present[0]!r}, expected at least '
+            'two: add labels of another class'
+        )
     plan = Plan(preset=preset if preset != 'auto' else 'few' if 0.6 * number < FEW else 'standard')
     if not number:
         raise ValueError(f'no labelled pixel of {labels.mask["path"]} lies on the rasters, expected an overlap')
@@ -104,7 +111,7 @@ def make_plan(
         tokens, patch = (tokens - 1, patch) if tokens > 1 else (_TOKENS, lattice)
     plan.data = data
     plan.notes |= {
-        'data.split': describe(data['split']),
+        'data.split': describe(data['split'], crs_code(dataset.crs)),
         'data.tile_size': f'{tokens} x {tokens} tokens',
         'data.patch_size': 'side of a token on the ground, in metres',
         'data.label_gsd': 'resolution of labels and maps, in metres',
@@ -113,7 +120,10 @@ def make_plan(
     lacking = {split: [name for name, count in each.items() if not count] for split, each in plan.counts.items()}
     for split, names in lacking.items():
         if names:
-            plan.warnings.append(f'{split} has no label of {", ".join(names)}: no split with whole tiles has them all')
+            plan.warnings.append(
+                f'{split} has no label of {", ".join(names)}: too few labels in too few places for three splits; add '
+                'labels elsewhere, or merge classes'
+            )
     return plan
 
 

@@ -34,6 +34,8 @@ _AUXILIARY = re.compile(
     r'(?![a-z])',
     re.I,
 )
+#: Archives, also of single files.
+_ARCHIVE = re.compile(r'\.(?:zip|tar|tgz|gz|bz2|xz|7z|rar)$', re.I)
 _SAFE = re.compile(r'S2[A-D]_MSIL[12][AC]_.*\.SAFE$')
 _S2_FILE = re.compile(r'T\d{2}[A-Z]{3}_\d{8}T\d{6}_(B\d[\dA]|SCL|TCI|AOT|WVP)(?:_\d{2}m)?\.\w+$')
 _S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
@@ -134,10 +136,10 @@ def _products(root: Path, files: list[str], notes: list[str]) -> tuple[list[Sens
             rest.append(file)
         else:
             inside['/'.join(parts[: place + 1])].append(file)
-    zipped = [file for file in rest if re.search(r'S[12][A-D]_.*\.zip$', file)]
+    zipped = [file for file in rest if _ARCHIVE.search(file)]
     if zipped:
         notes.append(
-            f'{len(zipped)} archives such as {zipped[0]} are not read: unpack them with `unzip`, run init again'
+            f'{len(zipped)} archives such as {zipped[0]} are not read: unpack them (unzip FILE) and run init again'
         )
         rest = [file for file in rest if file not in zipped]
     optical = {product: found for product, found in inside.items() if _SAFE.search(product)}
@@ -314,9 +316,13 @@ def _of_group(root: Path, group: Group, files: list[str], every: Sequence[str]) 
             settings['temporal'] = False
         lost = len(files) - sum(_day(PurePosixPath(file).name, pattern) is not None for file in files)
         if len(days) > 1 and lost:
-            notes['path'] = f'{lost} of {len(files)} file names have no date and are not read'
+            notes['path'] = f'FILL IN: {lost} of {len(files)} file names have no date and are not read'
         if len(days) < 2 and len(files) > 1:
-            notes['temporal'] = 'file names have no date: a mosaic of one image; else state filename_regex, date_format'
+            series = 'FILL IN: ' if group.sensor in ('s1', 's2') else ''
+            notes['temporal'] = (
+                f'{series}file names have no date, so the {len(files)} files are read as one image; for a time series, '
+                'rename them as S2_20210615.tif, or state filename_regex and date_format'
+            )
     if group.sensor == 'planet' and group.bands in PLANET and not all(texts):
         settings['all_bands'] = list(PLANET[group.bands])
         notes['all_bands'] = f'order of PlanetScope files with {group.bands} bands'

@@ -77,14 +77,16 @@ def count_blocks(dataset: MultimodalGeoDataset, side: float, classes: int) -> Bl
 def coverage(parts: Sequence[Counts]) -> float:
     """Return how evenly classes are in all splits, from 0 to 1, from the counts ``(K,)`` of each split.
 
-    Of each class, a split should have at least half of its fraction of the pixels.
+    Of each class, a split should have at least half of its fraction of the pixels. Training counts twice, because a
+    class cannot be learnt without it.
     """
     counts = np.stack(parts).astype(np.float64)
     present = counts.sum(0) > 0
     if not present.any():
         return 0.0
     share = counts[:, present] / counts[:, present].sum(0)
-    return float(np.minimum(share / (0.5 * np.array(FRACTIONS)[:, None]), 1).mean())
+    even = np.minimum(share / (0.5 * np.array(FRACTIONS)[:, None]), 1)
+    return float(np.average(even, axis=0, weights=(2, 1, 1)).mean())
 
 
 def choose_split(dataset: MultimodalGeoDataset, tile: float, classes: int) -> dict[str, Any]:
@@ -165,11 +167,11 @@ def _plain(number: float) -> float:
     return int(number) if float(number).is_integer() else round(float(number), 6)
 
 
-def describe(split: dict[str, Any]) -> str:
-    """Describe a split in a line."""
+def describe(split: dict[str, Any], crs: str) -> str:
+    """Describe a split in a line, with the CRS of its boxes."""
     if 'axis' in split:
         first, last = ('west', 'east') if split['axis'] == 'x' else ('south', 'north')
         return f'training, validation and test from {first} to {last}'
     area = [sum(shapely.box(*box).area for box in split[name]) for name in SPLITS]
     shares = ', '.join(f'{100 * part / sum(area):.0f} %' for part in area)
-    return f'boxes xmin, ymin, xmax, ymax ({shares} of the ground), so that classes are in all splits'
+    return f'boxes xmin, ymin, xmax, ymax in {crs} ({shares} of the ground), so that classes are in all splits'

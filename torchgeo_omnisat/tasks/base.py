@@ -720,8 +720,17 @@ class OmniSatTask(BaseTask):
         who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.known
         for name, modality in theirs.items():
             if name not in ours or not ours[name].agrees(modality):
-                known = ours.get(name, f'only {list(ours)}')
-                raise ValueError(f'{who} has {modality}, but the model was built for {known}')
+                if name not in ours:
+                    raise ValueError(
+                        f'{who} has {name!r}, but the model was built for only {list(ours)}: rename it, or leave it out'
+                        f' with modalities: [{", ".join(sorted({*ours} & {*theirs}))}]'
+                    )
+                changes = [
+                    f'{fact} {getattr(modality, fact)} instead of {getattr(ours[name], fact)}'
+                    for fact in ('bands', 'gsd', 'temporal', 'kind', 'unit', 'wavelengths')
+                    if getattr(modality, fact) != getattr(ours[name], fact)
+                ]
+                raise ValueError(f'{name!r} of {who} has {"; ".join(changes)}, for which the model was built')
         self._add_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         self.check_classes(who, datamodule)
         for name in self.required:

@@ -297,6 +297,20 @@ def test_vector_labels(root: Path, tmp_path: Path) -> None:
         assert set(mask.unique().tolist()) <= {0, 3, 255}
 
 
+def test_vector_labels_do_not_set_the_crs(root: Path, tmp_path: Path) -> None:
+    """Polygons are reprojected exactly, but images would be resampled."""
+    series = RasterTimeSeries(root / 's2')
+    frame = gpd.GeoDataFrame({'crop': [1]}, geometry=[shapely.box(X, Y - 160, X + 160, Y)], crs=UTM).to_crs('EPSG:2154')
+    frame.to_file(tmp_path / 'fields.gpkg')
+    labels = VectorDataset(tmp_path / 'fields.gpkg', label_name='crop')
+    assert MultimodalGeoDataset({'s2': series}, mask=labels).crs == UTM
+    far = frame.set_geometry(frame.translate(9000))
+    (tmp_path / 'far').mkdir()
+    far.to_file(tmp_path / 'far/fields.gpkg')
+    with pytest.raises(ValueError, match=r'labels do not overlap any image: .*labels \(\d+.*s2 \(\d+'):
+        MultimodalGeoDataset({'s2': series}, mask=VectorDataset(tmp_path / 'far', label_name='crop'))
+
+
 def test_a_file_of_another_crs_moves_no_pixel(root: Path, tmp_path: Path) -> None:
     for path in sorted((root / 's2').glob('*.tif')):
         (tmp_path / path.name).symlink_to(path)

@@ -111,7 +111,11 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
     if labels is not None and len(labels) != count:
         raise ValueError(f'there are {len(labels)} labels, expected one for each of {count} classes')
     if count < least:
-        raise ValueError(f'num_classes is {count}, expected at least {least}')
+        named = '' if labels is None else f' in labels {list(labels)}'
+        raise ValueError(
+            f'num_classes is {count}{named}, expected at least {least}; outside: NAME in the mask of polygons '
+            'makes the ground around them a class'
+        )
     return list(labels or map(str, range(count)))
 
 

@@ -16,7 +16,7 @@ from geopandas import GeoDataFrame
 from matplotlib.figure import Figure
 from pyproj import CRS
 from rasterio import Affine
-from torchgeo.datasets import GeoDataset, RasterDataset
+from torchgeo.datasets import GeoDataset, RasterDataset, VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
 from ...grid import Grid
@@ -75,7 +75,7 @@ class MultimodalGeoDataset(GeoDataset):
             mask: Raster or vector labels; the join is restricted to their footprint.
             required: Modalities to whose common footprint the join is restricted; if empty, the join is
                 the union of all footprints.
-            crs: CRS of samples, in metres. Defaults to that of the labels, else of the first dataset,
+            crs: CRS of samples, in metres. Defaults to that of raster labels, else of the first dataset,
                 or to the UTM zone if these are in degrees or Web Mercator.
             gsd: GSD in metres by modality; defaults to the native one.
             label_gsd: GSD of the labels in metres, and resolution of the join for samplers. Defaults to
@@ -276,7 +276,13 @@ class MultimodalGeoDataset(GeoDataset):
             parts['area'] = self._area
         for part in parts.values():
             ground = ground.intersection(part)
-        covered = {name: tuple(np.round(part.bounds).tolist()) for name, part in {**grounds, **parts}.items()}
+        if self.labels is not None and not any(parts['mask'].intersects(each) for each in grounds.values()):
+            boxes = ', '.join(f'{name} {_rounded(each)}' for name, each in {'labels': parts['mask'], **grounds}.items())
+            raise ValueError(
+                f'the labels do not overlap any image: bounds in {self._crs_name} are {boxes}; expected '
+                'an overlap. Check the CRS of the labels, and for points the order of lon and lat'
+            )
+        covered = {name: _rounded(part) for name, part in {**grounds, **parts}.items()}
         return self._rows(ground, f'{list(parts) or list(grounds)} together, where each covers {covered}')
 
     def _rows(self, ground: Any, what: str) -> GeoDataFrame:
@@ -300,10 +306,17 @@ def _names(what: str, names: Sequence[str], expected: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _rounded(ground: Any) -> tuple[int, ...]:
+    return tuple(round(edge) for edge in ground.bounds) if not ground.is_empty else ()
+
+
 def _metric(crs: Any, datasets: Mapping[str, GeoDataset], mask: GeoDataset | None) -> CRS:
     """Return a CRS in metres: *crs*, that of a dataset, or the UTM zone of a dataset in degrees."""
     if crs is None:
-        found = [dataset.crs for dataset in ([] if mask is None else [mask]) + list(datasets.values())]
+        labels = [] if mask is None else [mask]
+        images = list(datasets.values())
+        # Polygons are exact in any CRS, but images would be resampled.
+        found = [one.crs for one in (images + labels if isinstance(mask, VectorDataset) else labels + images)]
         metric = [crs for crs in found if _in_metres(crs)]
         return metric[0] if metric else next(iter(datasets.values())).index.estimate_utm_crs()
     crs = CRS.from_user_input(crs)

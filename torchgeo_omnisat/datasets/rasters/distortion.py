@@ -102,9 +102,9 @@ def _distortion_error(what: str, source: CRS, target: CRS, there: Any) -> ValueE
     how = f'changes the size or shape of its pixels by {change:.0%}' if np.isfinite(change) else 'does not reach it'
     return ValueError(
         f'{what} is in {_named(source)} and is at {lon:.4g} degrees east, {lat:.4g} north, where {_named(target)}, '
-        f'the CRS of the samples, {how}; expected files within a few hundred kilometres of its area of use. Give '
-        'another crs, or, if every file is a chip with a mask of the same name, read them with ChipsDataModule (--data '
-        'ChipsDataModule), which keeps each in its own CRS'
+        f'the CRS of the samples, {how}; expected files within a few hundred kilometres of its area of use. Check '
+        'its CRS and the order of its coordinates, give another crs, or, if every file is a chip with a mask of the '
+        'same name, read them with ChipsDataModule (--data ChipsDataModule), which keeps each in its own CRS'
     )
 
 

@@ -116,6 +116,17 @@ def hide_noise(trains: bool) -> None:
             logger.addFilter(_is_no_tip)
 
 
+def brief_warnings() -> None:
+    """Print warnings as one line without the place in the code, for the rest of the process."""
+    warnings.formatwarning = _brief_warning
+
+
+def _brief_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+        return f'{filename}:{lineno}: {category.__name__}: {message}\n'
+    return f'warning: {printable(" ".join(str(message).split()))}\n'
+
+
 def _is_no_tip(record: logging.LogRecord) -> bool:
     return 'Tip: For seamless cloud' not in str(record.msg)
 

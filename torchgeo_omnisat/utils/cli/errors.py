@@ -6,12 +6,15 @@
 The environment variable ``OMNISAT_TRACEBACK=1`` shows the traceback of every error.
 """
 
+import errno
+import inspect
 import linecache
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any
@@ -24,6 +27,20 @@ VARIABLE = 'OMNISAT_TRACEBACK'
 _PACKAGES = ('torchgeo_omnisat', 'torchgeo', 'lightning', 'lightning_fabric', 'lightning_utilities', 'jsonargparse')
 #: Types of errors that are addressed to users if one of these packages raises them.
 _TYPES = (ValueError, TypeError, RuntimeError, ImportError, IndexError)
+#: What to do about errors of the operating system, by number, and of Lightning, by a pattern of the message.
+_ADVICE_BY_NUMBER = {
+    errno.EROFS: 'the disk is read-only, choose a path on another one',
+    errno.EACCES: 'there is no permission, choose another path or change that of the file',
+    errno.EPERM: 'there is no permission, choose another path or change that of the file',
+    errno.ENOSPC: 'the disk is full, free some space and run the command again',
+}
+_ADVICE = {
+    r'No supported gpu backend|Accelerator` can not run on your system': 'this machine has no such device, or torch '
+    'has no support for it; use --trainer.accelerator auto or cpu',
+    r'You requested gpu.*But your machine only has': 'choose fewer with --trainer.devices',
+    r'metric `?val_\S+ which is not available|monitor.*val_.*could not find the monitored key': 'the validation split '
+    'has no labelled pixel; enlarge val in data.split, or remove this callback',
+}
 
 
 def describe_error(error: BaseException) -> str | None:
@@ -49,8 +66,15 @@ def describe_error(error: BaseException) -> str | None:
     is_refusal = isinstance(error, _TYPES) or type(error).__module__.partition('.')[0] in _PACKAGES
     deliberate = bool(frames) and frames[-1][0] in _PACKAGES and frames[-1][2].startswith('raise')
     if isinstance(error, OSError) or (is_refusal and deliberate) or type(error).__name__ == 'MisconfigurationException':
-        return f'{type(error).__name__}: {_one_line(str(error))}'
+        return f'{type(error).__name__}: {_one_line(str(error))}{advice(error)}'
     return None
+
+
+def advice(error: BaseException) -> str:
+    """Return what to do about an error of another package or the operating system, an empty string if unknown."""
+    if isinstance(error, OSError) and error.errno in _ADVICE_BY_NUMBER:
+        return f': {_ADVICE_BY_NUMBER[error.errno]}'
+    return next((f': {text}' for pattern, text in _ADVICE.items() if re.search(pattern, str(error))), '')
 
 
 def shorten(error: BaseException, program: str) -> None:
@@ -89,6 +113,8 @@ def wants_traceback() -> bool:
 
 def of_parser(message: str) -> str:
     """Return the relevant sentence of an error message of jsonargparse, which has one for each alternative type."""
+    if unknown := re.search(r"class_path '([\w.]+)':? ?.*?Option '([\w.]+)' is not accepted", message, re.DOTALL):
+        return _unknown_option(*unknown.groups())
     errors = message.partition('Errors:\n')[2].partition('\nGiven value')[0]
     reasons = [' '.join(error.split()) for error in re.split(r'^\s*- ', errors, flags=re.MULTILINE)]
     kept = [text for text in dict.fromkeys(reasons) if text and not text.startswith('Expected a <')]
@@ -97,6 +123,16 @@ def of_parser(message: str) -> str:
     where = re.match(r'\s*(?:Parser key|Validation failed|Problem with|.*?[Kk]ey) "?([\w.]+)"?', message)
     inner = '; '.join(kept)
     return f'{where[1]}: {inner}' if where and where[1] not in inner else inner
+
+
+def _unknown_option(path: str, option: str) -> str:
+    """Return the error of an argument that a class does not have, with the most similar one that it has."""
+    module, _, name = path.rpartition('.')
+    found = getattr(sys.modules.get(module), name, None)
+    names = [*inspect.signature(found).parameters] if found is not None else []
+    near = get_close_matches(option, names, 1)
+    hint = f', did you mean {near[0]!r}?' if near else f', expected some of {names}' if names else ''
+    return f'{name} has no argument {option!r}{hint}'
 
 
 def _frames(traceback: TracebackType | None) -> list[tuple[str, str, str]]:
