@@ -87,6 +87,10 @@ def test_content(run: Path) -> None:
     assert '30' in html
 
 
+def test_a_folder_above_the_run(run: Path) -> None:
+    assert report.find_run(run) == report.find_run(run.parent) == run / 'version_1'
+
+
 def test_nothing_is_loaded_and_names_are_escaped(run: Path) -> None:
     html = make(run, '--title', EVIL)
     assert EVIL not in html

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_run(folder: Path) -> Path:
-    """Return a folder with the files of a test or a training: *folder*, or the latest such folder in it.
+    """Return a folder with the files of a test or a training: *folder*, or the latest one up to two levels below.
 
     Raises:
         ValueError: If there is none.
@@ -62,7 +62,7 @@ def find_run(folder: Path) -> Path:
         raise ValueError(f'{folder} is not a folder, expected the output folder of `torchgeo test` or `torchgeo fit`')
     if any((folder / name).is_file() for name in KNOWN):
         return folder
-    inner = {path.parent for pattern in KNOWN for path in folder.glob(f'*/{pattern}')}
+    inner = {path.parent for pattern in KNOWN for top in ('*', '*/*') for path in folder.glob(f'{top}/{pattern}')}
     if not inner:
         raise ValueError(f'{folder} has none of {", ".join(KNOWN)}, expected the output folder of `torchgeo test`')
     return max(inner, key=lambda path: ((path / 'scores.csv').is_file(), path.stat().st_mtime))

@@ -4,6 +4,7 @@
 """What a user can get wrong is one line; a fault of the code keeps its traceback."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import COMMANDS, main
 from torchgeo_omnisat.utils.cli import errors
+from torchgeo_omnisat.utils.cli.console import brief_warnings
 from torchgeo_omnisat.utils.cli.help import plain
 
 REFUSED = "ValueError: gsd of 's2' must be a positive number of metres, got -1.0"
@@ -145,3 +147,10 @@ def test_unknown_command_names_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count('\n') == 1
     assert all(name in said for name in ('fit', *COMMANDS))
     assert 'did you mean check' in said
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, 'formatwarning', warnings.formatwarning)
+    brief_warnings()
+    assert warnings.formatwarning(UserWarning('a\nb\x1b[2J'), UserWarning, 'f.py', 3) == 'warning: a b\\x1b[2J\n'
+    assert 'f.py:3' in warnings.formatwarning(DeprecationWarning('a'), DeprecationWarning, 'f.py', 3)

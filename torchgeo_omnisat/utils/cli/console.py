@@ -104,6 +104,8 @@ NOISE = (
 
 #: Further ones if nothing is trained: the callbacks of the training are not used.
 NOISE_OF_TESTS = ((r'Be aware that when using `ckpt_path`, callbacks used to create the checkpoint', r'lightning\.'),)
+#: Parts of messages of Lightning's log that are hidden: advertisements, and a step that takes no time.
+TIPS = ('Tip: For seamless cloud', 'to estimate number of stepping batches')
 
 
 def hide_noise(trains: bool) -> None:
@@ -128,7 +130,7 @@ def _brief_warning(message: Any, category: type[Warning], filename: str, lineno:
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
-    return 'Tip: For seamless cloud' not in str(record.msg)
+    return not any(tip in str(record.msg) for tip in TIPS)
 
 
 def use_utf8() -> None:
