@@ -35,7 +35,7 @@ CHECK = 'check --config X.yaml --no-dry-run --workers 0'
 
 
 def image(bands: int = 4) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).integers(200, 4000, (bands, SIDE, SIDE)).astype(np.uint16)
+    return np.random.default_rng(0).integers(200, 4000, (bands, SIDE, SIDE), np.uint16)
 
 
 def series(values: np.ndarray[Any, Any], bands: tuple[str, ...] = BANDS, **kwargs: Any) -> None:
@@ -185,6 +185,9 @@ MISTAKES = {
         ),
         CHECK,
         ('s2', 'state unit: power'),
+    ),
+    'zeros without data': Mistake(
+        lambda: (series(image() * (np.arange(SIDE) > 5)), settings()), CHECK, ('s2', 'are 0', 'state nodata: 0')
     ),
     'a class that labels lacks': Mistake(
         lambda: settings(labels=['maize', 'barley']), CHECK, ("'wheat' (18 polygons)", 'classes: {', 'other: NAME')

@@ -57,6 +57,14 @@ def test_nodata_that_counts_is_named_whatever_the_unit(value):
     assert 'B02' not in found
 
 
+def test_zeros_of_all_bands_may_be_nodata():
+    many = [summary._replace(zero=0.3) for summary in NUMBERS]
+    (found,) = implausible(Modality('source', **OPTICAL), many)
+    assert '30%' in found
+    assert 'nodata: 0' in found
+    assert implausible(Modality('source', **OPTICAL), [NUMBERS[0], many[1]]) == []  # dark in one band
+
+
 def test_constant_and_empty_bands_are_named():
     nan = float('nan')
     bands = [BandSummary(7.0, 7.0, 7.0, 0.0), BandSummary(nan, nan, nan, nan, 0.0)]

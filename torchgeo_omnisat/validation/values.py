@@ -27,6 +27,8 @@ class ModalityValues:
         self.moments = Moments(bands)
         self.low: NDArray[np.float64] = np.full(bands, np.inf)
         self.high: NDArray[np.float64] = np.full(bands, -np.inf)
+        #: Valid pixels of each band that are 0.
+        self.zeros: NDArray[np.int64] = np.zeros(bands, np.int64)
         #: Pixels of one band on all dates, valid or not.
         self.pixels = 0
         #: Number of valid dates of each tile that has the modality.
@@ -58,11 +60,13 @@ class ModalityValues:
         finite = np.isfinite(values)
         self.low = np.minimum(self.low, np.min(values, 1, where=finite, initial=np.inf))
         self.high = np.maximum(self.high, np.max(values, 1, where=finite, initial=-np.inf))
+        self.zeros += (values == 0).sum(1)
 
     def merge(self, other: 'ModalityValues') -> None:
         """Add another summary."""
         self.moments.merge(other.moments)
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.zeros += other.zeros
         self.pixels += other.pixels
         self.dates += other.dates
         self.days |= other.days
@@ -75,7 +79,8 @@ class ModalityValues:
             low, high = float(self.low[band]), float(self.high[band])
             mean, std = float(self.moments.mean[band]), math.sqrt(self.moments.squares[band] / max(1, pixels))
             numbers = (low, mean, high, std) if pixels else (math.nan,) * 4
-            found.append(BandSummary(*numbers, valid=pixels / max(1, self.pixels)))
+            zero = float(self.zeros[band]) / max(1, pixels)
+            found.append(BandSummary(*numbers, valid=pixels / max(1, self.pixels), zero=zero))
         return found
 
 

@@ -23,14 +23,22 @@ from ...utils.tensors.quantization import SCALE
 FILL_VALUES = (-9999.0, -99999.0, -32768.0, -32767.0, 65535.0)
 
 
+#: Fraction of zeros in every band of an optical or radar image above which 0 may be an undeclared nodata value.
+MOST_ZEROS = 0.02
+
+
 class BandSummary(NamedTuple):
-    """Summary of the valid pixels of a band, a fraction *valid* of all; NaN if there are none."""
+    """Summary of the valid pixels of a band, a fraction *valid* of all; NaN if there are none.
+
+    A fraction *zero* of the valid pixels is 0.
+    """
 
     minimum: float
     mean: float
     maximum: float
     std: float
     valid: float = 1.0
+    zero: float = 0.0
 
 
 class _Range(NamedTuple):
@@ -87,6 +95,8 @@ def _implausible_band(modality: Modality, band: BandSummary, bands: Sequence[Ban
     if band.minimum == band.maximum:
         level = modality.kind == 'elevation' or modality.unit == 'metres'
         return '' if level else f'constant, every valid pixel is {band.mean:g}'
+    if modality.kind in ('optical', 'radar') and (zero := min(each.zero for each in bands)) > MOST_ZEROS:
+        return f'at least {zero:.0%} of the pixels of each band are 0: if this means no data, state nodata: 0'
     if modality.kind == 'embedding' and _are_codes(band):
         return 'values look like int8 codes, read them with kind: alphaearth, tessera or embeddings'
     if modality.unit == 'unknown':
