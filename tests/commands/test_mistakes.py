@@ -199,7 +199,7 @@ MISTAKES = {
     'a tile that is no multiple': Mistake(lambda: settings(tile_size=45), CHECK, ('tile_size is 45', 'multiple of 10')),
     'a truncated image': Mistake(lambda: (half_a_file(), settings()), CHECK, ('S2_20210501.tif',)),
     'a typo in the settings of a sensor': Mistake(
-        lambda: settings({'filename_regexp': 'x'}), CHECK, ("'filename_regexp'", "'filename_regex'")
+        lambda: settings({'filename_regexp': 'x'}), CHECK, ("'filename_regexp'", "did you mean 'filename_regex'?")
     ),
     'a typo in the YAML': Mistake(lambda: settings(label_gds=10), CHECK, ("'label_gds'", "did you mean 'label_gsd'")),
     'tabs in the YAML': Mistake(
@@ -228,7 +228,7 @@ MISTAKES = {
     # predict
     'no checkpoint': Mistake(nothing, 'predict --config FILE.yaml', ('random weights', '--ckpt_path')),
     'a checkpoint that is missing': Mistake(
-        nothing, 'predict --config FILE.yaml --ckpt_path no.ckpt', ('no.ckpt', 'not found')
+        nothing, 'predict --config FILE.yaml --ckpt_path no.ckpt', ('no.ckpt', 'not found', 'lines of fit')
     ),
     'a checkpoint that is another file': Mistake(
         nothing, 'predict --config FILE.yaml --ckpt_path FILE.yaml', ('FILE.yaml', 'cannot be read as a checkpoint')

@@ -5,6 +5,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -113,6 +114,8 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
     if 'path' not in settings or (unknown := set(settings) - known):
         wrong = 'no path' if 'path' not in settings else f'{sorted(unknown)}'
         known |= set() if name == 'mask' else {'gsd', 'kind', 'reader'}
+        near = [close for key in sorted(set(settings) - known) for close in get_close_matches(key, known, 1)]
+        wrong += f' (did you mean {", ".join(map(repr, near))}?)' if near else ''
         raise ValueError(f'settings of {name!r} have {wrong}, expected path and some of {sorted(known - {"path"})}')
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]

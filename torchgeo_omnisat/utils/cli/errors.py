@@ -37,6 +37,7 @@ _ADVICE_BY_NUMBER = {
 _ADVICE = {
     r'No supported gpu backend|Accelerator` can not run on your system': 'this machine has no such device, or torch '
     'has no support for it; use --trainer.accelerator auto or cpu',
+    r'Checkpoint file not found': 'the last lines of fit print the path of the checkpoint',
     r'You requested gpu.*But your machine only has': 'choose fewer with --trainer.devices',
     r'metric `?val_\S+ which is not available|monitor.*val_.*could not find the monitored key': 'the validation split '
     'has no labelled pixel; enlarge val in data.split, or remove this callback',
