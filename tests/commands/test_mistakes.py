@@ -21,6 +21,7 @@ from shapely.geometry import box
 
 from tests.geo_tree import UTM, X, Y, write
 from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.tasks.base import OmniSatTask
 from torchgeo_omnisat.utils.cli import errors
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -271,6 +272,7 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """Copy of the folder, in which the test runs."""
     shutil.copytree(trained, tmp_path / 'here')
     monkeypatch.chdir(tmp_path / 'here')
+    monkeypatch.setattr(OmniSatTask, 'allow_random', False)
     return tmp_path / 'here'
 
 
