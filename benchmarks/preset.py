@@ -4,8 +4,8 @@
 """The preset `few` of `init` compared with pixel-wise classifiers, with few labels of a real area.
 
 The data are ``belgium-crops``, see ``belgium.py``. Some random pixels of the western half have a label. `init` divides
-them into training and validation and chooses all settings. The model is trained as `fit` does, its state with the best
-validation score is kept, and it is scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained
+them into training and validation and chooses all settings. The model is trained as `fit` does, its state with the lowest
+validation loss is kept, and it is scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained
 on the same training pixels (``classifiers``), or also on those of validation (``classifiers, all labels``), because
 they need no validation. No setting is chosen by the eastern half.
 
@@ -47,7 +47,7 @@ SHARED = ROOT.parent / 'shared/data'
 CLASSES = ('no crop', 'winter cereals', 'spring cereals', 'maize', 'other temporary crop')
 #: Number of columns of the western half.
 WEST = 24
-COLUMNS = ('labels', 'seed', 'method', *METRICS, 'validation', 'epochs', 'seconds')
+COLUMNS = ('labels', 'seed', 'method', *METRICS, 'epochs', 'seconds')
 METHODS = ('few', 'few, presto', 'classifiers', 'classifiers, all labels')
 CALLBACKS = {'ModelCheckpoint': ModelCheckpoint, 'EarlyStopping': EarlyStopping}
 
@@ -107,10 +107,7 @@ def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[
     trainer.fit(task, datamodule=datamodule)
     epochs, (best, *_) = trainer.current_epoch, callbacks
     (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=best.best_model_path, verbose=False)
-    return {key: found[f'test_{key}'] for key in METRICS} | {
-        'validation': float(best.best_model_score),
-        'epochs': epochs,
-    }
+    return {key: found[f'test_{key}'] for key in METRICS} | {'epochs': epochs}
 
 
 def classify(data: Mapping[str, Any], seed: int, every: bool) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -153,8 +153,8 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
 
 
 def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
-    score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     few = plan.preset == 'few'
+    score = {'monitor': 'val_loss', 'mode': 'min'} if few else {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     epochs, patience = (10, 5) if few else (60, 12)
     plan.trainer = {
         'max_epochs': epochs,
@@ -164,7 +164,10 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
             {'class_path': 'EarlyStopping', 'init_args': {**score, 'patience': patience}},
         ],
     }
-    plan.notes['trainer.callbacks'] = 'best.ckpt has the best validation mean IoU; training ends if it stops to rise'
+    best = (
+        'the lowest validation loss, as the mean IoU of few pixels is noisy' if few else 'the best validation mean IoU'
+    )
+    plan.notes['trainer.callbacks'] = f'best.ckpt has {best}; training ends if it does not improve'
     plan.notes['data.length'] = 'random training tiles per epoch'
     if few:
         _set_few(plan, sensors, number, presto)
