@@ -4,10 +4,10 @@
 """The preset `few` of `init` compared with pixel-wise classifiers, with few labels of a real area.
 
 The data are ``belgium-crops``, see ``belgium.py``. Some random pixels of the western half have a label. `init` divides
-them into training and validation and chooses all settings. The model is trained as `fit` does, its state with the lowest
-validation loss is kept, and it is scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained
-on the same training pixels (``classifiers``), or also on those of validation (``classifiers, all labels``), because
-they need no validation. No setting is chosen by the eastern half.
+them into training and validation and chooses all settings. The model is trained as `fit` does. Its state with the
+lowest validation loss is scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained on the
+same training pixels (``classifiers``), or also on those of validation (``classifiers, all labels``), because they need
+no validation. No setting is chosen by the eastern half.
 
 Rows are appended to ``results/preset.csv``. Rows that exist are not computed again.
 
