@@ -106,6 +106,7 @@ def test_the_model_of_few_labels_sees_single_pixels(root: Path, tmp_path: Path, 
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
     fields(root)
     init()
+    assert 'labelled pixels are few, and a random forest may score higher' in text(tmp_path)
     settings = yaml.safe_load(text(tmp_path))['model']['init_args']
     modality = Modality('s2', S2_BANDS, 10.0, True)
     task = OmniSatSegmentation(**settings, modalities=[modality.as_dict()], num_classes=3, patch_size=10, label_gsd=10)

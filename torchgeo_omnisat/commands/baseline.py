@@ -46,6 +46,8 @@ Days = NDArray[np.int64]
 
 #: Days between the dates to which time series are interpolated.
 STEP = 20
+#: Number of training pixels below which a classifier may be better than a model.
+FEW = 5000
 #: Name of the classifier that predicts the most frequent class of the training pixels.
 MAJORITY = 'most frequent class'
 #: Classifiers of :func:`score_classes`, besides that.
@@ -238,6 +240,8 @@ def _print_scores(words: Sequence[str]) -> int:
     rows = [['', *METRICS.values()]]
     rows += [[name, *(f'{each[key]:.3f}' for key in METRICS)] for name, each in found.scores.items()]
     say(align(rows, '<>>>'))
+    if found.trained < FEW:
+        say(f'{found.trained} training pixels are few: use a model only if `test` scores higher on this split')
     return 0
 
 

@@ -205,6 +205,9 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
         plan.notes['data.train_tile_size'] = 'single tokens, so that a batch has labelled pixels of many fields'
     else:
         plan.data |= {'length': 200, 'batch_size': 8}
+    plan.warnings.append(
+        f'{number} labelled pixels are few, and a random forest may score higher: compare with the command baseline'
+    )
     if len(used) < len(sensors):
         plan.data['modalities'] = [sensor.name for sensor in used]
         plan.notes['data.modalities'] = 'without elevation, with which few fields are learnt by heart'
