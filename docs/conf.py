@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from jupyter_cache import get_cache
 from sphinx.ext.napoleon import GoogleDocstring
 
@@ -49,6 +50,7 @@ autodoc_typehints = 'signature'
 autodoc_typehints_format = 'short'
 python_maximum_signature_line_length = 88  # a longer signature has a line per argument
 napoleon_use_ivar = True
+toc_object_entries_show_parents = 'hide'  # the list of what is on a page is narrow
 
 # Every name in a docstring has an entry, but for what others document, of which nothing is known offline:
 nitpicky = True
@@ -64,11 +66,33 @@ nitpick_ignore_regex = [
     (r'py:class', r'torchgeo_omnisat(\.\w+){3,}'),  # bases of ours that are not public
 ]
 
+#: Names of other manuals that occur here, by address; with a network, DOCS_INTERSPHINX reads their inventories instead.
+ELSEWHERE = {
+    'https://docs.python.org/3/library/functions.html#{}': 'bool dict float int list object tuple type',
+    'https://docs.python.org/3/library/stdtypes.html#{}': 'bytes set slice str',
+    'https://docs.python.org/3/library/constants.html#{}': 'None',
+    'https://docs.python.org/3/library/exceptions.html#{}': 'Exception ImportError OSError RuntimeError ValueError',
+    'https://docs.python.org/3/library/typing.html#{}': 'typing.Any typing.ClassVar typing.Literal typing.NamedTuple',
+    'https://docs.python.org/3/library/pathlib.html#{}': 'pathlib.Path',
+    'https://docs.python.org/3/library/os.html#{}': 'os.PathLike',
+    'https://docs.python.org/3/library/collections.abc.html#{}': (
+        'collections.abc.Callable collections.abc.Collection collections.abc.Iterable collections.abc.Iterator '
+        'collections.abc.Mapping collections.abc.Sequence'
+    ),
+    'https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html#{}': 'numpy.ndarray',
+    'https://numpy.org/doc/stable/reference/random/generator.html#{}': 'numpy.random.Generator',
+    'https://docs.pytorch.org/docs/stable/tensors.html#{}': 'torch.Tensor',
+    'https://docs.pytorch.org/docs/stable/generated/{0}.html#{0}': (
+        'torch.Generator torch.nn.Module torch.nn.modules.module.Module torch.nn.GroupNorm torch.nn.CrossEntropyLoss'
+    ),
+    'https://docs.pytorch.org/docs/stable/tensor_attributes.html#{}': 'torch.device torch.dtype',
+    'https://docs.pytorch.org/docs/stable/data.html#{}': 'torch.utils.data.DataLoader torch.utils.data.Dataset',
+}
 intersphinx_mapping = {
     'kornia': ('https://kornia.readthedocs.io/en/stable', None),
     'lightning': ('https://lightning.ai/docs/pytorch/stable', None),
     'python': ('https://docs.python.org/3', None),
-    'torch': ('https://pytorch.org/docs/stable', None),
+    'torch': ('https://docs.pytorch.org/docs/stable', None),
     'torchgeo': ('https://torchgeo.readthedocs.io/en/stable', None),
 }
 if not os.environ.get('DOCS_INTERSPHINX'):
@@ -116,6 +140,18 @@ def copy_tutorials() -> None:
 copy_tutorials()
 
 
+def add_download(app: Any, docname: str, source: list[str]) -> None:
+    """Add a link to the notebook to the end of a tutorial."""
+    folder, _, name = docname.rpartition('/')
+    if folder == 'tutorials' and name != 'index':
+        install = f"!pip install 'git+{URLS['Repository']}'"
+        source[0] += (
+            f'\nDownload this page as a notebook: {{nb-download}}`{name}.ipynb`. To run it in '
+            f'[Google Colab](https://colab.research.google.com), upload it and add a first cell with `{install}`. '
+            '(It was not tested there.)\n'
+        )
+
+
 def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
     """Resolve a name without its module, such as ``OmniSat``, wherever it is documented."""
     if node.get('refdomain') != 'py' or node['reftype'] not in ('class', 'func') or '.' in node['reftarget']:
@@ -124,6 +160,16 @@ def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
     return env.domains['py'].resolve_xref(
         env, node['refdoc'], app.builder, node['reftype'], node['reftarget'], node, text
     )
+
+
+def find_elsewhere(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Link a name of Python, NumPy or PyTorch to its manual, without an inventory of that."""
+    target = node.get('reftarget', '')
+    page = next((page for page, names in ELSEWHERE.items() if target in names.split()), None)
+    if node.get('refdomain') != 'py' or page is None:
+        return None
+    name = target.replace('.modules.module', '')
+    return nodes.reference('', '', text, internal=False, refuri=page.format(name), reftitle=name)
 
 
 def leave_out_what_says_nothing(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
@@ -145,5 +191,7 @@ def leave_out_fields(app: Any, what: str, name: str, found: Any, skip: bool, opt
 def setup(app: Any) -> None:
     """Connect."""
     app.connect('missing-reference', find_short_name)
+    app.connect('missing-reference', find_elsewhere)
+    app.connect('source-read', add_download)
     app.connect('autodoc-process-docstring', leave_out_what_says_nothing)
     app.connect('autodoc-skip-member', leave_out_fields)

@@ -3,6 +3,8 @@
 
 """The site has one address of the repository, every configuration, words to search for, and small figures."""
 
+import ast
+import pydoc
 import re
 import tomllib
 from pathlib import Path
@@ -95,3 +97,14 @@ def test_weights_of_the_faq_are_one_per_class():
 
 def test_front_page_shows_a_result():
     assert '](figures/demo.png)' in (DOCS / 'index.md').read_text()
+
+
+def test_names_of_other_manuals_exist():
+    tree = ast.parse((DOCS / 'conf.py').read_text())
+    (pages,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'ELSEWHERE'
+    )
+    for page, names in ast.literal_eval(pages).items():
+        assert page.startswith(('https://docs.', 'https://numpy.org/doc/'))
+        for name in names.split():
+            assert name == 'None' or pydoc.locate(name) is not None, name
