@@ -40,7 +40,7 @@ def test_links_lead_somewhere(page):
 def test_tutorials_hold_no_output_and_are_all_listed():
     index = (ROOT / 'notebooks' / 'index.md').read_text()
     tutorials = [page for page in (ROOT / 'notebooks').glob('*.md') if page.name != 'index.md']
-    assert len(tutorials) == 8
+    assert len(tutorials) == 9
     assert not list((ROOT / 'notebooks').glob('*.ipynb'))  # Markdown has no outputs
     for page in tutorials:
         assert page.read_text().startswith('---\nfile_format: mystnb\n')
