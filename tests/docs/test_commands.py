@@ -52,6 +52,7 @@ NOT_RUN = {
     'torchgeo fit --config FILE.yaml --trainer.logger WandbLogger': 'needs wandb; parsed in test_examples.py',
     'cd torchgeo_omnisat': 'is the folder that the line above it makes',
     "pip install 'torchgeo_omnisat[parquet]'": 'downloads',
+    'python -c': 'downloads; runs with a file in test_real.py',
     "pip install 'torchgeo_omnisat[onnx]'": 'downloads',
     'python -m torchgeo_omnisat fit --model omnisat --data ponds.PondsDataModule': (
         'needs the code of the page; its classes run in test_examples.py'
@@ -172,6 +173,7 @@ def test_command_runs(line, linked, made, trained, embeddings, brief, monkeypatc
     if 'SyntheticLandscapesDataModule' not in words:  # which writes its own
         Path('DIR').symlink_to(made('pastis'))
     Path('data/region').symlink_to(made('region'))
+    Path('data/PASTIS-R').symlink_to(made('pastis'))
     for config in ('FILE.yaml', 'AREA.yaml'):
         Path(config).symlink_to(ROOT / 'docs/configs/rasters.yaml')
     for checkpoint in ('A.ckpt', 'B.ckpt', 'FILE.ckpt', 'LAST.ckpt'):
