@@ -318,7 +318,7 @@ def test_nothing_is_asked_without_a_terminal(root: Path, init: Init, monkeypatch
 def test_codes_of_polygons(codes: tuple[Any, ...], root: Path, init: Init) -> None:
     write(root / 'aerial/ortho.tif', optical(3, 120).astype(np.uint8), step=2.0)
     fields(root, codes, 'CODE_GROUP')
-    data = init()
+    data = init('--preset', 'few')
     assert data['mask']['column'] == 'CODE_GROUP'
     assert data['mask']['classes'] == {code: f'class {code}' for code in codes}
     assert 'labels' not in data
