@@ -67,7 +67,8 @@ def describe_error(error: BaseException) -> str | None:
     is_refusal = isinstance(error, _TYPES) or type(error).__module__.partition('.')[0] in _PACKAGES
     deliberate = bool(frames) and frames[-1][0] in _PACKAGES and frames[-1][2].startswith('raise')
     if isinstance(error, OSError) or (is_refusal and deliberate) or type(error).__name__ == 'MisconfigurationException':
-        return f'{type(error).__name__}: {_one_line(str(error))}{advice(error)}'
+        message, todo = _one_line(str(error)), advice(error)
+        return f'{type(error).__name__}: {message.rstrip("!. ") if todo else message}{todo}'
     return None
 
 
