@@ -139,8 +139,8 @@ def _products(root: Path, files: list[str], notes: list[str]) -> tuple[list[Sens
     zipped = [file for file in rest if _ARCHIVE.search(file)]
     if zipped:
         notes.append(
-            f'archives such as {zipped[0]} ({len(zipped)} in total) are not read: unpack them (unzip FILE) and run init '
-            'again'
+            f'archives such as {zipped[0]} ({len(zipped)} in total) are not read: unpack them (unzip FILE) and run '
+            'init again'
         )
         rest = [file for file in rest if file not in zipped]
     optical = {product: found for product, found in inside.items() if _SAFE.search(product)}
