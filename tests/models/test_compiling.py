@@ -38,3 +38,16 @@ def test_missing_compiler_is_an_error(device, variable, monkeypatch):
     with pytest.raises(RuntimeError, match='triton'):
         compiling.require_compiler(torch.device('cuda'))
     compiling.require_compiler(torch.device('mps'))
+
+
+@pytest.mark.parametrize(
+    ('device', 'command', 'installed'),
+    [('cpu', 'ccache g++', 'ccache'), ('cuda', None, 'clang'), ('cuda', None, 'gcc'), ('cuda', '', 'clang')],
+)
+def test_compilers_that_pytorch_finds_are_accepted(device, command, installed, monkeypatch):
+    monkeypatch.delenv('CC', raising=False)
+    monkeypatch.setattr(compiling, 'find_spec', lambda name: name)
+    monkeypatch.setattr(compiling.shutil, 'which', lambda name: name if name == installed else None)
+    if command is not None:
+        monkeypatch.setenv('CXX' if device == 'cpu' else 'CC', command)
+    compiling.require_compiler(torch.device(device))

@@ -10,6 +10,7 @@ encoders of two time series, or the blocks of the fusion.
 """
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -97,14 +98,20 @@ def require_compiler(device: torch.device) -> None:
     """
     if device.type == 'cuda' and find_spec('triton') is None:
         raise RuntimeError("compile is true, but the package 'triton' is not installed: install it, or omit compile")
-    variable, default = ('CXX', 'g++') if device.type == 'cpu' else ('CC', 'gcc')
     if device.type == 'cpu':
-        default = {'darwin': 'clang++', 'win32': 'cl'}.get(sys.platform, default)
-    wanted = os.environ.get(variable, default)
-    if device.type in ('cpu', 'cuda') and shutil.which(wanted) is None:
+        variable, default = 'CXX', {'darwin': 'clang++', 'win32': 'cl'}.get(sys.platform, 'g++')
+        command = os.environ.get(variable, default)
+        # Inductor takes a command of several words, such as 'ccache g++'.
+        program = command if sys.platform == 'win32' else next(iter(shlex.split(command)), default)
+    elif device.type == 'cuda':
+        variable = 'CC'
+        program = os.environ.get(variable) or next(filter(shutil.which, ('gcc', 'clang')), 'gcc')  # as Triton
+    else:
+        return
+    if shutil.which(program) is None:
         raise RuntimeError(
-            f'compile is true, but there is no compiler {wanted!r}, which torch.compile runs on {device.type}: install '
-            f'it, set {variable} to another one, or omit compile'
+            f'compile is true, but there is no compiler {program!r}, which torch.compile runs on {device.type}: '
+            f'install it, set {variable} to another one, or omit compile'
         )
 
 
