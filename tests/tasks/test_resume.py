@@ -77,6 +77,7 @@ def test_two_processes_killed_and_resumed(root: Path, tmp_path: Path, batches: s
 
 @pytest.mark.slow
 @pytest.mark.gpu
+@pytest.mark.enable_socket  # Lightning looks for a free port
 def test_fsdp_trains(root: Path, tmp_path: Path) -> None:
     task = OmniSatPretraining(backbone='omnisat_tiny')
     trainer = make_trainer(tmp_path, accelerator='gpu', strategy='fsdp', enable_checkpointing=True)
