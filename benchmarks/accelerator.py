@@ -17,9 +17,10 @@ use the fastest batch of the same row without compilation. Rows that the deadlin
   step with random weights. At most 1e-3 in float32, without TF32. In bf16 at most 2e-2, or twice the difference of
   bf16 on the CPU where that is larger; a limit above 1 is not conclusive.
 
-At the end, tests with the marker `gpu` run. The exit status is 1 if a row, an agreement or a test failed.
+Tests with the marker `gpu` run before the compiled rows. The exit status is 1 if a row, an agreement or a test failed.
 
     python benchmarks/accelerator.py                        # a GPU, at most eight minutes
+    python benchmarks/accelerator.py --resume               # keep what is done, and run the rest
     python benchmarks/accelerator.py --device cpu --quick   # the same code on small tiles
 """
 
@@ -135,8 +136,8 @@ def rows(quick: bool) -> list[Row]:
     return [
         Row(training, size, precision, compiled)
         for compiled in (False, True)
-        for size in ('small', 'base', 'tiny')
         for precision in ('bf16', 'float32')
+        for size in ('small', 'base', 'tiny')
         for training in TRAININGS
     ]
 
@@ -210,7 +211,7 @@ def idle(run: Callable[[], object], device: str, steps: int = 1) -> float | None
         synchronise(device)
         wall = time.perf_counter() - start
     # A range that a program names, such as the step of the optimiser, spans its gaps.
-    named = ('Optimizer.', 'ProfilerStep', 'autograd::')
+    named = ('Optimizer.', 'ProfilerStep', 'autograd::', 'Torch-Compiled Region', '## Call CompiledFxGraph')
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in recorded.events()
@@ -260,8 +261,6 @@ def measure(row: Row, setting: Setting, batch_size: int | None, send: Callable[[
 def measure_batch(row: Row, setting: Setting, tiles: int) -> dict[str, Any]:
     """Return the results of one batch size."""
     device = setting.device
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
     task, batch = prepare(row, tiles, setting, device)
     task.train()
     optimizer = torch.optim.AdamW(task.parameters())
@@ -279,6 +278,8 @@ def measure_batch(row: Row, setting: Setting, tiles: int) -> dict[str, Any]:
     step()
     synchronise(device)
     first = time.perf_counter() - begin
+    if device == 'cuda':  # neither the step without compilation nor compilation itself counts
+        torch.cuda.reset_peak_memory_stats()
     mean = seconds(step, setting.span, device)
     return {
         'tiles/s': tiles / mean,
@@ -475,6 +476,21 @@ def failed(results: Mapping[str, Any]) -> bool:
     )
 
 
+def resume(results: dict[str, Any], before: Mapping[str, Any], quick: bool) -> None:
+    """Take over what an earlier call has done on the same device, in the order of :func:`rows`."""
+    same = {'device': (before['device']['name'], results['device']['name'])}
+    same |= {key: (before[key], results[key]) for key in ('versions', 'tile')}
+    for key, (theirs, ours) in same.items():
+        if theirs != ours:
+            raise SystemExit(f'--resume: {key} was {theirs}, but is {ours}: expected the same, or another --output')
+    done = {name: row for name, row in before['rows'].items() if row['status'] == 'done'}
+    results['rows'] |= done
+    results['order'] = [row for row in rows(quick) if row.name in results['rows']]
+    results['agreement'] |= {name: found for name, found in before['agreement'].items() if 'loss' in found}
+    if before['gpu tests']['status'] == 'done':
+        results['gpu tests'] = before['gpu tests']
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything until the deadline, and write the files after each result."""
     begin = time.monotonic()
@@ -513,6 +529,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if 'error' in found:
         raise SystemExit(f'--device is {args.device!r}, which does not work here: {found["error"]}')
     results['device'] = found
+    if args.resume and args.output.exists():
+        resume(results, json.loads(args.output.read_text()), args.quick)
     known = PEAKS.get(found['name'])
     if args.peak_tflops:
         results['peak'] = {'TFLOP/s': args.peak_tflops, 'source': '--peak-tflops'}
@@ -523,11 +541,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     checks = [Row(training, 'tiny', precision, False) for precision in DTYPES for training in TRAININGS]
     for row in checks:
         name = f'{row.training} {row.precision}'
-        answers, _ = apart(min(args.row_seconds, left()), args.threads, agreement, row, small)
+        if name in results['agreement']:
+            continue
+        answers, _ = apart(min(2 * args.row_seconds, left()), args.threads, agreement, row, small)
         results['agreement'][name] = answers[0] if answers else {'status': NOT_RUN}
     save()
-    tested = False
-    for row in every:
+    tested = results['gpu tests']['status'] == 'done'
+    for row in (row for row in every if results['rows'][row.name]['status'] != 'done'):
         if row.compiled and not tested:
             results['gpu tests'], tested = gpu_tests(max(1.0, min(args.test_seconds, left()))), True
         seconds_left = left()
@@ -555,10 +575,11 @@ def main() -> None:
     parser.add_argument('--device', default='cuda', choices=('cuda', 'cpu'))
     parser.add_argument('--quick', action='store_true', help='small tiles, the tiny model, compiled without inductor')
     parser.add_argument('--rows', default='', help='run the rows whose name contains this')
+    parser.add_argument('--resume', action='store_true', help='keep what is done in --output, and run the rest')
     parser.add_argument('--peak-tflops', type=float, help='peak rate of the device in TFLOP/s')
     parser.add_argument('--largest-batch', type=int, default=256, help='most tiles of a batch')
-    parser.add_argument('--row-seconds', type=float, default=20.0, help='limit of a row that is not compiled')
-    parser.add_argument('--compile-seconds', type=float, default=60.0, help='limit of a compiled row')
+    parser.add_argument('--row-seconds', type=float, default=15.0, help='limit of a row that is not compiled')
+    parser.add_argument('--compile-seconds', type=float, default=120.0, help='limit of a compiled row')
     parser.add_argument('--test-seconds', type=float, default=90.0, help='limit of the tests')
     parser.add_argument('--deadline', type=float, default=450.0, help='seconds after which no row runs')
     parser.add_argument('--threads', type=int, default=0, help='threads of PyTorch, 0 for its choice')

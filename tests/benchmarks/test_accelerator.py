@@ -1,6 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import argparse
 import json
 import subprocess
 import sys
@@ -93,3 +94,53 @@ def test_row_without_result_is_listed():
 def test_only_known_cards_have_a_peak():
     assert accelerator.PEAKS.get('NVIDIA H200 NVL') is None
     assert Path(accelerator.__file__).parent == accelerator.HERE
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """Arguments of a call, whose processes return the name of the row, and no result for compiled rows at first."""
+    calls = []
+
+    def apart(limit, threads, function, *args):
+        if function is accelerator.about:
+            return [{'name': 'card', 'product, TFLOP/s': {'bf16': 1.0}}], True
+        if function is accelerator.agreement:
+            same = dict.fromkeys(accelerator.PARTS, 0.0)
+            return [{**same, 'limits': same}], True
+        row, _, batch = args
+        calls.append((row.name, batch))
+        best = {'batch': batch or 4, 'tiles/s': 1.0, 'TFLOP/s': 0.5, 'GB': 1.0, 'idle': None}
+        return ([] if row.compiled and len(calls) < 5 else [best]), True
+
+    monkeypatch.setattr(accelerator, 'apart', apart)
+    monkeypatch.setattr(accelerator, 'gpu_tests', lambda limit: {'status': 'done', 'tests': 1})
+    words = {'device': 'cuda', 'quick': True, 'rows': '', 'resume': False, 'peak_tflops': None, 'largest_batch': 4}
+    limits = dict.fromkeys(('row_seconds', 'compile_seconds', 'test_seconds', 'deadline'), 100.0)
+    return argparse.Namespace(**words, **limits, threads=0, output=tmp_path / 'results.json'), calls
+
+
+def test_rest_of_the_rows_is_resumed(arguments, monkeypatch):
+    args, calls = arguments
+    first = accelerator.run(args)
+    *eager, compiled = accelerator.rows(True)
+    assert [first['rows'][row.name]['status'] for row in eager] == ['done'] * 3
+    assert first['rows'][compiled.name]['status'] == accelerator.NOT_RUN
+    monkeypatch.setattr(accelerator, 'gpu_tests', None)
+    args.resume, args.rows, calls[:] = True, 'compiled', calls + [None]
+    results = accelerator.run(args)
+    assert calls[-1] == (compiled.name, 4)  # the fastest batch of the row without compilation
+    assert len(calls) == 6
+    assert [row['status'] for row in results['rows'].values()] == ['done'] * 4
+    assert results['order'] == accelerator.rows(True)
+    assert json.loads(args.output.read_text())['agreement'] == first['agreement']
+    assert accelerator.NOT_RUN not in args.output.with_suffix('.md').read_text()
+
+
+def test_another_device_is_not_resumed(arguments):
+    args, _ = arguments
+    accelerator.run(args)
+    before = json.loads(args.output.read_text())
+    args.output.write_text(json.dumps(before | {'device': {'name': 'other'}}))
+    args.resume = True
+    with pytest.raises(SystemExit, match='device was other, but is card'):
+        accelerator.run(args)
