@@ -86,7 +86,9 @@ class TestFacts:
     def test_another_unit_is_refused(self, fitted: Path, root: Path, tmp_path: Path) -> None:
         path = self.aged(fitted, tmp_path, s1a={'kind': 'radar', 'unit': 'power'})
         task = OmniSatSegmentation.load_from_checkpoint(path, weights_only=True)
-        with pytest.raises(ValueError, match=r"unit='db'.*but the model was built for .*unit='power'"):
+        with pytest.raises(
+            ValueError, match=r"'s1a' of .* has unit db instead of power, for which the model was built"
+        ):
             make_trainer(tmp_path).test(task, datamodule=make_datamodule(root))
 
     def test_the_series_of_a_baseline_stays_the_same(self) -> None:

@@ -299,8 +299,9 @@ class GeoTiles(MultimodalDataset):
         block: float | None = None,
     ) -> None:
         if size <= 0 or abs(size / dataset.step - round(size / dataset.step)) > 1e-6:
+            name = 'tile_size' if block is None else 'train_tile_size'
             raise ValueError(
-                f'tile_size is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and pixels of '
+                f'{name} is {size:g} m, expected a multiple of {dataset.step:g} m, where patches and pixels of '
                 'all modalities align'
             )
         self.dataset, self.size, self.count = dataset, size, count
