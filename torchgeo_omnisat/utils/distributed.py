@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from .tensors.devices import constant
+
 
 def world_size() -> int:
     """Return the number of ranks."""
@@ -36,10 +38,13 @@ def own_rows(counts: Sequence[int]) -> slice:
 
 
 def gather_numbers(*numbers: int, device: torch.device) -> list[list[int]]:
-    """Gather integers of all ranks, the same number on each, in one collective."""
+    """Gather integers of all ranks, the same number on each, in one collective.
+
+    An accelerator is waited for once, unless there is a single rank.
+    """
     if world_size() == 1:
         return [list(numbers)]
-    table: list[list[int]] = torch.stack(_all_gather(torch.tensor(numbers, device=device))).tolist()
+    table: list[list[int]] = torch.stack(_all_gather(constant(numbers, device))).tolist()
     return table
 
 
