@@ -98,13 +98,14 @@ def test_steps_do_not_wait_and_are_deterministic(name: str, root: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['subsets', 'pretraining'])
+@pytest.mark.parametrize('name', ['subsets', 'pretraining', 'grains'])
 def test_device_without_float64(name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Apple's: positions stay on the CPU, for which the draws of the geometric augmentation are read."""
     monkeypatch.setattr(devices, 'WITHOUT_FLOAT64', frozenset({DEVICE.type}))
     found = fit(name, root, tmp_path, device=True, float64=False)
+    most = 15 if name == 'grains' else 3  # flags of the location, whose coordinates are on the CPU
     for waits in found.waits:
-        assert sum(waits.values()) <= 3, waits
+        assert sum(waits.values()) <= most, waits
     assert found.losses == pytest.approx(fit(name, root, tmp_path, device=False).losses, rel=1e-3)
 
 

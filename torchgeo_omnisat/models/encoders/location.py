@@ -62,7 +62,8 @@ class ScaledLocation(nn.Module):
         """Encode longitude and latitude in degrees."""
         weight = self.mlp.fc1.weight
         with torch.autocast(weight.device.type, enabled=False):
-            embedded: Tensor = self.mlp(self.features(coordinates).to(weight, non_blocking=True))
+            features = self.features(coordinates).to(weight.dtype)  # before it moves to a device without float64
+            embedded: Tensor = self.mlp(features.to(weight.device, non_blocking=True))
         return embedded
 
     def features(self, coordinates: Float[Tensor, 'b 2']) -> Float[Tensor, 'b f']:
@@ -119,7 +120,7 @@ class SatCLIPLocation(FreezableEncoder):
         weight = self.net.last_layer.weight
         with torch.autocast(weight.device.type, enabled=False):
             harmonics = self.harmonics[0](coordinates.to(wide(coordinates.device)))
-            embedded: Tensor = self.net(harmonics.to(weight, non_blocking=True))
+            embedded: Tensor = self.net(harmonics.to(weight.dtype).to(weight.device, non_blocking=True))
         return embedded
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .devices import wide
+
 #: Temperature of the assignment to a :class:`PrototypeBank`, in standard deviations of its scores.
 SHARPNESS = 0.25
 #: Iterations of the assignment to a :class:`PrototypeBank`.
@@ -27,8 +29,8 @@ def sinkhorn(
 
     The factors u and v are such that each row sums to 1, and each of the K columns to the number of rows divided by K.
     They are found by alternate division by the sums of columns and rows (Cuturi, "Sinkhorn Distances", arXiv 1306.0895;
-    with three iterations as in Caron et al., "SwAV", arXiv 2006.09882, section 3.1). It is computed in double precision
-    and without gradient.
+    with three iterations as in Caron et al., "SwAV", arXiv 2006.09882, section 3.1). It is computed without gradient,
+    and in double precision where the device has it.
 
     Args:
         scores: Similarity of each row and prototype.
@@ -38,9 +40,10 @@ def sinkhorn(
         total: Sum over the ranks, if each has some of the rows; then all ranks call this function.
     """
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
-        weights = counted.unsqueeze(1).double()
-        tiny = torch.finfo(torch.float64).tiny
-        q = (scores.detach().double().masked_fill(~counted.unsqueeze(1), 0) / epsilon).softmax(1) * weights
+        dtype = wide(scores.device)
+        weights = counted.unsqueeze(1).to(dtype)
+        tiny = torch.finfo(dtype).tiny
+        q = (scores.detach().to(dtype).masked_fill(~counted.unsqueeze(1), 0) / epsilon).softmax(1) * weights
         for _ in range(iterations):
             q = q / total(q.sum(0)).clamp(min=tiny)
             q = q / q.sum(1, keepdim=True).clamp(min=tiny) * weights
@@ -86,9 +89,10 @@ class PrototypeBank(nn.Module):
     ) -> Float[Tensor, 's k']:
         """Return the assignment of features to the prototypes of a region: one 1 per counted feature, else 0."""
         with torch.autocast(features.device.type, enabled=False):
-            weights = counted.unsqueeze(1).double()
-            x = F.normalize(features.detach().double(), dim=-1).masked_fill(~counted.unsqueeze(1), 0)
-            scores = x @ F.normalize(self.prototypes[region].double(), dim=-1).T
+            dtype = wide(features.device)
+            weights = counted.unsqueeze(1).to(dtype)
+            x = F.normalize(features.detach().to(dtype), dim=-1).masked_fill(~counted.unsqueeze(1), 0)
+            scores = x @ F.normalize(self.prototypes[region].to(dtype), dim=-1).T
             count = weights.sum().clamp(min=1)
             scores = scores - scores.mean(1, keepdim=True)
             scores = (scores - scores.sum(0) / count) * weights
