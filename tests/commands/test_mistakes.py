@@ -322,7 +322,7 @@ def test_devices_that_are_absent(here: Path, capsys: pytest.CaptureFixture[str])
         (OSError(errno.EROFS, 'Read-only file system', '/mnt/map.tif'), "'/mnt/map.tif': the disk is read-only"),
         (
             PermissionError(errno.EACCES, 'Permission denied', '/root/map.tif'),
-            "'/root/map.tif': there is no permission",
+            "'/root/map.tif': permission denied",
         ),
         (OSError(errno.ENOSPC, 'No space left on device', 'map.tif'), "'map.tif': the disk is full"),
     ],

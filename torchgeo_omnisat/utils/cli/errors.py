@@ -30,8 +30,8 @@ _TYPES = (ValueError, TypeError, RuntimeError, ImportError, IndexError)
 #: What to do about errors of the operating system, by number, and of Lightning, by a pattern of the message.
 _ADVICE_BY_NUMBER = {
     errno.EROFS: 'the disk is read-only, choose a path on another one',
-    errno.EACCES: 'there is no permission, choose another path or change that of the file',
-    errno.EPERM: 'there is no permission, choose another path or change that of the file',
+    errno.EACCES: 'permission denied, choose another path or change the permissions of the file',
+    errno.EPERM: 'permission denied, choose another path or change the permissions of the file',
     errno.ENOSPC: 'the disk is full, free some space and run the command again',
 }
 _ADVICE = {
