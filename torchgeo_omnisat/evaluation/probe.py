@@ -158,7 +158,7 @@ class ProbeCallback(Callback):
 
     def _pixels(self, dense: Any, out: Any, mask: Tensor, ignored: int | None) -> tuple[tuple[int, int], Tensor]:
         """Return the size of dense embeddings, and the classes of some of their pixels; -1 for the others."""
-        size = pixels_of(out, dense.gsd)
+        size = pixels_of(out.extent, dense.gsd)
         classes = patch_majority(mask, size, ignored)
         generator = torch.Generator().manual_seed(self.seed)
         tickets = torch.rand(classes.shape, generator=generator, dtype=torch.float32).to(classes.device)

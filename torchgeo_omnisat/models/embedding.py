@@ -55,7 +55,7 @@ class DenseEmbedding(nn.Module):
             out: Output of the backbone.
             size: Height and width in pixels; by default those of the extent at *gsd*.
         """
-        size = size or pixels_of(out, self.gsd)
+        size = size or pixels_of(out.extent, self.gsd)
         tokens = rearrange(out.fused, 'b (h w) d -> b d h w', h=out.grid[0], w=out.grid[1])
         x = self.decoder(out, size) + resize(self.tokens(tokens), size)
         if self.skip is not None:
@@ -90,7 +90,7 @@ class ProjectedEmbedding(nn.Module):
         self, backbone: OmniSat, out: OmniSatOutput, size: tuple[int, int] | None = None
     ) -> Float[Tensor, 'b d h w']:
         """Return the embeddings of a batch; see :meth:`DenseEmbedding.forward`."""
-        features = dense_features(backbone, out, size or pixels_of(out, self.gsd)).float()
+        features = dense_features(backbone, out, size or pixels_of(out.extent, self.gsd)).float()
         if features.shape[1] != len(self.mean):
             raise ValueError(
                 f'the backbone has {features.shape[1]} features, expected {len(self.mean)} as in the projection: '
@@ -118,9 +118,9 @@ def dense_features(backbone: OmniSat, out: OmniSatOutput, size: tuple[int, int])
     return torch.cat(parts, dim=1)
 
 
-def pixels_of(out: OmniSatOutput, gsd: float) -> tuple[int, int]:
-    """Return the height and width of the extent of a batch in pixels of *gsd* metres."""
-    rows, columns = (max(1, half_up(side / gsd)) for side in out.extent)
+def pixels_of(extent: tuple[float, float], gsd: float) -> tuple[int, int]:
+    """Return height and width in metres as numbers of pixels of *gsd* metres."""
+    rows, columns = (max(1, half_up(side / gsd)) for side in extent)
     return rows, columns
 
 

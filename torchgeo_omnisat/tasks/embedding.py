@@ -84,7 +84,7 @@ class Embedder:
         """
         backbone = self.model.backbone
         out = backbone(batch)
-        size = size or pixels_of(out, self.gsd)
+        size = size or pixels_of(out.extent, self.gsd)
         embed = self.model.dense if self.projection is None else partial(self.projection.to(out.fused.device), backbone)
         vectors = embed(out, size).float()
         parts = [vectors]
@@ -125,7 +125,7 @@ def fit_projection(task: Any, datamodule: Any, dim: int, gsd: float) -> Projecti
             normalise = getattr(datamodule, 'aug', None) or (lambda same: same)
             batch = normalise({key: value.to(task.device) for key, value in images.items()})
             out = backbone(task.renormalise(batch))
-            size = pixels_of(out, gsd)
+            size = pixels_of(out.extent, gsd)
             features = dense_features(backbone, out, size)[0].flatten(1).T.float().cpu().numpy()
             places = np.flatnonzero(any_observed(out, size)[0].flatten().cpu().numpy())
             rows.append(features[random.permutation(places)[:PIXELS]])

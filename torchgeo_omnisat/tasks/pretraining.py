@@ -34,7 +34,7 @@ from ..losses import (
     too_close_places,
 )
 from ..losses.reconstruction import number_hidden
-from ..modality import LOCATION, Modality, Which, as_modalities, half_up, subset_name
+from ..modality import LOCATION, Modality, Which, as_modalities, subset_name
 from ..models import FeatureMaps, OmniSat, OmniSatOutput
 from ..models.embedding import DenseEmbedding, any_observed, pixels_of
 from ..prediction import EmbeddingWriter, GeoTIFFWriter
@@ -825,10 +825,7 @@ class Pretrainer(nn.Module):
 
     def pixel_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         """Return the rows and columns of the dense embeddings of a batch; zero without them."""
-        if self.dense is None:
-            return 0, 0
-        height, width = (max(1, half_up(side / self.dense.gsd)) for side in self._ground(batch)[1])
-        return height, width
+        return (0, 0) if self.dense is None else pixels_of(self._ground(batch)[1], self.dense.gsd)
 
     def _ground(self, batch: Mapping[str, Tensor]) -> tuple[tuple[int, int], tuple[float, float]]:
         images = {name: batch[m.image_key] for name, m in self.backbone.modalities.items() if m.image_key in batch}
@@ -954,7 +951,7 @@ class Pretrainer(nn.Module):
         fused = backbone.add_context(backbone.fuse(tokens, observed, grid, location), where)
         whole = OmniSatOutput(tokens, fused, observed.any(1), maps, grid, extent, location, where)
         kept = keep_some(observed.any(1), VIEW_DROPOUT, *draws.view.unbind(1))
-        views, size = (whole, backbone.hide(whole, kept)), pixels_of(whole, self.dense.gsd)
+        views, size = (whole, backbone.hide(whole, kept)), pixels_of(whole.extent, self.dense.gsd)
         maps_of_views = [self.dense(view, size).flatten(2) for view in views]
         at = chosen.unsqueeze(1)
         pixels = torch.stack([x.gather(2, at.expand(-1, x.shape[1], -1)).mT for x in maps_of_views])
