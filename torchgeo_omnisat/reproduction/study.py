@@ -177,16 +177,19 @@ class Study:
     def done(self) -> dict[str, list[dict[str, str]]]:
         """Return the rows of the table of runs that are done, by row of the study.
 
-        Rows of earlier calls with the same splits, seeds and budget are among them, in the order of :data:`ROWS`.
+        Rows of earlier calls with the same splits, seeds and budget are among them, in the order of :data:`ROWS`, but
+        not those that are the same runs as a row of this call, such as those without dropout if there is one sensor.
         """
         found = read(self.output / TABLE)
-        lines: dict[str, list[dict[str, str]]] = {}
-        for row in ROWS:
+        keys: dict[str, list[str]] = {}
+        for row in sorted(ROWS, key=lambda row: row not in self.rows):
             try:
-                lines[row] = [found[run.key] for run in self.runs(row) if run.key in found]
+                own = [run.key for run in self.runs(row)]
             except ValueError:  # a row that the data do not have
                 continue
-        return {row: own for row, own in lines.items() if own or row in self.rows}
+            if row in self.rows or (own not in keys.values() and any(key in found for key in own)):
+                keys[row] = own
+        return {row: [found[key] for key in keys[row] if key in found] for row in ROWS if row in keys}
 
     def each(self) -> Iterator[tuple[str, Run]]:
         """Yield the first run of each row."""
