@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from shapely.geometry import box
 from tests.geo_tree import UTM, X, Y, write
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import main
+from torchgeo_omnisat.datasets import RasterTimeSeries
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 SIDE = 24
+PRODUCT = 'S2A_MSIL2A_{day}T104629_N0400_R051_T31UFS_{day}T150000.SAFE'
 MONTHS = ('20210301', '20210501', '20210701')
 S2_BANDS = ('B02', 'B03', 'B04', 'B08')
 Init = Callable[..., dict[str, Any]]
@@ -47,6 +50,14 @@ def write_jp2(path: Path, image: np.ndarray[Any, Any], step: float = 10) -> None
     place = write(path.with_suffix('.tif'), image, step=step)
     rasterio.shutil.copy(place, path, driver='JP2OpenJPEG', QUALITY='100', REVERSIBLE='YES')
     place.unlink()
+
+
+def pack(folder: Path, day: str, keep: bool = False) -> None:
+    """Put the product of a day into a zip archive as it is downloaded, beside the product or instead of it."""
+    name = PRODUCT.format(day=day)
+    shutil.make_archive(str(folder / name), 'zip', folder, name)
+    if not keep:
+        shutil.rmtree(folder / name)
 
 
 def fields(root: Path, crops: tuple[Any, ...] = ('wheat', 'maize', 'meadow'), column: str = 'crop') -> None:
@@ -179,19 +190,25 @@ def test_band_files_of_sentinel_2(root: Path, init: Init) -> None:
 
 def test_products_and_archives(root: Path, tmp_path: Path, init: Init) -> None:
     for day in MONTHS:
-        product = f'S2A_MSIL2A_{day}T104629_N0400_R051_T31UFS_{day}T150000.SAFE/GRANULE/L2A/IMG_DATA'
+        product = f'{PRODUCT.format(day=day)}/GRANULE/L2A/IMG_DATA'
         for band, size in {'B02': 10, 'B03': 10, 'B8A': 20, 'SCL': 20}.items():
             image = optical(1, SIDE * 10 // size) if band != 'SCL' else np.full((1, SIDE // 2, SIDE // 2), 4, np.uint16)
             place = root / f'products/{product}/R{size}m/T31UFS_{day}T104629_{band}_{size}m.jp2'
             write_jp2(place, image, size)
-    (root / 'products/S2A_MSIL2A_20210901T104629_N0400_R051_T31UFS_20210901T150000.zip').write_bytes(b'PK')
+    pack(root / 'products', MONTHS[0], keep=True)
+    pack(root / 'products', MONTHS[1])
+    (root / 'labels.zip').write_bytes(b'PK')
     fields(root)
     (sensor,) = init()['rasters'].values()
     assert sensor['path'] == 'products'
     assert sensor['kind'] == 'sentinel2'
     assert sensor['bands'] == ['B02', 'B03', 'B8A']
     assert sensor['clouds'] == {'band': 'SCL', 'values': [3, 8, 9, 10]}
-    assert 'NOTE archives such as products/S2A' in text(tmp_path)
+    assert 'NOTE archives such as labels.zip (1 in total) are not read' in text(tmp_path)
+    assert '3 dates from 2021-03-01 to 2021-07-01, B02 B03 B8A' in text(tmp_path)
+    (root / f'products/{PRODUCT.format(day=20210901)}.zip').write_bytes(b'PK')  # an interrupted download
+    assert main(['init', str(root), '--output', str(tmp_path / 'FILE.yaml'), '--overwrite']) == 0
+    assert '20210901T150000.SAFE.zip is not a complete zip archive' in text(tmp_path)
 
 
 def test_dates_in_band_descriptions(root: Path, init: Init) -> None:
@@ -375,7 +392,7 @@ def test_a_rare_class_is_for_training(root: Path, tmp_path: Path, init: Init) ->
     assert 'val has no label of class 2' in text(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['S2A_MSIL2A_20210901T104629.zip', 'labels.zip', 'images.tar.gz', 'field.7z'])
+@pytest.mark.parametrize('name', ['labels.zip', 'images.tar.gz', 'field.7z'])
 def test_archives_are_named(name: str, root: Path, tmp_path: Path, init: Init) -> None:
     write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
     (root / name).write_bytes(b'PK')
@@ -384,13 +401,20 @@ def test_archives_are_named(name: str, root: Path, tmp_path: Path, init: Init) -
     assert f'NOTE archives such as {name} (1 in total) are not read: unpack' in text(tmp_path)
 
 
-def test_radar_products_are_named(root: Path, tmp_path: Path, init: Init) -> None:
+@pytest.mark.parametrize('zipped', [False, True])
+def test_radar_products_are_named(root: Path, tmp_path: Path, init: Init, zipped: bool) -> None:
     name = 'S1A_IW_GRDH_1SDV_20210612T054147_20210612T054212_038304_048534_1D4F.SAFE'
-    write(root / name / 'measurement/s1a-iw-grd-vv-001.tiff', optical(1))
+    write(root / name / 'measurement/s1a-iw-grd-vv-20210612t054147-001.tiff', optical(1))
+    with pytest.raises(ValueError, match='RTC'):
+        RasterTimeSeries(root, filename_glob='*.tiff')
+    if zipped:
+        shutil.make_archive(str(root / name), 'zip', root, name)
+        shutil.rmtree(root / name)
     write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
     fields(root)
     assert list(init()['rasters']) == ['s2']
-    assert f'NOTE {name} is not read (1 such products)' in text(tmp_path)
+    name += '.zip' * zipped
+    assert f'NOTE {name} (1 in total) is not read, as its images are neither calibrated' in text(tmp_path)
 
 
 def test_rasters_without_labels(root: Path, init: Init) -> None:

@@ -97,6 +97,12 @@ def half_a_file() -> None:
     path.write_bytes(path.read_bytes()[:300])
 
 
+def half_a_product() -> None:
+    archive('zips/S2A_MSIL2A_20210501T104629.zip')
+    path = Path('zips/S2A_MSIL2A_20210501T104629.zip')
+    path.write_bytes(path.read_bytes()[:50])
+
+
 def sentinel_1_product() -> None:
     name = 'S1A_IW_GRDH_1SDV_20210612T054147_20210612T054212_038304_048534_1D4F.SAFE'
     write(Path(f'products/{name}/measurement/s1a-iw-grd-vv-20210612t054147-001.tiff'), image(1))
@@ -140,8 +146,11 @@ MISTAKES = {
     'a folder of archives': Mistake(
         lambda: archive('zips/S2_2021.zip'), 'init zips', ('zips has no rasters', 'S2_2021.zip', 'unpack')
     ),
+    'an interrupted download': Mistake(
+        half_a_product, 'init zips', ('zips/S2A_MSIL2A_20210501T104629.zip', 'complete zip archive', 'again')
+    ),
     'a Sentinel-1 product': Mistake(
-        sentinel_1_product, 'init products', ('_1D4F.SAFE', 'convert others to terrain-corrected GeoTIFFs')
+        sentinel_1_product, 'init products', ('_1D4F.SAFE', 'correct them with SNAP or pyroSAR')
     ),
     'an existing output': Mistake(nothing, 'init region --output FILE.yaml', ('FILE.yaml', 'exists', '--overwrite')),
     'a column that is missing': Mistake(nothing, 'init region --column crp', ("['crop']", "'crp'")),

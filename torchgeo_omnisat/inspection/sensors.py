@@ -19,6 +19,7 @@ from ..datasets.geo.config import image_dataset
 from ..datasets.io.headers import DATE, Header, read_header
 from ..datasets.rasters.bandfiles import band_of
 from ..datasets.rasters.frames import days_of
+from ..datasets.rasters.products import TERRAIN, archive_files
 from ..datasets.rasters.sentinel import Sentinel1TimeSeries
 from ..datasets.rasters.timeseries import RasterTimeSeries
 from ..modality import Kind, Modality, Unit
@@ -36,7 +37,9 @@ _AUXILIARY = re.compile(
 )
 #: Archives, also of single files.
 _ARCHIVE = re.compile(r'\.(?:zip|tar|tgz|gz|bz2|xz|7z|rar)$', re.I)
-_SAFE = re.compile(r'S2[A-D]_MSIL[12][AC]_.*\.SAFE$')
+#: Path of a file in a SAFE product, and products of Sentinel-2.
+_SAFE = re.compile(r'((?:.*?/)??)([^/]+\.SAFE)/', re.I)
+_SENTINEL2 = re.compile(r'S2[A-D]_MSIL[12][AC]_', re.I)
 _S2_FILE = re.compile(r'T\d{2}[A-Z]{3}_\d{8}T\d{6}_(B\d[\dA]|SCL|TCI|AOT|WVP)(?:_\d{2}m)?\.\w+$')
 _S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 _ORBITS = {'asc': r'(?<![a-z])asc(?:ending)?(?![a-z])', 'desc': r'(?<![a-z])d(?:e?sc|escending)(?![a-z])'}
@@ -126,33 +129,41 @@ def single_bands(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def _products(root: Path, files: list[str], notes: list[str]) -> tuple[list[Sensor], list[str]]:
-    """Sentinel-2 products in SAFE folders."""
+    """Sentinel-2 products in SAFE folders or zip archives."""
     inside: dict[str, list[str]] = defaultdict(list)
-    rest = []
-    for file in files:
-        parts = PurePosixPath(file).parts
-        place = next((index for index, part in enumerate(parts) if part.upper().endswith('.SAFE')), None)
-        if place is None:
-            rest.append(file)
-        else:
-            inside['/'.join(parts[: place + 1])].append(file)
-    zipped = [file for file in rest if _ARCHIVE.search(file)]
-    if zipped:
+    places: dict[str, str] = {}  # SAFE folder or archive of each product
+    rest, archives = list[str](), list[str]()
+    for file in sorted(files, key=lambda name: _ARCHIVE.search(name) is not None):  # unpacked products first
+        try:
+            zipped = archive_files(str(root / file)) if file.lower().endswith('.zip') else []
+        except ValueError as error:
+            notes.append(str(error))
+            continue
+        inner = [file + found.removeprefix(f'/vsizip/{root / file}') for found in zipped] or [file]
+        members = [found for found in inner if _SAFE.search(found)]
+        if not members:
+            (archives if _ARCHIVE.search(file) else rest).append(file)
+        for member in members:
+            start, product = _SAFE.search(member).groups()  # type: ignore[union-attr]
+            place = file if _ARCHIVE.search(file) else start + product
+            if places.setdefault(product, place) == place:
+                inside[product].append(member)
+    if archives:
+        command = 'unzip FILE' if archives[0].lower().endswith('.zip') else 'tar -xf FILE'
         notes.append(
-            f'archives such as {zipped[0]} ({len(zipped)} in total) are not read: unpack them (unzip FILE) and run '
+            f'archives such as {archives[0]} ({len(archives)} in total) are not read: unpack them ({command}) and run '
             'init again'
         )
-        rest = [file for file in rest if file not in zipped]
-    optical = {product: found for product, found in inside.items() if _SAFE.search(product)}
-    other = [product for product in inside if product not in optical]
+    optical = {product: found for product, found in inside.items() if _SENTINEL2.match(product)}
+    radar = [product for product in inside if product.upper().startswith('S1')]
+    other = [product for product in inside if product not in (*optical, *radar)]
+    if radar:
+        notes.append(f'{places[radar[0]]} ({len(radar)} in total) is not read, as {TERRAIN}')
     if other:
-        notes.append(
-            f'{other[0]} is not read ({len(other)} such products): only Sentinel-2 products are; convert others to '
-            'terrain-corrected GeoTIFFs'
-        )
+        notes.append(f'{places[other[0]]} ({len(other)} in total) is not read: only products of Sentinel-2 are')
     if not optical:
         return [], rest
-    settings = {'path': common_folder(optical), 'kind': 'sentinel2'}
+    settings = {'path': common_folder(places[product] for product in optical), 'kind': 'sentinel2'}
     members = [file for found in optical.values() for file in found]
     return [_sentinel2(settings, members, [*optical.values()])], rest
 

@@ -129,10 +129,20 @@ def test_digits_that_are_no_date_are_passed_over(tmp_path: Path, name: str, day:
 
 def test_what_else_a_folder_holds_is_said(tmp_path: Path) -> None:
     (tmp_path / 'a').mkdir()
-    (tmp_path / 'a/S2A_MSIL2A_20210601T104629_N0300_R051_T31UFS_20210601T120000.zip').write_bytes(b'')
+    (tmp_path / 'a/S2_2021.tar.gz').write_bytes(b'')
     for reader in RasterTimeSeries, Sentinel2TimeSeries:
-        with pytest.raises(DatasetNotFoundError, match=r"archives.*'S2A_.*zip'.*sentinel2"):
+        with pytest.raises(DatasetNotFoundError, match=r"archives.*'S2_2021.tar.gz': unpack"):
             reader(tmp_path / 'a')
+    zipped = tmp_path / 'a/S2A_MSIL2A_20210601T104629_N0300_R051_T31UFS_20210601T120000.zip'
+    zipped.write_bytes(b'')
+    with pytest.raises(DatasetNotFoundError, match=r"'S2A_.*zip': kind: sentinel2"):
+        RasterTimeSeries(tmp_path / 'a')
+    with pytest.raises(ValueError, match=r'S2A_.*zip is not a complete zip archive'):
+        Sentinel2TimeSeries(tmp_path / 'a')
+    (tmp_path / 'd').mkdir()
+    (tmp_path / 'd/S1A_IW_GRDH_1SDV_20210612T054147.zip').write_bytes(b'')
+    with pytest.raises(DatasetNotFoundError, match=r"'S1A_.*zip', and its images .*RTC"):
+        RasterTimeSeries(tmp_path / 'd')
     safe = tmp_path / 'b/S2A_MSIL2A_20210601T104629_N0300_R051_T31UFS_20210601T120000.SAFE'
     bands(safe / 'GRANULE/L2A/IMG_DATA/R10m/T31UFS_20210601T104629_B02_10m.jp2', 'B02')
     for path in tmp_path / 'b', safe:

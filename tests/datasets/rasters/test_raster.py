@@ -4,6 +4,7 @@
 """RasterTimeSeries: days in order, tiles merged, nodata and clouds said, errors that name the file."""
 
 import pickle
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -284,8 +285,8 @@ def test_a_file_that_is_lost_later_is_an_error(series: RasterTimeSeries) -> None
         series[window()]
 
 
-@pytest.mark.parametrize('safe', [True, False])
-def test_sentinel_2_from_products_and_from_band_files(tmp_path: Path, safe: bool) -> None:
+@pytest.mark.parametrize('safe', ['folder', 'zip', ''])
+def test_sentinel_2_from_products_and_from_band_files(tmp_path: Path, safe: str) -> None:
     for stamp in ('20210105T104629', '20201231T104629'):
         for band, resolution in (('B02', 10), ('B05', 20), ('SCL', 20)):
             folder = tmp_path / f'S2A_{stamp}.SAFE/GRANULE/IMG_DATA/R{resolution}m' if safe else tmp_path
@@ -296,6 +297,9 @@ def test_sentinel_2_from_products_and_from_band_files(tmp_path: Path, safe: bool
                 image[:] = 9
             image[0, 0] = 0
             write(folder / f'T31UFS_{stamp}_{band}{ending}', image, step=resolution)
+    for product in tmp_path.glob('*.SAFE') if safe == 'zip' else ():
+        shutil.make_archive(str(product), 'zip', tmp_path, product.name)
+        shutil.rmtree(product)
     clouds = {'band': 'SCL', 'values': (8, 9)}
     series = Sentinel2TimeSeries(tmp_path, bands=('B02', 'B05'), clouds=clouds)
     assert len(series) == 2

@@ -1,27 +1,60 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Hints for the error of a folder without the expected files."""
+"""SAFE products, also in zip archives, and hints for the error of a folder without the expected files."""
 
 import os
+import re
+import zipfile
 from collections import Counter
+from collections.abc import Iterable
 
+from torchgeo.datasets.utils import find_files
+
+#: Product of Sentinel-2 in a path, and images of Sentinel-1 that are not terrain-corrected, in a product or alone.
+SENTINEL2 = re.compile(r'(?:^|/)(S2[A-D][^/]*\.SAFE)/', re.I)
+_SLANT_OR_GROUND_RANGE = re.compile(r'(?:^|[/\\])s1[a-d]-\w{2}\d?-(?:grd|slc)-[hv]{2}[^/\\]*\.tiff?$', re.I)
+#: What to do with them.
+TERRAIN = (
+    'its images are neither calibrated nor terrain-corrected: correct them with SNAP or pyroSAR, or take the '
+    'terrain-corrected images (RTC) of the Planetary Computer or of the Alaska Satellite Facility'
+)
 #: Extensions of files that GDAL reads.
 RASTERS = ('.tif', '.tiff', '.jp2', '.img', '.vrt', '.nc', '.hdf', '.h5', '.dat', '.bil', '.asc', '.png')
 #: Maximum number of files of a folder that are listed.
 _MOST = 10_000
 
 
+def archive_files(archive: str, pattern: str = '*') -> list[str]:
+    """Return the files in a zip archive that match a pattern, as paths that GDAL opens without unpacking.
+
+    Raises:
+        ValueError: If the name is that of a Sentinel-2 product, but the file is not a complete archive.
+    """
+    if zipfile.is_zipfile(archive):
+        return find_files(f'/vsizip/{archive}', pattern)
+    if SENTINEL2.search(f'/{os.path.basename(archive)}.SAFE/'):
+        raise ValueError(f'{archive} is not a complete zip archive, expected a product: download it again')
+    return []
+
+
+def refuse_uncorrected(files: Iterable[str]) -> None:
+    """Check that no file is an image of Sentinel-1 in slant or ground range, which has no map projection."""
+    if wrong := next(filter(_SLANT_OR_GROUND_RANGE.search, files), None):
+        raise ValueError(f'{wrong} is a Sentinel-1 product, and {TERRAIN}')
+
+
 def describe_others(path: str, pattern: str) -> str:
     """Return a hint on how to read a path without matching files; an empty string if there is none."""
     names = _names(path)
-    products = [name for name in names if '.safe' in name.lower()]
+    products = [name for name in names if re.search(r'\.safe|^S[12][A-D]_.*\.zip$', name, re.I)]
     zipped = [name for name in names if name.lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz'))]
-    if zipped:
-        kind = ', then set kind: sentinel2 (or kind: sentinel1)' * any(name.startswith('S') for name in zipped)
-        return f' {path} holds archives such as {zipped[0]!r}: unpack them first{kind}.'
+    if products and products[0].upper().startswith('S1'):
+        return f' {path} holds {products[0]!r}, and {TERRAIN}.'
     if products:
         return f' {path} holds SAFE products such as {products[0]!r}: kind: sentinel2 reads those of Sentinel-2.'
+    if zipped:
+        return f' {path} holds archives such as {zipped[0]!r}: unpack them first.'
     endings = Counter(os.path.splitext(name)[1] for name in names)
     found = [
         (ending, count)

@@ -18,7 +18,8 @@ from ...modality import Unit
 from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..common.series import S2_WAVELENGTHS
 from ..io.headers import Header
-from .timeseries import RasterTimeSeries
+from .products import SENTINEL2, archive_files
+from .timeseries import RasterTimeSeries, matching
 
 #: Processing baseline in the name of a Sentinel-2 product; the first that adds an offset to reflectances,
 #: that offset (ESA, Sentinel-2 products specification, RADIO_ADD_OFFSET), and the value for unknown.
@@ -37,7 +38,8 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
     """Dataset of Sentinel-2 time series, from files named as for TorchGeo's ``Sentinel2``.
 
     It reads the files of SAFE products in any subdirectory of *paths*, such as
-    ``R10m/T31UFS_20200801T104629_B02_10m.jp2``, or band files in one directory, such as
+    ``R10m/T31UFS_20200801T104629_B02_10m.jp2``, also of products in zip archives, which are not
+    unpacked; a product that is there twice is read once. It also reads band files in one directory, such as
     ``T31UFS_20200801T104629_B02.tif``. Bands of 20 m are interpolated to *res*. The tiles of one date
     are merged. The scene classification can be used as cloud mask:
     ``clouds={'band': 'SCL', 'values': (3, 8, 9, 10)}``.
@@ -83,6 +85,21 @@ class Sentinel2TimeSeries(RasterTimeSeries, Sentinel2):
         self.filename_glob = self.filename_glob.format(bands[0])
         self.filename_regex = self.filename_regex.format(self.resolutions.get(bands[0], '10m'))
         super().__init__(paths, crs, res, tuple(bands), wavelengths=S2_WAVELENGTHS, **kwargs)
+
+    @property
+    def files(self) -> list[str]:
+        """Files of *paths*, of its directories, and of products in zip archives there."""
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
+        files = [file for file in super().files if not file.lower().endswith('.zip')]
+        archives = [str(path) for path in paths if str(path).lower().endswith('.zip') and os.path.isfile(path)]
+        archives += [file for path in paths if os.path.isdir(path) for file in matching(path, '*.[zZ][iI][pP]')]
+        places = {found[1]: '' for file in files if (found := SENTINEL2.search(file))}  # of each product
+        for archive in archives:
+            for file in archive_files(archive, self.filename_glob):
+                product = SENTINEL2.search(file)
+                if product and places.setdefault(product[1], archive) == archive:
+                    files.append(file)
+        return sorted(files)
 
     def offsets(self, filepath: str) -> NDArray[np.float32]:
         """Return the offset to add to each band of a scene, ``(C, 1, 1)``."""

@@ -45,7 +45,7 @@ from .frames import (
     repeat,
 )
 from .georeference import Span, as_span, describe_grids, outline, pixel_side, resolution, where, window_grid
-from .products import describe_others
+from .products import describe_others, refuse_uncorrected
 from .stacks import DESCRIPTIONS, Frames, Stack
 
 
@@ -306,6 +306,7 @@ class RasterTimeSeries(RasterDataset):
         pattern = self._pattern()
         self._check_dated(pattern)
         files = [file for file in self.files if pattern.match(os.path.basename(file))]
+        refuse_uncorrected(files)
         if not files:
             raise self._no_files_error()
         times = [self._filepath_to_timestamp(file) for file in files]
