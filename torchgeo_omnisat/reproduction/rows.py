@@ -73,7 +73,7 @@ class Row:
         dropout: Whether it is trained with modality dropout.
         both: Whether each step with dropout trains on all modalities and on those that remain.
         claimed: Mean IoU in % on PASTIS in the summary of OmniSat.
-        options: Further arguments of the task.
+        options: Further arguments of the task. OmniSat has experts by default.
         data_options: Further arguments of the datamodule.
     """
 
@@ -102,7 +102,9 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int, sensors: Sen
     modalities = tuple(name for sensor in row.sensors for name in sensors[sensor])
     ours, several, task = row.backbone is None, len(modalities) > 1, PUBLIC[data].task
     drops, pretrained = ours and row.dropout and several, ours and row.pretrained and several
-    both = row.both and task != 'omnisat_classification'
+    dense = task != 'omnisat_classification'
+    both = row.both and dense
+    options = ({'experts': True} if ours and dense else {}) | dict(row.options)
     return Run(
         data=data,
         fold=fold,
@@ -120,6 +122,6 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int, sensors: Sen
         max_dates=size.max_dates,
         subset_weight=float(drops and both),
         pretraining_args=json.dumps(dict(REBUILDING)) if pretrained else '',
-        options=json.dumps(dict(row.options)) if row.options else '',
+        options=json.dumps(options) if options else '',
         data_options=json.dumps(dict(row.data_options)) if row.data_options else '',
     )

@@ -20,18 +20,15 @@ from .runs import PUBLISHED, Machine, Run, complete, execute, read
 
 #: Names of files in the folder of results.
 TABLE, STUDY, CHECK, RUNS = 'runs.csv', 'study.json', 'check.json', 'runs'
-_EXPERTS = {'experts': True}
 #: Rows by name on the command line; None for the published weights. Sensors are required ones; none for all.
 ROWS: dict[str, Row | None] = {
     'utae': Row('U-TAE, trained here', ('S2',), 'utae'),
     'published': None,
     'dual-stream': Row('U-TAE, late fusion, trained here', ('S2', 'S1'), 'dual_stream'),
     'late-fusion': Row('late fusion of all sensors', (), 'late_fusion'),
-    'omnisat': Row('OmniSat', (), pretrained=False, options=_EXPERTS),
-    'omnisat-pretrained': Row('OmniSat, pre-trained on the same tiles', (), options=_EXPERTS),
-    'omnisat-no-dropout': Row(
-        'OmniSat without modality dropout', (), pretrained=False, dropout=False, options=_EXPERTS
-    ),
+    'omnisat': Row('OmniSat', (), pretrained=False),
+    'omnisat-pretrained': Row('OmniSat, pre-trained on the same tiles', ()),
+    'omnisat-no-dropout': Row('OmniSat without modality dropout', (), pretrained=False, dropout=False),
 }
 #: Backbones that require time series.
 _OF_SERIES = ('utae', 'dual_stream')
@@ -144,8 +141,6 @@ class Study:
                     'expected no --splits'
                 )
             return [published_run(self.name, fold, self.machine.weights) for fold in self.folds]
-        if self.data.task == 'omnisat_classification':
-            found = replace(found, options={})
         found = replace(found, sensors=sensors)
         made = [
             make_run(found, self.size, self.name, fold, seed, self.sensors)
