@@ -20,7 +20,7 @@ from torch import Tensor
 from torchgeo.main import main
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
-from torchgeo_omnisat.models import OmniSatSegmenter
+from torchgeo_omnisat.models import OmniSat, OmniSatSegmenter
 from torchgeo_omnisat.models.omnisat import OmniSatOutput
 from torchgeo_omnisat.reproduction import runs
 from torchgeo_omnisat.reproduction.rows import SENSORS, make_run
@@ -49,7 +49,7 @@ class TestSwitches:
             'labels': 0.1,
             'max_dates': 3,
             'pretraining_args': '{"tile_weight": 0}',
-            'options': '{"experts": true}',
+            'options': '{"experts": false}',
             'data_options': '{"jitter": 0.1}',
             'precision': 'bf16-mixed',
         }
@@ -93,14 +93,14 @@ class TestSwitches:
     def test_the_number_of_dates_is_what_is_read(self, landscapes: Path, tmp_path: Path) -> None:
         run = replace(make_run(ROWS['OmniSat of S2'], TINY, 'pastis', 1, 0), max_dates=1)
         received: list[dict[str, Tensor]] = []
-        forward = OmniSatSegmenter.forward
+        forward = OmniSat.forward
 
-        def spy(self: OmniSatSegmenter, batch: dict[str, Tensor]) -> Tensor:
+        def spy(self: OmniSat, batch: dict[str, Tensor]) -> OmniSatOutput:
             received.append(dict(batch))
             return forward(self, batch)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(OmniSatSegmenter, 'forward', spy)
+            patch.setattr(OmniSat, 'forward', spy)
             main(runs.commands(run, tmp_path, str(landscapes))['fit'])
         assert [batch['image_s2'].shape[1] for batch in received] == [1] * TINY.steps
 
