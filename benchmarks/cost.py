@@ -12,9 +12,14 @@ hours are operations over an assumed fraction of the peak rate of a GPU.
     python benchmarks/cost.py                        # all recipes, results/cost.json
     python benchmarks/cost.py --recipes flair        # one of them, printed alone
     python benchmarks/cost.py --utilisation 0.3      # other hours from the same counts
+    python benchmarks/cost.py --checkpointing        # memory against recomputation of pastis-hd, eight tiles a step
+
+The last one computes shapes only, along the path of an accelerator, which selects by masks where the processor looks
+at the values: seconds instead of minutes.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -24,10 +29,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import yaml
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,6 +48,8 @@ CONFIGS = HERE.parent / 'docs' / 'configs'
 RESULT = HERE / 'results' / 'cost.json'
 #: Assumed fraction of the peak rate. Narrow feature maps keep a GPU from more; nothing here was timed on one.
 UTILISATION = 0.1
+#: Values of the argument ``checkpointing`` of a backbone, in the order of the table.
+CHECKPOINTING = (False, 1, True, 2, 3, 4)
 
 
 class Recipe(NamedTuple):
@@ -137,7 +146,7 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def build(recipe: Recipe) -> tuple[Any, dict[str, Tensor]]:
+def build(recipe: Recipe, backbone_args: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Tensor]]:
     """Return the task of a recipe, without modality dropout, and one random tile, all valid."""
     config = read(recipe.config)
     data = config['data']['init_args']
@@ -152,7 +161,7 @@ def build(recipe: Recipe) -> tuple[Any, dict[str, Tensor]]:
         batch[modality.image_key] = torch.randn(1, *((count,) if modality.temporal else ()), *shape)
         batch[modality.dates_key] = 17_800 + torch.arange(count)[None] * 5
         batch[modality.valid_key] = torch.ones(1, count, dtype=torch.bool)
-    told = dict(config['model']['init_args'])
+    told = dict(config['model']['init_args']) | ({'backbone_args': dict(backbone_args)} if backbone_args else {})
     known: dict[str, Any] = {'modalities': modalities, 'patch_size': datamodule.patch_size}
     if config['model']['class_path'] == 'omnisat':
         told['modality_dropout'] = 0.0
@@ -200,6 +209,42 @@ def count(name: str, tiles: int) -> dict[str, float]:
         'forward': forward.get_total_flops() / 1e12,
         'GB': memory.peak / 1e9,
     }
+
+
+def count_shapes(checkpointing: bool | int, tiles: int) -> dict[str, float]:
+    """Count as :func:`count` does a step of pastis-hd, whose tensors have shapes and no values."""
+    found = {}
+    packing.BLOCK = ltae.BLOCK = 2**60
+    for key in ('GB', 'TFLOP'):  # one after the other: the counter of operations keeps tensors alive
+        task, batch = build(RECIPES['pastis-hd'], {'checkpointing': checkpointing})
+        shapes = FakeTensorMode()
+        with mock.patch('torch.__future__.get_overwrite_module_params_on_conversion', return_value=True):
+            task._apply(shapes.from_tensor)
+        batch = {key: shapes.from_tensor(value) for key, value in batch.items()}
+        gc.collect()
+        counter: Any = PeakMemory() if key == 'GB' else FlopCounterMode(display=False)
+        with shapes, mock.patch('torch.compiler.is_compiling', return_value=True):  # no branch depends on values
+            task.train()
+            batch = {key: value.repeat(tiles, *[1] * (value.ndim - 1)) for key, value in batch.items()}
+            with counter:
+                if key == 'GB':
+                    counter.count(list(task.parameters()), list(task.buffers()), batch)
+                loss_of(task, batch).backward()
+        states = 8 * sum(parameter.numel() for parameter in task.parameters())  # two of AdamW, in single precision
+        found[key] = (counter.peak + states) / 1e9 if key == 'GB' else counter.get_total_flops() / 1e12
+    return found
+
+
+def checkpointing_table(tiles: int = 8) -> str:
+    """Return memory and operations of a step for each value of ``checkpointing`` in Markdown."""
+    lines = ['| `checkpointing` | memory, counted | operations | recomputed |', '| --- | --- | --- | --- |']
+    least = 0.0
+    for value in CHECKPOINTING:
+        found = count_shapes(value, tiles)
+        least = least or found['TFLOP']
+        again = found['TFLOP'] / least - 1
+        lines.append(f'| `{json.dumps(value)}` | {found["GB"]:.1f} GB | {found["TFLOP"]:.2f} TFLOP | {again:.0%} |')
+    return '\n'.join(lines)
 
 
 def apart(name: str, tiles: int) -> dict[str, float]:
@@ -252,11 +297,16 @@ def main() -> None:
     parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=list(RECIPES))
     parser.add_argument('--utilisation', type=float, default=UTILISATION, help='assumed fraction of the peak rate')
     parser.add_argument('--output', type=Path, help='JSON of the counts; results/cost.json for all recipes')
+    parser.add_argument('--checkpointing', action='store_true', help='count each value of checkpointing instead')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     parser.add_argument('--tiles', type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(count(args.one, args.tiles)))
+        return
+    if args.checkpointing:
+        warnings.filterwarnings('ignore')
+        print(checkpointing_table())
         return
     counts = {}
     for name in args.recipes:

@@ -127,8 +127,9 @@ class OmniSat(nn.Module):
         num_heads: Number of heads of the fusion.
         widths: Channels of the levels of ``'utae'`` and ``'ltae'``.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
-        checkpointing: Whether default time series encoders recompute the finest maps of single
-            dates in the backward pass, which saves memory and takes more time.
+        checkpointing: Number of finest levels of the default encoders whose features are recomputed in
+            the backward pass, which saves memory and takes more time. True for the two finest levels of time
+            series only.
         context_degrees: Side in degrees of the regions of :class:`.GeoContext`, such as 10; None for a model without
             prototypes of regions.
         context_prototypes: Number of prototypes of a region.
@@ -149,7 +150,7 @@ class OmniSat(nn.Module):
         num_heads: int = 8,
         widths: Sequence[int] = (32, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
-        checkpointing: bool = False,
+        checkpointing: bool | int = False,
         context_degrees: float | None = None,
         context_prototypes: int = 32,
     ) -> None:

@@ -65,7 +65,7 @@ def test_few_dates_at_a_time(samples, monkeypatch):
     image[0, 1, :, :9] = torch.nan
     valid = torch.tensor([[True, True, True, True, False], [True] * 5])[-samples:]
     sizes = []
-    encoder.in_conv.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+    encoder.in_conv.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
 
     def run():
         encoder.zero_grad()

@@ -28,7 +28,7 @@ def build_encoders(
     encoders: Mapping[str, Encoder] | None,
     widths: Sequence[int],
     image_widths: Sequence[int],
-    checkpointing: bool = False,
+    checkpointing: bool | int = False,
 ) -> dict[str, nn.Module]:
     """Return one encoder per modality; the arguments and errors are those of :class:`.OmniSat`."""
     chosen = dict(encoders or {})
@@ -149,14 +149,15 @@ def _names(modality: Modality) -> str:
 def _default(modality: Modality, sizes: Mapping[str, Any]) -> nn.Module:
     if modality.temporal:
         return _build_encoder(modality, 'utae', sizes)
-    return _resnet(len(modality.bands), sizes['image_widths'])
+    levels = sizes['checkpointing']
+    return _resnet(len(modality.bands), sizes['image_widths'], 0 if isinstance(levels, bool) else levels)
 
 
-def _resnet(bands: int, widths: tuple[int, ...]) -> ImageEncoder:
+def _resnet(bands: int, widths: tuple[int, ...], checkpointing: int) -> ImageEncoder:
     """Return a ResNet-18 of these widths, with a narrow stem if it is narrower than the original.
 
     The original stem always has 64 channels, which at a GSD of 1 m took half the time of a
     training step of :func:`.omnisat_tiny`.
     """
     stem: dict[str, Any] = {'stem_type': 'deep', 'stem_width': 8} if widths[0] < 64 else {}
-    return ImageEncoder(bands, 'resnet18', channels=widths, **stem)
+    return ImageEncoder(bands, 'resnet18', checkpointing=checkpointing, channels=widths, **stem)

@@ -21,6 +21,7 @@ from ...utils.tensors.observed import all_observed, observed
 from ...utils.tensors.selection import valid_indices
 from .bands import BandConv2d
 from .packing import gather_valid, scatter_valid
+from .recomputation import RecomputedStages, recomputed_levels
 
 
 class SingleImageEncoder(nn.Module, ABC):
@@ -59,13 +60,21 @@ class ImageEncoder(SingleImageEncoder):
         backbone: Name of a timm model that supports ``features_only``.
         pretrained: Whether timm loads its weights (a download); the first convolution is
             adapted to *in_channels*.
+        checkpointing: Number of finest stages whose features are recomputed in the backward pass.
         **kwargs: Passed to the timm model, for example ``channels`` of a ResNet.
 
     Raises:
-        ValueError: If timm does not know *backbone*.
+        ValueError: If timm does not know *backbone*, or does not divide it into stages to recompute.
     """
 
-    def __init__(self, in_channels: int, backbone: str = 'resnet18', pretrained: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        backbone: str = 'resnet18',
+        pretrained: bool = False,
+        checkpointing: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         if not timm.is_model(backbone):
             near = timm.list_models(f'*{backbone[:6]}*')[:5]
@@ -78,6 +87,8 @@ class ImageEncoder(SingleImageEncoder):
             backbone, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
         )
         self.backbone = with_frozen_norm(self.backbone) if pretrained else with_group_norm(self.backbone)
+        if levels := recomputed_levels(checkpointing):
+            self.backbone = RecomputedStages.of(self.backbone, levels)
         self.takes_missing = _take_missing(self.backbone, in_channels)
         self.channels = tuple(self.backbone.feature_info.channels())
         self.strides = tuple(self.backbone.feature_info.reduction())

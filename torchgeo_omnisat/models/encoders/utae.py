@@ -11,14 +11,13 @@ the published code is MIT-licensed.
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...utils.tensors.devices import readable
 from ...utils.tensors.observed import observed_pixels
@@ -26,12 +25,12 @@ from ...utils.tensors.selection import valid_indices
 from .bands import BandConv2d
 from .packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
 from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
+from .recomputation import recomputed_levels, run
 from .registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 #: Padding mode of convolutions.
 Padding = Literal['zeros', 'reflect']
-Maps = TypeVar('Maps', Tensor, tuple[Tensor, ...])
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -90,8 +89,8 @@ class UTAEEncoder(nn.Module):
             parameters for missing bands.
         batch_norm: BatchNorm after the temporal attention, as published.
         dropout: Dropout after the temporal attention.
-        checkpointing: Whether to recompute the maps of single dates at the two finest levels in
-            the backward pass.
+        checkpointing: Number of finest levels whose maps of single dates are recomputed in the backward
+            pass; True for two. Unless it is 0, sums over the dates are recomputed too.
     """
 
     def __init__(
@@ -105,10 +104,10 @@ class UTAEEncoder(nn.Module):
         padding_mode: Padding = 'zeros',
         batch_norm: bool = False,
         dropout: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: bool | int = False,
     ) -> None:
         super().__init__()
-        self.channels, self.checkpointing = tuple(widths), checkpointing
+        self.channels, self.recomputed = tuple(widths), recomputed_levels(checkpointing)
         self.strides = tuple(2**level for level in range(len(widths)))
         first = functools.partial(BandConv2d, learn=padding_mode == 'zeros')
         self.in_conv = nn.Sequential(
@@ -147,27 +146,19 @@ class UTAEEncoder(nn.Module):
         *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
         coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
-        sums = functools.partial(self._run, self.sums)
+        sums = functools.partial(run, self.sums, recompute=self.recomputed > 0)
         maps = [_collapse_blocks(level, packed_weights, seen, index, valid, sums) for level in finer]
         return [*maps, coarse], weights
 
     def _pyramid(self, block: Float[Tensor, 's c h w']) -> list[Tensor]:
         """Return the maps of S images of single dates, fine to coarse."""
-        pyramid = list(self._run(self._finest, block))
-        for down in self.down_blocks[1:]:
-            pyramid.append(down(pyramid[-1]))
+        pyramid: list[Tensor] = []
+        for level, layer in enumerate((self._finest, *self.down_blocks)):
+            pyramid.append(run(layer, pyramid[-1] if pyramid else block, recompute=level < self.recomputed))
         return pyramid
 
-    def _finest(self, block: Float[Tensor, 's c h w']) -> tuple[Tensor, ...]:
-        """Return the first two maps, or the only one."""
-        x = self.in_conv(block.contiguous(memory_format=torch.channels_last))
-        return x, *(down(x) for down in self.down_blocks[:1])
-
-    def _run(self, function: Callable[..., Maps], *args: Any) -> Maps:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return function(*args)
-        result: Maps = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-        return result
+    def _finest(self, block: Float[Tensor, 's c h w']) -> Float[Tensor, 's d h w']:
+        return self.in_conv(block.contiguous(memory_format=torch.channels_last))
 
 
 def attend(

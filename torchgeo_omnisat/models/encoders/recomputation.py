@@ -1,0 +1,84 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Activation checkpointing by level: features are recomputed in the backward pass instead of kept.
+
+After Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), as implemented by PyTorch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models import FeatureListNet
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+#: Levels of time series that ``checkpointing=True`` recomputes.
+DEFAULT_LEVELS = 2
+
+
+def recomputed_levels(checkpointing: bool | int) -> int:
+    """Return the number of finest levels to recompute.
+
+    Args:
+        checkpointing: The number, or True for :data:`DEFAULT_LEVELS`.
+
+    Raises:
+        ValueError: If it is neither a bool nor a number of levels.
+    """
+    if isinstance(checkpointing, bool):
+        return DEFAULT_LEVELS if checkpointing else 0
+    if not isinstance(checkpointing, int) or checkpointing < 0:
+        raise ValueError(f'checkpointing is {checkpointing!r}, expected true, false or the number of finest levels')
+    return checkpointing
+
+
+def run[T: (Tensor, tuple[Tensor, ...])](function: Callable[..., T], *args: Any, recompute: bool) -> T:
+    """Call a function without randomness; its intermediate results are not kept if it is recomputed."""
+    if not (recompute and torch.is_grad_enabled()):
+        return function(*args)
+    result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+class RecomputedStages(FeatureListNet):
+    """Feature pyramid of a timm backbone whose finest stages are recomputed in the backward pass."""
+
+    #: Number of stages.
+    levels: int
+
+    @classmethod
+    def of(cls, backbone: Any, levels: int) -> 'RecomputedStages':
+        """Convert a backbone in place.
+
+        Raises:
+            ValueError: If timm does not build it from a sequence of stages.
+        """
+        if type(backbone) is not FeatureListNet:
+            raise ValueError(
+                f'checkpointing is {levels}, but timm does not divide this backbone into stages, expected 0 or a '
+                'ResNet or ConvNeXt'
+            )
+        found: Any = backbone
+        found.__class__, found.levels = cls, levels
+        converted: RecomputedStages = found
+        return converted
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """Return the maps of images, fine to coarse."""
+        maps: list[Tensor] = []
+        stage: list[Any] = []
+        for name, module in self.items():
+            stage.append(module)
+            if name in self.return_layers:
+                x = run(_apply, x, *stage, recompute=len(maps) < self.levels)
+                maps.append(x)
+                stage = []
+        return maps
+
+
+def _apply(x: Tensor, *layers: Callable[[Tensor], Tensor]) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
