@@ -33,6 +33,7 @@ from .tasks.console.progress import EpochSummary
 from .utils.cli import errors
 from .utils.cli.console import brief_warnings, hide_noise, printable, say, use_utf8
 from .utils.cli.help import PlainHelpFormatter
+from .utils.plurals import counted
 from .utils.reading import load_config
 
 #: Default datamodule of the tasks of this package.
@@ -178,9 +179,9 @@ class OmniSatCLI(LightningCLI):
         if not self._ours or trainer.fast_dev_run:
             return
         epochs = trainer.max_epochs
-        length = 'until it is interrupted' if epochs in (None, -1) else f'{epochs} epochs'
+        length = 'until it is interrupted' if epochs in (None, -1) else counted(epochs, 'epoch')
         if trainer.max_steps > 0:
-            length = f'{trainer.max_steps} steps'
+            length = counted(trainer.max_steps, 'step')
         if self._brief:
             _, title, _ = self.model.validation_score()
             length = f'at most {length}, or until {PATIENCE} epochs have not improved the {title} of the validation'

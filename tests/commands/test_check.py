@@ -272,7 +272,7 @@ class TestCommand:
         write(tmp_path / 's2/a_20210501.tif', ramp(16, 16, 1))
         assert main(words) == 1
         out = capsys.readouterr().out
-        assert f"shape: {tmp_path}/s2/a_20210501.tif has 1 bands, expected 2 bands ['B04', 'B08'] as in" in out
+        assert f"shape: {tmp_path}/s2/a_20210501.tif has 1 band, expected 2 bands ['B04', 'B08'] as in" in out
         assert out.count('a_20210501.tif') == 1, 'a file is reported once, not tile by tile'
         (tmp_path / 's2/a_20210501.tif').unlink()
         write(tmp_path / 'other/crops.tif', np.full((16, 16), 7, np.uint8))

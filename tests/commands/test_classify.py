@@ -109,9 +109,9 @@ def test_pixel_with_two_classes_is_not_used(folder: Path, tmp_path: Path) -> Non
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert (pixels.columns.tolist(), pixels.classes.tolist()) == ([1, 2], [0, 1])
-    assert pixels.unused == ('1 of 3 labelled pixels have labels of different classes',)
+    assert pixels.unused == ('1 of 3 labelled pixels with labels of different classes',)
     frame.iloc[:2].to_file(tmp_path / 'one.gpkg')
-    with pytest.raises(ValueError, match=r'all 1 labelled pixels of .*one\.gpkg have labels of different classes'):
+    with pytest.raises(ValueError, match=r'every labelled pixel of .*one\.gpkg has labels of different classes'):
         read_labels(tmp_path / 'one.gpkg', EmbeddingMap([folder / 'map.tif']))
 
 
@@ -120,7 +120,7 @@ def test_points_outside_of_the_map_are_counted(folder: Path, tmp_path: Path) -> 
     frame = gpd.GeoDataFrame({'class': ['a', 'b', 'a', 'b']}, geometry=places, crs=UTM)
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
-    assert pixels.unused == ('2 of 4 points lie outside of the map',)
+    assert pixels.unused == ('2 of 4 points outside of the map',)
     squares = shapely.box(
         *np.array([[X, Y - 40, X + 20, Y], [X + 40, Y - 40, X + 60, Y], [X - 60, Y, X - 40, Y + 9]]).T
     )
@@ -128,7 +128,7 @@ def test_points_outside_of_the_map_are_counted(folder: Path, tmp_path: Path) -> 
     frame.to_file(tmp_path / 'b.gpkg')
     pixels = read_labels(tmp_path / 'b.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert len(pixels.rows) > 3
-    assert pixels.unused == ('1 of 3 geometries lie outside of the map',)
+    assert pixels.unused == ('1 of 3 geometries outside of the map',)
 
 
 def test_unused_labels_are_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_unused_labels_are_printed(folder: Path, tmp_path: Path, capsys: pytest.
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)  # of characters that the font lacks
         assert run(folder, labels=str(tmp_path / 'a.gpkg'), output='forest.tif') == 0
-    assert '4 of 60 points lie outside of the map' in capsys.readouterr().err.splitlines()
+    assert '4 of 60 points outside of the map' in capsys.readouterr().err.splitlines()
 
 
 def test_output_that_is_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_geometries_without_a_class_are_not_used(folder: Path, tmp_path: Path) -
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
     assert (pixels.labels, pixels.columns.tolist()) == (('a', 'b'), [0, 4])
-    assert pixels.unused == ('3 of 5 points have no class',)
+    assert pixels.unused == ('3 of 5 points without a class',)
 
 
 def test_rows_without_a_geometry_are_counted(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_rows_without_a_geometry_are_counted(folder: Path, tmp_path: Path) -> No
     frame = gpd.GeoDataFrame({'class': ['a', 'b', None, 'a', 'b']}, geometry=places, crs=UTM)
     frame.to_file(tmp_path / 'a.gpkg')
     pixels = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
-    assert pixels.unused == ('2 of 5 rows have no geometry', '1 of 5 points have no class')
+    assert pixels.unused == ('2 of 5 rows without a geometry', '1 of 5 points without a class')
 
 
 def test_inputs_are_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,8 +229,8 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         ('far.gpkg', [], ['far.gpkg extends from 65', 'within the map', 'EPSG:32631']),
         ('two.gpkg', [], ["['class', 'owner']", '--column']),
         ('points.gpkg', ['--column', 'crop'], ["['class']", "'crop'"]),
-        ('one.gpkg', [], ["'class'", "1 classes ['oak']", 'from 2']),
-        ('empty.gpkg', [], ['labelled pixels with an embedding', '0', '2 of 2 labelled pixels have no embedding']),
+        ('one.gpkg', [], ["'class'", "1 class ['oak']", 'from 2']),
+        ('empty.gpkg', [], ['labelled pixels with an embedding', '0', '2 of 2 labelled pixels without an embedding']),
         ('points.gpkg', ['--block', '5000'], ['one block of 5000 m', 'at least 2 blocks', '--block']),
         ('infinite.gpkg', [], ["'class'", 'infinite.gpkg']),
         ('missing.gpkg', [], ['missing.gpkg cannot be read']),

@@ -167,7 +167,7 @@ def test_what_they_agree_on_is_known(parts: dict[str, dict[str, Any]]) -> None:
         ({'dataset': 'EuroSAT'}, r"dataset is 'EuroSAT', expected class_path and init_args"),
         ({'dataset': {'class_path': 'torchgeo.datasets.NAIP'}}, r"'torchgeo.datasets.NAIP', expected a NonGeoDataset"),
         ({'splits': {'training': {}}}, r"splits has \['training'\], expected some of \['train', 'val', 'test'\]"),
-        ({'labels': ['a']}, r'there are 1 labels, expected one for each of 4 classes'),
+        ({'labels': ['a']}, r"labels are \['a'\], expected one for each of 4 classes"),
         ({'num_classes': None}, r'labels is None, and so is num_classes; expected the names of at least 2 classes'),
     ],
 )

@@ -160,10 +160,10 @@ def test_points_say_how_many_pixels_they_label(root: Path, capsys: Any, caplog: 
 @pytest.mark.parametrize(
     ('shapes', 'told', 'labelled'),
     [
-        ([shapely.Point(X + x, Y - 5) for x in (3, 6, 43)], r"1 pixel of 'train' contain points.*no label", 1),
+        ([shapely.Point(X + x, Y - 5) for x in (3, 6, 43)], r"no label for 1 pixel of 'train' with points", 1),
         (
             [shapely.box(X, Y - 80, X + x, Y) for x in (80, 40, 40)],
-            r"32 pixels of 'train' lie in polygons.*the last polygon",
+            r"32 pixels of 'train' in polygons.*the last polygon",
             64,
         ),
     ],

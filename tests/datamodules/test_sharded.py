@@ -197,7 +197,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ['shard', '--data=SyntheticLandscapesDataModule', '--data.num_tiles=5', '--data.size=8']
     words += ['--data.dates=[2,3]', f'--data.root={tmp_path / "landscapes"}', f'--output={tmp_path / "out"}']
     assert main(words) == 0
-    assert 'train: 3 samples in 1 files' in capsys.readouterr().out
+    assert 'train: 3 samples in 1 file\n' in capsys.readouterr().out
     data = ShardedDataModule(str(tmp_path / 'out'))
     data.setup('test')
     files = landscapes(tmp_path / 'landscapes')

@@ -271,7 +271,7 @@ class TestModalities:
         assert (dataset.ids, dataset.unseen) == (['10000', '10002'], ['10001'])
         for sample in (dataset[i] for i in range(len(dataset))):
             assert collate([sample], dataset.modalities)['valid_spot'].all()
-        with pytest.raises(FileNotFoundError, match=r"image.*\['spot'\].*1 samples.*'10003'"):
+        with pytest.raises(FileNotFoundError, match=r"image.*\['spot'\].*1 sample,.*'10003'"):
             PASTISMultimodal(root, folds=(2,), modalities=('spot',), missing='allow')
         assert PASTISMultimodal(root, modalities=('spot', 's2'), missing='allow').unseen == []
 

@@ -247,7 +247,7 @@ class TestSplits:
             dataset = load(own, split='train', modalities=('s2',), missing='allow')
         assert (dataset.names, dataset.unseen, len(dataset)) == ([NAMES[2]], [NAMES[1]], 1)
         assert load(own, split='train', missing='allow').unseen == []
-        with pytest.raises(FileNotFoundError, match=r"image.*\['s2'\].*1 samples"):
+        with pytest.raises(FileNotFoundError, match=r"image.*\['s2'\].*1 sample,"):
             load(own, split='train', modalities=('s2',), missing='allow', exclude=[NAMES[2]])
 
     def test_no_list(self, tree: Path) -> None:

@@ -257,7 +257,7 @@ class TestErrors:
         ('arguments', 'message'),
         [
             ({'probabilities': 'int8'}, "probabilities is 'int8', expected one of"),
-            ({'colors': ('red',)}, 'colors has 1 entries'),
+            ({'colors': ('red',)}, 'colors has 1 entry, expected'),
         ],
     )
     def test_arguments(self, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

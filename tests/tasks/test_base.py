@@ -183,7 +183,7 @@ class TestErrors:
         ('told', 'message'),
         [
             ({'backbone': 'resnet50'}, r"backbone is 'resnet50', expected one of \['omnisat_base', "),
-            ({'labels': ['a']}, 'there are 1 labels, expected one for each of 5 classes'),
+            ({'labels': ['a']}, "labels are ['a'], expected one for each of 5 classes"),
             ({'loss': 'focal'}, r"loss is 'focal', expected one of \['ce\+dice', 'ce'\]"),
             ({'modality_dropout': {'aerial': 0.1}}, r"p has \['aerial'\]"),
             ({'class_weights': [1.0, -1.0]}, 'class_weights is'),
@@ -206,13 +206,13 @@ class TestBlind:
         with pytest.warns(UserWarning, match=r"1 of 2 .*\['s2',") as said:
             predictions: Any = make_trainer(tmp_path).predict(task, loader)
         assert all(p['probabilities'].isfinite().all() for p in predictions)
-        assert len([w for w in said if 'none of the modalities' in str(w.message)]) == 1
+        assert len([w for w in said if 'without any of the modalities' in str(w.message)]) == 1
 
     def test_nothing_is_said_otherwise(self, tmp_path: Path) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
             make_trainer(tmp_path).predict(OmniSatSegmentation(**TOLD), make_loader([make_sample(0, ('spot',))]))
-        assert not [w for w in said if 'none of the modalities' in str(w.message)]
+        assert not [w for w in said if 'without any of the modalities' in str(w.message)]
 
 
 class TestOptimizer:

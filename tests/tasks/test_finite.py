@@ -225,7 +225,7 @@ class TestTraining:
 
     def test_nothing_observed_is_a_warning(self, tmp_path: Path) -> None:
         empty = [{k: v & False if k.startswith('valid_') else v for k, v in sample.items()} for sample in SAMPLES]
-        with pytest.warns(UserWarning, match='none of the modalities'):
+        with pytest.warns(UserWarning, match='without any of the modalities'):
             make_trainer(tmp_path, max_steps=1).fit(OmniSatSegmentation(**TOLD), make_loader(empty))
 
     def test_nan_is_not_saved(self, tmp_path: Path) -> None:

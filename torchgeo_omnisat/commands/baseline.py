@@ -37,6 +37,7 @@ from ..modality import Modality, subset_name
 from ..tasks.regression import value_metrics
 from ..tasks.supervised import classification_metrics
 from ..utils.cli.console import align, say
+from ..utils.plurals import counted
 from . import parsers
 from .data import data_parser, one_error, parse_data
 from .parsers import SYNTHETIC_ROOT
@@ -141,7 +142,7 @@ def score_classes(
     calendar = _calendar_of(train)
     features, target = _uniform_pixels(train, calendar, ignore_index, max_pixels, seed)
     if not len(target):
-        raise ValueError(f'no pixel of the {len(train)} training tiles has a label, expected some')
+        raise ValueError(f'no pixel of {counted(len(train), "training tile")} has a label, expected some')
     models = {MAJORITY: DummyClassifier()} | _classifiers(classifiers, len(target), seed)
     for model in models.values():
         _fit_quietly(model, features, target)
@@ -160,7 +161,7 @@ def score_classes(
             for metric in metrics[name].values():
                 metric.update(prediction, mask[labelled])
     if not scored:
-        raise ValueError(f'no pixel of the {len(test)} test tiles has a label, expected some')
+        raise ValueError(f'no pixel of {counted(len(test), "test tile")} has a label, expected some')
     scores = {name: {key: float(metric.compute()) for key, metric in each.items()} for name, each in metrics.items()}
     return PixelScores(scores, len(target), scored)
 
@@ -176,7 +177,7 @@ def score_values(train: Any, test: Any, max_pixels: int = 30000, seed: int = 0) 
     calendar = _calendar_of(train)
     x, y = _training_pixels(train, calendar, np.isfinite, max_pixels, seed)
     if not len(y):
-        raise ValueError(f'no pixel of the {len(train)} training tiles has a value, expected some')
+        raise ValueError(f'no pixel of {counted(len(train), "training tile")} has a value, expected some')
     size, batch = (128,), min(256, len(y))
     mlp = MLPRegressor(hidden_layer_sizes=size, alpha=0.01, batch_size=batch, learning_rate_init=2e-3, max_iter=15)
     pipeline = _standardised(mlp.set_params(random_state=seed))
@@ -192,7 +193,7 @@ def score_values(train: Any, test: Any, max_pixels: int = 30000, seed: int = 0) 
             for metric in metrics[name].values():
                 metric.update(torch.from_numpy(predict(found)), sample['mask'].flatten())
     if not metrics['mean']['R2'].total:
-        raise ValueError(f'no pixel of the {len(test)} test tiles has a value, expected some')
+        raise ValueError(f'no pixel of {counted(len(test), "test tile")} has a value, expected some')
     return {name: {key: float(metric.compute()) for key, metric in each.items()} for name, each in metrics.items()}
 
 
@@ -234,14 +235,17 @@ def _print_scores(words: Sequence[str]) -> int:
             [name for name in CLASSIFIERS if name.split()[-1].lower() in args.classifiers],
         )
     say(
-        f'Baselines of {origin}, trained on {found.trained} pixels, scored on the {found.scored} labelled pixels of '
-        f'the {split} split:'
+        f'Baselines of {origin}, trained on {counted(found.trained, "pixel")}, scored on '
+        f'{counted(found.scored, "labelled pixel")} of the {split} split:'
     )
     rows = [['', *METRICS.values()]]
     rows += [[name, *(f'{each[key]:.3f}' for key in METRICS)] for name, each in found.scores.items()]
     say(align(rows, '<>>>'))
     if found.trained < FEW:
-        say(f'{found.trained} training pixels are few: use a model only if `test` scores higher on this split')
+        say(
+            f'{counted(found.trained, "training pixel is", "training pixels are")} few: use a model only if `test` '
+            'scores higher on this split'
+        )
     return 0
 
 

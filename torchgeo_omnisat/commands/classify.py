@@ -25,6 +25,7 @@ from ..prediction.styles import write_raster_style
 from ..utils.atomic import naming_errors, publish, scratch_folder
 from ..utils.cli.console import align, printable, say
 from ..utils.figures import save_figure
+from ..utils.plurals import counted
 from . import parsers
 
 #: Extensions of the files beside the map: QGIS style, picture, scores of each class, and all scores.
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     vectors = embeddings.vectors(pixels.rows, pixels.columns)
     observed = np.isfinite(vectors[:, 0])
     if not observed.all():
-        unused.append(f'{int((~observed).sum())} of {len(observed)} labelled pixels have no embedding')
+        unused.append(f'{int((~observed).sum())} of {counted(len(observed), "labelled pixel")} without an embedding')
     for text in unused:
         say(text, error=True)
     pixels, vectors = pixels.select(observed), vectors[observed]

@@ -17,6 +17,7 @@ from ..inspection.plan import Plan, make_plan
 from ..inspection.sensors import Sensor, find_sensors, single_bands
 from ..utils.atomic import atomic_file
 from ..utils.cli.console import say
+from ..utils.plurals import counted
 from . import parsers
 
 #: Word in the comments of settings that the user must complete.
@@ -134,8 +135,9 @@ def _comments(plan: Plan, sensors: Sequence[Sensor], labels: Labels | None) -> d
         for name, count in labels.counts.items():
             key = name if labels.names is not None else _code(labels, name)
             where = {split: counts.get(name, 0) for split, counts in plan.counts.items()}
-            pixels = ', '.join(f'{split} {number}' for split, number in where.items())
-            comments[f'{start}.{listed}.{key}'] = f'{count} {labels.what}' + f'; pixels: {pixels}' * bool(pixels)
+            pixels = ', '.join(f'{split} {each}' for split, each in where.items())
+            number = counted(count, labels.what.removesuffix('s'))
+            comments[f'{start}.{listed}.{key}'] = f'{number}; pixels: {pixels}' if pixels else number
     return comments
 
 

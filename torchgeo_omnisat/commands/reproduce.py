@@ -19,6 +19,7 @@ from ..reproduction.runs import Machine, device_name
 from ..reproduction.study import CHECK, Study, make_study
 from ..utils.atomic import atomic_file
 from ..utils.cli.console import align, say
+from ..utils.plurals import counted
 from ..validation import check_data, table
 from . import parsers
 from .data import one_error
@@ -105,7 +106,7 @@ def describe_files(study: Study) -> str:
     whole = '' if study.complete or data.tiles is None else f'; not the whole dataset of {data.tiles} tiles'
     return '\n'.join(
         [
-            f'Data: {data.title} in {study.root}: {files} files, {size / 1e9:.2f} GB',
+            f'Data: {data.title} in {study.root}: {counted(files, "file")}, {size / 1e9:.2f} GB',
             f'Tiles of {study.first_split}: {tiles}{whole}',
             f'Sensors: {", ".join(f"{sensor} ({', '.join(names)})" for sensor, names in study.sensors.items())}',
             f'Protocol: {study.protocol}',
@@ -151,5 +152,5 @@ def is_sound(study: Study) -> bool:
         say(table(report))
         say(f'Files have problems, see {path}. Repair them, or continue with --no-check.')
         return False
-    say(f'Files: no problem in {sum(report.samples.values())} tiles')
+    say(f'Files: no problem in {counted(sum(report.samples.values()), "tile")}')
     return True

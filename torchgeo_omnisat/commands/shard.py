@@ -15,6 +15,7 @@ from ..datasets.common.arguments import SPLITS
 from ..datasets.shards import FILE, encode_sample, write_split
 from ..utils.atomic import atomic_folder
 from ..utils.cli.console import say
+from ..utils.plurals import counted
 from . import parsers
 from .data import data_parser, one_error, parse_data
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_error('shard'):
         shards = write(datamodule, args.output, args.megabytes)
     for split, lengths in shards.items():
-        say(f'{split}: {sum(lengths)} samples in {len(lengths)} files')
+        say(f'{split}: {counted(sum(lengths), "sample")} in {counted(len(lengths), "file")}')
     say(f'Wrote {args.output}, for --data ShardedDataModule --data.root {args.output}')
     return 0
 

@@ -20,6 +20,7 @@ from ..datasets.common.arguments import SPLITS, class_at, continuous_settings, n
 from ..datasets.shards import ShardedDataset, read_description
 from ..modality import as_modalities
 from ..utils.checks import EmptySplitError
+from ..utils.plurals import counted
 from .base import MultimodalDataModule
 from .common.sampling import Order
 from .common.statistics import settings_group
@@ -127,7 +128,7 @@ class MappedDataModule(MultimodalDataModule):
         place = SPLITS.index(split)
         drawn: list[int] = np.random.default_rng(0).permutation(count)[edges[place] : edges[place + 1]].tolist()
         if not drawn:
-            raise EmptySplitError(f'fractions {self.fractions} of {count} samples leave none for {split!r}')
+            raise EmptySplitError(f'fractions {self.fractions} of {counted(count, "sample")} leave none for {split!r}')
         return sorted(drawn)
 
     def whole_series(self, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def _check_description(description: Mapping[str, Any], root: str) -> None:
         for name, numbers in values.items():
             fits = isinstance(numbers, list) and len(numbers) == bands[name]
             if not fits or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
-                refuse(key, f'{bands[name]} finite numbers of {name!r}')
+                refuse(key, f'{counted(bands[name], "finite number")} of {name!r}')
             if key == 'std' and min(numbers) < 0:
                 refuse(key, 'no negative number')
 

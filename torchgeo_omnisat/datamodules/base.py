@@ -37,6 +37,7 @@ from ..transforms import (
 )
 from ..transforms.intensity import describe_not_simulated
 from ..utils.checks import check_choice, check_least
+from ..utils.plurals import counted
 from .common.plausibility import Guard, GuardMode, implausible_statistics, make_guard
 from .common.sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
 from .common.statistics import (
@@ -217,11 +218,12 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             reasons = Counter(', '.join(kinds[name]) for name in dataset.excluded)
             why = '; '.join(f'{count} {reason}' for reason, count in reasons.most_common())
             number, total = len(dataset.excluded), len(dataset.excluded) + len(dataset)
-            text = f'{number} of {total} samples of {split!r} are excluded by {self.exclude}' + f': {why}' * bool(why)
+            text = f'{self.exclude} excludes {number} of {counted(total, "sample")} of {split!r}'
+            text += f': {why}' * bool(why)
             if split == 'train' or not number:
                 rank_zero_info(text)
             else:
-                warnings.warn(f'{text}. Metrics are of the remaining {len(dataset)} samples', stacklevel=2)
+                warnings.warn(f'{text}. Metrics are of the remaining {counted(len(dataset), "sample")}', stacklevel=2)
 
     def selection(self, split: str) -> dict[str, Any]:
         """Return the arguments of the dataset that select ``'train'``, ``'val'`` or ``'test'``."""
@@ -330,7 +332,7 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             if names:
                 rank_zero_info(
                     f'{FILENAME} of {train.path} has statistics of {", ".join(names)} for other samples or settings '
-                    f'than these {len(groups)} samples: {then}'
+                    f'than those of {counted(len(groups), "sample")} here: {then}'
                 )
         for name, how in stale.items():
             rank_zero_info(

@@ -36,6 +36,7 @@ from ..modality import half_up
 from ..prediction import Tiling, area_loader, patch_pixels
 from ..transforms import Normalize
 from ..utils.checks import EmptySplitError, check_choice
+from ..utils.plurals import counted
 from ..utils.signatures import with_arguments_of
 from .base import LABELLED, Missing, MultimodalDataModule
 from .common.statistics import settings_group
@@ -474,7 +475,7 @@ class MultimodalGeoDataModule(RastersDataModule):
         unlike = unlike_files(self.labelled)
         if unlike:
             _, message = next(iter(unlike.values()))
-            more = f' (so do {len(unlike) - 1} more files)' if len(unlike) > 1 else ''
+            more = f' (as {counted(len(unlike) - 1, "more file")})' if len(unlike) > 1 else ''
             raise ValueError(message + more)
 
     def report_labels(self, splits: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice, check_least
+from ..utils.plurals import counted
 from .common.arguments import MISSING, parse_span
 from .common.integrity import SAMPLE, Part
 from .common.plotting import Composite, Palette, draw_any, plot_sample
@@ -200,7 +201,7 @@ def refuse_missing(lost: Sequence[Path], count: int) -> None:
     """Raise an error for samples without a file."""
     if lost:
         raise FileNotFoundError(
-            f'{lost[0]} does not exist, expected one for each of the {count} samples, of which {len(lost)} have none '
+            f'{lost[0]} does not exist, expected one for each of {counted(count, "sample")}, missing for {len(lost)} '
             "(missing='allow' treats them as not acquired)"
         )
 
@@ -217,13 +218,13 @@ def keep_seen[T](
     unseen = [name for name, flag in zip(ids, flags, strict=True) if not flag]
     if unseen and len(unseen) == len(samples):
         raise FileNotFoundError(
-            f'{where} has no image of {list(names)} of any of the {len(samples)} samples, of which {ids[0]!r} is the '
-            'first; expected modalities that some of them have'
+            f'{where} has no image of {list(names)} of any of {counted(len(samples), "sample")}, the first of which is '
+            f'{ids[0]!r}; expected modalities that some of them have'
         )
     if unseen:
         warnings.warn(
-            f'{len(unseen)} of {len(samples)} samples of {where} have no image of {list(names)} and are left out, '
-            f'{unseen[0]!r} among them',
+            f'{len(unseen)} of {counted(len(samples), "sample")} of {where} without an image of {list(names)}: left '
+            f'out, such as {unseen[0]!r}',
             stacklevel=3,
         )
     return [sample for sample, flag in zip(samples, flags, strict=True) if flag], unseen

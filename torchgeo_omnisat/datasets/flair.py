@@ -22,6 +22,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice
+from ..utils.plurals import counted
 from ..utils.reading import refuse_special
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
@@ -240,7 +241,7 @@ def open_super_area(area: SuperArea, dates: int) -> tuple[NDArray[Any], NDArray[
     arrays: list[NDArray[Any]] = []
     for path, bands in ((area.data, len(MODALITIES['s2'].bands)), (area.masks, 2)):
         size = f'{arrays[0].shape[2]}, {arrays[0].shape[3]}' if arrays else 'H, W'
-        expected = f'numbers ({dates}, {bands}, {size}): {dates} dates in {area.products.name}'
+        expected = f'numbers ({dates}, {bands}, {size}): {counted(dates, "date")} in {area.products.name}'
         array = open_array(path, expected)
         if array.ndim != 4 or array.shape[:2] != (dates, bands) or (arrays and array.shape[2:] != arrays[0].shape[2:]):
             raise ValueError(f'{path} has shape {array.shape}, expected {expected}')

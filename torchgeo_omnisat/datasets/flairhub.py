@@ -28,6 +28,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
 from ..utils.checks import check_choice
+from ..utils.plurals import counted
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset, PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
@@ -594,7 +595,9 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
         days = self._days[modality.name][area_of(str(files['patch_id']))]
         if len(days) != len(image):
             table = table_of(self.path, str(product.table))
-            raise ValueError(f'{files[product.name]} holds {len(image)} dates, expected {len(days)} as in {table}')
+            raise ValueError(
+                f'{files[product.name]} holds {counted(len(image), "date")}, expected {len(days)} as in {table}'
+            )
         clear = np.ones(len(days), dtype=bool)
         if modality.name == 's2' and self.modality_key_map[CLOUDS] in loaded:
             masks = loaded[self.modality_key_map[CLOUDS]].numpy()

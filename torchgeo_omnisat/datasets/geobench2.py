@@ -16,6 +16,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice, check_least
+from ..utils.plurals import counted
 from .base import MultimodalDataset, pick, tensors
 from .biomassters import seconds
 from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
@@ -221,9 +222,11 @@ class GeoBench2(MultimodalDataset):
             part, source = _one(inside, _PASTIS[name], entry), sources[name]
             days = parse_dates(part.fields.get('dates') or (), f'dates of {part.where}')
             shape = (len(days), len(source.modality.bands), *mask.shape)
-            image = part.array('data', f'{source.dtype} {shape}: {len(days)} dates')
+            image = part.array('data', f'{source.dtype} {shape}: {counted(len(days), "date")}')
             if image.shape != shape:
-                raise ValueError(f'{part.where} has shape {image.shape}, expected {shape}: {len(days)} dates')
+                raise ValueError(
+                    f'{part.where} has shape {image.shape}, expected {shape}: {counted(len(days), "date")}'
+                )
             frames = choose_dates(days, None, self.max_dates)
             values = measured(image[frames], source.dtype, source.nodata, part.path)
             sample |= self._series(name, values, days[frames])
@@ -234,7 +237,7 @@ class GeoBench2(MultimodalDataset):
         sample: Sample = {}
         biomass = [part for part in parts if part.fields.get('modality') == 'AGBM']
         if len(biomass) != 1:
-            raise ValueError(f'{entry.where} has {len(biomass)} files of biomass, expected one')
+            raise ValueError(f'{entry.where} has {counted(len(biomass), "file")} of biomass, expected one')
         values = measured(biomass[0].raster('biomass (1, H, W)'), 'float32', None, entry.path)
         sample['mask'] = torch.from_numpy(values[0])
         for name, modality in self.benchmark.modalities.items():
@@ -246,7 +249,7 @@ class GeoBench2(MultimodalDataset):
             if not len(frames):
                 continue
             chosen = [months[sorted(months)[frame]] for frame in frames]
-            images = [part.raster(f'{len(modality.bands)} bands') for part in chosen]
+            images = [part.raster(counted(len(modality.bands), 'band')) for part in chosen]
             shape = (len(modality.bands), *values.shape[1:])
             wrong = [image.shape for image in images if len(image) < shape[0] or image.shape[1:] != shape[1:]]
             if wrong:
@@ -262,7 +265,7 @@ class GeoBench2(MultimodalDataset):
         inside, sample = {part.id: part for part in parts}, cast(Sample, {})
         for name in self.modalities:
             part = _one(inside, name, entry)
-            stored = part.raster(f'{len(self.benchmark.modalities[name].bands)} bands')
+            stored = part.raster(counted(len(self.benchmark.modalities[name].bands), 'band'))
             every = self.benchmark.modalities[name]
             side = every.pixels(EXTENT)
             if name == 'aerial' and stored.shape[1:] == (side + 2 * MARGIN,) * 2:

@@ -25,6 +25,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, half_up
+from ..utils.plurals import counted
 from ..utils.signatures import refuse_unexpected, with_arguments_of
 from .base import PublishedDataset, bounds_of, keep_seen, pick, refuse_missing, tensors
 from .common.arguments import SPLITS, choose_modalities, leave_out, not_found, select_bands
@@ -398,8 +399,9 @@ class PASTISMultimodal(PublishedDataset):
         days = self._days(patch, source)
         ground = tuple(half_up(side * self.label_gsd / modality.gsd) for side in size)
         shape = (len(days), len(bands), *ground) if modality.temporal else (len(bands), *ground)
-        expected = f'{source.dtype} {shape}: ' + (f'{len(days)} dates in {self.index}, ' if modality.temporal else '')
-        expected += f'{len(bands)} bands, and {modality.gsd} m pixels on the ground of its labels'
+        dates = f'{counted(len(days), "date")} in {self.index}, ' if modality.temporal else ''
+        expected = f'{source.dtype} {shape}: {dates}{counted(len(bands), "band")}, '
+        expected += f'and {modality.gsd} m pixels on the ground of its labels'
         if modality.temporal:
             frames = choose_dates(days, self._span, self.max_dates)
             if len(frames) == 0:
@@ -453,8 +455,8 @@ class PASTISMultimodal(PublishedDataset):
         lost = [path for patch in self.patches if not (path := self._file(self.parcels, patch)).is_file()]
         if lost:
             raise FileNotFoundError(
-                f'{lost[0]} does not exist, expected the parcels of each of the {len(self.patches)} patches for '
-                f'instances=True, of which {len(lost)} have none{self._missing_instances}'
+                f'{lost[0]} does not exist, expected the parcels of each patch for instances=True (missing for '
+                f'{len(lost)} of {len(self.patches)}){self._missing_instances}'
             )
 
     def _in_span(self, patch: PASTISPatch, source: SensorFiles) -> bool:

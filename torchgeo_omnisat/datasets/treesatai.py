@@ -27,6 +27,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_choice
+from ..utils.plurals import counted
 from ..utils.reading import refuse_special
 from ..utils.signatures import with_arguments_of
 from ..utils.tensors.observed import MAX_RAW
@@ -289,7 +290,7 @@ def images_of(file: h5py.File, name: str, count: int, extent: float, path: Path)
     side = modality.pixels(extent)
     shape, dataset = (count, len(modality.bands), side, side), dataset_of(file, key)
     if dataset.shape != shape or dataset.dtype.kind not in 'iuf':
-        what = f'{count} products of {shape[1]} bands and {side} by {side} pixels'
+        what = f'{counted(count, "product")} of {counted(shape[1], "band")} and {side} by {side} pixels'
         raise ValueError(f'{key} of {path} is {dataset.dtype} {dataset.shape}, expected {shape}: {what}')
     return dataset
 
@@ -563,8 +564,8 @@ class TreeSatAITimeSeries(PublishedDataset):
         unlabelled = [name for name in self.names if name not in self.shares]
         if unlabelled:
             raise ValueError(
-                f'{self.path / LABELS} has no entry for {unlabelled[0]!r}, expected one for each of the '
-                f'{len(self.names)} plots, of which {len(unlabelled)} have none'
+                f'{self.path / LABELS} has no entry for {unlabelled[0]!r}, expected one for each plot (missing for '
+                f'{len(unlabelled)} of {len(self.names)})'
             )
         for name in self.modalities if self.missing == 'error' else ():
             place = self._series_file if name in SERIES else self._aerial_file

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..utils.atomic import atomic_file
 from ..utils.cli.console import abbreviate, align
 from ..utils.figures import plain_text
+from ..utils.plurals import counted
 from .subsets import SubsetRow
 
 #: Maximum number of classes and of subsets in a table on the console.
@@ -84,7 +85,7 @@ def format_classes(rows: Sequence[ClassRow], unit: str) -> str:
             cells.append([abbreviate(row.label, 32), f'{row.amount:,}', *(_score(score) for score in scores)])
     lines = [align(cells, '<>>>>>')]
     if len(there) > len(often):
-        lines.append(f'... {len(there) - len(often)} less frequent classes: see classes.csv')
+        lines.append(f'... {counted(len(there) - len(often), "less frequent class")}: see classes.csv')
     if len(rows) > len(there):
         names = abbreviate(', '.join(row.label for row in rows if not (row.amount or row.predicted)), 80)
         lines.append(f'neither in the labels nor predicted: {names}')
@@ -99,7 +100,9 @@ def format_subsets(rows: Sequence[SubsetRow]) -> str:
     cells = [['sensors', *(metric_title(column) for column in rows[0].scores), 'samples']]
     cells += [[row.subset, *(_score(score) for score in row.scores.values()), f'{row.samples:,}'] for row in kept]
     text = align(cells, '<' + '>' * (len(cells[0]) - 1))
-    return text + (f'\n... {len(rows) - len(kept)} more subsets: see subsets.csv' if len(rows) > len(kept) else '')
+    return text + (
+        f'\n... {counted(len(rows) - len(kept), "more subset")}: see subsets.csv' if len(rows) > len(kept) else ''
+    )
 
 
 def write_classes(rows: Sequence[ClassRow], path: Path, unit: str) -> None:

@@ -16,6 +16,7 @@ from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
 from ..datasets.geo.polygons import DEGREES, METRIC, TABLES, VECTORS, read_geometries
 from ..datasets.io.opening import open_raster
+from ..utils.plurals import counted
 from .files import RASTERS, select
 from .sensors import Ask
 
@@ -231,7 +232,9 @@ def _named(
     if len(listed) < len(counts):
         mask['other'] = 'other classes'
         found['other classes'] = sum(counts[code] for code in counts if code not in listed)
-        notes['other'] = f'{len(counts) - len(listed)} classes with less than {min(counts[c] for c in listed)} {what}'
+        notes['other'] = (
+            f'{counted(len(counts) - len(listed), "class")} with less than {min(counts[c] for c in listed)} {what}'
+        )
     elif not are_names and names is None:
         notes['classes'] = 'FILL IN the names of the codes, if you like'
     return Labels(mask, None, found, what, notes, files, sparse)

@@ -14,6 +14,7 @@ from ..datamodules import MultimodalGeoDataModule
 from ..datasets.common.arguments import SPLITS
 from ..datasets.rasters.georeference import crs_code
 from ..utils.checks import EmptySplitError
+from ..utils.plurals import counted
 from .labels import Labels
 from .sensors import Sensor, nice_gsd
 from .splits import choose_split, count_blocks, describe
@@ -176,7 +177,7 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
     plan.data |= {'length': min(max(100, tiles), 2000), 'batch_size': 4}
     size = 'small' if 0.6 * number > MANY else 'tiny'
     plan.model = {'backbone': f'omnisat_{size}'}
-    plan.notes['model.backbone'] = f'for about {number} labelled pixels'
+    plan.notes['model.backbone'] = f'for about {counted(number, "labelled pixel")}'
 
 
 def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | None) -> None:
@@ -195,7 +196,7 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     }
     plan.model['backbone_args'] |= {'embed_dim': 128, 'depth': 0}
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}
-    plan.notes['model.backbone'] = f'preset few, for about {number} labelled pixels'
+    plan.notes['model.backbone'] = f'preset few, for about {counted(number, "labelled pixel")}'
     if all(sensor.temporal for sensor in used):
         plan.model |= {'loss': 'ce', 'experts': False}
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
@@ -206,7 +207,8 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     else:
         plan.data |= {'length': 200, 'batch_size': 8}
     plan.warnings.append(
-        f'{number} labelled pixels are few, and a random forest may score higher: compare with the command baseline'
+        f'{counted(number, "labelled pixel is", "labelled pixels are")} few, and a random forest may score higher: '
+        'compare with the command baseline'
     )
     if len(used) < len(sensors):
         plan.data['modalities'] = [sensor.name for sensor in used]

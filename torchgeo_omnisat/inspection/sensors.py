@@ -23,6 +23,7 @@ from ..datasets.rasters.products import TERRAIN, archive_files
 from ..datasets.rasters.sentinel import Sentinel1TimeSeries
 from ..datasets.rasters.timeseries import RasterTimeSeries
 from ..modality import Kind, Modality, Unit
+from ..utils.plurals import counted
 from ..utils.reading import load_json
 from .facts import PLANET, kind_of, sample_values, sensor_of, states_nodata, unit_of
 from .files import DATES, RASTERS, common_folder, select
@@ -201,7 +202,9 @@ def _sentinel2(settings: dict[str, Any], files: list[str], scenes: Sequence[Sequ
         notes['clouds'] = 'scene classification: shadow, clouds and cirrus become nodata'
     incomplete = sum(found != common for found in names)
     if incomplete:
-        notes['bands'] = f'those that all {len(names)} scenes have; {incomplete} scenes have more'
+        notes['bands'] = (
+            f'those that all {len(names)} scenes have; {counted(incomplete, "scene has", "scenes have")} more'
+        )
     return Sensor('s2', settings, notes, files)
 
 
@@ -261,7 +264,10 @@ def _groups(root: Path, files: list[str], notes: list[str]) -> tuple[dict[Group,
     headers = {file: _header(root, file) for file in files if file.lower().endswith(RASTERS)}
     unreadable = [file for file, header in headers.items() if header is None]
     if unreadable:
-        notes.append(f'{len(unreadable)} rasters cannot be read or have no georeference, such as {unreadable[0]}')
+        notes.append(
+            counted(len(unreadable), 'raster cannot be read or has', 'rasters cannot be read or have')
+            + f' no georeference, such as {unreadable[0]}'
+        )
     known = {file: header for file, header in headers.items() if header is not None}
     several = {str(PurePosixPath(file).parent) for file, header in known.items() if len(header.dtypes) > 1}
     beside = [
@@ -273,7 +279,7 @@ def _groups(root: Path, files: list[str], notes: list[str]) -> tuple[dict[Group,
     ]
     beside += [file for file in known if re.search(r'udm2?\b|_udm', PurePosixPath(file).stem) and file not in beside]
     if beside:
-        notes.append(f'{len(beside)} masks or previews beside images are not read, such as {beside[0]}')
+        notes.append(f'masks or previews beside images such as {beside[0]} ({len(beside)} in total) are not read')
     found: dict[Group, list[str]] = defaultdict(list)
     for file, header in known.items():
         if file not in beside:
@@ -319,8 +325,8 @@ def _of_group(root: Path, group: Group, files: list[str], every: Sequence[str]) 
         settings['stack'] = {'dates': [f'{month:02d}-01' for month in range(1, 13)], 'bands': bands}
         settings |= pattern
         notes['stack'] = (
-            f'FILL IN: taken as {count} bands of each of 12 months, month by month; order: band-date if all months of '
-            'a band come first; bands names them'
+            f'FILL IN: taken as {counted(count, "band")} of each of 12 months, month by month; order: band-date if all '
+            'months of a band come first; bands names them'
         )
     else:
         settings |= pattern if len(days) > 1 else {}
@@ -328,7 +334,7 @@ def _of_group(root: Path, group: Group, files: list[str], every: Sequence[str]) 
             settings['temporal'] = False
         lost = len(files) - sum(_day(PurePosixPath(file).name, pattern) is not None for file in files)
         if len(days) > 1 and lost:
-            notes['path'] = f'FILL IN: {lost} of {len(files)} file names have no date and are not read'
+            notes['path'] = f'FILL IN: {lost} of {len(files)} files without a date in the name, not read'
         if len(days) < 2 and len(files) > 1:
             series = 'FILL IN: ' if group.sensor in ('s1', 's2') else ''
             notes['temporal'] = (
@@ -487,7 +493,8 @@ def _summary(sensor: Sensor, dataset: Any) -> str:
     bands = sensor.modality.bands
     listed = ' '.join(bands) if len(bands) <= 13 else f'{len(bands)} bands {bands[0]} to {bands[-1]}'
     days = np.unique(days_of(dataset.index)).astype('datetime64[D]')
-    dates = f'{len(days)} dates from {days[0]} to {days[-1]}' if sensor.temporal else 'one image'
+    span = f'{days[0]} to {days[-1]}' if len(days) > 1 else f'{days[0]}'
+    dates = f'{counted(len(days), "date")} from {span}' if sensor.temporal else 'one image'
     crs = dataset.crs.to_authority()
     code = ':'.join(crs) if crs else dataset.crs.name
-    return f'{len(sensor.files)} files, {dates}, {listed}, {sensor.gsd:g} m, {code}'
+    return f'{counted(len(sensor.files), "file")}, {dates}, {listed}, {sensor.gsd:g} m, {code}'

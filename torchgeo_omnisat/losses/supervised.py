@@ -12,6 +12,7 @@ from segmentation_models_pytorch.losses._functional import soft_dice_score
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 
+from ..utils.plurals import counted
 from ..utils.tensors.devices import require
 
 
@@ -102,7 +103,8 @@ class CrossEntropyDice(nn.Module):
         classes = logits.shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise ValueError(
-                f'class_weights has {len(self.class_weights)} entries, expected one for each of {classes} classes'
+                f'class_weights has {counted(len(self.class_weights), "entry")}, expected one for each of '
+                f'{counted(classes, "class")}'
             )
         labelled = torch.ones_like(mask, dtype=torch.bool) if self.ignore_index is None else mask != self.ignore_index
         invalid = labelled & ((mask < 0) | (mask >= classes))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..modality import half_up
+from ..utils.plurals import counted
 from .omnisat import OmniSat, OmniSatOutput
 from .segmentation import Decoder, MeanSkip, maps_near, resize
 
@@ -93,8 +94,8 @@ class ProjectedEmbedding(nn.Module):
         features = dense_features(backbone, out, size or pixels_of(out.extent, self.gsd)).float()
         if features.shape[1] != len(self.mean):
             raise ValueError(
-                f'the backbone has {features.shape[1]} features, expected {len(self.mean)} as in the projection: '
-                'remove its file to fit it again'
+                f'the backbone has {counted(features.shape[1], "feature")}, expected {len(self.mean)} as in the '
+                'projection: remove its file to fit it again'
             )
         standardised = (features - self.mean[:, None, None]) / self.scale[:, None, None]
         return F.normalize(torch.einsum('bfhw,df->bdhw', standardised, self.components), dim=1)

@@ -35,6 +35,7 @@ from ..utils.atomic import atomic_file
 from ..utils.checks import check_choice
 from ..utils.cli.console import abbreviate, printable
 from ..utils.figures import plain_text
+from ..utils.plurals import counted
 from ..utils.tensors.observed import observed
 from .tiling import Window
 
@@ -251,7 +252,9 @@ def class_colors(count: int, colors: Sequence[Any] | None = None) -> Colors:
         wheel = colormaps['tab10' if count <= 10 else 'tab20'] if count <= 20 else colormaps['gist_rainbow']
         colors = [wheel(index if count <= 20 else index / (count - 1)) for index in range(count)]
     if len(colors) != count:
-        raise ValueError(f'colors has {len(colors)} entries, expected one for each of {count} classes')
+        raise ValueError(
+            f'colors has {counted(len(colors), "entry")}, expected one for each of {counted(count, "class")}'
+        )
     return np.rint(255 * np.array([to_rgb(color) for color in colors])).astype(np.uint8)
 
 

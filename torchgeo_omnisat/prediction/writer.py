@@ -36,6 +36,7 @@ from ..grid import Grid
 from ..utils.atomic import atomic_file, hidden_name, naming_errors, publish
 from ..utils.checks import check_output_files
 from ..utils.figures import save_figure
+from ..utils.plurals import counted
 from .fields.outlines import check_fields_output, write_fields
 from .fields.segmentation import FieldOptions, segment_map
 from .raster import MapBands, Precision, TileFolder, class_colors, draw_overview, write_map
@@ -449,14 +450,14 @@ class GeoTIFFWriter(BasePredictionWriter):
         self._work = WorkFolder(output, trainer.strategy.broadcast(self._key()))
         self._work.open(trainer.is_global_zero, trainer.global_rank)
         if trainer.is_global_zero and (damaged := self._work.drop_damaged(self._shape)):
-            rank_zero_warn(f'{len(damaged)} strips of an earlier run of {output} are damaged and predicted again')
+            rank_zero_warn(f'{counted(len(damaged), "damaged strip")} of an earlier run of {output}: predicted again')
         done = self._work.done()
         strips = self._tiling.strips()
         missing = trainer.strategy.broadcast([strip for strip in strips if strip not in done])
         self._shares = [share(missing or strips[-1:], rank, trainer.world_size) for rank in range(trainer.world_size)]
         self._strips = self._shares[trainer.global_rank]
         if len(missing) < len(strips):
-            rank_zero_info(f'{output}: {len(missing)} of {len(strips)} strips are left to predict')
+            rank_zero_info(f'{output}: {len(missing)} of {counted(len(strips), "strip")} left to predict')
         if trainer.is_global_zero and (foreign := unlisted_files(output, self._beside(output))):
             rank_zero_warn(
                 f'{[str(path) for path in foreign]} will be replaced with {output}, but the map does not list them as '
@@ -543,7 +544,7 @@ class GeoTIFFWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the strips of all ranks on rank 0."""
         if self._tiles is not None:
-            rank_zero_info(f'Written: {len(self._tiles.ids)} tiles in {self._tiles.path}')
+            rank_zero_info(f'Written: {counted(len(self._tiles.ids), "tile")} in {self._tiles.path}')
             return
         assert self._bar is not None
         assert self._work is not None
@@ -749,7 +750,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         )
         small, large = table.removed
         rank_zero_info(
-            f'{count} fields; removed {small} below {options.smallest:g} ha, {large} above {options.largest:g} ha'
+            f'{counted(count, "field")}; removed {small} below {options.smallest:g} ha, {large} above '
+            f'{options.largest:g} ha'
         )
         results = [(temporary, output)]
         if self.styles:

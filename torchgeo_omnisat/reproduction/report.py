@@ -23,6 +23,7 @@ from ..tasks.backbone import export_hub
 from ..utils.atomic import atomic_file
 from ..utils.cli.console import table_cell
 from ..utils.figures import plain_text
+from ..utils.plurals import counted
 from .published import verdict
 from .runs import CONFUSION, MODEL, circumstances
 from .scores import SCORES, Counts, mean_iou, overall_accuracy
@@ -145,9 +146,9 @@ def comparable(study: Study) -> str:
     if study.hashes:
         return f'the tiles are those of {study.lists}'
     if data.tiles is None:
-        return f'the number of tiles of the whole of {data.title} is not known here ({number} tiles were found)'
+        return f'the number of tiles of the whole of {data.title} is not known here (found: {number})'
     if not study.complete:
-        return f'the data are not the whole of {data.title} ({number} tiles, expected {data.tiles})'
+        return f'the data are not the whole of {data.title} ({counted(number, "tile")}, expected {data.tiles})'
     if data.summed and set(study.folds) != set(data.folds):
         return f'only the splits {", ".join(map(str, study.folds))} of {len(data.folds)} were evaluated'
     missing = sum(len(study.runs(row)) - len(done) for row, done in study.done().items())
@@ -293,9 +294,9 @@ def describe_training(results: Sequence[Mapping[str, Any]]) -> str:
             continue
         before = f', after {found["pretraining_steps"]} steps of pre-training' * bool(found['pretraining_steps'])
         lines.append(
-            f'- {found["model"]}: {found["steps"]} steps of {found["batch_size"]} tiles{before}; seeds '
-            f'{", ".join(map(str, found["seeds"]))}; {found["device_hours"]:.2f} hours of {found["device"]}; commit '
-            f'{found["commit"] or "unknown"}'
+            f'- {found["model"]}: {counted(found["steps"], "step")} of {counted(found["batch_size"], "tile")}{before}; '
+            f'seeds {", ".join(map(str, found["seeds"]))}; {found["device_hours"]:.2f} hours of {found["device"]}; '
+            f'commit {found["commit"] or "unknown"}'
         )
     if not lines:
         return 'No model was trained.'

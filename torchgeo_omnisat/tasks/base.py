@@ -37,6 +37,7 @@ from ..transforms import Denormalize, Normalize
 from ..transforms.base import probability
 from ..utils.atomic import atomic_file
 from ..utils.figures import save_figure
+from ..utils.plurals import counted
 from ..utils.sharding import refuse_strategy, shard_task
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import readable
@@ -596,8 +597,8 @@ class OmniSatTask(BaseTask):
         if blind is not None and not self._warned_blind and (count := int(blind[0])):
             self._warned_blind = True
             warnings.warn(
-                f'{count} of {blind[1]} samples have none of the modalities {list(self.modalities)}: their output does '
-                'not depend on any image (this warning is issued once)',
+                f'{count} of {counted(blind[1], "sample")} without any of the modalities {list(self.modalities)}: the '
+                'output does not depend on any image (this warning is issued once)',
                 stacklevel=3,
             )
 

@@ -23,6 +23,7 @@ from torchgeo.datasets import DatasetNotFoundError
 from ..models.embedding import ProjectedEmbedding, any_observed, dense_features, pixels_of
 from ..utils.atomic import atomic_file
 from ..utils.checks import EmptySplitError
+from ..utils.plurals import counted
 
 #: Maximum number of tiles, and of pixels of each, on which components are fitted.
 TILES, PIXELS = 64, 512
@@ -132,7 +133,9 @@ def fit_projection(task: Any, datamodule: Any, dim: int, gsd: float) -> Projecti
     task.train(was_training)
     x = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
     if min(x.shape) < dim:
-        raise ValueError(f'{source} give {x.shape[0]} pixels of {x.shape[1]} features, expected at least dim, {dim}')
+        raise ValueError(
+            f'{source} give {counted(x.shape[0], "pixel")} of {x.shape[1]} features, expected at least dim, {dim}'
+        )
     mean, scale = (np.asarray(value, np.float32) for value in (x.mean(0), np.maximum(x.std(0), 1e-6)))
     components = PCA(dim, random_state=0).fit((x - mean) / scale).components_.astype(np.float32)
     return Projection(mean, scale, components, gsd, f'{dim} principal components of {len(x)} pixels of {source}')

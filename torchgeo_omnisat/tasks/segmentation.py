@@ -23,6 +23,7 @@ from ..models.omnisat import OmniSatOutput
 from ..models.segmentation import FieldHead, FieldMaps, resize
 from ..prediction import seen_bits
 from ..utils.checks import check_choice
+from ..utils.plurals import counted
 from ..utils.tensors.finite import refuse_output
 from .console.results import SMALLEST
 from .dense import FLIPS, DenseTask, flipped_back
@@ -180,7 +181,7 @@ class OmniSatSegmentation(DenseTask):
         """Return TorchGeo's metrics of semantic segmentation."""
         labels, classes = self.hparams['labels'], self.hparams['num_classes']
         if labels is not None and len(labels) != classes:
-            raise ValueError(f'there are {len(labels)} labels, expected one for each of {classes} classes: {labels}')
+            raise ValueError(f'labels are {labels}, expected one for each of {counted(classes, "class")}')
         ignored = self.hparams['ignore_index']
         return classification_metrics('multiclass', num_classes=classes, labels=labels, ignore_index=ignored)
 

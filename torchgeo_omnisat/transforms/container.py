@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from ..utils.plurals import counted
 from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, refuse_tensor
 from .ground import RandomDihedral
@@ -128,7 +129,10 @@ class MultimodalAugmentation(nn.Module):
         """
         refuse_tensor(self, batch)
         if params is not None and len(params) != len(self.steps):
-            raise ValueError(f'params has {len(params)} entries, expected one for each of {len(self.steps)} steps')
+            raise ValueError(
+                f'params has {counted(len(params), "entry")}, expected one for each of '
+                f'{counted(len(self.steps), "step")}'
+            )
         single = any(batch[m.valid_key].ndim == 1 for m in self.modalities.values() if m.valid_key in batch)
         batch = {key: value[None] for key, value in batch.items()} if single else dict(batch)
         drawn: list[Params | None] = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality, as_modalities
+from ..utils.plurals import counted
 from ..utils.tensors.observed import finite
 from .base import Modalities, refuse_tensor
 
@@ -140,7 +141,7 @@ def _per_band(statistics: BandValues, kind: str, modality: Modality) -> Tensor:
     if modality.name not in statistics:
         raise ValueError(f'{kind} has the modalities {sorted(statistics)}, expected {modality.name!r} too')
     values = torch.as_tensor(statistics[modality.name], dtype=torch.float32)
-    expected = f'expected {len(modality.bands)} finite numbers{" of at least 0" if kind == "std" else ""}'
+    expected = f'expected {counted(len(modality.bands), "finite number")}{" of at least 0" if kind == "std" else ""}'
     if (
         tuple(values.shape) != (len(modality.bands),)
         or not values.isfinite().all()

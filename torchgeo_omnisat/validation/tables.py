@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..datasets.common.integrity import Problem, Report
 from ..utils.cli.console import align
+from ..utils.plurals import counted
 
 #: Maximum number of printed lines of problems; the output file has all.
 ROWS = 50
@@ -106,7 +107,7 @@ def problem_table(report: Report, rows: int = ROWS) -> str:
             lines += [next(aligned)] if open_ else [head, next(aligned)]
             open_ = True
     if len(merged) > rows:
-        lines.append(f'... and {len(merged) - rows} more lines; --output FILE writes all')
+        lines.append(f'... and {counted(len(merged) - rows, "more line")}; --output FILE writes all')
     return '\n'.join(lines)
 
 
@@ -122,9 +123,9 @@ def summary(report: Report) -> str:
     counts = ', '.join(f'{count} {kind}' for kind, count in report.count().items()) or 'none'
     splits = ', '.join(f'{count} of {split!r}' for split, count in report.samples.items())
     warned = sum(problem.warning for problem in report.problems)
-    read = f'read {total} tiles ({splits})' if total else 'no tile could be read'
+    read = f'read {counted(total, "tile")} ({splits})' if total else 'no tile could be read'
     lines.append(f'{report.layout} in {report.root}: {read}.')
-    where = f'; in {len(report.samples_at_fault)} tiles' * bool(report.samples_at_fault)
+    where = f'; in {counted(len(report.samples_at_fault), "tile")}' * bool(report.samples_at_fault)
     lines.append(f'Problems: {counts}{where}. Warnings: {warned or "none"}.')
     return '\n'.join(lines)
 
@@ -175,7 +176,7 @@ def _level(warning: bool) -> str:
 
 
 def _tiles(count: int) -> str:
-    return f'{count} tile has' if count == 1 else f'{count} tiles have'
+    return counted(count, 'tile has', 'tiles have')
 
 
 def _percent(value: float) -> str:

@@ -149,7 +149,7 @@ def test_what_else_a_folder_holds_is_said(tmp_path: Path) -> None:
         with pytest.raises(DatasetNotFoundError, match=r'SAFE.*kind: sentinel2'):
             RasterTimeSeries(path)
     bands(tmp_path / 'c/a_20210601.tiff', 'B02')
-    with pytest.raises(DatasetNotFoundError, match=r"1 files '\*\.tiff': set filename_glob"):
+    with pytest.raises(DatasetNotFoundError, match=r"1 file '\*\.tiff': set filename_glob"):
         RasterTimeSeries(tmp_path / 'c')
 
 

@@ -92,7 +92,7 @@ def test_files_are_a_mosaic_in_which_the_first_wins(tmp_path: Path) -> None:
     ('image', 'settings', 'match'),
     [
         (np.zeros((4, 8, 8), np.uint8), {}, r'b.tif has 4 bands of uint8, expected an embedding'),
-        (np.zeros((1, 8, 8), np.float32), {}, r'b.tif has 1 bands of float32, expected an embedding'),
+        (np.zeros((1, 8, 8), np.float32), {}, r'b.tif has 1 band of float32, expected an embedding'),
         (np.zeros((7, 8, 8), np.float32), {}, r'b.tif has 7 dimensions, expected 8 as in .*a.tif'),
         (np.zeros((8, 8, 8), np.float32), {'crs': 'EPSG:32632'}, r'b.tif has the CRS EPSG:32632, expected EPSG:32631'),
         (np.zeros((8, 8, 8), np.float32), {'step': 20.0}, r'b.tif has pixels of 20, expected 10'),

@@ -27,6 +27,7 @@ from torchgeo.datasets.utils import Sample
 from ...grid import Grid
 from ...modality import Modality
 from ...utils.checks import EmptySplitError, check_choice
+from ...utils.plurals import counted
 from ...utils.tensors.coordinates import COORDINATES, centre_coordinates
 from ..base import MultimodalDataset, bounds_of
 from ..common.arguments import MISSING, SPLITS, leave_out
@@ -317,7 +318,10 @@ class ImageChips(MultimodalDataset):
         chips = sorted({chip for name in self.files for chip in groups[name]})
         self._rows = {chip: {name: rows[chip] for name, rows in groups.items() if chip in rows} for chip in chips}
         if self.masks is not None and (lost := sorted(set(groups['mask']) - set(chips))):
-            text = f'{len(lost)} of {len(groups["mask"])} masks have no image of their name, such as {lost[0]!r}'
+            text = (
+                f'{len(lost)} of {counted(len(groups["mask"]), "mask")} without an image of its name, such as '
+                f'{lost[0]!r}'
+            )
             if len(lost) == len(groups['mask']):
                 raise ValueError(
                     f'{text}, where images have names such as {chips[0]!r}: expected equal names; set filename_regex '
@@ -387,7 +391,7 @@ class ImageChips(MultimodalDataset):
         for chip, name, grid in every:
             (height, width), count = shapes[name].most_common(1)[0]
             if (grid.grid.height, grid.grid.width) != (height, width):
-                self._add_size_fault(chip, grid, f'{height} x {width} as {count} files of {name!r}', every)
+                self._add_size_fault(chip, grid, f'{height} x {width} as {counted(count, "file")} of {name!r}', every)
             rests = [abs(length - round(length / self.label_gsd) * self.label_gsd) for length in grid.size]
             if name == labelled and max(rests) > grid.gsd / 4:
                 text = (
@@ -432,13 +436,13 @@ class ImageChips(MultimodalDataset):
             if lost:
                 expected = self._expected_file(self._sources[source], lost[0])[0].path
                 raise FileNotFoundError(
-                    f'{expected} does not exist, expected one for each of the {len(self.ids)} chips of {split!r}, of '
-                    f'which {len(lost)} have none; leave them out of split, or list them by check --output and exclude'
+                    f'{expected} does not exist, expected one for each chip of {split!r} (missing for {len(lost)} of '
+                    f'{len(self.ids)}): leave them out of split, or list them by check --output and exclude'
                 )
 
     def _check_faults(self, name: str) -> None:
         if name in self.faults:
-            more = f' (as {len(self.faults) - 1} more chips)' if len(self.faults) > 1 else ''
+            more = f' (as {counted(len(self.faults) - 1, "more chip")})' if len(self.faults) > 1 else ''
             raise ValueError(self.faults[name][1] + more)
 
     def _checked(self, name: str, files: Sequence[Expected], read: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...utils.plurals import counted
 from ...utils.reading import load_json, refuse_special
 from ..common.arguments import SPLITS
 from .files import centres
@@ -81,8 +82,9 @@ def _by_fractions(
     sizes = np.bincount(groups)
     if len(sizes) < sum(fraction > 0 for fraction in fractions):
         raise ValueError(
-            f'split {list(fractions)} of {len(ids)} chips has {len(sizes)} groups of chips that are near each other, '
-            f'expected one at least for each split: set a smaller block than {block:g} m, group_by, or lists'
+            f'split {list(fractions)} of {counted(len(ids), "chip")} has {counted(len(sizes), "group")} of chips that '
+            f'are near each other, expected one at least for each split: set a smaller block than {block:g} m, '
+            'group_by, or lists'
         )
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]
@@ -114,7 +116,7 @@ def _groups(
             keys[index] = tuple(place)
         if not located.all():
             warnings.warn(
-                f'{int((~located).sum())} of {len(ids)} chips have no georeference, such as '
+                f'{int((~located).sum())} of {counted(len(ids), "chip")} without a georeference, such as '
                 f'{ids[int((~located).argmax())]!r}: each is assigned independently, so neighbours may be in '
                 'different splits; group_by of split keeps chips whose ids share some text in one split',
                 stacklevel=4,
@@ -150,7 +152,7 @@ def _warn_of_overlaps(parts: Mapping[str, Sequence[str]], ids: Sequence[str], sh
     if leaks:
         a, b = leaks[0]
         warnings.warn(
-            f'{len(leaks)} pairs of chips overlap on the ground but are in different splits, such as {a!r} in '
+            f'{counted(len(leaks), "pair")} of chips in different splits overlap on the ground, such as {a!r} in '
             f'{where[a]!r} and {b!r} in {where[b]!r}: scores will be too high',
             stacklevel=4,
         )

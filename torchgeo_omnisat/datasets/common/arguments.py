@@ -12,6 +12,7 @@ from typing import Any, Self, get_args
 from torchgeo.datasets import DatasetNotFoundError
 
 from ...modality import Kind, Modality, Unit
+from ...utils.plurals import counted
 from .series import parse_day
 
 #: Names of the splits, in the order of fractions, folders and files.
@@ -109,7 +110,7 @@ def name_classes(labels: Sequence[str] | None, count: int | None, least: int = 0
         raise ValueError(f'labels is None, and so is num_classes; expected the names of at least {least} classes')
     count = len(labels or ()) if count is None else count
     if labels is not None and len(labels) != count:
-        raise ValueError(f'there are {len(labels)} labels, expected one for each of {count} classes')
+        raise ValueError(f'labels are {list(labels)}, expected one for each of {counted(count, "class")}')
     if count < least:
         named = '' if labels is None else f' in labels {list(labels)}'
         raise ValueError(
@@ -142,7 +143,7 @@ def leave_out[T](
     dropped = set(exclude)
     kept = [sample for sample, name in zip(samples, ids, strict=True) if name not in dropped]
     if samples and not kept:
-        raise ValueError(f'exclude names all {len(ids)} samples of a split, expected it to leave some of {where}')
+        raise ValueError(f'exclude names every sample of a split ({len(ids)}), expected it to leave some of {where}')
     return kept, [name for name in ids if name in dropped]
 
 

@@ -24,6 +24,7 @@ from rasterio.errors import RasterioError
 from torch import Tensor
 
 from ...modality import Modality
+from ...utils.plurals import counted
 from ...utils.reading import load_json, refuse_special
 from ..io.opening import open_raster
 
@@ -320,8 +321,8 @@ def _compare(file: Expected, header: _Header, days: NDArray[np.int64] | None, da
         sizes = list(file.shape or header.shape)
         framed = len(header.shape) in (0, len(sizes))
         if framed and days is not None and dates is not None and header.shape[:1] != (len(days),):
-            held = f'{header.shape[0]} images' if header.shape else 'no series'
-            yield _fault(file.path, 'dates', f'holds {held}, but {dates.path.name} has {len(days)} dates')
+            held = counted(header.shape[0], 'image') if header.shape else 'no series'
+            yield _fault(file.path, 'dates', f'holds {held}, but {dates.path.name} has {counted(len(days), "date")}')
             sizes[:1] = header.shape[:1]
         fits = [want in (None, size) for want, size in zip(sizes, header.shape, strict=False)]
         if len(sizes) != len(header.shape) or not all(fits):

@@ -16,6 +16,7 @@ from rasterio.features import geometry_mask
 from torch import Tensor
 from tqdm import tqdm
 
+from ...utils.plurals import counted
 from ..geo.join import pixels
 from ..geo.tiles import GeoTiles
 from .classes import NO_LABEL, UNKNOWN
@@ -77,16 +78,16 @@ class LabelCounts:
     def summary(self, split: str) -> str:
         """Return one line with the labelled pixels of a split, in total and by class."""
         each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
-        read = f', {self.total_tiles} of {self.of} tiles read' if self.of else ''
-        counted = f'{self.labelled} of {self.total} pixels ' if self.unit == 'pixel' else 'tiles with each class '
-        return f'Labels of {split!r}{read}: {counted}({each})'
+        read = f', {self.total_tiles} of {counted(self.of, "tile")} read' if self.of else ''
+        what = f'{self.labelled} of {self.total} pixels ' if self.unit == 'pixel' else 'tiles with each class '
+        return f'Labels of {split!r}{read}: {what}({each})'
 
     def warnings(self, split: str, ignore_index: int | None = None) -> list[str]:
         """Return a warning for each problem of the labels of a split; in training, every class needs some."""
         said = []
         because = [
-            f'{self.ignored} pixels are {ignore_index}, which is ignore_index and no label: if it is a class, classes '
-            'in the mask maps it to its name'
+            f'{counted(self.ignored, "pixel is", "pixels are")} {ignore_index}, which is ignore_index and no label: if '
+            'it is a class, classes in the mask maps it to its name'
         ] * bool(self.ignored)
         because += [
             f'nodata of {path} is {nodata:g}, the number of class {name!r}: its pixels have no label'
@@ -100,11 +101,11 @@ class LabelCounts:
         elif self.nodata and split == 'train':
             said += because[-1:]
         if self.ambiguous:
-            pixels = f'{self.ambiguous} pixel{"s" * (self.ambiguous > 1)} of {split!r}'
+            pixels = counted(self.ambiguous, 'pixel')
             said.append(
-                f'{pixels} contain points of different classes and have no label'
+                f'no label for {pixels} of {split!r} with points of different classes'
                 if self.shapes == 'points'
-                else f'{pixels} lie in polygons of different classes: the last polygon in the file counts'
+                else f'{pixels} of {split!r} in polygons of different classes: the last polygon in the file counts'
             )
         return said
 
@@ -171,8 +172,8 @@ def count_tiles(
         elif 'label' in sample:
             counts.add_label(sample['label'], label_names)
     if strange:
-        listed = ', '.join(f'{value} ({number} pixels)' for value, number in strange.most_common(20))
-        read = f'the {len(chosen)} of {size} tiles that were read' if counts.of else f'{size} tiles'
+        listed = ', '.join(f'{value} ({counted(number, "pixel")})' for value, number in strange.most_common(20))
+        read = f'the {len(chosen)} of {size} tiles that were read' if counts.of else counted(size, 'tile')
         names = getattr(dataset, 'ids', [str(index) for index in range(size)])
         also = '' if ignore_index is None else f' or {ignore_index} for no label'
         raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from rasterio.errors import RasterioError
 
+from ...utils.plurals import counted
 from .opening import open_raster
 
 #: State of a file, which differs after it is changed: inode, size, modification and change time in ns.
@@ -134,12 +135,15 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
     newer = [(name, time) for name, _, time in found if time is not None and time > then.get('newest', 0)]
     size = sum(size or 0 for _, size, _ in found)
     if newer:
-        return f'{len(newer)} of {len(found)} files are newer, such as {max(newer, key=lambda one: one[1])[0]}'
+        return (
+            f'{len(newer)} of {counted(len(found), "file")} with a newer time, such as '
+            f'{max(newer, key=lambda one: one[1])[0]}'
+        )
     if then.get('count') != len(found):
-        return f'there were {then.get("count")} files, there are {len(found)}'
+        return f'number of files {len(found)}, before {then.get("count")}'
     if then.get('bytes') != size:
-        return f'the {len(found)} files had {then.get("bytes")} bytes, they have {size}'
-    return f'names or times of the {len(found)} files differ, as those of a copy do, or they were other samples'
+        return f'{counted(len(found), "file")} of {size} bytes, before {then.get("bytes")}'
+    return f'names or times of {counted(len(found), "file")} differ, as those of a copy do, or there were other samples'
 
 
 def list_data_files(root: str | Path, most: int = MAX_FILES) -> list[str]:

@@ -14,6 +14,7 @@ from rasterio.errors import RasterioError
 from rasterio.transform import from_gcps
 from rasterio.windows import Window
 
+from ...utils.plurals import counted
 from .opening import open_raster, sidecars
 
 #: Eight digits of a valid date.
@@ -190,7 +191,7 @@ def _contradict(header: Header, first: Header) -> bool:
 def _list(header: Header, skip_alpha: bool) -> str:
     numbers = header.numbers(skip_alpha)
     names = [header.descriptions[number - 1] for number in numbers]
-    return f'{len(numbers)} bands' + f' {names}' * any(names)
+    return counted(len(numbers), 'band') + f' {names}' * any(names)
 
 
 def describe_types(headers: Sequence[Header]) -> str:
@@ -202,7 +203,7 @@ def describe_types(headers: Sequence[Header]) -> str:
     others = [header for header in headers if _storage(header) != _storage(first)]
     if not others:
         return ''
-    more = f' and {len(others) - 1} more files' * (len(others) > 1)
+    more = f' and {counted(len(others) - 1, "more file")}' * (len(others) > 1)
     return (
         f'pixels are {first.dtypes[0]} in {first.path}, but {others[0].dtypes[0]} in {others[0].path}{more}: they are '
         'read unchanged, so all files must have the same unit'

@@ -25,6 +25,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from ...utils.checks import require_pyarrow
+from ...utils.plurals import counted
 from ...utils.reading import refuse_special
 from .files import MOST_VALUES
 
@@ -77,8 +78,8 @@ class Entry:
             with MemoryFile(self.read()) as memory, memory.open(driver='GTiff') as source:
                 if source.count * source.height * source.width > MOST_VALUES:
                     raise ValueError(
-                        f'{self.where} has {source.count} bands of {source.height} by {source.width} pixels, '
-                        f'expected {expected}'
+                        f'{self.where} has {counted(source.count, "band")} of {source.height} by {source.width} '
+                        f'pixels, expected {expected}'
                     )
                 found: NDArray[Any] = source.read()
         except RasterioError as error:

@@ -17,6 +17,7 @@ from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.windows import Window
 
+from ...utils.plurals import counted
 from ...utils.reading import refuse_special
 from ...utils.tensors.observed import MAX_RAW
 from ..io.decoding import Decoding, warn_of_huge_values
@@ -392,7 +393,9 @@ def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None
     if not len(days):
         raise ValueError(f'{name!r} of {path} has no date, expected at least one')
     if np.isnat(days).any():
-        raise ValueError(f'{name!r} of {path} lacks {np.isnat(days).sum()} of {len(days)} dates, expected all')
+        raise ValueError(
+            f'{name!r} of {path} lacks {np.isnat(days).sum()} of {counted(len(days), "date")}, expected all'
+        )
     return days
 
 

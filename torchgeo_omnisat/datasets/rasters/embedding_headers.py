@@ -21,6 +21,7 @@ from torchgeo.datasets import (
     TesseraEmbeddings,
 )
 
+from ...utils.plurals import counted
 from ...utils.tensors.quantization import NODATA, dequantize
 from ..io.decoding import Decoding
 from ..io.headers import Header, read_header
@@ -82,8 +83,8 @@ def describe_embedding(header: Header) -> EmbeddingHeader:
     kinds = {header.dtypes[number - 1] for number in bands}
     if len(bands) < 2 or len(kinds) != 1 or not (kinds == {'int8'} or np.dtype(min(kinds)).kind == 'f'):
         raise ValueError(
-            f'{path} has {len(bands)} bands of {", ".join(sorted(kinds))}, expected an embedding: int8 codes or floats '
-            'in at least 2 bands'
+            f'{path} has {counted(len(bands), "band")} of {", ".join(sorted(kinds))}, expected an embedding: int8 '
+            'codes or floats in at least 2 bands'
         )
     scales = scales_file(path)
     scheme: Scheme = 'float' if kinds != {'int8'} else 'power' if scales is None else 'scaled'

@@ -14,6 +14,7 @@ from pyproj import CRS
 from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import disambiguate_timestamp
 
+from ...utils.plurals import counted
 from ...utils.signatures import refuse_unexpected, with_arguments_of
 from ..io.decoding import Decoding
 from ..io.headers import Header
@@ -90,8 +91,9 @@ class EmbeddingRasters(RasterTimeSeries):
             count = len(self.all_bands or found.bands)
             if found.scheme not in self.schemes or len(found.bands) != count:
                 raise ValueError(
-                    f'{header.path} has {len(found.bands)} bands of {header.dtypes[0]}'
-                    f'{" with scales" * (found.scheme == "scaled")}, expected {count} of {self.product}'
+                    f'{header.path} has {counted(len(found.bands), "band")} of '
+                    f'{header.dtypes[0]}{" with scales" * (found.scheme == "scaled")}, expected {count} of '
+                    f'{self.product}'
                 )
         names = self.all_bands or tuple(f'B{number}' for number in self.embeddings[headers[0].path].bands)
         super()._name_bands(headers, bands)

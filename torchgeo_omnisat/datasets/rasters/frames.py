@@ -25,6 +25,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset, RasterDataset
 
 from ...grid import Grid
+from ...utils.plurals import counted
 from ..common.arguments import Settings
 from ..common.series import Merge, decibel_mean, finite_mean
 from ..io.decoding import Decoding, as_numbers, decode
@@ -254,7 +255,7 @@ def read_window(
             try:
                 bands = list(indexes or source.indexes)
                 if max(bands) > source.count:
-                    raise ValueError(f'it has {source.count} bands')
+                    raise ValueError(f'it has {counted(source.count, "band")}')
                 read = functools.partial(decode, source, bands, decoding=decoding)
                 if decoding.whole:
                     return _read_window(source, len(bands), *_whole_window(source, grid), read)

@@ -111,8 +111,8 @@ def describe_grids(headers: Sequence[Header], crs: Any) -> str:
         return ''
     count, example = sum(map(len, found.values())), next(iter(found.values()))[0]
     return (
-        f'{count} of {len(headers)} files are on another pixel grid than {first.path} ({", ".join(list(found)[:5])}, '
-        f'such as {example})'
+        f'{count} of {len(headers)} files on another pixel grid than {first.path} ({", ".join(list(found)[:5])}, such '
+        f'as {example})'
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from torchgeo.datasets.utils import find_files
 
+from ...utils.plurals import counted
+
 #: Product of Sentinel-2 in a path, and images of Sentinel-1 that are not terrain-corrected, in a product or alone.
 SENTINEL2 = re.compile(r'(?:^|/)(S2[A-D][^/]*\.SAFE)/', re.I)
 _SLANT_OR_GROUND_RANGE = re.compile(r'(?:^|[/\\])s1[a-d]-\w{2}\d?-(?:grd|slc)-[hv]{2}[^/\\]*\.tiff?$', re.I)
@@ -62,9 +64,12 @@ def describe_others(path: str, pattern: str) -> str:
         if ending.lower() in RASTERS and not pattern.endswith(ending)
     ]
     if found and found[0][0].lower() == '.nc':
-        return f' {path} holds {found[0][1]} NetCDF files: set kind: netcdf, or reader: netcdf beside another kind.'
+        return (
+            f' {path} holds {counted(found[0][1], "NetCDF file")}: set kind: netcdf, or reader: netcdf beside another '
+            'kind.'
+        )
     if found:
-        return f' {path} holds {found[0][1]} files {"*" + found[0][0]!r}: set filename_glob to that.'
+        return f' {path} holds {counted(found[0][1], "file")} {"*" + found[0][0]!r}: set filename_glob to that.'
     return ''
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.checks import check_choice
+from ...utils.plurals import counted
 from ..common.arguments import Settings
 from ..io.headers import DATE, Header
 
@@ -91,7 +92,8 @@ class Stack(Settings):
         if rest or (names and len(names) != count):
             bands = f' of the bands {list(names)}' * bool(names)
             raise ValueError(
-                f'{header.path} has {len(numbers)} bands, expected the {len(self.dates)} dates of stack{bands}'
+                f'{header.path} has {counted(len(numbers), "band")}, expected the {counted(len(self.dates), "date")} '
+                f'of stack{bands}'
             )
         self._refuse_dates(header, numbers, texts, count)
         orders = {ORDERS[0]: np.array(numbers).reshape(-1, count), ORDERS[1]: np.array(numbers).reshape(count, -1).T}

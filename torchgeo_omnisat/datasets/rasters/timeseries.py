@@ -25,6 +25,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from ...grid import Grid, metres
 from ...modality import Kind, Modality, Unit
 from ...utils.checks import check_least
+from ...utils.plurals import counted
 from ..base import tensors
 from ..common.arguments import state_facts
 from ..common.series import choose_dates
@@ -231,8 +232,8 @@ class RasterTimeSeries(RasterDataset):
         lost = [path for path in self.files if not pattern.match(os.path.basename(path))]
         if lost:
             warnings.warn(
-                f'{len(lost)} files of {self.name!r} are not read, such as {lost[0]}: filename_regex finds no date of '
-                'the calendar in their names; filename_glob chooses files',
+                f'files of {self.name!r} such as {lost[0]} ({len(lost)} in total) are not read: filename_regex finds '
+                'no date of the calendar in their names; filename_glob chooses files',
                 stacklevel=3,
             )
 
@@ -327,8 +328,8 @@ class RasterTimeSeries(RasterDataset):
         first = headers[0]
         if crs is None and (lost := [header.path for header in headers if header.crs is None]):
             raise ValueError(
-                f'{lost[0]} states no CRS, or a local one (LOCAL_CS), as do {len(lost)} of {len(headers)} files of '
-                f"{self.name!r}; expected a georeferenced raster, or crs in its settings, such as crs: 'EPSG:2154'"
+                f'{lost[0]} states no CRS, or a local one (LOCAL_CS; {len(lost)} of {counted(len(headers), "file")} of '
+                f"{self.name!r}); expected a georeferenced raster, or crs in its settings, such as crs: 'EPSG:2154'"
             )
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
             crs = CRS.from_user_input(first.crs if crs is None else crs)
@@ -422,7 +423,7 @@ class RasterTimeSeries(RasterDataset):
             counts = [found.numbers.shape[1] for found in (first, self.frames[header.path])]
             if stack.dates != DESCRIPTIONS and counts[0] != counts[1] and not missing:
                 raise ValueError(
-                    f'{header.path} has {counts[1]} bands of each date of stack, expected {counts[0]} as '
+                    f'{header.path} has {counted(counts[1], "band")} of each date of stack, expected {counts[0]} as '
                     f'{headers[0].path}: filename_glob chooses files'
                 )
             if missing and header is not headers[0]:

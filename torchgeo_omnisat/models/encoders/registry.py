@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from ..._moved import old_names
 from ...modality import Modality
+from ...utils.plurals import counted
 from ...utils.reading import load_config
 
 #: Encoder as a name, weights, a specification (see :func:`register_encoder`), a module, or a class or function that
@@ -101,7 +102,10 @@ class Origin(NamedTuple):
         """Return the description that ``fit`` prints."""
         if not self.tensors:
             return f'weights of the checkpoint ({self.weights} before)'
-        return f'{self.tensors} tensors of {self.weights} from {self.source}, licence: {self.licence or "unknown"}'
+        return (
+            f'{counted(self.tensors, "tensor")} of {self.weights} from {self.source}, licence: '
+            f'{self.licence or "unknown"}'
+        )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from ...datasets.geo.polygons import read_geometries
 from ...grid import metres
 from ...utils.checks import check_choice, check_least
+from ...utils.plurals import counted
 from ..raster import MapBands
 from ..tiling import Window
 from .reader import EmbeddingMap, Vectors
@@ -122,7 +123,7 @@ def read_labels(
     known = sorted(values.unique().tolist())
     if not 2 <= len(known) <= _MOST:
         raise ValueError(
-            f'column {column!r} of {path} has {len(known)} classes {known[:3]}, expected from 2 to {_MOST}'
+            f'column {column!r} of {path} has {counted(len(known), "class")} {known[:3]}, expected from 2 to {_MOST}'
         )
     numbers = values.map({value: index for index, value in enumerate(known)}).to_numpy(np.int64)
     shapes = frame.geometry.force_2d().to_numpy()
@@ -137,16 +138,14 @@ def read_labels(
     pixels = LabelledPixels(tuple(map(str, known)), rows, columns, numbers[owner], places)
     chosen, conflicts = _unambiguous(pixels)
     if not len(chosen):
-        raise ValueError(
-            f'all {conflicts} labelled pixels of {path} have labels of different classes, expected one class each'
-        )
+        raise ValueError(f'every labelled pixel of {path} has labels of different classes, expected one class each')
     kind = 'points' if not shapely.get_dimensions(shapes).any() else 'geometries'
     outside = len(shapes) - len(np.unique(owner))
     counts = {
-        f'{without_geometry} of {total} rows have no geometry': without_geometry,
-        f'{int(without_class.sum())} of {total} {kind} have no class': without_class.sum(),
-        f'{outside} of {len(shapes)} {kind} lie outside of the map': outside,
-        f'{conflicts} of {conflicts + len(chosen)} labelled pixels have labels of different classes': conflicts,
+        f'{without_geometry} of {counted(total, "row")} without a geometry': without_geometry,
+        f'{int(without_class.sum())} of {total} {kind} without a class': without_class.sum(),
+        f'{outside} of {len(shapes)} {kind} outside of the map': outside,
+        f'{conflicts} of {conflicts + len(chosen)} labelled pixels with labels of different classes': conflicts,
     }
     return replace(pixels.select(chosen), unused=tuple(text for text, count in counts.items() if count))
 

@@ -20,6 +20,7 @@ from pyproj import Transformer
 from ...grid import Grid, metres
 from ...modality import Modality
 from ...utils.checks import check_output_files, require_pyarrow
+from ...utils.plurals import counted
 from ...utils.tensors.quantization import FORMULA, NODATA, SCALE, SCHEME, quantize
 from ..raster import Placement, TileFolder, write_cog
 from ..tiling import Window
@@ -231,7 +232,7 @@ class EmbeddingWriter(GeoTIFFWriter):
                 files = [self._tiles.path / f'{name}.tif' for name in self._tiles.ids]
                 path = self._tiles.path / TABLE
                 count = write_tile_table(path, files, self._bands.dim, self._weights)
-                rank_zero_info(f'Written: {path} with {count} of {len(files)} tiles')
+                rank_zero_info(f'Written: {path} with {count} of {counted(len(files), "tile")}')
 
     def _check_outputs(self, output: Path) -> None:
         check_output_files('output', output, output.with_suffix('.json'))

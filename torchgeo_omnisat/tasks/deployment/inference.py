@@ -16,6 +16,7 @@ from torchgeo.datasets.utils import Sample
 from ...batch import collate
 from ...modality import Modality
 from ...transforms import Normalize
+from ...utils.plurals import counted
 from ...utils.tensors.coordinates import COORDINATES
 from ...utils.tensors.devices import movable
 from ..checkpoints import read_checkpoint
@@ -141,7 +142,8 @@ def _entries(modality: Modality, image: NDArray[Any], dates: Any) -> dict[str, T
     bands = len(modality.bands)
     if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
         raise ValueError(
-            f'{modality.name} has shape {image.shape}, expected {shape} with {bands} bands: {", ".join(modality.bands)}'
+            f'{modality.name} has shape {image.shape}, expected {shape} with {counted(bands, "band")}: '
+            f'{", ".join(modality.bands)}'
         )
     days = np.zeros(1, np.int64)
     if modality.temporal:

@@ -13,6 +13,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from .....modality import Modality
+from .....utils.plurals import counted
 from .....utils.signatures import with_arguments_of
 from ...image import with_frozen_norm
 from ...registry import Origin
@@ -173,7 +174,8 @@ def _adapt(body: nn.Module, adapter: BandAdapter, count: int) -> bool:
     name, conv = next(((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d)), ('', None))
     if conv is None or conv.in_channels != count or conv.groups != 1:
         raise ValueError(
-            f'{type(body).__name__} does not begin with a convolution of {count} bands, expected a backbone that does'
+            f'{type(body).__name__} does not begin with a convolution of {counted(count, "band")}, expected a backbone '
+            'that does'
         )
     parent, _, last = name.rpartition('.')
     setattr(body.get_submodule(parent), last, AdaptedConv2d(conv, adapter))
