@@ -29,6 +29,7 @@ from .models.encoders.registry import class_paths, plain_encoders
 from .registry import register_models
 from .tasks.base import OmniSatTask
 from .tasks.checkpoints import limited_size, read_hyper_parameters
+from .tasks.console.overview import shorten_defaults
 from .tasks.console.progress import EpochSummary
 from .utils.cli import errors
 from .utils.cli.console import brief_warnings, hide_noise, printable, say, use_utf8
@@ -176,7 +177,11 @@ class OmniSatCLI(LightningCLI):
     def before_fit(self) -> None:
         """Print how long the training is and where it writes."""
         trainer: Any = self.trainer
-        if not self._ours or trainer.fast_dev_run:
+        if not self._ours:
+            return
+        callbacks = self.config['fit.trainer.callbacks'] or []
+        shorten_defaults(trainer, [str(callback.class_path) for callback in callbacks])
+        if trainer.fast_dev_run:
             return
         epochs = trainer.max_epochs
         length = 'until it is interrupted' if epochs in (None, -1) else counted(epochs, 'epoch')
@@ -202,7 +207,8 @@ class OmniSatCLI(LightningCLI):
             epochs = f'{summary.best[1]} of {trainer.current_epoch}'
             _announce(f'Best {summary.title}: {summary.best[0]:.3f}, in epoch {epochs}.')
         config = Path(_log_dir(trainer), 'config.yaml')
-        _announce(f'Checkpoint: {_shortest(path)}')
+        which = 'the best epoch' if trainer.checkpoint_callback.monitor else 'the last epoch'
+        _announce(f'Checkpoint of {which}: {_shortest(path)}')
         if config.is_file():
             words = ['torchgeo', 'test', '--config', _shortest(config), '--ckpt_path', _shortest(path)]
             _announce(f'Test it with: {shlex.join(words)}')

@@ -166,7 +166,7 @@ def test_tiles_without_labels_or_masks_are_errors() -> None:
     tiles.masks = torch.full((8, 8), 255)
     with pytest.raises(ValueError, match='no pixel of 2 training tiles'):
         score_classes(tiles, Tiles(), 3, 255)
-    with pytest.raises(ValueError, match='no pixel of the 2 test tiles'):
+    with pytest.raises(ValueError, match='no pixel of 2 test tiles'):
         score_classes(Tiles(), tiles, 3, 255)
     with pytest.raises(ValueError, match=r"'label'.*expected mask"):
         baseline._mask_of({'label': torch.zeros(3)})

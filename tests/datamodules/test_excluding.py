@@ -72,10 +72,10 @@ class TestExcluding:
             ['10003', '10008'],
         )
         assert [len(batch['mask']) for batch in probe.batches['train']] == [4]
-        assert f"{report} excludes 2 of 6 samples of 'train': " in caplog.text
+        assert f"2 of 6 samples of 'train' are excluded by {report}: " in caplog.text
         assert '1 unreadable, missing' in caplog.text
         assert '1 missing' in caplog.text
-        assert "excludes 0 of 2 samples of 'val'" in caplog.text
+        assert "0 of 2 samples of 'val' are excluded by" in caplog.text
         assert not [warning for warning in recwarn if 'excluded by' in str(warning.message)]
         entry = json.loads((root / 'STATISTICS.json').read_text())['spot']['Fold_1']
         assert (entry['samples'], entry['of']) == (1, 1)

@@ -276,7 +276,7 @@ class TestSplits:
             if block == its or shapes[one].intersection(shapes[other]).area > 1e-6:
                 assert where[f'{one}'] == where[f'{other}']
         overlapping = squares(*[(6 + 0.006 * index, 50) for index in range(60)])
-        with pytest.raises(ValueError, match='has 1 groups'):
+        with pytest.raises(ValueError, match='has 1 group of'):
             split_chips(names, overlapping, fractions | {'block': 100.0}, tmp_path)
 
     def test_seed_deals_anew_and_again_the_same(self, tmp_path: Path) -> None:

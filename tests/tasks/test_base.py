@@ -183,7 +183,7 @@ class TestErrors:
         ('told', 'message'),
         [
             ({'backbone': 'resnet50'}, r"backbone is 'resnet50', expected one of \['omnisat_base', "),
-            ({'labels': ['a']}, "labels are ['a'], expected one for each of 5 classes"),
+            ({'labels': ['a']}, r"labels are \['a'\], expected one for each of 5 classes"),
             ({'loss': 'focal'}, r"loss is 'focal', expected one of \['ce\+dice', 'ce'\]"),
             ({'modality_dropout': {'aerial': 0.1}}, r"p has \['aerial'\]"),
             ({'class_weights': [1.0, -1.0]}, 'class_weights is'),

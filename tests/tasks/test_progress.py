@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar, TQDMProgressBar
 
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.console.overview import count_parts, shorten_defaults
 from torchgeo_omnisat.tasks.console.progress import EpochSummary
 
 from .helpers import TOLD, make_loader, make_sample, make_trainer
@@ -54,6 +55,29 @@ def test_without_a_bar_it_is_logged(tmp_path: Path, caplog: Any, capsys: pytest.
     with caplog.at_level('INFO'):
         fit(tmp_path, False)
     assert 'epoch 3 of 3' in caplog.text + capsys.readouterr().err
+
+
+def test_defaults_of_lightning_are_shortened(tmp_path: Path, caplog: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    callbacks = [RichModelSummary(), RichProgressBar()]
+    trainer = make_trainer(
+        tmp_path, max_epochs=2, max_steps=-1, callbacks=callbacks, enable_progress_bar=True, enable_model_summary=True
+    )
+    shorten_defaults(trainer, ['lightning.pytorch.callbacks.RichModelSummary', 'RichProgressBar'])
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    assert kinds[:2] == [RichModelSummary, RichProgressBar]
+    shorten_defaults(trainer)
+    task, loader = OmniSatSegmentation(**TOLD), make_loader([make_sample(i) for i in range(2)])
+    with caplog.at_level('INFO'):
+        trainer.fit(task, loader, loader)
+    shown = capsys.readouterr()
+    text = shown.out + shown.err + caplog.text
+    assert 'Epoch 2' in text
+    assert not re.search(r'FLOPs|v_num|val_Average|Epoch 0', text)
+    parts = count_parts(task)
+    assert next(iter(parts)) == 'encoders'
+    assert sum(parts.values()) == sum(p.numel() for p in task.parameters())
+    assert re.search(r'Model: [\d.]+ [KM] parameters \(encoders [\d.]+ [KM], heads ', text)
 
 
 def test_remaining_time_is_proportional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

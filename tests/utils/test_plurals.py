@@ -18,6 +18,7 @@ from torchgeo_omnisat.utils.plurals import counted
         (3, 'entry', '3 entries'),
         (3, 'day', '3 days'),
         (2, 'patch', '2 patches'),
+        (2, 'epoch', '2 epochs'),
     ],
 )
 def test_nouns_agree_with_their_number(number: int, noun: str, expected: str) -> None:

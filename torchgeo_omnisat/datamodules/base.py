@@ -218,7 +218,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             reasons = Counter(', '.join(kinds[name]) for name in dataset.excluded)
             why = '; '.join(f'{count} {reason}' for reason, count in reasons.most_common())
             number, total = len(dataset.excluded), len(dataset.excluded) + len(dataset)
-            text = f'{self.exclude} excludes {number} of {counted(total, "sample")} of {split!r}'
+            share = f'of {total} samples of {split!r}'
+            text = counted(number, f'{share} is', f'{share} are') + f' excluded by {self.exclude}'
             text += f': {why}' * bool(why)
             if split == 'train' or not number:
                 rank_zero_info(text)

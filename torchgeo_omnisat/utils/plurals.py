@@ -22,4 +22,4 @@ def counted(number: int, one: str, several: str | None = None) -> str:
 def plural(noun: str) -> str:
     """Return the regular plural of a noun."""
     noun = re.sub(r'(?<![aeiou])y$', 'ie', noun)
-    return noun + ('es' if re.search(r'(?:s|x|ch)$', noun) else 's')
+    return noun + ('es' if re.search(r'(?:s|x|sh|tch)$', noun) else 's')

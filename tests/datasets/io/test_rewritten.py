@@ -174,7 +174,7 @@ class TestFingerprint:
 
     def test_what_changed_is_described(self) -> None:
         then = json.loads(json.dumps(asdict(Fingerprint.of([('a', 3, 5), ('b', 4, 6)]))))
-        assert describe_change(then, [('a', 3, 7), ('b', 4, 8)]) == '2 of 2 files with a newer time, such as b'
+        assert describe_change(then, [('a', 3, 7), ('b', 4, 8)]) == '2 of 2 files are newer, such as b'
         assert describe_change(then, [('a', 3, 5)]) == 'number of files 1, before 2'
         assert describe_change(then, [('a', 3, 5), ('b', 5, 6)]) == '2 files of 8 bytes, before 7'
         assert 'as those of a copy do' in describe_change(then, [('a', 3, 4), ('b', 4, 6)])

@@ -436,8 +436,9 @@ class ImageChips(MultimodalDataset):
             if lost:
                 expected = self._expected_file(self._sources[source], lost[0])[0].path
                 raise FileNotFoundError(
-                    f'{expected} does not exist, expected one for each chip of {split!r} (missing for {len(lost)} of '
-                    f'{len(self.ids)}): leave them out of split, or list them by check --output and exclude'
+                    f'{expected} does not exist, expected one for each of '
+                    f'{counted(len(self.ids), "chip")} of {split!r}, missing for {len(lost)}: '
+                    'leave them out of split, or list them by check --output and exclude'
                 )
 
     def _check_faults(self, name: str) -> None:

@@ -77,7 +77,8 @@ class LabelCounts:
 
     def summary(self, split: str) -> str:
         """Return one line with the labelled pixels of a split, in total and by class."""
-        each = ', '.join(f'{name} {count}' for name, count in self.pixels.items())
+        each = ', '.join(f'{name} {count}' for name, count in self.pixels.items() if count)
+        each += f'; none of {", ".join(self.lacking)}' * bool(self.lacking)
         read = f', {self.total_tiles} of {counted(self.of, "tile")} read' if self.of else ''
         what = f'{self.labelled} of {self.total} pixels ' if self.unit == 'pixel' else 'tiles with each class '
         return f'Labels of {split!r}{read}: {what}({each})'

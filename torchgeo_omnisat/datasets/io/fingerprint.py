@@ -135,10 +135,8 @@ def describe_change(then: Mapping[str, Any], found: Sequence[Stamp]) -> str:
     newer = [(name, time) for name, _, time in found if time is not None and time > then.get('newest', 0)]
     size = sum(size or 0 for _, size, _ in found)
     if newer:
-        return (
-            f'{len(newer)} of {counted(len(found), "file")} with a newer time, such as '
-            f'{max(newer, key=lambda one: one[1])[0]}'
-        )
+        share = counted(len(newer), f'of {len(found)} files is', f'of {len(found)} files are')
+        return f'{share} newer, such as {max(newer, key=lambda one: one[1])[0]}'
     if then.get('count') != len(found):
         return f'number of files {len(found)}, before {then.get("count")}'
     if then.get('bytes') != size:
