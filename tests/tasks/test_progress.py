@@ -57,15 +57,18 @@ def test_without_a_bar_it_is_logged(tmp_path: Path, caplog: Any, capsys: pytest.
     assert 'epoch 3 of 3' in caplog.text + capsys.readouterr().err
 
 
-def test_defaults_of_lightning_are_shortened(tmp_path: Path, caplog: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize('bar', [RichProgressBar, TQDMProgressBar])
+def test_defaults_of_lightning_are_shortened(
+    bar: Any, tmp_path: Path, caplog: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
-    callbacks = [RichModelSummary(), RichProgressBar()]
+    callbacks = [RichModelSummary(), bar()]
     trainer = make_trainer(
         tmp_path, max_epochs=2, max_steps=-1, callbacks=callbacks, enable_progress_bar=True, enable_model_summary=True
     )
-    shorten_defaults(trainer, ['lightning.pytorch.callbacks.RichModelSummary', 'RichProgressBar'])
+    shorten_defaults(trainer, ['lightning.pytorch.callbacks.RichModelSummary', bar.__name__])
     kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    assert kinds[:2] == [RichModelSummary, RichProgressBar]
+    assert kinds[:2] == [RichModelSummary, bar]
     shorten_defaults(trainer)
     task, loader = OmniSatSegmentation(**TOLD), make_loader([make_sample(i) for i in range(2)])
     with caplog.at_level('INFO'):

@@ -4,12 +4,13 @@
 """Callbacks of the command line in place of Lightning's: parameters of a model in a line, and shorter progress bars."""
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 from torch import nn
 
 #: Modules whose parts are listed instead of them.
@@ -44,16 +45,32 @@ def _readable(count: int) -> str:
     return get_human_readable_count(count).strip()
 
 
+def _losses(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name.endswith('loss')}
+
+
 class EpochBar(RichProgressBar):
     """Progress bar that counts epochs from 1, as the line of an epoch does, and shows losses alone."""
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         """Return the losses; the line of an epoch has the other metrics."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name.endswith('loss')}
+        return _losses(super().get_metrics(trainer, pl_module))
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f'Epoch {current_epoch + 1}'.ljust(len(self.validation_description))
+
+
+class EpochTQDMBar(TQDMProgressBar):
+    """As :class:`EpochBar`, where the package rich is not installed."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """Return the losses; the line of an epoch has the other metrics."""
+        return _losses(super().get_metrics(trainer, pl_module))
+
+    def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+        """Start the bar of an epoch."""
+        next_epoch: Any = SimpleNamespace(current_epoch=trainer.current_epoch + 1)  # all that it reads
+        super().on_train_epoch_start(next_epoch, *args)
 
 
 #: Callbacks by the one that Lightning adds by default.
@@ -61,6 +78,7 @@ BRIEF: dict[type[Callback], type[Callback]] = {
     ModelSummary: PartsSummary,
     RichModelSummary: PartsSummary,
     RichProgressBar: EpochBar,
+    TQDMProgressBar: EpochTQDMBar,
 }
 
 
