@@ -243,7 +243,9 @@ class MaskedReconstruction(nn.Module):
                 tile = place // valid.shape[1]
                 if patches is not None:
                     values = values.gather(1, repeat(patches[tile], 's n -> s n v', v=values.shape[2]))
-                values = values.masked_fill(~hidden[tile].unsqueeze(-1), torch.nan)
+                # A compiled graph has all images, also those that are not valid.
+                wanted = hidden[tile] & valid.flatten()[place].unsqueeze(-1)
+                values = values.masked_fill(~wanted.unsqueeze(-1), torch.nan)
                 values = _standardised(values, tile, len(valid)) if self.standardised else values.clamp(-LIMIT, LIMIT)
                 if self.training and modality.temporal and self.max_dates is not None:
                     frames = _sample_dates(valid, self.max_dates)
