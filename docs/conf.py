@@ -1,10 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The site. `make docs` builds it without a network; DOCS_INTERSPHINX=1 links foreign names to their own sites."""
+"""The site. `make docs` builds it without a network."""
 
 import inspect
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -26,7 +27,6 @@ extensions = [
     'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.doctest',
-    'sphinx.ext.intersphinx',
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
 ]
@@ -66,37 +66,62 @@ nitpick_ignore_regex = [
     (r'py:class', r'torchgeo_omnisat(\.\w+){3,}'),  # bases of ours that are not public
 ]
 
-#: Names of other manuals that occur here, by address; with a network, DOCS_INTERSPHINX reads their inventories instead.
+#: Addresses of other manuals, and the names that occur here. Inventories (intersphinx) would need a network, and have
+#: classes by their public names alone, while signatures have the modules in which classes are defined.
 ELSEWHERE = {
     'https://docs.python.org/3/library/functions.html#{}': 'bool dict float int list object tuple type',
     'https://docs.python.org/3/library/stdtypes.html#{}': 'bytes set slice str',
     'https://docs.python.org/3/library/constants.html#{}': 'None',
-    'https://docs.python.org/3/library/exceptions.html#{}': 'Exception ImportError OSError RuntimeError ValueError',
+    'https://docs.python.org/3/library/exceptions.html#{}': (
+        'Exception FileExistsError FileNotFoundError ImportError IndexError KeyError OSError RuntimeError TypeError '
+        'ValueError'
+    ),
     'https://docs.python.org/3/library/typing.html#{}': 'typing.Any typing.ClassVar typing.Literal typing.NamedTuple',
+    'https://docs.python.org/3/library/abc.html#{}': 'abc.ABC',
     'https://docs.python.org/3/library/pathlib.html#{}': 'pathlib.Path',
     'https://docs.python.org/3/library/os.html#{}': 'os.PathLike',
+    'https://docs.python.org/3/library/re.html': 're',
     'https://docs.python.org/3/library/collections.abc.html#{}': (
         'collections.abc.Callable collections.abc.Collection collections.abc.Iterable collections.abc.Iterator '
         'collections.abc.Mapping collections.abc.Sequence'
     ),
+    'https://docs.kidger.site/jaxtyping/api/array/': 'jaxtyping.Bool jaxtyping.Float jaxtyping.Int',
+    'https://matplotlib.org/stable/api/figure_api.html#{}': 'matplotlib.figure.Figure',
     'https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html#{}': 'numpy.ndarray',
     'https://numpy.org/doc/stable/reference/random/generator.html#{}': 'numpy.random.Generator',
-    'https://docs.pytorch.org/docs/stable/tensors.html#{}': 'torch.Tensor',
+    'https://numpy.org/doc/stable/reference/typing.html#numpy.typing.ArrayLike': 'numpy._typing._array_like.ArrayLike',
+    'https://numpy.org/doc/stable/reference/typing.html#numpy.typing.NDArray': 'numpy._typing._array_like.NDArray',
+    'https://numpy.org/doc/stable/reference/arrays.scalars.html#{}': (
+        'numpy.bool numpy.float32 numpy.float64 numpy.floating numpy.generic numpy.int8 numpy.int32 numpy.int64 '
+        'numpy.object_ numpy.uint8 numpy.uint16'
+    ),
+    'https://pandas.pydata.org/docs/reference/api/{}.html': 'pandas.Timestamp',
+    'https://pyproj4.github.io/pyproj/stable/api/crs/crs.html#{}': 'pyproj.crs.CRS',
+    'https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor': 'Tensor torch.Tensor',
     'https://docs.pytorch.org/docs/stable/generated/{0}.html#{0}': (
-        'torch.Generator torch.nn.Module torch.nn.modules.module.Module torch.nn.GroupNorm torch.nn.CrossEntropyLoss'
+        'torch.Generator torch.nn.CrossEntropyLoss torch.nn.GroupNorm torch.nn.Module torch.nn.ModuleDict '
+        'torch.optim.lr_scheduler.LRScheduler torch.optim.lr_scheduler.ReduceLROnPlateau'
     ),
     'https://docs.pytorch.org/docs/stable/tensor_attributes.html#{}': 'torch.device torch.dtype',
     'https://docs.pytorch.org/docs/stable/data.html#{}': 'torch.utils.data.DataLoader torch.utils.data.Dataset',
+    'https://docs.pytorch.org/docs/stable/hub.html#{}': 'torch.hub.get_dir',
+    'https://docs.pytorch.org/docs/stable/optim.html#{}': 'torch.optim.Optimizer',
+    'https://lightning.ai/docs/pytorch/stable/api/{}.html': (
+        'lightning.pytorch.callbacks.BasePredictionWriter lightning.pytorch.callbacks.Callback '
+        'lightning.pytorch.cli.LightningArgumentParser lightning.pytorch.core.LightningModule '
+        'lightning.pytorch.trainer.trainer.Trainer'
+    ),
+    'https://lightning.ai/docs/torchmetrics/stable/references/metric.html': 'torchmetrics.Metric',
+    'https://torchgeo.readthedocs.io/en/stable/api/datamodules.html': (
+        'torchgeo.datamodules.BaseDataModule torchgeo.datamodules.NonGeoDataModule'
+    ),
+    'https://torchgeo.readthedocs.io/en/stable/api/datasets.html': (
+        'DatasetNotFoundError RGBBandsMissingError torchgeo.datasets.BioMassters torchgeo.datasets.FLAIRHUB '
+        'torchgeo.datasets.GeoDataset torchgeo.datasets.NonGeoDataset torchgeo.datasets.RasterDataset '
+        'torchgeo.datasets.Sentinel1 torchgeo.datasets.Sentinel2'
+    ),
 }
-intersphinx_mapping = {
-    'kornia': ('https://kornia.readthedocs.io/en/stable', None),
-    'lightning': ('https://lightning.ai/docs/pytorch/stable', None),
-    'python': ('https://docs.python.org/3', None),
-    'torch': ('https://docs.pytorch.org/docs/stable', None),
-    'torchgeo': ('https://torchgeo.readthedocs.io/en/stable', None),
-}
-if not os.environ.get('DOCS_INTERSPHINX'):
-    intersphinx_mapping = {}
+ADDRESSES = {name: address.format(name) for address, names in ELSEWHERE.items() for name in names.split()}
 
 html_theme = 'pydata_sphinx_theme'
 html_title = 'torchgeo_omnisat'
@@ -141,14 +166,21 @@ copy_tutorials()
 
 
 def add_download(app: Any, docname: str, source: list[str]) -> None:
-    """Add a link to the notebook to the end of a tutorial."""
+    """Add a badge of Google Colab below the title of a tutorial, and how to run the notebook to its end.
+
+    Colab opens notebooks of GitHub and Google Drive by their address alone, not those of other sites.
+    """
     folder, _, name = docname.rpartition('/')
     if folder == 'tutorials' and name != 'index':
+        title = re.search('^# .*\n', source[0], re.M)
+        assert title is not None
+        badge = '[![Upload to Google Colab](../_static/colab.svg)](https://colab.research.google.com)'
         install = f"!pip install 'git+{URLS['Repository']}'"
-        source[0] += (
-            f'\nDownload this page as a notebook: {{nb-download}}`{name}.ipynb`. To run it in '
-            f'[Google Colab](https://colab.research.google.com), upload it and add a first cell with `{install}`. '
-            '(It was not tested there.)\n'
+        source[0] = (
+            f'{source[0][: title.end()]}\n{{nb-download}}`Download the notebook <{name}.ipynb>` {badge}\n'
+            f'{source[0][title.end() :]}\nTo run this page in Google Colab, {{nb-download}}`download the notebook '
+            f'<{name}.ipynb>`, upload it to [Colab](https://colab.research.google.com), and add a first cell with '
+            f'`{install}`. (It was not tested there.)\n'
         )
 
 
@@ -163,13 +195,14 @@ def find_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
 
 
 def find_elsewhere(app: Any, env: Any, node: Any, text: Any) -> Any:
-    """Link a name of Python, NumPy or PyTorch to its manual, without an inventory of that."""
+    """Link a name of another package to its manual; a class may be public in a package above its module."""
     target = node.get('reftarget', '')
-    page = next((page for page, names in ELSEWHERE.items() if target in names.split()), None)
-    if node.get('refdomain') != 'py' or page is None:
+    *modules, last = target.split('.')
+    above = ('.'.join([*modules[:count], last]) for count in range(len(modules) - 1, 0, -1))
+    name = next((name for name in (target, *above) if name in ADDRESSES), None)
+    if node.get('refdomain') != 'py' or name is None:
         return None
-    name = target.replace('.modules.module', '')
-    return nodes.reference('', '', text, internal=False, refuri=page.format(name), reftitle=name)
+    return nodes.reference('', '', text, internal=False, refuri=ADDRESSES[name], reftitle=name)
 
 
 def leave_out_what_says_nothing(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
