@@ -54,3 +54,8 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_unknown() -> None:
     with pytest.raises(ValueError, match=r"loss.*'ce'"):
         MultiLabelLoss('ce')
+
+
+def test_labels_are_0_or_1() -> None:
+    with pytest.raises(ValueError, match=r'label is 2\.0, expected 0 or 1'):
+        MultiLabelLoss()(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 2.0]]))

@@ -25,11 +25,14 @@ from .helpers import TOLD, make_batch, make_datamodule, make_trainer
 TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
     'segmentation': (OmniSatSegmentation, {}),
     'subsets': (OmniSatSegmentation, {'subset_weight': 1.0, 'distill': 0.1, 'patch_size': 30.0}),
+    'fields': (OmniSatSegmentation, {'instances': True, 'field_gsd': 5.0}),
     'pretraining': (OmniSatPretraining, {}),
     'grains': (
         OmniSatPretraining,
         {
+            'object_weight': 1.0,
             'object_clusters': 4,
+            'exclude_within': 500.0,
             'granularity': ['pixel', 'object', 'image'],
             'granularity_prototypes': 8,
             'backbone_args': {'encoders': {'location': 'scaled'}, 'context_degrees': 10.0, 'context_prototypes': 4},
@@ -91,7 +94,7 @@ def test_steps_do_not_wait_and_are_deterministic(name: str, root: Path, tmp_path
     assert len(found.waits) == STEPS - 1
     for waits in found.waits:
         ours = {line: count for (_, line), count in waits.items() if 'torchgeo_omnisat/' in line}
-        most = 2 if name == 'grains' else 1  # the regions of the tiles
+        most = 2 if name in ('grains', 'fields') else 1  # the regions of the tiles, the largest field
         assert sum(ours.values()) <= most, waits
         assert sum(waits.values()) <= most + 1, waits
     assert found.losses == pytest.approx(fit(name, root, tmp_path, device=False).losses, rel=1e-3)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..utils import distributed as processes
 from ..utils.tensors.coordinates import EARTH_RADIUS, unit_vectors
-from ..utils.tensors.devices import require, wide
+from ..utils.tensors.devices import readable, require, wide
 
 
 class TileContrast(NamedTuple):
@@ -523,56 +523,86 @@ class _Negatives:
         self.exclude, self.counts, self.own, self.here = exclude, counts, own, here
 
 
+class _Part(NamedTuple):
+    """Tokens of a rank.
+
+    Attributes:
+        tokens: Available tokens ``(S, D)``; on an accelerator, all tokens.
+        block: (modality, tile) of each token, ``(S,)``.
+        missing: Tokens to mask, ``(S,)``; None if all are available.
+        apart: Pairs of our (modality, tile) and of its own that are masked.
+    """
+
+    tokens: Tensor
+    block: Tensor
+    missing: Tensor | None
+    apart: Tensor
+
+
 class _Everywhere(_Negatives):
     """Denominators over all tokens except those of the same modality and tile.
 
     Tokens are ordered by (modality, tile), so few blocks need a mask. A block of similarities is used for
-    its rows and its columns.
+    its rows and its columns. On an accelerator, all blocks are masked, so that the host reads no flags.
     """
 
     def log_sums(self, x: Tensor, everyone: Tensor, positives: Tensor) -> Float[Tensor, 'm b n']:
         """Return the log-sum-exp of each token of this rank."""
-        seen, parts, blocks, apart = self._parts(x, everyone)
-        sums = torch.zeros_like(parts[self.here][:, 0])
-        for part, i, j, weights in _weights(parts, blocks, apart, self.here, self.block_size):
+        parts = self._parts(x, everyone)
+        sums = torch.zeros_like(parts[self.here].tokens[:, 0])
+        for part, i, j, weights in _weights(parts, self.here, self.block_size):
             sums[i] += weights.sum(1)
             if part == self.here and i != j:
                 sums[j] += weights.sum(0)
         sums.clamp_(min=torch.finfo(x.dtype).tiny)
-        return x.new_zeros(seen.shape).masked_scatter(seen, sums.log())
+        return self._unpacked(sums.log(), x.new_zeros(x.shape[:-1]))
 
     def gradient(self, x: Tensor, everyone: Tensor, scales: Tensor) -> Float[Tensor, 'm b n d']:
         """Return the gradient of the sum over all anchors, ``scales`` being one over their sums."""
-        seen, parts, blocks, apart = self._parts(x, everyone)
-        scale = [s[t] for s, t in zip(scales.split(self.counts, 1), self.there.split(self.counts, 1), strict=True)]
-        result = torch.zeros_like(parts[self.here])
-        for part, i, j, weights in _weights(parts, blocks, apart, self.here, self.block_size):
-            weights *= scale[self.here][i].unsqueeze(1) + scale[part][j]
-            result[i].addmm_(weights, parts[part][j])
-            if part == self.here and i != j:
-                result[j].addmm_(weights.T, parts[self.here][i])
-        result *= self.temperature**-0.5
-        return torch.zeros_like(x).masked_scatter(seen.unsqueeze(-1), result)
-
-    def _parts(self, x: Tensor, everyone: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """Return own flags, and by rank: available tokens, (modality, tile) of each, and pairs to mask."""
+        parts = self._parts(x, everyone)
         there = self.there.split(self.counts, 1)
+        scale = [self._packed(s, t) for s, t in zip(scales.split(self.counts, 1), there, strict=True)]
+        own = parts[self.here].tokens
+        result = torch.zeros_like(own)
+        for part, i, j, weights in _weights(parts, self.here, self.block_size):
+            weights *= scale[self.here][i].unsqueeze(1) + scale[part][j]
+            result[i].addmm_(weights, parts[part].tokens[j])
+            if part == self.here and i != j:
+                result[j].addmm_(weights.T, own[i])
+        result *= self.temperature**-0.5
+        return self._unpacked(result, torch.zeros_like(x))
+
+    def _packed(self, values: Tensor, there: Tensor) -> Tensor:
+        """Return the values of the available tokens; on an accelerator, of all tokens."""
+        return values[there] if readable(there) else values.flatten(0, 2)
+
+    def _unpacked(self, values: Tensor, like: Tensor) -> Tensor:
+        seen = self.there[:, self.own].unflatten(-1, (-1, *[1] * (like.ndim - 3)))
+        return like.masked_scatter(seen, values) if readable(seen) else values.view(like.shape).masked_fill(~seen, 0)
+
+    def _parts(self, x: Tensor, everyone: Tensor) -> list[_Part]:
+        """Return the tokens of each rank."""
         tokens = list(everyone.split(self.counts, 1))
         tokens[self.here] = x.detach()
-        blocks = [
-            repeat(torch.arange(t[..., 0].numel(), device=x.device), '(m b) -> m b n', m=len(t), n=t.shape[2])[t]
-            for t in there
-        ]
-        parts = [y[t] * self.temperature**-0.5 for y, t in zip(tokens, there, strict=True)]
-        return there[self.here], parts, blocks, self._apart(*x.shape[:2])
+        parts = []
+        for y, t, apart in zip(tokens, self.there.split(self.counts, 1), self._apart(*x.shape[:2]), strict=True):
+            blocks = torch.arange(t[..., 0].numel(), device=x.device)
+            blocks = repeat(blocks, '(m b) -> m b n', m=len(t), n=t.shape[2])
+            missing = None if readable(t) else ~t.flatten()
+            packed = self._packed(y, t) * self.temperature**-0.5
+            parts.append(_Part(packed, self._packed(blocks, t), missing, apart))
+        return parts
 
     def _apart(self, modalities: int, tiles: int) -> list[Bool[Tensor, 'i j']]:
-        """Return by rank which pairs of our (modality, tile) and of its own are masked, on the CPU."""
-        exclude = torch.zeros(tiles, sum(self.counts), dtype=torch.bool) if self.exclude is None else self.exclude.cpu()
+        """Return by rank which pairs of our (modality, tile) and of its own are masked."""
+        device = self.there.device
+        exclude = self.exclude
+        if exclude is None:
+            exclude = torch.zeros(tiles, sum(self.counts), dtype=torch.bool, device=device)
         parts = list(exclude.split(self.counts, dim=1))
-        parts[self.here] = parts[self.here] & ~torch.eye(tiles, dtype=torch.bool)
+        parts[self.here] = parts[self.here] & ~torch.eye(tiles, dtype=torch.bool, device=device)
         tables = [repeat(part, 'b g -> (m b) (k g)', m=modalities, k=modalities) for part in parts]
-        tables[self.here] = tables[self.here] | torch.eye(modalities * tiles, dtype=torch.bool)
+        tables[self.here] = tables[self.here] | torch.eye(modalities * tiles, dtype=torch.bool, device=device)
         return tables
 
 
@@ -613,27 +643,28 @@ class _SamePlace(_Negatives):
             yield at, weights.masked_fill_(~(compared & there[at].unsqueeze(1) & own_there[at].unsqueeze(2)), 0)
 
 
-def _weights(
-    parts: list[Tensor], blocks: list[Tensor], tables: list[Tensor], here: int, size: int
-) -> Iterator[tuple[int, slice, slice, Tensor]]:
+def _weights(parts: list[_Part], here: int, size: int) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """Yield rank, slices *i* of own tokens and *j* of its tokens, and exponentials of their similarities, 0 if masked.
 
     Of two symmetric blocks of own tokens, only one is yielded.
     """
-    x, block = parts[here], blocks[here]
-    ranges = [(i, _range(block, i)) for i in _slices(len(x), size)]
-    for part, (y, theirs, apart) in enumerate(zip(parts, blocks, tables, strict=True)):
-        for j in _slices(len(y), size):
-            columns = _range(theirs, j)
-            for i, rows in ranges:
+    own = parts[here]
+    for part, other in enumerate(parts):
+        for j in _slices(len(other.tokens), size):
+            for i in _slices(len(own.tokens), size):
                 if part == here and i.start > j.start:
                     continue
-                near = apart[rows, columns]
-                if near.all():
-                    continue
-                weights = (x[i] @ y[j].T).exp_()
-                if near.any():
-                    weights.masked_fill_(apart.to(x.device)[block[i]][:, theirs[j]], 0)
+                masked = True
+                if own.missing is None:
+                    near = other.apart[_range(own.block, i), _range(other.block, j)]
+                    if near.all():
+                        continue
+                    masked = bool(near.any())
+                weights = (own.tokens[i] @ other.tokens[j].T).exp_()
+                if masked:
+                    weights.masked_fill_(other.apart[own.block[i]][:, other.block[j]], 0)
+                if own.missing is not None and other.missing is not None:
+                    weights.masked_fill_(own.missing[i].unsqueeze(1) | other.missing[j], 0)
                 yield part, i, j, weights
 
 

@@ -44,9 +44,7 @@ def field_targets(instances: Int[Tensor, 'b h w']) -> FieldTargets:
     distance = edge_distance(instances)
     fields = instances > 0
     extent = torch.where(fields, torch.where(distance > 1, INTERIOR, BOUNDARY), OTHER)
-    _, index = _keys(instances).unique(return_inverse=True)
-    most = distance.new_zeros(int(index.max()) + 1 if index.numel() else 0)
-    most = most.scatter_reduce(0, index.flatten(), distance.flatten(), 'amax')[index]
+    most = _maximum(_keys(instances).flatten(), distance.flatten()).view(distance.shape)
     relative = torch.where(most.isinf(), 1.0, distance / most)  # a field without an edge in the tile
     return FieldTargets(extent, torch.where(fields, relative, 0.0))
 
@@ -56,17 +54,19 @@ def edge_distance(instances: Int[Tensor, 'b h w']) -> Float[Tensor, 'b h w']:
 
     It equals ``scipy.ndimage.distance_transform_edt`` of every instance, for all of them at once and on any device
     (Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", 2012: first columns, then rows).
-    Instance 0, no field, has distance 0.
+    Instance 0, no field, has distance 0. An accelerator is waited for once, for the number of shifts.
 
     Args:
         instances: Field of each pixel; 0 is none.
     """
     fields, width = instances > 0, instances.shape[-1]
     column = torch.minimum(_run_length(instances), _run_length(instances.flip(1)).flip(1)) ** 2
-    squared = column.masked_fill(~fields, 0)
-    for shift in range(1, width):
-        if not (squared > shift**2).any():
-            break
+    turned = instances.mT
+    row = torch.minimum(_run_length(turned), _run_length(turned.flip(1)).flip(1)).mT ** 2
+    squared = torch.minimum(column, row).masked_fill(~fields, 0)
+    # Farther columns cannot be nearer than the nearest edge in the same row or column.
+    most = squared.max().sqrt().ceil().clamp(max=width) if squared.numel() else 0
+    for shift in range(1, int(most)):
         left, right = instances[..., :-shift], instances[..., shift:]
         same, step = left == right, float(shift**2)
         from_right = torch.where(same, column[..., shift:], 0) + step
@@ -125,6 +125,14 @@ class FieldLoss(nn.Module):
         each = F.smooth_l1_loss(distance.float(), target.distance, beta=self.beta, reduction='none')
         loss: Tensor = self.extent(extent, target.extent.masked_fill(~labelled, IGNORED))
         return loss + (each * inside).sum() / inside.sum().clamp(min=1)
+
+
+def _maximum(keys: Int[Tensor, ' p'], values: Float[Tensor, ' p']) -> Float[Tensor, ' p']:
+    """Return the maximum of the values of all pixels with the same key, without waiting for an accelerator."""
+    order = values.argsort()
+    order = order[keys[order].argsort(stable=True)]
+    last = torch.searchsorted(keys[order], keys, right=True) - 1
+    return values[order][last]
 
 
 def _run_length(instances: Int[Tensor, 'b h w']) -> Float[Tensor, 'b h w']:

@@ -146,6 +146,12 @@ class MultiLabelLoss(nn.Module):
         Args:
             logits: Logits of K labels.
             label: 1 if the tile has the label, else 0.
+
+        Raises:
+            ValueError: If a label is neither.
         """
+        wrong = (label != 0) & (label != 1)
+        expected = 'expected 0 or 1'
+        require(~wrong.any(), expected, lambda: ValueError(f'label is {float(label[wrong][0])}, {expected}'))
         loss: Tensor = self.total(logits.float(), label) / label.numel()
         return loss

@@ -69,7 +69,7 @@ class OmniSatClassification(SupervisedTask):
     def make_metrics(self) -> dict[str, Metric]:
         """Return TorchGeo's metrics of multi-label classification, and the weighted F1."""
         names = self.hparams['label_names']
-        weighted = MultilabelF1Score(len(names), average='weighted')
+        weighted = MultilabelF1Score(len(names), average='weighted', validate_args=False)
         metrics = classification_metrics('multilabel', num_labels=len(names), labels=names)
         return metrics | {'WeightedF1Score': weighted}
 

@@ -643,7 +643,6 @@ def _metrics_of(
     mixin.hparams.update(labels=None if labels is None else list(labels))
     mixin.configure_metrics()
     metrics = dict(mixin.train_metrics.items(keep_base=True, copy_state=False))
-    if task == 'multiclass':
-        for metric in metrics.values():
-            _inner(metric).validate_args = False  # the loss has validated the labels
+    for metric in metrics.values():
+        _inner(metric).validate_args = False  # the loss has validated the labels
     return metrics
