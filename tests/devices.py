@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
+#: Devices of a test that also runs on a GPU, if there is one.
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 #: The autograd engine has no queue for a device that is missing, except for meta, which is in use, and this one.
 DEVICE = torch.device('lazy')
 CPU = torch.device('cpu')

@@ -18,11 +18,13 @@ from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 NARROW = {'widths': [16, 16], 'image_widths': [16, 16, 16, 16]}
 
 
-def main(folder: str) -> None:
+def main(folder: str, device: str) -> None:
     """Losses, scores and checkpoints are the same, and ``compile`` is not saved."""
-    compiling.BACKEND = 'eager'
+    if device == 'cpu':
+        compiling.BACKEND = 'eager'  # a C++ compiler takes minutes
+    torch.backends.cudnn.allow_tf32 = False
     for kind in (OmniSatSegmentation, OmniSatPretraining):
-        results = [train(kind, compiled, Path(folder)) for compiled in (False, True)]
+        results = [train(kind, compiled, Path(folder), device) for compiled in (False, True)]
         assert counters['stats']['unique_graphs'] > 0
         assert not counters['graph_break'], counters['graph_break']
         (metrics, saved), (same, ours) = results
@@ -33,10 +35,10 @@ def main(folder: str) -> None:
         torch.testing.assert_close(ours['state_dict'], saved['state_dict'], rtol=1e-4, atol=1e-4)
 
 
-def train(kind: Any, compiled: bool, folder: Path) -> tuple[dict[str, float], Any]:
+def train(kind: Any, compiled: bool, folder: Path, device: str) -> tuple[dict[str, float], Any]:
     seed_everything(0, verbose=False)
     task = kind('omnisat_tiny', backbone_args=NARROW, compile=compiled, lr=1e-4)
-    trainer = make_trainer(folder, max_steps=2, limit_val_batches=1)
+    trainer = make_trainer(folder, accelerator=device, max_steps=2, limit_val_batches=1)
     trainer.fit(task, make_datamodule(folder / 'data', size=16, modalities=('s2', 'spot')))
     assert compiled == any(module._compiled_call_impl is not None for module in task.modules())
     trainer.save_checkpoint(folder / 'last.ckpt')

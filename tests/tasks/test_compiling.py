@@ -13,6 +13,7 @@ import yaml
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
+from ..devices import DEVICES
 from ..processes import call_unchecked, succeed
 from . import compiled_step
 from .helpers import TOLD, make_loader, make_sample, make_trainer
@@ -20,9 +21,10 @@ from .helpers import TOLD, make_loader, make_sample, make_trainer
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__.startswith('2.5.'), reason='torch 2.5 breaks the graph')
-def test_compiled_training_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize('device', DEVICES)
+def test_compiled_training_is_the_same(tmp_path: Path, device: str) -> None:
     """In a separate process, because the shape checks of the tests cannot be traced."""
-    succeed(tmp_path, call_unchecked, compiled_step.__name__, 'main', str(tmp_path), timeout=400)
+    succeed(tmp_path, call_unchecked, compiled_step.__name__, 'main', str(tmp_path), device, timeout=400)
 
 
 def test_missing_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

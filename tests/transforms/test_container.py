@@ -28,6 +28,7 @@ from torchgeo_omnisat.transforms import (
     TemporalSubsample,
 )
 
+from ..devices import DEVICES
 from .tiles import SENSORS, random_tiles, same
 
 OURS: dict[str, Callable[[], nn.Module]] = {
@@ -59,7 +60,6 @@ KORNIA: dict[str, nn.Module] = {
     'sharpness': K.RandomSharpness(p=1.0),
     'plasma': K.RandomPlasmaBrightness(p=1.0),
 }
-DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize('name', list(OURS))
