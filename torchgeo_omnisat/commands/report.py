@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = collect(folders, [read_map(path) for path in args.map], args.title)
     with atomic_file(args.output) as path:
         path.write_text(render(run), encoding='utf-8')
-    say(f'{args.output} ({args.output.stat().st_size / 1e6:.1f} MB)')
+    say(f'Written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)')
     return 0
 
 

@@ -104,11 +104,11 @@ NOISE = (
 
 #: Further ones if nothing is trained: the callbacks of the training are not used.
 NOISE_OF_TESTS = ((r'Be aware that when using `ckpt_path`, callbacks used to create the checkpoint', r'lightning\.'),)
-#: Parts of messages of Lightning's log that are hidden: advertisements, a step that takes no time, absent devices of
-#: a rare kind, and an end of the training as announced.
+#: Parts of messages of Lightning's log that are hidden: advertisements, a step that takes no time, a checkpoint that
+#: the next line names too, absent devices of a rare kind, and an end of the training as announced.
 TIPS = (
-    'Tip: For seamless cloud', 'to estimate number of stepping batches', 'TPU available: False', 'max_epochs=',
-    'max_steps=',
+    'Tip: For seamless cloud', 'to estimate number of stepping batches', 'Restoring states from the checkpoint path',
+    'TPU available: False', 'stopped: `max_',
 )  # fmt: skip
 
 
