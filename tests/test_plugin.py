@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,13 +63,17 @@ def test_without_data_it_trains_on_synthetic_landscapes_and_says_so(
     assert landscapes.exists()
 
 
-def test_training_without_data_ends_by_default(command_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_without_data_ends_by_default(
+    command_line: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It stops early, keeps the best checkpoint and says so; the run can be tested with the printed command."""
     said: list[str] = []
     monkeypatch.setattr(plugin, '_announce', said.append)
     monkeypatch.setattr(plugin, 'EPOCHS', 2)
     quick = ['--trainer.limit_train_batches', '1', '--trainer.limit_val_batches', '1', '--trainer.accelerator', 'cpu']
-    command_line('fit', '--model', 'omnisat', *TINY, *quick)
+    with caplog.at_level('INFO'):
+        command_line('fit', '--model', 'omnisat', *TINY, *quick)
+    assert re.search(r'Model: [\d.]+ M parameters \(encoders', caplog.text)
     folder = Path('lightning_logs/version_0')
     trainer = yaml.safe_load((folder / 'config.yaml').read_text())['trainer']
     assert trainer['max_epochs'] == 2
@@ -78,9 +83,22 @@ def test_training_without_data_ends_by_default(command_line: Any, monkeypatch: p
     assert [path.name for path in folder.rglob('*.ckpt')] == ['best.ckpt']
     assert any('at most 2 epochs' in line and '--trainer.max_epochs' in line for line in said)
     assert any(line.startswith(f'Output: {folder}') for line in said)
+    assert any(line.startswith('Checkpoint of the best epoch: ') for line in said)
     (printed,) = (line.partition('Test it with: ')[2] for line in said if 'Test it with' in line)
     command_line(*shlex.split(printed)[1:], '--trainer.limit_test_batches', '1')
     assert list(Path('lightning_logs').rglob('subsets.csv'))
+
+
+@pytest.mark.parametrize(('monitor', 'which'), [('val_loss', 'best'), (None, 'last')])
+def test_checkpoint_of_which_epoch(monkeypatch: pytest.MonkeyPatch, monitor: str | None, which: str) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(plugin, '_announce', said.append)
+    saved = SimpleNamespace(monitor=monitor, best_model_path='a.ckpt')
+    trainer = SimpleNamespace(
+        checkpoint_callback=saved, callbacks=[], interrupted=False, logger=None, default_root_dir='nowhere'
+    )
+    plugin.OmniSatCLI.after_fit(SimpleNamespace(trainer=trainer, _ours=True))  # type: ignore[arg-type]
+    assert said == [f'Checkpoint of the {which} epoch: a.ckpt']
 
 
 @pytest.mark.parametrize('given', [['--trainer.max_epochs', '7'], ['--trainer.max_steps', '9']])

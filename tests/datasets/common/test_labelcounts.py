@@ -85,3 +85,8 @@ def test_masks_and_labels_of_other_datasets() -> None:
     tags = LabelCounts.none(['a', 'b'])
     tags.add_label(torch.tensor([1.0, 0.0]), ['a', 'b'])
     assert (tags.pixels, tags.lacking) == ({'a': 1, 'b': 0}, ['b'])
+
+
+def test_classes_without_a_label_end_the_line() -> None:
+    counts = LabelCounts({'a': 3, 'b': 0}, {'a': 1, 'b': 0}, total=5, total_tiles=1)
+    assert counts.summary('train') == "Labels of 'train': 3 of 5 pixels (a 3; none of b)"

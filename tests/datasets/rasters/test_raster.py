@@ -299,7 +299,8 @@ def test_sentinel_2_from_products_and_from_band_files(tmp_path: Path, safe: str)
             write(folder / f'T31UFS_{stamp}_{band}{ending}', image, step=resolution)
     for product in tmp_path.glob('*.SAFE') if safe == 'zip' else ():
         shutil.make_archive(str(product), 'zip', tmp_path, product.name)
-        shutil.rmtree(product)
+        if '2020' in product.name:  # the other one is there twice, and read once
+            shutil.rmtree(product)
     clouds = {'band': 'SCL', 'values': (8, 9)}
     series = Sentinel2TimeSeries(tmp_path, bands=('B02', 'B05'), clouds=clouds)
     assert len(series) == 2
