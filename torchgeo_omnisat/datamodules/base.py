@@ -651,6 +651,6 @@ def describe_left_out(split: str) -> str:
 def no_valid_pixel(name: str, samples: int, path: Path) -> ValueError:
     """Return the error of a modality without valid pixels."""
     return ValueError(
-        f'{name!r} has no valid pixel in the {samples} training samples of {path}, expected some for its mean and '
-        'standard deviation; remove it from modalities'
+        f'{name!r} has no valid pixel in {counted(samples, "training sample")} of {path}, expected some for '
+        'its mean and standard deviation; remove it from modalities'
     )

@@ -518,7 +518,7 @@ class FLAIR(PublishedDataset):
         }
         chosen = [name for name in MODALITIES if len(lost[name]) < len(self.patches)] if names is None else names
         if not chosen:
-            raise not_found(self, f'Expected images of the {len(self.patches)} patches of {self.split!r}.')
+            raise not_found(self, f'Expected images of {counted(len(self.patches), "patch")} of {self.split!r}.')
         for name in chosen:
             if self.missing == 'error' or len(lost[name]) == len(self.patches):
                 refuse_missing([self._file(name, patch) for patch in lost[name]], len(self.patches))

@@ -59,7 +59,7 @@ def class_table(report: Report) -> str:
     if not splits:
         return ''
     lines = [
-        f'{row["split"]}: {row["labelled_tiles"]} of {row["tiles"]} tiles have labels'
+        f'{row["split"]}: {_labelled(row)} labels'
         + f', {_percent(row["labelled"] / max(1, row["of"]))} of their pixels' * (row['counted'] != 'tiles')
         for row in splits
     ]
@@ -173,6 +173,11 @@ def _class_cells(row: Mapping[str, Any] | None, counted: str, count: Any) -> lis
 
 def _level(warning: bool) -> str:
     return 'warning' if warning else 'PROBLEM'
+
+
+def _labelled(row: Mapping[str, Any]) -> str:
+    of = f'of {counted(row["tiles"], "tile")}'
+    return counted(row['labelled_tiles'], f'{of} has', f'{of} have')
 
 
 def _tiles(count: int) -> str:

@@ -35,6 +35,7 @@ from ...datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stam
 from ...modality import Modality
 from ...utils.atomic import atomic_file
 from ...utils.cache import cache_folder
+from ...utils.plurals import counted
 from ...utils.reading import load_json
 
 
@@ -310,8 +311,8 @@ def measure_target(datamodule: Any) -> tuple[float, float]:
     found = [as_bands(entries[TARGET][group]) for group in sizes if entries[TARGET][group]['mean']]
     if not found:
         raise ValueError(
-            f'no pixel of the {len(groups)} training masks of {train.path} has a value, expected some for their mean '
-            'and standard deviation'
+            f'no pixel of {counted(len(groups), "training mask")} of {train.path} has a value, expected some for '
+            'their mean and standard deviation'
         )
     mean, std = torch.stack([torch.stack(pair) for pair in found]).mean(0).flatten().tolist()
     return mean, std

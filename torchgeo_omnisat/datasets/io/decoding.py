@@ -108,8 +108,8 @@ def warn_of_huge_values(path: str, count: int) -> None:
     if folder not in _WARNED_FOLDERS:
         _WARNED_FOLDERS.add(folder)
         warnings.warn(
-            f'{path} holds {count} values that are infinite or beyond {MAX_RAW:g}: they are invalid, here and in '
-            'other files of its folder',
+            f'{path} holds infinite values or values beyond {MAX_RAW:g} ({count} in total): they are invalid, here '
+            'and in other files of its folder',
             stacklevel=2,
         )
 

@@ -160,8 +160,8 @@ def load_body(body: nn.Module, state: Mapping[str, Tensor], label: str) -> int:
     ]
     if missing or other:
         raise ValueError(
-            f'{label} does not fit {type(body).__name__}: {len(missing)} of {len(own)} tensors are missing '
-            f'{missing[:5]}, {len(other)} have another shape {other[:5]}; expected the weights of this backbone'
+            f'{label} does not fit {type(body).__name__}: missing are {len(missing)} of {len(own)} tensors '
+            f'{missing[:5]}, of another shape {len(other)} {other[:5]}; expected the weights of this backbone'
         )
     body.load_state_dict({key: value for key, value in found.items() if key in own}, strict=False)
     if any(key.startswith('norm.') for key in own.keys() - found.keys()):
