@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+from ...utils.plurals import counted
 from ...utils.tensors.observed import MAX_RAW
 from .headers import refuse_complex
 
@@ -108,8 +109,8 @@ def warn_of_huge_values(path: str, count: int) -> None:
     if folder not in _WARNED_FOLDERS:
         _WARNED_FOLDERS.add(folder)
         warnings.warn(
-            f'{path} holds infinite values or values beyond {MAX_RAW:g} ({count} in total): they are invalid, here '
-            'and in other files of its folder',
+            f'{path} holds {counted(count, "value that is", "values that are")} infinite or beyond {MAX_RAW:g}: '
+            'invalid, here and in other files of its folder',
             stacklevel=2,
         )
 
