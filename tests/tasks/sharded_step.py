@@ -42,11 +42,12 @@ STRATEGIES: dict[str, Any] = {
 
 
 class Sharded(Callback):
-    """Counts the parameters that a rank holds when training starts."""
+    """Counts the parameters that a rank holds when training starts, and keeps whether its graph is static."""
 
-    held = 0
+    held, static = 0, False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.static = bool(getattr(trainer.model, 'static_graph', False))
         parts = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
         self.held = sum(part.numel() for part in parts)
 
@@ -77,7 +78,9 @@ def step(rank: int, kind: str, task: str, port: int, folder: Path, tiles: int, s
     trainer.fit(module, DataLoader(Share('differ', 3), batch_size=tiles, collate_fn=Share.join), None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.save_checkpoint(folder / f'{kind}-{task}.ckpt')
-    torch.save({'metrics': metrics, 'held': counter.held}, folder / f'{kind}-{task}-{rank}.pt')
+    torch.save(
+        {'metrics': metrics, 'held': counter.held, 'static': counter.static}, folder / f'{kind}-{task}-{rank}.pt'
+    )
 
 
 def main(kind: str, task: str, folder: Path, tiles: int = 3, steps: int = 2) -> None:

@@ -72,7 +72,6 @@ def fit(
     **kwargs: Any,
 ) -> tuple[Any, Trainer]:
     """Train for four steps."""
-    resumed = kwargs.pop('resumed', None)
     seed_everything(0 if resumed is None else 1, verbose=False)
     data = make_datamodule(root.with_name(f'{root.name}-small'), modalities=('s2', 's1a', 'spot'), size=16)
     settings = {'max_steps': 4, 'limit_val_batches': 0, 'accelerator': device, **kwargs}

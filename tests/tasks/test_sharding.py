@@ -49,6 +49,7 @@ def test_static_graph_equals_ddp(tmp_path: Path, task: str) -> None:
     for kind in ('ddp', 'static'):
         succeed(tmp_path, sharded_step.main, kind, task, tmp_path, 1, 3)
         found.append(torch.load(tmp_path / f'{kind}-{task}.ckpt')['state_dict'])
+        assert torch.load(tmp_path / f'{kind}-{task}-0.pt')['static'] == (kind == 'static')
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
