@@ -8,6 +8,7 @@ not repeated.
 
     python benchmarks/leads.py                              # all leads, seed 0
     python benchmarks/leads.py --leads experts --seeds 0 1 2
+    python benchmarks/leads.py --version 2                  # on the harder version of the landscapes
 """
 
 import argparse
@@ -19,10 +20,12 @@ from typing import Any
 
 from ablation import HERE, WHOLE
 
+from torchgeo_omnisat.datasets.synthetic.landscape import VERSIONS
 from torchgeo_omnisat.reproduction import runs
-from torchgeo_omnisat.reproduction.rows import BOTH_DROPOUT, NARROW, SIZES, make_run
+from torchgeo_omnisat.reproduction.rows import BOTH_DROPOUT, NARROW, SENSORS, SIZES, make_run
 from torchgeo_omnisat.reproduction.runs import Run, pretty, spread
 
+BASELINE = {'backbone_args': json.dumps(NARROW), 'options': '', 'modality_dropout': 0.0, 'subset_weight': 0.0}
 #: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead. It has
 #: experts and a learning rate of 0.004.
 LEADS: dict[str, dict[str, Any]] = {
@@ -34,21 +37,19 @@ LEADS: dict[str, dict[str, Any]] = {
         'data_options': json.dumps({'temporal_dropout': [0, 0.75]}),
     },
     'experts, learning rate 0.004, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
-    'late fusion, learning rate 0.004': {
-        'backbone': 'late_fusion',
-        'backbone_args': json.dumps(NARROW),
-        'options': '',
-        'modality_dropout': 0.0,
-        'subset_weight': 0.0,
-    },
+    'late fusion, learning rate 0.004': {'backbone': 'late_fusion', **BASELINE},
+    'U-TAE of Sentinel-2, learning rate 0.004': {'backbone': 'utae', 'modalities': tuple(SENSORS['S2']), **BASELINE},
 }
 
 
-def trial(lead: str, seed: int) -> Run:
-    """Return the run of a lead."""
+def trial(lead: str, seed: int, version: int = 1) -> Run:
+    """Return the run of a lead on a version of the landscapes."""
     run = make_run(replace(WHOLE, pretrained=False), SIZES['small'], 'synthetic', 1, seed)
     assert run.modality_dropout == BOTH_DROPOUT
-    return replace(run, **LEADS[lead])
+    run = replace(run, **LEADS[lead])
+    if version == 1:
+        return run
+    return replace(run, data_options=json.dumps(json.loads(run.data_options or '{}') | {'version': version}))
 
 
 def markdown(done: Mapping[str, list[dict[str, str]]]) -> str:
@@ -70,11 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--leads', nargs='+', choices=list(LEADS), default=list(LEADS), metavar='LEAD')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--version', type=int, choices=list(VERSIONS), default=1, help='version of the landscapes')
     parser.add_argument('--folder', type=Path, default=HERE / 'runs', help='for checkpoints and the landscapes')
     args = parser.parse_args()
-    wanted = {lead: [trial(lead, seed) for seed in args.seeds] for lead in args.leads}
+    wanted = {lead: [trial(lead, seed, args.version) for seed in args.seeds] for lead in args.leads}
     table, folder = HERE / 'results' / 'runs-leads.csv', args.folder / 'leads'
-    root = str(args.folder / f'landscapes-{SIZES["small"].tiles}')
+    name = f'landscapes-{SIZES["small"].tiles}' + (f'-version-{args.version}' if args.version > 1 else '')
+    root = str(args.folder / name)
     done = runs.complete([run for trials in wanted.values() for run in trials], table, folder, root)
     print(markdown({lead: [done[run.key] for run in trials] for lead, trials in wanted.items()}))
 
