@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_those_of_two_passes(backbone: str, weight: float,
 
 def test_off_it_is_as_before() -> None:
     """The model sees what dropout leaves and nothing else, drawn as ever."""
-    task, batch = make_task(modality_dropout=0.6), mixed_batch()
+    task, batch = make_task(modality_dropout=0.6, subset_weight=0.0), mixed_batch()
     torch.manual_seed(4)
     logits, loss = task.learn(batch)
     after = torch.rand(1)
@@ -74,11 +74,29 @@ def test_off_it_is_as_before() -> None:
 
 def test_it_changes_what_is_learnt() -> None:
     grown = []
-    for told in ({}, {'subset_weight': 1.0}, {'distill': 1.0}, {'subset_weight': 2.0}):
+    for told in ({'subset_weight': 0.0}, {}, {'subset_weight': 0.0, 'distill': 1.0}, {'subset_weight': 2.0}):
         task = make_task(modality_dropout=0.6, **told)
         torch.manual_seed(4)
         grown.append(torch.cat([g.flatten() for g in gradients(task, task.learn(mixed_batch())[1]).values()]))
     assert not any(torch.allclose(one, other) for i, one in enumerate(grown) for other in grown[:i])
+
+
+@pytest.mark.parametrize(('told', 'times'), [({}, 2), ({'modality_dropout': 0.0}, 1), ({'names': ('s2',)}, 1)])
+def test_decoded_twice_only_if_modalities_can_be_dropped(
+    told: dict[str, Any], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = told.pop('names', tuple(MODALITIES))
+    chosen = {name: MODALITIES[name] for name in names}
+    task, decoded = make_task(modalities=chosen, **told), []
+    decode = task.model.decode
+
+    def count(*args: Any) -> Tensor:
+        decoded.append(args)
+        return decode(*args)
+
+    monkeypatch.setattr(task.model, 'decode', count)
+    task.learn(collate([make_sample(0, names), make_sample(1, names)], chosen))
+    assert len(decoded) == times
 
 
 def test_hidden_modalities_have_no_influence() -> None:

@@ -19,8 +19,8 @@ SENSORS: Sensors = {'S2': ('s2',), 'S1': ('s1a', 's1d'), 'SPOT': ('spot',)}
 NARROW: Mapping[str, Any] = {'widths': [16, 32, 64], 'image_widths': [16, 32, 64, 128]}
 #: Arguments of the pre-training: reconstruction alone, the best in ``benchmarks/pretraining.py``.
 REBUILDING: Mapping[str, Any] = {'tile_weight': 0, 'patch_weight': 0}
-#: Probability of dropping a modality if each step also trains on all modalities.
-BOTH_DROPOUT = 0.3
+#: Probability of dropping a modality if each step trains only on the modalities that remain.
+ALONE_DROPOUT = 0.2
 #: Classes of the tasks by name on the command line.
 TASKS = {
     'omnisat': tasks.OmniSatSegmentation,
@@ -112,7 +112,7 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int, sensors: Sen
         backbone=size.backbone if row.backbone is None else row.backbone,
         backbone_args=json.dumps({} if ours else dict(size.baseline_args)),
         modalities=modalities,
-        modality_dropout=(BOTH_DROPOUT if both else default('modality_dropout', task)) if drops else 0.0,
+        modality_dropout=(default('modality_dropout', task) if both else ALONE_DROPOUT) if drops else 0.0,
         pretraining_steps=size.pretraining_steps if pretrained else 0,
         labels=1.0,
         steps=size.steps,

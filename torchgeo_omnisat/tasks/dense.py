@@ -31,7 +31,7 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 class DenseTask(SupervisedTask):
     """Base class of tasks whose model is an :class:`.OmniSatSegmenter`, with the target ``mask`` ``(B, H, W)``.
 
-    Subclasses have the arguments ``tta``, ``experts``, ``expert_weight`` and ``subset_weight`` of
+    Subclasses have the arguments ``tta``, ``experts``, ``expert_weight``, ``subset_weight`` and ``modality_dropout`` of
     :class:`.OmniSatSegmentation`.
     """
 
@@ -55,9 +55,14 @@ class DenseTask(SupervisedTask):
         return False
 
     @property
+    def drops(self) -> bool:
+        """Whether modalities are dropped in training."""
+        return len(self.modalities) > 1 and any(self.dropout.p.values())
+
+    @property
     def trains_on_both(self) -> bool:
         """Whether each step trains on all modalities, and on those that remain after dropout."""
-        return bool(self.hparams['subset_weight'])
+        return bool(self.hparams['subset_weight']) and self.drops
 
     def configure_losses(self) -> None:
         """Validate the weights of the losses; subclasses set ``criterion``."""

@@ -48,6 +48,8 @@ class OmniSatRegression(DenseTask):
         target_unit: Unit of the target, such as ``'m'``, for maps; None if it is unknown.
         nodata: Value of the target that means unknown, in addition to NaN and infinity.
         loss: ``'smooth_l1'``, ``'mse'`` or ``'l1'``, of standardised values.
+        modality_dropout: Probability of dropping each modality of a training tile, or probabilities by name; see
+            :class:`.ModalityDropout`.
         subset_weight: If positive, each step trains on the tile with all modalities, and with those
             that remain after dropout, with this relative weight; see :class:`.OmniSatSegmentation`.
         experts: Whether each modality has a head on its own feature maps, whose outputs are added to that of the
@@ -83,7 +85,8 @@ class OmniSatRegression(DenseTask):
         *,
         nodata: float | None = None,
         loss: Literal['smooth_l1', 'mse', 'l1'] = 'smooth_l1',
-        subset_weight: float = 0.0,
+        modality_dropout: float | dict[str, float] = 0.3,
+        subset_weight: float = 1.0,
         experts: bool = True,
         expert_weight: float = 0.3,
         lr: float = 4e-3,
@@ -91,7 +94,8 @@ class OmniSatRegression(DenseTask):
         **kwargs: Any,
     ) -> None:
         self.tta = tta
-        super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, lr=lr, **kwargs)
+        kwargs |= {'patch_size': patch_size, 'modality_dropout': modality_dropout, 'lr': lr}
+        super().__init__(backbone=backbone, modalities=modalities, **kwargs)
 
     @property
     def scale(self) -> tuple[float, float]:

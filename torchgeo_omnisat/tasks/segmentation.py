@@ -58,6 +58,8 @@ class OmniSatSegmentation(DenseTask):
         label_gsd: GSD of the mask in metres.
         loss: ``'ce+dice'`` for cross-entropy with Dice, or ``'ce'``.
         class_weights: Weight of each class in the loss.
+        modality_dropout: Probability of dropping each modality of a training tile, or probabilities by name; see
+            :class:`.ModalityDropout`.
         subset_weight: If positive, each step trains on the tile with all modalities, and with those
             that remain after dropout. The loss of the latter has this weight relative to the
             former; the tile is encoded once. If 0, only the remaining ones are used.
@@ -102,7 +104,8 @@ class OmniSatSegmentation(DenseTask):
         *,
         loss: Literal['ce+dice', 'ce'] = 'ce+dice',
         class_weights: Sequence[float] | None = None,
-        subset_weight: float = 0.0,
+        modality_dropout: float | dict[str, float] = 0.3,
+        subset_weight: float = 1.0,
         distill: float = 0.0,
         experts: bool = True,
         expert_weight: float = 0.3,
@@ -115,7 +118,8 @@ class OmniSatSegmentation(DenseTask):
         **kwargs: Any,
     ) -> None:
         self.tta = tta
-        super().__init__(backbone=backbone, modalities=modalities, patch_size=patch_size, lr=lr, **kwargs)
+        kwargs |= {'patch_size': patch_size, 'modality_dropout': modality_dropout, 'lr': lr}
+        super().__init__(backbone=backbone, modalities=modalities, **kwargs)
 
     @property
     def ignored(self) -> int | None:
@@ -207,7 +211,7 @@ class OmniSatSegmentation(DenseTask):
     @property
     def trains_on_both(self) -> bool:
         """Whether each step trains on all modalities, and on those that remain after dropout."""
-        return bool(self.hparams['subset_weight'] or self.hparams['distill'])
+        return bool(self.hparams['subset_weight'] or self.hparams['distill']) and self.drops
 
     def distillation_loss(self, student: Tensor, teacher: Tensor, batch: Sample) -> Tensor | float:
         """Return the weighted divergence of the class probabilities; see *distill*."""
