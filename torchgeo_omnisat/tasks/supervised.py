@@ -147,7 +147,7 @@ class SupervisedTask(OmniSatTask):
     subsets: Which = 'auto'
     ignore = (*OmniSatTask.ignore, 'subsets')
     criterion: nn.Module
-    dropout: nn.Module
+    dropout: ModalityDropout
     #: Batches of each validation of which a figure is drawn.
     figures = 4
     heads_count: ClassVar[bool] = True
