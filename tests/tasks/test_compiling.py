@@ -4,6 +4,7 @@
 """Tasks with ``compile``."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torchgeo.main
 import yaml
 
 from torchgeo_omnisat import plugin
-from torchgeo_omnisat.tasks import OmniSatSegmentation
+from torchgeo_omnisat.models import compiling
+from torchgeo_omnisat.tasks import OmniSatSegmentation, base
 
 from ..devices import DEVICES
 from ..processes import call_unchecked, succeed
@@ -35,9 +37,31 @@ def test_missing_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
         make_trainer(tmp_path).fit(task, make_loader([make_sample(0)]))
 
 
+def test_mode_reaches_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CUDA graphs, each batch begins with a mark."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda module, **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: calls.append('batch'))
+    monkeypatch.setattr(base, 'require_compiler', lambda device: None)
+    monkeypatch.setattr(compiling, '_Marked', lambda function, varying: None)
+    for mode in (True, 'max-autotune-no-cudagraphs', 'reduce-overhead'):
+        calls.clear()
+        task = OmniSatSegmentation(**TOLD, compile=mode)
+        loader = make_loader([make_sample(index) for index in range(4)])
+        make_trainer(tmp_path).fit(task, loader, loader)
+        modes = [call['mode'] for call in calls if call != 'batch']
+        assert modes == [None if mode is True else mode] * len(list(compiling.regions(task.model)))
+        assert calls.count('batch') == (4 if mode == 'reduce-overhead' else 0)
+    with pytest.raises(ValueError, match='accumulate_grad_batches=1'):
+        make_trainer(tmp_path, accumulate_grad_batches=2).fit(OmniSatSegmentation(**TOLD, compile=mode), loader)
+    with pytest.raises(ValueError, match="compile is 'fast'"):
+        OmniSatSegmentation(**TOLD, compile='fast')  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures('validation_figures')
-def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(('word', 'value'), [('true', True), ('reduce-overhead', 'reduce-overhead')])
+def test_command_line(word: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     plugin.load()
     with pytest.raises(SystemExit, match=r'^0$'):
-        torchgeo.main.main(['fit', '--model', 'omnisat', '--model.compile', 'true', '--print_config'])
-    assert yaml.safe_load(capsys.readouterr().out)['model']['init_args']['compile'] is True
+        torchgeo.main.main(['fit', '--model', 'omnisat', '--model.compile', word, '--print_config'])
+    assert yaml.safe_load(capsys.readouterr().out)['model']['init_args']['compile'] == value

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
@@ -32,6 +32,11 @@ from .segmentation import Expert
 
 #: Default backend of ``torch.compile``.
 BACKEND = 'inductor'
+#: Mode of ``torch.compile``.
+Mode = Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs']
+MODES: tuple[str, ...] = get_args(Mode)
+#: Modes that record CUDA graphs.
+CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')
 #: Maximum number of graphs of one function; PyTorch's default of 8 is less than the number of shapes of a layer.
 LARGEST_NUMBER_OF_GRAPHS = 64
 #: Regions by class, with the dimensions of each positional argument whose sizes change from batch to batch: images,
@@ -54,12 +59,14 @@ _CHILDREN: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def compile_regions(model: nn.Module, backend: Any = None) -> list[str]:
+def compile_regions(model: nn.Module, backend: Any = None, mode: Mode | None = None) -> list[str]:
     """Compile the regions of a model in place; names of parameters do not change.
 
     Args:
         model: Model with modules of this package; others are not compiled.
         backend: Backend of :func:`torch.compile`; None for :data:`BACKEND`.
+        mode: Mode of :func:`torch.compile`; None for its default. Those in :data:`CUDA_GRAPHS` require
+            :func:`torch.compiler.cudagraph_mark_step_begin` before each batch.
 
     Returns:
         Names of the regions.
@@ -70,7 +77,7 @@ def compile_regions(model: nn.Module, backend: Any = None) -> list[str]:
     names = []
     for path, module, varying in regions(model):
         if module._compiled_call_impl is None:
-            module.compile(backend=backend or BACKEND)
+            module.compile(backend=backend or BACKEND, mode=mode)
             module._compiled_call_impl = _Marked(module._compiled_call_impl, varying)
         names.append(path)
     return names

@@ -29,13 +29,14 @@ from torchgeo.tasks import BaseTask
 from .. import models
 from ..batch import available
 from ..modality import LOCATION, Modality, as_modalities
-from ..models.compiling import compile_regions, require_compiler
+from ..models.compiling import CUDA_GRAPHS, MODES, Mode, compile_regions, require_compiler
 from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
 from ..transforms.base import probability
 from ..utils.atomic import atomic_file
+from ..utils.checks import check_choice
 from ..utils.figures import save_figure
 from ..utils.plurals import counted
 from ..utils.sharding import refuse_strategy, shard_task
@@ -100,11 +101,11 @@ class OmniSatTask(BaseTask):
             and the data do not determine it. Not saved in checkpoints.
         location_dropout: Probability that the location of a training tile is withheld, of a model that has it as a
             modality (``backbone_args={'encoders': {'location': 'scaled'}}``, see :class:`.OmniSat`).
-        compile: Whether a trainer compiles the layers of the model with ``torch.compile``; see
-            ``torchgeo_omnisat.models.compiling``. Not saved in checkpoints.
+        compile: Whether a trainer compiles the layers of the model with ``torch.compile``, or the mode in which it
+            does; see ``torchgeo_omnisat.models.compiling``. Not saved in checkpoints.
 
     Raises:
-        ValueError: If *location_dropout* is not a probability.
+        ValueError: If *location_dropout* is not a probability, or *compile* is unknown.
     """
 
     #: Hyper-parameters that are required to build the model.
@@ -126,7 +127,7 @@ class OmniSatTask(BaseTask):
     weights: str | None
     statistics: str | None
     #: The argument ``compile``; modules have a method of this name.
-    compiled: bool
+    compiled: bool | Mode
     _warned_blind: bool
     #: Samples without any modality on an accelerator, and all samples, that are not yet read.
     _blind: tuple[Tensor, int] | None
@@ -154,9 +155,10 @@ class OmniSatTask(BaseTask):
         sources: Mapping[str, dict[str, Any]] | None = None,
         statistics: str | None = None,
         location_dropout: float = 0.5,
-        compile: bool = False,
+        compile: bool | Mode = False,
     ) -> None:
         probability(location_dropout, 'location_dropout')
+        check_choice(compile=(compile, (False, True, *MODES)))
         self.weights, self.statistics, self.compiled = weights, statistics, compile
         super().__init__()
 
@@ -271,7 +273,20 @@ class OmniSatTask(BaseTask):
         if self.compiled:
             if strategy is not None:
                 require_compiler(strategy.root_device)
-            compile_regions(self.model)
+            if self.compiled in CUDA_GRAPHS and getattr(self._trainer, 'accumulate_grad_batches', 1) > 1:
+                raise ValueError(
+                    f'compile is {self.compiled!r}, whose CUDA graphs overwrite gradients of the previous batch: '
+                    'expected accumulate_grad_batches=1, or compile=True'
+                )
+            compile_regions(self.model, mode=None if self.compiled is True else self.compiled)
+
+    def begin_batch(self, *args: Any) -> None:
+        """Let CUDA graphs reuse the memory of the results of the previous batch."""
+        if self.compiled in CUDA_GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    on_train_batch_start = on_validation_batch_start = begin_batch  # type: ignore[assignment]
+    on_test_batch_start = on_predict_batch_start = begin_batch  # type: ignore[assignment]
 
     def teardown(self, stage: str) -> None:
         """Restore the precision plugin, and warn of implausible values."""
