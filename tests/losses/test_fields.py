@@ -46,6 +46,14 @@ def test_distance_is_that_of_scipy() -> None:
     assert torch.equal(boundaries(torch.from_numpy(ids)), field_targets(torch.from_numpy(ids)).extent == 2)
 
 
+def test_nearest_edge_is_almost_as_far_in_columns_as_in_its_row() -> None:
+    """The pixel in the middle is 10 pixels from the edges in its row and column, and 9 columns from the nearest one."""
+    ids = torch.zeros(1, 25, 25, dtype=torch.int64)
+    ids[0, 3:22, 3:22] = 1
+    ids[0, 16, 21] = 2
+    assert edge_distance(ids)[0, 12, 12] == pytest.approx(97**0.5)
+
+
 def test_void_and_a_perfect_prediction_have_no_loss() -> None:
     targets, labelled = field_targets(TOUCHING), torch.ones_like(TOUCHING, dtype=torch.bool)
     labelled[..., 5] = False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchgeo_omnisat.losses import PatchContrastiveLoss
+from torchgeo_omnisat.losses import PatchContrastiveLoss, contrastive
 from torchgeo_omnisat.losses.contrastive import _seen
 
 PUBLISHED = Path(__file__).parents[3] / 'shared' / 'fixtures' / 'contrastive.pt'
@@ -91,6 +91,18 @@ def test_loss_of_the_same_place_matches_naive_loop(seed: int, by_patch: bool) ->
         (actual,), (wanted,) = torch.autograd.grad(given, x), torch.autograd.grad(expected, x)
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
         assert not actual[available.permute(2, 0, 1).logical_not()].any()
+
+
+@pytest.mark.parametrize('block_size', [4, 1024])
+def test_masks_on_an_accelerator_equal_the_selection(block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    exclude = torch.tensor([[False, True, False], [True, False, False], [False, False, False]])
+    results = []
+    for readable in (True, False):
+        monkeypatch.setattr(contrastive, 'readable', lambda x, readable=readable: readable)
+        tokens, available = make()
+        loss = PatchContrastiveLoss(0.5, block_size=block_size)(tokens, available, exclude)
+        results.append((loss, *torch.autograd.grad(loss, tokens)))
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_place_alone_wins_nothing_against_the_same_place() -> None:
