@@ -25,6 +25,7 @@ from torchgeo_omnisat.datasets.io.headers import read_header
 from torchgeo_omnisat.datasets.io.opening import open_raster
 from torchgeo_omnisat.datasets.pastis import read_index
 from torchgeo_omnisat.datasets.rasters.cf import open_cube
+from torchgeo_omnisat.datasets.rasters.products import archive_files
 from torchgeo_omnisat.datasets.rasters.stac import STACTimeSeries
 from torchgeo_omnisat.datasets.shards import check_index, read_description
 from torchgeo_omnisat.datasets.treesatai import listed, open_series
@@ -76,6 +77,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     'split of json': ('a.json', lambda path: _read_table(path, 'split')),
     'products': ('a.txt', read_products),
     'names': ('train_filenames.lst', lambda path: listed(path.parent)),
+    'archive of a product': ('a.zip', lambda path: archive_files(str(path))),
     'archive': ('a.zip', lambda path: extract_directory(path, 'data')),
     'header of an array': ('a.npy', lambda path: _array_header(Expected(path, None, 'integer'))),
     'header of a series': ('a.h5', lambda path: _hdf5_header(Expected(path, None, 'integer', key='a'))),

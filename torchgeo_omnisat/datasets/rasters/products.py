@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from torchgeo.datasets.utils import find_files
 
 from ...utils.plurals import counted
+from ...utils.reading import is_special
 
 #: Product of Sentinel-2 in a path, and images of Sentinel-1 that are not terrain-corrected, in a product or alone.
 SENTINEL2 = re.compile(r'(?:^|/)(S2[A-D][^/]*\.SAFE)/', re.I)
@@ -31,8 +32,10 @@ def archive_files(archive: str, pattern: str = '*') -> list[str]:
     """Return the files in a zip archive that match a pattern, as paths that GDAL opens without unpacking.
 
     Raises:
-        ValueError: If the name is that of a Sentinel-2 product, but the file is not a complete archive.
+        ValueError: If it is not a regular file, or is named as a Sentinel-2 product, but is not a complete archive.
     """
+    if is_special(archive):
+        raise ValueError(f'{archive} cannot be read (it is not a regular file), expected a zip archive')
     if zipfile.is_zipfile(archive):
         return find_files(f'/vsizip/{archive}', pattern)
     if SENTINEL2.search(f'/{os.path.basename(archive)}.SAFE/'):
