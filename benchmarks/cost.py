@@ -147,7 +147,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def build(recipe: Recipe, backbone_args: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Tensor]]:
-    """Return the task of a recipe, without modality dropout, and one random tile, all valid."""
+    """Return the task of a recipe and one random tile, all valid."""
     config = read(recipe.config)
     data = config['data']['init_args']
     datamodule = getattr(datamodules, config['data']['class_path'])(**data)
@@ -164,7 +164,8 @@ def build(recipe: Recipe, backbone_args: Mapping[str, Any] | None = None) -> tup
     told = dict(config['model']['init_args']) | ({'backbone_args': dict(backbone_args)} if backbone_args else {})
     known: dict[str, Any] = {'modalities': modalities, 'patch_size': datamodule.patch_size}
     if config['model']['class_path'] == 'omnisat':
-        told['modality_dropout'] = 0.0
+        if told.get('subset_weight') == 0:
+            told['modality_dropout'] = 0.0  # otherwise a modality of the only tile may be dropped
         classes = datamodule.num_classes
         batch['mask'] = torch.randint(classes - 1, (1, recipe.labels, recipe.labels))
         known |= {'num_classes': classes, 'ignore_index': datamodule.ignore_index, 'label_gsd': datamodule.label_gsd}
