@@ -60,16 +60,16 @@ def test_void_and_a_perfect_prediction_have_no_loss() -> None:
     logits = 100.0 * torch.nn.functional.one_hot(targets.extent, 3).movedim(-1, 1)
     distance = targets.distance.clone()
     logits[..., 5], distance[..., 5] = logits[..., 0].clone(), 0.5
-    assert FieldLoss()(logits, distance, TOUCHING, labelled) == pytest.approx(0, abs=1e-6)
-    assert FieldLoss()(logits, distance, TOUCHING, torch.ones_like(labelled)) > 1
-    wrong = FieldLoss(beta=0.1)(logits, distance * 0 + 0.2, TOUCHING, labelled)
+    assert FieldLoss()(logits, distance, field_targets(TOUCHING), labelled) == pytest.approx(0, abs=1e-6)
+    assert FieldLoss()(logits, distance, field_targets(TOUCHING), torch.ones_like(labelled)) > 1
+    wrong = FieldLoss(beta=0.1)(logits, distance * 0 + 0.2, targets, labelled)
     errors = (targets.distance - 0.2).abs()[labelled & (TOUCHING > 0)]
     assert wrong == pytest.approx(torch.where(errors < 0.1, errors**2 / 0.2, errors - 0.05).mean().item(), abs=1e-5)
 
 
 def test_without_labels_there_is_no_gradient() -> None:
     logits, distance = torch.randn(1, 3, 3, 8, requires_grad=True), torch.rand(1, 3, 8, requires_grad=True)
-    loss = FieldLoss()(logits, distance, TOUCHING, torch.zeros_like(TOUCHING, dtype=torch.bool))
+    loss = FieldLoss()(logits, distance, field_targets(TOUCHING), torch.zeros_like(TOUCHING, dtype=torch.bool))
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()

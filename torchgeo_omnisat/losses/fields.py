@@ -109,7 +109,7 @@ class FieldLoss(nn.Module):
         self,
         extent: Float[Tensor, 'b 3 h w'],
         distance: Float[Tensor, 'b h w'],
-        instances: Int[Tensor, 'b h w'],
+        target: FieldTargets,
         labelled: Bool[Tensor, 'b h w'],
     ) -> Float[Tensor, '']:
         """Return the loss of predicted maps.
@@ -117,11 +117,10 @@ class FieldLoss(nn.Module):
         Args:
             extent: Logits of other, interior and boundary.
             distance: Relative distance to the edge of the field, from 0 to 1.
-            instances: True field of each pixel; 0 is none.
+            target: Output of :func:`field_targets`.
             labelled: Pixels to use; void is not.
         """
-        target = field_targets(instances)
-        inside = labelled & (instances > 0)
+        inside = labelled & (target.extent != OTHER)
         each = F.smooth_l1_loss(distance.float(), target.distance, beta=self.beta, reduction='none')
         loss: Tensor = self.extent(extent, target.extent.masked_fill(~labelled, IGNORED))
         return loss + (each * inside).sum() / inside.sum().clamp(min=1)

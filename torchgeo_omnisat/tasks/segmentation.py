@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..evaluation.subsets import SubsetRow
-from ..losses import CrossEntropyDice, FieldLoss
+from ..losses import CrossEntropyDice, FieldLoss, FieldTargets, field_targets
 from ..modality import Modality, Which, finer_factor
 from ..models import OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
@@ -36,6 +36,8 @@ MOST_CLASSES = 4096
 MOST_CONFUSED = 512
 #: Hyper-parameters of a model from before there were fields, or finer ones.
 _WITHOUT_FIELDS: dict[str, Any] = {'instances': False, 'field_gsd': None}
+#: Keys of the targets of fields in a training batch.
+_TARGETS = ('field_extent', 'field_distance')
 
 
 class OmniSatSegmentation(DenseTask):
@@ -249,8 +251,19 @@ class OmniSatSegmentation(DenseTask):
             return loss
         labelled = torch.ones_like(mask, dtype=torch.bool) if ignored is None else mask != ignored
         labelled = repeat_pixels(labelled, self.field_factor)
-        of_fields: Tensor = self.field_criterion(more.extent, more.distance, self.instances_of(batch), labelled)
+        of_fields: Tensor = self.field_criterion(more.extent, more.distance, self._field_targets(batch), labelled)
         return loss + self.hparams['instance_weight'] * of_fields
+
+    def learn(self, batch: Sample) -> tuple[Tensor, Tensor]:
+        """Return output and loss of a training batch; the targets of fields are computed once for all its losses."""
+        if self.with_instances:
+            batch = {**batch, **dict(zip(_TARGETS, field_targets(self.instances_of(batch)), strict=True))}
+        return super().learn(batch)
+
+    def _field_targets(self, batch: Sample) -> FieldTargets:
+        if _TARGETS[0] in batch:
+            return FieldTargets(*(batch[key] for key in _TARGETS))
+        return field_targets(self.instances_of(batch))
 
     def on_test_start(self) -> None:
         """Set up the metrics of every subset of the modalities, with *instances* also those of fields."""
