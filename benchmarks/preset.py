@@ -4,8 +4,8 @@
 """The preset `few` of `init` compared with pixel-wise classifiers, with few labels of a real area.
 
 The data are ``belgium-crops``, see ``belgium.py``. Some random pixels of the western half have a label. `init` divides
-them into training and validation and chooses all settings. The model is trained as `fit` does. Its state with the
-lowest validation loss is scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained on the
+them into training and validation and chooses all settings. The model is trained as `fit` does. Its last state is
+scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are trained on the
 same training pixels (``classifiers``), or also on those of validation (``classifiers, all labels``), because they need
 no validation. No setting is chosen by the eastern half.
 
@@ -30,7 +30,7 @@ import numpy as np
 import rasterio
 import shapely
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset
 
 from torchgeo_omnisat.commands.baseline import METRICS, score_classes
@@ -49,7 +49,6 @@ CLASSES = ('no crop', 'winter cereals', 'spring cereals', 'maize', 'other tempor
 WEST = 24
 COLUMNS = ('labels', 'seed', 'method', *METRICS, 'epochs', 'seconds')
 METHODS = ('few', 'few, presto', 'classifiers', 'classifiers, all labels')
-CALLBACKS = {'ModelCheckpoint': ModelCheckpoint, 'EarlyStopping': EarlyStopping}
 
 
 def prepare(root: Path, folder: Path, number: int, seed: int, presto: Path | None) -> tuple[Plan, dict[str, Any]]:
@@ -93,7 +92,7 @@ def prepare(root: Path, folder: Path, number: int, seed: int, presto: Path | Non
 def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[str, Any]:
     """Train and test the model of a plan; return its scores and the number of epochs."""
     seed_everything(seed)
-    callbacks: list[Any] = [CALLBACKS[x['class_path']](**x['init_args']) for x in plan.trainer['callbacks']]
+    callbacks: list[Any] = [ModelCheckpoint(**x['init_args']) for x in plan.trainer['callbacks']]
     trainer = Trainer(
         **{**plan.trainer, 'callbacks': callbacks},
         accelerator='cpu',
@@ -105,8 +104,8 @@ def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[
     task, datamodule = OmniSatSegmentation(**plan.model), MultimodalGeoDataModule(**data)
     task.figures = 0
     trainer.fit(task, datamodule=datamodule)
-    epochs, (best, *_) = trainer.current_epoch, callbacks
-    (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=best.best_model_path, verbose=False)
+    epochs, (saved, *_) = trainer.current_epoch, callbacks
+    (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=saved.last_model_path, verbose=False)
     return {key: found[f'test_{key}'] for key in METRICS} | {'epochs': epochs}
 
 

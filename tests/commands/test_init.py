@@ -132,6 +132,16 @@ def test_the_model_of_few_labels_sees_single_pixels(root: Path, tmp_path: Path, 
     assert not torch.allclose(first, second)
 
 
+def test_presto_of_few_labels(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's1/S1_{day}.tif', radar(), bands=('VV', 'VH'))
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    fields(root)
+    assert init('--presto', 'presto.pt')['modalities'] == ['s2']
+    settings = yaml.safe_load(text(tmp_path))['model']['init_args']['backbone_args']
+    assert settings == {'encoders': {'s2': {'name': 'presto', 'weights': 'presto.pt', 'months': 12}}, 'linear': True}
+
+
 def test_model_trains_and_keeps_its_best_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)

@@ -34,9 +34,12 @@ class Stream(nn.Module):
         gsd: GSD of the images in metres.
         target_gsd: Target GSD of the map in metres.
         width: Channels of the map.
+        linear: Whether the last layer is linear in the features of each pixel, instead of a convolution.
     """
 
-    def __init__(self, encoder: nn.Module, gsd: float, target_gsd: float, width: int = 32) -> None:
+    def __init__(
+        self, encoder: nn.Module, gsd: float, target_gsd: float, width: int = 32, linear: bool = False
+    ) -> None:
         super().__init__()
         channels: Sequence[int] = encoder.channels  # type: ignore[assignment]
         strides: Sequence[int] = encoder.strides  # type: ignore[assignment]
@@ -47,7 +50,7 @@ class Stream(nn.Module):
             UpBlock(widths[level + 1], channels[level], widths[level], 'zeros', group_norm)
             for level in reversed(range(finest, len(channels) - 1))
         )
-        self.head = conv_block(widths[finest], width)
+        self.head = nn.Conv2d(widths[finest], width, 1) if linear else conv_block(widths[finest], width)
         self.channels, self.strides = (width,), (strides[finest],)
 
     def forward(self, *images: Tensor) -> list[Tensor]:
@@ -88,6 +91,8 @@ class LateFusion(OmniSat):
         widths: Channels of the levels of a U-TAE encoder; published by default.
         image_widths: Channels of the stages of the default image encoder, a ResNet-18.
         width: Output channels of a stream.
+        linear: Whether streams end with a linear layer, so that logits are linear in the features of the encoders,
+            averaged over the modalities. Few labels suffice to train it.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class LateFusion(OmniSat):
         widths: Sequence[int] = (64, 64, 64, 128),
         image_widths: Sequence[int] = (64, 128, 256, 512),
         width: int = 32,
+        linear: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.modalities, encoders, location = split_location(modalities, encoders)
@@ -111,7 +117,7 @@ class LateFusion(OmniSat):
         chosen = build_encoders(self.modalities, encoders, widths, image_widths)
         gsds = {name: modality.gsd for name, modality in self.modalities.items()}
         self.encoders = nn.ModuleDict(
-            {name: Stream(encoder, gsds[name], self.patch_size, width) for name, encoder in chosen.items()}
+            {name: Stream(encoder, gsds[name], self.patch_size, width, linear) for name, encoder in chosen.items()}
         )
         self.heads = nn.ModuleDict({name: GridTokens() for name in self.modalities})
         self.fusion, self.context = MeanFusion(), None

@@ -6,8 +6,18 @@
 Modules with registered encoders are imported here.
 """
 
-from . import ltae, pretrained, projection, utae, weights
+from . import ltae, monthly, pretrained, projection, utae, weights
 from .build import build_encoders
 from .registry import Encoder, register_encoder
 
-__all__ = ('Encoder', 'build_encoders', 'ltae', 'pretrained', 'projection', 'register_encoder', 'utae', 'weights')
+__all__ = (
+    'Encoder',
+    'build_encoders',
+    'ltae',
+    'monthly',
+    'pretrained',
+    'projection',
+    'register_encoder',
+    'utae',
+    'weights',
+)

@@ -139,6 +139,14 @@ def test_months_without_observation_are_masked(state):
     same(out[1, :, 0, 1], pooled(model, x, mask, 10)[0])
 
 
+def test_later_months_are_left_out(state):
+    image, dates, valid = series(months=8)
+    valid[1, 0] = False
+    (out,) = build(state, months=5)(image, dates, valid)
+    first = [build(state)(*(x[i : i + 1, i : i + 5] for x in (image, dates, valid))) for i in (0, 1)]
+    same(out, torch.cat([maps[0] for maps in first]))
+
+
 def test_permuted_bands_give_the_same_maps(state):
     image, dates, valid = series()
     order = torch.randperm(10, generator=torch.Generator().manual_seed(1)).tolist()
@@ -359,6 +367,8 @@ def test_other_unfit_arguments(state, tmp_path):
         PrestoEncoder(('B09', *S2), 'dn', **SMALL)
     with pytest.raises(ValueError, match='latlon'):
         PrestoEncoder(S2, 'dn', latlon=(100.0, 5.0), **SMALL)
+    with pytest.raises(ValueError, match='months is 0'):
+        PrestoEncoder(S2, 'dn', months=0, **SMALL)
     with pytest.raises(ValueError, match='mean'):
         PrestoEncoder(S2, 'dn', mean=[1.0], std=[1.0] * 10, **SMALL)
     with pytest.raises(ValueError, match='nowhere'):

@@ -87,6 +87,7 @@ def monthly_composites(
     units: Sequence[str],
     longest: int,
     model: str,
+    most: int | None = None,
 ) -> tuple[Float[Tensor, 'b m d h w'], Int[Tensor, ' b']]:
     """Return one composite per calendar month, from the month of the first observed date of each sample.
 
@@ -102,6 +103,7 @@ def monthly_composites(
         units: Unit of each of them.
         longest: Maximum number of months.
         model: Name of the model in errors.
+        most: Number of months after which a series is cut; None to read all.
 
     Returns:
         Composites in reflectance or decibels, NaN where not observed, and the first month of each sample as months
@@ -116,6 +118,8 @@ def monthly_composites(
     first = np.where(flags, months, never).min(1, initial=never)
     first = np.where(flags.any(1), first, 0)
     places = months - first[:, None]
+    if most is not None:
+        flags = flags & (places < most)
     length = int(places.max(where=flags, initial=0)) + 1
     if length > longest:
         raise ValueError(

@@ -75,6 +75,7 @@ class PrestoEncoder(PixelEncoder):
         freeze: Whether the weights of Presto are excluded from training.
         latlon: Latitude and longitude of all images in degrees, instead of ``coordinates`` of the batch.
         ndvi: Whether NDVI is used.
+        months: Number of months to embed, from the first observed one; None for all. Presto was pre-trained with 12.
         standardise: Whether the first batch in training sets the shift and scale of the embeddings.
         chunk: Maximum number of pixels that are computed at once.
         cache_size: Maximum number of embeddings in the cache, of about 0.8 kB each; 0 for no cache.
@@ -99,6 +100,7 @@ class PrestoEncoder(PixelEncoder):
         freeze: bool = True,
         latlon: Sequence[float] | None = None,
         ndvi: bool = True,
+        months: int | None = None,
         standardise: bool = True,
         chunk: int = 512,
         cache_size: int = 2**18,
@@ -110,7 +112,9 @@ class PrestoEncoder(PixelEncoder):
         units = check_units('Presto', bands, unit, {index: UNITS[sensor] for index, sensor in sensors.items()})
         model: Any = presto(None, **kwargs)
         super().__init__(bands, mean, std, model.encoder.embedding_size, standardise, cache_size)
-        self.ndvi, self.chunk = ndvi, chunk
+        if months is not None and months < 1:
+            raise ValueError(f'months is {months}, expected at least 1, or None for all months')
+        self.ndvi, self.months, self.chunk = ndvi, months, chunk
         #: Channel of Presto by index of the band.
         self.used = used
         self.units = units
@@ -149,7 +153,7 @@ class PrestoEncoder(PixelEncoder):
         """
         bands = list(self.used)
         units, longest = [self.units[band] for band in bands], self.encoder.max_sequence_length
-        found, first = monthly_composites(self, image, dates, valid, bands, units, longest, 'Presto')
+        found, first = monthly_composites(self, image, dates, valid, bands, units, longest, 'Presto', self.months)
         radar = constant([unit in RADAR for unit in units], image.device).view(-1, 1, 1)
         x = found.new_full((*found.shape[:2], len(CHANNELS), *found.shape[-2:]), torch.nan)
         x[:, :, list(self.used.values())] = torch.where(radar, (found + 25) / 25, found)

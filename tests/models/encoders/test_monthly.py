@@ -1,0 +1,109 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Monthly composites against loops, and what must not matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from torchgeo_omnisat import Modality
+from torchgeo_omnisat.models import OmniSatSegmenter, late_fusion
+from torchgeo_omnisat.models.encoders.monthly import MonthlyEncoder, interpolate
+
+
+def days(*dates):
+    return torch.from_numpy(np.array(dates, 'datetime64[D]').astype(np.int64))
+
+
+#: Two dates in one month, one month without a date, a date in the next year.
+DATES = days('2020-11-03', '2020-11-30', '2021-01-15', '2021-02-01', '2021-03-31')
+
+
+@pytest.fixture
+def series():
+    torch.manual_seed(0)
+    image = 3 + torch.randn(4, 5, 2, 3, 3, dtype=torch.float64)
+    image[0, 2, :, 1, 1] = torch.nan
+    return image, DATES.repeat(4, 1), torch.ones(4, 5, dtype=torch.bool)
+
+
+@pytest.fixture
+def encoder(series):
+    torch.manual_seed(0)
+    encoder = MonthlyEncoder(2, width=8, months=6).double()
+    encoder(*series)
+    return encoder.eval()
+
+
+def test_composites(series, encoder):
+    image, _, valid = series
+    valid = valid.clone()
+    valid[1, 0] = False
+    place = torch.tensor([0, 0, 2, 3, 4]).repeat(4, 1)
+    found = encoder.composites(image, valid[..., None, None, None] & image.isfinite(), place)
+    torch.testing.assert_close(found[0, 0], image[0, :2].mean(0))
+    torch.testing.assert_close(found[1, 0], image[1, 1])
+    torch.testing.assert_close(found[:, 3], image[:, 3])
+    assert found[:, [1, 5]].isnan().all()
+    assert found[0, 2, :, 1, 1].isnan().all()
+
+
+def test_interpolation():
+    nan = torch.nan
+    x = torch.tensor([[nan, 1.0, nan, nan, 4.0, nan], [nan] * 6, [2.0] * 6])
+    expected = torch.tensor([[1.0, 1, 2, 3, 4, 4], [0] * 6, [2.0] * 6])
+    torch.testing.assert_close(interpolate(x[..., None, None, None])[..., 0, 0, 0], expected)
+
+
+def test_order_padding_and_values_without_influence(series, encoder):
+    image, dates, valid = series
+    (expected,) = encoder(image, dates, valid)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(encoder(image[:, order], dates[:, order], valid)[0], expected)
+    padded = [
+        torch.cat([x, torch.full_like(x[:, :2], value)], 1) for x, value in zip(series, (7, 0, False), strict=True)
+    ]
+    torch.testing.assert_close(encoder(*padded)[0], expected)
+    torch.testing.assert_close(encoder(image[1:2], dates[1:2], valid[1:2])[0], expected[1:2])
+    hidden = image.clone()
+    hidden[:, :, 1] = torch.nan  # a missing band has no influence, whatever its weights are
+    (before,) = encoder(hidden, dates, valid)
+    with torch.no_grad():
+        encoder.hidden.weight[:, 1::2] += 1
+    torch.testing.assert_close(encoder(hidden, dates, valid)[0], before)
+    assert not torch.allclose(encoder(image, dates, valid)[0], expected)
+
+
+def test_another_year_is_the_same_season(series, encoder):
+    image, dates, valid = series
+    (expected,) = encoder(image, dates, valid)
+    later = days('2023-11-03', '2023-11-30', '2024-01-15', '2024-02-01', '2024-03-31').repeat(4, 1)
+    torch.testing.assert_close(encoder(image, later, valid)[0], expected)
+    without = valid.clone()
+    without[:, :2] = False  # the series begins later in the same season
+    zeros = image.clone()
+    zeros[:, :2] = torch.nan
+    torch.testing.assert_close(encoder(image, later, without)[0], encoder(zeros, dates, valid)[0])
+
+
+def test_the_calendar_is_saved(series, encoder):
+    other = MonthlyEncoder(2, width=8, months=6).double()
+    other.load_state_dict(encoder.state_dict())
+    other(series[0], series[1] + 400, series[2])  # in training mode; it does not change
+    torch.testing.assert_close(other.eval()(*series)[0], encoder(*series)[0])
+
+
+def test_linear_late_fusion_sees_single_pixels(series):
+    image, dates, valid = (x.float() if x.is_floating_point() else x for x in series)
+    modality = Modality('s2', ('a', 'b'), 10.0, True)
+    backbone = late_fusion([modality], encoders={'s2': 'monthly'}, linear=True)
+    model = OmniSatSegmenter(backbone, num_classes=3, label_gsd=10.0)
+    model({'image_s2': image, 'dates_s2': dates, 'valid_s2': valid})
+    changed = image.clone()
+    changed[:, :, :, 0, 0] += 1
+    one, other = (model.eval()({'image_s2': x, 'dates_s2': dates, 'valid_s2': valid}) for x in (image, changed))
+    assert one.shape == (4, 3, 3, 3)
+    differs = (one - other).abs().amax((0, 1)) > 1e-6
+    assert differs[0, 0]
+    assert differs.sum() == 1

@@ -1,0 +1,104 @@
+# Copyright (c) torchgeo_omnisat contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Pixel-wise encoder of time series: one hidden layer on monthly composites."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...utils.tensors.observed import observed
+from .registry import register_encoder
+
+#: First day of each month from January 1970, in days; later dates are in the last month.
+_MONTHS = np.arange('1970-01', '2201-01', dtype='datetime64[M]').astype('datetime64[D]').astype(np.int64)
+#: Number of months in a year, and by which a series may start before the training data.
+_YEAR, _EARLIER = 12, 6
+
+
+@register_encoder('monthly', temporal=True)
+class MonthlyEncoder(nn.Module):
+    """Linear layer with GELU on the monthly composites of a pixel, for few labels.
+
+    It has no spatial context, and each month has its own weights, as in classifiers of stacked bands. Compared with
+    temporal attention it needs fewer labels, but it expects the same season in training and prediction.
+
+    The composites are means of the valid dates of each calendar month; a missing month is interpolated linearly in
+    time. The first batch in training sets the first month of the calendar, which is saved with the model. A series of
+    another year is shifted by whole years. Later months than *months* are not used.
+
+    Args:
+        in_channels: Number of bands.
+        width: Number of features.
+        months: Number of months of the calendar.
+    """
+
+    months_since_1970: Tensor
+    start: Tensor
+
+    def __init__(self, in_channels: int, width: int = 128, months: int = 24) -> None:
+        super().__init__()
+        self.channels, self.strides = (width,), (1,)
+        self.months = months
+        self.hidden = nn.Linear(months * in_channels, width)
+        self.register_buffer('months_since_1970', torch.from_numpy(_MONTHS), persistent=False)
+        self.register_buffer('start', torch.tensor(-1))
+
+    def forward(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> list[Tensor]:
+        """Encode time series.
+
+        Args:
+            image: Normalised bands; NaN is nodata.
+            dates: Days since 1970-01-01.
+            valid: Valid dates; the others are ignored.
+
+        Returns:
+            One map of shape ``(B, width, H, W)``.
+        """
+        seen = observed(image) & valid[..., None, None, None]
+        month = torch.bucketize(dates, self.months_since_1970, right=True) - 1
+        never = len(_MONTHS)
+        first = torch.where(seen.flatten(2).any(2), month, never).amin(1)
+        if self.training and self.start < 0 and bool((first < never).any()):
+            self.start.copy_(first.min())
+        start = torch.where(self.start < 0, first, self.start)
+        years = torch.div(first - start + _EARLIER, _YEAR, rounding_mode='floor')
+        composites = self.composites(image, seen, month - (start + _YEAR * years).unsqueeze(1))
+        features = F.gelu(self.hidden(rearrange(interpolate(composites), 'b m c h w -> b h w (m c)')))
+        return [rearrange(features, 'b h w d -> b d h w')]
+
+    def composites(
+        self, image: Float[Tensor, 'b t c h w'], seen: Bool[Tensor, 'b t c h w'], place: Int[Tensor, 'b t']
+    ) -> Float[Tensor, 'b m c h w']:
+        """Return the mean of each month, NaN where it is not observed.
+
+        Args:
+            image: Normalised bands.
+            seen: Observed values.
+            place: Month of each date in the calendar; others than 0 to M - 1 are ignored.
+        """
+        chosen = (place.unsqueeze(-1) == torch.arange(self.months, device=place.device)).to(image.dtype)
+        total = torch.einsum('btm,btchw->bmchw', chosen, image.masked_fill(~seen, 0))
+        count = torch.einsum('btm,btchw->bmchw', chosen, seen.to(image.dtype))
+        return total / count.masked_fill(count == 0, torch.nan)
+
+
+def interpolate(x: Float[Tensor, 'b m c h w']) -> Float[Tensor, 'b m c h w']:
+    """Interpolate NaN linearly over the months; before the first and after the last value it is constant.
+
+    Series without a value become zero.
+    """
+    missing = x.isnan()
+    last = x.shape[1] - 1
+    index = torch.arange(last + 1, device=x.device).view(-1, 1, 1, 1)
+    before = torch.where(missing, -1, index).cummax(1).values
+    after = last - torch.where(missing, -1, last - index).flip(1).cummax(1).values.flip(1)
+    low, high = before.where(before >= 0, after.clamp(max=last)), after.where(after <= last, before.clamp(min=0))
+    x = x.nan_to_num(0)
+    weight = (index - low) / (high - low).clamp(min=1)
+    return torch.lerp(x.gather(1, low), x.gather(1, high), weight.to(x.dtype))
