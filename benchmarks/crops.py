@@ -15,7 +15,8 @@ All methods use the same monthly composites; Presto is given their first twelve 
 other settings. Every pixel of Presto is embedded once. The decoder is trained on the embeddings,
 standardised by the training pixels. No setting was chosen by pixels that are tested: those of Presto
 were chosen by leaving out strips of the western half of ``belgium-crops`` (README.md), those of
-*scratch* are those of docs/configs/belgium-crops.yaml.
+*scratch* are those of docs/configs/belgium-crops.yaml, and those of *monthly* and *linear* those of the
+preset `few` of `init`.
 
 Scores are appended to ``crops-<data>.csv``. Rows that exist are not computed again, so an interrupted
 command continues when it is repeated.
@@ -46,8 +47,9 @@ from torch import Tensor, nn
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.losses import CrossEntropyDice
-from torchgeo_omnisat.models import OmniSatSegmenter, PrestoEncoder, omnisat_tiny
+from torchgeo_omnisat.models import OmniSatSegmenter, PrestoEncoder, late_fusion, omnisat_tiny
 from torchgeo_omnisat.tasks.base import warmup_cosine
+from torchgeo_omnisat.transforms import RandomJitter
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +227,18 @@ def batch(tiles: Sequence[Tile], pixels: Sequence[Tensor], names: Sequence[str])
     return found
 
 
+def single_pixels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every pixel of a batch as a sample, whose gain and offset vary separately."""
+    count = batch['mask'][0].numel()
+    found = {'mask': batch['mask'].flatten()[:, None, None]}
+    for key, value in batch.items():
+        if key.startswith('image'):
+            found[key] = value.movedim((-2, -1), (1, 2)).flatten(0, 2)[..., None, None]
+        elif key != 'mask':
+            found[key] = value.repeat_interleave(count, 0)
+    return found
+
+
 def normalised(tiles: Sequence[Tile], training: Sequence[int]) -> list[Tile]:
     """Standardise every band by the training tiles."""
     out = list(tiles)
@@ -254,7 +268,13 @@ def network(
         modalities = {n: Modality(n, tuple(f'e{i}' for i in range(128)), 10.0, True) for n in names}
     else:
         encoders, modalities = dict.fromkeys(names, 'ltae'), {name: MODALITIES[data][name] for name in names}
-    backbone = omnisat_tiny(modalities, patch_size=10.0, encoders=encoders, widths=[128], embed_dim=128, depth=0)
+    jitter: nn.Module = nn.Identity()
+    if method['linear']:
+        encoders = encoders if method['frozen'] else dict.fromkeys(names, 'monthly')
+        backbone: Any = late_fusion(modalities, patch_size=10.0, encoders=encoders, linear=True)
+        jitter = nn.Identity() if method['frozen'] else RandomJitter(modalities, 0.3)
+    else:
+        backbone = omnisat_tiny(modalities, patch_size=10.0, encoders=encoders, widths=[128], embed_dim=128, depth=0)
     model = OmniSatSegmenter(backbone, len(LABELS[data]), label_gsd=10.0).train()
     criterion = CrossEntropyDice(IGNORED, None, method['dice'])
     flat = [p for p in model.parameters() if p.ndim <= 1]
@@ -272,6 +292,8 @@ def network(
             [k[torch.randint(len(k), (method['pixels'] // len(training),))] for k in labelled],
             names,
         )
+        if method['linear']:
+            drawn = jitter(single_pixels(drawn))
         optimizer.zero_grad()
         criterion(model(drawn), drawn['mask']).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -306,14 +328,20 @@ def scores(answer: Labels, truth: Labels) -> tuple[float, float]:
 
 
 #: Settings of each network.
-SCRATCH = {'frozen': False, 'lr': 2e-3, 'dice': 1.0, 'steps': 300, 'pixels': 512}
-FROZEN = {'frozen': True, 'lr': 3e-4, 'dice': 0.0, 'steps': 150, 'pixels': 256}
+SCRATCH = {'frozen': False, 'linear': False, 'lr': 2e-3, 'dice': 1.0, 'steps': 300, 'pixels': 512}
+FROZEN = {'frozen': True, 'linear': False, 'lr': 3e-4, 'dice': 0.0, 'steps': 150, 'pixels': 256}
+LINEAR = {'frozen': False, 'linear': True, 'lr': 3e-4, 'dice': 0.0, 'steps': 250, 'pixels': 128}
 NETWORKS: dict[str, dict[str, Any]] = {
     'presto s2': {**FROZEN, 'names': ('s2',)},
     'presto s2+s1 in one series': {**FROZEN, 'names': ('s2s1',)},
     'presto s2+s1': {**FROZEN, 'names': ('s2', 's1')},
     'scratch s2+s1': {**SCRATCH, 'names': ('s2', 's1')},
+    'monthly s2+s1': {**LINEAR, 'names': ('s2', 's1')},
+    'monthly s2': {**LINEAR, 'names': ('s2',)},
+    'presto s2, linear': {**LINEAR, 'frozen': True, 'names': ('s2',)},
 }
+#: All methods.
+METHODS = ('random forest', *NETWORKS)
 FIELDS = ('test', 'seed', 'method', 'mean_iou', 'accuracy')
 
 
@@ -352,6 +380,7 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, default=shared / 'weights/presto_default_model.pt')
     parser.add_argument('--output', type=Path, default=ROOT / 'benchmarks/results', help='folder of the scores')
     parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     parser.add_argument('--smoke', action='store_true', help='one step on few pixels, to see that the script runs')
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -372,9 +401,8 @@ def main() -> None:
     rows = [] if args.smoke else read_rows(path)
     embedded: dict[tuple[str, ...], list[Tile]] = {}
     print(f'{"test tile":<10}{"seed":<6}{"method":<28}{"mean IoU":>10}{"accuracy":>10}')
-    methods = ('random forest', *NETWORKS)
     tests = (1,) if args.data == 'belgium' else range(len(raw))
-    for seed, name, test in itertools.product(range(args.seeds), methods, tests):
+    for seed, name, test in itertools.product(range(args.seeds), args.methods, tests):
         if any((row['test'], row['seed'], row['method']) == (test, seed, name) for row in rows):
             continue
         training = [i for i in range(len(raw)) if i != test]
@@ -392,7 +420,7 @@ def main() -> None:
         rows.append({'test': test, 'seed': seed, 'method': name, 'mean_iou': iou, 'accuracy': accuracy})
         write_rows(path, rows)
         print(f'{test:<10}{seed:<6}{name:<28}{iou:>10.3f}{accuracy:>10.3f}', flush=True)
-    for name in methods:
+    for name in args.methods:
         chosen = [row for row in rows if row['method'] == name]
         means = [statistics.mean(row[kind] for row in chosen) for kind in ('mean_iou', 'accuracy')]
         print(f'{"all":<16}{name:<28}{means[0]:>10.3f}{means[1]:>10.3f}')

@@ -95,6 +95,7 @@ def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[
     callbacks: list[Any] = [ModelCheckpoint(**x['init_args']) for x in plan.trainer['callbacks']]
     trainer = Trainer(
         **{**plan.trainer, 'callbacks': callbacks},
+        limit_val_batches=0,  # validation does not change the last state
         accelerator='cpu',
         logger=False,
         default_root_dir=output,

@@ -142,7 +142,7 @@ def test_presto_of_few_labels(root: Path, tmp_path: Path, init: Init) -> None:
     assert settings == {'encoders': {'s2': {'name': 'presto', 'weights': 'presto.pt', 'months': 12}}, 'linear': True}
 
 
-def test_model_trains_and_keeps_its_best_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_trains_and_keeps_its_last_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
     fields(root)
@@ -151,7 +151,7 @@ def test_model_trains_and_keeps_its_best_state(root: Path, tmp_path: Path, monke
     few = ['--trainer.max_epochs', '2', '--data.length', '4', '--data.batch_size', '2']
     assert main(['fit', '--config', 'FILE.yaml', *few, '--trainer.enable_progress_bar', 'false']) == 0
     (folder,) = Path('logs/FILE').rglob('checkpoints')
-    assert sorted(path.name for path in folder.iterdir()) == ['best.ckpt', 'last.ckpt']
+    assert sorted(path.name for path in folder.iterdir()) == ['last.ckpt']
     assert main(['check', '--config', 'FILE.yaml', '--workers', '0']) == 0
 
 

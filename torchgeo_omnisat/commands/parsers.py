@@ -261,7 +261,9 @@ def init_parser() -> argparse.ArgumentParser:
         'spatial context; auto (default): by the number of labelled pixels',
     )
     parser.add_argument(
-        '--presto', metavar='FILE', help='weights of Presto, frozen, as the encoder of the optical time series (few)'
+        '--presto',
+        metavar='FILE',
+        help='weights of Presto, or PRESTO to download them: the frozen encoder of the optical time series (few)',
     )
     return parser
 

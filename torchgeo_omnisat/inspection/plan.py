@@ -155,20 +155,20 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
 
 def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
     few = plan.preset == 'few'
-    if few:
-        best: dict[str, Any] = {'save_top_k': 0, 'save_last': True}
-        callbacks = [{'class_path': 'ModelCheckpoint', 'init_args': best}]
-        note = 'last.ckpt has the last state, as few validation pixels do not tell which one is best'
-    else:
-        score = {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
-        best = {**score, 'filename': 'best', 'save_last': True}
-        callbacks = [
-            {'class_path': 'ModelCheckpoint', 'init_args': best},
-            {'class_path': 'EarlyStopping', 'init_args': {**score, 'patience': 12}},
-        ]
-        note = 'best.ckpt has the best validation mean IoU; training ends if it does not improve'
-    plan.trainer = {'max_epochs': 10 if few else 60, 'log_every_n_steps': 10, 'callbacks': callbacks}
-    plan.notes['trainer.callbacks'] = note
+    score = {'monitor': 'val_loss', 'mode': 'min'} if few else {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
+    epochs, patience = (10, 5) if few else (60, 12)
+    plan.trainer = {
+        'max_epochs': epochs,
+        'log_every_n_steps': 10,
+        'callbacks': [
+            {'class_path': 'ModelCheckpoint', 'init_args': {**score, 'filename': 'best', 'save_last': True}},
+            {'class_path': 'EarlyStopping', 'init_args': {**score, 'patience': patience}},
+        ],
+    }
+    best = (
+        'the lowest validation loss, as the mean IoU of few pixels is noisy' if few else 'the best validation mean IoU'
+    )
+    plan.notes['trainer.callbacks'] = f'best.ckpt has {best}; training ends if it does not improve'
     plan.notes['data.length'] = 'random training tiles per epoch'
     if few:
         _set_few(plan, sensors, number, presto)
@@ -184,15 +184,18 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     """Set a model of single pixels, trained on labelled pixels, if all images are time series."""
     series = [sensor.name for sensor in sensors if sensor.temporal]
     used = [sensor for sensor in sensors if sensor.settings.get('kind') != 'elevation'] if series else list(sensors)
+    optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
+    frozen: dict[str, Any] = {}
+    if presto is not None:
+        frozen = {name: {'name': 'presto', 'weights': presto, 'months': 12} for name in optical[:1]}
     reason = 'without elevation, with which few fields are learnt by heart'
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}
     plan.notes['model.backbone'] = f'preset few, for about {counted(number, "labelled pixel")}'
     if all(sensor.temporal for sensor in used):
-        encoders: dict[str, Any] = dict.fromkeys(series, 'monthly')
-        optical = [sensor for sensor in used if sensor.settings.get('kind') in ('optical', 'sentinel2')][:1]
-        if presto is not None and optical:
-            used, reason = optical, 'without radar, with which Presto scored lower on real fields'
-            encoders = {used[0].name: {'name': 'presto', 'weights': presto, 'months': 12}}
+        encoders = frozen or dict.fromkeys(series, 'monthly')
+        if frozen:
+            used = [sensor for sensor in used if sensor.name in frozen]
+            reason = 'without the other sensors, with which Presto scored lower on real fields'
         plan.model = {
             'backbone': 'late_fusion',
             'lr': 0.0003,
@@ -200,15 +203,26 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
             'loss': 'ce',
             'backbone_args': {'encoders': encoders, 'linear': True},
         }
+        last = {'save_top_k': 0, 'save_last': True}
+        plan.trainer['callbacks'] = [{'class_path': 'ModelCheckpoint', 'init_args': last}]
+        plan.notes['trainer.callbacks'] = 'last.ckpt has the last state; few validation pixels do not tell the best one'
         plan.notes['model.backbone_args.linear'] = 'no spatial context, so that few fields are not learnt by heart'
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
         plan.data |= {'jitter': 0.3, 'length': 25 * PIXELS, 'batch_size': PIXELS}
         plan.notes['data.jitter'] = 'largest change of gain and offset, in standard deviations'
         plan.notes['data.train_tile_size'] = 'single tokens, so that a batch has labelled pixels of many fields'
     else:
-        arguments: dict[str, Any] = {'encoders': dict.fromkeys(series, 'ltae'), 'widths': [128]} if series else {}
-        arguments |= {'embed_dim': 128, 'depth': 0}
-        plan.model = {'backbone': 'omnisat_tiny', 'lr': 0.002, 'modality_dropout': 0, 'backbone_args': arguments}
+        encoders = dict.fromkeys(series, 'ltae') | frozen
+        plan.model = {
+            'backbone': 'omnisat_tiny',
+            'lr': 0.0003 if frozen else 0.002,
+            'modality_dropout': 0,
+            'backbone_args': {
+                **({'encoders': encoders, 'widths': [128]} if series else {}),
+                'embed_dim': 128,
+                'depth': 0,
+            },
+        }
         plan.data |= {'length': 200, 'batch_size': 8}
     plan.warnings.append(
         f'{counted(number, "labelled pixel is", "labelled pixels are")} few, and a random forest may score higher: '

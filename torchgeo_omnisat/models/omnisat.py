@@ -116,7 +116,7 @@ class OmniSat(nn.Module):
         embed_dim: Width D of the tokens.
         patch_size: Side of a ground patch, in metres.
         encoders: Non-default encoders by modality name: ``'utae'``,
-            ``'utae_published'`` (for :func:`.load_encoder`) or ``'ltae'`` for a time series, a timm
+            ``'utae_published'`` (for :func:`.load_encoder`), ``'ltae'`` or ``'monthly'`` for a time series, a timm
             backbone for an image, a module, or a class that takes the number of bands. Encoders have
             ``channels`` and ``strides`` (of its maps, fine to coarse) and map
             ``(image, dates, valid)``, or ``(image, valid)`` for a single image, to a list of

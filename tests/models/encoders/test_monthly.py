@@ -47,6 +47,9 @@ def test_composites(series, encoder):
     torch.testing.assert_close(found[:, 3], image[:, 3])
     assert found[:, [1, 5]].isnan().all()
     assert found[0, 2, :, 1, 1].isnan().all()
+    pixel = interpolate(found)[1, :, :, 2, 0].flatten()
+    expected = torch.nn.functional.gelu(encoder.hidden(pixel))
+    torch.testing.assert_close(encoder(image, DATES.repeat(4, 1), valid)[0][1, :, 2, 0], expected)
 
 
 def test_interpolation():
