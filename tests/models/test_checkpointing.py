@@ -62,3 +62,22 @@ def test_negative_number_of_levels_is_an_error():
 def test_backbone_without_stages_is_an_error():
     with pytest.raises(ValueError, match='checkpointing is 1'):
         ImageEncoder(3, 'test_vit', checkpointing=1)
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'settings'),
+    [
+        ('resnet18', {'drop_path_rate': 0.5}),
+        ('resnet18', {'drop_block_rate': 0.5}),
+        ('test_convnext', {'drop_path_rate': 0.5}),
+    ],
+)
+def test_random_layers_drop_the_same_again(backbone, settings):
+    found = []
+    for checkpointing in (0, 5):
+        torch.manual_seed(0)
+        encoder = ImageEncoder(3, backbone, checkpointing=checkpointing, **settings).train()
+        maps = encoder(torch.randn(8, 3, 32, 32), torch.ones(8, dtype=torch.bool))
+        sum(x.square().mean() for x in maps).backward()
+        found.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.models import FeatureListNet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 #: Levels of time series that ``checkpointing=True`` recomputes.
@@ -34,12 +34,28 @@ def recomputed_levels(checkpointing: bool | int) -> int:
     return checkpointing
 
 
-def run[T: (Tensor, tuple[Tensor, ...])](function: Callable[..., T], *args: Any, recompute: bool) -> T:
-    """Call a function without randomness; its intermediate results are not kept if it is recomputed."""
+def run[T: (Tensor, tuple[Tensor, ...])](
+    function: Callable[..., T], *args: Any, recompute: bool, random: bool = False
+) -> T:
+    """Call a function; its intermediate results are not kept if it is recomputed.
+
+    Args:
+        function: Function of tensors.
+        *args: Its arguments.
+        recompute: Whether it is called again in the backward pass.
+        random: Whether it draws random numbers, which have to be the same then.
+    """
     if not (recompute and torch.is_grad_enabled()):
         return function(*args)
-    result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=random)
     return result
+
+
+def draws(module: nn.Module) -> bool:
+    """Return whether a part of a module drops values, paths or blocks."""
+    parts = list(module.modules())
+    of_values = any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in parts)
+    return of_values or any(getattr(part, 'drop_prob', 0) for part in parts)  # of timm
 
 
 class RecomputedStages(FeatureListNet):
@@ -47,6 +63,8 @@ class RecomputedStages(FeatureListNet):
 
     #: Number of stages.
     levels: int
+    #: Whether they draw random numbers in training.
+    random: bool
 
     @classmethod
     def of(cls, backbone: Any, levels: int) -> 'RecomputedStages':
@@ -61,7 +79,7 @@ class RecomputedStages(FeatureListNet):
                 'ResNet or ConvNeXt'
             )
         found: Any = backbone
-        found.__class__, found.levels = cls, levels
+        found.__class__, found.levels, found.random = cls, levels, draws(backbone)
         converted: RecomputedStages = found
         return converted
 
@@ -69,10 +87,11 @@ class RecomputedStages(FeatureListNet):
         """Return the maps of images, fine to coarse."""
         maps: list[Tensor] = []
         stage: list[Any] = []
+        random = self.training and self.random
         for name, module in self.items():
             stage.append(module)
             if name in self.return_layers:
-                x = run(_apply, x, *stage, recompute=len(maps) < self.levels)
+                x = run(_apply, x, *stage, recompute=len(maps) < self.levels, random=random)
                 maps.append(x)
                 stage = []
         return maps
