@@ -173,6 +173,21 @@ def watch(task: Any, name: str, steps: list[Any]) -> None:
     setattr(task, name, watched)
 
 
+@pytest.mark.parametrize('dtype', TRUE.values())
+def test_no_gradient_takes_a_step_beyond_the_learning_rate(dtype: torch.dtype) -> None:
+    """The square of a small gradient is 0 in float16, and Adam would divide by epsilon alone."""
+    told = {**TOLD, 'backbone_args': NARROW, 'lr': 0.01, 'weight_decay': 0.0, 'scheduler': 'plateau'}
+    task: Any = OmniSatSegmentation(**told).to(dtype)
+    setup = task.configure_optimizers()
+    for gradient in (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 7e-3, 0.02, 1.0):
+        for p in task.parameters():
+            p.data.zero_()
+            p.grad = torch.full_like(p, gradient)
+        setup['optimizer'].state.clear()
+        setup['optimizer'].step()
+        assert max(p.abs().max().item() for p in task.parameters()) < 1.1 * 0.01, gradient
+
+
 @pytest.mark.parametrize('precision', TRUE)
 def test_images_are_normalised_before_they_are_cast(precision: str, root: Path, tmp_path: Path) -> None:
     """Digital numbers of 10000 have 6 to 8 bits left in half precision, a tenth of a standard deviation."""

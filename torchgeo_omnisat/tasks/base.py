@@ -327,9 +327,10 @@ class OmniSatTask(BaseTask):
             groups.append({'params': decay, 'weight_decay': self.hparams['weight_decay'], 'lr': lr})
             rest = [p for p in others if p.ndim <= 1] + missing
             groups.append({'params': rest, 'weight_decay': 0.0, 'lr': lr})
-        # 1e-8 underflows in float16: for small gradients, square and epsilon would both be 0.
+        # In float16, (1 - 0.999) g^2 is 0 for gradients g below 5e-3. Epsilon alone then divides g, so a smaller one
+        # takes steps of many times the learning rate.
         half = any(p.dtype == torch.float16 for _, p in trained)
-        optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-4 if half else 1e-8)
+        optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-2 if half else 1e-8)
         if self.hparams['scheduler'] == 'plateau':
             plateau = ReduceLROnPlateau(
                 optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
