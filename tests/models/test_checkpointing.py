@@ -59,6 +59,12 @@ def test_negative_number_of_levels_is_an_error():
         omnisat_tiny(MODALITIES, checkpointing=-1)
 
 
+def test_value_that_no_encoder_takes_is_an_error():
+    encoders = {'s2': 'ltae', 's1a': 'ltae', 'spot': 'resnet18'}
+    with pytest.raises(ValueError, match='checkpointing is -2'):
+        omnisat_tiny(MODALITIES, checkpointing=-2, encoders=encoders)
+
+
 def test_backbone_without_stages_is_an_error():
     with pytest.raises(ValueError, match='checkpointing is 1'):
         ImageEncoder(3, 'test_vit', checkpointing=1)

@@ -17,6 +17,7 @@ from .pretrained.freezing import FreezableEncoder
 from .pretrained.images.backbone import PretrainedEncoder
 from .pretrained.per_date import PerDate
 from .pretrained.sources import find_entry, model_of
+from .recomputation import recomputed_levels
 from .registry import ENCODERS, Encoder, as_specification, builds_checkpoint, call_builder, check_encoder, import_class
 
 #: Arguments of ``PerDate`` in a specification.
@@ -34,6 +35,7 @@ def build_encoders(
     chosen = dict(encoders or {})
     if unknown := sorted(set(chosen) - set(modalities)):
         raise ValueError(f'encoders names {unknown}, expected some of {list(modalities)}')
+    recomputed_levels(checkpointing)  # an error even if no encoder takes it
     sizes: dict[str, Any] = {'widths': tuple(widths), 'image_widths': tuple(image_widths)}
     sizes |= {'checkpointing': checkpointing, 'dim': 2 * widths[-1]}
     return {name: _build_encoder(modality, chosen.get(name), sizes) for name, modality in modalities.items()}
