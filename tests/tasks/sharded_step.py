@@ -66,9 +66,11 @@ def step(rank: int, kind: str, task: str, port: int, folder: Path, tiles: int, s
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    told = TOLD if task == 'segmentation' else {key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}
+    told = TOLD  # each step also trains on some of the modalities
+    if task == 'pretraining':
+        told = {**{key: TOLD[key] for key in ('backbone', 'modalities', 'patch_size')}, 'modality_dropout': 0.0}
     kinds = {'segmentation': OmniSatSegmentation, 'pretraining': OmniSatPretraining}
-    module = kinds[task](**told, modality_dropout=0.0, lr=0.01)
+    module = kinds[task](**told, lr=0.01)
     counter = Sharded()
     strategy: Strategy = STRATEGIES[kind]()
     callbacks = [counter, *([Stuck()] if kind == 'stuck' else [])]
