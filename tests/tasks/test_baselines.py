@@ -17,7 +17,17 @@ from torchgeo_omnisat.modality import Modality
 from torchgeo_omnisat.models import UTAE_Weights
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation, backbone
 
-from .helpers import MODALITIES, TOLD, command, make_batch, make_datamodule, make_trainer, read_csv
+from .helpers import (
+    MODALITIES,
+    TOLD,
+    command,
+    make_batch,
+    make_datamodule,
+    make_loader,
+    make_sample,
+    make_trainer,
+    read_csv,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 SMALL = {'widths': [16, 32], 'image_widths': [16, 16, 32, 32], 'width': 16}
@@ -64,6 +74,22 @@ def test_what_it_takes_is_never_dropped_for_what_it_does_not() -> None:
     task = OmniSatSegmentation(**TOLD | {'backbone': 'utae'}, backbone_args=SMALL, modality_dropout=1.0)
     kept = task.dropout(make_batch())
     assert kept['valid_s2'].any(1).all()
+
+
+@pytest.mark.parametrize('name', ['utae', 'dual_stream'])
+def test_batch_in_which_no_tile_has_a_sensor_of_the_model(name: str, tmp_path: Path) -> None:
+    """Its output is finite and depends on no image, as that of a tile without images, and there is a warning."""
+    task = OmniSatSegmentation(**TOLD | {'backbone': name}, backbone_args=SMALL)
+    samples = [make_sample(index, names) for index, names in enumerate([('spot',)] * 2 + [('s2', 's1a')] * 2)]
+    loader, trainer = make_loader(samples), make_trainer(tmp_path, logger=False)
+    with pytest.warns(UserWarning, match='2 of 2 samples without any of the modalities'):
+        trainer.fit(task, loader, loader)
+    trainer.test(task, loader, verbose=False)
+    assert {row['blind_samples'] for row in read_csv(tmp_path / 'subsets.csv')} == {'2'}
+    blind, seen = trainer.predict(task, loader) or ()
+    assert not blind['seen'].any()
+    assert seen['seen'].any()
+    assert torch.equal(blind['probabilities'][0], blind['probabilities'][1])
 
 
 def test_another_series() -> None:

@@ -28,7 +28,7 @@ from torchgeo.tasks import BaseTask
 
 from .. import models
 from ..batch import available
-from ..modality import LOCATION, Modality, as_modalities
+from ..modality import LOCATION, Modality, as_modalities, half_up
 from ..models.compiling import CUDA_GRAPHS, MODES, Mode, compile_regions, require_compiler
 from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
@@ -463,6 +463,27 @@ class OmniSatTask(BaseTask):
         if self.model is not None and self.hparams['freeze_backbone']:
             self.model.backbone.eval()
         return self
+
+    def with_image(self, batch: Sample) -> Sample:
+        """Return a batch with an invalid image of the model, if a baseline uses none of the modalities in the batch.
+
+        The same object if nothing changes, or no image tells the size of the tiles.
+        """
+        own = self.modalities
+        if 'window' in batch or any(modality.image_key in batch for modality in own.values()):
+            return batch
+        other = next((modality for modality in self.known.values() if modality.image_key in batch), None)
+        if other is None:
+            return batch
+        modality, image = next(iter(own.values())), batch[other.image_key]
+        size = [max(1, half_up(side * other.gsd / modality.gsd)) for side in image.shape[-2:]]
+        lead = (len(image), 1) if modality.temporal else (len(image),)
+        added = {
+            modality.image_key: image.new_full((*lead, len(modality.bands), *size), torch.nan),
+            modality.dates_key: torch.zeros(len(image), 1, dtype=torch.int64, device=image.device),
+            modality.valid_key: torch.zeros(len(image), 1, dtype=torch.bool, device=image.device),
+        }
+        return {**batch, **added}
 
     def renormalise(self, batch: Sample) -> Sample:
         """Return the batch in the units and precision of the model; the same object if nothing changes."""

@@ -177,7 +177,7 @@ class OmniSatRegression(DenseTask):
         """
         if self.embedder is not None:
             return self.predict_embeddings(batch, batch_idx)
-        windows = batch.get('window')
+        windows, batch = batch.get('window'), self.with_image(batch)
         if windows is None or any(modality.image_key in batch for modality in self.modalities.values()):
             logits, _ = self.infer(self.renormalise(batch))
             refuse_output(logits, batch, batch_idx, self.model)

@@ -359,6 +359,7 @@ class OmniSatSegmentation(DenseTask):
             return self.predict_embeddings(batch, batch_idx)
         if 'window' in batch:
             return self._predict_tiles(batch, batch_idx)
+        batch = self.with_image(batch)
         logits, more = self.infer(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self.warn_without_modalities(batch)

@@ -235,7 +235,7 @@ class SupervisedTask(OmniSatTask):
         if batch_idx == 0:  # a training resumed after the last batch of an epoch skips the end of that epoch
             for metric in self._counting().values():
                 metric.reset()
-        batch = self.drop_location(self.renormalise(batch))
+        batch = self.drop_location(self.renormalise(self.with_image(batch)))
         logits, loss = self.learn(batch)
         update(self.train_metrics, self.answer(logits), self.truth(batch))
         labelled = self.labelled(batch).sum()
@@ -255,6 +255,7 @@ class SupervisedTask(OmniSatTask):
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update loss and metrics, and draw the first sample of some batches."""
+        batch = self.with_image(batch)
         logits, more = self.infer(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self._score(logits, more, batch, 'val')
@@ -344,6 +345,7 @@ class SupervisedTask(OmniSatTask):
         A location that the model uses is known for every subset. The score without it is that of all modalities with
         images.
         """
+        batch = self.with_image(batch)
         out = self.model.backbone(self.views(self.renormalise(batch)))
         logits, more = self.infer_from(out)
         refuse_output(logits, batch, batch_idx, self.model)
@@ -400,6 +402,7 @@ class SupervisedTask(OmniSatTask):
         """
         if self.embedder is not None:
             return self.predict_embeddings(batch, batch_idx)
+        batch = self.with_image(batch)
         logits = self(self.renormalise(batch))
         refuse_output(logits, batch, batch_idx, self.model)
         self.warn_without_modalities(batch)
