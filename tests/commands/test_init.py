@@ -132,6 +132,15 @@ def test_the_model_of_few_labels_sees_single_pixels(root: Path, tmp_path: Path, 
     assert not torch.allclose(first, second)
 
 
+def test_calendar_of_long_series(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in ('20190101', '20210201'):
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    fields(root)
+    init()
+    settings = yaml.safe_load(text(tmp_path))['model']['init_args']['backbone_args']
+    assert settings['encoders'] == {'s2': {'name': 'monthly', 'months': 26}}
+
+
 def test_presto_of_few_labels(root: Path, tmp_path: Path, init: Init) -> None:
     for day in MONTHS:
         write(root / f's1/S1_{day}.tif', radar(), bands=('VV', 'VH'))

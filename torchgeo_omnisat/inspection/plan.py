@@ -13,6 +13,7 @@ from typing import Any
 from ..datamodules import MultimodalGeoDataModule
 from ..datasets.common.arguments import SPLITS
 from ..datasets.rasters.georeference import crs_code
+from ..models.encoders.monthly import MONTHS
 from ..utils.checks import EmptySplitError
 from ..utils.plurals import counted
 from .labels import Labels
@@ -192,7 +193,7 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}
     plan.notes['model.backbone'] = f'preset few, for about {counted(number, "labelled pixel")}'
     if all(sensor.temporal for sensor in used):
-        encoders = frozen or dict.fromkeys(series, 'monthly')
+        encoders = frozen or {sensor.name: _monthly(sensor.months) for sensor in used}
         if frozen:
             used = [sensor for sensor in used if sensor.name in frozen]
             reason = 'without the other sensors, with which Presto scored lower on real fields'
@@ -231,6 +232,11 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     if len(used) < len(sensors):
         plan.data['modalities'] = [sensor.name for sensor in used]
         plan.notes['data.modalities'] = reason
+
+
+def _monthly(months: int) -> Any:
+    """Return the encoder of a time series, with a calendar in which all its months fit."""
+    return {'name': 'monthly', 'months': months} if months > MONTHS else 'monthly'
 
 
 def patch_size(sensors: Sequence[Sensor], lattice: float) -> float:

@@ -61,6 +61,7 @@ class Sensor:
         files: Files, relative to the folder.
         modality: Modality as the reader describes it; None if the files cannot be read.
         summary: Number of files and dates, bands, GSD and CRS.
+        months: Number of calendar months from the first to the last date of a time series.
         problem: Why the files cannot be read; an empty string if they can.
     """
 
@@ -70,6 +71,7 @@ class Sensor:
     files: list[str] = field(default_factory=list)
     modality: Modality | None = None
     summary: str = ''
+    months: int = 1
     problem: str = ''
 
     @property
@@ -426,7 +428,7 @@ def _inspect(root: Path, sensor: Sensor, ask: Ask) -> None:
         sensor.notes.setdefault('bands', f'bands have no names; all_bands: [...] would name the {len(modality.bands)}')
     dataset = _read(root, sensor)
     (sensor.modality,) = dataset.modalities.values()
-    sensor.summary = _summary(sensor, dataset)
+    _set_summary(sensor, dataset)
 
 
 def _read(root: Path, sensor: Sensor) -> Any:
@@ -488,13 +490,14 @@ def _plain(number: float) -> float:
     return int(number) if float(number).is_integer() else number
 
 
-def _summary(sensor: Sensor, dataset: Any) -> str:
+def _set_summary(sensor: Sensor, dataset: Any) -> None:
     assert sensor.modality is not None
     bands = sensor.modality.bands
     listed = ' '.join(bands) if len(bands) <= 13 else f'{len(bands)} bands {bands[0]} to {bands[-1]}'
     days = np.unique(days_of(dataset.index)).astype('datetime64[D]')
+    sensor.months = int(np.ptp(days.astype('datetime64[M]').astype(np.int64))) + 1
     span = f'{days[0]} to {days[-1]}' if len(days) > 1 else f'{days[0]}'
     dates = f'{counted(len(days), "date")} from {span}' if sensor.temporal else 'one image'
     crs = dataset.crs.to_authority()
     code = ':'.join(crs) if crs else dataset.crs.name
-    return f'{counted(len(sensor.files), "file")}, {dates}, {listed}, {sensor.gsd:g} m, {code}'
+    sensor.summary = f'{counted(len(sensor.files), "file")}, {dates}, {listed}, {sensor.gsd:g} m, {code}'

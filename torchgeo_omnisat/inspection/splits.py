@@ -174,4 +174,4 @@ def describe(split: dict[str, Any], crs: str) -> str:
         return f'training, validation and test from {first} to {last}'
     area = [sum(shapely.box(*box).area for box in split[name]) for name in SPLITS]
     shares = ', '.join(f'{100 * part / sum(area):.0f} %' for part in area)
-    return f'boxes xmin, ymin, xmax, ymax in {crs} ({shares} of the ground), so that classes are in all splits'
+    return f'boxes xmin, ymin, xmax, ymax in {crs} ({shares} of the ground), so that most classes are in all splits'

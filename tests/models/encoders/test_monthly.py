@@ -90,6 +90,38 @@ def test_another_year_is_the_same_season(series, encoder):
     torch.testing.assert_close(encoder(image, later, without)[0], encoder(zeros, dates, valid)[0])
 
 
+def months(first, last):
+    return torch.arange(*(int(np.datetime64(month, 'M').astype(int)) for month in (first, last)))[None]
+
+
+@pytest.mark.parametrize(
+    ('train', 'test', 'start'),
+    [
+        (('2020-10', '2021-10'), ('2021-04', '2021-10'), 6),  # the first half is missing
+        (('2021-01', '2022-01'), ('2024-07', '2024-10'), 6),  # and in another year
+        (('2021-02', '2021-10'), ('2022-01', '2022-12'), -1),  # one month more at the start
+        (('2020-08', '2022-04'), ('2021-08', '2022-04'), 12),  # the second of two years
+        (('2021-06', '2021-07'), ('2022-05', '2022-06'), 11),  # a single month of another season
+        (('2021-06', '2021-07'), ('2018-07', '2018-08'), 1),
+        (('2021-01', '2022-01'), ('2019-01', '2022-01'), -24),  # a longer series
+    ],
+)
+def test_place_of_other_months(train, test, start):
+    encoder = MonthlyEncoder(1)
+    for first, last in (train, test):
+        month = months(first, last)
+        place = encoder.place(month, month > 0)
+        encoder.eval()
+    assert place[0].tolist() == list(range(start, start + month.shape[1]))
+
+
+def test_first_batch_of_several_years():
+    encoder = MonthlyEncoder(1)
+    month = torch.cat([months('2018-03', '2018-10'), months('2021-04', '2021-11')])
+    assert encoder.place(month, month > 0).tolist() == [list(range(7)), list(range(1, 8))]
+    assert encoder.length == 8
+
+
 def test_the_calendar_is_saved(series, encoder):
     other = MonthlyEncoder(2, width=8, months=6).double()
     other.load_state_dict(encoder.state_dict())

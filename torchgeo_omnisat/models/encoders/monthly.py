@@ -15,8 +15,10 @@ from .registry import register_encoder
 
 #: First day of each month from January 1970, in days; later dates are in the last month.
 _MONTHS = np.arange('1970-01', '2201-01', dtype='datetime64[M]').astype('datetime64[D]').astype(np.int64)
-#: Number of months in a year, and by which a series may start before the training data.
-_YEAR, _EARLIER = 12, 6
+#: Number of months of the calendar by default.
+MONTHS = 24
+#: Number of months in a year, and whole years, from that of the first date on, by which a series may be shifted.
+_YEAR, _SHIFTS = 12, range(-1, 4)
 
 
 @register_encoder('monthly', temporal=True)
@@ -27,8 +29,9 @@ class MonthlyEncoder(nn.Module):
     temporal attention it needs fewer labels, but it expects the same season in training and prediction.
 
     The composites are means of the valid dates of each calendar month; a missing month is interpolated linearly in
-    time. The first batch in training sets the first month of the calendar, which is saved with the model. A series of
-    another year is shifted by whole years. Later months than *months* are not used.
+    time. The first batch in training sets the first month of the calendar and the number of months with training data,
+    which are saved with the model. A series is shifted by the whole years, as few as possible, with which most of its
+    dates are in these months. Earlier months, and later ones than *months*, are not used.
 
     Args:
         in_channels: Number of bands.
@@ -38,14 +41,16 @@ class MonthlyEncoder(nn.Module):
 
     months_since_1970: Tensor
     start: Tensor
+    length: Tensor
 
-    def __init__(self, in_channels: int, width: int = 128, months: int = 24) -> None:
+    def __init__(self, in_channels: int, width: int = 128, months: int = MONTHS) -> None:
         super().__init__()
         self.channels, self.strides = (width,), (1,)
         self.months = months
         self.hidden = nn.Linear(months * in_channels, width)
         self.register_buffer('months_since_1970', torch.from_numpy(_MONTHS), persistent=False)
         self.register_buffer('start', torch.tensor(-1))
+        self.register_buffer('length', torch.tensor(0))
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
@@ -62,15 +67,33 @@ class MonthlyEncoder(nn.Module):
         """
         seen = observed(image) & valid[..., None, None, None]
         month = torch.bucketize(dates, self.months_since_1970, right=True) - 1
-        never = len(_MONTHS)
-        first = torch.where(seen.flatten(2).any(2), month, never).amin(1)
-        if self.training and self.start < 0 and bool((first < never).any()):
-            self.start.copy_(first.min())
-        start = torch.where(self.start < 0, first, self.start)
-        years = torch.div(first - start + _EARLIER, _YEAR, rounding_mode='floor')
-        composites = self.composites(image, seen, month - (start + _YEAR * years).unsqueeze(1))
+        place = self.place(month, seen.flatten(2).any(2))
+        composites = self.composites(image, seen, place)
         features = F.gelu(self.hidden(rearrange(interpolate(composites), 'b m c h w -> b h w (m c)')))
         return [rearrange(features, 'b h w d -> b d h w')]
+
+    def place(self, month: Int[Tensor, 'b t'], dated: Bool[Tensor, 'b t']) -> Int[Tensor, 'b t']:
+        """Return the month of each date in the calendar.
+
+        Args:
+            month: Months since 1970.
+            dated: Dates with observed values; the others have no influence.
+        """
+        first = torch.where(dated, month, len(_MONTHS)).amin(1, keepdim=True)
+        if self.training and self.start < 0 and bool(dated.any()):
+            self.start.copy_(first.min())
+            last = torch.where(dated, month - first + (first - self.start) % _YEAR, 0).max()
+            self.length.copy_((last + 1).clamp(max=self.months))
+        start = torch.where(self.start < 0, first, self.start)
+        shifts = torch.arange(_SHIFTS.start, _SHIFTS.stop, device=month.device)
+        years = torch.div(first - start, _YEAR, rounding_mode='floor') + shifts
+        places = month.unsqueeze(2) - (start + _YEAR * years).unsqueeze(1)
+        usable = dated.unsqueeze(2) & (places >= 0)
+        trained = (usable & (places < self.length)).sum(1)
+        used = (usable & (places < self.months)).any(1)
+        best = used & (trained == trained.amax(1, keepdim=True))
+        fewest = torch.where(best, years.abs(), 2 * len(_MONTHS)).argmin(1)
+        return places.take_along_dim(fewest[:, None, None], 2)[..., 0]
 
     def composites(
         self, image: Float[Tensor, 'b t c h w'], seen: Bool[Tensor, 'b t c h w'], place: Int[Tensor, 'b t']
