@@ -127,6 +127,9 @@ def test_the_calendar_is_saved(series, encoder):
     other.load_state_dict(encoder.state_dict())
     other(series[0], series[1] + 400, series[2])  # in training mode; it does not change
     torch.testing.assert_close(other.eval()(*series)[0], encoder(*series)[0])
+    older = {name: value for name, value in encoder.state_dict().items() if name != 'length'}
+    torch.nn.Sequential(other).load_state_dict({f'0.{name}': value for name, value in older.items()})
+    torch.testing.assert_close(other(*series)[0], encoder(*series)[0])
 
 
 def test_linear_late_fusion_sees_single_pixels(series):
