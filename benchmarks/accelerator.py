@@ -143,8 +143,12 @@ def rows(quick: bool) -> list[Row]:
     ]
 
 
-def prepare(row: Row, tiles: int, setting: Setting, device: str) -> tuple[Any, dict[str, Tensor]]:
-    """Return the task of a row, which drops no modality, and a random batch, all valid."""
+def prepare(row: Row, tiles: int, setting: Setting, device: str, dropout: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Return the task of a row, and a random batch, all valid.
+
+    Pre-training drops no modality. Fine-tuning trains on all and on some modalities, as by default, which takes a
+    second pass through the decoder; without *dropout* it does not, because devices draw other modalities.
+    """
     torch.manual_seed(0)
     with torch.device(device):
         modalities, batch = pastis_hd_tile(setting.pixels, tiles)
@@ -153,7 +157,9 @@ def prepare(row: Row, tiles: int, setting: Setting, device: str) -> tuple[Any, d
         for kind in ('image', 'dates', 'valid'):
             batch[f'{kind}_{name}'] = batch[f'{kind}_{name}'][:, : setting.dates].contiguous()
     torch.manual_seed(0)
-    told: dict[str, Any] = {'modalities': modalities, 'patch_size': 40.0, 'modality_dropout': 0.0}
+    told: dict[str, Any] = {'modalities': modalities, 'patch_size': 40.0}
+    if row.training == 'pre-training' or not dropout:
+        told['modality_dropout'] = 0.0
     if row.training == 'pre-training':
         task: Any = OmniSatPretraining(f'omnisat_{row.size}', **told)
     else:
@@ -295,7 +301,7 @@ def measure_batch(row: Row, setting: Setting, tiles: int) -> dict[str, Any]:
 def agreement(row: Row, setting: Setting) -> dict[str, Any]:
     """Return relative differences of one step to float32 on the CPU."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    task, batch = prepare(row, 2, setting, 'cpu')
+    task, batch = prepare(row, 2, setting, 'cpu', dropout=False)
     task.eval()
     results = []
     for device, precision in (('cpu', 'float32'), ('cpu', row.precision), (setting.device, row.precision)):

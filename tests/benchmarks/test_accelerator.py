@@ -42,6 +42,12 @@ def test_quick_on_the_cpu(tmp_path):
     assert table.count('| not conclusive') == 1  # pre-training in bf16, whose gradient differs on the CPU too
 
 
+def test_fine_tuning_is_that_of_the_task():
+    """It also trains on some modalities; agreement cannot, because devices draw others."""
+    assert accelerator.prepare(ROW, 1, SETTING, 'cpu')[0].trains_on_both
+    assert not accelerator.prepare(ROW, 1, SETTING, 'cpu', dropout=False)[0].trains_on_both
+
+
 def test_overlapping_spans_count_once():
     assert accelerator.covered([(4.0, 5.0), (0.0, 2.0), (1.0, 3.0), (1.0, 1.5)]) == 4.0
     assert accelerator.covered([]) == 0.0
