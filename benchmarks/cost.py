@@ -40,7 +40,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchgeo_omnisat import datamodules, tasks
-from torchgeo_omnisat.models.encoders import ltae, packing
+from torchgeo_omnisat.models.encoders import packing
+from torchgeo_omnisat.models.encoders.series import ltae
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 HERE = Path(__file__).parent

@@ -8,7 +8,8 @@ import torch
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, omnisat, omnisat_base
-from torchgeo_omnisat.models.encoders import image, utae
+from torchgeo_omnisat.models.encoders import image
+from torchgeo_omnisat.models.encoders.series import utae
 
 #: Modalities of PASTIS-HD, and the number of dates of its tiles of 128 pixels of 10 m.
 SERIES = {'s2': (10, 40), 's1a': (3, 50), 's1d': (3, 50)}

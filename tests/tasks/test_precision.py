@@ -14,8 +14,8 @@ from torch import Tensor
 from torchgeo.main import main
 
 from torchgeo_omnisat.evaluation import ProbeCallback
-from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SinusoidDates, TemporalAttention
-from torchgeo_omnisat.models.encoders.utae import collapse
+from torchgeo_omnisat.models.encoders.series.temporal import AnnualDates, SinusoidDates, TemporalAttention
+from torchgeo_omnisat.models.encoders.series.utae import collapse
 from torchgeo_omnisat.models.fusion import ModalityAttention
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.pretraining import draw_views

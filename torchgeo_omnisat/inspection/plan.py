@@ -13,7 +13,7 @@ from typing import Any
 from ..datamodules import MultimodalGeoDataModule
 from ..datasets.common.arguments import SPLITS
 from ..datasets.rasters.georeference import crs_code
-from ..models.encoders.monthly import MONTHS
+from ..models.encoders.series.monthly import MONTHS
 from ..utils.checks import EmptySplitError
 from ..utils.plurals import counted
 from .labels import Labels

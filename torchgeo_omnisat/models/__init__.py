@@ -6,7 +6,6 @@
 from .attention_maps import Attention, attention
 from .classification import OmniSatClassifier
 from .encoders.image import ImageEncoder
-from .encoders.ltae import LTAEEncoder
 from .encoders.patches import ImagePatchEncoder, SeriesPatchEncoder
 from .encoders.pretrained.dictionary import DictionaryEncoder
 from .encoders.pretrained.images.copernicusfm import CopernicusFMEncoder
@@ -18,7 +17,8 @@ from .encoders.pretrained.series.olmoearth import OlmoEarthEncoder
 from .encoders.pretrained.series.presto import PrestoEncoder
 from .encoders.pretrained.series.tessera import TesseraEncoder
 from .encoders.registry import register_encoder
-from .encoders.utae import UTAE, UTAEEncoder
+from .encoders.series.ltae import LTAEEncoder
+from .encoders.series.utae import UTAE, UTAEEncoder
 from .encoders.weights import UTAE_Weights, utae
 from .late_fusion import LATE_FUSION, LateFusion, dual_stream, late_fusion
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, omnisat_base, omnisat_small, omnisat_tiny

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders.temporal import TemporalAttention
+from .encoders.series.temporal import TemporalAttention
 from .fusion import ModalityAttention
 from .omnisat import FeatureMaps, OmniSat
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from .classification import LabelHead
 from .encoders.image import ImageEncoder
-from .encoders.temporal import TemporalAttention
-from .encoders.utae import DownBlock, UTAEEncoder, WeightedSums
+from .encoders.series.temporal import TemporalAttention
+from .encoders.series.utae import DownBlock, UTAEEncoder, WeightedSums
 from .fusion import ModalityAttention
 from .omnisat import TokenHead
 from .segmentation import Expert

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from .encoders import Encoder, build_encoders
-from .encoders.utae import UpBlock, conv_block, decode_pyramid, group_norm
+from .encoders.series.utae import UpBlock, conv_block, decode_pyramid, group_norm
 from .omnisat import OmniSat, channels_last, split_location
 from .segmentation import resize
 

@@ -26,7 +26,7 @@ from ..datamodules import PASTISMultimodalDataModule
 from ..datamodules.common.statistics import read_statistics
 from ..datasets.pastis import FOLDS
 from ..datasets.synthetic.writing import is_synthetic
-from ..models.encoders.utae import UTAE
+from ..models.encoders.series.utae import UTAE
 from ..models.encoders.weights import published, read_published
 from ..transforms import Normalize
 from ..utils.atomic import atomic_file

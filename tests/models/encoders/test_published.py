@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat.models import UTAE, ImagePatchEncoder, SeriesPatchEncoder
-from torchgeo_omnisat.models.encoders.temporal import PUBLISHED_REFERENCE
+from torchgeo_omnisat.models.encoders.series.temporal import PUBLISHED_REFERENCE
 
 from ..conftest import assert_same
 

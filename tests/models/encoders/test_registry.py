@@ -18,8 +18,8 @@ from tests.tasks.helpers import TOLD, make_batch, make_loader, make_sample, make
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import omnisat_tiny, register_encoder
 from torchgeo_omnisat.models.encoders import registry
-from torchgeo_omnisat.models.encoders.ltae import LTAEEncoder
 from torchgeo_omnisat.models.encoders.pretrained.per_date import PerDate
+from torchgeo_omnisat.models.encoders.series.ltae import LTAEEncoder
 from torchgeo_omnisat.tasks import OmniSatSegmentation, export_hub, load_hub
 
 S2 = Modality('s2', ('B04', 'B08'), 10.0, True)

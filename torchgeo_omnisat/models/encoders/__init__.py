@@ -6,18 +6,16 @@
 Modules with registered encoders are imported here.
 """
 
-from . import ltae, monthly, pretrained, projection, utae, weights
+from . import pretrained, projection, series, weights
 from .build import build_encoders
 from .registry import Encoder, register_encoder
 
 __all__ = (
     'Encoder',
     'build_encoders',
-    'ltae',
-    'monthly',
     'pretrained',
     'projection',
     'register_encoder',
-    'utae',
+    'series',
     'weights',
 )

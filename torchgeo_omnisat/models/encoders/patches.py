@@ -29,7 +29,7 @@ from .published import (
     published_arguments,
     renamed,
 )
-from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
+from .series.temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 
 class SeriesPatchEncoder(nn.Module):

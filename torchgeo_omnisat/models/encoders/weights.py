@@ -26,8 +26,8 @@ from ...utils.cache import cache_folder
 from .bands import add_missing
 from .published import UTAE_NAMES, renamed
 from .registry import register_encoder
-from .temporal import SinusoidDates
-from .utae import UTAE, UTAEEncoder
+from .series.temporal import SinusoidDates
+from .series.utae import UTAE, UTAEEncoder
 
 #: Zenodo record of the weights, with the names and MD5 sums of its files.
 RECORD = 'https://zenodo.org/api/records/5172293'

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ....utils.tensors.observed import observed_pixels
 from ....utils.tensors.pooling import average_pool
 from ....utils.tensors.selection import valid_indices
-from ..ltae import LTAEEncoder
 from ..packing import gather_valid
-from ..temporal import TemporalAttention
-from ..utae import attend, collapse
+from ..series.ltae import LTAEEncoder
+from ..series.temporal import TemporalAttention
+from ..series.utae import attend, collapse
 
 
 class PerDate(nn.Module):

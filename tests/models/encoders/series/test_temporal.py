@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from torchgeo_omnisat.models.encoders.temporal import AnnualDates, SeriesGroupNorm, SinusoidDates, TemporalAttention
+from torchgeo_omnisat.models.encoders.series.temporal import (
+    AnnualDates,
+    SeriesGroupNorm,
+    SinusoidDates,
+    TemporalAttention,
+)
 from torchgeo_omnisat.utils.tensors.dates import YEAR
 
 EPOCH = datetime.date(1970, 1, 1)

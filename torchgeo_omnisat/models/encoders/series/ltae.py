@@ -11,12 +11,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.tensors.devices import readable
-from ...utils.tensors.observed import all_observed, observed
-from ...utils.tensors.selection import valid_indices
-from .bands import BandLinear
-from .packing import BLOCK, gather_valid, scatter_valid
-from .registry import register_encoder
+from ....utils.tensors.devices import readable
+from ....utils.tensors.observed import all_observed, observed
+from ....utils.tensors.selection import valid_indices
+from ..bands import BandLinear
+from ..packing import BLOCK, gather_valid, scatter_valid
+from ..registry import register_encoder
 from .temporal import TemporalAttention
 from .utae import DownBlock
 
@@ -28,7 +28,7 @@ class LTAEEncoder(nn.Module):
     As in OmniSat's published encoder (arXiv 2404.08351), a pixel-wise MLP and temporal
     attention with one query per head come before the convolutions. These are computed for
     one image instead of T, which is much cheaper than
-    :class:`~torchgeo_omnisat.models.encoders.utae.UTAEEncoder`.
+    :class:`~torchgeo_omnisat.models.encoders.series.utae.UTAEEncoder`.
 
     Args:
         in_channels: Number of bands.

@@ -5,9 +5,9 @@ import torch
 
 from torchgeo_omnisat.models import UTAE, UTAEEncoder
 from torchgeo_omnisat.models.encoders import packing
-from torchgeo_omnisat.models.encoders.utae import collapse
+from torchgeo_omnisat.models.encoders.series.utae import collapse
 
-from ..conftest import assert_same
+from ...conftest import assert_same
 
 
 def test_collapse_matches_naive_loop():

@@ -14,8 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.tensors.dates import annual_code
-from ...utils.tensors.devices import readable
+from ....utils.tensors.dates import annual_code
+from ....utils.tensors.devices import readable
 
 #: 2018-09-01 in days since 1970-01-01, the reference date of the published models.
 PUBLISHED_REFERENCE = 17775

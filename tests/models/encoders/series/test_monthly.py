@@ -9,7 +9,7 @@ import torch
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, late_fusion
-from torchgeo_omnisat.models.encoders.monthly import MonthlyEncoder, interpolate
+from torchgeo_omnisat.models.encoders.series.monthly import MonthlyEncoder, interpolate
 
 
 def days(*dates):

@@ -12,8 +12,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.tensors.observed import observed
-from .registry import register_encoder
+from ....utils.tensors.observed import observed
+from ..registry import register_encoder
 
 #: First day of each month from January 1970, in days; later dates are in the last month.
 _MONTHS = np.arange('1970-01', '2201-01', dtype='datetime64[M]').astype('datetime64[D]').astype(np.int64)

@@ -19,14 +19,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...utils.tensors.devices import readable
-from ...utils.tensors.observed import observed_pixels
-from ...utils.tensors.selection import valid_indices
-from .bands import BandConv2d
-from .packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
-from .published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
-from .recomputation import recomputed_levels, run
-from .registry import register_encoder
+from ....utils.tensors.devices import readable
+from ....utils.tensors.observed import observed_pixels
+from ....utils.tensors.selection import valid_indices
+from ..bands import BandConv2d
+from ..packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
+from ..published import UTAE_ARGUMENTS, UTAE_FIXED, UTAE_NAMES, published_arguments, renamed
+from ..recomputation import recomputed_levels, run
+from ..registry import register_encoder
 from .temporal import PUBLISHED_REFERENCE, SinusoidDates, TemporalAttention
 
 #: Padding mode of convolutions.

@@ -7,8 +7,8 @@ from torch import nn
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import attention, omnisat_tiny
-from torchgeo_omnisat.models.encoders import ltae
-from torchgeo_omnisat.models.encoders.ltae import LTAEEncoder
+from torchgeo_omnisat.models.encoders.series import ltae
+from torchgeo_omnisat.models.encoders.series.ltae import LTAEEncoder
 
 
 @pytest.fixture
