@@ -20,7 +20,9 @@ _FOLDERS = (
         'datasets.rasters',
         'bandfiles cf distortion frames georeference netcdf products sentinel stac stacks',
     ),
-    ('models', 'models.encoders', 'bands image ltae packing patches published temporal utae weights'),
+    ('models', 'models.encoders', 'bands image packing patches published weights'),
+    ('models', 'models.encoders.series', 'ltae temporal utae'),
+    ('models.encoders', 'models.encoders.series', 'ltae monthly temporal utae'),
     (
         'models.encoders.pretrained',
         'models.encoders.pretrained.images',

@@ -195,13 +195,14 @@ def test_classes_are_saved_as_plain_types(module: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('old', 'new'),
     [
-        ('presto.presto_encoder', 'series.presto.presto_encoder'),
-        ('croma.CROMAEncoder', 'images.croma.CROMAEncoder'),
-        ('dictionary.dictionary_encoder', 'dictionary.dictionary_encoder'),
+        ('pretrained.presto.presto_encoder', 'pretrained.series.presto.presto_encoder'),
+        ('pretrained.croma.CROMAEncoder', 'pretrained.images.croma.CROMAEncoder'),
+        ('pretrained.dictionary.dictionary_encoder', 'pretrained.dictionary.dictionary_encoder'),
+        ('utae.UTAEEncoder', 'series.utae.UTAEEncoder'),
     ],
 )
 def test_old_class_paths_are_registered(old: str, new: str, recwarn: pytest.WarningsRecorder) -> None:
-    package = 'torchgeo_omnisat.models.encoders.pretrained'
+    package = 'torchgeo_omnisat.models.encoders'
     built = [registry.import_class('s2', f'{package}.{path}') for path in (old, new)]
     assert built[0] is built[1]
     assert {f'{package}.{old}', f'{package}.{new}'} <= registry.registered_paths()
