@@ -216,11 +216,16 @@ AUTOCAST, TENSOR = torch.autocast, torch.tensor
 
 @contextmanager
 def simulated(**kwargs: Any) -> Any:
-    """Return a :class:`Simulation`, whose device has autocast."""
+    """Return a :class:`Simulation`, whose device has autocast and activation checkpointing."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with mock.patch('torch.autocast', _autocast), mock.patch('torch.tensor', _tensor), Simulation(**kwargs) as mode:
+        with (
+            mock.patch('torch.autocast', _autocast),
+            mock.patch('torch.tensor', _tensor),
+            mock.patch('torch.utils.checkpoint._infer_device_type', return_value='cpu'),
+            Simulation(**kwargs) as mode,
+        ):
             yield mode
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -23,7 +23,7 @@ from .helpers import TOLD, make_batch, make_datamodule, make_trainer
 
 #: The maps of tiles of 160 m do not divide into patches of 30 m.
 TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
-    'segmentation': (OmniSatSegmentation, {}),
+    'checkpointing': (OmniSatSegmentation, {'backbone_args': {'checkpointing': 2}}),
     'subsets': (OmniSatSegmentation, {'subset_weight': 1.0, 'distill': 0.1, 'patch_size': 30.0}),
     'fields': (OmniSatSegmentation, {'instances': True, 'field_gsd': 5.0}),
     'pretraining': (OmniSatPretraining, {}),
