@@ -151,6 +151,30 @@ def test_presto_of_few_labels(root: Path, tmp_path: Path, init: Init) -> None:
     assert settings == {'encoders': {'s2': {'name': 'presto', 'weights': 'presto.pt', 'months': 12}}, 'linear': True}
 
 
+def test_presto_that_is_not_used(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in MONTHS:
+        write(root / f's1/S1_{day}.tif', radar(), bands=('VV', 'VH'))
+    fields(root)
+    words = ['init', str(root), '--output', str(tmp_path / 'FILE.yaml'), '--presto', 'presto.pt']
+    for more, expected in (
+        ([], r"an optical time series, and the sensors are \['s1'\]"),
+        (['standard'], '--preset few'),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, *(['--preset'] if more else []), *more])
+        assert re.search(f"presto is 'presto.pt'.*, expected {expected}", capsys.readouterr().err)
+
+
+def test_a_column_of_many_classes(root: Path, tmp_path: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    write(root / 's2/S2_20210701.tif', optical(), bands=S2_BANDS)
+    fields(root, tuple(f'farm {number}' for number in range(36)))
+    init('--column', 'crop')
+    assert re.search(
+        r'NOTE val has no label of farm \d+(, farm \d+){2} and (1 more class|\d+ more classes): too few', text(tmp_path)
+    )
+
+
 def test_model_trains_and_keeps_its_last_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)

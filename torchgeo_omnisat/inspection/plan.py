@@ -30,6 +30,8 @@ _COUNTED = 50_000_000
 _PATCH, _IMAGE_PATCH = 4, 32
 #: Maximum number of tokens along the side of a tile.
 _TOKENS = 8
+#: Maximum number of classes that a note lists.
+_LISTED = 3
 #: Labelled pixels in a batch of the preset `few`.
 PIXELS = 128
 
@@ -118,13 +120,16 @@ def make_plan(
         'data.patch_size': 'side of a token on the ground, in metres',
         'data.label_gsd': 'resolution of labels and maps, in metres',
     }
+    if presto is not None and plan.preset != 'few':
+        raise ValueError(f'presto is {presto!r} and the preset is {plan.preset!r}, expected --preset few with --presto')
     _set_training(plan, sensors, number, float(dataset.area.area), presto)
     lacking = {split: [name for name, count in each.items() if not count] for split, each in plan.counts.items()}
     for split, names in lacking.items():
         if names:
+            more = f' and {counted(len(names) - _LISTED, "more class")}' if len(names) > _LISTED else ''
             plan.warnings.append(
-                f'{split} has no label of {", ".join(names)}: too few labels in too few places for three splits; add '
-                'labels elsewhere, or merge classes'
+                f'{split} has no label of {", ".join(names[:_LISTED])}{more}: too few labels in too few places for '
+                'three splits; add labels elsewhere, or merge classes'
             )
     return plan
 
@@ -188,6 +193,11 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
     optical = [s.name for s in sensors if s.temporal and s.settings.get('kind') in ('optical', 'sentinel2')]
     frozen: dict[str, Any] = {}
     if presto is not None:
+        if not optical:
+            raise ValueError(
+                f'presto is {presto!r}, expected an optical time series, and the sensors are '
+                f'{[sensor.name for sensor in sensors]}: leave out --presto, or set the kind of a sensor'
+            )
         frozen = {name: {'name': 'presto', 'weights': presto, 'months': 12} for name in optical[:1]}
     reason = 'without elevation, with which few fields are learnt by heart'
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}

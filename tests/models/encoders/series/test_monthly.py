@@ -132,6 +132,28 @@ def test_the_calendar_is_saved(series, encoder):
     torch.testing.assert_close(other(*series)[0], encoder(*series)[0])
 
 
+def test_months():
+    with pytest.raises(ValueError, match='months is 0, expected at least 1'):
+        MonthlyEncoder(2, months=0)
+
+
+def export(encoder, series):
+    batch = torch.export.Dim('batch', min=1)
+    return torch.export.export(encoder, series, dynamic_shapes=({0: batch},) * 3, strict=False)
+
+
+def test_export(series, encoder):
+    one = tuple(value[:1] for value in series)
+    torch.testing.assert_close(export(encoder, series).module()(*one), encoder(*one))
+
+
+@pytest.mark.slow
+def test_export_to_onnx(series, encoder):
+    for name in ('onnx', 'onnxscript'):
+        pytest.importorskip(name)
+    torch.onnx.export(export(encoder, series), dynamo=True, verbose=False)
+
+
 def test_linear_late_fusion_sees_single_pixels(series):
     image, dates, valid = (x.float() if x.is_floating_point() else x for x in series)
     modality = Modality('s2', ('a', 'b'), 10.0, True)

@@ -47,6 +47,8 @@ class MonthlyEncoder(nn.Module):
 
     def __init__(self, in_channels: int, width: int = 128, months: int = MONTHS) -> None:
         super().__init__()
+        if months < 1:
+            raise ValueError(f'months is {months}, expected at least 1')
         self.channels, self.strides = (width,), (1,)
         self.months = months
         self.hidden = nn.Linear(months * in_channels, width)
@@ -100,7 +102,7 @@ class MonthlyEncoder(nn.Module):
         used = (usable & (places < self.months)).any(1)
         best = used & (trained == trained.amax(1, keepdim=True))
         fewest = torch.where(best, years.abs(), 2 * len(_MONTHS)).argmin(1)
-        return places.take_along_dim(fewest[:, None, None], 2)[..., 0]
+        return (places * F.one_hot(fewest, len(_SHIFTS)).unsqueeze(1)).sum(2)
 
     def composites(
         self, image: Float[Tensor, 'b t c h w'], seen: Bool[Tensor, 'b t c h w'], place: Int[Tensor, 'b t']
@@ -126,9 +128,18 @@ def interpolate(x: Float[Tensor, 'b m c h w']) -> Float[Tensor, 'b m c h w']:
     missing = x.isnan()
     last = x.shape[1] - 1
     index = torch.arange(last + 1, device=x.device).view(-1, 1, 1, 1)
-    before = torch.where(missing, -1, index).cummax(1).values
-    after = last - torch.where(missing, -1, last - index).flip(1).cummax(1).values.flip(1)
+    before = running_max(torch.where(missing, -1, index))
+    after = last - running_max(torch.where(missing, -1, last - index).flip(1)).flip(1)
     low, high = before.where(before >= 0, after.clamp(max=last)), after.where(after <= last, before.clamp(min=0))
     x = x.nan_to_num(0)
     weight = (index - low) / (high - low).clamp(min=1)
     return torch.lerp(x.gather(1, low), x.gather(1, high), weight.to(x.dtype))
+
+
+def running_max(x: Int[Tensor, 'b m c h w']) -> Int[Tensor, 'b m c h w']:
+    """Return the cumulative maximum over the months; ONNX has no operator for `torch.cummax`."""
+    step = 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :step], torch.maximum(x[:, step:], x[:, :-step])], 1)
+        step *= 2
+    return x
