@@ -57,8 +57,8 @@ class MonthlyEncoder(nn.Module):
         self.register_buffer('length', torch.tensor(0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Accept checkpoints without the number of months with training data."""
-        state_dict.setdefault(f'{prefix}length', torch.tensor(self.months))
+        """Accept checkpoints without the number of months with training data: a year."""
+        state_dict.setdefault(f'{prefix}length', torch.tensor(min(_YEAR, self.months)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
