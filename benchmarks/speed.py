@@ -123,12 +123,25 @@ def utae(training: bool) -> Callable[[], None]:
 
 
 def segmenter(builder: str, training: bool) -> Callable[[], None]:
-    """Return a step of an OmniSat with its decoder on the whole tile."""
-    from torchgeo_omnisat import models
+    """Return inference, or a default training step, of an OmniSat with its decoder on the whole tile."""
+    import torch
+
+    from torchgeo_omnisat.tasks import OmniSatSegmentation
 
     modalities, batch = pastis_hd_tile()
-    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20, experts=True)
-    return _prepared(model, training, lambda: model(batch))
+    task = OmniSatSegmentation(builder, modalities=modalities, num_classes=20, patch_size=40.0, label_gsd=10.0)
+    if not training:
+        return _prepared(task.model, False, lambda: task.model(batch))
+    batch['mask'] = torch.randint(20, (1, 128, 128))
+    optimizer = torch.optim.AdamW(task.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        task.learn(batch)[1].backward()
+        optimizer.step()
+
+    task.train()
+    return step
 
 
 def series(dates: int) -> Callable[[], None]:
