@@ -179,7 +179,8 @@ class OmniSatCLI(LightningCLI):
         trainer: Any = self.trainer
         if not self._ours:
             return
-        callbacks = self.config['fit.trainer.callbacks'] or []
+        found = self.config['fit.trainer.callbacks'] or []
+        callbacks = found if isinstance(found, list) else [found]
         shorten_defaults(trainer, [str(callback.class_path) for callback in callbacks])
         if trainer.fast_dev_run:
             return
