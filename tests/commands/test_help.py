@@ -36,6 +36,11 @@ def assert_plain(text: str) -> None:
         assert not re.search(pattern, text), re.findall(f'.*{pattern}.*', text)
 
 
+def test_a_checkpoint_may_be_named_as_in_torchgeo() -> None:
+    """``torchgeo test`` has ``--ckpt_path``."""
+    assert str(parsers.export_parser().parse_args(['--ckpt_path', 'a.ckpt', '--output', 'hub']).ckpt) == 'a.ckpt'
+
+
 def test_help_of_a_command_imports_no_torch() -> None:
     code = (
         'import contextlib, io, sys; from torchgeo_omnisat.__main__ import main, COMMANDS\n'

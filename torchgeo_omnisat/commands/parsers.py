@@ -162,7 +162,7 @@ def robustness_parser(make: MakeParser = help_parser) -> ArgumentParser:
         '--ckpt',
         nargs='+',
         required=True,
-        metavar='LABEL=FILE',
+        metavar='[LABEL=]FILE',
         help='checkpoints of OmniSatSegmentation, OmniSatClassification or OmniSatRegression, drawn side by side; the '
         'label defaults to the name of the file. Several checkpoints of one label are dedicated models, each scored '
         'with all of its own sensors only',
@@ -285,7 +285,7 @@ def export_parser() -> argparse.ArgumentParser:
         description='Write the backbone of a checkpoint to a folder for the Hugging Face Hub, or the whole model as a '
         'program of torch.export or ONNX.',
     )
-    parser.add_argument('--ckpt', type=Path, required=True, help='checkpoint of one of our tasks')
+    parser.add_argument('--ckpt', '--ckpt_path', type=Path, required=True, help='checkpoint of one of our tasks')
     parser.add_argument(
         '--output',
         type=Path,
