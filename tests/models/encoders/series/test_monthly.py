@@ -129,14 +129,6 @@ def test_the_calendar_is_saved(series, encoder):
     torch.testing.assert_close(other.eval()(*series)[0], encoder(*series)[0])
 
 
-def test_a_checkpoint_without_length():
-    encoder = MonthlyEncoder(1)
-    older = {f'0.{name}': value for name, value in encoder.state_dict().items() if name != 'length'}
-    other = MonthlyEncoder(1)
-    torch.nn.Sequential(other).load_state_dict(older)
-    assert other.length == 12
-
-
 def test_months():
     with pytest.raises(ValueError, match='months is 0, expected at least 1'):
         MonthlyEncoder(2, months=0)

@@ -3,8 +3,6 @@
 
 """Pixel-wise encoder of time series: one hidden layer on monthly composites."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -55,11 +53,6 @@ class MonthlyEncoder(nn.Module):
         self.register_buffer('months_since_1970', torch.from_numpy(_MONTHS), persistent=False)
         self.register_buffer('start', torch.tensor(-1))
         self.register_buffer('length', torch.tensor(0))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Accept checkpoints without the number of months with training data: a year."""
-        state_dict.setdefault(f'{prefix}length', torch.tensor(min(_YEAR, self.months)))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
