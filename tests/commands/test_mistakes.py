@@ -231,7 +231,7 @@ MISTAKES = {
     ),
     'no validation data': Mistake(
         lambda: settings(split={'axis': 'x', 'fractions': [0.8, 0, 0.2]}),
-        f'fit --config X.yaml {FIT}',
+        f'fit --config X.yaml {FIT} --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val_loss',
         ('val_loss', 'enlarge val in data.split'),
     ),
     'a batch size of 0': Mistake(nothing, f'fit --config FILE.yaml {FIT} --data.batch_size 0', ('batch_size is 0',)),
