@@ -55,10 +55,10 @@ class Row(NamedTuple):
 ROWS = {
     'utae (published), S2, inference': Row('utae', (False,), {'Y': 4.5}, '8.2 Y, 1.3 GB'),
     'utae (published), S2, training step': Row('utae', (True,), {'Y': 12.5}, '15 Y, 2.9 GB'),
-    'omnisat_base inference': Row('segmenter', ('omnisat_base', False), {'Y': 7, 'GB': 1.5}, '29 Y, 3.0 GB'),
-    'omnisat_base training step': Row('segmenter', ('omnisat_base', True), {'Y': 24, 'GB': 4.5}, '235 Y, 16.4 GB'),
-    'omnisat_small inference': Row('segmenter', ('omnisat_small', False), {'Y': 2.5}, '29 Y, 3.0 GB'),
-    'omnisat_small training step': Row('segmenter', ('omnisat_small', True), {'Y': 8, 'GB': 2.5}, '235 Y, 16.4 GB'),
+    'omnisat_base inference': Row('segmenter', ('omnisat_base',), {'Y': 7, 'GB': 1.5}, '29 Y, 3.0 GB'),
+    'omnisat_base training step': Row('training', ('omnisat_base',), {'Y': 24, 'GB': 4.5}, '235 Y, 16.4 GB'),
+    'omnisat_small inference': Row('segmenter', ('omnisat_small',), {'Y': 2.5}, '29 Y, 3.0 GB'),
+    'omnisat_small training step': Row('training', ('omnisat_small',), {'Y': 8, 'GB': 2.5}, '235 Y, 16.4 GB'),
     'omnisat_small pre-training step, 64 px, per sample': Row('pretraining', (), {'Y': 3}, '13.5 Y, 4.9 GB', 2),
     'loading and collating, one worker': Row('loading', (), {'steps of omnisat_small': 0.5}),
     **{f'omnisat_base training step, S2 alone, T {dates}': Row('series', (dates,), {}) for dates in (40, 80, 120)},
@@ -122,17 +122,24 @@ def utae(training: bool) -> Callable[[], None]:
     return _prepared(model, training, lambda: model(batch['image_s2'], batch['dates_s2'], batch['valid_s2']))
 
 
-def segmenter(builder: str, training: bool) -> Callable[[], None]:
-    """Return inference, or a default training step, of an OmniSat with its decoder on the whole tile."""
+def segmenter(builder: str) -> Callable[[], None]:
+    """Return inference of an OmniSat with its decoder on the whole tile."""
+    from torchgeo_omnisat import models
+
+    modalities, batch = pastis_hd_tile()
+    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20, experts=True)
+    return _prepared(model, False, lambda: model(batch))
+
+
+def training(builder: str) -> Callable[[], None]:
+    """Return a default training step of the task on the whole tile: with all and with some modalities."""
     import torch
 
     from torchgeo_omnisat.tasks import OmniSatSegmentation
 
     modalities, batch = pastis_hd_tile()
-    task = OmniSatSegmentation(builder, modalities=modalities, num_classes=20, patch_size=40.0, label_gsd=10.0)
-    if not training:
-        return _prepared(task.model, False, lambda: task.model(batch))
     batch['mask'] = torch.randint(20, (1, 128, 128))
+    task = OmniSatSegmentation(builder, modalities=modalities, num_classes=20, patch_size=40.0, label_gsd=10.0).train()
     optimizer = torch.optim.AdamW(task.parameters())
 
     def step() -> None:
@@ -140,7 +147,6 @@ def segmenter(builder: str, training: bool) -> Callable[[], None]:
         task.learn(batch)[1].backward()
         optimizer.step()
 
-    task.train()
     return step
 
 
