@@ -213,19 +213,28 @@ def main() -> None:
     """Do what is not done yet, and print the tables."""
     arguments = parser(__doc__)
     arguments.add_argument('--tables', choices=list(TABLES), nargs='+', default=['summary', 'ablation'])
+    arguments.add_argument('--report', action='store_true', help='print the tables of the runs that are done')
     args = arguments.parse_args()
     made = plan(args)
     wanted = {title: {row: made.runs(row) for row in TABLES[title]} for title in args.tables}
-    done = made.complete(run for rows in wanted.values() for row_runs in rows.values() for run in row_runs)
+    if args.report:
+        done = runs.read(made.path('runs', '.csv'))
+    else:
+        done = made.complete(run for rows in wanted.values() for row_runs in rows.values() for run in row_runs)
     found = {
-        title: [(row, [done[run.key] for run in row_runs]) for row, row_runs in rows.items()]
+        title: [
+            (row, lines)
+            for row, row_runs in rows.items()
+            if (lines := [done[run.key] for run in row_runs if run.key in done])
+        ]
         for title, rows in wanted.items()
     }
     print(report(found, made))
     if 'robustness' in found:
         lines = dict(found['robustness'])
-        tested = {name: lines[row] for name, row in TESTED.items()}
-        print(missing.report(tested, {row.sensors: lines[row] for row in DEDICATED}, SENSORS, made.path))
+        tested = {name: lines[row] for name, row in TESTED.items() if row in lines}
+        dedicated = {row.sensors: lines[row] for row in DEDICATED if row in lines}
+        print(missing.report(tested, dedicated, SENSORS, made.path))
 
 
 if __name__ == '__main__':

@@ -33,12 +33,12 @@ def with_sensors(done: Lines, chosen: Sequence[str], sensors: Sensors) -> list[d
 def columns(
     tested: Mapping[str, Lines], dedicated: Mapping[tuple[str, ...], Lines], sensors: Sensors
 ) -> dict[str, dict[tuple[str, ...], tuple[float, float]]]:
-    """Mean and deviation of every model for every subset, those that never had others last."""
+    """Return mean and deviation of every model for every subset; the dedicated models, as far as done, are last."""
     every = subsets(sensors)
     found = {
         name: {chosen: spread(with_sensors(done, chosen, sensors)) for chosen in every} for name, done in tested.items()
     }
-    return found | {OWN: {chosen: spread(dedicated[chosen]) for chosen in every}}
+    return found | {OWN: {chosen: spread(dedicated[chosen]) for chosen in every if chosen in dedicated}}
 
 
 def markdown(found: Mapping[str, Mapping[tuple[str, ...], tuple[float, float]]], data: str) -> str:
@@ -51,12 +51,17 @@ def markdown(found: Mapping[str, Mapping[tuple[str, ...], tuple[float, float]]],
     lines = [f'## robustness\n\nMean IoU (%) with these sensors at test time, data: **{data}**.\n']
     lines.append('| sensors | ' + ' | '.join(found) + ' |')
     lines.append('| --- |' + ' --- |' * len(found))
-    for chosen in found[OWN]:
-        cells = [pretty(*scores[chosen]) for scores in found.values()]
+    every = list(dict.fromkeys(chosen for scores in found.values() for chosen in scores))
+    for chosen in every:
+        cells = [pretty(*scores[chosen]) if chosen in scores else '' for scores in found.values()]
         lines.append(f'| {"+".join(chosen)} | ' + ' | '.join(cells) + ' |')
-    means = [sum(mean for mean, _ in scores.values()) / len(scores) for scores in found.values()]
-    lines.append('| mean | ' + ' | '.join(f'{mean:.1f}' for mean in means) + ' |')
+    means = [_mean(scores) if len(scores) == len(every) else '' for scores in found.values()]
+    lines.append('| mean | ' + ' | '.join(means) + ' |')
     return '\n'.join(lines) + '\n'
+
+
+def _mean(scores: Mapping[tuple[str, ...], tuple[float, float]]) -> str:
+    return f'{sum(mean for mean, _ in scores.values()) / len(scores):.1f}'
 
 
 def report(

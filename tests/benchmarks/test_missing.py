@@ -23,7 +23,7 @@ from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.models import OmniSat, OmniSatSegmenter
 from torchgeo_omnisat.models.omnisat import OmniSatOutput
 from torchgeo_omnisat.reproduction import runs
-from torchgeo_omnisat.reproduction.rows import SENSORS, make_run
+from torchgeo_omnisat.reproduction.rows import SENSORS, SIZES, make_run
 
 from .test_ablation import ROWS, TINY, fake
 
@@ -141,6 +141,23 @@ class TestTable:
             ablation.main()
         assert len(done) == len(set(done)) == 7 + 8 + 1
         assert 'all and some in each step' in (tmp_path / 'robustness-synthetic-smoke.md').read_text()
+
+    def test_report_of_the_runs_that_are_done(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for row in (SCRATCH, DEDICATED[0]):
+            run = make_run(row, SIZES['smoke'], 'synthetic', 1, 0)
+            runs.keep(tmp_path / 'runs-synthetic-smoke.csv', fake(run))
+        monkeypatch.setattr(runs, 'execute', lambda *_: pytest.fail('a run was done'))
+        words = ['--smoke', '--folder', str(tmp_path), '--report', '--tables', 'ablation', 'robustness']
+        monkeypatch.setattr('sys.argv', ['ablation', *words])
+        ablation.main()
+        text = capsys.readouterr().out
+        assert '| without pre-training | S2+S1+SPOT | 200.0 |' in text
+        assert 'all (OmniSat)' not in text
+        assert '| S2 | 170.0 | 170.0 |  |' in text
+        assert '| S2+S1+SPOT | 200.0 | 200.0 | 200.0 |' in text
+        assert '| mean | 182.9 | 182.9 |  |' in text
 
     def test_the_rows_differ_in_one_thing(self) -> None:
         whole = make_run(DEDICATED[0], TINY, 'synthetic', 1, 0)
