@@ -81,3 +81,13 @@ def test_few_dates_at_a_time(samples, monkeypatch):
     assert set(sizes) <= {1, 2}
     for one, other in zip(blocks, whole, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_upsampled_weights_are_recomputed():
+    """Of the attention weights, only those of the coarsest level are kept for the backward pass."""
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.add(tuple(x.shape)) or x, lambda x: x):
+        maps = UTAEEncoder(2, widths=(16, 32))(torch.randn(1, 3, 2, 8, 8), torch.arange(3)[None], torch.ones(1, 3) > 0)
+    assert (3, 16, 8, 8) in kept  # maps of the dates
+    assert (3, 8, 8, 16, 1) not in kept
+    maps[0].sum().backward()

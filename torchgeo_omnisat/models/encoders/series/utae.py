@@ -76,7 +76,8 @@ class UTAEEncoder(nn.Module):
 
     The convolutions are shared by all dates and only computed for valid ones. The attention
     weights of the coarsest level are upsampled and reused for all finer levels. A processor
-    computes a few dates at a time, whose maps fit in its cache.
+    computes a few dates at a time, whose maps fit in its cache. The upsampled weights are recomputed in
+    the backward pass, which takes no longer than to keep them.
 
     Args:
         in_channels: Number of bands.
@@ -90,7 +91,7 @@ class UTAEEncoder(nn.Module):
         batch_norm: BatchNorm after the temporal attention, as published.
         dropout: Dropout after the temporal attention.
         checkpointing: Number of finest levels whose maps of single dates are recomputed in the backward
-            pass; True for two. Unless it is 0, sums over the dates are recomputed too.
+            pass; True for two.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class UTAEEncoder(nn.Module):
         *finer, coarsest = (list(level) for level in zip(*of_blocks, strict=True))
         coarse, weights = attend(self.temporal, torch.cat(coarsest), seen, dates, index)
         packed_weights = gather_valid(weights.flatten(0, 1), index)
-        sums = functools.partial(run, self.sums, recompute=self.recomputed > 0)
+        sums = functools.partial(run, self.sums, recompute=True)
         maps = [_collapse_blocks(level, packed_weights, seen, index, valid, sums) for level in finer]
         return [*maps, coarse], weights
 
