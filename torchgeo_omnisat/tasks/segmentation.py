@@ -110,7 +110,7 @@ class OmniSatSegmentation(DenseTask):
         subset_weight: float = 1.0,
         distill: float = 0.0,
         experts: bool = True,
-        expert_weight: float = 0.3,
+        expert_weight: float = 1.0,
         instances: bool = False,
         instance_weight: float = 1.0,
         field_gsd: float | None = None,
