@@ -26,17 +26,24 @@ from torchgeo_omnisat.reproduction.rows import NARROW, SENSORS, SIZES, make_run
 from torchgeo_omnisat.reproduction.runs import Run, pretty, spread
 
 BASELINE = {'backbone_args': json.dumps(NARROW), 'options': '', 'modality_dropout': 0.0, 'subset_weight': 0.0}
+#: Task with experts as they were before their losses had a weight of 1.
+LIGHT = json.dumps({'experts': True, 'expert_weight': 0.3})
 #: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead. It has
 #: experts and a learning rate of 0.004.
 LEADS: dict[str, dict[str, Any]] = {
     'baseline': {'options': '', 'lr': 2e-3},
-    'experts': {'lr': 2e-3},
+    'experts': {'options': LIGHT, 'lr': 2e-3},
     'learning rate 0.004': {'options': ''},
-    'experts, learning rate 0.004': {},
+    'experts, learning rate 0.004': {'options': LIGHT},
+    'experts of weight 1, learning rate 0.004': {},
+    'experts of weight 3, learning rate 0.004': {'options': json.dumps({'experts': True, 'expert_weight': 3.0})},
+    'experts, learning rate 0.004, modality dropout 0.5': {'options': LIGHT, 'modality_dropout': 0.5},
+    'experts, learning rate 0.004, patches of 20 m': {'options': json.dumps(json.loads(LIGHT) | {'patch_size': 20})},
     'experts, learning rate 0.004, dates dropped at rates of 0 to 0.75': {
+        'options': LIGHT,
         'data_options': json.dumps({'temporal_dropout': [0, 0.75]}),
     },
-    'experts, learning rate 0.004, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
+    'experts, learning rate 0.004, no dropout': {'options': LIGHT, 'modality_dropout': 0.0, 'subset_weight': 0.0},
     'late fusion, learning rate 0.004': {'backbone': 'late_fusion', **BASELINE},
     'U-TAE of Sentinel-2, learning rate 0.004': {'backbone': 'utae', 'modalities': tuple(SENSORS['S2']), **BASELINE},
 }
