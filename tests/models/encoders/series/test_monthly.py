@@ -47,7 +47,9 @@ def test_composites(series, encoder):
     torch.testing.assert_close(found[:, 3], image[:, 3])
     assert found[:, [1, 5]].isnan().all()
     assert found[0, 2, :, 1, 1].isnan().all()
-    pixel = interpolate(found)[1, :, :, 2, 0].flatten()
+    pixel = interpolate(found)[1, :, :, 2, 0]
+    pixel[5] = 0  # after the last month of the training
+    pixel = pixel.flatten()
     expected = torch.nn.functional.gelu(encoder.hidden(pixel))
     torch.testing.assert_close(encoder(image, DATES.repeat(4, 1), valid)[0][1, :, 2, 0], expected)
 
@@ -125,8 +127,21 @@ def test_first_batch_of_several_years():
 def test_the_calendar_is_saved(series, encoder):
     other = MonthlyEncoder(2, width=8, months=6).double()
     other.load_state_dict(encoder.state_dict())
-    other(series[0], series[1] + 400, series[2])  # in training mode; it does not change
+    other(series[0], series[1] + 365, series[2])  # in training mode; it does not change
     torch.testing.assert_close(other.eval()(*series)[0], encoder(*series)[0])
+
+
+def test_only_months_of_the_training_are_used(series, encoder):
+    image, dates, valid = series
+    (expected,) = encoder(image, dates, valid)
+    with torch.no_grad():
+        encoder.hidden.weight[:, 10:] += 1  # of the sixth month
+    torch.testing.assert_close(encoder(image, dates, valid)[0], expected)
+    longer = dates.clone()
+    longer[0, 4] = days('2021-04-30')[0]
+    encoder.train()(image, longer, valid)
+    assert (encoder.length, encoder.start) == (6, (2020 - 1970) * 12 + 10)
+    assert not torch.allclose(encoder.eval()(image, dates, valid)[0], expected)
 
 
 def test_months():

@@ -29,9 +29,9 @@ class MonthlyEncoder(nn.Module):
     temporal attention it needs fewer labels, but it expects the same season in training and prediction.
 
     The composites are means of the valid dates of each calendar month; a missing month is interpolated linearly in
-    time. The first batch in training sets the first month of the calendar and the number of months with training data,
-    which are saved with the model. A series is shifted by the whole years, as few as possible, with which most of its
-    dates are in these months. Earlier months, and later ones than *months*, are not used.
+    time. The first batch in training sets the first month of the calendar, and the last month of all batches in
+    training its length; both are saved with the model. A series is shifted by the whole years, as few as possible, with
+    which most of its dates are in these months. Other months are not used.
 
     Args:
         in_channels: Number of bands.
@@ -70,8 +70,11 @@ class MonthlyEncoder(nn.Module):
         seen = observed(image) & valid[..., None, None, None]
         month = torch.bucketize(dates, self.months_since_1970, right=True) - 1
         place = self.place(month, seen.flatten(2).any(2))
-        composites = self.composites(image, seen, place)
-        features = F.gelu(self.hidden(rearrange(interpolate(composites), 'b m c h w -> b h w (m c)')))
+        composites = interpolate(self.composites(image, seen, place))
+        length = torch.where(self.length > 0, self.length, self.months)
+        unused = torch.arange(self.months, device=image.device) >= length
+        composites = composites.masked_fill(unused.view(-1, 1, 1, 1), 0)  # else the last month counts several times
+        features = F.gelu(self.hidden(rearrange(composites, 'b m c h w -> b h w (m c)')))
         return [rearrange(features, 'b h w d -> b d h w')]
 
     def place(self, month: Int[Tensor, 'b t'], dated: Bool[Tensor, 'b t']) -> Int[Tensor, 'b t']:
@@ -95,7 +98,11 @@ class MonthlyEncoder(nn.Module):
         used = (usable & (places < self.months)).any(1)
         best = used & (trained == trained.amax(1, keepdim=True))
         fewest = torch.where(best, years.abs(), 2 * len(_MONTHS)).argmin(1)
-        return (places * F.one_hot(fewest, len(_SHIFTS)).unsqueeze(1)).sum(2)
+        place = (places * F.one_hot(fewest, len(_SHIFTS)).unsqueeze(1)).sum(2)
+        if self.training:
+            longest = torch.where(dated & (place < self.months), place + 1, 0).max()
+            self.length.copy_(torch.maximum(self.length, longest))
+        return place
 
     def composites(
         self, image: Float[Tensor, 'b t c h w'], seen: Bool[Tensor, 'b t c h w'], place: Int[Tensor, 'b t']
