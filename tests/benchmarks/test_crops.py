@@ -22,6 +22,25 @@ def test_join_of_two_series():
     assert {name: len(days) for name, days in crops.first_months(tile, 2).dates.items()} == {'s2': 1, 's1': 2}
 
 
+def test_class_weights_balance_the_classes():
+    labels = torch.tensor([0, 0, 0, 2])
+    weights = crops.class_weights(labels, 3)
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 0.0, 2.0]))
+    assert float(weights[labels].mean()) == pytest.approx(1)
+
+
+def test_own_statistics_remove_the_gain_of_a_tile():
+    torch.manual_seed(0)
+    images = {'s2': torch.rand(3, 2, 4, 4) + 1000, 's1': torch.rand(3, 2, 4, 4)}
+    days = dict.fromkeys(images, torch.arange(3))
+    tile = crops.Tile(images, days, torch.zeros(4, 4), (0.0, 0.0))
+    brighter = tile._replace(images={'s2': 3 * images['s2'], 's1': images['s1'] + 5})
+    first, second = crops.adapted([tile, brighter])
+    for name, image in first.images.items():
+        torch.testing.assert_close(image.mean((0, 2, 3)), torch.zeros(2), atol=1e-3, rtol=0)
+        torch.testing.assert_close(second.images[name], image, atol=1e-2, rtol=0)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason='needs real data')
 @pytest.mark.slow
 def test_smoke_run(tmp_path, monkeypatch):
@@ -30,5 +49,5 @@ def test_smoke_run(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['crops.py', *map(str, words)])
     crops.main()
     rows = crops.read_rows(tmp_path / 'crops-belgium-smoke.csv')
-    assert [row['method'] for row in rows] == ['random forest', *crops.NETWORKS]
+    assert [row['method'] for row in rows] == list(crops.METHODS)
     assert all(0 <= row[kind] <= 1 for row in rows for kind in ('mean_iou', 'accuracy'))
