@@ -144,6 +144,24 @@ def test_only_months_of_the_training_are_used(series, encoder):
     assert not torch.allclose(encoder.eval()(image, dates, valid)[0], expected)
 
 
+def test_dates_without_values_do_not_extend_the_calendar(series, encoder):
+    image, dates, valid = (x.clone() for x in series)
+    dates[:, 4] = days('2021-04-30')[0]
+    valid[0, 4] = False
+    image[1:, 4] = torch.nan
+    encoder.train()(image, dates, valid)
+    assert (encoder.length, encoder.start) == (5, (2020 - 1970) * 12 + 10)
+
+
+def test_later_months_fill_missing_ones(series, encoder):
+    image, dates, valid = (x.clone() for x in series)
+    dates[:, 4] = days('2021-04-30')[0]  # after the training, so that the last month of it is missing
+    interpolated = torch.cat([image, (image[:, 3:4] + image[:, 4:5]) / 2], 1)
+    march = torch.cat([dates, days('2021-03-31').repeat(4, 1)], 1)
+    (expected,) = encoder(interpolated, march, torch.cat([valid, valid[:, :1]], 1))
+    torch.testing.assert_close(encoder(image, dates, valid)[0], expected)
+
+
 def test_months():
     with pytest.raises(ValueError, match='months is 0, expected at least 1'):
         MonthlyEncoder(2, months=0)

@@ -31,7 +31,9 @@ class MonthlyEncoder(nn.Module):
     The composites are means of the valid dates of each calendar month; a missing month is interpolated linearly in
     time. The first batch in training sets the first month of the calendar, and the last month of all batches in
     training its length; both are saved with the model. A series is shifted by the whole years, as few as possible, with
-    which most of its dates are in these months. Other months are not used.
+    which most of its dates are in these months. Later months only fill missing ones by interpolation, and earlier
+    months are not used. Thus the first batch should have the whole season. With several ranks, the saved calendar is
+    that of rank zero, so each rank needs dates of all months. DDP copies it to the other ranks before each step.
 
     Args:
         in_channels: Number of bands.

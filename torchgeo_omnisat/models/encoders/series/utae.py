@@ -77,7 +77,7 @@ class UTAEEncoder(nn.Module):
     The convolutions are shared by all dates and only computed for valid ones. The attention
     weights of the coarsest level are upsampled and reused for all finer levels. A processor
     computes a few dates at a time, whose maps fit in its cache. The upsampled weights are recomputed in
-    the backward pass, which takes no longer than to keep them.
+    the backward pass, which takes no longer than to keep them. ``torch.func.grad`` does not support this.
 
     Args:
         in_channels: Number of bands.
