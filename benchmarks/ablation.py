@@ -215,10 +215,16 @@ def main() -> None:
     arguments.add_argument('--tables', choices=list(TABLES), nargs='+', default=['summary', 'ablation'])
     arguments.add_argument('--report', action='store_true', help='print the tables of the runs that are done')
     args = arguments.parse_args()
+    if args.report and args.fresh:
+        raise SystemExit('--report prints the runs that --fresh would forget, expected one of them')
     made = plan(args)
     wanted = {title: {row: made.runs(row) for row in TABLES[title]} for title in args.tables}
     if args.report:
         done = runs.read(made.path('runs', '.csv'))
+        if not any(run.key in done for rows in wanted.values() for row_runs in rows.values() for run in row_runs):
+            raise SystemExit(
+                f'{made.path("runs", ".csv")} has no run of the tables {args.tables}: run without --report'
+            )
     else:
         done = made.complete(run for rows in wanted.values() for row_runs in rows.values() for run in row_runs)
     found = {
@@ -230,7 +236,7 @@ def main() -> None:
         for title, rows in wanted.items()
     }
     print(report(found, made))
-    if 'robustness' in found:
+    if found.get('robustness'):
         lines = dict(found['robustness'])
         tested = {name: lines[row] for name, row in TESTED.items() if row in lines}
         dedicated = {row.sensors: lines[row] for row in DEDICATED if row in lines}

@@ -150,6 +150,13 @@ class TestTable:
             runs.keep(tmp_path / 'runs-synthetic-smoke.csv', fake(run))
         monkeypatch.setattr(runs, 'execute', lambda *_: pytest.fail('a run was done'))
         words = ['--smoke', '--folder', str(tmp_path), '--report', '--tables', 'ablation', 'robustness']
+        monkeypatch.setattr('sys.argv', ['ablation', *words, '--fresh'])
+        with pytest.raises(SystemExit, match='expected one of them'):
+            ablation.main()
+        monkeypatch.setattr('sys.argv', ['ablation', *words, '--seeds', '7'])
+        with pytest.raises(SystemExit, match='no run of the tables'):
+            ablation.main()
+        assert not (tmp_path / 'ablation-synthetic-smoke.md').exists()
         monkeypatch.setattr('sys.argv', ['ablation', *words])
         ablation.main()
         text = capsys.readouterr().out
