@@ -12,6 +12,7 @@ is done; whoever calls this again, or at the same time, goes on with the others.
     python benchmarks/ablation.py --data pastis --root DIR    # PASTIS-HD in its official folds
     python benchmarks/ablation.py --tables dedicated          # a model for each subset of the sensors
     python benchmarks/ablation.py --tables robustness         # what missing sensors cost, beside these
+    python benchmarks/ablation.py --tables robustness --report   # tables of the runs that are done
 """
 
 import argparse
