@@ -68,6 +68,22 @@ class TestWeights:
         (flag,) = [value for key, value in new.state_dict().items() if 'uses_coordinates' in key]
         assert not flag
 
+    @pytest.mark.parametrize(
+        ('lost', 'said'),
+        [('earlier', 'ignored: nothing'), ('start', 'ignored: s2 (encoders.s2.start is missing instead of ())')],
+    )
+    def test_monthly_saved_before_its_calendar_grew(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str, said: str
+    ) -> None:
+        arguments = {'backbone_args': {'encoders': {'s2': 'monthly'}}}
+        path, _ = self.save(tmp_path / 'a.ckpt', **arguments)
+        saved = torch.load(path)
+        old = {key: value for key, value in saved['state_dict'].items() if not key.endswith(f'.{lost}')}
+        torch.save(saved | {'state_dict': old}, path)
+        with caplog.at_level('INFO'):
+            OmniSatSegmentation(**TOLD | arguments, weights=str(path))
+        assert said in caplog.text
+
     def test_other_bands_are_not_mixed_up(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path, _ = self.save(tmp_path / 'a.ckpt')
         swapped = [m.select(m.bands[::-1]) if m.name == 's1a' else m for m in MODALITIES.values()]

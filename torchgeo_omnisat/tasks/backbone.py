@@ -288,8 +288,8 @@ def _check_units(trained: Mapping[str, str], modalities: Mapping[str, Modality],
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    for key in expected.keys() | found.keys():
-        here, there = (tuple(state[key].shape) if key in state else None for state in (expected, found))
+    for key in sorted(expected.keys() | found.keys()):
+        here, there = (tuple(state[key].shape) if key in state else 'missing' for state in (expected, found))
         if here != there:
-            return f'{key} is {there or "missing"} instead of {here or "missing"}'
+            return f'{key} is {there} instead of {here}'
     return ''

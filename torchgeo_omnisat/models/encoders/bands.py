@@ -14,9 +14,9 @@ from ...utils.tensors.observed import all_observed, observed
 
 #: Last part of the name of the parameters of missing bands; checkpoints written before they existed lack them.
 MISSING = 'missing'
-#: Names that such checkpoints lack, and a parameter of the same module that they have: the parameters of missing bands,
-#: and the flag of Presto that the location is used.
-_ADDED = {MISSING: 'weight', 'uses_coordinates': 'norm.weight'}
+#: Names that such checkpoints lack, and a name of the same module that they have: the parameters of missing bands, the
+#: flag of Presto that the location is used, and the earlier months of the calendar of `monthly`.
+_ADDED = {MISSING: 'weight', 'uses_coordinates': 'norm.weight', 'earlier': 'start'}
 
 
 class BandConv2d(nn.Conv2d):

@@ -9,6 +9,7 @@ import torch
 
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.models import OmniSatSegmenter, late_fusion
+from torchgeo_omnisat.models.encoders.bands import add_missing
 from torchgeo_omnisat.models.encoders.series.monthly import MonthlyEncoder, interpolate
 
 
@@ -142,6 +143,83 @@ def test_only_months_of_the_training_are_used(series, encoder):
     encoder.train()(image, longer, valid)
     assert (encoder.length, encoder.start) == (6, (2020 - 1970) * 12 + 10)
     assert not torch.allclose(encoder.eval()(image, dates, valid)[0], expected)
+
+
+def test_the_calendar_grows_to_both_sides_without_moving_weights(series):
+    image, dates, valid = series
+    encoder = MonthlyEncoder(2, width=8, months=8).double()
+    encoder(image[:, 3:], dates[:, 3:], valid[:, 3:])  # February and March
+    (before,) = encoder.eval()(image[:, 3:], dates[:, 3:], valid[:, 3:])
+    weight = encoder.hidden.weight.detach().clone()
+    (extending,) = encoder.train()(image, dates, valid)
+    assert (encoder.start, encoder.length, encoder.earlier) == (610, 5, 3)
+    torch.testing.assert_close(encoder.eval()(image, dates, valid)[0], extending)
+    with torch.no_grad():
+        encoder.hidden.weight[:, 4:10] += 1  # of the three months that no date is in, April to June
+    torch.testing.assert_close(encoder.eval()(image, dates, valid)[0], encoder(image, dates, valid)[0])
+    with torch.no_grad():
+        encoder.hidden.weight.copy_(weight)
+        encoder.hidden.weight[:, 10:] = 0  # of November to January
+    torch.testing.assert_close(encoder(image, dates, valid)[0], before)
+    encoder.hidden.weight.data[:, 10:12] = 1  # of November, the mean of two dates
+    (expected,) = encoder(image, dates, valid)
+    assert not torch.allclose(expected, before)
+    changed = image.clone()
+    changed[:, 0] += 1
+    changed[:, 1] -= 1
+    torch.testing.assert_close(encoder(changed, dates, valid)[0], expected)
+
+
+@pytest.mark.parametrize('order', [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)])
+@pytest.mark.parametrize('together', [True, False])
+def test_all_months_have_one_place_in_any_order(order, together):
+    encoder = MonthlyEncoder(1)
+    series = [months('2020-06', '2020-08'), months('2021-04', '2021-06'), months('2022-04', '2022-08')]
+    if together:
+        month = torch.full((3, 4), -1)
+        for row, index in enumerate(order):
+            month[row, : series[index].shape[1]] = series[index]
+        encoder.place(month, month >= 0)
+    else:
+        for index in order:
+            encoder.place(series[index], series[index] > 0)
+    assert encoder.length == 4
+    assert encoder.eval().place(series[2], series[2] > 0).tolist() == [[0, 1, 2, 3]]
+
+
+def test_calendars_may_begin_in_1969():
+    encoder = MonthlyEncoder(1)
+    for first, last in (('1970-01', '1970-04'), ('1970-12', '1971-03'), ('1970-01', '1970-05')):
+        month = months(first, last)
+        encoder.place(month, month >= 0)
+    assert (encoder.start, encoder.length, encoder.earlier) == (-1, 5, 1)
+
+
+def test_a_month_that_does_not_fit_leaves_the_calendar():
+    encoder = MonthlyEncoder(1, months=12)
+    season = months('2020-03', '2020-11')
+    encoder.place(season, season > 0)
+    wrong = season.clone()
+    wrong[0, 0] = months('2019-03', '2020-01')[0, 0]
+    assert encoder.place(wrong, wrong > 0).tolist() == [[-12, *range(1, 8)]]
+    assert (encoder.start, encoder.length, encoder.earlier) == (season[0, 0], 8, 0)
+
+
+def test_batches_without_dates_set_no_calendar():
+    encoder = MonthlyEncoder(1)
+    month = months('2020-03', '2020-11')
+    encoder.place(month, month < 0)
+    assert (encoder.start, encoder.length, encoder.earlier) == (-1, 0, 0)
+
+
+def test_a_state_from_before_calendars_grew(series, encoder):
+    state = {name: value for name, value in encoder.state_dict().items() if name != 'earlier'}
+    model = torch.nn.ModuleDict({'encoder': MonthlyEncoder(2, width=8, months=6).double()})
+    model.load_state_dict({f'encoder.{name}': value for name, value in state.items()})
+    torch.testing.assert_close(model['encoder'].eval()(*series)[0], encoder(*series)[0])
+    assert 'earlier' not in state
+    own = model['encoder'].state_dict()
+    assert add_missing(state, own).keys() == own.keys()  # also if only the backbone is loaded
 
 
 def test_dates_without_values_do_not_extend_the_calendar(series, encoder):

@@ -29,11 +29,13 @@ class MonthlyEncoder(nn.Module):
     temporal attention it needs fewer labels, but it expects the same season in training and prediction.
 
     The composites are means of the valid dates of each calendar month; a missing month is interpolated linearly in
-    time. The first batch in training sets the first month of the calendar, and the last month of all batches in
-    training its length; both are saved with the model. A series is shifted by the whole years, as few as possible, with
-    which most of its dates are in these months. Later months only fill missing ones by interpolation, and earlier
-    months are not used. Thus the first batch should have the whole season. With several ranks, the saved calendar is
-    that of rank zero, so each rank needs dates of all months. DDP copies it to the other ranks before each step.
+    time. The calendar begins with the months of the longest series of the first batch in training. It grows by those of
+    the others, up to *months*, and is saved with the model. A series is shifted by whole years so that most of its
+    dates are in these months, and by as few as possible; in training, one that shares no month with the calendar
+    follows it. Other months of a series are not used, except that later ones fill missing months by interpolation.
+    Every series has values in all months of the calendar, so all series should cover about the same season. With
+    several ranks, the saved calendar is that of rank zero, so each rank needs dates of all months. DDP copies it to the
+    other ranks before each step.
 
     Args:
         in_channels: Number of bands.
@@ -42,8 +44,12 @@ class MonthlyEncoder(nn.Module):
     """
 
     months_since_1970: Tensor
+    #: First month of the calendar, since January 1970.
     start: Tensor
+    #: Number of months of the calendar; 0 before the training.
     length: Tensor
+    #: Number of months of the calendar before that of the first weights, which are a ring of months.
+    earlier: Tensor
 
     def __init__(self, in_channels: int, width: int = 128, months: int = MONTHS) -> None:
         super().__init__()
@@ -55,6 +61,8 @@ class MonthlyEncoder(nn.Module):
         self.register_buffer('months_since_1970', torch.from_numpy(_MONTHS), persistent=False)
         self.register_buffer('start', torch.tensor(-1))
         self.register_buffer('length', torch.tensor(0))
+        self.register_buffer('earlier', torch.tensor(0))
+        self.register_load_state_dict_pre_hook(_without_growth)
 
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
@@ -76,6 +84,8 @@ class MonthlyEncoder(nn.Module):
         length = torch.where(self.length > 0, self.length, self.months)
         unused = torch.arange(self.months, device=image.device) >= length
         composites = composites.masked_fill(unused.view(-1, 1, 1, 1), 0)  # else the last month counts several times
+        ring = torch.remainder(torch.arange(self.months, device=image.device) + self.earlier, self.months)
+        composites = composites.index_select(1, ring)
         features = F.gelu(self.hidden(rearrange(composites, 'b m c h w -> b h w (m c)')))
         return [rearrange(features, 'b h w d -> b d h w')]
 
@@ -87,11 +97,9 @@ class MonthlyEncoder(nn.Module):
             dated: Dates with observed values; the others have no influence.
         """
         first = torch.where(dated, month, len(_MONTHS)).amin(1, keepdim=True)
-        if self.training and self.start < 0 and bool(dated.any()):
-            self.start.copy_(first.min())
-            last = torch.where(dated, month - first + (first - self.start) % _YEAR, 0).max()
-            self.length.copy_((last + 1).clamp(max=self.months))
-        start = torch.where(self.start < 0, first, self.start)
+        if self.training and self.length == 0 and bool(dated.any()):
+            self._begin(month, dated)
+        start = torch.where(self.length > 0, self.start, first)
         shifts = torch.arange(_SHIFTS.start, _SHIFTS.stop, device=month.device)
         years = torch.div(first - start, _YEAR, rounding_mode='floor') + shifts
         places = month.unsqueeze(2) - (start + _YEAR * years).unsqueeze(1)
@@ -101,10 +109,26 @@ class MonthlyEncoder(nn.Module):
         best = used & (trained == trained.amax(1, keepdim=True))
         fewest = torch.where(best, years.abs(), 2 * len(_MONTHS)).argmin(1)
         place = (places * F.one_hot(fewest, len(_SHIFTS)).unsqueeze(1)).sum(2)
-        if self.training:
-            longest = torch.where(dated & (place < self.months), place + 1, 0).max()
-            self.length.copy_(torch.maximum(self.length, longest))
-        return place
+        return place + self._extend(place, dated) if self.training else place
+
+    def _begin(self, month: Int[Tensor, 'b t'], dated: Bool[Tensor, 'b t']) -> None:
+        """Set the calendar to the months of the longest series of a batch."""
+        first = torch.where(dated, month, len(_MONTHS)).amin(1)
+        length = torch.where(dated, month + 1, 0).amax(1) - first
+        longest = length.argmax()
+        self.start.copy_(first[longest])
+        self.length.copy_(length[longest].clamp(max=self.months))
+
+    def _extend(self, place: Int[Tensor, 'b t'], dated: Bool[Tensor, 'b t']) -> Int[Tensor, '']:
+        """Extend the calendar by later months, then by earlier ones, if they fit; return the number of earlier ones."""
+        last = torch.where(dated & (place < self.months), place + 1, 0).max()
+        self.length.copy_(torch.maximum(self.length, last))
+        fits = dated & (place >= self.length - self.months)
+        earlier = -torch.where(fits, place, 0).min().clamp(max=0)
+        self.start.sub_(earlier)
+        self.length.add_(earlier)
+        self.earlier.add_(earlier)
+        return earlier
 
     def composites(
         self, image: Float[Tensor, 'b t c h w'], seen: Bool[Tensor, 'b t c h w'], place: Int[Tensor, 'b t']
@@ -145,3 +169,9 @@ def running_max(x: Int[Tensor, 'b m c h w']) -> Int[Tensor, 'b m c h w']:
         x = torch.cat([x[:, :step], torch.maximum(x[:, step:], x[:, :-step])], 1)
         step *= 2
     return x
+
+
+def _without_growth(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Complete a state from before calendars grew to earlier months."""
+    if f'{prefix}start' in state:
+        state.setdefault(f'{prefix}earlier', torch.tensor(0))
