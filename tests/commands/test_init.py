@@ -24,6 +24,8 @@ from tests.geo_tree import UTM, X, Y, write
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.datasets import RasterTimeSeries
+from torchgeo_omnisat.inspection.labels import find_float_labels
+from torchgeo_omnisat.inspection.sensors import single_bands
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 SIDE = 24
@@ -407,6 +409,25 @@ def test_worldcover(root: Path, init: Init) -> None:
     write(root / 'ESA_WorldCover_10m_2021_v200.tif', codes)
     data = init()
     assert data['mask']['classes'] == {0: None, 10: 'tree cover', 30: 'grassland', 40: 'cropland'}
+
+
+def test_floats_may_be_codes(root: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    codes = np.array([np.nan, 1, 2, -3e38], np.float32)[np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 5 % 4]
+    write(root / 'labels.tif', codes)
+    data = init()
+    assert list(data['rasters']) == ['s2']
+    assert list(data['mask']['classes']) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ('file', 'values'), [('labels.tif', (0.5, 1)), ('training/dem.tif', (79, 80)), ('crops_dem.tif', (79, 80))]
+)
+def test_floats_that_are_images(file: str, values: tuple[float, float], root: Path) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    image = np.array(values, np.float32)[np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 5 % 2]
+    write(root / file, image)
+    assert find_float_labels(root, [file], single_bands(root, [file], floats=True)) is None
 
 
 def test_every_class_is_in_all_splits(root: Path, tmp_path: Path, init: Init) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..inspection.configuration import render
 from ..inspection.files import list_files
-from ..inspection.labels import Labels, described, find_labels
+from ..inspection.labels import Labels, described, find_float_labels, find_labels
 from ..inspection.like import prediction_data, read_trained
 from ..inspection.plan import Plan, make_plan
 from ..inspection.sensors import Sensor, find_sensors, single_bands
@@ -46,6 +46,8 @@ def write_configuration(args: Any) -> tuple[str, str]:
     ask = ask_terminal if sys.stdin.isatty() and sys.stdout.isatty() else ask_nobody
     trained = None if args.like is None else read_trained(args.like)
     labels, notes = find_labels(root, files, single_bands(root, files), args.labels, args.column, ask)
+    if labels is None:
+        labels = find_float_labels(root, files, single_bands(root, files, floats=True))
     used = set() if labels is None else set(labels.files)
     sensors, more = find_sensors(root, [file for file in files if file not in used], ask)
     notes += more

@@ -17,6 +17,8 @@ from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 from ..datasets.geo.polygons import DEGREES, METRIC, TABLES, VECTORS, read_geometries
 from ..datasets.io.opening import open_raster
 from ..utils.plurals import counted
+from ..utils.tensors.observed import MAX_RAW
+from .facts import sensor_of
 from .files import RASTERS, select
 from .sensors import Ask
 
@@ -47,6 +49,8 @@ WORLDCOVER = {
 MOST_CLASSES = 40
 #: Maximum side in pixels at which label rasters are sampled, number of their files, and of their codes.
 _SIDE, _FILES, _CODES = 4096, 20, 100
+#: Largest code that is stored as a float; larger floats have no fractions.
+_LARGEST = 2**24
 IGNORED = 255
 
 
@@ -105,8 +109,8 @@ def find_labels(
         found = _of_rasters(root, [file for file in members if file.lower().endswith(RASTERS)], files)
         if found is None:
             raise ValueError(
-                f'labels are {given!r}, which has more than {_CODES} values or none, expected classes; for continuous '
-                'labels, set continuous: true of the mask by hand'
+                f'labels are {given!r}, which has fractions, more than {_CODES} values or none, expected classes; for '
+                'continuous labels, set continuous: true of the mask by hand'
             )
         return found, []
     vectors = [file for file in files if _may_be_labels(root, file)]
@@ -140,6 +144,19 @@ def find_labels(
             found.notes['path'] = f'other candidates: {", ".join(others[:3])}'
         return found, notes
     return None, notes
+
+
+def find_float_labels(root: Path, files: Sequence[str], rasters: Sequence[str]) -> Labels | None:
+    """Return the first raster of floats that is named like labels and has codes; None if there is none.
+
+    Args:
+        root: Folder.
+        files: Files in it, relative to it.
+        rasters: Rasters of one band of floats.
+    """
+    stems = {file: PurePosixPath(file).stem for file in rasters}
+    named = (file for file, stem in stems.items() if _LABELS.search(stem) and not sensor_of(stem))
+    return next((found for file in named if (found := _of_rasters(root, [file], files)) is not None), None)
 
 
 def _may_be_labels(root: Path, file: str) -> bool:
@@ -241,15 +258,20 @@ def _named(
 
 
 def _of_rasters(root: Path, files: Sequence[str], every: Sequence[str]) -> Labels | None:
-    """Return the labels of rasters of codes; None if they have too many values or none."""
+    """Return the labels of rasters of codes; None if they have fractions, too many values or none."""
     counts, bands = Counter[int](), 1
     for file in files[:_FILES]:
         with open_raster(str(root / file)) as source:
             bands = max(bands, source.count)
             shape = min(source.height, _SIDE), min(source.width, _SIDE)
             image = source.read(1, out_shape=shape, masked=True)
-        values, numbers = np.unique(image.compressed(), return_counts=True)
-        if len(values) > _CODES or not np.array_equal(values, np.round(values)):
+        pixels = image.compressed()
+        if np.issubdtype(pixels.dtype, np.floating):
+            pixels = pixels[np.abs(pixels) <= MAX_RAW]  # NaN is nodata
+            if not np.array_equal(pixels, np.round(pixels)) or (np.abs(pixels) > _LARGEST).any():
+                return None
+        values, numbers = np.unique(pixels, return_counts=True)
+        if len(values) > _CODES:
             return None
         counts.update(dict(zip(values.astype(int).tolist(), numbers.tolist(), strict=True)))
     counts.pop(IGNORED, None)

@@ -121,12 +121,12 @@ def find_sensors(root: Path, files: Sequence[str], ask: Ask) -> tuple[list[Senso
     return order, notes
 
 
-def single_bands(root: Path, files: Sequence[str]) -> list[str]:
-    """Return the rasters whose file has one band of integers, of which labels may be some."""
-    found = []
+def single_bands(root: Path, files: Sequence[str], floats: bool = False) -> list[str]:
+    """Return the rasters whose file has one band of integers, or of floats, of which labels may be some."""
+    found, kind = [], np.floating if floats else np.integer
     for file in files:
         header = _header(root, file) if file.lower().endswith(RASTERS) else None
-        if header is not None and len(header.dtypes) == 1 and np.issubdtype(np.dtype(header.dtypes[0]), np.integer):
+        if header is not None and len(header.dtypes) == 1 and np.issubdtype(np.dtype(header.dtypes[0]), kind):
             found.append(file)
     return found
 
