@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from pyproj import CRS
 from rasterio import Affine
 from torch import Tensor
 
-from torchgeo_omnisat.prediction import GeoTIFFWriter
+from torchgeo_omnisat.prediction import GeoTIFFWriter, writer
 from torchgeo_omnisat.prediction.tiling import Strip
 from torchgeo_omnisat.prediction.writer import WorkFolder
 
@@ -207,6 +209,24 @@ def test_strip_that_comes_when_the_map_is_finished_is_not_needed(tmp_path: Path)
     second.open(claim=False)
     first.close(finished=True)
     second.save(Strip(0, 0), np.zeros((1, 2, 2), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_strip_that_comes_while_the_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (WorkFolder(tmp_path / 'map.tif', {}) for _ in range(2))
+    first.open(claim=True)
+    second.open(claim=False)
+
+    def remove(path: Path, ignore_errors: bool) -> None:
+        if path.exists():
+            for file in path.iterdir():
+                file.unlink()
+            second.save(Strip(0, 0), np.zeros((1, 2, 2), np.uint8))
+            with suppress(OSError):
+                path.rmdir()
+
+    monkeypatch.setattr(writer, 'shutil', SimpleNamespace(rmtree=remove))
+    first.close(finished=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -207,7 +207,11 @@ class WorkFolder:
         if self._rank_lock is not None:
             self._rank_lock.release()
         if finished:
-            shutil.rmtree(self.path, ignore_errors=True)
+            removed = self.path.with_name(f'{self.path.name}.old')
+            with suppress(OSError):
+                self.path.rename(removed)  # other ranks may still repeat a strip, and write into a folder of this name
+            for path in (removed, self.path):
+                shutil.rmtree(path, ignore_errors=True)
 
     def others(self) -> list[Path]:
         """Return the folders of unfinished runs with other arguments for the same output."""
