@@ -4,17 +4,21 @@
 """`check` fails wherever `fit` fails, with the same sentence."""
 
 import copy
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.geo_tree import ramp, write
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.utils.cli import errors
+from torchgeo_omnisat.validation import check
+from torchgeo_omnisat.validation.trial import try_training
 
 DATA, MODEL = 'data/init_args', 'model/init_args'
 #: What is wrong: where in the file of `fit`, the value, and what the sentence names.
@@ -174,12 +178,27 @@ def test_a_checkpoint_that_fits(good: dict[str, Any], checkpoint: Path, capsys: 
     assert run(capsys, 'check', '--config', config, '--workers', '0') == (0, '')
 
 
-def test_what_fit_accepts(good: dict[str, Any], capsys: Any) -> None:
+def states() -> tuple[Any, ...]:
+    numbers = np.random.get_state()  # noqa: NPY002 (for other libraries)
+    return random.getstate(), str(numbers), torch.get_rng_state().tolist()
+
+
+def test_what_fit_accepts(good: dict[str, Any], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+
+    def trial(*args: Any, **kwargs: Any) -> str | None:
+        before = states()
+        message = try_training(*args, **kwargs)
+        kept.append(states() == before)
+        return message
+
+    monkeypatch.setattr(check, 'try_training', trial)
     config = changed(good, 'data/init_args/rasters/aerial', {'path': 'nowhere'})
     before = sorted(Path(good['data']['init_args']['root']).rglob('*'))
     words = ['check', '--config', config, '--workers', '0', '--data.modalities', '[s2, s1]']
     assert main(words) == 0  # the folder of a modality that is not used may be missing
     assert 'Problems: none' in capsys.readouterr().out
+    assert kept == [True]
     assert sorted(Path(good['data']['init_args']['root']).rglob('*')) == before
     assert [path.name for path in Path().iterdir()] == ['fit.yaml']
 

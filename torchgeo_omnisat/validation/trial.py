@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchgeo.tasks import BaseTask
 
 from ..datamodules.base import no_valid_pixel
+from ..datamodules.common.sampling import seed_draws
 from ..models.encoders.registry import class_paths
 from ..tasks import OmniSatClassification, OmniSatPretraining, OmniSatRegression, OmniSatSegmentation
 from ..tasks.checkpoints import limited_size, read_hyper_parameters
@@ -44,8 +46,8 @@ def try_training(
     again. With *step*, train and validate on a batch. Return the error message of `fit`, or None.
     """
     workers, size = datamodule.num_workers, datamodule.batch_size
-    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder, quiet(every_warning=True):
-        torch.manual_seed(0)
+    with isolate_rng(include_cuda=False), TemporaryDirectory() as folder, quiet(every_warning=True):
+        seed_draws(0, devices=False)
         try:
             task, trainer = _build(settings, splits, folder)
             datamodule.num_workers, datamodule.batch_size = 0, min(size, TILES)
