@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from speed import pastis_hd_tile, seconds
+from speed import pastis_hd_tile, spent
 from torch import nn
 
 from torchgeo_omnisat import models, transforms
@@ -65,10 +65,10 @@ def main() -> None:
     rows = augmentations(modalities)
     ratios: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(args.repeats):
-        whole = seconds(step)
+        whole = spent(step).wall
         for name, augment in rows.items():
             augment(batch)
-            ratios[name].append(seconds(lambda augment=augment: augment(batch)) / whole)
+            ratios[name].append(spent(lambda augment=augment: augment(batch)).wall / whole)
     medians = {name: statistics.median(values) for name, values in ratios.items()}
     with atomic_file(args.output) as temporary:
         temporary.write_text(json.dumps({'threads': args.threads, 'bound': BOUND, 'rows': medians}, indent=1) + '\n')

@@ -14,10 +14,10 @@ declared crop are ignored; only the bands of 20 m are used, since one tile has n
 All methods use the same monthly composites; Presto is given their first twelve months, chosen as its
 other settings. Every pixel of Presto is embedded once. The decoder is trained on the embeddings,
 standardised by the training pixels. No setting was chosen by pixels that are tested: those of Presto
-were chosen by leaving out strips of the western half of ``belgium-crops`` (README.md), those of
+were chosen by leaving out strips of the western half of ``belgium-crops`` (reports/crops.md), those of
 *scratch* are those of docs/configs/belgium-crops.yaml, and those of *monthly* and *linear* those of the
 preset `few` of `init`. *balanced* and *adapted* are an exception: they had the best mean score of all
-pairs of a training and a scored tile of ``worldcereal``, whose scored tiles are also tested (README.md has
+pairs of a training and a scored tile of ``worldcereal``, whose scored tiles are also tested (reports/crops.md has
 the scores of a choice for each tested tile). *balanced* weights the classes and drops half of the dates.
 *adapted* also takes the logarithm of Sentinel-2, standardises each tile by its own images without their
 labels, and averages the probabilities over 5 x 5 pixels.

@@ -36,6 +36,7 @@ LEADS: dict[str, dict[str, Any]] = {
     'learning rate 0.004': {'options': ''},
     'experts, learning rate 0.004': {'options': LIGHT},
     'experts of weight 1, learning rate 0.004': {},
+    'experts of weight 1, learning rate 0.004, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
     'experts of weight 3, learning rate 0.004': {'options': json.dumps({'experts': True, 'expert_weight': 3.0})},
     'experts, learning rate 0.004, modality dropout 0.5': {'options': LIGHT, 'modality_dropout': 0.5},
     'experts, learning rate 0.004, patches of 20 m': {'options': json.dumps(json.loads(LIGHT) | {'patch_size': 20})},

@@ -5,12 +5,14 @@
 
 Every line fine-tunes for as many steps on the same tiles; they differ in what came before:
 nothing, or steps of ``omnisat_pretraining`` on the images of all training tiles, with the
-reconstruction, the contrast of patches, or both. The runs, and what is printed of them,
-are those of ``ablation.py``: each is kept when it is done, and not done again.
+reconstruction, the contrast of patches, both, or the reconstruction of patches and of
+pixels. The runs, and what is printed of them, are those of ``ablation.py``: each is kept
+when it is done, and not done again.
 
     python benchmarks/pretraining.py                                # three seeds, nothing and reconstruction
     python benchmarks/pretraining.py --terms none contrast both --seeds 0
-    python benchmarks/pretraining.py --steps 200                    # a longer fine-tuning
+    python benchmarks/pretraining.py --steps 360                    # a longer fine-tuning
+    python benchmarks/pretraining.py --steps 360 --labels 0.01      # a hundredth of the labels
 """
 
 import argparse
@@ -32,6 +34,7 @@ TERMS: dict[str, Mapping[str, float] | None] = {
     'reconstruction': REBUILDING,
     'contrast': {'tile_weight': 0, 'reconstruction_weight': 0},
     'both': {'tile_weight': 0},
+    'pixels': {'tile_weight': 0, 'patch_weight': 0, 'embedding_dim': 64},
 }
 
 
@@ -91,7 +94,8 @@ def main() -> None:
         '| --- | --- | --- | --- | --- | --- |',
         *(line(name, rows, found['none']) for name, rows in found.items()),
     ]
-    with atomic_file(args.results / f'pretraining-{args.steps}.md') as path:
+    name = f'pretraining-{args.steps}' + (f'-{args.labels:g}' if args.labels != 0.1 else '')
+    with atomic_file(args.results / f'{name}.md') as path:
         path.write_text('\n'.join(text) + '\n')
     print('\n'.join(text))
 

@@ -34,6 +34,11 @@ def test_gains_are_over_the_run_of_the_same_seed(
     assert 'Synthetic landscapes, 10% of the labels' in table
     assert '| none | 3 | 202.0 ± 1.0 |  |' in table
     assert '| reconstruction | 3 | 204.0 ± 2.0 | +2.0 ± 1.0 |' in table
+    monkeypatch.setattr('sys.argv', ['pretraining', *words, '--labels', '0.01', '--results', str(tmp_path)])
+    pretraining.main()
+    assert 'Synthetic landscapes, 1% of the labels' in (tmp_path / 'pretraining-80-0.01.md').read_text()
+    assert (tmp_path / 'pretraining-80.md').read_text() == table
+    done = [run for run in done if run.labels == 0.1]
     none, rebuilt = ([run for run in done if bool(run.pretraining_steps) is told] for told in (False, True))
     assert [replace(run, pretraining_steps=0, pretraining_args='') for run in rebuilt] == none
 
@@ -46,5 +51,5 @@ def test_terms_reach_the_command_line(tmp_path: Path) -> None:
             words = runs.commands(replace(run, pretraining_args=pretraining.json.dumps(told)), tmp_path, 'x')[
                 'pretrain'
             ]
-            said = {words[i][8:]: words[i + 1] for i in range(len(words)) if words[i].endswith('_weight')}
-            assert {key: float(value) for key, value in said.items()} == told, name
+            said = {key: float(words[words.index(f'--model.{key}') + 1]) for key in told}
+            assert said == told, name

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: A page, and the folder that its links are relative to: tutorials are pages of the site.
 PAGES = {page: page.parent for page in (*ROOT.glob('*.md'), *(ROOT / 'benchmarks').glob('*.md'))}
+PAGES |= {page: page.parent for page in (ROOT / 'benchmarks' / 'reports').glob('*.md')}
 PAGES |= {page: page.parent for page in (ROOT / 'docs').rglob('*.md') if not {'_build', 'tutorials'} & set(page.parts)}
 PAGES |= dict.fromkeys((ROOT / 'notebooks').glob('*.md'), ROOT / 'docs' / 'tutorials')
 pytestmark = pytest.mark.skipif(not (ROOT / 'docs').is_dir(), reason='the site is not here')

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob('*.md'), *(ROOT / 'benchmarks').glob('*.md'), *(ROOT / 'notebooks').glob('*.md')]
+PAGES = [
+    page for folder in ('.', 'benchmarks', 'benchmarks/reports', 'notebooks') for page in (ROOT / folder).glob('*.md')
+]
 PAGES += [page for page in (ROOT / 'docs').rglob('*.md') if not {'_build', 'tutorials'} & set(page.parts)]
 SOURCES = sorted((ROOT / 'torchgeo_omnisat').rglob('*.py'))
 #: Expressions to avoid (regular expressions, case is ignored) and what to write instead. To extend the list, add a
