@@ -406,9 +406,13 @@ def _check_sizes(
     whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
     whole |= {f'widths[{place}]': width for place, width in enumerate(widths)}
     for name, value in whole.items():
-        least, most = int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f'{name} is {value!r}, expected an integer from {least} to {most}')
+        check_size(name, value, int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH)
+
+
+def check_size(name: str, value: int, least: int = 1, most: int = LARGEST_WIDTH) -> None:
+    """Raise ValueError if a size of a model is not an integer in a plausible range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f'{name} is {value!r}, expected an integer from {least} to {most}')
 
 
 def channels_last(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..modality import finer_factor, half_up
 from ..utils.tensors.pooling import average_pool
-from .omnisat import FeatureMaps, OmniSat, OmniSatOutput
+from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, check_size
 
 #: Adam changes a weight by about the learning rate per step, so a last layer of few channels
 #: trains slowly; its output is multiplied by this factor (Yang et al., arXiv 2203.03466).
@@ -153,7 +153,7 @@ class OmniSatSegmenter(nn.Module):
         field_gsd: GSD of these maps in metres, which divides *label_gsd*; None for *label_gsd*.
 
     Raises:
-        ValueError: If *field_gsd* does not divide *label_gsd*, or there is no head.
+        ValueError: If *width* is implausible, or *field_gsd* does not divide *label_gsd* or there is no head.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class OmniSatSegmenter(nn.Module):
         backbone: OmniSat,
         num_classes: int,
         label_gsd: float = 10.0,
-        width: int = 32,
+        width: int = 48,
         experts: bool = False,
         instances: bool = False,
         field_gsd: float | None = None,
@@ -169,6 +169,7 @@ class OmniSatSegmenter(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.label_gsd = float(label_gsd)
+        check_size('width', width)
         self.decoder = Decoder(backbone, num_classes, self.label_gsd, width)
         encoders: dict[str, Any] = dict(backbone.encoders.items()) if experts else {}
         scale = 1 / (1 + len(encoders))  # the initial sum is about as large as the logits of the decoder alone

@@ -81,7 +81,8 @@ class Run:
         subset_weight: Weight of the loss of the modalities that remain after dropout; 0 to train on these alone.
         distill: Weight of the divergence of their prediction from that of all modalities.
         pretraining_args: Further arguments of the task of pre-training, as JSON.
-        options: Further arguments of the task, as JSON. If empty, a model has no experts, as in the first tables.
+        options: Further arguments of the task, as JSON. Without them, a model has no experts and a
+            decoder of width 32, as in the first tables.
         data_options: Further arguments of the datamodule, as JSON. If empty, each date is dropped with a probability
             of 0.2, as in the first tables.
         precision: Precision of the trainer; the default if empty.
@@ -160,8 +161,8 @@ def commands(run: Run, folder: Path, root: str, machine: Machine = Machine()) ->
     data = PUBLIC[run.data]
     pretrained, checkpoint = folder / run.pretraining.key / PRETRAINED, folder / run.key / MODEL
     arguments = {f'model.{name}': getattr(run, name) for name in _ARGUMENTS[data.task]}
-    experts = {} if data.task == 'omnisat_classification' else {'experts': False}
-    arguments |= {f'model.{name}': _word(x) for name, x in (experts | json.loads(run.options or '{}')).items()}
+    first = {} if data.task == 'omnisat_classification' else {'experts': False, 'decoder_width': 32}
+    arguments |= {f'model.{name}': _word(x) for name, x in (first | json.loads(run.options or '{}')).items()}
     task = {'model': data.task, **_backbone(run), **arguments}
     trained = task | _training(run, checkpoint, run.steps, machine) | _data(run, root, machine, machine.devices)
     tested = task | _trainer(checkpoint.parent, run, replace(machine, devices=1)) | _data(run, root, machine)

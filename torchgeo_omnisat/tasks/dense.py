@@ -13,13 +13,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..batch import available
-from ..models import OmniSatSegmenter
 from ..models.late_fusion import LATE_FUSION
-from ..models.omnisat import OmniSatOutput
+from ..models.omnisat import OmniSatOutput, check_size
 from ..prediction import GeoTIFFWriter
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from .supervised import SupervisedTask
@@ -31,8 +30,8 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 class DenseTask(SupervisedTask):
     """Base class of tasks whose model is an :class:`.OmniSatSegmenter`, with the target ``mask`` ``(B, H, W)``.
 
-    Subclasses have the arguments ``tta``, ``experts``, ``expert_weight``, ``subset_weight`` and ``modality_dropout`` of
-    :class:`.OmniSatSegmentation`.
+    Subclasses have the arguments ``tta``, ``decoder_width``, ``experts``, ``expert_weight``, ``subset_weight`` and
+    ``modality_dropout`` of :class:`.OmniSatSegmentation`.
     """
 
     target: ClassVar[str] = 'mask'
@@ -40,6 +39,8 @@ class DenseTask(SupervisedTask):
     writer: ClassVar[type[GeoTIFFWriter]] = GeoTIFFWriter
     #: Hyper-parameters that are weights, at least 0.
     weights_of_losses: ClassVar[tuple[str, ...]] = ('subset_weight', 'expert_weight')
+    #: Hyper-parameters of the model that a checkpoint lacks if it was written before there were such arguments.
+    older: ClassVar[Mapping[str, Any]] = {'experts': False, 'decoder_width': 32}
     #: The argument ``tta``.
     tta: bool = False
     ignore = (*SupervisedTask.ignore, 'tta')
@@ -48,6 +49,13 @@ class DenseTask(SupervisedTask):
     def with_experts(self) -> bool:
         """Whether each modality has a head; the baselines have none."""
         return self.hparams['experts'] and self.hparams['backbone'] not in LATE_FUSION
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the decoder and the experts."""
+        width: int = self.hparams['decoder_width']
+        check_size('decoder_width', width)
+        return width
 
     @property
     def with_instances(self) -> bool:
@@ -130,12 +138,13 @@ class DenseTask(SupervisedTask):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remove the experts if the checkpoint was written before there were any; see *experts*."""
+        """Build the model of a checkpoint that was written before some of its arguments; see :attr:`older`."""
         saved = checkpoint.get('hyper_parameters')
-        if self.is_configured and saved is not None and 'experts' not in saved:
-            self.save_hyperparameters({'experts': False})
-            model: OmniSatSegmenter = self.model
-            model.experts = nn.ModuleDict()
+        if self.is_configured and saved is not None:
+            lacking = {name: value for name, value in self.older.items() if name not in saved}
+            if any(self.hparams[name] != value for name, value in lacking.items()):
+                self.save_hyperparameters(lacking)
+                self.model = self.build().to(self.device)
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:

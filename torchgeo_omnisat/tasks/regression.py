@@ -52,6 +52,8 @@ class OmniSatRegression(DenseTask):
             :class:`.ModalityDropout`.
         subset_weight: If positive, each step trains on the tile with all modalities, and with those
             that remain after dropout, with this relative weight; see :class:`.OmniSatSegmentation`.
+        decoder_width: Channels of the decoder and the experts at the GSD of the target; see
+            :class:`.OmniSatSegmentation`.
         experts: Whether each modality has a head on its own feature maps, whose outputs are added to that of the
             decoder; see :class:`.OmniSatSegmenter`. The baselines have none.
         expert_weight: Weight of the loss of each expert alone, averaged over the modalities.
@@ -87,6 +89,7 @@ class OmniSatRegression(DenseTask):
         loss: Literal['smooth_l1', 'mse', 'l1'] = 'smooth_l1',
         modality_dropout: float | dict[str, float] = 0.3,
         subset_weight: float = 1.0,
+        decoder_width: int = 48,
         experts: bool = True,
         expert_weight: float = 0.3,
         lr: float = 4e-3,
@@ -128,7 +131,8 @@ class OmniSatRegression(DenseTask):
         std, mean = self.scale
         if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ValueError(f'target_mean is {mean} and target_std {std}, expected finite numbers, std at least 0')
-        return OmniSatSegmenter(self.build_backbone(), 1, self.hparams['label_gsd'], experts=self.with_experts)
+        backbone, gsd = self.build_backbone(), self.hparams['label_gsd']
+        return OmniSatSegmenter(backbone, 1, gsd, self.decoder_width, experts=self.with_experts)
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""

@@ -20,7 +20,7 @@ from ..losses import CrossEntropyDice, FieldLoss, FieldTargets, field_targets
 from ..modality import Modality, Which, finer_factor
 from ..models import OmniSatSegmenter
 from ..models.omnisat import OmniSatOutput
-from ..models.segmentation import FieldHead, FieldMaps, resize
+from ..models.segmentation import FieldMaps, resize
 from ..prediction import seen_bits
 from ..utils.checks import check_choice
 from ..utils.plurals import counted
@@ -34,8 +34,6 @@ from .supervised import classification_metrics
 MOST_CLASSES = 4096
 #: Maximum number of classes of a confusion matrix.
 MOST_CONFUSED = 512
-#: Hyper-parameters of a model from before there were fields, or finer ones.
-_WITHOUT_FIELDS: dict[str, Any] = {'instances': False, 'field_gsd': None}
 #: Keys of the targets of fields in a training batch.
 _TARGETS = ('field_extent', 'field_distance')
 
@@ -67,6 +65,8 @@ class OmniSatSegmentation(DenseTask):
             former; the tile is encoded once. If 0, only the remaining ones are used.
         distill: Weight of a distillation loss: the divergence of the class probabilities after dropout
             from those of all modalities. If positive, tiles are used as with *subset_weight*.
+        decoder_width: Channels of the decoder and the experts at the GSD of the labels, see
+            :class:`.OmniSatSegmenter`. A checkpoint without this hyper-parameter has 32. The baselines have none.
         experts: Whether each modality has a head on its own feature maps, whose logits are added to those of the
             decoder; see :class:`.OmniSatSegmenter`. The baselines have none. A checkpoint without this
             hyper-parameter was trained without experts.
@@ -90,6 +90,7 @@ class OmniSatSegmentation(DenseTask):
     required: ClassVar[tuple[str, ...]] = ('modalities', 'num_classes', 'patch_size', 'label_gsd')
     optional: ClassVar[tuple[str, ...]] = ('labels', 'ignore_index', 'background')
     weights_of_losses = (*DenseTask.weights_of_losses, 'distill', 'instance_weight')
+    older: ClassVar[Mapping[str, Any]] = {**DenseTask.older, 'instances': False, 'field_gsd': None}
     subset_metrics = {'mean_iou': 'AverageJaccardIndex', 'overall_accuracy': 'OverallAccuracy'}
     score_title = 'mean IoU'
     summary = {'mean IoU': 'AverageJaccardIndex', 'mean F1': 'AverageF1Score', 'overall accuracy': 'OverallAccuracy'}
@@ -109,6 +110,7 @@ class OmniSatSegmentation(DenseTask):
         modality_dropout: float | dict[str, float] = 0.3,
         subset_weight: float = 1.0,
         distill: float = 0.0,
+        decoder_width: int = 48,
         experts: bool = True,
         expert_weight: float = 1.0,
         instances: bool = False,
@@ -154,22 +156,11 @@ class OmniSatSegmentation(DenseTask):
             self.build_backbone(),
             classes,
             self.hparams['label_gsd'],
+            self.decoder_width,
             experts=self.with_experts,
             instances=self.with_instances,
             field_gsd=self.hparams.get('field_gsd'),
         )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the head of fields as that of the checkpoint, if it was written before there were its arguments."""
-        saved = checkpoint.get('hyper_parameters')
-        if self.is_configured and saved is not None:
-            older = {name: value for name, value in _WITHOUT_FIELDS.items() if name not in saved}
-            if any(self.hparams[name] != value for name, value in older.items()):
-                self.save_hyperparameters(older)
-                model: OmniSatSegmenter = self.model
-                head = FieldHead(model.backbone, model.decoder.width, model.label_gsd) if self.with_instances else None
-                model.fields = None if head is None else head.to(self.device)
-        super().on_load_checkpoint(checkpoint)
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""
