@@ -26,18 +26,16 @@ from torchgeo_omnisat.reproduction.rows import NARROW, SENSORS, SIZES, make_run
 from torchgeo_omnisat.reproduction.runs import Run, pretty, spread
 
 BASELINE = {'backbone_args': json.dumps(NARROW), 'options': '', 'modality_dropout': 0.0, 'subset_weight': 0.0}
-#: Task with experts as they were before their losses had a weight of 1.
+#: Task with experts as they were before their losses had a weight of 1, and before decoders had 48 channels.
 LIGHT = json.dumps({'experts': True, 'expert_weight': 0.3})
+NARROWER = json.dumps({'experts': True, 'expert_weight': 1.0})
 #: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead. It has
-#: experts and a learning rate of 0.004.
+#: experts of weight 1, a decoder of 48 channels and a learning rate of 0.004.
 LEADS: dict[str, dict[str, Any]] = {
     'baseline': {'options': '', 'lr': 2e-3},
     'experts': {'options': LIGHT, 'lr': 2e-3},
     'learning rate 0.004': {'options': ''},
     'experts, learning rate 0.004': {'options': LIGHT},
-    'experts of weight 1, learning rate 0.004': {},
-    'experts of weight 1, learning rate 0.004, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
-    'experts of weight 3, learning rate 0.004': {'options': json.dumps({'experts': True, 'expert_weight': 3.0})},
     'experts, learning rate 0.004, modality dropout 0.5': {'options': LIGHT, 'modality_dropout': 0.5},
     'experts, learning rate 0.004, patches of 20 m': {'options': json.dumps(json.loads(LIGHT) | {'patch_size': 20})},
     'experts, learning rate 0.004, dates dropped at rates of 0 to 0.75': {
@@ -45,7 +43,22 @@ LEADS: dict[str, dict[str, Any]] = {
         'data_options': json.dumps({'temporal_dropout': [0, 0.75]}),
     },
     'experts, learning rate 0.004, no dropout': {'options': LIGHT, 'modality_dropout': 0.0, 'subset_weight': 0.0},
+    'experts of weight 3, learning rate 0.004': {'options': json.dumps({'experts': True, 'expert_weight': 3.0})},
+    'experts of weight 1, learning rate 0.004': {'options': NARROWER},
+    'experts of weight 1, learning rate 0.006': {'options': NARROWER, 'lr': 6e-3},
+    'experts of weight 1, some sensors in each step, 445 steps': {
+        'options': NARROWER,
+        'subset_weight': 0.0,
+        'modality_dropout': 0.2,
+        'steps': 445,
+    },
+    'experts of weight 1, 720 steps': {'options': NARROWER, 'steps': 720},
+    'experts of weight 1, no dropout': {'options': NARROWER, 'modality_dropout': 0.0, 'subset_weight': 0.0},
+    'decoder of 48 channels': {},
+    'decoder of 48 channels, 720 steps': {'steps': 720},
+    'decoder of 48 channels, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
     'late fusion, learning rate 0.004': {'backbone': 'late_fusion', **BASELINE},
+    'late fusion, learning rate 0.004, 720 steps': {'backbone': 'late_fusion', 'steps': 720, **BASELINE},
     'U-TAE of Sentinel-2, learning rate 0.004': {'backbone': 'utae', 'modalities': tuple(SENSORS['S2']), **BASELINE},
 }
 

@@ -165,7 +165,8 @@ def segmenter(builder: str) -> Callable[[], None]:
     from torchgeo_omnisat import models
 
     modalities, batch = pastis_hd_tile()
-    model = models.OmniSatSegmenter(getattr(models, builder)(modalities), num_classes=20, experts=True)
+    backbone = getattr(models, builder)(modalities)
+    model = models.OmniSatSegmenter(backbone, num_classes=20, width=48, experts=True)  # as in the task by default
     return _prepared(model, False, lambda: model(batch))
 
 

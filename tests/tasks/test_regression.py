@@ -175,6 +175,14 @@ def test_training_and_checkpoint_keep_the_unit(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.predict_step(batch, 0)['values'], values)
 
 
+def test_checkpoint_from_before_decoders_had_a_width() -> None:
+    old, task = make_task(), make_task(decoder_width=48)
+    saved = {name: value for name, value in old.hparams.items() if name != 'decoder_width'}
+    task.on_load_checkpoint({'state_dict': old.state_dict(), 'hyper_parameters': saved})
+    task.load_state_dict(old.state_dict())
+    assert task.hparams['decoder_width'] == 32
+
+
 def test_constant_target_is_predicted(tmp_path: Path) -> None:
     samples = [{**one, 'mask': torch.full((16, 16), 7.0)} for one in SAMPLES]
     task = make_task(target_mean=7.0, target_std=0.0)

@@ -271,6 +271,31 @@ class TestExperts:
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
         main(command(root, tmp_path, 'test', '--ckpt_path', str(old)))
 
+    def test_training_resumes_from_before_decoders_had_a_width(self, root: Path, tmp_path: Path) -> None:
+        task = OmniSatSegmentation('omnisat_tiny', lr=1e-3, decoder_width=32)
+        trainer = make_trainer(tmp_path, max_steps=1)
+        trainer.fit(task, datamodule=make_datamodule(root))
+        trainer.save_checkpoint(old := tmp_path / 'old.ckpt')
+        saved = torch.load(old, weights_only=True)
+        del saved['hyper_parameters']['decoder_width']
+        torch.save(saved, old)
+        resumed = OmniSatSegmentation('omnisat_tiny', lr=1e-3)
+        trainer = make_trainer(tmp_path, max_steps=2)
+        trainer.fit(resumed, datamodule=make_datamodule(root), ckpt_path=str(old))
+        assert trainer.global_step == 2
+        assert resumed.hparams['decoder_width'] == 32
+        assert {key: x.shape for key, x in resumed.state_dict().items()} == {
+            key: x.shape for key, x in task.state_dict().items()
+        }
+        trainer.save_checkpoint(tmp_path / 'new.ckpt')
+        loaded = OmniSatSegmentation.load_from_checkpoint(tmp_path / 'new.ckpt')
+        assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+    @pytest.mark.parametrize('width', [0, 48.0, 10**6])
+    def test_implausible_width(self, width: Any) -> None:
+        with pytest.raises(ValueError, match=f'decoder_width is {width}, expected an integer from 1'):
+            OmniSatSegmentation(**TOLD, decoder_width=width)
+
 
 class TestFlips:
     """Test-time augmentation."""

@@ -409,7 +409,7 @@ def _check_sizes(
         check_size(name, value, int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH)
 
 
-def check_size(name: str, value: int, least: int = 1, most: int = LARGEST_WIDTH) -> None:
+def check_size(name: str, value: Any, least: int = 1, most: int = LARGEST_WIDTH) -> None:
     """Raise ValueError if a size of a model is not an integer in a plausible range."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f'{name} is {value!r}, expected an integer from {least} to {most}')

@@ -161,7 +161,7 @@ class OmniSatSegmenter(nn.Module):
         backbone: OmniSat,
         num_classes: int,
         label_gsd: float = 10.0,
-        width: int = 48,
+        width: int = 32,
         experts: bool = False,
         instances: bool = False,
         field_gsd: float | None = None,

@@ -89,7 +89,7 @@ class OmniSatRegression(DenseTask):
         loss: Literal['smooth_l1', 'mse', 'l1'] = 'smooth_l1',
         modality_dropout: float | dict[str, float] = 0.3,
         subset_weight: float = 1.0,
-        decoder_width: int = 48,
+        decoder_width: int = 32,
         experts: bool = True,
         expert_weight: float = 0.3,
         lr: float = 4e-3,
