@@ -189,7 +189,7 @@ class TestTraining:
         torch.manual_seed(0)
         task = OmniSatSegmentation(**TOLD, lr=3e-3, modality_dropout=0.0)
         loader = make_loader([make_sample(0), make_sample(1)])
-        make_trainer(tmp_path, max_steps=20).fit(task, loader)
+        make_trainer(tmp_path, max_steps=40).fit(task, loader)
         losses = [
             float(row['train_loss']) for row in read_csv(next(tmp_path.rglob('metrics.csv'))) if row['train_loss']
         ]
