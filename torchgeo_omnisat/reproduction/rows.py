@@ -104,8 +104,8 @@ def make_run(row: Row, size: Size, data: str, fold: int, seed: int, sensors: Sen
     drops, pretrained = ours and row.dropout and several, ours and row.pretrained and several
     dense = task != 'omnisat_classification'
     both = row.both and dense
-    model = {name: default(name, task) for name in ('experts', 'expert_weight', 'decoder_width')}
-    options = (model if ours and dense else {}) | dict(row.options)
+    decoder = ('experts', 'expert_weight', 'decoder_width') if ours and dense else ()
+    options = {name: default(name, task) for name in decoder} | dict(row.options)
     return Run(
         data=data,
         fold=fold,
