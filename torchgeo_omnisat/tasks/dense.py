@@ -144,7 +144,9 @@ class DenseTask(SupervisedTask):
             lacking = {name: value for name, value in self.older.items() if name not in saved}
             if any(self.hparams[name] != value for name, value in lacking.items()):
                 self.save_hyperparameters(lacking)
-                self.model = self.build().to(self.device)
+                built = self.build().to(self.device)
+                for part in ('decoder', 'experts', 'fields'):  # the backbone may be compiled or sharded
+                    setattr(self.model, part, getattr(built, part))
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
