@@ -257,6 +257,15 @@ class TestColumns:
         assert fields['probability'].isna().all()
 
     @pytest.mark.parametrize('name', ['fields.gpkg', 'fields.parquet'])
+    def test_a_field_of_the_background_alone_has_no_crop(self, tmp_path: Path, name: str) -> None:
+        ids = two_fields()
+        path = write(tmp_path, *maps_of(ids), classes=np.where(ids == 1, 1, 2), precision='none')
+        fields = outlines(path, name, background=1)
+        assert fields['crop:code'].isna().tolist() == [True, False]
+        assert fields['crop:name'].isna().tolist() == [True, False]
+        assert fields['crop:name'][1] == 'town'
+
+    @pytest.mark.parametrize('name', ['fields.gpkg', 'fields.parquet'])
     def test_of_nothing_there_is_an_empty_file(self, tmp_path: Path, name: str) -> None:
         path = write(tmp_path, *maps_of(np.zeros((9, 9), int)))
         fields = outlines(path, name)

@@ -76,7 +76,7 @@ def write_fields(
     ``determination_datetime`` if there is a *date*, ``crop:code``, ``crop:name``, ``crop:code_list`` if the options
     have one, ``probability``, and ``sensors``, joined by ``+``. The crop is the class with the largest sum of
     probabilities in the field, and the probability is its mean there; null if the map has no probabilities, and then
-    the crop is the most frequent class.
+    the crop is the most frequent class. All of these are null if a field consists of the background alone.
 
     Args:
         path: Map, see :func:`.write_map`.
@@ -158,8 +158,8 @@ class _Outliner:
         return gpd.GeoDataFrame(
             {
                 'id': pd.Series(own, dtype='int64').astype('str'),
-                'crop:code': pd.Series(codes, dtype='int64').astype('str'),
-                'crop:name': pd.Series([self.labels[code] for code in codes], dtype='str'),
+                'crop:code': pd.Series([None if code < 0 else str(code) for code in codes], dtype='str'),
+                'crop:name': pd.Series([None if code < 0 else self.labels[code] for code in codes], dtype='str'),
                 'probability': pd.Series(probabilities, dtype='float64'),
                 'sensors': pd.Series(self._sensors(place[ids], bits, len(own)), dtype='str'),
             },
@@ -181,7 +181,10 @@ class _Outliner:
     def _crops(
         self, place: NDArray[np.int64], classes: NDArray[Any], count: int, window: Window
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the class of each field, and its mean probability; place is 0 outside of them, else from 1."""
+        """Return the class of each field, -1 if there is none, and its mean probability.
+
+        *place* is 0 outside of the fields, else from 1.
+        """
         inside = place > 0
         place = place[inside]
         bands = probability_bands(self.file)
@@ -194,10 +197,11 @@ class _Outliner:
                 band = bands[code]
                 values = self.file.read(band, window=raster_window(window)) * self.file.scales[band - 1]
             scores[code] = np.bincount(place, values[inside], count + 1)
-        best = scores[:, 1:].argmax(0)
+        most = scores[:, 1:].max(0)
+        best = np.where(most > 0, scores[:, 1:].argmax(0), -1)
         sizes = np.bincount(place, minlength=count + 1)[1:]
-        means = scores[:, 1:].max(0) / np.maximum(1, sizes)
-        return best, np.round(means, 4) if bands else np.full(count, np.nan)
+        known = (most > 0) & bool(bands)
+        return best, np.where(known, np.round(most / np.maximum(1, sizes), 4), np.nan)
 
     def _sensors(self, place: NDArray[np.int64], bits: NDArray[Any], count: int) -> list[str]:
         """Return the modalities that observed a pixel of each field."""
