@@ -15,7 +15,14 @@ import pytest
 
 from tests.processes import run
 from torchgeo_omnisat.utils import atomic
-from torchgeo_omnisat.utils.atomic import atomic_file, atomic_folder, hidden_name, naming_errors, scratch_folder
+from torchgeo_omnisat.utils.atomic import (
+    atomic_file,
+    atomic_folder,
+    hidden_name,
+    naming_errors,
+    publish,
+    scratch_folder,
+)
 from torchgeo_omnisat.utils.cache import cache_folder
 
 LONG = 'm' * 240 + '.tif'
@@ -187,6 +194,16 @@ def test_all_leftovers_are_removed(tmp_path: Path) -> None:
     with scratch_folder(tmp_path / 'a') as folder:
         assert not (folder / 'a').exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_replaced_after_a_kill_during_the_removal_of_an_earlier_one(tmp_path: Path) -> None:
+    made, target, left = (tmp_path / name for name in ('work/store', 'store', 'work/store.old'))
+    for number, folder in enumerate((left, target, made)):
+        folder.mkdir(parents=True)
+        (folder / 'chunk').write_text(str(number))
+    publish(made, target, replace_folder=True)
+    assert (target / 'chunk').read_text() == '2'
+    assert not list((tmp_path / 'work').iterdir())
 
 
 def other_writes(path: Path, exclusive: bool) -> None:

@@ -101,6 +101,7 @@ def publish(source: Path, target: Path, replace_folder: bool = False) -> None:
     try:
         _flush(source, everything=source.is_dir())
         if replace_folder and source.is_dir() and target.is_dir():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed while it removed it
             os.replace(target, old)
         try:
             os.replace(source, target)
