@@ -88,6 +88,14 @@ def test_files_are_a_mosaic_in_which_the_first_wins(tmp_path: Path) -> None:
     assert np.nanmax(np.abs(read[..., 64:] + VECTORS[..., 16:32])) < 8e-3
 
 
+@pytest.mark.parametrize('dimension', [0, 5])
+def test_an_incomplete_vector_of_a_mosaic_is_that_of_the_next_file(tmp_path: Path, dimension: int) -> None:
+    incomplete = VECTORS.copy()
+    incomplete[dimension, 8, 9] = np.nan
+    mosaic = EmbeddingMap([write_raster(tmp_path / 'a.tif', incomplete), write_raster(tmp_path / 'b.tif', -VECTORS)])
+    assert np.array_equal(mosaic.read(WHOLE)[:, 8, 9], -VECTORS[:, 8, 9])
+
+
 @pytest.mark.parametrize(
     ('image', 'settings', 'match'),
     [

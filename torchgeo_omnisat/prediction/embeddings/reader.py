@@ -83,7 +83,7 @@ class EmbeddingMap:
             if _overlap(grid, part):
                 with rasterio.Env(GDAL_CACHEMAX=CACHE):
                     new = read_window(header.header.path, header.bands, part, header.decoding, True, cache=True)
-                empty = np.isnan(vectors[0])
+                empty = ~np.isfinite(vectors).all(0)
                 vectors[:, empty] = new[:, empty]
         vectors[:, ~np.isfinite(vectors).all(0)] = np.nan
         return vectors
