@@ -543,6 +543,7 @@ def test_files_without_a_crs(root: Path, tmp_path: Path, capsys: pytest.CaptureF
         (['.'], 'no rasters that can be read'),
         (['region', '--labels', 'missing.gpkg'], 'missing.gpkg'),
         (['region', '--column', 'missing'], "'missing'"),
+        (['region', '--column', 'area_ha'], '0.16'),
     ],
 )
 def test_errors_are_one_line(

@@ -192,7 +192,10 @@ def _of_vectors(root: Path, path: str, members: Sequence[str], column: str | Non
         names = ['background', PurePosixPath(path).stem]
         notes['path'] = 'no column of classes: polygons are the second class, everything else is the first'
         return Labels({'path': path}, names, dict(zip(names, (0, len(frame)), strict=True)), what, notes, [*members])
-    counts = _ordered(frame[column].dropna().tolist())
+    values = frame[column].dropna()
+    if is_float_dtype(values) and (fractions := values[values != values.round()]).any():
+        raise ValueError(f'column {column!r} of {path} has the value {fractions.iloc[0]}, expected classes')
+    counts = _ordered(values.tolist())
     mask: dict[str, Any] = {'path': path, 'column': column}
     if not sparse:
         notes['outside'] = '# outside: NAME would make everything outside of the polygons a class'
