@@ -286,9 +286,8 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, default=shared / 'weights/presto_default_model.pt')
     parser.add_argument('--output', type=Path, default=crops.ROOT / 'benchmarks/results', help='folder of the scores')
     parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--steps', type=int, help='steps of our pre-training')
     args = parser.parse_args()
-    args.shared, args.steps = shared, args.steps or STEPS[args.data]
+    args.shared, args.steps = shared, STEPS[args.data]
     torch.set_num_threads(1)
     path = args.output / f'fewshot-{args.data}.csv'
     rows = read_rows(path)

@@ -37,6 +37,8 @@ from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Columns of the table that identify a run.
 SETTINGS = ('seed', 'steps', 'tiles', 'size', 'backbone', 'without')
+#: Maximum number of dates of a time series, and learning rate.
+MAX_DATES, LR = 8, 2e-3
 #: Sensors of the landscapes.
 SENSORS = ('s2', 's1a', 's1d', 'spot')
 #: Scores of the printed table, by column.
@@ -153,14 +155,14 @@ def make_data(folder: Path, args: argparse.Namespace) -> SyntheticLandscapesData
         root=str(folder / f'landscapes-{args.tiles}-{args.size}'),
         num_tiles=args.tiles,
         size=args.size,
-        max_dates=args.max_dates,
+        max_dates=MAX_DATES,
         modalities=tuple(name for name in SENSORS if name not in args.without),
     )
 
 
 def checkpoint_of(folder: Path, seed: int, args: argparse.Namespace) -> Path:
     """Return the checkpoint of a seed."""
-    name = '-'.join([args.backbone, str(args.steps), str(seed), *_without(args)])
+    name = '-'.join([*map(str, (*_settings(args), seed)), *_without(args)])
     return folder / name / 'last.ckpt'
 
 
@@ -185,7 +187,7 @@ def run(folder: Path, seed: int, args: argparse.Namespace) -> list[dict[str, str
     data, last = make_data(folder, args), checkpoint_of(folder, seed, args)
     trainer = make_trainer(last.parent, args)
     if not last.exists():
-        trainer.fit(OmniSatSegmentation(args.backbone, instances=True, lr=args.lr), data)
+        trainer.fit(OmniSatSegmentation(args.backbone, instances=True, lr=LR), data)
         trainer.save_checkpoint(last)
     trainer.test(OmniSatSegmentation.load_from_checkpoint(last), data, verbose=False)
     with (last.parent / 'subsets.csv').open(newline='') as file:
@@ -231,12 +233,10 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=360, help='training steps of eight tiles')
     parser.add_argument('--tiles', type=int, default=160, help='number of landscapes, in five folds')
     parser.add_argument('--size', type=int, default=32, help='side of a landscape in pixels of 10 m')
-    parser.add_argument('--max-dates', type=int, default=8, help='maximum number of dates of a time series')
     parser.add_argument('--backbone', default='omnisat_tiny')
     parser.add_argument(
         '--without', nargs='*', default=[], choices=SENSORS, help='sensors that the model is trained without'
     )
-    parser.add_argument('--lr', type=float, default=2e-3, help='learning rate')
     parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='threads of PyTorch')
     parser.add_argument(
         '--folder', type=Path, default=Path('benchmarks/runs/fields'), help='landscapes and checkpoints'

@@ -23,7 +23,7 @@ import rasterio
 import torch
 import yaml
 from belgium import CONFIG, ROOT, linked
-from fields import Maps, field_scores, grid, read_rows, scores, write_rows
+from fields import LR, Maps, field_scores, grid, read_rows, scores, write_rows
 from lightning.pytorch import Trainer, seed_everything
 from rasterio.features import rasterize, shapes
 from shapely.geometry import box, shape
@@ -48,6 +48,12 @@ def write_polygons(crops: Path, labels: list[str], output: Path) -> None:
         polygons = [(geometry, labels[code]) for geometry, code in found if code and geometry.area >= 100 * SMALLEST]
         geometries, names = zip(*polygons, strict=True)
         gpd.GeoDataFrame({'crop': names}, geometry=list(geometries), crs=file.crs).to_file(output)
+
+
+def folder_of(half: str, args: argparse.Namespace) -> Path:
+    """Return the folder of model and map."""
+    folder: Path = args.output / f'{half}-{args.steps}-{args.seed}'
+    return folder
 
 
 def run(args: argparse.Namespace, half: str) -> tuple[dict[str, float], dict[str, float], list[dict[str, float]]]:
@@ -75,13 +81,13 @@ def run(args: argparse.Namespace, half: str) -> tuple[dict[str, float], dict[str
             'temporal_dropout': (0.0, 0.75),
         }
     )
-    folder = args.output / f'{half}-{args.seed}'
+    folder = folder_of(half, args)
     common: dict[str, Any] = {'accelerator': 'cpu', 'logger': False, 'default_root_dir': folder}
     common |= {'enable_checkpointing': False, 'enable_progress_bar': False}
     last, path = folder / 'last.ckpt', folder / 'map.tif'
     if not last.exists():
         trainer = Trainer(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0, **common)
-        trainer.fit(OmniSatSegmentation('omnisat_tiny', instances=True, lr=args.lr, modality_dropout=0.1), data)
+        trainer.fit(OmniSatSegmentation('omnisat_tiny', instances=True, lr=LR, modality_dropout=0.1), data)
         trainer.save_checkpoint(last)
     writer = GeoTIFFWriter(str(path), fields=True)
     task = OmniSatSegmentation.load_from_checkpoint(last)
@@ -123,7 +129,6 @@ def main() -> None:
     parser.add_argument('--halves', nargs='+', default=['west', 'east'], choices=['west', 'east'], help='to train on')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, default=150, help='training steps of eight tiles')
-    parser.add_argument('--lr', type=float, default=2e-3, help='learning rate')
     args = parser.parse_args()
     table, search = args.results / 'fields_belgium.csv', args.results / 'fields_belgium_grid.csv'
     for half in args.halves:

@@ -1,7 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 import fields
 import fields_belgium
@@ -25,6 +27,23 @@ def test_grid_scores_perfect_maps() -> None:
     assert len(rows) == len(fields.THRESHOLDS) * len(fields.HEIGHTS)
     assert {row['object_f1'] for row in rows if row['h'] <= 0.4} == {1}
     assert rows[3]['pq'] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize('change', [{'tiles': 320}, {'size': 64}, {'steps': 9}, {'without': ['s2']}])
+def test_a_checkpoint_is_of_the_settings_of_its_row(change: dict[str, Any]) -> None:
+    settings = {'backbone': 'omnisat_tiny', 'steps': 360, 'tiles': 160, 'size': 32, 'without': []}
+    one, other = (
+        fields.checkpoint_of(Path(), 0, argparse.Namespace(**given)) for given in (settings, settings | change)
+    )
+    assert one != other
+
+
+def test_a_model_of_belgium_is_of_the_settings_of_its_row() -> None:
+    folders = {
+        fields_belgium.folder_of(half, argparse.Namespace(output=Path(), steps=steps, seed=seed))
+        for half, steps, seed in (('west', 150, 0), ('east', 150, 0), ('west', 300, 0), ('west', 150, 1))
+    }
+    assert len(folders) == 4
 
 
 def test_polygons_are_connected_pixels_of_a_crop(tmp_path: Path) -> None:
