@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -171,13 +172,31 @@ def measure(seed: int, consistency: float, args: argparse.Namespace) -> list[dic
                 'consistency_weight': consistency, 'features': name, 'knn': knn, 'logistic': logistic,
                 'cosine': f'{cosines[name]:.4f}' if name in cosines else '',
                 **(statistics if name == 'embedding' else dict.fromkeys(statistics, '')),
-                'classes': len(np.unique(y[points])), 'points': args.points,
-                'draws': DRAWS, 'steps': args.steps, 'batch_size': args.batch_size,
-                'tiles': args.tiles, 'modalities': '+'.join(args.modalities), 'backbone': args.backbone,
+                'classes': len(np.unique(y[points])), 'draws': DRAWS, **settings_of(args),
                 'cpu_minutes': round(minutes, 1), **circumstances(),
             }
         )  # fmt: skip
     return rows
+
+
+def is_done(path: Path, key: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a table has a row of a key.
+
+    Raises:
+        SystemExit: If the row is of other settings.
+    """
+    row = read(path).get(key)
+    found = {name: (row or {}).get(name, '') for name in settings}
+    expected = {name: str(value) for name, value in settings.items()}
+    if row is not None and found != expected:
+        raise SystemExit(f'{path} has a row {key!r} of {found}, expected {expected}: choose other --results')
+    return row is not None
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of each row."""
+    names = ('points', 'steps', 'batch_size', 'tiles', 'backbone')
+    return {name: getattr(args, name) for name in names} | {'modalities': '+'.join(args.modalities)}
 
 
 def main() -> None:
@@ -186,7 +205,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--consistency', type=float, nargs='+', default=[0.1], help='weights of the consistency')
     parser.add_argument('--points', type=int, default=20, help='labelled pixels of each class')
-    parser.add_argument('--steps', type=int, default=300)
+    parser.add_argument('--steps', type=int, default=200)
     parser.add_argument('--batch-size', type=int, default=4, help='tiles a step')
     parser.add_argument('--tiles', type=int, default=160)
     parser.add_argument('--modalities', nargs='+', default=['s2', 's1a'])
@@ -203,7 +222,7 @@ def main() -> None:
     for seed in args.seeds:
         for consistency in args.consistency:
             last = 'embedding' if args.only_trained else 'pixels'
-            if f'{args.name} {seed} {consistency} {last}' not in read(args.results):
+            if not is_done(args.results, f'{args.name} {seed} {consistency} {last}', settings_of(args)):
                 for row in measure(seed, consistency, args):
                     keep(args.results, row)
     with args.results.open(newline='') as file:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embeddings import KeptLandscapes
+from embeddings import KeptLandscapes, is_done
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
@@ -134,12 +134,16 @@ def measure(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         **probe.collapse,
     }  # fmt: skip
     row = {column: round(value, 3) if isinstance(value, float) else value for column, value in row.items()}
-    return row | {
-        'steps': args.steps, 'pretraining_steps': args.pretraining_steps, 'batch_size': args.batch_size,
-        'tiles': args.tiles, 'labels': args.labels, 'backbone': args.backbone,
+    return row | settings_of(args) | {
         'pretraining_minutes': round((middle - start) / 60, 2),
         'fine_tuning_minutes': round((time.process_time() - middle) / 60, 2), **circumstances(),
     }  # fmt: skip
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of each row."""
+    names = ('steps', 'pretraining_steps', 'batch_size', 'tiles', 'labels', 'backbone')
+    return {name: getattr(args, name) for name in names} | {'regions': args.regions or ''}
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -185,7 +189,7 @@ def main() -> None:
     args = parser.parse_args()
     for seed in [] if args.table else args.seeds:
         for name in args.variants:
-            if f'{name} {seed}' not in read(args.results):
+            if not is_done(args.results, f'{name} {seed}', settings_of(args)):
                 keep(args.results, measure(name, seed, args))
     print(table(list(read(args.results).values())))
 

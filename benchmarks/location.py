@@ -128,8 +128,8 @@ def rows_of(located: bool, seed: int, steps: int, folder: Path) -> list[dict[str
     return rows
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table of mean and standard deviation over the seeds in Markdown."""
+def summary(rows: Sequence[dict[str, Any]], steps: int) -> str:
+    """Return the table of mean and standard deviation over the seeds of some number of steps in Markdown."""
     lines = [
         '| trained with | coordinates at test time | held-out regions | same regions |',
         '| --- | --- | --- | --- |',
@@ -141,7 +141,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             found = [
                 100 * float(row['mean_iou'])
                 for row in rows
-                if (row['trained_with'], row['regions'], row['coordinates']) == key
+                if (row['trained_with'], row['regions'], row['coordinates']) == key and str(row['steps']) == str(steps)
             ]
             deviation = statistics.stdev(found) if len(found) > 1 else 0.0
             cells.append(f'{statistics.mean(found):.1f} ± {deviation:.1f}' if found else '')
@@ -172,7 +172,7 @@ def main() -> None:
                     writer.writeheader()
                     writer.writerows(rows)
                 print(f'seed {seed}, {name}:', *(row['mean_iou'] for row in rows[-6 if located else -2 :]), flush=True)
-    print(summary(rows))
+    print(summary(rows, words.steps))
 
 
 if __name__ == '__main__':

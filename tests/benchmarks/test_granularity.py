@@ -3,9 +3,15 @@
 
 """Gains are over the default pre-training of the same seed, and variants are arguments of the task."""
 
+from pathlib import Path
+
+import embeddings
 import granularity
+import location
+import pytest
 
 from tests.tasks.helpers import TOLD
+from torchgeo_omnisat.reproduction.runs import keep
 from torchgeo_omnisat.tasks import OmniSatPretraining
 
 
@@ -28,3 +34,20 @@ def test_variants_are_arguments() -> None:
             terms = OmniSatPretraining(**known, **told).terms
             assert ('object' in terms) is (name in ('object', 'together'))
             assert ('teacher_image' in terms) is ('all' in name or name in ('teacher image', 'together'))
+
+
+def test_rows_of_other_settings_are_not_those_of_a_command(tmp_path: Path) -> None:
+    path = tmp_path / 'rows.csv'
+    assert not embeddings.is_done(path, 'default 0', {'steps': 50})
+    keep(path, {'key': 'default 0', 'steps': 50})
+    assert embeddings.is_done(path, 'default 0', {'steps': 50, 'regions': ''})
+    with pytest.raises(SystemExit, match='100'):
+        embeddings.is_done(path, 'default 0', {'steps': 100})
+
+
+def test_the_summary_of_the_location_is_of_one_number_of_steps() -> None:
+    values = ('images', 'held out', 'none', '0.2', '0.5'), ('images', 'held out', 'none', '0.4', '0.5')
+    rows = [
+        dict(zip(location.COLUMNS, (0, steps, *own), strict=True)) for steps, own in zip((20, 300), values, strict=True)
+    ]
+    assert '| images | none | 40.0 ± 0.0 |' in location.summary(rows, 300)
