@@ -25,7 +25,8 @@ from torchgeo_omnisat import Modality
 from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.datasets import RasterTimeSeries
 from torchgeo_omnisat.inspection.labels import find_float_labels
-from torchgeo_omnisat.inspection.sensors import single_bands
+from torchgeo_omnisat.inspection.like import prediction_data
+from torchgeo_omnisat.inspection.sensors import Sensor, single_bands
 from torchgeo_omnisat.tasks import OmniSatSegmentation
 
 SIDE = 24
@@ -511,6 +512,38 @@ def test_another_area_or_year(root: Path, tmp_path: Path, init: Init) -> None:
     (tmp_path / 'other.yaml').write_text('a: 1')
     with pytest.raises(SystemExit):
         main(['init', str(root), '--output', str(tmp_path / 'x.yaml'), '--like', str(tmp_path / 'other.yaml')])
+
+
+def of_model(**settings: Any) -> dict[str, Any]:
+    return {'data': {'init_args': {'rasters': {'s2': {'path': 's2', 'gsd': 10} | settings}}}}
+
+
+def sensor(name: str, bands: tuple[str, ...] = S2_BANDS, **settings: Any) -> Sensor:
+    modality = Modality(name, bands, 10, settings.get('temporal', True))
+    return Sensor(name, {'path': name} | settings, files=[f'{name}/a.tif'], modality=modality)
+
+
+@pytest.mark.parametrize(
+    ('model', 'found'),
+    [
+        ({'kind': 'optical'}, sensor('aerial', kind='optical', temporal=False)),
+        ({'kind': 'optical', 'bands': [*S2_BANDS]}, sensor('other', ('R', 'G', 'B'), kind='optical')),
+        ({'kind': 'sentinel2'}, sensor('other', kind='radar')),
+    ],
+)
+def test_other_sensors_of_other_files_are_not_those_of_the_model(model: dict[str, Any], found: Sensor) -> None:
+    with pytest.raises(ValueError, match=found.name):
+        prediction_data(Path(), [found], of_model(**model))
+
+
+@pytest.mark.parametrize('name', ['s2', 'other'])
+@pytest.mark.parametrize(
+    ('model', 'found', 'kind'), [('optical', 'sentinel2', 'sentinel2'), ('sentinel2', 'optical', 'optical')]
+)
+def test_files_keep_their_reader(name: str, model: str, found: str, kind: str) -> None:
+    data, notes = prediction_data(Path(), [sensor(name, kind=found)], of_model(kind=model))
+    assert data['rasters']['s2']['kind'] == kind
+    assert not notes
 
 
 def test_zeros_are_nodata_where_files_state_none(root: Path, init: Init) -> None:

@@ -14,6 +14,8 @@ from .sensors import Sensor
 _KEPT = ('labels', 'num_classes', 'ignore_index', 'colors', 'label_gsd', 'patch_size', 'tile_size', 'overlap')
 #: Settings of a sensor that are not those of its files.
 _FACTS = ('gsd', 'kind', 'unit', 'wavelengths', 'bands')
+#: Kind of the modality by value of ``kind`` that selects a reader, which belongs to the files.
+_READERS = {'sentinel1': 'radar', 'sentinel2': 'optical'}
 
 
 def read_trained(path: Path) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def prediction_data(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of the datamodule for rasters like those of a trained model, and notes.
 
-    Sensors are found by name, else by kind and number of bands.
+    Sensors are found by name, else by kind, whether they are time series, and the number of bands, if that of the model
+    is set. Those with a reader of their own, such as that of products of Sentinel-2, keep it.
 
     Raises:
         ValueError: If no sensor of the model is found.
@@ -51,12 +54,16 @@ def prediction_data(
             sensor = matches[0]
             rest.remove(sensor)
             facts = {key: settings[key] for key in _FACTS if key in settings}
-            for key in ('kind', 'unit'):
-                own = sensor.settings.get(key)
-                if own is not None and facts.get(key, own) != own:
-                    notes.append(
-                        f'{name}: {key} seems to be {own} in {sensor.files[0]}, but the model has {facts[key]}'
-                    )
+            for key, own, theirs in (
+                ('kind', _kind(sensor.settings), _kind(settings)),
+                ('unit', sensor.settings.get('unit'), settings.get('unit')),
+            ):
+                if None not in (own, theirs) and own != theirs:
+                    notes.append(f'{name}: {key} seems to be {own} in {sensor.files[0]}, but the model has {theirs}')
+            if sensor.settings.get('kind') in _READERS:  # which sets these facts
+                facts = {key: value for key, value in facts.items() if key not in ('kind', 'unit', 'wavelengths')}
+            elif facts.get('kind') in _READERS:
+                facts['kind'] = _READERS[facts['kind']]
             rasters[name] = {**sensor.settings, **facts}
     if not rasters:
         found = [sensor.name for sensor in sensors]
@@ -75,8 +82,16 @@ def prediction_data(
 
 
 def _is_alike(sensor: Sensor, settings: Mapping[str, Any]) -> bool:
-    kind = sensor.settings.get('kind')
-    return kind is not None and kind == settings.get('kind')
+    """Return whether files without the name of a sensor of the model may be of that sensor."""
+    kind, bands = _kind(sensor.settings), settings.get('bands') or settings.get('all_bands')
+    series = [each.get('temporal', True) for each in (sensor.settings, settings)]
+    same = kind is not None and kind == _kind(settings) and series[0] == series[1]
+    return same and (not bands or sensor.modality is None or len(bands) == len(sensor.modality.bands))
+
+
+def _kind(settings: Mapping[str, Any]) -> str | None:
+    kind: str | None = settings.get('kind')
+    return _READERS.get(kind or '', kind)
 
 
 def _names(mask: Mapping[str, Any] | None) -> list[str]:
