@@ -344,6 +344,8 @@ class GeoTIFFWriter(BasePredictionWriter):
     _bands: Any
     #: Key of the predictions of a task.
     key: ClassVar[str] = 'probabilities'
+    #: Default names of a map, and of the folder of single tiles.
+    default_names: ClassVar[tuple[str, str]] = ('prediction.tif', 'predictions')
 
     def __init__(
         self,
@@ -393,7 +395,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         if not single and self.output and Path(self.output).suffix.lower() not in ('.tif', '.tiff'):
             raise ValueError(f"output is {self.output!r}, expected the name of a GeoTIFF such as 'map.tif'")
         if not single:
-            self._check_outputs(Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif'))
+            self._check_outputs(self._output_path(trainer))
         is_georeferenced = getattr(dataset, 'crs', None) is not None or hasattr(dataset, 'chip_crs')
         if single and not (is_georeferenced and hasattr(dataset, 'ids')):
             raise ValueError(
@@ -414,6 +416,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         )
         if not single:
             datamodule.plan = self.plan
+
+    def _output_path(self, trainer: Trainer, is_area: bool = True) -> Path:
+        return Path(self.output or Path(trainer.default_root_dir) / self.default_names[not is_area])
 
     def _check_outputs(self, output: Path) -> None:
         """Check that no file that is written is a folder."""
@@ -446,7 +451,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         columns = MEMORY * 2**20 // ((self._channels + 2) * 4 * tiling.size * self._factor**2)
         tiling = replace(tiling, band=max(1, columns))
         self._tiling, self._grid = tiling.finer(self._factor), self._datamodule.grid.finer(self._factor)
-        output = Path(self.output or Path(trainer.default_root_dir) / 'prediction.tif')
+        output = self._output_path(trainer)
         self._fields_path(output)
         grid: Grid = self._grid
         if self.fields and not grid.crs.is_projected:
@@ -478,8 +483,7 @@ class GeoTIFFWriter(BasePredictionWriter):
         """Prepare for the first tile, and replace Lightning's progress bar with one of tiles."""
         if self._work is None:
             self._legend()
-            folder = Path(self.output or Path(trainer.default_root_dir) / 'predictions')
-            self._tiles = self._open_folder(folder)
+            self._tiles = self._open_folder(self._output_path(trainer, is_area=False))
             return
         self._stitcher = Stitcher(self._tiling, self._channels)
         self._latest = 0

@@ -310,6 +310,13 @@ class TestZarr:
             EmbeddingWriter('map.tif', zarr=True)
 
 
+def test_default_output_is_that_of_the_trainer(tmp_path: Path, task: OmniSatPretraining) -> None:
+    writer = EmbeddingWriter()
+    for name in ('one', 'two'):
+        make_trainer(tmp_path / name, writer).predict(task, datamodule=PlaneDataModule(32, 32))
+        assert (tmp_path / name / 'embeddings.tif').is_file()
+
+
 def test_item_states_the_period_of_dated_images() -> None:
     bands, tags = EmbeddingBands(2, ['s2']), {'EMBEDDING_GSD': '10'}
     days = pd.Timestamp('2020-03-01'), pd.Timestamp('2020-09-30')

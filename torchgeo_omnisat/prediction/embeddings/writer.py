@@ -164,6 +164,7 @@ class EmbeddingWriter(GeoTIFFWriter):
     """
 
     key: ClassVar[str] = 'embeddings'
+    default_names: ClassVar[tuple[str, str]] = ('embeddings.tif', 'embeddings')
 
     def __init__(
         self,
@@ -203,8 +204,6 @@ class EmbeddingWriter(GeoTIFFWriter):
             raise ValueError(f'zarr is True for {type(datamodule).__name__}, with single tiles: expected an area')
         if self.parquet and is_area and stage == 'predict':
             raise ValueError(f'parquet is True for {type(datamodule).__name__}, with an area: expected single tiles')
-        if self.output is None and stage == 'predict':
-            self.output = str(Path(trainer.default_root_dir) / ('embeddings.tif' if is_area else 'embeddings'))
         super().setup(trainer, pl_module, stage)
 
     def write_on_batch_end(
@@ -260,8 +259,10 @@ class EmbeddingWriter(GeoTIFFWriter):
     def _projection_files(self) -> list[Path]:
         if self.projection is not None:
             return [Path(self.projection)]
-        checkpoint = getattr(self._trainer, 'ckpt_path', None)
-        paths = [Path(str(self.output)).with_suffix('.pca.npz')]
+        trainer: Any = self._trainer
+        checkpoint = getattr(trainer, 'ckpt_path', None)
+        is_area = getattr(self._datamodule, 'tiling', None) is not None
+        paths = [self._output_path(trainer, is_area).with_suffix('.pca.npz')]
         return ([Path(checkpoint).with_suffix('.pca.npz')] if checkpoint and Path(checkpoint).exists() else []) + paths
 
     def _key(self) -> dict[str, Any]:
