@@ -105,6 +105,11 @@ def test_command_prints_two_scores_and_that_they_are_synthetic(root: Path, capsy
     assert [line.split()[:3] for line in lines[1:]] == [['s2', 'mean', 'IoU'], ['s1a+s1d+s2+spot', 'mean', 'IoU']]
 
 
+def test_classifiers_are_of_other_data_only(root: Path) -> None:
+    with pytest.raises(ValueError, match='forest'):
+        main(['--root', str(root), '--classifiers', 'forest'])
+
+
 def test_command_writes_landscapes_only_where_it_is_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -577,12 +577,14 @@ def test_files_without_a_crs(root: Path, tmp_path: Path, capsys: pytest.CaptureF
         (['region', '--labels', 'missing.gpkg'], 'missing.gpkg'),
         (['region', '--column', 'missing'], "'missing'"),
         (['region', '--column', 'area_ha'], '0.16'),
+        (['region', '--like', 'trained.yaml', '--preset', 'few'], "'few'"),
     ],
 )
 def test_errors_are_one_line(
     words: list[str], message: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root.parent / 'empty').mkdir()
+    (root.parent / 'trained.yaml').write_text(yaml.safe_dump(of_model()))
     if words[0] != '.':
         write(root / 's2/S2_20210601.tif', optical())
         fields(root)

@@ -340,6 +340,7 @@ class TestPlan:
             (['--folds', '6'], '6'),
             (['--rows', 'late-fusion', 'published', '--weights', 'nowhere'], 'nowhere'),
             (['--batch-size', '3', '--devices', '2'], '3'),
+            (['--tiles', '17'], '17'),
         ],
     )
     def test_invalid_arguments(

@@ -201,6 +201,8 @@ def test_baseline_is_scored_on_the_same_split(root: Path, tmp_path: Path, capsys
     config = {'data': {'class_path': 'MultimodalGeoDataModule', 'init_args': settings}}
     (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
     assert baseline.main(['--config', str(tmp_path / 'config.yaml'), '--max-pixels', '2000']) == 0
+    with pytest.raises(SystemExit, match='1'):
+        baseline.main(['--config', str(tmp_path / 'config.yaml'), '--classifiers', 'forest'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split()[:4] == ['mean', 'MAE', f'{scores["mean"]["MAE"]:.4g}', 'm,']
     assert f'R2 {scores["pixel-wise MLP"]["R2"]:.3f}' in lines[-1]

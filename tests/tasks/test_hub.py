@@ -65,6 +65,9 @@ class TestFolder:
         assert main(['export', '--ckpt', str(path), '--output', str(tmp_path / 'out' / 'hub')]) == 0
         assert f'--model.weights {tmp_path / "out" / "hub"}' in capsys.readouterr().out
         assert load_hub(tmp_path / 'out' / 'hub').modalities.keys() == {'s2', 's1a'}
+        with pytest.raises(SystemExit, match='1'):
+            main(['export', '--ckpt', str(path), '--output', str(tmp_path / 'none'), '--dates', '7'])
+        assert '--dates' in capsys.readouterr().err
         torch.save({'conv': torch.zeros(2)}, path)
         with pytest.raises(SystemExit, match='1'):
             main(['export', '--ckpt', str(path), '--output', str(tmp_path / 'none')])

@@ -203,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(word.split('=')[0].split('.')[0] in ('--data', '--config', '-c') for word in words):
         return _print_scores(words)
     args = parsers.baseline_parser().parse_args(argv)
+    if args.classifiers is not None:
+        raise ValueError(f'--classifiers is {args.classifiers}, expected it with --data or --config only')
     root = Path(args.root or SYNTHETIC_ROOT)
     if args.root is None and not root.exists():
         SyntheticLandscapes(root)
@@ -224,6 +226,8 @@ def _print_scores(words: Sequence[str]) -> int:
         test = datamodule.make_dataset(split)
         origin = f'{datamodule.origin} ({subset_name(tuple(train.modalities))})'
         if datamodule.continuous:
+            if args.classifiers is not None:
+                raise ValueError(f'--classifiers is {args.classifiers}, expected none of them for continuous labels')
             return _print_values(datamodule, origin, score_values(train, test, args.max_pixels, args.seed), split)
         found = score_classes(
             train,
@@ -232,7 +236,11 @@ def _print_scores(words: Sequence[str]) -> int:
             datamodule.ignore_index,
             args.max_pixels,
             args.seed,
-            [name for name in CLASSIFIERS if name.split()[-1].lower() in args.classifiers],
+            [
+                name
+                for name in CLASSIFIERS
+                if name.split()[-1].lower() in (args.classifiers or parsers.PIXEL_CLASSIFIERS)
+            ],
         )
     say(
         f'Baselines of {origin}, trained on {counted(found.trained, "pixel")}, scored on '

@@ -14,6 +14,8 @@ def main(argv: list[str]) -> int:
     """Export the backbone or the model of a checkpoint."""
     words = parsers.export_parser().parse_args(argv)
     if words.format == 'hub':
+        if given := {f'--{name}' for name in ('size', 'dates') if getattr(words, name) is not None}:
+            raise ValueError(f'{sorted(given)} are set, but --format is hub, expected them with torch or onnx only')
         export_hub(words.ckpt, words.output)
         say(f'{words.output / MODEL}\n{words.output / CONFIG}\nFine-tune with --model.weights {words.output}')
         return 0

@@ -58,6 +58,11 @@ def write_configuration(args: Any) -> tuple[str, str]:
         notes += [] if files else ['it is empty']
         listed = '; '.join(['', *notes])
         raise ValueError(f'{root} has no rasters that can be read, expected GeoTIFFs or products{listed}')
+    if labels is None and (args.preset != 'auto' or args.presto is not None):
+        why = 'no labels were found' if trained is None else 'the model is that of --like'
+        raise ValueError(
+            f'--preset is {args.preset!r} and --presto is {args.presto!r}, but {why}: expected neither of them'
+        )
     plan = Plan()
     if labels is not None and len(readable) == len(sensors):
         plan = make_plan(root, sensors, labels, args.preset, args.presto)

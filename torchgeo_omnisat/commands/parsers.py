@@ -207,7 +207,9 @@ def baseline_parser() -> argparse.ArgumentParser:
     parser.add_argument('--fold', type=int, default=1, choices=list(FOLDS), help='official split (default: 1)')
     parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels (default: 30000)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the classifiers (default: 0)')
-    parser.add_argument('--classifiers', nargs='+', default=list(PIXEL_CLASSIFIERS), choices=list(PIXEL_CLASSIFIERS))
+    parser.add_argument(
+        '--classifiers', nargs='+', choices=list(PIXEL_CLASSIFIERS), help='of --data with classes (default: all)'
+    )
     return parser
 
 
@@ -216,7 +218,9 @@ def data_baseline_parser(make: MakeParser = help_parser) -> ArgumentParser:
     parser = make('baseline', 'Print scores of pixel-wise classifiers, or of regression of continuous labels.')
     parser.add_argument('--max-pixels', type=int, default=30000, help='number of training pixels')
     parser.add_argument('--seed', type=int, default=0, help='seed of the classifiers')
-    parser.add_argument('--classifiers', nargs='+', default=list(PIXEL_CLASSIFIERS), choices=list(PIXEL_CLASSIFIERS))
+    parser.add_argument(
+        '--classifiers', nargs='+', choices=list(PIXEL_CLASSIFIERS), help='of --data with classes (default: all)'
+    )
     return parser
 
 

@@ -228,6 +228,8 @@ def make_study(
         raise ValueError(
             f'--max-dates is {budget["max_dates"]}, but {data.title} always has all dates: expected no --max-dates'
         )
+    if budget.get('tiles') is not None and not data.synthetic:
+        raise ValueError(f'--tiles is {budget["tiles"]}, but {data.title} has all of its tiles: expected no --tiles')
     more: dict[str, Any] = {'num_tiles': budget.get('tiles') or SIZES['small'].tiles} if data.synthetic else {}
     more |= {'splits': machine.splits} if hashes else {}
     made = {fold: data.make(root, fold, **more) for fold in chosen}
