@@ -278,6 +278,14 @@ def test_errors(tmp_path: Path) -> None:
         trainer.fit(OmniSatSegmentation(**TOLD), make_loader([make_sample(0)]))
 
 
+def test_continuous_labels_are_refused(tmp_path: Path) -> None:
+    datamodule = SimpleNamespace(train_dataset=[], val_dataset=[], collate_fn=list, aug=list, continuous=True)
+    task: Any = SimpleNamespace(model=SimpleNamespace(backbone=1))
+    trainer: Any = SimpleNamespace(datamodule=datamodule, strategy=None)
+    with pytest.raises(ValueError, match='continuous'):
+        ProbeCallback().on_fit_start(trainer, task)
+
+
 def test_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ['--trainer.callbacks', 'torchgeo_omnisat.evaluation.ProbeCallback', '--trainer.callbacks.max_tiles', '7']
     with pytest.raises(SystemExit) as stopped:

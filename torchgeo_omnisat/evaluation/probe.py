@@ -96,6 +96,10 @@ class ProbeCallback(Callback):
         missing = [name for name in needed if getattr(datamodule, name, None) is None]
         if missing:
             raise ValueError(f'ProbeCallback found no {missing} in the datamodule {datamodule!r}, expected them')
+        if getattr(datamodule, 'continuous', False):
+            raise ValueError(
+                f'ProbeCallback got {type(datamodule).__name__} with continuous labels, expected classes or no labels'
+            )
         if isinstance(trainer.strategy, FSDPStrategy):
             rank_zero_warn('ProbeCallback does nothing under FSDP, expected DDP or one process')
 
