@@ -160,6 +160,16 @@ def test_geometries_without_a_class_are_not_used(folder: Path, tmp_path: Path) -
     assert pixels.unused == ('3 of 5 points without a class',)
 
 
+def test_spaces_around_a_class_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    frame = gpd.read_file(folder / 'points.gpkg')
+    expected = read_labels(folder / 'points.gpkg', EmbeddingMap([folder / 'map.tif']))
+    frame.loc[:3, 'class'] = frame.loc[:3, 'class'] + ' '
+    frame.to_file(tmp_path / 'a.gpkg')
+    found = read_labels(tmp_path / 'a.gpkg', EmbeddingMap([folder / 'map.tif']))
+    assert found.labels == expected.labels
+    assert np.array_equal(found.classes, expected.classes)
+
+
 def test_rows_without_a_geometry_are_counted(folder: Path, tmp_path: Path) -> None:
     places = [*shapely.points([X + 5, X + 15, X - 5], [Y - 5] * 3), None, shapely.Point()]
     frame = gpd.GeoDataFrame({'class': ['a', 'b', None, 'a', 'b']}, geometry=places, crs=UTM)

@@ -115,7 +115,7 @@ def read_labels(
     frame = frame[~without_class].to_crs(embeddings.grid.crs)
     values = frame[column]
     if not pd.api.types.is_numeric_dtype(values):
-        values = values.astype(str)
+        values = values.astype(str).str.strip()
     elif not np.isfinite(values).all():
         raise ValueError(f'column {column!r} of {path} has infinite values, expected classes')
     elif (values == values.round()).all():
