@@ -103,7 +103,6 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.statistics': 'tasks.normalization',
     'tasks.upset': 'evaluation.plots',
     'tasks.encoders': 'tasks.base',
-    'tasks.views': 'tasks.pretraining',
     'tasks.weights': 'tasks.backbone',
     'utils.configs': 'utils.reading',
     'utils.jsonfile': 'utils.reading',

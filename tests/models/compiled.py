@@ -18,7 +18,7 @@ from torchgeo_omnisat.models import (
 )
 from torchgeo_omnisat.models.compiling import compile_regions, regions
 from torchgeo_omnisat.tasks import OmniSatPretraining
-from torchgeo_omnisat.tasks.pretraining import draw_views
+from torchgeo_omnisat.tasks.views import draw_views
 
 from .conftest import MODALITIES, random_batch
 

@@ -13,7 +13,7 @@ from torchgeo_omnisat.losses import MaskedReconstruction
 from torchgeo_omnisat.models import omnisat_tiny
 from torchgeo_omnisat.models.embedding import DenseEmbedding
 from torchgeo_omnisat.tasks import OmniSatPretraining
-from torchgeo_omnisat.tasks.pretraining import draw_views
+from torchgeo_omnisat.tasks.views import draw_views
 
 from .helpers import MODALITIES, make_loader, make_sample, make_trainer, read_csv
 from .test_pretraining import CONTRAST, MIXED, gradients, make_batch, make_task

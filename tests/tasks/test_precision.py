@@ -18,8 +18,8 @@ from torchgeo_omnisat.models.encoders.series.temporal import AnnualDates, Sinuso
 from torchgeo_omnisat.models.encoders.series.utae import collapse
 from torchgeo_omnisat.models.fusion import ModalityAttention
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
-from torchgeo_omnisat.tasks.pretraining import draw_views
 from torchgeo_omnisat.tasks.segmentation import divergence
+from torchgeo_omnisat.tasks.views import draw_views
 from torchgeo_omnisat.transforms import Normalize
 
 from .helpers import TOLD, command, make_batch, make_datamodule, make_trainer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchgeo_omnisat.losses import MaskedReconstruction
 from torchgeo_omnisat.models import omnisat_tiny
-from torchgeo_omnisat.tasks.pretraining import Draws, Pretrainer, Views, draw_views
+from torchgeo_omnisat.tasks.views import Draws, Pretrainer, Views, draw_views
 
 from .helpers import MODALITIES
 from .test_pretraining import MIXED, gradients, make_batch, make_task
