@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from torchgeo_omnisat import Modality
+from torchgeo_omnisat.losses.negatives import NegativeDistances
 from torchgeo_omnisat.modality import LOCATION
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.backbone import export_hub, load_backbone, load_hub
@@ -202,7 +203,7 @@ class TestPretraining:
         assert [bool(flags[0, 1]) for flags in found] == [pair == ('s2', 'location') for pair in pairs]
         assert found[pairs.index(('s2', 'location')), 0, 2]
         assert self.make(exclude_within=None)._exclude_by_pair(batch, None, [3]) is None
-        assert near._distance('s2', 's1a') == 0
+        assert NegativeDistances(near.hparams['exclude_within'], near.tile_names).of('s2', 's1a') == 0
 
     def test_exclusion_by_bounds_of_image_pairs(self) -> None:
         task = self.make(exclude_within={'s2': 500.0, 's1a+s2': 2000.0})

@@ -3,16 +3,10 @@
 
 """Losses."""
 
-from .contrastive import (
-    CrossModalInfoNCE,
-    PatchContrast,
-    PatchContrastiveLoss,
-    TileContrast,
-    too_close,
-    too_close_places,
-)
+from .contrastive import CrossModalInfoNCE, PatchContrast, PatchContrastiveLoss, TileContrast
 from .fields import FieldLoss, FieldTargets, field_targets
 from .granularity import GRAINS, GrainDistillation, GrainHead, pool_tile
+from .negatives import too_close, too_close_places
 from .objects import Objects, PatchClusters, mean_of_sources, pool_objects
 from .reconstruction import MaskedReconstruction, Reconstruction, draw_hidden
 from .supervised import CrossEntropyDice, MultiLabelLoss

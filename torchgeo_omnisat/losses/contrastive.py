@@ -17,8 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..utils import distributed as processes
-from ..utils.tensors.coordinates import EARTH_RADIUS, unit_vectors
-from ..utils.tensors.devices import readable, require, wide
+from ..utils.tensors.devices import readable, require
 
 
 class TileContrast(NamedTuple):
@@ -112,7 +111,7 @@ class CrossModalInfoNCE(nn.Module):
             embeddings: Embedding of each modality and tile.
             available: Flags of the modalities of each tile; embeddings of other modalities are ignored.
             exclude: Flags of the G tiles of all ranks, in the order of ranks, that are not negatives of a
-                tile, see :func:`too_close`, for all pairs of modalities or for each of the P pairs, in the order
+                tile, see :func:`.too_close`, for all pairs of modalities or for each of the P pairs, in the order
                 of ``itertools.combinations``. The positive of a tile is never excluded.
             counts: Number of tiles of each rank, the same list on all ranks. By default, the ranks
                 exchange them in a second collective.
@@ -169,66 +168,6 @@ class CrossModalInfoNCE(nn.Module):
         losses, top1, top5 = sums[:3] / sums[3]
         loss = each.sum() / sums[3].sum().clamp(min=1)
         return TileContrast(loss, pairs, losses, top1, top5, (sums[3] / 2).long(), x.detach().transpose(0, 1), seen)
-
-
-def too_close(
-    bounds: Float[Tensor, 'b c'], within: float = 0.0, counts: Sequence[int] | None = None
-) -> Bool[Tensor, 'b g']:
-    """Return which tiles of all ranks overlap or are too close to be negatives.
-
-    Args:
-        bounds: Positions of B tiles in metres, in one CRS: centroids (x, y), boxes (xmin, ymin, xmax,
-            ymax), or the bounds of TorchGeo (xmin, xmax, xres, ymin, ymax, yres, tmin, tmax, tres). A
-            tile with NaN is not close to any other.
-        within: Minimum distance of centroids in metres; boxes that overlap are always too close.
-        counts: Number of tiles of each rank, if known.
-
-    Returns:
-        Flags ``(B, G)`` for each of the G tiles of all ranks, in the order of ranks; False for the
-        tile itself.
-
-    Raises:
-        ValueError: If *bounds* has another number of columns, or *within* is negative.
-    """
-    columns = {2: [0, 1, 0, 1], 4: [0, 1, 2, 3], 9: [0, 3, 1, 4]}
-    if bounds.ndim != 2 or bounds.shape[-1] not in columns:
-        raise ValueError(f'bounds is {tuple(bounds.shape)}, expected (B, 2), (B, 4) or (B, 9): centroids or boxes')
-    if not within >= 0:
-        raise ValueError(f'within is {within}, expected a distance in metres, at least 0')
-    boxes = torch.stack([bounds[:, column] for column in columns[bounds.shape[-1]]], 1).to(wide(bounds.device))
-    parts = processes.gather(boxes, counts)
-    low, high = torch.cat(parts).unflatten(-1, (2, 2)).unbind(1)
-    own = torch.arange(len(low), device=boxes.device)[processes.own_rows([len(part) for part in parts])]
-    overlap = ((low[own].unsqueeze(1) < high) & (low < high[own].unsqueeze(1))).all(-1)
-    centre = (low + high) / 2
-    near = (centre[own].unsqueeze(1) - centre).norm(dim=-1) < within
-    return (overlap | near) & (own.unsqueeze(1) != torch.arange(len(low), device=own.device))
-
-
-def too_close_places(
-    coordinates: Float[Tensor, 'b 2'], within: float, counts: Sequence[int] | None = None
-) -> Bool[Tensor, 'b g']:
-    """Return which tiles of all ranks are closer than a distance on the ground, whatever their CRS.
-
-    Args:
-        coordinates: Longitude and latitude of B tiles in degrees. A tile with NaN is not close to any other.
-        within: Minimum distance along a great circle in metres.
-        counts: Number of tiles of each rank, if known.
-
-    Returns:
-        Flags ``(B, G)`` as those of :func:`too_close`.
-
-    Raises:
-        ValueError: If *within* is negative.
-    """
-    if not within >= 0:
-        raise ValueError(f'within is {within}, expected a distance in metres, at least 0')
-    parts = processes.gather(unit_vectors(coordinates), counts)
-    vectors = torch.cat(parts)
-    own = torch.arange(len(vectors), device=vectors.device)[processes.own_rows([len(part) for part in parts])]
-    chord = (vectors[own].unsqueeze(1) - vectors).norm(dim=-1)
-    near = 2 * 1000 * EARTH_RADIUS * (chord / 2).clamp(max=1).asin() < within
-    return near & (own.unsqueeze(1) != torch.arange(len(vectors), device=own.device))
 
 
 def _validate(

@@ -3,7 +3,6 @@
 
 """Task for self-supervised pre-training on co-located modalities."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -21,7 +20,8 @@ from torchgeo.datasets.utils import Sample
 from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
-from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss, too_close, too_close_places
+from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss
+from ..losses.negatives import NegativeDistances
 from ..losses.reconstruction import number_hidden
 from ..modality import LOCATION, Modality, Which, as_modalities, subset_name
 from ..models import OmniSat
@@ -41,8 +41,6 @@ from .views import COMPARED, Pretrainer, Views, draw_views, generator, limited_r
 STAGES = {'train': 0, 'val': 1, 'test': 2}
 #: Maximum side in pixels of what is reconstructed from the embedding of one pixel.
 LARGEST_SIDE = 4
-#: Default distance in metres below which tiles are not negatives of each other in pairs with the location.
-LOCATION_DISTANCE = 100_000.0
 #: Last part of the key of the draws that withhold the location.
 WITHHOLDING = 1
 
@@ -541,40 +539,22 @@ class OmniSatPretraining(OmniSatTask):
         self._log_spread(f'{stage}_tile_spread', found.embeddings, found.available, stage, names)
         return found.loss
 
-    def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
+    def _distances(self) -> NegativeDistances | None:
         within = self.hparams['exclude_within']
-        if within is None:
+        return None if within is None else NegativeDistances(within, self.tile_names)
+
+    def _exclude(self, batch: Sample, counts: Sequence[int]) -> Tensor | None:
+        if (distances := self._distances()) is None:
             return None
-        if isinstance(within, Mapping):
-            within = max((self._distance(*pair) for pair in combinations(self.modalities, 2)), default=0.0)
-        return too_close(self._position(batch, 'bounds', 9), within, counts).to(self.device, non_blocking=True)
+        return distances.exclude(self._position(batch, 'bounds', 9), counts).to(self.device, non_blocking=True)
 
     def _exclude_by_pair(self, batch: Sample, exclude: Tensor | None, counts: Sequence[int]) -> Tensor | None:
         """Return which tiles are not negatives of a tile, ``(P, B, G)`` if it depends on the pair of modalities."""
-        within, pairs = self.hparams['exclude_within'], list(combinations(self.tile_names, 2))
-        if within is None or (self.model.location_head is None and not isinstance(within, Mapping)):
+        distances = self._distances()
+        if distances is None or (self.model.location_head is None and not isinstance(distances.within, Mapping)):
             return exclude
-        bounds, places = self._position(batch, 'bounds', 9), self._position(batch, COORDINATES, 2)
-        found = {}
-        for pair in pairs:
-            key = LOCATION in pair, self._distance(*pair)
-            if key not in found:
-                found[key] = too_close(bounds, 0.0 if key[0] else key[1], counts).to(self.device, non_blocking=True)
-                if key[0]:
-                    found[key] = found[key] | too_close_places(places, key[1], counts).to(
-                        self.device, non_blocking=True
-                    )
-        return torch.stack([found[LOCATION in pair, self._distance(*pair)] for pair in pairs])
-
-    def _distance(self, *pair: str) -> float:
-        """Return *exclude_within* of a pair of modalities in metres."""
-        within = self.hparams['exclude_within']
-        default = LOCATION_DISTANCE if LOCATION in pair else 0.0
-        if not isinstance(within, Mapping):
-            return default if LOCATION in pair else float(within)
-        if (name := subset_name(pair)) in within:
-            return float(within[name])
-        return max((float(within[name]) for name in pair if name in within), default=default)
+        positions = self._position(batch, 'bounds', 9), self._position(batch, COORDINATES, 2)
+        return distances.exclude_by_pair(*positions, counts, self.device)
 
     def _position(self, batch: Sample, key: str, width: int) -> Tensor:
         count = len(available(batch, self.modalities))
@@ -664,20 +644,10 @@ class OmniSatPretraining(OmniSatTask):
             0,
             **{name: hparams[name] for name in ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')},
         )
-        self._check_distances()
+        self._distances()  # validates exclude_within
         for name in ('ema', 'teacher_decay'):
             if hparams[name] is not None and not 0 <= hparams[name] < 1:
                 raise ValueError(f'{name} is {hparams[name]}, expected a decay from 0 to below 1')
-
-    def _check_distances(self) -> None:
-        within = self.hparams['exclude_within']
-        if not isinstance(within, Mapping):
-            return
-        pairs = [subset_name(pair) for pair in combinations(self.tile_names, 2)]
-        if unknown := [name for name in within if name not in [*pairs, *self.tile_names]]:
-            raise ValueError(f'exclude_within has {unknown}, expected some of {[*self.tile_names, *pairs]}')
-        if wrong := {name: value for name, value in within.items() if not 0 <= float(value) < math.inf}:
-            raise ValueError(f'exclude_within has {wrong}, expected distances in metres, at least 0')
 
 
 class omnisat_pretraining(OmniSatPretraining):
