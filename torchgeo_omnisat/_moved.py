@@ -102,7 +102,7 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.sharding': 'utils.sharding',
     'tasks.statistics': 'tasks.normalization',
     'tasks.upset': 'evaluation.plots',
-    'tasks.encoders': 'tasks.base',
+    'tasks.encoders': 'tasks.backbone',
     'tasks.weights': 'tasks.backbone',
     'utils.configs': 'utils.reading',
     'utils.jsonfile': 'utils.reading',

@@ -4,7 +4,7 @@
 """Backbones of tasks: built by name, initialised with weights, exported to a folder."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -189,6 +189,32 @@ def load_backbone(backbone: nn.Module, path: str | Path, modalities: Mapping[str
         for source, entry in (hparams.get('sources') or {}).items()
     }
     return Handover(loaded, new, ignored, statistics, {s: entry for s, entry in sources.items() if entry['mean']})
+
+
+def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
+    backbone = getattr(getattr(task, 'model', None), 'backbone', None)
+    yield from getattr(backbone, 'encoders', nn.ModuleDict()).items()
+    if (location := getattr(backbone, 'location', None)) is not None:
+        yield LOCATION, location.encoder
+
+
+def learning_rates(task: Any) -> dict[nn.Parameter, float]:
+    """Return the factors of the learning rate of parameters whose encoders have a layer decay."""
+    rates: dict[nn.Parameter, float] = {}
+    for _, encoder in _encoders(task):
+        for module in encoder.modules():
+            if callable(own := getattr(module, 'learning_rates', None)):
+                rates |= own()
+    return rates
+
+
+def describe_encoders(task: Any) -> str:
+    """Return which weights the encoder of each modality has."""
+    said = []
+    for name, encoder in _encoders(task):
+        origins = [str(module.origin) for module in encoder.modules() if getattr(module, 'origin', None) is not None]
+        said.append(f'{name}: {"; ".join(origins) or "random weights"}')
+    return '; '.join(said)
 
 
 def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None:

@@ -6,7 +6,7 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
@@ -30,7 +30,6 @@ from .. import models
 from ..batch import available
 from ..modality import LOCATION, Modality, as_modalities, half_up
 from ..models.compiling import CUDA_GRAPHS, MODES, Mode, compile_regions, require_compiler
-from ..models.encoders.bands import MISSING
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
@@ -44,22 +43,24 @@ from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import readable
 from ..utils.tensors.finite import Watch, refuse_output, refuse_weights
 from ..utils.tensors.observed import ImplausibleCounts
-from .backbone import load_weights, make_backbone, modalities_of
+from .backbone import describe_encoders, learning_rates, load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
 from .console.progress import EpochSummary
 from .embedding import Embedder, fit_projection, read_projection, write_projection
 from .normalization import (
     KINDS,
     Inherited,
-    Sources,
     Statistics,
-    check_bands,
+    check_statistics,
     choose,
     first_of,
-    inherit,
+    inform_encoders,
+    initial_statistics,
+    measured_statistics,
     plain_sources,
     plain_statistics,
 )
+from .optimization import extend_optimizer_states, make_optimizer, warmup_cosine
 
 
 class OmniSatTask(BaseTask):
@@ -235,7 +236,8 @@ class OmniSatTask(BaseTask):
         self.save_hyperparameters(_location_as_encoder(self.hparams['modalities'], self.hparams['backbone_args']))
         self._warned_blind, self._blind, self._units, self._inherited = False, None, {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
-        self._check_statistics()
+        if self.hparams['modalities'] is not None:
+            check_statistics(self.hparams, self.known)
         self.model = self.build() if self.is_configured else None
         if self.model is not None:  # a checkpoint is read without the pre-trained weights
             self.save_hyperparameters({'backbone_args': plain_encoders(self.hparams['backbone_args'])})
@@ -315,22 +317,7 @@ class OmniSatTask(BaseTask):
         Raises:
             ValueError: If the schedule is a cosine and the number of steps is unknown.
         """
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        rates = learning_rates(self)
-        groups: list[dict[str, Any]] = []
-        for factor in sorted({rates.get(p, 1.0) for _, p in trained} | {1.0}):
-            scaled = [(name, p) for name, p in trained if rates.get(p, 1.0) == factor]
-            missing = [p for name, p in scaled if _of_missing_bands(name)]
-            others = [p for name, p in scaled if not _of_missing_bands(name)]
-            lr = factor * self.hparams['lr']
-            decay = [p for p in others if p.ndim > 1]
-            groups.append({'params': decay, 'weight_decay': self.hparams['weight_decay'], 'lr': lr})
-            rest = [p for p in others if p.ndim <= 1] + missing
-            groups.append({'params': rest, 'weight_decay': 0.0, 'lr': lr})
-        # In float16, (1 - 0.999) g^2 is 0 for gradients g below 5e-3. Epsilon alone then divides g, so a smaller one
-        # takes steps of many times the learning rate.
-        half = any(p.dtype == torch.float16 for _, p in trained)
-        optimizer = AdamW(groups, lr=self.hparams['lr'], eps=1e-2 if half else 1e-8)
+        optimizer = make_optimizer(self, self.hparams['lr'], self.hparams['weight_decay'], learning_rates(self))
         if self.hparams['scheduler'] == 'plateau':
             plateau = ReduceLROnPlateau(
                 optimizer, mode='min' if self.mode == 'min' else 'max', patience=self.hparams['patience']
@@ -359,12 +346,7 @@ class OmniSatTask(BaseTask):
         """
         saved = checkpoint.get('state_dict', {})
         refuse_weights(saved, 'the checkpoint')
-        trained = [name for name, p in self.named_parameters() if p.requires_grad and _of_missing_bands(name)]
-        count = sum(name not in saved for name in trained)
-        for state in checkpoint.get('optimizer_states', ()):
-            places = [place for group in state['param_groups'] for place in group['params']]
-            if saved and all(isinstance(place, int) for place in places):
-                state['param_groups'][-1]['params'].extend(range(len(places), len(places) + count))
+        extend_optimizer_states(checkpoint, self)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -676,17 +658,6 @@ class OmniSatTask(BaseTask):
     def check_classes(self, who: str, datamodule: Any) -> None:
         """Validate the classes of a datamodule; a task without classes accepts any."""
 
-    def _check_statistics(self) -> None:
-        if self.hparams['modalities'] is None:
-            return
-        for kind in KINDS:
-            if self.hparams[kind] is not None:
-                check_bands(kind, self.hparams[kind], self.known)
-        for source, entry in (self.hparams['sources'] or {}).items():
-            present = {name: modality for name, modality in self.known.items() if name in entry['mean']}
-            for kind in KINDS:
-                check_bands(f'{kind} of the source {source!r}', entry[kind], present)
-
     def refuse_random(self) -> None:
         """Raise an error if weights were neither trained nor loaded.
 
@@ -777,13 +748,14 @@ class OmniSatTask(BaseTask):
             value = self._plain(name, getattr(datamodule, name, None))
             if value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
-        self._set_statistics(_measured(datamodule), theirs)
+        self._set_statistics(measured_statistics(datamodule), theirs)
 
     def _set_statistics(self, measured: dict[str | None, dict[str, Any]], theirs: Mapping[str, Modality]) -> None:
         """Set the statistics of the model, and the transforms that re-normalise images of each source."""
         mixed = {source: entry for source, entry in measured.items() if source is not None}
         if any(self.hparams[kind] is None for kind in KINDS):
-            self.save_hyperparameters(self._initial_statistics(measured, mixed))
+            self.save_hyperparameters(initial_statistics(measured, self._inherited, self.statistics))
+            self.statistics = None  # from here on the model has the chosen statistics
         elif mixed and not self.hparams['sources'] and self.hparams['mean'] == first_of(mixed)['mean']:
             self.save_hyperparameters({'sources': mixed})  # an older checkpoint lacks sources
         self._inform_encoders()
@@ -811,41 +783,7 @@ class OmniSatTask(BaseTask):
         """Set the statistics of encoders that convert images to the units of their pre-trained weights."""
         if any(self.hparams[kind] is None for kind in KINDS):
             return
-        for name, encoder in self.model.backbone.encoders.items():
-            parts = [part for part in encoder.modules() if getattr(part, 'converts_units', True)]
-            setters = [part.set_statistics for part in parts if hasattr(part, 'set_statistics')]
-            if not setters or name not in self.hparams['mean']:
-                continue
-            numbers = [self.hparams[kind][name] for kind in KINDS]
-            entries = (self.hparams['sources'] or {}).values()
-            if any(
-                entry['mean'][name] != numbers[0] or entry['std'][name] != numbers[1]
-                for entry in entries
-                if name in entry['mean']
-            ):
-                raise ValueError(
-                    f'the encoder of {name!r} converts images to the units of its weights, but the sources '
-                    f'{list(self.hparams["sources"])} are normalised with different statistics: expected one '
-                    'mean and std for all of them'
-                )
-            for set_statistics in setters:
-                set_statistics(*numbers)
-
-    def _initial_statistics(self, measured: dict[str | None, dict[str, Any]], mixed: Sources) -> dict[str, Any]:
-        if not self._inherited.sources and self.statistics is not None:
-            raise ValueError(
-                f'statistics is {self.statistics!r}, but neither a checkpoint nor weights have statistics by source: '
-                'expected those of a model that was trained on a mixture'
-            )
-        taken = {
-            source: {**entry, **inherit({**entry, 'source': source}, self._inherited, self.statistics)}
-            for source, entry in measured.items()
-        }
-        self.statistics = None  # from here on the model has the chosen statistics
-        if not mixed:
-            return {kind: taken[None][kind] for kind in KINDS}
-        sources = plain_sources(taken)
-        return {**first_of(sources), 'sources': sources}
+        inform_encoders(self.model.backbone.encoders, self.hparams)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -866,61 +804,9 @@ def _is_image(key: str, value: Any) -> bool:
     return key.startswith('image') and isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _of_missing_bands(name: str) -> bool:
-    """Return whether a parameter is a term of missing bands, which come last in the optimiser."""
-    return name.split('.')[-1] == MISSING
-
-
-def _encoders(task: Any) -> Iterator[tuple[str, nn.Module]]:
-    backbone = getattr(getattr(task, 'model', None), 'backbone', None)
-    yield from getattr(backbone, 'encoders', nn.ModuleDict()).items()
-    if (location := getattr(backbone, 'location', None)) is not None:
-        yield LOCATION, location.encoder
-
-
-def learning_rates(task: Any) -> dict[nn.Parameter, float]:
-    """Return the factors of the learning rate of parameters whose encoders have a layer decay."""
-    rates: dict[nn.Parameter, float] = {}
-    for _, encoder in _encoders(task):
-        for module in encoder.modules():
-            if callable(own := getattr(module, 'learning_rates', None)):
-                rates |= own()
-    return rates
-
-
-def describe_encoders(task: Any) -> str:
-    """Return which weights the encoder of each modality has."""
-    said = []
-    for name, encoder in _encoders(task):
-        origins = [str(module.origin) for module in encoder.modules() if getattr(module, 'origin', None) is not None]
-        said.append(f'{name}: {"; ".join(origins) or "random weights"}')
-    return '; '.join(said)
-
-
-def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
-    """Return the learning rate factor by step: a linear warm-up to 1, then half a cosine down to 0."""
-    rise = max(1, round(total * warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
-
-    return factor
-
-
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
     """Return identity and write count of a parameter, which change if it is trained or loaded."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
-
-
-def _measured(datamodule: Any) -> dict[str | None, dict[str, Any]]:
-    """Return the statistics of a datamodule, by source if it is a mixture, else under None."""
-    if sources := getattr(datamodule, 'sources', None):
-        return dict(plain_sources(sources).items())
-    given = {kind: getattr(datamodule, kind, None) for kind in KINDS}
-    numbers = {kind: None if value is None else plain_statistics(kind, value) for kind, value in given.items()}
-    return {None: {'data': getattr(datamodule, 'origin', type(datamodule).__name__), **numbers}}
 
 
 def as_plain(value: Any, hint: Any = None) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from ..modality import Modality
 
@@ -63,6 +64,26 @@ def check_bands(name: str, numbers: Mapping[str, Collection[float]], modalities:
     expected = {key: len(modality.bands) for key, modality in modalities.items()}
     if given != expected:
         raise ValueError(f'{name} has {given} numbers by modality, expected one per band: {expected}')
+
+
+def check_statistics(hparams: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
+    """Validate that the hyper-parameters ``mean``, ``std`` and ``sources`` have one number per band."""
+    for kind in KINDS:
+        if hparams[kind] is not None:
+            check_bands(kind, hparams[kind], modalities)
+    for source, entry in (hparams['sources'] or {}).items():
+        present = {name: modality for name, modality in modalities.items() if name in entry['mean']}
+        for kind in KINDS:
+            check_bands(f'{kind} of the source {source!r}', entry[kind], present)
+
+
+def measured_statistics(datamodule: Any) -> dict[str | None, dict[str, Any]]:
+    """Return the statistics of a datamodule, by source if it is a mixture, else under None."""
+    if sources := getattr(datamodule, 'sources', None):
+        return dict(plain_sources(sources).items())
+    given = {kind: getattr(datamodule, kind, None) for kind in KINDS}
+    numbers = {kind: None if value is None else plain_statistics(kind, value) for kind, value in given.items()}
+    return {None: {'data': getattr(datamodule, 'origin', type(datamodule).__name__), **numbers}}
 
 
 def first_of(sources: Sources) -> Statistics:
@@ -137,6 +158,61 @@ def inherit(measured: Mapping[str, Any], inherited: Inherited, statistics: str |
     if both:
         rank_zero_info(f'Images of {", ".join(sorted(both))} are normalised with the statistics of the weights{origin}')
     return taken
+
+
+def initial_statistics(
+    measured: Mapping[str | None, Mapping[str, Any]], inherited: Inherited, statistics: str | None
+) -> dict[str, Any]:
+    """Return the hyper-parameters ``mean``, ``std`` and, for a mixture, ``sources`` of a model to train.
+
+    Args:
+        measured: Statistics of the datamodule, see :func:`measured_statistics`.
+        inherited: Statistics of the weights that initialise the model.
+        statistics: Source of the weights whose statistics are used, if the data do not determine it.
+
+    Raises:
+        ValueError: If *statistics* is given, but the weights have no statistics by source.
+    """
+    if not inherited.sources and statistics is not None:
+        raise ValueError(
+            f'statistics is {statistics!r}, but neither a checkpoint nor weights have statistics by source: '
+            'expected those of a model that was trained on a mixture'
+        )
+    taken = {
+        source: {**entry, **inherit({**entry, 'source': source}, inherited, statistics)}
+        for source, entry in measured.items()
+    }
+    if None in taken:
+        return {kind: taken[None][kind] for kind in KINDS}
+    sources = plain_sources(taken)
+    return {**first_of(sources), 'sources': sources}
+
+
+def inform_encoders(encoders: nn.ModuleDict, hparams: Mapping[str, Any]) -> None:
+    """Set the statistics of encoders that convert images to the units of their pre-trained weights.
+
+    Raises:
+        ValueError: If the statistics of such a modality differ between sources.
+    """
+    for name, encoder in encoders.items():
+        parts: list[Any] = [part for part in encoder.modules() if getattr(part, 'converts_units', True)]
+        setters = [part.set_statistics for part in parts if hasattr(part, 'set_statistics')]
+        if not setters or name not in hparams['mean']:
+            continue
+        numbers = [hparams[kind][name] for kind in KINDS]
+        entries = (hparams['sources'] or {}).values()
+        if any(
+            entry['mean'][name] != numbers[0] or entry['std'][name] != numbers[1]
+            for entry in entries
+            if name in entry['mean']
+        ):
+            raise ValueError(
+                f'the encoder of {name!r} converts images to the units of its weights, but the sources '
+                f'{list(hparams["sources"])} are normalised with different statistics: expected one '
+                'mean and std for all of them'
+            )
+        for set_statistics in setters:
+            set_statistics(*numbers)
 
 
 def _only(sources: Sources, measured: Mapping[str, Any], names: Collection[str]) -> str | None:
