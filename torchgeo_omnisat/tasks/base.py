@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -28,25 +28,23 @@ from torchgeo.tasks import BaseTask
 
 from .. import models
 from ..batch import available
-from ..modality import LOCATION, Modality, as_modalities, half_up
+from ..modality import Modality, as_modalities, half_up
 from ..models.compiling import CUDA_GRAPHS, MODES, Mode, compile_regions, require_compiler
 from ..models.encoders.registry import checkpoint_encoders, plain_encoders
 from ..prediction import seen_bits
 from ..transforms import Denormalize, Normalize
 from ..transforms.base import probability
-from ..utils.atomic import atomic_file
 from ..utils.checks import check_choice
-from ..utils.figures import save_figure
-from ..utils.plurals import counted
+from ..utils.figures import log_figure
 from ..utils.sharding import refuse_strategy, shard_task
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
-from ..utils.tensors.devices import readable
 from ..utils.tensors.finite import Watch, refuse_output, refuse_weights
-from ..utils.tensors.observed import ImplausibleCounts
+from ..utils.tensors.observed import BlindCount, ImplausibleCounts
 from .backbone import describe_encoders, learning_rates, load_weights, make_backbone, modalities_of
 from .checkpoints import limited_size, secure_checkpoints
 from .console.progress import EpochSummary
-from .embedding import Embedder, fit_projection, read_projection, write_projection
+from .embedding import Embedder, make_embedder
+from .hyperparameters import check_modalities, location_as_encoder, plain_value, taken_from
 from .normalization import (
     KINDS,
     Inherited,
@@ -57,8 +55,6 @@ from .normalization import (
     inform_encoders,
     initial_statistics,
     measured_statistics,
-    plain_sources,
-    plain_statistics,
 )
 from .optimization import extend_optimizer_states, make_optimizer, warmup_cosine
 
@@ -129,9 +125,7 @@ class OmniSatTask(BaseTask):
     statistics: str | None
     #: The argument ``compile``; modules have a method of this name.
     compiled: bool | Mode
-    _warned_blind: bool
-    #: Samples without any modality on an accelerator, and all samples, that are not yet read.
-    _blind: tuple[Tensor, int] | None
+    _blind: BlindCount
     _units: dict[str | None, tuple[nn.Module, ...]]
     _inherited: Inherited
     _watch: Watch
@@ -232,9 +226,9 @@ class OmniSatTask(BaseTask):
     def configure_models(self) -> None:
         """Build the model if all required hyper-parameters are set; otherwise the trainer builds it."""
         given = {name: self.hparams[name] for name in (*self.required, *self.optional, *KINDS, 'sources')}
-        self.save_hyperparameters({name: self._plain(name, value) for name, value in given.items()})
-        self.save_hyperparameters(_location_as_encoder(self.hparams['modalities'], self.hparams['backbone_args']))
-        self._warned_blind, self._blind, self._units, self._inherited = False, None, {}, Inherited()
+        self.save_hyperparameters({name: plain_value(type(self), name, value) for name, value in given.items()})
+        self.save_hyperparameters(location_as_encoder(self.hparams['modalities'], self.hparams['backbone_args']))
+        self._blind, self._units, self._inherited = BlindCount(), {}, Inherited()
         self._watch, self._implausible = Watch(), ImplausibleCounts()
         if self.hparams['modalities'] is not None:
             check_statistics(self.hparams, self.known)
@@ -264,7 +258,7 @@ class OmniSatTask(BaseTask):
             # bf16-true would round bounds by kilometres, and images before they are normalised.
             vars(plugin)['convert_input'] = _unchanged
         if self.model is None:
-            self.save_hyperparameters(self._missing_from(datamodule))
+            self.save_hyperparameters(taken_from(datamodule, self))
             self.configure_models()
             self.configure_losses()
             self.configure_metrics()
@@ -393,7 +387,7 @@ class OmniSatTask(BaseTask):
         """Reject random weights, and stop training if gradients are not finite."""
         self.refuse_random()
         self._watch.check(self._scaled)
-        self._warn_blind()
+        self._blind.warn()
 
     def on_test_start(self) -> None:
         """Reject random weights."""
@@ -548,22 +542,7 @@ class OmniSatTask(BaseTask):
         Raises:
             ValueError: If the file has other components or another GSD, or belongs to other weights.
         """
-        if getattr(self.model, 'dense', None) is not None:
-            return Embedder(self.model, None, subsets)
-        existing = next((path for path in files if path.exists()), None)
-        if self.trainer.is_global_zero and existing is None:
-            fitted = fit_projection(self, self.datamodule, dim, gsd)
-            existing = write_projection(files, fitted, weights)
-            rank_zero_info(f'The model has no head of embeddings: {fitted.source} are written to {existing}')
-        path = self.trainer.strategy.broadcast(existing)
-        assert path is not None
-        projection, source, digest = read_projection(path, weights)
-        if (projection.dim, projection.gsd) != (dim, gsd):
-            raise ValueError(
-                f'{path} has {projection.dim} components at {projection.gsd:g} m, but dim is {dim} and gsd {gsd:g}: '
-                'expected the same; remove it, or set another projection'
-            )
-        return Embedder(self.model, projection, subsets, source, digest)
+        return make_embedder(self, subsets, dim, gsd, files, weights)
 
     def predict_embeddings(self, batch: Sample, batch_idx: int) -> dict[str, Tensor | None]:
         """Return the embeddings of a batch, computed by :attr:`embedder`.
@@ -598,33 +577,13 @@ class OmniSatTask(BaseTask):
 
     def warn_without_modalities(self, batch: Mapping[str, Tensor]) -> None:
         """Warn, once per rank, of samples without any modality."""
-        if self._warned_blind:
-            return
-        blind = ~available(batch, self.modalities).any(-1)
-        count = blind.sum()
-        if self._blind is not None and self._blind[0].device == count.device:
-            count, total = count + self._blind[0], len(blind) + self._blind[1]
-        else:
-            total = len(blind)
-        self._blind = count, total
-        if readable(blind):
-            self._warn_blind()
-
-    def _warn_blind(self) -> None:
-        """Warn of the counted samples without any modality; an accelerator is asked after many steps."""
-        blind, self._blind = self._blind, None
-        if blind is not None and not self._warned_blind and (count := int(blind[0])):
-            self._warned_blind = True
-            warnings.warn(
-                f'{count} of {counted(blind[1], "sample")} without any of the modalities {list(self.modalities)}: the '
-                'output does not depend on any image (this warning is issued once)',
-                stacklevel=3,
-            )
+        if not self._blind.warned:
+            self._blind.add(available(batch, self.modalities).any(-1), self.modalities)
 
     def warn_extreme(self) -> None:
         """Warn of implausible values, which count as not observed, and of samples without any modality."""
         self._implausible.warn()
-        self._warn_blind()
+        self._blind.warn()
 
     def show(self, tag: str, draw: Callable[[], Figure]) -> None:
         """Add a figure to the loggers that accept figures, or else write it as PNG. Call this on every rank.
@@ -641,13 +600,7 @@ class OmniSatTask(BaseTask):
             figure = draw()
         except RGBBandsMissingError:
             return
-        experiments = [getattr(logger, 'experiment', None) for logger in self.loggers]
-        takers: list[Any] = [experiment for experiment in experiments if hasattr(experiment, 'add_figure')]
-        for taker in takers:
-            taker.add_figure(tag, figure, global_step=self.global_step)
-        if not takers:
-            with atomic_file(folder / 'figures' / tag / f'{self.global_step:06d}.png') as path:
-                save_figure(figure, path)
+        log_figure(figure, tag, self.global_step, self.loggers, folder)
         plt.close(figure)
 
     @property
@@ -684,41 +637,15 @@ class OmniSatTask(BaseTask):
             'Python load_from_checkpoint, load_state_dict or fit first'
         )
 
-    @property
-    def _unset(self) -> list[str]:
-        return [name for name in (*self.required, *self.optional) if self.hparams[name] is None]
-
-    def _missing_from(self, datamodule: Any) -> dict[str, Any]:
-        found = {name: getattr(datamodule, name, None) for name in self._unset}
-        missing = [name for name in self.required if name in found and found[name] is None]
-        if missing:
-            who = 'there is no datamodule' if datamodule is None else f'{type(datamodule).__name__} does not have them'
-            raise ValueError(
-                f'{type(self).__name__} has no {missing} and {who}: expected these arguments, or a datamodule '
-                f'with the attributes {[*self.required, *self.optional, "mean", "std"]}, '
-                'such as those of torchgeo_omnisat.datamodules'
-            )
-        return {name: self._plain(name, value) for name, value in found.items()}
-
-    def _plain(self, name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if name == 'modalities':
-            return [modality.as_dict() for modality in as_modalities(value).values()]
-        if name in KINDS:
-            return plain_statistics(name, value)
-        if name == 'sources':
-            return plain_sources(value)
-        hints = (get_type_hints(vars(cls)['__init__']) for cls in type(self).__mro__ if '__init__' in vars(cls))
-        return as_plain(value, next((found[name] for found in hints if name in found), None))
-
     def _add_facts(self, modalities: Mapping[str, Modality]) -> None:
         """Add facts about the modalities that an older checkpoint lacks; the model does not change."""
         if modalities == self.known:
             return
         args = dict(self.hparams['backbone_args'] or {})
         args |= {'series': next(iter(self.modalities))} if self.hparams['backbone'] == 'utae' else {}
-        self.save_hyperparameters({'modalities': self._plain('modalities', modalities), 'backbone_args': args or None})
+        self.save_hyperparameters(
+            {'modalities': plain_value(type(self), 'modalities', modalities), 'backbone_args': args or None}
+        )
 
     def _check_datamodule(self, datamodule: Any) -> None:
         """Validate a datamodule and set up re-normalisation."""
@@ -727,25 +654,13 @@ class OmniSatTask(BaseTask):
         if declared is None:
             return
         who, theirs, ours = type(datamodule).__name__, as_modalities(declared), self.known
-        for name, modality in theirs.items():
-            if name not in ours or not ours[name].agrees(modality):
-                if name not in ours:
-                    raise ValueError(
-                        f'{who} has {name!r}, but the model was built for only {list(ours)}: rename it, or leave it out'
-                        f' with modalities: [{", ".join(sorted({*ours} & {*theirs}))}]'
-                    )
-                changes = [
-                    f'{fact} {getattr(modality, fact)} instead of {getattr(ours[name], fact)}'
-                    for fact in ('bands', 'gsd', 'temporal', 'kind', 'unit', 'wavelengths')
-                    if getattr(modality, fact) != getattr(ours[name], fact)
-                ]
-                raise ValueError(f'{name!r} of {who} has {"; ".join(changes)}, for which the model was built')
+        check_modalities(who, theirs, ours)
         self._add_facts({name: ours[name].joined(theirs.get(name, ours[name])) for name in ours})
         self.check_classes(who, datamodule)
         for name in self.required:
             if name in self.adaptable or self.trainer.predicting:
                 continue
-            value = self._plain(name, getattr(datamodule, name, None))
+            value = plain_value(type(self), name, getattr(datamodule, name, None))
             if value not in (None, self.hparams[name]):
                 raise ValueError(f'{name} of {who} is {value}, but the model was built for {self.hparams[name]}')
         self._set_statistics(measured_statistics(datamodule), theirs)
@@ -791,15 +706,6 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _location_as_encoder(modalities: Any, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return hyper-parameters with the location among the encoders, so that *modalities* are those with images."""
-    images = [entry for entry in modalities or () if entry['name'] != LOCATION]
-    if len(images) == len(modalities or ()):
-        return {}
-    encoders = {LOCATION: 'scaled', **((arguments or {}).get('encoders') or {})}
-    return {'modalities': images, 'backbone_args': {**(arguments or {}), 'encoders': encoders}}
-
-
 def _is_image(key: str, value: Any) -> bool:
     return key.startswith('image') and isinstance(value, Tensor) and value.is_floating_point()
 
@@ -807,21 +713,3 @@ def _is_image(key: str, value: Any) -> bool:
 def _version(parameter: nn.Parameter) -> tuple[int, int]:
     """Return identity and write count of a parameter, which change if it is trained or loaded."""
     return id(parameter), 0 if parameter.is_inference() else parameter._version
-
-
-def as_plain(value: Any, hint: Any = None) -> Any:
-    """Convert a hyper-parameter, of the type *hint* if known, to plain types, so that a checkpoint loads safely."""
-    if value is None:
-        return None
-    for kind in (int, float, str):
-        if kind in (hint, *get_args(hint)):
-            return kind(value)
-    if any(get_args(option) == (str,) for option in (hint, *get_args(hint))):
-        return [str(item) for item in value]
-    if hasattr(value, 'tolist'):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: as_plain(item) for key, item in value.items()}
-    if isinstance(value, Collection) and not isinstance(value, str):
-        return [as_plain(item) for item in value]
-    return value

@@ -98,6 +98,28 @@ class Embedder:
         return torch.cat(parts, dim=1)
 
 
+def make_embedder(
+    task: Any, subsets: Sequence[tuple[str, ...]], dim: int, gsd: float, files: Sequence[Path], weights: str
+) -> Embedder:
+    """Return the embeddings of a task that predicts, see :meth:`.OmniSatTask.make_embedder`."""
+    if getattr(task.model, 'dense', None) is not None:
+        return Embedder(task.model, None, subsets)
+    existing = next((path for path in files if path.exists()), None)
+    if task.trainer.is_global_zero and existing is None:
+        fitted = fit_projection(task, task.datamodule, dim, gsd)
+        existing = write_projection(files, fitted, weights)
+        rank_zero_info(f'The model has no head of embeddings: {fitted.source} are written to {existing}')
+    path = task.trainer.strategy.broadcast(existing)
+    assert path is not None
+    projection, source, digest = read_projection(path, weights)
+    if (projection.dim, projection.gsd) != (dim, gsd):
+        raise ValueError(
+            f'{path} has {projection.dim} components at {projection.gsd:g} m, but dim is {dim} and gsd {gsd:g}: '
+            'expected the same; remove it, or set another projection'
+        )
+    return Embedder(task.model, projection, subsets, source, digest)
+
+
 def fit_projection(task: Any, datamodule: Any, dim: int, gsd: float) -> Projection:
     """Fit the principal components of a model on random pixels of training tiles.
 

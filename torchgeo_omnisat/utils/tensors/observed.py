@@ -1,17 +1,19 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Flags of observed pixels.
+"""Flags of observed pixels, and counts of what is not.
 
 NaN, infinite and implausibly large values are not observed. A single large value would make all features of an image
 NaN, because its square overflows single precision.
 """
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from ..plurals import counted
 from .devices import readable
 
 #: Maximum absolute value of a normalised pixel, in standard deviations; digital numbers are also below it.
@@ -88,6 +90,38 @@ class ImplausibleCounts:
                 f'{parts}: values are infinite or exceed {MAX_NORMALISED:g} standard deviations, and are treated as '
                 'nodata; set the nodata value of these files, or correct them',
                 stacklevel=2,
+            )
+
+
+class BlindCount:
+    """Number of samples without any modality, of which it warns once.
+
+    It is accumulated on the device of the flags, to avoid synchronisation in each step.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+        self._counts: tuple[Tensor, int] | None = None
+        self._names: Iterable[str] = ()
+
+    def add(self, seen: Tensor, names: Iterable[str]) -> None:
+        """Count the samples ``(B,)`` that have none of the modalities, and warn if the flags are on the CPU."""
+        count, total = (~seen).sum(), len(seen)
+        if self._counts is not None and self._counts[0].device == count.device:
+            count, total = count + self._counts[0], total + self._counts[1]
+        self._counts, self._names = (count, total), names
+        if readable(seen):
+            self.warn()
+
+    def warn(self) -> None:
+        """Warn of the counted samples, and reset the count."""
+        counts, self._counts = self._counts, None
+        if counts is not None and not self.warned and (blind := int(counts[0])):
+            self.warned = True
+            warnings.warn(
+                f'{blind} of {counted(counts[1], "sample")} without any of the modalities {list(self._names)}: the '
+                'output does not depend on any image (this warning is issued once)',
+                stacklevel=4,
             )
 
 
