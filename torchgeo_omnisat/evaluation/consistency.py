@@ -4,16 +4,19 @@
 """Cosine of embeddings from some of the modalities and from all of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
 from ..modality import Which, subset_name, subsets
+from ..models import OmniSat
+from ..models.embedding import DenseEmbedding, any_observed
 from ..utils.atomic import atomic_file
 from ..utils.tensors.devices import WIDE
 
@@ -66,6 +69,25 @@ class EmbeddingCosine(Metric):
             CosineRow(subset_name(subset), len(subset), total / count if count else math.nan, count)
             for subset, total, count in totals
         ]
+
+
+def compare_subsets(
+    cosines: EmbeddingCosine, backbone: OmniSat, dense: DenseEmbedding | None, batch: Mapping[str, Tensor]
+) -> None:
+    """Add the cosines of the embeddings of a batch: dense ones if there is a head of them, or else fused tokens."""
+    out = backbone(batch)
+    whole = out.fused if dense is None else dense(out)
+    for subset in cosines.subsets:
+        if not set(subset) & set(out.maps):
+            continue
+        part = backbone.restrict(out, subset)
+        if dense is None:
+            embeddings, seen = part.fused, backbone.observed_patches(part.maps, out.grid).any(-1)
+        else:
+            embeddings = dense(part)
+            seen = any_observed(part, (whole.shape[-2], whole.shape[-1]))
+        dim = 1 if dense is not None else -1
+        cosines.update(subset, F.cosine_similarity(embeddings.float(), whole.float(), dim=dim), seen)
 
 
 def write_cosines(rows: Sequence[CosineRow], path: Path, data: str) -> None:

@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from ..batch import FILLER, available
-from ..evaluation.consistency import EmbeddingCosine, write_cosines
+from ..evaluation.consistency import EmbeddingCosine, compare_subsets, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
 from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss
 from ..losses.negatives import NegativeDistances
 from ..losses.reconstruction import number_hidden
 from ..modality import LOCATION, Modality, Which, as_modalities, subset_name
 from ..models import OmniSat
-from ..models.embedding import DenseEmbedding, any_observed
+from ..models.embedding import DenseEmbedding
 from ..prediction import EmbeddingWriter, GeoTIFFWriter
 from ..transforms import ModalityDropout
 from ..utils.checks import check_choice, check_least
-from ..utils.distributed import gather, gather_numbers, own_rows, shared_mean
+from ..utils.distributed import gather_flagged, gather_numbers, own_rows, shared_mean
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import readable, wide
 from ..utils.tensors.finite import refuse_loss, refuse_output
 from .base import OmniSatTask
 from .distillation.granularity import FUSED, MOST_PATCHES, Granularity
-from .views import COMPARED, Pretrainer, Views, draw_views, generator, limited_ratio
+from .views import COMPARED, Draws, Pretrainer, Views, draw_views, generator, limited_ratio
 
 #: Index of each stage, part of the key of its random draws.
 STAGES = {'train': 0, 'val': 1, 'test': 2}
@@ -351,7 +351,7 @@ class OmniSatPretraining(OmniSatTask):
         """Log the losses of a batch, as :meth:`validation_step`, and compare the embeddings of all subsets."""
         self._evaluate(batch, 'test', batch_idx)
         if FILLER not in batch:
-            self._compare_subsets(batch)
+            compare_subsets(self._cosines, self.model.backbone, self.model.dense, self.renormalise(batch))
 
     def on_test_epoch_end(self) -> None:
         """Log the retrieval of patches and the cosine of every subset, and write ``embeddings.csv``.
@@ -366,23 +366,6 @@ class OmniSatPretraining(OmniSatTask):
             data = 'synthetic' if getattr(self.datamodule, 'synthetic', False) else data
             write_cosines(rows, folder / 'embeddings.csv', data)
             rank_zero_info(f'Cosine of embeddings by subset of the modalities: {folder / "embeddings.csv"}')
-
-    def _compare_subsets(self, batch: Sample) -> None:
-        """Compare the embeddings of each subset with those of all: dense ones, or else fused tokens."""
-        backbone, dense = self.model.backbone, self.model.dense
-        out = backbone(self.renormalise(batch))
-        whole = out.fused if dense is None else dense(out)
-        for subset in self._cosines.subsets:
-            if not set(subset) & set(out.maps):
-                continue
-            part = backbone.restrict(out, subset)
-            if dense is None:
-                embeddings, seen = part.fused, backbone.observed_patches(part.maps, out.grid).any(-1)
-            else:
-                embeddings = dense(part)
-                seen = any_observed(part, (whole.shape[-2], whole.shape[-1]))
-            dim = 1 if dense is not None else -1
-            self._cosines.update(subset, F.cosine_similarity(embeddings.float(), whole.float(), dim=dim), seen)
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Return the embeddings of a batch, without masking.
@@ -413,40 +396,23 @@ class OmniSatPretraining(OmniSatTask):
         grid = self.model.grid(batch)
         if FILLER not in batch:
             self.warn_without_modalities(batch)
-        hparams, terms, names = self.hparams, self.terms, list(self.modalities)
-        count = len(available(batch, self.modalities))
-        ratio = hparams['mask_ratio'] if self.model.fuses else 0.0
-        masked = number_hidden(grid, limited_ratio(ratio, grid))
+        terms, count = self.terms, len(available(batch, self.modalities))
         # The only exchange of sizes in a step.
         filler = FILLER in batch
         ranks = gather_numbers(count, int('bounds' in batch), int(filler), device=self.device)
         counts = [row[0] for row in ranks]
         if stage == 'train' and self.has_location(batch):
             batch = self._withhold_location(batch, counts, key)
-        dense = {'pixel_reconstruction', 'pixel_contrast', 'consistency'} & set(terms)
-        pixels = self.model.pixel_grid(batch), hparams['embedding_pixels'] if dense else 0
-        draws = draw_views(
-            (hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device, *pixels
-        )
-        chances = [self.dropout.p[name] if stage == 'train' else 0.0 for name in names]
-        compare = stage != 'train' or bool({'tile', 'patch'} & set(terms)) or self.model.granularity is not None
-        how = hparams['hide'] == 'pixels', hparams['micro_batch_size'], compare, hparams['rebuild'] == 'all', masked
-        views = self.model.views(batch, draws, chances, *how)
+        draws, views = self._draw(batch, grid, counts, stage, key)
         exclude = self._exclude(batch, counts) if any(row[1] for row in ranks) else None
         losses = {}
         # The count of all ranks, because Lightning's mean over ranks needs equal batch sizes.
         counted = count if stage == 'train' else sum(row[0] for row in ranks if not row[2])
         if 'tile' in terms and (stage == 'train' or counted > 1):
             losses['tile'] = self._contrast_tiles(views, self._exclude_by_pair(batch, exclude, counts), counts, stage)
-        if 'patch' in terms:
-            patches = self.patch_contrast.compare(views.patches, views.observed, exclude, counts)
-            losses['patch'] = patches.loss
-            self._log_spread(f'{stage}_patch_spread', patches.tokens, patches.available, stage)
-        if 'reconstruction' in terms:
-            rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
-            losses['reconstruction'] = rebuilt.loss
-            self._log_each(f'{stage}_reconstruction_loss', names, rebuilt.losses, rebuilt.counts, stage)
-        losses |= self._dense_losses(views, exclude, counts, stage) if dense else {}
+        losses |= self._patch_losses(views, exclude, counts, stage)
+        if self._trains_dense:
+            losses |= self._dense_losses(views, exclude, counts, stage)
         if self.model.granularity is not None:
             losses |= self._grain_losses(views, self.model.backbone.coordinates(batch), exclude, counts, stage)
             if stage != 'train':
@@ -460,6 +426,48 @@ class OmniSatPretraining(OmniSatTask):
         for name, value in losses.items():
             self._log(f'{stage}_{name}_loss', value, counted, stage)
         return loss, views
+
+    @property
+    def _trains_dense(self) -> bool:
+        return bool({'pixel_reconstruction', 'pixel_contrast', 'consistency'} & set(self.terms))
+
+    def _draw(
+        self, batch: Sample, grid: tuple[int, int], counts: Sequence[int], stage: str, key: Sequence[int]
+    ) -> tuple[Draws, Views]:
+        """Return the random draws for a batch, and the views of it."""
+        hparams, names = self.hparams, list(self.modalities)
+        ratio = hparams['mask_ratio'] if self.model.fuses else 0.0
+        pixels = self.model.pixel_grid(batch), hparams['embedding_pixels'] if self._trains_dense else 0
+        draws = draw_views(
+            (hparams['seed'], STAGES[stage], *key), counts, len(names), grid, ratio, self.device, *pixels
+        )
+        contrasts = bool({'tile', 'patch'} & set(self.terms)) or self.model.granularity is not None
+        views = self.model.views(
+            batch,
+            draws,
+            [self.dropout.p[name] if stage == 'train' else 0.0 for name in names],
+            pixels=hparams['hide'] == 'pixels',
+            micro_batch_size=hparams['micro_batch_size'],
+            compare=stage != 'train' or contrasts,
+            everything=hparams['rebuild'] == 'all',
+            masked=number_hidden(grid, limited_ratio(ratio, grid)),
+        )
+        return draws, views
+
+    def _patch_losses(
+        self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str
+    ) -> dict[str, Tensor]:
+        """Return the enabled losses of the contrast and the reconstruction of patches."""
+        losses = {}
+        if 'patch' in self.terms:
+            patches = self.patch_contrast.compare(views.patches, views.observed, exclude, counts)
+            losses['patch'] = patches.loss
+            self._log_spread(f'{stage}_patch_spread', patches.tokens, patches.available, stage)
+        if 'reconstruction' in self.terms:
+            rebuilt = self.model.reconstruction.mean(views.errors, views.counts)
+            losses['reconstruction'] = rebuilt.loss
+            self._log_each(f'{stage}_reconstruction_loss', list(self.modalities), rebuilt.losses, rebuilt.counts, stage)
+        return losses
 
     def _dense_losses(
         self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str
@@ -492,10 +500,8 @@ class OmniSatPretraining(OmniSatTask):
         found = model.granularity(views.tokens, fused, taught, views.observed, exclude, counts, stage == 'train')
         counted = stage != 'train' or readable(views.observed) or self._logs_now  # singular values are slow
         for name, compared in found.items() if counted else ():
-            for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
-                values = statistic(compared.embeddings, compared.available)
-                sources = [*self.modalities, FUSED]
-                self._log_each(f'{stage}_{name}_{kind}', sources, values, values.isfinite(), stage)
+            sources = [*self.modalities, FUSED]
+            self._log_collapse(f'{stage}_{name}', sources, compared.embeddings, compared.available, stage)
             if compared.used is not None:
                 self._log(f'{stage}_{name}_prototypes', compared.used, 1, stage)
         return {name: compared.loss for name, compared in found.items()}
@@ -503,27 +509,25 @@ class OmniSatPretraining(OmniSatTask):
     def _log_fused(self, fused: Tensor, shown: Tensor, counts: Sequence[int], stage: str) -> None:
         """Log whether the fused tokens of the backbone collapse; the losses compare their projections."""
         step = -(-fused.shape[1] // MOST_PATCHES)
-        some, flags = fused[:, ::step].detach().float(), shown[:, ::step].unsqueeze(-1)
-        rows = torch.cat(gather(torch.cat([some, flags.float()], -1), counts))
-        tokens, seen = rows[..., :-1].unsqueeze(0), rows[..., -1:] > 0.5
-        for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
-            values = statistic(tokens, seen)
-            self._log_each(f'{stage}_fused_{kind}', ['all'], values, values.isfinite(), stage)
+        tokens, seen = gather_flagged(fused[:, ::step].detach().float(), shown[:, ::step], counts)
+        self._log_collapse(f'{stage}_fused', ['all'], tokens.unsqueeze(0), seen.unsqueeze(-1), stage)
 
     def _log_statistics(self, views: Views, counts: Sequence[int], stage: str) -> None:
         """Log whether the dense embeddings of the tiles of all ranks collapse, or depend on their position."""
         if stage == 'train' and not readable(views.pixels_observed) and not self._logs_now:
             return  # singular values are slow on an accelerator
-        flags = views.pixels_observed[..., :1].to(views.pixels.dtype)
-        rows = torch.cat(gather(torch.cat([views.pixels[0].detach(), flags], -1), counts))
-        pixels, seen = rows[..., :-1], rows[..., -1:] > 0.5
-        statistics = {
-            'spread': spread(pixels.unsqueeze(0), seen),
-            'rank': effective_rank(pixels.unsqueeze(0), seen),
-            'position': position_variance(pixels, seen[..., 0]).unsqueeze(0),
-        }
-        for name, values in statistics.items():
-            self._log_each(f'{stage}_pixel_{name}', ['all'], values, values.isfinite(), stage)
+        pixels, seen = gather_flagged(views.pixels[0].detach(), views.pixels_observed[..., 0], counts)
+        self._log_collapse(f'{stage}_pixel', ['all'], pixels.unsqueeze(0), seen.unsqueeze(-1), stage)
+        position = position_variance(pixels, seen).unsqueeze(0)
+        self._log_each(f'{stage}_pixel_position', ['all'], position, position.isfinite(), stage)
+
+    def _log_collapse(
+        self, name: str, sources: Sequence[str], embeddings: Tensor, available: Tensor, stage: str
+    ) -> None:
+        """Log spread and effective rank of the embeddings ``(S, G, N, D)`` of each source."""
+        for kind, statistic in {'spread': spread, 'rank': effective_rank}.items():
+            values = statistic(embeddings, available)
+            self._log_each(f'{name}_{kind}', sources, values, values.isfinite(), stage)
 
     def _contrast_tiles(self, views: Views, exclude: Tensor | None, counts: Sequence[int], stage: str) -> Tensor:
         assert self.tile_contrast is not None

@@ -59,6 +59,12 @@ def gather(x: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
     return [part[:count] for part, count in zip(_all_gather(padded), counts, strict=True)]
 
 
+def gather_flagged(values: Tensor, flags: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return values ``(G, ..., D)`` and their flags ``(G, ...)`` of all ranks, in one exchange."""
+    rows = torch.cat(gather(torch.cat([values, flags.unsqueeze(-1).to(values.dtype)], -1), counts))
+    return rows[..., :-1], rows[..., -1] > 0.5
+
+
 def gather_with_gradient(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Gather and concatenate the rows of all ranks, for a loss that every rank computes completely.
 

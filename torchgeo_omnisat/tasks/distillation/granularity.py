@@ -22,7 +22,7 @@ from ...losses import (
     pool_tile,
 )
 from ...models import OmniSat
-from ...utils.distributed import gather
+from ...utils.distributed import gather_flagged
 from .teacher import Teacher
 
 #: Name of the fused tokens among the sources; the others are modalities.
@@ -147,6 +147,5 @@ class Granularity(nn.Module):
         scores = teacher.score(teacher.embed(targets[0]))
         distilled = self.distillation(head.score(embeddings), scores, seen, seen[..., -1])
         step = -(-embeddings.shape[2] // MOST_PATCHES)
-        some, flags = embeddings.detach()[:, :, ::step].movedim(0, 2), seen[:, ::step]
-        rows = torch.cat(gather(torch.cat([some, flags.unsqueeze(-1).to(some.dtype)], -1), counts))
-        return Compared(distilled.loss, rows[..., :-1].movedim(2, 0), rows[..., -1] > 0.5, distilled.used)
+        some, flags = gather_flagged(embeddings.detach()[:, :, ::step].movedim(0, 2), seen[:, ::step], counts)
+        return Compared(distilled.loss, some.movedim(2, 0), flags, distilled.used)
