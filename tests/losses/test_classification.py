@@ -59,3 +59,17 @@ def test_unknown() -> None:
 def test_labels_are_0_or_1() -> None:
     with pytest.raises(ValueError, match=r'label is 2\.0, expected 0 or 1'):
         MultiLabelLoss()(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 2.0]]))
+
+
+@pytest.mark.parametrize('kind', ['asymmetric', 'bce'])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.bool, torch.float64])
+def test_type_of_the_label_does_not_matter(kind: str, dtype: torch.dtype) -> None:
+    logits, label = make()
+    loss = MultiLabelLoss(kind)
+    torch.testing.assert_close(loss(logits, label.to(dtype)), loss(logits, label))
+
+
+@pytest.mark.parametrize('kind', ['asymmetric', 'bce'])
+def test_one_label_is_not_repeated_for_all_classes(kind: str) -> None:
+    with pytest.raises(ValueError, match=r'label has shape \(4, 1\), .* \(4, 3\)'):
+        MultiLabelLoss.forward.__wrapped__(MultiLabelLoss(kind), make()[0], torch.ones(4, 1))

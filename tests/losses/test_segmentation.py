@@ -77,6 +77,24 @@ def test_half_precision_does_not_overflow() -> None:
     torch.testing.assert_close(loss, CrossEntropyDice()(logits.float(), mask))
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_in_another_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, mask = torch.randn(2, 5, 4, 4, generator=generator), torch.randint(0, 5, (2, 4, 4), generator=generator)
+    expected = CrossEntropyDice(class_weights=WEIGHTS)(logits.to(dtype), mask)
+    torch.testing.assert_close(CrossEntropyDice(class_weights=WEIGHTS).to(dtype)(logits.to(dtype), mask), expected)
+
+
+@pytest.mark.parametrize(('classes', 'weights'), [(1, None), (2, (1.0, 0.0))])
+def test_only_the_ignored_class_has_a_weight(classes: int, weights: tuple[float, ...] | None) -> None:
+    logits = torch.randn(1, classes, 4, 4).requires_grad_()
+    loss = CrossEntropyDice(0, weights)(logits, torch.full((1, 4, 4), classes - 1))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
 def test_weights_are_in_no_checkpoint() -> None:
     assert not CrossEntropyDice(class_weights=WEIGHTS).state_dict()
 

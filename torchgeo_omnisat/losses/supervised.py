@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from segmentation_models_pytorch.losses._functional import soft_dice_score
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class CrossEntropyDice(nn.Module):
             labelled = labelled & counted[:, None, None]
         logits = logits.float()
         target = torch.where(labelled, mask, 0)
-        weights = torch.ones_like(logits[0, :, 0, 0]) if self.class_weights is None else self.class_weights
+        weights = torch.ones_like(logits[0, :, 0, 0]) if self.class_weights is None else self.class_weights.float()
         each = F.cross_entropy(logits, target, weight=weights, reduction='none')
         total = (weights[target] * labelled).sum()
         loss = (each * labelled).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
@@ -91,7 +91,7 @@ class CrossEntropyDice(nn.Module):
         each = (1 - scores) * truth.flatten(2).any(-1).any(0)
         if self.ignore_index is not None:
             weights = weights.masked_fill(classes == self.ignore_index, 0)
-        return (each * weights).sum() / weights.sum()
+        return (each * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _labelled(self, logits: Float[Tensor, 'b k h w'], mask: Tensor) -> Tensor:
         """Validate the arguments and return which pixels are labelled."""
@@ -140,18 +140,20 @@ class MultiLabelLoss(nn.Module):
         self.total = kinds[kind]()
         self.total.reduction = 'sum'  # not an argument in timm before 1.0.31, which always sums
 
-    def forward(self, logits: Float[Tensor, 'b k'], label: Float[Tensor, 'b k']) -> Float[Tensor, '']:
+    def forward(self, logits: Float[Tensor, 'b k'], label: Shaped[Tensor, 'b k']) -> Float[Tensor, '']:
         """Return the loss of logits.
 
         Args:
             logits: Logits of K labels.
-            label: 1 if the tile has the label, else 0.
+            label: 1 if the tile has the label, else 0, in any type.
 
         Raises:
-            ValueError: If a label is neither.
+            ValueError: If a label is neither, or there are not K labels per sample.
         """
+        if label.shape != logits.shape:
+            raise ValueError(f'label has shape {tuple(label.shape)}, expected {tuple(logits.shape)} as the logits')
         wrong = (label != 0) & (label != 1)
         expected = 'expected 0 or 1'
         require(~wrong.any(), expected, lambda: ValueError(f'label is {float(label[wrong][0])}, {expected}'))
-        loss: Tensor = self.total(logits.float(), label) / label.numel()
+        loss: Tensor = self.total(logits.float(), label.float()) / label.numel()
         return loss
