@@ -102,7 +102,7 @@ class OmniSatTask(BaseTask):
             does; see ``torchgeo_omnisat.models.compiling``. Not saved in checkpoints.
 
     Raises:
-        ValueError: If *location_dropout* is not a probability, or *compile* is unknown.
+        ValueError: If *location_dropout* or *warmup* is not from 0 to 1, or *compile* or *scheduler* is unknown.
     """
 
     #: Hyper-parameters that are required to build the model.
@@ -153,7 +153,9 @@ class OmniSatTask(BaseTask):
         compile: bool | Mode = False,
     ) -> None:
         probability(location_dropout, 'location_dropout')
-        check_choice(compile=(compile, (False, True, *MODES)))
+        if not 0 <= warmup <= 1:
+            raise ValueError(f'warmup is {warmup}, expected a fraction of the steps, from 0 to 1')
+        check_choice(compile=(compile, (False, True, *MODES)), scheduler=(scheduler, ('cosine', 'plateau')))
         self.weights, self.statistics, self.compiled = weights, statistics, compile
         super().__init__()
 
