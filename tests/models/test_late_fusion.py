@@ -120,6 +120,20 @@ def test_batch_without_any_of_its_modalities_is_refused(batch: Batch) -> None:
         LateFusion([S2], **SMALL)(drop(batch, [S2]))
 
 
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        ({'patch_size': -10.0}, 'patch_size is -10.0 m, expected'),
+        ({'patch_size': float('nan')}, 'patch_size is nan m, expected'),
+        ({'width': 0}, 'width is 0, expected an integer from 1'),
+        ({'widths': (16, 0)}, 'widths[1] is 0, expected an integer from 1'),
+    ],
+)
+def test_size_that_is_none(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LateFusion([S2], **{**SMALL, **wrong})
+
+
 def test_from_torchgeo() -> None:
     register_models()
     assert list(get_model('dual_stream', MODALITIES, widths=(16, 32)).encoders) == ['s2', 's1a']

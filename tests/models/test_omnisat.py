@@ -271,6 +271,23 @@ def test_half_a_label_counts_as_one(metres):
     assert logits.shape[-1] == {50: 3, 150: 8}[metres]
 
 
+@pytest.mark.parametrize('gsd', [0.0, -10.0, float('nan'), float('inf')])
+def test_gsd_of_the_labels_is_a_length(gsd):
+    with pytest.raises(ValueError, match=f'label_gsd is {gsd}, expected'):
+        OmniSatSegmenter(omnisat_tiny([S2]), 3, label_gsd=gsd)
+
+
+def test_segmentation_needs_a_class():
+    with pytest.raises(ValueError, match='num_classes is 0, expected an integer from 1'):
+        OmniSatSegmenter(omnisat_tiny([S2]), 0)
+
+
+@pytest.mark.parametrize('name', ['widths', 'image_widths'])
+def test_encoders_need_a_level(name):
+    with pytest.raises(ValueError, match=rf'{name} is \(\), expected at least one level'):
+        omnisat_tiny([S2], **{name: ()})
+
+
 def test_fuse_asks_for_the_grid_of_an_oblong_tile():
     model = omnisat_tiny([S2])
     tokens, available = {'s2': torch.randn(1, 8, model.embed_dim)}, torch.ones(1, 1, dtype=torch.bool)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..modality import Modality, as_modalities
 from .encoders import Encoder, build_encoders
 from .encoders.series.utae import UpBlock, conv_block, decode_pyramid, group_norm
-from .omnisat import OmniSat, channels_last, split_location
+from .omnisat import OmniSat, channels_last, check_ground, check_size, split_location
 from .segmentation import resize
 
 #: Backbones with one stream per modality; their inputs are one time series, all time series, all modalities.
@@ -93,6 +93,10 @@ class LateFusion(OmniSat):
         width: Output channels of a stream.
         linear: Whether streams end with a linear layer, so that logits are linear in the features of the encoders,
             averaged over the modalities. Few labels suffice to train it.
+
+    Raises:
+        ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or the location
+            is a modality, or a size is not positive and finite or implausibly large.
     """
 
     def __init__(
@@ -112,6 +116,8 @@ class LateFusion(OmniSat):
                 'late fusion averages one map per modality, expected modalities with images: the location needs the '
                 'attention of omnisat_tiny, omnisat_small or omnisat_base'
             )
+        check_size('width', width)
+        check_ground(self.modalities, patch_size, widths, image_widths)
         self.location = None
         self.embed_dim, self.patch_size = width, float(patch_size)
         chosen = build_encoders(self.modalities, encoders, widths, image_widths)

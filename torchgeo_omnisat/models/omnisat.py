@@ -156,8 +156,10 @@ class OmniSat(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities, encoders, location = split_location(modalities, encoders)
-        finest = min(modality.gsd for modality in self.modalities.values())
-        _check_sizes(finest, patch_size, embed_dim, depth, num_heads, (*widths, *image_widths))
+        check_size('embed_dim', embed_dim)
+        check_size('num_heads', num_heads)
+        check_size('depth', depth, 0, LARGEST_DEPTH)
+        check_ground(self.modalities, patch_size, widths, image_widths)
         self.embed_dim, self.patch_size = embed_dim, float(patch_size)
         built = build_encoders(self.modalities, encoders, widths, image_widths, checkpointing)
         self.encoders = nn.ModuleDict(built)
@@ -398,15 +400,18 @@ def _known_coordinates(batch: Mapping[str, Tensor]) -> Float[Tensor, 'b 2']:
     return coordinates.where(known, torch.nan)
 
 
-def _check_sizes(
-    finest: float, patch_size: float, embed_dim: int, depth: int, num_heads: int, widths: Sequence[int]
+def check_ground(
+    modalities: Mapping[str, Modality], patch_size: float, widths: Sequence[int], image_widths: Sequence[int]
 ) -> None:
+    """Raise ValueError if a patch is smaller than a pixel, or widths of the encoders are implausible."""
+    finest = min(modality.gsd for modality in modalities.values())
     if not finest / 100 <= patch_size < math.inf:
         raise ValueError(f'patch_size is {patch_size} m, expected a finite length of at least a pixel, {finest} m')
-    whole = {'embed_dim': embed_dim, 'num_heads': num_heads, 'depth': depth}
-    whole |= {f'widths[{place}]': width for place, width in enumerate(widths)}
-    for name, value in whole.items():
-        check_size(name, value, int(name != 'depth'), LARGEST_DEPTH if name == 'depth' else LARGEST_WIDTH)
+    for name, levels in (('widths', widths), ('image_widths', image_widths)):
+        if not levels:
+            raise ValueError(f'{name} is {levels!r}, expected at least one level')
+        for place, width in enumerate(levels):
+            check_size(f'{name}[{place}]', width)
 
 
 def check_size(name: str, value: Any, least: int = 1, most: int = LARGEST_WIDTH) -> None:

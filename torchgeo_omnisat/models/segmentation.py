@@ -153,7 +153,8 @@ class OmniSatSegmenter(nn.Module):
         field_gsd: GSD of these maps in metres, which divides *label_gsd*; None for *label_gsd*.
 
     Raises:
-        ValueError: If *width* is implausible, or *field_gsd* does not divide *label_gsd* or there is no head.
+        ValueError: If *num_classes*, *label_gsd* or *width* is implausible, or *field_gsd* does not divide *label_gsd*
+            or there is no head.
     """
 
     def __init__(
@@ -169,7 +170,10 @@ class OmniSatSegmenter(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.label_gsd = float(label_gsd)
+        check_size('num_classes', num_classes)
         check_size('width', width)
+        if not 0 < self.label_gsd < math.inf:
+            raise ValueError(f'label_gsd is {label_gsd}, expected a finite number of metres')
         self.decoder = Decoder(backbone, num_classes, self.label_gsd, width)
         encoders: dict[str, Any] = dict(backbone.encoders.items()) if experts else {}
         scale = 1 / (1 + len(encoders))  # the initial sum is about as large as the logits of the decoder alone
