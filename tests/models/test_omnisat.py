@@ -186,6 +186,10 @@ def spoil(batch, **changes):
         ({'dates_s2': None}, r"lacks \['dates_s2'\]"),
         ({'image_spot': torch.zeros(3, 3, 32, 32)}, r'\(80.0, 80.0\)'),
         ({'image_s2': None, 'image_s1a': None, 'image_spot': None}, r"\['dates_s1a'.*\['image_s1a'"),
+        ({'valid_s2': torch.ones(3, 2, dtype=torch.bool)}, r"\{'valid_s2': \(3, 2\)\}, expected \(3, 5\)"),
+        ({'valid_spot': torch.ones(2, 1, dtype=torch.bool)}, r"\{'valid_spot': \(2, 1\)\}, expected \(3, 1\)"),
+        ({'dates_s2': torch.zeros(3, 1, dtype=torch.int64)}, r"\{'dates_s2': \(3, 1\)\}, expected \(3, 5\)"),
+        ({'image_spot': torch.zeros(2, 3, 80, 80)}, r'image_spot has shape \(2, 3, 80, 80\), expected 3 samples'),
     ],
 )
 def test_refuses_what_it_was_not_built_for(batch, changes, message):

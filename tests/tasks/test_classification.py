@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ class TestTraining:
     def test_unknown_loss(self) -> None:
         with pytest.raises(ValueError, match=r"loss.*'ce'"):
             OmniSatClassification(**TOLD, loss='ce')  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize('names', [[], ['corn']])
+    def test_one_label(self, names: list[str]) -> None:
+        with pytest.raises(ValueError, match=rf'label_names is {re.escape(str(names))}, expected at least two'):
+            OmniSatClassification(**{**TOLD, 'label_names': names})
 
 
 class TestData:

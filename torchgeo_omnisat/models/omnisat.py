@@ -181,7 +181,7 @@ class OmniSat(nn.Module):
 
         Raises:
             ValueError: If the batch has an unknown modality, none of the model's, other bands than
-                expected, or modalities that cover different ground.
+                expected, modalities that cover different ground, or different numbers of samples or dates.
         """
         return self.join(self.encode(batch), self.locate(batch), self.coordinates(batch))
 
@@ -365,6 +365,11 @@ class OmniSat(nn.Module):
             if missing or batch[key].ndim != ndim or batch[key].shape[-3] != bands:
                 expected = f'({"B, T" if modality.temporal else "B"}, {bands}, H, W) with its dates and valid'
                 raise ValueError(f'{key} has shape {tuple(batch[key].shape)} and lacks {missing}, expected {expected}')
+            lead = (batch[images[0]].shape[0], batch[key].shape[1] if modality.temporal else 1)
+            if wrong := {k: tuple(batch[k].shape) for k in modality.keys[1:] if tuple(batch[k].shape) != lead}:
+                raise ValueError(f'(B, T) is {wrong}, expected {lead} for {key} in a batch with {images[0]}')
+            if batch[key].shape[0] != lead[0] or not lead[1]:
+                raise ValueError(f'{key} has shape {tuple(batch[key].shape)}, expected {lead[0]} samples and a date')
 
 
 def split_location(

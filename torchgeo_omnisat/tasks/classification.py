@@ -34,7 +34,7 @@ class OmniSatClassification(SupervisedTask):
         backbone: Name of a builder in :mod:`torchgeo_omnisat.models`.
         modalities: Plain dictionaries of the modalities (:meth:`.Modality.as_dict`), or the
             modalities by name.
-        label_names: Names of the K labels.
+        label_names: Names of the K labels, at least two.
         patch_size: Side of a ground patch in metres.
         loss: ``'asymmetric'`` or ``'bce'``; see :class:`.MultiLabelLoss`.
         **kwargs: Arguments of :class:`.SupervisedTask` and :class:`.OmniSatTask`.
@@ -60,7 +60,9 @@ class OmniSatClassification(SupervisedTask):
 
     def build(self) -> nn.Module:
         """Build the backbone with a head."""
-        return OmniSatClassifier(self.build_backbone(), len(self.hparams['label_names']))
+        if len(names := self.hparams['label_names']) < 2:  # metrics have an axis of labels
+            raise ValueError(f'label_names is {names}, expected at least two')
+        return OmniSatClassifier(self.build_backbone(), len(names))
 
     def configure_losses(self) -> None:
         """Set the loss."""
