@@ -265,8 +265,24 @@ def test_codes_of_a_table_keep_their_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ('text', 'crs', 'place'),
+    [
+        ('lon;lat;crop\n4,5;51,001;wheat\n', None, (4.5, 51.001)),
+        ('lon,lat,crop\n"-4,5","51,25",wheat\n', None, (-4.5, 51.25)),
+        ('x;y;crop\n500100,5;4999950,25;wheat\n', UTM, (500100.5, 4999950.25)),
+    ],
+)
+def test_decimal_commas(tmp_path: Path, text: str, crs: str | None, place: tuple[float, float]) -> None:
+    (tmp_path / 'p.csv').write_text(text)
+    point = read_geometries(str(tmp_path / 'p.csv'), 'crop', crs=crs).geometry.iloc[0]
+    assert (point.x, point.y) == place
+
+
+@pytest.mark.parametrize(
     ('text', 'settings', 'value'),
     [
+        ('lon,lat,height,crop\n4,51,30,wheat,\n', {}, 'more fields than the 4 columns'),
+        ('x;y;crop\n500,100;4999950;wheat\n', {}, '500,100.* in row 1'),
         ('a,b,crop\n1,2,wheat\n', {}, r"\['a', 'b', 'crop'\], expected lon and lat"),
         ('x,y,crop\n1,2,wheat\n', {'crs': None}, r"\['x', 'y'\], expected lon and lat, or for a mask its argument crs"),
         ('lon,lat,crop\n4,51,wheat\n600000,51,wheat\n', {}, r'600000.* in row 2'),

@@ -37,6 +37,8 @@ TABLES = ('.json', '.csv', '.zip')
 #: Names of the columns of coordinates in a table, in lower case.
 DEGREES = (('lon', 'lat'), ('longitude', 'latitude'), ('long', 'lat'), ('lng', 'lat'))
 METRIC = (('x', 'y'), ('easting', 'northing'))
+#: Numbers with a decimal comma in degrees and in metres; a comma in ``500,100`` metres may separate thousands.
+_COMMA_DEGREES, _COMMA_METRES = r'[+-]?\d{1,3},\d+', r'[+-]?\d{4,},\d+'
 
 #: Margin of the bounding box of points in units of the CRS, so that a single point has one.
 EDGE = 1e-6
@@ -295,6 +297,8 @@ def read_geometries(
         if path.lower().endswith('.csv'):
             text = {column: str} if column else None  # keeps the leading zeros of codes
             frame: Any = pd.read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields of a row for its index
+                raise ValueError(f'its rows have more fields than the {len(frame.columns)} columns of its header')
         elif path.lower().endswith('.parquet'):
             require_pyarrow(path)
             frame = _parquet(path)
@@ -342,7 +346,7 @@ def _located(path: str, table: pd.DataFrame, default_crs: Any) -> gpd.GeoDataFra
             f'{path} has the columns {list(pairs[0])}, expected lon and lat, or for a mask its argument crs, such as '
             'EPSG:32631'
         )
-    x, y = (pd.to_numeric(table[names[name]], errors='coerce') for name in pairs[0])
+    x, y = (_numbers(table[names[name]], degrees) for name in pairs[0])
     bad = x.isna() | y.isna() | (degrees & ((x.abs() > 180) | (y.abs() > 90)))
     if bad.any():
         first = table.loc[bad.idxmax(), [names[name] for name in pairs[0]]].to_dict()
@@ -350,6 +354,13 @@ def _located(path: str, table: pd.DataFrame, default_crs: Any) -> gpd.GeoDataFra
         raise ValueError(f'{path} has {first} in row {int(bad.argmax()) + 1}, expected {kind} ({bad.sum()} such)')
     crs = 'EPSG:4326' if degrees else default_crs
     return gpd.GeoDataFrame(table, geometry=gpd.points_from_xy(x, y), crs=crs)
+
+
+def _numbers(column: pd.Series, degrees: bool) -> pd.Series:
+    """Return the numbers of a column, also those with a decimal comma; NaN where there is none."""
+    text = column.astype(str).str.strip()
+    comma = text.str.fullmatch(_COMMA_DEGREES if degrees else _COMMA_METRES)
+    return pd.to_numeric(column.where(~comma, text.str.replace(',', '.')), errors='coerce')
 
 
 def _is_hidden(file: Path, folder: str) -> bool:
