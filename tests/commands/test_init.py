@@ -488,6 +488,22 @@ def test_rasters_without_labels(root: Path, init: Init) -> None:
     assert init()['mask'] is None
 
 
+@pytest.mark.parametrize(
+    ('header', 'message'),
+    [
+        ('x,y,species', 'no labels were read: this configuration predicts maps'),
+        ('E,N,species', 'no labels were found (survey.csv: no columns lon and lat, or x and y)'),
+    ],
+)
+def test_tables_of_points_that_cannot_be_read(
+    header: str, message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    (root / 'survey.csv').write_text(f'{header}\n{X + 15},{Y - 15},oak\n{X + 45},{Y - 45},pine\n')
+    assert main(['init', str(root), '--output', str(tmp_path / 'FILE.yaml')]) == 0
+    assert message in capsys.readouterr().out
+
+
 def test_another_area_or_year(root: Path, tmp_path: Path, init: Init) -> None:
     """Sensors of other names and dates are those of the model; a missing one is named."""
     for day in MONTHS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..inspection.configuration import render
 from ..inspection.files import list_files
-from ..inspection.labels import Labels, described, find_float_labels, find_labels
+from ..inspection.labels import Labels, described, find_float_labels, find_labels, may_be_labels
 from ..inspection.like import prediction_data, read_trained
 from ..inspection.plan import Plan, make_plan
 from ..inspection.sensors import Sensor, find_sensors, single_bands
@@ -46,6 +46,7 @@ def write_configuration(args: Any) -> tuple[str, str]:
     ask = ask_terminal if sys.stdin.isatty() and sys.stdout.isatty() else ask_nobody
     trained = None if args.like is None else read_trained(args.like)
     labels, notes = find_labels(root, files, single_bands(root, files), args.labels, args.column, ask)
+    unread = bool(notes)
     if labels is None:
         labels = find_float_labels(root, files, single_bands(root, files, floats=True))
     used = set() if labels is None else set(labels.files)
@@ -81,7 +82,12 @@ def write_configuration(args: Any) -> tuple[str, str]:
         }
     )
     if labels is None and trained is None:
-        notes.append('no labels were found: this configuration predicts maps and pre-trains; --labels FILE names them')
+        tables = [file for file in files if file.lower().endswith('.csv') and not may_be_labels(root, file)]
+        other = f' ({", ".join(tables[:3])}: no columns lon and lat, or x and y)' if tables else ''
+        notes.append(
+            f'no labels were {"read" if unread else "found"}{other}: this configuration predicts maps and pre-trains; '
+            + ('to train, mend the labels above or write the mask by hand' if unread else '--labels FILE names them')
+        )
     config = {
         'seed_everything': 0,
         'trainer': {'default_root_dir': f'logs/{args.output.stem}', **plan.trainer},

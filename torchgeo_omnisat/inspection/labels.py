@@ -113,7 +113,7 @@ def find_labels(
                 'continuous labels, set continuous: true of the mask by hand'
             )
         return found, []
-    vectors = [file for file in files if _may_be_labels(root, file)]
+    vectors = [file for file in files if may_be_labels(root, file)]
     candidates = {file: [file] for file in vectors}
     for file in rasters:
         place = PurePosixPath(file)
@@ -159,7 +159,8 @@ def find_float_labels(root: Path, files: Sequence[str], rasters: Sequence[str]) 
     return next((found for file in named if (found := _of_rasters(root, [file], files)) is not None), None)
 
 
-def _may_be_labels(root: Path, file: str) -> bool:
+def may_be_labels(root: Path, file: str) -> bool:
+    """Return whether a file is a vector file, or a CSV file with columns of coordinates."""
     ending = PurePosixPath(file).suffix.lower()
     if ending == '.csv':
         try:
