@@ -58,7 +58,7 @@ from torch import Tensor, nn
 from torchgeo_omnisat import Modality
 from torchgeo_omnisat.losses import CrossEntropyDice
 from torchgeo_omnisat.models import OmniSatSegmenter, PrestoEncoder, late_fusion, omnisat_tiny
-from torchgeo_omnisat.tasks.optimization import warmup_cosine
+from torchgeo_omnisat.tasks.setup.optimization import warmup_cosine
 from torchgeo_omnisat.transforms import RandomJitter, RandomTemporalDropout
 from torchgeo_omnisat.utils.atomic import atomic_file
 

@@ -20,7 +20,7 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.datamodules import SyntheticLandscapesDataModule
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatSegmentation
-from torchgeo_omnisat.tasks.optimization import warmup_cosine
+from torchgeo_omnisat.tasks.setup.optimization import warmup_cosine
 from torchgeo_omnisat.utils.sharding import refuse_strategy
 
 from ..processes import succeed

@@ -15,7 +15,7 @@ from torchgeo.main import main
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.tasks import OmniSatClassification, OmniSatPretraining, OmniSatSegmentation
 from torchgeo_omnisat.tasks.base import OmniSatTask
-from torchgeo_omnisat.tasks.optimization import warmup_cosine
+from torchgeo_omnisat.tasks.setup.optimization import warmup_cosine
 from torchgeo_omnisat.utils.tensors.finite import SKIPPED, Watch
 
 from .. import processes

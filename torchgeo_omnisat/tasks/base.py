@@ -44,7 +44,6 @@ from .backbone import describe_encoders, learning_rates, load_weights, make_back
 from .checkpoints import limited_size, secure_checkpoints
 from .console.progress import EpochSummary
 from .embedding import Embedder, make_embedder
-from .hyperparameters import check_modalities, location_as_encoder, plain_value, taken_from
 from .normalization import (
     KINDS,
     Inherited,
@@ -56,7 +55,8 @@ from .normalization import (
     initial_statistics,
     measured_statistics,
 )
-from .optimization import extend_optimizer_states, make_optimizer, warmup_cosine
+from .setup.hyperparameters import check_modalities, location_as_encoder, plain_value, taken_from
+from .setup.optimization import extend_optimizer_states, make_optimizer, warmup_cosine
 
 
 class OmniSatTask(BaseTask):

@@ -6,8 +6,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any, get_args, get_type_hints
 
-from ..modality import LOCATION, Modality, as_modalities
-from .normalization import KINDS, plain_sources, plain_statistics
+from ...modality import LOCATION, Modality, as_modalities
+from ..normalization import KINDS, plain_sources, plain_statistics
 
 
 def taken_from(datamodule: Any, task: Any) -> dict[str, Any]:

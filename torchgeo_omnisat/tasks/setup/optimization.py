@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ..models.encoders.bands import MISSING
+from ...models.encoders.bands import MISSING
 
 
 def make_optimizer(module: nn.Module, lr: float, weight_decay: float, rates: Mapping[nn.Parameter, float]) -> AdamW:
