@@ -3,11 +3,10 @@
 
 """What pre-training is worth with few labels, by its terms, on synthetic landscapes.
 
-Every line fine-tunes for as many steps on the same tiles; they differ in what came before:
-nothing, or steps of ``omnisat_pretraining`` on the images of all training tiles, with the
-reconstruction, the contrast of patches, both, or the reconstruction of patches and of
-pixels. The runs, and what is printed of them, are those of ``ablation.py``: each is kept
-when it is done, and not done again.
+Every line fine-tunes for as many steps on the same tiles; they differ in what came before: nothing, or steps of
+``omnisat_pretraining`` on the images of all training tiles, with the reconstruction, the contrast of patches, both, the
+reconstruction of patches and of pixels, or the reconstruction and a teacher of patches. The runs, and what is printed
+of them, are those of ``ablation.py``: each is kept when it is done, and not done again.
 
     python benchmarks/pretraining.py                                # three seeds, nothing and reconstruction
     python benchmarks/pretraining.py --terms none contrast both --seeds 0
@@ -21,6 +20,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ablation import HERE, SCRATCH
 
@@ -29,12 +29,13 @@ from torchgeo_omnisat.reproduction.rows import REBUILDING, SIZES, make_run
 from torchgeo_omnisat.utils.atomic import atomic_file
 
 #: Terms of the pre-training, by what a line is called; None is no pre-training.
-TERMS: dict[str, Mapping[str, float] | None] = {
+TERMS: dict[str, Mapping[str, Any] | None] = {
     'none': None,
     'reconstruction': REBUILDING,
     'contrast': {'tile_weight': 0, 'reconstruction_weight': 0},
     'both': {'tile_weight': 0},
     'pixels': {'tile_weight': 0, 'patch_weight': 0, 'embedding_dim': 64},
+    'teacher': {'tile_weight': 0, 'patch_weight': 0, 'granularity': ['pixel']},
 }
 
 
