@@ -92,6 +92,16 @@ def test_every_value_is_kept(image: Tensor, stored: torch.dtype, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize(
+    'mask', [torch.tensor([[1.5, torch.nan, -0.25]]), torch.tensor([[40000, 3, 255]]), torch.tensor([[70001, 0, -100]])]
+)
+def test_masks_keep_their_values_and_type(mask: Tensor) -> None:
+    """Continuous masks are floats; 40000 is exact in float16, in which it may be stored."""
+    found = decode_sample(encode_sample({'mask': mask}))['mask']
+    assert found.dtype == mask.dtype
+    assert torch.equal(found.nan_to_num(-1), mask.nan_to_num(-1))
+
+
 @pytest.mark.parametrize('processes', [1, 2, 3])
 def test_processes_read_shards_of_their_own(processes: int) -> None:
     order = ByShard((7,) * 12, 4, processes, window=2)

@@ -45,12 +45,18 @@ def encode_sample(sample: Sample) -> bytes:
 
 def decode_sample(data: bytes) -> Sample:
     """Invert :func:`encode_sample`."""
-    return {key: value.to(_wide(key) or value.dtype) for key, value in load(data).items()}
+    return {key: _widened(key, value) for key, value in load(data).items()}
 
 
 def _wide(key: str) -> torch.dtype | None:
     """Return the data type of a value that may be stored in a smaller one; None for other values."""
     return torch.float32 if key.startswith('image_') else torch.int64 if key in _INTEGERS else None
+
+
+def _widened(key: str, value: Tensor) -> Tensor:
+    # A mask in single precision has continuous values; integers are only stored in the types of _NARROW.
+    wide = _wide(key)
+    return value if wide is None or value.dtype in (torch.float32, torch.float64) else value.to(wide)
 
 
 def _narrowed(key: str, value: Tensor) -> Tensor:
