@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .datasets.common.series import parse_day
 from .modality import Modality, as_modalities
 from .tasks.backbone import load_weights, make_backbone
 from .tasks.checkpoints import read_checkpoint
@@ -105,7 +105,7 @@ class OmniSatBenchModel(_base()):  # type: ignore[misc]
         self.modalities = {name: every[name] for name in self.channels}
         self.normalize = Normalize(self.modalities, *self._statistics(config, statistics, weights))
         self.gsd = gsd
-        self.day = int(np.datetime64(date, 'D').astype(np.int64))
+        self.day = parse_day(date, 'date')
         self.dense = nn.Identity()
         self.requires_grad_(False).eval()
 

@@ -1,6 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import re
+from datetime import date
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,20 @@ class TestParseDates:
     def test_refuses_what_is_no_date(self, stamp: int) -> None:
         with pytest.raises(ValueError, match=r'dates'):
             parse_dates([20190101, stamp], 'here')
+
+
+class TestParseDay:
+    @pytest.mark.parametrize(
+        'value', ['2021-07-09', '20210709', 20210709, date(2021, 7, 9), '2021-07-09T23:00Z', '2021-07-10T00:30+02:00']
+    )
+    def test_reads_dates_and_times(self, value: object) -> None:
+        assert parse_day(value, 'here') == parse_dates([20210709], 'here')[0]
+
+    @pytest.mark.parametrize('value', ['NaT', '', None, 'today', '2021', '2021-07', '2021-02-29', True, 18817, 2021.5])
+    def test_refuses_what_is_no_date(self, value: object) -> None:
+        """NumPy reads most of these: as the day of today, the first of a month, or 300 billion years ago."""
+        with pytest.raises(ValueError, match=re.escape(f'here holds {value!r}')):
+            parse_day(value, 'here')
 
 
 class TestChooseDates:

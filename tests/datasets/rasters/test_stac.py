@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,38 @@ def test_a_day_is_that_of_greenwich(tmp_path: Path) -> None:
     assert dates.numpy().astype('datetime64[D]').astype(str).tolist() == ['2021-06-02']
 
 
+def test_a_date_without_time_zone_does_not_depend_on_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = collection(tmp_path, properties={'datetime': '2021-06-01T00:30:00'})
+    monkeypatch.setenv('TZ', 'Europe/Berlin')
+    time.tzset()
+    try:
+        dates = STACTimeSeries(path, bands=('blue',), name='s2')[WINDOW]['dates_s2']
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert dates.numpy().astype('datetime64[D]').astype(str).tolist() == ['2021-06-01']
+
+
+@pytest.mark.parametrize(
+    ('stated', 'scale', 'offset'),
+    [({'scale': 0.5}, 0.5, 0), ({'offset': -20}, 1, -20), ({'raster:scale': 0.5, 'offset': 3}, 0.5, 3)],
+)
+def test_a_scale_or_an_offset_alone_is_applied(
+    tmp_path: Path, stated: dict[str, Any], scale: float, offset: float
+) -> None:
+    path = collection(tmp_path)
+    told = json.loads(path.read_text())
+    told['features'] = told['features'][:1]
+    told['features'][0]['assets']['blue'] |= {'raster:bands': [stated]}
+    path.write_text(json.dumps(told))
+    with pytest.warns(UserWarning, match='scale and offset'):
+        series = STACTimeSeries(path, bands=('blue',), name='planet', unit='reflectance')
+    expected = torch.from_numpy(ramp(8, 8)) * scale + offset
+    torch.testing.assert_close(series[WINDOW]['image_planet'][0], expected)
+
+
 OFFSET = {'raster:bands': [{'nodata': 0, 'scale': 0.0001, 'offset': -0.1}]}
 S2: dict[str, Any] = {'constellation': 'sentinel-2'}
 
@@ -139,6 +172,7 @@ S2: dict[str, Any] = {'constellation': 'sentinel-2'}
         (S2, {'bands': [{'raster:scale': 0.0001, 'raster:offset': -0.05}]}, -500),
         (S2, {'raster:scale': 0.0001, 'raster:offset': -0.1}, -1000),
         ({'s2:processing_baseline': '05.09'}, {'raster:bands': [{'scale': 0.0001, 'offset': 0}]}, 0),
+        ({'s2:processing_baseline': '05.09'}, {'raster:bands': [{'scale': 0.0001}]}, -1000),
         ({'processing:version': '05.11'}, OFFSET, 0),  # of another satellite
         (S2, {}, 0),
     ],

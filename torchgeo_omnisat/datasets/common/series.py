@@ -6,6 +6,7 @@
 import ast
 import json
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...utils.reading import parse_json
 
 #: Seconds in a day.
 DAY = 86400
+_EPOCH = date(1970, 1, 1).toordinal()
 #: Bands of Sentinel-2 at 10 and 20 m, in the order of all datasets.
 S2_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
 #: Central wavelengths of Sentinel-2A (ESA) in nanometres, by band; TorchGeo has them in micrometres.
@@ -57,12 +59,15 @@ def parse_dates(value: Any, where: str) -> NDArray[np.int64]:
     return days.astype(np.int64)
 
 
-def parse_day(value: str, where: str) -> int:
-    """Return the days since 1970-01-01 of a date in ISO format, such as ``'2019-07-01'``."""
+def parse_day(value: Any, where: str) -> int:
+    """Return the days since 1970-01-01 of a date, such as ``'2019-07-01'`` or ``20190701``; a time is that of UTC."""
     try:
-        return int(np.datetime64(value, 'D').astype(np.int64))
-    except (TypeError, ValueError):
+        day = value if isinstance(value, date) else datetime.fromisoformat(str(value).strip())
+    except ValueError:
         raise ValueError(f"{where} holds {value!r}, expected a date such as '2019-07-01'") from None
+    if isinstance(day, datetime):
+        day = (day if day.tzinfo is None else day.astimezone(UTC)).date()
+    return day.toordinal() - _EPOCH
 
 
 def choose_dates(

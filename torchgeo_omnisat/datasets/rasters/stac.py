@@ -230,9 +230,11 @@ def _scene(item: Any, assets: Mapping[str, str], path: Path, allow_outside: bool
         raise ValueError(f'{what}, expected {list(assets.values())} and a datetime')
     if not pd.Timestamp.min.year < when.year < pd.Timestamp.max.year:
         raise ValueError(f'its date is {when.isoformat()}, expected a year from 1678 to 2261')
+    if when.tzinfo is not None:  # others are in UTC, not in the time zone of this machine
+        when = when.astimezone(UTC).replace(tzinfo=None)
     files = {band: _asset_path(item.assets[asset], item, path, allow_outside) for band, asset in assets.items()}
     return Scene(
-        pd.Timestamp(when.astimezone(UTC).replace(tzinfo=None)).normalize(),
+        pd.Timestamp(when).normalize(),
         files,
         {band: _offset(item, asset) for band, asset in assets.items()},
         {band: _nodata(item, asset) for band, asset in assets.items()},
@@ -270,7 +272,7 @@ def _offset(item: Any, name: str) -> float | None:
     if not _is_sentinel2(item) or any(properties.get(flag) for flag in APPLIED):
         return 0.0
     scale = _scale(asset)
-    if scale is not None:
+    if scale is not None and _stated(asset, 'scale') and _stated(asset, 'offset') is not None:
         return float(round(scale[1] / scale[0]))
     if not _is_spectral(asset, name):
         return 0.0
@@ -279,14 +281,19 @@ def _offset(item: Any, name: str) -> float | None:
 
 
 def _scale(asset: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return scale and offset of an asset, 1 and 0 by default; None if it states neither."""
+    scale, offset = _stated(asset, 'scale'), _stated(asset, 'offset')
+    if not scale and offset is None:
+        return None
+    scale, offset = float(scale or 1), float(offset or 0)
+    if not (math.isfinite(scale) and math.isfinite(offset)):
+        raise ValueError(f'its scale is {scale} and its offset {offset}, expected finite numbers')
+    return scale, offset
+
+
+def _stated(asset: Mapping[str, Any], key: str) -> Any:
     raster = _raster(asset)
-    for prefix in ('', 'raster:'):
-        if f'{prefix}offset' in raster and raster.get(f'{prefix}scale'):
-            scale, offset = float(raster[f'{prefix}scale']), float(raster[f'{prefix}offset'])
-            if not (math.isfinite(scale) and math.isfinite(offset)):
-                raise ValueError(f'its scale is {scale} and its offset {offset}, expected finite numbers')
-            return scale, offset
-    return None
+    return next((raster[name] for name in (key, f'raster:{key}') if raster.get(name) is not None), None)
 
 
 def _nodata(item: Any, name: str) -> tuple[float, ...]:
