@@ -248,6 +248,36 @@ def test_crs(tmp_path: Path) -> None:
         NetCDFTimeSeries(tmp_path / 'e.nc')
 
 
+@pytest.mark.parametrize(('crs', 'side'), [(UTM, 1000.0), ('EPSG:2229', 3937 / 1.2)])
+def test_coordinates_in_kilometres(tmp_path: Path, crs: str, side: float) -> None:
+    """GSD and place are those of the CRS, in metres or US survey feet."""
+    path = cube(tmp_path / 'km.nc', crs=crs)
+    with open_cube(str(path)) as file:
+        data = file.load().assign_coords({dim: (dim, file[dim].values / 1000, {'units': 'km'}) for dim in 'xy'})
+    data.to_netcdf(path, engine='h5netcdf')
+    series = NetCDFTimeSeries(path)
+    assert series.gsd == pytest.approx(10)
+    assert series.bounds[0].start == pytest.approx(X * side / 1000)
+    assert series.bounds[1].stop == pytest.approx(Y * side / 1000)
+
+
+def test_longitudes_above_180_in_a_given_crs(tmp_path: Path) -> None:
+    path = cube(tmp_path / 'a.nc', crs=None, days=None)
+    with open_cube(str(path)) as file:
+        data = file.load().assign_coords(x=350.5 + np.arange(16), y=15.5 - np.arange(16))
+    data.isel(x=slice(10)).to_netcdf(path, engine='h5netcdf')
+    assert NetCDFTimeSeries(path, crs='EPSG:4326').bounds[0].start == pytest.approx(-10)
+
+
+def test_years_out_of_range_are_named(tmp_path: Path) -> None:
+    path = cube(tmp_path / 'a.nc')
+    with open_cube(str(path)) as file:
+        data = file.load().assign_coords(time=('time', [1, 2, 3], {'units': 'days since 3000-01-01'}))
+    data.to_netcdf(path, engine='h5netcdf')
+    with pytest.raises(ValueError, match=re.escape(f"'time' of {path} has the date 3000-01-02")):
+        NetCDFTimeSeries(path)
+
+
 def test_distant_zones_are_refused(tmp_path: Path) -> None:
     cube(tmp_path / 'a.nc')
     cube(tmp_path / 'b.nc', crs='EPSG:32650')

@@ -32,10 +32,13 @@ _STATED = {
 }
 _UNITS = {'X': 'degrees_east degree_east degrees_e degree_e', 'Y': 'degrees_north degree_north degrees_n degree_n'}
 _NAMES = {'X': ('x', 'lon', 'longitude', 'easting'), 'Y': ('y', 'lat', 'latitude', 'northing'), 'T': ('time', 't')}
+_KILOMETRES = ('km', 'kilometer', 'kilometers', 'kilometre', 'kilometres')
 #: Attributes with a CRS, in order of precedence.
 _CRS_KEYS = ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg', 'crs', 'proj4', 'proj4text')
 #: Date, month or year.
 _ISO = re.compile(r'\d{4}(-\d\d){0,2}')
+#: Range of dates of an index, in nanoseconds.
+_FIRST, _LAST = np.datetime64('1678-01-01'), np.datetime64('2261-12-31')
 #: Calendars whose dates are those of the Gregorian calendar.
 _CALENDARS = ('standard', 'gregorian', 'proleptic_gregorian')
 
@@ -105,11 +108,12 @@ def read_cube(path: str, bands: Sequence[str] | None, time: str | None = None, c
                     f'{dict(first.sizes)} as {names[0]!r}: bands chooses variables of one grid and the same dates'
                 )
         x, y, when = _dimensions(file, names[0], path, time)
-        columns, rows = _positions(file, x), _positions(file, y)
+        own = _crs(file, first, x, y, path)
+        placed = CRS.from_user_input(crs) if own is None and crs is not None else own
+        columns, rows = (_positions(file, dim, placed) for dim in (x, y))
         left, width = _edge(columns, rows, x, path)
         bottom, height = _edge(rows, columns, y, path)
-        own = _crs(file, first, x, y, path)
-        if own is not None and own.is_geographic and left + abs(width) * len(columns) > 180 + abs(width):
+        if placed is not None and placed.is_geographic and left + abs(width) * len(columns) > 180 + abs(width):
             left = _western(left, abs(width), len(columns), path)
         transform = Affine(abs(width), 0, left, 0, -abs(height), bottom + abs(height) * len(rows))
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
@@ -305,9 +309,14 @@ def _named_time(file: Any, variable: Any, path: str, time: str) -> str | None:
     return str(dims[0]) if dims else None
 
 
-def _positions(file: Any, dim: str) -> NDArray[np.float64]:
+def _positions(file: Any, dim: str, crs: CRS | None) -> NDArray[np.float64]:
+    """Return coordinates in the unit of a CRS; those of projected ones may be stored in kilometres."""
     packing = packing_of(file.variables[dim])
-    return np.atleast_1d(file.variables[dim].values).astype(np.float64) * packing.scale + packing.offset
+    values = np.atleast_1d(file.variables[dim].values).astype(np.float64) * packing.scale + packing.offset
+    units = str(_plain(file.variables[dim].attrs.get('units', ''))).strip().lower()
+    if units not in _KILOMETRES or crs is None or not crs.is_projected:
+        return values
+    return values * 1000 / crs.axis_info[0].unit_conversion_factor
 
 
 def _edge(values: NDArray[np.float64], others: NDArray[np.float64], dim: str, path: str) -> tuple[float, float]:
@@ -396,6 +405,8 @@ def _days(file: Any, variable: Any, dim: str | None, path: str, time: str | None
         raise ValueError(
             f'{name!r} of {path} lacks {np.isnat(days).sum()} of {counted(len(days), "date")}, expected all'
         )
+    if wrong := [day for day in (days.min(), days.max()) if not _FIRST <= day <= _LAST]:
+        raise ValueError(f'{name!r} of {path} has the date {wrong[0]}, expected a year from 1678 to 2261')
     return days
 
 
