@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import torch
 from pyproj import CRS
 from rasterio import Affine
+from rasterio.enums import ColorInterp
 from torch.utils.data import DataLoader
 from torchgeo.datasets import DatasetNotFoundError, stack_samples, unbind_samples
 from torchgeo.datasets.splits import roi_split, time_series_split
@@ -143,6 +145,33 @@ def test_classes_of_clouds_are_not_averaged(tmp_path: Path) -> None:
     args = {'all_bands': ('B02', 'SCL'), 'bands': ('B02',), 'name': 's', 'filename_regex': r'(?P<date>\d{8})'}
     series = RasterTimeSeries(tmp_path, clouds={'band': 'SCL', 'values': (9,)}, **args)
     assert series[window(step=20)]['image_s'].isfinite().all()
+
+
+@pytest.mark.parametrize(('names', 'cloudy'), [(('R', 'alpha', 'SCL'), 9), (('R', 'B', 'clear'), 0)])
+def test_clouds_beside_or_in_a_band_that_is_declared_as_alpha(
+    tmp_path: Path, names: tuple[str, ...], cloudy: int
+) -> None:
+    image = np.full((3, 8, 8), 255, np.uint8)
+    image[2] = 9 - cloudy
+    image[2, :3] = cloudy
+    path = write(tmp_path / 'x_20210601.tif', image, bands=names)
+    alpha = names.index('alpha') if 'alpha' in names else 2
+    with rasterio.open(path, 'r+') as file:
+        file.colorinterp = [ColorInterp.alpha if place == alpha else ColorInterp.gray for place in range(3)]
+    series = RasterTimeSeries(tmp_path, bands=('R',), clouds={'band': names[2], 'values': (cloudy,)})
+    hidden = series[window()]['image_raster'][0, 0].isnan()
+    assert hidden[:3].all()
+    assert not hidden[3:].any()
+
+
+def test_a_single_image_has_the_date_of_its_newest_pixels(tmp_path: Path) -> None:
+    empty = np.full((8, 8), np.nan, np.float32)
+    write(tmp_path / 'x_20200601.tif', ramp(8, 8))
+    write(tmp_path / 'x_20210601.tif', empty)
+    sample = RasterTimeSeries(tmp_path, temporal=False)[window()]
+    assert sample['dates_raster'].tolist() == [day('2020-06-01')]
+    write(tmp_path / 'x_20200601.tif', empty)
+    assert RasterTimeSeries(tmp_path, temporal=False)[window()]['dates_raster'].tolist() == [day('2021-06-01')]
 
 
 @pytest.mark.parametrize('clouds', [{}, {'values': (1,), 'threshold': 2}, {'values': (1,), 'cover': 0}])

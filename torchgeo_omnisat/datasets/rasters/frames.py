@@ -223,14 +223,13 @@ def scene_files(dataset: Any, path: str) -> list[str]:
     return [dataset._update_filepath(band, path) for band in (*dataset.bands, *([clouds.band] if clouds else []))]
 
 
-def read_clouds(dataset: RasterDataset, path: str, grid: Grid, clouds: Clouds) -> NDArray[np.bool_]:
+def read_clouds(dataset: Any, path: str, grid: Grid, clouds: Clouds) -> NDArray[np.bool_]:
     """Return the cloud mask ``(H, W)`` of a scene."""
     if dataset.separate_files:
         path, index = dataset._update_filepath(clouds.band, path), 1
     else:
-        place = dataset.all_bands.index(clouds.band)
-        index = getattr(dataset, 'band_numbers', {}).get(path, range(1, place + 2))[place]
-    assumed = Decoding(crs=getattr(dataset, 'assumed_crs', None), whole=getattr(dataset, 'whole_files', False))
+        index = dataset.band_numbers.get(path, dataset.usual_numbers)[dataset.all_bands.index(clouds.band)]
+    assumed = Decoding(alpha=dataset.alpha_masks, crs=dataset.assumed_crs, whole=dataset.whole_files)
     return clouds(read_window(path, (index,), grid, assumed, True, dataset.cache)[0])
 
 

@@ -394,6 +394,8 @@ class RasterTimeSeries(RasterDataset):
                 continue
             if numbers != usual:
                 self.band_numbers[header.path] = numbers
+        #: Index of each of all_bands in most files.
+        self.usual_numbers = usual
         self.band_indexes = [usual[self.all_bands.index(band)] for band in self.bands]
 
     def _name_frames(
@@ -586,7 +588,9 @@ def read_modality(dataset: RasterDataset, rows: Any, grid: Grid, modality: Modal
     if modality.kind == 'embedding':
         days = middle_days_of(rows)  # an annual embedding has the date of the middle of its year
     if not modality.temporal:
-        image, days, valid = newest(image), days[-1:], valid.any(keepdims=True)
+        shown = np.flatnonzero(np.isfinite(image).any((1, 2, 3)))  # the date is that of the newest pixels
+        last = shown[-1:] if len(shown) else [-1]
+        image, days, valid = newest(image), days[last], valid.any(keepdims=True)
     return tensors(modality, image, days, valid)
 
 
