@@ -239,6 +239,12 @@ class TestClouds:
         self.mask(own, 100, 1, 1)
         assert FLAIR(own, modalities=('s2',), cloud_cover=1.1)[1]['valid_s2'].all()
 
+    def test_unknown_probabilities_hide_the_ground(self, own: Path) -> None:
+        masks = np.zeros((4, 2, 12, 14), np.float32)
+        masks[2, 1] = np.nan
+        save(series(own, ZONE, 'masks.npy'), masks)
+        assert FLAIR(own, modalities=('s2',))[1]['valid_s2'].tolist() == [True, False, True, True]
+
     def test_dates_to_be_read_are_chosen_among_clear_ones(self, own: Path) -> None:
         self.mask(own, 100, 0, 1)
         sample = FLAIR(own, modalities=('s2',), max_dates=3)[1]
@@ -269,6 +275,13 @@ class TestNotMeasured:
         assert sample['image_s2'][1, :, 0, 0].isnan().all()
         assert sample['image_s2'][1].isnan().sum() == 10
         assert sample['image_s2'][2, 0, 0, 0] == 0
+
+    def test_aerial_image_that_its_mask_hides(self, own: Path) -> None:
+        with rasterio.open(aerial(own, '000001'), 'r+') as file:
+            file.write_mask(np.zeros(file.shape, np.uint8))
+        sample = FLAIR(own, modalities=('aerial',))[0]
+        assert sample['image_aerial'].isnan().all()
+        assert not sample['valid_aerial'].any()
 
     def test_beyond_the_super_area(self, own: Path) -> None:
         path = own / 'flair-2_centroids_sp_to_patch.json'

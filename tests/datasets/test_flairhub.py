@@ -205,6 +205,12 @@ class TestSeries:
         assert len(read(own, 's2', max_dates=5)['dates_s2']) == 5
         assert read(own, 's2', max_dates=5)['valid_s2'].all()
 
+    def test_unknown_probabilities_hide_the_ground(self, own: Path) -> None:
+        masks = np.zeros((6, 2, 5, 5), np.float32)
+        masks[1, 0] = np.nan
+        store(file(own, CLOUDS), masks.reshape(12, 5, 5))
+        assert read(own, 's2')['valid_s2'].tolist() == [True, False, True, True, True, True]
+
     def test_days_are_merged_and_sorted(self, own: Path) -> None:
         _write_dates(own, 'SENTINEL1-ASC', ('20190103', '20190101', '20190103', '20190105', '20190107'))
         power = stored(file(own, 'SENTINEL1-ASC_TS')).reshape(5, 2, 5, 5)

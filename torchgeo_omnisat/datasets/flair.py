@@ -443,7 +443,8 @@ class FLAIR(PublishedDataset):
         image = measured(raster.array, 'uint8', None, path, shown=raster.shown)
         image[modality.bands.index('nDSM')] /= _STEPS
         days = np.array([self._days.get(patch.number, 0)], dtype=np.int64)
-        return tensors(asked, pick(asked, modality.bands, image), days, np.ones(1, dtype=bool))
+        valid = np.isfinite(image).any(keepdims=True).reshape(1)
+        return tensors(asked, pick(asked, modality.bands, image), days, valid)
 
     def _read_s2(self, patch: FLAIRPatch, size: tuple[int, int]) -> Sample:
         """Read the part of the super-area's time series that the patch covers."""
@@ -461,8 +462,8 @@ class FLAIR(PublishedDataset):
         centre = self._centroids[patch.number]
         where = f'{self.path / CENTROIDS} puts IMG_{patch.number}.tif at {centre}'
         (rows, columns), beyond = window_around(centre, counts, data.shape[2:], where)
-        snow_or_cloud = (masks[:, :, rows, columns] >= self.cloud_probability).any(1)
-        clear = snow_or_cloud.mean((1, 2)) < self.cloud_cover
+        visible = (masks[:, :, rows, columns] < self.cloud_probability).all(1)  # False where it is NaN
+        clear = (~visible).mean((1, 2)) < self.cloud_cover
         frames = choose_clear(days, clear, max_dates=self.max_dates)
         if len(frames) == 0:
             return {}

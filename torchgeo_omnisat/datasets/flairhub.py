@@ -604,7 +604,8 @@ class FLAIRHUBMultimodal(FLAIRHUB, PublishedDataset):
             if masks.shape != (len(days), 2, *image.shape[2:]):
                 expected = f'{(len(days), 2, *image.shape[2:])}, snow and cloud'
                 raise ValueError(f'{files[CLOUDS]} holds probabilities {masks.shape}, expected {expected}')
-            clear = (masks >= self.cloud_probability).any(1).mean((1, 2)) < self.cloud_cover
+            visible = (masks < self.cloud_probability).all(1)  # False where it is NaN
+            clear = (~visible).mean((1, 2)) < self.cloud_cover
         frames = choose_clear(days, clear, max_dates=self.max_dates)
         merge = decibel_mean if product.radar and self.decibels else finite_mean
         image, merged = merge_days(image[frames], days[frames], merge)

@@ -255,7 +255,7 @@ def read_hidden(
         expected = f'({shape[0]}, 2, {shape[1]}, {shape[2]}), snow and cloud first, or more channels that are empty'
         raise ValueError(f'{key} of {path} has shape {dataset.shape}, expected {expected}')
     clear = (dataset[:, :2] < probability).all(1)
-    hidden: NDArray[np.float64] = 1 - clear.mean((1, 2))
+    hidden: NDArray[np.float64] = (~clear).mean((1, 2))
     return hidden
 
 
