@@ -11,6 +11,7 @@ from torchgeo.datasets import unbind_samples
 
 from torchgeo_omnisat.batch import available, check, collate, drop
 from torchgeo_omnisat.modality import Modality, as_modalities
+from torchgeo_omnisat.transforms import MultimodalAugmentation, Normalize, RandomTemporalDropout, TemporalSubsample
 
 S2 = Modality('s2', ('B02', 'B03'), 10.0, True)
 S1 = Modality('s1a', ('VV', 'VH'), 10.0, True)
@@ -86,6 +87,15 @@ class TestCollate:
             for key in S2.keys:
                 assert not batch[key][row, count:].any()
         check(batch, MODALITIES)
+
+    def test_empty_series_have_one_invalid_date(self) -> None:
+        """Transforms and models reduce over dates, which fails without any."""
+        empty = {key: value[:0] if 's2' in key else value for key, value in sample(s2=2, s1=1).items()}
+        batch = collate([empty, empty], MODALITIES)
+        assert batch['image_s2'].shape == (2, 1, 2, 4, 4)
+        assert available(batch, MODALITIES).tolist() == [[False, True, False]] * 2
+        for transform in (RandomTemporalDropout, TemporalSubsample, Normalize, MultimodalAugmentation):
+            assert not transform(MODALITIES)(batch)['valid_s2'].any()
 
     def test_fills_in_what_is_missing(self) -> None:
         batch = collate([sample(s2=2), sample(s1=3, spot=True), sample(s2=1, s1=1)], MODALITIES)

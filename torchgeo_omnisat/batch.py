@@ -158,7 +158,7 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality) -> Sample:
     if len(shapes) > 1:
         raise ValueError(f'{image_key} comes in sizes {sorted(shapes)}, expected tiles of one size in a batch')
     height, width = shapes.pop()
-    length = max(len(sample[valid_key]) for sample in present)
+    length = max(1, *(len(sample[valid_key]) for sample in present))  # one invalid date if all series are empty
     size = (len(samples), length, len(modality.bands), height, width)
     image = torch.zeros(size if modality.temporal else size[:1] + size[2:], dtype=torch.float32)
     dates = torch.zeros(size[:2], dtype=torch.int64)

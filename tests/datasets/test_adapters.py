@@ -107,6 +107,14 @@ def test_like_ssl4eo_seasons_one_behind_the_other() -> None:
         MappedDataset(Made(image=image), [series], {'s2': {'key': 'image', 'dates': days[:2]}})[0]
 
 
+@pytest.mark.parametrize('shape', [(0, 2, 4, 4), (0, 4, 4)])
+def test_series_without_dates(shape: tuple[int, ...]) -> None:
+    series = Modality('s2', ('R', 'G'), 10, True)
+    keys: dict[str, Any] = {'s2': {'key': 'image', 'dates': 'when'}}
+    sample = MappedDataset(Made(image=torch.zeros(shape), when=torch.zeros(0)), [series], keys)[0]
+    assert [len(sample[key]) for key in series.keys] == [0, 0, 0]
+
+
 def flat(*values: int) -> Any:
     """An image of 8 x 8 px, each band of one number."""
     return np.broadcast_to(np.array(values, np.uint16)[:, None, None], (len(values), 8, 8))

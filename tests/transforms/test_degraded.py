@@ -148,6 +148,13 @@ def test_an_image_covers_one_side() -> None:
     assert (covered[0.25] <= covered[0.5]).all()
 
 
+def test_an_image_of_which_nothing_is_left_is_not_valid() -> None:
+    batch = random_tiles()
+    batch['image_spot'][0] = torch.nan
+    assert PartialCover(SENSORS, 0.01)(batch)['valid_spot'].tolist() == [[False]] * 3
+    assert PartialCover(SENSORS, 0.5)(batch)['valid_spot'].tolist() == [[False], [True], [True]]
+
+
 def test_all_share_one_draw_if_asked_to() -> None:
     seen = ~PartialCover(SENSORS, 0.5, same_on_batch=True)(random_tiles(20))['image_spot'].isnan()
     assert (seen == seen[0]).all()

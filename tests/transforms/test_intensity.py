@@ -210,6 +210,22 @@ class TestRandomBandDropout:
         assert batch['image_s1a'].eq(-10).all()
 
 
+    @pytest.mark.parametrize('modality', [S2, SENSORS['spot']])
+    def test_the_last_band_with_pixels_stays(self, modality: Modality) -> None:
+        """Other bands may be missing, or observed on dates that are not valid alone."""
+        batch = random_tiles(50)
+        image = batch[modality.image_key]
+        image[..., 1:, :, :] = torch.nan
+        image[0] = 0  # padding
+        batch[modality.valid_key][0] = False
+        if modality.temporal:
+            image[:, 2] = 1
+            batch[modality.valid_key][:, 2] = False
+        changed = RandomBandDropout([modality], 1.0)(batch)[modality.image_key]
+        assert changed[..., 0, :, :].isfinite().all()
+        assert changed[0].eq(image[0]).all()
+
+
 class TestRandomJitter:
     def test_gain_and_shift_of_a_sample(self) -> None:
         torch.manual_seed(0)

@@ -151,7 +151,7 @@ class MappedDataset(MultimodalDataset):
         if 'channels' in entry:
             image = image[..., list(entry['channels']), :, :]
         if modality.temporal and image.ndim == 3 and len(image) % bands == 0:
-            image = image.unflatten(0, (-1, bands))
+            image = image.unflatten(0, (len(image) // bands, bands))
         if image.ndim != 3 + modality.temporal or image.shape[-3] != bands:
             raise ValueError(
                 f'{entry["key"]!r} is {tuple(image.shape)} for {modality.name!r}, expected '
@@ -168,7 +168,7 @@ class MappedDataset(MultimodalDataset):
         if modality.temporal and isinstance(entry.get('dates'), str):
             days, order = days.sort(stable=True)
             image = image[order]
-        valid = image.isfinite().reshape(count, -1).any(1)
+        valid = (image if modality.temporal else image[None]).isfinite().flatten(1).any(1)
         return dict(zip(modality.keys, (image, days, valid), strict=True))
 
     def _days(self, given: Mapping[str, Any], name: str) -> Tensor | None:

@@ -17,6 +17,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_least
+from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, deprecated_argument, probability
 
 
@@ -202,6 +203,8 @@ class GaussianNoise(Degradation):
 class PartialCover(FractionalDegradation):
     """Restrict single images to a part of the tile along one of its four sides; the rest is NaN.
 
+    An image without a remaining pixel is not valid.
+
     Args:
         fraction: Fraction of the tile that is covered, rounded to whole rows or columns.
         **kwargs: See :class:`.Degradation`.
@@ -222,7 +225,10 @@ class PartialCover(FractionalDegradation):
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
         """Set pixels that are not covered to NaN."""
-        return self.with_images(batch, lambda m, image: image.masked_fill(~params[m.name][:, None], torch.nan))
+        changed = self.with_images(batch, lambda m, image: image.masked_fill(~params[m.name][:, None], torch.nan))
+        for m in self.present(batch):
+            changed[m.valid_key] = batch[m.valid_key] & finite(changed[m.image_key]).flatten(1).any(1, keepdim=True)
+        return changed
 
 
 def _scale_to_unit_std(field: NDArray[np.float32]) -> NDArray[np.float32]:

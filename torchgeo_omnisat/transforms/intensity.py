@@ -15,6 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
 from ..utils.checks import check_least
+from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, deprecated_argument, interval, keep_some, probability
 
 #: Minimum and maximum brightness of a cloud, by unit.
@@ -190,7 +191,7 @@ class RandomSpeckle(Transform):
 
 
 class RandomBandDropout(Transform):
-    """Set random bands of each image to NaN on all dates, but never all bands.
+    """Set random bands of each image to NaN on all dates, but never all that have pixels.
 
     Args:
         modalities: Modalities of the batch.
@@ -211,7 +212,10 @@ class RandomBandDropout(Transform):
         drawn = {}
         for m in self.present(batch):
             random, priority = self.random(batch, 2, len(m.bands)).unbind(1)
-            drawn[m.name] = keep_some(torch.ones_like(random, dtype=torch.bool), self.p, random, priority)
+            valid = batch[m.valid_key] if m.temporal else batch[m.valid_key][:, 0]
+            there = finite(batch[m.image_key]).flatten(-2).any(-1) & valid[..., None]
+            there = there.any(1) if m.temporal else there
+            drawn[m.name] = keep_some(there, self.p, random, priority) | ~there
         return drawn
 
     def replay(self, batch: Mapping[str, Tensor], params: Params) -> Sample:
