@@ -196,6 +196,19 @@ def test_sentinel_2_of_all_processing_baselines_is_on_one_scale(
     torch.testing.assert_close(same['image_s2'][0, 0], raw + 1)
 
 
+def test_items_that_share_a_file(tmp_path: Path) -> None:
+    """An item may be there twice, but a file is not of two dates, one of which would be lost."""
+    path = collection(tmp_path)
+    told = json.loads(path.read_text())
+    first = told['features'][0]
+    path.write_text(json.dumps(told | {'features': [*told['features'], first]}))
+    assert len(STACTimeSeries(path, bands=('nir',)).index) == 2
+    again = first | {'id': 'again', 'properties': {'datetime': '2021-07-01T10:00:00Z'}}
+    path.write_text(json.dumps(told | {'features': [first, again]}))
+    with pytest.raises(ValueError, match=r'0-nir.tif for 2021-06-01 and 2021-07-01'):
+        STACTimeSeries(path, bands=('nir',))
+
+
 def test_errors(tmp_path: Path) -> None:
     path = collection(tmp_path)
     with pytest.raises(ValueError, match=r"item 'scene-0'.*assets \['red'\]"):

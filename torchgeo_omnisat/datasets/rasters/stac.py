@@ -210,13 +210,19 @@ def _items(path: Path, assets: Mapping[str, str], allow_outside: bool) -> dict[s
         collection = pystac.ItemCollection.from_dict(load_json(path))
     except Exception as error:  # any error of JSON and pystac
         raise ValueError(f'{path} cannot be read ({error}), expected a STAC ItemCollection') from error
-    scenes_by_path = {}
+    scenes_by_path: dict[str, Scene] = {}
     for item in collection:
         try:
             scene = _scene(item, assets, path, allow_outside)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f'item {item.id!r} of {path} cannot be used: {error}') from error
-        scenes_by_path[next(iter(scene.files.values()))] = scene
+        file = next(iter(scene.files.values()))
+        other = scenes_by_path.setdefault(file, scene)  # an item that several searches found is read once
+        if (other.day, other.files) != (scene.day, scene.files):
+            raise ValueError(
+                f'items of {path} name the file {file} for {other.day:%Y-%m-%d} and {scene.day:%Y-%m-%d}, or with other '
+                'files of other bands, expected a file for each item'
+            )
     if not scenes_by_path:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection with at least one')
     return scenes_by_path
