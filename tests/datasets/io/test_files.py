@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,14 @@ def test_what_is_not_finite_is_not_measured(dtype: str) -> None:
 def test_numbers_below_nodata_are_kept() -> None:
     image = measured(np.array([-20000, -10000, 3], dtype=np.int16), 'int16', -10000, Path('x'))
     assert np.array_equal(image, [-20000, np.nan, 3], equal_nan=True)
+
+
+@pytest.mark.parametrize('stored', [np.array([3, -10000], np.int16).view(np.uint16), np.array([3.0, 55536.0]), [70000]])
+def test_numbers_beyond_the_expected_type_are_refused(stored: Any) -> None:
+    """Nodata of -10000 in an unsigned type is 55536, which would pass for reflectance."""
+    with pytest.raises(ValueError, match=r'x holds .*(55536|70000).*expected int16'):
+        measured(np.asarray(stored), 'int16', -10000, Path('x'))
+    assert measured(np.array([3.0, -10000]), 'int16', -10000, Path('x')).tolist()[0] == 3
 
 
 def test_frames_that_are_seen() -> None:

@@ -107,7 +107,8 @@ def measured(
 ) -> NDArray[np.float32]:
     """Convert the content of a file to float32, with NaN for nodata, outside *shown* and for infinite values.
 
-    An integer *dtype*, the expected data type of the file, excludes NaN and infinity: they raise ValueError.
+    An integer *dtype*, the expected data type of the file, excludes NaN, infinity and numbers beyond its range: they
+    raise ValueError.
     """
     image = np.empty(array.shape, dtype=np.float32) if out is None else out
     if array.dtype in (np.float16, np.uint8):
@@ -119,17 +120,28 @@ def measured(
     if shown is not None:
         image[..., ~shown] = np.nan
     if array.dtype.kind in 'iu':
+        _check_range(array, dtype, path)
         if nodata is not None and array.size and float(array.min()) <= nodata:
             image[array == nodata] = np.nan
         return image
     known = np.abs(image) <= MAX_RAW
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
+    _check_range(array, dtype, path)
     if nodata is not None:
         known &= image != nodata
     if not known.all():
         image[~known] = np.nan
     return image
+
+
+def _check_range(array: NDArray[np.generic], dtype: str, path: Path) -> None:
+    """Check the numbers of a file of another type than the expected integers, such as nodata in an unsigned type."""
+    if not np.issubdtype(dtype, np.integer) or array.dtype == dtype or not array.size:
+        return
+    span, (low, high) = np.iinfo(dtype), (float(array.min()), float(array.max()))
+    if low < span.min or high > span.max:
+        raise ValueError(f'{path} holds {array.dtype} from {low:g} to {high:g}, expected {dtype}')
 
 
 def read_array(path: Path, expected: str, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
