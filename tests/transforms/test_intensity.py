@@ -209,7 +209,6 @@ class TestRandomBandDropout:
             assert (~lost).any(-1).all()
         assert batch['image_s1a'].eq(-10).all()
 
-
     @pytest.mark.parametrize('modality', [S2, SENSORS['spot']])
     def test_the_last_band_with_pixels_stays(self, modality: Modality) -> None:
         """Other bands may be missing, or observed on dates that are not valid alone."""

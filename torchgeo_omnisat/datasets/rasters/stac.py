@@ -220,8 +220,8 @@ def _items(path: Path, assets: Mapping[str, str], allow_outside: bool) -> dict[s
         other = scenes_by_path.setdefault(file, scene)  # an item that several searches found is read once
         if (other.day, other.files) != (scene.day, scene.files):
             raise ValueError(
-                f'items of {path} name the file {file} for {other.day:%Y-%m-%d} and {scene.day:%Y-%m-%d}, or with other '
-                'files of other bands, expected a file for each item'
+                f'items of {path} name the file {file} for {other.day:%Y-%m-%d} and {scene.day:%Y-%m-%d}, or with '
+                'other files of other bands, expected a file for each item'
             )
     if not scenes_by_path:
         raise ValueError(f'{path} holds no items, expected a STAC ItemCollection with at least one')
