@@ -63,6 +63,24 @@ def test_norm_over_dates_is_group_norm_of_those_seen() -> None:
     torch.testing.assert_close(norm(x[:1], seen[:1]), found[:1])  # without a missing date
 
 
+def test_the_sum_over_dates_is_that_of_projected_dates() -> None:
+    torch.manual_seed(0)
+    dates, seen = days((2019, 1, 1), (2019, 4, 1), (2019, 7, 1)), torch.rand(1, 3, 5) > 0.3
+    x, attention = torch.randn(1, 3, 5, 16, requires_grad=True), TemporalAttention(16, (16,), 32, num_heads=4)
+    assert attention.in_norm is not None
+    assert attention.in_proj is not None
+    projected = attention.in_proj(attention.in_norm(x, seen)) + attention.dates(dates, seen.any(-1)).unsqueeze(2)
+    scores = attention.heads(projected).masked_fill(~seen.unsqueeze(-1), -1e9)
+    weights = scores.softmax(1) * seen.unsqueeze(-1)
+    expected = attention._finish((projected.unflatten(-1, (4, 8)) * weights.unsqueeze(-1)).sum(1))
+    found, found_weights = attention(x, dates, seen)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_weights, weights)
+    inputs = [x, *attention.parameters()]
+    for own, plain in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(own, plain, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize('in_norm', [True, False])
 def test_brightness_is_normalised_away_only_if_asked(in_norm: bool) -> None:
     torch.manual_seed(0)

@@ -166,7 +166,7 @@ class TemporalAttention(nn.Module):
         widths = [dim or in_channels, *mlp]
         self.num_heads = num_heads
         self.in_norm = SeriesGroupNorm(_groups(num_heads, in_channels), in_channels) if in_norm else None
-        self.in_proj = nn.Linear(in_channels, dim) if dim else nn.Identity()
+        self.in_proj = nn.Linear(in_channels, dim) if dim else None
         self.dates = dates or AnnualDates(widths[0])
         self.heads = MasterQuery(widths[0], num_heads, key_dim)
         self.mlp = nn.ModuleList(
@@ -190,9 +190,8 @@ class TemporalAttention(nn.Module):
             x: Features of P pixels at T dates.
             dates: Days since 1970-01-01.
             seen: Pixels observed on each date; the others are ignored.
-            proj: Linear layer of the features, if it was not yet applied. It commutes with the sum over the
-                dates, so it is applied to one vector per pixel and head instead of one per pixel and date.
-                Only without normalisation and projection of the input.
+            proj: Linear layer of the features, if it was not yet applied; only without normalisation and
+                projection of the input.
             valid: Dates with an observed pixel of the whole image, if these are only some of its pixels.
 
         Returns:
@@ -202,20 +201,25 @@ class TemporalAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.out_norm.weight.dtype)
             code = self.dates(dates, seen.any(-1) if valid is None else valid).to(x.dtype)
+            if self.in_norm is not None:
+                x = self.in_norm(x, seen)
+            proj = proj or self.in_proj
             collapse = self._collapse if proj is None else partial(self._collapse_projected, proj)
             out, weights = collapse(x, code, ~seen.unsqueeze(-1))
             return self._finish(out), weights
 
     def _collapse(self, x: Tensor, code: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        if self.in_norm is not None:
-            x = self.in_norm(x, ~hidden.squeeze(-1))
-        x = self.in_proj(x) + code.unsqueeze(2)
+        x = x + code.unsqueeze(2)
         weights = _date_weights(self.heads(x), hidden)
         values = rearrange(x, 'b t p (g c) -> b t p g c', g=self.num_heads)
         return (values * weights.unsqueeze(-1)).sum(1), weights
 
     def _collapse_projected(self, proj: nn.Linear, x: Tensor, code: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Collapse ``proj(x) + code`` without computing it for every date."""
+        """Collapse ``proj(x) + code`` without computing it for every date.
+
+        The projection commutes with the sum over the dates, so it is applied to one vector per pixel and head instead
+        of one per pixel and date.
+        """
         code = code + proj.bias
         weight, bias = self.heads.folded()
         scores = F.linear(x, weight @ proj.weight) + F.linear(code, weight, bias).unsqueeze(2)
