@@ -225,7 +225,7 @@ class TemporalAttention(nn.Module):
         scores = F.linear(x, weight @ proj.weight) + F.linear(code, weight, bias).unsqueeze(2)
         weights = _date_weights(scores, hidden)
         summed = torch.einsum('b t p g, b t p i -> b p g i', weights, x)
-        of_heads = rearrange(proj.weight, '(g c) i -> g c i', g=self.num_heads)
+        of_heads = proj.weight.unflatten(0, (self.num_heads, -1))  # einops of a Parameter would compile twice
         codes = rearrange(code, 'b t (g c) -> b t g c', g=self.num_heads)
         out = torch.einsum('b p g i, g c i -> b p g c', summed, of_heads)
         return out + torch.einsum('b t p g, b t g c -> b p g c', weights, codes), weights
