@@ -42,12 +42,12 @@ class MeanSkip(nn.Module):
 
     def forward(self, maps: Mapping[str, FeatureMaps], like: Tensor, size: tuple[int, int]) -> Float[Tensor, 'b c h w']:
         """Project, resize, average and normalise the maps."""
-        total = like.new_zeros(like.shape[0], self.width, *size)
+        total = like.new_zeros(like.shape[0], self.width, *size).to(memory_format=torch.channels_last)  # as the maps
         count = like.new_zeros(like.shape[0], 1, *size)
         for name, index in self.levels.items():
             if name in maps:
                 seen = F.adaptive_max_pool2d(maps[name].seen.to(like.dtype), size)
-                total = total + seen * resize(self.proj[name](maps[name].maps[index]), size)
+                total = total + seen * _project(self.proj[name], maps[name].maps[index], size)
                 count = count + seen
         return self.norm(total / count.clamp(min=1))
 
