@@ -82,6 +82,14 @@ def test_bounds_must_be_those_of_the_pixels(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ['8.tif']
 
 
+@pytest.mark.parametrize('ids', [['a/b', 'c', 'a-b'], ['a/b', 'a/b']])
+def test_no_sample_overwrites_another(tmp_path: Path, ids: list[str]) -> None:
+    given: Any = SimpleNamespace(crs='EPSG:2154', ids=ids)
+    with pytest.raises(ValueError, match=rf"'a/b'.*'{ids[-1]}'.*a-b\.tif"):
+        TileFolder(tmp_path / 'tiles', given, MapBands(LABELS, ['s2']), class_colors(3))
+    assert not (tmp_path / 'tiles').exists()
+
+
 def test_single_tiles_have_no_parcels(tmp_path: Path) -> None:
     datamodule = SyntheticLandscapesDataModule(str(tmp_path / 'data'), num_tiles=5, size=16, dates=(2, 3))
     with pytest.raises(ValueError, match=r'parcels.*True.*Synthetic'):

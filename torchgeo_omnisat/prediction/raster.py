@@ -375,12 +375,15 @@ class TileFolder:
             lower left corner of each.
         bands: Bands of the files.
         colors: Colours of the classes, ``(K, 3)``.
+
+    Raises:
+        ValueError: If two samples would have the same file.
     """
 
     def __init__(self, path: Path, dataset: Any, bands: MapBands, colors: Colors) -> None:
         self.path, self.dataset, self.bands, self.colors = path, dataset, bands, colors
         self.corners: NDArray[np.float64] | None = getattr(dataset, 'corners', None)
-        self.ids = [name.replace('/', '-') for name in dataset.ids]
+        self.ids = _file_names(dataset.ids)
         #: CRS of each sample.
         self.crs: Sequence[ProjCRS | None] = (
             dataset.chip_crs if hasattr(dataset, 'chip_crs') else [ProjCRS.from_user_input(dataset.crs)] * len(self.ids)
@@ -414,3 +417,16 @@ class TileFolder:
                 f'{width} pixels, expected bounds of that number of pixels, or a dataset with corners'
             )
         return Affine(step, 0, xmin, 0, -step, ymax)
+
+
+def _file_names(ids: Iterable[str]) -> list[str]:
+    owners: dict[str, str] = {}
+    for id in ids:
+        name = id.replace('/', '-')
+        if name in owners:
+            raise ValueError(
+                f'samples {owners[name]!r} and {id!r} would both be written to {name}.tif, expected ids that differ by '
+                'more than / and -: rename one of them'
+            )
+        owners[name] = id
+    return list(owners)
