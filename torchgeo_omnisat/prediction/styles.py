@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
 
 from .fields.segmentation import raster_window, windows_of
-from .raster import BLOCK, CACHE, Colors
+from .raster import BLOCK, CACHE, NODATA_COLOR, Colors
 
 #: Side of the windows in which classes are copied, in pixels.
 _WINDOW = 2048
@@ -66,15 +66,19 @@ def write_raster_style(output: Path, labels: Sequence[str], colors: Colors) -> N
 
 
 def write_field_style(output: Path, labels: Sequence[str], colors: Colors) -> None:
-    """Write a QGIS style that shows fields, see :func:`.write_fields`, in the colours and names of their crops."""
+    """Write a QGIS style that shows fields, see :func:`.write_fields`, in the colours and names of their crops.
+
+    Fields without a crop are grey: QGIS draws null only if there is a category with an empty value.
+    """
     root = ElementTree.Element('qgis', version=_QGIS, styleCategories='Symbology')
     renderer = ElementTree.SubElement(
         root, 'renderer-v2', type='categorizedSymbol', attr='crop:name', symbollevels='0', enableorderby='0'
     )
     categories = ElementTree.SubElement(renderer, 'categories')
     symbols = ElementTree.SubElement(renderer, 'symbols')
-    for index, (label, color) in enumerate(zip(labels, colors, strict=True)):
-        shown = {'render': 'true', 'symbol': str(index), 'value': label, 'label': label}
+    crops = [(label, label, color) for label, color in zip(labels, colors, strict=True)]
+    for index, (value, label, color) in enumerate([*crops, ('', 'no crop', NODATA_COLOR)]):
+        shown = {'render': 'true', 'symbol': str(index), 'value': value, 'label': label}
         ElementTree.SubElement(categories, 'category', shown, type='string')
         symbol = ElementTree.SubElement(symbols, 'symbol', type='fill', name=str(index), alpha='1')
         layer = ElementTree.SubElement(symbol, 'layer', {'class': 'SimpleFill'}, enabled='1', locked='0')

@@ -132,8 +132,9 @@ class TestStyles:
         assert (renderer.get('type'), renderer.get('attr')) == ('categorizedSymbol', 'crop:name')
         categories = {item.get('value'): item.get('symbol') for item in renderer.iter('category')}
         symbols = {item.get('name'): item.find("layer/prop[@k='color']") for item in renderer.iter('symbol')}
-        assert list(categories) == LABELS
+        assert list(categories) == [*LABELS, '']  # null is drawn in the category of an empty value
         assert symbols[categories['field']].get('v') == '255,255,0,200'  # type: ignore[index, union-attr]
+        assert symbols[categories['']].get('v') == '220,220,224,200'  # type: ignore[index, union-attr]
 
     def test_names_are_escaped(self, tmp_path: Path) -> None:
         from torchgeo_omnisat.prediction.raster import class_colors
