@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from torchgeo_omnisat.utils.cli import errors
-from torchgeo_omnisat.utils.cli.console import brief_warnings, use_utf8
+from torchgeo_omnisat.utils.cli.console import brief_warnings, expand_home, use_utf8
 
 #: Commands of this package: modules of :mod:`torchgeo_omnisat.commands` with ``main(argv) -> int``.
 COMMANDS = {
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if not errors.wants_traceback():
             brief_warnings()
         with errors.one_line(f'python -m torchgeo_omnisat {words[0]}'):
-            return int(import_module(f'torchgeo_omnisat.commands.{words[0]}').main(words[1:]))
+            return int(import_module(f'torchgeo_omnisat.commands.{words[0]}').main(expand_home(words[1:])))
     if words[0] not in TORCHGEO and not words[0].startswith('-'):
         near = get_close_matches(words[0], [*TORCHGEO, *COMMANDS], 1)
         hint = f'; did you mean {near[0]}?' if near else ''

@@ -7,6 +7,7 @@ jsonargparse resolves short names among imported classes, so importing this modu
 ``--model omnisat`` and ``--data PASTISMultimodalDataModule``.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -133,7 +134,7 @@ class OmniSatCLI(LightningCLI):
         """
         command = self.config.get('subcommand')
         path = (self.config.get(command) or {}).get('ckpt_path')
-        if not path or not Path(path).is_file():
+        if not path or not Path(path := os.path.expanduser(path)).is_file():
             return
         named = class_paths(_plain_config(self.config[command].get('model')))
         if kept := read_hyper_parameters(path, named):
@@ -231,7 +232,7 @@ def announce_default_data(data: Any) -> None:
 def _to_write(settings: Mapping[str, Any]) -> str:
     """Return how much synthetic data will be written, or an empty text if they exist."""
     root = settings.get('root')
-    if not root or (Path(root).is_dir() and any(Path(root).iterdir())):
+    if not root or ((folder := Path(root).expanduser()).is_dir() and any(folder.iterdir())):
         return ''
     try:
         recipe = Recipe(*(settings[name] for name in ('num_tiles', 'seed', 'size', 'dates', 'version')))
@@ -291,6 +292,7 @@ def requested(part: str, args: Any) -> str | None:
 
 def _read_config(path: str) -> object:
     """Read a configuration; None for one that is not a local file, which is left to the parser."""
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         if re.search(r'[{}:\n]', path) or Path(path).exists():
             return None

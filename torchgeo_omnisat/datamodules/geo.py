@@ -90,7 +90,7 @@ def _by_fractions(dataset: MultimodalGeoDataset, fractions: Sequence[float], axi
 
 
 def _by_file(dataset: MultimodalGeoDataset, root: Path, file: str, column: str = 'split') -> dict[str, Any]:
-    path = root / file
+    path = root / Path(file).expanduser()
     frame = read_polygons(path, dataset.crs)
     if column not in frame or not set(frame[column]) & set(SPLITS):
         raise ValueError(f'{path} has the columns {list(frame.columns)}, expected {column!r} with some of {SPLITS}')
@@ -111,9 +111,10 @@ def read_polygons(path: Path, crs: Any) -> gpd.GeoDataFrame:
 def read_area(area: Sequence[float] | str | Mapping[str, Any], crs: Any, root: Path) -> Any:
     """Return an area as one geometry in *crs*: a box, a vector file below *root*, or ``bounds`` and their ``crs``."""
     if isinstance(area, str):
-        geometry = read_polygons(root / area, crs).union_all()
+        path = root / Path(area).expanduser()
+        geometry = read_polygons(path, crs).union_all()
         if not geometry.area:
-            raise ValueError(f'{root / area} has no polygons, expected the area to predict')
+            raise ValueError(f'{path} has no polygons, expected the area to predict')
         return geometry
     settings = dict(area) if isinstance(area, Mapping) else {'bounds': area, 'crs': crs}
     bounds = settings.get('bounds')

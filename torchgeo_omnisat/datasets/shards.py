@@ -81,7 +81,7 @@ def write_split(samples: Iterable[bytes], folder: Path, megabytes: float) -> lis
 
 def read_description(root: str) -> dict[str, Any]:
     """Read and validate ``shards.json``."""
-    address = f'{root.rstrip("/")}/{FILE}'
+    address = f'{os.path.expanduser(root).rstrip("/")}/{FILE}'
     try:
         described: dict[str, Any] = _read_json(address)
         as_modalities(described['modalities'])
@@ -157,6 +157,7 @@ class ShardedDataset(MultimodalDataset):
     """
 
     def __init__(self, root: str, split: str = 'train', cache: str | None = None, allow_outside: bool = False) -> None:
+        root = os.path.expanduser(root)
         refuse_outside(root, (FILE, split), allow_outside)
         description = read_description(root)
         if split not in description['shards']:
@@ -180,7 +181,7 @@ class ShardedDataset(MultimodalDataset):
         if self._opened is None or self._opened[0] != os.getpid():
             address = f'{self.root.rstrip("/")}/{self.split}'
             check_index(address, self.lengths)
-            where = None if self.cache is None else str(Path(self.cache) / self.split)
+            where = None if self.cache is None else str(Path(self.cache).expanduser() / self.split)
             self._opened = os.getpid(), _litdata().StreamingDataset(address, cache_dir=where)
         try:
             return decode_sample(bytes(self._opened[1][index % len(self)]))

@@ -418,7 +418,7 @@ class GeoTIFFWriter(BasePredictionWriter):
             datamodule.plan = self.plan
 
     def _output_path(self, trainer: Trainer, is_area: bool = True) -> Path:
-        return Path(self.output or Path(trainer.default_root_dir) / self.default_names[not is_area])
+        return Path(self.output or Path(trainer.default_root_dir) / self.default_names[not is_area]).expanduser()
 
     def _check_outputs(self, output: Path) -> None:
         """Check that no file that is written is a folder."""
@@ -613,7 +613,8 @@ class GeoTIFFWriter(BasePredictionWriter):
         Raises:
             ValueError: If it has the name of the map or of the map of classes, but for its extension.
         """
-        path = Path(self.fields) if isinstance(self.fields, str) else output.with_name(f'{output.stem}_fields.gpkg')
+        named = isinstance(self.fields, str)
+        path = Path(self.fields).expanduser() if named else output.with_name(f'{output.stem}_fields.gpkg')
         for taken in (output, _classes_path(output)):
             if path.with_suffix('').absolute() == taken.with_suffix('').absolute():
                 raise ValueError(

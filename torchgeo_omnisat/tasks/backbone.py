@@ -240,7 +240,7 @@ def export_hub(source: LightningModule | str | Path, folder: str | Path) -> None
     if not tensors or config['modalities'] is None:
         raise ValueError(f'{source} has no backbone with hyper-parameters, expected a checkpoint of one of our tasks')
     source = source if isinstance(source, LightningModule) else str(source)
-    write_hub(Path(folder), _build(config, tensors, source), config)
+    write_hub(Path(folder).expanduser(), _build(config, tensors, source), config)
 
 
 def load_hub(folder: str | Path) -> models.OmniSat:
@@ -252,7 +252,7 @@ def load_hub(folder: str | Path) -> models.OmniSat:
         FileNotFoundError: If one of the two files is missing.
         ValueError: If a file is damaged, or the files do not match.
     """
-    config = read_config(Path(folder))
+    config = read_config(Path(folder).expanduser())
     return _build(config, read_checkpoint(folder)[0], str(folder)).eval()
 
 

@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     The file is a checkpoint, or a state dict, also as safetensors. Raise ValueError if it cannot be read safely, or
     weights are NaN or infinite.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / MODEL).exists() or (path / CONFIG).exists():
         tensors, config = _read_tensors(path / MODEL), read_config(path)
         refuse_weights(tensors, str(path / MODEL))
@@ -138,7 +138,7 @@ def limited_size(path: Any) -> Iterator[None]:
 
     Nothing is checked if *path* is a URL or an object in memory.
     """
-    files = [Path(path) / MODEL, Path(path)] if isinstance(path, str | Path) else []
+    files = [Path(path, MODEL).expanduser(), Path(path).expanduser()] if isinstance(path, str | Path) else []
     limit = next((_SMALL + os.path.getsize(file) for file in files if file.is_file()), None)
     count = 0
 

@@ -6,6 +6,7 @@
 It finds errors that `fit` would raise in its first epoch.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,7 +134,7 @@ def _build(settings: Mapping[str, Any], splits: Mapping[str, SplitValues], folde
     given = {name: settings[name] for name in ('trainer', 'model') if settings.get(name)}
     try:
         config = parser.parse_object(given)
-        path = str(settings.get('ckpt_path') or '')
+        path = os.path.expanduser(settings.get('ckpt_path') or '')
         if Path(path).is_file() and (kept := read_hyper_parameters(path, class_paths(given.get('model')))):
             config = parser.parse_object({'model': kept}, config)
         with limited_size(path):

@@ -101,7 +101,8 @@ def _is_vector(settings: Mapping[str, Any], root: Path) -> bool:
     several = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
     if 'column' in settings or any(one.lower().endswith((*VECTORS, *TABLES)) for one in several):
         return True
-    folders = [root / one for one in several if (root / one).is_dir()]
+    located = [root / Path(one).expanduser() for one in several]
+    folders = [path for path in located if path.is_dir()]
     inside = {file.suffix.lower() for folder in folders for file in folder.rglob('*')}
     return bool(inside & set(VECTORS)) and not inside & {'.tif', '.tiff', '.vrt', '.img', '.jp2'}
 
@@ -120,7 +121,7 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
     path = settings.pop('path')
     several = path if isinstance(path, list | tuple) else [path]
     beyond = [is_remote(str(one)) or str(one).startswith('/vsi') for one in several]  # Path would change URLs
-    located = [str(one if far else root / one) for one, far in zip(several, beyond, strict=True)]
+    located = [str(one if far else root / Path(one).expanduser()) for one, far in zip(several, beyond, strict=True)]
     for one, far in zip(located, beyond, strict=True):
         if not far and not Path(one).exists():
             if not root.exists():
@@ -148,7 +149,7 @@ def _of_class(name: str, settings: Mapping[str, Any], root: Path) -> GeoDataset:
         raise ValueError(f'settings of {name!r} have {sorted(unknown)} beside class_path, expected init_args')
     arguments = dict(settings.get('init_args') or {})
     if isinstance(arguments.get('paths'), str) and not is_remote(arguments['paths']):
-        arguments['paths'] = str(root / arguments['paths'])
+        arguments['paths'] = str(root / Path(arguments['paths']).expanduser())
     with sidecars():
         dataset: GeoDataset = kind(**arguments)
     return dataset

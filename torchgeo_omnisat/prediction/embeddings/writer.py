@@ -258,7 +258,7 @@ class EmbeddingWriter(GeoTIFFWriter):
 
     def _projection_files(self) -> list[Path]:
         if self.projection is not None:
-            return [Path(self.projection)]
+            return [Path(self.projection).expanduser()]
         trainer: Any = self._trainer
         checkpoint = getattr(trainer, 'ckpt_path', None)
         is_area = getattr(self._datamodule, 'tiling', None) is not None

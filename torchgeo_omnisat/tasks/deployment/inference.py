@@ -47,7 +47,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: str | Path | SupervisedTask, device: str | torch.device = 'cpu') -> None:
-        self.task = checkpoint if isinstance(checkpoint, SupervisedTask) else _load(Path(checkpoint))
+        self.task = checkpoint if isinstance(checkpoint, SupervisedTask) else _load(Path(checkpoint).expanduser())
         self.task.to(device).eval()
         self.device = torch.device(device)
         hparams = self.task.hparams

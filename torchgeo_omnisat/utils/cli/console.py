@@ -26,6 +26,12 @@ def printable(text: str, kept: str = '') -> str:
     )
 
 
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Replace ``~`` in arguments such as ``--root=~/data``; shells do it only at the start of a word."""
+    parts = [word.partition('=') for word in words]
+    return [f'{key}{sign}{os.path.expanduser(value)}' for key, sign, value in parts]
+
+
 def abbreviate(text: str, most: int = 60) -> str:
     """Truncate a text to *most* printable characters, including ``...`` if it is longer."""
     text = printable(text)
