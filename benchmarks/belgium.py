@@ -76,8 +76,11 @@ def linked(root: Path, folder: Path) -> Path:
     """Create a folder with links to the data, so that statistics are not saved beside the originals."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in root.resolve().iterdir():
-        if part.is_dir() and not (folder / part.name).exists():
-            (folder / part.name).symlink_to(part)
+        link = folder / part.name
+        if part.is_dir() and not link.exists():
+            link.symlink_to(part)
+        if part.is_dir() and link.resolve() != part:
+            raise SystemExit(f'{link} is a link to {link.resolve()}, expected {part}: choose another --output')
     return folder
 
 

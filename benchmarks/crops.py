@@ -22,8 +22,8 @@ the scores of a choice for each tested tile). *balanced* weights the classes and
 *adapted* also takes the logarithm of Sentinel-2, standardises each tile by its own images without their
 labels, and averages the probabilities over 5 x 5 pixels.
 
-Scores are appended to ``crops-<data>.csv``. Rows that exist are not computed again, so an interrupted
-command continues when it is repeated.
+Scores are appended to ``crops-<data>.csv``. Rows of the same files of ``--root`` and ``--weights``, compared by their
+hashes, are not computed again, so an interrupted command continues when it is repeated.
 
     python benchmarks/crops.py worldcereal --root DIR --weights presto_default_model.pt
     python benchmarks/crops.py belgium --root DIR --weights presto_default_model.pt         # minutes on one core
@@ -32,6 +32,8 @@ command continues when it is repeated.
 
 import argparse
 import csv
+import functools
+import hashlib
 import itertools
 import math
 import statistics
@@ -97,6 +99,16 @@ class Tile(NamedTuple):
     dates: dict[str, Tensor]
     labels: Tensor
     latlon: tuple[float, float]
+
+
+@functools.cache
+def digest(path: Path) -> str:
+    """Return a short hash of a file, or of the names and contents of all files below a folder."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in path.rglob('*') if file.is_file()) if path.is_dir() else [path]:
+        found.update(file.relative_to(path).as_posix().encode())
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:8]
 
 
 def read(folder: Path) -> Tile:
@@ -412,7 +424,7 @@ CLASSIFIERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 #: All methods.
 METHODS = (*CLASSIFIERS, *NETWORKS)
-FIELDS = ('test', 'seed', 'method', 'mean_iou', 'accuracy')
+FIELDS = ('test', 'seed', 'method', 'data', 'weights', 'mean_iou', 'accuracy')
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -424,7 +436,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             {
                 'test': int(row['test']),
                 'seed': int(row['seed']),
-                'method': row['method'],
+                **{name: row[name] for name in ('method', 'data', 'weights')},
                 'mean_iou': float(row['mean_iou']),
                 'accuracy': float(row['accuracy']),
             }
@@ -441,6 +453,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def files_of(method: str, root: Path, weights: Path) -> dict[str, str]:
+    """Return a method, and the hashes of the files that it reads."""
+    is_frozen = method in NETWORKS and NETWORKS[method]['frozen']
+    return {'method': method, 'data': digest(root), 'weights': digest(weights) if is_frozen else ''}
+
+
 def main() -> None:
     """Train, test and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -454,11 +472,11 @@ def main() -> None:
     parser.add_argument('--smoke', action='store_true', help='one step on few pixels, to see that the script runs')
     args = parser.parse_args()
     torch.set_num_threads(1)
+    root = args.root or shared / ('belgium-crops' if args.data == 'belgium' else 'worldcereal-tiles')
     if args.data == 'belgium':
-        raw = read_halves(args.root or shared / 'belgium-crops')
+        raw = read_halves(root)
     else:
-        folders = sorted(folder for folder in (args.root or shared / 'worldcereal-tiles').iterdir() if folder.is_dir())
-        raw = [read(folder) for folder in folders]
+        raw = [read(folder) for folder in sorted(folder for folder in root.iterdir() if folder.is_dir())]
     if args.smoke:
         args.seeds = 1
         raw = [
@@ -473,7 +491,8 @@ def main() -> None:
     print(f'{"test tile":<10}{"seed":<6}{"method":<28}{"mean IoU":>10}{"accuracy":>10}')
     tests = (1,) if args.data == 'belgium' else range(len(raw))
     for seed, name, test in itertools.product(range(args.seeds), args.methods, tests):
-        if any((row['test'], row['seed'], row['method']) == (test, seed, name) for row in rows):
+        key = {'test': test, 'seed': seed, **files_of(name, root, args.weights)}
+        if any(row.items() >= key.items() for row in rows):
             continue
         training = [i for i in range(len(raw)) if i != test]
         if name in CLASSIFIERS:
@@ -487,11 +506,11 @@ def main() -> None:
                 tiles = embedded[names]
             answer = network(tiles, training, test, seed, args.data, method, 1 if args.smoke else None)
         iou, accuracy = scores(answer, raw[test].labels.numpy())
-        rows.append({'test': test, 'seed': seed, 'method': name, 'mean_iou': iou, 'accuracy': accuracy})
+        rows.append({**key, 'mean_iou': iou, 'accuracy': accuracy})
         write_rows(path, rows)
         print(f'{test:<10}{seed:<6}{name:<28}{iou:>10.3f}{accuracy:>10.3f}', flush=True)
     for name in args.methods:
-        chosen = [row for row in rows if row['method'] == name]
+        chosen = [row for row in rows if row.items() >= files_of(name, root, args.weights).items()]
         means = [statistics.mean(row[kind] for row in chosen) for kind in ('mean_iou', 'accuracy')]
         print(f'{"all":<16}{name:<28}{means[0]:>10.3f}{means[1]:>10.3f}')
 

@@ -14,7 +14,8 @@ degrees, with all 12 months of Sentinel-2 and Sentinel-1. Classes with fewer tha
 
 Classifiers are those of ``python -m torchgeo_omnisat classify``, and a random forest. Missing values of
 raw time series are replaced by the median. No setting was chosen by the pixels that are scored. Scores
-are appended to ``fewshot-<data>.csv``; rows that exist are not computed again.
+are appended to ``fewshot-<data>.csv``. Rows of the same files of ``--root`` and ``--weights``, compared by
+their hashes, are not computed again.
 
     python benchmarks/fewshot.py belgium
     python benchmarks/fewshot.py points
@@ -53,7 +54,9 @@ Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
 SHOTS = (5, 20, 50)
 CLASSIFIERS = ('logistic', 'knn', 'random forest')
-FIELDS = ('features', 'classifier', 'labels', 'seed', 'accuracy', 'macro_f1', 'mean_iou')
+KEY = ('features', 'classifier', 'labels', 'data', 'weights')
+SCORES = ('accuracy', 'macro_f1', 'mean_iou')
+FIELDS = (*KEY[:3], 'seed', *KEY[3:], *SCORES)
 #: Columns and classes of ``worldcereal-points``.
 SERIES = {
     's2': {
@@ -237,16 +240,37 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with atomic_file(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
         writer.writeheader()
-        writer.writerows({**row, **{key: round(row[key], 4) for key in FIELDS[4:]}} for row in rows)
+        writer.writerows({**row, **{key: round(row[key], 4) for key in SCORES}} for row in rows)
+
+
+def files_of(features: str, root: Path, weights: Path) -> dict[str, str]:
+    """Return the name of features, and the hashes of the files that they are computed from."""
+    of_presto = crops.digest(weights) if features.startswith('presto') else ''
+    return {'features': features, 'data': crops.digest(root), 'weights': of_presto}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return mean and standard deviation over the seeds."""
+    lines = [f'{"features":<24}{"classifier":<16}{"labels":<12}{"accuracy":>16}{"macro F1":>16}{"mean IoU":>16}']
+    keys = dict.fromkeys(tuple(row[part] for part in KEY) for row in rows)
+    for key in sorted(keys, key=lambda key: (key[2].zfill(10), key[0], key[1])):
+        chosen = [row for row in rows if tuple(row[part] for part in KEY) == key]
+        line = f'{key[0]:<24}{key[1]:<16}{key[2]:<12}'
+        for kind in SCORES:
+            values = [row[kind] for row in chosen]
+            spread = f' ± {statistics.stdev(values):.3f}' if len(values) > 1 else ''
+            line += f'{f"{statistics.mean(values):.3f}{spread}":>16}'
+        lines.append(line)
+    return '\n'.join(lines)
 
 
 def run_belgium(args: argparse.Namespace, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
     """Score all methods on ``belgium-crops``."""
     scratch = Path(tempfile.mkdtemp())
-    features, labels = belgium_features(args.root or args.shared / 'belgium-crops', args.weights, args.steps, scratch)
+    features, labels = belgium_features(args.root, args.weights, args.steps, scratch)
     for seed, (name, make) in itertools.product(range(args.seeds), features.items()):
         keys = [
-            {'features': name, 'classifier': kind, 'labels': f'{shots} a class', 'seed': seed}
+            {**files_of(name, args.root, args.weights), 'classifier': kind, 'labels': f'{shots} a class', 'seed': seed}
             for shots, kind in itertools.product(SHOTS, CLASSIFIERS)
         ]
         keys = missing(keys, rows)
@@ -259,15 +283,16 @@ def run_belgium(args: argparse.Namespace, rows: list[dict[str, Any]], save: Call
 
 def run_points(args: argparse.Namespace, rows: list[dict[str, Any]], save: Callable[[dict[str, Any]], None]) -> None:
     """Score all methods on ``worldcereal-points``."""
-    path = (args.root or args.shared / 'worldcereal-points') / 'public_extractions.parquet'
-    features, table = point_features(path, args.weights, args.steps)
-    classes, places = table.targets, table.places
+    path = args.root / 'public_extractions.parquet'
+    features, points = point_features(path, args.weights, args.steps)
+    classes, places = points.targets, points.places
     assert classes is not None
     assert places is not None
     blocks = np.unique(np.floor(places / 0.1), axis=0, return_inverse=True)[1].ravel()
-    print(f'{len(classes)} points of {table.labels} in {blocks.max() + 1} blocks: {np.bincount(classes).tolist()}')
+    print(f'{len(classes)} points of {points.labels} in {blocks.max() + 1} blocks: {np.bincount(classes).tolist()}')
     for seed, (name, make) in itertools.product(range(args.seeds), features.items()):
-        keys = [{'features': name, 'classifier': kind, 'labels': '5 folds', 'seed': seed} for kind in CLASSIFIERS]
+        files = files_of(name, args.root, args.weights)
+        keys = [{**files, 'classifier': kind, 'labels': '5 folds', 'seed': seed} for kind in CLASSIFIERS]
         keys = missing(keys, rows)
         values = make(seed) if keys else np.zeros(0)
         for key in keys:
@@ -287,7 +312,8 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=crops.ROOT / 'benchmarks/results', help='folder of the scores')
     parser.add_argument('--seeds', type=int, default=3)
     args = parser.parse_args()
-    args.shared, args.steps = shared, STEPS[args.data]
+    args.root = args.root or shared / ('belgium-crops' if args.data == 'belgium' else 'worldcereal-points')
+    args.steps = STEPS[args.data]
     torch.set_num_threads(1)
     path = args.output / f'fewshot-{args.data}.csv'
     rows = read_rows(path)
@@ -297,15 +323,7 @@ def main() -> None:
         write_rows(path, rows)
 
     (run_belgium if args.data == 'belgium' else run_points)(args, rows, save)
-    print(f'{"features":<16}{"classifier":<16}{"labels":<12}{"accuracy":>16}{"macro F1":>16}{"mean IoU":>16}')
-    keys = dict.fromkeys((row['features'], row['classifier'], row['labels']) for row in rows)
-    for key in sorted(keys, key=lambda key: (key[2].zfill(10), key[0], key[1])):
-        chosen = [row for row in rows if (row['features'], row['classifier'], row['labels']) == key]
-        cells = [
-            f'{statistics.mean(row[kind] for row in chosen):.3f} +- {np.std([row[kind] for row in chosen]):.3f}'
-            for kind in FIELDS[4:]
-        ]
-        print(f'{key[0]:<16}{key[1]:<16}{key[2]:<12}' + ''.join(f'{cell:>16}' for cell in cells))
+    print(table([row for row in rows if row.items() >= files_of(row['features'], args.root, args.weights).items()]))
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import rasterio
 import torch
 import yaml
 from belgium import CONFIG, ROOT, linked
+from crops import digest
 from fields import LR, Maps, field_scores, grid, read_rows, scores, write_rows
 from lightning.pytorch import Trainer, seed_everything
 from rasterio.features import rasterize, shapes
@@ -52,7 +53,7 @@ def write_polygons(crops: Path, labels: list[str], output: Path) -> None:
 
 def folder_of(half: str, args: argparse.Namespace) -> Path:
     """Return the folder of model and map."""
-    folder: Path = args.output / f'{half}-{args.steps}-{args.seed}'
+    folder: Path = args.output / f'{half}-{args.steps}-{args.seed}-{digest(args.root)}'
     return folder
 
 
@@ -133,7 +134,7 @@ def main() -> None:
     table, search = args.results / 'fields_belgium.csv', args.results / 'fields_belgium_grid.csv'
     for half in args.halves:
         rows = read_rows(table)
-        key = {'trained_on': half, 'seed': str(args.seed), 'steps': str(args.steps)}
+        key = {'trained_on': half, 'seed': str(args.seed), 'steps': str(args.steps), 'data': digest(args.root)}
         if any(all(row[name] == value for name, value in key.items()) for row in rows):
             continue
         fields, components, settings = run(args, half)

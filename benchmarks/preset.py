@@ -9,7 +9,8 @@ scored on all 1200 pixels of the eastern half. Classifiers of `baseline` are tra
 same training pixels (``classifiers``), or also on those of validation (``classifiers, all labels``), because they need
 no validation. No setting is chosen by the eastern half.
 
-Rows are appended to ``results/preset.csv``. Rows that exist are not computed again.
+Rows are appended to ``results/preset.csv``. Rows of the same files of ``--root`` and ``--weights``, compared by their
+hashes, are not computed again.
 
     python benchmarks/preset.py --labels 300 900 --seeds 0 1 2
 """
@@ -29,6 +30,7 @@ import geopandas as gpd
 import numpy as np
 import rasterio
 import shapely
+from crops import digest
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset
@@ -47,7 +49,7 @@ SHARED = ROOT.parent / 'shared/data'
 CLASSES = ('no crop', 'winter cereals', 'spring cereals', 'maize', 'other temporary crop')
 #: Number of columns of the western half.
 WEST = 24
-COLUMNS = ('labels', 'seed', 'method', *METRICS, 'epochs', 'seconds')
+COLUMNS = ('labels', 'seed', 'method', 'data', 'weights', *METRICS, 'epochs', 'seconds')
 METHODS = ('few', 'few, presto', 'classifiers', 'classifiers, all labels')
 
 
@@ -119,6 +121,11 @@ def classify(data: Mapping[str, Any], seed: int, every: bool) -> Iterator[tuple[
     yield from score_classes(pixels, datamodule.make_dataset('test'), len(CLASSES), 255, seed=seed).scores.items()
 
 
+def files_of(method: str, root: Path, weights: Path) -> dict[str, str]:
+    """Return the hashes of the files that a method reads."""
+    return {'data': digest(root), 'weights': digest(weights) if method == 'few, presto' else ''}
+
+
 def run(method: str, number: int, seed: int, root: Path, weights: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a method."""
     with tempfile.TemporaryDirectory() as name:
@@ -131,7 +138,8 @@ def run(method: str, number: int, seed: int, root: Path, weights: Path) -> Itera
         seconds = round(time.process_time() - start)
     for one, each in found.items():
         numbers = {key: f'{value:.4f}' if isinstance(value, float) else str(value) for key, value in each.items()}
-        yield {'labels': str(number), 'seed': str(seed), 'method': one, **numbers, 'seconds': str(seconds)}
+        files = files_of(method, root, weights)
+        yield {'labels': str(number), 'seed': str(seed), 'method': one, **files, **numbers, 'seconds': str(seconds)}
 
 
 def write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -174,7 +182,8 @@ def main() -> None:
     if args.results.exists():
         with args.results.open(newline='') as file:
             rows = list(csv.DictReader(file))
-    known = {(row['labels'], row['seed'], row['method'].partition(':')[0]) for row in rows}
+    wanted = [row for row in rows if row.items() >= files_of(row['method'], args.root, args.weights).items()]
+    known = {(row['labels'], row['seed'], row['method'].partition(':')[0]) for row in wanted}
     for seed in args.seeds:
         for number in args.labels:
             for method in args.methods:
@@ -182,9 +191,10 @@ def main() -> None:
                     continue
                 for row in run(method, number, seed, args.root, args.weights):
                     rows.append(row)
+                    wanted.append(row)
                     print(row, flush=True)
                 write(args.results, rows)
-    print(table(rows))
+    print(table(wanted))
 
 
 if __name__ == '__main__':

@@ -3,7 +3,9 @@
 
 from pathlib import Path
 
+import belgium
 import crops
+import numpy as np
 import pytest
 import torch
 
@@ -51,3 +53,37 @@ def test_smoke_run(tmp_path, monkeypatch):
     rows = crops.read_rows(tmp_path / 'crops-belgium-smoke.csv')
     assert [row['method'] for row in rows] == list(crops.METHODS)
     assert all(0 <= row[kind] <= 1 for row in rows for kind in ('mean_iou', 'accuracy'))
+
+
+def test_rows_of_other_files_do_not_count(tmp_path, monkeypatch):
+    tile = crops.Tile({}, {}, torch.zeros(2, 2, dtype=torch.int64), (0.0, 0.0))
+    monkeypatch.setattr(crops, 'read_halves', lambda root: [tile, tile])
+    monkeypatch.setattr(crops, 'classify', lambda *args: np.zeros((2, 2), np.int64))
+    for name in ('a', 'b', 'b'):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / 'x.tif').write_text(name)
+        words = ['belgium', '--methods', 'mlp', '--root', tmp_path / name, '--output', tmp_path, '--seeds', '1']
+        monkeypatch.setattr('sys.argv', ['crops.py', *map(str, words)])
+        crops.main()
+    rows = crops.read_rows(tmp_path / 'crops-belgium.csv')
+    assert len(rows) == 2
+    assert rows[0]['data'] != rows[1]['data']
+
+
+def test_weights_count_for_the_methods_that_read_them(tmp_path):
+    found = []
+    for name in ('a', 'b'):
+        (tmp_path / name).write_text(name)
+        found.append([crops.files_of(method, tmp_path / 'a', tmp_path / name) for method in ('presto s2', 'mlp')])
+    (presto, mlp), (others, same) = found
+    assert presto != others
+    assert mlp == same
+
+
+def test_links_lead_to_the_data_that_are_asked_for(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name / 's2').mkdir(parents=True)
+    assert (belgium.linked(tmp_path / 'a', tmp_path / 'out') / 's2').resolve() == tmp_path / 'a/s2'
+    belgium.linked(tmp_path / 'a', tmp_path / 'out')
+    with pytest.raises(SystemExit, match='--output'):
+        belgium.linked(tmp_path / 'b', tmp_path / 'out')

@@ -31,3 +31,18 @@ def test_models_learn_from_the_labels_of_the_western_half(tmp_path):
     assert plan.data['train_places'] == 'labels'
     bounds = datamodule.grounds['test'].bounds
     assert all(datamodule.grounds[split].bounds[2] <= bounds[0] for split in ('train', 'val'))
+
+
+def test_rows_of_other_files_do_not_count(tmp_path, monkeypatch):
+    scores = dict.fromkeys(preset.METRICS, 0.5)
+    monkeypatch.setattr(preset, 'prepare', lambda *_: (None, {}))
+    monkeypatch.setattr(preset, 'classify', lambda *_: iter([('mlp', scores)]))
+    for name in ('a', 'b', 'b'):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / 'x.tif').write_text(name)
+        words = ['--root', tmp_path / name, '--results', tmp_path / 'preset.csv', '--methods', 'classifiers']
+        monkeypatch.setattr('sys.argv', ['preset.py', *map(str, words), '--labels', '300', '--seeds', '0'])
+        preset.main()
+    lines = (tmp_path / 'preset.csv').read_text().splitlines()
+    assert len(lines) == 3
+    assert len({line.split(',')[3] for line in lines[1:]}) == 2
