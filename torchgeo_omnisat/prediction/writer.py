@@ -613,8 +613,9 @@ class GeoTIFFWriter(BasePredictionWriter):
         Raises:
             ValueError: If it has the name of the map or of the map of classes, but for its extension.
         """
-        named = isinstance(self.fields, str)
-        path = Path(self.fields).expanduser() if named else output.with_name(f'{output.stem}_fields.gpkg')
+        path = output.with_name(f'{output.stem}_fields.gpkg')
+        if isinstance(self.fields, str):
+            path = Path(self.fields).expanduser()
         for taken in (output, _classes_path(output)):
             if path.with_suffix('').absolute() == taken.with_suffix('').absolute():
                 raise ValueError(
