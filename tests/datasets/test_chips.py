@@ -285,6 +285,8 @@ class TestSplits:
         deal = [split_chips(names, corners, {'fractions': [0.5, 0.5, 0], 'seed': s}, tmp_path) for s in (0, 0, 1)]
         assert deal[0] == deal[1] != deal[2]
         assert deal[0]['test'] == []
+        with pytest.raises(ValueError, match='seed is -1, expected an integer, at least 0'):
+            split_chips(names, corners, {'fractions': [0.5, 0.5, 0], 'seed': -1}, tmp_path)
 
     @pytest.mark.parametrize(('count', 'expected'), [(3, [1, 1, 1]), (6, [4, 1, 1]), (10, [6, 2, 2])])
     def test_fractions_are_met_and_no_split_is_empty(self, tmp_path: Path, count: int, expected: list[int]) -> None:

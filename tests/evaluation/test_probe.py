@@ -199,6 +199,8 @@ def test_the_seed_chooses_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 0, 1):
         probed(ProbeCallback(max_tiles=3, seed=seed), Blocks(0), Blocks(1))
     assert asked[:6] == asked[6:12] != asked[12:]
+    with pytest.raises(ValueError, match='seed is -1, expected an integer, at least 0'):
+        ProbeCallback(seed=-1)
 
 
 def test_epochs_are_counted_from_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -234,8 +237,17 @@ def test_bad_input_is_refused() -> None:
     loss = MaskedReconstruction([S2], 8, 20.0)
     with pytest.raises(ValueError, match=r'grid is \(3, 3\).*\(2, 6\)'):
         loss(fused, batch, hidden, (3, 3))
-    with pytest.raises(ValueError, match=r"\{'patch_size': 0\.0, 'max_dates': 0\}"):
-        MaskedReconstruction([S2], 8, 0.0, max_dates=0)
+    with pytest.raises(ValueError, match=r'patch_size is 0\.0'):
+        MaskedReconstruction([S2], 8, 0.0)
+
+
+@pytest.mark.parametrize('told', [{'embed_dim': 8.5}, {'width': 0}, {'max_pixels': 2.5}, {'max_dates': True}])
+def test_sizes_are_integers(told: dict[str, Any]) -> None:
+    build: Any = inspect.unwrap(MaskedReconstruction.__init__)  # the tests check types earlier
+    loss = MaskedReconstruction.__new__(MaskedReconstruction)
+    ((name, value),) = told.items()
+    with pytest.raises(ValueError, match=f'{name} is {value}, expected an integer'):
+        build(loss, **{'modalities': [S2], 'embed_dim': 8, 'patch_size': 20.0} | told)
 
 
 def test_absolute_error_is_linear_in_outliers() -> None:

@@ -22,6 +22,11 @@ def test_one_logit_a_label(classifier: OmniSatClassifier, batch: dict[str, Tenso
     assert classifier(batch).shape == (3, 7)
 
 
+def test_a_label_is_needed() -> None:
+    with pytest.raises(ValueError, match='num_classes is 0, expected an integer from 1'):
+        OmniSatClassifier(omnisat_tiny(MODALITIES), num_classes=0)
+
+
 def test_absent_modality_is_invisible(classifier: OmniSatClassifier, batch: dict[str, Tensor]) -> None:
     without = drop(batch, [MODALITIES['s1a']])
     batch['valid_s1a'][:] = False

@@ -197,7 +197,14 @@ class TestErrors:
             ({'mask_ratio': 1.0}, 'mask_ratio is 1.0, expected a number between 0 and 1'),
             ({'mask_ratio': 0.0}, 'mask_ratio is 0.0'),
             ({'hide': 'patches'}, "hide is 'patches', expected one of"),
-            ({'micro_batch_size': 0}, 'micro_batch_size is 0, expected at least 1'),
+            ({'micro_batch_size': 0}, 'micro_batch_size is 0, expected an integer, at least 1'),
+            ({'micro_batch_size': 1.5}, 'micro_batch_size is 1.5, expected an integer'),
+            ({'max_dates': 2.5}, 'max_dates is 2.5, expected an integer'),
+            ({'embedding_dim': 8.5}, 'embedding_dim is 8.5, expected an integer'),
+            ({'seed': -5}, 'seed is -5, expected an integer, at least 0'),
+            ({'object_weight': float('nan')}, "'object': nan"),
+            ({'exclude_within': -5}, 'exclude_within is -5, expected distances in metres'),
+            ({'exclude_within': {'s2': -5}}, "exclude_within is .*'s2': -5"),
             ({'candidates': 0}, 'candidates is 0'),
             ({'projection_dim': 0}, 'projection_dim is 0'),
             ({'ema': 1.0}, 'ema is 1.0, expected a decay'),
@@ -208,6 +215,11 @@ class TestErrors:
     def test_bad_arguments(self, told: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             make_task(**told)
+
+    @pytest.mark.parametrize('told', [{'exclude_within': -5}, {'seed': -5}, {'mask_ratio': 1.0}])
+    def test_bad_arguments_before_the_data_are_known(self, told: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match='{} is {}'.format(*next(iter(told.items())))):
+            OmniSatPretraining(**told)
 
     def test_one_modality_can_be_rebuilt(self) -> None:
         task = make_task(modalities={'s2': MODALITIES['s2']}, tile_weight=0.0, patch_weight=0.0)

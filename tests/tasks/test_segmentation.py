@@ -1,6 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,12 @@ class TestExperts:
     def test_implausible_width(self, width: Any) -> None:
         with pytest.raises(ValueError, match=f'decoder_width is {width}, expected an integer from 1'):
             OmniSatSegmentation(**TOLD, decoder_width=width)
+
+    @pytest.mark.parametrize('told', [{'background': 5}, {'background': -1}, {'class_weights': [1.0, 2.0]}])
+    def test_values_that_do_not_fit_the_classes(self, told: dict[str, Any]) -> None:
+        ((name, value),) = told.items()
+        with pytest.raises(ValueError, match=rf'{name} is {re.escape(str(value))}, expected.*\b[45]\b'):
+            OmniSatSegmentation(**TOLD, **told)
 
 
 class TestFlips:

@@ -36,7 +36,7 @@ from ..transforms import (
     RandomTemporalDropout,
 )
 from ..transforms.intensity import describe_not_simulated
-from ..utils.checks import check_choice, check_least
+from ..utils.checks import check_choice, check_integer
 from ..utils.plurals import counted
 from .common.plausibility import Guard, GuardMode, implausible_statistics, make_guard
 from .common.sampling import DealtDataset, DealtSampler, Order, RandomOrder, ResumableDataModule, SpatialOrder
@@ -148,8 +148,8 @@ class MultimodalDataModule(ResumableDataModule, NonGeoDataModule):
             TypeError: If the dataset does not have an argument.
             ValueError: If an argument is invalid.
         """
-        check_least(1, batch_size=batch_size)
-        check_least(0, num_workers=num_workers)
+        check_integer(1, batch_size=batch_size)
+        check_integer(0, num_workers=num_workers)
         signature(dataset_class).bind_partial(**kwargs)  # rejects misspelt arguments before data are read
         check_choice(batches=(batches, ('anywhere', 'region')), guard=(guard, get_args(GuardMode)))
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)

@@ -21,7 +21,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_choice, check_least
+from ..utils.checks import check_choice, check_integer
 from ..utils.plurals import counted
 from .common.arguments import MISSING, parse_span
 from .common.integrity import SAMPLE, Part
@@ -180,7 +180,7 @@ class PublishedDataset(MultimodalDataset):
             allow_outside: Whether symbolic links in *root* may lead out of it.
         """
         check_choice(missing=(missing, MISSING))
-        check_least(1, max_dates=max_dates)
+        check_integer(1, max_dates=max_dates)
         self.root, self.path = root, Path(root).expanduser()
         self.max_dates, self.date_range, self._span = max_dates, date_range, parse_span(date_range)
         self.cloud_probability, self.cloud_cover = cloud_probability, cloud_cover

@@ -15,7 +15,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_choice, check_least
+from ..utils.checks import check_choice, check_integer
 from ..utils.plurals import counted
 from .base import MultimodalDataset, pick, tensors
 from .biomassters import seconds
@@ -160,7 +160,7 @@ class GeoBench2(MultimodalDataset):
             ValueError: If an argument or a file is invalid.
         """
         check_choice(name=(name, tuple(BENCHMARKS)), split=(split, SPLITS))
-        check_least(1, max_dates=max_dates)
+        check_integer(1, max_dates=max_dates)
         super().__init__(root, split)
         self.name, self.max_dates, self.transforms = name, max_dates, transforms
         self.benchmark = BENCHMARKS[name]

@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import EmptySplitError, check_choice, require_pyarrow
+from ..utils.checks import EmptySplitError, check_choice, check_integer, require_pyarrow
 from ..utils.tensors.coordinates import COORDINATES
 from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset, tensors
@@ -306,6 +306,7 @@ class PixelTable(MultimodalDataset):
             return chosen
         if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
             raise ValueError(f'fractions is {fractions}, expected three that sum to 1')
+        check_integer(0, seed=seed)
         if self.places is None or not block > 0:
             raise ValueError(f'coordinates is None or block is {block}, expected both for splits, or split_column')
         cells = np.unique(np.floor(self.places / block), axis=0, return_inverse=True)[1].ravel()

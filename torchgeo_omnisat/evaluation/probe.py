@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 from ..modality import Modality, subset_name, subsets
 from ..models.embedding import any_observed, pixels_of
 from ..models.segmentation import resize
-from ..utils.checks import check_least
+from ..utils.checks import check_integer
 
 
 class Embedded(NamedTuple):
@@ -81,9 +81,10 @@ class ProbeCallback(Callback):
         seed: int = 0,
         subsets: Literal['auto', 'all'] | Sequence[str] = 'auto',
     ) -> None:
-        check_least(
+        check_integer(
             1, every_n_epochs=every_n_epochs, max_tiles=max_tiles, max_patches=max_patches, neighbours=neighbours
         )
+        check_integer(0, seed=seed)
         self.every_n_epochs, self.max_tiles, self.max_patches = every_n_epochs, max_tiles, max_patches
         self.neighbours, self.seed, self.subsets = neighbours, seed, subsets
 

@@ -18,6 +18,7 @@ from ..batch import FILLER
 from ..modality import Modality, Which, as_modalities
 from ..models.omnisat import OmniSatOutput
 from ..transforms import CloudCover, Degradation, FewerDates, GaussianNoise, PartialCover
+from ..utils.checks import check_integer
 from ..utils.tensors.coordinates import COORDINATES
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class RobustnessTest(LightningModule):
         super().__init__()
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f'degradations {unknown} are unknown, expected some of {list(KINDS)}')
+        check_integer(0, seed=seed)
         self.task, self.seed, self.subsets = task, seed, subsets
         self.groups = {sensor: tuple(names) for sensor, names in (groups or {}).items()}
         self.levels = {kind: tuple((levels or {}).get(kind, KINDS[kind].levels)) for kind in kinds}

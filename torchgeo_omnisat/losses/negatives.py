@@ -20,6 +20,13 @@ from ..utils.tensors.devices import wide
 LOCATION_DISTANCE = 100_000.0
 
 
+def check_distances(within: float | Mapping[str, float] | None) -> None:
+    """Raise ValueError if *exclude_within*, or one of its distances, is negative, infinite or not a number."""
+    several = within if isinstance(within, Mapping) else {'all pairs': 0.0 if within is None else within}
+    if not all(0 <= float(value) < math.inf for value in several.values()):
+        raise ValueError(f'exclude_within is {within}, expected distances in metres, finite and at least 0')
+
+
 class NegativeDistances:
     """Distances on the ground below which tiles are not negatives of each other, by pair of modalities.
 
@@ -33,13 +40,10 @@ class NegativeDistances:
 
     def __init__(self, within: float | Mapping[str, float], names: Sequence[str]) -> None:
         self.within, self.pairs = within, list(combinations(names, 2))
-        if not isinstance(within, Mapping):
-            return
+        check_distances(within)
         known = [*names, *map(subset_name, self.pairs)]
-        if unknown := [name for name in within if name not in known]:
+        if isinstance(within, Mapping) and (unknown := [name for name in within if name not in known]):
             raise ValueError(f'exclude_within has {unknown}, expected some of {known}')
-        if wrong := {name: value for name, value in within.items() if not 0 <= float(value) < math.inf}:
-            raise ValueError(f'exclude_within has {wrong}, expected distances in metres, at least 0')
 
     def of(self, *pair: str) -> float:
         """Return the distance of a pair of modalities in metres."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..modality import Modality, as_modalities
 from ..utils import distributed as processes
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_integer
 from ..utils.tensors.dates import annual_code
 from ..utils.tensors.devices import readable
 from ..utils.tensors.observed import observed
@@ -108,7 +108,7 @@ class MaskedReconstruction(nn.Module):
             which cannot be predicted, and dominate squared ones.
 
     Raises:
-        ValueError: If a size is not positive, or *error* is unknown.
+        ValueError: If a size is not a positive integer, *patch_size* is not positive, or *error* is unknown.
     """
 
     def __init__(
@@ -127,13 +127,9 @@ class MaskedReconstruction(nn.Module):
         self.error = error
         self.modalities = as_modalities(modalities)
         self.standardised = standardised
-        sizes = {'embed_dim': embed_dim, 'patch_size': patch_size, 'width': width}
-        sizes |= {
-            'max_pixels': 1 if max_pixels is None else max_pixels,
-            'max_dates': 1 if max_dates is None else max_dates,
-        }
-        if wrong := {name: size for name, size in sizes.items() if not 0 < size < math.inf}:
-            raise ValueError(f'sizes are {wrong}, expected positive finite numbers')
+        check_integer(1, embed_dim=embed_dim, width=width, max_pixels=max_pixels, max_dates=max_dates)
+        if not 0 < patch_size < math.inf:
+            raise ValueError(f'patch_size is {patch_size}, expected a positive finite number of metres')
         self.max_dates = max_dates
         self.pixels = {
             name: min(max(1, math.floor(patch_size / m.gsd + 1e-6)), max_pixels or sys.maxsize)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from .omnisat import OmniSat, OmniSatOutput
+from .omnisat import OmniSat, OmniSatOutput, check_size
 
 
 class OmniSatClassifier(nn.Module):
@@ -21,10 +21,14 @@ class OmniSatClassifier(nn.Module):
     Args:
         backbone: Backbone that encodes and fuses the modalities.
         num_classes: Number of labels K.
+
+    Raises:
+        ValueError: If *num_classes* is not a positive integer.
     """
 
     def __init__(self, backbone: OmniSat, num_classes: int) -> None:
         super().__init__()
+        check_size('num_classes', num_classes)
         self.backbone = backbone
         self.head = LabelHead(backbone.embed_dim, num_classes)
 

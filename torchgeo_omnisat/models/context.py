@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..utils import distributed as processes
-from ..utils.checks import check_least
+from ..utils.checks import check_integer
 from ..utils.tensors.prototypes import PrototypeBank
 
 #: Maximum number of values in the bank, 512 MiB in single precision.
@@ -46,7 +46,7 @@ class GeoContext(nn.Module):
             raise ValueError(
                 f'context_degrees is {degrees}, expected a divisor of 180 from 1 to 180, such as 10, or None'
             )
-        check_least(1, context_prototypes=prototypes)
+        check_integer(1, context_prototypes=prototypes)
         self.rows = round(180 / degrees)
         regions = 2 * self.rows**2
         if regions * prototypes * dim > LARGEST_BANK:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..modality import half_up
 from ..utils.plurals import counted
-from .omnisat import OmniSat, OmniSatOutput
+from .omnisat import OmniSat, OmniSatOutput, check_size
 from .segmentation import Decoder, MeanSkip, maps_near, resize
 
 #: Limits of the dimension of an embedding.
@@ -36,8 +36,7 @@ class DenseEmbedding(nn.Module):
 
     def __init__(self, backbone: OmniSat, dim: int = 64, gsd: float = 10.0) -> None:
         super().__init__()
-        if not DIMENSIONS[0] <= dim <= DIMENSIONS[1]:
-            raise ValueError(f'embedding_dim is {dim}, expected {DIMENSIONS[0]} to {DIMENSIONS[1]}')
+        check_size('embedding_dim', dim, *DIMENSIONS)
         if not 0 < gsd <= backbone.patch_size:
             raise ValueError(f'embedding_gsd is {gsd}, expected metres, at most the patch of {backbone.patch_size}')
         self.dim, self.gsd = dim, float(gsd)

@@ -3,6 +3,7 @@
 
 """Task for self-supervised pre-training on co-located modalities."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -21,14 +22,14 @@ from ..batch import FILLER, available
 from ..evaluation.consistency import EmbeddingCosine, compare_subsets, write_cosines
 from ..evaluation.retrieval import PatchRetrieval, draw_similarity, effective_rank, position_variance, spread
 from ..losses import GRAINS, CrossModalInfoNCE, MaskedReconstruction, PatchContrastiveLoss
-from ..losses.negatives import NegativeDistances
+from ..losses.negatives import NegativeDistances, check_distances
 from ..losses.reconstruction import number_hidden
 from ..modality import LOCATION, Modality, Which, as_modalities, subset_name
 from ..models import OmniSat
 from ..models.embedding import DenseEmbedding
 from ..prediction import EmbeddingWriter, GeoTIFFWriter
 from ..transforms import ModalityDropout
-from ..utils.checks import check_choice, check_least
+from ..utils.checks import check_choice, check_integer, check_least
 from ..utils.distributed import gather_flagged, gather_numbers, own_rows, shared_mean
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import readable, wide
@@ -222,9 +223,14 @@ class OmniSatPretraining(OmniSatTask):
             found['consistency'] = float(self.hparams['consistency_weight'])
         return {name: weight for name, weight in found.items() if weight}
 
+    def configure_models(self) -> None:
+        """Validate all arguments, and build the model if the required ones are set."""
+        self._check_arguments()
+        super().configure_models()
+
     def build(self) -> nn.Module:
         """Build the backbone with heads and decoders."""
-        self._check_arguments()
+        self._check_modalities()
         hparams, terms = self.hparams, self.terms
         self.dropout = ModalityDropout(self.modalities, hparams['modality_dropout'])
         backbone, sizes = self.build_backbone(), {name: hparams[name] for name in ('max_pixels', 'max_dates')}
@@ -624,14 +630,8 @@ class OmniSatPretraining(OmniSatTask):
         hparams = self.hparams
         names = ('tile', 'patch', 'reconstruction', 'object', 'granularity')
         weights = {name: hparams[f'{name}_weight'] for name in names}
-        if min(weights.values()) < 0 or not self.terms:
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not self.terms:
             raise ValueError(f'weights of the loss terms are {weights}, expected none below 0 and one above it')
-        too_few = len(self.tile_names) < 2 and weights['tile'], len(self.modalities) < 2 and weights['patch']
-        if any(too_few):
-            raise ValueError(
-                f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
-                'modalities, or tile_weight=0 and patch_weight=0'
-            )
         check_choice(
             hide=(hparams['hide'], ('pixels', 'tokens')),
             rebuild=(hparams['rebuild'], ('hidden', 'all')),
@@ -641,17 +641,28 @@ class OmniSatPretraining(OmniSatTask):
             raise ValueError(f'granularity has {sorted(strange)}, expected some of {list(GRAINS)}')
         if (weights['reconstruction'] or weights['object'] or self.grains) and not 0 < hparams['mask_ratio'] < 1:
             raise ValueError(f'mask_ratio is {hparams["mask_ratio"]}, expected a number between 0 and 1')
-        sizes = ('micro_batch_size', 'projection_dim', 'candidates', 'embedding_pixels')
-        check_least(1, **{name: hparams[name] for name in sizes})
-        check_least(2, **{name: hparams[name] for name in ('object_clusters', 'granularity_prototypes')})
+        of_tiles = ('micro_batch_size', 'projection_dim', 'candidates', 'max_pixels', 'max_dates')
+        of_pixels = ('embedding_dim', 'embedding_pixels')
+        check_integer(0, seed=hparams['seed'])
+        check_integer(1, **{name: hparams[name] for name in (*of_tiles, *of_pixels)})
+        check_integer(2, **{name: hparams[name] for name in ('object_clusters', 'granularity_prototypes')})
         check_least(
             0,
             **{name: hparams[name] for name in ('embedding_weight', 'embedding_contrast_weight', 'consistency_weight')},
         )
-        self._distances()  # validates exclude_within
+        check_distances(hparams['exclude_within'])
         for name in ('ema', 'teacher_decay'):
             if hparams[name] is not None and not 0 <= hparams[name] < 1:
                 raise ValueError(f'{name} is {hparams[name]}, expected a decay from 0 to below 1')
+
+    def _check_modalities(self) -> None:
+        few = len(self.tile_names) < 2 and self.hparams['tile_weight']
+        if few or (len(self.modalities) < 2 and self.hparams['patch_weight']):
+            raise ValueError(
+                f'contrastive losses need two modalities, got {list(self.modalities)}: expected two or more '
+                'modalities, or tile_weight=0 and patch_weight=0'
+            )
+        self._distances()  # validates the names of exclude_within
 
 
 class omnisat_pretraining(OmniSatPretraining):

@@ -152,6 +152,8 @@ class OmniSatSegmentation(DenseTask):
         classes = self.hparams['num_classes']
         if not 1 <= classes <= MOST_CLASSES:  # metrics count all pairs of classes
             raise ValueError(f'num_classes is {classes}, expected 1 to {MOST_CLASSES}')
+        if (background := self.hparams['background']) not in (None, *range(classes)):
+            raise ValueError(f'background is {background}, expected None or a class from 0 to {classes - 1}')
         return OmniSatSegmenter(
             self.build_backbone(),
             classes,
@@ -168,9 +170,10 @@ class OmniSatSegmentation(DenseTask):
         if self.is_configured:
             dice = {'ce+dice': 1.0, 'ce': 0.0}
             check_choice(loss=(self.hparams['loss'], dice))
-            self.criterion = CrossEntropyDice(
-                self.hparams['ignore_index'], self.hparams['class_weights'], dice[self.hparams['loss']]
-            )
+            weights, classes = self.hparams['class_weights'], self.hparams['num_classes']
+            if weights is not None and len(weights) != classes:
+                raise ValueError(f'class_weights is {weights}, expected one for each of {counted(classes, "class")}')
+            self.criterion = CrossEntropyDice(self.hparams['ignore_index'], weights, dice[self.hparams['loss']])
             if self.with_instances:
                 self.field_criterion = FieldLoss()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_least
+from ..utils.checks import check_integer
 from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, deprecated_argument, probability
 
@@ -37,7 +37,7 @@ class Degradation(Transform):
 
     def __init__(self, modalities: Modalities, seed: int = 0, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
-        check_least(0, seed=seed)
+        check_integer(0, seed=seed)
         self.seed = seed
 
     @staticmethod

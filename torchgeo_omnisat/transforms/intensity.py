@@ -14,7 +14,7 @@ from torch.distributions import Gamma
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_least
+from ..utils.checks import check_integer
 from ..utils.tensors.observed import finite
 from .base import Modalities, Params, Transform, deprecated_argument, interval, keep_some, probability
 
@@ -63,7 +63,7 @@ class RandomClouds(Transform):
         probability(self.cover[1], 'cover')
         self.brightness = None if brightness is None else interval(brightness, 'brightness', -math.inf)
         self.mark_invalid = deprecated_argument(mark_invalid, 'mark_invalid', told, 'told')
-        check_least(1, blobs=blobs)
+        check_integer(1, blobs=blobs)
         self.blobs = blobs
 
     def present(self, batch: Mapping[str, Tensor]) -> Iterator[Modality]:

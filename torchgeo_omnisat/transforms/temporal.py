@@ -10,7 +10,7 @@ from torch import Tensor
 from torchgeo.datasets.utils import Sample
 
 from ..modality import Modality
-from ..utils.checks import check_least
+from ..utils.checks import check_integer, check_least
 from ..utils.tensors.devices import wide
 from .base import Chance, Modalities, Params, Transform, keep_some, probability, probability_ranges
 
@@ -72,7 +72,7 @@ class TemporalSubsample(TemporalTransform):
 
     def __init__(self, modalities: Modalities, max_dates: int = 16, same_on_batch: bool = False) -> None:
         super().__init__(modalities, same_on_batch)
-        check_least(1, max_dates=max_dates)
+        check_integer(1, max_dates=max_dates)
         self.max_dates = max_dates
 
     def draw(self, batch: Mapping[str, Tensor]) -> Params:

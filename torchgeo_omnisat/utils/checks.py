@@ -4,6 +4,7 @@
 """Checks of arguments, with the same errors everywhere."""
 
 from collections.abc import Collection
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def check_least(least: float, **arguments: float | None) -> None:
     for name, value in arguments.items():
         if value is not None and not value >= least:
             raise ValueError(f'{name} is {value}, expected at least {least}')
+
+
+def check_integer(least: int, **arguments: int | None) -> None:
+    """Raise ValueError for an argument that is not an integer, or is below *least*; None is allowed."""
+    for name, value in arguments.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+            raise ValueError(f'{name} is {value!r}, expected an integer, at least {least}')
 
 
 def require_pyarrow(path: str | Path) -> None:

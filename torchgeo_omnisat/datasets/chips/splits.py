@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...utils.checks import check_integer
 from ...utils.plurals import counted
 from ...utils.reading import load_json, refuse_special
 from ..common.arguments import SPLITS
@@ -78,6 +79,7 @@ def _by_fractions(
     """Assign groups of chips in random order, each to the split that lacks most of its fraction."""
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or block <= 0:
         raise ValueError(f'split has fractions {fractions} and block {block}, expected three of sum 1, and metres')
+    check_integer(0, seed=seed)
     groups = _groups(ids, shapes, block, group_by)
     sizes = np.bincount(groups)
     if len(sizes) < sum(fraction > 0 for fraction in fractions):

@@ -24,7 +24,7 @@ from torchgeo.datasets.utils import Path as PathLike
 
 from ...grid import Grid, metres
 from ...modality import Kind, Modality, Unit
-from ...utils.checks import check_least
+from ...utils.checks import check_integer
 from ...utils.plurals import counted
 from ..base import tensors
 from ..common.arguments import state_facts
@@ -171,7 +171,7 @@ class RasterTimeSeries(RasterDataset):
         self._wavelengths = wavelengths
         self.added_nodata = as_numbers(self.nodata)
         self.replaced_nodata = None if replace_nodata is None else as_numbers(replace_nodata, 'replace_nodata')
-        check_least(1, max_dates=max_dates)
+        check_integer(1, max_dates=max_dates)
         if (
             (not self.temporal or self.stack is not None)
             and filename_regex is None

@@ -29,7 +29,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from ...datasets.geo.polygons import read_geometries
 from ...grid import metres
-from ...utils.checks import check_choice, check_least
+from ...utils.checks import check_choice, check_integer
 from ...utils.plurals import counted
 from ..raster import MapBands
 from ..tiling import Window
@@ -106,7 +106,8 @@ def read_labels(
         ValueError: If there are several columns, fewer than two classes, no label within the map, or only pixels with
             different classes.
     """
-    check_least(1, max_pixels=max_pixels)
+    check_integer(1, max_pixels=max_pixels)
+    check_integer(0, seed=seed)
     frame = read_geometries(str(path), column, layer)
     column = column or _only_column(path, frame)
     blank = frame[column].map(lambda value: isinstance(value, str) and not value.strip()).astype(bool)

@@ -10,6 +10,11 @@ from torchgeo_omnisat.models.encoders.series.utae import collapse
 from ...conftest import assert_same
 
 
+def test_a_class_is_needed():
+    with pytest.raises(ValueError, match='num_classes is 0, expected an integer'):
+        UTAE(num_classes=0)
+
+
 def test_collapse_matches_naive_loop():
     """Two samples of three and two dates; the weights go to where a pixel was measured."""
     torch.manual_seed(0)

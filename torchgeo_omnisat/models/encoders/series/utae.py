@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ....utils.checks import check_integer
 from ....utils.tensors.devices import readable
 from ....utils.tensors.observed import observed_pixels
 from ....utils.tensors.selection import valid_indices
@@ -345,6 +346,7 @@ class UTAE(nn.Module):
         reference_date: int = PUBLISHED_REFERENCE,
     ) -> None:
         super().__init__()
+        check_integer(1, in_channels=in_channels, num_classes=num_classes)
         if len(widths) != len(decoder_widths) or widths[-1] != decoder_widths[-1]:
             raise ValueError(
                 f'decoder_widths {tuple(decoder_widths)} must have the length and the last width of {tuple(widths)}'
