@@ -4,12 +4,14 @@
 """Tasks with ``compile``."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torchgeo.main
 import yaml
+from lightning.pytorch.strategies import FSDPStrategy
 
 from torchgeo_omnisat import plugin
 from torchgeo_omnisat.models import compiling
@@ -19,6 +21,32 @@ from ..devices import DEVICES
 from ..processes import call_unchecked, succeed
 from . import compiled_step
 from .helpers import TOLD, make_loader, make_sample, make_trainer
+
+
+def old_checkpoint(task: OmniSatSegmentation) -> dict[str, Any]:
+    """A checkpoint from before decoders had a width."""
+    return {'hyper_parameters': {k: v for k, v in task.hparams.items() if k != 'decoder_width'}, 'state_dict': {}}
+
+
+def test_decoder_of_an_older_checkpoint_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda module, **kwargs: None)
+    monkeypatch.setattr(compiling, '_Marked', lambda function, varying: 'compiled')
+    task = OmniSatSegmentation(**TOLD, compile=True)
+    task._trainer = SimpleNamespace(strategy=SimpleNamespace(), state=SimpleNamespace(fn=None))  # type: ignore[assignment]
+    compiling.compile_regions(task.model)
+    task.on_load_checkpoint(old_checkpoint(task))
+    assert task.hparams['decoder_width'] == 32
+    assert {module._compiled_call_impl for _, module, _ in compiling.regions(task.model)} == {'compiled'}
+
+
+def test_sharded_model_is_not_rebuilt_for_an_older_checkpoint() -> None:
+    task = OmniSatSegmentation(**TOLD)
+    task._trainer = SimpleNamespace(strategy=FSDPStrategy(), state=SimpleNamespace(fn=None))  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"FSDPStrategy .*'decoder_width': 48.* expected .*'decoder_width': 32"):
+        task.on_load_checkpoint(old_checkpoint(task))
+    same = OmniSatSegmentation(**TOLD, decoder_width=32)
+    same._trainer = task._trainer
+    same.on_load_checkpoint(old_checkpoint(same))
 
 
 @pytest.mark.slow

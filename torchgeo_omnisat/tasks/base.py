@@ -276,6 +276,11 @@ class OmniSatTask(BaseTask):
                     f'compile is {self.compiled!r}, whose CUDA graphs overwrite gradients of the previous batch: '
                     'expected accumulate_grad_batches=1, or compile=True'
                 )
+            self.compile_model()
+
+    def compile_model(self) -> None:
+        """Compile those layers of the model that are not compiled yet, if *compile* is set."""
+        if self.compiled:
             compile_regions(self.model, mode=None if self.compiled is True else self.compiled)
 
     def begin_batch(self, *args: Any) -> None:

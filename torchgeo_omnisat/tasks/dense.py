@@ -138,15 +138,29 @@ class DenseTask(SupervisedTask):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model of a checkpoint that was written before some of its arguments; see :attr:`older`."""
+        """Build the model of a checkpoint that was written before some of its arguments; see :attr:`older`.
+
+        Raises:
+            ValueError: If the model of other arguments is already sharded, or its optimiser is set up.
+        """
         saved = checkpoint.get('hyper_parameters')
         if self.is_configured and saved is not None:
             lacking = {name: value for name, value in self.older.items() if name not in saved}
-            if any(self.hparams[name] != value for name, value in lacking.items()):
+            given = {name: self.hparams[name] for name in lacking}
+            if given != lacking:
+                strategy = getattr(self._trainer, 'strategy', None)
+                if getattr(strategy, 'restore_checkpoint_after_setup', False):  # of FSDP
+                    raise ValueError(
+                        f'the checkpoint lacks {list(lacking)}, so its model has {lacking}, but '
+                        f'{type(strategy).__name__} has already set up a model of {given}: expected the arguments '
+                        f'{lacking} of {type(self).__name__}'
+                    )
                 self.save_hyperparameters(lacking)
                 built = self.build().to(self.device)
-                for part in ('decoder', 'experts', 'fields'):  # the backbone may be compiled or sharded
+                for part in ('decoder', 'experts', 'fields'):  # the backbone may be compiled
                     setattr(self.model, part, getattr(built, part))
+                if strategy is not None:
+                    self.compile_model()
         super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
