@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.tasks import OmniSatPretraining, OmniSatSegmentation
+from torchgeo_omnisat.tasks.distillation.teacher import Teacher
 
 from .. import processes
 from . import granularity_step
@@ -136,7 +138,29 @@ def test_average_of_the_weights_has_the_prototypes(root: Path, tmp_path: Path) -
     assert all(torch.equal(average[name], current[name]) for name in names)
 
 
+@pytest.mark.parametrize('precision', ['bf16-true', '16-true'])
+def test_average_of_the_weights_needs_resolution(precision: Any, tmp_path: Path) -> None:
+    task, trainer = OmniSatPretraining('omnisat_tiny', ema=0.999), make_trainer(tmp_path)
+    task._trainer = SimpleNamespace(precision=precision, state=trainer.state, callbacks=[])  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=f'ema is 0.999 .* {precision}'):
+        task.configure_callbacks()
+
+
 class TestTeacher:
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+    def test_moves_in_half_precision(self, dtype: torch.dtype) -> None:
+        backbone, heads = nn.Linear(8, 8), nn.ModuleDict()
+        teacher: Any = Teacher(backbone, heads, 0.99).to(dtype)  # type: ignore[arg-type]
+        before = teacher.backbone.weight.float()
+        backbone.weight.data.mul_(1.05)
+        backbone.to(dtype)
+        for step in range(200):
+            teacher.update(backbone, heads)
+            if step == 100:
+                teacher.load_state_dict(teacher.state_dict())
+        expected = torch.lerp(backbone.weight.float(), before, 0.99**200)
+        torch.testing.assert_close(teacher.backbone.weight.float(), expected, rtol=8e-3, atol=0)
+
     def test_is_a_moving_average_outside_of_the_optimiser(self, root: Path, tmp_path: Path) -> None:
         seed_everything(0, verbose=False)
         task = OmniSatPretraining('omnisat_tiny', granularity=['image'], teacher_decay=0.75)

@@ -302,6 +302,11 @@ class OmniSatPretraining(OmniSatTask):
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
         writes = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         decay = self.hparams['ema']
+        if decay is not None and trainer.precision in ('bf16-true', '16-true'):
+            raise ValueError(
+                f'ema is {decay} with the precision {trainer.precision}, whose resolution is lower than the steps of '
+                'the average: expected 32-true or bf16-mixed, or ema=None'
+            )
         # Buffers are copied: the average of counts and of random first prototypes would be wrong.
         average = [] if decay is None else [EMAWeightAveraging(use_buffers=False, decay=decay)]
         return [*super().configure_callbacks(), *average, *([EmbeddingWriter()] if area and not writes else [])]
