@@ -200,6 +200,25 @@ class TestMicroBatches:
         for name, gradient in expected.items():
             assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
 
+    @pytest.mark.parametrize('hide', ['pixels', 'tokens'])
+    def test_share_a_calendar(self, hide: str) -> None:
+        """Later parts have months that the first lacks; the first is computed again in the backward pass."""
+        batch = make_batch(*MIXED[:4])
+        for name in ('s2', 's1a'):
+            batch[f'dates_{name}'] += torch.tensor([[90], [0], [-90], [150]])
+        results = []
+        for size in (None, 1):
+            encoders = {'s2': 'monthly', 's1a': 'monthly'}
+            task = make_task(micro_batch_size=size, hide=hide, backbone_args={'encoders': encoders}).train()
+            loss, _ = task.compute(batch, 'train', 0)
+            calendar = [int(task.model.backbone.encoders['s2'].get_buffer(name)) for name in ('start', 'length')]
+            results.append((loss.detach(), gradients(task, loss), calendar))
+        (whole, expected, months), (parts, found, same) = results
+        assert same == months
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
     def test_encode_as_many_at_once_as_they_are_told(
         self, model: Pretrainer, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -28,6 +28,7 @@ from ..utils.tensors.selection import read_valid
 from .context import GeoContext
 from .encoders import Encoder, build_encoders
 from .encoders.location import LocationToken, build_location
+from .encoders.series.monthly import MonthlyEncoder
 from .fusion import Fusion
 
 #: Maximum width of tokens and feature maps, and maximum number of blocks.
@@ -241,6 +242,13 @@ class OmniSat(nn.Module):
             gsds = tuple(modality.gsd * stride for stride in encoder.strides)
             found[name] = FeatureMaps(tuple(maps), gsds, seen)
         return found
+
+    def extend_calendars(self, batch: Mapping[str, Tensor]) -> None:
+        """Extend the calendars of encoders such as ``monthly`` in training, before parts of a batch are encoded."""
+        for name, modality in self.modalities.items():
+            for part in self.encoders[name].modules() if modality.image_key in batch else ():
+                if isinstance(part, MonthlyEncoder):
+                    part.extend_calendar(*(batch[key] for key in modality.keys))
 
     def tokens(self, maps: Mapping[str, FeatureMaps]) -> dict[str, Tensor]:
         """Return one token ``(B, N, D)`` per modality and ground patch; zero where it is not observed."""

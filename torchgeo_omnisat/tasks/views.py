@@ -193,6 +193,7 @@ class Pretrainer(nn.Module):
         keys = [key for m in self.backbone.modalities.values() for key in m.keys]
         images = {key: batch[key] for key in [*keys, COORDINATES, LOCATION_VALID, COMPARED] if key in batch}
         grid = self.grid(images)
+        self.backbone.extend_calendars(images)  # else later parts would change those that are computed again
         if micro_batch_size is None:
             return self._views(images, draws, grid, chances, pixels, compare, everything, masked)
         parts, settings = [], (grid, chances, pixels, compare, everything, masked)

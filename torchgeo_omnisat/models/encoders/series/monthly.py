@@ -78,8 +78,7 @@ class MonthlyEncoder(nn.Module):
             One map of shape ``(B, width, H, W)``.
         """
         seen = observed(image) & valid[..., None, None, None]
-        month = torch.bucketize(dates, self.months_since_1970, right=True) - 1
-        place = self.place(month, seen.flatten(2).any(2))
+        place = self._place(seen, dates)
         composites = interpolate(self.composites(image, seen, place))
         length = torch.where(self.length > 0, self.length, self.months)
         unused = torch.arange(self.months, device=image.device) >= length
@@ -88,6 +87,17 @@ class MonthlyEncoder(nn.Module):
         composites = composites.index_select(1, ring)
         features = F.gelu(self.hidden(rearrange(composites, 'b m c h w -> b h w (m c)')))
         return [rearrange(features, 'b h w d -> b d h w')]
+
+    def extend_calendar(
+        self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
+    ) -> None:
+        """Extend the calendar by the months of a batch in training, before parts of it are encoded."""
+        if self.training:
+            self._place(observed(image) & valid[..., None, None, None], dates)
+
+    def _place(self, seen: Bool[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t']) -> Int[Tensor, 'b t']:
+        month = torch.bucketize(dates, self.months_since_1970, right=True) - 1
+        return self.place(month, seen.flatten(2).any(2))
 
     def place(self, month: Int[Tensor, 'b t'], dated: Bool[Tensor, 'b t']) -> Int[Tensor, 'b t']:
         """Return the month of each date in the calendar.
