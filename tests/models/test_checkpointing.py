@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchgeo_omnisat.models import OmniSatSegmenter, omnisat_small, omnisat_tiny
+from torchgeo_omnisat.models import OmniSatSegmenter, late_fusion, omnisat_small, omnisat_tiny
 from torchgeo_omnisat.models.encoders.image import ImageEncoder
 from torchgeo_omnisat.models.encoders.recomputation import RecomputedStages
 
@@ -12,10 +12,10 @@ from .conftest import MODALITIES, random_batch
 NARROW = {'widths': (16, 16, 16), 'image_widths': (16, 16, 16, 16)}
 
 
-def step(checkpointing):
+def step(checkpointing, build=omnisat_tiny):
     """Logits, gradients, and the bytes that were kept between forward and backward."""
     torch.manual_seed(0)
-    model = OmniSatSegmenter(omnisat_tiny(MODALITIES, checkpointing=checkpointing, **NARROW), num_classes=3)
+    model = OmniSatSegmenter(build(MODALITIES, checkpointing=checkpointing, **NARROW), num_classes=3)
     kept = {}
 
     def keep(x):
@@ -42,6 +42,15 @@ def test_results_are_equal_and_each_level_keeps_less():
     # True is two levels of time series; 1 also has the finest stage of SPOT.
     assert sizes[0] > 1.1 * sizes[2]
     assert min(sizes[1:3]) > 1.1 * sizes[3] > 1.1 * 1.1 * sizes[4]
+
+
+def test_encoders_of_late_fusion_keep_less():
+    logits, gradients, before = step(False, late_fusion)
+    again, found, kept = step(5, late_fusion)
+    assert torch.equal(again, logits)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-8, msg=name)
+    assert before > 1.1 * kept
 
 
 def test_true_is_two_levels_of_time_series():

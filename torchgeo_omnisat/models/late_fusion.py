@@ -93,6 +93,7 @@ class LateFusion(OmniSat):
         width: Output channels of a stream.
         linear: Whether streams end with a linear layer, so that logits are linear in the features of the encoders,
             averaged over the modalities. Few labels suffice to train it.
+        checkpointing: See :class:`OmniSat`; the features of the decoders are kept.
 
     Raises:
         ValueError: If *encoders* has a modality that is not in *modalities*, or an encoder is unknown, or the location
@@ -108,6 +109,7 @@ class LateFusion(OmniSat):
         image_widths: Sequence[int] = (64, 128, 256, 512),
         width: int = 32,
         linear: bool = False,
+        checkpointing: bool | int = False,
     ) -> None:
         nn.Module.__init__(self)
         self.modalities, encoders, location = split_location(modalities, encoders)
@@ -120,7 +122,7 @@ class LateFusion(OmniSat):
         check_ground(self.modalities, patch_size, widths, image_widths)
         self.location = None
         self.embed_dim, self.patch_size = width, float(patch_size)
-        chosen = build_encoders(self.modalities, encoders, widths, image_widths)
+        chosen = build_encoders(self.modalities, encoders, widths, image_widths, checkpointing)
         gsds = {name: modality.gsd for name, modality in self.modalities.items()}
         self.encoders = nn.ModuleDict(
             {name: Stream(encoder, gsds[name], self.patch_size, width, linear) for name, encoder in chosen.items()}
