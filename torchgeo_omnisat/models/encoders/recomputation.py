@@ -45,10 +45,18 @@ def run[T: (Tensor, tuple[Tensor, ...])](
         recompute: Whether it is called again in the backward pass.
         random: Whether it draws random numbers, which have to be the same then.
     """
-    if not (recompute and torch.is_grad_enabled()):
+    if not (recompute and torch.is_grad_enabled()) or _is_transformed():
         return function(*args)
     result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=random)
     return result
+
+
+def _is_transformed() -> bool:
+    """Return whether a function of ``torch.func``, such as ``grad``, is active; none supports checkpointing."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch: Any = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None
 
 
 def draws(module: nn.Module) -> bool:

@@ -10,6 +10,21 @@ from torchgeo_omnisat.models.encoders.series.utae import collapse
 from ...conftest import assert_same
 
 
+def test_functional_gradients():
+    torch.manual_seed(0)
+    encoder = UTAEEncoder(3, (16, 16, 16))
+    inputs = torch.randn(2, 3, 3, 8, 8), torch.arange(6).view(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    parameters = dict(encoder.named_parameters())
+
+    def loss(parameters):
+        return sum(x.square().mean() for x in torch.func.functional_call(encoder, parameters, inputs))
+
+    found = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()), materialize_grads=True)
+    for name, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
 def test_a_class_is_needed():
     with pytest.raises(ValueError, match='num_classes is 0, expected an integer'):
         UTAE(num_classes=0)
