@@ -312,6 +312,12 @@ class TestSplits:
         parts = split_chips(names, squares((0, 0), (1, 0), (2, 0)), split, tmp_path)
         assert parts == {'train': ['a'], 'val': ['b'], 'test': []}
 
+    def test_rows_with_more_fields_than_the_header(self, tmp_path: Path) -> None:
+        (tmp_path / 's.csv').write_text('name,split\n1,a,train\n2,b,val\n')
+        names: dict[str, list[str]] = {'a': [], 'b': []}
+        with pytest.raises(ValueError, match=r's\.csv .*more fields than the 2 columns'):
+            split_chips(names, squares((0, 0), (1, 0)), {'file': 's.csv'}, tmp_path)
+
     def test_leaks_are_told(self, tmp_path: Path) -> None:
         names: dict[str, list[str]] = {'a': [], 'b': []}
         (tmp_path / 's.json').write_text('{"train": ["a"], "val": ["b"]}')

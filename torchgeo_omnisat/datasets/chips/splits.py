@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -21,6 +20,7 @@ from ...utils.checks import check_integer
 from ...utils.plurals import counted
 from ...utils.reading import load_json, refuse_special
 from ..common.arguments import SPLITS
+from ..io.files import read_csv
 from .files import centres
 
 #: Maximum fraction of the smaller of two chips that may be shared without counting as an overlap.
@@ -55,10 +55,12 @@ def split_chips(
     if split.keys() == {'folders'} and len(split['folders']) == len(SPLITS):
         parts = _by_folders(list(names), split['folders'])
     elif split.keys() == {'files'} and len(split['files']) == len(SPLITS):
-        lists = {part: root / path for part, path in zip(SPLITS, split['files'], strict=True) if path is not None}
-        parts = _by_names({part: _lines(path) for part, path in lists.items()}, names, str(dict(split)))
+        files = {part: path for part, path in zip(SPLITS, split['files'], strict=True) if path is not None}
+        lists = {part: _lines(root / Path(path).expanduser()) for part, path in files.items()}
+        parts = _by_names(lists, names, str(dict(split)))
     elif 'file' in split and split.keys() <= {'file', 'column'}:
-        parts = _by_names(_read_table(root / split['file'], split.get('column', 'split')), names, split['file'])
+        table = _read_table(root / Path(split['file']).expanduser(), split.get('column', 'split'))
+        parts = _by_names(table, names, split['file'])
     else:
         raise ValueError(
             f"split is {dict(split)!r}, expected {{'fractions': [0.6, 0.2, 0.2]}}, {{'folders': [train, val, test]}}, "
@@ -215,7 +217,7 @@ def _read_table(path: Path, column: str) -> dict[str, list[str]]:
             lists = {part: list(map(str, names)) for part, names in content.items() if part in SPLITS}
         else:
             refuse_special(path, 'a table')
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = read_csv(path, dtype=str, keep_default_na=False)
             lists = {part: table.loc[table[column] == part].iloc[:, 0].tolist() for part in SPLITS}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(

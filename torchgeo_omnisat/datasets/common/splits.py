@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.reading import load_json, refuse_special
+from ..io.files import read_csv
 from .arguments import SPLITS
 
 #: Columns with the id of a tile, in order of preference.
@@ -70,7 +71,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in ('.json', '.geojson'):
             features = load_json(path)['features']
             return pd.DataFrame([_properties(feature) for feature in features], dtype=str)
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        return read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}), {expected}') from None
 

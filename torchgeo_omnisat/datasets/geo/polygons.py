@@ -24,6 +24,7 @@ from ...grid import Grid
 from ...utils.checks import require_pyarrow
 from ...utils.reading import is_special
 from ..common.classes import NO_LABEL, UNKNOWN, ClassMap
+from ..io.files import read_csv
 from ..io.fingerprint import vector_state
 from ..io.links import refuse_links
 from ..io.opening import refuse_other_format
@@ -296,9 +297,7 @@ def read_geometries(
             raise ValueError('it is not a regular file')
         if path.lower().endswith('.csv'):
             text = {column: str} if column else None  # keeps the leading zeros of codes
-            frame: Any = pd.read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])
-            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields of a row for its index
-                raise ValueError(f'its rows have more fields than the {len(frame.columns)} columns of its header')
+            frame: Any = read_csv(path, sep=None, engine='python', dtype=text, keep_default_na=False, na_values=[''])
         elif path.lower().endswith('.parquet'):
             require_pyarrow(path)
             frame = _parquet(path)

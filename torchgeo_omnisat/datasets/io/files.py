@@ -1,7 +1,7 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Readers of arrays, rasters and archives, whose errors name the file."""
+"""Readers of arrays, rasters, tables and archives, whose errors name the file."""
 
 import math
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import rasterio
 import torch
 from numpy.typing import NDArray
@@ -59,6 +60,18 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds {type(content).__name__}, expected {expected}')
     return content
+
+
+def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
+    """Read a table with :func:`pandas.read_csv`.
+
+    Raises:
+        ValueError: If rows have more fields than the header; pandas would take the first ones for its index.
+    """
+    table: pd.DataFrame = pd.read_csv(path, **options)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f'its rows have more fields than the {len(table.columns)} columns of its header')
+    return table
 
 
 class Raster(NamedTuple):
