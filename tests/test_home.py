@@ -19,6 +19,7 @@ from torchgeo_omnisat.__main__ import main
 from torchgeo_omnisat.commands import reproduce
 from torchgeo_omnisat.datamodules.geo import read_area
 from torchgeo_omnisat.datasets import ShardedDataset
+from torchgeo_omnisat.datasets.chips.splits import split_chips
 from torchgeo_omnisat.datasets.geo.config import image_dataset
 from torchgeo_omnisat.prediction import GeoTIFFWriter
 from torchgeo_omnisat.prediction.embeddings.writer import EmbeddingWriter
@@ -77,6 +78,14 @@ def test_paths_of_rasters_and_areas(home: Path) -> None:
     square = shapely.box(0, 0, 10, 10)
     gpd.GeoDataFrame(geometry=[square], crs=UTM).to_file(home / 'area.gpkg')
     assert read_area('~/area.gpkg', UTM, Path('root')).equals(square)
+
+
+def test_lists_of_chips(home: Path) -> None:
+    (home / 'a.csv').write_text('name,split\na,train\n')
+    (home / 'a.txt').write_text('a\n')
+    for split in {'file': '~/a.csv'}, {'files': ['~/a.txt', None, None]}:
+        parts = split_chips({'a': []}, np.array([shapely.Polygon()]), split, Path('root'))
+        assert parts == {'train': ['a'], 'val': [], 'test': []}
 
 
 def test_shards(home: Path) -> None:
