@@ -117,7 +117,7 @@ class OmniSatPretraining(OmniSatTask):
             little on the batch size, while all tiles of the batch remain negatives. Tiles are encoded
             twice. (With ``accumulate_grad_batches``, negatives come from a single batch.)
         ema: Decay of an exponential moving average of the weights, such as 0.999. The average is
-            validated and saved in checkpoints. None disables it.
+            validated and saved in checkpoints. None disables it. ``bf16-true`` and ``16-true`` lack the resolution.
         candidates: Number of candidate patches of the retrieval in validation.
         embedding_dim: Dimension of dense embeddings, such as 64; None for a model without them.
         embedding_gsd: GSD of dense embeddings in metres.
