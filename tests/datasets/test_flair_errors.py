@@ -53,7 +53,7 @@ class TestArguments:
             ({'modalities': ('spot',)}, r"modalities names 'spot', which is none of \['aerial', 's2'\]"),
             ({'bands': {'s1a': ('VV',)}}, r"bands names the modalities \['s1a'\], expected some of \['aerial', 's2'\]"),
             ({'bands': {'aerial': ('SWIR',)}}, r"unknown bands \['SWIR'\] of 'aerial', expected some of \['R'"),
-            ({'max_dates': 0}, 'max_dates is 0, expected at least 1'),
+            ({'max_dates': 0}, 'max_dates is 0, expected an integer, at least 1'),
         ],
     )
     def test_are_refused(self, tree: Path, arguments: dict[str, Any], match: str) -> None:

@@ -45,7 +45,7 @@ class TestArguments:
             ({'bands': {'s1a': ()}}, "bands of 's1a' must be distinct and at least one"),
             ({'bands': {'dem': ('z',)}}, r"bands names the modalities \['dem'\], expected some of"),
             ({'modalities': ('s2',), 'bands': {'spot': ('R',)}}, r"bands names the modalities \['spot'\]"),
-            ({'max_dates': 0}, 'max_dates is 0, expected at least 1'),
+            ({'max_dates': 0}, 'max_dates is 0, expected an integer, at least 1'),
             ({'date_range': ('2019-02-30', '2019-03-01')}, "date_range holds '2019-02-30', expected a date such as"),
             ({'date_range': ('2019-03-01', '2019-02-01')}, 'date_range is .* expected the first day not to come after'),
             ({'date_range': '2019'}, "date_range is '2019', expected two dates"),

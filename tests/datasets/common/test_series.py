@@ -5,6 +5,7 @@ import re
 from datetime import date
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from torchgeo_omnisat.datasets.common.series import (
@@ -41,7 +42,9 @@ class TestParseDay:
     def test_reads_dates_and_times(self, value: object) -> None:
         assert parse_day(value, 'here') == parse_dates([20210709], 'here')[0]
 
-    @pytest.mark.parametrize('value', ['NaT', '', None, 'today', '2021', '2021-07', '2021-02-29', True, 18817, 2021.5])
+    @pytest.mark.parametrize(
+        'value', ['NaT', '', None, 'today', '2021', '2021-07', '2021-02-29', True, 18817, 2021.5, pd.NaT]
+    )
     def test_refuses_what_is_no_date(self, value: object) -> None:
         """NumPy reads most of these: as the day of today, the first of a month, or 300 billion years ago."""
         with pytest.raises(ValueError, match=re.escape(f'here holds {value!r}')):

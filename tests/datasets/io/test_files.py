@@ -95,6 +95,9 @@ def test_numbers_beyond_the_expected_type_are_refused(stored: Any) -> None:
     with pytest.raises(ValueError, match=r'x holds .*(55536|70000).*expected int16'):
         measured(np.asarray(stored), 'int16', -10000, Path('x'))
     assert measured(np.array([3.0, -10000]), 'int16', -10000, Path('x')).tolist()[0] == 3
+    signed = measured(np.array([3, -9999], np.int16), 'uint8', -9999, Path('x'))  # nodata may be beyond the type
+    assert signed[0] == 3
+    assert np.isnan(signed[1])
 
 
 def test_frames_that_are_seen() -> None:

@@ -63,11 +63,11 @@ def parse_day(value: Any, where: str) -> int:
     """Return the days since 1970-01-01 of a date, such as ``'2019-07-01'`` or ``20190701``; a time is that of UTC."""
     try:
         day = value if isinstance(value, date) else datetime.fromisoformat(str(value).strip())
-    except ValueError:
+        if isinstance(day, datetime):
+            day = (day if day.tzinfo is None else day.astimezone(UTC)).date()
+        return day.toordinal() - _EPOCH
+    except (ValueError, OverflowError):
         raise ValueError(f"{where} holds {value!r}, expected a date such as '2019-07-01'") from None
-    if isinstance(day, datetime):
-        day = (day if day.tzinfo is None else day.astimezone(UTC)).date()
-    return day.toordinal() - _EPOCH
 
 
 def choose_dates(

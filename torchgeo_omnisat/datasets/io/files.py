@@ -133,14 +133,14 @@ def measured(
     if shown is not None:
         image[..., ~shown] = np.nan
     if array.dtype.kind in 'iu':
-        _check_range(array, dtype, path)
+        _check_range(array, dtype, nodata, path)
         if nodata is not None and array.size and float(array.min()) <= nodata:
             image[array == nodata] = np.nan
         return image
     known = np.abs(image) <= MAX_RAW
     if np.issubdtype(dtype, np.integer) and not known.all():
         raise ValueError(f'{path} holds {array.dtype} with {(~known).sum()} that are not finite, expected {dtype}')
-    _check_range(array, dtype, path)
+    _check_range(array, dtype, nodata, path)
     if nodata is not None:
         known &= image != nodata
     if not known.all():
@@ -148,9 +148,12 @@ def measured(
     return image
 
 
-def _check_range(array: NDArray[np.generic], dtype: str, path: Path) -> None:
+def _check_range(array: NDArray[np.generic], dtype: str, nodata: float | None, path: Path) -> None:
     """Check the numbers of a file of another type than the expected integers, such as nodata in an unsigned type."""
-    if not np.issubdtype(dtype, np.integer) or array.dtype == dtype or not array.size:
+    if not np.issubdtype(dtype, np.integer) or array.dtype == dtype:
+        return
+    array = array if nodata is None else array[array != nodata]
+    if not array.size:
         return
     span, (low, high) = np.iinfo(dtype), (float(array.min()), float(array.max()))
     if low < span.min or high > span.max:
