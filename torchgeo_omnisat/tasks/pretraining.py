@@ -302,7 +302,8 @@ class OmniSatPretraining(OmniSatTask):
         area = trainer.state.fn == TrainerFn.PREDICTING and hasattr(self.datamodule, 'plan')
         writes = any(isinstance(callback, GeoTIFFWriter) for callback in trainer.callbacks)
         decay = self.hparams['ema']
-        if decay is not None and trainer.precision in ('bf16-true', '16-true'):
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if fits and decay is not None and trainer.precision in ('bf16-true', '16-true'):
             raise ValueError(
                 f'ema is {decay} with the precision {trainer.precision}, whose resolution is lower than the steps of '
                 'the average: expected 32-true or bf16-mixed, or ema=None'
