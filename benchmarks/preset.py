@@ -177,7 +177,6 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=Path(__file__).parent / 'results/preset.csv')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
-    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
     rows: list[dict[str, str]] = []
     if args.results.exists():
         with args.results.open(newline='') as file:
@@ -198,4 +197,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
     main()

@@ -38,9 +38,9 @@ def test_a_checkpoint_is_of_the_settings_of_its_row(change: dict[str, Any]) -> N
     assert one != other
 
 
-def test_a_model_of_belgium_is_of_the_settings_of_its_row() -> None:
+def test_a_model_of_belgium_is_of_the_settings_of_its_row(tmp_path: Path) -> None:
     folders = {
-        fields_belgium.folder_of(half, argparse.Namespace(output=Path(), steps=steps, seed=seed))
+        fields_belgium.folder_of(half, argparse.Namespace(output=Path(), steps=steps, seed=seed, root=tmp_path))
         for half, steps, seed in (('west', 150, 0), ('east', 150, 0), ('west', 300, 0), ('west', 150, 1))
     }
     assert len(folders) == 4

@@ -9,6 +9,7 @@ from typing import Any
 
 import pretraining
 import pytest
+import yaml
 
 from torchgeo_omnisat.reproduction import runs
 from torchgeo_omnisat.reproduction.rows import SIZES, make_run
@@ -51,5 +52,5 @@ def test_terms_reach_the_command_line(tmp_path: Path) -> None:
             words = runs.commands(replace(run, pretraining_args=pretraining.json.dumps(told)), tmp_path, 'x')[
                 'pretrain'
             ]
-            said = {key: float(words[words.index(f'--model.{key}') + 1]) for key in told}
+            said = {key: yaml.safe_load(words[words.index(f'--model.{key}') + 1]) for key in told}
             assert said == told, name
