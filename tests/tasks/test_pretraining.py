@@ -204,7 +204,7 @@ class TestErrors:
             ({'seed': -5}, 'seed is -5, expected an integer, at least 0'),
             ({'object_weight': float('nan')}, "'object': nan"),
             ({'exclude_within': -5}, 'exclude_within is -5, expected distances in metres'),
-            ({'exclude_within': {'s2': -5}}, "exclude_within is .*'s2': -5"),
+            ({'exclude_within': {'s2': -5}}, "exclude_within has .*'s2': -5"),
             ({'candidates': 0}, 'candidates is 0'),
             ({'projection_dim': 0}, 'projection_dim is 0'),
             ({'ema': 1.0}, 'ema is 1.0, expected a decay'),

@@ -22,9 +22,12 @@ LOCATION_DISTANCE = 100_000.0
 
 def check_distances(within: float | Mapping[str, float] | None) -> None:
     """Raise ValueError if *exclude_within*, or one of its distances, is negative, infinite or not a number."""
-    several = within if isinstance(within, Mapping) else {'all pairs': 0.0 if within is None else within}
-    if not all(0 <= float(value) < math.inf for value in several.values()):
-        raise ValueError(f'exclude_within is {within}, expected distances in metres, finite and at least 0')
+    expected = 'expected distances in metres, finite and at least 0'
+    if not isinstance(within, Mapping):
+        if within is not None and not 0 <= float(within) < math.inf:
+            raise ValueError(f'exclude_within is {within}, {expected}')
+    elif wrong := {name: value for name, value in within.items() if not 0 <= float(value) < math.inf}:
+        raise ValueError(f'exclude_within has {wrong}, {expected}')
 
 
 class NegativeDistances:

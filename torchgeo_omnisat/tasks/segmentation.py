@@ -172,7 +172,8 @@ class OmniSatSegmentation(DenseTask):
             check_choice(loss=(self.hparams['loss'], dice))
             weights, classes = self.hparams['class_weights'], self.hparams['num_classes']
             if weights is not None and len(weights) != classes:
-                raise ValueError(f'class_weights is {weights}, expected one for each of {counted(classes, "class")}')
+                found, expected = counted(len(weights), 'entry'), counted(classes, 'class')
+                raise ValueError(f'class_weights has {found}, expected one for each of {expected}')
             self.criterion = CrossEntropyDice(self.hparams['ignore_index'], weights, dice[self.hparams['loss']])
             if self.with_instances:
                 self.field_criterion = FieldLoss()
