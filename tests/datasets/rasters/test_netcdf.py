@@ -136,6 +136,33 @@ def test_fill_values_scale_and_valid_range(tmp_path: Path) -> None:
     assert other.tolist() == [False, True, True]  # the valid range still counts
 
 
+@pytest.mark.parametrize(
+    ('number', 'is_fill'),
+    [
+        (np.int16(-32767), True),
+        (np.uint16(65535), True),
+        (np.int32(-2147483647), True),
+        (np.uint32(4294967295), True),
+        (np.int64(-9223372036854775806), True),
+        (np.int16(-32768), False),
+        (np.uint8(255), False),
+    ],
+)
+def test_pixels_that_were_never_written(tmp_path: Path, number: Any, is_fill: bool) -> None:
+    stored = np.full((1, 16, 16), number)
+    stored[0, 0, 0] = 7
+    cube(tmp_path / 'a.nc', {'B04': stored}, DAYS[:1])
+    image = NetCDFTimeSeries(tmp_path)[X : X + 160, Y - 160 : Y]['image_raster'][0, 0]
+    assert image[0, 0] == 7
+    assert int(image.isnan().sum()) == 255 * is_fill
+
+
+def test_a_stated_fill_value_replaces_that_of_the_library(tmp_path: Path) -> None:
+    stored = np.full((1, 16, 16), -32767, np.int16)
+    cube(tmp_path / 'a.nc', {'B04': stored}, DAYS[:1], attrs={'_FillValue': np.int16(0)})
+    assert NetCDFTimeSeries(tmp_path)[X : X + 160, Y - 160 : Y]['image_raster'].eq(-32767).all()
+
+
 def test_unsigned_numbers_and_a_float_range(tmp_path: Path) -> None:
     stored = np.arange(-128, 128, dtype=np.int16).astype(np.int8).reshape(1, 16, 16)
     attrs = {'_Unsigned': 'true', '_FillValue': np.int8(-1), 'scale_factor': 2.0, 'valid_max': 400.0}

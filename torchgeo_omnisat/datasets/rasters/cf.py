@@ -39,6 +39,16 @@ _CRS_KEYS = ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg', 'crs', 'proj4', 'pro
 _ISO = re.compile(r'\d{4}(-\d\d){0,2}')
 #: Range of dates of an index, in nanoseconds.
 _FIRST, _LAST = np.datetime64('1678-01-01'), np.datetime64('2261-12-31')
+#: Values of pixels that were never written, by type, if a variable states none (``NC_FILL_SHORT`` and others of the
+#: NetCDF library). Types of one byte have none, and those of floats are too large to be data.
+_UNWRITTEN = {
+    'int16': -(2.0**15) + 1,
+    'uint16': 2.0**16 - 1,
+    'int32': -(2.0**31) + 1,
+    'uint32': 2.0**32 - 1,
+    'int64': -(2.0**63) + 2,
+    'uint64': 2.0**64 - 2,
+}
 #: Calendars whose dates are those of the Gregorian calendar.
 _CALENDARS = ('standard', 'gregorian', 'proleptic_gregorian')
 
@@ -207,6 +217,8 @@ def packing_of(variable: Any) -> Packing:
     unsigned = dtype.kind == 'i' and str(_plain(attrs.get('_Unsigned', ''))).lower() == 'true'
     scale, offset = (float(_plain(attrs.get(key, usual))) for key, usual in (('scale_factor', 1), ('add_offset', 0)))
     fill = [np.ravel(attrs[key]) for key in ('_FillValue', 'missing_value') if key in attrs]
+    if '_FillValue' not in attrs and dtype.name in _UNWRITTEN:
+        fill.append(np.ravel(_UNWRITTEN[dtype.name]))
     limits = [np.ravel(attrs['valid_range'])] if 'valid_range' in attrs else []
     limits = limits or [
         np.ravel(attrs.get(key, usual)) for key, usual in (('valid_min', -np.inf), ('valid_max', np.inf))
