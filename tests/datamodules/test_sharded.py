@@ -102,6 +102,14 @@ def test_masks_keep_their_values_and_type(mask: Tensor) -> None:
     assert torch.equal(found.nan_to_num(-1), mask.nan_to_num(-1))
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_masks_in_half_precision_are_read_in_single_precision(dtype: torch.dtype) -> None:
+    mask = torch.tensor([[1.5, -0.25]], dtype=dtype)
+    found = decode_sample(encode_sample({'mask': mask}))['mask']
+    assert found.dtype == torch.float32
+    assert torch.equal(found, mask.float())
+
+
 @pytest.mark.parametrize('processes', [1, 2, 3])
 def test_processes_read_shards_of_their_own(processes: int) -> None:
     order = ByShard((7,) * 12, 4, processes, window=2)

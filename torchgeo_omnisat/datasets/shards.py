@@ -54,12 +54,14 @@ def _wide(key: str) -> torch.dtype | None:
 
 
 def _widened(key: str, value: Tensor) -> Tensor:
-    # A mask in single precision has continuous values; integers are only stored in the types of _NARROW.
+    # A mask in single or double precision has continuous values; integers are stored in the types of _NARROW.
     wide = _wide(key)
     return value if wide is None or value.dtype in (torch.float32, torch.float64) else value.to(wide)
 
 
 def _narrowed(key: str, value: Tensor) -> Tensor:
+    if key in _INTEGERS and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
     if value.dtype != _wide(key):
         return value
     for dtype in _NARROW:
