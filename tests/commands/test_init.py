@@ -421,6 +421,14 @@ def test_floats_may_be_codes(root: Path, init: Init) -> None:
     assert list(data['mask']['classes']) == [1, 2]
 
 
+@pytest.mark.parametrize('dtype', [np.int16, np.float32])
+def test_negative_codes_mean_no_label(dtype: Any, root: Path, init: Init) -> None:
+    write(root / 's2/S2_20210601.tif', optical(), bands=S2_BANDS)
+    codes = np.array([-9999, 1, 2, 2], dtype)[np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 5 % 4]
+    write(root / 'labels.tif', codes)
+    assert init()['mask']['classes'] == {-9999: None, 1: 'class 1', 2: 'class 2'}
+
+
 @pytest.mark.parametrize(
     ('file', 'values'), [('labels.tif', (0.5, 1)), ('training/dem.tif', (79, 80)), ('crops_dem.tif', (79, 80))]
 )

@@ -279,19 +279,23 @@ def _of_rasters(root: Path, files: Sequence[str], every: Sequence[str]) -> Label
             return None
         counts.update(dict(zip(values.astype(int).tolist(), numbers.tolist(), strict=True)))
     counts.pop(IGNORED, None)
+    without = sorted(code for code in counts if code < 0)
+    for code in without:
+        del counts[code]
     if len(counts) < 2 or len(counts) > _CODES:
         return None
     chosen = select(files, every)
     mask: dict[str, Any] = {**chosen}
-    notes = dict[str, str]()
     worldcover = set(counts) - {0} <= set(WORLDCOVER) and len(set(counts) & set(WORLDCOVER)) > 1 and max(counts) > 9
-    without = [0] if worldcover and counts.pop(0, 0) else []
+    facts = [f'{", ".join(map(str, without))} means no label here'] if without else []
+    without += [0] if worldcover and counts.pop(0, 0) else []
     if 0 in counts and not worldcover:
-        notes['path'] = '0 is a class here: write 0: null in classes if it means no label'
+        facts.append('0 is a class here: write 0: null in classes if it means no label')
+    notes = {'path': '; '.join(facts)} if facts else {}
     ordered = {code: counts[code] for code in sorted(counts)}
     labels = _named(mask, ordered, 'pixels', notes, [*files], names=WORLDCOVER if worldcover else None)
     if without:
-        labels.mask['classes'] = {0: None, **labels.mask['classes']}
+        labels.mask['classes'] = {**dict.fromkeys(without), **labels.mask['classes']}
     return labels
 
 
