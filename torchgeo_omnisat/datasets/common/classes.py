@@ -142,7 +142,8 @@ class ClassMap:
             wanted += f' ({", ".join(self.labels)})'
             first = _shown(next(iter(code for code, _ in listed)))
             hint = (
-                f'map codes to class names in the mask, classes: {{{first}: NAME}}, or take the rest with other: NAME'
+                f'map codes to class names in the mask, classes: {{{first}: NAME}}, where null means no label, or take '
+                'the rest with other: NAME'
             )
         return f'{where} has the codes {codes}{more}, expected {wanted}; {hint}'
 
