@@ -300,3 +300,39 @@ def test_fuse_asks_for_the_grid_of_an_oblong_tile():
         model.fuse(tokens, available)
     with pytest.raises(ValueError, match=r'\(3, 3\).*8 tokens'):
         model.fuse(tokens, available, (3, 3))
+
+
+def segmenter(dropout):
+    torch.manual_seed(0)
+    return OmniSatSegmenter(omnisat_tiny(MODALITIES), 5, experts=True, dropout=dropout)
+
+
+def test_dropout_of_a_decoder_changes_training_alone(batch):
+    plain, model = segmenter(0.0), segmenter(0.5)
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(plain.eval()(batch), model.eval()(batch))
+    assert torch.equal(plain.train()(batch), plain(batch))
+    assert not torch.equal(model.train()(batch), model(batch))
+
+
+def test_dropout_drops_channels_of_decoder_and_experts(batch):
+    model, dropped = segmenter(0.5).train(), {}
+
+    def keep(module, inputs, output):
+        dropped[names[module]] = inputs[0], output
+
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Dropout2d)}
+    for module in names:
+        module.register_forward_hook(keep)
+    model(batch)
+    assert dropped.keys() == {'decoder.dropout', *(f'experts.{name}.dropout' for name in MODALITIES)}
+    for before, after in dropped.values():
+        is_dropped = after.flatten(2).eq(0).all(-1)
+        assert 0.3 < is_dropped.float().mean() < 0.7
+        torch.testing.assert_close(after[~is_dropped], 2 * before[~is_dropped])
+
+
+@pytest.mark.parametrize('dropout', [-0.1, 1.0, float('nan')])
+def test_dropout_is_a_probability(dropout):
+    with pytest.raises(ValueError, match=f'dropout is {dropout}, expected a probability below 1'):
+        segmenter(dropout)

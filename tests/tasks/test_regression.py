@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchgeo_omnisat.batch import collate
 from torchgeo_omnisat.tasks import OmniSatRegression, OmniSatSegmentation
@@ -181,6 +181,11 @@ def test_checkpoint_from_before_decoders_had_a_width() -> None:
     task.on_load_checkpoint({'state_dict': old.state_dict(), 'hyper_parameters': saved})
     task.load_state_dict(old.state_dict())
     assert task.hparams['decoder_width'] == 32
+
+
+def test_dropout_of_the_decoder() -> None:
+    parts = make_task(decoder_dropout=0.3).model.modules()
+    assert {part.p for part in parts if isinstance(part, nn.Dropout2d)} == {0.3}
 
 
 def test_constant_target_is_predicted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torchgeo.main import main
 
 from torchgeo_omnisat.batch import collate, drop
@@ -295,6 +295,12 @@ class TestExperts:
     def test_implausible_width(self, width: Any) -> None:
         with pytest.raises(ValueError, match=f'decoder_width is {width}, expected an integer from 1'):
             OmniSatSegmentation(**TOLD, decoder_width=width)
+
+    def test_dropout_of_the_decoder(self) -> None:
+        model = OmniSatSegmentation(**TOLD, decoder_dropout=0.3).model
+        assert {part.p for part in model.modules() if isinstance(part, nn.Dropout2d)} == {0.3}
+        with pytest.raises(ValueError, match=r'decoder_dropout is 1\.5, expected a probability'):
+            OmniSatSegmentation(**TOLD, decoder_dropout=1.5)
 
     @pytest.mark.parametrize('background', [5, -1])
     def test_background_that_is_no_class(self, background: int) -> None:

@@ -60,9 +60,12 @@ class Expert(nn.Module):
         num_classes: Number of classes K.
         width: Channels of the hidden layers.
         scale: Factor of the initial logits.
+        dropout: Probability of dropping each of the last channels in training.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, width: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, width: int, scale: float = 1.0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.proj = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.norm = nn.GroupNorm(math.gcd(8, width), width)
@@ -72,6 +75,7 @@ class Expert(nn.Module):
             )
             for _ in range(2)
         )
+        self.dropout = nn.Dropout2d(dropout)
         self.head = _logit_layer(width, num_classes, scale)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
@@ -80,7 +84,7 @@ class Expert(nn.Module):
         x = F.relu(self.norm(functools.reduce(Tensor.add_, projected)), inplace=True)
         for conv in self.convs:
             x = x + conv(x)
-        return _logits(self.head, x)
+        return _logits(self.head, self.dropout(x))
 
 
 class FieldMaps(NamedTuple):
@@ -151,10 +155,11 @@ class OmniSatSegmenter(nn.Module):
         experts: Whether each modality has a head.
         instances: Whether the decoder has a second head for :class:`FieldMaps`; see :meth:`decode_fields`.
         field_gsd: GSD of these maps in metres, which divides *label_gsd*; None for *label_gsd*.
+        dropout: Probability of dropping each of the last channels of the decoder and of each expert in training.
 
     Raises:
-        ValueError: If *num_classes*, *label_gsd* or *width* is implausible, or *field_gsd* does not divide *label_gsd*
-            or there is no head.
+        ValueError: If *num_classes*, *label_gsd*, *width* or *dropout* is implausible, or *field_gsd* does not divide
+            *label_gsd* or there is no head.
     """
 
     def __init__(
@@ -166,19 +171,22 @@ class OmniSatSegmenter(nn.Module):
         experts: bool = False,
         instances: bool = False,
         field_gsd: float | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.label_gsd = float(label_gsd)
         check_size('num_classes', num_classes)
         check_size('width', width)
+        if not 0 <= dropout < 1:
+            raise ValueError(f'dropout is {dropout}, expected a probability below 1')
         if not 0 < self.label_gsd < math.inf:
             raise ValueError(f'label_gsd is {label_gsd}, expected a finite number of metres')
-        self.decoder = Decoder(backbone, num_classes, self.label_gsd, width)
+        self.decoder = Decoder(backbone, num_classes, self.label_gsd, width, dropout)
         encoders: dict[str, Any] = dict(backbone.encoders.items()) if experts else {}
         scale = 1 / (1 + len(encoders))  # the initial sum is about as large as the logits of the decoder alone
         self.experts = nn.ModuleDict(
-            {name: Expert(encoder.channels, num_classes, width, scale) for name, encoder in encoders.items()}
+            {name: Expert(encoder.channels, num_classes, width, scale, dropout) for name, encoder in encoders.items()}
         )
         factor = finer_factor(self.label_gsd, field_gsd, 'field_gsd')
         if factor > 1 and not instances:
@@ -252,9 +260,10 @@ class Decoder(nn.Module):
         num_classes: Number of classes K.
         label_gsd: GSD of the labels in metres.
         width: Channels of the last block.
+        dropout: Probability of dropping each of these channels in training.
     """
 
-    def __init__(self, backbone: OmniSat, num_classes: int, label_gsd: float, width: int) -> None:
+    def __init__(self, backbone: OmniSat, num_classes: int, label_gsd: float, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         depth = max(0, round(math.log2(backbone.patch_size / label_gsd)))
         widths = [backbone.embed_dim] + [min(backbone.embed_dim, width * 2**level) for level in reversed(range(depth))]
@@ -264,6 +273,7 @@ class Decoder(nn.Module):
             self.skips.append(skip)
             self.blocks.append(_block(i, o if skip.levels else 0, o))
         self.width = widths[-1]
+        self.dropout = nn.Dropout2d(dropout)
         self.head = _logit_layer(self.width, num_classes)
 
     def forward(self, out: OmniSatOutput, size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
@@ -278,7 +288,7 @@ class Decoder(nn.Module):
 
     def logits(self, features: Float[Tensor, 'b c i j'], size: tuple[int, int]) -> Float[Tensor, 'b k h w']:
         """Return logits of the given size from the last features."""
-        return resize(_logits(self.head, features), size)
+        return resize(_logits(self.head, self.dropout(features)), size)
 
 
 def _upsample(

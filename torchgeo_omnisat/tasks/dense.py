@@ -20,6 +20,7 @@ from ..batch import available
 from ..models.late_fusion import LATE_FUSION
 from ..models.omnisat import OmniSatOutput, check_size
 from ..prediction import GeoTIFFWriter
+from ..transforms.base import probability
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from .supervised import SupervisedTask
 
@@ -30,8 +31,8 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 class DenseTask(SupervisedTask):
     """Base class of tasks whose model is an :class:`.OmniSatSegmenter`, with the target ``mask`` ``(B, H, W)``.
 
-    Subclasses have the arguments ``tta``, ``decoder_width``, ``experts``, ``expert_weight``, ``subset_weight`` and
-    ``modality_dropout`` of :class:`.OmniSatSegmentation`.
+    Subclasses have the arguments ``tta``, ``decoder_width``, ``decoder_dropout``, ``experts``, ``expert_weight``,
+    ``subset_weight`` and ``modality_dropout`` of :class:`.OmniSatSegmentation`.
     """
 
     target: ClassVar[str] = 'mask'
@@ -56,6 +57,11 @@ class DenseTask(SupervisedTask):
         width: int = self.hparams['decoder_width']
         check_size('decoder_width', width)
         return width
+
+    @property
+    def decoder_dropout(self) -> float:
+        """Probability of dropping each of the last channels of the decoder and the experts in training."""
+        return probability(self.hparams['decoder_dropout'], 'decoder_dropout')
 
     @property
     def with_instances(self) -> bool:

@@ -54,6 +54,7 @@ class OmniSatRegression(DenseTask):
             that remain after dropout, with this relative weight; see :class:`.OmniSatSegmentation`.
         decoder_width: Channels of the decoder and the experts at the GSD of the target; see
             :class:`.OmniSatSegmentation`.
+        decoder_dropout: Probability of dropping each of these channels in training.
         experts: Whether each modality has a head on its own feature maps, whose outputs are added to that of the
             decoder; see :class:`.OmniSatSegmenter`. The baselines have none.
         expert_weight: Weight of the loss of each expert alone, averaged over the modalities.
@@ -90,6 +91,7 @@ class OmniSatRegression(DenseTask):
         modality_dropout: float | dict[str, float] = 0.3,
         subset_weight: float = 1.0,
         decoder_width: int = 32,
+        decoder_dropout: float = 0.0,
         experts: bool = True,
         expert_weight: float = 0.3,
         lr: float = 4e-3,
@@ -132,7 +134,9 @@ class OmniSatRegression(DenseTask):
         if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ValueError(f'target_mean is {mean} and target_std {std}, expected finite numbers, std at least 0')
         backbone, gsd = self.build_backbone(), self.hparams['label_gsd']
-        return OmniSatSegmenter(backbone, 1, gsd, self.decoder_width, experts=self.with_experts)
+        return OmniSatSegmenter(
+            backbone, 1, gsd, self.decoder_width, experts=self.with_experts, dropout=self.decoder_dropout
+        )
 
     def configure_losses(self) -> None:
         """Set the loss, once all required hyper-parameters are set."""

@@ -67,6 +67,8 @@ class OmniSatSegmentation(DenseTask):
             from those of all modalities. If positive, tiles are used as with *subset_weight*.
         decoder_width: Channels of the decoder and the experts at the GSD of the labels, see
             :class:`.OmniSatSegmenter`. A checkpoint without this hyper-parameter has 32. The baselines have none.
+        decoder_dropout: Probability of dropping each of these channels before the logits in training, see
+            :class:`.OmniSatSegmenter`.
         experts: Whether each modality has a head on its own feature maps, whose logits are added to those of the
             decoder; see :class:`.OmniSatSegmenter`. The baselines have none. A checkpoint without this
             hyper-parameter was trained without experts.
@@ -111,6 +113,7 @@ class OmniSatSegmentation(DenseTask):
         subset_weight: float = 1.0,
         distill: float = 0.0,
         decoder_width: int = 48,
+        decoder_dropout: float = 0.0,
         experts: bool = True,
         expert_weight: float = 1.0,
         instances: bool = False,
@@ -162,6 +165,7 @@ class OmniSatSegmentation(DenseTask):
             experts=self.with_experts,
             instances=self.with_instances,
             field_gsd=self.hparams.get('field_gsd'),
+            dropout=self.decoder_dropout,
         )
 
     def configure_losses(self) -> None:
