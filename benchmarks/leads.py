@@ -29,6 +29,9 @@ BASELINE = {'backbone_args': json.dumps(NARROW), 'options': '', 'modality_dropou
 #: Task with experts as they were before their losses had a weight of 1, and before decoders had 48 channels.
 LIGHT = json.dumps({'experts': True, 'expert_weight': 0.3})
 NARROWER = json.dumps({'experts': True, 'expert_weight': 1.0})
+#: Default of the task, with dropout of the last channels of decoder and experts.
+DROPPED = json.dumps({'experts': True, 'expert_weight': 1.0, 'decoder_width': 48, 'decoder_dropout': 0.4})
+DECAYED = json.dumps({'experts': True, 'expert_weight': 1.0, 'decoder_width': 48, 'weight_decay': 0.3})
 #: Changes of the run without pre-training that learns from all and from some sensors in each step, by lead. It has
 #: experts of weight 1, a decoder of 48 channels and a learning rate of 0.004.
 LEADS: dict[str, dict[str, Any]] = {
@@ -56,9 +59,15 @@ LEADS: dict[str, dict[str, Any]] = {
     'experts of weight 1, no dropout': {'options': NARROWER, 'modality_dropout': 0.0, 'subset_weight': 0.0},
     'decoder of 48 channels': {},
     'decoder of 48 channels, 720 steps': {'steps': 720},
+    'decoder of 48 channels, 1440 steps': {'steps': 1440},
+    'decoder of 48 channels, weight decay 0.3, 1440 steps': {'options': DECAYED, 'steps': 1440},
+    'decoder of 48 channels, dropout of 0.4': {'options': DROPPED},
+    'decoder of 48 channels, dropout of 0.4, 720 steps': {'options': DROPPED, 'steps': 720},
+    'decoder of 48 channels, dropout of 0.4, 1440 steps': {'options': DROPPED, 'steps': 1440},
     'decoder of 48 channels, no dropout': {'modality_dropout': 0.0, 'subset_weight': 0.0},
     'late fusion, learning rate 0.004': {'backbone': 'late_fusion', **BASELINE},
     'late fusion, learning rate 0.004, 720 steps': {'backbone': 'late_fusion', 'steps': 720, **BASELINE},
+    'late fusion, learning rate 0.004, 1440 steps': {'backbone': 'late_fusion', 'steps': 1440, **BASELINE},
     'U-TAE of Sentinel-2, learning rate 0.004': {'backbone': 'utae', 'modalities': tuple(SENSORS['S2']), **BASELINE},
 }
 
