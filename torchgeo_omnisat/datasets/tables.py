@@ -23,7 +23,7 @@ from ..utils.tensors.coordinates import COORDINATES
 from ..utils.tensors.observed import MAX_RAW
 from .base import MultimodalDataset, tensors
 from .common.arguments import SPLITS
-from .common.classes import NO_LABEL, UNKNOWN, ClassMap, code_of
+from .common.classes import NO_LABEL, UNKNOWN, ClassMap, code_of, without_blanks
 from .io.decoding import as_numbers
 
 #: Settings of a series: facts of the modality, and where its values are.
@@ -136,7 +136,7 @@ class PixelTable(MultimodalDataset):
         first = self._first_rows(table, pixel) if self.long else table
         #: Identifier of each pixel.
         self._ids = [str(value) for value in (first.index if pixel is None else first[pixel])]
-        column = None if label is None else _without_blanks(first[label])
+        column = None if label is None else without_blanks(first[label])
         self.codes = _class_map(column, labels, classes, other)
         self.labels = self.codes.labels if label else None
         #: Class index of each pixel ``(N,)``, *ignore_index* without a label; None without a column.
@@ -367,11 +367,6 @@ def _modality(name: str, settings: Mapping[str, Any]) -> Modality:
     bands, gsd = tuple(settings['bands']), settings.get('gsd', 10.0)
     unit = settings.get('unit', 'unknown')
     return Modality(name, bands, gsd, True, settings.get('kind'), unit, settings.get('wavelengths'))
-
-
-def _without_blanks(column: pd.Series) -> pd.Series:
-    """Return a column with null instead of blank texts."""
-    return column.mask(column.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
 
 
 def _class_map(column: pd.Series | None, labels: Sequence[str], classes: Any, other: str | None) -> ClassMap:

@@ -64,6 +64,9 @@ def test_touching_fields_of_one_class_are_two_instances(tmp_path: Path) -> None:
 def test_a_field_without_a_class_has_no_label(tmp_path: Path) -> None:
     path = fields(tmp_path / 'fields.gpkg', ['meadow', None, 'maize'])
     assert row(Polygons(path, column='crop', outside='wheat', labels=LABELS), 3)[:5] == [2, 0, -1, 0, 1]
+    for blank in ('', '  '):
+        path = fields(tmp_path / 'fields.gpkg', ['meadow', blank, 'maize'])
+        assert row(Polygons(path, column='crop', outside='wheat', labels=LABELS), 3)[:5] == [2, 0, -1, 0, 1]
     path = fields(tmp_path / 'numbers.gpkg', [2, float('nan'), 1])
     assert row(Polygons(path, column='crop', outside='wheat', labels=LABELS), 3)[:5] == [2, 0, -1, 0, 1]
 

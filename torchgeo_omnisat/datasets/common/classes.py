@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 #: Class index of pixels without a label.
@@ -36,6 +37,11 @@ def code_of(value: Any) -> str:
         return str(int(value if isinstance(value, int) else number)) if number.is_integer() else str(value)
     except (TypeError, ValueError, OverflowError):
         return str(value)
+
+
+def without_blanks(column: pd.Series) -> pd.Series:
+    """Return a column with null instead of blank texts."""
+    return column.mask(column.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
 
 
 def class_names(classes: Mapping[Any, Any], other: str | None = None) -> list[str]:

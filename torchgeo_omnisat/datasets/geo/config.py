@@ -128,7 +128,7 @@ def _instantiate(name: str, kind: Any, settings: Mapping[str, Any], root: Path) 
                 raise FileNotFoundError(f'root is {str(root)!r}, which does not exist, expected a folder of files')
             raise FileNotFoundError(
                 f'path of {name!r} is {one!r}, which does not exist, expected a folder or file below root '
-                f'{str(root)!r}' + f', or modalities without {name!r}' * (name != 'mask')
+                f'{str(root)!r}' + '; set modalities of the data to use the other sensors only' * (name != 'mask')
             )
     allow_outside = settings.get('allow_outside', False)
     if not isinstance(allow_outside, bool):

@@ -15,6 +15,7 @@ import shapely
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
 from pyproj import CRS
 from rasterio.features import rasterize
 from torchgeo.datasets import VectorDataset
@@ -23,7 +24,7 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 from ...grid import Grid
 from ...utils.checks import require_pyarrow
 from ...utils.reading import is_special
-from ..common.classes import NO_LABEL, UNKNOWN, ClassMap
+from ..common.classes import NO_LABEL, UNKNOWN, ClassMap, without_blanks
 from ..io.files import read_csv
 from ..io.fingerprint import vector_state
 from ..io.links import refuse_links
@@ -287,7 +288,8 @@ def read_geometries(
         crs: CRS of a file without one.
 
     Returns:
-        Rows with a geometry. The attribute ``attrs['without_geometry']`` is the number of other rows.
+        Rows with a geometry, and null instead of blank texts. The attribute ``attrs['without_geometry']`` is the number
+        of other rows.
 
     Raises:
         ValueError: If the file cannot be read, lacks *column* or a CRS, or has lines or no geometries.
@@ -314,8 +316,11 @@ def read_geometries(
     if column and column not in columns:
         raise ValueError(f'{path} has the columns {columns}, expected {column!r}, the column of the class')
     empty = frame.geometry.isna() | frame.geometry.is_empty
-    frame = frame[~empty]
+    frame = frame[~empty].copy()
     frame.attrs['without_geometry'] = int(empty.sum())
+    for name in frame.columns.drop(frame.geometry.name) if column is None else [column]:
+        if not is_numeric_dtype(frame[name]):
+            frame[name] = without_blanks(frame[name])
     kinds = set(frame.geom_type)
     if not kinds or not (kinds <= _POINTS or kinds <= _SURFACES):
         raise ValueError(

@@ -110,8 +110,7 @@ def read_labels(
     check_integer(0, seed=seed)
     frame = read_geometries(str(path), column, layer)
     column = column or _only_column(path, frame)
-    blank = frame[column].map(lambda value: isinstance(value, str) and not value.strip()).astype(bool)
-    without_geometry, without_class = frame.attrs['without_geometry'], frame[column].isna() | blank
+    without_geometry, without_class = frame.attrs['without_geometry'], frame[column].isna()
     total = len(frame) + without_geometry
     frame = frame[~without_class].to_crs(embeddings.grid.crs)
     values = frame[column]
