@@ -25,6 +25,7 @@ from torchgeo_omnisat import __main__, _autoload, plugin, registry
 from torchgeo_omnisat.datamodules import PASTISMultimodalDataModule
 from torchgeo_omnisat.datasets import SyntheticLandscapes
 from torchgeo_omnisat.datasets.synthetic.writing import Recipe
+from torchgeo_omnisat.tasks.console.progress import EpochSummary
 from torchgeo_omnisat.utils.cli import errors
 
 from .interpreters import Interpreters
@@ -89,16 +90,28 @@ def test_training_without_data_ends_by_default(
     assert list(Path('lightning_logs').rglob('subsets.csv'))
 
 
-@pytest.mark.parametrize(('monitor', 'which'), [('val_loss', 'best'), (None, 'last')])
-def test_checkpoint_of_which_epoch(monkeypatch: pytest.MonkeyPatch, monitor: str | None, which: str) -> None:
+@pytest.mark.parametrize(
+    ('monitor', 'score', 'paths', 'which'),
+    [
+        ('val_loss', None, ('a.ckpt', 'b.ckpt'), 'best epoch'),
+        ('val_loss', 'val_loss', ('a.ckpt', ''), 'best epoch'),
+        ('val_loss', 'val_AverageJaccardIndex', ('a.ckpt', ''), 'epoch with the lowest val_loss'),
+        (None, 'val_loss', ('a.ckpt', ''), 'last epoch'),
+        (None, None, ('', 'a.ckpt'), 'last epoch'),
+    ],
+)
+def test_checkpoint_of_which_epoch(
+    monkeypatch: pytest.MonkeyPatch, monitor: str | None, score: str | None, paths: tuple[str, str], which: str
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(plugin, '_announce', said.append)
-    saved = SimpleNamespace(monitor=monitor, best_model_path='a.ckpt')
+    saved = SimpleNamespace(monitor=monitor, mode='min', best_model_path=paths[0], last_model_path=paths[1])
+    summaries = [] if score is None else [EpochSummary(score, 'score', 'min')]
     trainer = SimpleNamespace(
-        checkpoint_callback=saved, callbacks=[], interrupted=False, logger=None, default_root_dir='nowhere'
+        checkpoint_callback=saved, callbacks=summaries, interrupted=False, logger=None, default_root_dir='nowhere'
     )
     plugin.OmniSatCLI.after_fit(SimpleNamespace(trainer=trainer, _ours=True))  # type: ignore[arg-type]
-    assert said == [f'Checkpoint of the {which} epoch: a.ckpt']
+    assert said == [f'Checkpoint of the {which}: a.ckpt']
 
 
 @pytest.mark.parametrize('given', [['--trainer.max_epochs', '7'], ['--trainer.max_steps', '9']])

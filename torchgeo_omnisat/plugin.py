@@ -201,7 +201,9 @@ class OmniSatCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print the best score, the checkpoint and the command that tests it."""
         trainer: Any = self.trainer
-        path = getattr(trainer.checkpoint_callback, 'best_model_path', '')
+        checkpoint = trainer.checkpoint_callback
+        best = getattr(checkpoint, 'best_model_path', '')
+        path = best or getattr(checkpoint, 'last_model_path', '')  # the only one with save_top_k: 0
         if not self._ours or not path or trainer.interrupted:
             return
         summary = next((c for c in trainer.callbacks if isinstance(c, EpochSummary)), None)
@@ -209,7 +211,11 @@ class OmniSatCLI(LightningCLI):
             epochs = f'{summary.best[1]} of {trainer.current_epoch}'
             _announce(f'Best {summary.title}: {summary.best[0]:.3f}, in epoch {epochs}.')
         config = Path(_log_dir(trainer), 'config.yaml')
-        which = 'the best epoch' if trainer.checkpoint_callback.monitor else 'the last epoch'
+        which = 'the last epoch'
+        if best and checkpoint.monitor:
+            is_shown = summary is None or summary.score == checkpoint.monitor
+            end = 'lowest' if checkpoint.mode == 'min' else 'highest'
+            which = 'the best epoch' if is_shown else f'the epoch with the {end} {checkpoint.monitor}'
         _announce(f'Checkpoint of {which}: {_shortest(path)}')
         if config.is_file():
             words = ['torchgeo', 'test', '--config', _shortest(config), '--ckpt_path', _shortest(path)]

@@ -3,8 +3,10 @@
 
 """What a training says on the console."""
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +93,24 @@ def test_remaining_time_is_proportional(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert summary._left(trainer) == pytest.approx(40 / 20 * 75)
     trainer.estimated_stepping_batches = float('inf')
     assert summary._left(trainer) is None
+
+
+def test_the_first_of_equal_scores_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(EpochSummary, '_say', lambda self, trainer, text: said.append(text))
+    summary = EpochSummary('val_x', 'x', 'max')
+    for epoch in (0, 1):
+        trainer: Any = SimpleNamespace(
+            current_epoch=epoch, max_epochs=2, max_steps=-1, global_step=epoch, is_last_batch=True,
+            sanity_checking=False, callback_metrics={'val_x': torch.tensor(0.7)}, estimated_stepping_batches=math.inf,
+        )  # fmt: skip
+        summary.on_train_epoch_start(trainer, None)
+        summary.on_validation_end(trainer, None)
+        summary.on_train_epoch_end(trainer, None)
+    assert [line.partition('; ')[0] for line in said] == [
+        'epoch 1 of 2: x 0.700 (best so far)',
+        'epoch 2 of 2: x 0.700 (best 0.700 in epoch 1)',
+    ]
 
 
 def test_best_score_survives_a_resumed_training(tmp_path: Path, caplog: Any) -> None:

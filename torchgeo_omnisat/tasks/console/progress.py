@@ -100,7 +100,7 @@ class EpochSummary(Callback):
             value = float(metrics[self.score])
             shown = '' if self.score == 'val_loss' else f'{self.title} {value:.3f} '
             if self.best is not None:
-                is_best = value == self.best[0]
+                is_best = self.best == (value, trainer.current_epoch + 1)
                 shown += '(best so far)' if is_best else f'(best {self.best[0]:.3f} in epoch {self.best[1]})'
             parts.append(shown.strip())
         text = ', '.join(parts).replace(', (', ' (')
