@@ -108,7 +108,7 @@ def train(plan: Plan, data: Mapping[str, Any], seed: int, output: Path) -> dict[
     task.figures = 0
     trainer.fit(task, datamodule=datamodule)
     epochs, (saved, *_) = trainer.current_epoch, callbacks
-    (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=saved.last_model_path, verbose=False)
+    (found,) = trainer.test(task, datamodule=datamodule, ckpt_path=saved.best_model_path, verbose=False)
     return {key: found[f'test_{key}'] for key in METRICS} | {'epochs': epochs}
 
 

@@ -18,6 +18,9 @@ import rasterio.shutil
 import shapely
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from shapely.geometry import box
 
 from tests.geo_tree import UTM, X, Y, write
@@ -120,7 +123,9 @@ def test_the_model_of_few_labels_sees_single_pixels(root: Path, tmp_path: Path, 
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
     fields(root)
     init()
-    assert 'labelled pixels are few, and a random forest may score higher' in text(tmp_path)
+    written = text(tmp_path)
+    counts = [int(count) for count in re.findall(r'pixels: train (\d+)', written)]
+    assert f'{sum(counts)} labelled training pixels are few, and a random forest may score higher' in written
     settings = yaml.safe_load(text(tmp_path))['model']['init_args']
     modality = Modality('s2', S2_BANDS, 10.0, True)
     task = OmniSatSegmentation(**settings, modalities=[modality.as_dict()], num_classes=3, patch_size=10, label_gsd=10)
@@ -189,6 +194,44 @@ def test_model_trains_and_keeps_its_last_state(root: Path, tmp_path: Path, monke
     (folder,) = Path('logs/FILE').rglob('checkpoints')
     assert sorted(path.name for path in folder.iterdir()) == ['last.ckpt']
     assert main(['check', '--config', 'FILE.yaml', '--workers', '0']) == 0
+
+
+@pytest.mark.parametrize('image', [False, True])
+def test_an_interrupted_training_keeps_its_last_epoch(
+    image: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an epoch that does not improve the validation."""
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    if image:
+        write(root / 'aerial/ortho.tif', optical(3, 120).astype(np.uint8), step=2.0)
+    fields(root)
+    monkeypatch.chdir(tmp_path)
+    assert main(['init', 'region', '--output', 'FILE.yaml']) == 0
+
+    class Worsening(BoringModel):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 2:
+                raise RuntimeError('interrupted')
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log('val_loss', float(self.current_epoch))
+
+    callbacks = yaml.safe_load(text(tmp_path))['trainer']['callbacks']
+    savers: list[Any] = [
+        ModelCheckpoint('saved', **each['init_args']) for each in callbacks if 'Model' in each['class_path']
+    ]
+    quiet: dict[str, Any] = {
+        'logger': False,
+        'enable_progress_bar': False,
+        'enable_model_summary': False,
+        'accelerator': 'cpu',
+    }
+    trainer = Trainer(max_epochs=3, limit_train_batches=1, limit_val_batches=1, callbacks=savers, **quiet)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        trainer.fit(Worsening())
+    saved = {path.name: torch.load(path, weights_only=True)['epoch'] for path in Path('saved').iterdir()}
+    assert saved == {'last.ckpt': 1} | ({'best.ckpt': 0} if image else {})
 
 
 @pytest.mark.parametrize(
@@ -391,6 +434,23 @@ def test_codes_of_polygons(codes: tuple[Any, ...], root: Path, init: Init) -> No
     }  # fmt: skip
 
 
+def test_blank_crops_are_no_class(root: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
+    fields(root, ('wheat', '', 'maize', ' '))
+    assert init()['labels'] == ['maize', 'wheat']
+
+
+def test_virtual_rasters_of_other_images_are_named(root: Path, tmp_path: Path, init: Init) -> None:
+    for day in MONTHS:
+        write(root / f'tiles/S2_{day}.tif', optical(), bands=S2_BANDS)
+        (root / 's2').mkdir(exist_ok=True)
+        with rasterio.open(root / f'tiles/S2_{day}.tif') as source:
+            rasterio.shutil.copy(source, root / f's2/S2_{day}.vrt', driver='VRT')
+    init()
+    assert '# NOTE s2/S2_20210301.vrt is a virtual raster of tiles/S2_20210301.tif' in text(tmp_path)
+
+
 def test_points_of_a_table(root: Path, init: Init) -> None:
     for day in MONTHS:
         write(root / f's2/S2_{day}.tif', optical(), bands=S2_BANDS)
@@ -531,6 +591,9 @@ def test_another_area_or_year(root: Path, tmp_path: Path, init: Init) -> None:
     for key in ('labels', 'label_gsd', 'patch_size', 'tile_size'):
         assert data[key] == trained[key]
     assert 's1: no files were found' in text(tmp_path)
+    assert f'# Written by: python -m torchgeo_omnisat init {root} --output {tmp_path / "FILE.yaml"} --like ' in text(
+        tmp_path
+    )
     models = [yaml.safe_load(path.read_text())['model'] for path in tmp_path.glob('*.yaml')]
     assert models[0] == models[1]
     (tmp_path / 'other.yaml').write_text('a: 1')

@@ -300,7 +300,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         return shown.err.strip()
     lines = shown.out.splitlines()
     found = [line for line in lines if line.startswith(('PROBLEM', 'warning', 'Note', 'Problem:', 'Unknown'))]
-    return next((line for line in found if 'labelled pixels are few' not in line), '')
+    return next((line for line in found if 'labelled training pixels are few' not in line), '')
 
 
 @pytest.mark.parametrize('mistake', MISTAKES.values(), ids=[name.replace(' ', '-') for name in MISTAKES])

@@ -44,7 +44,10 @@ def test_every_hardware_is_counted_and_takes_equal_steps(cost):
     for recipe in cost.RECIPES.values():
         config = cost.read(recipe.config)
         assert config['data']['init_args']['batch_size'] * config['trainer']['accumulate_grad_batches'] == TILES
-        assert any('train_time_interval' in one['init_args'] for one in config['trainer']['callbacks'])
+        savers = {one['init_args']['filename']: one['init_args'] for one in config['trainer']['callbacks']}
+        assert list(savers) == ['best', 'last', 'last-by-time']
+        assert 'train_time_interval' in savers['last-by-time']
+        assert not {'monitor', 'save_last'} & savers['last'].keys(), 'each epoch is saved'
 
 
 def test_page_prints_the_counts(cost):

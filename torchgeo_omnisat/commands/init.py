@@ -3,6 +3,7 @@
 
 """Command `init`: write a configuration for a folder of rasters and labels."""
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def write_configuration(args: Any) -> tuple[str, str]:
     facts = [f'{sensor.name}: {sensor.summary}' for sensor in readable]
     facts += [] if labels is None else [f'labels: {described(labels)}']
     head = [
-        f'Written by: python -m torchgeo_omnisat init {root} --output {args.output}',
+        f'Written by: python -m torchgeo_omnisat init {shlex.join([str(root), *_options(args)])}',
         *facts,
         *(f'NOTE {note}' for note in [*notes, *plan.warnings, *problems]),
         '',
@@ -116,6 +117,13 @@ def write_configuration(args: Any) -> tuple[str, str]:
         ]
     )
     return render(config, comments, head), report
+
+
+def _options(args: Any) -> list[str]:
+    """Return the options that determine a configuration, as they are given."""
+    given = {name: getattr(args, name) for name in ('output', 'like', 'labels', 'column', 'preset', 'presto')}
+    is_set = {name: value for name, value in given.items() if value not in (None, 'auto')}
+    return [word for name, value in is_set.items() for word in (f'--{name}', str(value))]
 
 
 def _next(output: Path, labelled: bool) -> list[str]:

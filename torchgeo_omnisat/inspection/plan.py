@@ -24,6 +24,8 @@ from .splits import choose_split, count_blocks, describe
 PRESETS = ('auto', 'few', 'standard')
 #: Number of labelled training pixels below which `auto` is `few`, and above which the model is larger.
 FEW, MANY = 5000, 1_000_000
+#: Callback that saves each epoch. With ``save_last``, Lightning saves only epochs of which it also saves another file.
+_LAST = {'class_path': 'ModelCheckpoint', 'init_args': {'filename': 'last'}}
 #: Maximum number of label pixels of an area whose labels are counted exactly.
 _COUNTED = 50_000_000
 #: Pixels along the side of a token: of the coarsest time series, and of the finest image if there is no time series.
@@ -122,7 +124,8 @@ def make_plan(
     }
     if presto is not None and plan.preset != 'few':
         raise ValueError(f'presto is {presto!r} and the preset is {plan.preset!r}, expected --preset few with --presto')
-    _set_training(plan, sensors, number, float(dataset.area.area), presto)
+    training = sum(plan.counts['train'].values()) if plan.counts else round(0.6 * number)
+    _set_training(plan, sensors, training, float(dataset.area.area), presto)
     lacking = {split: [name for name, count in each.items() if not count] for split, each in plan.counts.items()}
     for split, names in lacking.items():
         if names:
@@ -159,7 +162,7 @@ def _try(data: Mapping[str, Any], counted: bool) -> tuple[ValueError | None, dic
     return None, counts
 
 
-def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: float, presto: str | None) -> None:
+def _set_training(plan: Plan, sensors: Sequence[Sensor], training: int, area: float, presto: str | None) -> None:
     few = plan.preset == 'few'
     score = {'monitor': 'val_loss', 'mode': 'min'} if few else {'monitor': 'val_AverageJaccardIndex', 'mode': 'max'}
     epochs, patience = (10, 5) if few else (60, 12)
@@ -167,26 +170,29 @@ def _set_training(plan: Plan, sensors: Sequence[Sensor], number: int, area: floa
         'max_epochs': epochs,
         'log_every_n_steps': 10,
         'callbacks': [
-            {'class_path': 'ModelCheckpoint', 'init_args': {**score, 'filename': 'best', 'save_last': True}},
+            {'class_path': 'ModelCheckpoint', 'init_args': {**score, 'filename': 'best'}},
+            _LAST,
             {'class_path': 'EarlyStopping', 'init_args': {**score, 'patience': patience}},
         ],
     }
     best = (
         'the lowest validation loss, as the mean IoU of few pixels is noisy' if few else 'the best validation mean IoU'
     )
-    plan.notes['trainer.callbacks'] = f'best.ckpt has {best}; training ends if it does not improve'
+    plan.notes['trainer.callbacks'] = (
+        f'best.ckpt has {best}, last.ckpt the last state; training ends if the best does not improve'
+    )
     plan.notes['data.length'] = 'random training tiles per epoch'
     if few:
-        _set_few(plan, sensors, number, presto)
+        _set_few(plan, sensors, training, presto)
         return
     tiles = math.ceil(0.6 * area / plan.data['tile_size'] ** 2)
     plan.data |= {'length': min(max(100, tiles), 2000), 'batch_size': 4}
-    size = 'small' if 0.6 * number > MANY else 'tiny'
+    size = 'small' if training > MANY else 'tiny'
     plan.model = {'backbone': f'omnisat_{size}'}
-    plan.notes['model.backbone'] = f'for about {counted(number, "labelled pixel")}'
+    plan.notes['model.backbone'] = f'for about {counted(training, "labelled training pixel")}'
 
 
-def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | None) -> None:
+def _set_few(plan: Plan, sensors: Sequence[Sensor], training: int, presto: str | None) -> None:
     """Set a model of single pixels, trained on labelled pixels, if all images are time series."""
     series = [sensor.name for sensor in sensors if sensor.temporal]
     used = [sensor for sensor in sensors if sensor.settings.get('kind') != 'elevation'] if series else list(sensors)
@@ -201,7 +207,7 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
         frozen = {name: {'name': 'presto', 'weights': presto, 'months': 12} for name in optical[:1]}
     reason = 'without elevation, with which few fields are learnt by heart'
     plan.data |= {'temporal_dropout': 0, 'speckle': 0}
-    plan.notes['model.backbone'] = f'preset few, for about {counted(number, "labelled pixel")}'
+    plan.notes['model.backbone'] = f'preset few, for about {counted(training, "labelled training pixel")}'
     if all(sensor.temporal for sensor in used):
         encoders = frozen or {sensor.name: _monthly(sensor.months) for sensor in used}
         if frozen:
@@ -214,8 +220,7 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
             'loss': 'ce',
             'backbone_args': {'encoders': encoders, 'linear': True},
         }
-        last = {'save_top_k': 0, 'save_last': True}
-        plan.trainer['callbacks'] = [{'class_path': 'ModelCheckpoint', 'init_args': last}]
+        plan.trainer['callbacks'] = [_LAST]
         plan.notes['trainer.callbacks'] = 'last.ckpt has the last state; few validation pixels do not tell the best one'
         plan.notes['model.backbone_args.linear'] = 'no spatial context, so that few fields are not learnt by heart'
         plan.data |= {'train_tile_size': plan.data['patch_size'], 'train_places': 'labels'}
@@ -236,8 +241,8 @@ def _set_few(plan: Plan, sensors: Sequence[Sensor], number: int, presto: str | N
         }
         plan.data |= {'length': 200, 'batch_size': 8}
     plan.warnings.append(
-        f'{counted(number, "labelled pixel is", "labelled pixels are")} few, and a random forest may score higher: '
-        'compare with the command baseline'
+        f'{counted(training, "labelled training pixel is", "labelled training pixels are")} few, and a random forest '
+        'may score higher: compare with the command baseline'
     )
     if len(used) < len(sensors):
         plan.data['modalities'] = [sensor.name for sensor in used]

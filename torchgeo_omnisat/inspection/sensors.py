@@ -4,6 +4,7 @@
 """Sensors in a folder: which files belong together, and the settings with which they are read."""
 
 import math
+import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ..datasets.geo.config import image_dataset
+from ..datasets.io.fingerprint import sources_of, state_of
 from ..datasets.io.headers import DATE, Header, read_header
 from ..datasets.rasters.bandfiles import band_of
 from ..datasets.rasters.frames import days_of
@@ -117,8 +119,26 @@ def find_sensors(root: Path, files: Sequence[str], ask: Ask) -> tuple[list[Senso
     _name_apart(sensors)
     for sensor in sensors:
         _inspect(root, sensor, ask)
+    notes += _repeated(root, sensors)
     order = sorted(sensors, key=lambda sensor: (not sensor.temporal, -len(sensor.files), sensor.name))
     return order, notes
+
+
+def _repeated(root: Path, sensors: Sequence[Sensor]) -> list[str]:
+    """Return a note for each pair of sensors of which one has virtual rasters of the files of the other."""
+    owner = {os.path.realpath(root / file): (sensor.name, file) for sensor in sensors for file in sensor.files}
+    found = dict[tuple[str, str], str]()
+    for sensor in sensors:
+        for file in sensor.files:
+            path = str(root / file)
+            for source in map(os.path.realpath, sources_of(path, state_of(path))):
+                name, origin = owner.get(source, ('', ''))
+                if name:
+                    found.setdefault((sensor.name, name), f'{file} is a virtual raster of {origin}')
+    return [
+        f'{what}, so that pixels of {" and ".join(dict.fromkeys(names))} are read twice: leave out one of the files'
+        for names, what in found.items()
+    ]
 
 
 def single_bands(root: Path, files: Sequence[str], floats: bool = False) -> list[str]:
