@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Path:
     )
     sensor = {'name': 's2', 'bands': ['B02', 'B03'], 'gsd': 10.0, 'temporal': True, 'kind': 'optical', 'unit': 'dn'}
     config = {'model': {'class_path': 'omnisat', 'init_args': {'modalities': [sensor]}}}
-    config |= {'data': {'class_path': 'x.MyDataModule', 'init_args': {'root': 'somewhere'}}}
+    config |= {'data': {'class_path': 'x.MyDataModule', 'init_args': {'root': 'somewhere', 'labels': ['blé', 'maïs']}}}
     (fit / 'config.yaml').write_text(yaml.safe_dump(config))
     (test / 'config.yaml').write_text(yaml.safe_dump(config | {'ckpt_path': str(fit / 'checkpoints/best.ckpt')}))
     scores = {'AverageJaccardIndex': 0.4567, 'OverallAccuracy': 0.789, 'ClasswiseF1Score_a': 0.1}
@@ -80,6 +80,7 @@ def test_content(run: Path) -> None:
     html = make(run, '--map', *map(str, maps))
     for expected in ('0.457', '0.789', 'MyDataModule', 'somewhere', 'B02, B03', 'time series', 'torchgeo', 'synthetic'):
         assert expected in html
+    assert 'blé' in html
     for title in ('Scores', 'Classes', 'Confusion matrix', 'Subsets of the sensors', 'Training', 'Examples', 'Maps'):
         assert f'<h2>{title}</h2>' in html
     assert '33.3 %' in html  # of class 0

@@ -269,7 +269,7 @@ def _facts(sensor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+    text = json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     return text if len(text) <= 300 else f'{text[:297]}...'
 
 
