@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_every_sensor_with_nodata_and_invalid_dates(kind: Any, tmp_path: Path) -
             for entry in entries:
                 assert entry.shape[1:] == told[key][entry.name]['shape'][1:]
                 assert isinstance(entry.shape[0], str)
+
+
+@pytest.mark.slow
+def test_onnx_of_pixels_that_do_not_divide_those_of_the_labels(tmp_path: Path) -> None:
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    sensors = {'s2': MODALITIES['s2'], 'spot': replace(MODALITIES['spot'], gsd=1.5)}
+    mean, std = ({name: each[name] for name in sensors} for each in (MEAN, STD))
+    told = {'modalities': sensors, 'patch_size': 30.0, 'mean': mean, 'std': std}
+    torch.manual_seed(0)
+    task = OmniSatSegmentation(**(TOLD | SMALL | told))
+    written = export_model(save(task, tmp_path), tmp_path / 'm.onnx', 'onnx', 9, 2)
+    assert written.difference is not None
+    assert written.difference <= 3e-5
 
 
 def test_rounding_of_a_narrow_encoder_is_amplified(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..modality import half_up
 from ..utils.plurals import counted
+from ..utils.tensors.pooling import any_pool
 from .omnisat import OmniSat, OmniSatOutput, check_size
 from .segmentation import Decoder, MeanSkip, maps_near, resize
 
@@ -111,7 +112,7 @@ def dense_features(backbone: OmniSat, out: OmniSatOutput, size: tuple[int, int])
     for name, encoder in backbone.encoders.items():
         channels: int = encoder.channels[0]  # type: ignore[index, assignment]
         if name in out.maps:
-            seen = F.adaptive_max_pool2d(out.maps[name].seen.to(fused.dtype), size)
+            seen = any_pool(out.maps[name].seen, size).to(fused.dtype)
             parts.append(seen * resize(out.maps[name].maps[0].to(fused.dtype), size))
         else:
             parts.append(fused.new_zeros(fused.shape[0], channels, *size))
@@ -126,5 +127,5 @@ def pixels_of(extent: tuple[float, float], gsd: float) -> tuple[int, int]:
 
 def any_observed(out: OmniSatOutput, size: tuple[int, int]) -> Bool[Tensor, 'b h w']:
     """Return the pixels of *size* that any modality observed."""
-    flags = [F.adaptive_max_pool2d(found.seen.float(), size)[:, 0] > 0 for found in out.maps.values()]
+    flags = [any_pool(found.seen, size)[:, 0] for found in out.maps.values()]
     return torch.stack(flags).any(0)

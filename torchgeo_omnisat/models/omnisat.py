@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from ..modality import LOCATION, Modality, as_modalities, half_up
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import wide
 from ..utils.tensors.observed import all_observed, observed, observed_pixels
-from ..utils.tensors.pooling import average_pool
+from ..utils.tensors.pooling import any_pool, average_pool
 from ..utils.tensors.selection import read_valid
 from .context import GeoContext
 from .encoders import Encoder, build_encoders
@@ -441,7 +440,7 @@ def channels_last(module: nn.Module) -> None:
 
 
 def _patches_seen(seen: Bool[Tensor, 'b 1 h w'], grid: tuple[int, int]) -> Bool[Tensor, 'b n']:
-    return F.adaptive_max_pool2d(seen.float(), grid).flatten(1) > 0
+    return any_pool(seen, grid).flatten(1)
 
 
 def omnisat_tiny(modalities: Any, weights: WeightsEnum | None = None, **kwargs: Any) -> OmniSat:

@@ -17,7 +17,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 
 from ..modality import finer_factor, half_up
-from ..utils.tensors.pooling import average_pool
+from ..utils.tensors.pooling import any_pool, average_pool
 from .omnisat import FeatureMaps, OmniSat, OmniSatOutput, check_size
 
 #: Adam changes a weight by about the learning rate per step, so a last layer of few channels
@@ -46,7 +46,7 @@ class MeanSkip(nn.Module):
         count = like.new_zeros(like.shape[0], 1, *size)
         for name, index in self.levels.items():
             if name in maps:
-                seen = F.adaptive_max_pool2d(maps[name].seen.to(like.dtype), size)
+                seen = any_pool(maps[name].seen, size).to(like.dtype)
                 total = total + seen * _project(self.proj[name], maps[name].maps[index], size)
                 count = count + seen
         return self.norm(total / count.clamp(min=1))
@@ -236,7 +236,7 @@ class OmniSatSegmenter(nn.Module):
         size = self._size(out)
         for name, own in (self.expert_logits(out) if opinions is None else opinions).items():
             if name in out.maps:
-                logits = logits + own * F.adaptive_max_pool2d(out.maps[name].seen.to(own.dtype), size)
+                logits = logits + own * any_pool(out.maps[name].seen, size).to(own.dtype)
         return logits
 
     def expert_logits(self, out: OmniSatOutput) -> dict[str, Float[Tensor, 'b k h w']]:

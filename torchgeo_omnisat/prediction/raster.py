@@ -37,6 +37,7 @@ from ..utils.cli.console import abbreviate, printable
 from ..utils.figures import plain_text
 from ..utils.plurals import counted
 from ..utils.tensors.observed import observed
+from ..utils.tensors.pooling import any_pool
 from .tiling import Window
 
 
@@ -59,10 +60,10 @@ def seen_bits(batch: Mapping[str, Tensor], modalities: Mapping[str, Modality], s
             continue
         flags = observed(batch[modality.image_key]).any(-3)
         flags = flags if modality.temporal else flags[:, None]
-        seen = (flags & batch[modality.valid_key][..., None, None]).any(1, keepdim=True).float()
+        seen = (flags & batch[modality.valid_key][..., None, None]).any(1, keepdim=True)
         finer = seen.shape[-2] >= size[0] and seen.shape[-1] >= size[1]
-        resized = F.adaptive_max_pool2d(seen, size) if finer else F.interpolate(seen, size, mode='nearest-exact')
-        bits |= (resized[:, 0] > 0).int() << index
+        resized = any_pool(seen, size) if finer else F.interpolate(seen.float(), size, mode='nearest-exact') > 0
+        bits |= resized[:, 0].int() << index
     return bits
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +20,7 @@ from ..transforms.base import keep_some
 from ..utils.distributed import own_rows
 from ..utils.tensors.coordinates import COORDINATES, LOCATION_VALID
 from ..utils.tensors.devices import constant
+from ..utils.tensors.pooling import any_pool
 from .distillation.granularity import Granularity
 from .distillation.teacher import Teacher
 
@@ -304,12 +304,13 @@ class Pretrainer(nn.Module):
 
     def hide(self, batch: Mapping[str, Tensor], hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return the batch with pixels of masked patches ``(B, N)``, also of several patches, set to NaN."""
-        flags = hidden.unflatten(1, (1, *grid)).float()
+        flags = hidden.unflatten(1, (1, *grid))
         changed = {}
         for modality in self.backbone.modalities.values():
             if modality.image_key in batch:
                 image = batch[modality.image_key]
-                gone = F.adaptive_max_pool2d(flags, tuple(image.shape[-2:])) > 0
+                rows, columns = image.shape[-2:]
+                gone = any_pool(flags, (rows, columns))
                 changed[modality.image_key] = image.masked_fill(
                     gone.unsqueeze(1) if modality.temporal else gone, torch.nan
                 )

@@ -1,11 +1,11 @@
 # Copyright (c) torchgeo_omnisat contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Average pooling of maps to the cells of a grid."""
+"""Pooling of maps and flags to the cells of a grid."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .devices import constant
@@ -25,6 +25,14 @@ def average_pool(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Te
     with torch.autocast(x.device.type, enabled=False):
         vertical, horizontal = (_weights(*sides, x) for sides in ((height, rows), (width, columns)))
         return torch.einsum('ih,bchw,jw->bcij', vertical, x, horizontal)
+
+
+def any_pool(seen: Bool[Tensor, 'b c h w'], size: tuple[int, int]) -> Bool[Tensor, 'b c i j']:
+    """Return the cells of a grid with at least one pixel that is set.
+
+    Unlike adaptive maximum pooling, it can be exported to ONNX if the sizes do not divide.
+    """
+    return seen if seen.shape[-2:] == size else average_pool(seen.float(), size) > 0
 
 
 def _weights(side: int, cells: int, like: Tensor) -> Float[Tensor, 'i h']:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ....utils.checks import check_integer
 from ....utils.tensors.devices import readable
 from ....utils.tensors.observed import observed_pixels
+from ....utils.tensors.pooling import any_pool
 from ....utils.tensors.selection import valid_indices
 from ..bands import BandConv2d
 from ..packing import add_up, gather_valid, images_per_block, scatter_valid, split_images
@@ -183,7 +184,7 @@ def attend(
         Map of each time series, and the weights of its dates.
     """
     height, width = x.shape[-2:]
-    measured = F.adaptive_max_pool2d(seen.to(x.dtype), (height, width)) > 0
+    measured = any_pool(seen, (height, width))
     series = scatter_valid(rearrange(x, 's c h w -> s (h w) c'), index, dates.numel())
     series = series.unflatten(0, dates.shape)
     measured = scatter_valid(measured.flatten(1), index, dates.numel()).unflatten(0, dates.shape)
@@ -260,11 +261,11 @@ class WeightedSums(nn.Module):
             sample: Sample of each image; None if every sample has all its T images.
             valid: Flags, of which only the shape counts.
         """
-        size = block.shape[-2:]
+        height, width = size = block.shape[-2:]
         weights = F.interpolate(weights, size, mode='bilinear', align_corners=False)
         weights = rearrange(weights, 's g h w -> s h w g 1')
         if seen is not None:
-            weights = weights * rearrange(F.adaptive_max_pool2d(seen.to(block.dtype), size), 's 1 h w -> s h w 1 1')
+            weights = weights * rearrange(any_pool(seen, (height, width)).to(block.dtype), 's 1 h w -> s h w 1 1')
         grouped = rearrange(block, 's (g c) h w -> s h w g c', g=weights.shape[3])
         summed = (grouped * weights,) if seen is None else (grouped * weights, weights)
         return tuple(add_up(x, sample, valid.shape) for x in summed)
