@@ -104,6 +104,7 @@ MOVED = {f'{old}.{name}': f'{new}.{name}' for old, new, names in _FOLDERS for na
     'tasks.upset': 'evaluation.plots',
     'tasks.encoders': 'tasks.backbone',
     'tasks.weights': 'tasks.backbone',
+    'utils.cache': 'utils.atomic',
     'utils.configs': 'utils.reading',
     'utils.jsonfile': 'utils.reading',
     'utils.quiet': 'utils.cli.console',

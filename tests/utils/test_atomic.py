@@ -18,12 +18,12 @@ from torchgeo_omnisat.utils import atomic
 from torchgeo_omnisat.utils.atomic import (
     atomic_file,
     atomic_folder,
+    cache_folder,
     hidden_name,
     naming_errors,
     publish,
     scratch_folder,
 )
-from torchgeo_omnisat.utils.cache import cache_folder
 
 LONG = 'm' * 240 + '.tif'
 

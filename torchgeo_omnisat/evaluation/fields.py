@@ -62,13 +62,7 @@ class FieldScores(Metric):
         instance_true: Int[Tensor, 'b h w'],
         semantic_true: Int[Tensor, 'b h w'],
     ) -> None:
-        """Add a batch.
-
-        Args:
-            instance_pred: Predicted field of each pixel; 0 is none.
-            semantic_pred: Not used; for the same call as :class:`.PanopticQuality`.
-            instance_true: True field of each pixel; 0 is none.
-            semantic_true: True class of each pixel, for *void*.
+        """Add a batch; arguments are those of :meth:`.PanopticQuality.update`, and *semantic_pred* is not used.
 
         Raises:
             ValueError: If the shapes differ.

@@ -125,7 +125,7 @@ def find_sensors(root: Path, files: Sequence[str], ask: Ask) -> tuple[list[Senso
 
 
 def _repeated(root: Path, sensors: Sequence[Sensor]) -> list[str]:
-    """Return a note for each pair of sensors of which one has virtual rasters of the files of the other."""
+    """Return a note for each pair of sensors of which one has virtual rasters of the other."""
     owner = {os.path.realpath(root / file): (sensor.name, file) for sensor in sensors for file in sensor.files}
     found = dict[tuple[str, str], str]()
     for sensor in sensors:

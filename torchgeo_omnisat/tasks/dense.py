@@ -60,7 +60,7 @@ class DenseTask(SupervisedTask):
 
     @property
     def decoder_dropout(self) -> float:
-        """Probability of dropping each of the last channels of the decoder and the experts in training."""
+        """Probability of dropping each of their last channels."""
         return probability(self.hparams['decoder_dropout'], 'decoder_dropout')
 
     @property

@@ -266,3 +266,15 @@ def _lies_in(name: object, folder: Path) -> bool:
 
 def _error_for(error: OSError, path: Path) -> OSError:
     return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))
+
+
+def cache_folder() -> Path:
+    """Return the folder of :func:`torch.hub.get_dir`; raise FileNotFoundError without a home directory."""
+    import torch
+
+    folder = Path(torch.hub.get_dir())
+    if folder.parts[:1] and folder.parts[0].startswith('~'):
+        raise FileNotFoundError(
+            f'{folder} is unusable without a home directory: expected TORCH_HOME, XDG_CACHE_HOME or HOME to be set'
+        )
+    return folder

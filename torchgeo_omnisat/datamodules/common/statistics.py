@@ -33,8 +33,7 @@ from tqdm import tqdm
 from ...datasets.common.labelcounts import evenly_spaced, label_of
 from ...datasets.io.fingerprint import Fingerprint, Stamp, describe_change, stamps
 from ...modality import Modality
-from ...utils.atomic import atomic_file
-from ...utils.cache import cache_folder
+from ...utils.atomic import atomic_file, cache_folder
 from ...utils.plurals import counted
 from ...utils.reading import load_json
 

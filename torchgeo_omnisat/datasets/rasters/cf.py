@@ -39,16 +39,9 @@ _CRS_KEYS = ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg', 'crs', 'proj4', 'pro
 _ISO = re.compile(r'\d{4}(-\d\d){0,2}')
 #: Range of dates of an index, in nanoseconds.
 _FIRST, _LAST = np.datetime64('1678-01-01'), np.datetime64('2261-12-31')
-#: Values of pixels that were never written, by type, if a variable states none (``NC_FILL_SHORT`` and others of the
-#: NetCDF library). Types of one byte have none, and those of floats are too large to be data.
-_UNWRITTEN = {
-    'int16': -(2.0**15) + 1,
-    'uint16': 2.0**16 - 1,
-    'int32': -(2.0**31) + 1,
-    'uint32': 2.0**32 - 1,
-    'int64': -(2.0**63) + 2,
-    'uint64': 2.0**64 - 2,
-}
+#: Values of pixels that were never written, if a variable states none (``NC_FILL_SHORT`` and others); floats are huge.
+_UNWRITTEN = {f'int{bits}': -(2.0 ** (bits - 1)) + 1 for bits in (16, 32)} | {'int64': -(2.0**63) + 2}
+_UNWRITTEN |= {f'uint{bits}': 2.0**bits - 1 for bits in (16, 32)} | {'uint64': 2.0**64 - 2}
 #: Calendars whose dates are those of the Gregorian calendar.
 _CALENDARS = ('standard', 'gregorian', 'proleptic_gregorian')
 

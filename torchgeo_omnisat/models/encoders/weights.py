@@ -21,8 +21,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torchvision.models._api import Weights, WeightsEnum
 
-from ...utils.atomic import atomic_file
-from ...utils.cache import cache_folder
+from ...utils.atomic import atomic_file, cache_folder
 from .bands import add_missing
 from .published import UTAE_NAMES, renamed
 from .registry import register_encoder

@@ -28,10 +28,7 @@ def average_pool(x: Float[Tensor, 'b c h w'], size: tuple[int, int]) -> Float[Te
 
 
 def any_pool(seen: Bool[Tensor, 'b c h w'], size: tuple[int, int]) -> Bool[Tensor, 'b c i j']:
-    """Return the cells of a grid with at least one pixel that is set.
-
-    Unlike adaptive maximum pooling, it can be exported to ONNX if the sizes do not divide.
-    """
+    """Return the cells with a pixel that is set; ONNX has no adaptive maximum of sizes that do not divide."""
     return seen if seen.shape[-2:] == size else average_pool(seen.float(), size) > 0
 
 

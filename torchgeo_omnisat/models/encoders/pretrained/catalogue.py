@@ -14,7 +14,7 @@ from torch import nn
 from torchgeo.models import OlmoEarthV1_Weights, Presto_Weights, presto
 from torchvision.models._api import WeightsEnum
 
-from ....utils.cache import cache_folder
+from ....utils.atomic import cache_folder
 from .images import copernicusfm, croma, deo, dofa, panopticon
 from .images.backbone import TORCHVISION, make_body
 from .images.base import feature_info

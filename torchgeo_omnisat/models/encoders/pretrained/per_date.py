@@ -58,16 +58,7 @@ class PerDate(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are not computed.
-
-        Returns:
-            Maps of shape ``(B, C_l, H / stride_l, W / stride_l)``, fine to coarse.
-        """
+        """Return maps ``(B, C_l, H / stride_l, W / stride_l)``; arguments as in :meth:`.UTAEEncoder.forward`."""
         index = valid_indices(valid)
         packed = gather_valid(image.flatten(0, 1), index)
         seen = observed_pixels(packed) & gather_valid(valid.flatten(), index).view(-1, 1, 1, 1)

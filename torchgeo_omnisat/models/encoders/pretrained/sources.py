@@ -18,7 +18,7 @@ from timm.models import is_model_pretrained
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from ....utils.cache import cache_folder
+from ....utils.atomic import cache_folder
 from .adapter import Native
 
 #: Names of the file of tensors in a folder of the Hugging Face hub.

@@ -52,16 +52,7 @@ class LTAEEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are not computed.
-
-        Returns:
-            Maps of shape ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse.
-        """
+        """Return maps ``(B, C_l, H / 2^l, W / 2^l)``, fine to coarse; arguments as in :meth:`.UTAEEncoder.forward`."""
         index, shown = valid_indices(valid), valid
         if not all_observed(image):
             shown = valid & observed(image).flatten(2).any(2)

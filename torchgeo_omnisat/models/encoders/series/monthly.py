@@ -67,16 +67,7 @@ class MonthlyEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, 'b t c h w'], dates: Int[Tensor, 'b t'], valid: Bool[Tensor, 'b t']
     ) -> list[Tensor]:
-        """Encode time series.
-
-        Args:
-            image: Normalised bands; NaN is nodata.
-            dates: Days since 1970-01-01.
-            valid: Valid dates; the others are ignored.
-
-        Returns:
-            One map of shape ``(B, width, H, W)``.
-        """
+        """Return one map ``(B, width, H, W)``; arguments as in :meth:`.UTAEEncoder.forward`."""
         seen = observed(image) & valid[..., None, None, None]
         place = self._place(seen, dates)
         composites = interpolate(self.composites(image, seen, place))
